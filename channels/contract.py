@@ -1,0 +1,126 @@
+"""What every channel promises: one message in; a receipt out, or an error that says what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+Content = Mapping[str, Any]
+"""What the templates made: JSON data, in the form that the channel's own module documents."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message to hand over."""
+
+    key: str
+    """The same at every attempt: becomes Message-ID, Slack metadata, PagerDuty's dedup key."""
+    recipients: tuple[str, ...]
+    """Addresses as `Channel.address` gave them; more than one only by mail."""
+    content: Content
+    created_at: datetime
+    """When the message was made, in UTC: the mail's Date, the same at every attempt."""
+    doubtful: bool = False
+    """An earlier attempt may have arrived: look before repeating, where the provider allows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The provider's own words, kept with the attempt. Never holds a token, a key or a whole body."""
+
+    status: str
+    """The code it answered with: `250`, `429`, `channel_not_found`."""
+    text: str = ""
+    """An excerpt of what it said, at most `EXCERPT` characters."""
+
+
+EXCERPT = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The provider has taken the message."""
+
+    answer: Answer
+    reference: Mapping[str, str] = field(default_factory=dict)
+    """What a later message needs to refer to this one: Message-ID, channel and ts, dedup key."""
+    failures: Mapping[str, ChannelError] = field(default_factory=dict)
+    """Mail only: the recipients that were not accepted, each with its own error."""
+
+
+class ChannelError(Exception):
+    """The message was not taken. `str()` is a sentence for the operator, free of secrets and bodies."""
+
+    def __init__(self, reason: str, *, answer: Answer | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.answer = answer
+
+
+class Later(ChannelError):
+    """Not now: the same message may succeed later.
+
+    `retry_after` is the provider's own wish, a floor under the back-off. `everyone` is true where the
+    whole provider is meant (unreachable, overloaded, refusing our credentials) and not this one destination.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        answer: Answer | None = None,
+        retry_after: timedelta | None = None,
+        everyone: bool = False,
+    ) -> None:
+        super().__init__(reason, answer=answer)
+        self.retry_after = retry_after
+        self.everyone = everyone
+
+
+class Never(ChannelError):
+    """Repeating is useless: a person has to change something first."""
+
+
+class Unserved(Never):
+    """This channel has no such recipient; another channel may have (`fallback: email`)."""
+
+
+class Unknown(ChannelError):
+    """The connection died after the message was handed over: it may have arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """The exact bytes that `send` would hand over, secrets masked."""
+
+    media_type: str
+    body: bytes
+
+
+class Channel(Protocol):
+    """One way to reach people.
+
+    Constructing one opens nothing. `send` is safe to call concurrently; each call ends within the
+    channel's own time-outs. A cancelled `send` leaves no connection behind that could spoil the next one.
+    """
+
+    def address(self, recipient: str) -> str:
+        """The address that a rule's recipient stands for, by alias or as it is; no I/O.
+
+        The result is stored and shown: an alias for a secret stays an alias.
+        Raises Unserved where this channel can't reach such a recipient.
+        """
+
+    def destination(self, recipients: tuple[str, ...]) -> str:
+        """What the provider's rate limits count by: a Slack channel, a routing key, a relay."""
+
+    def wire(self, message: Message) -> Wire:
+        """What `send` would hand over for this message; no I/O."""
+
+    async def send(self, message: Message) -> Receipt:
+        """Hand the message over. Raises Later, Never (or Unserved) or Unknown, and nothing else."""
+
+    async def aclose(self) -> None:
+        """Close what is open; in-flight sends have ended or been cancelled before."""

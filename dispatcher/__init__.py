@@ -1,0 +1,13 @@
+"""The way of one event, and the module for each step.
+
+    Kafka, HTTP     kafka, web          messages arrive (the seam is `source`)
+    -> understand   decode              bytes become an Event, or the reason why not
+    -> decide       rules               who is to be told, and why
+    -> plan         plan, rendering     what is owed: messages with stable keys and finished content
+    -> record       ledger              one transaction a batch; only then the offset is committed
+    -> carry        courier             claim, send over a channel, judge, settle
+    -> send         channels            the transports, a package of their own
+
+`intake` joins the steps up to the ledger, `service` wires everything; intake and couriers share nothing
+but the ledger. The facts are in `event`, `phase` and `notification`; the state machine in `delivery`.
+"""

@@ -1,0 +1,69 @@
+"""The `dispatcher` command: one module a command; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from dispatcher.cli.check import check
+from dispatcher.cli.deliveries import deliveries
+from dispatcher.cli.demo import demo
+from dispatcher.cli.preview import preview
+from dispatcher.cli.publish import publish
+from dispatcher.cli.rejected import rejected
+from dispatcher.cli.serve import serve
+from dispatcher.errors import DispatcherError
+from dispatcher.version import __version__
+
+app = typer.Typer(
+    name="dispatcher",
+    help="Delivers Flyte's execution notifications by mail, Slack and PagerDuty: nothing lost, everything accounted for.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dispatcher {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    del version
+
+
+app.command()(serve)
+app.command()(check)
+app.command()(publish)
+app.command()(preview)
+app.command()(demo)
+app.add_typer(deliveries, name="deliveries")
+app.add_typer(rejected, name="rejected")
+
+
+def main() -> None:
+    """Run the command line. A problem of the user's is one message on standard error and exit status 1."""
+    try:
+        app()
+    except DispatcherError as error:
+        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - the command line's own voice
+        sys.exit(1)
+    except ExceptionGroup as group:
+        problems = group.split(DispatcherError)
+        if problems[1] is not None or problems[0] is None:
+            raise
+        for error in _leaves(problems[0]):
+            print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _leaves(group: BaseException) -> list[BaseException]:
+    return (
+        [leaf for part in group.exceptions for leaf in _leaves(part)] if isinstance(group, ExceptionGroup) else [group]
+    )

@@ -1,0 +1,34 @@
+"""`dispatcher check`: what is wrong with the configuration, where, and how to mend it."""
+
+from __future__ import annotations
+
+import typer
+
+from dispatcher.cli.options import Config
+
+
+def check(config: Config = None) -> None:
+    """Validate the settings, the rule files and the templates. Exit status 1 where something is wrong."""
+    from dispatcher.rendering import Renderer
+    from dispatcher.rules.files import LaunchPlanFiles
+    from dispatcher.service import make_planner, open_channels
+    from dispatcher.settings import load
+
+    settings = load(config)
+    make_planner(settings, open_channels(settings))
+    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules.load()
+    problems = [*rules.problems, *Renderer(settings.templates.path, console_url=settings.console_url).check()]
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        typer.echo(f"{count} found", err=True)
+        raise typer.Exit(1)
+    sources = [name for name in ("kafka", "http") if getattr(settings, name) is not None]
+    typer.echo(f"settings   ok: events from {' and '.join(sources) or 'nowhere: add kafka or http'}")
+    typer.echo(f"channels   ok: {', '.join(settings.channel_sections) or 'none: every delivery would be dead'}")
+    typer.echo(
+        f"rules      ok: {sum(len(plan.rules) for plan in rules.book.plans.values())} rules of {len(rules.book.plans)} launch plans"
+    )
+    typer.echo("templates  ok")

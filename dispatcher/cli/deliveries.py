@@ -1,0 +1,167 @@
+"""`dispatcher deliveries`: what is owed, what was sent, what is dead and why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dispatcher.cli.ledger import asking
+from dispatcher.cli.options import AsJson, Config, Limit, Since, moment
+
+if TYPE_CHECKING:
+    from dispatcher.ledger import Attempt, Filed, Filter, Ledger
+
+deliveries = typer.Typer(help="What is owed, what was sent, what is dead and why.", no_args_is_help=True)
+
+State = Annotated[
+    list[str] | None, typer.Option("--state", help="waiting, sent or dead; may be given again.", show_default=False)
+]
+ChannelName = Annotated[str | None, typer.Option("--channel", help="Only this channel.", show_default=False)]
+Execution = Annotated[
+    str | None, typer.Option("--execution", help="Only this execution: project/domain/name.", show_default=False)
+]
+
+
+@deliveries.command("list")
+def list_(
+    config: Config = None,
+    state: State = None,
+    channel: ChannelName = None,
+    execution: Execution = None,
+    since: Since = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List deliveries, newest first."""
+    from dispatcher.cli.output import state_text, time_text, write_json, write_table
+
+    wanted = _filter(state, channel, execution, since)
+    found = asyncio.run(asking(config, lambda ledger: ledger.find(wanted, limit=limit)))
+    if as_json:
+        write_json([_as_data(filed) for filed in found])
+        return
+    write_table(
+        ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "TRIES", "MADE (UTC)", "REASON"),
+        [
+            (
+                filed.delivery.key[:8],
+                state_text(filed.delivery.state),
+                filed.delivery.channel,
+                ", ".join(filed.delivery.recipients),
+                filed.delivery.event,
+                filed.delivery.attempt,
+                time_text(filed.delivery.created_at),
+                filed.delivery.reason,
+            )
+            for filed in found
+        ],
+    )
+
+
+@deliveries.command()
+def show(
+    key: Annotated[str, typer.Argument(help="A delivery's key, or its beginning.")],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one delivery whole: what was sent, and each attempt with the provider's answer."""
+    from dispatcher.cli.output import console, state_text, time_text, write_facts, write_json, write_table
+    from dispatcher.ledger import Filter
+
+    async def ask(ledger: Ledger) -> tuple[list[Filed], list[Attempt]]:
+        found = await ledger.find(Filter(keys=[key]), limit=2)
+        return found, (await ledger.history(found[0].delivery.key) if len(found) == 1 else [])
+
+    found, history = asyncio.run(asking(config, ask))
+    if len(found) != 1:
+        typer.echo(
+            f"dispatcher: {'no delivery' if not found else 'more than one delivery'} begins with {key!r}", err=True
+        )
+        raise typer.Exit(1)
+    (filed,) = found
+    if as_json:
+        write_json({**_as_data(filed), "content": filed.delivery.content, "attempts": [*map(_attempt_data, history)]})
+        return
+    delivery = filed.delivery
+    write_facts(
+        [
+            ("key", delivery.key),
+            ("event", delivery.event),
+            ("channel", delivery.channel),
+            ("to", ", ".join(delivery.recipients)),
+            ("address", ", ".join(delivery.addresses)),
+            ("rule", delivery.rule),
+            ("state", state_text(delivery.state)),
+            ("reason", delivery.reason),
+            ("made", time_text(delivery.created_at)),
+            ("due" if filed.settled_at is None else "settled", time_text(filed.settled_at or delivery.due_at)),
+            *filed.reference.items(),
+        ]
+    )
+    console.print()
+    write_table(
+        ("TRY", "BEGAN (UTC)", "TOOK", "OUTCOME", "STATUS", "ANSWER", "REASON"),
+        [
+            (
+                attempt.number,
+                time_text(attempt.started_at),
+                f"{attempt.latency.total_seconds() * 1000:.0f} ms",
+                state_text(attempt.outcome),
+                attempt.status,
+                attempt.answer,
+                attempt.reason,
+            )
+            for attempt in history
+        ],
+    )
+
+
+def _filter(states: Sequence[str] | None, channel: str | None, execution: str | None, since: str | None) -> Filter:
+    from dispatcher.clock import SystemClock
+    from dispatcher.delivery import State as DeliveryState
+    from dispatcher.ledger import Filter
+
+    try:
+        wanted = frozenset(DeliveryState(state.lower()) for state in states or ())
+    except ValueError:
+        raise typer.BadParameter(f"--state is one of {', '.join(DeliveryState)}") from None
+    return Filter(states=wanted, channel=channel, execution=execution, since=moment(since, now=SystemClock().now()))
+
+
+def _as_data(filed: Filed) -> dict[str, Any]:
+    delivery = filed.delivery
+    project, domain, name, phase = delivery.event.split("/")
+    return {
+        "key": delivery.key,
+        "event": delivery.event,
+        "execution": {"project": project, "domain": domain, "name": name},
+        "phase": phase,
+        "channel": delivery.channel,
+        "recipients": delivery.recipients,
+        "addresses": delivery.addresses,
+        "state": delivery.state,
+        "attempt": delivery.attempt,
+        "doubtful": delivery.doubtful,
+        "reason": delivery.reason,
+        "rule": delivery.rule,
+        "created_at": delivery.created_at,
+        "due_at": delivery.due_at,
+        "settled_at": filed.settled_at,
+        "reference": filed.reference,
+    }
+
+
+def _attempt_data(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "started_at": attempt.started_at,
+        "ended_at": attempt.ended_at,
+        "latency_ms": round(attempt.latency.total_seconds() * 1000, 1),
+        "outcome": attempt.outcome,
+        "status": attempt.status,
+        "answer": attempt.answer,
+        "reason": attempt.reason,
+    }

@@ -1,0 +1,21 @@
+"""How commands ask the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from dispatcher.ledger import Ledger
+
+_T = TypeVar("_T")
+
+
+async def asking(config: Path | None, question: Callable[[Ledger], Awaitable[_T]]) -> _T:
+    """Open the configured ledger for one question. Raises what `settings.load` and the ledger raise."""
+    from dispatcher.ledger import Ledger
+    from dispatcher.settings import load
+
+    async with Ledger(load(config).ledger.url) as ledger:
+        return await question(ledger)

@@ -1,0 +1,54 @@
+"""How commands write: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console()
+STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "unknown": "yellow"}
+
+
+def write_json(data: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.buffer.write(
+        orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
+    )
+    sys.stdout.buffer.flush()
+
+
+def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table; what is in the cells is never taken for markup."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    console.print(table)
+
+
+def write_facts(facts: Iterable[tuple[str, Any]]) -> None:
+    """Names and values, a line each; empty values are left out."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        if value not in ("", None, (), []):
+            table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
+    console.print(table)
+
+
+def state_text(state: str) -> Text:
+    return Text(state, style=STATE_STYLES.get(state, ""))
+
+
+def time_text(time: datetime | None) -> str:
+    """A time as a person reads it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S") if time is not None else ""

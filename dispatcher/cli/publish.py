@@ -1,0 +1,238 @@
+"""`dispatcher publish`: test events, to Kafka or to the HTTP intake, as the engine would write them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dispatcher.cli.options import Config
+
+if TYPE_CHECKING:
+    from dispatcher.encode import Format, Written
+    from dispatcher.event import Event
+    from dispatcher.settings import Settings
+
+SHOWN_ONE_BY_ONE = 20
+IN_FLIGHT = 500
+
+
+class Goal(StrEnum):
+    """Where to."""
+
+    KAFKA = "kafka"
+    HTTP = "http"
+
+
+Publish = Callable[["Written"], Awaitable[str]]
+"""Hand one message over; where it went, in words."""
+
+
+def publish(
+    config: Config = None,
+    to: Annotated[Goal, typer.Option(help="Kafka, or the HTTP intake.")] = Goal.HTTP,
+    form: Annotated[str, typer.Option("--format", help="flyte-v1, flyte-v2 or native.")] = "native",
+    phase: Annotated[str, typer.Option(help="The phase that the execution enters.")] = "FAILED",
+    project: Annotated[str, typer.Option(help="The execution's project.")] = "flytesnacks",
+    domain: Annotated[str, typer.Option(help="The execution's domain.")] = "development",
+    name: Annotated[str | None, typer.Option(help="The execution's name.", show_default="a new one")] = None,
+    launch_plan: Annotated[
+        str | None, typer.Option(help="Its launch plan: NAME or NAME@VERSION.", show_default=False)
+    ] = None,
+    error: Annotated[str | None, typer.Option(help="Its error message.", show_default=False)] = None,
+    principal: Annotated[str, typer.Option(help="Who started it.", show_default=False)] = "",
+    label: Annotated[list[str] | None, typer.Option(help="A label, KEY=VALUE; may be given again.")] = None,
+    lifecycle: Annotated[
+        bool, typer.Option("--lifecycle", help="All phases up to this one, with a node's and a task's events.")
+    ] = False,
+    count: Annotated[int, typer.Option(min=1, help="How many executions.")] = 1,
+    rate: Annotated[float, typer.Option(min=0, help="Executions a second; 0 is as fast as it goes.")] = 0,
+    file: Annotated[
+        Path | None, typer.Option(help="Publish these events instead, one JSON document a line.", exists=True)
+    ] = None,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="Kafka, where the settings don't say.", show_default=False)
+    ] = None,
+    topic: Annotated[str | None, typer.Option(help="The topic.", show_default="the first in the settings")] = None,
+    url: Annotated[str | None, typer.Option(help="The HTTP intake, where the settings don't say.")] = None,
+) -> None:
+    """Publish test events, and say where each one went."""
+    from dispatcher.settings import load
+
+    settings = load(config)
+    if file is not None:
+        messages, total = _from_file(file), None
+    else:
+        event = _event(phase, project, domain, name, launch_plan, error, principal, label or [])
+        messages, total = _executions(event, _format(form), lifecycle=lifecycle, count=count), count
+    opened = _to_kafka(settings, bootstrap_servers, topic) if to is Goal.KAFKA else _to_http(settings, url)
+    pace = timedelta(seconds=1 / rate) if rate else timedelta()
+    asyncio.run(_publish_all(messages, opened, pace=pace, total=total))
+
+
+def _format(form: str) -> Format:
+    from dispatcher.encode import Format
+
+    try:
+        return Format(form)
+    except ValueError:
+        raise typer.BadParameter(f"--format is one of {', '.join(Format)}") from None
+
+
+def _event(
+    phase: str,
+    project: str,
+    domain: str,
+    name: str | None,
+    launch_plan: str | None,
+    error: str | None,
+    principal: str,
+    labels: list[str],
+) -> Event:
+    from pydantic import ValidationError
+
+    from dispatcher.clock import SystemClock
+    from dispatcher.event import Event
+    from dispatcher.wording import first_problem
+
+    facts = {
+        "execution": {"project": project, "domain": domain, "name": name or f"f{secrets.token_hex(9)}"},
+        "phase": phase,
+        "occurred_at": SystemClock().now(),
+        "principal": principal,
+        "labels": dict(_pair(label) for label in labels),
+    }
+    if launch_plan is not None:
+        plan, _, version = launch_plan.partition("@")
+        facts["launch_plan"] = {"project": project, "domain": domain, "name": plan, "version": version}
+    if error is not None:
+        facts["error"] = {"code": "USER:Unknown", "message": error, "kind": "USER"}
+    try:
+        return Event.model_validate(facts)
+    except ValidationError as problem:
+        raise typer.BadParameter(first_problem(problem)) from None
+
+
+def _pair(label: str) -> tuple[str, str]:
+    key, equals, value = label.partition("=")
+    if not equals or not key:
+        raise typer.BadParameter(f"--label wants KEY=VALUE, not {label!r}")
+    return key, value
+
+
+def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> Iterator[list[Written]]:
+    """The messages of each execution; more than one execution get numbered names."""
+    from dispatcher.encode import write, write_lifecycle
+
+    for number in range(count):
+        one = event
+        if count > 1:
+            execution = event.execution.model_copy(update={"name": f"{event.execution.name}-{number + 1}"})
+            one = event.model_copy(update={"execution": execution})
+        yield list(write_lifecycle(one, form)) if lifecycle and one.phase.terminal else [write(one, form)]
+
+
+def _from_file(file: Path) -> Iterator[list[Written]]:
+    from dispatcher.decode.files import read_messages
+    from dispatcher.encode import Written
+
+    for number, (headers, value) in enumerate(read_messages(file), start=1):
+        yield [Written(key=dict(headers).get("ce_id", b""), headers=headers, value=value, shown=f"line {number}")]
+
+
+async def _publish_all(
+    executions: Iterator[list[Written]],
+    opened: AsyncIterator[Publish],
+    *,
+    pace: timedelta,
+    total: int | None,
+) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from dispatcher.cli.output import console
+    from dispatcher.clock import SystemClock
+
+    clock = SystemClock()
+    shown_one_by_one = total is None or total <= SHOWN_ONE_BY_ONE
+    columns = (TextColumn("publishing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    number = 0
+    room = asyncio.Semaphore(IN_FLIGHT)
+    with Progress(*columns, console=console, transient=True, disable=shown_one_by_one) as progress:
+        bar = progress.add_task("publishing", total=total)
+        async with opened as send, asyncio.TaskGroup() as group:
+
+            async def hand_over(execution: list[Written]) -> None:
+                nonlocal number
+                for message in execution:
+                    where = await send(message)
+                    number += 1
+                    if shown_one_by_one:
+                        console.print(f"{where}  {message.shown}", markup=False, highlight=False)
+                progress.advance(bar)
+                room.release()
+
+            start = clock.now()
+            for index, execution in enumerate(executions):
+                await clock.sleep(start + pace * index - clock.now())
+                await room.acquire()
+                group.create_task(hand_over(execution))
+    messages = "1 message" if number == 1 else f"{number} messages"
+    console.print(f"published {messages}")
+
+
+@asynccontextmanager
+async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: str | None) -> AsyncIterator[Publish]:
+    from dispatcher.errors import SettingsError
+    from dispatcher.kafka import KafkaConfig, KafkaPublisher
+
+    config = settings.kafka
+    if bootstrap_servers is not None:
+        config = (config or KafkaConfig(bootstrap_servers=bootstrap_servers)).model_copy(
+            update={"bootstrap_servers": bootstrap_servers}
+        )
+    if config is None:
+        raise SettingsError("no Kafka to publish to: give --bootstrap-servers, or --config with a kafka section")
+    goal = topic or config.topics[0]
+    async with KafkaPublisher(config) as publisher:
+
+        async def send(message: Written) -> str:
+            sent = await publisher.send(goal, message.value, key=message.key, headers=message.headers)
+            return f"{sent.topic}/{sent.partition}@{sent.offset}"
+
+        yield send
+
+
+@asynccontextmanager
+async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish]:
+    import aiohttp
+
+    from channels.secret import reveal
+    from dispatcher.errors import DispatcherError, SettingsError
+
+    http = settings.http
+    if url is None and http is None:
+        raise SettingsError("no HTTP intake to publish to: give --url, or --config with an http section")
+    goal = (url or f"http://{http.listen}").rstrip("/").removesuffix("/events") + "/events"
+    token = reveal(http.token, http.token_file) if http is not None else None
+    always = {"Authorization": f"Bearer {token}"} if token else {}
+    async with aiohttp.ClientSession(headers=always) as session:
+
+        async def send(message: Written) -> str:
+            headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
+            try:
+                async with session.post(goal, data=message.value, headers=headers) as response:
+                    answer = await response.json(content_type=None)
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                raise DispatcherError(f"{goal}: {error or type(error).__name__}") from None
+            if response.status >= 300:
+                raise DispatcherError(f"{goal}: {response.status}: {answer.get('reason', answer)}")
+            return f"{goal}: {answer['status']}"
+
+        yield send

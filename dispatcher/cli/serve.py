@@ -1,0 +1,27 @@
+"""`dispatcher serve`: the service."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from dispatcher.cli.options import Config
+
+
+def serve(config: Config = None) -> None:
+    """Run the dispatcher until SIGTERM or SIGINT: it then takes nothing more and finishes what is in hand."""
+    from dispatcher import logs
+    from dispatcher.service import Service
+    from dispatcher.settings import load
+
+    settings = load(config)
+    logs.configure(settings.log)
+    service = Service(settings)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, service.stop)
+        await service.run()
+
+    asyncio.run(run())

@@ -1,0 +1,190 @@
+"""Carries deliveries: claim, send, judge, settle. One courier a channel, so none waits for another's provider."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from random import Random
+
+import structlog
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from channels.contract import Channel, ChannelError, Message, Unknown
+from dispatcher.clock import Clock
+from dispatcher.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, judge, split
+from dispatcher.errors import LedgerUnavailable
+from dispatcher.ledger import Ledger, Settlement
+from dispatcher.plan import Planner
+from dispatcher.retry import RetryPolicy
+
+log = structlog.get_logger(__name__)
+
+LEASE = timedelta(minutes=3)
+"""How long a claimed delivery is ours. A worker that dies leaves its deliveries to others after this."""
+SEND_LIMIT = timedelta(minutes=2)
+"""No attempt lasts longer, whatever its channel promises: it must settle within the lease."""
+GLANCE = timedelta(seconds=1)
+"""How often the ledger is asked for work that another process may have recorded."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Courier:
+    """Works through one channel's deliveries until told to stop."""
+
+    name: str
+    channel: Channel
+    ledger: Ledger
+    planner: Planner
+    policy: RetryPolicy
+    clock: Clock
+    rng: Random
+    worker: str
+    """Who we are: tells our leases from other replicas'."""
+    hands: int
+    """How many deliveries at once."""
+    _bell: asyncio.Event = field(default_factory=asyncio.Event)
+    _stopping: bool = False
+    _carrying: set[asyncio.Task[None]] = field(default_factory=set)
+    _sending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    def ring(self) -> None:
+        """There may be work: look now."""
+        self._bell.set()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns once what is in hand has ended."""
+        self._stopping = True
+        self.ring()
+
+    def abandon(self) -> None:
+        """Cancel the sends in hand: each delivery is released, for whoever comes next. Endings are still written."""
+        for task in self._sending.values():
+            task.cancel()
+
+    async def run(self) -> None:
+        """Claim and carry until stopped. While the ledger is away, wait."""
+        async with asyncio.TaskGroup() as hands:
+            while not self._stopping:
+                self._bell.clear()
+                claimed = await self._claim()
+                for delivery in claimed:
+                    task = hands.create_task(self._carry(delivery), name=f"{self.name} {delivery.key}")
+                    self._carrying.add(task)
+                    self._sending[delivery.key] = task
+                    task.add_done_callback(self._put_down)
+                if len(self._carrying) >= self.hands or not claimed:
+                    await self._wait_for_work()
+
+    def _put_down(self, task: asyncio.Task[None]) -> None:
+        self._carrying.discard(task)
+        self.ring()
+
+    async def _claim(self) -> Sequence[Delivery]:
+        free = self.hands - len(self._carrying)
+        if free <= 0:
+            return []
+        now = self.clock.now()
+        try:
+            return await self.ledger.claim(self.name, free, lease=self.worker, until=now + LEASE, now=now)
+        except LedgerUnavailable as error:
+            log.warning("waiting for the ledger", channel=self.name, reason=str(error))
+            return []
+
+    async def _wait_for_work(self) -> None:
+        """Until a hand is free, somebody rings, something comes due, or it is time for a glance."""
+        try:
+            async with asyncio.timeout(GLANCE.total_seconds()):
+                await self._bell.wait()
+        except TimeoutError:
+            return
+
+    async def _carry(self, delivery: Delivery) -> None:
+        started = self.clock.now()
+        try:
+            result = await self._attempt(delivery)
+        except asyncio.CancelledError:
+            await self._release(delivery)
+            return
+        finally:
+            del self._sending[delivery.key]
+        ended = self.clock.now()
+        outcome = judge(delivery, result, now=ended, policy=self.policy, rng=self.rng)
+        _tell(delivery, outcome)
+        await self._settle(delivery, outcome, started, ended)
+
+    async def _attempt(self, delivery: Delivery) -> Result:
+        """Send once: the receipt, or the exception. The only place where exceptions become values."""
+        try:
+            addresses = delivery.addresses or tuple(map(self.channel.address, delivery.recipients))
+            message = Message(
+                key=delivery.key,
+                recipients=addresses,
+                content=delivery.content,
+                created_at=delivery.created_at,
+                doubtful=delivery.doubtful,
+            )
+            async with asyncio.timeout(SEND_LIMIT.total_seconds()):
+                return await self.channel.send(message)
+        except TimeoutError:
+            return Unknown(f"no answer within {SEND_LIMIT.total_seconds():.0f} s")
+        except Exception as error:
+            if not isinstance(error, ChannelError):
+                log.exception("a channel broke its contract", channel=self.name, delivery=delivery.key)
+            return error
+
+    async def _settle(self, delivery: Delivery, outcome: Outcome, started: datetime, ended: datetime) -> None:
+        """Write the ending down, for as long as the lease is ours: what was sent must not be sent again."""
+        patiently = AsyncRetrying(
+            retry=retry_if_exception_type(LedgerUnavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+            stop=stop_after_delay(LEASE - SEND_LIMIT),
+        )
+        try:
+            held = await patiently(self._write, delivery, outcome, started, ended)
+        except RetryError:
+            log.error("an ending could not be written: the delivery will be tried again", delivery=delivery.key)  # noqa: TRY400 - said in full
+            return
+        if not held:
+            log.warning("the lease had run out: another worker's word counts", delivery=delivery.key)
+
+    async def _write(self, delivery: Delivery, outcome: Outcome, started: datetime, ended: datetime) -> bool:
+        follow_ups = await self._follow_ups(delivery, outcome, ended)
+        return await self.ledger.settle(
+            Settlement(delivery=delivery, outcome=outcome, started_at=started, ended_at=ended, follow_ups=follow_ups)
+        )
+
+    async def _follow_ups(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
+        """What the ending gives rise to: refused recipients stand alone, an unserved one goes to the fallback."""
+        match outcome:
+            case Sent(receipt):
+                return split(delivery, receipt, now=now, policy=self.policy, rng=self.rng)
+            case Dead(unserved=True) if (event := await self.ledger.event(delivery.event)) is not None:
+                told = await self.ledger.told(delivery.event)
+                return self.planner.reroute(event, delivery, told, now=now)
+            case _:
+                return ()
+
+    async def _release(self, delivery: Delivery) -> None:
+        """Give an interrupted delivery back. It may have arrived: whoever takes it looks first, where that is possible."""
+        try:
+            await self.ledger.release(replace(delivery, doubtful=True), now=self.clock.now())
+        except LedgerUnavailable:
+            log.warning("could not release a delivery: it is due again when its lease runs out", delivery=delivery.key)
+
+
+def _tell(delivery: Delivery, outcome: Outcome) -> None:
+    facts = {
+        "event": delivery.event,
+        "channel": delivery.channel,
+        "delivery": delivery.key,
+        "attempt": delivery.attempt,
+    }
+    match outcome:
+        case Sent(receipt):
+            log.info("sent", **facts, answer=receipt.answer.status, refused=len(receipt.failures))
+        case Retry(at=at, reason=reason):
+            log.warning("not sent yet", **facts, reason=reason, again=at.isoformat(timespec="seconds"))
+        case Dead(reason=reason):
+            log.error("given up", **facts, reason=reason)

@@ -1,0 +1,53 @@
+"""Bytes in, an Event out, or the reason why not.
+
+`decode` reads one message from Kafka or HTTP; `cloudevents` knows the two modes, `flyte` the engine's
+payloads; the native event is the Event itself. `files` reads events that people keep in files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from dispatcher.decode import flyte
+from dispatcher.decode.cloudevents import Headers, envelope, enveloped_data, load_json, type_header
+from dispatcher.errors import Unreadable
+from dispatcher.event import Event
+from dispatcher.phase import Phase
+from dispatcher.wording import first_problem
+
+NATIVE = "dispatcher.execution.phase_changed.v1"
+"""The CloudEvents type of the native event, for engines other than Flyte."""
+
+_FACTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {flyte.V1: flyte.v1, flyte.V2: flyte.v2, NATIVE: dict}
+_OURS = {kind.encode(): kind for kind in _FACTS}
+
+__all__ = ["NATIVE", "Headers", "decode"]
+
+
+def decode(headers: Headers, value: bytes | None) -> Event | None:
+    """Understand one message.
+
+    None where it is a CloudEvent of another type: on Flyte's topic that is most of them, and a type
+    header settles it before the value is touched. Raises Unreadable, with a reason for the operator.
+    """
+    header = type_header(headers)
+    if header is not None:
+        kind = _OURS.get(header)
+        return None if kind is None else _event(kind, load_json(value))
+    kind, body = envelope(headers, value)
+    return _event(kind, enveloped_data(body)) if kind in _FACTS else None
+
+
+def _event(kind: str, data: Any) -> Event:
+    if not isinstance(data, dict):
+        raise Unreadable("the event's data is no JSON object")
+    try:
+        event = Event.model_validate(_FACTS[kind](data))
+    except ValidationError as error:
+        raise Unreadable(first_problem(error)) from None
+    if event.phase is Phase.UNDEFINED:
+        raise Unreadable("phase: the event names no phase")
+    return event

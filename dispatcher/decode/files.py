@@ -1,0 +1,62 @@
+"""Events that people keep in files: one JSON document, or one a line, in any form that intake knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dispatcher.decode import NATIVE, Headers, decode, flyte
+from dispatcher.decode.cloudevents import load_json
+from dispatcher.errors import Unreadable
+from dispatcher.event import Event
+
+_TYPE_BY_FIELD = {"event": flyte.V1, "rawEvent": flyte.V2, "raw_event": flyte.V2, "execution": NATIVE}
+
+
+def read_event_file(path: Path) -> Event:
+    """Read the one event in a file. Raises Unreadable, or OSError where the file can't be read."""
+    headers, value = _as_message(load_json(path.read_bytes()))
+    event = decode(headers, value)
+    if event is None:
+        raise Unreadable("the file holds an event of another type, not a workflow's phase change")
+    return event
+
+
+def read_messages(path: Path) -> Iterator[tuple[Headers, bytes]]:
+    """Yield each message of a JSON Lines file, ready to publish. Raises Unreadable, naming the line."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield _as_message(load_json(line))
+            except Unreadable as error:
+                raise Unreadable(f"line {number}: {error}") from None
+
+
+def _as_message(document: Any) -> tuple[Headers, bytes]:
+    """Tell the forms apart: a recorded Kafka message, a structured CloudEvent, or an event's bare data."""
+    if not isinstance(document, dict):
+        raise Unreadable("a JSON object was expected")
+    if "headers" in document and "value" in document:
+        return _recorded(document)
+    if "specversion" in document:
+        return [("content-type", b"application/cloudevents+json")], orjson.dumps(document)
+    for field, kind in _TYPE_BY_FIELD.items():
+        if field in document:
+            headers = [("ce_specversion", b"1.0"), ("ce_type", kind.encode()), ("content-type", b"application/json")]
+            return headers, orjson.dumps(document)
+    raise Unreadable("neither a CloudEvent, nor a recorded Kafka message, nor an event's data")
+
+
+def _recorded(document: dict[str, Any]) -> tuple[Headers, bytes]:
+    pairs = document["headers"].items() if isinstance(document["headers"], dict) else document["headers"]
+    value = document["value"]
+    try:
+        headers = [(str(name), str(content).encode()) for name, content in pairs]
+    except (TypeError, ValueError):
+        raise Unreadable("headers must be a mapping, or a list of pairs") from None
+    return headers, value.encode() if isinstance(value, str) else orjson.dumps(value)

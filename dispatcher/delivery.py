@@ -1,0 +1,152 @@
+"""One message owed, and what becomes of it. The whole state machine is here, pure.
+
+waiting --claim--> waiting, leased --judge--> sent | dead | waiting (due later)
+dead --redrive--> waiting
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from random import Random
+
+from channels.contract import Answer, ChannelError, Content, Later, Never, Receipt, Unknown, Unserved
+from dispatcher.retry import RetryPolicy
+
+
+class State(StrEnum):
+    """Where a delivery stands."""
+
+    WAITING = "waiting"
+    """Owed: due now or later, perhaps in somebody's hands."""
+    SENT = "sent"
+    """The provider took it."""
+    DEAD = "dead"
+    """Given up, for a reason that can be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One message owed to one target over one channel."""
+
+    key: str
+    """The same whenever the same is owed: the mail's Message-ID, Slack's metadata, PagerDuty's dedup key."""
+    event: str
+    """The key of the event it tells of."""
+    channel: str
+    recipients: tuple[str, ...]
+    """As the rule names them."""
+    addresses: tuple[str, ...]
+    """What the channel made of them; for mail in the same order, else exactly one."""
+    content: Content
+    rule: str
+    """The rule that owed it, in words: `options[0]`, `launch_plans/train.yaml:12`."""
+    created_at: datetime
+    due_at: datetime
+    """Not before; while claimed, the end of the lease."""
+    state: State = State.WAITING
+    attempt: int = 0
+    """Attempts begun. Counted at the claim, so a delivery that kills the process can't do so for ever."""
+    doubtful: bool = False
+    """An earlier attempt may have arrived."""
+    lease: str | None = None
+    """Who holds it; only the holder may settle."""
+    reason: str = ""
+    """Why it is dead, or why the last attempt failed."""
+
+
+def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:
+    """The stable key of what `event` owes to `addresses` over `channel`."""
+    parts = "\0".join((event, channel, *addresses))
+    return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The provider took it."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Not yet: due again at `at`."""
+
+    at: datetime
+    reason: str
+    answer: Answer | None = None
+    doubtful: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Given up; a person has to change something before a redrive can help."""
+
+    reason: str
+    answer: Answer | None = None
+    unserved: bool = False
+    """The channel has no such recipient: a fallback channel may."""
+
+
+Outcome = Sent | Retry | Dead
+Result = Receipt | Exception
+
+
+def judge(delivery: Delivery, result: Result, *, now: datetime, policy: RetryPolicy, rng: Random) -> Outcome:
+    """Decide what an attempt's result means for the delivery. Pure: the same in, the same out."""
+    match result:
+        case Receipt():
+            return Sent(result)
+        case Never():
+            return Dead(result.reason, result.answer, unserved=isinstance(result, Unserved))
+        case Later():
+            wish = now + result.retry_after if result.retry_after is not None else now
+            return _again(delivery, result, now=now, not_before=wish, policy=policy, rng=rng)
+        case Unknown():
+            return _again(delivery, result, now=now, not_before=now, policy=policy, rng=rng, doubtful=True)
+        case _:
+            error = ChannelError(f"unexpected {type(result).__name__} while sending; see the log")
+            return _again(delivery, error, now=now, not_before=now, policy=policy, rng=rng, doubtful=True)
+
+
+def _again(
+    delivery: Delivery,
+    error: ChannelError,
+    *,
+    now: datetime,
+    not_before: datetime,
+    policy: RetryPolicy,
+    rng: Random,
+    doubtful: bool = False,
+) -> Outcome:
+    at = max(now + policy.delay(delivery.attempt, rng), not_before)
+    if at > delivery.created_at + policy.deadline:
+        tries = "1 attempt" if delivery.attempt == 1 else f"{delivery.attempt} attempts"
+        return Dead(f"gave up after {tries}: {error.reason}", error.answer)
+    return Retry(at, error.reason, error.answer, doubtful or delivery.doubtful)
+
+
+def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryPolicy, rng: Random) -> list[Delivery]:
+    """The deliveries of their own that a mail's unaccepted recipients become, dead or due again."""
+    parts = []
+    for recipient, address in zip(delivery.recipients, delivery.addresses, strict=True):
+        if (error := receipt.failures.get(address)) is None:
+            continue
+        part = replace(
+            delivery,
+            key=delivery_key(delivery.event, delivery.channel, (address,)),
+            recipients=(recipient,),
+            addresses=(address,),
+            lease=None,
+        )
+        match judge(delivery, error, now=now, policy=policy, rng=rng):
+            case Retry(at=at, reason=reason, doubtful=doubtful):
+                parts.append(replace(part, due_at=at, reason=reason, doubtful=doubtful))
+            case Dead(reason=reason):
+                parts.append(replace(part, state=State.DEAD, reason=reason))
+            case Sent():
+                raise AssertionError("a failure is no receipt")
+    return parts

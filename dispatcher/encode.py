@@ -1,0 +1,158 @@
+"""An Event as an engine would put it on the wire: for test events, the demo and the tests.
+
+The reverse of `decode`. What a real engine would leave out can be left out here, as Flyte's v1 does with
+the launch plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from dispatcher.decode import NATIVE, Headers, flyte
+from dispatcher.event import EntityId, Event, ExecutionId
+from dispatcher.phase import Phase
+
+_SOURCE = "https://github.com/flyteorg/flyte/flyteadmin"
+_V1_TYPE = "com.flyte.resource.flyteidl.admin.{}ExecutionEventRequest"
+_V2_TYPE = "com.flyte.resource.cloudevents.{}Execution"
+
+
+class Format(StrEnum):
+    """How an event is written."""
+
+    FLYTE_V1 = "flyte-v1"
+    FLYTE_V2 = "flyte-v2"
+    NATIVE = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One message, ready for Kafka or, with its headers renamed, for HTTP."""
+
+    key: bytes
+    headers: Headers
+    value: bytes
+    shown: str
+    """What it is, for people: `p/d/n FAILED`."""
+
+
+def write(event: Event, form: Format) -> Written:
+    """The message for one phase change, in binary mode."""
+    kind, data = _WRITERS[form](event)
+    return _message(
+        kind, data, _text_form(event.execution, event.phase), event.occurred_at, f"{event.execution} {event.phase}"
+    )
+
+
+def write_lifecycle(event: Event, form: Format) -> Iterator[Written]:
+    """All messages of an execution up to the given terminal event: its phases, and a node's and a task's in between."""
+    steps = list(_phases_before(event.phase))
+    for index, phase in enumerate(steps):
+        earlier = event.occurred_at - timedelta(seconds=2 * (len(steps) - index))
+        started = event.model_copy(update={"phase": phase, "occurred_at": earlier, "error": None, "options": None})
+        yield write(started, form)
+        if phase is Phase.RUNNING and form is not Format.NATIVE:
+            for part in ("Node", "Task"):
+                yield _inner_message(started, form, part)
+    yield write(event, form)
+
+
+def _phases_before(last: Phase) -> Iterator[Phase]:
+    yield from (Phase.QUEUED, Phase.RUNNING)
+    ending = {Phase.SUCCEEDED: Phase.SUCCEEDING, Phase.FAILED: Phase.FAILING, Phase.ABORTED: Phase.ABORTING}
+    if last in ending:
+        yield ending[last]
+
+
+def _v1(event: Event) -> tuple[str, dict[str, Any]]:
+    return flyte.V1, {"event": _workflow_event(event)}
+
+
+def _v2(event: Event) -> tuple[str, dict[str, Any]]:
+    data: dict[str, Any] = {"rawEvent": _workflow_event(event)}
+    if event.launch_plan is not None:
+        data["launchPlanId"] = {"resourceType": "LAUNCH_PLAN", **_identifier(event.launch_plan)}
+    if event.labels:
+        data["labels"] = event.labels
+    if event.principal:
+        data["principal"] = event.principal
+    return flyte.V2, data
+
+
+def _native(event: Event) -> tuple[str, dict[str, Any]]:
+    data = event.model_dump(mode="json", exclude_defaults=True)
+    if event.options is not None and event.options.notifications:
+        data["options"]["notifications"] = [_notification(rule) for rule in event.options.notifications]
+    return NATIVE, data
+
+
+_WRITERS: dict[Format, Callable[[Event], tuple[str, dict[str, Any]]]] = {
+    Format.FLYTE_V1: _v1,
+    Format.FLYTE_V2: _v2,
+    Format.NATIVE: _native,
+}
+
+
+def _workflow_event(event: Event) -> dict[str, Any]:
+    written: dict[str, Any] = {
+        "executionId": event.execution.model_dump(),
+        "producerId": "propeller",
+        "phase": event.phase,
+        "occurredAt": _time(event.occurred_at),
+    }
+    if event.error is not None:
+        written["error"] = event.error.model_dump()
+    return written
+
+
+def _identifier(entity: EntityId) -> dict[str, str]:
+    return {name: value for name, value in entity.model_dump().items() if value}
+
+
+def _notification(rule: Any) -> dict[str, Any]:
+    field = {"pagerduty": "pager_duty"}.get(rule.channel, rule.channel)
+    body: dict[str, Any] = {"recipients_email": list(rule.recipients)}
+    if rule.template:
+        body["template"] = rule.template
+    return {"phases": list(rule.phases), field: body}
+
+
+def _inner_message(event: Event, form: Format, part: str) -> Written:
+    """A node's or a task's own event: on a real topic most messages are such, and none is ours."""
+    kind = (_V1_TYPE if form is Format.FLYTE_V1 else _V2_TYPE).format(part)
+    inner = {"id": {"nodeId": "n0", "executionId": event.execution.model_dump()}, "phase": "RUNNING"}
+    data = {"event" if form is Format.FLYTE_V1 else "rawEvent": inner}
+    identity = f'node_id:"n0" execution_id:{{{_text_form(event.execution, Phase.RUNNING)}}}'
+    return _message(kind, data, identity, event.occurred_at, f"{event.execution} {part.lower()} n0 RUNNING")
+
+
+def _text_form(execution: ExecutionId, phase: Phase) -> str:
+    """Flyteadmin's id of the event, protobuf's text form and the phase: also the message's key."""
+    return f'project:"{execution.project}" domain:"{execution.domain}" name:"{execution.name}".{phase}'
+
+
+def _message(kind: str, data: dict[str, Any], identity: str, time: datetime, shown: str) -> Written:
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": identity,
+        "ce_source": _SOURCE,
+        "ce_type": kind,
+        "ce_time": _time(time),
+        "content-type": "application/json",
+    }
+    return Written(
+        key=identity.encode(),
+        headers=[(name, value.encode()) for name, value in headers.items()],
+        value=orjson.dumps(data),
+        shown=shown,
+    )
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,10 @@
+"""The durable truth, and the only SQL: what was heard, what is owed, and how it ended.
+
+Intake ends here and couriers begin here. `Ledger` is all that other rooms use; `entries` is what goes in
+and out, `tables` how it lies, `database` how it is opened.
+"""
+
+from dispatcher.ledger.entries import Attempt, Filed, Filter, Recorded, Rejected, Settlement, rejected_id
+from dispatcher.ledger.ledger import Ledger
+
+__all__ = ["Attempt", "Filed", "Filter", "Ledger", "Recorded", "Rejected", "Settlement", "rejected_id"]

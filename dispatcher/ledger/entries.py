@@ -1,0 +1,109 @@
+"""What is written into the ledger, and what is read out of it, beside the deliveries themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from dispatcher.delivery import Delivery, Outcome, State
+from dispatcher.event import Event
+
+BODY_KEPT = 64 * 1024
+"""Bytes of a rejected message that are kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """One terminal event, what was decided, and what is owed for it."""
+
+    event: Event
+    position: str
+    verdict: str
+    reason: str
+    considered: Sequence[Mapping[str, Any]]
+    """Each rule looked at: source, phases, channel, recipients, matched, reason."""
+    deliveries: Sequence[Delivery]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A message that could not be understood, or an event whose rules can't be known; kept for a replay."""
+
+    id: str
+    position: str
+    received_at: datetime
+    reason: str
+    headers: Sequence[tuple[str, bytes]]
+    body: bytes
+    """The first `BODY_KEPT` bytes."""
+    size: int
+    event: str | None = None
+    """The event's key, where that much was understood."""
+    replayed_at: datetime | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the body was kept whole, so that a replay can read it."""
+        return len(self.body) == self.size
+
+
+def rejected_id(position: str, value: bytes) -> str:
+    """The same for the same message read again: from its position and its bytes."""
+    digest = hashlib.sha256(position.encode())
+    digest.update(b"\0")
+    digest.update(value)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """How one attempt ended, and what follows from it."""
+
+    delivery: Delivery
+    outcome: Outcome
+    started_at: datetime
+    ended_at: datetime
+    follow_ups: Sequence[Delivery] = ()
+    """Deliveries that this ending gives rise to: refused recipients of a mail, a fallback."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt, as it ended."""
+
+    number: int
+    started_at: datetime
+    ended_at: datetime
+    outcome: str
+    status: str
+    answer: str
+    reason: str
+
+    @property
+    def latency(self) -> timedelta:
+        return self.ended_at - self.started_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filed:
+    """A delivery as it stands in the ledger, with what became of it."""
+
+    delivery: Delivery
+    settled_at: datetime | None
+    reference: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which deliveries are meant; everything given must hold."""
+
+    states: frozenset[State] = frozenset()
+    channel: str | None = None
+    since: datetime | None = None
+    execution: str | None = None
+    """`project/domain/name`."""
+    keys: Sequence[str] = ()
+    """Keys, or their beginnings."""

@@ -1,0 +1,424 @@
+"""The ledger's verbs. Each is one transaction: it holds whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+from sqlalchemy import Row, Table, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from channels.contract import Answer
+from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
+from dispatcher.event import Event
+from dispatcher.ledger.database import Database
+from dispatcher.ledger.entries import BODY_KEPT, Attempt, Filed, Filter, Recorded, Rejected, Settlement
+from dispatcher.ledger.tables import attempts, contents, deliveries, events, rejected
+
+_ROWS_A_STATEMENT = 500
+"""Bounded by the parameters that a statement may have: 32,766 on SQLite, 32,767 on PostgreSQL."""
+
+
+class Ledger:
+    """What was heard, what is owed, how it ended.
+
+    Every verb raises LedgerUnavailable while the database can't be used; nothing is then half-written,
+    and the same call may be made again.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Opens nothing yet. Raises SettingsError for a URL that can't be used."""
+        self._database = Database(url)
+        self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
+        self._settler = asyncio.Lock()
+
+    async def open(self) -> Self:
+        """Make or update the tables. Raises LedgerIncompatible for a ledger from a newer version."""
+        await self._database.migrate()
+        return self
+
+    async def aclose(self) -> None:
+        await self._database.aclose()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- intake
+
+    async def record(self, heard: Sequence[Recorded], refused: Sequence[Rejected], *, now: datetime) -> frozenset[str]:
+        """Write a batch: events with what they owe, and messages that were rejected.
+
+        What is there already is left alone, whoever wrote it: an event's deliveries are written only with
+        the event's first record. Returns the keys of the events that are new.
+        """
+        if not heard and not refused:
+            return frozenset()
+        by_key = {entry.event.key: entry for entry in reversed(heard)}
+        async with self._database.writing() as connection:
+            new = await self._insert_new(connection, events, [_event_row(entry, now) for entry in by_key.values()])
+            owed = [delivery for key in new for delivery in by_key[key].deliveries]
+            await self._insert_deliveries(connection, owed)
+            await self._insert_new(connection, rejected, [_rejected_row(entry) for entry in refused])
+        return frozenset(new)
+
+    # -- couriers
+
+    async def claim(self, channel: str, limit: int, *, lease: str, until: datetime, now: datetime) -> list[Delivery]:
+        """Take up to `limit` due deliveries, oldest first, until the lease runs out.
+
+        A delivery whose last lease ran out unsettled is due again, and doubtful: its attempt may have arrived.
+        """
+        due = (
+            select(deliveries.c.key)
+            .where(deliveries.c.channel == channel, deliveries.c.state == State.WAITING, deliveries.c.due_at <= now)
+            .order_by(deliveries.c.due_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("due")
+            .prefix_with("MATERIALIZED", dialect="postgresql")
+        )
+        take = (
+            update(deliveries)
+            .where(deliveries.c.key.in_(select(due.c.key)))
+            .values(
+                attempt=deliveries.c.attempt + 1,
+                doubtful=or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None)),
+                lease=lease,
+                due_at=until,
+            )
+            .returning(*deliveries.c)
+        )
+        async with self._database.writing() as connection:
+            rows = (await connection.execute(take)).all()
+            bodies = await _bodies(connection, {row.content for row in rows})
+        claimed = [_delivery(row, bodies) for row in rows]
+        return sorted(claimed, key=lambda delivery: (delivery.created_at, delivery.key))
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Write how an attempt ended, and what follows from it, if the lease is still the delivery's own.
+
+        False where it wasn't: another worker has the delivery, and its word counts. The attempt itself is
+        written in either case. Settlements that come while one is being written share the next transaction.
+        """
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._settling.append((settlement, done))
+        async with self._settler:
+            if not done.done():
+                await self._settle_waiting()
+        return await done
+
+    async def _settle_waiting(self) -> None:
+        batch, self._settling = self._settling, []
+        try:
+            held = await self._settle([settlement for settlement, _ in batch])
+        except asyncio.CancelledError:
+            self._settling = [entry for entry in batch if not entry[1].cancelled()] + self._settling
+            raise
+        except Exception as error:  # noqa: BLE001 - each caller gets it, at its own await
+            for _, done in batch:
+                if not done.cancelled():
+                    done.set_exception(error)
+        else:
+            for settlement, done in batch:
+                if not done.cancelled():
+                    done.set_result(settlement.delivery.key in held)
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> frozenset[str]:
+        claimed = {entry.delivery.key: (entry.delivery.lease, entry.delivery.attempt) for entry in settlements}
+        async with self._database.writing() as connection:
+            rows = await connection.execute(
+                select(deliveries.c.key, deliveries.c.lease, deliveries.c.attempt)
+                .where(deliveries.c.key.in_(claimed))
+                .with_for_update()
+            )
+            held = frozenset(row.key for row in rows if (row.lease, row.attempt) == claimed[row.key])
+            for settlement in settlements:
+                if settlement.delivery.key in held:
+                    await connection.execute(_settle_statement(settlement))
+            await connection.execute(insert(attempts), [_attempt_row(entry) for entry in settlements])
+            follow_ups = [follow for entry in settlements if entry.delivery.key in held for follow in entry.follow_ups]
+            await self._insert_deliveries(connection, follow_ups)
+        return held
+
+    async def release(self, delivery: Delivery, *, now: datetime) -> None:
+        """Give a claimed delivery back untried: due at once, its attempt uncounted."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                update(deliveries)
+                .where(*_held(delivery))
+                .values(lease=None, due_at=now, attempt=deliveries.c.attempt - 1, doubtful=delivery.doubtful)
+            )
+
+    async def next_due(self, channel: str) -> datetime | None:
+        """When the channel's next waiting delivery is due; None where none waits."""
+        waiting = (deliveries.c.channel == channel, deliveries.c.state == State.WAITING)
+        async with self._database.reading() as connection:
+            due: datetime | None = await connection.scalar(select(func.min(deliveries.c.due_at)).where(*waiting))
+        return due
+
+    async def event(self, key: str) -> Event | None:
+        """The event of that key, as it was recorded."""
+        async with self._database.reading() as connection:
+            facts = await connection.scalar(select(events.c.facts).where(events.c.key == key))
+        return None if facts is None else Event.model_validate(facts)
+
+    async def told(self, event: str) -> frozenset[tuple[str, str]]:
+        """The channels and addresses that the event has deliveries for."""
+        query = select(deliveries.c.channel, deliveries.c.addresses).where(deliveries.c.event == event)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return frozenset((row.channel, address) for row in rows for address in row.addresses)
+
+    # -- people
+
+    async def find(self, wanted: Filter, *, limit: int) -> list[Filed]:
+        """The newest deliveries that fit, newest first."""
+        query = (
+            select(deliveries).where(*_conditions(wanted)).order_by(deliveries.c.created_at.desc(), deliveries.c.key)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query.limit(limit))).all()
+            bodies = await _bodies(connection, {row.content for row in rows})
+        return [_filed(row, bodies) for row in rows]
+
+    async def history(self, delivery: str) -> list[Attempt]:
+        """The delivery's attempts, in order. An attempt whose worker died has left none."""
+        query = select(attempts).where(attempts.c.delivery == delivery).order_by(attempts.c.number, attempts.c.id)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [_attempt(row) for row in rows]
+
+    async def find_rejected(self, *, limit: int, since: datetime | None = None, id_starts: str = "") -> list[Rejected]:
+        """The newest rejected messages, newest first."""
+        query = select(rejected).order_by(rejected.c.received_at.desc(), rejected.c.id).limit(limit)
+        if since is not None:
+            query = query.where(rejected.c.received_at >= since)
+        if id_starts:
+            query = query.where(rejected.c.id.startswith(id_starts, autoescape=True))
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [_rejected(row) for row in rows]
+
+    async def counts(self) -> Mapping[tuple[str, State], int]:
+        """How many deliveries stand in each state, by channel."""
+        query = select(deliveries.c.channel, deliveries.c.state, func.count().label("number")).group_by(
+            deliveries.c.channel, deliveries.c.state
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return {(row.channel, State(row.state)): row.number for row in rows}
+
+    async def ping(self) -> None:
+        """Return where the ledger can be written. Raises LedgerUnavailable where it can't."""
+        async with self._database.writing() as connection:
+            await connection.execute(update(events).where(events.c.key == "").values(reason=""))
+
+    # -- rows
+
+    async def _insert_deliveries(self, connection: AsyncConnection, owed: Sequence[Delivery]) -> None:
+        bodies = {}
+        rows = []
+        for delivery in owed:
+            digest = _digest(delivery)
+            bodies[digest] = delivery.content
+            rows.append(_delivery_row(delivery, digest))
+        await self._insert_new(
+            connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()]
+        )
+        await self._insert_new(connection, deliveries, rows)
+
+    async def _insert_new(self, connection: AsyncConnection, table: Table, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """Insert the rows whose keys are not there yet; the keys that were new."""
+        dialect = sqlite if self._database.sqlite else postgresql
+        key = table.primary_key.columns[0]
+        new: list[str] = []
+        for start in range(0, len(rows), _ROWS_A_STATEMENT):
+            # In the keys' order, so that two replicas that write the same rows can't lock each other out.
+            chunk = sorted(rows[start : start + _ROWS_A_STATEMENT], key=lambda row: str(row[key.name]))
+            statement = dialect.insert(table).values(chunk).on_conflict_do_nothing().returning(key)
+            new.extend(await connection.scalars(statement))
+        return new
+
+
+def _event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
+    event = entry.event
+    return {
+        "key": event.key,
+        "project": event.execution.project,
+        "domain": event.execution.domain,
+        "name": event.execution.name,
+        "phase": event.phase,
+        "launch_plan": event.launch_plan.name if event.launch_plan else "",
+        "occurred_at": event.occurred_at,
+        "recorded_at": now,
+        "position": entry.position,
+        "verdict": entry.verdict,
+        "reason": entry.reason,
+        "facts": event.model_dump(mode="json", exclude_defaults=True),
+        "considered": list(entry.considered),
+    }
+
+
+def _rejected_row(entry: Rejected) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "position": entry.position,
+        "received_at": entry.received_at,
+        "reason": entry.reason,
+        "event": entry.event,
+        "headers": [[name, value.decode("latin-1")] for name, value in entry.headers],
+        "body": entry.body[:BODY_KEPT],
+        "size": entry.size,
+        "replayed_at": entry.replayed_at,
+    }
+
+
+def _rejected(row: Row[Any]) -> Rejected:
+    return Rejected(
+        id=row.id,
+        position=row.position,
+        received_at=row.received_at,
+        reason=row.reason,
+        event=row.event,
+        headers=[(name, value.encode("latin-1")) for name, value in row.headers],
+        body=row.body,
+        size=row.size,
+        replayed_at=row.replayed_at,
+    )
+
+
+def _digest(delivery: Delivery) -> str:
+    return hashlib.sha256(orjson.dumps(delivery.content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
+    return {
+        "key": delivery.key,
+        "event": delivery.event,
+        "channel": delivery.channel,
+        "recipients": delivery.recipients,
+        "addresses": delivery.addresses,
+        "content": digest,
+        "rule": delivery.rule,
+        "state": delivery.state,
+        "reason": delivery.reason,
+        "attempt": delivery.attempt,
+        "doubtful": delivery.doubtful,
+        "lease": None,
+        "created_at": delivery.created_at,
+        "due_at": delivery.due_at,
+        "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
+    }
+
+
+async def _bodies(connection: AsyncConnection, digests: Iterable[str]) -> dict[str, Any]:
+    rows = await connection.execute(select(contents).where(contents.c.digest.in_(set(digests))))
+    return {row.digest: row.body for row in rows}
+
+
+def _delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
+    return Delivery(
+        key=row.key,
+        event=row.event,
+        channel=row.channel,
+        recipients=row.recipients,
+        addresses=row.addresses,
+        content=bodies[row.content],
+        rule=row.rule,
+        state=State(row.state),
+        reason=row.reason,
+        attempt=row.attempt,
+        doubtful=row.doubtful,
+        lease=row.lease,
+        created_at=row.created_at,
+        due_at=row.due_at,
+    )
+
+
+def _filed(row: Row[Any], bodies: Mapping[str, Any]) -> Filed:
+    return Filed(delivery=_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
+
+
+def _attempt_row(entry: Settlement) -> dict[str, Any]:
+    answer: Answer | None
+    match entry.outcome:
+        case Sent(receipt):
+            outcome, answer, reason = "sent", receipt.answer, ""
+        case Retry(answer=given, reason=why, doubtful=doubtful):
+            outcome, answer, reason = "unknown" if doubtful else "retry", given, why
+        case Dead(answer=given, reason=why):
+            outcome, answer, reason = "dead", given, why
+    return {
+        "delivery": entry.delivery.key,
+        "number": entry.delivery.attempt,
+        "started_at": entry.started_at,
+        "ended_at": entry.ended_at,
+        "outcome": outcome,
+        "status": answer.status if answer is not None else "",
+        "answer": answer.text if answer is not None else "",
+        "reason": reason,
+    }
+
+
+def _attempt(row: Row[Any]) -> Attempt:
+    return Attempt(
+        number=row.number,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        outcome=row.outcome,
+        status=row.status,
+        answer=row.answer,
+        reason=row.reason,
+    )
+
+
+def _held(delivery: Delivery) -> tuple[Any, ...]:
+    return (
+        deliveries.c.key == delivery.key,
+        deliveries.c.lease == delivery.lease,
+        deliveries.c.attempt == delivery.attempt,
+    )
+
+
+def _settle_statement(entry: Settlement) -> Any:
+    statement = update(deliveries).where(deliveries.c.key == entry.delivery.key)
+    match entry.outcome:
+        case Sent(receipt):
+            return statement.values(
+                state=State.SENT,
+                lease=None,
+                reason="",
+                doubtful=False,
+                settled_at=entry.ended_at,
+                reference=dict(receipt.reference),
+            )
+        case Retry(at=at, reason=reason, doubtful=doubtful):
+            return statement.values(lease=None, reason=reason, doubtful=doubtful, due_at=at)
+        case Dead(reason=reason):
+            return statement.values(state=State.DEAD, lease=None, reason=reason, settled_at=entry.ended_at)
+
+
+def _conditions(wanted: Filter) -> list[Any]:
+    conditions: list[Any] = []
+    if wanted.states:
+        conditions.append(deliveries.c.state.in_(wanted.states))
+    if wanted.channel is not None:
+        conditions.append(deliveries.c.channel == wanted.channel)
+    if wanted.since is not None:
+        conditions.append(deliveries.c.created_at >= wanted.since)
+    if wanted.execution is not None:
+        conditions.append(deliveries.c.event.startswith(f"{wanted.execution}/", autoescape=True))
+    if wanted.keys:
+        conditions.append(or_(*(deliveries.c.key.startswith(key, autoescape=True) for key in wanted.keys)))
+    return conditions

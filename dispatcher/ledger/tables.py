@@ -1,0 +1,188 @@
+"""The ledger's tables, as SQLAlchemy sees them. The migrations make them; a test holds the two together."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.sql import text
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment. Refuses naive ones; SQLite, which drops offsets in silence, gets and gives UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Words(TypeDecorator[str]):
+    """Other people's text. PostgreSQL refuses NUL in text, and no database takes half a surrogate pair."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        del dialect
+        return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+class Packed(TypeDecorator[Any]):
+    """JSON data, compressed: contents and events run to many kilobytes of text that is much alike."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
+        del dialect
+        return None if value is None else zlib.compress(orjson.dumps(value), 1)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:
+        del dialect
+        return None if value is None else orjson.loads(zlib.decompress(value))
+
+
+class Strings(TypeDecorator[tuple[str, ...]]):
+    """A few strings, in order."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
+        del dialect
+        return None if value is None else orjson.dumps(value).decode()
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
+        del dialect
+        return None if value is None else tuple(orjson.loads(value))
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(column_0_label)s",
+    }
+)
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+events = Table(
+    "events",
+    metadata,
+    Column("key", String(1024), primary_key=True),
+    Column("project", String(255), nullable=False),
+    Column("domain", String(255), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("launch_plan", String(255), nullable=False),
+    Column("occurred_at", UtcTime, nullable=False),
+    Column("recorded_at", UtcTime, nullable=False),
+    Column("position", Words, nullable=False),
+    Column("verdict", String(32), nullable=False),
+    Column("reason", Words, nullable=False),
+    Column("facts", Packed, nullable=False),
+    Column("considered", Packed, nullable=False),
+    Index("ix_events_execution", "project", "domain", "name"),
+    Index("ix_events_recorded_at", "recorded_at"),
+)
+
+contents = Table(
+    "contents",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("body", Packed, nullable=False),
+)
+"""What is sent, once, however many deliveries send it."""
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("event", String(1024), ForeignKey("events.key"), nullable=False),
+    Column("channel", String(32), nullable=False),
+    Column("recipients", Strings, nullable=False),
+    Column("addresses", Strings, nullable=False),
+    Column("content", String(64), ForeignKey("contents.digest"), nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("reason", Words, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("doubtful", Boolean, nullable=False),
+    Column("lease", String(64)),
+    Column("created_at", UtcTime, nullable=False),
+    Column("due_at", UtcTime, nullable=False),
+    Column("settled_at", UtcTime),
+    Column("reference", Packed),
+    Index("ix_deliveries_event", "event"),
+    Index(
+        "ix_deliveries_due",
+        "channel",
+        "due_at",
+        sqlite_where=text("state = 'waiting'"),
+        postgresql_where=text("state = 'waiting'"),
+    ),
+    Index("ix_deliveries_state_created_at", "state", "created_at"),
+    Index("ix_deliveries_content", "content"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("delivery", String(64), ForeignKey("deliveries.key"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+    Column("outcome", String(8), nullable=False),
+    Column("status", Words, nullable=False),
+    Column("answer", Words, nullable=False),
+    Column("reason", Words, nullable=False),
+    Index("ix_attempts_delivery", "delivery", "number"),
+)
+
+rejected = Table(
+    "rejected",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("position", Words, nullable=False),
+    Column("received_at", UtcTime, nullable=False),
+    Column("reason", Words, nullable=False),
+    Column("event", String(1024)),
+    Column("headers", Packed, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("replayed_at", UtcTime),
+    Index("ix_rejected_received_at", "received_at"),
+    Index("ix_rejected_event", "event"),
+)

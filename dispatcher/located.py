@@ -1,0 +1,97 @@
+"""YAML and JSON that remembers where each value stands, so that a complaint can name the line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in a file that a person wrote, and where."""
+
+    file: Path
+    line: int
+    """Counted from 1; 0 where the line isn't known."""
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+
+
+class Malformed(Exception):
+    """The text is no YAML or JSON at all."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One parsed document and its lines."""
+
+    data: Any
+    _root: yaml.Node | None = None
+
+    def line_of(self, path: Sequence[str | int] = ()) -> int:
+        """The line where the value at `path` stands, or as much of the path as exists; 0 if unknown."""
+        node = self._root
+        if node is None:
+            return 0
+        for step in path:
+            child = _child(node, step)
+            if child is None:
+                break
+            node = child
+        return int(node.start_mark.line) + 1
+
+
+def parse(text: str, *, json: bool = False) -> list[Document]:
+    """Parse all documents of a YAML stream, or one of JSON. Raises Malformed, with the line."""
+    if json:
+        return [_parse_json(text)]
+    loader = _Loader(text)
+    try:
+        documents = []
+        while loader.check_node():
+            node = loader.get_node()
+            documents.append(Document(loader.construct_document(node), node))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _malformed(error) from None
+    finally:
+        loader.dispose()
+    return documents
+
+
+def _parse_json(text: str) -> Document:
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"broken JSON: {error.msg}", error.lineno) from None
+    try:
+        return Document(data, yaml.compose(text, Loader=_Loader))
+    except (yaml.YAMLError, RecursionError):  # valid JSON that YAML can't read, as with tabs: the lines are lost
+        return Document(data)
+
+
+def _malformed(error: Exception) -> Malformed:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return Malformed(f"broken YAML: {what}", mark.line + 1 if mark else 0)
+
+
+def _child(node: yaml.Node, step: str | int) -> yaml.Node | None:
+    if isinstance(node, yaml.MappingNode):
+        return next((value for key, value in node.value if getattr(key, "value", None) == str(step)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        child: yaml.Node = node.value[step]
+        return child
+    return None

@@ -1,0 +1,86 @@
+"""One notification as a launch plan or an execution's Options carries it: phases, a channel, recipients."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from dispatcher.phase import Phase
+
+CHANNEL_FIELDS = {
+    "email": "email",
+    "slack": "slack",
+    "pager_duty": "pagerduty",
+    "pagerDuty": "pagerduty",
+    "pagerduty": "pagerduty",
+}
+"""The oneof of `flyteidl.admin.Notification`, in each spelling, and the channel it means."""
+
+_RECIPIENT_FIELDS = ("recipients_email", "recipientsEmail", "recipients")
+
+
+class Notification(BaseModel):
+    """Who is told, over which channel, in which terminal phases.
+
+    Reads Flyte's shape, `{phases: […], email|slack|pagerDuty: {recipientsEmail: […], template}}`, in
+    snake_case and lowerCamelCase. Refuses what flytekit or flyteadmin refuse (flytekit
+    `core/notification.py`, flyteadmin `notifications/validators`): no phases, a phase that is not
+    terminal, no recipients, an empty recipient, no channel or more than one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phases: Annotated[tuple[Annotated[Phase, BeforeValidator(Phase.parse)], ...], Field()]
+    channel: str
+    recipients: tuple[str, ...]
+    template: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_flyte_shape(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise ValueError("a notification is a mapping with phases and one channel")  # noqa: TRY004
+        if "channel" in data:
+            return data
+        fields = [field for field in data if field != "phases"]
+        unknown = [field for field in fields if field not in CHANNEL_FIELDS]
+        if unknown:
+            raise ValueError(
+                f"unknown channel {str(unknown[0])[:60]!r}; a notification names one of email, slack, pager_duty"
+            )
+        given = [field for field in fields if data[field] is not None]
+        if len(given) != 1:
+            named = ", ".join(given) or "none"
+            raise ValueError(f"a notification names exactly one channel (email, slack or pager_duty), not {named}")
+        body = data[given[0]]
+        if not isinstance(body, dict):
+            raise ValueError(f"{given[0]} must be a mapping with recipients_email")  # noqa: TRY004
+        recipients = next((body[field] for field in _RECIPIENT_FIELDS if body.get(field)), ())
+        return {
+            "phases": data.get("phases") or (),
+            "channel": CHANNEL_FIELDS[given[0]],
+            "recipients": recipients,
+            "template": body.get("template") or None,
+        }
+
+    @field_validator("phases")
+    @classmethod
+    def _phases_are_terminal(cls, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        if not phases:
+            raise ValueError("no phases: name at least one of SUCCEEDED, FAILED, ABORTED, TIMED_OUT")
+        for phase in phases:
+            if not phase.terminal:
+                raise ValueError(
+                    f"{phase} is not a terminal phase: only SUCCEEDED, FAILED, ABORTED and TIMED_OUT notify"
+                )
+        return phases
+
+    @field_validator("recipients")
+    @classmethod
+    def _recipients_are_named(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
+        if not recipients:
+            raise ValueError("no recipients: name at least one in recipients_email")
+        if any(not recipient.strip() for recipient in recipients):
+            raise ValueError("an empty recipient")
+        return tuple(recipient.strip() for recipient in recipients)

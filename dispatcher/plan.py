@@ -1,0 +1,171 @@
+"""What is owed for an event: the matched rules become deliveries, each with its key and finished content.
+
+For mail one delivery is a rule's whole recipient list, as Flyte sends it; everywhere else one target is
+one delivery. Nobody is told the same thing twice over one channel, however many rules name them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from channels.contract import Content, Unserved
+from dispatcher.delivery import Delivery, State, delivery_key
+from dispatcher.event import Event
+from dispatcher.rules import Rule
+
+GROUPED = frozenset({"email"})
+"""Channels on which one message goes to a whole list of recipients."""
+
+Address = Callable[[str], str]
+"""`Channel.address`: a rule's recipient becomes an address, or raises Unserved."""
+Render = Callable[[str, Event, str | None], Content]
+"""A channel's message for an event, by the notification's own template if it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    channel: str
+    recipient: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes deliveries. Knows the configured channels only by what they call an address."""
+
+    addresses: Mapping[str, Address]
+    """The configured channels."""
+    fallbacks: Mapping[str, str]
+    """Which channel serves the recipients that another one can't: `slack` -> `email`."""
+    render: Render
+
+    def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
+        """The deliveries that the matched rules owe.
+
+        A recipient that no channel can serve makes a delivery all the same, dead from the start, with the
+        reason: it is owed, and somebody has to mend it.
+        """
+        making = _Making(self, event, now)
+        for rule in rules:
+            making.add(rule)
+        return tuple(making.deliveries)
+
+    def reroute(
+        self, event: Event, delivery: Delivery, told: Iterable[tuple[str, str]], *, now: datetime
+    ) -> tuple[Delivery, ...]:
+        """What becomes of a delivery whose channel found no such recipient: the fallback's, or nothing.
+
+        `told`: the channels and addresses that the event has deliveries for already.
+        """
+        fallback = self.fallbacks.get(delivery.channel)
+        making = _Making(self, event, now)
+        for channel, address in told:
+            making.first_time(channel, address)
+        if fallback is not None:
+            making.reroute(delivery, fallback)
+        return tuple(making.deliveries)
+
+    def target(self, channel: str, recipient: str) -> _Target:
+        """Who serves this recipient, at which address. Raises Unserved where nobody does."""
+        try:
+            return _Target(channel, recipient, self._address(channel, recipient))
+        except Unserved as unserved:
+            fallback = self.fallbacks.get(channel)
+            if fallback is None:
+                raise
+            try:
+                return _Target(fallback, recipient, self._address(fallback, recipient))
+            except Unserved as neither:
+                raise Unserved(f"{unserved.reason}; nor does {fallback}: {neither.reason}") from None
+
+    def _address(self, channel: str, recipient: str) -> str:
+        if channel not in self.addresses:
+            raise Unserved(f"no such channel is configured: add channels.{channel} to the settings")
+        return self.addresses[channel](recipient)
+
+
+@dataclass(slots=True)
+class _Making:
+    """The deliveries of one event, in the making."""
+
+    planner: Planner
+    event: Event
+    now: datetime
+    deliveries: list[Delivery] = field(default_factory=list)
+    _told: set[tuple[str, str]] = field(default_factory=set)
+    _contents: dict[tuple[str, str | None], Content] = field(default_factory=dict)
+
+    def add(self, rule: Rule) -> None:
+        served: dict[str, list[_Target]] = {}
+        for recipient in rule.notification.recipients:
+            try:
+                target = self.planner.target(rule.notification.channel, recipient)
+            except Unserved as error:
+                self._owe_in_vain(rule, recipient, error.reason)
+                continue
+            if self.first_time(target.channel, target.address):
+                served.setdefault(target.channel, []).append(target)
+        for channel, targets in served.items():
+            for group in [targets] if channel in GROUPED else [[target] for target in targets]:
+                self._append(channel, group, rule.source, rule.notification.template if channel == "email" else None)
+
+    def reroute(self, delivery: Delivery, fallback: str) -> None:
+        targets = []
+        for recipient in delivery.recipients:
+            try:
+                target = self.planner.target(fallback, recipient)
+            except Unserved:
+                continue  # the dead delivery it came from says why
+            if self.first_time(target.channel, target.address):
+                targets.append(target)
+        if targets:
+            self._append(fallback, targets, delivery.rule, None)
+
+    def first_time(self, channel: str, address: str) -> bool:
+        told = (channel, address.casefold())
+        if told in self._told:
+            return False
+        self._told.add(told)
+        return True
+
+    def _append(self, channel: str, targets: Sequence[_Target], rule: str, template: str | None) -> None:
+        addresses = tuple(target.address for target in targets)
+        recipients = tuple(target.recipient for target in targets)
+        self.deliveries.append(self._delivery(channel, recipients, addresses, rule, template))
+
+    def _owe_in_vain(self, rule: Rule, recipient: str, reason: str) -> None:
+        channel = rule.notification.channel
+        if self.first_time(channel, recipient):
+            self.deliveries.append(self._delivery(channel, (recipient,), (), rule.source, None, dead=reason))
+
+    def _delivery(
+        self,
+        channel: str,
+        recipients: tuple[str, ...],
+        addresses: tuple[str, ...],
+        rule: str,
+        template: str | None,
+        *,
+        dead: str = "",
+    ) -> Delivery:
+        return Delivery(
+            key=delivery_key(self.event.key, channel, addresses or recipients),
+            event=self.event.key,
+            channel=channel,
+            recipients=recipients,
+            addresses=addresses,
+            content=self._content(channel, template),
+            rule=rule,
+            created_at=self.now,
+            due_at=self.now,
+            state=State.DEAD if dead else State.WAITING,
+            reason=dead,
+        )
+
+    def _content(self, channel: str, template: str | None) -> Content:
+        key = (channel, template)
+        if key not in self._contents:
+            self._contents[key] = self.planner.render(channel, self.event, template)
+        return self._contents[key]

@@ -1,0 +1,114 @@
+"""The decision for one event: each rule looked at, whether it matched, and why not. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from dispatcher.event import Event
+from dispatcher.rules.rulebook import ANY, Rule, RuleBook
+
+
+class Verdict(StrEnum):
+    """What the rules say of an event."""
+
+    OWED = "owed"
+    """Somebody is to be told."""
+    UNMATCHED = "unmatched"
+    """Rules were found, or there are none; none wants this phase."""
+    SILENCED = "silenced"
+    """Notifications are disabled for this execution."""
+    UNKNOWN_LAUNCH_PLAN = "unknown launch plan"
+    """The event doesn't say whose rules hold, and no `*` rules serve its project and domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """One rule, looked at."""
+
+    rule: Rule
+    matched: bool
+    reason: str
+
+    def as_data(self) -> dict[str, Any]:
+        """The look as JSON, as the ledger keeps it and `--json` shows it."""
+        notification = self.rule.notification
+        return {
+            "source": self.rule.source,
+            "phases": list(notification.phases),
+            "channel": notification.channel,
+            "recipients": list(notification.recipients),
+            "matched": self.matched,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict, in words, and all that led to it."""
+
+    verdict: Verdict
+    reason: str
+    considered: tuple[Considered, ...] = ()
+    silenced_by: str | None = None
+
+    @property
+    def matched(self) -> list[Rule]:
+        return [look.rule for look in self.considered if look.matched]
+
+
+def decide(event: Event, book: RuleBook) -> Decision:
+    """Say who is to be told of a terminal event, by which rules."""
+    own = _own_rules(event)
+    plan = book.rules_for(event)
+    if event.options is not None and event.options.disable_notifications:
+        silencer = "options.disable_notifications"
+        looks = _set_aside([*own, *(plan.rules if plan else ())], f"silenced by {silencer}")
+        return Decision(Verdict.SILENCED, f"{silencer} is set", looks, silencer)
+    if own:
+        replaced = _set_aside(plan.rules if plan else (), "replaced by the execution's own list")
+        return _verdict(event, (*_match(event, own), *replaced), "the execution's own list")
+    if plan is None:
+        return _no_rules(event, book)
+    return _verdict(event, _match(event, plan.rules), f"the rules of {plan.key}")
+
+
+def _own_rules(event: Event) -> list[Rule]:
+    if event.options is None:
+        return []
+    return [Rule(rule, f"options.notifications[{at}]") for at, rule in enumerate(event.options.notifications)]
+
+
+def _match(event: Event, rules: list[Rule] | tuple[Rule, ...]) -> tuple[Considered, ...]:
+    return tuple(
+        Considered(rule, matched=True, reason=f"{event.phase} is among its phases")
+        if event.phase in rule.notification.phases
+        else Considered(rule, matched=False, reason=f"wants {', '.join(rule.notification.phases)}, not {event.phase}")
+        for rule in rules
+    )
+
+
+def _set_aside(rules: list[Rule] | tuple[Rule, ...], reason: str) -> tuple[Considered, ...]:
+    return tuple(Considered(rule, matched=False, reason=reason) for rule in rules)
+
+
+def _verdict(event: Event, considered: tuple[Considered, ...], whose: str) -> Decision:
+    matched = sum(look.matched for look in considered)
+    if matched:
+        rules = "1 rule" if matched == 1 else f"{matched} rules"
+        return Decision(Verdict.OWED, f"{rules} of {whose} matched", considered)
+    return Decision(Verdict.UNMATCHED, f"nothing in {whose} wants {event.phase}", considered)
+
+
+def _no_rules(event: Event, book: RuleBook) -> Decision:
+    if event.launch_plan is None:
+        where = f"{event.execution.project}/{event.execution.domain}"
+        return Decision(
+            Verdict.UNKNOWN_LAUNCH_PLAN,
+            "launch plan unknown: the event does not name it. Set enrichAllWorkflowEventTypes in flyteadmin's "
+            f"cloudEvents (v2), or write rules for launch plan {ANY!r} in {where}, then replay",
+        )
+    versions = book.versions_of(event.launch_plan)
+    known = f" (there are rules for version {', '.join(versions)})" if versions else ""
+    return Decision(Verdict.UNMATCHED, f"no rules for launch plan {event.launch_plan}{known}")

@@ -1,0 +1,71 @@
+"""The launch plans' rules by launch plan, with `*` for any version or any launch plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dispatcher.event import EntityId, Event
+from dispatcher.notification import Notification
+
+ANY = "*"
+
+
+class PlanKey(NamedTuple):
+    """A launch plan; `*` as its version or its name stands for all of them."""
+
+    project: str
+    domain: str
+    name: str
+    version: str = ANY
+
+    def __str__(self) -> str:
+        version = "" if self.version == ANY else f"@{self.version}"
+        return f"{self.project}/{self.domain}/{self.name}{version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One notification and where it stands, in words: `options[0]`, `plans/train.yaml:12`."""
+
+    notification: Notification
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    """One launch plan's rules. An empty list is an answer too: nobody is told."""
+
+    key: PlanKey
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleBook:
+    """All launch plans' rules, as they stood when they were last read."""
+
+    plans: Mapping[PlanKey, PlanRules] = field(default_factory=dict)
+
+    def rules_for(self, event: Event) -> PlanRules | None:
+        """The rules that hold for the event's launch plan: those of the closest entry alone.
+
+        Closest first: this version, any version, any launch plan of the project and domain. An event
+        that doesn't say which launch plan it belongs to is served by the last alone.
+        """
+        return next((self.plans[key] for key in _closest_first(event) if key in self.plans), None)
+
+    def versions_of(self, plan: EntityId) -> list[str]:
+        """The versions of this launch plan that have rules, for telling people what they may have meant."""
+        return sorted(key.version for key in self.plans if key[:3] == (plan.project, plan.domain, plan.name))
+
+
+def _closest_first(event: Event) -> list[PlanKey]:
+    plan = event.launch_plan
+    if plan is None:
+        return [PlanKey(event.execution.project, event.execution.domain, ANY)]
+    return [
+        PlanKey(plan.project, plan.domain, plan.name, plan.version),
+        PlanKey(plan.project, plan.domain, plan.name),
+        PlanKey(plan.project, plan.domain, ANY),
+    ]

@@ -1,0 +1,185 @@
+"""The wiring: opens everything, runs the rooms side by side, and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+import structlog
+from channels.catalog import KINDS
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from channels.contract import Channel
+from channels.secret import reveal
+from dispatcher.clock import Clock, SystemClock
+from dispatcher.courier import Courier
+from dispatcher.errors import LedgerUnavailable
+from dispatcher.intake import Heard, Intake
+from dispatcher.kafka import KafkaSource
+from dispatcher.ledger import Ledger
+from dispatcher.plan import Planner
+from dispatcher.rendering import Renderer
+from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.settings import Settings
+from dispatcher.web.app import application
+from dispatcher.web.events import EventsPage
+from dispatcher.web.health import Question, ReadyPage
+from dispatcher.web.server import serving
+
+log = structlog.get_logger(__name__)
+
+LEDGER_PATIENCE = 30
+"""Seconds that a start waits for the ledger: a database that starts beside us is often a little later."""
+
+
+@dataclass(slots=True)
+class Service:
+    """The dispatcher, running. `run` returns when it has stopped; `stop` asks it to, twice to hurry it."""
+
+    settings: Settings
+    clock: Clock = field(default_factory=SystemClock)
+    rng: Random = field(default_factory=Random)
+    ready: Callable[[str | None], None] = lambda _: None
+    """Called once everything runs, with the base URL of the HTTP intake if there is one."""
+    heard: Callable[[Heard], None] = lambda _: None
+    """Told of every batch that is in the ledger."""
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _couriers: list[Courier] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Stop in order: take nothing more, finish what is in hand within the grace period. Called again: at once."""
+        if self._stopping.is_set():
+            self._abandon()
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Open everything, run until stopped, close everything.
+
+        Raises SettingsError, LedgerUnavailable or LedgerIncompatible where it can't start.
+        """
+        async with AsyncExitStack() as stack:
+            ledger = await stack.enter_async_context(_opened(self.settings.ledger.url))
+            channels = open_channels(self.settings)
+            for channel in channels.values():
+                stack.push_async_callback(channel.aclose)
+            rules = LaunchPlanFiles(self.settings.rules.launch_plans)
+            rules.load()
+            rules.tell_problems()
+            planner = make_planner(self.settings, channels)
+            self._couriers = [self._courier(name, channel, ledger, planner) for name, channel in channels.items()]
+            intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce)
+            source = KafkaSource(self.settings.kafka) if self.settings.kafka is not None else None
+            await self._run_rooms(intake, rules, source, ledger)
+
+    async def _run_rooms(
+        self, intake: Intake, rules: LaunchPlanFiles, source: KafkaSource | None, ledger: Ledger
+    ) -> None:
+        async with asyncio.TaskGroup() as rooms:
+            carrying = [rooms.create_task(courier.run(), name=f"courier {courier.name}") for courier in self._couriers]
+            taking = [rooms.create_task(rules.watch(self._stopping), name="rules")]
+            if source is not None:
+                taking.append(rooms.create_task(intake.run(source), name="kafka"))
+            async with self._web(intake, source, ledger) as url:
+                log.info("ready", http=url, channels=sorted(courier.name for courier in self._couriers))
+                self.ready(url)
+                await self._stopping.wait()
+                log.info("stopping", grace=self.settings.grace.total_seconds())
+                if source is not None:
+                    await source.stop()
+                await asyncio.wait(taking)
+            await self._drain(carrying)
+        log.info("stopped")
+
+    async def _drain(self, carrying: list[asyncio.Task[None]]) -> None:
+        """Let the couriers finish what they hold, for the grace period at most."""
+        for courier in self._couriers:
+            courier.stop()
+        if carrying:
+            _, late = await asyncio.wait(carrying, timeout=self.settings.grace.total_seconds())
+            if late:
+                log.warning("the grace period is over: what is still on its way is released")
+                self._abandon()
+
+    def _abandon(self) -> None:
+        for courier in self._couriers:
+            courier.abandon()
+
+    def _announce(self, heard: Heard) -> None:
+        owed = {delivery.channel for entry in heard.recorded for delivery in entry.deliveries}
+        for courier in self._couriers:
+            if courier.name in owed:
+                courier.ring()
+        self.heard(heard)
+
+    def _courier(self, name: str, channel: Channel, ledger: Ledger, planner: Planner) -> Courier:
+        section = self.settings.channel_sections[name]
+        return Courier(
+            name=name,
+            channel=channel,
+            ledger=ledger,
+            planner=planner,
+            policy=section.retry.policy(),
+            clock=self.clock,
+            rng=self.rng,
+            worker=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],
+            hands=section.concurrency,
+        )
+
+    @asynccontextmanager
+    async def _web(self, intake: Intake, source: KafkaSource | None, ledger: Ledger) -> AsyncIterator[str | None]:
+        http = self.settings.http
+        if http is None:
+            yield None
+            return
+        questions: dict[str, Question] = {"ledger": ledger.ping, "service": self._not_stopping}
+        if source is not None:
+            questions["kafka"] = source.trouble
+        events = EventsPage(intake.take, lambda: reveal(http.token, http.token_file))
+        async with serving(application(events, ReadyPage(questions)), *http.address) as url:
+            yield url
+
+    async def _not_stopping(self) -> str | None:
+        return "stopping" if self._stopping.is_set() else None
+
+
+def open_channels(settings: Settings) -> dict[str, Channel]:
+    """The channels that are switched on. Opens no connection."""
+    return {name: KINDS[name].open(section) for name, section in settings.channel_sections.items()}
+
+
+def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
+    """The planner over the configured channels and templates. Raises SettingsError for templates that can't be read."""
+    renderer = Renderer(settings.templates.path, console_url=settings.console_url)
+    fallbacks = {
+        name: section.fallback
+        for name, section in settings.channel_sections.items()
+        if getattr(section, "fallback", "none") != "none"
+    }
+    return Planner(
+        addresses={name: channel.address for name, channel in channels.items()},
+        fallbacks=fallbacks,
+        render=lambda channel, event, template: renderer.render(channel, event, template=template),
+    )
+
+
+@asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Ledger]:
+    """The ledger, opened: a database that starts beside us is often a little later, so try for a while."""
+    ledger = Ledger(url)
+    patiently = AsyncRetrying(
+        retry=retry_if_exception_type(LedgerUnavailable),
+        wait=wait_exponential(multiplier=0.2, max=3),
+        stop=stop_after_delay(LEDGER_PATIENCE),
+        before_sleep=lambda state: log.warning("waiting for the ledger", attempt=state.attempt_number),
+        reraise=True,
+    )
+    try:
+        await patiently(ledger.open)
+        yield ledger
+    finally:
+        await ledger.aclose()

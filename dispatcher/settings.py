@@ -1,0 +1,268 @@
+"""Every option, once: its name, its default, what it means. The only reader of the environment.
+
+A YAML file gives the options; each can also come from the environment, which wins:
+`kafka.bootstrap_servers` is `DISPATCHER__KAFKA__BOOTSTRAP_SERVERS`. Relative paths start at the file's folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from channels.catalog import KINDS
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from channels.secret import SecretFile, one_of
+from dispatcher.duration import Duration
+from dispatcher.errors import SettingsError
+from dispatcher.kafka import KafkaConfig
+from dispatcher.located import Document, Malformed, parse
+from dispatcher.retry import RetryPolicy
+
+PREFIX = "DISPATCHER__"
+CONFIG_VARIABLE = "DISPATCHER_CONFIG"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _split(value: Any) -> Any:
+    """Lists may be written with commas, as environment variables want them."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_split)]
+
+
+class HttpSettings(_Section):
+    """The HTTP intake and the health pages."""
+
+    listen: str = Field("127.0.0.1:8080", pattern=r"^.+:\d{1,5}$")
+    """HOST:PORT; port 0 takes a free one."""
+    token: SecretStr | None = None
+    """Bearer token that publishers must show; needed where `listen` is not loopback."""
+    token_file: SecretFile | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        one_of("token", self.token, self.token_file)
+        if self.token is None and self.token_file is None and not _loopback(self.address[0]):
+            raise ValueError(
+                "listen is not a loopback address: set token or token_file, or anyone could publish events"
+            )
+        return self
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class LedgerSettings(_Section):
+    """Where the durable truth lies."""
+
+    url: str = "sqlite+aiosqlite:///./dispatcher.db"
+    """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+
+
+class RulesSettings(_Section):
+    """Where the launch plans' rules come from."""
+
+    launch_plans: Paths = ()
+    """Files and folders of launch plans; read again when they change."""
+
+
+class TemplateSettings(_Section):
+    """Where templates come from besides the built-in ones."""
+
+    path: Paths = ()
+    """Folders laid out as the built-in `templates/`; a file here replaces the built-in one of its name."""
+
+
+class RetrySettings(_Section):
+    """How patient a channel is."""
+
+    initial: Duration = timedelta(seconds=2)
+    """The bound of the first wait; doubles with each attempt, and the wait is drawn below it."""
+    ceiling: Duration = timedelta(minutes=10)
+    """The bound never grows past this."""
+    deadline: Duration = timedelta(hours=24)
+    """Past this a delivery is dead."""
+
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(initial=self.initial, ceiling=self.ceiling, deadline=self.deadline)
+
+
+class Carriage(BaseModel):
+    """What every channel's section has beside the channel's own options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    retry: RetrySettings = RetrySettings()
+    concurrency: int = Field(20, ge=1, le=1000)
+    """How many messages are on their way at once."""
+
+
+def _channel_sections() -> type[BaseModel]:
+    """One optional section a channel, made from the catalog."""
+    sections: dict[str, Any] = {
+        name: (create_model(f"{name.title()}Settings", __base__=(Carriage, kind.config)) | None, None)
+        for name, kind in KINDS.items()
+    }
+    return create_model("ChannelSettings", __base__=_Section, **sections)
+
+
+_Channels = _channel_sections()
+
+
+class Settings(BaseSettings):
+    """The whole configuration. A section that is absent is switched off."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    kafka: KafkaConfig | None = None
+    http: HttpSettings | None = None
+    ledger: LedgerSettings = LedgerSettings()
+    rules: RulesSettings = RulesSettings()
+    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # made from the catalog above
+    templates: TemplateSettings = TemplateSettings()
+    console_url: str = ""
+    """Flyte's console, as `https://flyte.example.com/console`: messages link to the execution's page."""
+    grace: Duration = timedelta(seconds=20)
+    """How long a stop waits for messages that are on their way."""
+    log: Literal["json", "console", "auto"] = "auto"
+    """`auto`: readable at a terminal, JSON elsewhere."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    @property
+    def channel_sections(self) -> Mapping[str, Any]:
+        """The channels that are switched on, by name."""
+        sections = {name: getattr(self.channels, name) for name in KINDS}
+        return {name: section for name, section in sections.items() if section is not None}
+
+
+def load(path: Path | None) -> Settings:
+    """Read the settings from a file and the environment; without a file, from the environment alone.
+
+    Raises SettingsError: one readable message, a line for each problem, with file and line or the key.
+    """
+    path = path or _path_from_environment()
+    document = _read(path) if path is not None else Document({})
+    base = path.parent if path is not None else Path()
+    try:
+        return Settings(**_rooted(document.data or {}, base))
+    except ValidationError as error:
+        raise SettingsError("\n".join(_problems(error, document, path))) from None
+
+
+def _path_from_environment() -> Path | None:
+    given = os.environ.get(CONFIG_VARIABLE)  # noqa: TID251 - the one place
+    return Path(given) if given else None
+
+
+def _read(path: Path) -> Document:
+    try:
+        documents = parse(path.read_text(encoding="utf-8"))
+    except Malformed as error:
+        raise SettingsError(f"{path}:{error.line}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    if len(documents) > 1 or not isinstance(documents[0].data if documents else {}, dict | None):
+        raise SettingsError(f"{path}: the settings are one mapping: sections and their options")
+    return documents[0] if documents else Document({})
+
+
+def _rooted(data: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The file's options with its relative paths starting at its own folder, wherever we were started."""
+    return {name: _rooted_value(name, value, base) for name, value in data.items()}
+
+
+def _rooted_value(name: str, value: Any, base: Path) -> Any:
+    match name, value:
+        case "url", str() if value.startswith("sqlite") and ":///" in value:
+            driver, _, file = value.partition(":///")
+            return value if file == ":memory:" else f"{driver}:///{base / file}"
+        case (("launch_plans" | "path"), (str() | list())):
+            return [base / part for part in _split(value) if isinstance(part, str)]
+        case _, str() if name.endswith("_file"):
+            return base / value
+        case _, dict():
+            return _rooted(value, base)
+    return value
+
+
+def _problems(error: ValidationError, document: Document, path: Path | None) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        where = problem["loc"]
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown option{_meant(where)}"
+        elif problem["type"] == "missing":
+            message = "must be set"
+        lines.append(f"{_place(where, document, path)}{'.'.join(map(str, where))}: {message}")
+    return lines
+
+
+def _place(where: tuple[int | str, ...], document: Document, path: Path | None) -> str:
+    variable = PREFIX + "__".join(map(str, where)).upper()
+    if variable in os.environ or path is None:  # noqa: TID251 - to say whose option it was
+        return f"{variable}: " if variable in os.environ else ""  # noqa: TID251
+    return f"{path}:{document.line_of(where)}: "
+
+
+def _meant(where: tuple[int | str, ...]) -> str:
+    """A guess at what a misspelt option was meant to be."""
+    model: Any = Settings
+    for step in where[:-1]:
+        field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
+        model = _model_in(field.annotation) if field is not None else None
+    names = [info.alias or name for name, info in model.model_fields.items()] if model is not None else []
+    close = difflib.get_close_matches(str(where[-1]), names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}" if names else ""
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model in `Model` or `Model | None`."""
+    candidates = getattr(annotation, "__args__", (annotation,))
+    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

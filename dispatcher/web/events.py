@@ -1,0 +1,101 @@
+"""POST /events: CloudEvents over HTTP, binary and structured mode.
+
+The answer comes after the ledger's transaction: 202 means recorded, for good. Source: the CloudEvents
+HTTP protocol binding 1.0.2.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from dispatcher.decode import Headers
+from dispatcher.errors import LedgerUnavailable
+from dispatcher.intake import Heard
+
+LARGEST = 10 * 2**20
+"""Bytes of one event; Kafka's brokers refuse more than 1 MiB by default."""
+PATIENCE = "5"
+"""Seconds to wait before a publisher tries again, while the ledger is away."""
+
+Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[Heard]]
+
+
+class EventsPage:
+    """The intake over HTTP. Where a token is set, publishers must show it."""
+
+    def __init__(self, take: Take, token: Callable[[], str | None]) -> None:
+        self._take = take
+        self._token = token
+
+    async def post(self, request: Request) -> Response:
+        if not self._allowed(request):
+            return _problem(401, "show the token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+        try:
+            value = await _body(request)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        if value is None:
+            return _problem(413, f"an event may have {LARGEST} bytes")
+        try:
+            heard = await self._take([(_kafka_headers(request), value, "http")])
+        except LedgerUnavailable:
+            return _problem(503, "the ledger is away; nothing was recorded", {"Retry-After": PATIENCE})
+        return _answer(heard)
+
+    def _allowed(self, request: Request) -> bool:
+        token = self._token()
+        if token is None:
+            return True
+        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and secrets.compare_digest(shown.strip().encode(), token.encode())
+
+
+async def _body(request: Request) -> bytes | None:
+    """The body, or None where it is too large; it is never held in whole to find that out."""
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > LARGEST:
+            return None
+    return bytes(received)
+
+
+def _kafka_headers(request: Request) -> Headers:
+    """HTTP's `ce-type` is Kafka's `ce_type`. Other headers, among them the token, are not kept."""
+    kept = []
+    for name, value in request.headers.raw:
+        text = name.decode("latin-1").lower()
+        if text.startswith("ce-") or text == "content-type":
+            kept.append((text.replace("ce-", "ce_", 1), value))
+    return kept
+
+
+def _answer(heard: Heard) -> Response:
+    if heard.rejected:
+        refused = heard.rejected[0]
+        status = 202 if refused.event else 400  # an event without known rules is understood, and kept for a replay
+        return JSONResponse({"status": "rejected", "id": refused.id, "reason": refused.reason}, status)
+    if not heard.recorded:
+        return JSONResponse({"status": "ignored", "reason": "not a terminal phase change of a workflow"}, 202)
+    entry = heard.recorded[0]
+    known = entry.event.key in heard.new
+    return JSONResponse(
+        {
+            "status": "recorded" if known else "known",
+            "event": entry.event.key,
+            "verdict": entry.verdict,
+            "reason": entry.reason,
+            "deliveries": [delivery.key for delivery in entry.deliveries],
+        },
+        202,
+    )
+
+
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    body = orjson.dumps({"status": "error", "reason": detail})
+    return Response(body, status, headers, media_type="application/json")

@@ -1,0 +1,283 @@
+"""Bytes become an Event, or the reason why not; nothing else ever comes out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.decode import NATIVE, decode
+from dispatcher.decode.files import read_event_file, read_messages
+from dispatcher.encode import Format, write, write_lifecycle
+from dispatcher.errors import Unreadable
+from dispatcher.event import Event
+from dispatcher.phase import Phase
+from tests.support import samples
+from tests.support.builders import a_launch_plan, a_notification, an_event
+
+WORKFLOW_SAMPLES = [name for name in samples.NAMES if "-workflow-" in name]
+OTHER_SAMPLES = [name for name in samples.NAMES if "-workflow-" not in name]
+
+
+@pytest.mark.parametrize("name", WORKFLOW_SAMPLES)
+def test_every_workflow_sample_is_understood(name: str) -> None:
+    event = decode(*samples.sample(name))
+
+    assert event is not None
+    assert str(event.execution) == "flytesnacks/production/akx7b9q2vjt5fm4c8h2d"
+    assert event.phase.name.lower() == re.sub(r"-(enriched|structured)$", "", name).split("-", 2)[2]
+
+
+@pytest.mark.parametrize("name", OTHER_SAMPLES)
+def test_events_of_nodes_tasks_and_starts_are_not_ours(name: str) -> None:
+    assert decode(*samples.sample(name)) is None
+
+
+@pytest.mark.parametrize("name", OTHER_SAMPLES)
+def test_what_is_not_ours_is_dropped_by_its_type_before_its_value_is_parsed(name: str) -> None:
+    headers, _ = samples.sample(name)
+
+    assert decode(headers, b"\xff not even JSON") is None
+
+
+def test_v1_and_v2_tell_of_the_same_failure() -> None:
+    v1 = decode(*samples.sample("v1-workflow-failed"))
+    v2 = decode(*samples.sample("v2-workflow-failed"))
+
+    assert v1 == v2
+    assert v1 is not None
+    assert v1.error is not None
+    assert v1.error.kind == "USER"
+    assert "bad learning rate" in v1.error.message
+
+
+def test_structured_and_binary_mode_tell_the_same() -> None:
+    assert decode(*samples.sample("v2-workflow-failed-structured")) == decode(
+        *samples.sample("v2-workflow-failed-enriched")
+    )
+
+
+def test_an_enriched_event_names_its_launch_plan_principal_and_labels() -> None:
+    event = decode(*samples.sample("v2-workflow-failed-enriched"))
+
+    assert event is not None
+    assert str(event.launch_plan) == "flytesnacks/production/train.daily@v1.4.2"
+    assert event.principal == "jane.doe"
+    assert event.labels == {"team": "data-science"}
+
+
+def test_a_structured_event_that_lost_its_headers_is_known_by_its_envelope() -> None:
+    _, value = samples.sample("v2-workflow-failed-structured")
+
+    assert decode([], value) is not None
+
+
+def test_structured_data_may_be_base64() -> None:
+    _, value = samples.sample("v2-workflow-failed-structured")
+    envelope = json.loads(value)
+    envelope["data_base64"] = base64.b64encode(json.dumps(envelope.pop("data")).encode()).decode()
+
+    event = decode([("content-type", b"application/cloudevents+json")], json.dumps(envelope).encode())
+
+    assert event == decode(*samples.sample("v2-workflow-failed-structured"))
+
+
+NATIVE_HEADERS = [("ce_type", NATIVE.encode())]
+NATIVE_DATA = {
+    "execution": {"project": "p", "domain": "d", "name": "n"},
+    "phase": "FAILED",
+    "occurred_at": "2026-11-20T09:14:21Z",
+}
+
+
+def native(**changes: object) -> Event | None:
+    return decode(NATIVE_HEADERS, json.dumps({**NATIVE_DATA, **changes}).encode())
+
+
+def test_the_native_event_takes_every_field_of_flytekits_options() -> None:
+    event = native(
+        options={
+            "labels": {"values": {"team": "a"}},
+            "annotations": {"note": "b"},
+            "raw_output_data_config": {"output_location_prefix": "s3://x"},
+            "security_context": {"run_as": {"k8s_service_account": "sa"}},
+            "max_parallelism": 3,
+            "notifications": [{"phases": ["FAILED"], "email": {"recipients_email": ["a@example.com"]}}],
+            "disable_notifications": None,
+            "overwrite_cache": True,
+        }
+    )
+
+    assert event is not None
+    assert event.options is not None
+    assert event.options.labels == {"team": "a"}
+    assert event.options.disable_notifications is False
+    assert event.options.notifications[0].recipients == ("a@example.com",)
+
+
+def test_native_names_may_be_in_lower_camel_case() -> None:
+    event = native(
+        launchPlan={"project": "p", "domain": "d", "name": "lp"},
+        startedAt="2026-11-20T09:00:00Z",
+        options={"disableNotifications": True, "notifications": []},
+    )
+
+    assert event is not None
+    assert event.launch_plan is not None
+    assert event.started_at is not None
+    assert event.options is not None
+    assert event.options.disable_notifications
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"phase": "EXPLODED"}, "unknown phase 'EXPLODED'"),
+        ({"phase": 42}, "unknown phase 42"),
+        ({"phase": "UNDEFINED"}, "names no phase"),
+        ({"execution": None}, "execution: Field required"),
+        ({"execution": {"project": "p", "domain": "d"}}, "execution.name: Field required"),
+        ({"execution": {"project": "p", "domain": "d", "name": "a/b"}}, "execution.name"),
+        ({"execution": {"project": "p", "domain": "d", "name": "a\0b"}}, "execution.name"),
+        ({"occurred_at": "2026-11-20T09:14:21"}, "occurred_at: Input should have timezone info"),
+        ({"occurred_at": "yesterday"}, "occurred_at"),
+        ({"labels": ["a"]}, "labels"),
+        (
+            {"options": {"notifications": [{"phases": ["RUNNING"], "email": {"recipients_email": ["a@b.c"]}}]}},
+            "RUNNING is not a terminal phase",
+        ),
+        ({"options": {"notifications": [{"phases": [], "email": {"recipients_email": ["a@b.c"]}}]}}, "no phases"),
+        ({"options": {"notifications": [{"phases": ["FAILED"], "email": {"recipients_email": []}}]}}, "no recipients"),
+        (
+            {"options": {"notifications": [{"phases": ["FAILED"], "email": {"recipients_email": [" "]}}]}},
+            "an empty recipient",
+        ),
+        (
+            {"options": {"notifications": [{"phases": ["FAILED"], "fax": {"recipients_email": ["a@b.c"]}}]}},
+            "unknown channel 'fax'",
+        ),
+        ({"options": {"notifications": [{"phases": ["FAILED"]}]}}, "exactly one channel"),
+    ],
+)
+def test_an_event_that_makes_no_sense_is_refused_with_the_reason(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(Unreadable, match=re.escape(reason)):
+        native(**changes)
+
+
+@pytest.mark.parametrize(
+    ("headers", "value", "reason"),
+    [
+        ([], None, "the message is empty"),
+        ([], b"", "the message is empty"),
+        ([], b"{", "broken JSON"),
+        ([], b"\xff\xfe", "broken JSON"),
+        ([], b"[]", "a JSON object was expected"),
+        ([], b'{"a": 1}', "neither a ce_type header nor a structured envelope"),
+        (NATIVE_HEADERS, b"[]", "no JSON object"),
+        (NATIVE_HEADERS, b"[" * 100_000, "broken JSON"),
+        ([("ce_type", samples.sample("v1-workflow-failed")[0][3][1])], b"{}", "no event in the data"),
+        ([("ce_type", samples.sample("v2-workflow-failed")[0][3][1])], b"{}", "no rawEvent in the data"),
+        ([("content-type", b"application/cloudevents+json")], b'{"type": "' + NATIVE.encode() + b'"}', "has no data"),
+        (
+            [("content-type", b"application/cloudevents+json")],
+            b'{"type": "' + NATIVE.encode() + b'", "data_base64": "%%"}',
+            "not base64",
+        ),
+    ],
+)
+def test_noise_is_refused_with_the_reason(headers: list[tuple[str, bytes]], value: bytes | None, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        decode(headers, value)
+
+
+def test_half_a_surrogate_pair_does_not_lose_the_event() -> None:
+    value = json.dumps({**NATIVE_DATA, "error": {"message": "bad \ud83d"}}).encode()
+
+    event = decode(NATIVE_HEADERS, value)
+
+    assert event is not None
+    assert event.error is not None
+    assert event.error.message == "bad ?"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["ce_type", "content-type", "x"]), st.binary(max_size=40))),
+    st.none() | st.binary(),
+)
+def test_whatever_arrives_is_an_event_or_unreadable(headers: list[tuple[str, bytes]], value: bytes | None) -> None:
+    try:
+        decode(headers, value)
+    except Unreadable as error:
+        assert str(error)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["name", "phase", "x"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+KNOWN_FIELDS = [*Event.model_fields, "event", "rawEvent", "executionId", "launchPlanId", "type", "specversion", "data"]
+
+
+@given(st.dictionaries(st.sampled_from(KNOWN_FIELDS), json_values, max_size=4))
+def test_wrong_types_anywhere_are_unreadable_and_nothing_worse(data: dict[str, object]) -> None:
+    for headers in (
+        samples.sample("v1-workflow-failed")[0],
+        samples.sample("v2-workflow-failed")[0],
+        NATIVE_HEADERS,
+        [],
+    ):
+        try:
+            decode(headers, json.dumps({**NATIVE_DATA, **data}).encode())
+        except Unreadable as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize("form", [Format.FLYTE_V2, Format.NATIVE])
+def test_what_publish_writes_is_read_back_whole(form: Format) -> None:
+    event = an_event(
+        launch_plan=a_launch_plan(), principal="jane", labels={"team": "a"}, error={"message": "boom", "kind": "USER"}
+    )
+
+    written = write(event, form)
+
+    assert decode(written.headers, written.value) == event
+
+
+def test_options_are_written_in_flytes_shape() -> None:
+    event = an_event(options={"notifications": [a_notification("#a", channel="pagerduty").model_dump()]})
+
+    written = write(event, Format.NATIVE)
+
+    assert b'"pager_duty":{"recipients_email":["#a"]}' in written.value
+    assert decode(written.headers, written.value) == event
+
+
+@pytest.mark.parametrize("form", list(Format))
+def test_a_lifecycle_ends_in_the_given_phase_and_has_one_terminal_event(form: Format) -> None:
+    messages = list(write_lifecycle(an_event(Phase.ABORTED), form))
+    events = [event for message in messages if (event := decode(message.headers, message.value))]
+
+    assert [event.phase for event in events] == [Phase.QUEUED, Phase.RUNNING, Phase.ABORTING, Phase.ABORTED]
+    assert len(messages) > len(events) or form is Format.NATIVE
+
+
+@pytest.mark.parametrize("name", WORKFLOW_SAMPLES)
+def test_an_event_file_may_be_a_recorded_message(name: str) -> None:
+    assert read_event_file(samples.FOLDER / f"{name}.json") == decode(*samples.sample(name))
+
+
+def test_messages_in_a_file_are_read_line_by_line_and_a_bad_line_is_named(tmp_path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(json.dumps(NATIVE_DATA) + "\n\n" + "{oops}\n")
+    messages = read_messages(file)
+
+    assert decode(*next(messages)) is not None
+    with pytest.raises(Unreadable, match="line 3: broken JSON"):
+        next(messages)

@@ -1,0 +1,291 @@
+"""The ledger's promises, on real SQLite and real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels.contract import Answer, Receipt
+from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
+from dispatcher.event import Event
+from dispatcher.ledger import Filter, Ledger, Recorded, Rejected, Settlement
+from tests.support.builders import NOW, SECOND, a_delivery, an_event
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
+    async with Ledger(ledger_url) as opened:
+        yield opened
+
+
+def heard(*deliveries: Delivery, event: Event | None = None) -> Recorded:
+    return Recorded(
+        event=event or an_event(),
+        position="flyte-cloudevents/0@7",
+        verdict="owed",
+        reason="1 rule matched",
+        considered=[],
+        deliveries=deliveries,
+    )
+
+
+def refused(identity: str = "a", **changes: Any) -> Rejected:
+    facts: dict[str, Any] = {
+        "id": identity,
+        "position": "t/0@1",
+        "received_at": NOW,
+        "reason": "broken JSON",
+        "headers": [("ce_type", b"\xff")],
+        "body": b"\0\xff",
+        "size": 2,
+        **changes,
+    }
+    return Rejected(**facts)
+
+
+async def claim(
+    ledger: Ledger, limit: int = 10, *, lease: str = "me", now=NOW, lasting: timedelta = MINUTE
+) -> list[Delivery]:
+    return await ledger.claim("email", limit, lease=lease, until=now + lasting, now=now)
+
+
+def ended(delivery: Delivery, outcome: Sent | Retry | Dead, *follow_ups: Delivery) -> Settlement:
+    return Settlement(delivery=delivery, outcome=outcome, started_at=NOW, ended_at=NOW + SECOND, follow_ups=follow_ups)
+
+
+SENT = Sent(Receipt(answer=Answer("250", "queued as 42"), reference={"message_id": "<1@x>"}))
+
+
+async def test_what_is_recorded_can_be_claimed_as_it_was(ledger: Ledger) -> None:
+    delivery = a_delivery(content={"subject": "größer", "html": "<p>" * 1000})
+
+    new = await ledger.record([heard(delivery)], [], now=NOW)
+
+    assert new == {an_event().key}
+    assert await claim(ledger) == [replace(delivery, attempt=1, lease="me", due_at=NOW + MINUTE)]
+
+
+async def test_the_same_event_again_adds_nothing(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+
+    again = await ledger.record([heard(a_delivery(to="somebody-else@example.com"))], [], now=NOW + MINUTE)
+
+    assert again == frozenset()
+    assert len(await ledger.find(Filter(), limit=10)) == 1
+
+
+async def test_the_same_event_twice_in_one_batch_counts_once(ledger: Ledger) -> None:
+    new = await ledger.record([heard(a_delivery()), heard(a_delivery(to="late@example.com"))], [], now=NOW)
+
+    assert len(new) == 1
+    (filed,) = await ledger.find(Filter(), limit=10)
+    assert filed.delivery.recipients == ("dev-team@example.com",)
+
+
+async def test_two_replicas_recording_the_same_batch_make_one(ledger: Ledger, ledger_url: str) -> None:
+    events = [an_event(name=f"e{number}") for number in range(50)]
+    batch = [heard(a_delivery(event), event=event) for event in events]
+    async with Ledger(ledger_url) as other:
+        one, two = await asyncio.gather(
+            ledger.record(batch, [], now=NOW), other.record(list(reversed(batch)), [], now=NOW)
+        )
+
+    assert len(one) + len(two) == 50
+    assert not one & two
+    assert len(await ledger.find(Filter(), limit=100)) == 50
+
+
+async def test_a_claimed_delivery_is_nobody_elses_until_its_lease_runs_out(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    await claim(ledger)
+
+    assert await claim(ledger, lease="other", now=NOW + MINUTE - SECOND) == []
+    (taken,) = await claim(ledger, lease="other", now=NOW + MINUTE)
+    assert (taken.attempt, taken.lease, taken.doubtful) == (2, "other", True)
+
+
+async def test_a_worker_that_lost_its_lease_cannot_settle(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    (lost,) = await claim(ledger)
+    (taken,) = await claim(ledger, lease="other", now=NOW + MINUTE)
+
+    assert not await ledger.settle(ended(lost, Dead("no"), a_delivery(to="fallback@example.com")))
+    assert await ledger.settle(ended(taken, SENT))
+    (filed,) = await ledger.find(Filter(), limit=10)
+    assert filed.delivery.state is State.SENT
+    assert [attempt.number for attempt in await ledger.history(lost.key)] == [1, 2]
+
+
+async def test_the_same_worker_cannot_settle_an_attempt_whose_lease_it_lost_to_itself(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    (first,) = await claim(ledger)
+    await claim(ledger, now=NOW + MINUTE)
+
+    assert not await ledger.settle(ended(first, Dead("too late")))
+
+
+async def test_claims_never_exceed_their_limit_and_never_overlap(ledger: Ledger) -> None:
+    events = [an_event(name=f"e{number}") for number in range(60)]
+    await ledger.record([heard(a_delivery(event), event=event) for event in events], [], now=NOW)
+
+    claims = await asyncio.gather(*(claim(ledger, 10, lease=f"w{worker}") for worker in range(8)))
+
+    assert all(len(taken) <= 10 for taken in claims)
+    keys = [delivery.key for taken in claims for delivery in taken]
+    assert len(keys) == len(set(keys)) == 60
+
+
+async def test_the_oldest_due_is_taken_first_and_what_is_not_due_waits(ledger: Ledger) -> None:
+    deliveries = [a_delivery(to=f"{number}@example.com", due_at=NOW - number * SECOND) for number in (0, 5, -5)]
+    await ledger.record([heard(*deliveries)], [], now=NOW)
+
+    assert [delivery.recipients for delivery in await claim(ledger, 1)] == [("5@example.com",)]
+    assert [delivery.recipients for delivery in await claim(ledger, 5)] == [("0@example.com",)]
+    assert await ledger.next_due("email") == NOW + 5 * SECOND
+
+
+async def test_a_retry_is_due_when_it_says_and_keeps_its_doubt(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    (delivery,) = await claim(ledger)
+    await ledger.settle(ended(delivery, Retry(NOW + 9 * SECOND, "greylisted", Answer("451", "later"), doubtful=True)))
+
+    assert await claim(ledger, now=NOW + 8 * SECOND) == []
+    (again,) = await claim(ledger, now=NOW + 9 * SECOND)
+    assert (again.attempt, again.doubtful, again.reason) == (2, True, "greylisted")
+    (attempt,) = await ledger.history(delivery.key)
+    assert (attempt.outcome, attempt.status, attempt.answer, attempt.latency) == ("unknown", "451", "later", SECOND)
+
+
+async def test_a_sure_failure_leaves_no_doubt(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    (delivery,) = await claim(ledger)
+    await ledger.settle(ended(delivery, Retry(NOW, "connection refused")))
+
+    (again,) = await claim(ledger)
+    assert not again.doubtful
+
+
+async def test_a_settled_delivery_is_not_claimed_again(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
+    one, other = await claim(ledger)
+    await ledger.settle(ended(one, SENT))
+    await ledger.settle(ended(other, Dead("550 no such user")))
+
+    assert await claim(ledger, now=NOW + 100 * MINUTE) == []
+    assert await ledger.next_due("email") is None
+    assert await ledger.counts() == {("email", State.SENT): 1, ("email", State.DEAD): 1}
+
+
+async def test_follow_ups_are_written_with_the_settlement(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    (delivery,) = await claim(ledger)
+
+    await ledger.settle(ended(delivery, SENT, a_delivery(to="refused@example.com", state=State.DEAD, reason="550")))
+
+    (dead,) = await ledger.find(Filter(states=frozenset({State.DEAD})), limit=5)
+    assert dead.delivery.reason == "550"
+
+
+async def test_many_settlements_at_once_are_all_written(ledger: Ledger) -> None:
+    events = [an_event(name=f"e{number}") for number in range(40)]
+    await ledger.record([heard(a_delivery(event), event=event) for event in events], [], now=NOW)
+    claimed = await claim(ledger, 40)
+
+    held = await asyncio.gather(*(ledger.settle(ended(delivery, SENT)) for delivery in claimed))
+
+    assert held == [True] * 40
+    assert await ledger.counts() == {("email", State.SENT): 40}
+
+
+async def test_a_cancelled_settle_does_not_lose_the_others(ledger: Ledger) -> None:
+    events = [an_event(name=f"e{number}") for number in range(20)]
+    await ledger.record([heard(a_delivery(event), event=event) for event in events], [], now=NOW)
+    tasks = [asyncio.create_task(ledger.settle(ended(delivery, SENT))) for delivery in await claim(ledger, 20)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [True] * 19
+
+
+async def test_a_released_delivery_is_due_at_once_and_its_attempt_is_uncounted(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    (delivery,) = await claim(ledger)
+
+    await ledger.release(replace(delivery, doubtful=True), now=NOW)
+
+    (again,) = await claim(ledger, lease="other")
+    assert (again.attempt, again.doubtful) == (1, True)
+
+
+async def test_deliveries_are_found_by_state_channel_execution_time_and_key(ledger: Ledger) -> None:
+    one, two = an_event(name="one"), an_event(name="on")
+    slack = a_delivery(two, channel="slack", to="#a", created_at=NOW + MINUTE)
+    await ledger.record([heard(a_delivery(one), event=one), heard(slack, event=two)], [], now=NOW)
+
+    async def found(**wanted: Any) -> list[str]:
+        return [filed.delivery.channel for filed in await ledger.find(Filter(**wanted), limit=10)]
+
+    assert await found() == ["slack", "email"]
+    assert await found(channel="slack") == ["slack"]
+    assert await found(execution="flytesnacks/production/on") == ["slack"]
+    assert await found(since=NOW + SECOND) == ["slack"]
+    assert await found(states=frozenset({State.DEAD})) == []
+    assert await found(keys=[slack.key[:10]]) == ["slack"]
+
+
+async def test_events_come_back_as_they_were(ledger: Ledger) -> None:
+    event = an_event(labels={"team": "a"}, error={"message": "boom\0\x1b[31m", "kind": "USER"})
+    await ledger.record([heard(event=event)], [], now=NOW)
+
+    assert await ledger.event(event.key) == event
+    assert await ledger.event("no/such/event/FAILED") is None
+
+
+async def test_rejected_messages_are_kept_once_with_their_bytes(ledger: Ledger) -> None:
+    big = refused("big", body=b"x" * 100_000, size=100_000, received_at=NOW + SECOND, reason="nul \0 inside")
+
+    await ledger.record([], [refused(), big], now=NOW)
+    await ledger.record([], [refused(), big], now=NOW)
+
+    newest, oldest = await ledger.find_rejected(limit=10)
+    assert (newest.id, len(newest.body), newest.size, newest.whole) == ("big", 65536, 100_000, False)
+    assert oldest == refused()
+    assert await ledger.find_rejected(limit=10, id_starts="b") == [newest]
+
+
+async def test_whom_an_event_told_is_known(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery(), a_delivery(channel="slack", to="#a"))], [], now=NOW)
+
+    assert await ledger.told(an_event().key) == {("email", "dev-team@example.com"), ("slack", "#a")}
+
+
+async def test_times_keep_their_moment_whatever_zone_they_came_in(ledger: Ledger) -> None:
+    from datetime import timezone
+
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
+    await ledger.record([heard(a_delivery(created_at=elsewhere, due_at=elsewhere))], [], now=NOW)
+
+    (filed,) = await ledger.find(Filter(), limit=1)
+    assert filed.delivery.created_at == NOW
+    assert filed.delivery.created_at.utcoffset() == timedelta(0)

@@ -1,0 +1,1 @@
+"""What the tests stand on: scripted servers, brokers, the manual clock, builders."""

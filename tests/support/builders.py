@@ -1,0 +1,71 @@
+"""Events, rules and deliveries for tests: name what matters, the rest is filled in."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dispatcher.delivery import Delivery, delivery_key
+from dispatcher.event import EntityId, Event, ExecutionId, Options
+from dispatcher.notification import Notification
+from dispatcher.phase import Phase
+from dispatcher.rules import Rule
+
+NOW = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)
+
+
+def an_execution(
+    name: str = "akx7b9q2vjt5fm4c8h2d", project: str = "flytesnacks", domain: str = "production"
+) -> ExecutionId:
+    return ExecutionId(project=project, domain=domain, name=name)
+
+
+def a_launch_plan(name: str = "train.daily", version: str = "v1.4.2") -> EntityId:
+    return EntityId(project="flytesnacks", domain="production", name=name, version=version)
+
+
+def an_event(
+    phase: Phase = Phase.FAILED,
+    *,
+    name: str = "akx7b9q2vjt5fm4c8h2d",
+    launch_plan: EntityId | None = None,
+    options: Options | None = None,
+    **facts: Any,
+) -> Event:
+    return Event(
+        execution=an_execution(name), phase=phase, occurred_at=NOW, launch_plan=launch_plan, options=options, **facts
+    )
+
+
+def a_notification(
+    *recipients: str, channel: str = "email", phases: tuple[Phase, ...] = (Phase.FAILED,)
+) -> Notification:
+    return Notification(phases=phases, channel=channel, recipients=recipients or ("dev-team@example.com",))
+
+
+def a_rule(
+    *recipients: str, channel: str = "email", phases: tuple[Phase, ...] = (Phase.FAILED,), source: str = "test"
+) -> Rule:
+    return Rule(a_notification(*recipients, channel=channel, phases=phases), source)
+
+
+def a_delivery(
+    event: Event | None = None, *, channel: str = "email", to: str = "dev-team@example.com", **facts: Any
+) -> Delivery:
+    event = event or an_event()
+    given: dict[str, Any] = {
+        "key": delivery_key(event.key, channel, (to,)),
+        "event": event.key,
+        "channel": channel,
+        "recipients": (to,),
+        "addresses": (to,),
+        "content": {"subject": "failed"},
+        "rule": "test",
+        "created_at": NOW,
+        "due_at": NOW,
+        **facts,
+    }
+    return Delivery(**given)
+
+
+SECOND = timedelta(seconds=1)
