@@ -144,7 +144,7 @@ class Courier:
         try:
             held = await patiently(self._write, delivery, outcome, started, ended)
         except RetryError:
-            log.error("an ending could not be written: the delivery will be tried again", delivery=delivery.key)  # noqa: TRY400 - said in full
+            log.error("an ending could not be written: the delivery will be tried again", delivery=delivery.key)
             return
         if not held:
             log.warning("the lease had run out: another worker's word counts", delivery=delivery.key)
@@ -176,7 +176,7 @@ class Courier:
 
 def _tell(delivery: Delivery, outcome: Outcome) -> None:
     facts = {
-        "event": delivery.event,
+        "execution": delivery.event,
         "channel": delivery.channel,
         "delivery": delivery.key,
         "attempt": delivery.attempt,

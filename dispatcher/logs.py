@@ -7,6 +7,12 @@ import sys
 from typing import Literal
 
 import structlog
+import structlog.tracebacks
+
+
+_tracebacks = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)  # locals hold tokens and addresses
+)
 
 
 def configure(form: Literal["json", "console", "auto"], *, level: int = logging.INFO) -> None:
@@ -20,9 +26,9 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
         structlog.processors.UnicodeDecoder(),
     ]
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if readable
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [_tracebacks, structlog.processors.JSONRenderer()]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 import structlog
-from channels.catalog import KINDS
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from channels.catalog import KINDS
 from channels.contract import Channel
 from channels.secret import reveal
 from dispatcher.clock import Clock, SystemClock
@@ -90,7 +90,7 @@ class Service:
                 await self._stopping.wait()
                 log.info("stopping", grace=self.settings.grace.total_seconds())
                 if source is not None:
-                    await source.stop()
+                    source.stop()
                 await asyncio.wait(taking)
             await self._drain(carrying)
         log.info("stopped")

@@ -24,7 +24,13 @@ NATIVE = "dispatcher.execution.phase_changed.v1"
 _FACTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {flyte.V1: flyte.v1, flyte.V2: flyte.v2, NATIVE: dict}
 _OURS = {kind.encode(): kind for kind in _FACTS}
 
-__all__ = ["NATIVE", "Headers", "decode"]
+__all__ = ["NATIVE", "Headers", "decode", "is_foreign"]
+
+
+def is_foreign(headers: Headers) -> bool:
+    """Whether a glance at the headers tells that the message is of another type. Costs next to nothing."""
+    header = type_header(headers)
+    return header is not None and header not in _OURS
 
 
 def decode(headers: Headers, value: bytes | None) -> Event | None:

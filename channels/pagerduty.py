@@ -1,0 +1,163 @@
+"""PagerDuty's Events API v2. The client library blocks, so it works on threads of its own.
+
+Limits and answers: PagerDuty's developer documentation, "Events API v2 overview" and "Rate limits".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from channels.contract import EXCERPT, Answer, ChannelError, Later, Message, Never, Receipt, Unknown, Unserved, Wire
+from channels.retry_after import retry_after
+from channels.secret import SecretFile, one_of, reveal
+
+if TYPE_CHECKING:
+    from channels._events_api import Reply, Session
+
+LARGEST = 512 * 1024
+"""Bytes of one event."""
+LONGEST_KEY = 255
+MASK = "********"
+
+
+class PagerDutyService(BaseModel):
+    """A service's Events API v2 integration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    routing_key: SecretStr | None = None
+    routing_key_file: SecretFile | None = None
+    severity: Literal["critical", "error", "warning", "info"] | None = None
+    """Instead of what the template says."""
+
+    @model_validator(mode="after")
+    def _has_a_key(self) -> Self:
+        one_of("routing_key", self.routing_key, self.routing_key_file)
+        if self.routing_key is None and self.routing_key_file is None:
+            raise ValueError("give routing_key or routing_key_file: the integration key of the service's Events API v2")
+        return self
+
+
+class PagerDutyConfig(BaseModel):
+    """The services, by the names that launch plans use for them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    events_url: str = Field("https://events.pagerduty.com", pattern=r"^https?://\S+$")
+    """`https://events.eu.pagerduty.com` for the EU region."""
+    services: Mapping[str, PagerDutyService] = Field(default_factory=dict)
+    fallback: Literal["email", "none"] = "none"
+    """Where a recipient goes that is no service here."""
+    timeout: float = Field(20, gt=0, le=100)
+    """Seconds to wait for an answer."""
+    connections: int = Field(8, ge=1, le=100)
+    """Threads, each with a connection of its own."""
+
+
+class PagerDutyChannel:
+    """Events for services. Content: the event without routing_key and dedup_key."""
+
+    def __init__(self, config: PagerDutyConfig) -> None:
+        self._config = config
+        self._threads = ThreadPoolExecutor(config.connections, thread_name_prefix="pagerduty")
+        self._own = threading.local()
+        self._sessions: list[Session] = []
+
+    def address(self, recipient: str) -> str:
+        if recipient not in self._config.services:
+            raise Unserved("no such PagerDuty service here: add it to channels.pagerduty.services")
+        return recipient
+
+    def destination(self, recipients: tuple[str, ...]) -> str:
+        return recipients[0]
+
+    def wire(self, message: Message) -> Wire:
+        event = {"routing_key": MASK, **self._event(message)}
+        return Wire("application/json", orjson.dumps(event, option=orjson.OPT_INDENT_2))
+
+    async def send(self, message: Message) -> Receipt:
+        from channels._events_api import NoAnswer, Unreachable  # noqa: PLC0415 - kept out of the command line's start
+
+        service = self._config.services.get(message.recipients[0])
+        if service is None:
+            raise Unserved("no such PagerDuty service here any more: add it to channels.pagerduty.services")
+        try:
+            key = reveal(service.routing_key, service.routing_key_file) or ""
+        except OSError as error:
+            raise Later(f"the routing key's file can't be read: {error.strerror}") from None
+        event = self._event(message)
+        try:
+            reply = await asyncio.get_running_loop().run_in_executor(self._threads, self._post, key, event)
+        except Unreachable as error:
+            raise Later(f"PagerDuty can't be reached: {error}", everyone=True) from None
+        except NoAnswer as error:
+            raise Unknown(f"PagerDuty did not answer: {error}; it may have taken the event") from None
+        return _receipt(reply, event["dedup_key"], key)
+
+    async def aclose(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for session in self._sessions:
+            session.close()
+
+    def _post(self, routing_key: str, event: Mapping[str, Any]) -> Reply:
+        from channels._events_api import Session  # noqa: PLC0415
+
+        session: Session | None = getattr(self._own, "session", None)
+        if session is None:
+            session = self._own.session = Session(self._config.events_url, self._config.timeout)
+            self._sessions.append(session)
+        return session.post("/v2/enqueue", routing_key, event)
+
+    def _event(self, message: Message) -> dict[str, Any]:
+        event = dict(message.content)
+        event["dedup_key"] = message.key[:LONGEST_KEY]
+        service = self._config.services.get(message.recipients[0])
+        if service is not None and service.severity is not None and "payload" in event:
+            event["payload"] = {**event["payload"], "severity": service.severity}
+        return _within_limit(event)
+
+
+def _within_limit(event: dict[str, Any]) -> dict[str, Any]:
+    """An event that is too large loses its details first: who is paged needs the summary."""
+    if len(orjson.dumps(event)) <= LARGEST - 1024 or "payload" not in event:
+        return event
+    details = {"note": "the details were too large for PagerDuty and were left out"}
+    return {**event, "payload": {**event["payload"], "custom_details": details}}
+
+
+def _receipt(reply: Reply, dedup_key: str, routing_key: str) -> Receipt:
+    """Read the answer. Raises the ChannelError that it means."""
+    text = " ".join(reply.text.split()).replace(routing_key, MASK)[:EXCERPT]
+    answer = Answer(str(reply.status), text)
+    if reply.status == 202:
+        return Receipt(answer=answer, reference={"dedup_key": dedup_key})
+    raise _error(reply, answer)
+
+
+def _error(reply: Reply, answer: Answer) -> ChannelError:
+    match reply.status:
+        case 400 | 413:
+            return Never(
+                f"PagerDuty refused the event: {answer.text or reply.status}; check the service's routing key",
+                answer=answer,
+            )
+        case 401 | 403 | 404:
+            return Never(
+                f"PagerDuty answered {reply.status}: check channels.pagerduty.events_url and the routing key",
+                answer=answer,
+            )
+        case 429:
+            wish = retry_after(reply.headers)
+            return Later("PagerDuty takes no more events of this service for now", answer=answer, retry_after=wish)
+        case status if status >= 500:
+            wish = retry_after(reply.headers)
+            return Later(f"PagerDuty is in trouble: {status}", answer=answer, retry_after=wish, everyone=True)
+        case status:
+            return Unknown(f"PagerDuty gave an answer that means nothing to us: {status}", answer=answer)

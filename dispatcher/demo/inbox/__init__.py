@@ -1,0 +1,87 @@
+"""The inbox: a mail relay, a Slack and a PagerDuty on loopback, and a page on which what arrived can be looked at.
+
+They answer as the real ones do and refuse what those would refuse. The tests use them too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from dispatcher.demo.inbox.mail import Mail, MailReceiver
+from dispatcher.demo.inbox.page import InboxPage
+from dispatcher.demo.inbox.pagerduty import Incident, PagerDutyReceiver
+from dispatcher.demo.inbox.slack import Conversation, SlackMessage, SlackReceiver
+from dispatcher.web.server import serving
+
+__all__ = ["Conversation", "Inbox", "MailReceiver", "PagerDutyReceiver", "SlackReceiver"]
+
+Arrival = Mail | SlackMessage | Incident
+
+
+@dataclass(slots=True)
+class Inbox:
+    """All three receivers and the page, open while the block lasts."""
+
+    mail: MailReceiver = field(default_factory=MailReceiver)
+    slack: SlackReceiver = field(default_factory=SlackReceiver)
+    pagerduty: PagerDutyReceiver = field(default_factory=PagerDutyReceiver)
+    port: int = 0
+    """Of the page; 0 takes a free one."""
+    seen: Callable[[Arrival], None] = lambda _: None
+    """Told of each arrival."""
+    arrivals: list[Arrival] = field(default_factory=list)
+    """Everything, in order; an incident once for each event that it took."""
+    url: str = ""
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def slack_url(self) -> str:
+        return f"{self.url}/slack/api/"
+
+    @property
+    def pagerduty_url(self) -> str:
+        return f"{self.url}/pagerduty"
+
+    async def __aenter__(self) -> Self:
+        for receiver in (self.mail, self.slack, self.pagerduty):
+            receiver.arrived = self._take
+        app = Starlette(
+            routes=[
+                Mount("/slack", routes=self.slack.routes()),
+                Mount("/pagerduty", routes=self.pagerduty.routes()),
+                *InboxPage(self.arrivals).routes(),
+            ]
+        )
+        await self._stack.enter_async_context(self.mail)
+        self.url = await self._stack.enter_async_context(serving(app, "127.0.0.1", self.port))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def until(self, enough: Callable[[Self], bool], *, seconds: float) -> bool:
+        """Wait until enough has arrived; False where it hasn't in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not enough(self):
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _take(self, arrival: Arrival) -> None:
+        self.arrivals.append(arrival)
+        self.seen(arrival)
+        self._more.set()

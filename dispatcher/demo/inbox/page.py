@@ -1,0 +1,88 @@
+"""The page on which arrivals can be looked at, drawn as their readers would see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from dispatcher.demo.inbox.mail import Mail
+from dispatcher.demo.inbox.pagerduty import Incident
+from dispatcher.demo.inbox.slack import SlackMessage
+from dispatcher.drawing import STYLE, draw
+
+_PAGES = Path(__file__).parent / "pages"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+class InboxPage:
+    """`/` shows everything, newest first; `/list` is its inner part, fetched again by the page's script."""
+
+    def __init__(self, arrivals: Sequence[Any]) -> None:
+        self._arrivals = arrivals
+        self._templates = Environment(
+            loader=FileSystemLoader(_PAGES),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def routes(self) -> list[Route]:
+        return [Route("/", self._whole), Route("/list", self._list), Route("/inbox.js", self._script)]
+
+    async def _whole(self, _: Request) -> Response:
+        return self._page("inbox.html.j2", style=STYLE)
+
+    async def _list(self, _: Request) -> Response:
+        return self._page("list.html.j2")
+
+    async def _script(self, _: Request) -> Response:
+        return Response((_PAGES / "inbox.js").read_bytes(), media_type="text/javascript", headers=_HEADERS)
+
+    def _page(self, template: str, **more: str) -> Response:
+        shown = [_shown(index, arrival) for index, arrival in enumerate(self._arrivals)]
+        newest_first = [item for item in reversed(shown) if item]
+        html = self._templates.get_template(template).render(items=newest_first, **more)
+        return HTMLResponse(html, headers=_HEADERS)
+
+
+def _shown(index: int, arrival: Mail | SlackMessage | Incident) -> Mapping[str, Any]:
+    match arrival:
+        case Mail():
+            return {
+                "id": index,
+                "kind": "mail",
+                "title": arrival.subject,
+                "to": ", ".join(arrival.recipients),
+                "html": arrival.part("html"),
+                "text": arrival.part("plain"),
+                "source": arrival.raw.decode(errors="replace"),
+            }
+        case SlackMessage():
+            return {
+                "id": index,
+                "kind": "slack",
+                "title": arrival.body.get("text", ""),
+                "to": arrival.name if arrival.name.startswith("@") else f"#{arrival.name}",
+                "drawn": draw("slack", arrival.body),
+            }
+        case Incident():
+            return {
+                "id": index,
+                "kind": "pagerduty",
+                "title": arrival.events[0].get("payload", {}).get("summary", ""),
+                "to": arrival.service,
+                "status": arrival.status,
+                "merged": len(arrival.events),
+                "drawn": draw("pagerduty", arrival.events[0]),
+            }

@@ -1,0 +1,130 @@
+"""A local PagerDuty: the Events API v2, with the real one's checks and answers.
+
+Rules: PagerDuty's "Events API v2 overview" and its OpenAPI document: 202 for what is taken, 400 with a
+list of errors, incidents merged by routing key and dedup key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dispatcher.demo.inbox.script import Script
+from dispatcher.rendering.limits import PAGERDUTY_EVENT, PAGERDUTY_SUMMARY
+
+_ACTIONS = {"trigger", "acknowledge", "resolve"}
+_SEVERITIES = {"critical", "error", "warning", "info"}
+
+
+@dataclass(slots=True)
+class Incident:
+    """An incident and the events that were merged into it."""
+
+    service: str
+    dedup_key: str
+    status: str
+    events: list[Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class PagerDutyReceiver:
+    """The account. `services`: routing key -> the service's name."""
+
+    services: Mapping[str, str] = field(default_factory=dict)
+    incidents: list[Incident] = field(default_factory=list)
+    requests: int = 0
+    script: Script = field(default_factory=Script)
+    arrived: Callable[[Incident], None] = lambda _: None
+
+    def routes(self) -> list[Route]:
+        return [Route("/v2/enqueue", self._answer, methods=["POST"])]
+
+    async def _answer(self, request: Request) -> Response:
+        self.requests += 1
+        return await self.script.play(request, self._behave)
+
+    async def _behave(self, request: Request) -> Response:
+        body = await request.body()
+        errors = list(self._errors(body))
+        if errors:
+            refusal = {"status": "invalid event", "message": "Event object is invalid", "errors": errors}
+            return JSONResponse(refusal, 400)
+        event = orjson.loads(body)
+        key = event.get("dedup_key") or f"generated-{self.requests}"
+        self._merge(event, key)
+        return JSONResponse({"status": "success", "message": "Event processed", "dedup_key": key}, 202)
+
+    def _errors(self, body: bytes) -> Iterator[str]:
+        if len(body) > PAGERDUTY_EVENT:
+            yield "Event size exceeds 512 KB"
+            return
+        try:
+            event = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            yield "Body is not valid JSON"
+            return
+        if not re.fullmatch(r"[0-9a-zA-Z]{32}", str(event.get("routing_key", ""))):
+            yield "'routing_key' is invalid"
+        elif event["routing_key"] not in self.services:
+            yield "Invalid routing key"
+        if event.get("event_action") not in _ACTIONS:
+            yield "'event_action' is invalid"
+        if len(str(event.get("dedup_key", ""))) > 255:
+            yield "'dedup_key' must not be longer than 255 characters"
+        if event.get("event_action") == "trigger":
+            yield from _payload_errors(event.get("payload"))
+        for link in event.get("links", ()):
+            if not isinstance(link, dict) or not str(link.get("href", "")).startswith(("https://", "http://")):
+                yield "'links' must have an href"
+
+    def _merge(self, event: Mapping[str, Any], key: str) -> None:
+        service = self.services[event["routing_key"]]
+        told = {name: value for name, value in event.items() if name != "routing_key"}
+        opened = next(
+            (
+                one
+                for one in self.incidents
+                if (one.service, one.dedup_key) == (service, key) and one.status != "resolved"
+            ),
+            None,
+        )
+        if opened is None:
+            if event["event_action"] != "trigger":
+                return  # nothing to acknowledge or resolve: PagerDuty drops it
+            opened = Incident(service, key, "triggered", [])
+            self.incidents.append(opened)
+        opened.events.append(told)
+        opened.status = {"acknowledge": "acknowledged", "resolve": "resolved"}.get(event["event_action"], opened.status)
+        self.arrived(opened)
+
+
+def _payload_errors(payload: Any) -> Iterator[str]:
+    if not isinstance(payload, dict):
+        yield "'payload' is missing or blank"
+        return
+    summary = payload.get("summary")
+    if not isinstance(summary, str) or not summary:
+        yield "'payload.summary' is missing or blank"
+    elif len(summary.encode("utf-16-le", "surrogatepass")) // 2 > PAGERDUTY_SUMMARY:
+        yield f"'payload.summary' must not be longer than {PAGERDUTY_SUMMARY} characters"
+    if not payload.get("source"):
+        yield "'payload.source' is missing or blank"
+    if payload.get("severity") not in _SEVERITIES:
+        yield "'payload.severity' is invalid (must be one of the following: 'critical', 'warning', 'error' or 'info')"
+    if "timestamp" in payload and not _zoned(payload["timestamp"]):
+        yield "'payload.timestamp' is invalid"
+
+
+def _zoned(text: Any) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except (TypeError, ValueError):
+        return False

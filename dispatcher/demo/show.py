@@ -1,0 +1,190 @@
+"""Runs the demo: the real service on embedded defaults, the inbox, and the day, live in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import aiohttp
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from dispatcher.clock import Clock, SystemClock
+from dispatcher.demo.inbox import Arrival, Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.inbox.mail import Mail
+from dispatcher.demo.inbox.pagerduty import Incident
+from dispatcher.demo.inbox.slack import SlackMessage
+from dispatcher.demo.story import LAUNCH_PLANS, Scene, day
+from dispatcher.encode import Written, write, write_lifecycle
+from dispatcher.intake import Heard
+from dispatcher.service import Service
+from dispatcher.settings import load
+
+PATIENCE = 30.0
+"""Seconds in which everything owed must have arrived."""
+QUIET = timedelta(seconds=1)
+"""Then so long without anything that was not owed."""
+_ROUTING_KEY = "0123456789abcdef0123456789abcdef"
+_VERDICTS = {"owed": "green", "unmatched": "yellow", "silenced": "magenta"}
+
+
+@dataclass(slots=True)
+class Show:
+    """One performance."""
+
+    console: Console
+    port: int = 0
+    """Of the inbox's page; 0 takes a free one."""
+    clock: Clock = field(default_factory=SystemClock)
+    inbox: Inbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inbox = Inbox(
+            mail=MailReceiver(),
+            slack=SlackReceiver(
+                channels=[Conversation("C0000001", "dev-alerts"), Conversation("C0000002", "data-eng")],
+                people={"jane.doe@example.com": "U0000001"},
+            ),
+            pagerduty=PagerDutyReceiver(services={_ROUTING_KEY: "ML platform"}),
+            port=self.port,
+            seen=self._show_arrival,
+        )
+
+    async def run(self, *, once: bool) -> bool:
+        """Perform. True when all that was owed arrived, and nothing else did; not `once`, the page stays up."""
+        with TemporaryDirectory(prefix="dispatcher-demo-") as folder:
+            async with self.inbox:
+                service = Service(load(self._settings_file(Path(folder))), heard=self._show_decisions)
+                started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+                service.ready = started.set_result
+                async with asyncio.TaskGroup() as group:
+                    running = group.create_task(service.run())
+                    await asyncio.wait([started, running], return_when=asyncio.FIRST_COMPLETED)
+                    try:
+                        complete = await self._perform(started.result() or "")
+                        if not once:
+                            await self._stay()
+                    finally:
+                        service.stop()
+        return complete
+
+    async def _perform(self, intake: str) -> bool:
+        scenes = day(self.clock.now())
+        self.console.print(f"events go to   {intake}/events")
+        self.console.print(f"look around at {self.inbox.url}\n", style="bold")
+        async with aiohttp.ClientSession() as session:
+            for scene in scenes:
+                await self._play(scene, session, f"{intake}/events")
+        owed = Counter(word for scene in scenes for word in _owed(scene))
+        arrived = await self.inbox.until(lambda inbox: not owed - _arrived(inbox.arrivals), seconds=PATIENCE)
+        await self.clock.sleep(QUIET)
+        return self._sum_up(owed, _arrived(self.inbox.arrivals)) and arrived
+
+    async def _play(self, scene: Scene, session: aiohttp.ClientSession, url: str) -> None:
+        self.console.print(f"▸ {scene.title}", style="bold", markup=False, highlight=False)
+        messages = write_lifecycle(scene.event, scene.form) if scene.lifecycle else [write(scene.event, scene.form)]
+        for message in messages:
+            self._line("event", "cyan", message.shown)
+            await _post(session, url, message)
+        await self.inbox.until(lambda inbox: not Counter(_owed(scene)) - _arrived(inbox.arrivals), seconds=5)
+        self.console.print()
+
+    async def _stay(self) -> None:
+        self.console.print(f"\nThe inbox stays open at {self.inbox.url}; Ctrl-C ends the demo.", style="bold")
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await stop.wait()
+
+    def _settings_file(self, folder: Path) -> Path:
+        (folder / "launch_plans").mkdir()
+        (folder / "launch_plans" / "team.yaml").write_text(LAUNCH_PLANS, encoding="utf-8")
+        settings = {
+            "http": {"listen": "127.0.0.1:0"},
+            "ledger": {"url": "sqlite+aiosqlite:///./demo.db"},
+            "rules": {"launch_plans": ["./launch_plans"]},
+            "channels": {
+                "email": {
+                    "host": "127.0.0.1",
+                    "port": self.inbox.mail.port,
+                    "security": "none",
+                    "from": "Flyte <flyte@example.com>",
+                },
+                "slack": {"token": self.inbox.slack.token, "api_url": self.inbox.slack_url, "fallback": "email"},
+                "pagerduty": {
+                    "events_url": self.inbox.pagerduty_url,
+                    "services": {"pagerduty-service-key@example.com": {"routing_key": _ROUTING_KEY}},
+                },
+            },
+            "console_url": "https://flyte.example.com/console",
+        }
+        file = folder / "dispatcher.yaml"
+        file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        return file
+
+    def _show_decisions(self, heard: Heard) -> None:
+        for entry in heard.recorded:
+            if entry.event.key in heard.new:
+                self._line(entry.verdict, _VERDICTS.get(entry.verdict, ""), entry.reason)
+            else:
+                self._line("known", "yellow", "the ledger has this event already: nothing is owed twice")
+        for refused in heard.rejected:
+            self._line("rejected", "red", refused.reason)
+
+    def _show_arrival(self, arrival: Arrival) -> None:
+        channel, people, _ = _word(arrival)
+        self._line("arrived", "bold green", f"{channel:<9} {', '.join(people)}")
+
+    def _line(self, word: str, style: str, text: str) -> None:
+        self.console.print(Text.assemble(f"{self.clock.now():%H:%M:%S} ", (f"{word:<10}", style), text), soft_wrap=True)
+
+    def _sum_up(self, owed: Counter[_Word], arrived: Counter[_Word]) -> bool:
+        for word, style, missing in (("missing", "red", owed - arrived), ("unasked", "red", arrived - owed)):
+            for channel, people, execution in missing.elements():
+                self._line(word, style, f"{channel} to {', '.join(people)} about {execution}")
+        good = owed == arrived
+        verdict = "all that was owed arrived, and nothing else" if good else "that is not what was owed"
+        self._line(
+            "done" if good else "wrong", "bold green" if good else "bold red", f"{owed.total()} messages: {verdict}"
+        )
+        return good
+
+
+_Word = tuple[str, tuple[str, ...], str]
+"""Channel, people, and the execution it is about."""
+
+
+def _owed(scene: Scene) -> list[_Word]:
+    return [(channel, people, scene.event.execution.name) for channel, people in scene.told]
+
+
+def _arrived(arrivals: Sequence[Arrival]) -> Counter[_Word]:
+    return Counter(_word(arrival) for arrival in arrivals)
+
+
+def _word(arrival: Arrival) -> _Word:
+    match arrival:
+        case Mail():
+            return "email", tuple(sorted(arrival.recipients)), arrival.subject.rsplit(" ", 1)[-1]
+        case SlackMessage():
+            name = arrival.name if arrival.name.startswith("@") else f"#{arrival.name}"
+            return "slack", (name,), _execution_in(str(arrival.body))
+        case Incident():
+            return "pagerduty", (arrival.service,), str(arrival.events[-1]["payload"]["source"]).rsplit("/", 1)[-1]
+
+
+def _execution_in(body: str) -> str:
+    return body.partition("/executions/")[2].partition("|")[0]
+
+
+async def _post(session: aiohttp.ClientSession, url: str, message: Written) -> None:
+    headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
+    async with session.post(url, data=message.value, headers=headers) as response:
+        response.raise_for_status()

@@ -1,0 +1,183 @@
+"""A day in the life of a team: what happens, and who is to be told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from dispatcher.encode import Format
+from dispatcher.event import Event
+from dispatcher.phase import Phase
+
+Told = tuple[str, tuple[str, ...]]
+"""A channel, and who is told there, sorted."""
+
+LAUNCH_PLANS = """\
+# Rules in Flyte's own shape; "*" as name serves every launch plan of the project and domain.
+launch_plan: {project: flytesnacks, domain: production, name: train.daily}
+notifications:
+  - phases: [SUCCEEDED]
+    email: {recipients_email: [manager@example.com]}
+  - phases: [FAILED, ABORTED]
+    slack: {recipients_email: ["#dev-alerts"]}
+  - phases: [FAILED, TIMED_OUT]
+    pager_duty: {recipients_email: [pagerduty-service-key@example.com]}
+  - phases: [FAILED]
+    email: {recipients_email: [dev-team@example.com, on-call@example.com]}
+---
+launch_plan: {project: flytesnacks, domain: production, name: report.weekly}
+notifications:
+  - phases: [ABORTED]
+    slack: {recipients_email: [jane.doe@example.com]}
+  - phases: [TIMED_OUT, FAILED]
+    email: {recipients_email: [reports@example.com]}
+---
+launch_plan: {project: etl, domain: production, name: "*"}
+notifications:
+  - phases: [FAILED]
+    slack: {recipients_email: ["#data-eng"]}
+"""
+
+_TRACEBACK = """\
+Traceback (most recent call last):
+
+      File "/usr/local/lib/python3.11/site-packages/flytekit/exceptions/scopes.py", line 198, in user_entry_point
+        return wrapped(*args, **kwargs)
+      File "/root/train.py", line 88, in train
+        model.fit(batches, learning_rate=rate)
+      File "/root/model.py", line 214, in fit
+        raise ValueError(f"bad learning rate: <{rate}> & 'momentum' must be > 0")
+
+Message:
+
+    ValueError: bad learning rate: <0.0> & 'momentum' must be > 0
+
+User error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One execution: its end, how the engine tells of it, and who is owed word."""
+
+    title: str
+    event: Event
+    form: Format
+    told: Sequence[Told] = ()
+    lifecycle: bool = True
+    """All its phases, and its nodes' and tasks' events, come before its end."""
+
+
+def day(now: datetime) -> list[Scene]:
+    """The scenes, in order; the executions ended just now."""
+    failed = _event("a7failed", Phase.FAILED, now, plan="train.daily", error=_TRACEBACK, took=857)
+    return [
+        Scene(
+            "the nightly training succeeds",
+            _event("a7trained", Phase.SUCCEEDED, now, plan="train.daily", took=859),
+            Format.FLYTE_V2,
+            [("email", ("manager@example.com",))],
+        ),
+        Scene(
+            "the next one fails with a long traceback",
+            failed,
+            Format.FLYTE_V2,
+            [
+                ("slack", ("#dev-alerts",)),
+                ("pagerduty", ("ML platform",)),
+                ("email", ("dev-team@example.com", "on-call@example.com")),
+            ],
+        ),
+        Scene("Kafka brings that failure a second time", failed, Format.FLYTE_V2, lifecycle=False),
+        Scene(
+            "a job fails, and Flyte's v1 event doesn't name its launch plan: the rules for all of its project serve",
+            _event("a7loader", Phase.FAILED, now, project="etl", error="OOMKilled: memory limit of 4Gi exceeded"),
+            Format.FLYTE_V1,
+            [("slack", ("#data-eng",))],
+        ),
+        Scene(
+            "somebody aborts the weekly report: the one who asked for it is told in person",
+            _event(
+                "a7report",
+                Phase.ABORTED,
+                now,
+                plan="report.weekly",
+                error="Execution aborted: stopped by sam@example.com, wrong dataset",
+            ),
+            Format.NATIVE,
+            [("slack", ("@jane.doe@example.com",))],
+        ),
+        Scene(
+            "its second run takes too long",
+            _event(
+                "a7report2",
+                Phase.TIMED_OUT,
+                now,
+                plan="report.weekly",
+                error="exceeded its deadline of 3h0m0s",
+                took=10800,
+            ),
+            Format.FLYTE_V2,
+            [("email", ("reports@example.com",))],
+        ),
+        Scene(
+            "an execution with Options of its own: they replace the launch plan's rules",
+            _event(
+                "a7experiment",
+                Phase.FAILED,
+                now,
+                plan="train.daily",
+                error="KeyError: 'epoch'",
+                options={
+                    "notifications": [{"phases": ["FAILED"], "email": {"recipients_email": ["jane.doe@example.com"]}}]
+                },
+            ),
+            Format.NATIVE,
+            [("email", ("jane.doe@example.com",))],
+        ),
+        Scene(
+            "an execution that was started with disable_notifications",
+            _event("a7quiet", Phase.FAILED, now, plan="train.daily", options={"disable_notifications": True}),
+            Format.NATIVE,
+        ),
+        Scene(
+            "a success that no rule asks for",
+            _event("a7report3", Phase.SUCCEEDED, now, plan="report.weekly", took=95),
+            Format.FLYTE_V2,
+        ),
+        Scene(
+            "an event whose launch plan nobody knows: set aside, to be replayed",
+            _event("a7stray", Phase.FAILED, now, project="playground", error="RuntimeError: boom"),
+            Format.FLYTE_V1,
+        ),
+    ]
+
+
+def _event(
+    name: str,
+    phase: Phase,
+    now: datetime,
+    *,
+    project: str = "flytesnacks",
+    plan: str | None = None,
+    error: str | None = None,
+    took: int = 60,
+    options: dict[str, Any] | None = None,
+) -> Event:
+    execution = {"project": project, "domain": "production", "name": f"{name}{now:%H%M%S}"}
+    facts: dict[str, Any] = {
+        "execution": execution,
+        "phase": phase,
+        "occurred_at": now,
+        "started_at": now - timedelta(seconds=took),
+        "principal": "jane.doe",
+        "labels": {"team": "data-science"},
+    }
+    if plan is not None:
+        facts["launch_plan"] = {"project": project, "domain": "production", "name": plan, "version": "v1.4.2"}
+    if error is not None:
+        facts["error"] = {"code": "USER:Unknown", "message": error, "kind": "USER"}
+    if options is not None:
+        facts["options"] = options
+    return Event.model_validate(facts)

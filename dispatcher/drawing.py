@@ -1,0 +1,194 @@
+"""Messages as their readers see them: Slack's blocks and PagerDuty's events drawn as HTML or plain text.
+
+For previews and for the demo's inbox. What is drawn came from anywhere, so everything is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from channels.contract import Content
+
+_FENCE = re.compile(r"```(.*?)```", re.DOTALL)
+_LINK = re.compile(r"<(https?://[^|>\s]+)(?:\|([^>]*))?>")
+_MARKS = (
+    (re.compile(r"`([^`\n]+)`"), "code"),
+    (re.compile(r"(?<!\w)\*([^*\n]+)\*(?!\w)"), "strong"),
+    (re.compile(r"(?<!\w)_([^_\n]+)_(?!\w)"), "em"),
+    (re.compile(r"(?<!\w)~([^~\n]+)~(?!\w)"), "s"),
+)
+_EMPTY = ("", None, {}, [])
+
+STYLE = """
+.slack{font:15px/22px Lato,"Helvetica Neue",Arial,sans-serif;color:#1d1c1d}
+.slack .attachment{border-left:4px solid var(--bar,#ddd);padding:2px 0 2px 12px;border-radius:2px}
+.slack h3{font-size:18px;line-height:24px;margin:4px 0}
+.slack p,.slack ul{margin:6px 0}
+.slack .fields{display:grid;grid-template-columns:1fr 1fr;gap:8px 16px;margin:6px 0}
+.slack pre{background:#f8f8f8;border:1px solid #ddd;border-radius:4px;padding:8px;margin:6px 0;font:12px/18px Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
+.slack code{background:#f8f8f8;border:1px solid #ddd;border-radius:3px;padding:1px 3px;color:#c01343;font-size:12px}
+.slack a{color:#1264a3;text-decoration:none}.slack a.button{display:inline-block;border:1px solid #bbb;border-radius:4px;padding:5px 12px;color:#1d1c1d;font-weight:700;font-size:14px;margin:4px 0}
+.slack .context{color:#616061;font-size:13px;line-height:18px}.slack hr{border:0;border-top:1px solid #ddd}
+.incident{font:15px/22px "Helvetica Neue",Arial,sans-serif;color:#1d1c1d}.incident h3{font-size:17px;line-height:24px;margin:4px 0}
+.incident table{border-collapse:collapse;width:100%}.incident th{text-align:left;vertical-align:top;color:#616061;font-weight:400;padding:3px 16px 3px 0;white-space:nowrap}
+.incident td{padding:3px 0;white-space:pre-wrap;overflow-wrap:anywhere}.incident .tag{display:inline-block;border-radius:3px;padding:0 8px;font-size:13px;font-weight:700;color:#fff;background:#616061}
+.incident .critical,.incident .error{background:#c8102e}.incident .warning{background:#b26a00}.incident .info{background:#1264a3}.incident a{color:#1264a3}
+@media (prefers-color-scheme:dark){.slack,.incident,.slack a.button{color:#e8e8e8}.slack pre,.slack code{background:#17191c;border-color:#3a3d42;color:#e8e8e8}.slack .context,.incident th{color:#a8abb0}.slack a,.incident a{color:#5db0e8}}
+"""
+
+
+def page(channel: str, content: Content) -> str:
+    """A whole HTML page with one message."""
+    drawn = draw(channel, content)
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+    return f'{head}<title>{channel}</title><style>{STYLE}</style><body style="max-width:680px;margin:24px auto;padding:0 12px">{drawn}</body></html>\n'
+
+
+def draw(channel: str, content: Content) -> Markup:
+    """One message as HTML: `slack` or `pagerduty`."""
+    return _slack(content) if channel == "slack" else _incident(content)
+
+
+def plain_text(channel: str, content: Content) -> str:
+    """One message for a terminal."""
+    if channel == "email":
+        return f"Subject: {content['subject']}\n\n{content['text']}"
+    lines = _slack_lines(content) if channel == "slack" else _incident_lines(content)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _slack(content: Content) -> Markup:
+    parts = [_blocks(content.get("blocks", ()))] if content.get("blocks") else []
+    for attachment in content.get("attachments", ()):
+        color = str(attachment.get("color", ""))
+        bar = color if re.fullmatch(r"#[0-9a-fA-F]{3,8}", color) else "#dddddd"
+        parts.append(
+            Markup('<div class="attachment" style="--bar:{}">{}</div>').format(
+                bar, _blocks(attachment.get("blocks", ()))
+            )
+        )
+    if not parts:
+        parts = [Markup("<p>{}</p>").format(mrkdwn(str(content.get("text", ""))))]
+    return Markup('<div class="slack">{}</div>').format(Markup("").join(parts))
+
+
+def _blocks(blocks: Any) -> Markup:
+    return Markup("").join(_block(block) for block in blocks)
+
+
+def _block(block: Mapping[str, Any]) -> Markup:
+    match block.get("type"):
+        case "header":
+            return Markup("<h3>{}</h3>").format(_text(block.get("text")))
+        case "section":
+            text = Markup("<div>{}</div>").format(_text(block["text"])) if "text" in block else Markup("")
+            fields = Markup("").join(Markup("<div>{}</div>").format(_text(field)) for field in block.get("fields", ()))
+            return text + (Markup('<div class="fields">{}</div>').format(fields) if fields else Markup(""))
+        case "context":
+            inner = Markup(" ").join(_text(element) for element in block.get("elements", ()))
+            return Markup('<div class="context">{}</div>').format(inner)
+        case "actions":
+            return Markup(" ").join(_button(element) for element in block.get("elements", ()))
+        case "divider":
+            return Markup("<hr>")
+        case kind:
+            return Markup('<p class="context">[{}]</p>').format(kind)
+
+
+def _button(element: Mapping[str, Any]) -> Markup:
+    url = str(element.get("url", ""))
+    href = url if url.startswith(("https://", "http://")) else "#"
+    return Markup('<a class="button" rel="noreferrer" href="{}">{}</a>').format(href, _text(element.get("text")))
+
+
+def _text(text: Any) -> Markup:
+    if not isinstance(text, Mapping):
+        return escape(text or "")
+    value = str(text.get("text", ""))
+    return mrkdwn(value) if text.get("type") == "mrkdwn" else escape(value)
+
+
+def mrkdwn(text: str) -> Markup:
+    """Slack's mark-up as HTML."""
+    parts = []
+    for index, part in enumerate(_FENCE.split(text)):
+        if index % 2:
+            parts.append(Markup("<pre>{}</pre>").format(_plain(part)))
+        else:
+            parts.append(_inline(part))
+    return Markup("").join(parts)
+
+
+def _inline(text: str) -> Markup:
+    pieces: list[Markup] = []
+    end = 0
+    for link in _LINK.finditer(text):
+        pieces.append(_marked(text[end : link.start()]))
+        label = _plain(link[2] or link[1])
+        pieces.append(Markup('<a rel="noreferrer" href="{}">{}</a>').format(_plain(link[1]), label))
+        end = link.end()
+    pieces.append(_marked(text[end:]))
+    return Markup("").join(pieces)
+
+
+def _marked(text: str) -> Markup:
+    html = str(escape(_plain(text)))
+    for pattern, tag in _MARKS:
+        html = pattern.sub(rf"<{tag}>\1</{tag}>", html)
+    return Markup(html.replace("\n", "<br>"))  # noqa: S704 - escaped above, the tags are ours
+
+
+def _plain(text: str) -> str:
+    """Slack's three entities as the characters they stand for."""
+    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
+def _incident(content: Content) -> Markup:
+    payload = content.get("payload", {})
+    severity = str(payload.get("severity", ""))
+    rows = [
+        (name.replace("_", " "), payload.get(name)) for name in ("source", "component", "group", "class", "timestamp")
+    ]
+    rows += [(name.replace("_", " "), value) for name, value in dict(payload.get("custom_details") or {}).items()]
+    table = Markup("").join(
+        Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(name, value)
+        for name, value in rows
+        if value not in _EMPTY
+    )
+    links = Markup(" ").join(
+        Markup('<a rel="noreferrer" href="{}">{}</a>').format(link["href"], link.get("text", link["href"]))
+        for link in content.get("links", ())
+        if str(link.get("href", "")).startswith(("https://", "http://"))
+    )
+    return Markup(
+        '<div class="incident"><span class="tag {}">{}</span><h3>{}</h3><table>{}</table><p>{}</p></div>'
+    ).format(severity, severity, payload.get("summary", content.get("event_action", "")), table, links)
+
+
+def _slack_lines(content: Content) -> Iterator[str]:
+    attached = [block for attachment in content.get("attachments", ()) for block in attachment.get("blocks", ())]
+    for block in [*content.get("blocks", ()), *attached]:
+        texts = [block["text"]] if isinstance(block.get("text"), Mapping) else []
+        texts += [*block.get("fields", ()), *block.get("elements", ())]
+        for text in texts:
+            inner = text["text"] if isinstance(text.get("text"), Mapping) else text
+            shown = _LINK.sub(lambda link: f"{link[2] or ''} ({link[1]})", str(inner.get("text", "")))
+            yield _plain(shown.replace("```", "").replace("*\n", ": ").replace("*", ""))
+            if text.get("url"):
+                yield f"  {text['url']}"
+        yield ""
+
+
+def _incident_lines(content: Content) -> Iterator[str]:
+    payload = content.get("payload", {})
+    yield f"[{payload.get('severity', '')}] {payload.get('summary', '')}"
+    yield ""
+    for name, value in {**payload, **dict(payload.get("custom_details") or {})}.items():
+        if name not in {"summary", "custom_details", "severity"} and value not in _EMPTY:
+            yield f"{name.replace('_', ' ')}: {value}"
+    for link in content.get("links", ()):
+        yield f"{link.get('text', '')}: {link.get('href', '')}"
