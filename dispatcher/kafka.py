@@ -9,6 +9,7 @@ twice is a no-op in the ledger.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
@@ -368,8 +369,25 @@ def _pause_after(failures: int) -> float:
     return wait_random_exponential(multiplier=0.5, max=15)(state)
 
 
+class _LastWords(logging.Handler):
+    """aiokafka only logs why a connection failed, and raises that it failed: the reason is what people need."""
+
+    words = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.words = record.getMessage()
+
+
+_last_words = _LastWords(logging.ERROR)
+logging.getLogger("aiokafka").addHandler(_last_words)
+
+
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if not isinstance(error, KafkaConnectionError) or not _last_words.words:
+        return said
+    reason, _last_words.words = _last_words.words, ""
+    return f"{said}; {reason}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
     for ours in ("dispatcher", "channels"):
         logging.getLogger(ours).setLevel(level)
     # aiokafka logs each of its many reconnections; the Kafka source says the same once, in our words.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.getLogger("aiokafka").propagate = False
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,

@@ -1,3 +1,3 @@
 """What every test may use; the fixtures themselves live in tests/support."""
 
-pytest_plugins = ["tests.support.postgres"]
+pytest_plugins = ["tests.support.postgres", "tests.support.brokers.fixtures"]

@@ -1,85 +1,53 @@
-"""Kafka-protocol brokers for the tests, started on loopback ports as they are needed.
+"""Brokers for the tests: real Apache Kafka where Java and Maven are, else a lighter one from PyPI.
 
-`choose` says which: the cluster that KAFKA_BOOTSTRAP_SERVERS names, else by BROKER=auto|apache|light. auto takes
-the real thing, Apache Kafka, where Java and Maven are there to run it, else the light broker of a PyPI wheel.
-`python -m tests.support.brokers` starts one for people who want to try things.
+KAFKA_BOOTSTRAP_SERVERS points at any other cluster; BROKER=apache|light|auto chooses (auto is the default).
+`python -m tests.support.brokers` starts the chosen one and prints where it listens.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import shutil
 from typing import Protocol
 
-from tests.support.brokers.apache import ApacheKafka, Unavailable, missing, resolve
+from tests.support.brokers.apache import ApacheKafka, Unobtainable
 from tests.support.brokers.light import LightBroker
-
-__all__ = ["ApacheKafka", "Broker", "Choice", "Cluster", "LightBroker", "choose"]
 
 
 class Broker(Protocol):
-    """Something that speaks Kafka's protocol."""
+    """A broker that the tests own, or were pointed at."""
 
-    @property
-    def name(self) -> str:
-        """What it is, for people."""
-
-    @property
-    def bootstrap_servers(self) -> str:
-        """Where it listens, without encryption or login."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A cluster that someone else runs."""
-
+    name: str
+    """What it is, for the report."""
     bootstrap_servers: str
 
-    @property
-    def name(self) -> str:
-        return f"the cluster at {self.bootstrap_servers}"
+    def stop(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which broker it will be, and why."""
+class Elsewhere:
+    """A cluster that somebody else runs."""
 
-    described: str
-    _start: Callable[[], Broker]
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        self.name = f"the cluster at {bootstrap_servers}"
 
-    @contextmanager
-    def running(self) -> Iterator[Broker]:
-        broker = self._start()
-        try:
-            yield broker
-        finally:
-            if isinstance(broker, ApacheKafka | LightBroker):
-                broker.remove()
+    def stop(self) -> None:
+        """It is not ours to stop."""
 
 
-def choose(environment: Mapping[str, str] = os.environ) -> Choice:
-    """Decide by the environment; starts nothing. Raises Unavailable where what is asked for can't be had."""
-    cluster = environment.get("KAFKA_BOOTSTRAP_SERVERS")
-    if cluster:
-        return Choice(f"the cluster at {cluster} (KAFKA_BOOTSTRAP_SERVERS)", lambda: Cluster(cluster))
-    wish = environment.get("BROKER", "auto")
-    if wish == "light":
-        return Choice("the light broker (BROKER=light)", LightBroker.started)
-    if wish not in {"auto", "apache"}:
-        raise Unavailable(f"BROKER={wish}: write auto, apache or light")
-    lacking = missing()
-    if lacking is None:
-        return Choice("Apache Kafka, started here", ApacheKafka.started if wish == "apache" else _apache_or_light)
-    if wish == "apache":
-        raise Unavailable(f"BROKER=apache, but {lacking}")
-    return Choice(f"the light broker: {lacking}", LightBroker.started)
-
-
-def _apache_or_light() -> Broker:
+def start() -> Broker:
+    """Start the broker that the environment asks for. Raises Unobtainable where BROKER=apache can't be had."""
+    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if given:
+        return Elsewhere(given)
+    wanted = os.environ.get("BROKER", "auto") or "auto"
+    if wanted == "light":
+        return LightBroker().start()
+    if wanted == "auto" and not (shutil.which("java") and shutil.which("mvn")):
+        return LightBroker("no Java or no Maven here").start()
     try:
-        resolve()
-    except Unavailable:
-        return LightBroker.started()
-    return ApacheKafka.started()
+        return ApacheKafka().start()
+    except Unobtainable as error:
+        if wanted == "apache":
+            raise
+        return LightBroker(str(error)).start()

@@ -1,249 +1,198 @@
-"""The real thing: Apache Kafka in KRaft mode, one process, broker and controller; jars by Maven, run by Java.
-
-The jars are kept in `.cache/` at the repository's root. Maven asks the repositories that the machine is set up for.
-"""
+"""Real Apache Kafka, from Maven's repository: resolved once, one KRaft node on free loopback ports."""
 
 from __future__ import annotations
 
 import fcntl
-import re
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
-from collections.abc import Collection, Mapping
+import time
 from pathlib import Path
 from typing import Self
 
 import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from tests.support.brokers.process import Process, free_ports
-
 VERSION = "4.1.1"
-USERNAME, PASSWORD = "dispatcher", "broker-password"
-"""Who may log in, by PLAIN and by SCRAM."""
-PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+CACHE = Path(__file__).parents[3] / ".cache" / f"kafka-{VERSION}"
+USER, PASSWORD = "dispatcher", "s3cret-of-the-tests"
+LISTENERS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL", "CONTROLLER")
 
-_CACHE = Path(__file__).parents[3] / ".cache"
-_POM = """\
-<project xmlns="http://maven.apache.org/POM/4.0.0">
-  <modelVersion>4.0.0</modelVersion>
-  <groupId>tests</groupId><artifactId>broker</artifactId><version>1</version>
-  <dependencies>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version></dependency>
-    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
-  </dependencies>
-</project>
-"""
-_JAVA = (
-    "java",
-    "-Xms128m",
-    "-Xmx512m",
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
-    "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",
-)
-_SETTINGS = {
-    "process.roles": "broker,controller",
-    "node.id": "1",
-    "controller.listener.names": "CONTROLLER",
-    "inter.broker.listener.name": "PLAINTEXT",
-    "auto.create.topics.enable": "true",
-    "num.partitions": "1",
-    "offsets.topic.num.partitions": "1",
-    "offsets.topic.replication.factor": "1",
-    "transaction.state.log.num.partitions": "1",
-    "transaction.state.log.replication.factor": "1",
-    "transaction.state.log.min.isr": "1",
-    "share.coordinator.state.topic.replication.factor": "1",
-    "share.coordinator.state.topic.min.isr": "1",
-    "group.initial.rebalance.delay.ms": "0",
-    "group.min.session.timeout.ms": "1000",
-    "message.max.bytes": str(16 * 2**20),
-    "log.retention.check.interval.ms": "1000",
-    "log.cleaner.enable": "false",
-    "broker.session.timeout.ms": "3000",  # so long a broker that was killed can't come back
-    "broker.heartbeat.interval.ms": "500",
-    "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
-}
+_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+<groupId>tests</groupId><artifactId>broker</artifactId><version>1</version><dependencies>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{VERSION}</version></dependency>
+<dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version></dependency>
+</dependencies></project>"""
 
 
-class Unavailable(Exception):
-    """The broker that was asked for can't be had here; the message says why."""
-
-
-def missing() -> str | None:
-    """What this machine lacks to run Kafka; None where it lacks nothing."""
-    if shutil.which("java") is None:
-        return "there is no java"
-    said = subprocess.run(["java", "-version"], capture_output=True, check=False, text=True).stderr
-    number = re.search(r'version "(\d+)', said)
-    if number is None or int(number[1]) < 17:
-        return "java is older than 17"
-    if shutil.which("mvn") is None and not _jars().is_dir():
-        return "there is no mvn"
-    return None
-
-
-def _jars() -> Path:
-    return _CACHE / f"kafka-{VERSION}"
-
-
-def resolve() -> Path:
-    """The folder with Kafka's jars, brought by Maven the first time. Raises Unavailable where that fails."""
-    jars = _jars()
-    _CACHE.mkdir(exist_ok=True)
-    with (_CACHE / f"kafka-{VERSION}.lock").open("w") as lock, tempfile.TemporaryDirectory(dir=_CACHE) as folder:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if jars.is_dir():
-            return jars
-        pom = Path(folder, "pom.xml")
-        pom.write_text(_POM.format(version=VERSION))
-        copy = ["mvn", "-B", "-q", "-f", pom, "dependency:copy-dependencies", "-DincludeScope=runtime"]
-        done = subprocess.run(
-            [*copy, f"-DoutputDirectory={folder}/jars"], capture_output=True, check=False, text=True, timeout=600
-        )
-        if done.returncode != 0:
-            raise Unavailable(f"Maven could not bring Kafka {VERSION}: {done.stdout[-1000:]}")
-        Path(folder, "jars").rename(jars)
-        return jars
+class Unobtainable(Exception):
+    """Apache Kafka can't be had here; the message says why."""
 
 
 class ApacheKafka:
-    """One broker with a data folder and ports that outlive its restarts."""
+    """One broker with every security protocol; it can be stopped, killed and started again on its data."""
 
-    name = f"Apache Kafka {VERSION}"
-
-    def __init__(self, protocols: Collection[str] = PROTOCOLS, settings: Mapping[str, str] | None = None) -> None:
-        """Set up, not started. `settings` are the broker's own, by its own names."""
-        self._jars = resolve()
-        self._folder = Path(tempfile.mkdtemp(prefix="dispatcher-kafka-"))
-        controller, *ports = free_ports(1 + len(protocols))
-        self._ports = dict(zip(protocols, ports, strict=True))
-        self._certify()
-        self._properties = self._folder / "server.properties"
-        options = _SETTINGS | self._listeners(controller) | self._locks() | dict(settings or {})
-        self._properties.write_text("".join(f"{name}={value}\n" for name, value in options.items()))
+    def __init__(self) -> None:
+        self.name = f"Apache Kafka {VERSION}"
+        self.folder = Path(tempfile.mkdtemp(prefix="dispatcher-kafka-"))
+        self._ports = dict(zip(LISTENERS, _free_ports(len(LISTENERS)), strict=True))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._classpath = _jars()
+        self._authority = trustme.CA()
+        self.ca_file = self.folder / "ca.pem"
+        self._write_certificates()
         self._format()
-        self._process: Process | None = None
-
-    @classmethod
-    def started(cls) -> Self:
-        broker = cls()
-        broker.start()
-        return broker
 
     @property
     def bootstrap_servers(self) -> str:
-        return self.listener("PLAINTEXT")
+        return self.address("PLAINTEXT")
 
-    def listener(self, protocol: str) -> str:
-        return f"127.0.0.1:{self._ports[protocol]}"
+    def address(self, protocol: str) -> str:
+        """Where that security protocol listens."""
+        return f"localhost:{self._ports[protocol]}"
 
-    @property
-    def ca_file(self) -> Path:
-        """The certificate of the authority that signed the broker's."""
-        return self._folder / "ca.pem"
+    def start(self) -> Self:
+        log = (self.folder / "log").open("ab")
+        self._process = subprocess.Popen(
+            [*self._java("-Xmx512m", "-Xms256m"), "kafka.Kafka", str(self.folder / "server.properties")],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        deadline = time.monotonic() + 60
+        while not _listens(self._ports["PLAINTEXT"]):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                tail = (self.folder / "log").read_text()[-2000:]
+                self.stop()
+                raise Unobtainable(f"Apache Kafka did not start: {tail}")
+            time.sleep(0.1)
+        return self
 
-    @property
-    def client_files(self) -> tuple[Path, Path]:
-        """A certificate and its key for a client: the SSL listener wants one."""
-        return self._folder / "client.pem", self._folder / "client-key.pem"
-
-    def segment(self, topic: str, partition: int) -> Path:
-        """The file that holds a partition's first messages, as they lie on disk."""
-        return self._folder / "data" / f"{topic}-{partition}" / f"{0:020}.log"
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.running
-
-    def start(self) -> None:
-        """Start, again if it ran before: same ports, same data. Returns once it serves."""
-        process = Process([*_JAVA, "-cp", f"{self._jars}/*", "kafka.Kafka", self._properties], self._folder / "log")
-        self._process = process
-        process.wait_until(lambda: "Kafka Server started" in process.said(), seconds=60)
+    def halt(self, number: int = signal.SIGTERM) -> None:
+        """End the process; the data stays for the next start."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(60)
+            self._process = None
 
     def stop(self) -> None:
-        """Let it shut down in order."""
-        if self._process is not None:
-            self._process.end(signal.SIGTERM)
+        self.halt(signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def kill(self) -> None:
-        """As a crash would end it."""
-        if self._process is not None:
-            self._process.end(signal.SIGKILL)
+    def _java(self, *options: str) -> list[str]:
+        return ["java", *options, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", self._classpath]
 
-    def freeze(self) -> None:
-        """Connections stay, nothing answers: what a broken network looks like."""
-        if self._process is not None:
-            self._process.signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        if self._process is not None:
-            self._process.signal(signal.SIGCONT)
-
-    def remove(self) -> None:
-        self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _listeners(self, controller: int) -> dict[str, str]:
-        listeners = [f"{protocol}://127.0.0.1:{port}" for protocol, port in self._ports.items()]
-        maps = [f"{protocol}:{protocol}" for protocol in PROTOCOLS]
-        return {
-            "listeners": ",".join([*listeners, f"CONTROLLER://127.0.0.1:{controller}"]),
-            "advertised.listeners": ",".join(listeners),
-            "listener.security.protocol.map": ",".join([*maps, "CONTROLLER:PLAINTEXT"]),
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "log.dirs": str(self._folder / "data"),
-        }
-
-    def _locks(self) -> dict[str, str]:
-        """Encryption and logins, for the listeners that have them."""
-        locks = {
-            "ssl.keystore.type": "PEM",
-            "ssl.keystore.location": str(self._folder / "broker.pem"),
-            "ssl.truststore.type": "PEM",
-            "ssl.truststore.location": str(self.ca_file),
-            "listener.name.ssl.ssl.client.auth": "required",
-        }
-        plain = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USERNAME}="{PASSWORD}";'
-        scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-        for listener in ("sasl_plaintext", "sasl_ssl"):
-            name = f"listener.name.{listener}"
-            locks[f"{name}.plain.sasl.jaas.config"] = plain
-            locks[f"{name}.scram-sha-256.sasl.jaas.config"] = scram
-            locks[f"{name}.scram-sha-512.sasl.jaas.config"] = scram
-        return locks
-
-    def _certify(self) -> None:
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(self.ca_file)
-        broker = authority.issue_cert("127.0.0.1", "localhost")
-        chain = b"".join(blob.bytes() for blob in broker.cert_chain_pems)
-        (self._folder / "broker.pem").write_bytes(_pkcs8(broker.private_key_pem.bytes()) + chain)
-        client = authority.issue_cert("dispatcher@example.com")
-        certificate, key = self.client_files
-        client.cert_chain_pems[0].write_to_path(certificate)
-        client.private_key_pem.write_to_path(key)
+    def _write_certificates(self) -> None:
+        self._authority.cert_pem.write_to_path(str(self.ca_file))
+        certificate = self._authority.issue_cert("localhost", "127.0.0.1")
+        key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
+        pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())  # the only form that Kafka reads
+        chain = b"".join(part.bytes() for part in certificate.cert_chain_pems)
+        (self.folder / "broker.pem").write_bytes(pkcs8 + chain)
 
     def _format(self) -> None:
-        users = [f"SCRAM-SHA-{bits}=[name={USERNAME},password={PASSWORD}]" for bits in (256, 512)]
-        scram = [part for user in users for part in ("--add-scram", user)]
-        tool = [*_JAVA, "-cp", f"{self._jars}/*", "kafka.tools.StorageTool", "format"]
+        (self.folder / "server.properties").write_text(self._properties())
         done = subprocess.run(
-            [*tool, "-t", "dispatcher-tests-00000", "-c", self._properties, *scram],
+            [
+                *self._java("-Xmx256m"),
+                "kafka.tools.StorageTool",
+                "format",
+                "--standalone",
+                "--cluster-id",
+                "5L6g3nShT-eMCtK--X86sw",
+                "--config",
+                str(self.folder / "server.properties"),
+                "--add-scram",
+                f"SCRAM-SHA-256=[name={USER},password={PASSWORD}]",
+                "--add-scram",
+                f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]",
+            ],
             capture_output=True,
             check=False,
-            text=True,
+            timeout=120,
         )
-        if done.returncode != 0:
-            raise RuntimeError(f"Kafka's folder could not be formatted: {done.stdout}{done.stderr}")
+        if done.returncode:
+            raise Unobtainable(f"the storage could not be formatted: {(done.stdout + done.stderr).decode()[-1000:]}")
+
+    def _properties(self) -> str:
+        listeners = ",".join(f"{name}://localhost:{port}" for name, port in self._ports.items())
+        plain = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+        lines = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.bootstrap.servers": f"localhost:{self._ports['CONTROLLER']}",
+            "controller.listener.names": "CONTROLLER",
+            "listeners": listeners,
+            "listener.security.protocol.map": ",".join([f"{name}:{name}" for name in LISTENERS[:-1]] + ["CONTROLLER:PLAINTEXT"]),
+            "inter.broker.listener.name": "PLAINTEXT",
+            "log.dirs": str(self.folder / "data"),
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self.folder / "broker.pem"),
+            "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            "log.retention.check.interval.ms": "500",
+            "log.segment.bytes": str(32 * 2**20),
+            "log.cleaner.enable": "false",
+            "message.max.bytes": str(16 * 2**20),
+            "num.network.threads": "2",
+            "num.io.threads": "2",
+        }
+        for protocol in ("sasl_plaintext", "sasl_ssl"):
+            lines[f"listener.name.{protocol}.plain.sasl.jaas.config"] = plain
+            for mechanism in ("scram-sha-256", "scram-sha-512"):
+                module = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+                lines[f"listener.name.{protocol}.{mechanism}.sasl.jaas.config"] = module
+        return "".join(f"{name}={value}\n" for name, value in lines.items())
 
 
-def _pkcs8(key: bytes) -> bytes:
-    """The form in which Kafka reads a private key."""
-    loaded = load_pem_private_key(key, password=None)
-    return loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+def _jars() -> str:
+    """The class path: resolved through Maven's own settings, once for all runs."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (CACHE / "complete").exists():
+            _resolve()
+            (CACHE / "complete").touch()
+    return f"{CACHE / 'jars'}{os.sep}*"
+
+
+def _resolve() -> None:
+    (CACHE / "pom.xml").write_text(_POM)
+    command = ["mvn", "-q", "-B", "-f", str(CACHE / "pom.xml"), "dependency:copy-dependencies"]
+    try:
+        done = subprocess.run(
+            [*command, f"-DoutputDirectory={CACHE / 'jars'}", "-DincludeScope=runtime"],
+            capture_output=True,
+            check=False,
+            timeout=400,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unobtainable(f"Maven did not resolve Apache Kafka: {error}") from None
+    if done.returncode:
+        raise Unobtainable(f"Maven did not resolve Apache Kafka: {done.stdout.decode()[-500:]}")
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,338 @@
+"""The Kafka source against a real broker: nothing lost, nothing wedged, whatever the broker and the group do."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from dispatcher.errors import DispatcherError
+from dispatcher.kafka import KafkaConfig, KafkaPublisher, KafkaSource
+from dispatcher.source import Batch
+from tests.support.brokers import Broker
+from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
+from tests.support.brokers.fixtures import make_topic
+
+pytestmark = pytest.mark.broker
+
+
+def config(servers: str, topic: str, **changes: Any) -> KafkaConfig:
+    return KafkaConfig(
+        bootstrap_servers=servers, topics=(topic,), group_id=f"group-{topic}", session_timeout="6s", **changes
+    )
+
+
+async def publish(servers: str, topic: str, values: Sequence[bytes], **options: Any) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", **options)
+    await producer.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for value in values:
+                group.create_task(producer.send_and_wait(topic, value, headers=[("ce_type", b"x")]))
+    finally:
+        await producer.stop()
+
+
+class Reader:
+    """Reads a source in the background and remembers what came."""
+
+    def __init__(self, source: KafkaSource, *, handle: Callable[[Batch], Any] | None = None) -> None:
+        self.source = source
+        self.values: list[bytes] = []
+        self.positions: list[str] = []
+        self.spoilt: list[tuple[str, str]] = []
+        self._handle = handle
+
+    async def run(self) -> None:
+        async for batch in self.source.batches():
+            if self._handle is not None:
+                await self._handle(batch)
+            self.spoilt.extend(batch.spoilt)
+            for message in batch.messages:
+                self.values.append(message.value or b"")
+                self.positions.append(batch.position(message))
+            await batch.commit()
+
+    async def until(self, enough: Callable[[], bool], seconds: float = 40) -> None:
+        async with asyncio.timeout(seconds):
+            while not enough():
+                await asyncio.sleep(0.02)
+
+    async def count(self, number: int) -> None:
+        await self.until(lambda: len(self.values) >= number)
+
+
+@asynccontextmanager
+async def reading(settings: KafkaConfig, **options: Any) -> AsyncIterator[Reader]:
+    reader = Reader(KafkaSource(settings), **options)
+    task = asyncio.create_task(reader.run())
+    try:
+        yield reader
+    finally:
+        reader.source.stop()
+        async with asyncio.timeout(40):
+            await task
+
+
+async def committed(servers: str, settings: KafkaConfig, partitions: int = 4) -> int:
+    consumer = AIOKafkaConsumer(bootstrap_servers=servers, group_id=settings.group_id, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        (topic,) = settings.topics
+        offsets = [await consumer.committed(TopicPartition(topic, number)) for number in range(partitions)]
+        return sum(offset or 0 for offset in offsets)
+    finally:
+        await consumer.stop()
+
+
+def numbered(count: int, start: int = 0) -> list[bytes]:
+    return [str(number).encode() for number in range(start, start + count)]
+
+
+async def test_all_partitions_are_read_from_the_beginning_and_committed(broker: Broker, topic: str) -> None:
+    await publish(broker.bootstrap_servers, topic, numbered(500))
+    settings = config(broker.bootstrap_servers, topic)
+
+    async with reading(settings) as reader:
+        await reader.count(500)
+        assert await reader.source.trouble() is None
+
+    assert sorted(reader.values) == sorted(numbered(500))
+    assert len(set(reader.positions)) == 500
+    assert await committed(broker.bootstrap_servers, settings) == 500
+
+
+async def test_what_was_not_committed_comes_again_after_a_restart(broker: Broker, topic: str) -> None:
+    await publish(broker.bootstrap_servers, topic, numbered(20))
+    settings = config(broker.bootstrap_servers, topic)
+    source = KafkaSource(settings)
+    batches = source.batches()
+    first = await anext(batches)
+    assert first.messages
+    source.stop()
+    assert await anext(batches, None) is None  # stopped with the batch in hand, never committed
+
+    async with reading(settings) as reader:
+        await reader.count(20)
+
+    assert sorted(reader.values) == sorted(numbered(20))
+
+
+async def test_what_was_committed_does_not_come_again(broker: Broker, topic: str) -> None:
+    settings = config(broker.bootstrap_servers, topic)
+    await publish(broker.bootstrap_servers, topic, numbered(20))
+    async with reading(settings) as first:
+        await first.count(20)
+    await publish(broker.bootstrap_servers, topic, numbered(5, start=100))
+
+    async with reading(settings) as second:
+        await second.count(5)
+
+    assert sorted(second.values) == sorted(numbered(5, start=100))
+
+
+async def test_two_consumers_of_one_group_share_the_work_and_lose_nothing(broker: Broker, topic: str) -> None:
+    settings = config(broker.bootstrap_servers, topic)
+    async with reading(settings) as one:
+        await publish(broker.bootstrap_servers, topic, numbered(200))
+        await one.count(200)
+        async with reading(settings) as other:
+            await one.until(lambda: other.source._reading is not None and bool(other.source._reading.consumer.assignment()))
+            await publish(broker.bootstrap_servers, topic, numbered(400, start=200))
+            await one.until(lambda: len({*one.values, *other.values}) >= 600)
+            assert other.values
+        await publish(broker.bootstrap_servers, topic, numbered(100, start=600))
+        await one.until(lambda: len({*one.values, *other.values}) >= 700)
+
+    assert {*one.values, *other.values} == set(numbered(700))
+
+
+async def test_work_begun_before_a_rebalance_is_not_committed_after_it(broker: Broker, topic: str) -> None:
+    settings = config(broker.bootstrap_servers, topic)
+    await publish(broker.bootstrap_servers, topic, numbered(50))
+    source = KafkaSource(settings)
+    batches = source.batches()
+    batch = await anext(batches)
+    assert source._reading is not None
+
+    source._reading.on_partitions_revoked([])  # as aiokafka calls it when somebody joins
+    await batch.commit()
+
+    assert source._reading.done == {}
+    source.stop()
+    await anext(batches, None)
+    assert await committed(broker.bootstrap_servers, settings) == 0
+
+
+async def test_a_batch_that_waits_keeps_its_place_and_loses_nothing(broker: Broker, topic: str) -> None:
+    """Longer than the session time-out: without polls and heartbeats the group would give our partitions away."""
+    waited = False
+
+    async def hold(_: Batch) -> None:
+        nonlocal waited
+        if not waited:
+            waited = True
+            await publish(broker.bootstrap_servers, topic, numbered(30, start=30))
+            for _second in range(8):
+                await reader.source.wait(timedelta(seconds=1))
+
+    await publish(broker.bootstrap_servers, topic, numbered(30))
+    async with reading(config(broker.bootstrap_servers, topic), handle=hold) as reader:
+        await reader.count(60)
+        assert reader.source._reading is not None
+        assert reader.source._reading.generation <= 1
+
+    assert sorted(reader.values) == sorted(numbered(60))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_compressed_batches_are_read(broker: Broker, topic: str, codec: str) -> None:
+    await publish(broker.bootstrap_servers, topic, numbered(50), compression_type=codec)
+
+    async with reading(config(broker.bootstrap_servers, topic)) as reader:
+        await reader.count(50)
+
+    assert sorted(reader.values) == sorted(numbered(50))
+
+
+async def test_a_large_message_does_not_stop_the_others(apache: ApacheKafka) -> None:
+    await make_topic(apache.bootstrap_servers, "large", partitions=1, **{"max.message.bytes": str(12 * 2**20)})
+    values = [b"before", b"x" * 10 * 2**20, b"after"]
+    for value in values:
+        await publish(apache.bootstrap_servers, "large", [value], max_request_size=16 * 2**20)
+
+    async with reading(config(apache.bootstrap_servers, "large")) as reader:
+        await reader.count(3)
+
+    assert reader.values == values
+
+
+async def test_a_topic_that_appears_later_is_found(apache: ApacheKafka) -> None:
+    async with reading(config(apache.bootstrap_servers, "appears-later")) as reader:
+        await asyncio.sleep(1)
+        assert "no partitions" in (await reader.source.trouble() or "no partitions")
+        await make_topic(apache.bootstrap_servers, "appears-later")
+        await publish(apache.bootstrap_servers, "appears-later", numbered(10))
+        await reader.count(10)
+
+
+async def test_messages_that_expired_unread_are_told_of_and_reading_goes_on(
+    apache: ApacheKafka, topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(apache.bootstrap_servers, topic)
+    await publish(apache.bootstrap_servers, topic, numbered(40))
+    async with reading(settings) as reader:
+        await reader.count(40)
+    await publish(apache.bootstrap_servers, topic, numbered(400, start=40))
+    admin = AIOKafkaAdminClient(bootstrap_servers=apache.bootstrap_servers)
+    await admin.start()
+    await admin.delete_records({TopicPartition(topic, number): RecordsToDelete(60) for number in range(4)})
+    await admin.close()
+
+    async with reading(settings) as later:
+        await later.count(200)
+
+    assert all(int(position.rpartition("@")[2]) >= 60 for position in later.positions)
+    assert "messages expired before they were read" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+async def test_a_broker_that_is_killed_and_comes_back_costs_nothing_but_time(apache: ApacheKafka, topic: str) -> None:
+    settings = config(apache.bootstrap_servers, topic)
+    async with reading(settings) as reader:
+        await publish(apache.bootstrap_servers, topic, numbered(50))
+        await reader.count(50)
+        apache.halt(signal.SIGKILL)
+        await asyncio.sleep(3)
+        apache.start()
+        await publish(apache.bootstrap_servers, topic, numbered(50, start=50))
+        await reader.until(lambda: set(reader.values) == set(numbered(100)), seconds=60)
+
+
+@pytest.mark.slow
+async def test_stopping_while_the_broker_is_away_does_not_hang(topic: str, apache: ApacheKafka) -> None:
+    source = KafkaSource(config("127.0.0.1:9", topic))
+    task = asyncio.create_task(Reader(source).run())
+    await asyncio.sleep(2)
+    assert await source.trouble() is not None
+
+    source.stop()
+
+    async with asyncio.timeout(35):
+        await task
+
+
+def _corrupt(log: Path, marker: bytes) -> None:
+    content = bytearray(log.read_bytes())
+    at = content.index(marker)
+    content[at] ^= 0xFF
+    log.write_bytes(content)
+
+
+@pytest.mark.slow
+async def test_a_corrupt_record_is_set_aside_and_its_neighbours_are_read(apache: ApacheKafka) -> None:
+    await make_topic(apache.bootstrap_servers, "corrupt", partitions=1)
+    for value in (b"one", b"two-to-be-broken", b"three"):
+        await publish(apache.bootstrap_servers, "corrupt", [value])
+    apache.halt()
+    _corrupt(apache.folder / "data" / "corrupt-0" / "00000000000000000000.log", b"two-to-be-broken")
+    apache.start()
+
+    async with reading(config(apache.bootstrap_servers, "corrupt")) as reader:
+        await reader.until(lambda: b"three" in reader.values)
+
+    assert reader.values == [b"one", b"three"]
+    assert reader.spoilt == [("corrupt/0@1", "corrupt record: its checksum does not fit its bytes")]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "mechanism"),
+    [
+        ("SSL", "PLAIN"),
+        ("SASL_PLAINTEXT", "PLAIN"),
+        ("SASL_PLAINTEXT", "SCRAM-SHA-256"),
+        ("SASL_SSL", "PLAIN"),
+        ("SASL_SSL", "SCRAM-SHA-512"),
+    ],
+)
+async def test_every_security_protocol_gets_in(apache: ApacheKafka, topic: str, protocol: str, mechanism: str) -> None:
+    security: dict[str, Any] = {"security_protocol": protocol}
+    if protocol.endswith("SSL"):
+        security["ca_file"] = apache.ca_file
+    if protocol.startswith("SASL"):
+        security |= {"sasl_mechanism": mechanism, "username": USER, "password": PASSWORD}
+    settings = config(apache.address(protocol), topic, **security)
+    async with KafkaPublisher(settings) as publisher:
+        sent = await publisher.send(topic, b"hello", key=b"k", headers=[("a", b"b")])
+
+    async with reading(settings) as reader:
+        await reader.count(1)
+
+    assert reader.positions == [f"{sent.topic}/{sent.partition}@{sent.offset}"]
+    assert PASSWORD not in repr(settings)
+
+
+async def test_a_wrong_password_is_a_trouble_that_can_be_read(apache: ApacheKafka, topic: str) -> None:
+    wrong = config(
+        apache.address("SASL_PLAINTEXT"), topic, security_protocol="SASL_PLAINTEXT", username=USER, password="wrong-one"
+    )
+    with pytest.raises(DispatcherError, match=r"Authentication|SASL|authenticat") as caught:
+        async with KafkaPublisher(wrong):
+            pass
+
+    assert "wrong-one" not in str(caught.value)
+
+
+def test_a_password_without_a_protocol_that_uses_it_is_no_guess() -> None:
+    with pytest.raises(ValueError, match="SASL_SSL needs username and password"):
+        KafkaConfig(bootstrap_servers="a:1", security_protocol="SASL_SSL")
+
+
