@@ -1,0 +1,107 @@
+"""The dispatcher as users run it: a process of its own, with a settings file, stopped by signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+COMMAND = [sys.executable, "-m", "dispatcher"]
+ROUTING_KEY = "0123456789abcdef0123456789abcdef"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Replica:
+    """One running `dispatcher serve`."""
+
+    def __init__(self, process: Process, log: Path, url: str) -> None:
+        self.process = process
+        self.url = url
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    async def stop(self, number: int = signal.SIGTERM, *, seconds: float = 40) -> int:
+        """Send the signal and wait; the exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(seconds):
+            return await self.process.wait()
+
+
+async def start(folder: Path, settings: Mapping[str, Any], *, name: str = "dispatcher") -> Replica:
+    """Start a replica and wait until it is ready."""
+    port = free_port()
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**settings, "http": {"listen": f"127.0.0.1:{port}"}}))
+    log = folder / f"{name}.log"
+    with log.open("ab") as sink:
+        process = await asyncio.create_subprocess_exec(*COMMAND, "serve", "--config", str(file), stdout=sink, stderr=sink)
+    replica = Replica(process, log, f"http://127.0.0.1:{port}")
+    try:
+        await _ready(replica)
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    return replica
+
+
+@asynccontextmanager
+async def serving(folder: Path, settings: Mapping[str, Any], *, name: str = "dispatcher") -> AsyncIterator[Replica]:
+    """A replica while the block lasts; it must then stop cleanly."""
+    replica = await start(folder, settings, name=name)
+    try:
+        yield replica
+        status = await replica.stop()
+        assert status == 0, replica.log[-3000:]
+    finally:
+        if replica.process.returncode is None:
+            replica.process.kill()
+            await replica.process.wait()
+
+
+async def _ready(replica: Replica) -> None:
+    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+        while True:
+            assert replica.process.returncode is None, replica.log[-3000:]
+            try:
+                async with session.get(f"{replica.url}/readyz") as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientConnectionError:
+                pass
+            await asyncio.sleep(0.1)
+
+
+async def command(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """Run one command of the dispatcher: its exit status, standard output and standard error."""
+    process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=env)
+    async with asyncio.timeout(90):
+        out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def ask(config: Path, *arguments: str) -> Any:
+    """What a command says with --json."""
+    status, out, err = await command(*arguments, "--config", str(config), "--json")
+    assert status == 0, err
+    return json.loads(out)

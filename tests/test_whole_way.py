@@ -1,0 +1,231 @@
+"""The main job as users meet it: real Kafka, a real SMTP server with STARTTLS and login, a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiokafka import AIOKafkaProducer
+
+from dispatcher.demo.inbox import Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.encode import Format, Written, write, write_lifecycle
+from dispatcher.event import Event
+from dispatcher.phase import Phase
+from tests.support import samples
+from tests.support.brokers import Broker
+from tests.support.builders import a_launch_plan, an_event
+from tests.support.service import ROUTING_KEY, ask, command, serving, start
+
+pytestmark = pytest.mark.broker
+
+LOGIN = ("flyte", "pass-of-the-relay")
+
+
+@pytest.fixture
+async def inbox(tmp_path: Path) -> AsyncIterator[Inbox]:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    opened = Inbox(
+        mail=MailReceiver(login=LOGIN, tls=context),
+        slack=SlackReceiver(channels=[Conversation("C0000001", "dev-alerts")], people={"jane.doe@example.com": "U0000001"}),
+        pagerduty=PagerDutyReceiver(services={ROUTING_KEY: "ML platform"}),
+    )
+    async with opened:
+        yield opened
+
+
+@pytest.fixture
+def settings(inbox: Inbox, broker: Broker, topic: str, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "password").write_text(LOGIN[1] + "\n")
+    return {
+        "kafka": {
+            "bootstrap_servers": broker.bootstrap_servers,
+            "topics": [topic],
+            "group_id": f"group-{topic}",
+            "session_timeout": "6s",
+        },
+        "ledger": {"url": "sqlite+aiosqlite:///./ledger.db"},
+        "rules": {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.pb")]},
+        "channels": {
+            "email": {
+                "host": "localhost",
+                "port": inbox.mail.port,
+                "security": "starttls",
+                "username": LOGIN[0],
+                "password_file": "./password",
+                "ca_file": "./ca.pem",
+                "from": "Flyte <flyte@example.com>",
+            },
+            "slack": {"token": inbox.slack.token, "api_url": inbox.slack_url, "fallback": "email"},
+            "pagerduty": {
+                "events_url": inbox.pagerduty_url,
+                "services": {"pagerduty-service-key@example.com": {"routing_key": ROUTING_KEY, "severity": "critical"}},
+            },
+        },
+        "console_url": "https://flyte.example.com/console",
+    }
+
+
+async def publish(broker: Broker, topic: str, messages: list[Written]) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers, acks="all", max_request_size=16 * 2**20)
+    await producer.start()
+    for message in messages:
+        await producer.send(topic, message.value, key=message.key, headers=list(message.headers))
+    await producer.stop()
+
+
+def recorded(name: str) -> Written:
+    headers, value = samples.sample(name)
+    return Written(key=name.encode(), headers=headers, value=value, shown=name)
+
+
+def terminal_events(count: int) -> list[Event]:
+    return [an_event(name=f"n{number}", launch_plan=a_launch_plan()) for number in range(count)]
+
+
+async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
+    inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
+) -> None:
+    names = [name for name in samples.NAMES if name != "v2-workflow-failed-structured"]
+    async with serving(tmp_path, settings) as replica:
+        await publish(broker, topic, [recorded(name) for name in names for _copy in range(2)])
+        # Of all samples only the enriched FAILED and the SUCCEEDED of v2 name their launch plan.
+        assert await inbox.until(lambda box: len(box.arrivals) >= 4, seconds=40), replica.log[-3000:]
+        await asyncio.sleep(1)
+
+    mails = {mail.recipients: mail for mail in inbox.mail.mails}
+    assert set(mails) == {("manager@example.com",), ("dev-team@example.com", "on-call@example.com")}
+    assert len(inbox.mail.mails) == 2
+    assert mails["manager@example.com",].subject.startswith("✅ train.daily succeeded")
+    told = mails["dev-team@example.com", "on-call@example.com"]
+    assert told.part("html").strip().startswith("<p>train.daily failed in production.")  # the launch plan's own template
+    (slack,) = inbox.slack.messages
+    assert slack.name == "dev-alerts"
+    assert "bad learning rate: &lt;lr&gt;" in slack.body["text"]
+    (incident,) = inbox.pagerduty.incidents
+    assert len(incident.events) == 1
+    assert incident.events[0]["payload"]["severity"] == "critical"
+    deliveries = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")
+    assert Counter(entry["state"] for entry in deliveries) == {"sent": 4}
+    assert {mail.message_id for mail in inbox.mail.mails} == {
+        entry["reference"]["message_id"] for entry in deliveries if entry["channel"] == "email"
+    }
+    rejected = await ask(tmp_path / "dispatcher.yaml", "rejected", "list")
+    assert all("launch plan unknown" in entry["reason"] for entry in rejected)
+    assert {entry["event"].rpartition("/")[2] for entry in rejected} == {"SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"}
+
+
+async def test_noise_is_recorded_as_rejected_and_the_next_message_goes_on(
+    inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
+) -> None:
+    header = [("ce_type", b"dispatcher.execution.phase_changed.v1")]
+    noise = [b"{oops", b"\xff\xfe\x00", b"[]", b'{"execution": 3}', b"x" * 900_000, b""]
+    good = write(an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan()), Format.NATIVE)
+    async with serving(tmp_path, settings):
+        await publish(broker, topic, [*(Written(b"k", header, value, "") for value in noise), good])
+        assert await inbox.until(lambda box: len(box.mail.mails) == 1, seconds=40)
+        async with asyncio.timeout(20):
+            while len(await ask(tmp_path / "dispatcher.yaml", "rejected", "list")) < len(noise):
+                await asyncio.sleep(0.2)
+
+    entries = await ask(tmp_path / "dispatcher.yaml", "rejected", "list")
+    assert len(entries) == len(noise)
+    assert all(entry["position"].startswith(f"{topic}/") for entry in entries)
+    (large,) = [entry for entry in entries if entry["size"] == 900_000]
+    shown = await ask(tmp_path / "dispatcher.yaml", "rejected", "show", large["id"])
+    assert (len(shown["body"]), shown["whole"]) == (65536, False)
+
+
+async def test_a_restart_in_the_middle_loses_nothing_and_sends_nothing_twice(
+    inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
+) -> None:
+    messages = [message for event in terminal_events(60) for message in write_lifecycle(event, Format.FLYTE_V2)]
+    async with serving(tmp_path, settings):
+        await publish(broker, topic, messages)
+        assert await inbox.until(lambda box: len(box.arrivals) >= 20, seconds=40)
+    async with serving(tmp_path, settings):
+        assert await inbox.until(lambda box: len(box.arrivals) >= 180, seconds=60)
+        await asyncio.sleep(1)
+
+    assert len(inbox.arrivals) == 180
+    assert len({mail.message_id for mail in inbox.mail.mails}) == len(inbox.mail.mails) == 60
+    assert len({message.key for message in inbox.slack.messages}) == len(inbox.slack.messages) == 60
+    assert all(len(incident.events) == 1 for incident in inbox.pagerduty.incidents)
+
+
+async def test_a_killed_process_loses_nothing(
+    inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
+) -> None:
+    messages = [message for event in terminal_events(40) for message in write_lifecycle(event, Format.FLYTE_V2)]
+    replica = await start(tmp_path, settings)
+    await publish(broker, topic, messages)
+    assert await inbox.until(lambda box: len(box.arrivals) >= 5, seconds=40)
+    await replica.stop(signal.SIGKILL)
+    sent = {entry["key"] for entry in await ask(tmp_path / "dispatcher.yaml", "deliveries", "list", "--state", "sent")}
+    assert len(sent) < 120
+    replica.process = (await start(tmp_path, settings)).process
+    waiting = ("deliveries", "list", "--state", "waiting", "--limit", "500")
+    async with asyncio.timeout(60):
+        # What was in a dead worker's hands comes free when its lease runs out; all else is delivered now.
+        while any(entry["attempt"] == 0 for entry in await ask(tmp_path / "dispatcher.yaml", *waiting)):
+            await asyncio.sleep(0.5)
+    in_hands = {entry["key"] for entry in await ask(tmp_path / "dispatcher.yaml", *waiting)}
+    await replica.stop()
+
+    everything = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list", "--limit", "500")
+    assert len(everything) == 120
+    done = {entry["key"] for entry in everything if entry["state"] == "sent"}
+    assert done | in_hands == {entry["key"] for entry in everything}
+    assert len(in_hands) <= 60
+    assert Counter(message.key for message in inbox.slack.messages).most_common(1)[0][1] == 1
+
+
+async def test_two_replicas_in_one_group_share_the_work(
+    inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path, postgres_url: str
+) -> None:
+    settings["ledger"] = {"url": postgres_url}
+    async with serving(tmp_path, settings, name="one"), serving(tmp_path, settings, name="two"):
+        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(100)])
+        assert await inbox.until(lambda box: len(box.arrivals) >= 300, seconds=60)
+        await asyncio.sleep(1)
+
+    assert len(inbox.arrivals) == 300
+    assert len({mail.message_id for mail in inbox.mail.mails}) == 100
+
+
+async def test_publish_says_where_each_message_went(
+    inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
+) -> None:
+    async with serving(tmp_path, settings) as replica:
+        config = str(tmp_path / "dispatcher.yaml")
+        plan = ("--project", "flytesnacks", "--domain", "production", "--launch-plan", "train.daily@v1.4.2")
+        status, out, err = await command(
+            "publish", "--config", config, "--to", "kafka", "--format", "flyte-v2", "--phase", "SUCCEEDED", *plan,
+            "--name", "by-kafka", "--lifecycle", "--label", "team=a",
+        )  # fmt: skip
+        assert status == 0, err
+        assert out.count(f"{topic}/") == 6
+        assert "@" in out
+        status, out, err = await command(
+            "publish", "--config", config, "--to", "http", "--url", replica.url, "--phase", "SUCCEEDED", *plan, "--count", "3"
+        )
+        assert status == 0, err
+        assert out.count(f"{replica.url}/events: recorded") == 3
+        assert await inbox.until(lambda box: len(box.mail.mails) == 4, seconds=40)
+
+        events = tmp_path / "events.jsonl"
+        lines = [json.dumps(json.loads((samples.FOLDER / f"{name}.json").read_text())) for name in ("v1-node-failed", "v2-workflow-succeeded")]
+        events.write_text("\n".join(lines))
+        status, out, err = await command("publish", "--to", "http", "--url", replica.url, "--file", str(events))
+        assert (status, out.count("ignored"), out.count("recorded")) == (0, 1, 1), err
+        assert await inbox.until(lambda box: len(box.mail.mails) == 5, seconds=40)
