@@ -142,4 +142,6 @@ def _tell(heard: Heard) -> None:
             owed = len(entry.deliveries)
             log.info("recorded", execution=entry.event.key, verdict=entry.verdict, reason=entry.reason, deliveries=owed)
     for refused in heard.rejected:
-        log.warning("rejected", id=refused.id, position=refused.position, execution=refused.event, reason=refused.reason)
+        log.warning(
+            "rejected", id=refused.id, position=refused.position, execution=refused.event, reason=refused.reason
+        )

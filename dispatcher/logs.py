@@ -9,7 +9,6 @@ from typing import Literal
 import structlog
 import structlog.tracebacks
 
-
 _tracebacks = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)  # locals hold tokens and addresses
 )

@@ -37,7 +37,9 @@ async def inbox(tmp_path: Path) -> AsyncIterator[Inbox]:
     authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
     opened = Inbox(
         mail=MailReceiver(login=LOGIN, tls=context),
-        slack=SlackReceiver(channels=[Conversation("C0000001", "dev-alerts")], people={"jane.doe@example.com": "U0000001"}),
+        slack=SlackReceiver(
+            channels=[Conversation("C0000001", "dev-alerts")], people={"jane.doe@example.com": "U0000001"}
+        ),
         pagerduty=PagerDutyReceiver(services={ROUTING_KEY: "ML platform"}),
     )
     async with opened:
@@ -108,7 +110,9 @@ async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
     assert len(inbox.mail.mails) == 2
     assert mails["manager@example.com",].subject.startswith("✅ train.daily succeeded")
     told = mails["dev-team@example.com", "on-call@example.com"]
-    assert told.part("html").strip().startswith("<p>train.daily failed in production.")  # the launch plan's own template
+    assert (
+        told.part("html").strip().startswith("<p>train.daily failed in production.")
+    )  # the launch plan's own template
     (slack,) = inbox.slack.messages
     assert slack.name == "dev-alerts"
     assert "bad learning rate: &lt;lr&gt;" in slack.body["text"]
@@ -217,14 +221,28 @@ async def test_publish_says_where_each_message_went(
         assert out.count(f"{topic}/") == 6
         assert "@" in out
         status, out, err = await command(
-            "publish", "--config", config, "--to", "http", "--url", replica.url, "--phase", "SUCCEEDED", *plan, "--count", "3"
+            "publish",
+            "--config",
+            config,
+            "--to",
+            "http",
+            "--url",
+            replica.url,
+            "--phase",
+            "SUCCEEDED",
+            *plan,
+            "--count",
+            "3",
         )
         assert status == 0, err
         assert out.count(f"{replica.url}/events: recorded") == 3
         assert await inbox.until(lambda box: len(box.mail.mails) == 4, seconds=40)
 
         events = tmp_path / "events.jsonl"
-        lines = [json.dumps(json.loads((samples.FOLDER / f"{name}.json").read_text())) for name in ("v1-node-failed", "v2-workflow-succeeded")]
+        lines = [
+            json.dumps(json.loads((samples.FOLDER / f"{name}.json").read_text()))
+            for name in ("v1-node-failed", "v2-workflow-succeeded")
+        ]
         events.write_text("\n".join(lines))
         status, out, err = await command("publish", "--to", "http", "--url", replica.url, "--file", str(events))
         assert (status, out.count("ignored"), out.count("recorded")) == (0, 1, 1), err

@@ -145,7 +145,9 @@ async def test_two_consumers_of_one_group_share_the_work_and_lose_nothing(broker
         await publish(broker.bootstrap_servers, topic, numbered(200))
         await one.count(200)
         async with reading(settings) as other:
-            await one.until(lambda: other.source._reading is not None and bool(other.source._reading.consumer.assignment()))
+            await one.until(
+                lambda: other.source._reading is not None and bool(other.source._reading.consumer.assignment())
+            )
             await publish(broker.bootstrap_servers, topic, numbered(400, start=200))
             await one.until(lambda: len({*one.values, *other.values}) >= 600)
             assert other.values
@@ -334,5 +336,3 @@ async def test_a_wrong_password_is_a_trouble_that_can_be_read(apache: ApacheKafk
 def test_a_password_without_a_protocol_that_uses_it_is_no_guess() -> None:
     with pytest.raises(ValueError, match="SASL_SSL needs username and password"):
         KafkaConfig(bootstrap_servers="a:1", security_protocol="SASL_SSL")
-
-

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from channels.contract import Answer, Receipt
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State

@@ -54,7 +54,9 @@ async def start(folder: Path, settings: Mapping[str, Any], *, name: str = "dispa
     file.write_text(yaml.safe_dump({**settings, "http": {"listen": f"127.0.0.1:{port}"}}))
     log = folder / f"{name}.log"
     with log.open("ab") as sink:
-        process = await asyncio.create_subprocess_exec(*COMMAND, "serve", "--config", str(file), stdout=sink, stderr=sink)
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "serve", "--config", str(file), stdout=sink, stderr=sink
+        )
     replica = Replica(process, log, f"http://127.0.0.1:{port}")
     try:
         await _ready(replica)

@@ -127,7 +127,9 @@ class ApacheKafka:
             "controller.quorum.bootstrap.servers": f"localhost:{self._ports['CONTROLLER']}",
             "controller.listener.names": "CONTROLLER",
             "listeners": listeners,
-            "listener.security.protocol.map": ",".join([f"{name}:{name}" for name in LISTENERS[:-1]] + ["CONTROLLER:PLAINTEXT"]),
+            "listener.security.protocol.map": ",".join(
+                [f"{name}:{name}" for name in LISTENERS[:-1]] + ["CONTROLLER:PLAINTEXT"]
+            ),
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": str(self.folder / "data"),
             "ssl.keystore.type": "PEM",

@@ -61,5 +61,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"broker tests ran against {_ran_against[0]}")
     for test in _left_out:
         terminalreporter.write_line(f"NOT RUN on this broker: {test}", red=True)
-
-

@@ -1,0 +1,53 @@
+# make demo: see it work.  make test: prove it.  make help: the rest.
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(shell for p in $$PYTHON python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TESTS ?= tests
+export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
+
+.PHONY: help demo test check test-broker bench-intake lock clean
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## a day in the life of a team, with an inbox to look into (DEMO_ARGS=--once ends by itself)
+	@$(BIN)/dispatcher demo $(DEMO_ARGS)
+
+test: $(VENV)/.test ## every test that this machine can run
+	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
+
+check: $(VENV)/.test ## format, lint, types, import contracts, container files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+test-broker: $(VENV)/.test ## the broker tests against real Apache Kafka, and nothing lighter
+	BROKER=apache $(BIN)/python -m pytest -m broker tests $(PYTEST_ARGS)
+
+bench-intake: $(VENV)/.test ## messages a second from real Kafka, beside a loop that does nothing with them
+	$(BIN)/python -m bench.intake
+
+lock: $(VENV)/.test ## compile requirements/*.txt anew
+	.ci/lock
+
+clean: ## remove what was made here
+	rm -rf $(VENV) .cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found: set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python requirements/demo.txt requirements/build.txt pyproject.toml
+	$(PIP) --require-hashes -r requirements/demo.txt -r requirements/build.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python requirements/test.txt pyproject.toml
+	$(PIP) --require-hashes -r requirements/test.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@ $(VENV)/.demo

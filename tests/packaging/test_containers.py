@@ -1,0 +1,91 @@
+"""The container files, as far as they can be proved without an engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dockerfile_parse import DockerfileParser
+
+from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.settings import load
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+
+
+@pytest.fixture(scope="module")
+def dockerfile(tmp_path_factory: pytest.TempPathFactory) -> DockerfileParser:
+    copy = tmp_path_factory.mktemp("docker") / "Dockerfile"  # the parser opens its file for writing
+    copy.write_text((ROOT / "Dockerfile").read_text())
+    return DockerfileParser(path=str(copy))
+
+
+def instructions(dockerfile: DockerfileParser, name: str) -> list[str]:
+    return [entry["value"] for entry in dockerfile.structure if entry["instruction"] == name]
+
+
+def test_the_compose_file_is_valid_by_the_compose_specification() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        str(ROOT / "docker-compose.yml"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_image_is_pinned_to_a_full_version(dockerfile: DockerfileParser) -> None:
+    images = [service["image"] for service in SERVICES.values()] + dockerfile.parent_images
+    assert len(images) >= 6
+    assert all(re.search(r":v?\d+\.\d+(\.\d+)?", image) for image in images), images
+
+
+def test_services_wait_for_what_has_a_healthcheck_and_mount_what_exists() -> None:
+    for name, service in SERVICES.items():
+        for other, how in service.get("depends_on", {}).items():
+            assert how == {"condition": "service_healthy"}
+            assert "healthcheck" in SERVICES[other], f"{name} waits for {other}"
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_the_settings_in_the_compose_file_are_valid_and_so_are_its_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPATCHER__HTTP__TOKEN", "x")
+    settings = load(ROOT / "deploy" / "compose" / "dispatcher.yaml")
+    assert settings.kafka is not None
+    assert settings.kafka.bootstrap_servers == "kafka:9092"
+    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules.load()
+    assert not rules.problems
+    assert len(rules.book.plans) == 1
+
+
+def test_the_image_runs_as_nobody_in_particular_and_checks_its_health(dockerfile: DockerfileParser) -> None:
+    assert instructions(dockerfile, "USER") == ["10001"]
+    assert json.loads(instructions(dockerfile, "ENTRYPOINT")[0]) == ["dispatcher"]
+    (health,) = instructions(dockerfile, "HEALTHCHECK")
+    assert "/readyz" in health
+
+
+def test_what_the_image_copies_exists_and_is_not_ignored(dockerfile: DockerfileParser) -> None:
+    kept = {
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    copied = [value for value in instructions(dockerfile, "COPY") if not value.startswith("--from")]
+    for sources in copied:
+        for source in sources.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert source in kept, source

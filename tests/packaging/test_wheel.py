@@ -1,0 +1,93 @@
+"""The wheel alone, in a clean environment, does the job."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dispatcher.version import __version__
+
+ROOT = Path(__file__).parents[2]
+
+
+def _pythons() -> list[str]:
+    """Every Python from 3.11 on that this machine has."""
+    candidates = [sys.executable, *(shutil.which(f"python3.{minor}") or "" for minor in range(11, 16))]
+    candidates += map(str, Path.home().glob(".pyenv/versions/3.*/bin/python"))
+    found: dict[str, str] = {}
+    for candidate in filter(None, candidates):
+        asked = subprocess.run(
+            [candidate, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, check=False
+        )
+        if asked.returncode == 0 and tuple(map(int, asked.stdout.split())) >= (3, 11):
+            found.setdefault(asked.stdout.strip(), candidate)
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_everything_the_job_needs_is_in_the_wheel(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for needed in (
+        "dispatcher/templates/email/html.html.j2",
+        "dispatcher/templates/slack/message.yaml",
+        "dispatcher/templates/samples/failed.json",
+        "dispatcher/demo/inbox/pages/inbox.html.j2",
+        "dispatcher/demo/inbox/pages/inbox.js",
+        "dispatcher/ledger/migrations/versions/0001_initial.py",
+        "dispatcher/py.typed",
+        "channels/contract.py",
+    ):
+        assert needed in names
+    assert not [name for name in names if name.startswith(("tests/", "bench/"))]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("python", _pythons(), ids=lambda path: path.rsplit("/", 3)[-3])
+def test_the_wheel_alone_in_a_clean_environment_does_the_job(wheel: Path, python: str, tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    subprocess.run([python, "-m", "venv", str(environment)], check=True)
+    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--require-hashes", "-r", str(ROOT / "requirements" / "demo.txt")], check=True)
+    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
+    dispatcher = str(environment / "bin" / "dispatcher")
+    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [dispatcher, *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    assert run("--version") == f"dispatcher {__version__}\n"
+    assert "all that was owed arrived" in run("demo", "--once")
+    assert "train.daily failed" in run("preview", "--channel", "slack")
+
+
+def test_requirements_are_pinned_with_hashes_and_name_no_index() -> None:
+    for file in (ROOT / "requirements").glob("*.txt"):
+        text = file.read_text()
+        assert not re.search(r"https?://|--index|--find-links|^-e", text, re.MULTILINE), file
+        pins = re.findall(r"^[a-z0-9][\w.-]*==\S+", text, re.MULTILINE)
+        assert pins
+        assert text.count("--hash=sha256:") >= len(pins)
