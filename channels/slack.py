@@ -220,7 +220,7 @@ class SlackChannel:
         except aiohttp.ClientConnectorError as error:
             reason = error.strerror or type(error).__name__
             raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
-        except (aiohttp.ClientError, TimeoutError, OSError, SlackClientError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, SlackClientError, AttributeError, ValueError) as error:
             raise Unknown(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
         data = response.data
         if not isinstance(data, dict):

@@ -1,0 +1,296 @@
+"""Mail against a real SMTP server: what is sent, what each answer means, and that one bad mail spoils no other."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from channels.contract import Later, Message, Never, Unknown, Unserved
+from channels.email import EmailChannel, EmailConfig, compose
+from dispatcher.demo.inbox import MailReceiver
+from dispatcher.rendering.text import one_line
+
+CONTENT = {"subject": "❌ train.daily failed", "text": "größer\n.\n", "html": "<p>größer</p>"}
+
+
+def message(*recipients: str, key: str = "k1", **changes: Any) -> Message:
+    facts: dict[str, Any] = {
+        "key": key,
+        "recipients": recipients or ("a@example.com",),
+        "content": CONTENT,
+        "created_at": datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC),
+        **changes,
+    }
+    return Message(**facts)
+
+
+def config(port: int, **changes: Any) -> EmailConfig:
+    return EmailConfig.model_validate(
+        {"host": "127.0.0.1", "port": port, "security": "none", "from": "Flyte <flyte@example.com>", "timeout": 5, **changes}
+    )
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[MailReceiver]:
+    async with MailReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+async def channel(relay: MailReceiver) -> AsyncIterator[EmailChannel]:
+    opened = EmailChannel(config(relay.port))
+    yield opened
+    await opened.aclose()
+
+
+async def test_a_mail_arrives_as_text_and_html_with_the_headers_of_a_good_sender(
+    relay: MailReceiver, channel: EmailChannel
+) -> None:
+    receipt = await channel.send(message("a@example.com", "b@example.com"))
+
+    (mail,) = relay.mails
+    parsed = mail.parsed
+    assert mail.recipients == ("a@example.com", "b@example.com")
+    assert mail.sender == "flyte@example.com"
+    assert (parsed["from"], parsed["to"]) == ("Flyte <flyte@example.com>", "a@example.com, b@example.com")
+    assert mail.subject == CONTENT["subject"]
+    assert parsed["date"] == "Fri, 20 Nov 2026 09:14:21 +0000"
+    assert parsed["auto-submitted"] == "auto-generated"
+    assert [part.get_content_type() for part in parsed.iter_parts()] == ["text/plain", "text/html"]
+    assert mail.part("plain") == "größer\n.\n"
+    assert mail.part("html") == "<p>größer</p>\n"
+    assert receipt.reference == {"message_id": "<k1@example.com>"}
+    assert mail.message_id == "<k1@example.com>"
+    assert mail.raw == channel.wire(message("a@example.com", "b@example.com")).body
+
+
+async def test_connections_are_kept_for_the_next_mail(relay: MailReceiver, channel: EmailChannel) -> None:
+    for number in range(20):
+        await channel.send(message(key=f"k{number}"))
+
+    assert len(relay.mails) == 20
+    assert relay.connections == 1
+
+
+async def test_no_more_connections_than_allowed(relay: MailReceiver) -> None:
+    channel = EmailChannel(config(relay.port, connections=3))
+
+    await asyncio.gather(*(channel.send(message(key=f"k{number}")) for number in range(30)))
+
+    assert len(relay.mails) == 30
+    assert relay.connections == 3
+    await channel.aclose()
+
+
+async def test_a_connection_that_the_relay_closed_while_idle_is_replaced(relay: MailReceiver, channel: EmailChannel) -> None:
+    await channel.send(message(key="k1"))
+    for protocol in relay._open:
+        protocol.transport.close()
+
+    await channel.send(message(key="k2"))
+
+    assert [mail.message_id for mail in relay.mails] == ["<k1@example.com>", "<k2@example.com>"]
+
+
+async def test_one_refused_recipient_does_not_cost_the_others_their_mail(relay: MailReceiver, channel: EmailChannel) -> None:
+    relay.refuse = {"no@example.com": "550 5.1.1 no such user", "later@example.com": "451 4.7.1 greylisted"}
+
+    receipt = await channel.send(message("a@example.com", "no@example.com", "b@example.com", "later@example.com"))
+
+    assert relay.mails[0].recipients == ("a@example.com", "b@example.com")
+    assert {name: type(error) for name, error in receipt.failures.items()} == {
+        "no@example.com": Never,
+        "later@example.com": Later,
+    }
+    assert "550 5.1.1 no such user" in receipt.failures["no@example.com"].reason
+
+
+async def test_a_mail_that_nobody_may_get_does_not_spoil_the_next(relay: MailReceiver, channel: EmailChannel) -> None:
+    relay.refuse = {"no@example.com": "550 5.1.1 no such user"}
+    with pytest.raises(Never, match="no such user"):
+        await channel.send(message("no@example.com"))
+
+    await channel.send(message("a@example.com"))
+
+    assert relay.mails[0].recipients == ("a@example.com",)
+    assert relay.connections == 1
+
+
+async def test_where_one_recipient_may_yet_be_served_all_wait(relay: MailReceiver, channel: EmailChannel) -> None:
+    relay.refuse = {"no@example.com": "550 no", "later@example.com": "450 busy"}
+
+    with pytest.raises(Later):
+        await channel.send(message("no@example.com", "later@example.com"))
+
+
+@pytest.mark.parametrize(
+    ("step", "words", "kind", "everyone"),
+    [
+        ("mail", "421 4.3.2 closing", Later, True),
+        ("mail", "451 4.3.0 busy", Later, False),
+        ("mail", "550 5.7.1 sender not allowed", Never, False),
+        ("mail", "552 5.3.4 too big", Never, False),
+        ("rcpt", "421 4.3.2 closing", Later, True),
+        ("rcpt", "452 4.5.3 too many", Later, False),
+        ("rcpt", "552 5.5.3 too many", Later, False),
+        ("rcpt", "553 5.1.3 bad address", Never, False),
+        ("rcpt", "drop", Later, False),
+        ("data", "421 4.3.2 closing", Later, True),
+        ("data", "451 4.3.0 try later", Later, False),
+        ("data", "554 5.7.1 spam", Never, False),
+        ("data", "take and drop", Unknown, False),
+    ],
+)
+async def test_every_answer_has_its_meaning_and_the_next_mail_goes_out(
+    relay: MailReceiver, channel: EmailChannel, step: str, words: str, kind: type[Exception], everyone: bool
+) -> None:
+    relay.script = [(step, words)]
+
+    with pytest.raises(kind) as caught:
+        await channel.send(message(key="k1"))
+
+    assert type(caught.value) is kind
+    assert getattr(caught.value, "everyone", False) is everyone
+    await channel.send(message(key="k2"))
+    assert relay.mails[-1].message_id == "<k2@example.com>"
+
+
+async def test_a_repeated_mail_is_the_same_mail(relay: MailReceiver, channel: EmailChannel) -> None:
+    relay.script = [("data", "take and drop")]
+    with pytest.raises(Unknown):
+        await channel.send(message())
+
+    await channel.send(message(doubtful=True))
+
+    one, two = relay.mails
+    assert one.raw == two.raw
+
+
+async def test_a_cancelled_send_leaves_no_half_conversation_behind(relay: MailReceiver, channel: EmailChannel) -> None:
+    await channel.send(message(key="k1"))
+    task = asyncio.create_task(channel.send(message(key="k2")))
+    await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    await channel.send(message(key="k3"))
+
+    assert relay.mails[-1].message_id == "<k3@example.com>"
+
+
+async def test_a_relay_that_is_not_there_is_everyones_trouble() -> None:
+    with pytest.raises(Later, match=r"127.0.0.1:1 can't be reached") as caught:
+        await EmailChannel(config(1)).send(message())
+    assert caught.value.everyone
+
+
+async def test_a_relay_that_never_answers_runs_into_the_time_out() -> None:
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(5)
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Later):
+            await EmailChannel(config(port, timeout=0.3)).send(message())
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    return context, tmp_path / "ca.pem"
+
+
+SECRET = "pass-of-the-relay"
+
+
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+async def test_a_login_over_tls(certificates: tuple[ssl.SSLContext, Path], security: str) -> None:
+    context, authority = certificates
+    offered = {"tls": context} if security == "starttls" else {"implicit_tls": context}
+    async with MailReceiver(login=("flyte", SECRET), **offered) as relay:
+        relay_config = {"host": "localhost", "security": security, "username": "flyte", "ca_file": authority}
+        right = EmailChannel(config(relay.port, password=SECRET, **relay_config))
+        await right.send(message())
+        assert len(relay.mails) == 1
+        await right.aclose()
+
+        wrong = EmailChannel(config(relay.port, password="wrong-one", **relay_config))
+        with pytest.raises(Later, match="refused the login: check channels.email.username") as caught:
+            await wrong.send(message())
+        assert "wrong-one" not in f"{caught.value!r} {caught.value.answer}"
+
+        stranger = EmailChannel(config(relay.port, password=SECRET, **{**relay_config, "ca_file": None}))
+        with pytest.raises(Later, match="certificate is not trusted"):
+            await stranger.send(message())
+
+
+async def test_starttls_is_required_and_not_merely_tried(relay: MailReceiver) -> None:
+    with pytest.raises(Later):
+        await EmailChannel(config(relay.port, security="starttls")).send(message())
+    assert relay.mails == []
+
+
+def test_a_password_is_never_sent_in_the_clear() -> None:
+    with pytest.raises(ValidationError, match="in the clear"):
+        config(25, host="relay.example.com", username="flyte", password=SECRET)
+
+
+def test_secrets_do_not_show() -> None:
+    assert SECRET not in repr(config(25, username="flyte", password=SECRET))
+
+
+@pytest.mark.parametrize("bad", ["", "a", "a@", "@b", "a b@c.d", "a@b\r\nBcc: x@y.z", "#alerts", "a@b@c", "<a@b.c>", "a@" + "x" * 70 + ".com"])
+def test_what_is_no_mail_address_is_not_served(bad: str) -> None:
+    with pytest.raises(Unserved):
+        EmailChannel(config(25)).address(bad)
+
+
+def test_domains_are_written_the_way_the_wire_wants_them() -> None:
+    channel = EmailChannel(config(25))
+    assert channel.address("Jane.Doe@Example.COM") == "Jane.Doe@example.com"
+    assert channel.address("jane@bücher.example") == "jane@xn--bcher-kva.example"
+
+
+async def test_an_address_beyond_ascii_goes_out_where_the_relay_can(relay: MailReceiver, channel: EmailChannel) -> None:
+    await channel.send(message("jäne@example.com"))
+    assert relay.mails[0].recipients == ("jäne@example.com",)
+
+
+@given(st.text(), st.text(max_size=3000), st.text(max_size=3000))
+def test_whatever_the_words_the_mail_is_well_formed_and_says_them(subject: str, text: str, html: str) -> None:
+    mail = compose(message(content={"subject": subject, "text": text, "html": html}), "Flyte <flyte@example.com>")
+
+    head, _, _ = mail.partition(b"\r\n\r\n")
+    names = [line.split(b":")[0].lower() for line in head.split(b"\r\n") if not line.startswith((b" ", b"\t"))]
+    assert names == [b"date", b"from", b"to", b"subject", b"message-id", b"mime-version", b"auto-submitted", b"content-type"]
+    assert mail.replace(b"\r\n", b"").count(b"\n") == mail.replace(b"\r\n", b"").count(b"\r") == 0
+    assert max(map(len, mail.split(b"\r\n"))) <= 998
+    parsed: Any = message_from_bytes(mail, policy=default)
+    plain, fancy = parsed.iter_parts()
+    assert not parsed.defects
+    assert (plain.get_content_type(), fancy.get_content_type()) == ("text/plain", "text/html")
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st.just(" ")))
+def test_a_subject_comes_back_as_it_was(subject: str) -> None:
+    mail = compose(message(content={**CONTENT, "subject": subject}), "flyte@example.com")
+
+    parsed: Any = message_from_bytes(mail, policy=default)
+    assert " ".join(str(parsed["subject"]).split()) == one_line(subject)

@@ -1,0 +1,166 @@
+"""PagerDuty against a server that checks what the Events API v2 checks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from starlette.applications import Starlette
+
+from channels.contract import ChannelError, Later, Message, Never, Unknown, Unserved
+from channels.pagerduty import MASK, PagerDutyChannel, PagerDutyConfig
+from dispatcher.demo.inbox import PagerDutyReceiver
+from dispatcher.demo.inbox.script import Misstep
+from dispatcher.web.server import serving
+from tests.support.servers import breaking_server
+
+KEY = "0123456789abcdef0123456789abcdef"
+EVENT = {"event_action": "trigger", "payload": {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}}
+
+
+def message(to: str = "ml", *, key: str = "k1", content: Any = EVENT) -> Message:
+    return Message(key=key, recipients=(to,), content=content, created_at=datetime(2026, 11, 20, tzinfo=UTC))
+
+
+def config(url: str, **service: Any) -> PagerDutyConfig:
+    return PagerDutyConfig.model_validate(
+        {"events_url": url, "services": {"ml": {"routing_key": KEY, **service}}, "timeout": 1}
+    )
+
+
+@pytest.fixture
+def account() -> PagerDutyReceiver:
+    return PagerDutyReceiver(services={KEY: "ML platform"})
+
+
+@pytest.fixture
+async def url(account: PagerDutyReceiver) -> AsyncIterator[str]:
+    async with serving(Starlette(routes=account.routes()), "127.0.0.1", 0) as base:
+        yield base
+
+
+@pytest.fixture
+async def channel(url: str) -> AsyncIterator[PagerDutyChannel]:
+    opened = PagerDutyChannel(config(url))
+    yield opened
+    await opened.aclose()
+
+
+async def test_a_trigger_opens_an_incident_and_its_repetition_merges(account: PagerDutyReceiver, channel: PagerDutyChannel) -> None:
+    receipt = await channel.send(message())
+    await channel.send(message())
+    await channel.send(message(key="k2"))
+
+    assert receipt.reference == {"dedup_key": "k1"}
+    assert [(incident.dedup_key, len(incident.events)) for incident in account.incidents] == [("k1", 2), ("k2", 1)]
+
+
+async def test_a_services_own_severity_goes_first(url: str, account: PagerDutyReceiver) -> None:
+    channel = PagerDutyChannel(config(url, severity="critical"))
+    await channel.send(message())
+    await channel.aclose()
+
+    assert account.incidents[0].events[0]["payload"]["severity"] == "critical"
+
+
+async def test_a_routing_key_is_read_from_its_file_at_each_use(url: str, account: PagerDutyReceiver, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("not yet the key of anything at all\n")
+    services = {"ml": {"routing_key_file": file}}
+    channel = PagerDutyChannel(PagerDutyConfig.model_validate({"events_url": url, "services": services}))
+    with pytest.raises(Never):
+        await channel.send(message())
+    file.write_text(KEY + "\n")
+    await channel.send(message())
+    await channel.aclose()
+
+    assert len(account.incidents) == 1
+
+
+async def test_details_are_dropped_before_an_event_is_too_large(account: PagerDutyReceiver, channel: PagerDutyChannel) -> None:
+    payload = {**EVENT["payload"], "custom_details": {"error": "x" * 600_000}}
+
+    await channel.send(message(content={**EVENT, "payload": payload}))
+
+    (event,) = account.incidents[0].events
+    assert event["payload"]["summary"] == "train.daily failed"
+    assert "left out" in event["payload"]["custom_details"]["note"]
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        (Misstep(400, b'{"status":"invalid event","errors":["x"]}'), Never),
+        (Misstep(403), Never),
+        (Misstep(429, b"{}", {"Retry-After": "30"}), Later),
+        (Misstep(429, b"{}"), Later),
+        (Misstep(500), Later),
+        (Misstep(503), Later),
+        (Misstep(200, b"<html>"), Unknown),
+        (Misstep(202, b"", accept=True, delay=3), Unknown),
+    ],
+)
+async def test_every_answer_has_its_meaning_at_the_first_try(
+    account: PagerDutyReceiver, channel: PagerDutyChannel, step: Misstep, kind: type[ChannelError]
+) -> None:
+    account.script.steps = [step]
+
+    with pytest.raises(kind) as caught:
+        await channel.send(message())
+
+    assert type(caught.value) is kind
+    assert account.requests == 1  # the library's own retries sleep, and one of them never ends
+    if "Retry-After" in step.headers:
+        assert isinstance(caught.value, Later)
+        assert caught.value.retry_after == timedelta(seconds=30)
+
+
+async def test_pagerduty_that_is_not_there_is_everyones_trouble() -> None:
+    channel = PagerDutyChannel(config("http://127.0.0.1:1"))
+    with pytest.raises(Later, match="can't be reached") as caught:
+        await channel.send(message())
+    await channel.aclose()
+    assert caught.value.everyone
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 202 OK\r\nContent-Length: 50\r\n\r\n{"])
+async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: bytes) -> None:
+    async with breaking_server(answer) as base:
+        channel = PagerDutyChannel(config(base))
+        with pytest.raises(Unknown):
+            await channel.send(message())
+        await channel.aclose()
+
+
+async def test_the_loop_goes_on_while_pagerduty_is_slow(account: PagerDutyReceiver, channel: PagerDutyChannel) -> None:
+    account.script.steps = [Misstep(202, b"{}", delay=0.5) for _ in range(4)]
+    sending = [asyncio.create_task(channel.send(message(key=f"k{number}"))) for number in range(4)]
+    ticks = 0
+    while not all(task.done() for task in sending):
+        await asyncio.sleep(0.01)
+        ticks += 1
+    await asyncio.gather(*sending)
+
+    assert ticks > 20
+
+
+def test_who_is_no_service_here_is_unserved_with_advice() -> None:
+    channel = PagerDutyChannel(config("http://127.0.0.1:1"))
+    with pytest.raises(Unserved, match=r"channels\.pagerduty\.services"):
+        channel.address("on-call@example.com")
+    assert channel.address("ml") == "ml"
+
+
+async def test_routing_keys_do_not_show(account: PagerDutyReceiver, channel: PagerDutyChannel, url: str) -> None:
+    account.services = {}
+    with pytest.raises(Never) as caught:
+        await channel.send(message())
+
+    shown = f"{caught.value!r} {caught.value.answer} {config(url)!r} {channel.wire(message()).body.decode()}"
+    assert KEY not in shown
+    assert orjson.loads(channel.wire(message()).body)["routing_key"] == MASK
