@@ -194,13 +194,8 @@ class EmailChannel:
             raise Later(
                 f"{where} does not take mail now: {_said(error)}", answer=_answer(error), everyone=True
             ) from None
-        except ssl.SSLCertVerificationError as error:
-            advice = f"its certificate is not trusted ({error.verify_message}): see channels.email.ca_file"
-            raise Later(f"{where}: {advice}", everyone=True) from None
-        except (aiosmtplib.SMTPException, OSError, ssl.SSLError) as error:
-            raise Later(
-                f"{where} can't be reached: {_excerpt(str(error)) or type(error).__name__}", everyone=True
-            ) from None
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise Later(f"{where} {_unreachable(error)}", everyone=True) from None
         return smtp
 
     async def _hand_over(self, line: _Line, message: Message, mail: bytes) -> Receipt:
@@ -363,6 +358,14 @@ def _answer(error: object) -> Answer:
 def _said(error: object) -> str:
     answer = _answer(error)
     return f"{answer.status} {answer.text}"
+
+
+def _unreachable(error: Exception) -> str:
+    """Why there is no connection; aiosmtplib sometimes wraps the cause."""
+    for cause in (error, error.__cause__):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"has a certificate that is not trusted ({cause.verify_message}): see channels.email.ca_file"
+    return f"can't be reached: {_excerpt(str(error)) or type(error).__name__}"
 
 
 def _excerpt(text: str) -> str:

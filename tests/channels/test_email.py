@@ -180,8 +180,9 @@ async def test_a_repeated_mail_is_the_same_mail(relay: MailReceiver, channel: Em
 
 async def test_a_cancelled_send_leaves_no_half_conversation_behind(relay: MailReceiver, channel: EmailChannel) -> None:
     await channel.send(message(key="k1"))
+    relay.script = [("rcpt", "wait")]
     task = asyncio.create_task(channel.send(message(key="k2")))
-    await asyncio.sleep(0.001)
+    await asyncio.sleep(0.2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -220,6 +221,8 @@ def certificates(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
 SECRET = "pass-of-the-relay"
 
 
+# A server whose client breaks off the handshake leaves its socket to the garbage collector, in asyncio of Python 3.11.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("security", ["starttls", "tls"])
 async def test_a_login_over_tls(certificates: tuple[ssl.SSLContext, Path], security: str) -> None:
     context, authority = certificates
@@ -237,8 +240,9 @@ async def test_a_login_over_tls(certificates: tuple[ssl.SSLContext, Path], secur
         assert "wrong-one" not in f"{caught.value!r} {caught.value.answer}"
 
         stranger = EmailChannel(config(relay.port, password=SECRET, **{**relay_config, "ca_file": None}))
-        with pytest.raises(Later, match="certificate is not trusted"):
+        with pytest.raises(Later, match="certificate that is not trusted"):
             await stranger.send(message())
+        await asyncio.sleep(0.2)  # the server's side of the broken handshake closes
 
 
 async def test_starttls_is_required_and_not_merely_tried(relay: MailReceiver) -> None:

@@ -45,7 +45,7 @@ class Mail:
     def part(self, kind: str) -> str:
         """The text of the `plain` or the `html` part."""
         body = self.parsed.get_body((kind,))
-        return "" if body is None else str(body.get_content())
+        return "" if body is None else str(body.get_content()).replace("\r\n", "\n")
 
 
 @dataclass(slots=True)
@@ -60,7 +60,8 @@ class MailReceiver:
     refuse: Mapping[str, str] = field(default_factory=dict)
     """Recipients to refuse, each with the words."""
     script: list[tuple[str, str]] = field(default_factory=list)
-    """One-off answers: step (`mail`, `rcpt`, `data`) and words; `drop` closes the connection, `take and drop` after taking."""
+    """One-off answers: step (`mail`, `rcpt`, `data`) and words; `drop` closes the connection, `take and drop` after taking;
+    `wait` says nothing for a while, and then goes on."""
     arrived: Callable[[Mail], None] = lambda _: None
     mails: list[Mail] = field(default_factory=list)
     connections: int = 0
@@ -106,17 +107,19 @@ class MailReceiver:
                 "auth_required": True,
                 "auth_require_tls": self.tls is not None,
             }
-        protocol = SMTP(
-            self,
-            hostname="inbox.localhost",
-            ident="Inbox",
-            tls_context=self.tls,
-            require_starttls=self.tls is not None,
-            enable_SMTPUTF8=True,
-            timeout=60,
-            loop=asyncio.get_running_loop(),
-            **options,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it can't know that implicit TLS, or loopback, guards the login
+            protocol = SMTP(
+                self,
+                hostname="inbox.localhost",
+                ident="Inbox",
+                tls_context=self.tls,
+                require_starttls=self.tls is not None,
+                enable_SMTPUTF8=True,
+                timeout=60,
+                loop=asyncio.get_running_loop(),
+                **options,
+            )
         self._open.add(protocol)
         return protocol
 
@@ -132,7 +135,7 @@ class MailReceiver:
     async def handle_MAIL(  # noqa: N802
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        if (words := self._misstep("mail", server)) is not None:
+        if (words := await self._misstep("mail", server)) is not None:
             return words
         envelope.mail_from = address
         envelope.mail_options.extend(options)
@@ -141,7 +144,7 @@ class MailReceiver:
     async def handle_RCPT(  # noqa: N802
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        if (words := self._misstep("rcpt", server)) is not None:
+        if (words := await self._misstep("rcpt", server)) is not None:
             return words
         if address in self.refuse:
             return self.refuse[address]
@@ -153,7 +156,7 @@ class MailReceiver:
         raw = bytes(envelope.original_content or b"")
         step = self.script[0] if self.script and self.script[0][0] == "data" else None
         if step is not None and step[1] != "take and drop":
-            words = self._misstep("data", server)
+            words = await self._misstep("data", server)
             return words or "451 try later"
         trouble = _trouble(raw)
         if trouble is not None:
@@ -162,14 +165,17 @@ class MailReceiver:
         self.mails.append(mail)
         self.arrived(mail)
         if step is not None:
-            self._misstep("data", server)
+            await self._misstep("data", server)
         return f"250 2.0.0 OK queued as {len(self.mails)}"
 
-    def _misstep(self, step: str, server: SMTP) -> str | None:
+    async def _misstep(self, step: str, server: SMTP) -> str | None:
         """What the script says about this step, if anything."""
         if not self.script or self.script[0][0] != step:
             return None
         words = self.script.pop(0)[1]
+        if words == "wait":
+            await asyncio.sleep(1)  # noqa: TID251 - a server's own slowness
+            return None
         if words in {"drop", "take and drop"}:
             server.transport.abort()
             return "421 dropped"
