@@ -6,6 +6,7 @@ Nothing is silently skipped: what can't be understood is recorded with the reaso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -54,17 +55,19 @@ class Intake:
 
     async def run(self, source: Source) -> None:
         """Take batches until the source ends. While the ledger is away a batch waits, and so does the source."""
-        async for batch in source.batches():
-            entries = self._understood(batch)
-            while True:
-                try:
-                    await self._record(entries)
-                except LedgerUnavailable as error:
-                    log.warning("waiting for the ledger", reason=str(error))
-                    await source.wait(PAUSE)
-                else:
-                    break
-            await batch.commit()
+        async with aclosing(source.batches()) as batches:
+            async for batch in batches:
+                entries = self._understood(batch)
+                while True:
+                    try:
+                        await self._record(entries)
+                    except LedgerUnavailable as error:
+                        log.warning("waiting for the ledger", reason=str(error))
+                        if not await source.wait(PAUSE):
+                            return
+                    else:
+                        break
+                await batch.commit()
 
     async def take(self, messages: Iterable[Brought]) -> Heard:
         """Understand, decide, plan and record some messages.

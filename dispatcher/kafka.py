@@ -1,28 +1,37 @@
 """Kafka, by aiokafka: a source that keeps its place in the group whatever happens, and a publisher for tests.
 
-A consumer object that has failed is never mended but replaced; every call has a deadline; a poll is never
-cancelled (aiokafka then stops enforcing its own poll interval). Offsets are committed by us alone, after
-the ledger's transaction, and never for partitions that a rebalance has taken away since: what is read
-twice is a no-op in the ledger.
+A consumer object that has failed is never mended but replaced; every call has a deadline; a poll of a consumer
+that lives on is never cancelled. Offsets are committed by us alone, after the ledger's transaction, and never
+for work begun before a rebalance: what is read twice is a no-op in the ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
+import math
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
+import cramjam
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    CorruptRecordException,
+    KafkaConnectionError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
-from tenacity import RetryCallState, Retrying, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from channels.secret import SecretFile, one_of, reveal
 from dispatcher.duration import Duration
@@ -35,10 +44,27 @@ POLL_MS = 500
 """How long an empty poll lasts, and so how soon a stop is noticed."""
 CALL_SECONDS = 15
 """The deadline of any single call to the broker."""
+CLOSE_SECONDS = 3
+"""The deadline while we are stopping; a consumer that takes longer to leave ends in the background."""
+CALM_SECONDS = 60
+"""A consumer that has lived so long was well: the next failure is a first one."""
 COMMIT_EVERY = 1.0
 """Seconds. Offsets lag behind the ledger by that much; a crash re-reads it, and the ledger knows it already."""
-STALL_SECONDS = 60
-"""So long without a message, while the broker has some for us, and the consumer is replaced."""
+NEVER_MS = 10**12
+"""aiokafka's own poll interval is switched off: intake may hold a batch for as long as the ledger is away.
+Heartbeats and rejoining go on without polls, and what is prefetched stays (pausing would throw it away)."""
+
+_LOST = (KafkaError, TimeoutError, OSError)
+"""What a consumer object doesn't outlive."""
+_UNREADABLE = (
+    CorruptRecordException,
+    UnicodeDecodeError,
+    cramjam.DecompressionError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+)
+"""What aiokafka raises, for ever, over bytes that it can't take apart."""
 
 
 def _comma_separated(value: Any) -> Any:
@@ -54,10 +80,10 @@ class KafkaConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated)]
+    bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), Field(min_length=1)]
     """HOST:PORT, several with commas."""
     topics: Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)] = ("flyte-cloudevents",)
-    group_id: str = "notification-dispatcher"
+    group_id: str = Field("notification-dispatcher", min_length=1)
     group_instance_id: str | None = None
     """A name of its own for each replica: a quick restart then doesn't make the group share out anew."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -65,33 +91,43 @@ class KafkaConfig(BaseModel):
     username: str | None = None
     password: SecretStr | None = None
     password_file: SecretFile | None = None
-    ca_file: Path | None = None
+    ca_file: SecretFile | None = None
     """Certificates to trust, PEM; without it those of the system."""
-    cert_file: Path | None = None
+    cert_file: SecretFile | None = None
     """Our own certificate, PEM, where the broker asks for one."""
-    key_file: Path | None = None
-    session_timeout: Duration = timedelta(seconds=15)
+    key_file: SecretFile | None = None
+    session_timeout: Duration = Field(timedelta(seconds=15), ge=timedelta(seconds=1))
     """A replica that dies leaves its partitions silent for so long."""
+    stall_timeout: Duration = Field(timedelta(seconds=60), gt=timedelta())
+    """So long without a message, while the broker has some for us, and the consumer is replaced."""
     max_poll_records: int = Field(2000, ge=1, le=100_000)
     """Messages a batch at most."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _consistent(self) -> Self:
         one_of("password", self.password, self.password_file)
-        if self.security_protocol.startswith("SASL") and (
-            self.username is None or (self.password is None and self.password_file is None)
-        ):
-            raise ValueError(f"{self.security_protocol} needs username and password or password_file")
-        if self.ca_file is not None and not self.ca_file.is_file():
-            raise ValueError(f"ca_file: no such file: {self.ca_file}")
+        has_password = self.password is not None or self.password_file is not None
+        if self.security_protocol.startswith("SASL"):
+            if self.username is None or not has_password:
+                raise ValueError(f"{self.security_protocol} needs username and password or password_file")
+        elif self.username is not None or has_password:
+            raise ValueError(f"{self.security_protocol} logs nobody in: set security_protocol to SASL_SSL")
+        files = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name) is not None]
+        if files and not self.security_protocol.endswith("SSL"):
+            raise ValueError(f"{self.security_protocol} encrypts nothing: {files[0]} needs SSL or SASL_SSL")
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file needs cert_file")
         return self
 
     def connection(self) -> dict[str, Any]:
-        """Aiokafka's options for reaching the cluster, for consumers and producers alike."""
+        """Aiokafka's options for reaching the cluster, for consumers and producers alike.
+
+        Raises OSError where a file can't be read, or holds no certificate.
+        """
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers,
+            "client_id": "flyte-notification-dispatcher",
             "security_protocol": self.security_protocol,
-            "request_timeout_ms": CALL_SECONDS * 1000,
             "metadata_max_age_ms": 10_000,  # a topic that appears later is found this soon
         }
         if self.security_protocol.endswith("SSL"):
@@ -107,31 +143,25 @@ class KafkaConfig(BaseModel):
 
 
 @dataclass(slots=True)
-class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """One consumer's life: what it has read, what is done with, what a rebalance has taken."""
+class _Found:
+    """What one look at the broker has brought, all of one generation."""
 
-    consumer: AIOKafkaConsumer
-    generation: int = 0
-    """Counts rebalances: work begun in an earlier one must not be committed in this one."""
+    generation: int
+    records: list[ConsumerRecord] = field(default_factory=list)
+    spoilt: list[tuple[str, str]] = field(default_factory=list)
     following: dict[TopicPartition, int] = field(default_factory=dict)
-    """The offset after the last message read, by partition."""
-    done: dict[TopicPartition, int] = field(default_factory=dict)
-    """Offsets to commit at the next occasion."""
-    held: list[ConsumerRecord] = field(default_factory=list)
-    """Read while nothing was wanted, to be brought next."""
-    committed_at: float = 0.0
-    heard_at: float = 0.0
+    """The offset after the last of them, by partition."""
 
-    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        """The assignors are eager: every rebalance takes all partitions away. Nothing slow may happen here."""
-        log.info("partitions revoked", partitions=_named(revoked))
-        self.generation += 1
-        self.following.clear()
-        self.done.clear()
-        self.held.clear()
+    def __len__(self) -> int:
+        return len(self.records) + len(self.spoilt)
 
-    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        log.info("partitions assigned", partitions=_named(assigned))
+    def belong(self, generation: int) -> None:
+        """What was found before a rebalance comes again, to whoever has it now: drop it."""
+        if generation != self.generation:
+            self.generation = generation
+            self.records.clear()
+            self.spoilt.clear()
+            self.following.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +180,220 @@ class _KafkaBatch:
             self._reading.done.update(self._following)
 
 
+class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """One consumer's life, from joining the group to the first error that it doesn't outlive."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._config = config
+        session_ms = int(config.session_timeout.total_seconds() * 1000)
+        self.consumer = AIOKafkaConsumer(
+            **config.connection(),
+            group_id=config.group_id,
+            group_instance_id=config.group_instance_id,
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # `_begin` and `_skip_gap` decide, and say so
+            session_timeout_ms=session_ms,
+            heartbeat_interval_ms=session_ms // 5,
+            request_timeout_ms=session_ms + CALL_SECONDS * 1000,  # joining may take a whole session
+            max_poll_interval_ms=NEVER_MS,
+        )
+        self._poll_seconds = 2 * session_ms / 1000 + CALL_SECONDS
+        self._call_seconds = math.inf
+        self._limits: set[asyncio.Timeout] = set()
+        self._committing: asyncio.Timeout | None = None
+        self._committed_at = _now()
+        self._moved: dict[TopicPartition, float] = {}
+        self.joined = False
+        self.generation = 0
+        """Counts rebalances: work begun in an earlier one must not be committed in this one."""
+        self.done: dict[TopicPartition, int] = {}
+        """Offsets to commit at the next occasion."""
+
+    async def open(self) -> None:
+        """Connect; the group is joined by the first read. A topic that isn't there yet keeps nobody waiting."""
+        async with self._deadline():
+            await self.consumer.start()
+        self.consumer.subscribe(topics=list(self._config.topics), listener=self)
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """The assignors are eager: every rebalance takes all partitions away. Nothing slow may happen here.
+
+        A commit still on its way is given up before we join anew: repeated in the next generation, the broker
+        would take it, and a partition that is another's by then would be set back.
+        """
+        self.joined = False
+        self.generation += 1
+        self.done.clear()
+        self._moved.clear()
+        if self._committing is not None:
+            self._committing.reschedule(_now())
+        log.info("partitions revoked", partitions=_named(revoked))
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        self.joined = True
+        self._moved = dict.fromkeys(assigned, _now())
+        log.info("partitions assigned", partitions=_named(assigned))
+
+    def hurry(self) -> None:
+        """We are stopping: a call that hangs, as a poll does in a rebalance with the broker away, is soon given up."""
+        self._call_seconds = CLOSE_SECONDS
+        soon = _now() + CLOSE_SECONDS
+        for limit in self._limits:
+            limit.reschedule(min(limit.when() or soon, soon))
+
+    async def read(self) -> _KafkaBatch | None:
+        """The next messages, or None where none came within `POLL_MS`."""
+        if _now() - self._committed_at >= COMMIT_EVERY:
+            await self.flush()
+        found = _Found(self.generation)
+        await self._look(found)
+        self._moved.update(dict.fromkeys(found.following, _now()))
+        if not found:
+            await self.flush()
+        await self._look_for_stall()
+        if not found or found.generation != self.generation:
+            return None
+        return _KafkaBatch(found.records, found.spoilt, self, found.generation, found.following)
+
+    async def flush(self) -> None:
+        """Commit what is done with. A commit that comes too late is only re-read work."""
+        done, self.done = self.done, {}
+        self._committed_at = _now()
+        if not done:
+            return
+        try:
+            async with self._deadline() as self._committing:
+                await self.consumer.commit(done)
+        except (KafkaError, TimeoutError) as error:
+            log.warning("offsets were not committed: those messages may be read again", reason=_words(error))
+        finally:
+            self._committing = None
+
+    async def lag(self) -> dict[TopicPartition, int]:
+        """How many messages each of our partitions holds that we have not read."""
+        partitions = list(self.consumer.assignment())
+        async with self._deadline():
+            ends = await self.consumer.end_offsets(partitions) if partitions else {}
+            return {part: max(end - await self.consumer.position(part), 0) for part, end in ends.items()}
+
+    async def _look(self, found: _Found) -> None:
+        """Wait for one record, then take what lies ready, partition by partition.
+
+        Never several partitions in one call: where aiokafka raises over one of them, it has already taken the
+        records of the others out of its buffers, and would go on behind them.
+        """
+        try:
+            await self._poll(found, wait_ms=POLL_MS, most=1)
+        except NoOffsetForPartitionError as error:
+            await self._begin(error.args[0])
+        except OffsetOutOfRangeError as error:
+            for partition, offset in error.args[0].items():
+                await self._skip_gap(partition, offset)
+        except _UNREADABLE:
+            for partition in self._assigned():  # one of them, it isn't said which
+                await self._step_over(found, partition, most=1)
+        if not found:
+            return
+        for partition in self._assigned():
+            room = self._config.max_poll_records - len(found)
+            if room <= 0:
+                break
+            try:
+                await self._poll(found, partition, most=room)
+            except (NoOffsetForPartitionError, OffsetOutOfRangeError):
+                continue  # the next look meets it again
+            except _UNREADABLE:
+                await self._step_over(found, partition, most=room)
+
+    def _assigned(self) -> list[TopicPartition]:
+        """Our partitions; those that waited longest first, so that a busy one starves nobody."""
+        return sorted(self.consumer.assignment(), key=lambda part: self._moved.get(part, 0.0))
+
+    async def _poll(self, found: _Found, *partitions: TopicPartition, wait_ms: int = 0, most: int) -> int:
+        async with self._deadline(self._poll_seconds):
+            taken = await self.consumer.getmany(*partitions, timeout_ms=wait_ms, max_records=most)
+        found.belong(self.generation)
+        for partition, records in taken.items():
+            found.records += records
+            found.following[partition] = records[-1].offset + 1
+        return sum(map(len, taken.values()))
+
+    async def _step_over(self, found: _Found, partition: TopicPartition, *, most: int) -> None:
+        """Read a partition one record at a time, up to what can't be read, and over it."""
+        spoilt = False
+        for _ in range(most):
+            offset = await self._position(partition)
+            try:
+                taken = await self._poll(found, partition, wait_ms=POLL_MS, most=1)
+            except _UNREADABLE as error:
+                found.belong(self.generation)
+                where = f"{partition.topic}/{partition.partition}@{offset}"
+                found.spoilt.append((where, _why_unreadable(error)))
+                found.following[partition] = offset + 1
+                self.consumer.seek(partition, offset + 1)
+                spoilt = True
+            else:
+                if spoilt or not taken:
+                    return
+
+    async def _begin(self, partition: TopicPartition) -> None:
+        log.info("no offset was ever committed: reading from the beginning", partitions=_named([partition]))
+        async with self._deadline():
+            await self.consumer.seek_to_beginning(partition)
+
+    async def _skip_gap(self, partition: TopicPartition, expected: int) -> None:
+        """The broker no longer has what we wanted, or never had: go on with the oldest that it has."""
+        async with self._deadline():
+            await self.consumer.seek_to_beginning(partition)
+        first = await self._position(partition)
+        if first > expected:
+            log.error(
+                "messages expired before they were read: raise the topic's retention",
+                partition=f"{partition.topic}/{partition.partition}",
+                missed=first - expected,
+                expected=expected,
+                first=first,
+            )
+        else:
+            log.error(
+                "the topic is shorter than what we have read of it: was it made anew? Reading from its beginning",
+                partition=f"{partition.topic}/{partition.partition}",
+                expected=expected,
+                first=first,
+            )
+
+    async def _position(self, partition: TopicPartition) -> int:
+        async with self._deadline():
+            offset: int = await self.consumer.position(partition)
+            return offset
+
+    @asynccontextmanager
+    async def _deadline(self, seconds: float = CALL_SECONDS) -> AsyncIterator[asyncio.Timeout]:
+        """Calls of aiokafka may never return while the broker is away. Raises TimeoutError."""
+        async with asyncio.timeout(min(seconds, self._call_seconds)) as limit:
+            self._limits.add(limit)
+            try:
+                yield limit
+            finally:
+                self._limits.discard(limit)
+
+    async def _look_for_stall(self) -> None:
+        """A consumer can look healthy while nothing arrives (aiokafka #1037): then the broker knows more than we.
+
+        Raises KafkaError.
+        """
+        patience = self._config.stall_timeout.total_seconds()
+        now = _now()
+        quiet = [part for part, moved in self._moved.items() if now - moved >= patience]
+        if not quiet:
+            return
+        lag = await self.lag()
+        for partition in quiet:
+            if lag.get(partition):
+                raise KafkaError(f"no message of {_named([partition])[0]} for {patience:.0f} s, though there are some")
+            self._moved[partition] = now
+
+
 class KafkaSource:
     """The topics' messages, in batches. See `dispatcher.source.Source` for what it promises."""
 
@@ -157,188 +401,100 @@ class KafkaSource:
         self._config = config
         self._stopping = asyncio.Event()
         self._reading: _Reading | None = None
-        self._trouble: str | None = "not connected yet"
-        self._failures = 0
+        self._trouble = "not connected yet"
+        """Why no messages come, for as long as we are not in the group."""
+        self._leaving: set[asyncio.Task[None]] = set()
 
-    async def batches(self) -> AsyncIterator[Batch]:
+    async def batches(self) -> AsyncGenerator[Batch]:
+        persistently = AsyncRetrying(
+            retry=retry_if_exception_type(_LOST),
+            wait=wait_random_exponential(multiplier=0.5, max=15),
+            sleep=self._pause,
+            before_sleep=self._tell,
+        )
         try:
             while not self._stopping.is_set():
-                try:
-                    batch = await self._next_batch()
-                except (KafkaError, TimeoutError, OSError) as error:
-                    await self._give_up_consumer(error)
-                    continue
+                batch: Batch | None = await persistently(self._next_batch)
                 if batch is not None:
                     yield batch
         finally:
-            await self._close()
+            await self._leave(flush=True)
 
-    async def wait(self, span: timedelta) -> None:
-        reading = self._reading
-        if reading is None:
-            await self._pause(span.total_seconds())
-            return
-        try:
-            until = _now() + span.total_seconds()
-            while (left := until - _now()) > 0 and not self._stopping.is_set():
-                reading.consumer.pause(*reading.consumer.assignment())
-                reading.held.extend(await self._poll(reading, min(left, POLL_MS / 1000)))
-        except (KafkaError, TimeoutError, OSError) as error:
-            await self._give_up_consumer(error)
-        else:
-            reading.consumer.resume(*reading.consumer.paused())
+    async def wait(self, span: timedelta) -> bool:
+        await self._pause(span.total_seconds())
+        return not self._stopping.is_set()
 
     def stop(self) -> None:
         self._stopping.set()
+        if self._reading is not None:
+            self._reading.hurry()
 
     async def trouble(self) -> str | None:
-        if self._trouble is not None:
+        reading = self._reading
+        if reading is None or not reading.joined:
             return self._trouble
-        if self._reading is None or not self._reading.consumer.assignment():
-            return "no partitions assigned: the topics may not exist yet, or other replicas have them all"
-        return None
+        missing = [topic for topic in self._config.topics if not reading.consumer.partitions_for_topic(topic)]
+        return f"no such topic, so far: {', '.join(missing)}" if missing else None
+
+    async def lag(self) -> Mapping[str, int]:
+        """How many messages each of our partitions (`topic/partition`) holds that we have not read; for metrics.
+
+        Raises KafkaError or TimeoutError while the broker doesn't answer.
+        """
+        lag = await self._reading.lag() if self._reading is not None else {}
+        return {f"{part.topic}/{part.partition}": behind for part, behind in lag.items()}
 
     async def _next_batch(self) -> Batch | None:
-        reading = self._reading or await self._connect()
-        spoilt: list[tuple[str, str]] = []
-        records, reading.held = reading.held, []
-        if not records:
-            try:
-                records = await self._poll(reading, POLL_MS / 1000)
-            except CorruptRecordException:
-                records, spoilt = await self._around_corrupt(reading)
-        self._failures = 0
-        generation = reading.generation
-        if not records and not spoilt:
-            await self._commit(reading)
-            await self._look_for_stall(reading)
-            return None
-        reading.heard_at = _now()
-        following = await self._follow(reading, records)
-        if _now() - reading.committed_at > COMMIT_EVERY:
-            await self._commit(reading)
-        return _KafkaBatch(records, spoilt, reading, generation, following)
+        """The next batch; None where none came for a good while, or we are stopping.
 
-    async def _poll(self, reading: _Reading, seconds: float) -> list[ConsumerRecord]:
-        found = await reading.consumer.getmany(
-            timeout_ms=int(seconds * 1000), max_records=self._config.max_poll_records
-        )
-        return [record for records in found.values() for record in records]
-
-    async def _follow(self, reading: _Reading, records: Sequence[ConsumerRecord]) -> Mapping[TopicPartition, int]:
-        """Where each partition goes on; tells of messages that the broker threw away before we read them."""
-        following: dict[TopicPartition, int] = {}
-        for record in records:
-            partition = TopicPartition(record.topic, record.partition)
-            if partition not in following:
-                await self._look_for_gap(reading, partition, record.offset)
-            following[partition] = record.offset + 1
-        reading.following.update(following)
-        return following
-
-    async def _look_for_gap(self, reading: _Reading, partition: TopicPartition, offset: int) -> None:
-        expected = reading.following.get(partition)
-        if expected is None:
-            expected = await _bounded(reading.consumer.committed(partition))
-        if expected is not None and offset > expected:
-            first = (await _bounded(reading.consumer.beginning_offsets([partition])))[partition]
-            if first > expected:
-                log.error(
-                    "messages expired before they were read: raise the topic's retention",
-                    partition=f"{partition.topic}/{partition.partition}",
-                    missed=first - expected,
-                    expected=expected,
-                    first=first,
-                )
-
-    async def _around_corrupt(self, reading: _Reading) -> tuple[list[ConsumerRecord], list[tuple[str, str]]]:
-        """Read again from where we stood, one record at a time, and step over the one that can't be read.
-
-        aiokafka raises before it hands out the good records of the same fetch, and would then skip them.
+        A consumer that fails is left here, for good, and the error raised.
         """
-        records: list[ConsumerRecord] = []
-        spoilt: list[tuple[str, str]] = []
-        for partition in reading.consumer.assignment():
-            reading.consumer.seek(partition, await _bounded(reading.consumer.position(partition)))
-            for _ in range(self._config.max_poll_records):
-                try:
-                    found = await reading.consumer.getmany(partition, timeout_ms=POLL_MS, max_records=1)
-                except CorruptRecordException as error:
-                    offset = await _bounded(reading.consumer.position(partition))
-                    where = f"{partition.topic}/{partition.partition}@{offset}"
-                    log.error("a corrupt record was set aside", position=where, reason=str(error))
-                    spoilt.append((where, "corrupt record: its checksum does not fit its bytes"))
-                    reading.consumer.seek(partition, offset + 1)
-                    break
-                if not found:
-                    break
-                records.extend(found[partition])
-        return records, spoilt
-
-    async def _commit(self, reading: _Reading) -> None:
-        """Commit what is done with. A commit that fails is only re-read work."""
-        done, reading.done = reading.done, {}
-        reading.committed_at = _now()
-        if not done:
-            return
-        assigned = reading.consumer.assignment()
         try:
-            await _bounded(reading.consumer.commit({part: at for part, at in done.items() if part in assigned}))
-        except KafkaError as error:
-            log.warning("offsets were not committed: those messages may be read again", reason=_words(error))
+            calm = _now() + CALM_SECONDS
+            while not self._stopping.is_set() and _now() < calm:
+                reading = self._reading or await self._join()
+                batch = await reading.read()
+                self._trouble = f"joining the group {self._config.group_id}"
+                if batch is not None:
+                    return batch
+        except _LOST as error:
+            self._trouble = _words(error)
+            await self._leave()
+            if not self._stopping.is_set():
+                raise
+        return None
 
-    async def _look_for_stall(self, reading: _Reading) -> None:
-        """A consumer can look healthy while nothing arrives (aiokafka #1037): then the broker knows more than we."""
-        if _now() - reading.heard_at < STALL_SECONDS:
-            return
-        reading.heard_at = _now()
-        partitions = list(reading.consumer.assignment())
-        if not partitions:
-            return
-        ends = await _bounded(reading.consumer.end_offsets(partitions))
-        for partition in partitions:
-            if ends[partition] > await _bounded(reading.consumer.position(partition)):
-                raise KafkaError(f"no messages for {STALL_SECONDS} s although {partition.topic} has some for us")
-
-    async def _connect(self) -> _Reading:
-        consumer = AIOKafkaConsumer(
-            **self._config.connection(),
-            group_id=self._config.group_id,
-            group_instance_id=self._config.group_instance_id,
-            client_id="flyte-notification-dispatcher",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            session_timeout_ms=int(self._config.session_timeout.total_seconds() * 1000),
-            heartbeat_interval_ms=int(self._config.session_timeout.total_seconds() * 1000 / 5),
-            max_partition_fetch_bytes=4 * 2**20,
-        )
-        reading = _Reading(consumer, heard_at=_now())
-        consumer.subscribe(topics=list(self._config.topics), listener=reading)
-        self._reading = reading
-        await _bounded(consumer.start(), 2 * CALL_SECONDS)
-        self._trouble = None
+    async def _join(self) -> _Reading:
+        self._reading = _Reading(self._config)
+        await self._reading.open()
         log.info("connected to Kafka", topics=self._config.topics, group=self._config.group_id)
-        return reading
+        return self._reading
 
-    async def _give_up_consumer(self, error: BaseException) -> None:
-        """A consumer that has failed stays failed: close it, wait a little, and let the next poll build a new one."""
-        self._failures += 1
-        self._trouble = _words(error)
-        pause = _pause_after(self._failures)
-        log.warning("Kafka is in trouble: connecting anew", reason=self._trouble, after_seconds=round(pause, 1))
-        await self._close(commit=False)
-        await self._pause(pause)
+    async def _leave(self, *, flush: bool = False) -> None:
+        """Close the consumer. One that doesn't end in time ends in the background: cancelled, it would haunt the group.
 
-    async def _close(self, *, commit: bool = True) -> None:
+        aiokafka's tasks would outlive it, and their heartbeats would keep partitions that nobody reads.
+        """
         reading, self._reading = self._reading, None
         if reading is None:
             return
-        try:
-            if commit:
-                await self._commit(reading)
-            await _bounded(reading.consumer.stop())
-        except (KafkaError, TimeoutError, OSError) as error:
-            log.warning("the consumer did not close in time: left behind", reason=_words(error))
+        if flush:
+            await reading.flush()
+        leaving = asyncio.create_task(reading.consumer.stop())  # noqa: TID251 - may have to outlive us, see above
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._left)
+        await asyncio.wait({leaving}, timeout=CLOSE_SECONDS)
+        if not leaving.done():
+            log.warning("the consumer did not close in time: it ends in the background")
+
+    def _left(self, leaving: asyncio.Task[None]) -> None:
+        self._leaving.discard(leaving)
+        if not leaving.cancelled() and (error := leaving.exception()) is not None:
+            log.warning("the consumer did not close in order", reason=_words(error))
+
+    def _tell(self, state: RetryCallState) -> None:
+        pause = round(state.upcoming_sleep, 1)
+        log.warning("Kafka is in trouble: connecting anew", reason=self._trouble, after_seconds=pause)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless we are stopped."""
@@ -349,7 +505,7 @@ class KafkaSource:
             return
 
 
-def _named(partitions: Sequence[TopicPartition]) -> list[str]:
+def _named(partitions: Collection[TopicPartition]) -> list[str]:
     return sorted(f"{part.topic}/{part.partition}" for part in partitions)
 
 
@@ -358,15 +514,19 @@ def _now() -> float:
 
 
 async def _bounded(call: Any, seconds: float = CALL_SECONDS) -> Any:
-    """Aiokafka's calls may never return while the broker is away. Raises TimeoutError."""
+    """Calls of aiokafka may never return while the broker is away. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         return await call
 
 
-def _pause_after(failures: int) -> float:
-    state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
-    state.attempt_number = failures
-    return wait_random_exponential(multiplier=0.5, max=15)(state)
+def _why_unreadable(error: Exception) -> str:
+    match error:
+        case CorruptRecordException():
+            return "corrupt record: its checksum does not fit its bytes"
+        case UnicodeDecodeError():
+            return "unreadable record: the name of a header is not UTF-8"
+        case _:
+            return f"unreadable record: its batch can't be unpacked: {_words(error)}"
 
 
 class _LastWords(logging.Handler):
@@ -383,6 +543,8 @@ logging.getLogger("aiokafka").addHandler(_last_words)
 
 
 def _words(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if not isinstance(error, KafkaConnectionError) or not _last_words.words:
         return said
@@ -407,14 +569,14 @@ class KafkaPublisher:
             **config.connection(),
             acks="all",
             linger_ms=5,
-            client_id="flyte-notification-dispatcher",
+            request_timeout_ms=CALL_SECONDS * 1000,
             max_request_size=16 * 2**20,
         )
         self._servers = config.bootstrap_servers
 
     async def __aenter__(self) -> Self:
         try:
-            await _bounded(self._producer.start(), CALL_SECONDS)
+            await _bounded(self._producer.start())
         except (KafkaError, TimeoutError, OSError) as error:
             await _bounded(self._producer.stop())
             raise DispatcherError(f"Kafka at {self._servers} can't be reached: {_words(error)}") from None

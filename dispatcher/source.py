@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -37,16 +37,17 @@ class Batch(Protocol):
 class Source(Protocol):
     """Brings batches, one at a time and in order.
 
-    Backpressure: the next batch is fetched when the last one is done with. Whoever can't go on with a batch
-    lets time pass by `wait`, so that the source keeps its place in the group. Shutdown: after `stop`,
-    `batches` ends once the batch in hand is done with; nothing is cancelled in mid-flight.
+    Backpressure: the next batch is fetched when the last one is done with; however long that takes, the
+    source keeps its place in the group. A batch that is never committed comes again. Shutdown: after `stop`,
+    `batches` ends once the batch in hand is done with, and leaves the group within seconds even where the
+    broker is away. Cancelled, or closed early, it does the same: use it by `contextlib.aclosing`.
     """
 
-    def batches(self) -> AsyncIterator[Batch]:
-        """The batches, until stopped."""
+    def batches(self) -> AsyncGenerator[Batch]:
+        """The batches, until stopped. Failures of the source are its own business: it tries again for ever."""
 
-    async def wait(self, span: timedelta) -> None:
-        """Let time pass with a batch in hand: nothing is fetched, our place is kept."""
+    async def wait(self, span: timedelta) -> bool:
+        """Let time pass with a batch in hand; False where we are stopped: leave the batch, it comes again."""
 
     def stop(self) -> None:
         """End `batches`."""

@@ -220,7 +220,7 @@ async def test_a_large_message_does_not_stop_the_others(apache: ApacheKafka) -> 
 async def test_a_topic_that_appears_later_is_found(apache: ApacheKafka) -> None:
     async with reading(config(apache.bootstrap_servers, "appears-later")) as reader:
         await asyncio.sleep(1)
-        assert "no partitions" in (await reader.source.trouble() or "no partitions")
+        assert "appears-later" in (await reader.source.trouble() or "")
         await make_topic(apache.bootstrap_servers, "appears-later")
         await publish(apache.bootstrap_servers, "appears-later", numbered(10))
         await reader.count(10)

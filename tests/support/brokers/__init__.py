@@ -19,7 +19,9 @@ class Broker(Protocol):
 
     name: str
     """What it is, for the report."""
-    bootstrap_servers: str
+
+    @property
+    def bootstrap_servers(self) -> str: ...
 
     def stop(self) -> None: ...
 

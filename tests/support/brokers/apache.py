@@ -79,6 +79,15 @@ class ApacheKafka:
             self._process.wait(60)
             self._process = None
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def signal(self, number: int) -> None:
+        """SIGSTOP freezes it: connections stay, nothing answers; SIGCONT thaws it."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def stop(self) -> None:
         self.halt(signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -142,6 +151,9 @@ class ApacheKafka:
             "share.coordinator.state.topic.replication.factor": "1",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
+            "broker.session.timeout.ms": "3000",  # so long a broker that was killed can't come back
+            "broker.heartbeat.interval.ms": "500",
+            "auto.create.topics.enable": "false",
             "log.retention.check.interval.ms": "500",
             "log.segment.bytes": str(32 * 2**20),
             "log.cleaner.enable": "false",

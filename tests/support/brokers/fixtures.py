@@ -1,4 +1,5 @@
-"""Fixtures: `broker`, one for the session; `topic`, a fresh one for a test; `apache` where nothing lighter will do.
+"""Fixtures: `broker`, one for the session; `topic`, a fresh one for a test; `apache` where nothing lighter will do;
+`mock_broker`, which fails on request.
 
 What the broker tests ran against, and what the light broker could not run, is said at the end of the run.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -14,28 +17,39 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.support.brokers import Broker, start
 from tests.support.brokers.apache import ApacheKafka
+from tests.support.brokers.mock import MockBroker
 
+LEFT_OUT = "needs an Apache Kafka of our own"
+_RAN_AGAINST = "ran against"
 _numbers = itertools.count(1)
-_ran_against: list[str] = []
-_left_out: list[str] = []
 
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """The broker that the environment asks for."""
     started = start()
-    _ran_against.append(started.name)
     yield started
     started.stop()
 
 
 @pytest.fixture
-def apache(broker: Broker, request: pytest.FixtureRequest) -> ApacheKafka:
-    """The session's broker where it is Apache Kafka of our own; else the test is left out, and that is said loudly."""
+def apache(broker: Broker) -> Iterator[ApacheKafka]:
+    """The session's broker where it is Apache Kafka of our own; else the test is left out, and that is said loudly.
+
+    It runs again after the test, whatever that did to it.
+    """
     if not isinstance(broker, ApacheKafka):
-        _left_out.append(request.node.nodeid)
-        pytest.skip(f"{broker.name} can't do this")
-    return broker
+        pytest.skip(f"{LEFT_OUT}, this is {broker.name}")
+    yield broker
+    broker.signal(signal.SIGCONT)
+    if not broker.running:
+        broker.start()
+
+
+@pytest.fixture
+def mock_broker() -> Iterator[MockBroker]:
+    with MockBroker() as started:
+        yield started
 
 
 @pytest.fixture
@@ -50,14 +64,27 @@ async def make_topic(servers: str, name: str, *, partitions: int = 4, **options:
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()
     try:
-        await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=options)])
+        answer = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=options)])
+        assert all(code == 0 for _, code, *_ in answer.topic_errors), answer
     finally:
         await admin.close()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Note with each broker test which broker it had: only the report reaches the summary from a worker of xdist."""
+    arguments = getattr(item, "funcargs", {})
+    if call.when == "call" and "broker" in arguments:
+        item.user_properties.append((_RAN_AGAINST, arguments["broker"].name))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _ran_against:
-        terminalreporter.write_line(f"broker tests ran against {_ran_against[0]}")
-    for test in _left_out:
-        terminalreporter.write_line(f"NOT RUN on this broker: {test}", red=True)
+    stats = terminalreporter.stats
+    ended = [report for outcome in ("passed", "failed") for report in stats.get(outcome, []) if report.when == "call"]
+    names = Counter(str(value) for report in ended for key, value in report.user_properties if key == _RAN_AGAINST)
+    for name, count in names.items():
+        terminalreporter.write_line(f"{count} broker tests ran against {name}")
+    for report in stats.get("skipped", []):
+        if LEFT_OUT in str(report.longrepr):
+            terminalreporter.write_line(f"NOT RUN on this broker: {report.nodeid}", red=True)

@@ -1,0 +1,329 @@
+"""aiokafka's traps, each sprung: what is spoilt, stalls, freezes or is taken away costs time, and no message."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import struct
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.record.util import calc_crc32c_py
+
+from dispatcher.kafka import KafkaConfig, KafkaSource
+from dispatcher.source import Batch
+from tests.kafka.test_kafka import Reader, config, numbered, publish, reading
+from tests.support.brokers import Broker
+from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
+from tests.support.brokers.fixtures import make_topic
+from tests.support.brokers.mock import Failure, MockBroker, Request
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture
+def mock_topic(mock_broker: MockBroker) -> str:
+    mock_broker.create_topic("events")
+    return "events"
+
+
+async def publish_batch(servers: str, partition: TopicPartition, values: list[bytes], header: str = "ce_type") -> None:
+    """One batch, as it will lie on disk."""
+    async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
+        batch = producer.create_batch()
+        for value in values:
+            batch.append(key=None, value=value, timestamp=None, headers=[(header, b"x")])
+        await (await producer.send_batch(batch, partition.topic, partition=partition.partition))
+
+
+def segment(apache: ApacheKafka, partition: TopicPartition) -> Path:
+    return apache.folder / "data" / f"{partition.topic}-{partition.partition}" / f"{0:020}.log"
+
+
+def tamper(log: Path, old: bytes, new: bytes, *, sealed: bool) -> None:
+    """Change what a broker has on disk, under its hands; `sealed` makes the batch's checksum fit again."""
+    content = bytearray(log.read_bytes())
+    at = content.index(old)
+    content[at : at + len(old)] = new
+    if sealed:
+        start = 0
+        while (length := struct.unpack_from(">i", content, start + 8)[0]) + start + 12 <= at:
+            start += length + 12
+        checksum = calc_crc32c_py(bytes(content[start + 21 : start + 12 + length]))
+        struct.pack_into(">I", content, start + 17, checksum)
+    with log.open("r+b") as file:
+        file.write(content)
+
+
+async def offsets(servers: str, group: str, topic: str, partitions: int = 1) -> list[int | None]:
+    async with asyncio.timeout(20):
+        consumer = AIOKafkaConsumer(bootstrap_servers=servers, group_id=group, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            return [await consumer.committed(TopicPartition(topic, number)) for number in range(partitions)]
+        finally:
+            await consumer.stop()
+
+
+async def until(ready: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not ready():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_corrupt_batch_costs_its_own_records_and_none_of_its_neighbours(
+    apache: ApacheKafka, topic: str
+) -> None:
+    """aiokafka has taken the other partitions' records out of its buffers when it raises over one of them."""
+    for number in range(4):
+        for part in range(3):
+            await publish_batch(
+                apache.bootstrap_servers,
+                TopicPartition(topic, number),
+                [f"{number}-{part}-{n}".encode() for n in range(20)],
+            )
+    tamper(segment(apache, TopicPartition(topic, 2)), b"2-1-7", b"2-X-7", sealed=False)
+
+    async with reading(config(apache.bootstrap_servers, topic)) as reader:
+        await reader.until(lambda: len(reader.values) + len(reader.spoilt) >= 240)
+
+    lost = {f"{topic}/2@{offset}" for offset in range(20, 40)}
+    assert {where for where, _ in reader.spoilt} == lost
+    assert len(set(reader.positions)) == 220
+    assert len(reader.positions) == 220
+
+
+async def test_a_header_that_is_no_text_is_set_aside(apache: ApacheKafka, topic: str) -> None:
+    partition = TopicPartition(topic, 1)
+    for value, header in ((b"one", "ce_type"), (b"two", "bad_type"), (b"three", "ce_type")):
+        await publish_batch(apache.bootstrap_servers, partition, [value], header)
+    tamper(segment(apache, partition), b"bad_type", b"b\xffd_type", sealed=True)
+
+    async with reading(config(apache.bootstrap_servers, topic)) as reader:
+        await reader.until(lambda: len(reader.values) + len(reader.spoilt) >= 3)
+
+    assert reader.values == [b"one", b"three"]
+    assert reader.spoilt == [(f"{topic}/1@1", "unreadable record: the name of a header is not UTF-8")]
+
+
+async def test_what_could_not_be_read_is_committed_with_the_rest(apache: ApacheKafka, topic: str) -> None:
+    partition = TopicPartition(topic, 0)
+    for value in (b"one", b"two-is-last"):
+        await publish_batch(apache.bootstrap_servers, partition, [value])
+    tamper(segment(apache, partition), b"two-is", b"TWO-is", sealed=False)
+    settings = config(apache.bootstrap_servers, topic)
+
+    async with reading(settings) as reader:
+        await reader.until(lambda: len(reader.spoilt) == 1)
+
+    assert await offsets(apache.bootstrap_servers, settings.group_id, topic) == [2]
+
+
+async def test_one_server_error_to_a_heartbeat_costs_the_consumer_and_nothing_else(
+    mock_broker: MockBroker, mock_topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with reading(config(mock_broker.bootstrap_servers, mock_topic)) as reader:
+        await publish(mock_broker.bootstrap_servers, mock_topic, numbered(5))
+        await reader.count(5)
+        mock_broker.fail(Request.HEARTBEAT, Failure.UNKNOWN_SERVER_ERROR)
+        first = reader.source._reading
+        await until(lambda: reader.source._reading not in {first, None})
+        await publish(mock_broker.bootstrap_servers, mock_topic, numbered(5, start=5))
+        await reader.count(10)
+
+    assert set(reader.values) == set(numbered(10))
+    assert "heartbeat" in capsys.readouterr().out
+
+
+async def test_a_consumer_that_looks_well_but_brings_nothing_is_replaced(
+    mock_broker: MockBroker, mock_topic: str
+) -> None:
+    settings = config(mock_broker.bootstrap_servers, mock_topic, stall_timeout="2s")
+    async with reading(settings) as reader:
+        await publish(mock_broker.bootstrap_servers, mock_topic, numbered(1))
+        await reader.count(1)
+        mock_broker.fail(Request.FETCH, Failure.UNKNOWN_SERVER_ERROR, times=10_000)
+        await publish(mock_broker.bootstrap_servers, mock_topic, numbered(1, start=1))
+        first = reader.source._reading
+        await until(lambda: reader.source._reading is not first)
+        mock_broker.mend(Request.FETCH)
+        await until(lambda: b"1" in reader.values)
+
+
+async def test_a_commit_on_its_way_is_given_up_when_a_rebalance_begins(
+    mock_broker: MockBroker, mock_topic: str
+) -> None:
+    """Repeated in the next generation it would be accepted, and set back whoever has the partition by then."""
+    settings = config(mock_broker.bootstrap_servers, mock_topic)
+    await publish(mock_broker.bootstrap_servers, mock_topic, numbered(5))
+    mock_broker.fail(Request.OFFSET_COMMIT, Failure.NOT_COORDINATOR, times=10_000)
+    source = KafkaSource(settings)
+    batches = source.batches()
+    batch = await anext(batches)
+    await batch.commit()
+    reading_ = source._reading
+    assert reading_ is not None
+    flush = asyncio.create_task(reading_.flush())
+    await until(lambda: reading_._committing is not None)
+
+    mock_broker.fail(Request.HEARTBEAT, Failure.REBALANCE_IN_PROGRESS)
+    await until(lambda: reading_.generation == 2 and reading_.joined)
+    mock_broker.mend(Request.OFFSET_COMMIT)
+
+    async with asyncio.timeout(5):
+        await flush
+    assert await offsets(mock_broker.bootstrap_servers, settings.group_id, mock_topic) == [None]
+    source.stop()
+    await anext(batches, None)
+
+
+async def test_a_late_commit_does_not_set_the_group_back(broker: Broker, topic: str) -> None:
+    settings = config(broker.bootstrap_servers, topic, max_poll_records=10)
+    await publish(broker.bootstrap_servers, topic, numbered(40))
+    slow = KafkaSource(settings)
+    held = slow.batches()
+    late = await anext(held)
+    async with reading(settings) as other:  # takes some partitions, and reads them to their end
+        await other.until(lambda: bool(other.values))
+        mine = {part.partition for part in slow._reading.consumer.assignment()} if slow._reading else set()
+        await asyncio.sleep(1)
+    assert mine
+    assert len(mine) < 4
+    before = await offsets(broker.bootstrap_servers, settings.group_id, topic, 4)
+    await until(lambda: slow._reading is not None and len(slow._reading.consumer.assignment()) == 4)
+
+    await late.commit()  # all four partitions are ours again; this work is from before
+    assert slow._reading is not None
+    await slow._reading.flush()
+
+    after = await offsets(broker.bootstrap_servers, settings.group_id, topic, 4)
+    assert all((now or 0) >= (then or 0) for now, then in zip(after, before, strict=True))
+    assert after == before
+    slow.stop()
+    await anext(held, None)
+
+
+async def test_a_batch_in_hand_holds_up_no_rebalance_and_keeps_the_membership(broker: Broker, topic: str) -> None:
+    """Longer than the session time-out, without a call into the source."""
+    settings = config(broker.bootstrap_servers, topic).model_copy(update={"session_timeout": timedelta(seconds=2)})
+    await publish(broker.bootstrap_servers, topic, numbered(20))
+    source = KafkaSource(settings)
+    batches = source.batches()
+    await anext(batches)
+    reading_ = source._reading
+    assert reading_ is not None
+
+    await asyncio.sleep(5)
+
+    assert (reading_.generation, reading_.joined) == (1, True)
+    async with reading(settings) as other:
+        await other.until(lambda: other.source._reading is not None and other.source._reading.joined)
+        await until(lambda: len(reading_.consumer.assignment()) == 2)
+    assert reading_.consumer._coordinator._max_poll_interval > timedelta(days=365).total_seconds()
+    source.stop()
+    await anext(batches, None)
+
+
+async def test_a_loop_that_was_blocked_longer_than_the_session_recovers(broker: Broker, topic: str) -> None:
+    settings = config(broker.bootstrap_servers, topic).model_copy(update={"session_timeout": timedelta(seconds=1)})
+    blocked = False
+
+    async def block(_: Batch) -> None:
+        nonlocal blocked
+        if not blocked:
+            blocked = True
+            time.sleep(3)  # noqa: ASYNC251 - the trap itself
+
+    await publish(broker.bootstrap_servers, topic, numbered(20))
+    async with reading(settings, handle=block) as reader:
+        await reader.count(20)
+        await publish(broker.bootstrap_servers, topic, numbered(20, start=20))
+        await until(lambda: set(reader.values) == set(numbered(40)))
+    total = sum(offset or 0 for offset in await offsets(broker.bootstrap_servers, settings.group_id, topic, 4))
+    assert total == 40
+
+
+async def test_a_topic_made_anew_is_read_from_its_beginning(apache: ApacheKafka, topic: str) -> None:
+    settings = config(apache.bootstrap_servers, topic)
+    await publish(apache.bootstrap_servers, topic, numbered(40))
+    async with reading(settings) as reader:
+        await reader.count(40)
+    kept = await offsets(apache.bootstrap_servers, settings.group_id, topic, 4)
+    admin = AIOKafkaAdminClient(bootstrap_servers=apache.bootstrap_servers)
+    await admin.start()
+    await admin.delete_topics([topic])
+    async with asyncio.timeout(20):
+        while topic in await admin.list_topics():
+            await asyncio.sleep(0.05)
+    await admin.close()
+    await make_topic(apache.bootstrap_servers, topic)
+    consumer = AIOKafkaConsumer(bootstrap_servers=apache.bootstrap_servers, group_id=settings.group_id)
+    await consumer.start()  # the group still believes what it had committed
+    consumer.assign([TopicPartition(topic, number) for number in range(4)])
+    await consumer.commit({TopicPartition(topic, n): offset for n, offset in enumerate(kept) if offset})
+    await consumer.stop()
+    await publish(apache.bootstrap_servers, topic, numbered(4, start=100))
+
+    async with reading(settings) as reader:
+        await reader.until(lambda: set(reader.values) == set(numbered(4, start=100)))
+    assert sum(offset or 0 for offset in await offsets(apache.bootstrap_servers, settings.group_id, topic, 4)) < 40
+
+
+async def test_a_frozen_broker_does_not_keep_us_from_stopping(apache: ApacheKafka, topic: str) -> None:
+    settings = config(apache.bootstrap_servers, topic)
+    await publish(apache.bootstrap_servers, topic, numbered(5))
+    reader = Reader(KafkaSource(settings))
+    task = asyncio.create_task(reader.run())
+    await reader.count(5)
+    apache.signal(signal.SIGSTOP)
+    try:
+        reader.source.stop()
+        async with asyncio.timeout(15):
+            await task
+    finally:
+        apache.signal(signal.SIGCONT)
+    await until(lambda: not reader.source._leaving, 40)
+
+
+async def test_while_kafka_is_away_the_reason_can_be_read_and_shows_no_password(
+    apache: ApacheKafka, topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {"security_protocol": "SASL_PLAINTEXT", "username": USER, "password": f"not-{PASSWORD}"}
+    async with reading(config(apache.address("SASL_PLAINTEXT"), topic, **wrong)) as reader:
+        async with asyncio.timeout(20):
+            while "Authentication" not in (await reader.source.trouble() or ""):
+                await asyncio.sleep(0.05)
+    assert PASSWORD not in capsys.readouterr().out
+
+
+async def test_lag_counts_what_is_still_to_be_read(broker: Broker, topic: str, apache: ApacheKafka) -> None:
+    settings = config(broker.bootstrap_servers, topic, max_poll_records=1)
+    await publish_batch(broker.bootstrap_servers, TopicPartition(topic, 1), numbered(20))
+    source = KafkaSource(settings)
+    batches = source.batches()
+    await anext(batches)
+    assert await source.lag() == {f"{topic}/0": 0, f"{topic}/1": 19, f"{topic}/2": 0, f"{topic}/3": 0}
+    source.stop()
+    await anext(batches, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"password": "x", "username": "u"}, "PLAINTEXT logs nobody in"),
+        ({"security_protocol": "SASL_PLAINTEXT", "username": "u"}, "needs username and password"),
+        ({"security_protocol": "SSL", "key_file": __file__}, "key_file needs cert_file"),
+        ({"ca_file": __file__}, "PLAINTEXT encrypts nothing"),
+        ({"security_protocol": "SSL", "ca_file": "/nowhere/ca.pem"}, "no such file: /nowhere/ca.pem"),
+        ({"topics": []}, "topics"),
+        ({"bootstrap_server": "a:1"}, "bootstrap_server"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(given: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        KafkaConfig.model_validate({"bootstrap_servers": "a:1"} | given)

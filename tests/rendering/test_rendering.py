@@ -1,0 +1,250 @@
+"""Messages people like, and rendering that can't fail: whatever the data, the provider takes the result."""
+
+from __future__ import annotations
+
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dispatcher.drawing import draw, plain_text
+from dispatcher.event import Event
+from dispatcher.phase import TERMINAL, Phase
+from dispatcher.rendering import Renderer, TemplateError
+from dispatcher.rendering.limits import lint
+from dispatcher.rendering.renderer import CHANNELS, sample_event
+from dispatcher.rendering.text import ELLIPSIS, clean, cut, cut_for_slack, escape_slack
+from dispatcher.rendering.traceback import tell
+from tests.support.builders import NOW, a_launch_plan, an_event
+
+SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
+RENDERER = Renderer(console_url="https://flyte.example.com/console")
+
+
+def _shown(channel: str, content: Any) -> dict[str, str]:
+    if channel == "email":
+        return {f"{channel}.txt": f"Subject: {content['subject']}\n\n{content['text']}", f"{channel}.html": content["html"]}
+    return {f"{channel}.json": orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()}
+
+
+@pytest.mark.parametrize("phase", sorted(TERMINAL))
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_the_built_in_messages_are_those_in_the_repository(channel: str, phase: Phase) -> None:
+    """REWRITE_SNAPSHOTS=1 writes them anew; the difference is then reviewed like code."""
+    content = RENDERER.render(channel, sample_event(phase))
+    assert lint(channel, content) == []
+    for name, text in _shown(channel, content).items():
+        file = SNAPSHOTS / f"{phase.lower()}.{name}"
+        if os.environ.get("REWRITE_SNAPSHOTS"):
+            file.write_text(text)
+        assert text == file.read_text()
+
+
+anything = st.text(st.characters() | st.sampled_from("<>&`*_~|@#\"'{}%\r\n\0\u202e\u200d\ud800\x1b"), max_size=80)
+nasty = anything | st.sampled_from(
+    [
+        "<!channel> <@U123> <https://evil.example|click>",
+        "{{ 7 * 7 }} {% for x in range(10**9) %}{% endfor %}",
+        "<script>alert(1)</script><img src=x onerror=alert(1)>",
+        "a\r\nBcc: victim@example.com",
+        "``` ```<!here>",
+        "&lt;!channel&gt;",
+        "👩‍👩‍👧‍👦" * 400,
+        "x" * 1_000_000,
+        "é" * 5000,
+    ]
+)
+names = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="/"), min_size=1, max_size=60)
+
+
+@st.composite
+def events(draw: Any) -> Event:
+    return Event.model_validate(
+        {
+            "execution": {"project": draw(names), "domain": draw(names), "name": draw(names)},
+            "phase": draw(st.sampled_from(sorted(TERMINAL))),
+            "occurred_at": NOW,
+            "launch_plan": draw(st.none() | st.builds(lambda name, version: {"project": "p", "domain": "d", "name": name, "version": version}, names, nasty)),
+            "principal": draw(nasty),
+            "labels": draw(st.dictionaries(nasty, nasty, max_size=3)),
+            "url": draw(nasty | st.just("https://flyte.example.com/x")),
+            "error": draw(st.none() | st.fixed_dictionaries({"code": nasty, "message": nasty, "kind": st.sampled_from(["USER", "SYSTEM", "x"])})),
+        }
+    )
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        self.links += [value or "" for name, value in attrs if name in {"href", "src"}]
+
+
+SLACK_MARKUP = re.compile(r"<[^>]*>")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(events())
+def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(event: Event) -> None:
+    mail = RENDERER.render("email", event)
+    slack = RENDERER.render("slack", event)
+    page = RENDERER.render("pagerduty", event)
+
+    assert (lint("email", mail), lint("slack", slack), lint("pagerduty", page)) == ([], [], [])
+    tags = Tags()
+    tags.feed(str(mail["html"]))
+    assert set(tags.seen) <= {"html", "head", "meta", "title", "style", "body", "div", "table", "tr", "td", "a", "pre"}
+    assert all(link.startswith("https://") for link in tags.links)
+    for text in _strings(slack, "mrkdwn"):
+        for markup in SLACK_MARKUP.findall(text):
+            assert re.fullmatch(r"<https?://[^|<>\s]+\|[^<>]*>", markup), markup
+    orjson.dumps(mail), orjson.dumps(slack), orjson.dumps(page)
+    for channel, content in (("slack", slack), ("pagerduty", page)):
+        drawn = Tags()
+        drawn.feed(str(draw(channel, content)))
+        assert "script" not in drawn.seen
+        assert "img" not in drawn.seen
+        assert plain_text(channel, content)
+
+
+def _strings(node: Any, kind: str) -> list[str]:
+    """The texts of that kind in a Slack message; the fallback is read as mrkdwn too."""
+    if isinstance(node, dict):
+        own = [node["text"]] if node.get("type") == kind or ("attachments" in node and "text" in node) else []
+        return own + [text for value in node.values() for text in _strings(value, kind)]
+    return [text for value in node for text in _strings(value, kind)] if isinstance(node, list) else []
+
+
+def test_an_event_that_says_next_to_nothing_renders_without_gaps() -> None:
+    for channel in CHANNELS:
+        shown = orjson.dumps(RENDERER.render(channel, an_event())).decode()
+        for gap in ("None", "()", "[]", "''", ": ,", "undefined"):
+            assert gap not in shown
+
+
+def test_the_useful_part_of_a_traceback_comes_first() -> None:
+    story = tell(sample_event(Phase.FAILED).error.message)  # type: ignore[union-attr]
+    assert story.summary == "ValueError: bad learning rate: <lr> & 'momentum' must be > 0"
+    assert story.frames.startswith('File "/root/train.py", line 41')
+    assert "site-packages" not in story.frames
+
+
+@pytest.mark.parametrize(
+    ("message", "summary"),
+    [
+        ("OOMKilled: memory limit exceeded", "OOMKilled: memory limit exceeded"),
+        ("\x1b[31mred\x1b[0m alert", "red alert"),
+        ("Traceback (most recent call last):\n  File \"a.py\", line 1, in f\n    g()\nKeyError: 'epoch'", "KeyError: 'epoch'"),
+        ("", ""),
+        ("\n\n  \n", ""),
+        ("Message:\n\n", ""),
+    ],
+)
+def test_the_summary_of_any_error_is_one_line(message: str, summary: str) -> None:
+    assert tell(message).summary == summary
+
+
+@given(st.text(), st.integers(2, 60))
+def test_a_cut_text_fits_and_shows_that_it_was_cut(text: str, limit: int) -> None:
+    short = cut(text, limit)
+    assert len(short.encode("utf-16-le", "surrogatepass")) // 2 <= limit
+    assert short == text or short.endswith(ELLIPSIS)
+
+
+def test_a_cut_tears_neither_a_character_nor_an_entity() -> None:
+    assert cut("ab👩‍👩‍👧‍👦cd", 8) == f"ab{ELLIPSIS}"
+    assert cut_for_slack("aaaa&bbbb", 8) == f"aaaa{ELLIPSIS}"
+
+
+@given(st.text(), st.integers(2, 80))
+def test_what_is_escaped_for_slack_holds_no_markup_however_it_is_cut(text: str, limit: int) -> None:
+    for escaped in (escape_slack(text), cut_for_slack(text, limit)):
+        assert not set("<>") & set(escaped)
+        assert re.sub(r"&(amp|lt|gt);", "", escaped).count("&") == 0
+
+
+@given(st.text())
+def test_cleaned_text_prints_harmlessly(text: str) -> None:
+    cleaned = clean(text)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", cleaned)
+    cleaned.encode()
+
+
+def test_an_operators_template_replaces_the_built_in_one(tmp_path: Path) -> None:
+    (tmp_path / "email").mkdir()
+    (tmp_path / "email" / "subject.txt.j2").write_text("{{ what }}: {{ phase }}")
+    renderer = Renderer([tmp_path])
+
+    assert renderer.check() == []
+    assert renderer.render("email", sample_event(Phase.FAILED))["subject"] == "train.daily: failed"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line", "words"),
+    [
+        ("email/subject.txt.j2", "x\n{{ nonsense }}", 2, "'nonsense' is undefined"),
+        ("email/text.txt.j2", "{% if %}", 1, "Expected an expression"),
+        ("slack/message.yaml", "text: a\nattachments: [", 3, "broken YAML"),
+        ("slack/message.yaml", "text: '{{ oops'", 1, ""),
+        ("pagerduty/event.yaml", "payload: {summary: 'x', source: 'y', severity: 'bad'}", 0, "severity"),
+    ],
+)
+def test_a_template_that_cannot_work_is_found_with_its_line_and_the_message_goes_out_all_the_same(
+    tmp_path: Path, file: str, text: str, line: int, words: str
+) -> None:
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(text)
+    renderer = Renderer([tmp_path])
+
+    problem = renderer.check()[0]
+    assert (problem.file, problem.line) == (tmp_path / file, line)
+    assert words in problem.message
+    channel = file.split("/")[0]
+    if words != "severity":
+        assert renderer.render(channel, sample_event(Phase.FAILED)) == Renderer().render(channel, sample_event(Phase.FAILED))
+
+
+def test_a_template_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TemplateError, match="no such folder"):
+        Renderer([tmp_path / "nowhere"])
+
+
+FLYTES = (
+    "project",
+    "domain",
+    "name",
+    "phase",
+    "error",
+    *(f"{entity}.{part}" for entity in ("workflow", "launch_plan") for part in ("project", "domain", "name", "version")),
+)
+
+
+def test_a_launch_plans_own_template_knows_flytes_thirteen_variables_in_both_spellings() -> None:
+    assert len(FLYTES) == 13
+    template = "".join(f"{{{{ {name} }}}}|{{{{{name}}}}}|" for name in FLYTES)
+    html = RENDERER.render("email", sample_event(Phase.FAILED), template=template)["html"]
+    values = html.split("|")[:-1]
+    assert values[::2] == values[1::2]
+    assert values[0] == "flytesnacks"
+    assert values[6] == "failed"
+    assert values[8].startswith(" The execution failed with error: [Traceback")
+    assert "&lt;module&gt;" in values[8]
+    assert "{{" not in html
+
+
+def test_a_launch_plans_own_template_is_filled_in_one_pass_and_evaluates_nothing() -> None:
+    event = an_event(launch_plan=a_launch_plan(name="{{ domain }}"), error={"message": "<b>{{ name }}</b>"})
+    html = RENDERER.render("email", event, template="{{ launch_plan.name }} {{ 7 * 7 }} {{error}}")["html"]
+    assert html.startswith("{{ domain }} {{ 7 * 7 }} ")
+    assert "[&lt;b&gt;{{ name }}&lt;/b&gt;]" in html

@@ -1,0 +1,124 @@
+"""Who is told: the order in which Flyte lets rules replace and silence one another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.event import Options
+from dispatcher.phase import TERMINAL, Phase
+from dispatcher.rules import ANY, PlanKey, PlanRules, Rule, RuleBook, Verdict, decide
+from tests.support.builders import a_launch_plan, a_notification, a_rule, an_event
+
+
+def a_book(*plans: tuple[str, str, Rule]) -> RuleBook:
+    """Rules by launch plan name and version."""
+    entries = {}
+    for name, version, rule in plans:
+        key = PlanKey("flytesnacks", "production", name, version)
+        entries[key] = PlanRules(key, (rule,))
+    return RuleBook(entries)
+
+
+def told(event: Any, book: RuleBook) -> list[str]:
+    return [recipient for rule in decide(event, book).matched for recipient in rule.notification.recipients]
+
+
+PLAN = ("train.daily", ANY, a_rule("plan@example.com"))
+
+
+def options(*recipients: str, disable: bool = False, phases: tuple[Phase, ...] = (Phase.FAILED,)) -> Options:
+    rules = [a_notification(*recipients, phases=phases)] if recipients else []
+    return Options(notifications=tuple(rules), disable_notifications=disable)
+
+
+@pytest.mark.parametrize(
+    ("given_options", "expected"),
+    [
+        (None, ["plan@example.com"]),
+        (options(), ["plan@example.com"]),
+        (options("own@example.com"), ["own@example.com"]),
+        (options(disable=True), []),
+        (options("own@example.com", disable=True), []),
+        (options("own@example.com", phases=(Phase.SUCCEEDED,)), []),
+    ],
+    ids=["no options", "an empty list", "a list replaces", "disabled", "disabled beats a list", "a list replaces, even unmatched"],
+)
+def test_options_go_before_the_launch_plan(given_options: Options | None, expected: list[str]) -> None:
+    assert told(an_event(launch_plan=a_launch_plan(), options=given_options), a_book(PLAN)) == expected
+
+
+@pytest.mark.parametrize("phase", sorted(TERMINAL))
+def test_a_rule_fires_in_its_phases_alone(phase: Phase) -> None:
+    expected = ["plan@example.com"] if phase is Phase.FAILED else []
+    assert told(an_event(phase, launch_plan=a_launch_plan()), a_book(PLAN)) == expected
+
+
+@pytest.mark.parametrize(
+    ("plans", "expected"),
+    [
+        ([("train.daily", "v1.4.2"), ("train.daily", ANY), (ANY, ANY)], "train.daily@v1.4.2"),
+        ([("train.daily", "v1.4.1"), ("train.daily", ANY), (ANY, ANY)], "train.daily@*"),
+        ([("train.daily", "v1.4.1"), ("other", ANY), (ANY, ANY)], "*@*"),
+    ],
+)
+def test_the_closest_launch_plan_entry_holds_alone(plans: list[tuple[str, str]], expected: str) -> None:
+    book = a_book(*((name, version, a_rule(f"{name}@{version}")) for name, version in plans))
+    assert told(an_event(launch_plan=a_launch_plan()), book) == [expected]
+
+
+def test_an_event_without_a_launch_plan_is_served_by_the_rules_for_all_alone() -> None:
+    assert told(an_event(), a_book(PLAN, (ANY, ANY, a_rule("all@example.com")))) == ["all@example.com"]
+
+
+def test_an_event_without_a_launch_plan_and_without_rules_for_all_is_not_decided() -> None:
+    decision = decide(an_event(), a_book(PLAN))
+    assert decision.verdict is Verdict.UNKNOWN_LAUNCH_PLAN
+    assert "enrichAllWorkflowEventTypes" in decision.reason
+    assert "flytesnacks/production" in decision.reason
+
+
+def test_options_of_its_own_decide_an_event_whose_launch_plan_nobody_knows() -> None:
+    assert told(an_event(options=options("own@example.com")), RuleBook()) == ["own@example.com"]
+    assert decide(an_event(options=options(disable=True)), RuleBook()).verdict is Verdict.SILENCED
+
+
+def test_a_launch_plan_without_rules_tells_which_versions_have_some() -> None:
+    decision = decide(an_event(launch_plan=a_launch_plan()), a_book(("train.daily", "v9", a_rule())))
+    assert decision.verdict is Verdict.UNMATCHED
+    assert "rules for version v9" in decision.reason
+
+
+def test_every_rule_looked_at_is_explained() -> None:
+    event = an_event(launch_plan=a_launch_plan(), options=options("own@example.com", phases=(Phase.ABORTED,)))
+    looks = [look.as_data() for look in decide(event, a_book(PLAN)).considered]
+
+    assert [(look["source"], look["matched"], look["reason"]) for look in looks] == [
+        ("options.notifications[0]", False, "wants ABORTED, not FAILED"),
+        ("test", False, "replaced by the execution's own list"),
+    ]
+
+
+phases = st.sampled_from(sorted(TERMINAL))
+rules = st.builds(lambda wanted: a_rule(phases=tuple(wanted)), st.sets(phases, min_size=1))
+
+
+@given(phases, st.lists(rules, max_size=4), st.lists(rules, max_size=4), st.booleans())
+def test_nobody_is_told_whom_no_rule_names_and_nobody_is_while_silenced(
+    phase: Phase, own: list[Rule], plan: list[Rule], disable: bool
+) -> None:
+    given_options = Options(notifications=tuple(rule.notification for rule in own), disable_notifications=disable)
+    key = PlanKey("flytesnacks", "production", "train.daily")
+    event = an_event(phase, launch_plan=a_launch_plan(), options=given_options)
+
+    decision = decide(event, RuleBook({key: PlanRules(key, tuple(plan))}))
+
+    source = own or plan
+    expected = [] if disable else [rule.notification for rule in source if phase in rule.notification.phases]
+    assert [rule.notification for rule in decision.matched] == expected
+    assert len(decision.considered) == len(own) + len(plan)
+    assert all(look.reason for look in decision.considered)
+    assert (decision.silenced_by is not None) is disable

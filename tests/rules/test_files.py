@@ -1,0 +1,157 @@
+"""Launch plans from files: every shape that Flyte writes, and clear words about what can't hold."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from flyteidl.admin.launch_plan_pb2 import LaunchPlan
+from google.protobuf.json_format import MessageToJson
+
+from dispatcher.phase import Phase
+from dispatcher.rules import PlanKey
+from dispatcher.rules.files import LaunchPlanFiles
+from tests.support import samples
+
+DAILY = PlanKey("flytesnacks", "production", "train.daily", "v1.4.2")
+RULE = "  - phases: [FAILED]\n    email: {recipients_email: [a@example.com]}\n"
+PLAN = "launch_plan: {project: p, domain: d, name: lp}\nnotifications:\n"
+
+
+def loaded(*paths: Path) -> LaunchPlanFiles:
+    files = LaunchPlanFiles(paths)
+    files.load()
+    return files
+
+
+def problems(files: LaunchPlanFiles) -> list[str]:
+    return [f"{problem.file.name}:{problem.line}: {problem.message}" for problem in files.problems]
+
+
+@pytest.mark.parametrize("kind", ["json", "pb"])
+def test_flytes_own_launch_plan_is_read_whole(kind: str) -> None:
+    files = loaded(samples.LAUNCH_PLANS / f"train.daily.launch_plan.{kind}")
+
+    assert not files.problems
+    rules = [rule.notification for rule in files.book.plans[DAILY].rules]
+    assert [(rule.channel, rule.recipients) for rule in rules] == [
+        ("email", ("manager@example.com",)),
+        ("slack", ("#dev-alerts",)),
+        ("pagerduty", ("pagerduty-service-key@example.com",)),
+        ("email", ("dev-team@example.com", "on-call@example.com")),
+    ]
+    assert rules[1].phases == (Phase.FAILED, Phase.ABORTED)
+    assert rules[3].template is not None
+
+
+@pytest.mark.parametrize("snake_case", [True, False])
+@pytest.mark.parametrize("numbers", [True, False])
+def test_json_is_read_however_protobuf_was_told_to_write_it(tmp_path: Path, snake_case: bool, numbers: bool) -> None:
+    message = LaunchPlan.FromString((samples.LAUNCH_PLANS / "train.daily.launch_plan.pb").read_bytes())
+    text = MessageToJson(message, preserving_proto_field_name=snake_case, use_integers_for_enums=numbers)
+    (tmp_path / "lp.json").write_text(text)
+
+    assert len(loaded(tmp_path).book.plans[DAILY].rules) == 4
+
+
+def test_the_same_launch_plan_in_two_files_is_no_clash_while_they_agree(tmp_path: Path) -> None:
+    assert loaded(samples.LAUNCH_PLANS / "train.daily.launch_plan.json", samples.LAUNCH_PLANS / "train.daily.launch_plan.pb").problems == ()
+    (tmp_path / "a.yaml").write_text(PLAN + RULE)
+    (tmp_path / "b.yaml").write_text(PLAN + RULE.replace("FAILED", "ABORTED"))
+
+    files = loaded(tmp_path)
+
+    assert problems(files) == ["b.yaml:0: p/d/lp has other rules in another file already; put them together"]
+
+
+def test_what_is_no_launch_plan_is_said_to_be_none() -> None:
+    files = loaded(samples.LAUNCH_PLANS)
+    assert [problem.message for problem in files.problems] == ["an Execution, not a launch plan"] * 2
+    assert list(files.book.plans) == [DAILY]
+
+
+def test_a_file_may_hold_several_plans_in_documents_or_lists(tmp_path: Path) -> None:
+    flat = "{project: p, domain: d, name: a, notifications: []}"
+    (tmp_path / "one.yaml").write_text(f"{flat}\n---\n{flat.replace('name: a', 'name: b, version: v1')}\n")
+    (tmp_path / "two.json").write_text(json.dumps([{"id": {"project": "p", "domain": "d", "name": "*"}}]))
+
+    assert set(loaded(tmp_path).book.plans) == {
+        PlanKey("p", "d", "a"),
+        PlanKey("p", "d", "b", "v1"),
+        PlanKey("p", "d", "*"),
+    }
+
+
+def test_a_rule_that_cannot_hold_is_refused_with_its_line_and_the_rest_serves(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(PLAN.replace("lp", "good") + RULE)
+    (tmp_path / "bad.yaml").write_text(
+        PLAN
+        + RULE
+        + "  - phases: [RUNNING]\n    email: {recipients_email: [a@example.com]}\n"
+        + "  - phases: []\n    email: {recipients_email: [a@example.com]}\n"
+        + "  - phases: [FAILED]\n    email: {recipients_email: []}\n"
+        + "  - phases: [FAILED]\n    fax: {recipients_email: [a@example.com]}\n"
+        + "  - phases: [EXPLODED]\n    email: {recipients_email: [a@example.com]}\n"
+    )
+
+    files = loaded(tmp_path)
+
+    assert {key.name: len(plan.rules) for key, plan in files.book.plans.items()} == {"good": 1, "lp": 1}
+    lines = problems(files)
+    assert [line.split(": ")[0] for line in lines] == ["bad.yaml:5", "bad.yaml:7", "bad.yaml:9", "bad.yaml:11", "bad.yaml:13"]
+    for words, line in zip(["not a terminal phase", "no phases", "no recipients", "unknown channel 'fax'", "unknown phase"], lines, strict=True):
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.yaml", b"a: [", "a.yaml:2: broken YAML"),
+        ("a.yaml", b"x: 1\ny: \xff", "a.yaml:2: not UTF-8"),
+        ("a.json", b'{"a":\n oops}', "a.json:2: broken JSON"),
+        ("a.pb", b"\xff\xff\xff", "not a flyteidl.admin.LaunchPlan"),
+        ("a.pb", b"", "lacks project and domain and name"),
+        ("a.yaml", b"- 1", "a launch plan is a mapping"),
+        ("a.yaml", b"{project: p, domain: '*', name: n}", "not for a project or domain"),
+        ("a.yaml", b"{project: p, domain: d, name: n, notifications: 3}", "notifications must be a list"),
+        ("a.yaml", b"!!python/object/apply:os.system ['true']", "broken YAML"),
+        ("a.yaml", b"[" * 5000, "broken YAML"),
+    ],
+)
+def test_a_file_that_is_not_right_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    (line,) = problems(loaded(tmp_path))
+    assert words in line
+
+
+def test_a_missing_folder_is_a_problem_and_no_crash(tmp_path: Path) -> None:
+    assert problems(loaded(tmp_path / "nowhere")) == ["nowhere:0: no such file or folder"]
+
+
+async def test_changes_are_read_while_running_and_a_broken_edit_keeps_the_last_good_rules(tmp_path: Path) -> None:
+    file = tmp_path / "lp.yaml"
+    file.write_text(PLAN + RULE)
+    files = loaded(tmp_path)
+    stop = asyncio.Event()
+    watching = asyncio.create_task(files.watch(stop))
+
+    async def until(condition: str) -> None:
+        async with asyncio.timeout(20):
+            while not eval(condition, {"files": files, "len": len}):
+                await asyncio.sleep(0.05)
+
+    await asyncio.sleep(0.3)
+    (tmp_path / "new.yaml").write_text(PLAN.replace("lp", "new") + RULE)
+    await until("len(files.book.plans) == 2")
+    file.write_text(PLAN + "  - {")
+    await until("files.problems")
+    assert len(files.book.plans[PlanKey("p", "d", "lp")].rules) == 1
+    file.write_text(PLAN + RULE + RULE.replace("FAILED", "ABORTED"))
+    await until("not files.problems")
+    assert len(files.book.plans[PlanKey("p", "d", "lp")].rules) == 2
+    file.unlink()
+    await until("len(files.book.plans) == 1")
+    stop.set()
+    await watching

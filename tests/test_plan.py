@@ -1,0 +1,135 @@
+"""What is owed: one delivery for each thing to be sent, and nobody told twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels.contract import Unserved
+from dispatcher.delivery import State
+from dispatcher.plan import Planner
+from dispatcher.rules import Rule
+from tests.support.builders import NOW, a_delivery, a_notification, a_rule, an_event
+
+
+def mail_address(recipient: str) -> str:
+    if "@" not in recipient:
+        raise Unserved("not a mail address")
+    return recipient.lower()
+
+
+def slack_address(recipient: str) -> str:
+    known = {"#dev": "C1", "C1": "C1", "#ops": "C2"}
+    if recipient not in known:
+        raise Unserved("neither a channel nor a person")
+    return known[recipient]
+
+
+def a_planner(**changes: Any) -> Planner:
+    given_facts: dict[str, Any] = {
+        "addresses": {"email": mail_address, "slack": slack_address},
+        "fallbacks": {"slack": "email"},
+        "render": lambda channel, event, template: {"channel": channel, "template": template},
+        **changes,
+    }
+    return Planner(**given_facts)
+
+
+def owed(*rules: Rule, planner: Planner | None = None) -> list[tuple[str, tuple[str, ...], State]]:
+    deliveries = (planner or a_planner()).plan(an_event(), rules, now=NOW)
+    return [(delivery.channel, delivery.addresses or delivery.recipients, delivery.state) for delivery in deliveries]
+
+
+WAITING, DEAD = State.WAITING, State.DEAD
+
+
+def test_a_mail_goes_to_a_rules_whole_list_and_a_slack_message_to_each() -> None:
+    assert owed(a_rule("a@x.com", "b@x.com"), a_rule("#dev", "#ops", channel="slack")) == [
+        ("email", ("a@x.com", "b@x.com"), WAITING),
+        ("slack", ("C1",), WAITING),
+        ("slack", ("C2",), WAITING),
+    ]
+
+
+def test_overlapping_rules_tell_nobody_twice() -> None:
+    rules = [a_rule("a@x.com", "b@x.com"), a_rule("B@x.com", "c@x.com"), a_rule("a@x.com")]
+    assert owed(*rules, a_rule("#dev", "C1", channel="slack")) == [
+        ("email", ("a@x.com", "b@x.com"), WAITING),
+        ("email", ("c@x.com",), WAITING),
+        ("slack", ("C1",), WAITING),
+    ]
+
+
+def test_whom_a_channel_cannot_serve_its_fallback_does() -> None:
+    assert owed(a_rule("#dev", "who@x.com", channel="slack")) == [
+        ("slack", ("C1",), WAITING),
+        ("email", ("who@x.com",), WAITING),
+    ]
+
+
+def test_a_fallback_does_not_repeat_what_a_mail_says_already() -> None:
+    assert owed(a_rule("who@x.com"), a_rule("who@x.com", channel="slack")) == [("email", ("who@x.com",), WAITING)]
+
+
+def test_whom_nobody_can_serve_is_owed_a_dead_delivery_with_the_reason() -> None:
+    (delivery,) = a_planner().plan(an_event(), [a_rule("nonsense", channel="slack")], now=NOW)
+    assert delivery.state is DEAD
+    assert delivery.reason == "neither a channel nor a person; nor does email: not a mail address"
+    (delivery,) = a_planner(fallbacks={}).plan(an_event(), [a_rule("who@x.com", channel="slack")], now=NOW)
+    assert delivery.reason == "neither a channel nor a person"
+
+
+def test_a_channel_that_is_switched_off_says_how_to_switch_it_on() -> None:
+    (delivery,) = a_planner().plan(an_event(), [a_rule("svc", channel="pagerduty")], now=NOW)
+    assert (delivery.state, delivery.reason) == (DEAD, "no such channel is configured: add channels.pagerduty to the settings")
+
+
+def test_a_notifications_own_template_is_for_its_mail_alone() -> None:
+    notification = a_notification("#dev", "who@x.com", channel="slack").model_copy(update={"template": "<p>hi</p>"})
+    one, other = a_planner().plan(an_event(), [Rule(notification, "test")], now=NOW)
+    assert (one.content["template"], other.content["template"]) == (None, "<p>hi</p>")
+
+
+def test_the_same_message_is_rendered_once() -> None:
+    rendered = []
+
+    def render(channel: str, *_: Any) -> dict[str, Any]:
+        rendered.append(channel)
+        return {}
+
+    planner = a_planner(render=render)
+    planner.plan(an_event(), [a_rule("#dev", "#ops", channel="slack"), a_rule("a@x.com"), a_rule("b@x.com")], now=NOW)
+    assert rendered == ["slack", "email"]
+
+
+def test_a_delivery_that_found_nobody_is_rerouted_unless_they_know_already() -> None:
+    lost = a_delivery(channel="slack", to="who@x.com")
+    (mail,) = a_planner().reroute(an_event(), lost, [], now=NOW)
+    assert (mail.channel, mail.addresses) == ("email", ("who@x.com",))
+    assert a_planner().reroute(an_event(), lost, [("email", "who@x.com")], now=NOW) == ()
+    assert a_planner(fallbacks={}).reroute(an_event(), lost, [], now=NOW) == ()
+
+
+recipients = st.lists(st.sampled_from(["a@x.com", "A@x.com", "b@x.com", "#dev", "C1", "#ops", "bad"]), min_size=1, max_size=5)
+rules = st.builds(lambda who, channel: a_rule(*who, channel=channel), recipients, st.sampled_from(["email", "slack", "pagerduty"]))
+
+
+@given(st.lists(rules, max_size=5))
+def test_every_recipient_is_accounted_for_exactly_once_and_keys_are_stable(given_rules: list[Rule]) -> None:
+    planner = a_planner()
+    deliveries = planner.plan(an_event(), given_rules, now=NOW)
+
+    told = [(delivery.channel, address) for delivery in deliveries for address in delivery.addresses]
+    assert len(told) == len(set(told))
+    keys = [delivery.key for delivery in deliveries]
+    assert len(keys) == len(set(keys))
+    assert keys == [delivery.key for delivery in planner.plan(an_event(), given_rules, now=NOW)]
+    assert all(delivery.reason for delivery in deliveries if delivery.state is DEAD)
+    named = {recipient.casefold() for rule in given_rules for recipient in rule.notification.recipients}
+    reached = {recipient.casefold() for delivery in deliveries for recipient in delivery.recipients}
+    assert reached <= named
+    assert {name for name in named if "@" in name} <= reached | {
+        name for name in named if all(name not in map(str.casefold, rule.notification.recipients) for rule in given_rules)
+    }
