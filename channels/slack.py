@@ -259,7 +259,7 @@ def _worth_asking_again(error: BaseException) -> bool:
 def _meaning(error: SlackApiError) -> ChannelError:
     """What an answer that is not `ok` means. Slack's common errors, sorted by what to do next."""
     response = error.response
-    status = int(getattr(response, "status_code", None) or getattr(response, "status", 0))
+    status = int(getattr(response, "status_code", 0) or getattr(response, "status", 0))
     data = getattr(response, "data", None)
     code = str(data.get("error", "")) if isinstance(data, dict) else ""
     answer = Answer(code or str(status), _excerpt(data))

@@ -142,7 +142,7 @@ class Courier:
             stop=stop_after_delay(LEASE - SEND_LIMIT),
         )
         try:
-            held = await patiently(self._write, delivery, outcome, started, ended)
+            held: bool = await patiently(self._write, delivery, outcome, started, ended)
         except RetryError:
             log.error("an ending could not be written: the delivery will be tried again", delivery=delivery.key)
             return

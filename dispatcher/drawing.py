@@ -21,7 +21,7 @@ _MARKS = (
     (re.compile(r"(?<!\w)_([^_\n]+)_(?!\w)"), "em"),
     (re.compile(r"(?<!\w)~([^~\n]+)~(?!\w)"), "s"),
 )
-_EMPTY = ("", None, {}, [])
+_EMPTY: tuple[object, ...] = ("", None, {}, [])
 
 STYLE = """
 .slack{font:15px/22px Lato,"Helvetica Neue",Arial,sans-serif;color:#1d1c1d}

@@ -24,7 +24,8 @@ from pydantic import (
     create_model,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from channels.catalog import KINDS
 from channels.secret import SecretFile, one_of
@@ -36,6 +37,7 @@ from dispatcher.retry import RetryPolicy
 
 PREFIX = "DISPATCHER__"
 CONFIG_VARIABLE = "DISPATCHER_CONFIG"
+DEFAULT_LEDGER = "sqlite+aiosqlite:///./dispatcher.db"
 
 
 class _Section(BaseModel):
@@ -84,7 +86,7 @@ def _loopback(host: str) -> bool:
 class LedgerSettings(_Section):
     """Where the durable truth lies."""
 
-    url: str = "sqlite+aiosqlite:///./dispatcher.db"
+    url: str = DEFAULT_LEDGER
     """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
 
 
@@ -138,6 +140,16 @@ def _channel_sections() -> type[BaseModel]:
 _Channels = _channel_sections()
 
 
+class _Environment(EnvSettingsSource):
+    """Lists and mappings are JSON in the environment; what is no JSON is a plain string, as `a,b` for a list."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
 class Settings(BaseSettings):
     """The whole configuration. A section that is absent is switched off."""
 
@@ -171,8 +183,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
+        del env_settings, dotenv_settings, file_secret_settings
+        return _Environment(settings_cls), init_settings
 
     @property
     def channel_sections(self) -> Mapping[str, Any]:
@@ -189,8 +201,11 @@ def load(path: Path | None) -> Settings:
     path = path or _path_from_environment()
     document = _read(path) if path is not None else Document({})
     base = path.parent if path is not None else Path()
+    data = {"ledger": {}, **(document.data or {})}
+    if isinstance(data["ledger"], dict):
+        data["ledger"] = {"url": DEFAULT_LEDGER, **data["ledger"]}
     try:
-        return Settings(**_rooted(document.data or {}, base))
+        return Settings(**_rooted(data, base))
     except ValidationError as error:
         raise SettingsError("\n".join(_problems(error, document, path))) from None
 
@@ -228,7 +243,8 @@ def _rooted_value(name: str, value: Any, base: Path) -> Any:
             return base / value
         case _, dict():
             return _rooted(value, base)
-    return value
+        case _:
+            return value
 
 
 def _problems(error: ValidationError, document: Document, path: Path | None) -> list[str]:

@@ -73,7 +73,10 @@ def test_back_off_grows_to_the_ceiling_and_is_never_hot(attempt: int, seed: int)
 
 def test_a_mails_refused_recipients_stand_alone() -> None:
     delivery = a_delivery(
-        recipients=("A@x.com", "no@x.com", "later@x.com"), addresses=("a@x.com", "no@x.com", "later@x.com"), attempt=1, lease="me"
+        recipients=("A@x.com", "no@x.com", "later@x.com"),
+        addresses=("a@x.com", "no@x.com", "later@x.com"),
+        attempt=1,
+        lease="me",
     )
     receipt = Receipt(
         answer=Answer("250"), failures={"no@x.com": Never("550 no such user"), "later@x.com": Later("451 greylisted")}

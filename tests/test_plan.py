@@ -83,7 +83,10 @@ def test_whom_nobody_can_serve_is_owed_a_dead_delivery_with_the_reason() -> None
 
 def test_a_channel_that_is_switched_off_says_how_to_switch_it_on() -> None:
     (delivery,) = a_planner().plan(an_event(), [a_rule("svc", channel="pagerduty")], now=NOW)
-    assert (delivery.state, delivery.reason) == (DEAD, "no such channel is configured: add channels.pagerduty to the settings")
+    assert (delivery.state, delivery.reason) == (
+        DEAD,
+        "no such channel is configured: add channels.pagerduty to the settings",
+    )
 
 
 def test_a_notifications_own_template_is_for_its_mail_alone() -> None:
@@ -112,8 +115,12 @@ def test_a_delivery_that_found_nobody_is_rerouted_unless_they_know_already() -> 
     assert a_planner(fallbacks={}).reroute(an_event(), lost, [], now=NOW) == ()
 
 
-recipients = st.lists(st.sampled_from(["a@x.com", "A@x.com", "b@x.com", "#dev", "C1", "#ops", "bad"]), min_size=1, max_size=5)
-rules = st.builds(lambda who, channel: a_rule(*who, channel=channel), recipients, st.sampled_from(["email", "slack", "pagerduty"]))
+recipients = st.lists(
+    st.sampled_from(["a@x.com", "A@x.com", "b@x.com", "#dev", "C1", "#ops", "bad"]), min_size=1, max_size=5
+)
+rules = st.builds(
+    lambda who, channel: a_rule(*who, channel=channel), recipients, st.sampled_from(["email", "slack", "pagerduty"])
+)
 
 
 @given(st.lists(rules, max_size=5))
@@ -131,5 +138,7 @@ def test_every_recipient_is_accounted_for_exactly_once_and_keys_are_stable(given
     reached = {recipient.casefold() for delivery in deliveries for recipient in delivery.recipients}
     assert reached <= named
     assert {name for name in named if "@" in name} <= reached | {
-        name for name in named if all(name not in map(str.casefold, rule.notification.recipients) for rule in given_rules)
+        name
+        for name in named
+        if all(name not in map(str.casefold, rule.notification.recipients) for rule in given_rules)
     }

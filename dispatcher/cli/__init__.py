@@ -58,8 +58,8 @@ def main() -> None:
         problems = group.split(DispatcherError)
         if problems[1] is not None or problems[0] is None:
             raise
-        for error in _leaves(problems[0]):
-            print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201
+        for problem in _leaves(problems[0]):
+            print(f"dispatcher: {problem}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -149,7 +149,7 @@ def _from_file(file: Path) -> Iterator[list[Written]]:
 
 async def _publish_all(
     executions: Iterator[list[Written]],
-    opened: AsyncIterator[Publish],
+    opened: AbstractAsyncContextManager[Publish],
     *,
     pace: timedelta,
     total: int | None,
@@ -217,9 +217,11 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
     from dispatcher.errors import DispatcherError, SettingsError
 
     http = settings.http
-    if url is None and http is None:
-        raise SettingsError("no HTTP intake to publish to: give --url, or --config with an http section")
-    goal = (url or f"http://{http.listen}").rstrip("/").removesuffix("/events") + "/events"
+    if url is None:
+        if http is None:
+            raise SettingsError("no HTTP intake to publish to: give --url, or --config with an http section")
+        url = f"http://{http.listen}"
+    goal = url.rstrip("/").removesuffix("/events") + "/events"
     token = reveal(http.token, http.token_file) if http is not None else None
     always = {"Authorization": f"Bearer {token}"} if token else {}
     async with aiohttp.ClientSession(headers=always) as session:
@@ -230,7 +232,7 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
                 async with session.post(goal, data=message.value, headers=headers) as response:
                     answer = await response.json(content_type=None)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                raise DispatcherError(f"{goal}: {error or type(error).__name__}") from None
+                raise DispatcherError(f"{goal}: {str(error) or type(error).__name__}") from None
             if response.status >= 300:
                 raise DispatcherError(f"{goal}: {response.status}: {answer.get('reason', answer)}")
             return f"{goal}: {answer['status']}"

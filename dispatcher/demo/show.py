@@ -66,9 +66,9 @@ class Show:
                 service.ready = started.set_result
                 async with asyncio.TaskGroup() as group:
                     running = group.create_task(service.run())
-                    await asyncio.wait([started, running], return_when=asyncio.FIRST_COMPLETED)
+                    running.add_done_callback(lambda _: started.done() or started.cancel())
                     try:
-                        complete = await self._perform(started.result() or "")
+                        complete = await self._perform(await started or "")
                         if not once:
                             await self._stay()
                     finally:

@@ -38,7 +38,14 @@ def message(*recipients: str, key: str = "k1", **changes: Any) -> Message:
 
 def config(port: int, **changes: Any) -> EmailConfig:
     return EmailConfig.model_validate(
-        {"host": "127.0.0.1", "port": port, "security": "none", "from": "Flyte <flyte@example.com>", "timeout": 5, **changes}
+        {
+            "host": "127.0.0.1",
+            "port": port,
+            "security": "none",
+            "from": "Flyte <flyte@example.com>",
+            "timeout": 5,
+            **changes,
+        }
     )
 
 
@@ -94,17 +101,22 @@ async def test_no_more_connections_than_allowed(relay: MailReceiver) -> None:
     await channel.aclose()
 
 
-async def test_a_connection_that_the_relay_closed_while_idle_is_replaced(relay: MailReceiver, channel: EmailChannel) -> None:
+async def test_a_connection_that_the_relay_closed_while_idle_is_replaced(
+    relay: MailReceiver, channel: EmailChannel
+) -> None:
     await channel.send(message(key="k1"))
     for protocol in relay._open:
-        protocol.transport.close()
+        if protocol.transport is not None:
+            protocol.transport.close()
 
     await channel.send(message(key="k2"))
 
     assert [mail.message_id for mail in relay.mails] == ["<k1@example.com>", "<k2@example.com>"]
 
 
-async def test_one_refused_recipient_does_not_cost_the_others_their_mail(relay: MailReceiver, channel: EmailChannel) -> None:
+async def test_one_refused_recipient_does_not_cost_the_others_their_mail(
+    relay: MailReceiver, channel: EmailChannel
+) -> None:
     relay.refuse = {"no@example.com": "550 5.1.1 no such user", "later@example.com": "451 4.7.1 greylisted"}
 
     receipt = await channel.send(message("a@example.com", "no@example.com", "b@example.com", "later@example.com"))
@@ -226,7 +238,7 @@ SECRET = "pass-of-the-relay"
 @pytest.mark.parametrize("security", ["starttls", "tls"])
 async def test_a_login_over_tls(certificates: tuple[ssl.SSLContext, Path], security: str) -> None:
     context, authority = certificates
-    offered = {"tls": context} if security == "starttls" else {"implicit_tls": context}
+    offered: dict[str, Any] = {"tls": context} if security == "starttls" else {"implicit_tls": context}
     async with MailReceiver(login=("flyte", SECRET), **offered) as relay:
         relay_config = {"host": "localhost", "security": security, "username": "flyte", "ca_file": authority}
         right = EmailChannel(config(relay.port, password=SECRET, **relay_config))
@@ -235,12 +247,12 @@ async def test_a_login_over_tls(certificates: tuple[ssl.SSLContext, Path], secur
         await right.aclose()
 
         wrong = EmailChannel(config(relay.port, password="wrong-one", **relay_config))
-        with pytest.raises(Later, match="refused the login: check channels.email.username") as caught:
+        with pytest.raises(Later, match=r"refused the login: check channels.email.username") as caught:
             await wrong.send(message())
         assert "wrong-one" not in f"{caught.value!r} {caught.value.answer}"
 
         stranger = EmailChannel(config(relay.port, password=SECRET, **{**relay_config, "ca_file": None}))
-        with pytest.raises(Later, match="certificate that is not trusted"):
+        with pytest.raises(Later, match=r"certificate that is not trusted"):
             await stranger.send(message())
         await asyncio.sleep(0.2)  # the server's side of the broken handshake closes
 
@@ -260,7 +272,10 @@ def test_secrets_do_not_show() -> None:
     assert SECRET not in repr(config(25, username="flyte", password=SECRET))
 
 
-@pytest.mark.parametrize("bad", ["", "a", "a@", "@b", "a b@c.d", "a@b\r\nBcc: x@y.z", "#alerts", "a@b@c", "<a@b.c>", "a@" + "x" * 70 + ".com"])
+@pytest.mark.parametrize(
+    "bad",
+    ["", "a", "a@", "@b", "a b@c.d", "a@b\r\nBcc: x@y.z", "#alerts", "a@b@c", "<a@b.c>", "a@" + "x" * 70 + ".com"],
+)
 def test_what_is_no_mail_address_is_not_served(bad: str) -> None:
     with pytest.raises(Unserved):
         EmailChannel(config(25)).address(bad)
@@ -283,7 +298,16 @@ def test_whatever_the_words_the_mail_is_well_formed_and_says_them(subject: str, 
 
     head, _, _ = mail.partition(b"\r\n\r\n")
     names = [line.split(b":")[0].lower() for line in head.split(b"\r\n") if not line.startswith((b" ", b"\t"))]
-    assert names == [b"date", b"from", b"to", b"subject", b"message-id", b"mime-version", b"auto-submitted", b"content-type"]
+    assert names == [
+        b"date",
+        b"from",
+        b"to",
+        b"subject",
+        b"message-id",
+        b"mime-version",
+        b"auto-submitted",
+        b"content-type",
+    ]
     assert mail.replace(b"\r\n", b"").count(b"\n") == mail.replace(b"\r\n", b"").count(b"\r") == 0
     assert max(map(len, mail.split(b"\r\n"))) <= 998
     parsed: Any = message_from_bytes(mail, policy=default)

@@ -20,7 +20,8 @@ from dispatcher.web.server import serving
 from tests.support.servers import breaking_server
 
 KEY = "0123456789abcdef0123456789abcdef"
-EVENT = {"event_action": "trigger", "payload": {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}}
+PAYLOAD = {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}
+EVENT = {"event_action": "trigger", "payload": PAYLOAD}
 
 
 def message(to: str = "ml", *, key: str = "k1", content: Any = EVENT) -> Message:
@@ -51,7 +52,9 @@ async def channel(url: str) -> AsyncIterator[PagerDutyChannel]:
     await opened.aclose()
 
 
-async def test_a_trigger_opens_an_incident_and_its_repetition_merges(account: PagerDutyReceiver, channel: PagerDutyChannel) -> None:
+async def test_a_trigger_opens_an_incident_and_its_repetition_merges(
+    account: PagerDutyReceiver, channel: PagerDutyChannel
+) -> None:
     receipt = await channel.send(message())
     await channel.send(message())
     await channel.send(message(key="k2"))
@@ -68,7 +71,9 @@ async def test_a_services_own_severity_goes_first(url: str, account: PagerDutyRe
     assert account.incidents[0].events[0]["payload"]["severity"] == "critical"
 
 
-async def test_a_routing_key_is_read_from_its_file_at_each_use(url: str, account: PagerDutyReceiver, tmp_path: Path) -> None:
+async def test_a_routing_key_is_read_from_its_file_at_each_use(
+    url: str, account: PagerDutyReceiver, tmp_path: Path
+) -> None:
     file = tmp_path / "key"
     file.write_text("not yet the key of anything at all\n")
     services = {"ml": {"routing_key_file": file}}
@@ -82,8 +87,10 @@ async def test_a_routing_key_is_read_from_its_file_at_each_use(url: str, account
     assert len(account.incidents) == 1
 
 
-async def test_details_are_dropped_before_an_event_is_too_large(account: PagerDutyReceiver, channel: PagerDutyChannel) -> None:
-    payload = {**EVENT["payload"], "custom_details": {"error": "x" * 600_000}}
+async def test_details_are_dropped_before_an_event_is_too_large(
+    account: PagerDutyReceiver, channel: PagerDutyChannel
+) -> None:
+    payload = {**PAYLOAD, "custom_details": {"error": "x" * 600_000}}
 
     await channel.send(message(content={**EVENT, "payload": payload}))
 

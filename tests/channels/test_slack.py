@@ -56,7 +56,9 @@ async def channel(url: str) -> AsyncIterator[SlackChannel]:
     await opened.aclose()
 
 
-async def test_a_message_arrives_with_its_key_and_without_unfurling(workspace: SlackReceiver, channel: SlackChannel) -> None:
+async def test_a_message_arrives_with_its_key_and_without_unfurling(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
     receipt = await channel.send(message())
 
     (arrived,) = workspace.messages
@@ -85,7 +87,9 @@ def test_what_slack_cannot_reach_is_unserved(channel: SlackChannel, recipient: s
         channel.address(recipient)
 
 
-async def test_a_person_is_reached_by_mail_address_and_looked_up_once(workspace: SlackReceiver, channel: SlackChannel) -> None:
+async def test_a_person_is_reached_by_mail_address_and_looked_up_once(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
     await channel.send(message("jane@example.com", key="k1"))
     before = workspace.requests
     await channel.send(message("jane@example.com", key="k2"))
@@ -111,7 +115,9 @@ async def test_a_person_whom_slack_does_not_know_is_unserved_and_asked_for_once(
         ("#private", "not_in_channel", "invite the app"),
     ],
 )
-async def test_a_refusal_is_final_and_says_what_to_change(channel: SlackChannel, to: str, error: str, advice: str) -> None:
+async def test_a_refusal_is_final_and_says_what_to_change(
+    channel: SlackChannel, to: str, error: str, advice: str
+) -> None:
     with pytest.raises(Never, match=error) as caught:
         await channel.send(message(to))
     assert advice in caught.value.reason
@@ -119,7 +125,7 @@ async def test_a_refusal_is_final_and_says_what_to_change(channel: SlackChannel,
 
 async def test_a_wrong_token_says_so_without_showing_it(url: str) -> None:
     channel = SlackChannel(SlackConfig(token="xoxb-wrong-one", api_url=url))
-    with pytest.raises(Never, match="invalid_auth.*check channels.slack.token") as caught:
+    with pytest.raises(Never, match=r"invalid_auth.*check channels.slack.token") as caught:
         await channel.send(message())
     await channel.aclose()
 
@@ -186,7 +192,9 @@ async def test_slack_that_is_not_there_is_everyones_trouble() -> None:
     assert caught.value.everyone
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\nContent-Type: application/json\r\n\r\n{\"ok\""])
+@pytest.mark.parametrize(
+    "answer", [b"", b'HTTP/1.1 200 OK\r\nContent-Length: 50\r\nContent-Type: application/json\r\n\r\n{"ok"']
+)
 async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: bytes) -> None:
     async with breaking_server(answer) as base:
         channel = SlackChannel(SlackConfig(token=TOKEN, api_url=f"{base}/api/", timeout=2))

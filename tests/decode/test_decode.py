@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from dispatcher.decode import NATIVE, decode
 from dispatcher.decode.files import read_event_file, read_messages
 from dispatcher.encode import Format, write, write_lifecycle
 from dispatcher.errors import Unreadable
-from dispatcher.event import Event
+from dispatcher.event import Event, Options
 from dispatcher.phase import Phase
 from tests.support import samples
 from tests.support.builders import a_launch_plan, a_notification, an_event
@@ -251,7 +252,7 @@ def test_what_publish_writes_is_read_back_whole(form: Format) -> None:
 
 
 def test_options_are_written_in_flytes_shape() -> None:
-    event = an_event(options={"notifications": [a_notification("#a", channel="pagerduty").model_dump()]})
+    event = an_event(options=Options(notifications=(a_notification("#a", channel="pagerduty"),)))
 
     written = write(event, Format.NATIVE)
 
@@ -273,7 +274,7 @@ def test_an_event_file_may_be_a_recorded_message(name: str) -> None:
     assert read_event_file(samples.FOLDER / f"{name}.json") == decode(*samples.sample(name))
 
 
-def test_messages_in_a_file_are_read_line_by_line_and_a_bad_line_is_named(tmp_path) -> None:
+def test_messages_in_a_file_are_read_line_by_line_and_a_bad_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(NATIVE_DATA) + "\n\n" + "{oops}\n")
     messages = read_messages(file)

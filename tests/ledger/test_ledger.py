@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def refused(identity: str = "a", **changes: Any) -> Rejected:
 
 
 async def claim(
-    ledger: Ledger, limit: int = 10, *, lease: str = "me", now=NOW, lasting: timedelta = MINUTE
+    ledger: Ledger, limit: int = 10, *, lease: str = "me", now: datetime = NOW, lasting: timedelta = MINUTE
 ) -> list[Delivery]:
     return await ledger.claim("email", limit, lease=lease, until=now + lasting, now=now)
 
@@ -279,8 +279,6 @@ async def test_whom_an_event_told_is_known(ledger: Ledger) -> None:
 
 
 async def test_times_keep_their_moment_whatever_zone_they_came_in(ledger: Ledger) -> None:
-    from datetime import timezone
-
     elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
     await ledger.record([heard(a_delivery(created_at=elsewhere, due_at=elsewhere))], [], now=NOW)
 

@@ -45,7 +45,14 @@ def options(*recipients: str, disable: bool = False, phases: tuple[Phase, ...] =
         (options("own@example.com", disable=True), []),
         (options("own@example.com", phases=(Phase.SUCCEEDED,)), []),
     ],
-    ids=["no options", "an empty list", "a list replaces", "disabled", "disabled beats a list", "a list replaces, even unmatched"],
+    ids=[
+        "no options",
+        "an empty list",
+        "a list replaces",
+        "disabled",
+        "disabled beats a list",
+        "a list replaces, even unmatched",
+    ],
 )
 def test_options_go_before_the_launch_plan(given_options: Options | None, expected: list[str]) -> None:
     assert told(an_event(launch_plan=a_launch_plan(), options=given_options), a_book(PLAN)) == expected

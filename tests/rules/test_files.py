@@ -57,7 +57,12 @@ def test_json_is_read_however_protobuf_was_told_to_write_it(tmp_path: Path, snak
 
 
 def test_the_same_launch_plan_in_two_files_is_no_clash_while_they_agree(tmp_path: Path) -> None:
-    assert loaded(samples.LAUNCH_PLANS / "train.daily.launch_plan.json", samples.LAUNCH_PLANS / "train.daily.launch_plan.pb").problems == ()
+    assert (
+        loaded(
+            samples.LAUNCH_PLANS / "train.daily.launch_plan.json", samples.LAUNCH_PLANS / "train.daily.launch_plan.pb"
+        ).problems
+        == ()
+    )
     (tmp_path / "a.yaml").write_text(PLAN + RULE)
     (tmp_path / "b.yaml").write_text(PLAN + RULE.replace("FAILED", "ABORTED"))
 
@@ -100,8 +105,18 @@ def test_a_rule_that_cannot_hold_is_refused_with_its_line_and_the_rest_serves(tm
 
     assert {key.name: len(plan.rules) for key, plan in files.book.plans.items()} == {"good": 1, "lp": 1}
     lines = problems(files)
-    assert [line.split(": ")[0] for line in lines] == ["bad.yaml:5", "bad.yaml:7", "bad.yaml:9", "bad.yaml:11", "bad.yaml:13"]
-    for words, line in zip(["not a terminal phase", "no phases", "no recipients", "unknown channel 'fax'", "unknown phase"], lines, strict=True):
+    assert [line.split(": ")[0] for line in lines] == [
+        "bad.yaml:5",
+        "bad.yaml:7",
+        "bad.yaml:9",
+        "bad.yaml:11",
+        "bad.yaml:13",
+    ]
+    for words, line in zip(
+        ["not a terminal phase", "no phases", "no recipients", "unknown channel 'fax'", "unknown phase"],
+        lines,
+        strict=True,
+    ):
         assert words in line
 
 

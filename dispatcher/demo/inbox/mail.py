@@ -32,7 +32,7 @@ class Mail:
 
     @property
     def parsed(self) -> EmailMessage:
-        return message_from_bytes(self.raw, policy=default)  # type: ignore[return-value]  # default makes EmailMessage
+        return message_from_bytes(self.raw, policy=default)
 
     @property
     def subject(self) -> str:
@@ -108,7 +108,9 @@ class MailReceiver:
                 "auth_require_tls": self.tls is not None,
             }
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it can't know that implicit TLS, or loopback, guards the login
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # it can't know that implicit TLS, or loopback, guards the login
             protocol = SMTP(
                 self,
                 hostname="inbox.localhost",
@@ -177,7 +179,8 @@ class MailReceiver:
             await asyncio.sleep(1)  # noqa: TID251 - a server's own slowness
             return None
         if words in {"drop", "take and drop"}:
-            server.transport.abort()
+            if isinstance(server.transport, asyncio.Transport):
+                server.transport.abort()
             return "421 dropped"
         return words
 

@@ -1,0 +1,246 @@
+"""Couriers on a real ledger, over a channel that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from channels.contract import Answer, Later, Message, Never, Receipt, Unknown, Unserved, Wire
+from dispatcher.clock import SystemClock
+from dispatcher.courier import Courier
+from dispatcher.delivery import State
+from dispatcher.ledger import Filed, Filter, Ledger, Recorded
+from dispatcher.plan import Planner
+from dispatcher.retry import RetryPolicy
+from tests.support.builders import a_delivery, an_event
+
+RECEIPT = Receipt(answer=Answer("ok"), reference={"ts": "1"})
+Answers = Callable[[Message], Any]
+
+
+class Scripted:
+    """A channel that answers as it is told; an exception is raised, a coroutine awaited."""
+
+    def __init__(self, answer: Answers) -> None:
+        self.sent: list[Message] = []
+        self._answer = answer
+
+    def address(self, recipient: str) -> str:
+        return recipient
+
+    def destination(self, recipients: tuple[str, ...]) -> str:
+        return recipients[0]
+
+    def wire(self, message: Message) -> Wire:
+        return Wire("text/plain", message.key.encode())
+
+    async def send(self, message: Message) -> Receipt:
+        self.sent.append(message)
+        answer = self._answer(message)
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        if isinstance(answer, Exception):
+            raise answer
+        receipt: Receipt = answer
+        return receipt
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as opened:
+        yield opened
+
+
+def a_courier(ledger: Ledger, channel: Scripted, **changes: Any) -> Courier:
+    facts: dict[str, Any] = {
+        "name": "slack",
+        "channel": channel,
+        "ledger": ledger,
+        "planner": Planner(
+            addresses={"email": str.lower}, fallbacks={"slack": "email"}, render=lambda *_: {"text": "hi"}
+        ),
+        "policy": RetryPolicy(initial=timedelta(milliseconds=10)),
+        "clock": SystemClock(),
+        "rng": Random(7),
+        "worker": "test",
+        "hands": 5,
+        **changes,
+    }
+    return Courier(**facts)
+
+
+@asynccontextmanager
+async def working(courier: Courier) -> AsyncIterator[None]:
+    task = asyncio.create_task(courier.run())
+    try:
+        yield
+    finally:
+        courier.stop()
+        async with asyncio.timeout(20):
+            await task
+
+
+async def owe(ledger: Ledger, *people: str) -> None:
+    event = an_event()
+    now = SystemClock().now()
+    deliveries = [a_delivery(event, channel="slack", to=who, created_at=now, due_at=now) for who in people]
+    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=deliveries)
+    await ledger.record([entry], [], now=now)
+
+
+async def settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[Filed]:
+    """Wait until so many of the channel's deliveries are settled."""
+    wanted = Filter(states=frozenset({State.SENT, State.DEAD}), channel=channel)
+    async with asyncio.timeout(20):
+        while len(found := await ledger.find(wanted, limit=100)) < count:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_what_is_owed_is_sent_and_settled_with_its_reference(ledger: Ledger) -> None:
+    channel = Scripted(lambda _: RECEIPT)
+    await owe(ledger, "#a")
+    async with working(a_courier(ledger, channel)):
+        (filed,) = await settled(ledger)
+
+    assert (filed.delivery.state, filed.reference) == (State.SENT, {"ts": "1"})
+    (message,) = channel.sent
+    assert (message.recipients, message.doubtful) == (("#a",), False)
+
+
+async def test_a_failure_is_retried_and_each_attempt_is_kept(ledger: Ledger) -> None:
+    answers = [Later("busy", answer=Answer("429")), Unknown("no answer"), RECEIPT]
+    channel = Scripted(lambda _: answers.pop(0))
+    await owe(ledger, "#a")
+    async with working(a_courier(ledger, channel)):
+        (filed,) = await settled(ledger)
+
+    assert [message.doubtful for message in channel.sent] == [False, False, True]
+    history = await ledger.history(filed.delivery.key)
+    assert [(attempt.number, attempt.outcome, attempt.reason) for attempt in history] == [
+        (1, "retry", "busy"),
+        (2, "unknown", "no answer"),
+        (3, "sent", ""),
+    ]
+
+
+async def test_a_final_refusal_is_not_repeated(ledger: Ledger) -> None:
+    channel = Scripted(lambda _: Never("channel_not_found"))
+    await owe(ledger, "#a")
+    async with working(a_courier(ledger, channel)):
+        (filed,) = await settled(ledger)
+
+    assert (filed.delivery.state, filed.delivery.reason) == (State.DEAD, "channel_not_found")
+    assert len(channel.sent) == 1
+
+
+async def test_whom_the_channel_does_not_know_gets_a_mail(ledger: Ledger) -> None:
+    await owe(ledger, "Who@x.com")
+    async with working(a_courier(ledger, Scripted(lambda _: Unserved("nobody")))):
+        await settled(ledger)
+
+    (mail,) = await ledger.find(Filter(channel="email"), limit=5)
+    assert (mail.delivery.addresses, mail.delivery.state) == (("who@x.com",), State.WAITING)
+
+
+async def test_a_channel_that_breaks_its_contract_costs_one_delivery_and_not_the_courier(ledger: Ledger) -> None:
+    failures = [RuntimeError("token=secret")]
+    channel = Scripted(lambda _: failures.pop() if failures else RECEIPT)
+    await owe(ledger, "#a", "#b")
+    async with working(a_courier(ledger, channel, hands=1)):
+        found = await settled(ledger, 2)
+
+    assert {filed.delivery.state for filed in found} == {State.SENT}
+    reasons = [attempt.reason for filed in found for attempt in await ledger.history(filed.delivery.key)]
+    assert not any("secret" in reason for reason in reasons)
+
+
+async def test_no_more_are_on_their_way_than_there_are_hands(ledger: Ledger) -> None:
+    at_once = most = 0
+
+    async def slow(_: Message) -> Receipt:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.05)
+        at_once -= 1
+        return RECEIPT
+
+    await owe(ledger, *(f"#{number}" for number in range(20)))
+    async with working(a_courier(ledger, Scripted(slow), hands=4)):
+        await settled(ledger, 20)
+
+    assert most == 4
+
+
+async def test_a_stop_lets_what_is_in_hand_finish(ledger: Ledger) -> None:
+    going = asyncio.Event()
+
+    async def slow(_: Message) -> Receipt:
+        going.set()
+        await asyncio.sleep(0.3)
+        return RECEIPT
+
+    await owe(ledger, "#a")
+    async with working(a_courier(ledger, Scripted(slow))):
+        await going.wait()
+
+    assert (await settled(ledger))[0].delivery.state is State.SENT
+
+
+async def test_what_is_abandoned_is_released_uncounted_and_in_doubt(ledger: Ledger) -> None:
+    going = asyncio.Event()
+
+    async def endless(_: Message) -> Receipt:
+        going.set()
+        await asyncio.sleep(60)
+        return RECEIPT
+
+    await owe(ledger, "#a")
+    courier = a_courier(ledger, Scripted(endless))
+    async with working(courier):
+        await going.wait()
+        courier.stop()
+        courier.abandon()
+
+    (filed,) = await ledger.find(Filter(), limit=5)
+    assert (filed.delivery.state, filed.delivery.attempt, filed.delivery.doubtful) == (State.WAITING, 0, True)
+    assert filed.delivery.lease is None
+
+
+async def test_a_slow_recipient_does_not_delay_the_others(ledger: Ledger) -> None:
+    async def one_is_slow(message: Message) -> Receipt:
+        await asyncio.sleep(3 if message.recipients == ("#slow",) else 0)
+        return RECEIPT
+
+    await owe(ledger, "#slow", *(f"#{number}" for number in range(10)))
+    began = asyncio.get_running_loop().time()
+    async with working(a_courier(ledger, Scripted(one_is_slow))):
+        await settled(ledger, 10)
+        assert asyncio.get_running_loop().time() - began < 2.5
+
+
+async def test_an_idle_courier_does_not_spin(ledger: Ledger) -> None:
+    claims = 0
+    claim = ledger.claim
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal claims
+        claims += 1
+        return await claim(*arguments, **options)
+
+    ledger.claim = counted  # type: ignore[method-assign]  # counts, and passes on
+    async with working(a_courier(ledger, Scripted(lambda _: RECEIPT))):
+        await asyncio.sleep(2.5)
+
+    assert claims <= 5

@@ -1,0 +1,112 @@
+"""Settings: one readable message with the place, and secrets that never show."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from dispatcher.errors import SettingsError
+from dispatcher.settings import load
+
+EMAIL = "channels:\n  email: {host: relay, from: flyte@example.com}\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "dispatcher.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_what_is_absent_is_switched_off_and_the_rest_has_its_defaults(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, ""))
+    assert (settings.kafka, settings.http, dict(settings.channel_sections)) == (None, None, {})
+    settings = load(written(tmp_path, f"kafka: {{bootstrap_servers: 'a:1'}}\nhttp: {{}}\n{EMAIL}"))
+    assert settings.kafka is not None
+    assert (settings.kafka.topics, settings.kafka.group_id) == (("flyte-cloudevents",), "notification-dispatcher")
+    assert settings.http is not None
+    assert settings.http.address == ("127.0.0.1", 8080)
+    email = settings.channel_sections["email"]
+    assert (email.security, email.connections, email.retry.deadline) == ("starttls", 5, timedelta(hours=24))
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPATCHER_CONFIG", str(written(tmp_path, f"kafka: {{bootstrap_servers: 'file:1'}}\n{EMAIL}")))
+    monkeypatch.setenv("DISPATCHER__KAFKA__BOOTSTRAP_SERVERS", "env:1,env:2")
+    monkeypatch.setenv("DISPATCHER__KAFKA__TOPICS", "a, b")
+    monkeypatch.setenv("DISPATCHER__CHANNELS__EMAIL__CONNECTIONS", "9")
+    monkeypatch.setenv("DISPATCHER__CHANNELS__EMAIL__RETRY__INITIAL", "500ms")
+    monkeypatch.setenv("DISPATCHER__CHANNELS__SLACK__TOKEN", "xoxb-from-env")
+    monkeypatch.setenv("DISPATCHER__CHANNELS__SLACK__RECIPIENTS", '{"#dev": "C0000001"}')
+    settings = load(None)
+    assert settings.kafka is not None
+    assert (settings.kafka.bootstrap_servers, settings.kafka.topics) == ("env:1,env:2", ("a", "b"))
+    email = settings.channel_sections["email"]
+    assert (email.host, email.connections, email.retry.initial) == ("relay", 9, timedelta(milliseconds=500))
+    assert settings.channel_sections["slack"].recipients == {"#dev": "C0000001"}
+    assert "xoxb-from-env" not in repr(settings)
+
+
+def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("secret\n")
+    settings = load(
+        written(
+            tmp_path,
+            EMAIL.replace("}", ", username: u, password_file: ./pw}")
+            + "rules: {launch_plans: [./plans]}\nledger: {url: 'sqlite+aiosqlite:///./x.db'}\n",
+        )
+    )
+    assert settings.rules.launch_plans == (tmp_path / "plans",)
+    assert settings.ledger.url == f"sqlite+aiosqlite:///{tmp_path}/x.db"
+    assert settings.channel_sections["email"].password_file == tmp_path / "pw"
+
+
+def test_without_a_url_the_ledger_lies_beside_the_settings(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "")).ledger.url == f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kafka: {}", "dispatcher.yaml:1: kafka.bootstrap_servers: must be set"),
+        ("http:\n  listne: 127.0.0.1:1", "dispatcher.yaml:2: http.listne: unknown option; did you mean 'listen'?"),
+        ("kafak: {}", "dispatcher.yaml:1: kafak: unknown option; did you mean 'kafka'?"),
+        (EMAIL.replace("host", "hots"), "channels.email.hots: unknown option; did you mean 'host'?"),
+        (
+            EMAIL.replace("}", ", security: ssl}"),
+            "channels.email.security: Input should be 'none', 'starttls' or 'tls'",
+        ),
+        ("http: {listen: '0.0.0.0:8080'}", "listen is not a loopback address: set token or token_file"),
+        ("channels: {slack: {}}", "channels.slack: give token or token_file"),
+        ("channels: {slack: {token: a, token_file: /dev/null}}", "channels.slack"),
+        ("channels: {pagerduty: {services: {x: {}}}}", "give routing_key or routing_key_file"),
+        ("channels: {slack: {token_file: ./nowhere}}", "no such file"),
+        ("a: [", "broken YAML"),
+        ("- a", "the settings are one mapping"),
+        (EMAIL.replace("}", ", retry: {initial: soon}}"), "is no span of time: write 500ms, 30s"),
+    ],
+)
+def test_a_mistake_is_one_readable_message_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, text))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_a_mistake_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPATCHER__HTTP__LISTEN", "here")
+    with pytest.raises(SettingsError, match="DISPATCHER__HTTP__LISTEN"):
+        load(None)
+
+
+def test_no_secret_shows_in_a_mistake(tmp_path: Path) -> None:
+    text = "channels: {slack: {token: xoxb-hidden, nonsense: 1}, pagerduty: {services: {x: {routing_key: hidden-key, y: 1}}}}"
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, text))
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="can't be read: No such file"):
+        load(tmp_path / "nowhere.yaml")

@@ -1,0 +1,125 @@
+"""The HTTP intake of a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from dispatcher.encode import Format, write
+from dispatcher.phase import Phase
+from dispatcher.service import Service
+from dispatcher.settings import load
+from tests.support import samples
+from tests.support.builders import a_launch_plan, an_event
+
+TOKEN = "token-of-the-publishers"
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, **http: Any) -> AsyncIterator[str]:
+    file = tmp_path / "dispatcher.yaml"
+    settings = {
+        "http": {"listen": "127.0.0.1:0", **http},
+        "rules": {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.json")]},
+    }
+    file.write_text(yaml.safe_dump(settings))
+    ready: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+    service = Service(load(file), ready=ready.set_result)
+    task = asyncio.create_task(service.run())
+    try:
+        yield await ready or ""
+    finally:
+        service.stop()
+        await task
+
+
+@pytest.fixture
+async def url(tmp_path: Path) -> AsyncIterator[str]:
+    async with running(tmp_path) as base:
+        yield base
+
+
+async def post(url: str, headers: dict[str, str], body: bytes | io.BytesIO) -> tuple[int, dict[str, Any]]:
+    async with aiohttp.ClientSession() as session, session.post(f"{url}/events", data=body, headers=headers) as answer:
+        return answer.status, await answer.json(content_type=None)
+
+
+def http_headers(pairs: Any) -> dict[str, str]:
+    return {name.replace("ce_", "ce-", 1): value.decode() for name, value in pairs}
+
+
+async def test_binary_and_structured_events_are_recorded_once(url: str) -> None:
+    headers, value = samples.sample("v2-workflow-failed-enriched")
+    status, answer = await post(url, http_headers(headers), value)
+    assert (status, answer["status"], answer["verdict"], len(answer["deliveries"])) == (202, "recorded", "owed", 4)
+
+    headers, value = samples.sample("v2-workflow-failed-structured")
+    status, answer = await post(url, http_headers(headers), value)
+    assert (status, answer["status"]) == (202, "known")
+
+
+async def test_what_is_no_end_of_an_execution_is_ignored(url: str) -> None:
+    for name in ("v1-workflow-running", "v1-node-failed"):
+        headers, value = samples.sample(name)
+        assert (await post(url, http_headers(headers), value))[1]["status"] == "ignored"
+
+
+async def test_noise_is_refused_with_the_reason_and_kept(url: str) -> None:
+    status, answer = await post(url, {"content-type": "application/cloudevents+json"}, b"{oops")
+    assert (status, answer["status"]) == (400, "rejected")
+    assert "broken JSON" in answer["reason"]
+    status, answer = await post(url, {"ce-type": "dispatcher.execution.phase_changed.v1"}, b"")
+    assert (status, answer["reason"]) == (400, "the message is empty")
+
+
+async def test_an_event_whose_rules_nobody_knows_is_kept_for_a_replay(url: str) -> None:
+    headers, value = samples.sample("v1-workflow-failed")
+    status, answer = await post(url, http_headers(headers), value)
+    assert (status, answer["status"]) == (202, "rejected")
+    assert "launch plan unknown" in answer["reason"]
+
+
+async def test_a_body_without_end_is_refused_and_others_go_on(url: str) -> None:
+    status, answer = await post(url, {"ce-type": "x"}, io.BytesIO(b"x" * (11 * 2**20)))
+    assert (status, answer["status"]) == (413, "error")
+    written = write(an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan()), Format.NATIVE)
+    assert (await post(url, http_headers(written.headers), written.value))[0] == 202
+
+
+async def test_publishers_must_show_the_token_where_one_is_set(tmp_path: Path) -> None:
+    headers, value = samples.sample("v2-workflow-succeeded")
+    async with running(tmp_path, token=TOKEN) as url:
+        for wrong in ({}, {"authorization": "Bearer nope"}, {"authorization": TOKEN}):
+            status, answer = await post(url, {**http_headers(headers), **wrong}, value)
+            assert (status, TOKEN in str(answer)) == (401, False)
+        assert (await post(url, {**http_headers(headers), "authorization": f"Bearer {TOKEN}"}, value))[0] == 202
+
+
+async def test_health_and_readiness_are_told(url: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        for page, status in (("healthz", "alive"), ("readyz", "ready")):
+            async with session.get(f"{url}/{page}") as answer:
+                assert (answer.status, (await answer.json())["status"]) == (200, status)
+
+
+async def test_a_ledger_that_is_away_is_a_503_that_says_when_to_come_back(url: str, tmp_path: Path) -> None:
+    headers, value = samples.sample("v2-workflow-succeeded")
+    with sqlite3.connect(tmp_path / "dispatcher.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")  # somebody else holds the database
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/events", data=value, headers=http_headers(headers)) as answer,
+        ):
+            assert (answer.status, "Retry-After" in answer.headers) == (503, True)
+        other.execute("ROLLBACK")
+    other.close()
+    assert (await post(url, http_headers(headers), value))[1]["status"] == "recorded"
