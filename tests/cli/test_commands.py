@@ -1,0 +1,234 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from channels.contract import Answer, Receipt
+from dispatcher.clock import SystemClock
+from dispatcher.delivery import Dead, Retry, Sent
+from dispatcher.ledger import Ledger, Recorded, Rejected, Settlement
+from dispatcher.version import __version__
+from tests.support import samples
+from tests.support.builders import NOW, SECOND, a_delivery, an_event
+from tests.support.service import command
+
+GOOD: dict[str, Any] = {
+    "http": {},
+    "rules": {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.json")]},
+    "channels": {
+        "email": {"host": "relay.example.com", "from": "flyte@example.com"},
+        "slack": {"token": "xoxb-hidden"},
+    },
+}
+
+
+def settings_file(folder: Path, **changes: Any) -> str:
+    file = folder / "dispatcher.yaml"
+    file.write_text(yaml.safe_dump({**GOOD, **changes}))
+    return str(file)
+
+
+async def test_the_version_and_the_help_are_told() -> None:
+    assert (await command("--version"))[1] == f"dispatcher {__version__}\n"
+    status, out, _ = await command("--help")
+    assert status == 0
+    for name in ("serve", "check", "publish", "preview", "deliveries", "rejected", "demo"):
+        assert name in out
+
+
+async def test_a_good_configuration_checks_out(tmp_path: Path) -> None:
+    status, out, err = await command("check", "--config", settings_file(tmp_path))
+    assert (status, err) == (0, "")
+    assert "4 rules of 1 launch plans" in out
+    assert "hidden" not in out
+
+
+async def test_a_bad_setting_is_one_message_with_its_place(tmp_path: Path) -> None:
+    for name in ("check", "serve"):
+        status, _, err = await command(name, "--config", settings_file(tmp_path, htpp={}))
+        assert status == 1
+        assert "dispatcher.yaml:" in err
+        assert "htpp: unknown option; did you mean 'http'?" in err
+        assert "Traceback" not in err
+
+
+async def test_a_bad_rule_and_a_bad_template_are_found_with_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        "{project: p, domain: d, name: n, notifications: [{phases: [RUNNING], email: {recipients_email: [a@b.c]}}]}"
+    )
+    (tmp_path / "own" / "email").mkdir(parents=True)
+    (tmp_path / "own" / "email" / "text.txt.j2").write_text("{{ nonsense }}")
+    config = settings_file(tmp_path, rules={"launch_plans": ["plan.yaml"]}, templates={"path": ["own"]})
+    status, _, err = await command("check", "--config", config)
+    assert status == 1
+    assert "plan.yaml:1: rule 1: phases: RUNNING is not a terminal phase" in err
+    assert "text.txt.j2:1: 'nonsense' is undefined" in err
+
+
+async def test_a_port_that_is_taken_and_a_ledger_that_cannot_be_are_said_plainly(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, _, err = await command("serve", "--config", settings_file(tmp_path, http={"listen": listen}))
+    assert (status, "http.listen: can't listen on" in err) == (1, True)
+    for url, words in (
+        ("mysql://x", "there are sqlite and postgresql"),
+        ("sqlite+aiosqlite:////no/such/folder/x.db", "no such folder"),
+        ("nonsense", "not a database URL"),
+    ):
+        status, _, err = await command("deliveries", "list", "--config", settings_file(tmp_path, ledger={"url": url}))
+        assert (status, words in err) == (1, True), err
+
+
+async def test_a_preview_of_every_channel_and_form(tmp_path: Path) -> None:
+    status, out, _ = await command("preview", "--channel", "email", "--phase", "FAILED", "--format", "eml")
+    mail: Any = message_from_bytes(out.encode(), policy=default)
+    assert (status, "train.daily failed" in mail["subject"], mail["message-id"][-13:]) == (0, True, "@example.com>")
+
+    status, out, _ = await command("preview", "--channel", "slack", "--format", "json")
+    body = json.loads(out)
+    assert (status, body["channel"], body["metadata"]["event_type"]) == (0, "#alerts", "notification_delivery")
+
+    status, out, _ = await command("preview", "--channel", "pagerduty", "--format", "json", "--phase", "timed_out")
+    event = json.loads(out)
+    assert (status, event["routing_key"], event["payload"]["severity"]) == (0, "********", "error")
+
+    target = tmp_path / "out.html"
+    status, _, err = await command("preview", "--channel", "slack", "--format", "html", "--output", str(target))
+    assert (status, "written to" in err, "<!doctype html>" in target.read_text()) == (0, True, True)
+
+    status, out, _ = await command("preview", "--channel", "email")
+    assert (status, "train.daily failed" in out) == (0, True)
+
+
+async def test_a_preview_takes_any_event_that_intake_knows_and_uses_the_configured_channel(tmp_path: Path) -> None:
+    event = str(samples.FOLDER / "v2-workflow-failed-enriched.json")
+    config = settings_file(tmp_path)
+    status, out, err = await command(
+        "preview", "--channel", "email", "--event", event, "--format", "eml", "--config", config
+    )
+    assert status == 0, err
+    mail: Any = message_from_bytes(out.encode(), policy=default)
+    assert mail["from"] == "flyte@example.com"
+    assert "akx7b9q2vjt5fm4c8h2d" in mail["subject"]
+
+    running = str(samples.FOLDER / "v1-workflow-running.json")
+    status, _, err = await command("preview", "--channel", "email", "--event", running)
+    assert (status, "nobody is told of RUNNING" in err) == (2, True)
+
+
+async def test_a_preview_that_the_provider_would_refuse_fails(tmp_path: Path) -> None:
+    (tmp_path / "own" / "slack").mkdir(parents=True)
+    (tmp_path / "own" / "slack" / "message.yaml").write_text(
+        "text: hi\nattachments: [{blocks: [" + "{type: divider}," * 51 + "]}]"
+    )
+    config = settings_file(tmp_path, templates={"path": ["own"]})
+    status, _, err = await command("preview", "--channel", "slack", "--config", config)
+    assert (status, "slack would refuse this: more than 50 blocks" in err) == (1, True)
+
+
+@pytest.fixture
+async def filled(tmp_path: Path) -> str:
+    """Settings whose ledger holds a sent, a waiting and a dead delivery, and a rejected message."""
+    event = an_event()
+    owed = [a_delivery(event, to=f"{who}@example.com", created_at=NOW, due_at=NOW) for who in ("sent", "late", "dead")]
+    ends = [
+        Sent(Receipt(answer=Answer("250", "queued"), reference={"message_id": "<1@x>"})),
+        Retry(SystemClock().now(), "greylisted", Answer("451", "later")),
+        Dead("no such user", Answer("550", "unknown")),
+    ]
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
+        entry = Recorded(event=event, position="t/0@1", verdict="owed", reason="", considered=[], deliveries=owed)
+        noise = Rejected(
+            id="abcdef12",
+            position="t/0@2",
+            received_at=NOW,
+            reason="broken JSON",
+            headers=[("x", b"y")],
+            body=b"{[b]oops",
+            size=8,
+        )
+        await ledger.record([entry], [noise], now=NOW)
+        claimed = await ledger.claim("email", 3, lease="w", until=NOW + SECOND, now=NOW)
+        by_name = {delivery.recipients[0].split("@")[0]: delivery for delivery in claimed}
+        for name, end in zip(("sent", "late", "dead"), ends, strict=True):
+            await ledger.settle(Settlement(delivery=by_name[name], outcome=end, started_at=NOW, ended_at=NOW + SECOND))
+    return settings_file(tmp_path)
+
+
+async def test_deliveries_are_listed_for_people_and_for_programs(filled: str) -> None:
+    status, out, _ = await command("deliveries", "list", "--config", filled)
+    assert status == 0
+    for word in ("sent", "waiting", "dead"):
+        assert word in out
+    status, out, _ = await command("deliveries", "list", "--config", filled, "--state", "dead", "--json")
+    (entry,) = json.loads(out)
+    assert (entry["recipients"], entry["reason"], entry["phase"]) == (["dead@example.com"], "no such user", "FAILED")
+    assert entry["execution"] == {"project": "flytesnacks", "domain": "production", "name": "akx7b9q2vjt5fm4c8h2d"}
+    for arguments in (("--since", "1h"), ("--channel", "slack"), ("--execution", "a/b/c")):
+        assert json.loads((await command("deliveries", "list", "--config", filled, "--json", *arguments))[1]) == []
+    status, _, err = await command("deliveries", "list", "--config", filled, "--state", "lost")
+    assert (status, "waiting, sent, dead" in err) == (2, True)
+
+
+async def test_one_delivery_is_shown_whole_with_its_attempts(filled: str) -> None:
+    (entry,) = json.loads((await command("deliveries", "list", "--config", filled, "--state", "sent", "--json"))[1])
+    shown = json.loads((await command("deliveries", "show", entry["key"][:10], "--config", filled, "--json"))[1])
+    (attempt,) = shown["attempts"]
+    assert (attempt["outcome"], attempt["status"], attempt["answer"], attempt["latency_ms"]) == (
+        "sent",
+        "250",
+        "queued",
+        1000.0,
+    )
+    assert shown["reference"] == {"message_id": "<1@x>"}
+    status, out, _ = await command("deliveries", "show", entry["key"], "--config", filled)
+    assert (status, "queued" in out) == (0, True)
+    status, _, err = await command("deliveries", "show", "zzz", "--config", filled)
+    assert (status, "no delivery begins with 'zzz'" in err) == (1, True)
+
+
+async def test_rejected_messages_are_listed_and_shown_without_taking_their_bytes_for_markup(filled: str) -> None:
+    (entry,) = json.loads((await command("rejected", "list", "--config", filled, "--json"))[1])
+    assert (entry["position"], entry["reason"]) == ("t/0@2", "broken JSON")
+    status, out, _ = await command("rejected", "show", "abc", "--config", filled)
+    assert (status, "{[b]oops" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--to", "http"), "no HTTP intake to publish to"),
+        (("--to", "kafka"), "no Kafka to publish to"),
+        (("--to", "http", "--url", "http://127.0.0.1:1"), "http://127.0.0.1:1/events"),
+        (("--to", "kafka", "--bootstrap-servers", "127.0.0.1:1"), "can't be reached"),
+    ],
+)
+async def test_publishing_to_nowhere_says_so(arguments: tuple[str, ...], words: str) -> None:
+    status, _, err = await command("publish", *arguments)
+    assert (status, words in err, "Traceback" in err) == (1, True, False), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--phase", "EXPLODED"), "unknown phase"),
+        (("--format", "flyte-v9"), "flyte-v1, flyte-v2, native"),
+        (("--label", "oops"), "KEY=VALUE"),
+        (("--project", "a/b"), "execution.project"),
+    ],
+)
+async def test_an_event_that_cannot_be_is_not_published(arguments: tuple[str, ...], words: str) -> None:
+    status, _, err = await command("publish", "--url", "http://127.0.0.1:1", *arguments)
+    assert (status, words in err) == (2, True), err

@@ -1,0 +1,98 @@
+"""The demo itself, and the inbox's page."""
+
+from __future__ import annotations
+
+import aiohttp
+import orjson
+
+from channels.email import compose
+from dispatcher.demo.inbox import Inbox
+from dispatcher.demo.inbox.mail import Mail
+from dispatcher.demo.inbox.slack import SlackMessage
+from tests.channels.test_email import message
+from tests.support.service import command
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+async def test_the_demo_delivers_what_is_owed_and_ends_by_itself() -> None:
+    status, out, err = await command("demo", "--once")
+    assert status == 0, err
+    for word in (
+        "owed",
+        "silenced",
+        "unmatched",
+        "rejected",
+        "known",
+        "arrived",
+        "8 messages: all that was owed arrived",
+    ):
+        assert word in out
+
+
+async def page(inbox: Inbox, path: str = "/") -> tuple[str, str]:
+    async with aiohttp.ClientSession() as session, session.get(f"{inbox.url}{path}") as answer:
+        assert answer.status == 200
+        return await answer.text(), answer.headers.get("Content-Security-Policy", "")
+
+
+async def test_what_arrived_can_be_looked_at_and_never_becomes_markup() -> None:
+    async with Inbox() as inbox:
+        empty, policy = await page(inbox)
+        assert "Nothing has arrived yet" in empty
+        assert "default-src 'none'" in policy
+        content = {"subject": HOSTILE, "text": HOSTILE, "html": f"<p>{HOSTILE}</p>"}
+        inbox.arrivals.append(Mail("a@x.com", ("b@x.com",), compose(message(content=content), "a@x.com")))
+        blocks = [
+            {"type": "header", "text": {"type": "plain_text", "text": HOSTILE}},
+            {
+                "type": "section",
+                "text": {"type": "mrkdwn", "text": "*bold* _it_ ~no~ `c` <https://x.example|label>\n```pre```"},
+            },
+            {
+                "type": "actions",
+                "elements": [
+                    {"type": "button", "url": "javascript:alert(1)", "text": {"type": "plain_text", "text": "go"}}
+                ],
+            },
+            {"type": "divider"},
+            {"type": "image"},
+        ]
+        inbox.arrivals.append(
+            SlackMessage("C1", "alerts", "1.0", {"text": "t", "attachments": [{"color": HOSTILE, "blocks": blocks}]})
+        )
+        shown, _ = await page(inbox)
+
+    outside_frames = shown.replace("srcdoc=", "")
+    assert "<script>alert" not in outside_frames
+    assert "<img" not in outside_frames
+    assert "javascript:" not in shown
+    for drawn in (
+        "<strong>bold</strong>",
+        "<em>it</em>",
+        "<s>no</s>",
+        "<code>c</code>",
+        '<a rel="noreferrer" href="https://x.example">label</a>',
+        "<pre>pre</pre>",
+        "<hr>",
+        "[image]",
+        'sandbox=""',
+    ):
+        assert drawn in shown
+
+
+async def test_the_receivers_refuse_what_the_real_ones_would() -> None:
+    cases = [
+        ("slack/api/chat.postMessage", {"channel": "#nowhere", "text": "x"}, "channel_not_found"),
+        ("slack/api/chat.postMessage", {"channel": "C1", "text": ""}, "channel_not_found"),
+        ("slack/api/nonsense", {}, "unknown_method"),
+        ("pagerduty/v2/enqueue", {"routing_key": "x"}, "'routing_key' is invalid"),
+        ("pagerduty/v2/enqueue", {"event_action": "explode"}, "'event_action' is invalid"),
+    ]
+    async with Inbox() as inbox, aiohttp.ClientSession() as session:
+        for path, body, words in cases:
+            headers = {"Authorization": f"Bearer {inbox.slack.token}", "Content-Type": "application/json"}
+            async with session.post(f"{inbox.url}/{path}", data=orjson.dumps(body), headers=headers) as answer:
+                assert words in await answer.text()
+        async with session.post(f"{inbox.slack_url}chat.postMessage", json={"channel": "x"}) as answer:
+            assert (await answer.json())["error"] == "not_authed"
