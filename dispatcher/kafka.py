@@ -100,7 +100,7 @@ class KafkaConfig(BaseModel):
     """A replica that dies leaves its partitions silent for so long."""
     stall_timeout: Duration = Field(timedelta(seconds=60), gt=timedelta())
     """So long without a message, while the broker has some for us, and the consumer is replaced."""
-    max_poll_records: int = Field(2000, ge=1, le=100_000)
+    max_poll_records: int = Field(5000, ge=1, le=100_000)
     """Messages a batch at most."""
 
     @model_validator(mode="after")

@@ -21,9 +21,6 @@ from dispatcher.ledger.database import Database
 from dispatcher.ledger.entries import BODY_KEPT, Attempt, Filed, Filter, Recorded, Rejected, Settlement
 from dispatcher.ledger.tables import attempts, contents, deliveries, events, rejected
 
-_ROWS_A_STATEMENT = 500
-"""Bounded by the parameters that a statement may have: 32,766 on SQLite, 32,767 on PostgreSQL."""
-
 
 class Ledger:
     """What was heard, what is owed, how it ended.
@@ -35,6 +32,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         """Opens nothing yet. Raises SettingsError for a URL that can't be used."""
         self._database = Database(url)
+        self._dialect = sqlite if self._database.sqlite else postgresql
         self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
         self._settler = asyncio.Lock()
 
@@ -66,10 +64,10 @@ class Ledger:
             return frozenset()
         by_key = {entry.event.key: entry for entry in reversed(heard)}
         async with self._database.writing() as connection:
-            new = await self._insert_new(connection, events, [_event_row(entry, now) for entry in by_key.values()])
+            new = await self._insert_events(connection, [_event_row(entry, now) for entry in by_key.values()])
             owed = [delivery for key in new for delivery in by_key[key].deliveries]
             await self._insert_deliveries(connection, owed)
-            await self._insert_new(connection, rejected, [_rejected_row(entry) for entry in refused])
+            await self._insert(connection, rejected, [_rejected_row(entry) for entry in refused])
         return frozenset(new)
 
     # -- couriers
@@ -233,22 +231,26 @@ class Ledger:
             digest = _digest(delivery)
             bodies[digest] = delivery.content
             rows.append(_delivery_row(delivery, digest))
-        await self._insert_new(
-            connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()]
-        )
-        await self._insert_new(connection, deliveries, rows)
+        await self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
+        await self._insert(connection, deliveries, rows)
 
-    async def _insert_new(self, connection: AsyncConnection, table: Table, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """Insert the rows whose keys are not there yet; the keys that were new."""
-        dialect = sqlite if self._database.sqlite else postgresql
-        key = table.primary_key.columns[0]
-        new: list[str] = []
-        for start in range(0, len(rows), _ROWS_A_STATEMENT):
-            # In the keys' order, so that two replicas that write the same rows can't lock each other out.
-            chunk = sorted(rows[start : start + _ROWS_A_STATEMENT], key=lambda row: str(row[key.name]))
-            statement = dialect.insert(table).values(chunk).on_conflict_do_nothing().returning(key)
-            new.extend(await connection.scalars(statement))
-        return new
+    async def _insert_events(self, connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """Insert the events that are not there yet; the keys of those that were new."""
+        if not rows:
+            return []
+        statement = self._dialect.insert(events).on_conflict_do_nothing().returning(events.c.key)
+        return list(await connection.scalars(statement, _in_key_order(events, rows)))
+
+    async def _insert(self, connection: AsyncConnection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert the rows whose keys are not there yet."""
+        if rows:
+            await connection.execute(self._dialect.insert(table).on_conflict_do_nothing(), _in_key_order(table, rows))
+
+
+def _in_key_order(table: Table, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same order everywhere, so that two replicas that write the same rows can't lock each other out."""
+    key = table.primary_key.columns[0].name
+    return sorted(rows, key=lambda row: str(row[key]))
 
 
 def _event_row(entry: Recorded, now: datetime) -> dict[str, Any]:

@@ -59,18 +59,23 @@ class Words(TypeDecorator[str]):
 
 
 class Packed(TypeDecorator[Any]):
-    """JSON data, compressed: contents and events run to many kilobytes of text that is much alike."""
+    """JSON data; compressed where that pays: a mail runs to many kilobytes of text that is much alike."""
 
     impl = LargeBinary
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
         del dialect
-        return None if value is None else zlib.compress(orjson.dumps(value), 1)
+        if value is None:
+            return None
+        plain = orjson.dumps(value)
+        return plain if len(plain) < _WORTH_PACKING else zlib.compress(plain, 1)
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:
         del dialect
-        return None if value is None else orjson.loads(zlib.decompress(value))
+        if value is None:
+            return None
+        return orjson.loads(zlib.decompress(value) if value[:1] == _ZLIB else value)
 
 
 class Strings(TypeDecorator[tuple[str, ...]]):
@@ -87,6 +92,10 @@ class Strings(TypeDecorator[tuple[str, ...]]):
         del dialect
         return None if value is None else tuple(orjson.loads(value))
 
+
+_WORTH_PACKING = 4096
+_ZLIB = b"\x78"
+"""How every zlib stream begins, and no JSON document."""
 
 metadata = MetaData(
     naming_convention={

@@ -19,8 +19,8 @@ from dispatcher.event import Event
 from dispatcher.located import Malformed, Problem, parse
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import flyte, limits
-from dispatcher.rendering.context import Context, context_of
-from dispatcher.rendering.documents import BadDocument, Render, compile_document
+from dispatcher.rendering.context import Context, Entity, Failure, context_of
+from dispatcher.rendering.documents import BadDocument, Render, Variables, compile_document
 from dispatcher.rendering.text import cut, cut_for_slack, escape_slack, one_line
 
 log = structlog.get_logger(__name__)
@@ -53,6 +53,7 @@ class Renderer:
             if not path.is_dir():
                 raise TemplateError(f"templates.path: no such folder: {path}")
         self._console_url = console_url
+        self._latest: tuple[Event, Context] | None = None
         self._built_in = _Templates([built_in_folder()])
         self._chosen = _Templates([*paths, built_in_folder()]) if paths else self._built_in
 
@@ -61,7 +62,7 @@ class Renderer:
 
         `template`: a launch plan's own mail template; it becomes the mail's HTML.
         """
-        context = context_of(event, self._console_url)
+        context = self._context(event)
         try:
             content = self._chosen.render(channel, context)
         except Exception as error:
@@ -73,6 +74,12 @@ class Renderer:
             html = flyte.substitute(template, context)
             content = {**content, "html": html, "text": flyte.as_text(html)}
         return content
+
+    def _context(self, event: Event) -> Context:
+        """What templates see of the event; the same for all of its messages, which are made one after another."""
+        if self._latest is None or self._latest[0] is not event:
+            self._latest = (event, context_of(event, self._console_url))
+        return self._latest[1]
 
     def check(self) -> list[Problem]:
         """Try every template on a sample event of each phase: what is wrong, with file and line."""
@@ -101,7 +108,7 @@ class _Templates:
             return self._mail(context.variables())
         if channel not in DOCUMENTS:
             raise TemplateError(f"there are no templates for channel {channel!r}")
-        rendered: Content = self._document(channel)(context.variables())
+        rendered: Content = self._document(channel)(Variables(context.variables()))
         return rendered
 
     def check(self, channel: str, console_url: str) -> Iterator[Problem]:
@@ -166,8 +173,17 @@ class _Templates:
         return Problem(self._file(document or MAIL_PARTS["html"]), 0, _words(error))
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which spends most of its time on proving our own plain values harmless."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, Entity | Failure):
+            return not attr.startswith("_")
+        return super().is_safe_attribute(obj, attr, value)
+
+
 def _environment(loader: BaseLoader, **options: Any) -> Environment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         loader=loader,
         undefined=StrictUndefined,
         trim_blocks=True,

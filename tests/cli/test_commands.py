@@ -143,7 +143,7 @@ async def filled(tmp_path: Path) -> str:
     """Settings whose ledger holds a sent, a waiting and a dead delivery, and a rejected message."""
     event = an_event()
     owed = [a_delivery(event, to=f"{who}@example.com", created_at=NOW, due_at=NOW) for who in ("sent", "late", "dead")]
-    ends = [
+    ends: list[Sent | Retry | Dead] = [
         Sent(Receipt(answer=Answer("250", "queued"), reference={"message_id": "<1@x>"})),
         Retry(SystemClock().now(), "greylisted", Answer("451", "later")),
         Dead("no such user", Answer("550", "unknown")),
