@@ -47,6 +47,8 @@ class Delivery:
     created_at: datetime
     due_at: datetime
     """Not before; while claimed, the end of the lease."""
+    owed_since: datetime
+    """What the retry deadline counts from: when it was made, or put back by a redrive."""
     state: State = State.WAITING
     attempt: int = 0
     """Attempts begun. Counted at the claim, so a delivery that kills the process can't do so for ever."""
@@ -123,7 +125,7 @@ def _again(
     doubtful: bool = False,
 ) -> Outcome:
     at = max(now + policy.delay(delivery.attempt, rng), not_before)
-    if at > delivery.created_at + policy.deadline:
+    if at > delivery.owed_since + policy.deadline:
         tries = "1 attempt" if delivery.attempt == 1 else f"{delivery.attempt} attempts"
         return Dead(f"gave up after {tries}: {error.reason}", error.answer)
     return Retry(at, error.reason, error.answer, doubtful or delivery.doubtful)

@@ -160,6 +160,7 @@ class _Making:
             rule=rule,
             created_at=self.now,
             due_at=self.now,
+            owed_since=self.now,
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
         )

@@ -25,7 +25,7 @@ class RetryPolicy:
     ceiling: timedelta = timedelta(minutes=10)
     """The bound never grows past this."""
     deadline: timedelta = timedelta(hours=24)
-    """Counted from when the delivery was made; past it the delivery is dead."""
+    """Counted from when the delivery was made, or put back; past it the delivery is dead."""
 
     def bound(self, attempt: int) -> timedelta:
         """The longest wait after the `attempt`th failure, counted from 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from dispatcher.ledger import Attempt, Filed, Filter, Ledger
 
 deliveries = typer.Typer(help="What is owed, what was sent, what is dead and why.", no_args_is_help=True)
+
+PURGED_AT_ONCE = 500
 
 State = Annotated[
     list[str] | None, typer.Option("--state", help="waiting, sent or dead; may be given again.", show_default=False)
@@ -117,6 +120,57 @@ def show(
             for attempt in history
         ],
     )
+
+
+@deliveries.command()
+def redrive(
+    keys: Annotated[list[str] | None, typer.Argument(help="Dead deliveries' keys, or their beginnings.")] = None,
+    config: Config = None,
+    everything: Annotated[bool, typer.Option("--all", help="All dead deliveries that fit the other options.")] = False,
+    channel: ChannelName = None,
+    execution: Execution = None,
+    since: Since = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which ones.")] = False,
+) -> None:
+    """Put dead deliveries back, by key or by filter: they are tried again as if they were new."""
+    from dispatcher.cli.output import console
+    from dispatcher.clock import SystemClock
+
+    if not keys and not everything:
+        raise typer.BadParameter("name deliveries by their keys, or say --all")
+    now = SystemClock().now()
+    wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
+    if dry_run:
+        for filed in asyncio.run(asking(config, lambda ledger: ledger.find(wanted, limit=10_000))):
+            line = (
+                f"{filed.delivery.key[:8]}  {filed.delivery.channel}  {filed.delivery.event}  {filed.delivery.reason}"
+            )
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
+    number = asyncio.run(asking(config, lambda ledger: ledger.redrive(wanted, now=now)))
+    console.print("1 delivery is due again" if number == 1 else f"{number} deliveries are due again")
+
+
+@deliveries.command()
+def purge(
+    older_than: Annotated[str, typer.Option(help="Only events recorded longer ago than this span: 30d.")],
+    config: Config = None,
+) -> None:
+    """Forget old events whose deliveries are all settled, with the deliveries and their attempts."""
+    from dispatcher.cli.output import console
+    from dispatcher.clock import SystemClock
+
+    now = SystemClock().now()
+    before = moment(older_than, now=now) or now
+
+    async def forget(ledger: Ledger) -> int:
+        total = 0
+        while gone := await ledger.purge(before, limit=PURGED_AT_ONCE):
+            total += gone
+        return total
+
+    number = asyncio.run(asking(config, forget))
+    console.print("1 event is forgotten" if number == 1 else f"{number} events are forgotten")
 
 
 def _filter(states: Sequence[str] | None, channel: str | None, execution: str | None, since: str | None) -> Filter:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 200)
+_SHORT = {"KEY", "ID", "STATE", "CHANNEL", "TRIES", "TRY", "TOOK", "BYTES"}
 STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "unknown": "yellow"}
 
 
@@ -28,7 +29,7 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table; what is in the cells is never taken for markup."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in _SHORT)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,10 @@ from dispatcher.cli.ledger import asking
 from dispatcher.cli.options import AsJson, Config, Limit, Since, moment
 
 if TYPE_CHECKING:
-    from dispatcher.ledger import Rejected
+    from dispatcher.ledger import Ledger, Rejected
+    from dispatcher.settings import Settings
+
+REPLAYED_AT_MOST = 10_000
 
 rejected = typer.Typer(
     help="Messages that could not be understood, or whose rules can't be known.", no_args_is_help=True
@@ -68,6 +72,62 @@ def show(
     )
     console.print()
     console.print(body, markup=False, highlight=False)
+
+
+@rejected.command()
+def replay(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Their ids, or their beginnings.")] = None,
+    config: Config = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of them.")] = False,
+) -> None:
+    """Try rejected messages again, with the rules and the reading of today; the running service delivers."""
+    from dispatcher.cli.output import console
+    from dispatcher.settings import load
+
+    if not ids and not everything:
+        raise typer.BadParameter("name rejected messages by their ids, or say --all")
+    settings = load(config)
+
+    async def try_again(ledger: Ledger) -> int:
+        return await _replay(ledger, settings, ids or [""], dry_run=dry_run)
+
+    understood = asyncio.run(asking(config, try_again))
+    would = "would be " if dry_run else ""
+    console.print(f"{understood} {would}understood now")
+
+
+async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry_run: bool) -> int:
+    """Let intake try each of them; say what became of each. How many were understood."""
+    from dispatcher.cli.output import console
+    from dispatcher.clock import SystemClock
+    from dispatcher.intake import Intake
+    from dispatcher.ledger import Rejected
+    from dispatcher.rules.files import LaunchPlanFiles
+    from dispatcher.service import make_planner, open_channels
+
+    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules.load()
+    clock = SystemClock()
+    intake = Intake(ledger, lambda: rules.book, make_planner(settings, open_channels(settings)), clock)
+    held = [entry for start in ids for entry in await ledger.find_rejected(limit=REPLAYED_AT_MOST, id_starts=start)]
+    understood = 0
+    for entry in {entry.id: entry for entry in held if entry.replayed_at is None}.values():
+        result = intake.understand(entry.headers, entry.body, entry.position) if entry.whole else entry
+        if isinstance(result, Rejected):
+            said = (
+                result.reason if entry.whole else f"only its first {len(entry.body)} bytes were kept: publish it again"
+            )
+        else:
+            understood += 1
+            said = (
+                f"{result.event.key}: {result.reason}" if result is not None else "no event of ours, by today's reading"
+            )
+            if not dry_run:
+                await intake.take([(entry.headers, entry.body, entry.position)])
+                await ledger.replayed(entry.id, now=clock.now())
+        console.print(f"{entry.id[:8]}  {said}", markup=False, highlight=False, soft_wrap=True)
+    return understood
 
 
 def _as_data(entry: Rejected) -> dict[str, Any]:

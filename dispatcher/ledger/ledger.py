@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from sqlalchemy import Row, Table, func, insert, or_, select, update
+from sqlalchemy import Row, Table, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -208,6 +209,42 @@ class Ledger:
             rows = (await connection.execute(query)).all()
         return [_rejected(row) for row in rows]
 
+    async def redrive(self, wanted: Filter, *, now: datetime) -> int:
+        """Put dead deliveries back: due at once, patience and attempts counted anew. How many there were.
+
+        Only what fits the filter, and only what is dead; a delivery that may have arrived stays doubtful.
+        """
+        again = update(deliveries).where(*_conditions(replace(wanted, states=frozenset({State.DEAD}))))
+        values = {"state": State.WAITING, "due_at": now, "owed_since": now, "attempt": 0, "settled_at": None}
+        async with self._database.writing() as connection:
+            return (await connection.execute(again.values(values))).rowcount
+
+    async def replayed(self, identity: str, *, now: datetime) -> None:
+        """Note that a rejected message was understood after all."""
+        async with self._database.writing() as connection:
+            await connection.execute(update(rejected).where(rejected.c.id == identity).values(replayed_at=now))
+
+    async def purge(self, before: datetime, *, limit: int) -> int:
+        """Forget up to `limit` events that were recorded before then and whose deliveries are all settled.
+
+        With an event go its deliveries, their attempts and contents that nothing else sends. Small limits keep
+        the transactions short, so that deliveries go on meanwhile. How many events went.
+        """
+        waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
+        old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
+        async with self._database.writing() as connection:
+            keys = list(await connection.scalars(old))
+            theirs = select(deliveries.c.key).where(deliveries.c.event.in_(keys))
+            sent = set(await connection.scalars(select(deliveries.c.content).where(deliveries.c.event.in_(keys))))
+            await connection.execute(delete(attempts).where(attempts.c.delivery.in_(theirs)))
+            await connection.execute(delete(deliveries).where(deliveries.c.event.in_(keys)))
+            await connection.execute(delete(events).where(events.c.key.in_(keys)))
+            still = select(deliveries.c.content).where(deliveries.c.content.in_(sent))
+            await connection.execute(
+                delete(contents).where(contents.c.digest.in_(sent), contents.c.digest.not_in(still))
+            )
+        return len(keys)
+
     async def counts(self) -> Mapping[tuple[str, State], int]:
         """How many deliveries stand in each state, by channel."""
         query = select(deliveries.c.channel, deliveries.c.state, func.count().label("number")).group_by(
@@ -320,6 +357,7 @@ def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
         "lease": None,
         "created_at": delivery.created_at,
         "due_at": delivery.due_at,
+        "owed_since": delivery.owed_since,
         "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
     }
 
@@ -345,6 +383,7 @@ def _delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
         lease=row.lease,
         created_at=row.created_at,
         due_at=row.due_at,
+        owed_since=row.owed_since,
     )
 
 

@@ -151,6 +151,7 @@ deliveries = Table(
     Column("lease", String(64)),
     Column("created_at", UtcTime, nullable=False),
     Column("due_at", UtcTime, nullable=False),
+    Column("owed_since", UtcTime, nullable=False),
     Column("settled_at", UtcTime),
     Column("reference", Packed),
     Index("ix_deliveries_event", "event"),

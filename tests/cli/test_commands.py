@@ -232,3 +232,59 @@ async def test_publishing_to_nowhere_says_so(arguments: tuple[str, ...], words: 
 async def test_an_event_that_cannot_be_is_not_published(arguments: tuple[str, ...], words: str) -> None:
     status, _, err = await command("publish", "--url", "http://127.0.0.1:1", *arguments)
     assert (status, words in err) == (2, True), err
+
+
+async def test_dead_deliveries_are_put_back_by_key_or_filter_after_a_dry_run(filled: str) -> None:
+    status, out, _ = await command("deliveries", "redrive", "--all", "--dry-run", "--config", filled)
+    assert (status, "no such user" in out) == (0, True)
+    assert (await command("deliveries", "redrive", "--all", "--channel", "slack", "--config", filled))[
+        1
+    ] == "0 deliveries are due again\n"
+    assert (await command("deliveries", "redrive", "--all", "--config", filled))[1] == "1 delivery is due again\n"
+    assert json.loads((await command("deliveries", "list", "--config", filled, "--state", "dead", "--json"))[1]) == []
+    assert (await command("deliveries", "redrive", "--config", filled))[0] == 2
+
+
+async def test_old_settled_events_are_forgotten_and_open_ones_are_not(filled: str) -> None:
+    assert (await command("deliveries", "purge", "--older-than", "1s", "--config", filled))[
+        1
+    ] == "0 events are forgotten\n"
+
+
+async def test_a_rejected_event_is_replayed_once_its_rules_are_known(tmp_path: Path) -> None:
+    headers, value = samples.sample("v1-workflow-failed")
+    noise = Rejected(
+        id="ffff", position="t/0@2", received_at=NOW, reason="?", headers=[("ce_type", b"x")], body=b"x", size=70_000
+    )
+    stray = Rejected(
+        id="eeee",
+        position="t/0@3",
+        received_at=NOW,
+        reason="launch plan unknown",
+        headers=headers,
+        body=value,
+        size=len(value),
+    )
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
+        await ledger.record([], [noise, stray], now=NOW)
+    config = settings_file(tmp_path)
+    status, out, _ = await command("rejected", "replay", "--all", "--config", config)
+    assert (status, "launch plan unknown" in out, "publish it again" in out, "0 understood now" in out) == (
+        0,
+        True,
+        True,
+        True,
+    )
+
+    (tmp_path / "all.yaml").write_text(
+        "launch_plan: {project: flytesnacks, domain: production, name: '*'}\n"
+        "notifications: [{phases: [FAILED], email: {recipients_email: [a@example.com]}}]"
+    )
+    config = settings_file(tmp_path, rules={"launch_plans": ["all.yaml"]})
+    assert (
+        "1 would be understood now" in (await command("rejected", "replay", "ee", "--dry-run", "--config", config))[1]
+    )
+    assert "1 understood now" in (await command("rejected", "replay", "ee", "--config", config))[1]
+    assert "0 understood now" in (await command("rejected", "replay", "ee", "--config", config))[1]
+    (delivery,) = json.loads((await command("deliveries", "list", "--config", config, "--json"))[1])
+    assert (delivery["state"], delivery["recipients"]) == ("waiting", ["a@example.com"])

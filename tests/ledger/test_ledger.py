@@ -285,3 +285,80 @@ async def test_times_keep_their_moment_whatever_zone_they_came_in(ledger: Ledger
     (filed,) = await ledger.find(Filter(), limit=1)
     assert filed.delivery.created_at == NOW
     assert filed.delivery.created_at.utcoffset() == timedelta(0)
+
+
+async def test_a_redrive_puts_back_what_is_dead_and_fits_and_counts_anew(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
+    for delivery in await claim(ledger):
+        await ledger.settle(ended(delivery, Dead("gave up")))
+    (one, _) = await ledger.find(Filter(), limit=5)
+
+    assert await ledger.redrive(Filter(channel="slack"), now=NOW + MINUTE) == 0
+    assert await ledger.redrive(Filter(keys=[one.delivery.key[:8]]), now=NOW + MINUTE) == 1
+
+    (again,) = await claim(ledger, now=NOW + MINUTE)
+    assert (again.key, again.attempt, again.owed_since, again.created_at) == (one.delivery.key, 1, NOW + MINUTE, NOW)
+    assert await ledger.redrive(Filter(), now=NOW + MINUTE) == 1
+
+
+async def test_a_purge_forgets_what_is_old_and_settled_and_nothing_else(ledger: Ledger) -> None:
+    old, open_one, young = an_event(name="old"), an_event(name="open"), an_event(name="young")
+    same = {"subject": "the same content"}
+    await ledger.record(
+        [heard(a_delivery(old, content=same), event=old), heard(a_delivery(open_one), event=open_one)], [], now=NOW
+    )
+    await ledger.record([heard(a_delivery(young, content=same), event=young)], [], now=NOW + MINUTE)
+    for delivery in await claim(ledger):
+        if delivery.event != open_one.key:
+            await ledger.settle(ended(delivery, SENT))
+
+    assert await ledger.purge(NOW + SECOND, limit=10) == 1
+    assert await ledger.purge(NOW + SECOND, limit=10) == 0
+
+    left = await ledger.find(Filter(), limit=10)
+    assert {filed.delivery.event for filed in left} == {open_one.key, young.key}
+    assert {filed.delivery.content["subject"] for filed in left} == {"failed", "the same content"}
+    assert await ledger.event(old.key) is None
+
+
+async def test_a_replayed_message_is_noted(ledger: Ledger) -> None:
+    await ledger.record([], [refused()], now=NOW)
+    await ledger.replayed("a", now=NOW + MINUTE)
+    (entry,) = await ledger.find_rejected(limit=5)
+    assert entry.replayed_at == NOW + MINUTE
+
+
+async def test_the_migrations_make_the_tables_that_the_code_expects(ledger_url: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from sqlalchemy.engine import Connection
+
+    from dispatcher.ledger.database import HEAD, Database, alembic_config
+    from dispatcher.ledger.tables import metadata
+
+    database = Database(ledger_url)
+    await database.migrate()
+
+    def differences(connection: Connection) -> list[Any]:
+        assert ScriptDirectory.from_config(alembic_config(connection)).get_current_head() == HEAD
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async with database.reading() as connection:
+        assert await connection.run_sync(differences) == []
+    await database.aclose()
+
+
+async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_url: str) -> None:
+    from sqlalchemy import text
+
+    from dispatcher.errors import LedgerIncompatible
+    from dispatcher.ledger.database import Database
+
+    database = Database(ledger_url)
+    await database.migrate()
+    async with database.writing() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(LedgerIncompatible, match="made by a newer one"):
+        await database.migrate()
+    await database.aclose()

@@ -63,6 +63,7 @@ def a_delivery(
         "rule": "test",
         "created_at": NOW,
         "due_at": NOW,
+        "owed_since": facts.get("created_at", NOW),
         **facts,
     }
     return Delivery(**given)

@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("lease", sa.String(64)),
         sa.Column("created_at", _TIME, nullable=False),
         sa.Column("due_at", _TIME, nullable=False),
+        sa.Column("owed_since", _TIME, nullable=False),
         sa.Column("settled_at", _TIME),
         sa.Column("reference", sa.LargeBinary),
         sa.PrimaryKeyConstraint("key", name="pk_deliveries"),
