@@ -5,7 +5,7 @@
     -> decide       rules               who is to be told, and why
     -> plan         plan, rendering     what is owed: messages with stable keys and finished content
     -> record       ledger              one transaction a batch; only then the offset is committed
-    -> carry        courier             claim, send over a channel, judge, settle
+    -> carry        courier, holds      claim, send over a channel, judge, settle; leave alone who asked for peace
     -> send         channels            the transports, a package of their own
 
 `intake` joins the steps up to the ledger, `service` wires everything; intake and couriers share nothing

@@ -15,6 +15,7 @@ from channels.contract import Channel, ChannelError, Message, Unknown
 from dispatcher.clock import Clock
 from dispatcher.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, judge, split
 from dispatcher.errors import LedgerUnavailable
+from dispatcher.holds import Holds
 from dispatcher.ledger import Ledger, Settlement
 from dispatcher.plan import Planner
 from dispatcher.retry import RetryPolicy
@@ -48,6 +49,7 @@ class Courier:
     _stopping: bool = False
     _carrying: set[asyncio.Task[None]] = field(default_factory=set)
     _sending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _holds: Holds = field(default_factory=Holds)
 
     def ring(self) -> None:
         """There may be work: look now."""
@@ -82,10 +84,10 @@ class Courier:
         self.ring()
 
     async def _claim(self) -> Sequence[Delivery]:
-        free = self.hands - len(self._carrying)
+        now = self.clock.now()
+        free = self._holds.hands(self.hands, now) - len(self._carrying)
         if free <= 0:
             return []
-        now = self.clock.now()
         try:
             return await self.ledger.claim(self.name, free, lease=self.worker, until=now + LEASE, now=now)
         except LedgerUnavailable as error:
@@ -102,14 +104,20 @@ class Courier:
 
     async def _carry(self, delivery: Delivery) -> None:
         started = self.clock.now()
+        destination = self.channel.destination(delivery.addresses or delivery.recipients)
         try:
+            if (held := self._holds.until(destination, started)) is not None:
+                await self._give_back(delivery, due_at=held)
+                return
             result = await self._attempt(delivery)
         except asyncio.CancelledError:
-            await self._release(delivery)
+            # It may have arrived: whoever takes it next looks first, where that is possible.
+            await self._give_back(replace(delivery, doubtful=True), due_at=self.clock.now())
             return
         finally:
             del self._sending[delivery.key]
         ended = self.clock.now()
+        self._holds.learn(destination, result, ended)
         outcome = judge(delivery, result, now=ended, policy=self.policy, rng=self.rng)
         _tell(delivery, outcome)
         await self._settle(delivery, outcome, started, ended)
@@ -166,10 +174,10 @@ class Courier:
             case _:
                 return ()
 
-    async def _release(self, delivery: Delivery) -> None:
-        """Give an interrupted delivery back. It may have arrived: whoever takes it looks first, where that is possible."""
+    async def _give_back(self, delivery: Delivery, *, due_at: datetime) -> None:
+        """Let go of a delivery, its attempt uncounted."""
         try:
-            await self.ledger.release(replace(delivery, doubtful=True), now=self.clock.now())
+            await self.ledger.release(delivery, due_at=due_at)
         except LedgerUnavailable:
             log.warning("could not release a delivery: it is due again when its lease runs out", delivery=delivery.key)
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
 
@@ -33,6 +33,11 @@ from dispatcher.web.server import serving
 
 log = structlog.get_logger(__name__)
 
+PURGED_AT_ONCE = 200
+BETWEEN_PURGES = 0.5
+"""Seconds in which deliveries have the ledger to themselves while much is purged."""
+BETWEEN_SWEEPS = 600.0
+"""Seconds between looks for what is past its retention."""
 LEDGER_PATIENCE = 30
 """Seconds that a start waits for the ledger: a database that starts beside us is often a little later."""
 
@@ -82,6 +87,7 @@ class Service:
         async with asyncio.TaskGroup() as rooms:
             carrying = [rooms.create_task(courier.run(), name=f"courier {courier.name}") for courier in self._couriers]
             taking = [rooms.create_task(rules.watch(self._stopping), name="rules")]
+            taking.append(rooms.create_task(self._forget_old(ledger), name="retention"))
             if source is not None:
                 taking.append(rooms.create_task(intake.run(source), name="kafka"))
             async with self._web(intake, source, ledger) as url:
@@ -94,6 +100,19 @@ class Service:
                 await asyncio.wait(taking)
             await self._drain(carrying)
         log.info("stopped")
+
+    async def _forget_old(self, ledger: Ledger) -> None:
+        """Purge what is past its retention, a little at a time, until we stop."""
+        while not self._stopping.is_set():
+            try:
+                gone = await ledger.purge(self.clock.now() - self.settings.ledger.retention, limit=PURGED_AT_ONCE)
+            except LedgerUnavailable as error:
+                log.warning("nothing was purged", reason=str(error))
+                gone = 0
+            pause = BETWEEN_PURGES if gone else BETWEEN_SWEEPS
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
 
     async def _drain(self, carrying: list[asyncio.Task[None]]) -> None:
         """Let the couriers finish what they hold, for the grace period at most."""

@@ -88,6 +88,8 @@ class LedgerSettings(_Section):
 
     url: str = DEFAULT_LEDGER
     """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    retention: Duration = timedelta(days=90)
+    """What is settled and older is forgotten, and so are rejected messages."""
 
 
 class RulesSettings(_Section):

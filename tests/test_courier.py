@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -244,3 +245,50 @@ async def test_an_idle_courier_does_not_spin(ledger: Ledger) -> None:
         await asyncio.sleep(2.5)
 
     assert claims <= 5
+
+
+async def test_who_asks_for_peace_gets_it_from_all_deliveries_and_nobody_else_waits(ledger: Ledger) -> None:
+    asked: list[float] = []
+
+    def answer(message: Message) -> Any:
+        if message.recipients == ("#busy",) and not asked:
+            asked.append(time.monotonic())
+            return Later("slow down", retry_after=timedelta(seconds=1.5))
+        return RECEIPT
+
+    channel = Scripted(answer)
+    event = an_event()
+    now = SystemClock().now()
+    busy = [
+        a_delivery(event, channel="slack", to="#busy", key=f"busy{number}", created_at=now, due_at=now)
+        for number in range(4)
+    ]
+    calm = [a_delivery(event, channel="slack", to=f"#{number}", created_at=now, due_at=now) for number in range(4)]
+    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[*busy, *calm])
+    await ledger.record([entry], [], now=now)
+    async with working(a_courier(ledger, channel, hands=1)):
+        await settled(ledger, 4)
+        first_four = [message.recipients for message in channel.sent]
+        await settled(ledger, 8)
+
+    assert first_four.count(("#busy",)) == 1
+    assert time.monotonic() - asked[0] >= 1.5
+    history = [attempt for delivery in busy for attempt in await ledger.history(delivery.key)]
+    assert sorted(attempt.outcome for attempt in history) == ["retry", "sent", "sent", "sent", "sent"]
+
+
+async def test_a_provider_that_is_away_is_not_hammered_and_its_return_is_found_by_one(ledger: Ledger) -> None:
+    back = time.monotonic() + 2.5
+    knocks: list[float] = []
+
+    def answer(_: Message) -> Any:
+        if time.monotonic() < back:
+            knocks.append(time.monotonic())
+            return Later("can't be reached", everyone=True)
+        return RECEIPT
+
+    await owe(ledger, *(f"#{number}" for number in range(40)))
+    async with working(a_courier(ledger, Scripted(answer), hands=5)):
+        await settled(ledger, 40)
+
+    assert len(knocks) <= 5 + 6

@@ -153,10 +153,10 @@ def redrive(
 
 @deliveries.command()
 def purge(
-    older_than: Annotated[str, typer.Option(help="Only events recorded longer ago than this span: 30d.")],
+    older_than: Annotated[str, typer.Option(help="Only what was recorded longer ago than this span: 30d.")],
     config: Config = None,
 ) -> None:
-    """Forget old events whose deliveries are all settled, with the deliveries and their attempts."""
+    """Forget old events whose deliveries are all settled, with all that hangs on them, and old rejected messages."""
     from dispatcher.cli.output import console
     from dispatcher.clock import SystemClock
 
@@ -170,7 +170,7 @@ def purge(
         return total
 
     number = asyncio.run(asking(config, forget))
-    console.print("1 event is forgotten" if number == 1 else f"{number} events are forgotten")
+    console.print("1 entry is forgotten" if number == 1 else f"{number} entries are forgotten")
 
 
 def _filter(states: Sequence[str] | None, channel: str | None, execution: str | None, since: str | None) -> Filter:

@@ -61,7 +61,9 @@ def publish(
         str | None, typer.Option(help="Kafka, where the settings don't say.", show_default=False)
     ] = None,
     topic: Annotated[str | None, typer.Option(help="The topic.", show_default="the first in the settings")] = None,
-    url: Annotated[str | None, typer.Option(help="The HTTP intake, where the settings don't say.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="The HTTP intake.", show_default="http.listen of the settings")
+    ] = None,
 ) -> None:
     """Publish test events, and say where each one went."""
     from dispatcher.settings import load
@@ -214,15 +216,12 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
     import aiohttp
 
     from channels.secret import reveal
-    from dispatcher.errors import DispatcherError, SettingsError
+    from dispatcher.errors import DispatcherError
+    from dispatcher.settings import HttpSettings
 
-    http = settings.http
-    if url is None:
-        if http is None:
-            raise SettingsError("no HTTP intake to publish to: give --url, or --config with an http section")
-        url = f"http://{http.listen}"
-    goal = url.rstrip("/").removesuffix("/events") + "/events"
-    token = reveal(http.token, http.token_file) if http is not None else None
+    http = settings.http or HttpSettings()
+    goal = (url or f"http://{http.listen}").rstrip("/").removesuffix("/events") + "/events"
+    token = reveal(http.token, http.token_file)
     always = {"Authorization": f"Bearer {token}"} if token else {}
     async with aiohttp.ClientSession(headers=always) as session:
 

@@ -150,13 +150,13 @@ class Ledger:
             await self._insert_deliveries(connection, follow_ups)
         return held
 
-    async def release(self, delivery: Delivery, *, now: datetime) -> None:
-        """Give a claimed delivery back untried: due at once, its attempt uncounted."""
+    async def release(self, delivery: Delivery, *, due_at: datetime) -> None:
+        """Give a claimed delivery back, its attempt uncounted."""
         async with self._database.writing() as connection:
             await connection.execute(
                 update(deliveries)
                 .where(*_held(delivery))
-                .values(lease=None, due_at=now, attempt=deliveries.c.attempt - 1, doubtful=delivery.doubtful)
+                .values(lease=None, due_at=due_at, attempt=deliveries.c.attempt - 1, doubtful=delivery.doubtful)
             )
 
     async def next_due(self, channel: str) -> datetime | None:
@@ -228,7 +228,8 @@ class Ledger:
         """Forget up to `limit` events that were recorded before then and whose deliveries are all settled.
 
         With an event go its deliveries, their attempts and contents that nothing else sends. Small limits keep
-        the transactions short, so that deliveries go on meanwhile. How many events went.
+        the transactions short, so that deliveries go on meanwhile. Rejected messages of that age go too.
+        How many went in all.
         """
         waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
         old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
@@ -243,7 +244,9 @@ class Ledger:
             await connection.execute(
                 delete(contents).where(contents.c.digest.in_(sent), contents.c.digest.not_in(still))
             )
-        return len(keys)
+            noise = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)
+            gone = await connection.execute(delete(rejected).where(rejected.c.id.in_(noise)))
+        return len(keys) + gone.rowcount
 
     async def counts(self) -> Mapping[tuple[str, State], int]:
         """How many deliveries stand in each state, by channel."""

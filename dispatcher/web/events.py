@@ -17,8 +17,8 @@ from dispatcher.decode import Headers
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.intake import Heard
 
-LARGEST = 10 * 2**20
-"""Bytes of one event; Kafka's brokers refuse more than 1 MiB by default."""
+LARGEST = 16 * 2**20
+"""Bytes of one message; Kafka's brokers refuse more than 1 MiB by default."""
 PATIENCE = "5"
 """Seconds to wait before a publisher tries again, while the ledger is away."""
 

@@ -226,11 +226,11 @@ async def test_a_cancelled_settle_does_not_lose_the_others(ledger: Ledger) -> No
     assert results[1:] == [True] * 19
 
 
-async def test_a_released_delivery_is_due_at_once_and_its_attempt_is_uncounted(ledger: Ledger) -> None:
+async def test_a_released_delivery_is_due_when_it_says_and_its_attempt_is_uncounted(ledger: Ledger) -> None:
     await ledger.record([heard(a_delivery())], [], now=NOW)
     (delivery,) = await claim(ledger)
 
-    await ledger.release(replace(delivery, doubtful=True), now=NOW)
+    await ledger.release(replace(delivery, doubtful=True), due_at=NOW)
 
     (again,) = await claim(ledger, lease="other")
     assert (again.attempt, again.doubtful) == (1, True)
@@ -362,3 +362,10 @@ async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_ur
     with pytest.raises(LedgerIncompatible, match="made by a newer one"):
         await database.migrate()
     await database.aclose()
+
+
+async def test_a_purge_forgets_old_rejected_messages_too(ledger: Ledger) -> None:
+    await ledger.record([], [refused(), refused("young", received_at=NOW + MINUTE)], now=NOW)
+
+    assert await ledger.purge(NOW + SECOND, limit=10) == 1
+    assert [entry.id for entry in await ledger.find_rejected(limit=5)] == ["young"]

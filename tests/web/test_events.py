@@ -89,7 +89,7 @@ async def test_an_event_whose_rules_nobody_knows_is_kept_for_a_replay(url: str) 
 
 
 async def test_a_body_without_end_is_refused_and_others_go_on(url: str) -> None:
-    status, answer = await post(url, {"ce-type": "x"}, io.BytesIO(b"x" * (11 * 2**20)))
+    status, answer = await post(url, {"ce-type": "x"}, io.BytesIO(b"x" * (17 * 2**20)))
     assert (status, answer["status"]) == (413, "error")
     written = write(an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan()), Format.NATIVE)
     assert (await post(url, http_headers(written.headers), written.value))[0] == 202
