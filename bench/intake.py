@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from dispatcher import logs
+from dispatcher import collector, logs
 from dispatcher.clock import SystemClock
 from dispatcher.encode import Format, Written, write, write_lifecycle
 from dispatcher.event import EntityId, Event, ExecutionId
@@ -88,11 +90,13 @@ async def bare(servers: str, topic: str, group: str, count: int) -> float:
     return count / took
 
 
-async def intake(servers: str, topic: str, group: str, count: int, folder: Path, renderer: Renderer) -> float:
+async def intake(servers: str, topic: str, group: str, count: int, folder: Path) -> float:
     """Ours: decode, decide, plan, render, record into SQLite, commit."""
     (folder / "plan.yaml").write_text(PLAN)
     rules = LaunchPlanFiles([folder / "plan.yaml"])
     rules.load()
+    renderer = Renderer()
+    renderer.check()  # compiles the templates, as a service does once
     planner = Planner(
         addresses={"email": str, "slack": str, "pagerduty": str},
         fallbacks={},
@@ -113,40 +117,57 @@ async def intake(servers: str, topic: str, group: str, count: int, folder: Path,
         return count / (time.perf_counter() - began)
 
 
-async def main() -> None:
+def measure(kind: str, servers: str, topic: str, group: str, count: int) -> tuple[float, float]:
+    """Messages a second and peak resident MiB, of a process of its own."""
+    logs.configure("json", level=40)
+    if kind == "intake":
+        collector.settle_in()  # as the service does
+    with TemporaryDirectory() as folder:
+        run = (
+            bare(servers, topic, group, count) if kind == "bare" else intake(servers, topic, group, count, Path(folder))
+        )
+        rate = asyncio.run(run)
+    return rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--messages", type=int, default=200_000)
     options.add_argument("--rounds", type=int, default=5)
     asked = options.parse_args()
-    logs.configure("json", level=40)
     broker = start()
     topic = f"bench-{os.getpid()}"
     try:
-        await make_topic(broker.bootstrap_servers, topic, partitions=PARTITIONS)
-        await fill(broker.bootstrap_servers, topic, asked.messages)
+        asyncio.run(make_topic(broker.bootstrap_servers, topic, partitions=PARTITIONS))
+        asyncio.run(fill(broker.bootstrap_servers, topic, asked.messages))
         print(f"{asked.messages} messages on {broker.name}, {PARTITIONS} partitions, 1 % terminal")
-        rates: dict[str, list[float]] = {"bare": [], "intake": []}
-        renderer = Renderer()
-        renderer.check()  # compiles the templates, as a service does once
-        with TemporaryDirectory() as folder:
-            for number in range(asked.rounds):
-                group = f"{topic}-{number}"
-                rates["bare"].append(await bare(broker.bootstrap_servers, topic, f"{group}-bare", asked.messages))
-                ours = await intake(
-                    broker.bootstrap_servers, topic, f"{group}-intake", asked.messages, Path(folder), renderer
-                )
-                rates["intake"].append(ours)
-                print(f"round {number + 1}: bare {rates['bare'][-1]:,.0f}/s, intake {ours:,.0f}/s", flush=True)
-        ratios = [ours / base for ours, base in zip(rates["intake"], rates["bare"], strict=True)]
-        print(f"bare getmany  {statistics.median(rates['bare']):>10,.0f} messages/s (median)")
-        print(f"intake        {statistics.median(rates['intake']):>10,.0f} messages/s (median)")
-        print(f"ratio         {statistics.median(ratios):.2f} (median; {min(ratios):.2f} to {max(ratios):.2f})")
-        print(
-            f"peak resident {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, the publisher's share included"
-        )
+        compare(broker.bootstrap_servers, topic, asked.messages, asked.rounds)
     finally:
         broker.stop()
 
 
+def compare(servers: str, topic: str, count: int, rounds: int) -> None:
+    """Both in turn, each time in a new process; then the medians."""
+    results: dict[str, list[tuple[float, float]]] = {"bare": [], "intake": []}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
+        for number in range(rounds):
+            for kind, so_far in results.items():
+                group = f"{topic}-{kind}-{number}"
+                so_far.append(processes.submit(measure, kind, servers, topic, group, count).result())
+            print(
+                f"round {number + 1}:",
+                *(f"{kind} {so_far[-1][0]:,.0f}/s" for kind, so_far in results.items()),
+                flush=True,
+            )
+    rates = {kind: [rate for rate, _ in so_far] for kind, so_far in results.items()}
+    ratios = [ours / base for ours, base in zip(rates["intake"], rates["bare"], strict=True)]
+    for kind, so_far in results.items():
+        print(
+            f"{kind:<7} {statistics.median(rates[kind]):>9,.0f} messages/s, peak resident {max(rss for _, rss in so_far):.0f} MiB"
+        )
+    print(f"ratio   {statistics.median(ratios):.2f} (median; {min(ratios):.2f} to {max(ratios):.2f})")
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

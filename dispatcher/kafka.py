@@ -191,6 +191,7 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             group_id=config.group_id,
             group_instance_id=config.group_instance_id,
             enable_auto_commit=False,
+            max_partition_fetch_bytes=512 * 1024,  # what is prefetched is held as objects, at several times its size
             auto_offset_reset="none",  # `_begin` and `_skip_gap` decide, and say so
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 5,

@@ -28,6 +28,6 @@ def check(config: Config = None) -> None:
     sources = [name for name in ("kafka", "http") if getattr(settings, name) is not None]
     typer.echo(f"settings   ok: events from {' and '.join(sources) or 'nowhere: add kafka or http'}")
     typer.echo(f"channels   ok: {', '.join(settings.channel_sections) or 'none: every delivery would be dead'}")
-    count = sum(len(plan.rules) for plan in rules.book.plans.values())
-    typer.echo(f"rules      ok: {count} in {len(rules.book.plans)} launch plans")
+    total = sum(len(plan.rules) for plan in rules.book.plans.values())
+    typer.echo(f"rules      ok: {total} in {len(rules.book.plans)} launch plans")
     typer.echo("templates  ok")

@@ -10,13 +10,13 @@ from dispatcher.cli.options import Config
 
 def serve(config: Config = None) -> None:
     """Run the dispatcher until SIGTERM or SIGINT: it then takes nothing more and finishes what is in hand."""
-    from dispatcher import logs
+    from dispatcher import collector, logs
     from dispatcher.service import Service
     from dispatcher.settings import load
 
     settings = load(config)
     logs.configure(settings.log)
-    service = Service(settings)
+    service = Service(settings, ready=lambda _: collector.settle_in())
 
     async def run() -> None:
         loop = asyncio.get_running_loop()

@@ -29,8 +29,10 @@ __all__ = ["NATIVE", "Headers", "decode", "is_foreign"]
 
 def is_foreign(headers: Headers) -> bool:
     """Whether a glance at the headers tells that the message is of another type. Costs next to nothing."""
-    header = type_header(headers)
-    return header is not None and header not in _OURS
+    for name, value in headers:
+        if name == "ce_type":
+            return value not in _OURS
+    return False
 
 
 def decode(headers: Headers, value: bytes | None) -> Event | None:
