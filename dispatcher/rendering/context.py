@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +18,8 @@ from dispatcher.rendering.text import clean, one_line
 from dispatcher.rendering.traceback import tell
 
 LONGEST_URL = 1500
+LABELS = 20
+"""So many labels are shown; an event may bring thousands."""
 _URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20]{1,1490}")
 _DONE = {
     Phase.SUCCEEDED: ("succeeded", "info", "#2eb67d", "✅"),
@@ -80,7 +84,7 @@ class Context:
     principal: str = ""
     """Who started it."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """The execution's labels."""
+    """The execution's labels, up to 20."""
     url: str = ""
     """The execution's page in Flyte's console."""
     occurred_at: str = ""
@@ -117,14 +121,23 @@ def context_of(event: Event, console_url: str) -> Context:
         launch_plan=plan,
         workflow=workflow,
         principal=one_line(event.principal),
-        labels={one_line(name): one_line(value) for name, value in event.labels.items()},
+        labels={one_line(name): one_line(value) for name, value in islice(event.labels.items(), LABELS)},
         url=_url(event, console_url),
-        occurred_at=event.occurred_at.strftime("%Y-%m-%d %H:%M:%S UTC"),
+        occurred_at=_for_people(event.occurred_at),
         timestamp=event.occurred_at.isoformat(),
-        started_at=event.started_at.strftime("%Y-%m-%d %H:%M:%S UTC") if event.started_at else "",
+        started_at=_for_people(event.started_at) if event.started_at is not None else "",
         duration=humanize.precisedelta(took, format="%0.0f") if took is not None and took.total_seconds() > 0 else "",
         error=_failure(event),
     )
+
+
+def _for_people(time: datetime) -> str:
+    """The moment in UTC, whatever zone the engine wrote it in; at the calendar's very ends, as it is written."""
+    try:
+        time = time.astimezone(UTC)
+    except OverflowError:
+        time = time.replace(tzinfo=UTC)
+    return f"{time.isoformat(' ', 'seconds')[:19]} UTC"
 
 
 def _entity(entity: EntityId | None) -> Entity:

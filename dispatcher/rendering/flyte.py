@@ -11,7 +11,9 @@ import re
 from markupsafe import escape
 
 from dispatcher.rendering.context import Context
+from dispatcher.rendering.text import cut
 
+LONGEST_ERROR = 8000
 LONGEST = 50_000
 """Characters of a template; it came with a launch plan, so it may be anything."""
 _VARIABLE = re.compile(r"\{\{ ?([a-z_.]{1,40}) ?\}\}")
@@ -35,7 +37,7 @@ def as_text(html: str) -> str:
 
 def _values(context: Context) -> dict[str, str]:
     values = {name: getattr(context, name) for name in ("project", "domain", "name", "phase")}
-    message = context.error.message
+    message = cut(context.error.message, LONGEST_ERROR)
     values["error"] = f" The execution failed with error: [{message}]." if message else ""
     for entity in ("workflow", "launch_plan"):
         for part in ("project", "domain", "name", "version"):

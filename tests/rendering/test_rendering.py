@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -272,3 +273,18 @@ def test_a_launch_plans_own_template_is_filled_in_one_pass_and_evaluates_nothing
     html = RENDERER.render("email", event, template="{{ launch_plan.name }} {{ 7 * 7 }} {{error}}")["html"]
     assert html.startswith("{{ domain }} {{ 7 * 7 }} ")
     assert "[&lt;b&gt;{{ name }}&lt;/b&gt;]" in html
+
+
+def test_times_are_told_in_utc_whatever_zone_the_engine_wrote_them_in() -> None:
+    elsewhere = an_event(started_at="2026-11-20T14:13:21+05:00").model_copy(
+        update={"occurred_at": NOW.astimezone(timezone(timedelta(hours=5)))}
+    )
+    shown = RENDERER.render("email", elsewhere)["text"]
+    assert "Ended       2026-11-20 09:14:21 UTC" in shown
+    assert "Took        1 minute" in shown
+
+
+def test_thousands_of_labels_and_a_megabyte_of_error_leave_a_mail_that_is_read_whole() -> None:
+    event = an_event(labels={f"label{number}": "x" * 100 for number in range(5000)}, error={"message": "y" * 1_000_000})
+    assert lint("email", RENDERER.render("email", event)) == []
+    assert lint("email", RENDERER.render("email", event, template="{{ error }}")) == []
