@@ -113,13 +113,14 @@ async def test_health_and_readiness_are_told(url: str) -> None:
 
 async def test_a_ledger_that_is_away_is_a_503_that_says_when_to_come_back(url: str, tmp_path: Path) -> None:
     headers, value = samples.sample("v2-workflow-succeeded")
-    with sqlite3.connect(tmp_path / "dispatcher.db", isolation_level=None) as other:
-        other.execute("BEGIN EXCLUSIVE")  # somebody else holds the database
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(f"{url}/events", data=value, headers=http_headers(headers)) as answer,
-        ):
-            assert (answer.status, "Retry-After" in answer.headers) == (503, True)
-        other.execute("ROLLBACK")
+    # In a thread: the service runs in our loop, and could never end its own transaction while we block it.
+    other = sqlite3.connect(tmp_path / "dispatcher.db", isolation_level=None, check_same_thread=False)
+    await asyncio.to_thread(other.execute, "BEGIN EXCLUSIVE")  # somebody else holds the database
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/events", data=value, headers=http_headers(headers)) as answer,
+    ):
+        assert (answer.status, "Retry-After" in answer.headers) == (503, True)
+    other.execute("ROLLBACK")
     other.close()
     assert (await post(url, http_headers(headers), value))[1]["status"] == "recorded"
