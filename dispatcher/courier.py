@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 
 LEASE = timedelta(minutes=3)
 """How long a claimed delivery is ours. A worker that dies leaves its deliveries to others after this."""
-SEND_LIMIT = timedelta(minutes=2)
-"""No attempt lasts longer, whatever its channel promises: it must settle within the lease."""
+SENDING_SHARE = 2 / 3
+"""No attempt lasts longer than this share of the lease, whatever its channel promises; the rest is for settling."""
 GLANCE = timedelta(seconds=1)
 """How often the ledger is asked for work that another process may have recorded."""
 
@@ -45,11 +45,17 @@ class Courier:
     """Who we are: tells our leases from other replicas'."""
     hands: int
     """How many deliveries at once."""
+    lease: timedelta = LEASE
+    """How long a claim holds."""
     _bell: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
     _carrying: set[asyncio.Task[None]] = field(default_factory=set)
     _sending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _holds: Holds = field(default_factory=Holds)
+
+    @property
+    def _send_limit(self) -> timedelta:
+        return self.lease * SENDING_SHARE
 
     def ring(self) -> None:
         """There may be work: look now."""
@@ -89,7 +95,7 @@ class Courier:
         if free <= 0:
             return []
         try:
-            return await self.ledger.claim(self.name, free, lease=self.worker, until=now + LEASE, now=now)
+            return await self.ledger.claim(self.name, free, lease=self.worker, until=now + self.lease, now=now)
         except LedgerUnavailable as error:
             log.warning("waiting for the ledger", channel=self.name, reason=str(error))
             return []
@@ -133,10 +139,10 @@ class Courier:
                 created_at=delivery.created_at,
                 doubtful=delivery.doubtful,
             )
-            async with asyncio.timeout(SEND_LIMIT.total_seconds()):
+            async with asyncio.timeout(self._send_limit.total_seconds()):
                 return await self.channel.send(message)
         except TimeoutError:
-            return Unknown(f"no answer within {SEND_LIMIT.total_seconds():.0f} s")
+            return Unknown(f"no answer within {self._send_limit.total_seconds():g} s")
         except Exception as error:
             if not isinstance(error, ChannelError):
                 log.exception("a channel broke its contract", channel=self.name, delivery=delivery.key)
@@ -147,7 +153,7 @@ class Courier:
         patiently = AsyncRetrying(
             retry=retry_if_exception_type(LedgerUnavailable),
             wait=wait_random_exponential(multiplier=0.1, max=5),
-            stop=stop_after_delay(LEASE - SEND_LIMIT),
+            stop=stop_after_delay(self.lease - self._send_limit),
         )
         try:
             held: bool = await patiently(self._write, delivery, outcome, started, ended)

@@ -147,6 +147,7 @@ class Service:
             rng=self.rng,
             worker=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],
             hands=section.concurrency,
+            lease=self.settings.ledger.lease,
         )
 
     @asynccontextmanager

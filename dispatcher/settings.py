@@ -90,6 +90,9 @@ class LedgerSettings(_Section):
     """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
     retention: Duration = timedelta(days=90)
     """What is settled and older is forgotten, and so are rejected messages."""
+    lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
+    """How long a claimed delivery is a worker's own. One that dies leaves its deliveries to others after this;
+    no attempt may last longer than two thirds of it."""
 
 
 class RulesSettings(_Section):
