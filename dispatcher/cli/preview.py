@@ -55,16 +55,18 @@ def preview(
     config: Config = None,
 ) -> None:
     """Render a message without sending it. Exit status 1 where the provider would refuse it."""
-    from dispatcher.rendering import Renderer
-    from dispatcher.rendering.limits import lint
+    from dispatcher.rendering import Renderer, lint
     from dispatcher.settings import load
 
     settings = load(config)
     happened = _event(event, phase)
     renderer = Renderer(settings.templates.path, console_url=settings.console_url)
-    content = renderer.render(channel, happened)
+    content = renderer.draft(channel, happened)
     if form is Form.TERMINAL and output is None:
-        _draw(channel, content)
+        from dispatcher.cli.output import console
+        from dispatcher.cli.picture import picture
+
+        console.print(picture(channel, content))
     else:
         _write(_written(channel, form, content, happened, settings), output)
     problems = lint(channel, content)
@@ -129,18 +131,6 @@ def _wire(channel: ChannelName, content: Content, event: Event, settings: Settin
         created_at=event.occurred_at,
     )
     return opened.wire(message).body
-
-
-def _draw(channel: ChannelName, content: Content) -> None:
-    from rich.panel import Panel
-    from rich.text import Text
-
-    from dispatcher.cli.output import console
-    from dispatcher.drawing import plain_text
-
-    titles = {"email": str(content.get("subject", "")), "slack": "Slack", "pagerduty": "PagerDuty"}
-    body = plain_text(channel, content)
-    console.print(Panel(Text(body.strip()), title=Text(titles[channel]), title_align="left", padding=(1, 2), width=100))
 
 
 def _write(written: bytes, output: Path | None) -> None:

@@ -1,10 +1,11 @@
 """An event becomes a channel's message. One Renderer serves sending and preview alike, so they can't differ.
 
 `context` is what templates see; `text` cleans, cuts and escapes; `traceback` finds the useful part of an
-error; `documents` are the templates whose result is JSON; `limits` what each provider takes; `flyte` the
-templates that launch plans bring along.
+error; `documents` are the templates whose result is JSON; `limits` what each provider takes; `undefined`
+the names that templates get wrong; `flyte` the templates that launch plans bring along.
 """
 
+from dispatcher.rendering.limits import lint
 from dispatcher.rendering.renderer import Renderer, TemplateError
 
-__all__ = ["Renderer", "TemplateError"]
+__all__ = ["Renderer", "TemplateError", "lint"]

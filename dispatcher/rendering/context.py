@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
+from string import printable
 from typing import Any
 from urllib.parse import quote
 
@@ -14,13 +15,15 @@ import humanize
 
 from dispatcher.event import EntityId, Event
 from dispatcher.phase import Phase
-from dispatcher.rendering.text import clean, one_line
+from dispatcher.rendering.text import clean, cut, one_line
 from dispatcher.rendering.traceback import tell
 
 LONGEST_URL = 1500
+"""Characters, with each & counted as mark-up writes it."""
+LONGEST_NAME = 255
 LABELS = 20
 """So many labels are shown; an event may bring thousands."""
-_URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20]{1,1490}")
+_URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20\x7f]+")
 _DONE = {
     Phase.SUCCEEDED: ("succeeded", "info", "#2eb67d", "✅"),
     Phase.FAILED: ("failed", "error", "#e01e5a", "❌"),
@@ -53,6 +56,8 @@ class Failure:
     """As Flyte has it: `USER:Unknown`."""
     kind: str = ""
     """`user` or `system`: whose fault the engine thinks it is; empty where it doesn't know."""
+    node: str = ""
+    """The node that failed, where the message names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +101,13 @@ class Context:
     duration: str = ""
     """How long it took: `14 minutes and 17 seconds`."""
     error: Failure = Failure()
-    """Why it failed: summary, frames, message, code, kind."""
+    """Why it failed: summary, frames, message, code, kind, node."""
 
     def variables(self) -> dict[str, Any]:
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: getattr(self, name) for name in VARIABLES}
+
+
+VARIABLES = tuple(entry.name for entry in fields(Context))
 
 
 def context_of(event: Event, console_url: str) -> Context:
@@ -107,7 +115,8 @@ def context_of(event: Event, console_url: str) -> Context:
     done, severity, color, symbol = _DONE[event.phase]
     plan, workflow = _entity(event.launch_plan), _entity(event.workflow)
     execution = event.execution
-    took = event.occurred_at - event.started_at if event.started_at is not None else None
+    ended = _in_utc(event.occurred_at)
+    started = _in_utc(event.started_at) if event.started_at is not None else None
     return Context(
         project=one_line(execution.project),
         domain=one_line(execution.domain),
@@ -120,30 +129,21 @@ def context_of(event: Event, console_url: str) -> Context:
         symbol=symbol,
         launch_plan=plan,
         workflow=workflow,
-        principal=one_line(event.principal),
-        labels={one_line(name): one_line(value) for name, value in islice(event.labels.items(), LABELS)},
+        principal=_name(event.principal),
+        labels={_name(name): _name(value) for name, value in islice(event.labels.items(), LABELS)},
         url=_url(event, console_url),
-        occurred_at=_for_people(event.occurred_at),
-        timestamp=event.occurred_at.isoformat(),
-        started_at=_for_people(event.started_at) if event.started_at is not None else "",
-        duration=humanize.precisedelta(took, format="%0.0f") if took is not None and took.total_seconds() > 0 else "",
+        occurred_at=_for_people(ended),
+        timestamp=ended.isoformat(),
+        started_at=_for_people(started) if started is not None else "",
+        duration=_spoken(ended - started) if started is not None else "",
         error=_failure(event),
     )
-
-
-def _for_people(time: datetime) -> str:
-    """The moment in UTC, whatever zone the engine wrote it in; at the calendar's very ends, as it is written."""
-    try:
-        time = time.astimezone(UTC)
-    except OverflowError:
-        time = time.replace(tzinfo=UTC)
-    return f"{time.isoformat(' ', 'seconds')[:19]} UTC"
 
 
 def _entity(entity: EntityId | None) -> Entity:
     if entity is None:
         return Entity()
-    return Entity(*(one_line(part) for part in (entity.project, entity.domain, entity.name, entity.version)))
+    return Entity(one_line(entity.project), one_line(entity.domain), one_line(entity.name), _name(entity.version))
 
 
 def _failure(event: Event) -> Failure:
@@ -152,21 +152,56 @@ def _failure(event: Event) -> Failure:
     story = tell(event.error.message)
     kind = event.error.kind.lower()
     return Failure(
-        story.summary,
-        story.frames,
-        story.message,
-        one_line(event.error.code),
-        kind if kind in {"user", "system"} else "",
+        summary=story.summary,
+        frames=story.frames,
+        message=story.message,
+        code=_name(event.error.code),
+        kind=kind if kind in {"user", "system"} else "",
+        node=story.node,
     )
 
 
+def _name(text: str) -> str:
+    """What has no limit of its own where it comes from, kept as short as names are."""
+    return cut(one_line(text[: 4 * LONGEST_NAME]), LONGEST_NAME)
+
+
+def _in_utc(time: datetime) -> datetime:
+    """The same moment in UTC; at the calendar's very ends, where there is none, as it is written."""
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        return time.replace(tzinfo=UTC)
+
+
+def _for_people(time: datetime) -> str:
+    return f"{time.isoformat(' ', 'seconds')[:19]} UTC"
+
+
+def _spoken(span: timedelta) -> str:
+    """A span at a glance: no seconds beside hours, no minutes beside days; empty where it can't be right."""
+    if span < timedelta(seconds=1):
+        return "under 1 second" if span > timedelta() else ""
+    smallest = "hours" if span >= timedelta(days=1) else "minutes" if span >= timedelta(hours=1) else "seconds"
+    try:
+        return humanize.precisedelta(span, minimum_unit=smallest, format="%d")
+    except OverflowError:  # longer than the calendar
+        return ""
+
+
 def _url(event: Event, console_url: str) -> str:
-    """The page of the execution; an address that could be anything but a link is none, and so is an endless one."""
-    if _URL.fullmatch(event.url):
-        return event.url
+    """The page of the execution, at most `LONGEST_URL`; an address that could be anything but a link is none."""
+    if event.url.isprintable() and _URL.fullmatch(event.url[: LONGEST_URL + 1]):
+        url = quote(event.url, safe=printable)
+        if _fits(url):
+            return url
     if not console_url:
         return ""
     execution = event.execution
     path = ("projects", execution.project, "domains", execution.domain, "executions", execution.name)
     url = "/".join([console_url.rstrip("/"), *(quote(clean(part), safe="") for part in path)])
-    return url if len(url) <= LONGEST_URL else ""
+    return url if _fits(url) else ""
+
+
+def _fits(url: str) -> bool:
+    return len(url) + 4 * url.count("&") <= LONGEST_URL

@@ -1,26 +1,41 @@
 """Document templates: YAML whose structure is data and whose strings are templates.
 
-The result is JSON built as data, so no quote in an error message can break it. A mapping whose `when`
-comes out empty is dropped, and so is one whose own text, href or url does; an empty string drops out.
+The result is JSON built as data, so no quote in an error message can break it. An empty string drops out;
+so does a mapping whose `when` comes out empty or False, whose own text, href or url does, or all of whose templates do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, Template, TemplateSyntaxError
+from jinja2 import Environment, TemplateSyntaxError
 from jinja2.runtime import Context as JinjaContext
 from jinja2.runtime import new_context
 
 from dispatcher.located import Document
-from dispatcher.rendering.text import cut
 
 _DROPPED = object()
+_NO = (_DROPPED, "False")
 _TELLING = frozenset({"text", "href", "url"})
+
+Place = tuple[str | int, ...]
+"""The keys and indices that lead to a value."""
 Render = Callable[["Variables"], Any]
-Choose = Callable[[tuple[str | int, ...], Mapping[str, Any]], tuple[Environment, int]]
-"""By a string's path and the mapping it stands in: the environment that escapes for its sink, and its budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where a string of the document ends up, and so how it is escaped and how long it may be."""
+
+    environment: Environment
+    cut: Callable[[str, int], str]
+    budget: int
+
+
+Choose = Callable[[Place, Mapping[str, Any]], Sink]
+"""By a string's place and the mapping it stands in."""
 
 
 class Variables:
@@ -41,70 +56,114 @@ class Variables:
 
 
 class BadDocument(Exception):
-    """A template in the document can't be compiled."""
+    """A template in the document can't be compiled, or failed."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
         self.line = line
 
 
-def compile_document(document: Document, choose: Choose) -> Render:
-    """Compile all strings once. Raises BadDocument, with the line."""
-    return _compile(document.data, (), {}, document, choose)
+def compile_document(document: Document, choose: Choose) -> Callable[[Variables], dict[str, Any]]:
+    """Compile all strings once. Raises BadDocument, with the line, and so does the result."""
+    if not isinstance(document.data, dict):
+        raise BadDocument("a mapping was expected", 1)
+    whole = _compile(document.data, (), {}, document, choose)
+
+    def render(variables: Variables) -> dict[str, Any]:
+        rendered = whole.value if isinstance(whole, _Constant) else whole(variables)
+        if rendered is _DROPPED:
+            raise BadDocument("everything in it came out empty", 1)
+        message: dict[str, Any] = rendered
+        return message
+
+    return render
+
+
+def strings_of(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
+    """Each string that is a template, and where it stands."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from strings_of(value, (*place, key))
+    elif _is_template(node):
+        yield place, node
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """A part without templates: the same in every message."""
+
+    value: Any
 
 
 def _compile(
-    node: Any, path: tuple[str | int, ...], parent: Mapping[str, Any], document: Document, choose: Choose
-) -> Render:
-    match node:
-        case dict():
-            parts = {key: _compile(value, (*path, key), node, document, choose) for key, value in node.items()}
-            return _mapping(parts)
-        case list():
-            items = [_compile(value, (*path, index), parent, document, choose) for index, value in enumerate(node)]
-            return lambda variables: _kept(item(variables) for item in items)
-        case str() if "{{" in node or "{%" in node:
-            return _leaf(node, path, parent, document, choose)
-        case _:
-            return lambda _: node
+    node: Any, place: Place, parent: Mapping[str, Any], document: Document, choose: Choose
+) -> Render | _Constant:
+    if isinstance(node, dict):
+        parts = {key: _compile(value, (*place, key), node, document, choose) for key, value in node.items()}
+        return _mapping(parts, node)
+    if isinstance(node, list):
+        return _list([_compile(item, (*place, index), parent, document, choose) for index, item in enumerate(node)])
+    if _is_template(node):
+        return _leaf(node, choose(place, parent), document.line_of(place))
+    return _Constant(node)
 
 
-def _mapping(parts: Mapping[str, Render]) -> Render:
+def _mapping(parts: Mapping[str, Render | _Constant], node: Mapping[str, Any]) -> Render | _Constant:
     condition = parts.get("when")
-    rest = [(key, part) for key, part in parts.items() if key != "when"]
+    if isinstance(condition, _Constant):
+        condition = None if condition.value else lambda _: _DROPPED
+    entries = [
+        (key, part, key in _TELLING and isinstance(node[key], str)) for key, part in parts.items() if key != "when"
+    ]
+    fixed = {key: part.value for key, part, _ in entries if isinstance(part, _Constant)}
+    constant = len(fixed) == len(entries)
+    if constant and condition is None:
+        return _Constant(fixed)
 
     def render(variables: Variables) -> Any:
-        if condition is not None and condition(variables) in ("", _DROPPED, False, None):
+        if condition is not None and condition(variables) in _NO:
             return _DROPPED
-        rendered: dict[str, Any] = {}
-        for key, part in rest:
-            value = part(variables)
-            if value is _DROPPED:
-                if key in _TELLING:
-                    return _DROPPED
-                continue
-            rendered[key] = value
-        return rendered or _DROPPED
+        rendered, speaks = {}, constant
+        for key, part, telling in entries:
+            if isinstance(part, _Constant):
+                rendered[key] = part.value
+            elif (value := part(variables)) is not _DROPPED:
+                rendered[key] = value
+                speaks = True
+            elif telling:
+                return _DROPPED
+        return rendered if speaks else _DROPPED
 
     return render
 
 
-def _kept(values: Any) -> Any:
-    kept = [value for value in values if value is not _DROPPED]
-    return kept or _DROPPED
-
-
-def _leaf(
-    source: str, path: tuple[str | int, ...], parent: Mapping[str, Any], document: Document, choose: Choose
-) -> Render:
-    environment, budget = choose(path, parent)
-    try:
-        template: Template = environment.from_string(source)
-    except TemplateSyntaxError as error:
-        raise BadDocument(error.message or "syntax error", document.line_of(path)) from None
+def _list(items: list[Render | _Constant]) -> Render | _Constant:
+    if all(isinstance(item, _Constant) for item in items):
+        return _Constant([item.value for item in items if isinstance(item, _Constant)])
 
     def render(variables: Variables) -> Any:
-        text = "".join(template.root_render_func(variables.of(environment))).strip()
+        rendered = (item.value if isinstance(item, _Constant) else item(variables) for item in items)
+        return [value for value in rendered if value is not _DROPPED] or _DROPPED
+
+    return render
+
+
+def _leaf(source: str, sink: Sink, line: int) -> Render:
+    environment, cut, budget = sink.environment, sink.cut, sink.budget
+    try:
+        produce = environment.from_string(source).root_render_func
+    except TemplateSyntaxError as error:
+        raise BadDocument(error.message or "syntax error", line) from None
+
+    def render(variables: Variables) -> Any:
+        try:
+            text = "".join(produce(variables.of(environment))).strip()
+        except Exception as error:
+            raise BadDocument(str(error) or type(error).__name__, line) from error
         return cut(text, budget) if text else _DROPPED
 
     return render
+
+
+def _is_template(node: Any) -> bool:
+    return isinstance(node, str) and any(opening in node for opening in ("{{", "{%", "{#"))

@@ -7,32 +7,74 @@ escaped for HTML, and nothing else is evaluated (flyteadmin `notifications/email
 from __future__ import annotations
 
 import re
+from html import unescape
 
 from markupsafe import escape
 
 from dispatcher.rendering.context import Context
-from dispatcher.rendering.text import cut
+from dispatcher.rendering.text import clean, cut
 
 LONGEST_ERROR = 8000
-LONGEST = 50_000
-"""Characters of a template; it came with a launch plan, so it may be anything."""
 _VARIABLE = re.compile(r"\{\{ ?([a-z_.]{1,40}) ?\}\}")
-_TAG = re.compile(r"<[^>]*>")
-_BLOCK_END = re.compile(r"<(?:br|/p|/div|/tr|/li|/h\d)\b[^>]*>", re.IGNORECASE)
+_TAG = re.compile(r"<(?P<name>/?[a-z][a-z0-9]*|!)(?P<rest>[^<>]*)>", re.IGNORECASE)
+_HREF = re.compile(r"\bhref\s*=\s*[\"']?(https?://[^\s\"'<>]+)", re.IGNORECASE)
+_UNREAD = frozenset({"head", "script", "style", "title"})
+_BREAKING = frozenset(
+    {"br", "hr", "/p", "/div", "/tr", "/li", "/pre", "/table", *(f"/h{level}" for level in range(1, 7))}
+)
+_BLANKS = re.compile(r"[ \t\xa0]+")
+_GAPS = re.compile(r"\s*\n\s*\n\s*")
 
 
-def substitute(template: str, context: Context) -> str:
-    """The template's HTML with the variables filled in; an unknown one stays as it is written."""
-    values = _values(context)
-    return _VARIABLE.sub(lambda match: values.get(match[1], match[0]), template[:LONGEST])
+class TooLarge(Exception):
+    """With its variables filled in, the template is larger than a mail may be."""
+
+
+def substitute(template: str, context: Context, *, budget: int) -> str:
+    """The template's HTML with the variables filled in; an unknown one stays as it is written.
+
+    Raises TooLarge as soon as the result has more than `budget` bytes.
+    """
+    template, values = clean(template), _values(context)
+    pieces: list[str] = []
+    end = 0
+    for variable in _VARIABLE.finditer(template):
+        for piece in (template[end : variable.start()], values.get(variable[1], variable[0])):
+            budget -= len(piece.encode())
+            pieces.append(piece)
+        if budget < 0:
+            raise TooLarge
+        end = variable.end()
+    if len(template[end:].encode()) > budget:
+        raise TooLarge
+    return "".join([*pieces, template[end:]])
 
 
 def as_text(html: str) -> str:
-    """The same for readers without HTML."""
-    plain = _TAG.sub("", _BLOCK_END.sub("\n", html))
-    for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&#34;", '"'), ("&#39;", "'"), ("&amp;", "&")):
-        plain = plain.replace(entity, character)
-    return plain.strip() + "\n"
+    """The same for readers without HTML; empty where it holds no words."""
+    pieces: list[str] = []
+    unread = href = ""
+    end = 0
+    for tag in _TAG.finditer(html):
+        name = tag["name"].lower()
+        if not unread:
+            pieces.append(html[end : tag.start()])
+        if unread:
+            unread = "" if name == f"/{unread}" else unread
+        elif name in _UNREAD:
+            unread = name
+        elif name in _BREAKING:
+            pieces.append("\n")
+        elif name == "a":
+            link = _HREF.search(tag["rest"])
+            href = f" ({link[1]})" if link else ""
+        elif name == "/a":
+            pieces.append(href)
+        end = tag.end()
+    if not unread:
+        pieces.append(html[end:])
+    text = _GAPS.sub("\n\n", _BLANKS.sub(" ", clean(unescape("".join(pieces))))).strip()
+    return f"{text}\n" if text else ""
 
 
 def _values(context: Context) -> dict[str, str]:

@@ -1,35 +1,51 @@
-"""What each provider takes: the budgets that rendering keeps, and the check that it kept them.
-
-Sources: Slack's block reference and chat.postMessage, PagerDuty's Events API v2 overview, RFC 5322 2.1.1.
-"""
+"""What each provider takes: the budgets that rendering keeps, and the check that it kept them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import orjson
 
 from channels.contract import Content
 
+# Slack counts UTF-16 units. Sources: docs.slack.dev, "Blocks", each block's and object's own page; chat.postMessage.
 SLACK_TEXT = 4000
+"""Recommended by chat.postMessage; cut past 40,000, and chat.update refuses more than this."""
 SLACK_BLOCKS = 50
+SLACK_FIELDS = 10
 SLACK_BUDGETS = {"header": 150, "section": 3000, "field": 2000, "context": 2000, "button": 75, "url": 3000}
+SLACK_ELEMENTS = {"context": 10, "actions": 25}
+
+# Source: PagerDuty's Events API v2 overview and its OpenAPI schema; the single fields are bounded by our own choice.
 PAGERDUTY_SUMMARY = 1024
 PAGERDUTY_FIELD = 1000
 PAGERDUTY_DETAIL = 20_000
+PAGERDUTY_URL = 2000
 PAGERDUTY_EVENT = 512 * 1024
+PAGERDUTY_SEVERITIES = ("critical", "error", "warning", "info")
+PAGERDUTY_ACTIONS = ("trigger", "acknowledge", "resolve")
+
 MAIL_SUBJECT = 200
+"""RFC 5322, 2.1.1 would let a line have 998; no reader shows as many."""
 MAIL_TEXT = 60_000
 MAIL_HTML = 100_000
-"""Gmail clips longer mails."""
-_SEVERITIES = {"critical", "error", "warning", "info"}
+"""Bytes; Gmail clips larger mails at 102 kB."""
 
 
 def lint(channel: str, content: Content) -> list[str]:
     """What the provider would refuse, a sentence each; empty where it would take the message."""
     checks = {"email": _mail, "slack": _slack, "pagerduty": _pagerduty}
-    return list(checks[channel](content)) if channel in checks else []
+    if channel not in checks:
+        return []
+    try:
+        body = orjson.dumps(content)
+    except TypeError as error:
+        return [f"the message is no JSON: {error}"]
+    if channel == "pagerduty" and len(body) > PAGERDUTY_EVENT:
+        return [f"the event is larger than {PAGERDUTY_EVENT} bytes", *_pagerduty(content)]
+    return list(checks[channel](content))
 
 
 def _mail(content: Content) -> Iterator[str]:
@@ -40,7 +56,9 @@ def _mail(content: Content) -> Iterator[str]:
         yield "the subject holds a line break"
     if not text.strip():
         yield "the mail has no text part"
-    if len(html.encode(errors="replace")) > MAIL_HTML:
+    if not html.strip():
+        yield "the mail has no HTML part"
+    if len(html.encode()) > MAIL_HTML:
         yield f"the HTML part is larger than {MAIL_HTML} bytes: Gmail would clip it"
 
 
@@ -49,8 +67,11 @@ def _slack(content: Content) -> Iterator[str]:
         yield "no text: notifications and screen readers would have nothing to say"
     if _length(content.get("text", "")) > SLACK_TEXT:
         yield f"text: longer than {SLACK_TEXT}"
-    attached = [attachment.get("blocks", ()) for attachment in content.get("attachments", ())]
-    for blocks in (content.get("blocks", ()), *attached):
+    attachments = _items(content.get("attachments"))
+    for attachment in attachments:
+        if not any(attachment.get(part) for part in ("blocks", "text", "fallback")):
+            yield "an attachment without blocks"
+    for blocks in (_items(content.get("blocks")), *(_items(attachment.get("blocks")) for attachment in attachments)):
         if len(blocks) > SLACK_BLOCKS:
             yield f"more than {SLACK_BLOCKS} blocks"
         for index, block in enumerate(blocks):
@@ -58,30 +79,45 @@ def _slack(content: Content) -> Iterator[str]:
 
 
 def _block(block: Mapping[str, Any]) -> Iterator[str]:
-    kind = block.get("type", "")
+    kind = str(block.get("type", ""))
+    if not kind:
+        yield "has no type"
     if kind in {"header", "section"}:
-        if "text" not in block and not block.get("fields"):
+        if not block.get("text") and not block.get("fields"):
             yield f"({kind}) is empty"
         yield from _text(block.get("text"), SLACK_BUDGETS[kind], kind)
-    fields = block.get("fields", ())
-    if len(fields) > 10:
-        yield "(section) has more than 10 fields"
+    if kind == "header" and _kind(block.get("text")) != "plain_text":
+        yield "(header) takes plain_text only"
+    fields = _items(block.get("fields"))
+    if len(fields) > SLACK_FIELDS:
+        yield f"(section) has more than {SLACK_FIELDS} fields"
     for field in fields:
         yield from _text(field, SLACK_BUDGETS["field"], "field")
-    elements = block.get("elements", ())
-    if len(elements) > (10 if kind == "context" else 25):
-        yield f"({kind}) has too many elements"
-    for element in elements:
-        if element.get("type") == "button":
-            yield from _text(element.get("text"), SLACK_BUDGETS["button"], "button")
-            if len(str(element.get("url", ""))) > SLACK_BUDGETS["url"]:
-                yield "(button) has a url that is too long"
-        elif kind == "context":
-            yield from _text(element, SLACK_BUDGETS["context"], "context")
+    if kind in SLACK_ELEMENTS:
+        elements = _items(block.get("elements"))
+        if not elements:
+            yield f"({kind}) is empty"
+        if len(elements) > SLACK_ELEMENTS[kind]:
+            yield f"({kind}) has more than {SLACK_ELEMENTS[kind]} elements"
+        for element in elements:
+            yield from (
+                _button(element) if element.get("type") == "button" else _text(element, SLACK_BUDGETS["context"], kind)
+            )
+
+
+def _button(button: Mapping[str, Any]) -> Iterator[str]:
+    yield from _text(button.get("text"), SLACK_BUDGETS["button"], "button")
+    if _kind(button.get("text")) != "plain_text":
+        yield "(button) takes plain_text only"
+    url = str(button.get("url", ""))
+    if len(url) > SLACK_BUDGETS["url"]:
+        yield "(button) has a url that is too long"
+    if url and not url.startswith(("https://", "http://")):
+        yield "(button) has a url that is no link"
 
 
 def _text(text: Any, budget: int, role: str) -> Iterator[str]:
-    if not isinstance(text, Mapping):
+    if not isinstance(text, Mapping) or text.get("type") not in {"mrkdwn", "plain_text"}:
         return
     if not text.get("text"):
         yield f"({role}) has an empty text"
@@ -90,19 +126,39 @@ def _text(text: Any, budget: int, role: str) -> Iterator[str]:
 
 
 def _pagerduty(content: Content) -> Iterator[str]:
-    payload = content.get("payload", {})
+    if content.get("event_action") not in PAGERDUTY_ACTIONS:
+        yield f"event_action is none of {', '.join(PAGERDUTY_ACTIONS)}"
+    payload = content.get("payload")
+    payload = payload if isinstance(payload, Mapping) else {}
     if not payload.get("summary"):
         yield "payload.summary is missing"
     if _length(payload.get("summary", "")) > PAGERDUTY_SUMMARY:
         yield f"payload.summary is longer than {PAGERDUTY_SUMMARY}"
     if not payload.get("source"):
         yield "payload.source is missing"
-    if payload.get("severity") not in _SEVERITIES:
-        yield f"payload.severity is none of {', '.join(sorted(_SEVERITIES))}"
-    if len(orjson.dumps(content)) > PAGERDUTY_EVENT:
-        yield f"the event is larger than {PAGERDUTY_EVENT} bytes"
+    if payload.get("severity") not in PAGERDUTY_SEVERITIES:
+        yield f"payload.severity is none of {', '.join(PAGERDUTY_SEVERITIES)}"
+    if "timestamp" in payload and not _has_zone(str(payload["timestamp"])):
+        yield "payload.timestamp is no ISO 8601 time with a zone"
+    for link in _items(content.get("links")):
+        if not str(link.get("href", "")).startswith(("https://", "http://")):
+            yield "a link without href"
 
 
-def _length(text: str) -> int:
-    """As Slack and PagerDuty count: UTF-16 units."""
+def _items(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _kind(text: Any) -> str:
+    return str(text.get("type", "")) if isinstance(text, Mapping) else ""
+
+
+def _has_zone(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _length(text: object) -> int:
     return len(str(text).encode("utf-16-le", "replace")) // 2

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 from jinja2 import BaseLoader, Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, TemplateSyntaxError
-from jinja2 import TemplateError as JinjaError
+from jinja2.meta import find_referenced_templates
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from channels.contract import Content
@@ -20,8 +20,9 @@ from dispatcher.located import Malformed, Problem, parse
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import flyte, limits
 from dispatcher.rendering.context import Context, Entity, Failure, context_of
-from dispatcher.rendering.documents import BadDocument, Render, Variables, compile_document
-from dispatcher.rendering.text import cut, cut_for_slack, escape_slack, one_line
+from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
+from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_slack, one_line
+from dispatcher.rendering.undefined import undefined_names
 
 log = structlog.get_logger(__name__)
 
@@ -58,32 +59,60 @@ class Renderer:
         self._chosen = _Templates([*paths, built_in_folder()]) if paths else self._built_in
 
     def render(self, channel: str, event: Event, *, template: str | None = None) -> Content:
-        """The message. Where an operator's template fails, the built-in one is used, and the log says so.
+        """The message to send, whatever the event says.
 
-        `template`: a launch plan's own mail template; it becomes the mail's HTML.
+        Where an operator's template fails, or makes what the provider would refuse, the built-in one is
+        used, and the log says so. `template`: a launch plan's own mail template; it becomes the mail's HTML.
+        """
+        context = self._context(event)
+        content = None if self._chosen is self._built_in else self._checked(channel, context)
+        return self._with_own(template, channel, context, content or self._built_in.render(channel, context))
+
+    def draft(self, channel: str, event: Event, *, template: str | None = None) -> Content:
+        """The message as the operator's templates make it, even if the provider would refuse it.
+
+        Raises TemplateError, with file and line, where a template fails.
         """
         context = self._context(event)
         try:
             content = self._chosen.render(channel, context)
         except Exception as error:
-            if self._chosen is self._built_in:
-                raise
-            log.error("a template failed: the built-in one is used instead", channel=channel, reason=_words(error))
-            content = self._built_in.render(channel, context)
-        if template is not None and channel == "email":
-            html = flyte.substitute(template, context)
-            content = {**content, "html": html, "text": flyte.as_text(html)}
-        return content
+            raise TemplateError(str(self._chosen.problem(channel, error))) from error
+        return self._with_own(template, channel, context, content)
+
+    def check(self) -> list[Problem]:
+        """Read every template, and try it on sample events: what is wrong, with file and line."""
+        return [problem for channel in CHANNELS for problem in self._chosen.check(channel, self._console_url)]
+
+    def _checked(self, channel: str, context: Context) -> Content | None:
+        try:
+            content = self._chosen.render(channel, context)
+            reason = "; ".join(limits.lint(channel, content))
+        except Exception as error:  # noqa: BLE001 - an operator's template may raise anything; the message goes out
+            reason = str(self._chosen.problem(channel, error))
+        if not reason:
+            return content
+        log.error("a template failed: the built-in one is used instead", channel=channel, reason=reason)
+        return None
+
+    def _with_own(self, template: str | None, channel: str, context: Context, content: Content) -> Content:
+        """The mail with the launch plan's own HTML, if it brought any that can be sent."""
+        if template is None or channel != "email":
+            return content
+        try:
+            html = flyte.substitute(template, context, budget=limits.MAIL_HTML)
+        except flyte.TooLarge:
+            log.error("a launch plan's own template is too large: the built-in one is used instead", what=context.what)
+            return content
+        if not html.strip():
+            return content
+        return {**content, "html": html, "text": cut(flyte.as_text(html), limits.MAIL_TEXT) or content["text"]}
 
     def _context(self, event: Event) -> Context:
         """What templates see of the event; the same for all of its messages, which are made one after another."""
         if self._latest is None or self._latest[0] is not event:
             self._latest = (event, context_of(event, self._console_url))
         return self._latest[1]
-
-    def check(self) -> list[Problem]:
-        """Try every template on a sample event of each phase: what is wrong, with file and line."""
-        return [problem for channel in CHANNELS for problem in self._chosen.check(channel, self._console_url)]
 
 
 def sample_event(phase: Phase) -> Event:
@@ -96,32 +125,82 @@ class _Templates:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = folders
-        loader = FileSystemLoader(folders)
-        self._html = _environment(loader, autoescape=True)
-        self._plain = _environment(loader)
-        self._mrkdwn = _environment(loader, finalize=escape_slack)
+        self._loader = FileSystemLoader(folders)
+        self._html = _environment(self._loader, autoescape=True)
+        self._plain = _environment(self._loader)
+        self._mrkdwn = _environment(self._loader, finalize=escape_slack)
         self._mrkdwn.filters["cut"] = cut_for_slack
-        self._documents: dict[str, Render] = {}
+        self._documents: dict[str, Callable[[Variables], Content]] = {}
 
     def render(self, channel: str, context: Context) -> Content:
+        """Raises whatever a template raises."""
         if channel == "email":
             return self._mail(context.variables())
         if channel not in DOCUMENTS:
             raise TemplateError(f"there are no templates for channel {channel!r}")
-        rendered: Content = self._document(channel)(Variables(context.variables()))
-        return rendered
+        return self._document(channel)(Variables(context.variables()))
 
-    def check(self, channel: str, console_url: str) -> Iterator[Problem]:
-        for phase in sorted(TERMINAL):
+    def check(self, channel: str, console_url: str) -> list[Problem]:
+        """What reading finds, else what trying finds."""
+        try:
+            found = list(self._read_mail() if channel == "email" else self._read_document(channel))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with an operator's file is what was asked for
+            return [self.problem(channel, error)]
+        return found or list(self._try(channel, console_url))
+
+    def problem(self, channel: str, error: Exception) -> Problem:
+        """Where a template failed: by the error's own line, or the deepest template in the traceback."""
+        file = self._file(DOCUMENTS.get(channel, MAIL_PARTS["html"]))
+        if isinstance(error, TemplateSyntaxError):
+            return Problem(Path(error.filename or file), error.lineno, error.message or "syntax error")
+        if isinstance(error, TemplateNotFound):
+            return Problem(self._file(str(error)), 0, "no such template")
+        if isinstance(error, BadDocument | Malformed):
+            return Problem(file, error.line, str(error))
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
+        place = (Path(frames[-1].filename), frames[-1].lineno or 0) if frames else (file, 0)
+        return Problem(*place, str(error) or type(error).__name__)
+
+    def _read_mail(self) -> Iterator[Problem]:
+        waiting, seen = [*MAIL_PARTS.values()], set()
+        while waiting:
+            name = waiting.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
             try:
-                content = self.render(channel, context_of(sample_event(phase), console_url))
-            except (JinjaError, Malformed, BadDocument, TypeError, ValueError) as error:
-                yield self._problem(channel, error)
-                return
-            yield from (
-                Problem(self._file(DOCUMENTS.get(channel, MAIL_PARTS["html"])), 0, f"{phase.lower()}: {trouble}")
-                for trouble in limits.lint(channel, content)
-            )
+                source, file, _ = self._loader.get_source(self._plain, name)
+                tree = self._plain.parse(source, name, file)
+                self._plain.get_template(name)
+            except TemplateNotFound:
+                continue  # trying tells whether it is needed
+            except TemplateSyntaxError as error:
+                yield self.problem("email", error)
+                continue
+            waiting += [other for other in find_referenced_templates(tree) if other is not None]
+            yield from (Problem(Path(file), line, message) for line, message in undefined_names(tree, self._plain))
+
+    def _read_document(self, channel: str) -> Iterator[Problem]:
+        self._document(channel)
+        file = self._file(DOCUMENTS[channel])
+        (document,) = parse(file.read_text(encoding="utf-8"))
+        for path, source in strings_of(document.data):
+            for _, message in undefined_names(self._plain.parse(source), self._plain):
+                yield Problem(file, document.line_of(path), message)
+
+    def _try(self, channel: str, console_url: str) -> Iterator[Problem]:
+        seen = set()
+        for kind, event in _trials():
+            try:
+                content = self.render(channel, context_of(event, console_url))
+                file = self._file(DOCUMENTS.get(channel, MAIL_PARTS["html"]))
+                problems = [Problem(file, 0, trouble) for trouble in limits.lint(channel, content)]
+            except Exception as error:  # noqa: BLE001 - as above
+                problems = [self.problem(channel, error)]
+            for problem in problems:
+                if problem not in seen:
+                    seen.add(problem)
+                    yield Problem(problem.file, problem.line, f"{problem.message} ({kind})")
 
     def _mail(self, variables: Mapping[str, Any]) -> Content:
         subject = self._plain.get_template(MAIL_PARTS["subject"]).render(variables)
@@ -133,44 +212,42 @@ class _Templates:
             "html": html,
         }
 
-    def _document(self, channel: str) -> Render:
+    def _document(self, channel: str) -> Callable[[Variables], Content]:
         if channel not in self._documents:
-            file = self._file(DOCUMENTS[channel])
-            (document,) = parse(file.read_text(encoding="utf-8"))
-            choose = self._slack_leaf if channel == "slack" else self._pagerduty_leaf
-            self._documents[channel] = compile_document(document, choose)
+            documents = parse(self._file(DOCUMENTS[channel]).read_text(encoding="utf-8"))
+            if len(documents) != 1:
+                raise BadDocument("one YAML document was expected", 1)
+            choose = self._slack_sink if channel == "slack" else self._pagerduty_sink
+            self._documents[channel] = compile_document(documents[0], choose)
         return self._documents[channel]
 
-    def _slack_leaf(self, path: tuple[str | int, ...], parent: Mapping[str, Any]) -> tuple[Environment, int]:
+    def _slack_sink(self, path: Place, parent: Mapping[str, Any]) -> Sink:
         if path[-1] in {"url", "color", "when"}:
-            return self._plain, limits.SLACK_BUDGETS["url"]
+            return Sink(self._plain, cut, limits.SLACK_BUDGETS["url"])
         if path[-1] == "fallback" or parent.get("type") == "plain_text":
-            return self._plain, limits.SLACK_BUDGETS["button" if "elements" in path else "header"]
+            return Sink(self._plain, cut, limits.SLACK_BUDGETS["button" if "elements" in path else "header"])
         if len(path) == 1:
-            return self._mrkdwn, limits.SLACK_TEXT
-        return self._mrkdwn, limits.SLACK_BUDGETS["field" if "fields" in path or "elements" in path else "section"]
+            return Sink(self._mrkdwn, cut_mrkdwn, limits.SLACK_TEXT)
+        kind = "field" if "fields" in path or "elements" in path else "section"
+        return Sink(self._mrkdwn, cut_mrkdwn, limits.SLACK_BUDGETS[kind])
 
-    def _pagerduty_leaf(self, path: tuple[str | int, ...], _: Mapping[str, Any]) -> tuple[Environment, int]:
+    def _pagerduty_sink(self, path: Place, _: Mapping[str, Any]) -> Sink:
         if path[-1] == "summary":
-            return self._plain, limits.PAGERDUTY_SUMMARY
-        return self._plain, limits.PAGERDUTY_DETAIL if "custom_details" in path else limits.PAGERDUTY_FIELD
+            return Sink(self._plain, cut, limits.PAGERDUTY_SUMMARY)
+        if path[-1] in {"href", "src", "client_url"}:
+            return Sink(self._plain, cut, limits.PAGERDUTY_URL)
+        return Sink(self._plain, cut, limits.PAGERDUTY_DETAIL if "custom_details" in path else limits.PAGERDUTY_FIELD)
 
     def _file(self, name: str) -> Path:
         return next((folder / name for folder in self._folders if (folder / name).is_file()), self._folders[-1] / name)
 
-    def _problem(self, channel: str, error: Exception) -> Problem:
-        """Where a template failed: by the syntax error's own line, or the deepest template frame of the traceback."""
-        document = DOCUMENTS.get(channel)
-        if isinstance(error, TemplateSyntaxError):
-            return Problem(Path(error.filename or error.name or channel), error.lineno, error.message or "syntax error")
-        if isinstance(error, TemplateNotFound):
-            return Problem(self._file(str(error)), 0, "no such template")
-        if isinstance(error, BadDocument | Malformed):
-            return Problem(self._file(document or channel), error.line, str(error))
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
-        if frames:
-            return Problem(Path(frames[-1].filename), frames[-1].lineno or 0, _words(error))
-        return Problem(self._file(document or MAIL_PARTS["html"]), 0, _words(error))
+
+def _trials() -> Iterator[tuple[str, Event]]:
+    """An event of each phase, and one that says no more than it must."""
+    for phase in sorted(TERMINAL):
+        yield phase, sample_event(phase)
+    full = sample_event(Phase.FAILED)
+    yield "an event without details", Event(execution=full.execution, phase=full.phase, occurred_at=full.occurred_at)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -193,7 +270,3 @@ def _environment(loader: BaseLoader, **options: Any) -> Environment:
     )
     environment.filters["cut"] = cut
     return environment
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -15,7 +15,10 @@ _UNPRINTABLE = re.compile(
     "\ud800-\udfff]"
 )
 _BREAKS = re.compile(r"\s+")
-_ENTITY_TORN = re.compile(r"&[a-z]{0,3}$")
+_MARKUP = re.compile(r"[&<>]|```")
+_TORN = re.compile(r"(?:&[a-z]{0,3}|<[^<>]*)$")
+_FENCE = "```"
+_HARMLESS = {"&": "&amp;", "<": "&lt;", ">": "&gt;", _FENCE: "'''"}
 _GRAPHEME = regex.compile(r"\X")
 
 
@@ -41,33 +44,52 @@ def one_line(text: str) -> str:
 def cut(text: str, limit: int) -> str:
     """At most `limit` UTF-16 units, as providers count, ending in an ellipsis where something is missing.
 
-    Never cuts what a reader sees as one character, nor an entity in half.
+    Never cuts what a reader sees as one character.
     """
-    if len(text) * 2 <= limit or _units(text) <= limit:
-        return text
-    kept: list[str] = []
-    room = limit - len(ELLIPSIS)
-    for match in _GRAPHEME.finditer(text[: limit + 1]):
-        grapheme = match.group()
-        room -= _units(grapheme)
-        if room < 0:
-            break
-        kept.append(grapheme)
-    return _ENTITY_TORN.sub("", "".join(kept)).rstrip() + ELLIPSIS
-
-
-def _units(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+    return text if _fits(text, limit) else _beginning(text, limit - len(ELLIPSIS)).rstrip() + ELLIPSIS
 
 
 def escape_slack(text: object) -> Escaped:
     """For Slack's mrkdwn: with these three gone no data can mention or link (Slack, "Formatting text")."""
     if isinstance(text, Escaped):
         return text
-    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return Escaped(escaped.replace("```", "'''"))
+    return Escaped(_MARKUP.sub(lambda found: _HARMLESS[found[0]], str(text)))
+
+
+def cut_mrkdwn(text: str, limit: int) -> str:
+    """`cut` for text in Slack's mark-up: leaves no entity, link or code block torn."""
+    if _fits(text, limit):
+        return text
+    short = _whole(text, limit)
+    if short.count(_FENCE) % 2:
+        short = _whole(text, limit - len(_FENCE))
+    closing = _FENCE if short.count(_FENCE) % 2 else ""
+    return short + ELLIPSIS + closing
 
 
 def cut_for_slack(text: object, limit: int) -> Escaped:
     """Escape, then cut, so that the budget holds for what is sent."""
-    return Escaped(cut(escape_slack(text), limit))
+    return Escaped(cut_mrkdwn(escape_slack(text), limit))
+
+
+def _whole(text: str, limit: int) -> str:
+    return _TORN.sub("", _beginning(text, limit - len(ELLIPSIS))).rstrip().rstrip("`")
+
+
+def _beginning(text: str, limit: int) -> str:
+    """As many whole characters as fit; only so much of the text is looked at."""
+    end = used = 0
+    for grapheme in _GRAPHEME.finditer(text[: max(limit, 0) + 1]):
+        used += _units(grapheme.group())
+        if used > limit:
+            break
+        end = grapheme.end()
+    return text[:end]
+
+
+def _fits(text: str, limit: int) -> bool:
+    return len(text) * 2 <= limit or (len(text) <= limit and _units(text) <= limit)
+
+
+def _units(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from dispatcher.rendering.text import clean, one_line
+from dispatcher.rendering.text import clean, cut, one_line
 
 LONGEST = 100_000
 """Characters of an error that are looked at; of a longer one the beginning and, rather, the end."""
+LONGEST_SUMMARY = 1000
 FRAMES = 3
-_FRAME = re.compile(r'^\s*File "(?P<file>[^"\n]{1,500})", line (?P<line>\d+), in (?P<where>.{1,200})$')
+LONGEST_LINE = 300
+_FRAME = re.compile(r'^(?P<margin>[\s|]*)(?P<head>File "(?P<file>[^"\n]{1,500})", line \d+(?:, in .{1,200})?)$')
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]{0,200}(?:Error|Exception|Warning|Interrupt|Exit|Timeout|Failure)\b.*")
-_LIBRARY = re.compile(r"site-packages|dist-packages|/lib/python\d|flytekit|<frozen ")
+_LIBRARY = re.compile(r"site-packages|dist-packages|/lib/python\d|/flytekit/|<frozen ")
+_ATTEMPT = re.compile(r"^\[\d+/\d+\] currentAttempt done\. Last Error: [A-Z]+::\s*")
+_NODE = re.compile(r"\bNode\[([\w-]{1,100})\]")
+_MARGIN = " \t|"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +29,17 @@ class Story:
     """The exception line; the first line where it is no traceback."""
     frames: str
     """The last frames of the user's own code, a few lines each."""
+    node: str
+    """The node that failed, where the message names it."""
     message: str
     """All of it, cleaned."""
+
+
+class _Frame(NamedTuple):
+    line: int
+    margin: int
+    head: str
+    file: str
 
 
 def tell(message: str) -> Story:
@@ -33,24 +48,39 @@ def tell(message: str) -> Story:
         message = f"{message[: LONGEST // 5]}\n…\n{message[-LONGEST * 4 // 5 :]}"
     text = clean(message).strip()
     lines = text.split("\n")
-    return Story(one_line(_summary(lines)), _frames(lines), text)
+    frames = list(_frames(lines)) if 'File "' in text else []
+    node = _NODE.search(text) if "Node[" in text else None
+    summary = cut(one_line(_summary(lines, frames)), LONGEST_SUMMARY)
+    return Story(summary, _own(frames, lines), node[1] if node else "", text)
 
 
-def _summary(lines: list[str]) -> str:
+def _frames(lines: list[str]) -> list[_Frame]:
+    found = ((index, _FRAME.match(line)) for index, line in enumerate(lines) if 'File "' in line)
+    return [_Frame(index, len(match["margin"]), match["head"], match["file"]) for index, match in found if match]
+
+
+def _summary(lines: list[str], frames: list[_Frame]) -> str:
     for index, line in enumerate(lines):
         if line.strip() == "Message:":  # flytekit's own way to close a traceback
             return next((after for after in lines[index + 1 :] if after.strip()), "")
+    if frames:  # the exception follows its frames, and stands further left
+        last = frames[-1]
+        for line in lines[last.line + 1 :]:
+            said = line.lstrip(_MARGIN)
+            if said and len(line) - len(said) < last.margin:
+                return said
     for line in reversed(lines):
         if _EXCEPTION.match(line.strip()):
             return line
-    return next((line for line in lines if line.strip()), "")
+    return next((said for line in lines if (said := _ATTEMPT.sub("", line).strip())), "")
 
 
-def _frames(lines: list[str]) -> str:
-    frames = []
-    for index, line in enumerate(lines):
-        if _FRAME.match(line):
-            source = lines[index + 1] if index + 1 < len(lines) and not _FRAME.match(lines[index + 1]) else ""
-            frames.append((line.strip(), source.strip()))
-    own = [frame for frame in frames if not _LIBRARY.search(frame[0])] or frames
-    return "\n".join(f"{head}\n    {source}" if source else head for head, source in own[-FRAMES:])
+def _own(frames: list[_Frame], lines: list[str]) -> str:
+    own = [frame for frame in frames if not _LIBRARY.search(frame.file)] or frames
+    shown = []
+    for frame in own[-FRAMES:]:
+        shown.append(frame.head)
+        source = lines[frame.line + 1].strip(_MARGIN) if frame.line + 1 < len(lines) else ""
+        if source and not _FRAME.match(lines[frame.line + 1]):
+            shown.append(f"    {cut(source, LONGEST_LINE)}")
+    return "\n".join(shown)

@@ -15,14 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dispatcher.drawing import draw, plain_text
-from dispatcher.event import Event
+from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.phase import TERMINAL, Phase
-from dispatcher.rendering import Renderer, TemplateError
-from dispatcher.rendering.limits import lint
+from dispatcher.rendering import Renderer, lint
 from dispatcher.rendering.renderer import CHANNELS, sample_event
-from dispatcher.rendering.text import ELLIPSIS, clean, cut, cut_for_slack, escape_slack
-from dispatcher.rendering.traceback import tell
-from tests.support.builders import NOW, a_launch_plan, an_event
+from dispatcher.rendering.text import ELLIPSIS, clean, cut, cut_for_slack, cut_mrkdwn, escape_slack
+from tests.support.builders import NOW, an_event
 
 SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
 RENDERER = Renderer(console_url="https://flyte.example.com/console")
@@ -62,9 +60,18 @@ nasty = anything | st.sampled_from(
         "👩‍👩‍👧‍👦" * 400,
         "x" * 1_000_000,
         "é" * 5000,
+        "&" * 100_000,
+        "``" + "`" * 4000,
+        "failed at Node[<!here>]. Node[n0]",
+        'Traceback (most recent call last):\n  File "<!channel>", line 1, in <b>\n    <i>&\x1b[31m\nBoom: <@U1>',
     ]
 )
 names = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="/"), min_size=1, max_size=60)
+
+
+zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+times = st.datetimes(timezones=zones)
+MANY_LABELS = {f"label-{number}": "<&" * 100 for number in range(2000)}
 
 
 @st.composite
@@ -73,7 +80,8 @@ def events(draw: Any) -> Event:
         {
             "execution": {"project": draw(names), "domain": draw(names), "name": draw(names)},
             "phase": draw(st.sampled_from(sorted(TERMINAL))),
-            "occurred_at": NOW,
+            "occurred_at": draw(times),
+            "started_at": draw(st.none() | times),
             "launch_plan": draw(
                 st.none()
                 | st.builds(
@@ -83,8 +91,8 @@ def events(draw: Any) -> Event:
                 )
             ),
             "principal": draw(nasty),
-            "labels": draw(st.dictionaries(nasty, nasty, max_size=3)),
-            "url": draw(nasty | st.just("https://flyte.example.com/x")),
+            "labels": draw(st.dictionaries(nasty, nasty, max_size=3) | st.just(MANY_LABELS)),
+            "url": draw(nasty | st.builds("https://flyte.example.com/{}".format, nasty)),
             "error": draw(
                 st.none()
                 | st.fixed_dictionaries(
@@ -125,7 +133,9 @@ def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(eve
     for text in _strings(slack, "mrkdwn"):
         for markup in SLACK_MARKUP.findall(text):
             assert re.fullmatch(r"<https?://[^|<>\s]+\|[^<>]*>", markup), markup
-    orjson.dumps(mail), orjson.dumps(slack), orjson.dumps(page)
+        assert "<" not in SLACK_MARKUP.sub("", text), "a torn link"
+        assert text.count("```") % 2 == 0, "a torn code block"
+    assert not {"\r", "\n"} & set(mail["subject"])
     for channel, content in (("slack", slack), ("pagerduty", page)):
         drawn = Tags()
         drawn.feed(str(draw(channel, content)))
@@ -149,29 +159,10 @@ def test_an_event_that_says_next_to_nothing_renders_without_gaps() -> None:
             assert gap not in shown
 
 
-def test_the_useful_part_of_a_traceback_comes_first() -> None:
-    story = tell(sample_event(Phase.FAILED).error.message)  # type: ignore[union-attr]
-    assert story.summary == "ValueError: bad learning rate: <lr> & 'momentum' must be > 0"
-    assert story.frames.startswith('File "/root/train.py", line 41')
-    assert "site-packages" not in story.frames
-
-
-@pytest.mark.parametrize(
-    ("message", "summary"),
-    [
-        ("OOMKilled: memory limit exceeded", "OOMKilled: memory limit exceeded"),
-        ("\x1b[31mred\x1b[0m alert", "red alert"),
-        (
-            "Traceback (most recent call last):\n  File \"a.py\", line 1, in f\n    g()\nKeyError: 'epoch'",
-            "KeyError: 'epoch'",
-        ),
-        ("", ""),
-        ("\n\n  \n", ""),
-        ("Message:\n\n", ""),
-    ],
-)
-def test_the_summary_of_any_error_is_one_line(message: str, summary: str) -> None:
-    assert tell(message).summary == summary
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_the_failed_node_is_told_where_it_is_known(channel: str) -> None:
+    shown = orjson.dumps(RENDERER.render(channel, an_event(error={"message": "failed at Node[n1-dn0]. boom"}))).decode()
+    assert re.search(r"[Ff]ailed[ _]node[^<]*(<[^>]*>)*[^<]*n1-dn0", shown)
 
 
 @given(st.text(), st.integers(2, 60))
@@ -183,7 +174,36 @@ def test_a_cut_text_fits_and_shows_that_it_was_cut(text: str, limit: int) -> Non
 
 def test_a_cut_tears_neither_a_character_nor_an_entity() -> None:
     assert cut("ab👩‍👩‍👧‍👦cd", 8) == f"ab{ELLIPSIS}"
+    assert cut("AT&T, Bell and others", 5) == f"AT&T{ELLIPSIS}"
     assert cut_for_slack("aaaa&bbbb", 8) == f"aaaa{ELLIPSIS}"
+
+
+@pytest.mark.parametrize("limit", range(10, 50))
+def test_a_cut_leaves_no_link_or_code_block_of_slacks_torn(limit: int) -> None:
+    short = cut_mrkdwn("see <https://x.example|a page> and ```the code of it``` there", limit)
+    assert len(short) <= limit
+    assert short.count("<") == short.count(">")
+    assert short.count("```") % 2 == 0
+    assert ELLIPSIS in short
+
+
+def test_the_largest_event_makes_a_mail_that_nobody_clips() -> None:
+    most = "&" * 255
+    launch_plan = {"project": "p", "domain": "d", "name": most, "version": "&" * 9999}
+    frame = f'  File "{most}", line 1, in f\n    {most * 9}'
+    event = Event(
+        execution=ExecutionId(project=most, domain=most, name=most),
+        phase=Phase.FAILED,
+        occurred_at=NOW,
+        launch_plan=EntityId(**launch_plan),
+        workflow=EntityId(**launch_plan),
+        principal="&" * 9999,
+        labels={f"{number}{most}": "&" * 9999 for number in range(100)},
+        url=f"https://x.example/{'x' * 1400}",
+        error=ExecutionError(message="Node[n0] " + "&" * 200_000 + f"\n{frame}" * 9, code=most * 9, kind="SYSTEM"),
+    )
+    for channel in CHANNELS:
+        assert lint(channel, RENDERER.render(channel, event)) == []
 
 
 @given(st.text(), st.integers(2, 80))
@@ -200,88 +220,13 @@ def test_cleaned_text_prints_harmlessly(text: str) -> None:
     cleaned.encode()
 
 
-def test_an_operators_template_replaces_the_built_in_one(tmp_path: Path) -> None:
-    (tmp_path / "email").mkdir()
-    (tmp_path / "email" / "subject.txt.j2").write_text("{{ what }}: {{ phase }}")
-    renderer = Renderer([tmp_path])
-
-    assert renderer.check() == []
-    assert renderer.render("email", sample_event(Phase.FAILED))["subject"] == "train.daily: failed"
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "line", "words"),
-    [
-        ("email/subject.txt.j2", "x\n{{ nonsense }}", 2, "'nonsense' is undefined"),
-        ("email/text.txt.j2", "{% if %}", 1, "Expected an expression"),
-        ("slack/message.yaml", "text: a\nattachments: [", 3, "broken YAML"),
-        ("slack/message.yaml", "text: '{{ oops'", 1, ""),
-        ("pagerduty/event.yaml", "payload: {summary: 'x', source: 'y', severity: 'bad'}", 0, "severity"),
-    ],
-)
-def test_a_template_that_cannot_work_is_found_with_its_line_and_the_message_goes_out_all_the_same(
-    tmp_path: Path, file: str, text: str, line: int, words: str
-) -> None:
-    (tmp_path / file).parent.mkdir()
-    (tmp_path / file).write_text(text)
-    renderer = Renderer([tmp_path])
-
-    problem = renderer.check()[0]
-    assert (problem.file, problem.line) == (tmp_path / file, line)
-    assert words in problem.message
-    channel = file.split("/", maxsplit=1)[0]
-    if words != "severity":
-        assert renderer.render(channel, sample_event(Phase.FAILED)) == Renderer().render(
-            channel, sample_event(Phase.FAILED)
-        )
-
-
-def test_a_template_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TemplateError, match="no such folder"):
-        Renderer([tmp_path / "nowhere"])
-
-
-FLYTES = (
-    "project",
-    "domain",
-    "name",
-    "phase",
-    "error",
-    *(
-        f"{entity}.{part}"
-        for entity in ("workflow", "launch_plan")
-        for part in ("project", "domain", "name", "version")
-    ),
-)
-
-
-def test_a_launch_plans_own_template_knows_flytes_thirteen_variables_in_both_spellings() -> None:
-    assert len(FLYTES) == 13
-    template = "".join(f"{{{{ {name} }}}}|{{{{{name}}}}}|" for name in FLYTES)
-    html = RENDERER.render("email", sample_event(Phase.FAILED), template=template)["html"]
-    values = html.split("|")[:-1]
-    assert values[::2] == values[1::2]
-    assert values[0] == "flytesnacks"
-    assert values[6] == "failed"
-    assert values[8].startswith(" The execution failed with error: [Traceback")
-    assert "&lt;module&gt;" in values[8]
-    assert "{{" not in html
-
-
-def test_a_launch_plans_own_template_is_filled_in_one_pass_and_evaluates_nothing() -> None:
-    event = an_event(launch_plan=a_launch_plan(name="{{ domain }}"), error={"message": "<b>{{ name }}</b>"})
-    html = RENDERER.render("email", event, template="{{ launch_plan.name }} {{ 7 * 7 }} {{error}}")["html"]
-    assert html.startswith("{{ domain }} {{ 7 * 7 }} ")
-    assert "[&lt;b&gt;{{ name }}&lt;/b&gt;]" in html
-
-
 def test_times_are_told_in_utc_whatever_zone_the_engine_wrote_them_in() -> None:
     elsewhere = an_event(started_at="2026-11-20T14:13:21+05:00").model_copy(
         update={"occurred_at": NOW.astimezone(timezone(timedelta(hours=5)))}
     )
     shown = RENDERER.render("email", elsewhere)["text"]
     assert "Ended       2026-11-20 09:14:21 UTC" in shown
-    assert "Took        1 minute" in shown
+    assert "Took        1 minute\n" in shown
 
 
 def test_thousands_of_labels_and_a_megabyte_of_error_leave_a_mail_that_is_read_whole() -> None:

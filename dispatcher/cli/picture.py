@@ -1,0 +1,147 @@
+"""Messages drawn in a terminal, as near to their readers' screens as it gets. What is drawn is never taken for markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.box import ROUNDED, Box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from channels.contract import Content
+
+WIDTH = 100
+_TITLES = {"email": "Email", "slack": "Slack", "pagerduty": "PagerDuty"}
+_BELOW = (0, 0, 1, 0)
+_BAR = Box("▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n")
+_PIECES = re.compile(
+    r"```(?P<code>.*?)```|<(?P<url>https?://[^|>\s]+)(?:\|(?P<label>[^>]*))?>|\*(?P<bold>[^*\n]+)\*", re.DOTALL
+)
+_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
+_SEVERITIES = {
+    "critical": "white on red3",
+    "error": "white on red3",
+    "warning": "black on yellow3",
+    "info": "white on blue",
+}
+
+
+def picture(channel: str, content: Content) -> RenderableType:
+    """One message, with its frame."""
+    bodies = {"email": _mail, "slack": _slack, "pagerduty": _incident}
+    return Panel(Group(*bodies[channel](content)), box=ROUNDED, title=_TITLES[channel], title_align="left", width=WIDTH)
+
+
+def _mail(content: Content) -> Iterator[RenderableType]:
+    yield Text(str(content["subject"]), style="bold")
+    yield Text("─" * (WIDTH - 4), style="dim")
+    yield Text(str(content["text"]).strip("\n"))
+
+
+def _slack(content: Content) -> Iterator[RenderableType]:
+    blocks = _mappings(content.get("blocks"))
+    if not blocks:  # Slack shows the text where there are no blocks of the message's own
+        yield _mrkdwn(str(content.get("text", "")))
+    yield from _blocks(blocks)
+    for attachment in _mappings(content.get("attachments")):
+        color = str(attachment.get("color", ""))
+        style = color if _COLOR.fullmatch(color) else "dim"
+        inner = _blocks(_mappings(attachment.get("blocks")))
+        yield Panel(Group(*inner), box=_BAR, border_style=style, padding=(0, 1))
+
+
+def _blocks(blocks: list[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    for block in blocks:
+        match block.get("type"):
+            case "header":
+                yield Padding(Text(_words(block.get("text")), style="bold"), _BELOW)
+            case "section":
+                if block.get("text"):
+                    yield Padding(_text(block["text"]), _BELOW)
+                if block.get("fields"):
+                    yield Padding(_fields(_mappings(block["fields"])), _BELOW)
+            case "context":
+                elements = _mappings(block.get("elements"))
+                yield Text("  ").join(Text(_mrkdwn(_words(element)).plain, style="dim") for element in elements)
+            case "actions":
+                for button in _mappings(block.get("elements")):
+                    label = f" {_words(button.get('text'))} "
+                    yield Padding(Text(label, style=Style(reverse=True, link=str(button.get("url", "")))), _BELOW)
+            case "divider":
+                yield Text("─" * (WIDTH - 8), style="dim")
+            case kind:
+                yield Text(f"[{kind}]", style="dim")
+
+
+def _fields(fields: list[Mapping[str, Any]]) -> RenderableType:
+    grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
+    grid.add_column(ratio=1)
+    grid.add_column(ratio=1)
+    for left in range(0, len(fields), 2):
+        grid.add_row(*(_text(field) for field in fields[left : left + 2]))
+    return grid
+
+
+def _text(text: Any) -> RenderableType:
+    words = _words(text)
+    return _mrkdwn(words) if isinstance(text, Mapping) and text.get("type") == "mrkdwn" else Text(words)
+
+
+def _mrkdwn(text: str) -> Text:
+    drawn = Text()
+    end = 0
+    for piece in _PIECES.finditer(text):
+        drawn.append(_plain(text[end : piece.start()]))
+        if piece["code"] is not None:
+            drawn.append(_plain(piece["code"]), style="on grey15")
+        elif piece["url"] is not None:
+            drawn.append(_plain(piece["label"] or piece["url"]), style=_link(_plain(piece["url"])))
+        else:
+            drawn.append(_plain(piece["bold"]), style="bold")
+        end = piece.end()
+    return drawn.append(_plain(text[end:]))
+
+
+def _incident(content: Content) -> Iterator[RenderableType]:
+    payload = _mapping(content.get("payload"))
+    severity = str(payload.get("severity", content.get("event_action", "")))
+    tag = Text(f" {severity.upper()} ", style=_SEVERITIES.get(severity, "reverse"))
+    yield Padding(tag + Text("  ") + Text(str(payload.get("summary", "")), style="bold"), _BELOW)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in {**payload, **_mapping(payload.get("custom_details"))}.items():
+        if name not in {"summary", "severity", "custom_details"}:
+            table.add_row(Text(str(name).replace("_", " ")), Text(str(value)))
+    yield table
+    for link in _mappings(content.get("links")):
+        href = str(link.get("href", ""))
+        yield Padding(Text(str(link.get("text", href)), style=_link(href)), (1, 0, 0, 0))
+
+
+def _link(url: str) -> Style:
+    return Style(color="blue", underline=True, link=url)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    """The parts that can be drawn; what is wrong with the others, the lint says."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _words(text: Any) -> str:
+    return str(text.get("text", "")) if isinstance(text, Mapping) else str(text or "")
+
+
+def _plain(text: str) -> str:
+    """Slack's three entities as the characters they stand for."""
+    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

@@ -1,0 +1,36 @@
+"""Names in a template that mean nothing, found without running it: a branch that no sample takes is read too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from difflib import get_close_matches
+
+from jinja2 import Environment, nodes
+from jinja2.meta import find_undeclared_variables
+
+from dispatcher.rendering.context import VARIABLES, Entity, Failure
+
+_KNOWN = set(VARIABLES)
+_PARTS = {
+    owner: {f"{owner}.{entry.name}" for entry in fields(kind)}
+    for owner, kind in (("launch_plan", Entity), ("workflow", Entity), ("error", Failure))
+}
+
+
+def undefined_names(tree: nodes.Template, environment: Environment) -> Iterator[tuple[int, str]]:
+    """Each unknown variable, and unknown part of one: its line in the template, and what is wrong."""
+    outer = find_undeclared_variables(tree)
+    unknown = outer - _KNOWN - environment.globals.keys()
+    for name in tree.find_all(nodes.Name):
+        if name.name in unknown:
+            yield name.lineno, _complaint(name.name, _KNOWN)
+    for access in tree.find_all(nodes.Getattr):
+        owner = access.node.name if isinstance(access.node, nodes.Name) else ""
+        if owner in outer & _PARTS.keys() and f"{owner}.{access.attr}" not in _PARTS[owner]:
+            yield access.lineno, _complaint(f"{owner}.{access.attr}", _PARTS[owner])
+
+
+def _complaint(name: str, known: set[str]) -> str:
+    close = get_close_matches(name, sorted(known), n=1)
+    return f"{name!r} is undefined{f'; did you mean {close[0]!r}?' if close else ''}"

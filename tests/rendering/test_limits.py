@@ -1,0 +1,87 @@
+"""The lint says what a provider would refuse, before it is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dispatcher.phase import Phase
+from dispatcher.rendering import Renderer, lint
+from dispatcher.rendering.renderer import sample_event
+
+FAILED = sample_event(Phase.FAILED)
+MAIL, SLACK, PAGE = (Renderer().render(channel, FAILED) for channel in ("email", "slack", "pagerduty"))
+
+
+def _block(**block: Any) -> dict[str, Any]:
+    return {"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "x"}, **block}]}
+
+
+def _text(text: str, kind: str = "mrkdwn") -> dict[str, str]:
+    return {"type": kind, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"text": ""}, "no text"),
+        ({"text": "😀" * 2001}, "text: longer than 4000"),
+        ({"attachments": [{"color": "#fff"}]}, "an attachment without blocks"),
+        ({"blocks": [{"type": "divider"}] * 51}, "more than 50 blocks"),
+        ({"attachments": [{"blocks": [{"type": "divider"}] * 51}]}, "more than 50 blocks"),
+        ({"blocks": [{}]}, "has no type"),
+        ({"blocks": [{"type": "section"}]}, "(section) is empty"),
+        ({"blocks": [{"type": "header", "text": _text("x")}]}, "plain_text only"),
+        ({"blocks": [{"type": "header", "text": _text("x" * 151, "plain_text")}]}, "longer than 150"),
+        (_block(text=_text("x" * 3001)), "longer than 3000"),
+        (_block(text=_text("")), "empty text"),
+        (_block(fields=[_text("x")] * 11), "more than 10 fields"),
+        (_block(fields=[_text("x" * 2001)]), "(field) is longer than 2000"),
+        (_block(type="context"), "(context) is empty"),
+        (_block(type="context", elements=[_text("x")] * 11), "more than 10 elements"),
+        (_block(type="actions", elements=[{"type": "button", "text": _text("x")}]), "plain_text only"),
+        (_block(type="actions", elements=[{"type": "button", "url": "javascript:x"}]), "no link"),
+        (_block(type="actions", elements=[{"type": "button", "url": "https://x/" + "y" * 3000}]), "too long"),
+    ],
+)
+def test_slack(change: dict[str, Any], words: str) -> None:
+    assert lint("slack", SLACK) == []
+    assert any(words in problem for problem in lint("slack", {**SLACK, **change}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"event_action": "shout"}, "event_action"),
+        ({"payload": "x"}, "summary is missing"),
+        ({"payload": {**PAGE["payload"], "summary": ""}}, "summary is missing"),
+        ({"payload": {**PAGE["payload"], "summary": "x" * 1025}}, "longer than 1024"),
+        ({"payload": {**PAGE["payload"], "source": ""}}, "source is missing"),
+        ({"payload": {**PAGE["payload"], "severity": "bad"}}, "severity is none of"),
+        ({"payload": {**PAGE["payload"], "timestamp": "2026-11-20T09:14:21"}}, "with a zone"),
+        ({"payload": {**PAGE["payload"], "timestamp": "yesterday"}}, "with a zone"),
+        ({"payload": {**PAGE["payload"], "custom_details": {"x": "y" * 600_000}}}, "larger than 524288 bytes"),
+        ({"links": [{"text": "x"}]}, "without href"),
+        ({"client": "\ud800"}, "no JSON"),
+    ],
+)
+def test_pagerduty(change: dict[str, Any], words: str) -> None:
+    assert lint("pagerduty", PAGE) == []
+    assert any(words in problem for problem in lint("pagerduty", {**PAGE, **change}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"subject": " "}, "no subject"),
+        ({"subject": "a\r\nBcc: x"}, "line break"),
+        ({"text": ""}, "no text part"),
+        ({"html": ""}, "no HTML part"),
+        ({"html": "é" * 60_000}, "larger than 100000 bytes"),
+        ({"html": "\ud800"}, "no JSON"),
+    ],
+)
+def test_email(change: dict[str, Any], words: str) -> None:
+    assert lint("email", MAIL) == []
+    assert any(words in problem for problem in lint("email", {**MAIL, **change}))

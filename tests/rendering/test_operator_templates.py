@@ -1,0 +1,160 @@
+"""Operators change any message by a file of the same name; a bad one is found, and never costs a message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from dispatcher.phase import Phase
+from dispatcher.rendering import Renderer, TemplateError
+from dispatcher.rendering.renderer import CHANNELS, sample_event
+from tests.support.builders import an_event
+
+FAILED = sample_event(Phase.FAILED)
+
+
+def own(folder: Path, file: str, text: str) -> Renderer:
+    """A Renderer with one template of the operator's own."""
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).write_text(text)
+    return Renderer([folder])
+
+
+def test_the_built_in_templates_have_no_problem() -> None:
+    assert Renderer().check() == []
+
+
+def test_an_operators_template_replaces_the_built_in_one(tmp_path: Path) -> None:
+    renderer = own(tmp_path, "email/subject.txt.j2", "{{ what }}: {{ phase }}")
+    assert renderer.check() == []
+    assert renderer.render("email", FAILED)["subject"] == "train.daily: failed"
+    assert renderer.render("email", FAILED)["html"] == Renderer().render("email", FAILED)["html"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line", "words"),
+    [
+        ("email/subject.txt.j2", "x\n{{ nonsense }}", 2, "'nonsense' is undefined"),
+        ("email/subject.txt.j2", "{{ 1 // 0 }}", 1, "by zero"),
+        ("email/subject.txt.j2", "{{ labels.squad }}", 1, "no attribute 'squad'"),
+        ("email/subject.txt.j2", " ", 0, "the mail has no subject"),
+        ("email/text.txt.j2", "{% if %}", 1, "Expected an expression"),
+        ("email/html.html.j2", "{% from 'email/nowhere.html.j2' import row %}", 0, "no such template"),
+        ("email/html.html.j2", "{{ '&' * 30000 }}", 0, "Gmail would clip it"),
+        ("email/html.html.j2", "{% include 'email/html.html.j2' %}", 1, "recursion"),
+        ("slack/message.yaml", "text: a\nattachments: [", 3, "broken YAML"),
+        ("slack/message.yaml", "text: '{{ oops'", 1, "unexpected end of template"),
+        ("slack/message.yaml", "text: a\nblocks:\n  - {type: header, text: '{{ launch_plan[7] }}'}", 3, "no element 7"),
+        ("slack/message.yaml", "- a list", 1, "a mapping was expected"),
+        ("slack/message.yaml", "", 1, "one YAML document was expected"),
+        ("slack/message.yaml", "text: '{{ \"\" }}'", 1, "everything in it came out empty"),
+        ("slack/message.yaml", "text: a\n1: b", 0, "no JSON"),
+        (
+            "pagerduty/event.yaml",
+            "{event_action: trigger, payload: {summary: x, source: y, severity: bad}}",
+            0,
+            "severity",
+        ),
+    ],
+)
+def test_a_template_that_cannot_work_is_found_with_its_line_and_the_message_goes_out_all_the_same(
+    tmp_path: Path, file: str, text: str, line: int, words: str
+) -> None:
+    renderer = own(tmp_path, file, text)
+    channel = file.split("/", maxsplit=1)[0]
+
+    problem = renderer.check()[0]
+    assert problem.line == line
+    assert words in problem.message
+    if "nowhere" not in text and words != "the mail has no subject":
+        assert problem.file == tmp_path / file
+
+    event = an_event()
+    with capture_logs() as logs:
+        assert renderer.render(channel, event) == Renderer().render(channel, event)
+    assert [(entry["log_level"], entry["channel"]) for entry in logs] == [("error", channel)]
+    assert words in logs[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line", "words"),
+    [
+        ("email/text.txt.j2", "a\n{% if phase == 'never' %}\n{{ proyect }}\n{% endif %}", 3, "did you mean 'project'?"),
+        ("email/text.txt.j2", "{{ name }}{% if not error.sumary %}x{% endif %}", 1, "did you mean 'error.summary'?"),
+        (
+            "slack/message.yaml",
+            "text: a\nblocks:\n- when: ''\n  text: '{{ durration }}'",
+            4,
+            "did you mean 'duration'?",
+        ),
+    ],
+)
+def test_an_unknown_name_is_found_in_a_branch_that_no_sample_takes(
+    tmp_path: Path, file: str, text: str, line: int, words: str
+) -> None:
+    (problem,) = own(tmp_path, file, text).check()
+    assert (problem.file, problem.line) == (tmp_path / file, line)
+    assert words in problem.message
+
+
+def test_names_that_a_template_makes_itself_are_known(tmp_path: Path) -> None:
+    text = "{% set error = {'sumary': 1} %}{% for error in range(2) %}{{ error.any }}{% endfor %}{{ loopy() }}"
+    text += "{% macro loopy() %}{{ what }}{% endmacro %}"
+    assert [
+        problem.message for problem in own(tmp_path, "email/text.txt.j2", text).check() if "error." in problem.message
+    ] == []
+
+
+def test_every_file_with_a_problem_is_named_at_once(tmp_path: Path) -> None:
+    own(tmp_path / "a", "email/text.txt.j2", "{{ nonsense }}")
+    own(tmp_path / "b", "email/subject.txt.j2", "{% if %}")
+    renderer = Renderer(
+        [
+            tmp_path / "a",
+            tmp_path / "b",
+        ]
+    )
+    assert sorted(problem.file.name for problem in renderer.check()) == ["subject.txt.j2", "text.txt.j2"]
+
+
+def test_a_draft_is_the_operators_message_even_where_the_provider_would_refuse_it(tmp_path: Path) -> None:
+    renderer = own(tmp_path / "a", "slack/message.yaml", "text: hi\nblocks: [{type: header}]")
+    assert renderer.draft("slack", FAILED) == {"text": "hi", "blocks": [{"type": "header"}]}
+    assert renderer.render("slack", FAILED) == Renderer().render("slack", FAILED)
+
+    broken = own(tmp_path / "b", "slack/message.yaml", "text: '{{ nonsense }}'")
+    with pytest.raises(TemplateError, match=r"message\.yaml:1: 'nonsense' is undefined"):
+        broken.draft("slack", FAILED)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_draft_by_the_built_in_templates_is_what_is_sent(channel: str) -> None:
+    assert Renderer().draft(channel, FAILED) == Renderer().render(channel, FAILED)
+
+
+def test_a_template_reaches_neither_python_nor_files(tmp_path: Path) -> None:
+    for number, escape in enumerate(
+        (
+            "{{ error.__class__.__mro__ }}",
+            "{{ ''.__class__ }}",
+            "{{ error['__class__'] }}",
+            "{{ range(10 ** 9) | list }}",
+            "{{ labels.clear() }}",
+            "{% include '../../pyproject.toml' %}",
+        )
+    ):
+        renderer = own(tmp_path / str(number), "email/subject.txt.j2", escape)
+        assert renderer.check()
+        assert renderer.render("email", FAILED) == Renderer().render("email", FAILED)
+
+
+def test_a_template_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TemplateError, match="no such folder"):
+        Renderer([tmp_path / "nowhere"])
+
+
+def test_a_channel_without_templates_is_refused() -> None:
+    with pytest.raises(TemplateError, match="no templates for channel 'fax'"):
+        Renderer().render("fax", FAILED)
