@@ -14,17 +14,23 @@ from channels.pagerduty import PagerDutyChannel, PagerDutyConfig
 from channels.slack import SlackChannel, SlackConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """A kind of channel: its options, and how one is made. Making one opens nothing."""
 
     config: type[BaseModel]
     open: Callable[[Any], Channel]
+    rate: str = "none"
+    """What the provider takes for one destination, where the settings don't say (`1/s`, `120/min`)."""
+    burst: int = 1
+    """So many may go at once after a quiet while."""
 
 
 KINDS: Mapping[str, Kind] = {
-    "email": Kind(EmailConfig, EmailChannel),
-    "slack": Kind(SlackConfig, SlackChannel),
-    "pagerduty": Kind(PagerDutyConfig, PagerDutyChannel),
+    "email": Kind(config=EmailConfig, open=EmailChannel),
+    # Slack, "Rate limits": one message a second and channel, short bursts are allowed
+    "slack": Kind(config=SlackConfig, open=SlackChannel, rate="1/s", burst=3),
+    # PagerDuty, "Events API v2 rate limits": 120 a minute and integration key
+    "pagerduty": Kind(config=PagerDutyConfig, open=PagerDutyChannel, rate="120/min", burst=10),
 }
 """By the name that settings, rules and the ledger use."""

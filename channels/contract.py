@@ -114,7 +114,7 @@ class Channel(Protocol):
         """
 
     def destination(self, recipients: tuple[str, ...]) -> str:
-        """What the provider's rate limits count by: a Slack channel, a routing key, a relay."""
+        """What the provider's rate limits count by: a Slack channel, a service. Empty: it counts all alike."""
 
     def wire(self, message: Message) -> Wire:
         """What `send` would hand over for this message; no I/O."""

@@ -124,7 +124,7 @@ class EmailChannel:
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         del recipients
-        return f"{self._config.host}:{self._port}"
+        return ""
 
     def wire(self, message: Message) -> Wire:
         return Wire("message/rfc822", compose(message, self._config.sender))

@@ -5,7 +5,7 @@
     -> decide       rules               who is to be told, and why
     -> plan         plan, rendering     what is owed: messages with stable keys and finished content
     -> record       ledger              one transaction a batch; only then the offset is committed
-    -> carry        courier, holds      claim, send over a channel, judge, settle; leave alone who asked for peace
+    -> carry        courier, pacing     claim, send over a channel, judge, settle; at a pace that each destination bears
     -> send         channels            the transports, a package of their own
 
 `intake` joins the steps up to the ledger, `service` wires everything; intake and couriers share nothing

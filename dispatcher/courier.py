@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -13,10 +14,10 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_af
 
 from channels.contract import Channel, ChannelError, Message, Unknown
 from dispatcher.clock import Clock
-from dispatcher.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, judge, split
+from dispatcher.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.holds import Holds
 from dispatcher.ledger import Ledger, Settlement
+from dispatcher.pacing import Breaker, Gate, Pace, lesson
 from dispatcher.plan import Planner
 from dispatcher.retry import RetryPolicy
 
@@ -45,13 +46,20 @@ class Courier:
     """Who we are: tells our leases from other replicas'."""
     hands: int
     """How many deliveries at once."""
+    pace: Pace = field(default_factory=Pace)
+    """What each destination is spared."""
     lease: timedelta = LEASE
     """How long a claim holds."""
     _bell: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
-    _carrying: set[asyncio.Task[None]] = field(default_factory=set)
+    _carrying: dict[asyncio.Task[None], str] = field(default_factory=dict)
+    """Each with its destination."""
     _sending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _holds: Holds = field(default_factory=Holds)
+    _busy: Counter[str] = field(default_factory=Counter)
+    """How many are on their way to each destination."""
+    _breaker: Breaker = field(default_factory=Breaker)
+    _alarm: datetime | None = None
+    """When something is due that we know of."""
 
     @property
     def _send_limit(self) -> timedelta:
@@ -79,42 +87,48 @@ class Courier:
                 claimed = await self._claim()
                 for delivery in claimed:
                     task = hands.create_task(self._carry(delivery), name=f"{self.name} {delivery.key}")
-                    self._carrying.add(task)
+                    self._carrying[task] = self._destination(delivery)
+                    self._busy[self._carrying[task]] += 1
                     self._sending[delivery.key] = task
                     task.add_done_callback(self._put_down)
                 if len(self._carrying) >= self.hands or not claimed:
                     await self._wait_for_work()
 
     def _put_down(self, task: asyncio.Task[None]) -> None:
-        self._carrying.discard(task)
+        self._busy[self._carrying.pop(task)] -= 1
         self.ring()
+
+    def _destination(self, delivery: Delivery) -> str:
+        return self.channel.destination(delivery.addresses or delivery.recipients)
 
     async def _claim(self) -> Sequence[Delivery]:
         now = self.clock.now()
-        free = self._holds.hands(self.hands, now) - len(self._carrying)
+        free = self._breaker.hands(self.hands, now) - len(self._carrying)
         if free <= 0:
             return []
+        gate = Gate(pace=self.pace, destination=self.channel.destination, now=now, busy=self._busy.copy())
         try:
-            return await self.ledger.claim(self.name, free, lease=self.worker, until=now + self.lease, now=now)
+            claim = await self.ledger.claim(self.name, free, lease=self.worker, until=now + self.lease, gate=gate)
         except LedgerUnavailable as error:
             log.warning("waiting for the ledger", channel=self.name, reason=str(error))
             return []
+        self._alarm = claim.next_at
+        return claim.deliveries
 
     async def _wait_for_work(self) -> None:
         """Until a hand is free, somebody rings, something comes due, or it is time for a glance."""
+        wait = GLANCE
+        if self._alarm is not None and (left := self._alarm - self.clock.now()) < GLANCE:
+            wait, self._alarm = max(left, timedelta()), None  # heeded once, or a passed one would keep us spinning
         try:
-            async with asyncio.timeout(GLANCE.total_seconds()):
+            async with asyncio.timeout(wait.total_seconds()):
                 await self._bell.wait()
         except TimeoutError:
             return
 
     async def _carry(self, delivery: Delivery) -> None:
         started = self.clock.now()
-        destination = self.channel.destination(delivery.addresses or delivery.recipients)
         try:
-            if (held := self._holds.until(destination, started)) is not None:
-                await self._give_back(delivery, due_at=held)
-                return
             result = await self._attempt(delivery)
         except asyncio.CancelledError:
             # It may have arrived: whoever takes it next looks first, where that is possible.
@@ -123,10 +137,19 @@ class Courier:
         finally:
             del self._sending[delivery.key]
         ended = self.clock.now()
-        self._holds.learn(destination, result, ended)
+        self._breaker.learn(result, ended)
         outcome = judge(delivery, result, now=ended, policy=self.policy, rng=self.rng)
         _tell(delivery, outcome)
-        await self._settle(delivery, outcome, started, ended)
+        ending = Settlement(
+            delivery=delivery,
+            outcome=outcome,
+            started_at=started,
+            ended_at=ended,
+            lesson=lesson(self._destination(delivery), result, ended, troubled=delivery.troubled),
+        )
+        await self._settle(ending)
+        if isinstance(outcome, Retry):
+            self._alarm = min(outcome.at, self._alarm or outcome.at)
 
     async def _attempt(self, delivery: Delivery) -> Result:
         """Send once: the receipt, or the exception. The only place where exceptions become values."""
@@ -148,7 +171,7 @@ class Courier:
                 log.exception("a channel broke its contract", channel=self.name, delivery=delivery.key)
             return error
 
-    async def _settle(self, delivery: Delivery, outcome: Outcome, started: datetime, ended: datetime) -> None:
+    async def _settle(self, ending: Settlement) -> None:
         """Write the ending down, for as long as the lease is ours: what was sent must not be sent again."""
         patiently = AsyncRetrying(
             retry=retry_if_exception_type(LedgerUnavailable),
@@ -156,29 +179,38 @@ class Courier:
             stop=stop_after_delay(self.lease - self._send_limit),
         )
         try:
-            held: bool = await patiently(self._write, delivery, outcome, started, ended)
+            held: bool = await patiently(self._write, ending)
         except RetryError:
-            log.error("an ending could not be written: the delivery will be tried again", delivery=delivery.key)
+            log.error("an ending could not be written: it will be tried again", delivery=ending.delivery.key)
             return
         if not held:
-            log.warning("the lease had run out: another worker's word counts", delivery=delivery.key)
+            log.warning("the lease had run out: another worker's word counts", delivery=ending.delivery.key)
 
-    async def _write(self, delivery: Delivery, outcome: Outcome, started: datetime, ended: datetime) -> bool:
-        follow_ups = await self._follow_ups(delivery, outcome, ended)
-        return await self.ledger.settle(
-            Settlement(delivery=delivery, outcome=outcome, started_at=started, ended_at=ended, follow_ups=follow_ups)
-        )
+    async def _write(self, ending: Settlement) -> bool:
+        follow_ups = await self._follow_ups(ending.delivery, ending.outcome, ending.ended_at)
+        return await self.ledger.settle(replace(ending, follow_ups=follow_ups))
 
     async def _follow_ups(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
         """What the ending gives rise to: refused recipients stand alone, an unserved one goes to the fallback."""
         match outcome:
             case Sent(receipt):
-                return split(delivery, receipt, now=now, policy=self.policy, rng=self.rng)
+                parts = split(delivery, receipt, now=now, policy=self.policy, rng=self.rng)
+                return [*parts, *await self._notices([part for part in parts if part.state is State.DEAD], now)]
             case Dead(unserved=True) if (event := await self.ledger.event(delivery.event)) is not None:
                 told = await self.ledger.told(delivery.event)
-                return self.planner.reroute(event, delivery, told, now=now)
+                rerouted = self.planner.reroute(event, delivery, told, now=now)
+                return rerouted or await self._notices([replace(delivery, reason=outcome.reason)], now)
+            case Dead(reason=reason):
+                return await self._notices([replace(delivery, reason=reason)], now)
             case _:
                 return ()
+
+    async def _notices(self, dead: Sequence[Delivery], now: datetime) -> Sequence[Delivery]:
+        """What tells the fallback recipients, each once, of deliveries of one event that have died."""
+        if not dead or (event := await self.ledger.event(dead[0].event)) is None:
+            return ()
+        notices = [self.planner.give_notice(event, delivery, delivery.reason, now=now) for delivery in dead]
+        return [notice for several in notices for notice in several]
 
     async def _give_back(self, delivery: Delivery, *, due_at: datetime) -> None:
         """Let go of a delivery, its attempt uncounted."""

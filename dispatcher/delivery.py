@@ -58,6 +58,16 @@ class Delivery:
     """Who holds it; only the holder may settle."""
     reason: str = ""
     """Why it is dead, or why the last attempt failed."""
+    conversation: str = ""
+    """What is told to one reader about one matter goes out in the order of `turn`; empty: it stands alone."""
+    turn: datetime | None = None
+    """When what it tells of happened; set in a conversation."""
+    instead_of: str = ""
+    """The key of the dead delivery that this one tells the fallback recipients about."""
+    booked: bool = False
+    """`due_at` is the slot that its destination's pace gave it."""
+    troubled: bool = False
+    """Its destination has failed lately; not stored."""
 
 
 def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:

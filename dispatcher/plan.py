@@ -6,9 +6,10 @@ one delivery. Nobody is told the same thing twice over one channel, however many
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Protocol
 
 from channels.contract import Content, Unserved
 from dispatcher.delivery import Delivery, State, delivery_key
@@ -20,8 +21,13 @@ GROUPED = frozenset({"email"})
 
 Address = Callable[[str], str]
 """`Channel.address`: a rule's recipient becomes an address, or raises Unserved."""
-Render = Callable[[str, Event, str | None], Content]
-"""A channel's message for an event, by the notification's own template if it has one."""
+
+
+class Render(Protocol):
+    """A channel's message for an event."""
+
+    def __call__(self, channel: str, event: Event, *, template: str | None = None, undelivered: str = "") -> Content:
+        """`template`: the notification's own. `undelivered`: who could not be told, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class Planner:
     fallbacks: Mapping[str, str]
     """Which channel serves the recipients that another one can't: `slack` -> `email`."""
     render: Render
+    last_resorts: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """By channel: the channels and recipients that are told where one of its deliveries dies."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """The deliveries that the matched rules owe.
@@ -50,6 +58,14 @@ class Planner:
         making = _Making(self, event, now)
         for rule in rules:
             making.add(rule)
+        for stillborn in [delivery for delivery in making.deliveries if delivery.state is State.DEAD]:
+            making.give_notice(stillborn, stillborn.reason)
+        return tuple(making.deliveries)
+
+    def give_notice(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
+        """What tells the fallback recipients that a delivery has died; at most one message each and event."""
+        making = _Making(self, event, now)
+        making.give_notice(delivery, reason)
         return tuple(making.deliveries)
 
     def reroute(
@@ -66,6 +82,16 @@ class Planner:
         if fallback is not None:
             making.reroute(delivery, fallback)
         return tuple(making.deliveries)
+
+    def unreachable(self) -> Iterator[str]:
+        """The fallback recipients that nobody can serve, each with the reason."""
+        for dying, resorts in self.last_resorts.items():
+            for channel, recipients in resorts.items():
+                for recipient in recipients:
+                    try:
+                        self.target(channel, recipient)
+                    except Unserved as error:
+                        yield f"channels.{dying}.fallback_recipients.{channel}: {recipient}: {error.reason}"
 
     def target(self, channel: str, recipient: str) -> _Target:
         """Who serves this recipient, at which address. Raises Unserved where nobody does."""
@@ -123,6 +149,29 @@ class _Making:
         if targets:
             self._append(fallback, targets, delivery.rule, None)
 
+    def give_notice(self, dead: Delivery, reason: str) -> None:
+        last_resorts = self.planner.last_resorts.get(dead.channel, {})
+        if dead.instead_of:  # nobody is told that the fallback could not be told: the ledger and the log say so
+            return
+        undelivered = f"{', '.join(dead.recipients)} could not be told by {dead.channel}: {reason}"
+        for channel, recipients in last_resorts.items():
+            for recipient in recipients:
+                try:
+                    target = self.planner.target(channel, recipient)
+                except Unserved:  # `unreachable` has told the operator
+                    continue
+                if not self.first_time(f"fallback {target.channel}", target.address):
+                    continue
+                notice = self._delivery(
+                    target.channel,
+                    (target.recipient,),
+                    (target.address,),
+                    f"channels.{dead.channel}.fallback_recipients",
+                    self.planner.render(target.channel, self.event, undelivered=undelivered),
+                )
+                key = delivery_key(self.event.key, f"fallback {target.channel}", notice.addresses)
+                self.deliveries.append(replace(notice, key=key, instead_of=dead.key))
+
     def first_time(self, channel: str, address: str) -> bool:
         told = (channel, address.casefold())
         if told in self._told:
@@ -133,12 +182,14 @@ class _Making:
     def _append(self, channel: str, targets: Sequence[_Target], rule: str, template: str | None) -> None:
         addresses = tuple(target.address for target in targets)
         recipients = tuple(target.recipient for target in targets)
-        self.deliveries.append(self._delivery(channel, recipients, addresses, rule, template))
+        content = self._content(channel, template)
+        self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content))
 
     def _owe_in_vain(self, rule: Rule, recipient: str, reason: str) -> None:
         channel = rule.notification.channel
         if self.first_time(channel, recipient):
-            self.deliveries.append(self._delivery(channel, (recipient,), (), rule.source, None, dead=reason))
+            content = self._content(channel, None)
+            self.deliveries.append(self._delivery(channel, (recipient,), (), rule.source, content, dead=reason))
 
     def _delivery(
         self,
@@ -146,7 +197,7 @@ class _Making:
         recipients: tuple[str, ...],
         addresses: tuple[str, ...],
         rule: str,
-        template: str | None,
+        content: Content,
         *,
         dead: str = "",
     ) -> Delivery:
@@ -156,7 +207,7 @@ class _Making:
             channel=channel,
             recipients=recipients,
             addresses=addresses,
-            content=self._content(channel, template),
+            content=content,
             rule=rule,
             created_at=self.now,
             due_at=self.now,
@@ -168,5 +219,5 @@ class _Making:
     def _content(self, channel: str, template: str | None) -> Content:
         key = (channel, template)
         if key not in self._contents:
-            self._contents[key] = self.planner.render(channel, self.event, template)
+            self._contents[key] = self.planner.render(channel, self.event, template=template)
         return self._contents[key]

@@ -18,7 +18,7 @@ from channels.contract import Channel
 from channels.secret import reveal
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
-from dispatcher.errors import LedgerUnavailable
+from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.intake import Heard, Intake
 from dispatcher.kafka import KafkaSource
 from dispatcher.ledger import Ledger
@@ -147,6 +147,7 @@ class Service:
             rng=self.rng,
             worker=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],
             hands=section.concurrency,
+            pace=section.pace(),
             lease=self.settings.ledger.lease,
         )
 
@@ -173,18 +174,24 @@ def open_channels(settings: Settings) -> dict[str, Channel]:
 
 
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
-    """The planner over the configured channels and templates. Raises SettingsError for templates that can't be read."""
+    """The planner over the configured channels and templates. Raises SettingsError for templates that can't
+    be read and fallback recipients that can't be reached.
+    """
     renderer = Renderer(settings.templates.path, console_url=settings.console_url)
     fallbacks = {
         name: section.fallback
         for name, section in settings.channel_sections.items()
         if getattr(section, "fallback", "none") != "none"
     }
-    return Planner(
+    planner = Planner(
         addresses={name: channel.address for name, channel in channels.items()},
         fallbacks=fallbacks,
-        render=lambda channel, event, template: renderer.render(channel, event, template=template),
+        render=renderer.render,
+        last_resorts={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
     )
+    if problems := list(planner.unreachable()):
+        raise SettingsError("\n".join(problems))
+    return planner
 
 
 @asynccontextmanager

@@ -33,6 +33,7 @@ from dispatcher.duration import Duration
 from dispatcher.errors import SettingsError
 from dispatcher.kafka import KafkaConfig
 from dispatcher.located import Document, Malformed, parse
+from dispatcher.pacing import Pace, RateOption
 from dispatcher.retry import RetryPolicy
 
 PREFIX = "DISPATCHER__"
@@ -50,6 +51,7 @@ def _split(value: Any) -> Any:
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_split)]
+Recipients = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class HttpSettings(_Section):
@@ -131,12 +133,31 @@ class Carriage(BaseModel):
     retry: RetrySettings = RetrySettings()
     concurrency: int = Field(20, ge=1, le=1000)
     """How many messages are on their way at once."""
+    rate: RateOption
+    """How many messages one destination takes: a Slack channel, a PagerDuty service, the mail relay."""
+    burst: int
+    """So many of them may go at once after a quiet while."""
+    fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
+    """By channel: who is told of a delivery that has died."""
+
+    def pace(self) -> Pace:
+        """A destination of its own never has more than a quarter of the hands."""
+        return Pace(rate=self.rate, burst=self.burst, at_once=max(self.concurrency // 4, 1))
 
 
 def _channel_sections() -> type[BaseModel]:
     """One optional section a channel, made from the catalog."""
     sections: dict[str, Any] = {
-        name: (create_model(f"{name.title()}Settings", __base__=(Carriage, kind.config)) | None, None)
+        name: (
+            create_model(
+                f"{name.title()}Settings",
+                __base__=(Carriage, kind.config),
+                rate=(RateOption, Field(kind.rate, validate_default=True)),
+                burst=(int, Field(kind.burst, ge=1, le=10_000)),
+            )
+            | None,
+            None,
+        )
         for name, kind in KINDS.items()
     }
     return create_model("ChannelSettings", __base__=_Section, **sections)

@@ -18,6 +18,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.courier import Courier
 from dispatcher.delivery import State
 from dispatcher.ledger import Filed, Filter, Ledger, Recorded
+from dispatcher.pacing import Pace, Rate
 from dispatcher.plan import Planner
 from dispatcher.retry import RetryPolicy
 from tests.support.builders import a_delivery, an_event
@@ -68,7 +69,7 @@ def a_courier(ledger: Ledger, channel: Scripted, **changes: Any) -> Courier:
         "channel": channel,
         "ledger": ledger,
         "planner": Planner(
-            addresses={"email": str.lower}, fallbacks={"slack": "email"}, render=lambda *_: {"text": "hi"}
+            addresses={"email": str.lower}, fallbacks={"slack": "email"}, render=lambda *_, **__: {"text": "hi"}
         ),
         "policy": RetryPolicy(initial=timedelta(milliseconds=10)),
         "clock": SystemClock(),
@@ -292,3 +293,92 @@ async def test_a_provider_that_is_away_is_not_hammered_and_its_return_is_found_b
         await settled(ledger, 40)
 
     assert len(knocks) <= 5 + 6
+
+
+async def test_a_destination_that_hangs_leaves_hands_for_the_others(ledger: Ledger) -> None:
+    async def hangs(message: Message) -> Receipt:
+        if message.recipients == ("#slow",):
+            await asyncio.sleep(60)
+        return RECEIPT
+
+    event = an_event()
+    now = SystemClock().now()
+    slow = [a_delivery(event, channel="slack", to="#slow", key=f"s{n}", created_at=now, due_at=now) for n in range(50)]
+    calm = [a_delivery(event, channel="slack", to=f"#{n}", created_at=now, due_at=now) for n in range(50)]
+    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[*slow, *calm])
+    await ledger.record([entry], [], now=now)
+    courier = a_courier(ledger, Scripted(hangs), hands=4, pace=Pace(at_once=2))
+    async with working(courier):
+        await settled(ledger, 50)
+        courier.abandon()
+
+
+async def test_messages_to_one_destination_keep_its_pace(ledger: Ledger) -> None:
+    sent: list[float] = []
+
+    def answer(_: Message) -> Receipt:
+        sent.append(time.monotonic())
+        return RECEIPT
+
+    event = an_event()
+    now = SystemClock().now()
+    owed = [a_delivery(event, channel="slack", to="#a", key=f"a{n:02}", created_at=now, due_at=now) for n in range(8)]
+    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=owed)
+    await ledger.record([entry], [], now=now)
+    channel = Scripted(answer)
+    async with working(a_courier(ledger, channel, pace=Pace(rate=Rate(5, "s"), burst=3))):
+        await settled(ledger, 8)
+
+    assert [message.key for message in channel.sent] == [delivery.key for delivery in owed]
+    assert sent[-1] - sent[0] >= 5 / 5 * 0.95
+    assert sent[-1] - sent[0] < 3
+    assert {len(await ledger.history(delivery.key)) for delivery in owed} == {1}
+
+
+async def test_the_fallback_recipients_hear_of_a_delivery_that_died(ledger: Ledger) -> None:
+    def render(*_: Any, undelivered: str = "", **__: Any) -> dict[str, str]:
+        return {"subject": undelivered}
+
+    planner = Planner(
+        addresses={"email": str.lower, "slack": str},
+        fallbacks={},
+        render=render,
+        last_resorts={"slack": {"email": ["oncall@x.com"]}, "email": {"email": ["oncall@x.com"]}},
+    )
+    await owe(ledger, "#a", "#b")
+    async with working(a_courier(ledger, Scripted(lambda _: Never("is_archived")), planner=planner)):
+        await settled(ledger, 2)
+
+    (notice,) = await ledger.find(Filter(channel="email"), limit=9)
+    assert notice.delivery.instead_of in {delivery.delivery.key for delivery in await settled(ledger, 2)}
+    async with working(a_courier(ledger, Scripted(lambda _: Never("550")), name="email", planner=planner)):
+        (dead,) = await settled(ledger, channel="email")
+    assert dead.delivery.state is State.DEAD
+    assert len(await ledger.find(Filter(), limit=9)) == 3
+
+
+async def test_refused_recipients_of_a_mail_are_dead_deliveries_too(ledger: Ledger) -> None:
+    planner = Planner(
+        addresses={"email": str.lower},
+        fallbacks={},
+        render=lambda *_, **__: {"subject": "not delivered"},
+        last_resorts={"email": {"email": ["oncall@x.com"]}},
+    )
+    event, now = an_event(), SystemClock().now()
+    mail = a_delivery(
+        event, created_at=now, due_at=now, recipients=("a@x.com", "b@x.com"), addresses=("a@x.com", "b@x.com")
+    )
+    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[mail])
+    await ledger.record([entry], [], now=now)
+    refused = {"b@x.com": Never("550 no such user")}
+
+    def answer(message: Message) -> Receipt:
+        return Receipt(answer=Answer("250"), failures=refused if "b@x.com" in message.recipients else {})
+
+    async with working(a_courier(ledger, Scripted(answer), name="email", planner=planner)):
+        found = await settled(ledger, 3, channel="email")
+    assert {(filed.delivery.addresses[-1], filed.delivery.state) for filed in found} == {
+        ("b@x.com", State.SENT),
+        ("b@x.com", State.DEAD),
+        ("oncall@x.com", State.SENT),
+    }

@@ -31,7 +31,7 @@ def a_planner(**changes: Any) -> Planner:
     given_facts: dict[str, Any] = {
         "addresses": {"email": mail_address, "slack": slack_address},
         "fallbacks": {"slack": "email"},
-        "render": lambda channel, event, template: {"channel": channel, "template": template},
+        "render": lambda channel, event, template=None, undelivered="": {"channel": channel, "template": template},
         **changes,
     }
     return Planner(**given_facts)
@@ -98,13 +98,56 @@ def test_a_notifications_own_template_is_for_its_mail_alone() -> None:
 def test_the_same_message_is_rendered_once() -> None:
     rendered = []
 
-    def render(channel: str, *_: Any) -> dict[str, Any]:
+    def render(channel: str, *_: Any, **__: Any) -> dict[str, Any]:
         rendered.append(channel)
         return {}
 
     planner = a_planner(render=render)
     planner.plan(an_event(), [a_rule("#dev", "#ops", channel="slack"), a_rule("a@x.com"), a_rule("b@x.com")], now=NOW)
     assert rendered == ["slack", "email"]
+
+
+def a_planner_with_last_resorts(**resorts: list[str]) -> Planner:
+    def render(channel: str, event: Any, *, template: str | None = None, undelivered: str = "") -> dict[str, Any]:
+        return {"undelivered": undelivered}
+
+    return a_planner(last_resorts={"slack": resorts}, fallbacks={}, render=render)
+
+
+def test_the_fallback_recipients_are_told_of_what_is_dead_from_the_start() -> None:
+    planner = a_planner_with_last_resorts(email=["oncall@x.com"], slack=["#ops"])
+    rule = a_rule("#dev", "#nowhere", "#nobody", channel="slack")
+    nowhere, _, dev, mail, message = planner.plan(an_event(), [rule], now=NOW)
+
+    assert (dev.state, nowhere.state) == (WAITING, DEAD)
+    for notice, address in ((mail, "oncall@x.com"), (message, "C2")):
+        assert (notice.state, notice.addresses, notice.instead_of) == (WAITING, (address,), nowhere.key)
+        assert notice.content["undelivered"].startswith("#nowhere could not be told by slack: neither")
+
+
+def test_a_fallback_recipient_is_told_once_an_event_and_beside_what_it_gets_anyway() -> None:
+    planner = a_planner_with_last_resorts(email=["OnCall@x.com"])
+    rules = [a_rule("oncall@x.com"), a_rule("#nowhere", channel="slack")]
+    own, dead, notice = planner.plan(an_event(), rules, now=NOW)
+    (again,) = planner.give_notice(an_event(), a_delivery(channel="slack", to="#dev"), "is_archived", now=NOW)
+
+    assert (own.addresses, notice.addresses) == (("oncall@x.com",), ("oncall@x.com",))
+    assert len({own.key, dead.key, notice.key}) == 3
+    assert again.key == notice.key  # so the ledger keeps the first
+
+
+def test_nobody_is_told_that_a_fallback_recipient_could_not_be_told() -> None:
+    planner = a_planner_with_last_resorts(email=["oncall@x.com"])
+    notice = a_delivery(channel="slack", to="#dev", instead_of="another")
+    assert planner.give_notice(an_event(), notice, "is_archived", now=NOW) == ()
+
+
+def test_fallback_recipients_that_nobody_can_serve_are_named() -> None:
+    planner = a_planner_with_last_resorts(email=["oncall"], slack=["#ops", "#nowhere"])
+    assert list(planner.unreachable()) == [
+        "channels.slack.fallback_recipients.email: oncall: not a mail address",
+        "channels.slack.fallback_recipients.slack: #nowhere: neither a channel nor a person",
+    ]
 
 
 def test_a_delivery_that_found_nobody_is_rerouted_unless_they_know_already() -> None:

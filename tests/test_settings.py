@@ -84,6 +84,8 @@ def test_without_a_url_the_ledger_lies_beside_the_settings(tmp_path: Path) -> No
         ("channels: {slack: {token_file: ./nowhere}}", "no such file"),
         ("a: [", "broken YAML"),
         ("- a", "the settings are one mapping"),
+        (EMAIL.replace("}", ", rate: fast}"), "is no rate: write 1/s, 120/min or 500/h"),
+        ("ledger: {lease: 1s}", "ledger.lease: Input should be greater than or equal to 3 seconds"),
         (EMAIL.replace("}", ", retry: {initial: soon}}"), "is no span of time: write 500ms, 30s"),
     ],
 )
@@ -110,3 +112,17 @@ def test_no_secret_shows_in_a_mistake(tmp_path: Path) -> None:
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="can't be read: No such file"):
         load(tmp_path / "nowhere.yaml")
+
+
+def test_each_channel_has_its_providers_pace_unless_the_settings_say_otherwise(tmp_path: Path) -> None:
+    given = """
+channels:
+  email: {host: localhost, from: f@x.com}
+  slack: {token: a, fallback_recipients: {email: "oncall@x.com, boss@x.com"}}
+  pagerduty: {rate: none, burst: 5, concurrency: 3}
+"""
+    sections = load(written(tmp_path, given)).channel_sections
+    paces = {name: (section.rate and str(section.rate), section.burst) for name, section in sections.items()}
+    assert paces == {"email": (None, 1), "slack": ("1/s", 3), "pagerduty": (None, 5)}
+    assert [section.pace().at_once for section in sections.values()] == [5, 5, 1]
+    assert sections["slack"].fallback_recipients == {"email": ("oncall@x.com", "boss@x.com")}

@@ -10,6 +10,7 @@ from typing import Any
 
 from dispatcher.delivery import Delivery, Outcome, State
 from dispatcher.event import Event
+from dispatcher.pacing import Lesson
 
 BODY_KEPT = 64 * 1024
 """Bytes of a rejected message that are kept."""
@@ -68,6 +69,17 @@ class Settlement:
     ended_at: datetime
     follow_ups: Sequence[Delivery] = ()
     """Deliveries that this ending gives rise to: refused recipients of a mail, a fallback."""
+    lesson: Lesson | None = None
+    """What it says of the destination."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a worker got, and when it is worth its while to ask again."""
+
+    deliveries: Sequence[Delivery]
+    next_at: datetime | None = None
+    """The first slot of those that had to wait; None where none had to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

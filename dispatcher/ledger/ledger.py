@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from sqlalchemy import Row, Table, delete, func, insert, or_, select, update
+from sqlalchemy import Row, Select, Table, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,8 +19,14 @@ from channels.contract import Answer
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.event import Event
 from dispatcher.ledger.database import Database
-from dispatcher.ledger.entries import BODY_KEPT, Attempt, Filed, Filter, Recorded, Rejected, Settlement
-from dispatcher.ledger.tables import attempts, contents, deliveries, events, rejected
+from dispatcher.ledger.entries import BODY_KEPT, Attempt, Claim, Filed, Filter, Recorded, Rejected, Settlement
+from dispatcher.ledger.standings import Standings
+from dispatcher.ledger.tables import attempts, contents, deliveries, destinations, events, rejected
+from dispatcher.pacing import Gate, Standing
+
+SECOND_LOOKS = (100, 100, 100)
+"""So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
+LATE = "the lease had run out, so this ending counted for nothing"
 
 
 class Ledger:
@@ -73,36 +79,45 @@ class Ledger:
 
     # -- couriers
 
-    async def claim(self, channel: str, limit: int, *, lease: str, until: datetime, now: datetime) -> list[Delivery]:
-        """Take up to `limit` due deliveries, oldest first, until the lease runs out.
+    async def claim(self, channel: str, limit: int, *, lease: str, until: datetime, gate: Gate) -> Claim:
+        """Take up to `limit` due deliveries that the gate admits, oldest first, until the lease runs out.
 
+        Those that it doesn't admit yet are due again when it says; of a conversation only the first is taken.
         A delivery whose last lease ran out unsettled is due again, and doubtful: its attempt may have arrived.
         """
-        due = (
-            select(deliveries.c.key)
-            .where(deliveries.c.channel == channel, deliveries.c.state == State.WAITING, deliveries.c.due_at <= now)
-            .order_by(deliveries.c.due_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .cte("due")
-            .prefix_with("MATERIALIZED", dialect="postgresql")
-        )
-        take = (
-            update(deliveries)
-            .where(deliveries.c.key.in_(select(due.c.key)))
-            .values(
-                attempt=deliveries.c.attempt + 1,
-                doubtful=or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None)),
-                lease=lease,
-                due_at=until,
-            )
-            .returning(*deliveries.c)
-        )
+        taken: list[Delivery] = []
+        slots: list[datetime] = []
         async with self._database.writing() as connection:
-            rows = (await connection.execute(take)).all()
-            bodies = await _bodies(connection, {row.content for row in rows})
-        claimed = [_delivery(row, bodies) for row in rows]
-        return sorted(claimed, key=lambda delivery: (delivery.created_at, delivery.key))
+            standings = Standings(connection, self._dialect, channel)
+            for size in (limit, *SECOND_LOOKS):
+                rows = (await connection.execute(_due(channel, gate.now, size))).all()
+                await standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
+                went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
+                bodies = await self._take(connection, went, lease, until)
+                if put_off:
+                    await connection.execute(_PUT_OFF, put_off)
+                    slots.extend(entry["again_at"] for entry in put_off)
+                taken += (
+                    _claimed(row, bodies, lease, until, standings[gate.destination(_goes_to(row))]) for row in went
+                )
+                if len(taken) == limit or len(rows) < size:
+                    break
+            await standings.save()
+        taken.sort(key=lambda delivery: (delivery.created_at, delivery.key))
+        return Claim(taken, min(slots, default=None))
+
+    async def _take(
+        self, connection: AsyncConnection, rows: Sequence[Row[Any]], lease: str, until: datetime
+    ) -> Mapping[str, Any]:
+        """Write that the deliveries are ours now; what they send."""
+        if not rows:
+            return {}
+        await connection.execute(
+            update(deliveries)
+            .where(deliveries.c.key.in_([row.key for row in rows]))
+            .values(attempt=deliveries.c.attempt + 1, doubtful=_IN_DOUBT, lease=lease, due_at=until, booked=False)
+        )
+        return await _bodies(connection, {row.content for row in rows})
 
     async def settle(self, settlement: Settlement) -> bool:
         """Write how an attempt ended, and what follows from it, if the lease is still the delivery's own.
@@ -145,9 +160,13 @@ class Ledger:
             for settlement in settlements:
                 if settlement.delivery.key in held:
                     await connection.execute(_settle_statement(settlement))
-            await connection.execute(insert(attempts), [_attempt_row(entry) for entry in settlements])
+            ends = [_attempt_row(entry, held=entry.delivery.key in held) for entry in settlements]
+            await connection.execute(insert(attempts), ends)
             follow_ups = [follow for entry in settlements if entry.delivery.key in held for follow in entry.follow_ups]
             await self._insert_deliveries(connection, follow_ups)
+            for channel in sorted({entry.delivery.channel for entry in settlements}):
+                lessons = [entry.lesson for entry in settlements if entry.delivery.channel == channel and entry.lesson]
+                await Standings(connection, self._dialect, channel).learn(lessons)
         return held
 
     async def release(self, delivery: Delivery, *, due_at: datetime) -> None:
@@ -158,13 +177,6 @@ class Ledger:
                 .where(*_held(delivery))
                 .values(lease=None, due_at=due_at, attempt=deliveries.c.attempt - 1, doubtful=delivery.doubtful)
             )
-
-    async def next_due(self, channel: str) -> datetime | None:
-        """When the channel's next waiting delivery is due; None where none waits."""
-        waiting = (deliveries.c.channel == channel, deliveries.c.state == State.WAITING)
-        async with self._database.reading() as connection:
-            due: datetime | None = await connection.scalar(select(func.min(deliveries.c.due_at)).where(*waiting))
-        return due
 
     async def event(self, key: str) -> Event | None:
         """The event of that key, as it was recorded."""
@@ -244,6 +256,8 @@ class Ledger:
             await connection.execute(
                 delete(contents).where(contents.c.digest.in_(sent), contents.c.digest.not_in(still))
             )
+            idle = (destinations.c.spent_until < before, func.coalesce(destinations.c.held_until, before) <= before)
+            await connection.execute(delete(destinations).where(*idle))
             noise = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)
             gone = await connection.execute(delete(rejected).where(rejected.c.id.in_(noise)))
         return len(keys) + gone.rowcount
@@ -344,6 +358,80 @@ def _digest(delivery: Delivery) -> str:
     return hashlib.sha256(orjson.dumps(delivery.content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+def _due(channel: str, now: datetime, limit: int) -> Select[Any]:
+    """The deliveries that are due, oldest first: of a conversation only the one whose turn it is."""
+    before = deliveries.alias("before")
+    kept_waiting = (
+        select(before.c.key)
+        .where(
+            before.c.conversation == deliveries.c.conversation,
+            before.c.state == State.WAITING,
+            or_(
+                before.c.turn < deliveries.c.turn,
+                and_(before.c.turn == deliveries.c.turn, before.c.key < deliveries.c.key),
+            ),
+        )
+        .exists()
+    )
+    return (
+        select(deliveries)
+        .where(
+            deliveries.c.channel == channel,
+            deliveries.c.state == State.WAITING,
+            deliveries.c.due_at <= now,
+            or_(deliveries.c.conversation.is_(None), ~kept_waiting),
+        )
+        .order_by(deliveries.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=deliveries)
+    )
+
+
+def _goes_to(row: Row[Any]) -> tuple[str, ...]:
+    to: tuple[str, ...] = row.addresses or row.recipients
+    return to
+
+
+_IN_DOUBT = or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None))
+"""A lease that ran out unsettled: what its worker sent may have arrived."""
+_PUT_OFF = (
+    update(deliveries)
+    .where(deliveries.c.key == bindparam("put_off"))
+    .values(due_at=bindparam("again_at"), booked=bindparam("slot"), doubtful=_IN_DOUBT, lease=None)
+)
+
+
+def _sorted_out(
+    rows: Sequence[Row[Any]], gate: Gate, standings: Standings, limit: int
+) -> tuple[list[Row[Any]], list[dict[str, Any]]]:
+    """Who goes now, `limit` at most, and who is put off until when."""
+    went: list[Row[Any]] = []
+    put_off = []
+    for row in rows:
+        if len(went) == limit:
+            break
+        name = gate.destination(_goes_to(row))
+        admission = gate.admit(name, standings[name], booked=row.booked)
+        standings[name] = admission.standing
+        if admission.at > gate.now:
+            put_off.append({"put_off": row.key, "again_at": admission.at, "slot": admission.booked})
+        else:
+            went.append(row)
+    return went, put_off
+
+
+def _claimed(row: Row[Any], bodies: Mapping[str, Any], lease: str, until: datetime, standing: Standing) -> Delivery:
+    return replace(
+        _delivery(row, bodies),
+        attempt=row.attempt + 1,
+        doubtful=row.doubtful or row.lease is not None,
+        lease=lease,
+        due_at=until,
+        booked=False,
+        troubled=standing.failures > 0,
+    )
+
+
 def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
     return {
         "key": delivery.key,
@@ -362,6 +450,10 @@ def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
         "due_at": delivery.due_at,
         "owed_since": delivery.owed_since,
         "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
+        "conversation": delivery.conversation or None,
+        "turn": delivery.turn,
+        "instead_of": delivery.instead_of or None,
+        "booked": delivery.booked,
     }
 
 
@@ -387,6 +479,10 @@ def _delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
         created_at=row.created_at,
         due_at=row.due_at,
         owed_since=row.owed_since,
+        conversation=row.conversation or "",
+        turn=row.turn,
+        instead_of=row.instead_of or "",
+        booked=row.booked,
     )
 
 
@@ -394,7 +490,7 @@ def _filed(row: Row[Any], bodies: Mapping[str, Any]) -> Filed:
     return Filed(delivery=_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
 
 
-def _attempt_row(entry: Settlement) -> dict[str, Any]:
+def _attempt_row(entry: Settlement, *, held: bool) -> dict[str, Any]:
     answer: Answer | None
     match entry.outcome:
         case Sent(receipt):
@@ -411,7 +507,7 @@ def _attempt_row(entry: Settlement) -> dict[str, Any]:
         "outcome": outcome,
         "status": answer.status if answer is not None else "",
         "answer": answer.text if answer is not None else "",
-        "reason": reason,
+        "reason": reason if held else f"{LATE}{reason and f': {reason}'}",
     }
 
 

@@ -154,7 +154,18 @@ deliveries = Table(
     Column("owed_since", UtcTime, nullable=False),
     Column("settled_at", UtcTime),
     Column("reference", Packed),
+    Column("conversation", String(255)),
+    Column("turn", UtcTime),
+    Column("instead_of", String(64)),
+    Column("booked", Boolean, nullable=False),
     Index("ix_deliveries_event", "event"),
+    Index(
+        "ix_deliveries_conversation",
+        "conversation",
+        "turn",
+        sqlite_where=text("conversation IS NOT NULL"),
+        postgresql_where=text("conversation IS NOT NULL"),
+    ),
     Index(
         "ix_deliveries_due",
         "channel",
@@ -165,6 +176,17 @@ deliveries = Table(
     Index("ix_deliveries_state_created_at", "state", "created_at"),
     Index("ix_deliveries_content", "content"),
 )
+
+destinations = Table(
+    "destinations",
+    metadata,
+    Column("channel", String(32), primary_key=True),
+    Column("name", String(512), primary_key=True),
+    Column("spent_until", UtcTime, nullable=False),
+    Column("held_until", UtcTime),
+    Column("failures", Integer, nullable=False),
+)
+"""How each destination stands (`dispatcher/pacing.py`)."""
 
 attempts = Table(
     "attempts",

@@ -102,6 +102,8 @@ class Context:
     """How long it took: `14 minutes and 17 seconds`."""
     error: Failure = Failure()
     """Why it failed: summary, frames, message, code, kind, node."""
+    undelivered: str = ""
+    """For fallback recipients: who could not be told, and why."""
 
     def variables(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in VARIABLES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_sla
 from dispatcher.rendering.undefined import undefined_names
 
 log = structlog.get_logger(__name__)
+
+LONGEST_REASON = 600
 
 DOCUMENTS = {"slack": "slack/message.yaml", "pagerduty": "pagerduty/event.yaml"}
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
@@ -58,13 +61,16 @@ class Renderer:
         self._built_in = _Templates([built_in_folder()])
         self._chosen = _Templates([*paths, built_in_folder()]) if paths else self._built_in
 
-    def render(self, channel: str, event: Event, *, template: str | None = None) -> Content:
+    def render(self, channel: str, event: Event, *, template: str | None = None, undelivered: str = "") -> Content:
         """The message to send, whatever the event says.
 
         Where an operator's template fails, or makes what the provider would refuse, the built-in one is
         used, and the log says so. `template`: a launch plan's own mail template; it becomes the mail's HTML.
+        `undelivered`: for fallback recipients, who could not be told, and why.
         """
         context = self._context(event)
+        if undelivered:
+            context = replace(context, undelivered=cut(one_line(undelivered), LONGEST_REASON))
         content = None if self._chosen is self._built_in else self._checked(channel, context)
         return self._with_own(template, channel, context, content or self._built_in.render(channel, context))
 

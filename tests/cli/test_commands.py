@@ -15,6 +15,7 @@ from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.delivery import Dead, Retry, Sent
 from dispatcher.ledger import Ledger, Recorded, Rejected, Settlement
+from dispatcher.pacing import Gate, Pace
 from dispatcher.version import __version__
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
@@ -160,7 +161,8 @@ async def filled(tmp_path: Path) -> str:
             size=8,
         )
         await ledger.record([entry], [noise], now=NOW)
-        claimed = await ledger.claim("email", 3, lease="w", until=NOW + SECOND, now=NOW)
+        gate = Gate(pace=Pace(), destination=lambda _: "", now=NOW)
+        claimed = (await ledger.claim("email", 3, lease="w", until=NOW + SECOND, gate=gate)).deliveries
         by_name = {delivery.recipients[0].split("@")[0]: delivery for delivery in claimed}
         for name, end in zip(("sent", "late", "dead"), ends, strict=True):
             await ledger.settle(Settlement(delivery=by_name[name], outcome=end, started_at=NOW, ended_at=NOW + SECOND))

@@ -14,7 +14,9 @@ import pytest
 from channels.contract import Answer, Receipt
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.event import Event
-from dispatcher.ledger import Filter, Ledger, Recorded, Rejected, Settlement
+from dispatcher.ledger import Claim, Filter, Ledger, Recorded, Rejected, Settlement
+from dispatcher.ledger.ledger import LATE
+from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
 
 MINUTE = timedelta(minutes=1)
@@ -62,7 +64,8 @@ def refused(identity: str = "a", **changes: Any) -> Rejected:
 async def claim(
     ledger: Ledger, limit: int = 10, *, lease: str = "me", now: datetime = NOW, lasting: timedelta = MINUTE
 ) -> list[Delivery]:
-    return await ledger.claim("email", limit, lease=lease, until=now + lasting, now=now)
+    gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+    return [*(await ledger.claim("email", limit, lease=lease, until=now + lasting, gate=gate)).deliveries]
 
 
 def ended(delivery: Delivery, outcome: Sent | Retry | Dead, *follow_ups: Delivery) -> Settlement:
@@ -157,7 +160,6 @@ async def test_the_oldest_due_is_taken_first_and_what_is_not_due_waits(ledger: L
 
     assert [delivery.recipients for delivery in await claim(ledger, 1)] == [("5@example.com",)]
     assert [delivery.recipients for delivery in await claim(ledger, 5)] == [("0@example.com",)]
-    assert await ledger.next_due("email") == NOW + 5 * SECOND
 
 
 async def test_a_retry_is_due_when_it_says_and_keeps_its_doubt(ledger: Ledger) -> None:
@@ -188,7 +190,6 @@ async def test_a_settled_delivery_is_not_claimed_again(ledger: Ledger) -> None:
     await ledger.settle(ended(other, Dead("550 no such user")))
 
     assert await claim(ledger, now=NOW + 100 * MINUTE) == []
-    assert await ledger.next_due("email") is None
     assert await ledger.counts() == {("email", State.SENT): 1, ("email", State.DEAD): 1}
 
 
@@ -369,3 +370,111 @@ async def test_a_purge_forgets_old_rejected_messages_too(ledger: Ledger) -> None
 
     assert await ledger.purge(NOW + SECOND, limit=10) == 1
     assert [entry.id for entry in await ledger.find_rejected(limit=5)] == ["young"]
+
+
+def slack(to: str, number: int = 0, **facts: Any) -> Delivery:
+    due = {"created_at": NOW, "due_at": NOW + number * SECOND / 1000}
+    return a_delivery(channel="slack", to=to, key=f"{to}{number:03}", **due | facts)
+
+
+async def claim_paced(ledger: Ledger, limit: int = 10, *, at: float = 1, pace: Pace | None = None) -> Claim:
+    now = NOW + at * SECOND
+    gate = Gate(pace=pace or Pace(rate=Rate(1, "s"), burst=2), destination=lambda to: to[0], now=now)
+    return await ledger.claim("slack", limit, lease="me", until=now + MINUTE, gate=gate)
+
+
+async def test_a_destination_gets_its_burst_and_then_one_at_each_slot(ledger: Ledger) -> None:
+    await ledger.record([heard(*(slack("#a", number) for number in range(250)), slack("#b", 300))], [], now=NOW)
+
+    first = await claim_paced(ledger)
+    assert [delivery.key for delivery in first.deliveries] == ["#a000", "#a001", "#b300"]
+    assert first.next_at == NOW + 2 * SECOND
+    for second in (2, 3, 4):
+        slot = await claim_paced(ledger, at=second)
+        assert [delivery.key for delivery in slot.deliveries] == [f"#a{second:03}"]
+    assert (await claim_paced(ledger, at=4.5)).deliveries == []
+
+
+async def test_replicas_share_a_destinations_bucket(ledger: Ledger, ledger_url: str) -> None:
+    await ledger.record([heard(*(slack("#a", number) for number in range(40)))], [], now=NOW)
+    await claim_paced(ledger)
+    async with Ledger(ledger_url) as other:
+        claims = await asyncio.gather(*(claim_paced(one, at=11) for one in (ledger, other) * 3))
+
+    assert sorted(delivery.key for claim in claims for delivery in claim.deliveries) == [
+        f"#a{n:03}" for n in range(2, 12)
+    ]
+
+
+async def test_what_a_worker_learns_of_a_destination_holds_for_all_and_survives(
+    ledger: Ledger, ledger_url: str
+) -> None:
+    await ledger.record([heard(*(slack("#a", number) for number in range(3)), slack("#b"))], [], now=NOW)
+    asked, *_ = (await claim_paced(ledger, 1)).deliveries
+    wish = Lesson("#a", NOW + SECOND, wish=30 * SECOND)
+    await ledger.settle(replace(ended(asked, Retry(NOW + 31 * SECOND, "slow down")), lesson=wish))
+
+    async with Ledger(ledger_url) as other:
+        others = await claim_paced(other, at=2)
+        assert [delivery.key for delivery in others.deliveries] == ["#b000"]
+        assert (await claim_paced(other, at=30.9)).deliveries == []
+        assert len((await claim_paced(other, at=33)).deliveries) == 3
+
+
+async def test_of_a_broken_destination_one_delivery_finds_out_and_its_success_frees_the_rest(ledger: Ledger) -> None:
+    pace = Pace(at_once=9)
+    await ledger.record([heard(*(slack("#a", number) for number in range(20)))], [], now=NOW)
+    failing = (await claim_paced(ledger, ENOUGH, pace=pace)).deliveries
+    for delivery in failing:
+        failed = ended(delivery, Retry(NOW + MINUTE, "busy"))
+        await ledger.settle(replace(failed, lesson=Lesson("#a", NOW + SECOND)))
+
+    assert (await claim_paced(ledger, at=2, pace=pace)).deliveries == []
+    (probe,) = (await claim_paced(ledger, at=7, pace=pace)).deliveries
+    assert probe.troubled
+    await ledger.settle(replace(ended(probe, SENT), lesson=Lesson("#a", NOW + 8 * SECOND, worked=True)))
+    freed = (await claim_paced(ledger, at=13, pace=pace)).deliveries
+    assert (len(freed), {delivery.troubled for delivery in freed}) == (9, {False})
+
+
+async def test_what_is_put_off_keeps_its_doubt(ledger: Ledger) -> None:
+    await ledger.record([heard(slack("#a"), slack("#a", 1))], [], now=NOW)
+    assert len((await claim_paced(ledger)).deliveries) == 2  # and their worker dies
+    one_at_a_time = Pace(rate=Rate(1, "min"))
+    first = await claim_paced(ledger, at=100, pace=one_at_a_time)
+    later = await claim_paced(ledger, at=200, pace=one_at_a_time)
+    assert [(len(claim.deliveries), claim.deliveries[0].doubtful) for claim in (first, later)] == [(1, True)] * 2
+
+
+async def test_a_conversation_goes_out_in_turn_and_nobody_else_waits_for_it(ledger: Ledger) -> None:
+    told = [slack("#a", number, conversation="incident 1", turn=NOW + number * SECOND) for number in range(3)]
+    await ledger.record([heard(*reversed(told), slack("#a", 7, conversation="incident 2", turn=NOW))], [], now=NOW)
+    pace = Pace(at_once=9)
+
+    first = (await claim_paced(ledger, pace=pace)).deliveries
+    assert [delivery.key for delivery in first] == ["#a000", "#a007"]
+    assert (await claim_paced(ledger, at=2, pace=pace)).deliveries == []
+    await ledger.settle(ended(first[0], Retry(NOW + 5 * SECOND, "busy")))
+    assert (await claim_paced(ledger, at=4, pace=pace)).deliveries == []  # its trigger is still being retried
+    (again,) = (await claim_paced(ledger, at=5, pace=pace)).deliveries
+    await ledger.settle(ended(again, Dead("no such channel")))
+    (second,) = (await claim_paced(ledger, at=6, pace=pace)).deliveries
+    assert (second.key, second.turn) == ("#a001", NOW + SECOND)
+
+
+async def test_an_ending_that_came_too_late_is_noted_as_such(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    (lost,) = await claim(ledger)
+    (taken,) = await claim(ledger, lease="other", now=NOW + MINUTE)
+
+    assert not await ledger.settle(ended(lost, Retry(NOW + 2 * MINUTE, "greylisted")))
+    assert await ledger.settle(ended(taken, SENT))
+    late, counted = await ledger.history(lost.key)
+    assert (late.reason, counted.reason) == (f"{LATE}: greylisted", "")
+
+
+async def test_a_purge_forgets_destinations_that_were_not_heard_of_for_long(ledger: Ledger) -> None:
+    await ledger.record([heard(slack("#a"), slack("#a", 1), slack("#a", 2))], [], now=NOW)
+    await claim_paced(ledger)
+    await ledger.purge(NOW + SECOND, limit=10)
+    assert (await claim_paced(ledger, at=1.5)).deliveries == []  # the bucket was not full again

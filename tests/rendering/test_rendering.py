@@ -48,6 +48,17 @@ def test_the_built_in_messages_are_those_in_the_repository(channel: str, phase: 
         assert text == file.read_text()
 
 
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_fallback_recipients_read_who_could_not_be_told_and_why(channel: str) -> None:
+    why = "#dev could not be told by slack: is_archived"
+    content = RENDERER.render(channel, sample_event(Phase.FAILED), undelivered=why)
+    for text in _shown(channel, content).values():
+        assert why in text
+    headline = {"email": "subject", "slack": "text", "pagerduty": "payload"}[channel]
+    assert "Not delivered: " in str(content[headline])
+    assert "Not delivered" not in str(RENDERER.render(channel, sample_event(Phase.FAILED)))
+
+
 anything = st.text(st.characters() | st.sampled_from("<>&`*_~|@#\"'{}%\r\n\0\u202e\u200d\ud800\x1b"), max_size=80)
 nasty = anything | st.sampled_from(
     [
@@ -119,11 +130,11 @@ SLACK_MARKUP = re.compile(r"<[^>]*>")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(events())
-def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(event: Event) -> None:
-    mail = RENDERER.render("email", event)
-    slack = RENDERER.render("slack", event)
-    page = RENDERER.render("pagerduty", event)
+@given(events(), nasty)
+def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(event: Event, undelivered: str) -> None:
+    mail = RENDERER.render("email", event, undelivered=undelivered)
+    slack = RENDERER.render("slack", event, undelivered=undelivered)
+    page = RENDERER.render("pagerduty", event, undelivered=undelivered)
 
     assert (lint("email", mail), lint("slack", slack), lint("pagerduty", page)) == ([], [], [])
     tags = Tags()

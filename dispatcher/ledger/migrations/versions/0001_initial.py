@@ -1,4 +1,4 @@
-"""The first tables: events, contents, deliveries, attempts, rejected."""
+"""The first tables: events, contents, deliveries, destinations, attempts, rejected."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,6 +9,7 @@ down_revision = None
 _TIME = sa.DateTime(timezone=True)
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _WAITING = sa.text("state = 'waiting'")
+_IN_CONVERSATION = sa.text("conversation IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -56,11 +57,22 @@ def upgrade() -> None:
         sa.Column("owed_since", _TIME, nullable=False),
         sa.Column("settled_at", _TIME),
         sa.Column("reference", sa.LargeBinary),
+        sa.Column("conversation", sa.String(255)),
+        sa.Column("turn", _TIME),
+        sa.Column("instead_of", sa.String(64)),
+        sa.Column("booked", sa.Boolean, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_deliveries"),
         sa.ForeignKeyConstraint(["event"], ["events.key"], name="fk_deliveries_event"),
         sa.ForeignKeyConstraint(["content"], ["contents.digest"], name="fk_deliveries_content"),
     )
     op.create_index("ix_deliveries_event", "deliveries", ["event"])
+    op.create_index(
+        "ix_deliveries_conversation",
+        "deliveries",
+        ["conversation", "turn"],
+        sqlite_where=_IN_CONVERSATION,
+        postgresql_where=_IN_CONVERSATION,
+    )
     op.create_index(
         "ix_deliveries_due",
         "deliveries",
@@ -70,6 +82,15 @@ def upgrade() -> None:
     )
     op.create_index("ix_deliveries_state_created_at", "deliveries", ["state", "created_at"])
     op.create_index("ix_deliveries_content", "deliveries", ["content"])
+    op.create_table(
+        "destinations",
+        sa.Column("channel", sa.String(32), nullable=False),
+        sa.Column("name", sa.String(512), nullable=False),
+        sa.Column("spent_until", _TIME, nullable=False),
+        sa.Column("held_until", _TIME),
+        sa.Column("failures", sa.Integer, nullable=False),
+        sa.PrimaryKeyConstraint("channel", "name", name="pk_destinations"),
+    )
     op.create_table(
         "attempts",
         sa.Column("id", _ID, nullable=False, autoincrement=True),

@@ -1,0 +1,81 @@
+"""How destinations stand, read and written within another transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dispatcher.ledger.tables import destinations
+from dispatcher.pacing import FRESH, Lesson, Standing, learn
+
+
+class Standings:
+    """The standings of one channel's destinations, for as long as one transaction lasts."""
+
+    def __init__(self, connection: AsyncConnection, dialect: ModuleType, channel: str) -> None:
+        self._connection = connection
+        self._dialect = dialect
+        self._channel = channel
+        self._known: dict[str, Standing] = {}
+        self._changed: set[str] = set()
+
+    async def load(self, names: Iterable[str]) -> None:
+        """Read those that are not known yet, and keep other writers from them until the transaction ends."""
+        missing = sorted(set(names) - self._known.keys())
+        if not missing:
+            return
+        rows = await self._connection.execute(
+            select(destinations)
+            .where(destinations.c.channel == self._channel, destinations.c.name.in_(missing))
+            .order_by(destinations.c.name)  # the same order everywhere, so that no two lock each other out
+            .with_for_update()
+        )
+        self._known |= dict.fromkeys(missing, FRESH)
+        for row in rows:
+            self._known[row.name] = Standing(
+                spent_until=row.spent_until, held_until=row.held_until, failures=row.failures
+            )
+
+    def __getitem__(self, name: str) -> Standing:
+        return self._known.get(name, FRESH)
+
+    def __setitem__(self, name: str, standing: Standing) -> None:
+        if standing != self[name]:
+            self._known[name] = standing
+            self._changed.add(name)
+
+    async def learn(self, lessons: Iterable[Lesson]) -> None:
+        """Take in what attempts told, and write it."""
+        told = sorted(lessons, key=lambda lesson: lesson.at)
+        if not told:
+            return
+        await self.load(lesson.destination for lesson in told)
+        for lesson in told:
+            self[lesson.destination] = learn(self[lesson.destination], lesson)
+        await self.save()
+
+    async def save(self) -> None:
+        """Write what has changed."""
+        if not self._changed:
+            return
+        statement = self._dialect.insert(destinations)
+        statement = statement.on_conflict_do_update(
+            index_elements=[destinations.c.channel, destinations.c.name],
+            set_={name: statement.excluded[name] for name in ("spent_until", "held_until", "failures")},
+        )
+        rows = [
+            {
+                "channel": self._channel,
+                "name": name,
+                "spent_until": standing.spent_until,
+                "held_until": standing.held_until,
+                "failures": standing.failures,
+            }
+            for name in sorted(self._changed)
+            for standing in [self._known[name]]
+        ]
+        await self._connection.execute(statement, rows)
+        self._changed.clear()

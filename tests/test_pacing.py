@@ -1,0 +1,168 @@
+"""Token buckets and breakers: what is admitted when, whatever arrives."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels.contract import Answer, Later, Never, Receipt, Unknown
+from dispatcher.delivery import Result
+from dispatcher.pacing import (
+    ENOUGH,
+    FIRST_PAUSE,
+    FRESH,
+    LONGEST_PAUSE,
+    Breaker,
+    Gate,
+    Pace,
+    Rate,
+    Standing,
+    learn,
+    lesson,
+    parse_rate,
+)
+from tests.support.builders import NOW, SECOND
+
+RECEIPT = Receipt(answer=Answer("ok"))
+ONE_A_SECOND = Rate(1, "s")
+
+
+def gate(at: float = 0, pace: Pace | None = None) -> Gate:
+    return Gate(
+        pace=pace or Pace(rate=ONE_A_SECOND, burst=3), destination=lambda to: to[0], now=NOW + timedelta(seconds=at)
+    )
+
+
+def after(*results: Result, standing: Standing = FRESH) -> Standing:
+    """The standing after these results, one a second."""
+    for second, result in enumerate(results):
+        told = lesson("#a", result, NOW + second * SECOND, troubled=standing.failures > 0)
+        standing = standing if told is None else learn(standing, told)
+    return standing
+
+
+def test_a_rate_is_read_as_people_write_it() -> None:
+    assert parse_rate(" 120 / min ") == Rate(120, "min")
+    assert parse_rate("120/min").interval == timedelta(milliseconds=500)
+    assert str(parse_rate("2/h")) == "2/h"
+    for wrong in ("", "fast", "0/s", "-1/s", "1/day", "1.5/s"):
+        with pytest.raises(ValueError, match="write 1/s"):
+            parse_rate(wrong)
+
+
+def test_a_burst_goes_at_once_and_the_rest_gets_slots() -> None:
+    now, standing, slots = gate(), FRESH, []
+    for _ in range(6):
+        standing, at, _ = now.admit("#a", standing, booked=False)
+        slots.append((at - NOW).total_seconds())
+    assert slots == [0, 0, 0, 1, 2, 3]
+
+
+def test_a_booked_slot_is_not_paid_twice() -> None:
+    full = Standing(spent_until=NOW + 100 * SECOND)
+    assert gate().admit("#a", full, booked=True) == (full, NOW, True)
+
+
+@given(
+    st.lists(st.floats(0, 10), max_size=80),
+    st.integers(1, 20),
+    st.integers(1, 600),
+    st.sampled_from(["s", "min"]),
+)
+def test_no_window_ever_takes_more_than_its_rate_and_a_burst(
+    arrivals: list[float], burst: int, number: int, unit: str
+) -> None:
+    pace = Pace(rate=Rate(number, unit), burst=burst, at_once=10_000)
+    standing, slots = FRESH, []
+    for arrival in sorted(arrivals):
+        standing, at, booked = gate(arrival, pace).admit("#a", standing, booked=False)
+        assert booked == (at > NOW + timedelta(seconds=arrival))
+        slots.append(at)
+    assert slots == sorted(slots)  # first come, first served
+    assert pace.rate is not None
+    for index, first in enumerate(slots):
+        for count, last in enumerate(slots[index:], 1):
+            assert count <= burst + (last - first) / pace.rate.interval + 1e-6
+
+
+def test_a_destination_that_asked_for_peace_gets_it() -> None:
+    asked = after(Later("slow down", retry_after=30 * SECOND))
+    assert (asked.failures, asked.held_until) == (0, NOW + 30 * SECOND)
+    for booked in (True, False):
+        assert gate(29).admit("#a", asked, booked=booked).at == NOW + 30 * SECOND
+    assert gate(30).admit("#a", asked, booked=False).at == NOW + 30 * SECOND
+
+
+def test_a_shorter_wish_does_not_undo_a_longer_one() -> None:
+    asked = after(Later("", retry_after=30 * SECOND), Later("", retry_after=SECOND))
+    assert asked.held_until == NOW + 30 * SECOND
+
+
+@pytest.mark.parametrize("failure", [Later("busy"), Unknown("no answer")])
+def test_a_destination_that_keeps_failing_is_tried_by_one_at_a_time(failure: Result) -> None:
+    almost = after(*[failure] * (ENOUGH - 1))
+    assert gate(10).admit("#a", almost, booked=False).at == NOW + 10 * SECOND
+
+    broken = after(*[failure] * ENOUGH)
+    opened = NOW + (ENOUGH - 1) * SECOND
+    assert broken.held_until == opened + FIRST_PAUSE
+    now = gate(60)
+    one = now.admit("#a", broken, booked=False)
+    other = now.admit("#a", one.standing, booked=False)
+    assert (one.at, other.at) == (now.now, now.now + FIRST_PAUSE)
+
+
+def test_pauses_grow_to_a_limit_and_a_success_ends_them() -> None:
+    broken = after(*[Later("busy")] * 40)
+    assert broken.held_until == NOW + 39 * SECOND + LONGEST_PAUSE
+    assert after(RECEIPT, standing=broken) == Standing(spent_until=FRESH.spent_until)
+
+
+@pytest.mark.parametrize(
+    "result", [RECEIPT, Never("no such channel"), Later("away", everyone=True), RuntimeError("a bug of ours")]
+)
+def test_what_says_nothing_of_the_destination_teaches_nothing(result: Result) -> None:
+    assert lesson("#a", result, NOW, troubled=False) is None
+
+
+def test_where_only_the_provider_counts_there_is_no_destination_to_learn_of() -> None:
+    assert lesson("", Unknown("no answer"), NOW, troubled=True) is None
+    crowd = gate(pace=Pace(at_once=1))
+    assert {crowd.admit("", FRESH, booked=False).at for _ in range(9)} == {NOW}
+
+
+def test_one_destination_never_has_all_the_hands() -> None:
+    crowd = gate(pace=Pace(at_once=2))
+    went = [crowd.admit(name, FRESH, booked=False).at == NOW for name in ("#a", "#a", "#a", "#b")]
+    assert went == [True, True, False, True]
+
+
+def test_a_provider_that_is_away_rests_and_one_finds_out() -> None:
+    breaker = Breaker()
+    assert breaker.hands(5, NOW) == 5
+    rests = []
+    for _ in range(7):
+        breaker.learn(Later("away", everyone=True), NOW)
+        rests.append(next(half for half in range(99) if breaker.hands(5, NOW + half * SECOND / 2)) / 2)
+        assert breaker.hands(5, NOW + 99 * SECOND) == 1
+    assert rests == [0.5, 1, 2, 4, 8, 10, 10]
+    breaker.learn(RECEIPT, NOW)
+    assert breaker.hands(5, NOW) == 5
+
+
+def test_a_provider_that_stopped_answering_rests_too() -> None:
+    breaker = Breaker()
+    for _ in range(ENOUGH - 1):
+        breaker.learn(Unknown("no answer"), NOW)
+    assert breaker.hands(5, NOW) == 5
+    breaker.learn(Unknown("no answer"), NOW)
+    assert breaker.hands(5, NOW) == 0
+
+
+def test_a_providers_own_wish_is_heeded() -> None:
+    breaker = Breaker()
+    breaker.learn(Later("maintenance", everyone=True, retry_after=60 * SECOND), NOW)
+    assert [breaker.hands(5, NOW + after * SECOND) for after in (59, 60)] == [0, 1]
