@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS ?= tests
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
-.PHONY: help demo test check test-broker bench-intake lock clean
+.PHONY: help demo test check test-broker test-faults bench-intake lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ demo: $(VENV)/.demo ## a day in the life of a team, with an inbox to look into (
 	@$(BIN)/dispatcher demo $(DEMO_ARGS)
 
 test: $(VENV)/.test ## every test that this machine can run
-	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not faults" $(TESTS) $(PYTEST_ARGS)
 
 check: $(VENV)/.test ## format, lint, types, import contracts, container files
 	$(BIN)/ruff check .
@@ -28,6 +28,9 @@ check: $(VENV)/.test ## format, lint, types, import contracts, container files
 
 test-broker: $(VENV)/.test ## the broker tests against real Apache Kafka, and nothing lighter
 	BROKER=apache $(BIN)/python -m pytest -m broker tests $(PYTEST_ARGS)
+
+test-faults: $(VENV)/.test ## the proofs: kills, outages, restarts and a soak, in half an hour (FAULT_SEED repeats one)
+	BROKER=apache $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_ARGS)
 
 bench-intake: $(VENV)/.test ## messages a second from real Kafka, beside a loop that does nothing with them
 	$(BIN)/python -m bench.intake
