@@ -1,0 +1,173 @@
+"""Killed again and again while it commits to SQLite: the file stays whole, and so does what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import aiohttp
+import pytest
+
+from dispatcher.encode import Format, write
+from tests.faults.rig import Replica, an_owing_event
+from tests.support.service import free_port
+from tests.support.standins import StandIns
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+CUTS = int(os.environ.get("FAULT_CUTS", "60"))
+PUBLISHERS = 8
+"""So many publishers at once, so that a commit is under way at nearly every moment."""
+LIFE = (0.02, 0.5)
+"""Seconds from the first answer of a process to its end."""
+OWED = ("email", "slack")
+
+INVARIANTS = {
+    "the file is whole": "SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
+    "every reference leads somewhere": "SELECT * FROM pragma_foreign_key_check",
+    "every event has all its deliveries": f"""
+        SELECT events.key, count(deliveries.key) AS owed FROM events LEFT JOIN deliveries ON event = events.key
+        GROUP BY events.key HAVING owed <> {len(OWED)}""",
+    "every delivery has its event": "SELECT key FROM deliveries WHERE event NOT IN (SELECT key FROM events)",
+    "every delivery has its content": "SELECT key FROM deliveries WHERE content NOT IN (SELECT digest FROM contents)",
+    "every content is sent by a delivery": "SELECT digest FROM contents WHERE digest NOT IN (SELECT content FROM deliveries)",
+    "what is sent has one attempt that says so": """
+        SELECT key, state, count(attempts.id) AS times FROM deliveries
+        LEFT JOIN attempts ON delivery = key AND outcome = 'sent'
+        GROUP BY key HAVING times <> (state = 'sent')""",
+    "what is settled has a time and no lease": """
+        SELECT key FROM deliveries
+        WHERE (state = 'waiting') = (settled_at IS NOT NULL) OR (state <> 'waiting' AND lease IS NOT NULL)""",
+    "no attempt is counted that was not begun": """
+        SELECT delivery FROM attempts JOIN deliveries ON delivery = key WHERE number > attempt""",
+}
+"""What must select nothing."""
+
+
+class Publishers:
+    """They hand events in over HTTP, and remember what they were promised."""
+
+    def __init__(self, url: str) -> None:
+        self.promised: dict[str, list[str]] = {}
+        """The events that were answered with 202, and the deliveries that the answer named."""
+        self.unanswered: set[str] = set()
+        self._url = url
+        self._numbers = itertools.count()
+
+    async def publish(self, first_answer: asyncio.Event) -> None:
+        """Hand in one event after the other, all at once, until the service is gone."""
+        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+            for _ in range(PUBLISHERS):
+                group.create_task(self._publish(session, first_answer))
+
+    async def _publish(self, session: aiohttp.ClientSession, first_answer: asyncio.Event) -> None:
+        while True:
+            event = an_owing_event(next(self._numbers), *OWED)
+            message = write(event, Format.NATIVE)
+            headers = {name.replace("ce_", "ce-"): value.decode() for name, value in message.headers}
+            self.unanswered.add(event.key)
+            try:
+                async with session.post(f"{self._url}/events", data=message.value, headers=headers) as answer:
+                    assert answer.status == 202, await answer.text()
+                    self.promised[event.key] = (await answer.json())["deliveries"]
+            except aiohttp.ClientError:
+                return
+            self.unanswered.discard(event.key)
+            first_answer.set()
+
+
+async def test_a_service_that_is_killed_while_it_commits_leaves_nothing_half_written(
+    rng: Random, figures: Callable[[str], None], tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    port = free_port()
+    publishers = Publishers(f"http://127.0.0.1:{port}")
+    async with StandIns() as standins:
+        settings = {
+            "http": {"listen": f"127.0.0.1:{port}"},
+            "ledger": {"url": "sqlite+aiosqlite:///./ledger.db", "lease": "3s"},
+            "channels": await standins.open(),
+        }
+        replica = Replica("one", tmp_path, settings)
+        sent: set[str] = set()
+        try:
+            for cut in range(1, CUTS + 1):
+                await replica.start()
+                await _work_and_die(replica, publishers, rng.uniform(*LIFE))
+                sent = _examine(tmp_path / "ledger.db", publishers.promised, sent, f"cut {cut}")
+            recorded = _events(tmp_path / "ledger.db") & publishers.unanswered
+            await replica.start()
+            states = await _all_sent(tmp_path / "ledger.db")
+            await replica.stop()
+            _examine(tmp_path / "ledger.db", publishers.promised, sent, "the end")
+        finally:
+            await replica.remove()
+
+    taken = Counter((handover.channel, handover.key) for handover in standins.handovers)
+    owed = {key for keys in publishers.promised.values() for key in keys}
+    lost = owed - {key for _, key in taken}
+    doubled = Counter(channel for (channel, _), number in taken.items() if number > 1)
+    figures(
+        f"{CUTS} kills during commits, {len(publishers.promised)} events acknowledged, {len(publishers.unanswered)} cut off"
+        f" of which {len(recorded)} were recorded; integrity and {len(INVARIANTS) - 1} invariants held each time;"
+        f" {dict(states)}; lost {len(lost)}; doubled {dict(doubled)}; {time.monotonic() - began:.0f} s"
+    )
+    assert not lost
+    assert not doubled["slack"]
+    assert doubled["email"] <= CUTS * settings["channels"]["email"].get("concurrency", 20)
+
+
+async def _work_and_die(replica: Replica, publishers: Publishers, life: float) -> None:
+    """Let a process record, claim and settle for a moment, then kill it."""
+    await replica.ready()
+    answered = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(publishers.publish(answered))
+        async with asyncio.timeout(30):
+            await answered.wait()
+        await asyncio.sleep(life)
+        await replica.kill()
+
+
+def _examine(file: Path, promised: dict[str, list[str]], sent_before: set[str], when: str) -> set[str]:
+    """Hold the ledger against its invariants and our promises; what is sent by now."""
+    with closing(sqlite3.connect(file)) as ledger:
+        for invariant, query in INVARIANTS.items():
+            assert not (broken := ledger.execute(query).fetchall()), f"{when}: not so: {invariant}: {broken[:5]}"
+        there = dict(_by_event(ledger))
+        sent = {key for (key,) in ledger.execute("SELECT key FROM deliveries WHERE state = 'sent'")}
+    for event, keys in promised.items():
+        assert there.get(event) == set(keys), f"{when}: {event} was acknowledged with {keys}: {there.get(event)}"
+    assert sent_before <= sent, f"{when}: no longer sent: {sorted(sent_before - sent)[:5]}"
+    return sent
+
+
+def _by_event(ledger: sqlite3.Connection) -> Iterator[tuple[str, set[str]]]:
+    rows = ledger.execute("SELECT event, group_concat(key) FROM deliveries GROUP BY event")
+    return ((event, set(keys.split(","))) for event, keys in rows)
+
+
+def _events(file: Path) -> set[str]:
+    with closing(sqlite3.connect(file)) as ledger:
+        return {key for (key,) in ledger.execute("SELECT key FROM events")}
+
+
+async def _all_sent(file: Path) -> Counter[str]:
+    """Wait until nothing is owed; the states as they then, or at last, are."""
+    query = "SELECT state, count(*) FROM deliveries GROUP BY state"
+    patience = time.monotonic() + 60
+    while True:
+        with closing(sqlite3.connect(file)) as ledger:
+            states: Counter[str] = Counter(dict(ledger.execute(query).fetchall()))
+        if not states["waiting"] or time.monotonic() > patience:
+            assert set(+states) == {"sent"}, states
+            return states
+        await asyncio.sleep(0.5)
