@@ -1,0 +1,163 @@
+"""Three providers in trouble at once: all is delivered, nobody is bothered early, and nobody more than needed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from dispatcher.delivery import State
+from dispatcher.holds import FIRST_REST, LONGEST_REST
+from dispatcher.retry import FLOOR, RetryPolicy
+from tests.faults.rig import Replica, an_owing_event, publishing, replicas, the_truth
+from tests.support.brokers.apache import ApacheKafka
+from tests.support.standins import RETRY_AFTER, Handover, Mood, StandIns
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+EVENTS = 100
+OWED = ("email", "slack", "pagerduty")
+SLACK_CHANNELS = 20
+HANDS = 20
+DOWN = 60.0
+"""Seconds for which the relay can't be reached."""
+BUSY = 15.0
+"""Seconds for which it then answers 451."""
+POLICY = RetryPolicy(initial=timedelta(seconds=1), ceiling=timedelta(seconds=4))
+PAGERDUTY_PATIENCE = 2
+"""Seconds after which an answer of PagerDuty's is no longer waited for."""
+ON_THE_WAY = 0.5
+"""Seconds: what was on its way to a Slack channel when another message was refused there may still come."""
+
+
+class Troubles:
+    """The providers' moods, and the exact number of times that each should have been bothered."""
+
+    def __init__(self, rng: Random) -> None:
+        self.relay_takes_mail = False
+        self._rng = rng
+        self._swallowed: set[str] = set()
+
+    def mood(self, channel: str, key: str) -> Mood:
+        match channel:
+            case "email":
+                return Mood.TAKE if self.relay_takes_mail else Mood.REFUSE
+            case "slack":
+                return self._rng.choice((Mood.TAKE, Mood.REFUSE))
+            case _ if key in self._swallowed:
+                return Mood.TAKE
+            case _:
+                self._swallowed.add(key)
+                return self._rng.choice((Mood.TAKE, Mood.TAKE, Mood.SILENCE, Mood.HANG_UP))
+
+
+async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than_the_policy_says(
+    rng: Random, figures: Callable[[str], None], apache: ApacheKafka, topic: str, postgres_url: str, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    troubles = Troubles(rng)
+    async with StandIns(mood=troubles.mood) as standins, the_truth(postgres_url) as truth:
+        channels = await standins.open(mail=False)
+        for section in channels.values():
+            section["concurrency"] = HANDS
+            section["retry"] = {"initial": "1s", "ceiling": "4s"}
+        channels["pagerduty"]["timeout"] = PAGERDUTY_PATIENCE
+        kafka = {"bootstrap_servers": apache.bootstrap_servers, "topics": [topic], "group_id": f"group-{topic}"}
+        settings = {"kafka": kafka, "ledger": {"url": postgres_url}, "channels": channels}
+        async with (
+            replicas(Replica("one", tmp_path, settings)) as (replica,),
+            publishing(apache.bootstrap_servers, topic) as publish,
+        ):
+            await replica.ready()
+            down = time.time()
+            for number in range(EVENTS):
+                await publish(an_owing_event(number, *OWED, spread=SLACK_CHANNELS))
+            await asyncio.sleep(DOWN)
+            busy = time.time()
+            await standins.open_mail(channels["email"]["port"])
+            await asyncio.sleep(BUSY)
+            troubles.relay_takes_mail, well = True, time.time()
+            states = await truth.settled(EVENTS * len(OWED), seconds=60)
+            await replica.stop()
+        rows = (await truth.rows()).values()
+
+    asked = {channel: [one for one in standins.handovers if one.channel == channel] for channel in OWED}
+    moods = {channel: Counter(one.mood for one in handovers) for channel, handovers in asked.items()}
+    swallowed = moods["pagerduty"][Mood.SILENCE] + moods["pagerduty"][Mood.HANG_UP]
+    in_vain = sum(ended < busy for row in rows if row.channel == "email" for _, ended, _ in row.spans)
+    found_out = asked["email"][0].came - busy
+    delivered = max(one.at for one in asked["email"]) - well
+    figures(
+        f"{EVENTS} events, {dict(states)}; relay down {busy - down:.0f} s: {in_vain} attempts of {_in_vain_budget()};"
+        f" its return found out in {found_out:.1f} s; 451 for {well - busy:.0f} s:"
+        f" {moods['email'][Mood.REFUSE]} refused of {_refused_budget()}, all delivered {delivered:.1f} s later;"
+        f" Slack: {moods['slack'][Mood.REFUSE]} of {len(asked['slack'])} posts answered 429, none repeated early;"
+        f" PagerDuty: {swallowed} of {len(asked['pagerduty'])} posts taken without an answer,"
+        f" {len({one.key for one in asked['pagerduty']})} incidents; {time.monotonic() - began:.0f} s"
+    )
+
+    assert states == {State.SENT: EVENTS * len(OWED)}
+    for channel in OWED:
+        assert {one.key for one in asked[channel]} == {row.key for row in rows if row.channel == channel}
+    assert len(asked["email"]) == EVENTS + moods["email"][Mood.REFUSE]
+    assert len(asked["slack"]) == EVENTS + moods["slack"][Mood.REFUSE]
+    assert len(asked["pagerduty"]) == EVENTS + swallowed
+    assert all(_alike(told) for told in _by(asked["pagerduty"], lambda one: one.key))
+    assert in_vain <= _in_vain_budget()
+    assert moods["email"][Mood.REFUSE] <= _refused_budget()
+    assert found_out <= LONGEST_REST.total_seconds() + 2
+    assert delivered <= POLICY.ceiling.total_seconds() + 5
+    _nobody_is_bothered_early(asked)
+
+
+def _nobody_is_bothered_early(asked: dict[str, list[Handover]]) -> None:
+    for channel, handovers in asked.items():
+        wish = RETRY_AFTER if channel == "slack" else FLOOR.total_seconds()
+        for told in _by(handovers, lambda one: one.key):
+            for earlier, later in pairwise(told):
+                assert later.came - earlier.at >= wish, f"repeated too early: {earlier} {later}"
+    for told in _by(asked["slack"], lambda one: one.target):
+        for refused in (one for one in told if not one.taken):
+            early = [one for one in told if ON_THE_WAY < one.came - refused.at < RETRY_AFTER]
+            assert not early, f"{refused} asked for peace, and then came {early}"
+
+
+def _by(handovers: list[Handover], what: Callable[[Handover], str]) -> Iterable[list[Handover]]:
+    groups = defaultdict(list)
+    for one in handovers:
+        groups[what(one)].append(one)
+    return groups.values()
+
+
+def _alike(told: list[Handover]) -> bool:
+    """Whether PagerDuty was told the very same each time, and so makes one incident of it."""
+    return len({(one.target, one.body) for one in told}) == 1
+
+
+def _in_vain_budget() -> int:
+    """Attempts on a relay that is away: one of each hand, then a single one after each rest, and rests grow."""
+    knocks, passed, rest = 0, 0.0, FIRST_REST.total_seconds()
+    while passed < DOWN:
+        knocks, passed, rest = knocks + 1, passed + rest, min(2 * rest, LONGEST_REST.total_seconds())
+    return HANDS + knocks
+
+
+def _refused_budget() -> int:
+    """Attempts on a relay that refuses each mail by itself: what the policy's mean waits make of that time, and a tenth.
+
+    Full jitter draws evenly up to the bound, and what falls below the floor waits for the floor.
+    """
+    attempts, passed, floor = 0, 0.0, FLOOR.total_seconds()
+    while passed < BUSY:
+        attempts += 1
+        bound = POLICY.bound(attempts).total_seconds()
+        passed += floor + (bound - floor) ** 2 / (2 * bound)
+    return math.ceil(EVENTS * attempts * 1.1)
