@@ -26,11 +26,11 @@ EVENTS = 50 * KILLS
 OWED = ("email", "slack", "pagerduty")
 HANDS = 5
 """A courier's hands: each carries one message at a time, so a kill can catch so many of a channel, and no more."""
-GAP = (0.4, 3.6)
+GAP = (0.5, 4.5)
 """Seconds between two kills; a new process takes one or two of them to start."""
 STARTING = 0.3
 """Seconds: no process is up and sending so soon; what comes then was on the wire when its sender was killed."""
-LATENCY = (0.0, 0.1)
+LATENCY = (0.0, 0.2)
 """Seconds that a provider takes to accept a message, and again to answer."""
 
 
@@ -84,11 +84,10 @@ async def _kill_again_and_again(two: list[Replica], publish: Publish, truth: Tru
     numbers = iter(range(EVENTS))
     caught = []
     for _ in range(KILLS):
-        steps, gap = 10, rng.uniform(*GAP)
-        for _ in range(steps):
-            for _ in range(EVENTS // KILLS // steps):
-                await publish(an_owing_event(next(numbers), *OWED))
-            await asyncio.sleep(gap / steps)
+        gap = rng.uniform(*GAP)
+        for _ in range(EVENTS // KILLS):
+            await publish(an_owing_event(next(numbers), *OWED))
+            await asyncio.sleep(gap * KILLS / EVENTS)
         victim = rng.choice(two)
         await victim.kill()
         caught.append((await truth.held_by(victim.pid)).total())
