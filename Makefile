@@ -29,7 +29,7 @@ check: $(VENV)/.test ## format, lint, types, import contracts, container files
 test-broker: $(VENV)/.test ## the broker tests against real Apache Kafka, and nothing lighter
 	BROKER=apache $(BIN)/python -m pytest -m broker tests $(PYTEST_ARGS)
 
-test-faults: $(VENV)/.test ## the proofs: kills, outages, restarts and a soak, in half an hour (FAULT_SEED repeats one)
+test-faults: $(VENV)/.test ## the proofs: kills, restarts, outages and a soak, twenty minutes in all
 	BROKER=apache $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_ARGS)
 
 bench-intake: $(VENV)/.test ## messages a second from real Kafka, beside a loop that does nothing with them

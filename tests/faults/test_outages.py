@@ -15,7 +15,6 @@ from random import Random
 import pytest
 
 from dispatcher.delivery import State
-from dispatcher.holds import FIRST_REST, LONGEST_REST
 from dispatcher.retry import FLOOR, RetryPolicy
 from tests.faults.rig import Replica, an_owing_event, publishing, replicas, the_truth
 from tests.support.brokers.apache import ApacheKafka
@@ -32,6 +31,8 @@ DOWN = 60.0
 BUSY = 15.0
 """Seconds for which it then answers 451."""
 POLICY = RetryPolicy(initial=timedelta(seconds=1), ceiling=timedelta(seconds=4))
+FIRST_REST, LONGEST_REST = 0.5, 10.0
+"""Seconds for which a provider that is away is left alone: doubling from the one to the other."""
 PAGERDUTY_PATIENCE = 2
 """Seconds after which an answer of PagerDuty's is no longer waited for."""
 ON_THE_WAY = 0.5
@@ -113,7 +114,7 @@ async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than
     assert all(_alike(told) for told in _by(asked["pagerduty"], lambda one: one.key))
     assert in_vain <= _in_vain_budget()
     assert moods["email"][Mood.REFUSE] <= _refused_budget()
-    assert found_out <= LONGEST_REST.total_seconds() + 2
+    assert found_out <= LONGEST_REST + 2
     assert delivered <= POLICY.ceiling.total_seconds() + 5
     _nobody_is_bothered_early(asked)
 
@@ -144,9 +145,9 @@ def _alike(told: list[Handover]) -> bool:
 
 def _in_vain_budget() -> int:
     """Attempts on a relay that is away: one of each hand, then a single one after each rest, and rests grow."""
-    knocks, passed, rest = 0, 0.0, FIRST_REST.total_seconds()
+    knocks, passed, rest = 0, 0.0, FIRST_REST
     while passed < DOWN:
-        knocks, passed, rest = knocks + 1, passed + rest, min(2 * rest, LONGEST_REST.total_seconds())
+        knocks, passed, rest = knocks + 1, passed + rest, min(2 * rest, LONGEST_REST)
     return HANDS + knocks
 
 
