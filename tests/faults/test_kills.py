@@ -59,7 +59,7 @@ async def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
     assert states == {State.SENT: EVENTS * len(OWED)}
     assert not account.lost
     account.check()
-    assert sum(map(bool, caught)) >= KILLS / 4, "too few kills caught anything in hand to prove anything"
+    assert sum(map(bool, caught)) >= KILLS / 2, "too few kills caught anything in hand to prove anything"
 
 
 def _settings(name: str, kafka: ApacheKafka, topic: str, ledger: str, channels: dict[str, Any]) -> dict[str, Any]:
