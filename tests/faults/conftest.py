@@ -13,8 +13,10 @@ _FIGURES = "figures"
 
 @pytest.fixture
 def seed() -> int:
-    """FAULT_SEED, or another one each time."""
-    return int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
+    """FAULT_SEED, or another one each time; a failure shows it."""
+    drawn = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"FAULT_SEED={drawn}")
+    return drawn
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than
         f" {len({one.key for one in asked['pagerduty']})} incidents; {time.monotonic() - began:.0f} s"
     )
 
-    assert states == {State.SENT: EVENTS * len(OWED)}
+    assert states == {State.SENT: EVENTS * len(OWED)}, [row for row in rows if row.state is not State.SENT][:5]
     for channel in OWED:
         assert {one.key for one in asked[channel]} == {row.key for row in rows if row.channel == channel}
     assert len(asked["email"]) == EVENTS + moods["email"][Mood.REFUSE]
