@@ -44,6 +44,8 @@ async def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
             for name in ("one", "two")
         ]
         async with replicas(*two), publishing(apache.bootstrap_servers, topic) as publish:
+            for replica in two:
+                await replica.ready()
             caught = await _kill_again_and_again(two, publish, truth, rng)
             states = await truth.settled(EVENTS * len(OWED), seconds=120)
             for replica in two:
