@@ -26,8 +26,10 @@ EVENTS = 50 * KILLS
 OWED = ("email", "slack", "pagerduty")
 HANDS = 5
 """A courier's hands: each carries one message at a time, so a kill can catch so many of a channel, and no more."""
-GAP = (0.5, 4.5)
-"""Seconds between two kills; a new process takes one or two of them to start."""
+GAP = (0.3, 3.0)
+"""Seconds of work before a kill."""
+YOUNG = 0.15
+"""So many of the victims may be killed while they are still starting."""
 STARTING = 0.3
 """Seconds: no process is up and sending so soon; what comes then was on the wire when its sender was killed."""
 LATENCY = (0.0, 0.2)
@@ -86,11 +88,12 @@ async def _kill_again_and_again(two: list[Replica], publish: Publish, truth: Tru
     numbers = iter(range(EVENTS))
     caught = []
     for _ in range(KILLS):
-        gap = rng.uniform(*GAP)
+        victim, gap = rng.choice(two), rng.uniform(*GAP)
+        if rng.random() > YOUNG:
+            await victim.ready()
         for _ in range(EVENTS // KILLS):
             await publish(an_owing_event(next(numbers), *OWED))
             await asyncio.sleep(gap * KILLS / EVENTS)
-        victim = rng.choice(two)
         await victim.kill()
         caught.append((await truth.held_by(victim.pid)).total())
         await victim.start()
