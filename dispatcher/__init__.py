@@ -2,6 +2,7 @@
 
     Kafka, HTTP     kafka, web          messages arrive (the seam is `source`)
     -> understand   decode              bytes become an Event, or the reason why not
+    -> look up      flyte_admin         what the engine knows of the execution, and whom it would tell
     -> decide       rules               who is to be told, and why
     -> plan         plan, rendering     what is owed: messages with stable keys and finished content
     -> record       ledger              one transaction a batch; only then the offset is committed

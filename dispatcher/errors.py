@@ -15,8 +15,16 @@ class Unreadable(DispatcherError):
     """A message from a source that can't be understood; the message says why."""
 
 
-class LedgerUnavailable(DispatcherError):
-    """The ledger can't be read or written now; intake waits, nothing is lost."""
+class Unavailable(DispatcherError):
+    """Something that intake can't do without is away; intake waits, nothing is lost."""
+
+
+class LedgerUnavailable(Unavailable):
+    """The ledger can't be read or written now."""
+
+
+class FlyteAdminUnavailable(Unavailable):
+    """FlyteAdmin can't be asked now; the message names the setting that may be wrong."""
 
 
 class LedgerIncompatible(DispatcherError):

@@ -1,24 +1,26 @@
-"""From messages to the ledger: understand, decide, plan, record; only then commit.
+"""From messages to the ledger: understand, look up, decide, plan, record; only then commit.
 
 Nothing is silently skipped: what can't be understood is recorded with the reason, and the next goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import structlog
 
 from dispatcher.clock import Clock
 from dispatcher.decode import Headers, decode, is_foreign
-from dispatcher.errors import LedgerUnavailable, Unreadable
-from dispatcher.event import Event
+from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
+from dispatcher.event import Event, ExecutionId
 from dispatcher.ledger import Ledger, Recorded, Rejected, rejected_id
 from dispatcher.plan import Planner
-from dispatcher.rules import RuleBook, Verdict, decide
+from dispatcher.rules import Resolved, RuleBook, Unresolved, decide, decides_itself
 from dispatcher.source import Batch, Source
 
 log = structlog.get_logger(__name__)
@@ -35,10 +37,26 @@ class Heard:
 
 
 PAUSE = timedelta(seconds=1)
-"""How long a batch rests before the ledger is tried again."""
+"""How long a batch rests before the ledger is tried again, and at first before FlyteAdmin is."""
+LONGEST_PAUSE = timedelta(seconds=15)
+"""The rests before FlyteAdmin grow up to this: whoever checks passwords locks out those who show a wrong one often."""
 
 Brought = tuple[Headers, bytes | None, str]
 """A message's headers and value, and where it came from, in words."""
+Answer = Resolved | Unresolved
+LookUp = Callable[[ExecutionId], Awaitable[Answer]]
+"""What FlyteAdmin says of an execution. Raises FlyteAdminUnavailable."""
+_Done = TypeVar("_Done")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A message that tells of an execution's end, understood and not yet decided."""
+
+    event: Event
+    headers: Headers
+    value: bytes
+    position: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,55 +70,105 @@ class Intake:
     clock: Clock
     recorded: Callable[[Heard], None] = lambda _: None
     """Told of each batch that is in the ledger: couriers may have work."""
+    look_up: LookUp | None = None
+    """Asks FlyteAdmin; None where rules come from events and files alone."""
 
     async def run(self, source: Source) -> None:
-        """Take batches until the source ends. While the ledger is away a batch waits, and so does the source."""
+        """Take batches until the source ends.
+
+        While FlyteAdmin or the ledger is away a batch waits, and so does the source.
+        """
         async with aclosing(source.batches()) as batches:
             async for batch in batches:
-                entries = self._understood(batch)
-                while True:
-                    try:
-                        await self._record(entries)
-                    except LedgerUnavailable as error:
-                        log.warning("waiting for the ledger", reason=str(error))
-                        if not await source.wait(PAUSE):
-                            return
-                    else:
-                        break
+                if not await self._pass_on(batch, source):
+                    return
                 await batch.commit()
 
     async def take(self, messages: Iterable[Brought]) -> Heard:
-        """Understand, decide, plan and record some messages.
+        """Understand, look up, decide, plan and record some messages.
 
-        Raises LedgerUnavailable; nothing is then recorded, and the same messages may be brought again.
+        Raises Unavailable; nothing is then recorded, and the same messages may be brought again.
         """
-        entries = (self.understand(headers, value, position) for headers, value, position in messages)
-        return await self._record([entry for entry in entries if entry is not None])
+        return await self._record(await self.understand(messages))
 
-    def understand(self, headers: Headers, value: bytes | None, position: str) -> Recorded | Rejected | None:
-        """What one message comes to; None where it is no event of ours, or the execution goes on."""
-        try:
-            event = decode(headers, value)
-            if event is None or not event.phase.terminal:
-                return None
-            return self._weigh(event, headers, value or b"", position)
-        except Unreadable as error:
-            return self._reject(str(error), headers, value or b"", position)
-        except Exception as error:  # one message that trips over a bug of ours must not hold up the others
-            log.exception("a message could not be handled", position=position)
-            return self._reject(f"internal error: {type(error).__name__}; see the log", headers, value or b"", position)
+    async def understand(self, messages: Iterable[Brought]) -> list[Recorded | Rejected]:
+        """What messages come to; nothing where one is no event of ours, or the execution goes on.
 
-    def _understood(self, batch: Batch) -> list[Recorded | Rejected]:
-        entries: list[Recorded | Rejected] = [
-            self._reject(reason, (), b"", position) for position, reason in batch.spoilt
-        ]
+        Raises FlyteAdminUnavailable.
+        """
+        read = [entry for message in messages if (entry := self._read(*message)) is not None]
+        answers: dict[ExecutionId, Answer] = {}
+        await self._ask(read, answers)
+        return self._weighed(read, answers)
+
+    async def _pass_on(self, batch: Batch, source: Source) -> bool:
+        """Bring a batch into the ledger; False where we were stopped before it was there."""
+        read = self._glanced(batch)
+        answers: dict[ExecutionId, Answer] = {}  # what was answered is not asked again, however long the rest takes
+        if await _until_done(lambda: self._ask(read, answers), source) is None:
+            return False
+        entries = self._weighed(read, answers)
+        return await _until_done(lambda: self._record(entries), source) is not None
+
+    def _glanced(self, batch: Batch) -> list[_Ended | Rejected]:
+        read: list[_Ended | Rejected] = [self._reject(reason, (), b"", position) for position, reason in batch.spoilt]
         for message in batch.messages:
             if is_foreign(message.headers):  # most of Flyte's topic: no more than this glance is spent on it
                 continue
-            entry = self.understand(message.headers, message.value, batch.position(message))
+            entry = self._read(message.headers, message.value, batch.position(message))
             if entry is not None:
-                entries.append(entry)
-        return entries
+                read.append(entry)
+        return read
+
+    def _read(self, headers: Headers, value: bytes | None, position: str) -> _Ended | Rejected | None:
+        try:
+            event = decode(headers, value)
+        except Unreadable as error:
+            return self._reject(str(error), headers, value or b"", position)
+        except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
+            return self._trip_over(error, headers, value or b"", position)
+        if event is None or not event.phase.terminal:
+            return None
+        return _Ended(event, headers, value or b"", position)
+
+    async def _ask(
+        self, read: Iterable[_Ended | Rejected], answers: MutableMapping[ExecutionId, Answer]
+    ) -> Mapping[ExecutionId, Answer]:
+        """Look up, all at once, the executions that the events alone don't settle, into `answers`.
+
+        Raises FlyteAdminUnavailable as soon as one can't be looked up; `answers` keeps the others'.
+        """
+        ended = (entry.event for entry in read if isinstance(entry, _Ended))
+        if self.look_up is None:
+            return answers
+        wanted = dict.fromkeys(event.execution for event in ended if not decides_itself(event))
+        try:
+            async with asyncio.TaskGroup() as asking:
+                for execution in wanted:
+                    if execution not in answers:
+                        asking.create_task(self._ask_for(execution, self.look_up, answers))
+        except ExceptionGroup as away:
+            raise away.exceptions[0] from None
+        return answers
+
+    async def _ask_for(
+        self, execution: ExecutionId, look_up: LookUp, answers: MutableMapping[ExecutionId, Answer]
+    ) -> None:
+        try:
+            answers[execution] = await look_up(execution)
+        except Unavailable:
+            raise
+        except Exception as error:  # as with a message: one execution must not hold up the others
+            log.exception("an execution could not be looked up", execution=str(execution))
+            answers[execution] = Unresolved(f"internal error: {type(error).__name__}; see the log")
+
+    def _weighed(
+        self, read: Iterable[_Ended | Rejected], answers: Mapping[ExecutionId, Answer]
+    ) -> list[Recorded | Rejected]:
+        return [
+            entry if isinstance(entry, Rejected) else self._weigh(entry, answers.get(entry.event.execution))
+            for entry in read
+        ]
 
     async def _record(self, entries: Sequence[Recorded | Rejected]) -> Heard:
         recorded = [entry for entry in entries if isinstance(entry, Recorded)]
@@ -111,18 +179,26 @@ class Intake:
         self.recorded(heard)
         return heard
 
-    def _weigh(self, event: Event, headers: Headers, value: bytes, position: str) -> Recorded | Rejected:
-        decision = decide(event, self.rules())
-        if decision.verdict is Verdict.UNKNOWN_LAUNCH_PLAN:
-            return self._reject(decision.reason, headers, value, position, event=event.key)
-        return Recorded(
-            event=event,
-            position=position,
-            verdict=decision.verdict,
-            reason=decision.reason,
-            considered=[look.as_data() for look in decision.considered],
-            deliveries=self.planner.plan(event, decision.matched, now=self.clock.now()),
-        )
+    def _weigh(self, ended: _Ended, answer: Answer | None) -> Recorded | Rejected:
+        try:
+            event = answer.complete(ended.event) if isinstance(answer, Resolved) else ended.event
+            decision = decide(event, self.rules(), answer)
+            if not decision.verdict.known:
+                return self._reject(decision.reason, ended.headers, ended.value, ended.position, event=event.key)
+            return Recorded(
+                event=event,
+                position=ended.position,
+                verdict=decision.verdict,
+                reason=decision.reason,
+                considered=[look.as_data() for look in decision.considered],
+                deliveries=self.planner.plan(event, decision.matched, now=self.clock.now()),
+            )
+        except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
+            return self._trip_over(error, ended.headers, ended.value, ended.position)
+
+    def _trip_over(self, error: Exception, headers: Headers, value: bytes, position: str) -> Rejected:
+        log.error("a message could not be handled", position=position, exc_info=error)
+        return self._reject(f"internal error: {type(error).__name__}; see the log", headers, value, position)
 
     def _reject(
         self, reason: str, headers: Headers, value: bytes, position: str, *, event: str | None = None
@@ -137,6 +213,22 @@ class Intake:
             size=len(value),
             event=event,
         )
+
+
+async def _until_done(step: Callable[[], Awaitable[_Done]], source: Source) -> _Done | None:
+    """Try a step until what it needs is there; None where the source was stopped first."""
+    pause = PAUSE
+    while True:
+        try:
+            return await step()
+        except FlyteAdminUnavailable as error:
+            log.warning("waiting for FlyteAdmin", reason=str(error))
+            rest, pause = pause, min(pause * 2, LONGEST_PAUSE)
+        except Unavailable as error:
+            log.warning("waiting for the ledger", reason=str(error))
+            rest = PAUSE
+        if not await source.wait(rest):
+            return None
 
 
 def _tell(heard: Heard) -> None:

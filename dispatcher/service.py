@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
+from typing import TYPE_CHECKING
 
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
@@ -19,6 +20,7 @@ from channels.secret import reveal
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
 from dispatcher.errors import LedgerUnavailable, SettingsError
+from dispatcher.flyte_admin import open_flyte_admin
 from dispatcher.intake import Heard, Intake
 from dispatcher.kafka import KafkaSource
 from dispatcher.ledger import Ledger
@@ -30,6 +32,9 @@ from dispatcher.web.app import application
 from dispatcher.web.events import EventsPage
 from dispatcher.web.health import Question, ReadyPage
 from dispatcher.web.server import serving
+
+if TYPE_CHECKING:  # it needs an extra to be loaded
+    from dispatcher.flyte_admin.client import FlyteAdmin
 
 log = structlog.get_logger(__name__)
 
@@ -75,14 +80,21 @@ class Service:
             rules = LaunchPlanFiles(self.settings.rules.launch_plans)
             rules.load()
             rules.tell_problems()
+            admin = await stack.enter_async_context(asking_flyte_admin(self.settings, self.clock))
             planner = make_planner(self.settings, channels)
             self._couriers = [self._courier(name, channel, ledger, planner) for name, channel in channels.items()]
-            intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce)
+            look_up = admin.look_up if admin is not None else None
+            intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
             source = KafkaSource(self.settings.kafka) if self.settings.kafka is not None else None
-            await self._run_rooms(intake, rules, source, ledger)
+            await self._run_rooms(intake, rules, source, ledger, admin)
 
     async def _run_rooms(
-        self, intake: Intake, rules: LaunchPlanFiles, source: KafkaSource | None, ledger: Ledger
+        self,
+        intake: Intake,
+        rules: LaunchPlanFiles,
+        source: KafkaSource | None,
+        ledger: Ledger,
+        admin: FlyteAdmin | None,
     ) -> None:
         async with asyncio.TaskGroup() as rooms:
             carrying = [rooms.create_task(courier.run(), name=f"courier {courier.name}") for courier in self._couriers]
@@ -90,13 +102,15 @@ class Service:
             taking.append(rooms.create_task(self._forget_old(ledger), name="retention"))
             if source is not None:
                 taking.append(rooms.create_task(intake.run(source), name="kafka"))
-            async with self._web(intake, source, ledger) as url:
+            async with self._web(intake, source, ledger, admin) as url:
                 log.info("ready", http=url, channels=sorted(courier.name for courier in self._couriers))
                 self.ready(url)
                 await self._stopping.wait()
                 log.info("stopping", grace=self.settings.grace.total_seconds())
                 if source is not None:
                     source.stop()
+                if admin is not None:
+                    admin.hurry()
                 await asyncio.wait(taking)
             await self._drain(carrying)
         log.info("stopped")
@@ -152,7 +166,9 @@ class Service:
         )
 
     @asynccontextmanager
-    async def _web(self, intake: Intake, source: KafkaSource | None, ledger: Ledger) -> AsyncIterator[str | None]:
+    async def _web(
+        self, intake: Intake, source: KafkaSource | None, ledger: Ledger, admin: FlyteAdmin | None
+    ) -> AsyncIterator[str | None]:
         http = self.settings.http
         if http is None:
             yield None
@@ -160,6 +176,8 @@ class Service:
         questions: dict[str, Question] = {"ledger": ledger.ping, "service": self._not_stopping}
         if source is not None:
             questions["kafka"] = source.trouble
+        if admin is not None:
+            questions["flyte_admin"] = admin.trouble
         events = EventsPage(intake.take, lambda: reveal(http.token, http.token_file))
         async with serving(application(events, ReadyPage(questions)), *http.address) as url:
             yield url
@@ -192,6 +210,17 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
     if problems := list(planner.unreachable()):
         raise SettingsError("\n".join(problems))
     return planner
+
+
+@asynccontextmanager
+async def asking_flyte_admin(settings: Settings, clock: Clock) -> AsyncIterator[FlyteAdmin | None]:
+    """The client of FlyteAdmin, or None where it is switched off. Raises SettingsError where it can't be made."""
+    config = settings.rules.flyte_admin
+    if config is None:
+        yield None
+        return
+    async with open_flyte_admin(config, clock) as admin:
+        yield admin
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@ from channels.catalog import KINDS
 from channels.secret import SecretFile, one_of
 from dispatcher.duration import Duration
 from dispatcher.errors import SettingsError
+from dispatcher.flyte_admin import FlyteAdminConfig
 from dispatcher.kafka import KafkaConfig
 from dispatcher.located import Document, Malformed, parse
 from dispatcher.pacing import Pace, RateOption
@@ -102,6 +103,8 @@ class RulesSettings(_Section):
 
     launch_plans: Paths = ()
     """Files and folders of launch plans; read again when they change."""
+    flyte_admin: FlyteAdminConfig | None = None
+    """Where the engine itself is asked, before any file."""
 
 
 class TemplateSettings(_Section):

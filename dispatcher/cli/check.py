@@ -9,12 +9,16 @@ from dispatcher.cli.options import Config
 
 def check(config: Config = None) -> None:
     """Validate the settings, the rule files and the templates. Exit status 1 where something is wrong."""
+    from dispatcher.clock import SystemClock
+    from dispatcher.flyte_admin import open_flyte_admin
     from dispatcher.rendering import Renderer
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.service import make_planner, open_channels
     from dispatcher.settings import load
 
     settings = load(config)
+    if settings.rules.flyte_admin is not None:
+        open_flyte_admin(settings.rules.flyte_admin, SystemClock())
     make_planner(settings, open_channels(settings))
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()

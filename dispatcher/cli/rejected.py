@@ -104,29 +104,37 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     from dispatcher.intake import Intake
     from dispatcher.ledger import Rejected
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.service import make_planner, open_channels
+    from dispatcher.service import asking_flyte_admin, make_planner, open_channels
 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     clock = SystemClock()
-    intake = Intake(ledger, lambda: rules.book, make_planner(settings, open_channels(settings)), clock)
+    planner = make_planner(settings, open_channels(settings))
     held = [entry for start in ids for entry in await ledger.find_rejected(limit=REPLAYED_AT_MOST, id_starts=start)]
     understood = 0
-    for entry in {entry.id: entry for entry in held if entry.replayed_at is None}.values():
-        result = intake.understand(entry.headers, entry.body, entry.position) if entry.whole else entry
-        if isinstance(result, Rejected):
-            said = (
-                result.reason if entry.whole else f"only its first {len(entry.body)} bytes were kept: publish it again"
-            )
-        else:
-            understood += 1
-            said = (
-                f"{result.event.key}: {result.reason}" if result is not None else "no event of ours, by today's reading"
-            )
-            if not dry_run:
-                await intake.take([(entry.headers, entry.body, entry.position)])
-                await ledger.replayed(entry.id, now=clock.now())
-        console.print(f"{entry.id[:8]}  {said}", markup=False, highlight=False, soft_wrap=True)
+    async with asking_flyte_admin(settings, clock) as admin:
+        look_up = admin.look_up if admin is not None else None
+        intake = Intake(ledger, lambda: rules.book, planner, clock, look_up=look_up)
+        for entry in {entry.id: entry for entry in held if entry.replayed_at is None}.values():
+            message = (entry.headers, entry.body, entry.position)
+            result = next(iter(await intake.understand([message])), None) if entry.whole else entry
+            if isinstance(result, Rejected):
+                said = (
+                    result.reason
+                    if entry.whole
+                    else f"only its first {len(entry.body)} bytes were kept: publish it again"
+                )
+            else:
+                understood += 1
+                said = (
+                    f"{result.event.key}: {result.reason}"
+                    if result is not None
+                    else "no event of ours, by today's reading"
+                )
+                if not dry_run:
+                    await intake.take([message])
+                    await ledger.replayed(entry.id, now=clock.now())
+            console.print(f"{entry.id[:8]}  {said}", markup=False, highlight=False, soft_wrap=True)
     return understood
 
 

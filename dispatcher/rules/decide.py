@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from dispatcher.event import Event
+from dispatcher.rules.resolved import Resolved, Unresolved
 from dispatcher.rules.rulebook import ANY, Rule, RuleBook
 
 
@@ -21,6 +22,13 @@ class Verdict(StrEnum):
     """Notifications are disabled for this execution."""
     UNKNOWN_LAUNCH_PLAN = "unknown launch plan"
     """The event doesn't say whose rules hold, and no `*` rules serve its project and domain."""
+    UNRESOLVED = "unresolved"
+    """FlyteAdmin doesn't say whose rules hold, and no file does."""
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known who is to be told, be it nobody."""
+        return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.UNRESOLVED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,16 @@ class Decision:
         return [look.rule for look in self.considered if look.matched]
 
 
-def decide(event: Event, book: RuleBook) -> Decision:
-    """Say who is to be told of a terminal event, by which rules."""
+def decides_itself(event: Event) -> bool:
+    """Whether the Options that the event brings settle who is told, whatever other sources say."""
+    return event.options is not None and (event.options.disable_notifications or bool(event.options.notifications))
+
+
+def decide(event: Event, book: RuleBook, admin: Resolved | Unresolved | None = None) -> Decision:
+    """Say who is to be told of a terminal event, by which rules.
+
+    `admin` is what FlyteAdmin said of the execution; None where it wasn't asked.
+    """
     own = _own_rules(event)
     plan = book.rules_for(event)
     if event.options is not None and event.options.disable_notifications:
@@ -69,9 +85,27 @@ def decide(event: Event, book: RuleBook) -> Decision:
     if own:
         replaced = _set_aside(plan.rules if plan else (), "replaced by the execution's own list")
         return _verdict(event, (*_match(event, own), *replaced), "the execution's own list")
+    if isinstance(admin, Resolved):
+        return _resolved(event, admin, plan.rules if plan else ())
     if plan is None:
-        return _no_rules(event, book)
-    return _verdict(event, _match(event, plan.rules), f"the rules of {plan.key}")
+        return _no_rules(event, book) if admin is None else Decision(Verdict.UNRESOLVED, admin.reason)
+    instead = f" ({admin.reason})" if admin is not None else ""
+    return _verdict(event, _match(event, plan.rules), f"the rules of {plan.key}{instead}")
+
+
+def _resolved(event: Event, admin: Resolved, files: tuple[Rule, ...]) -> Decision:
+    """The decision by what flyteadmin resolved; what the files say is only mentioned."""
+    beside = _set_aside(files, "FlyteAdmin's answer goes before files")
+    if admin.disabled:
+        silencer = "spec.disable_all"
+        looks = (*_set_aside(admin.replaced, f"silenced by {silencer}"), *beside)
+        return Decision(Verdict.SILENCED, f"{silencer} is set on the execution in FlyteAdmin", looks, silencer)
+    replaced = _set_aside(admin.replaced, "replaced by the execution's own list")
+    whose = "the execution's own list" if admin.own else f"the rules of {admin.launch_plan or 'its launch plan'}"
+    decision = _verdict(event, (*_match(event, admin.rules), *replaced, *beside), f"{whose} in FlyteAdmin")
+    if not admin.refused:
+        return decision
+    return replace(decision, reason=f"{decision.reason}; can't hold: {'; '.join(admin.refused)}")
 
 
 def _own_rules(event: Event) -> list[Rule]:
@@ -106,8 +140,8 @@ def _no_rules(event: Event, book: RuleBook) -> Decision:
         where = f"{event.execution.project}/{event.execution.domain}"
         return Decision(
             Verdict.UNKNOWN_LAUNCH_PLAN,
-            "launch plan unknown: the event does not name it. Set enrichAllWorkflowEventTypes in flyteadmin's "
-            f"cloudEvents (v2), or write rules for launch plan {ANY!r} in {where}, then replay",
+            "launch plan unknown: the event does not name it. Set rules.flyte_admin, or enrichAllWorkflowEventTypes in "
+            f"flyteadmin's cloudEvents (v2), or write rules for launch plan {ANY!r} in {where}, then replay",
         )
     versions = book.versions_of(event.launch_plan)
     known = f" (there are rules for version {', '.join(versions)})" if versions else ""

@@ -10,17 +10,20 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
 import orjson
+import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from dispatcher.decode import Headers
-from dispatcher.errors import LedgerUnavailable
+from dispatcher.errors import LedgerUnavailable, Unavailable
 from dispatcher.intake import Heard
+
+log = structlog.get_logger(__name__)
 
 LARGEST = 16 * 2**20
 """Bytes of one message; Kafka's brokers refuse more than 1 MiB by default."""
 PATIENCE = "5"
-"""Seconds to wait before a publisher tries again, while the ledger is away."""
+"""Seconds to wait before a publisher tries again, while the ledger or FlyteAdmin is away."""
 
 Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[Heard]]
 
@@ -43,8 +46,10 @@ class EventsPage:
             return _problem(413, f"an event may have {LARGEST} bytes")
         try:
             heard = await self._take([(_kafka_headers(request), value, "http")])
-        except LedgerUnavailable:
-            return _problem(503, "the ledger is away; nothing was recorded", {"Retry-After": PATIENCE})
+        except Unavailable as error:
+            who = "the ledger" if isinstance(error, LedgerUnavailable) else "FlyteAdmin"
+            log.warning("a publisher was asked to come again", reason=str(error))
+            return _problem(503, f"{who} is away; nothing was recorded", {"Retry-After": PATIENCE})
         return _answer(heard)
 
     def _allowed(self, request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""GET /healthz: the loop turns. GET /readyz: the ledger can be written and the sources are connected."""
+"""GET /healthz: the loop turns. GET /readyz: the ledger can be written, FlyteAdmin answers, the sources are connected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dispatcher.errors import LedgerUnavailable
+from dispatcher.errors import Unavailable
 
 PATIENCE = 3.0
 """Seconds for all the questions together: a probe that waits is a probe that failed."""
@@ -41,5 +41,5 @@ async def _ask(question: Question) -> str | None:
             return await question()
     except TimeoutError:
         return f"no answer within {PATIENCE:.0f} s"
-    except LedgerUnavailable as error:
+    except Unavailable as error:
         return str(error)

@@ -1,0 +1,274 @@
+"""The one who asks FlyteAdmin: what became of an execution, and who is to be told of it.
+
+Every question has a deadline. What may pass is asked again until then; after it FlyteAdminUnavailable is raised,
+and intake waits. A clear no is an answer: Unresolved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+import structlog
+from flyteidl.admin import common_pb2, execution_pb2, project_pb2, version_pb2
+from flyteidl.core import identifier_pb2
+from flyteidl.service import admin_pb2_grpc, auth_pb2, auth_pb2_grpc
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from dispatcher.clock import Clock
+from dispatcher.errors import FlyteAdminUnavailable, SettingsError
+from dispatcher.event import EntityId, ExecutionId
+from dispatcher.flyte_admin.config import FlyteAdminConfig
+from dispatcher.flyte_admin.login import Doorway, Login, Token
+from dispatcher.flyte_admin.merged import Merged
+from dispatcher.flyte_admin.reading import execution_of, rules_of
+from dispatcher.flyte_admin.trouble import Denied, Failing, Passing, told
+from dispatcher.rules import Resolved, Rule, Unresolved
+
+log = structlog.get_logger(__name__)
+
+PARALLEL = 32
+"""Questions on their way at once; more wait. At 20 ms an answer this is 1,600 a second."""
+PLANS_KEPT = 2000
+"""Launch plans remembered, those asked for last. A version of a launch plan never changes."""
+CLOSE_SECONDS = 3
+"""The deadline of every question while we are stopping."""
+_LARGEST_ANSWER = 32 * 2**20
+
+_Ask = Callable[[Any], Any]
+"""One method of a service: takes a request and options, gives a call to await."""
+
+
+class FlyteAdmin:
+    """A client of one FlyteAdmin; use it by `async with`."""
+
+    def __init__(self, config: FlyteAdminConfig, clock: Clock) -> None:
+        self._config = config
+        self._credentials = None if config.insecure else grpc.ssl_channel_credentials(_certificates(config))
+        self._login = Login(config, clock) if config.client_id else None
+        self._slots = asyncio.Semaphore(PARALLEL)
+        self._look_ups: Merged[ExecutionId, Resolved | Unresolved] = Merged()
+        self._plans: OrderedDict[EntityId, tuple[Rule, ...]] = OrderedDict()
+        self._plan_look_ups: Merged[EntityId, tuple[Rule, ...]] = Merged()
+        self._seconds = config.timeout.total_seconds()
+        self._limits: set[asyncio.Timeout] = set()
+        self._channel = self._connect()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    def hurry(self) -> None:
+        """We are stopping: questions on their way, and later ones, are soon given up."""
+        self._seconds = min(self._seconds, CLOSE_SECONDS)
+        soon = asyncio.get_running_loop().time() + self._seconds
+        for limit in self._limits:
+            limit.reschedule(min(limit.when() or soon, soon))
+
+    async def look_up(self, execution: ExecutionId) -> Resolved | Unresolved:
+        """What FlyteAdmin knows of an execution (`AdminService.GetExecution`).
+
+        Raises FlyteAdminUnavailable where it can't be asked now, or doesn't let us in.
+        """
+        return await self._look_ups.ask(execution, lambda: self._look_up(execution))
+
+    async def trouble(self) -> str | None:
+        """Why nothing can be asked, for the readiness page; None where all is well."""
+        try:
+            answer = await self._ask("GetVersion", version_pb2.GetVersionRequest(), "its version")
+        except (FlyteAdminUnavailable, Denied) as error:
+            return str(error)
+        return None if answer is not None else f"{self._config.endpoint} answered what can't be understood"
+
+    async def _look_up(self, execution: ExecutionId) -> Resolved | Unresolved:
+        async with self._slots:
+            try:
+                return await self._resolved(execution)
+            except Denied as no:
+                return Unresolved(str(no))
+            except Failing as error:
+                if not await self._answers_others():
+                    raise
+                # It would hold up everything behind it, for as long as this one question fails.
+                return Unresolved(str(error))
+
+    async def _resolved(self, execution: ExecutionId) -> Resolved:
+        request = execution_pb2.WorkflowExecutionGetRequest(
+            id=identifier_pb2.WorkflowExecutionIdentifier(
+                project=execution.project, domain=execution.domain, name=execution.name
+            )
+        )
+        message = await self._ask("GetExecution", request, f"execution {execution}")
+        if message is None or (message.id.project, message.id.domain, message.id.name) != (
+            execution.project,
+            execution.domain,
+            execution.name,
+        ):
+            raise Denied(
+                f"the answer of rules.flyte_admin.endpoint {self._config.endpoint} to execution {execution} "
+                "can't be understood: it is no such Execution"
+            )
+        resolved = execution_of(message)
+        if resolved.launch_plan is not None and (resolved.own or resolved.disabled):
+            return replace(resolved, replaced=await self._rules_of_plan(resolved.launch_plan))
+        return resolved
+
+    async def _rules_of_plan(self, plan: EntityId) -> tuple[Rule, ...]:
+        """The launch plan's own rules, where they are replaced: only to explain it, so none where it is hidden."""
+        if plan in self._plans:
+            self._plans.move_to_end(plan)
+            return self._plans[plan]
+        rules = await self._plan_look_ups.ask(plan, lambda: self._ask_for_plan(plan))
+        self._plans[plan] = rules
+        while len(self._plans) > PLANS_KEPT:
+            self._plans.popitem(last=False)
+        return rules
+
+    async def _ask_for_plan(self, plan: EntityId) -> tuple[Rule, ...]:
+        identity = identifier_pb2.Identifier(
+            resource_type=identifier_pb2.LAUNCH_PLAN,
+            project=plan.project,
+            domain=plan.domain,
+            name=plan.name,
+            version=plan.version,
+        )
+        try:
+            answer = await self._ask("GetLaunchPlan", common_pb2.ObjectGetRequest(id=identity), f"launch plan {plan}")
+        except (Denied, Failing) as error:
+            log.warning("a launch plan's rules can't be shown", launch_plan=str(plan), reason=str(error))
+            return ()
+        return rules_of(answer.spec.entity_metadata.notifications, f"flyte_admin:{plan}")[0] if answer else ()
+
+    async def _answers_others(self) -> bool:
+        """Whether FlyteAdmin, which failed at one execution, has its database and answers at all."""
+        try:
+            answer = await self._ask("ListProjects", project_pb2.ProjectListRequest(limit=1), "the list of projects")
+        except (FlyteAdminUnavailable, Denied):
+            return False
+        return answer is not None
+
+    async def _ask(self, method: str, request: Any, what: str) -> Any:
+        """One question, asked again while there is hope; None where the answer is no such message.
+
+        Raises Denied, or FlyteAdminUnavailable.
+        """
+        channel = self._channel  # held until the end: one that nobody holds any more hangs up
+        last: list[BaseException] = []
+
+        def remember(state: RetryCallState) -> None:
+            if state.outcome is not None and (error := state.outcome.exception()) is not None:
+                last[:] = [error]
+
+        persistently = AsyncRetrying(
+            retry=retry_if_exception_type(Passing),
+            wait=wait_random_exponential(multiplier=0.2, max=2),
+            before_sleep=remember,
+        )
+        try:
+            async with self._deadline():
+                return await persistently(self._ask_once, channel, method, request, what)
+        except TimeoutError:
+            if last:
+                raise last[0] from None
+            if self._channel is channel:
+                # The connection may be dead without anybody knowing: later questions get a new one.
+                self._channel = self._connect()
+            raise Passing(
+                f"rules.flyte_admin.endpoint: no answer from {self._config.endpoint} "
+                f"within {self._seconds:g} s (rules.flyte_admin.timeout)"
+            ) from None
+
+    async def _ask_once(self, channel: grpc.aio.Channel, method: str, request: Any, what: str) -> Any:
+        ask = getattr(admin_pb2_grpc.AdminServiceStub(channel), method)
+        find_doorway = partial(self._doorway, channel)
+        token = await self._login.token(find_doorway) if self._login is not None else None
+        try:
+            return await ask(request, metadata=_metadata(token))
+        except grpc.aio.AioRpcError as error:
+            if self._login is None or error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                raise self._told(error, what) from None
+        token = await self._login.token(find_doorway, instead_of=token)
+        try:
+            return await ask(request, metadata=_metadata(token))
+        except grpc.aio.AioRpcError as error:
+            raise self._told(error, what) from None
+
+    async def _doorway(self, channel: grpc.aio.Channel) -> Doorway:
+        """How to log in. Asked anew with each token: it is seldom, and a move is noticed."""
+        stub = auth_pb2_grpc.AuthMetadataServiceStub(channel)
+        client = await self._ask_doorkeeper(stub.GetPublicClientConfig, auth_pb2.PublicClientAuthConfigRequest())
+        endpoint = self._config.token_endpoint
+        if endpoint is None:
+            server = await self._ask_doorkeeper(stub.GetOAuth2Metadata, auth_pb2.OAuth2MetadataRequest())
+            endpoint = server.token_endpoint if server is not None else ""
+        if client is None:
+            return Doorway(endpoint)
+        key = client.authorization_metadata_key.lower() or "authorization"
+        return Doorway(endpoint, tuple(client.scopes), client.audience, key)
+
+    async def _ask_doorkeeper(self, ask: _Ask, request: Any) -> Any:
+        """The answer, or None where there is no such service."""
+        try:
+            return await ask(request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED and "http" not in (error.details() or ""):
+                return None
+            said = self._told(error, "how to log in")
+            raise FlyteAdminUnavailable(str(said)) if isinstance(said, Denied) else said from None
+
+    def _told(self, error: grpc.aio.AioRpcError, what: str) -> Exception:
+        return told(error, what, endpoint=self._config.endpoint, insecure=self._config.insecure)
+
+    @asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[None]:
+        """Raises TimeoutError when a question has had its time."""
+        async with asyncio.timeout(self._seconds) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
+
+    def _connect(self) -> grpc.aio.Channel:
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+            ("grpc.min_reconnect_backoff_ms", 2000),
+            ("grpc.service_config_disable_resolution", 1),
+            ("grpc.max_receive_message_length", _LARGEST_ANSWER),
+            ("grpc.use_local_subchannel_pool", 1),  # or a new channel would be given the old, dead connection
+        ]
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._config.endpoint, options=options)
+        return grpc.aio.secure_channel(self._config.endpoint, self._credentials, options=options)
+
+
+def _metadata(token: Token | None) -> tuple[tuple[str, str], ...]:
+    return (token.metadata,) if token is not None else ()
+
+
+def _certificates(config: FlyteAdminConfig) -> bytes | None:
+    """The certificates to trust. Raises SettingsError where the file holds none: gRPC would only fail to connect."""
+    if config.ca_file is None:
+        return None
+    try:
+        ssl.create_default_context(cafile=config.ca_file)
+        return config.ca_file.read_bytes()
+    except (OSError, ssl.SSLError) as error:
+        words = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else None
+        raise SettingsError(
+            f"rules.flyte_admin.ca_file: {config.ca_file} holds no certificate: {words or 'PEM was expected'}"
+        ) from None

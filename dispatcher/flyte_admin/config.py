@@ -1,0 +1,76 @@
+"""Where FlyteAdmin is, and how to get in."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+from channels.secret import SecretFile, one_of
+from dispatcher.duration import Duration
+
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
+
+
+def _endpoint(value: Any) -> Any:
+    """Flyte's tools write `dns:///HOST:PORT`; people write HOST:PORT."""
+    if not isinstance(value, str):
+        return value
+    given = value.strip().removeprefix("dns:///")
+    if _HOST_PORT.fullmatch(given) is None:
+        raise ValueError(f"{value[:60]!r} is no gRPC endpoint: write HOST:PORT, as flyteadmin.flyte.svc:81")
+    return given
+
+
+def _scopes(value: Any) -> Any:
+    return re.split(r"[,\s]+", value.strip()) if isinstance(value, str) and value.strip() else value or ()
+
+
+class FlyteAdminConfig(BaseModel):
+    """FlyteAdmin as the source of rules."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: Annotated[str, BeforeValidator(_endpoint)]
+    """HOST:PORT, also as `dns:///HOST:PORT`; without a port 443."""
+    insecure: bool = False
+    """Without TLS, as inside a cluster."""
+    ca_file: SecretFile | None = None
+    """Certificates to trust, PEM; without it those that gRPC brings."""
+    client_id: str | None = None
+    """The OAuth2 client; without one nobody logs in."""
+    client_secret: SecretStr | None = None
+    client_secret_file: SecretFile | None = None
+    token_endpoint: str | None = None
+    """Where tokens come from; without it, what FlyteAdmin's AuthMetadataService names."""
+    scopes: Annotated[tuple[str, ...], BeforeValidator(_scopes)] = ()
+    """Asked for with the token; without any, what AuthMetadataService names."""
+    timeout: Duration = Field(timedelta(seconds=10), ge=timedelta(milliseconds=100), le=timedelta(minutes=5))
+    """How long one look-up may take, with all its repetitions."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        one_of("client_secret", self.client_secret, self.client_secret_file)
+        has_secret = self.client_secret is not None or self.client_secret_file is not None
+        if has_secret and not self.client_id:
+            raise ValueError("client_secret needs client_id")
+        if self.client_id and not has_secret:
+            raise ValueError("client_id needs client_secret or client_secret_file")
+        if not self.client_id and (self.token_endpoint is not None or self.scopes):
+            raise ValueError("token_endpoint and scopes need client_id: without one nobody logs in")
+        if self.insecure and self.ca_file is not None:
+            raise ValueError("insecure encrypts nothing: take ca_file away, or insecure")
+        if self.token_endpoint is not None and not _is_url(self.token_endpoint):
+            raise ValueError("token_endpoint: write https://HOST/PATH")
+        return self
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
