@@ -105,7 +105,8 @@ class LocalFlyteAdmin:
     """Questions by the method's name."""
     at_once: int = 0
     """The most questions that were open at the same time."""
-    _open: int = 0
+    open: int = 0
+    """Questions that are open now."""
     _token_url: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _server: grpc.aio.Server | None = None
@@ -115,7 +116,7 @@ class LocalFlyteAdmin:
 
     @property
     def endpoint(self) -> str:
-        return f"localhost:{self.port}"
+        return f"127.0.0.1:{self.port}"
 
     @property
     def token_url(self) -> str:
@@ -168,9 +169,9 @@ class LocalFlyteAdmin:
 
     async def behave(self, method: str, request: Any, context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
         """Answer one question the way we are feeling."""
-        self._open += 1
+        self.open += 1
         self.asked[method.rpartition("/")[2]] += 1
-        self.at_once = max(self.at_once, self._open)
+        self.at_once = max(self.at_once, self.open)
         try:
             await self._check_login(method, context)
             await self.answering.wait()
@@ -182,7 +183,7 @@ class LocalFlyteAdmin:
                 await context.abort(self.broken[named], "this one is broken")
             return self.garbage if self.garbage is not None else await answer()
         finally:
-            self._open -= 1
+            self.open -= 1
 
     async def _check_login(self, method: str, context: Any) -> None:
         if self.login is None or method.startswith(_ANONYMOUS):

@@ -7,6 +7,7 @@ when we got it, by our own clock: what other clocks say doesn't matter.
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -117,9 +118,10 @@ class Login:
             form["scope"] = " ".join(scopes)
         if doorway.audience:
             form["audience"] = doorway.audience
+        limit = aiohttp.ClientTimeout(self._config.timeout.total_seconds() / 2)  # so that the one at fault is named
         try:
             async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(self._config.timeout.total_seconds())) as session,
+                aiohttp.ClientSession(timeout=limit) as session,
                 session.post(
                     url,
                     data=form,
@@ -146,7 +148,8 @@ class Login:
         except (OSError, UnicodeDecodeError) as error:
             words = getattr(error, "strerror", None) or "not UTF-8"
             raise FlyteAdminUnavailable(f"rules.flyte_admin.client_secret_file: can't be read: {words}") from None
-        return aiohttp.BasicAuth(quote_plus(self._config.client_id or ""), quote_plus(secret or "")).encode()
+        pair = f"{quote_plus(self._config.client_id or '')}:{quote_plus(secret or '')}"
+        return f"Basic {base64.b64encode(pair.encode()).decode()}"
 
     def _trust(self) -> ssl.SSLContext:
         """The system's certificates, and those of `ca_file`: the token endpoint may be another company's."""

@@ -74,7 +74,7 @@ def told(error: grpc.aio.AioRpcError, what: str, *, endpoint: str, insecure: boo
     if code in _NOT_FOR_US:
         return Denied(_NOT_FOR_US[code].format(what=what, said=said))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in said:
-        return Denied(f"FlyteAdmin's answer to {what} is too large: {said}")
+        return Denied(f"the answer of rules.flyte_admin.endpoint {endpoint} to {what} is too large: {said}")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return FlyteAdminUnavailable(f"rules.flyte_admin.client_id: {endpoint} wants a login that it accepts: {said}")
     if code is grpc.StatusCode.UNIMPLEMENTED:

@@ -20,3 +20,22 @@ async def breaking_server(answer: bytes) -> AsyncIterator[str]:
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()[:2]
         yield f"http://{host}:{port}"
+
+
+@asynccontextmanager
+async def stranger(answer: bytes | None) -> AsyncIterator[int]:
+    """Writes these bytes to whoever says something, and hangs up; None: stays silent. Gives its port."""
+    ending = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        if answer is None:
+            await ending.wait()
+        else:
+            writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        ending.set()
+        await asyncio.sleep(0.05)
