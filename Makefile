@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS ?= tests
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
-.PHONY: help demo test check test-broker test-faults bench-intake lock clean
+.PHONY: help demo test check test-broker test-faults bench-intake bench-rules lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-faults: $(VENV)/.test ## the proofs: kills, restarts, outages and a soak, t
 
 bench-intake: $(VENV)/.test ## messages a second from real Kafka, beside a loop that does nothing with them
 	$(BIN)/python -m bench.intake
+
+bench-rules: $(VENV)/.test ## terminal events a second with FlyteAdmin answering in 20 ms, beside the same without it
+	$(BIN)/python -m bench.rules
 
 lock: $(VENV)/.test ## compile requirements/*.txt anew
 	.ci/lock

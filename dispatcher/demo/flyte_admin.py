@@ -103,6 +103,8 @@ class LocalFlyteAdmin:
     """Sent in place of every answer."""
     asked: Counter[str] = field(default_factory=Counter)
     """Questions by the method's name."""
+    looked_up: Counter[str] = field(default_factory=Counter)
+    """GetExecution's questions by execution."""
     at_once: int = 0
     """The most questions that were open at the same time."""
     open: int = 0
@@ -179,6 +181,8 @@ class LocalFlyteAdmin:
             if self.failing:
                 await context.abort(self.failing.pop(0), "as the script wants it")
             named = _named(request.id) if isinstance(request, execution_pb2.WorkflowExecutionGetRequest) else ""
+            if named:
+                self.looked_up[named] += 1
             if named in self.broken:
                 await context.abort(self.broken[named], "this one is broken")
             return self.garbage if self.garbage is not None else await answer()

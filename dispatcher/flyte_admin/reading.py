@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
+from flyteidl.admin import common_pb2
 from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 
@@ -47,11 +49,21 @@ def rules_of(notifications: Iterable[Any], source: str) -> tuple[tuple[Rule, ...
     rules, refused = [], []
     for at, message in enumerate(notifications):
         where = f"{source}[{at}]"
-        try:
-            rules.append(Rule(Notification.model_validate(MessageToDict(message)), where))
-        except ValidationError as error:
-            refused.append(f"{where}: {first_problem(error)}")
+        match _notification(message.SerializeToString(deterministic=True)):
+            case Notification() as notification:
+                rules.append(Rule(notification, where))
+            case why:
+                refused.append(f"{where}: {why}")
     return tuple(rules), tuple(refused)
+
+
+@lru_cache(maxsize=4096)
+def _notification(content: bytes) -> Notification | str:
+    """One notification, or why it can't hold. A launch plan's come with each of its executions."""
+    try:
+        return Notification.model_validate(MessageToDict(common_pb2.Notification.FromString(content)))
+    except ValidationError as error:
+        return first_problem(error)
 
 
 def _entity(identity: Any) -> EntityId | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 import yaml
 
@@ -176,6 +177,30 @@ async def test_kafka_waits_while_flyteadmin_is_away_and_keeps_its_place(
     assert replica.log.count("partitions assigned") == 1
     assert await committed(broker.bootstrap_servers, settings) == 200
     assert await ask(tmp_path / "dispatcher.yaml", "rejected", "list") == []
+
+
+@pytest.mark.broker
+async def test_one_look_up_that_waits_holds_its_batch_and_the_others_are_not_asked_again(
+    server: LocalFlyteAdmin, broker: Broker, topic: str, tmp_path: Path
+) -> None:
+    kafka = consuming(broker, topic)
+    events = [an_event(name=f"n{number}") for number in range(50)]
+    for event in events:
+        server.add(an_ended(event.execution))
+    stuck = str(events[0].execution)
+    server.broken[stuck] = grpc.StatusCode.UNAVAILABLE
+    await publish(KafkaConfig(**kafka), topic, events)
+    async with dispatching(tmp_path, server, kafka=kafka) as replica:
+        async with asyncio.timeout(30):
+            while replica.log.count("waiting for FlyteAdmin") < 2:
+                await asyncio.sleep(0.2)
+        server.broken.clear()
+        async with asyncio.timeout(30):
+            while len(await ask(tmp_path / "dispatcher.yaml", "deliveries", "list", "--limit", "1000")) < 200:
+                await asyncio.sleep(0.5)
+    assert server.looked_up.pop(stuck) > 2
+    assert set(server.looked_up.values()) == {1}
+    assert await committed(broker.bootstrap_servers, KafkaConfig(**kafka)) == 50
 
 
 @pytest.mark.broker

@@ -1,0 +1,193 @@
+"""Terminal events a second through intake with FlyteAdmin answering in 20 ms, beside the same with rules from files.
+
+    python -m bench.rules [--events 5000] [--rounds 5]
+
+Every event is terminal and owes three deliveries; FlyteAdmin is a server with Flyte's own services, in a process of
+its own. The source hands out batches as Kafka's does, without Kafka: what is measured is the way into the ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import statistics
+import time
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dispatcher import collector, logs
+from dispatcher.clock import SystemClock
+from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.encode import Format, Written, write
+from dispatcher.event import EntityId, Event, ExecutionId
+from dispatcher.flyte_admin import FlyteAdminConfig, open_flyte_admin
+from dispatcher.intake import Intake
+from dispatcher.ledger import Ledger
+from dispatcher.phase import Phase
+from dispatcher.plan import Planner
+from dispatcher.rendering import Renderer
+from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.source import Batch
+
+ANSWER_SECONDS = 0.02
+BATCH = 100
+"""Terminal events in a batch: a busy topic brings so many among some thousand others."""
+NOTIFICATIONS = [
+    {"phases": ["FAILED"], "email": {"recipientsEmail": ["dev-team@example.com", "on-call@example.com"]}},
+    {"phases": ["FAILED"], "slack": {"recipientsEmail": ["#dev-alerts"]}},
+    {"phases": ["FAILED"], "pagerDuty": {"recipientsEmail": ["service"]}},
+]
+PLAN = EntityId(project="flytesnacks", domain="production", name="train.daily", version="v1")
+
+
+@dataclass(slots=True)
+class _Batch:
+    messages: Sequence[Written]
+    first: int
+    committed: list[int]
+    spoilt: Sequence[tuple[str, str]] = ()
+
+    def position(self, message: Written) -> str:
+        return f"bench/0@{self.first + self.messages.index(message)}"
+
+    async def commit(self) -> None:
+        self.committed.append(self.first)
+
+
+@dataclass(slots=True)
+class _Topic:
+    """Messages in memory, a batch at a time."""
+
+    messages: Sequence[Written]
+    committed: list[int] = field(default_factory=list)
+
+    async def batches(self) -> AsyncGenerator[Batch]:
+        for first in range(0, len(self.messages), BATCH):
+            yield _Batch(self.messages[first : first + BATCH], first, self.committed)
+
+    async def wait(self, span: timedelta) -> bool:
+        raise RuntimeError(f"something was away for {span}: this measurement is void")
+
+    def stop(self) -> None:
+        pass
+
+    async def trouble(self) -> str | None:
+        return None
+
+
+def events(count: int) -> list[Event]:
+    return [
+        Event(
+            execution=ExecutionId(project="flytesnacks", domain="production", name=f"bench{number}"),
+            phase=Phase.FAILED,
+            occurred_at=SystemClock().now(),
+            launch_plan=PLAN,
+        )
+        for number in range(count)
+    ]
+
+
+def serve(port: Connection, count: int) -> None:
+    """FlyteAdmin, until the other end hangs up."""
+
+    async def run() -> None:
+        async with LocalFlyteAdmin(delay=ANSWER_SECONDS) as server:
+            for event in events(count):
+                server.add(
+                    {
+                        "id": event.execution.model_dump(),
+                        "spec": {"launchPlan": PLAN.model_dump(), "metadata": {"principal": "jane.doe"}},
+                        "closure": {"phase": "FAILED", "notifications": NOTIFICATIONS},
+                    }
+                )
+            port.send(server.port)
+            await asyncio.to_thread(port.poll, None)
+
+    asyncio.run(run())
+
+
+async def intake(folder: Path, count: int, port: int | None) -> float:
+    """Events a second, from bytes to committed."""
+    (folder / "plan.json").write_text(
+        f'{{"id": {PLAN.model_dump_json()}, "notifications": {NOTIFICATIONS}}}'.replace("'", '"')
+    )
+    rules = LaunchPlanFiles([folder / "plan.json"] if port is None else [])
+    rules.load()
+    renderer = Renderer()
+    renderer.check()  # compiles the templates, as a service does once
+    planner = Planner(
+        addresses={"email": str, "slack": str, "pagerduty": str},
+        fallbacks={},
+        render=lambda channel, event, template: renderer.render(channel, event, template=template),
+    )
+    # Without FlyteAdmin the launch plan has to be named; with it, Flyte's bare event is enough.
+    form = Format.FLYTE_V2 if port is None else Format.FLYTE_V1
+    topic = _Topic([write(event, form) for event in events(count)])
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db"))
+        admin = None
+        if port is not None:
+            config = FlyteAdminConfig(endpoint=f"127.0.0.1:{port}", insecure=True)
+            admin = await stack.enter_async_context(open_flyte_admin(config, SystemClock()))
+            await admin.trouble()  # connects, as a service has long done
+        owed = []
+        intake = Intake(
+            ledger,
+            lambda: rules.book,
+            planner,
+            SystemClock(),
+            lambda heard: owed.extend(delivery.key for entry in heard.recorded for delivery in entry.deliveries),
+            admin.look_up if admin is not None else None,
+        )
+        began = time.perf_counter()
+        await intake.run(topic)
+        took = time.perf_counter() - began
+    if len(set(owed)) != 3 * count or topic.committed != sorted(topic.committed):
+        raise RuntimeError(f"{len(set(owed))} deliveries, commits {topic.committed}: this measurement is void")
+    return count / took
+
+
+def measure(count: int, port: int | None) -> float:
+    """Events a second, of a process of its own."""
+    logs.configure("json", level=40)
+    collector.settle_in()  # as the service does
+    with TemporaryDirectory() as folder:
+        return asyncio.run(intake(Path(folder), count, port))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--events", type=int, default=5000)
+    options.add_argument("--rounds", type=int, default=5)
+    asked = options.parse_args()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    server = context.Process(target=serve, args=(theirs, asked.events), daemon=True)
+    server.start()
+    port = ours.recv()
+    rates: dict[str, list[float]] = {"files": [], "flyte_admin": []}
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
+        for number in range(asked.rounds):
+            for kind, so_far in rates.items():
+                so_far.append(processes.submit(measure, asked.events, None if kind == "files" else port).result())
+            print(
+                f"round {number + 1}:", *(f"{kind} {so_far[-1]:,.0f}/s" for kind, so_far in rates.items()), flush=True
+            )
+    ours.send("end")
+    server.join(10)
+    for kind, so_far in rates.items():
+        print(
+            f"{kind:<12} {statistics.median(so_far):>7,.0f} terminal events/s ({min(so_far):,.0f} to {max(so_far):,.0f})"
+        )
+    print(f"FlyteAdmin answered in {1000 * ANSWER_SECONDS:.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
