@@ -39,7 +39,15 @@ def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("DISPATCHER__CHANNELS__EMAIL__RETRY__INITIAL", "500ms")
     monkeypatch.setenv("DISPATCHER__CHANNELS__SLACK__TOKEN", "xoxb-from-env")
     monkeypatch.setenv("DISPATCHER__CHANNELS__SLACK__RECIPIENTS", '{"#dev": "C0000001"}')
+    monkeypatch.setenv("DISPATCHER__RULES__FLYTE_ADMIN__ENDPOINT", "dns:///flyte.example.com")
+    monkeypatch.setenv("DISPATCHER__RULES__FLYTE_ADMIN__CLIENT_ID", "dispatcher")
+    monkeypatch.setenv("DISPATCHER__RULES__FLYTE_ADMIN__CLIENT_SECRET", "secret-from-env")
+    monkeypatch.setenv("DISPATCHER__RULES__FLYTE_ADMIN__SCOPES", "all, offline")
     settings = load(None)
+    admin = settings.rules.flyte_admin
+    assert admin is not None
+    assert (admin.endpoint, admin.scopes) == ("flyte.example.com", ("all", "offline"))
+    assert "secret-from-env" not in repr(settings)
     assert settings.kafka is not None
     assert (settings.kafka.bootstrap_servers, settings.kafka.topics) == ("env:1,env:2", ("a", "b"))
     email = settings.channel_sections["email"]
@@ -86,6 +94,9 @@ def test_without_a_url_the_ledger_lies_beside_the_settings(tmp_path: Path) -> No
         ("- a", "the settings are one mapping"),
         (EMAIL.replace("}", ", rate: fast}"), "is no rate: write 1/s, 120/min or 500/h"),
         ("ledger: {lease: 1s}", "ledger.lease: Input should be greater than or equal to 3 seconds"),
+        ("rules:\n  flyte_admin: {}", "dispatcher.yaml:2: rules.flyte_admin.endpoint: must be set"),
+        ("rules: {flyte_admin: {endpoint: 'https://flyte'}}", "rules.flyte_admin.endpoint: 'https://flyte' is no gRPC"),
+        ("rules: {flyte_admin: {endpont: 'flyte:81'}}", "endpont: unknown option; did you mean 'endpoint'?"),
         (EMAIL.replace("}", ", retry: {initial: soon}}"), "is no span of time: write 500ms, 30s"),
     ],
 )

@@ -33,5 +33,7 @@ def check(config: Config = None) -> None:
     typer.echo(f"settings   ok: events from {' and '.join(sources) or 'nowhere: add kafka or http'}")
     typer.echo(f"channels   ok: {', '.join(settings.channel_sections) or 'none: every delivery would be dead'}")
     total = sum(len(plan.rules) for plan in rules.book.plans.values())
-    typer.echo(f"rules      ok: {total} in {len(rules.book.plans)} launch plans")
+    admin = settings.rules.flyte_admin
+    asked = f", after what FlyteAdmin at {admin.endpoint} says" if admin is not None else ""
+    typer.echo(f"rules      ok: {total} in {len(rules.book.plans)} launch plans{asked}")
     typer.echo("templates  ok")

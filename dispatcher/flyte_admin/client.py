@@ -140,11 +140,7 @@ class FlyteAdmin:
         if plan in self._plans:
             self._plans.move_to_end(plan)
             return self._plans[plan]
-        rules = await self._plan_look_ups.ask(plan, lambda: self._ask_for_plan(plan))
-        self._plans[plan] = rules
-        while len(self._plans) > PLANS_KEPT:
-            self._plans.popitem(last=False)
-        return rules
+        return await self._plan_look_ups.ask(plan, lambda: self._ask_for_plan(plan))
 
     async def _ask_for_plan(self, plan: EntityId) -> tuple[Rule, ...]:
         identity = identifier_pb2.Identifier(
@@ -159,7 +155,13 @@ class FlyteAdmin:
         except (Denied, Failing) as error:
             log.warning("a launch plan's rules can't be shown", launch_plan=str(plan), reason=str(error))
             return ()
-        return rules_of(answer.spec.entity_metadata.notifications, f"flyte_admin:{plan}")[0] if answer else ()
+        if answer is None:
+            return ()
+        rules, _ = rules_of(answer.spec.entity_metadata.notifications, f"flyte_admin:{plan}")
+        self._plans[plan] = rules
+        if len(self._plans) > PLANS_KEPT:
+            self._plans.popitem(last=False)
+        return rules
 
     async def _answers_others(self) -> bool:
         """Whether FlyteAdmin, which failed at one execution, has its database and answers at all."""
@@ -190,6 +192,8 @@ class FlyteAdmin:
             async with self._deadline():
                 return await persistently(self._ask_once, connection, method, request, what)
         except TimeoutError:
+            if self._login is not None and self._login.trouble is not None:  # the rest have waited for it in vain
+                last = [self._login.trouble]
             if last:
                 raise last[0] from None
             if self._connection is connection:

@@ -68,6 +68,8 @@ class Login:
         self._clock = clock
         self._asking = asyncio.Lock()
         self._token: Token | None = None
+        self.trouble: FlyteAdminUnavailable | None = None
+        """Why the last request brought no token; None where it did."""
 
     async def token(self, find_doorway: FindDoorway, *, instead_of: Token | None = None) -> Token:
         """The token to show; a new one where `instead_of` was refused.
@@ -78,12 +80,14 @@ class Login:
             held = self._token
             if held is None or held is instead_of or self._clock.now() >= held.stale_at:
                 self._token = None
-                doorway = await find_doorway()
-                self._token = await self._fetch(doorway)
+                try:
+                    held = self._token = await self._fetch(await find_doorway())
+                except FlyteAdminUnavailable as error:
+                    self.trouble = error
+                    raise
+                self.trouble = None
                 log.info("logged in at FlyteAdmin", client=self._config.client_id)
-            else:
-                return held
-            return self._token
+            return held
 
     async def _fetch(self, doorway: Doorway) -> Token:
         url = self._config.token_endpoint or doorway.token_endpoint

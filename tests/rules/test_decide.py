@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from dispatcher.event import Options
 from dispatcher.phase import TERMINAL, Phase
-from dispatcher.rules import ANY, PlanKey, PlanRules, Rule, RuleBook, Verdict, decide
+from dispatcher.rules import (
+    ANY,
+    PlanKey,
+    PlanRules,
+    Resolved,
+    Rule,
+    RuleBook,
+    Unresolved,
+    Verdict,
+    decide,
+    decides_itself,
+)
 from tests.support.builders import a_launch_plan, a_notification, a_rule, an_event
 
 
@@ -107,6 +118,36 @@ def test_every_rule_looked_at_is_explained() -> None:
         ("options.notifications[0]", False, "wants ABORTED, not FAILED"),
         ("test", False, "replaced by the execution's own list"),
     ]
+
+
+def test_flyteadmin_goes_before_files_and_options_go_before_both() -> None:
+    book = a_book((ANY, ANY, a_rule("file@example.com")))
+    admin = Resolved(rules=(a_rule("admin@example.com"),), launch_plan=a_launch_plan())
+
+    decision = decide(an_event(), book, admin)
+    assert [(look.rule.notification.recipients[0], look.matched, look.reason) for look in decision.considered] == [
+        ("admin@example.com", True, "FAILED is among its phases"),
+        ("file@example.com", False, "FlyteAdmin's answer goes before files"),
+    ]
+    own = an_event(options=options("own@example.com"))
+    assert decides_itself(own)
+    assert [rule.notification.recipients for rule in decide(own, book, admin).matched] == [("own@example.com",)]
+    assert not decides_itself(an_event(options=options()))
+
+
+def test_nobody_is_an_answer_of_flyteadmins_too() -> None:
+    decision = decide(an_event(), a_book((ANY, ANY, a_rule())), Resolved(launch_plan=a_launch_plan()))
+    assert (decision.verdict, decision.matched) == (Verdict.UNMATCHED, [])
+    assert "the rules of flytesnacks/production/train.daily@v1.4.2 in FlyteAdmin" in decision.reason
+
+
+def test_files_answer_where_flyteadmin_will_not_and_else_its_reason_stands() -> None:
+    no = Unresolved("FlyteAdmin doesn't know it")
+    decision = decide(an_event(), a_book((ANY, ANY, a_rule("file@example.com"))), no)
+    assert (decision.verdict, len(decision.matched)) == (Verdict.OWED, 1)
+    assert decision.reason == "1 rule of the rules of flytesnacks/production/* (FlyteAdmin doesn't know it) matched"
+    decision = decide(an_event(launch_plan=a_launch_plan()), RuleBook(), no)
+    assert (decision.verdict, decision.reason, decision.verdict.known) == (Verdict.UNRESOLVED, no.reason, False)
 
 
 phases = st.sampled_from(sorted(TERMINAL))
