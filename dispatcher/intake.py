@@ -17,7 +17,7 @@ import structlog
 from dispatcher.clock import Clock
 from dispatcher.decode import Headers, decode, is_foreign
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
-from dispatcher.event import Event, ExecutionId
+from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import Ledger, Recorded, Rejected, rejected_id
 from dispatcher.plan import Planner
 from dispatcher.rules import Resolved, RuleBook, Unresolved, decide, decides_itself
@@ -34,6 +34,7 @@ class Heard:
     rejected: Sequence[Rejected] = ()
     new: frozenset[str] = frozenset()
     """The keys of the events that were not in the ledger before."""
+    started: Sequence[Started] = ()
 
 
 PAUSE = timedelta(seconds=1)
@@ -57,6 +58,11 @@ class _Ended:
     headers: Headers
     value: bytes
     position: str
+
+
+_Read = _Ended | Rejected | Started
+Entry = Recorded | Rejected | Started
+"""What a message comes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +97,15 @@ class Intake:
         """
         return await self._record(await self.understand(messages))
 
-    async def understand(self, messages: Iterable[Brought]) -> list[Recorded | Rejected]:
+    async def understand(self, messages: Iterable[Brought]) -> list[Entry]:
         """What messages come to; nothing where one is no event of ours, or the execution goes on.
 
-        Raises FlyteAdminUnavailable.
+        Raises Unavailable.
         """
         read = [entry for message in messages if (entry := self._read(*message)) is not None]
         answers: dict[ExecutionId, Answer] = {}
         await self._ask(read, answers)
-        return self._weighed(read, answers)
+        return self._weighed(read, answers, await self._recall(read))
 
     async def _pass_on(self, batch: Batch, source: Source) -> bool:
         """Bring a batch into the ledger; False where we were stopped before it was there."""
@@ -107,11 +113,14 @@ class Intake:
         answers: dict[ExecutionId, Answer] = {}  # what was answered is not asked again, however long the rest takes
         if await _until_done(lambda: self._ask(read, answers), source) is None:
             return False
-        entries = self._weighed(read, answers)
+        started = await _until_done(lambda: self._recall(read), source)
+        if started is None:
+            return False
+        entries = self._weighed(read, answers, started)
         return await _until_done(lambda: self._record(entries), source) is not None
 
-    def _glanced(self, batch: Batch) -> list[_Ended | Rejected]:
-        read: list[_Ended | Rejected] = [self._reject(reason, (), b"", position) for position, reason in batch.spoilt]
+    def _glanced(self, batch: Batch) -> list[_Read]:
+        read: list[_Read] = [self._reject(reason, (), b"", position) for position, reason in batch.spoilt]
         for message in batch.messages:
             if is_foreign(message.headers):  # most of Flyte's topic: no more than this glance is spent on it
                 continue
@@ -120,19 +129,21 @@ class Intake:
                 read.append(entry)
         return read
 
-    def _read(self, headers: Headers, value: bytes | None, position: str) -> _Ended | Rejected | None:
+    def _read(self, headers: Headers, value: bytes | None, position: str) -> _Read | None:
         try:
             event = decode(headers, value)
         except Unreadable as error:
             return self._reject(str(error), headers, value or b"", position)
         except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
             return self._trip_over(error, headers, value or b"", position)
+        if isinstance(event, Started):  # FlyteAdmin, where it is asked, knows better
+            return event if self.look_up is None else None
         if event is None or not event.phase.terminal:
             return None
         return _Ended(event, headers, value or b"", position)
 
     async def _ask(
-        self, read: Iterable[_Ended | Rejected], answers: MutableMapping[ExecutionId, Answer]
+        self, read: Iterable[_Read], answers: MutableMapping[ExecutionId, Answer]
     ) -> Mapping[ExecutionId, Answer]:
         """Look up, all at once, the executions that the events alone don't settle, into `answers`.
 
@@ -162,26 +173,48 @@ class Intake:
             log.exception("an execution could not be looked up", execution=str(execution))
             answers[execution] = Unresolved(f"internal error: {type(error).__name__}; see the log")
 
+    async def _recall(self, read: Iterable[_Read]) -> Mapping[ExecutionId, Started]:
+        """Whose the executions are whose end doesn't tell: from their starts, in this batch or in the ledger."""
+        started = {entry.execution: entry for entry in read if isinstance(entry, Started)}
+        ended = (entry.event for entry in read if isinstance(entry, _Ended))
+        untold = {event.execution for event in ended if event.launch_plan is None} - started.keys()
+        if untold and self.look_up is None:
+            started |= await self.ledger.started(untold)
+        return started
+
     def _weighed(
-        self, read: Iterable[_Ended | Rejected], answers: Mapping[ExecutionId, Answer]
-    ) -> list[Recorded | Rejected]:
+        self, read: Iterable[_Read], answers: Mapping[ExecutionId, Answer], started: Mapping[ExecutionId, Started]
+    ) -> list[Entry]:
         return [
-            entry if isinstance(entry, Rejected) else self._weigh(entry, answers.get(entry.event.execution))
+            self._weigh(entry, answers.get(entry.event.execution), started.get(entry.event.execution))
+            if isinstance(entry, _Ended)
+            else entry
             for entry in read
         ]
 
-    async def _record(self, entries: Sequence[Recorded | Rejected]) -> Heard:
+    async def _record(self, entries: Sequence[Entry]) -> Heard:
         recorded = [entry for entry in entries if isinstance(entry, Recorded)]
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
-        new = await self.ledger.record(recorded, rejected, now=self.clock.now())
-        heard = Heard(recorded, rejected, new)
+        started = [entry for entry in entries if isinstance(entry, Started)]
+        new = await self.ledger.record(recorded, rejected, started, now=self.clock.now())
+        if started:
+            await self._replay({entry.execution for entry in started})
+        heard = Heard(recorded, rejected, new, started)
         _tell(heard)
         self.recorded(heard)
         return heard
 
-    def _weigh(self, ended: _Ended, answer: Answer | None) -> Recorded | Rejected:
+    async def _replay(self, executions: Iterable[ExecutionId]) -> None:
+        """Events that came before the start of their execution: phases have no order on Kafka."""
+        for early in await self.ledger.rejected_of(executions):
+            if early.whole:
+                await self.take([(early.headers, early.body, early.position)])
+                await self.ledger.replayed(early.id, now=self.clock.now())
+
+    def _weigh(self, ended: _Ended, answer: Answer | None, started: Started | None) -> Recorded | Rejected:
         try:
             event = answer.complete(ended.event) if isinstance(answer, Resolved) else ended.event
+            event = started.complete(event) if started is not None else event
             decision = decide(event, self.rules(), answer)
             if not decision.verdict.known:
                 return self._reject(decision.reason, ended.headers, ended.value, ended.position, event=event.key)

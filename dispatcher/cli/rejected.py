@@ -102,7 +102,7 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     from dispatcher.cli.output import console
     from dispatcher.clock import SystemClock
     from dispatcher.intake import Intake
-    from dispatcher.ledger import Rejected
+    from dispatcher.ledger import Recorded, Rejected
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.service import asking_flyte_admin, make_planner, open_channels
 
@@ -128,8 +128,8 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
                 understood += 1
                 said = (
                     f"{result.event.key}: {result.reason}"
-                    if result is not None
-                    else "no event of ours, by today's reading"
+                    if isinstance(result, Recorded)
+                    else "no end of an execution, by today's reading"
                 )
                 if not dry_run:
                     await intake.take([message])

@@ -1,4 +1,4 @@
-"""Bytes in, an Event out, or the reason why not.
+"""Bytes in, an Event or a Started out, or the reason why not.
 
 `decode` reads one message from Kafka or HTTP; `cloudevents` knows the two modes, `flyte` the engine's
 payloads; the native event is the Event itself. `files` reads events that people keep in files.
@@ -14,14 +14,19 @@ from pydantic import ValidationError
 from dispatcher.decode import flyte
 from dispatcher.decode.cloudevents import Headers, envelope, enveloped_data, load_json, type_header
 from dispatcher.errors import Unreadable
-from dispatcher.event import Event
+from dispatcher.event import Event, Started
 from dispatcher.phase import Phase
 from dispatcher.wording import first_problem
 
 NATIVE = "dispatcher.execution.phase_changed.v1"
 """The CloudEvents type of the native event, for engines other than Flyte."""
 
-_FACTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {flyte.V1: flyte.v1, flyte.V2: flyte.v2, NATIVE: dict}
+_FACTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    flyte.V1: flyte.v1,
+    flyte.V2: flyte.v2,
+    flyte.V2_START: flyte.v2_start,
+    NATIVE: dict,
+}
 _OURS = {kind.encode(): kind for kind in _FACTS}
 
 __all__ = ["NATIVE", "Headers", "decode", "is_foreign"]
@@ -35,7 +40,7 @@ def is_foreign(headers: Headers) -> bool:
     return False
 
 
-def decode(headers: Headers, value: bytes | None) -> Event | None:
+def decode(headers: Headers, value: bytes | None) -> Event | Started | None:
     """Understand one message.
 
     None where it is a CloudEvent of another type: on Flyte's topic that is most of them, and a type
@@ -49,11 +54,14 @@ def decode(headers: Headers, value: bytes | None) -> Event | None:
     return _event(kind, enveloped_data(body)) if kind in _FACTS else None
 
 
-def _event(kind: str, data: Any) -> Event:
+def _event(kind: str, data: Any) -> Event | Started:
     if not isinstance(data, dict):
         raise Unreadable("the event's data is no JSON object")
     try:
-        event = Event.model_validate(_FACTS[kind](data))
+        facts = _FACTS[kind](data)
+        if kind == flyte.V2_START:
+            return Started.model_validate(facts)
+        event = Event.model_validate(facts)
     except ValidationError as error:
         raise Unreadable(first_problem(error)) from None
     if event.phase is Phase.UNDEFINED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
@@ -17,12 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from channels.contract import Answer
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
-from dispatcher.event import Event
+from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.entries import BODY_KEPT, Attempt, Claim, Filed, Filter, Recorded, Rejected, Settlement
 from dispatcher.ledger.standings import Standings
-from dispatcher.ledger.tables import attempts, contents, deliveries, destinations, events, rejected
+from dispatcher.ledger.tables import attempts, contents, deliveries, destinations, events, rejected, starts
 from dispatcher.pacing import Gate, Standing
+from dispatcher.phase import TERMINAL
 
 SECOND_LOOKS = (100, 100, 100)
 """So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
@@ -61,13 +62,20 @@ class Ledger:
 
     # -- intake
 
-    async def record(self, heard: Sequence[Recorded], refused: Sequence[Rejected], *, now: datetime) -> frozenset[str]:
-        """Write a batch: events with what they owe, and messages that were rejected.
+    async def record(
+        self,
+        heard: Sequence[Recorded],
+        refused: Sequence[Rejected],
+        started: Sequence[Started] = (),
+        *,
+        now: datetime,
+    ) -> frozenset[str]:
+        """Write a batch: events with what they owe, messages that were rejected, and whose executions are.
 
         What is there already is left alone, whoever wrote it: an event's deliveries are written only with
         the event's first record. Returns the keys of the events that are new.
         """
-        if not heard and not refused:
+        if not heard and not refused and not started:
             return frozenset()
         by_key = {entry.event.key: entry for entry in reversed(heard)}
         async with self._database.writing() as connection:
@@ -75,7 +83,29 @@ class Ledger:
             owed = [delivery for key in new for delivery in by_key[key].deliveries]
             await self._insert_deliveries(connection, owed)
             await self._insert(connection, rejected, [_rejected_row(entry) for entry in refused])
+            await self._insert(connection, starts, [_start_row(entry, now) for entry in started])
         return frozenset(new)
+
+    async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
+        """What is remembered of these executions' starts."""
+        found: dict[ExecutionId, Started] = {}
+        async with self._database.reading() as connection:
+            for some in _in_portions(sorted(set(map(str, executions)))):
+                facts = await connection.scalars(select(starts.c.facts).where(starts.c.execution.in_(some)))
+                found |= {start.execution: start for start in map(Started.model_validate, facts)}
+        return found
+
+    async def rejected_of(self, executions: Iterable[ExecutionId]) -> list[Rejected]:
+        """The events of these executions that were rejected because nobody knew whose rules hold, not replayed yet."""
+        keys = [f"{execution}/{phase}" for execution in executions for phase in sorted(TERMINAL)]
+        entries = []
+        async with self._database.reading() as connection:
+            for some in _in_portions(keys):
+                rows = await connection.execute(
+                    select(rejected).where(rejected.c.event.in_(some), rejected.c.replayed_at.is_(None))
+                )
+                entries += [_rejected(row) for row in rows]
+        return entries
 
     # -- couriers
 
@@ -256,6 +286,8 @@ class Ledger:
             await connection.execute(
                 delete(contents).where(contents.c.digest.in_(sent), contents.c.digest.not_in(still))
             )
+            past = select(starts.c.execution).where(starts.c.recorded_at < before).limit(limit)
+            await connection.execute(delete(starts).where(starts.c.execution.in_(past)))
             idle = (destinations.c.spent_until < before, func.coalesce(destinations.c.held_until, before) <= before)
             await connection.execute(delete(destinations).where(*idle))
             noise = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)
@@ -324,6 +356,17 @@ def _event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
         "facts": event.model_dump(mode="json", exclude_defaults=True),
         "considered": list(entry.considered),
     }
+
+
+def _start_row(start: Started, now: datetime) -> dict[str, Any]:
+    facts = start.model_dump(mode="json", exclude_defaults=True)
+    return {"execution": str(start.execution), "facts": facts, "recorded_at": now}
+
+
+def _in_portions(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """A few hundred at a time: databases bound how many values a statement may have."""
+    for begin in range(0, len(keys), 500):
+        yield keys[begin : begin + 500]
 
 
 def _rejected_row(entry: Rejected) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import pytest
 
 from channels.contract import Answer, Receipt
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
-from dispatcher.event import Event
+from dispatcher.event import Event, Started
 from dispatcher.ledger import Claim, Filter, Ledger, Recorded, Rejected, Settlement
 from dispatcher.ledger.ledger import LATE
 from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
-from tests.support.builders import NOW, SECOND, a_delivery, an_event
+from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event, an_execution
 
 MINUTE = timedelta(minutes=1)
 
@@ -478,3 +478,15 @@ async def test_a_purge_forgets_destinations_that_were_not_heard_of_for_long(ledg
     await claim_paced(ledger)
     await ledger.purge(NOW + SECOND, limit=10)
     assert (await claim_paced(ledger, at=1.5)).deliveries == []  # the bucket was not full again
+
+
+async def test_starts_are_remembered_once_and_forgotten_when_old(ledger: Ledger) -> None:
+    start = Started(execution=an_execution(), launch_plan=a_launch_plan(), principal="jane.doe")
+    other = start.model_copy(update={"principal": "another"})
+    for told in (start, other):
+        await ledger.record([], [], [told], now=NOW)
+
+    asked = [an_execution(), *(an_execution(f"unknown{number}") for number in range(1200))]
+    assert await ledger.started(asked) == {start.execution: start}
+    await ledger.purge(NOW + SECOND, limit=10)
+    assert await ledger.started(asked) == {}
