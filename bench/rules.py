@@ -113,8 +113,8 @@ def serve(port: Connection, count: int) -> None:
     asyncio.run(run())
 
 
-async def intake(folder: Path, count: int, port: int | None) -> float:
-    """Events a second, from bytes to committed."""
+async def intake(folder: Path, count: int, port: int | None) -> tuple[float, float]:
+    """Events a second, from bytes to committed, and seconds of CPU for each."""
     (folder / "plan.json").write_text(
         f'{{"id": {PLAN.model_dump_json()}, "notifications": {NOTIFICATIONS}}}'.replace("'", '"')
     )
@@ -146,16 +146,16 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
             lambda heard: owed.extend(delivery.key for entry in heard.recorded for delivery in entry.deliveries),
             admin.look_up if admin is not None else None,
         )
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         await intake.run(topic)
-        took = time.perf_counter() - began
+        took, worked = time.perf_counter() - began, time.process_time() - worked
     if len(set(owed)) != 3 * count or topic.committed != sorted(topic.committed):
         raise RuntimeError(f"{len(set(owed))} deliveries, commits {topic.committed}: this measurement is void")
-    return count / took
+    return count / took, worked / count
 
 
-def measure(count: int, port: int | None) -> float:
-    """Events a second, of a process of its own."""
+def measure(count: int, port: int | None) -> tuple[float, float]:
+    """The same, of a process of its own."""
     logs.configure("json", level=40)
     collector.settle_in()  # as the service does
     with TemporaryDirectory() as folder:
@@ -172,21 +172,25 @@ def main() -> None:
     server = context.Process(target=serve, args=(theirs, asked.events), daemon=True)
     server.start()
     port = ours.recv()
-    rates: dict[str, list[float]] = {"files": [], "flyte_admin": []}
+    results: dict[str, list[tuple[float, float]]] = {"files": [], "flyte_admin": []}
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
         for number in range(asked.rounds):
-            for kind, so_far in rates.items():
+            for kind, so_far in results.items():
                 so_far.append(processes.submit(measure, asked.events, None if kind == "files" else port).result())
-            print(
-                f"round {number + 1}:", *(f"{kind} {so_far[-1]:,.0f}/s" for kind, so_far in rates.items()), flush=True
-            )
+            told = (f"{kind} {so_far[-1][0]:,.0f}/s" for kind, so_far in results.items())
+            print(f"round {number + 1}:", *told, flush=True)
     ours.send("end")
     server.join(10)
-    for kind, so_far in rates.items():
+    for kind, so_far in results.items():
+        rates, work = zip(*so_far, strict=True)
         print(
-            f"{kind:<12} {statistics.median(so_far):>7,.0f} terminal events/s ({min(so_far):,.0f} to {max(so_far):,.0f})"
+            f"{kind:<12} {statistics.median(rates):>6,.0f} terminal events/s ({min(rates):,.0f} to {max(rates):,.0f}), "
+            f"{1000 * statistics.median(work):.2f} ms of CPU each"
         )
-    print(f"FlyteAdmin answered in {1000 * ANSWER_SECONDS:.0f} ms")
+    ratios = [asking / base for (asking, _), (base, _) in zip(results["flyte_admin"], results["files"], strict=True)]
+    print(
+        f"ratio        {statistics.median(ratios):>6.2f}, with FlyteAdmin answering in {1000 * ANSWER_SECONDS:.0f} ms"
+    )
 
 
 if __name__ == "__main__":

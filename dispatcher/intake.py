@@ -44,8 +44,7 @@ LONGEST_PAUSE = timedelta(seconds=15)
 
 Brought = tuple[Headers, bytes | None, str]
 """A message's headers and value, and where it came from, in words."""
-Answer = Resolved | Unresolved
-LookUp = Callable[[ExecutionId], Awaitable[Answer]]
+LookUp = Callable[[ExecutionId], Awaitable[Resolved | Unresolved]]
 """What FlyteAdmin says of an execution. Raises FlyteAdminUnavailable."""
 _Done = TypeVar("_Done")
 
@@ -103,20 +102,15 @@ class Intake:
         Raises Unavailable.
         """
         read = [entry for message in messages if (entry := self._read(*message)) is not None]
-        answers: dict[ExecutionId, Answer] = {}
-        await self._ask(read, answers)
-        return self._weighed(read, answers, await self._recall(read))
+        return await self._decided(read, {})
 
     async def _pass_on(self, batch: Batch, source: Source) -> bool:
         """Bring a batch into the ledger; False where we were stopped before it was there."""
         read = self._glanced(batch)
-        answers: dict[ExecutionId, Answer] = {}  # what was answered is not asked again, however long the rest takes
-        if await _until_done(lambda: self._ask(read, answers), source) is None:
+        decided: dict[int, Entry] = {}  # what was answered is not asked again, however long the rest takes
+        entries = await _until_done(lambda: self._decided(read, decided), source)
+        if entries is None:
             return False
-        started = await _until_done(lambda: self._recall(read), source)
-        if started is None:
-            return False
-        entries = self._weighed(read, answers, started)
         return await _until_done(lambda: self._record(entries), source) is not None
 
     def _glanced(self, batch: Batch) -> list[_Read]:
@@ -142,36 +136,36 @@ class Intake:
             return None
         return _Ended(event, headers, value or b"", position)
 
-    async def _ask(
-        self, read: Iterable[_Read], answers: MutableMapping[ExecutionId, Answer]
-    ) -> Mapping[ExecutionId, Answer]:
-        """Look up, all at once, the executions that the events alone don't settle, into `answers`.
+    async def _decided(self, read: Sequence[_Read], decided: MutableMapping[int, Entry]) -> list[Entry]:
+        """The entries, in the order of what was read; what an event alone doesn't settle is looked up side by side.
 
-        Raises FlyteAdminUnavailable as soon as one can't be looked up; `answers` keeps the others'.
+        Raises Unavailable as soon as one can't be looked up; `decided` keeps the others, by their place.
         """
-        ended = (entry.event for entry in read if isinstance(entry, _Ended))
-        if self.look_up is None:
-            return answers
-        wanted = dict.fromkeys(event.execution for event in ended if not decides_itself(event))
+        started = await self._recall(read)
         try:
-            async with asyncio.TaskGroup() as asking:
-                for execution in wanted:
-                    if execution not in answers:
-                        asking.create_task(self._ask_for(execution, self.look_up, answers))
+            async with asyncio.TaskGroup() as looking_up:
+                for at, entry in enumerate(read):
+                    if at in decided:
+                        continue
+                    if not isinstance(entry, _Ended):
+                        decided[at] = entry
+                    elif self.look_up is None or decides_itself(entry.event):
+                        decided[at] = self._weigh(entry, None, started.get(entry.event.execution))
+                    else:
+                        looking_up.create_task(self._look_up(at, entry, self.look_up, decided))
         except ExceptionGroup as away:
             raise away.exceptions[0] from None
-        return answers
+        return [decided[at] for at in range(len(read))]
 
-    async def _ask_for(
-        self, execution: ExecutionId, look_up: LookUp, answers: MutableMapping[ExecutionId, Answer]
-    ) -> None:
+    async def _look_up(self, at: int, ended: _Ended, look_up: LookUp, decided: MutableMapping[int, Entry]) -> None:
         try:
-            answers[execution] = await look_up(execution)
+            answer = await look_up(ended.event.execution)
         except Unavailable:
             raise
-        except Exception as error:  # as with a message: one execution must not hold up the others
-            log.exception("an execution could not be looked up", execution=str(execution))
-            answers[execution] = Unresolved(f"internal error: {type(error).__name__}; see the log")
+        except Exception as error:  # noqa: BLE001 - one execution that trips over a bug of ours must not hold up the others
+            decided[at] = self._trip_over(error, ended.headers, ended.value, ended.position)
+        else:
+            decided[at] = self._weigh(ended, answer, None)
 
     async def _recall(self, read: Iterable[_Read]) -> Mapping[ExecutionId, Started]:
         """Whose the executions are whose end doesn't tell: from their starts, in this batch or in the ledger."""
@@ -181,16 +175,6 @@ class Intake:
         if untold and self.look_up is None:
             started |= await self.ledger.started(untold)
         return started
-
-    def _weighed(
-        self, read: Iterable[_Read], answers: Mapping[ExecutionId, Answer], started: Mapping[ExecutionId, Started]
-    ) -> list[Entry]:
-        return [
-            self._weigh(entry, answers.get(entry.event.execution), started.get(entry.event.execution))
-            if isinstance(entry, _Ended)
-            else entry
-            for entry in read
-        ]
 
     async def _record(self, entries: Sequence[Entry]) -> Heard:
         recorded = [entry for entry in entries if isinstance(entry, Recorded)]
@@ -211,7 +195,9 @@ class Intake:
                 await self.take([(early.headers, early.body, early.position)])
                 await self.ledger.replayed(early.id, now=self.clock.now())
 
-    def _weigh(self, ended: _Ended, answer: Answer | None, started: Started | None) -> Recorded | Rejected:
+    def _weigh(
+        self, ended: _Ended, answer: Resolved | Unresolved | None, started: Started | None
+    ) -> Recorded | Rejected:
         try:
             event = answer.complete(ended.event) if isinstance(answer, Resolved) else ended.event
             event = started.complete(event) if started is not None else event

@@ -36,8 +36,8 @@ from dispatcher.rules import Resolved, Rule, Unresolved
 
 log = structlog.get_logger(__name__)
 
-PARALLEL = 64
-"""Questions on their way at once; more wait. Proxies allow some 100 on one connection."""
+PARALLEL = 100
+"""Questions on their way at once; more wait. It is what proxies commonly allow on one connection."""
 PLANS_KEPT = 2000
 """Launch plans remembered, those asked for last. A version of a launch plan never changes."""
 CLOSE_SECONDS = 3
