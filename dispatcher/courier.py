@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
@@ -52,9 +53,11 @@ class Courier:
     """How long a claim holds."""
     _bell: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
+    _abandoned: bool = False
+    """Nothing more is sent: what is claimed goes straight back."""
     _carrying: dict[asyncio.Task[None], str] = field(default_factory=dict)
     """Each with its destination."""
-    _sending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _sending: set[asyncio.Task[None]] = field(default_factory=set)
     _busy: Counter[str] = field(default_factory=Counter)
     """How many are on their way to each destination."""
     _breaker: Breaker = field(default_factory=Breaker)
@@ -75,8 +78,13 @@ class Courier:
         self.ring()
 
     def abandon(self) -> None:
-        """Cancel the sends in hand: each delivery is released, for whoever comes next. Endings are still written."""
-        for task in self._sending.values():
+        """Cancel the sends in hand: each delivery is released, for whoever comes next. Endings are still written.
+
+        A send that has not begun is not cancelled, or nobody would release its delivery: it finds out by itself.
+        """
+        self._abandoned = True
+        self.stop()
+        for task in self._sending:
             task.cancel()
 
     async def run(self) -> None:
@@ -89,7 +97,6 @@ class Courier:
                     task = hands.create_task(self._carry(delivery), name=f"{self.name} {delivery.key}")
                     self._carrying[task] = self._destination(delivery)
                     self._busy[self._carrying[task]] += 1
-                    self._sending[delivery.key] = task
                     task.add_done_callback(self._put_down)
                 if len(self._carrying) >= self.hands or not claimed:
                     await self._wait_for_work()
@@ -128,14 +135,16 @@ class Courier:
 
     async def _carry(self, delivery: Delivery) -> None:
         started = self.clock.now()
+        if self._abandoned:
+            await self._give_back(delivery, due_at=started)
+            return
         try:
-            result = await self._attempt(delivery)
+            with self._cancellable():
+                result = await self._attempt(delivery)
         except asyncio.CancelledError:
             # It may have arrived: whoever takes it next looks first, where that is possible.
             await self._give_back(replace(delivery, doubtful=True), due_at=self.clock.now())
             return
-        finally:
-            del self._sending[delivery.key]
         ended = self.clock.now()
         self._breaker.learn(result, ended)
         outcome = judge(delivery, result, now=ended, policy=self.policy, rng=self.rng)
@@ -150,6 +159,17 @@ class Courier:
         await self._settle(ending)
         if isinstance(outcome, Retry):
             self._alarm = min(outcome.at, self._alarm or outcome.at)
+
+    @contextmanager
+    def _cancellable(self) -> Iterator[None]:
+        """While a send lasts, and no longer: what is then written must not be cut short."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - we are always in a hand
+        self._sending.add(task)
+        try:
+            yield
+        finally:
+            self._sending.discard(task)
 
     async def _attempt(self, delivery: Delivery) -> Result:
         """Send once: the receipt, or the exception. The only place where exceptions become values."""

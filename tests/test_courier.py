@@ -220,6 +220,54 @@ async def test_what_is_abandoned_is_released_uncounted_and_in_doubt(ledger: Ledg
     assert filed.delivery.lease is None
 
 
+async def test_what_was_claimed_and_not_yet_sent_when_all_is_abandoned_is_released_at_once(ledger: Ledger) -> None:
+    claim, claimed = ledger.claim, asyncio.Event()
+
+    async def abandoned(*arguments: Any, **options: Any) -> Any:
+        taken = await claim(*arguments, **options)
+        claimed.set()
+        asyncio.get_running_loop().call_soon(courier.abandon)  # after the sends are made, before they begin
+        return taken
+
+    ledger.claim = abandoned  # type: ignore[method-assign]  # passes on, and abandons
+    channel = Scripted(lambda _: RECEIPT)
+    await owe(ledger, "#a", "#b")
+    courier = a_courier(ledger, channel)
+    async with working(courier):
+        await claimed.wait()
+
+    assert channel.sent == []
+    owed = [filed.delivery for filed in await ledger.find(Filter(), limit=5)]
+    assert [(delivery.lease, delivery.attempt, delivery.doubtful) for delivery in owed] == [(None, 0, False)] * 2
+
+
+async def test_abandoning_twice_does_not_cut_a_release_short(ledger: Ledger) -> None:
+    going, releasing = asyncio.Event(), asyncio.Event()
+    release = ledger.release
+
+    async def slow(*arguments: Any, **options: Any) -> None:
+        releasing.set()
+        await asyncio.sleep(0.1)
+        await release(*arguments, **options)
+
+    async def endless(_: Message) -> Receipt:
+        going.set()
+        await asyncio.sleep(60)
+        return RECEIPT
+
+    ledger.release = slow  # type: ignore[method-assign]  # passes on, a little later
+    await owe(ledger, "#a")
+    courier = a_courier(ledger, Scripted(endless))
+    async with working(courier):
+        await going.wait()
+        courier.abandon()
+        await releasing.wait()
+        courier.abandon()
+
+    (filed,) = await ledger.find(Filter(), limit=5)
+    assert (filed.delivery.lease, filed.delivery.attempt, filed.delivery.doubtful) == (None, 0, True)
+
+
 async def test_a_slow_recipient_does_not_delay_the_others(ledger: Ledger) -> None:
     async def one_is_slow(message: Message) -> Receipt:
         await asyncio.sleep(3 if message.recipients == ("#slow",) else 0)
