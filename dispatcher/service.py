@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from channels.catalog import KINDS
 from channels.contract import Channel
@@ -231,7 +231,7 @@ async def _opened(url: str) -> AsyncIterator[Ledger]:
         retry=retry_if_exception_type(LedgerUnavailable),
         wait=wait_exponential(multiplier=0.2, max=3),
         stop=stop_after_delay(LEDGER_PATIENCE),
-        before_sleep=lambda state: log.warning("waiting for the ledger", attempt=state.attempt_number),
+        before_sleep=_tell_why,
         reraise=True,
     )
     try:
@@ -239,3 +239,8 @@ async def _opened(url: str) -> AsyncIterator[Ledger]:
         yield ledger
     finally:
         await ledger.aclose()
+
+
+def _tell_why(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    log.warning("waiting for the ledger", attempt=state.attempt_number, reason=str(error))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -22,6 +24,14 @@ HEAD = "0001"
 
 _MIGRATION_LOCK = 0x666C797465  # "flyte": PostgreSQL's advisory lock, so that replicas migrate one after another
 _BUSY_SECONDS = 10
+"""How long a transaction waits for others, or for the server to answer that we may connect."""
+_UNINTERRUPTED_SECONDS = 0.5
+"""How long of this SQLite waits at a stretch."""
+_TROUBLES = ("08", "25006", "28", "3D", "40", "42501", "53", "55", "57", "58", "F0", "XX")
+"""How PostgreSQL's codes begin where the statement is right and the database can't carry it out: connections,
+a standby, logins, no such database, deadlocks, permissions, full disks, locks, shutdowns, input and output,
+its files. Source: PostgreSQL's manual, appendix A."""
+_DUPLICATE_TABLE = "42P07"
 
 
 class Database:
@@ -31,47 +41,100 @@ class Database:
         """Opens nothing yet. Raises SettingsError for a URL that can't be used."""
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
+        self._place = _place(self.url)
         self._engine = _engine(self.url, sqlite=self.sqlite)
         self._one_writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
 
     async def migrate(self) -> None:
         """Bring the tables up to date; safe to call from several replicas at once.
 
-        Raises LedgerIncompatible for a ledger from a newer version, LedgerUnavailable while it can't be reached.
+        Raises LedgerIncompatible where the tables are a newer version's or another program's, LedgerUnavailable
+        while the database can't be reached.
         """
         async with self.writing() as connection:
             if not self.sqlite:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-            await connection.run_sync(_upgrade)
+            await connection.run_sync(_upgrade, self._place)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes: committed at the end, rolled back when anything is raised."""
-        async with self._one_writer, self._connected("write") as connection:
+        async with self._turn(), self._transaction("write") as connection:
             yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that only reads; on SQLite it never waits for a writer."""
-        async with self._connected("read") as connection:
+        async with self._transaction("read") as connection:
             yield connection
 
     async def aclose(self) -> None:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def _connected(self, purpose: str) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self._engine.connect() as raw:
-                connection = await raw.execution_options(purpose=purpose)
-                async with connection.begin():
+    async def _turn(self) -> AsyncIterator[None]:
+        """SQLite has one writer at a time; while a stranger locks the file, nobody waits long for his turn either."""
+        with self._troubles():
+            async with asyncio.timeout(_BUSY_SECONDS) as limit, self._one_writer:
+                limit.reschedule(None)
+                yield
+
+    @asynccontextmanager
+    async def _transaction(self, purpose: str) -> AsyncIterator[AsyncConnection]:
+        with self._troubles():
+            async with self._connected() as raw, AsyncExitStack() as ending:
+                try:
+                    connection = await raw.execution_options(purpose=purpose)
+                    await _begin(connection, ending)
                     yield connection
-        except (TimeoutError, OperationalError, InterfaceError, PoolTimeout, OSError) as error:
-            raise LedgerUnavailable(f"the ledger can't be used now: {_cause(error)}") from error
+                    await ending.aclose()
+                except DBAPIError:
+                    # What SQLite could only open for reading stays so, even where that is mended.
+                    await raw.invalidate()
+                    raise
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self._engine.connect())
+            except (TypeError, ValueError, OverflowError) as error:  # parts of the URL that only the driver looks at
+                raise SettingsError(f"ledger.url: {self._place} can't be connected to: {_cause(error)}") from error
+            yield connection
+
+    @contextmanager
+    def _troubles(self) -> Iterator[None]:
+        """The database's faults in our words. A mistake of ours goes through as it is."""
+        try:
+            yield
+        except (TimeoutError, PoolTimeout, OSError) as error:
+            raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
         except DBAPIError as error:
-            if error.connection_invalidated:
-                raise LedgerUnavailable(f"the ledger's connection broke: {_cause(error)}") from error
-            raise
+            if not _is_trouble(error):
+                raise
+            raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
+
+
+async def _begin(connection: AsyncConnection, ending: AsyncExitStack) -> None:
+    """Begin, by short waits for a locked file: SQLite's own can't be cut short, and readiness has to answer."""
+    now = asyncio.get_running_loop().time
+    deadline = now() + _BUSY_SECONDS
+    while True:
+        try:
+            _ = await ending.enter_async_context(connection.begin())
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or now() >= deadline:
+                raise
+        else:
+            return
+
+
+def _is_trouble(error: DBAPIError) -> bool:
+    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        return type(error) is DatabaseError  # the file is spoilt, or no database
+    return str(getattr(error.orig, "sqlstate", None)).startswith(_TROUBLES)
 
 
 def _checked(url: str) -> URL:
@@ -81,32 +144,69 @@ def _checked(url: str) -> URL:
     except (ArgumentError, ValueError):
         raise SettingsError("ledger.url: not a database URL; write sqlite+aiosqlite:///./dispatcher.db") from None
     if backend == "sqlite":
-        return parsed.set(drivername="sqlite+aiosqlite")
+        return _checked_sqlite(parsed.set(drivername="sqlite+aiosqlite"))
     if backend in {"postgresql", "postgres"}:
         return parsed.set(drivername="postgresql+asyncpg")
     raise SettingsError(f"ledger.url: no such kind of ledger, {backend!r}; there are sqlite and postgresql")
 
 
+def _checked_sqlite(url: URL) -> URL:
+    if url.host or not url.database:
+        raise SettingsError("ledger.url: names no file; write sqlite+aiosqlite:///./dispatcher.db")
+    if url.query:
+        raise SettingsError(f"ledger.url: a file takes no options, and there is {next(iter(url.query))!r}")
+    if url.database != ":memory:":
+        _look_at(Path(url.database))
+    return url
+
+
+def _look_at(file: Path) -> None:
+    try:
+        if not file.parent.is_dir():
+            raise SettingsError(f"ledger.url: no such folder: {file.parent}")
+        if file.is_dir():
+            raise SettingsError(f"ledger.url: {file} is a folder; name a file in it")
+    except OSError as error:
+        raise SettingsError(f"ledger.url: {file} can't be had: {error.strerror}") from None
+
+
+def _place(url: URL) -> str:
+    """Where the ledger is, for people: without user and password."""
+    if url.get_backend_name() == "sqlite":
+        return f"the file {url.database}"
+    server = f" at {url.host}{f':{url.port}' if url.port else ''}" if url.host else ""
+    return f"PostgreSQL{server}"
+
+
 def _engine(url: URL, *, sqlite: bool) -> AsyncEngine:
     try:
         if not sqlite:
-            return create_async_engine(url, pool_size=8, max_overflow=4, pool_pre_ping=True, pool_timeout=10)
+            return create_async_engine(
+                url,
+                pool_size=8,
+                max_overflow=4,
+                pool_pre_ping=True,
+                pool_timeout=_BUSY_SECONDS,
+                connect_args={"timeout": _BUSY_SECONDS},
+            )
     except (NoSuchModuleError, ModuleNotFoundError):
         raise SettingsError(
             "ledger.url: PostgreSQL needs the extra: pip install 'flyte-notification-dispatcher[postgres]'"
         ) from None
-    if url.database and url.database != ":memory:" and not (folder := Path(url.database).parent).is_dir():
-        raise SettingsError(f"ledger.url: no such folder: {folder}")
-    engine = create_async_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+    engine = create_async_engine(url, connect_args={"timeout": _UNINTERRUPTED_SECONDS})
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we begin transactions ourselves
-        cursor = connection.cursor()
-        # FULL: a Kafka offset is committed on the strength of our commit, so it must survive a power cut.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            # FULL: a Kafka offset is committed on the strength of our commit, so it must survive a power cut.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except sqlite3.Error:
+            connection.close()  # SQLAlchemy drops it as it is, and its thread and its file would stay
+            raise
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
@@ -117,7 +217,7 @@ def _engine(url: URL, *, sqlite: bool) -> AsyncEngine:
     return engine
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, place: str) -> None:
     from alembic import command  # noqa: PLC0415 - slow to import, and most starts find nothing to do
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
@@ -132,6 +232,17 @@ def _upgrade(connection: Connection) -> None:
             f"the ledger is at version {version}, this dispatcher knows versions up to {HEAD}: "
             "it was made by a newer one; upgrade this one"
         ) from error
+    except DBAPIError as error:
+        if not _is_taken(error):
+            raise
+        raise LedgerIncompatible(
+            f"ledger.url: {place} has another program's tables ({_cause(error)}): the ledger wants a database of its own"
+        ) from error
+
+
+def _is_taken(error: DBAPIError) -> bool:
+    """Whether a table of ours could not be made because there is one of that name."""
+    return getattr(error.orig, "sqlstate", None) == _DUPLICATE_TABLE or "already exists" in str(error.orig)
 
 
 def alembic_config(connection: Connection) -> Any:
@@ -146,6 +257,13 @@ def alembic_config(connection: Connection) -> Any:
 
 def _cause(error: BaseException) -> str:
     """The driver's own words: without the statement, and without the URL and its password."""
-    origin = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    inner = origin.__cause__ if isinstance(origin.__cause__, sqlite3.Error | OSError) else origin
-    return f"{type(inner).__name__}: {str(inner).splitlines()[0] if str(inner) else 'no details'}"
+    origin = error.orig if isinstance(error, DBAPIError) else None
+    match (origin and origin.__cause__) or origin or error:
+        case socket.gaierror() as inner:
+            return f"no such host: {inner.strerror}"
+        case TimeoutError():
+            return f"no answer within {_BUSY_SECONDS} s"
+        case OSError(errno=int(number)) if number > 0:
+            return os.strerror(number)
+        case inner:
+            return str(inner).partition("\n")[0] or type(inner).__name__

@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -89,9 +92,29 @@ class Cluster:
     def stop(self) -> None:
         """Stop at once, as a crash would; what was committed is there after the next start."""
         if self._process is not None:
-            self._process.send_signal(3)  # SIGQUIT: immediate shutdown
+            self._process.send_signal(signal.SIGQUIT)  # immediate shutdown
             self._process.wait(30)
             self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL to all its processes: nobody says goodbye."""
+        if self._process is None:
+            return
+        server = psutil.Process(self._process.pid)
+        processes = [server, *server.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(30)
+        self._process = None
+        psutil.wait_procs(processes[1:], 30)
+
+    def demand_password(self, user: str) -> None:
+        """That user must show a password from now on; all others are trusted."""
+        rules = (f"host all {user} all scram-sha-256", "host all all all trust")
+        (self._folder / "data" / "pg_hba.conf").write_text("".join(f"{rule}\n" for rule in rules))
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
 
     def remove(self) -> None:
         self.stop()
