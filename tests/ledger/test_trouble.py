@@ -1,0 +1,539 @@
+"""What can be wrong with a ledger: each is one clear sentence, leaves nothing half-written, and passes by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import resource
+import shutil
+import socket
+import sqlite3
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+import yaml
+from sqlalchemy import func, select, text
+from sqlalchemy.engine import make_url
+
+from dispatcher.delivery import Delivery
+from dispatcher.errors import DispatcherError, LedgerIncompatible, LedgerUnavailable
+from dispatcher.ledger import Filter, Ledger
+from dispatcher.ledger.database import Database
+from dispatcher.ledger.tables import metadata
+from tests.ledger.test_ledger import MINUTE, SENT, claim, ended, heard, refused
+from tests.support import samples
+from tests.support.builders import NOW, a_delivery, an_event
+from tests.support.postgres import Cluster
+from tests.support.service import COMMAND, serving
+
+PASSWORD = "s3cret-of-the-ledger"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[Cluster]:
+    """A server that may be killed."""
+    cluster = Cluster()
+    cluster.demand_password("guest")
+    cluster.start()
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture
+async def own_url(own_postgres: Cluster) -> str:
+    """A fresh, empty database on it."""
+    admin = await asyncpg.connect(_plain(own_postgres.url))
+    await admin.execute("DROP DATABASE IF EXISTS ledger WITH (FORCE)")
+    await admin.execute("CREATE DATABASE ledger")
+    await admin.close()
+    return make_url(own_postgres.url).set(database="ledger").render_as_string(hide_password=False)
+
+
+def _plain(url: str) -> str:
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+async def rows(url: str) -> dict[str, int]:
+    """How many rows each table has, as another connection sees it."""
+    database = Database(url)
+    try:
+        async with database.reading() as connection:
+            return {
+                table.name: await connection.scalar(select(func.count()).select_from(table)) or 0
+                for table in metadata.sorted_tables
+            }
+    finally:
+        await database.aclose()
+
+
+def an_owed(name: str) -> Any:
+    event = an_event(name=name)
+    return heard(a_delivery(event, content={"subject": name}), event=event)
+
+
+async def run(*arguments: str, before: str = "") -> tuple[int, str]:
+    """Run one command: its exit status and what it says; `before` is done in its process first."""
+    command = [sys.executable, "-c", f"{before}\nfrom dispatcher.cli import main\nmain()"] if before else COMMAND
+    process = await asyncio.create_subprocess_exec(
+        *command, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    return process.returncode or 0, out.decode()
+
+
+def settings_file(folder: Path, url: str, name: str = "dispatcher") -> str:
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({"http": {"listen": "127.0.0.1:0"}, "ledger": {"url": url}}))
+    return str(file)
+
+
+# -- what was made by others
+
+
+async def test_every_command_refuses_a_ledger_from_a_newer_version_in_one_sentence(
+    ledger_url: str, tmp_path: Path
+) -> None:
+    database = Database(ledger_url)
+    await database.migrate()
+    async with database.writing() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await database.aclose()
+
+    config = settings_file(tmp_path, ledger_url)
+    for command in (["serve"], ["deliveries", "list"]):
+        status, said = await run(*command, "--config", config)
+        assert (status, said.count("\n")) == (1, 1), said
+        assert said.startswith("dispatcher: the ledger is at version 9999")
+        assert "made by a newer one; upgrade this one" in said
+
+
+async def test_a_database_with_another_programs_tables_is_refused_and_left_alone(ledger_url: str) -> None:
+    database = Database(ledger_url)
+    async with database.writing() as connection:
+        await connection.execute(text("CREATE TABLE deliveries (parcel INTEGER)"))
+        await connection.execute(text("INSERT INTO deliveries VALUES (7)"))
+    ledger = Ledger(ledger_url)
+    with pytest.raises(LedgerIncompatible, match=r"ledger\.url: .* has another program's tables .*deliveries.* exists"):
+        await ledger.open()
+    await ledger.aclose()
+
+    async with database.writing() as connection:
+        assert await connection.scalar(text("SELECT parcel FROM deliveries")) == 7
+        await connection.execute(text("CREATE TABLE events (its INTEGER)"))  # ours was rolled back with the rest
+    await database.aclose()
+
+
+# -- URLs that lead nowhere
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "ledger.url: not a database URL"),
+        ("", "ledger.url: not a database URL"),
+        ("postgresql://u:{password}@h:port/x", "ledger.url: not a database URL"),
+        ("mysql://u:{password}@h/x", "no such kind of ledger, 'mysql'; there are sqlite and postgresql"),
+        ("https://u:{password}@h/x", "no such kind of ledger, 'https'"),
+        ("sqlite://", "ledger.url: names no file"),
+        ("sqlite://ledger.db", "ledger.url: names no file"),
+        ("sqlite:///{folder}/ledger.db?mode=ro", "ledger.url: a file takes no options, and there is 'mode'"),
+        ("sqlite:///{folder}/missing/ledger.db", "ledger.url: no such folder: {folder}/missing"),
+        ("sqlite:///{folder}/file/ledger.db", "ledger.url: no such folder: {folder}/file"),
+        ("sqlite:///{folder}", "ledger.url: {folder} is a folder; name a file in it"),
+        ("sqlite:///{folder}/{long}", "File name too long"),
+        ("sqlite:///{folder}/file", "ledger.url: the file {folder}/file can't be used now: file is not a database"),
+        ("postgresql://u:{password}@no-such-host.invalid/x", "PostgreSQL at no-such-host.invalid .*: no such host"),
+        ("postgresql://u:{password}@127.0.0.1:1/x", "PostgreSQL at 127.0.0.1:1 can't be used now: Connection refused"),
+        ("postgresql://u:{password}@127.0.0.1:99999/x", "PostgreSQL at 127.0.0.1:99999 .*: port must be 0-65535"),
+        ("postgresql://u:{password}@127.0.0.1:1/x?colour=red", "can't be connected to: .* argument 'colour'"),
+        (
+            "postgresql://dispatcher:{password}@{postgres}/nowhere",
+            'PostgreSQL at .*: database "nowhere" does not exist',
+        ),
+        ("postgresql://guest:{password}@{postgres}/postgres", 'password authentication failed for user "guest"'),
+        ("postgresql://guest@{postgres}/postgres", 'password authentication failed for user "guest"'),
+        ("postgresql://u:{password}@{postgres}/postgres", 'role "u" does not exist'),
+        ("postgresql://dispatcher:{password}@{postgres}/postgres?ssl=require", "rejected SSL upgrade"),
+        ("postgresql://u:{password}@{silent}/x", "PostgreSQL at .*: .*[Cc]onnection"),
+    ],
+)
+async def test_a_wrong_url_is_one_sentence_that_names_the_setting_and_no_password(
+    url: str, words: str, tmp_path: Path, own_postgres: Cluster
+) -> None:
+    (tmp_path / "file").write_text("this is no database, and long enough for one " * 50)
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as silent:
+        server = make_url(own_postgres.url)
+        facts = {
+            "password": PASSWORD,
+            "folder": tmp_path,
+            "long": "x" * 300,
+            "postgres": f"{server.host}:{server.port}",
+            "silent": f"127.0.0.1:{silent.sockets[0].getsockname()[1]}",
+        }
+        with pytest.raises(DispatcherError, match=words.format(**facts)) as caught:
+            async with Ledger(url.format(**facts)):
+                pass
+
+    said = str(caught.value)
+    assert said.startswith("ledger.url: ")
+    assert PASSWORD not in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("before", ["", "import sys; sys.modules['asyncpg'] = None"])
+async def test_serve_ends_with_one_message_where_the_url_leads_nowhere(
+    before: str, tmp_path: Path, own_postgres: Cluster
+) -> None:
+    impatient = f"{before}\nfrom dispatcher import service\nservice.LEDGER_PATIENCE = 0.5"
+    server = make_url(own_postgres.url)
+    if before:
+        urls = {f"postgresql://u:{PASSWORD}@h/x": "PostgreSQL needs the extra: pip install"}
+    else:
+        urls = {
+            "nonsense": "not a database URL",
+            f"sqlite:///{tmp_path}/missing/ledger.db": "no such folder",
+            f"postgresql://u:{PASSWORD}@no-such-host.invalid/x": "no such host",
+            f"postgresql://guest:{PASSWORD}@{server.host}:{server.port}/postgres": "password authentication failed",
+        }
+    files = {settings_file(tmp_path, url, f"{number}"): words for number, (url, words) in enumerate(urls.items())}
+    async with asyncio.TaskGroup() as group:
+        ends = {
+            group.create_task(run("serve", "--config", file, before=impatient)): words for file, words in files.items()
+        }
+
+    for end, words in ends.items():
+        status, said = end.result()
+        assert status == 1
+        *before_that, last = said.splitlines()
+        assert last.startswith("dispatcher: ledger.url: ")
+        assert words in last
+        assert all('"event": "waiting for the ledger"' in line and words in line for line in before_that), said
+        assert PASSWORD not in said
+
+
+# -- a file that is locked, read-only, or on a full disk
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that every account may look into: pytest's own are closed to others."""
+    path = Path(tempfile.mkdtemp(prefix="dispatcher-ledger-"))
+    path.chmod(0o755)
+    yield path
+    path.chmod(0o755)
+    shutil.rmtree(path)
+
+
+def allow(path: Path, mode: int) -> None:
+    """A folder, or all the files of that name: SQLite's own beside it have the mode that it had."""
+    for file in [path] if path.is_dir() else path.parent.glob(f"{path.name}*"):
+        file.chmod(mode)
+
+
+def listed(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()]
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Without root's rights, for which no file is read-only."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.slow
+async def test_a_locked_file_is_waited_for_and_then_told_and_nobody_queues_for_longer(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    async with Ledger(url) as ledger:
+        await ledger.record([an_owed("first")], [], now=NOW)
+        (delivery,) = await claim(ledger)
+        before = await rows(url)
+        with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            began = asyncio.get_running_loop().time()
+            attempts: list[Awaitable[Any]] = [
+                ledger.record([an_owed("second")], [refused()], now=NOW),
+                claim(ledger, now=NOW + 2 * MINUTE),
+                ledger.settle(ended(delivery, SENT)),
+                ledger.release(delivery, due_at=NOW),
+                ledger.ping(),
+            ]
+            ends = await asyncio.gather(*attempts, return_exceptions=True)
+            assert asyncio.get_running_loop().time() - began < 15
+            assert [str(end) for end in ends if isinstance(end, LedgerUnavailable)] == [str(end) for end in ends]
+            assert "database is locked" in str(ends[0])
+            assert len(await ledger.find(Filter(), limit=5)) == 1  # who only reads need not wait
+            assert await rows(url) == before
+            other.execute("ROLLBACK")
+
+        assert await ledger.settle(ended(delivery, SENT))
+        assert len(await ledger.record([an_owed("second")], [], now=NOW)) == 1
+
+
+async def test_questions_that_were_given_up_on_a_locked_file_leave_no_lock_behind(tmp_path: Path) -> None:
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            for _ in range(8):  # more than the pool holds
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await ledger.ping()
+            other.execute("ROLLBACK")
+        async with asyncio.timeout(5):
+            await ledger.ping()
+
+
+async def test_a_folder_that_may_not_be_written_is_told_and_serves_when_it_may(folder: Path) -> None:
+    ledger = Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db")
+    allow(folder, 0o555)
+    unable = rf"ledger\.url: the file {folder}/ledger\.db .*: unable to open"
+    with unprivileged(), pytest.raises(LedgerUnavailable, match=unable):
+        await ledger.open()
+    assert listed(folder) == []
+    allow(folder, 0o777)
+    with unprivileged():
+        await ledger.open()
+        assert len(await ledger.record([an_owed("first")], [], now=NOW)) == 1
+    await ledger.aclose()
+
+
+async def test_a_file_that_may_not_be_written_is_told_and_serves_when_it_may(folder: Path) -> None:
+    url = f"sqlite+aiosqlite:///{folder}/ledger.db"
+    async with Ledger(url) as first:
+        await first.record([an_owed("first")], [], now=NOW)
+    allow(folder, 0o777)
+    allow(folder / "ledger.db", 0o444)
+    with unprivileged():
+        ledger = Ledger(url)
+        await ledger.open()
+        for call in (ledger.ping(), claim(ledger), ledger.record([an_owed("second")], [refused()], now=NOW)):
+            with pytest.raises(
+                LedgerUnavailable, match=r"ledger\.url: the file .*: attempt to write a readonly database"
+            ):
+                await call
+        assert len(await ledger.find(Filter(), limit=5)) == 1
+    allow(folder / "ledger.db", 0o666)
+    with unprivileged():
+        with suppress(LedgerUnavailable):
+            await ledger.ping()  # may still be given what was opened for reading
+        (delivery,) = await claim(ledger)
+        assert await ledger.settle(ended(delivery, SENT))
+        await ledger.aclose()
+
+
+async def test_a_full_disk_leaves_nothing_half_written_and_passes(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    async with Ledger(url) as ledger:
+        await ledger.record([an_owed("first")], [], now=NOW)
+        (delivery,) = await claim(ledger)
+        before = await rows(url)
+        await set_limit(ledger, 1)  # page: SQLite takes it to mean no more than there are
+
+        event = an_event(name="large")
+        large = [
+            a_delivery(event, to=f"{number}@example.com", content={"text": os.urandom(900).hex()})
+            for number in range(99)
+        ]
+        with pytest.raises(LedgerUnavailable, match=r"ledger\.url: the file .*: database or disk is full"):
+            await ledger.record([heard(*large, event=event)], [], now=NOW)
+        assert await rows(url) == before
+        await set_limit(ledger, 1)
+        follow_ups = [replace(follow_up, event=delivery.event) for follow_up in large]
+        lost = ended(delivery, SENT, *follow_ups)
+        with pytest.raises(LedgerUnavailable, match="disk is full"):
+            await ledger.settle(lost)
+        assert await rows(url) == before
+
+        await set_limit(ledger, 2**30)
+        assert await ledger.settle(lost)
+        assert (await rows(url))["deliveries"] == 100
+
+
+async def set_limit(ledger: Ledger, pages: int) -> None:
+    """How large the file may be, for the one connection that a ledger keeps while nobody is in its way."""
+    async with ledger._database.reading() as connection:
+        await connection.execute(text(f"PRAGMA max_page_count = {pages}"))
+
+
+async def test_a_service_on_a_full_disk_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    """The process may write no file beyond a size, and then it may again."""
+    async with serving(tmp_path, {"log": "json"}) as replica, aiohttp.ClientSession() as session:
+
+        async def post() -> tuple[int, str | None]:
+            headers, value = samples.sample("v2-workflow-failed-enriched")
+            shown = {key.replace("ce_", "ce-"): one.decode() for key, one in headers}
+            body = value.replace(b"production", b"x" * 9 + str(len(answers)).encode())
+            async with session.post(f"{replica.url}/events", data=body, headers=shown) as answer:
+                return answer.status, answer.headers.get("Retry-After")
+
+        answers: list[tuple[int, str | None]] = []
+        written = max(file.stat().st_size for file in os.scandir(tmp_path))
+        resource.prlimit(replica.process.pid, resource.RLIMIT_FSIZE, (written + 64 * 1024, resource.RLIM_INFINITY))
+        while not answers or answers[-1][0] == 202:
+            answers.append(await post())
+            assert len(answers) < 500
+        assert answers[-1] == (503, "5")
+        kept = len(answers) - 1
+
+        resource.prlimit(replica.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert (await post())[0] == 202
+    url = f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db"
+    counted = await rows(url)
+    assert "Traceback" not in replica.log
+    assert counted["rejected"] + counted["events"] == kept + 1
+
+
+# -- connections that are lost
+
+
+@asynccontextmanager
+async def locked(url: str, table: str) -> AsyncIterator[asyncpg.Connection]:
+    """Nobody gets past that table: a transaction that comes to it stays open, half done."""
+    admin = await asyncpg.connect(_plain(url))
+    await admin.execute(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+    try:
+        yield admin
+    finally:
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            await admin.execute("ROLLBACK")
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            await admin.close()
+
+
+async def stuck(url: str, number: int = 1) -> Sequence[int]:
+    """The processes of those who wait for a lock, once there are so many."""
+    watcher = await asyncpg.connect(_plain(url))
+    query = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    try:
+        async with asyncio.timeout(20):
+            while len(found := await watcher.fetch(query)) < number:
+                await asyncio.sleep(0.02)
+        return [row["pid"] for row in found]
+    finally:
+        await watcher.close()
+
+
+Verb = Callable[[Ledger, Delivery], Awaitable[Any]]
+HALFWAY: dict[str, tuple[Verb, str]] = {
+    "record": (lambda ledger, _: ledger.record([an_owed("second")], [refused()], now=NOW), "contents"),
+    "claim": (lambda ledger, _: claim(ledger, now=NOW + 2 * MINUTE), "contents"),
+    "settle": (lambda ledger, taken: ledger.settle(ended(taken, SENT)), "attempts"),
+    "release": (lambda ledger, taken: ledger.release(taken, due_at=NOW), "deliveries"),
+    "purge": (lambda ledger, _: ledger.purge(NOW + MINUTE, limit=5), "rejected"),
+}
+"""Verbs, each with a table that it comes to after it has written into others, where there is one."""
+
+
+async def as_it_was(ledger: Ledger, taken: Delivery) -> None:
+    """Nothing of what broke off can be seen."""
+    found = {filed.delivery.key: filed.delivery for filed in await ledger.find(Filter(), limit=10)}
+    assert found[taken.key] == taken
+    assert await ledger.history(taken.key) == []
+    assert [delivery.lease for delivery in found.values()].count(None) == 1
+
+
+async def two_owed(ledger: Ledger) -> Delivery:
+    """One delivery that is ours, and one that nobody has yet."""
+    await ledger.record([an_owed("first")], [], now=NOW)
+    (taken,) = await claim(ledger)
+    done = an_event(name="waiting")
+    await ledger.record([heard(a_delivery(done, due_at=NOW + MINUTE), event=done)], [refused("old")], now=NOW)
+    return taken
+
+
+@pytest.mark.parametrize("verb", HALFWAY)
+async def test_a_connection_that_is_ended_in_mid_transaction_leaves_nothing_and_the_ledger_goes_on(
+    verb: str, postgres_url: str
+) -> None:
+    call, table = HALFWAY[verb]
+    async with Ledger(postgres_url) as ledger:
+        taken = await two_owed(ledger)
+        before = await rows(postgres_url)
+        async with locked(postgres_url, table) as admin:
+            calling = asyncio.ensure_future(call(ledger, taken))
+            (process,) = await stuck(postgres_url)
+            await admin.execute("SELECT pg_terminate_backend($1)", process)
+            with pytest.raises(LedgerUnavailable, match=r"ledger\.url: PostgreSQL at .* can't be used now: \w+"):
+                await calling
+        assert await rows(postgres_url) == before
+        await as_it_was(ledger, taken)
+
+        await call(ledger, taken)
+
+
+async def test_a_database_that_is_killed_and_comes_back_leaves_nothing_half_done_and_the_ledger_goes_on(
+    own_postgres: Cluster, own_url: str
+) -> None:
+    async with Ledger(own_url) as ledger:
+        taken = await two_owed(ledger)
+        before = await rows(own_url)
+        calls = [HALFWAY[verb][0] for verb in ("record", "claim", "settle")]
+        async with locked(own_url, "contents, attempts"):
+            going = [asyncio.ensure_future(call(ledger, taken)) for call in calls]
+            await stuck(own_url, len(calls))
+            await asyncio.to_thread(own_postgres.kill)
+            ends = await asyncio.gather(*going, return_exceptions=True)
+        assert [type(end) for end in ends] == [LedgerUnavailable] * 3
+        for call in calls:
+            with pytest.raises(LedgerUnavailable, match="Connection refused"):
+                await call(ledger, taken)
+
+        await asyncio.to_thread(own_postgres.start)
+        assert await rows(own_url) == before
+        await as_it_was(ledger, taken)
+        assert await ledger.settle(ended(taken, SENT))
+        assert len(await ledger.record([an_owed("second")], [], now=NOW)) == 1
+        assert len(await claim(ledger, now=NOW + 2 * MINUTE)) == 2
+
+
+@pytest.mark.slow
+async def test_a_server_that_does_not_answer_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ledger = Ledger(f"postgresql://u:{PASSWORD}@127.0.0.1:{silent.getsockname()[1]}/x")
+        async with asyncio.timeout(15):
+            with pytest.raises(LedgerUnavailable, match="no answer within 10 s"):
+                await ledger.open()
+        await ledger.aclose()
+
+
+async def test_who_may_make_no_tables_is_told_and_nothing_is_left(own_postgres: Cluster, own_url: str) -> None:
+    admin = await asyncpg.connect(_plain(own_url))
+    await admin.execute("DROP ROLE IF EXISTS reader")
+    await admin.execute("CREATE ROLE reader LOGIN")
+    await admin.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    ledger = Ledger(make_url(own_url).set(username="reader").render_as_string(hide_password=False))
+    with pytest.raises(LedgerUnavailable, match=r"ledger\.url: PostgreSQL at .*: permission denied for schema public"):
+        await ledger.open()
+    await admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    await ledger.open()
+    assert len(await ledger.record([an_owed("first")], [], now=NOW)) == 1
+    await ledger.aclose()
+    await admin.close()
