@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import Literal
 
@@ -17,7 +16,6 @@ _tracebacks = structlog.processors.ExceptionRenderer(
 
 def configure(form: Literal["json", "console", "auto"], *, level: int = logging.INFO) -> None:
     """Send structlog, and the libraries' own warnings, to standard error."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - gRPC's core writes past all logging, else
     readable = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

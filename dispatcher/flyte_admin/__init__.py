@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from dispatcher.clock import Clock
@@ -23,6 +24,7 @@ def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
 
     Raises SettingsError where gRPC isn't installed, or `ca_file` holds no certificate.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - or its core writes past all logging
     try:
         import grpc.aio  # noqa: F401, PLC0415 - an extra: only who asks FlyteAdmin needs it
     except ImportError:

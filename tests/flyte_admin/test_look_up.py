@@ -18,6 +18,7 @@ from dispatcher.phase import Phase
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide
 from tests.support.builders import a_launch_plan, an_event, an_execution
 from tests.support.flyte_admin import an_ended, asking, recorded
+from tests.support.servers import Line
 
 EXECUTION = an_execution()
 OWN = {"phases": ["FAILED"], "email": {"recipientsEmail": ["own@example.com"]}}
@@ -247,6 +248,16 @@ async def test_a_server_that_never_answers_has_a_deadline(server: LocalFlyteAdmi
             await admin.look_up(EXECUTION)
         assert 0.25 < time.monotonic() - began < 1
         server.answering.set()
+        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+
+
+async def test_a_connection_that_has_died_without_a_word_is_replaced(server: LocalFlyteAdmin) -> None:
+    server.add(an_ended())
+    async with Line(server.port) as line, asking(server, endpoint=f"127.0.0.1:{line.port}", timeout="500ms") as admin:
+        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        line.cut()
+        with pytest.raises(FlyteAdminUnavailable, match="no answer"):
+            await asyncio.gather(*(admin.look_up(an_execution(f"n{number}")) for number in range(5)))
         assert isinstance(await admin.look_up(EXECUTION), Resolved)
 
 

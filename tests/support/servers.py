@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Self
 
 
 @asynccontextmanager
@@ -39,3 +40,44 @@ async def stranger(answer: bytes | None) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
         ending.set()
         await asyncio.sleep(0.05)
+
+
+class Line:
+    """A TCP connection to a server that can go dead: nobody hangs up, nothing comes through. New ones are well."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._pipes: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cut()
+        for writer in self._writers:
+            writer.close()
+        self._server.close()
+        await self._server.wait_closed()
+
+    def cut(self) -> None:
+        """Let every connection there is go dead."""
+        for pipe in self._pipes:
+            pipe.cancel()
+        self._pipes.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
+        self._writers += [writer, ours]
+        self._pipes += [asyncio.create_task(_pipe(reader, ours)), asyncio.create_task(_pipe(theirs, writer))]
+
+
+async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+    sink.close()
