@@ -9,6 +9,7 @@ import typer
 from dispatcher.cli.check import check
 from dispatcher.cli.deliveries import deliveries
 from dispatcher.cli.demo import demo
+from dispatcher.cli.explain import explain
 from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
 from dispatcher.cli.rejected import rejected
@@ -42,6 +43,7 @@ app.command()(serve)
 app.command()(check)
 app.command()(publish)
 app.command()(preview)
+app.command()(explain)
 app.command()(demo)
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")

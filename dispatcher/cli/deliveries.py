@@ -44,7 +44,7 @@ def list_(
     wanted = _filter(state, channel, execution, since)
     found = asyncio.run(asking(config, lambda ledger: ledger.find(wanted, limit=limit)))
     if as_json:
-        write_json([_as_data(filed) for filed in found])
+        write_json([delivery_data(filed) for filed in found])
         return
     write_table(
         ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "TRIES", "MADE (UTC)", "REASON"),
@@ -86,7 +86,9 @@ def show(
         raise typer.Exit(1)
     (filed,) = found
     if as_json:
-        write_json({**_as_data(filed), "content": filed.delivery.content, "attempts": [*map(_attempt_data, history)]})
+        write_json(
+            {**delivery_data(filed), "content": filed.delivery.content, "attempts": [*map(attempt_data, history)]}
+        )
         return
     delivery = filed.delivery
     write_facts(
@@ -185,7 +187,8 @@ def _filter(states: Sequence[str] | None, channel: str | None, execution: str | 
     return Filter(states=wanted, channel=channel, execution=execution, since=moment(since, now=SystemClock().now()))
 
 
-def _as_data(filed: Filed) -> dict[str, Any]:
+def delivery_data(filed: Filed) -> dict[str, Any]:
+    """A delivery as `--json` shows it, without its content and its attempts."""
     delivery = filed.delivery
     project, domain, name, phase = delivery.event.split("/")
     return {
@@ -208,7 +211,8 @@ def _as_data(filed: Filed) -> dict[str, Any]:
     }
 
 
-def _attempt_data(attempt: Attempt) -> dict[str, Any]:
+def attempt_data(attempt: Attempt) -> dict[str, Any]:
+    """An attempt as `--json` shows it."""
     return {
         "number": attempt.number,
         "started_at": attempt.started_at,

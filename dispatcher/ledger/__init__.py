@@ -4,7 +4,18 @@ Intake ends here and couriers begin here. `Ledger` is all that other rooms use; 
 and out, `tables` how it lies, `database` how it is opened.
 """
 
-from dispatcher.ledger.entries import Attempt, Claim, Filed, Filter, Recorded, Rejected, Settlement, rejected_id
+from dispatcher.ledger.entries import Attempt, Claim, Filed, Filter, Known, Recorded, Rejected, Settlement, rejected_id
 from dispatcher.ledger.ledger import Ledger
 
-__all__ = ["Attempt", "Claim", "Filed", "Filter", "Ledger", "Recorded", "Rejected", "Settlement", "rejected_id"]
+__all__ = [
+    "Attempt",
+    "Claim",
+    "Filed",
+    "Filter",
+    "Known",
+    "Ledger",
+    "Recorded",
+    "Rejected",
+    "Settlement",
+    "rejected_id",
+]

@@ -30,6 +30,19 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """An event as it stands in the ledger, and what was decided of it."""
+
+    event: Event
+    position: str
+    recorded_at: datetime
+    verdict: str
+    reason: str
+    considered: Sequence[Mapping[str, Any]]
+    """Each rule looked at: source, phases, channel, recipients, matched, reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
     """A message that could not be understood, or an event whose rules can't be known; kept for a replay."""
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from sqlalchemy import Row, Select, Table, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, Table, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,7 +19,7 @@ from channels.contract import Answer
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger.database import Database
-from dispatcher.ledger.entries import BODY_KEPT, Attempt, Claim, Filed, Filter, Recorded, Rejected, Settlement
+from dispatcher.ledger.entries import BODY_KEPT, Attempt, Claim, Filed, Filter, Known, Recorded, Rejected, Settlement
 from dispatcher.ledger.standings import Standings
 from dispatcher.ledger.tables import attempts, contents, deliveries, destinations, events, rejected, starts
 from dispatcher.pacing import Gate, Standing
@@ -240,13 +240,47 @@ class Ledger:
             rows = (await connection.execute(query)).all()
         return [_attempt(row) for row in rows]
 
-    async def find_rejected(self, *, limit: int, since: datetime | None = None, id_starts: str = "") -> list[Rejected]:
-        """The newest rejected messages, newest first."""
+    async def known(self, execution: ExecutionId) -> list[Known]:
+        """The terminal events of an execution, in the order in which they were recorded.
+
+        Flyte has one for each execution (its database refuses a second); other engines may send more.
+        """
+        theirs = (
+            events.c.project == execution.project,
+            events.c.domain == execution.domain,
+            events.c.name == execution.name,
+        )
+        query = select(events).where(*theirs).order_by(events.c.recorded_at, events.c.occurred_at, events.c.key)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [_known(row) for row in rows]
+
+    async def last_recorded(self) -> datetime | None:
+        """When the newest event was recorded; None in an empty ledger."""
+        async with self._database.reading() as connection:
+            newest: datetime | None = await connection.scalar(select(func.max(events.c.recorded_at)))
+        return newest
+
+    async def find_rejected(
+        self,
+        *,
+        limit: int,
+        since: datetime | None = None,
+        id_starts: str = "",
+        execution: ExecutionId | None = None,
+    ) -> list[Rejected]:
+        """The newest rejected messages, newest first.
+
+        `execution`: only those that were understood to be of this execution, or whose kept bytes name it. That
+        looks into every rejected message: it is for people, not for a hot path.
+        """
         query = select(rejected).order_by(rejected.c.received_at.desc(), rejected.c.id).limit(limit)
         if since is not None:
             query = query.where(rejected.c.received_at >= since)
         if id_starts:
             query = query.where(rejected.c.id.startswith(id_starts, autoescape=True))
+        if execution is not None:
+            query = query.where(self._concerns(execution))
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
         return [_rejected(row) for row in rows]
@@ -310,6 +344,14 @@ class Ledger:
 
     # -- rows
 
+    def _concerns(self, execution: ExecutionId) -> ColumnElement[bool]:
+        """Whether a rejected message is about an execution: its event's key says so, or its bytes do."""
+        search = func.instr if self._database.sqlite else func.pg_catalog.position
+        named = (search(rejected.c.body, orjson.dumps(part)) > 0 for part in execution.model_dump().values())
+        return or_(
+            rejected.c.event.startswith(f"{execution}/", autoescape=True), and_(rejected.c.event.is_(None), *named)
+        )
+
     async def _insert_deliveries(self, connection: AsyncConnection, owed: Sequence[Delivery]) -> None:
         bodies = {}
         rows = []
@@ -367,6 +409,17 @@ def _in_portions(keys: Sequence[str]) -> Iterator[Sequence[str]]:
     """A few hundred at a time: databases bound how many values a statement may have."""
     for begin in range(0, len(keys), 500):
         yield keys[begin : begin + 500]
+
+
+def _known(row: Row[Any]) -> Known:
+    return Known(
+        event=Event.model_validate(row.facts),
+        position=row.position,
+        recorded_at=row.recorded_at,
+        verdict=row.verdict,
+        reason=row.reason,
+        considered=row.considered,
+    )
 
 
 def _rejected_row(entry: Rejected) -> dict[str, Any]:

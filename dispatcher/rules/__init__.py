@@ -11,7 +11,7 @@ Sources, each asked only where those before it have no answer: the Options that 
 FlyteAdmin, which has resolved all of the above for its executions; the launch plan files.
 """
 
-from dispatcher.rules.decide import Considered, Decision, Verdict, decide, decides_itself
+from dispatcher.rules.decide import Considered, Decision, Verdict, decide, decides_itself, silencer
 from dispatcher.rules.resolved import Resolved, Unresolved
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
 
@@ -28,4 +28,5 @@ __all__ = [
     "Verdict",
     "decide",
     "decides_itself",
+    "silencer",
 ]

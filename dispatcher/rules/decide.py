@@ -108,6 +108,14 @@ def _resolved(event: Event, admin: Resolved, files: tuple[Rule, ...]) -> Decisio
     return replace(decision, reason=f"{decision.reason}; can't hold: {'; '.join(admin.refused)}")
 
 
+def silencer(verdict: str, reason: str) -> str | None:
+    """What silenced an event, from the verdict and the reason that the ledger keeps; None where nothing did.
+
+    The reason of a silenced event begins with its silencer.
+    """
+    return reason.partition(" ")[0] if verdict == Verdict.SILENCED else None
+
+
 def _own_rules(event: Event) -> list[Rule]:
     if event.options is None:
         return []

@@ -41,7 +41,7 @@ async def test_the_version_and_the_help_are_told() -> None:
     assert (await command("--version"))[1] == f"dispatcher {__version__}\n"
     status, out, _ = await command("--help")
     assert status == 0
-    for name in ("serve", "check", "publish", "preview", "deliveries", "rejected", "demo"):
+    for name in ("serve", "check", "publish", "preview", "explain", "deliveries", "rejected", "demo"):
         assert name in out
 
 

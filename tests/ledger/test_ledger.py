@@ -17,6 +17,7 @@ from dispatcher.event import Event, Started
 from dispatcher.ledger import Claim, Filter, Ledger, Recorded, Rejected, Settlement
 from dispatcher.ledger.ledger import LATE
 from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
+from dispatcher.phase import Phase
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event, an_execution
 
 MINUTE = timedelta(minutes=1)
@@ -490,3 +491,40 @@ async def test_starts_are_remembered_once_and_forgotten_when_old(ledger: Ledger)
     assert await ledger.started(asked) == {start.execution: start}
     await ledger.purge(NOW + SECOND, limit=10)
     assert await ledger.started(asked) == {}
+
+
+async def test_rejected_messages_are_found_by_the_execution_that_they_name(ledger: Ledger) -> None:
+    execution = an_event().execution
+    named = b'{"project":"flytesnacks","domain":"production","name":"akx7b9q2vjt5fm4c8h2d"}\xff'
+    await ledger.record(
+        [],
+        [
+            refused("understood", event=f"{execution}/FAILED"),
+            refused("named", body=named, size=len(named)),
+            refused("longer", body=named.replace(b"8h2d", b"8h2d2"), size=len(named) + 1),
+            refused("elsewhere", body=named.replace(b"production", b"staging"), size=len(named) - 3),
+            refused("neighbour", event=f"{execution}2/FAILED", body=named, size=len(named)),
+        ],
+        now=NOW,
+    )
+
+    found = await ledger.find_rejected(limit=10, execution=execution)
+
+    assert {entry.id for entry in found} == {"understood", "named"}
+
+
+async def test_an_executions_events_are_known_in_the_order_of_their_record(ledger: Ledger) -> None:
+    assert await ledger.last_recorded() is None
+    aborted, failed, other = an_event(Phase.ABORTED), an_event(Phase.FAILED), an_event(name="akx7b9q2vjt5fm4c8h2d2")
+    await ledger.record([heard(event=aborted)], [], now=NOW)
+    await ledger.record([heard(event=failed), heard(event=other)], [], now=NOW + MINUTE)
+
+    known = await ledger.known(failed.execution)
+
+    assert [entry.event for entry in known] == [aborted, failed]
+    assert (known[0].recorded_at, known[0].position, known[0].reason) == (
+        NOW,
+        "flyte-cloudevents/0@7",
+        "1 rule matched",
+    )
+    assert await ledger.last_recorded() == NOW + MINUTE

@@ -1,0 +1,396 @@
+"""`dispatcher explain`: why somebody was told of an execution's end, or was not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dispatcher.cli.options import AsJson, Config
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from dispatcher.delivery import Delivery
+    from dispatcher.event import ExecutionId
+    from dispatcher.ledger import Attempt, Filed, Known, Ledger, Rejected
+    from dispatcher.settings import Settings
+
+DELIVERIES_AT_MOST = 10_000
+REJECTED_AT_MOST = 50
+PLANNED = "planned"
+"""The state of a delivery that is in no ledger: what would be owed."""
+GOES_ON = "goes on"
+"""The verdict on a phase that ends nothing."""
+REJECTED = "rejected"
+"""The verdict on a message from which no event was recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """All there is to say of one event; each part as `--json` shows it."""
+
+    event: Mapping[str, Any]
+    """What happened, and beside it: `verdict` and `reason`, and where and when it was heard."""
+    rules: Sequence[Mapping[str, Any]] = ()
+    deliveries: Sequence[Mapping[str, Any]] = ()
+    silenced_by: str | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        return {
+            "event": self.event,
+            "rules": self.rules,
+            "deliveries": self.deliveries,
+            "silenced_by": self.silenced_by,
+        }
+
+
+def explain(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="EXECUTION", help="project/domain/name, from the ledger; or an event's file.", show_default=False
+        ),
+    ] = None,
+    event: Annotated[
+        Path | None,
+        typer.Option(
+            help="An event in a file, judged by the rules of now; the ledger is not asked.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain who is told of an execution's end, and who is not: each rule and why, each delivery and its answer.
+
+    Exit status 1 where nothing is recorded of the execution.
+    """
+    from dispatcher.cli.output import write_json
+    from dispatcher.settings import load
+
+    if (what is None) == (event is None):
+        raise typer.BadParameter("name an execution as project/domain/name, or an event's file")
+    settings = load(config)
+    file = event if event is not None else Path(what or "")
+    if event is not None or file.is_file():
+        accounts = [_foretold(settings, file)]
+    else:
+        accounts = _recorded(settings, _execution(what or ""))
+    if as_json:
+        first, *others = [account.as_data() for account in accounts]
+        write_json({**first, "others": others} if others else first)
+        return
+    _tell(accounts)
+
+
+def _execution(text: str) -> ExecutionId:
+    from pydantic import ValidationError
+
+    from dispatcher.event import ExecutionId
+    from dispatcher.wording import first_problem
+
+    try:
+        return ExecutionId.parse(text)
+    except ValidationError as problem:
+        raise typer.BadParameter(first_problem(problem)) from None
+    except ValueError as problem:
+        raise typer.BadParameter(f"{problem}, or an event's file") from None
+
+
+# -- an event in a file: what would be
+
+
+def _foretold(settings: Settings, file: Path) -> _Account:
+    """What would become of the event in a file, by the configured rule sources as they stand. Writes nothing."""
+    from dispatcher.clock import SystemClock
+    from dispatcher.decode.files import read_event_file
+    from dispatcher.errors import Unreadable
+    from dispatcher.rules import decide
+    from dispatcher.rules.files import LaunchPlanFiles
+    from dispatcher.service import make_planner, open_channels
+
+    try:
+        event = read_event_file(file)
+    except (OSError, Unreadable) as problem:
+        raise typer.BadParameter(f"{file}: {getattr(problem, 'strerror', None) or problem}") from None
+    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules.load()
+    for refused in rules.problems:
+        typer.echo(str(refused), err=True)
+    decision = decide(event, rules.book)
+    verdict, reason = (decision.verdict, decision.reason) if event.phase.terminal else (GOES_ON, "only an end is told")
+    owed = make_planner(settings, open_channels(settings)).plan(event, decision.matched, now=SystemClock().now())
+    facts = event.model_dump(mode="json", exclude_defaults=True)
+    return _Account(
+        event={"key": event.key, **facts, "verdict": verdict, "reason": reason},
+        rules=_with_told_once([look.as_data() for look in decision.considered], owed),
+        deliveries=[_planned(delivery) for delivery in owed],
+        silenced_by=decision.silenced_by,
+    )
+
+
+def _planned(delivery: Delivery) -> dict[str, Any]:
+    from dispatcher.delivery import State
+
+    return {
+        "channel": delivery.channel,
+        "recipients": delivery.recipients,
+        "state": PLANNED if delivery.state is State.WAITING else delivery.state,
+        "reason": delivery.reason,
+        "rule": delivery.rule,
+        "addresses": delivery.addresses,
+    }
+
+
+# -- an execution in the ledger: what was
+
+
+def _recorded(settings: Settings, execution: ExecutionId) -> list[_Account]:
+    """What the ledger has of an execution: events in the order of their record, then rejected messages.
+
+    Exits with status 1 and a list of what to check where it has nothing.
+    """
+    from dispatcher.ledger import Ledger
+
+    async def ask() -> list[_Account]:
+        async with Ledger(settings.ledger.url) as ledger:
+            accounts = await _accounts(ledger, execution)
+            if not accounts:
+                _say_what_to_check(settings, execution, newest=await ledger.last_recorded())
+                raise typer.Exit(1)
+            return accounts
+
+    return asyncio.run(ask())
+
+
+async def _accounts(ledger: Ledger, execution: ExecutionId) -> list[_Account]:
+    from dispatcher.ledger import Filter
+
+    known = await ledger.known(execution)
+    filed = await ledger.find(Filter(execution=str(execution)), limit=DELIVERIES_AT_MOST) if known else []
+    histories = {entry.delivery.key: await ledger.history(entry.delivery.key) for entry in filed}
+    refused = await ledger.find_rejected(limit=REJECTED_AT_MOST, execution=execution)
+    return [
+        *(
+            _account(entry, [one for one in filed if one.delivery.event == entry.event.key], histories)
+            for entry in known
+        ),
+        *(_rejected(entry, execution) for entry in reversed(refused)),
+    ]
+
+
+def _account(known: Known, filed: Sequence[Filed], histories: Mapping[str, Sequence[Attempt]]) -> _Account:
+    from dispatcher.rules import silencer
+
+    place = {look["source"]: index for index, look in enumerate(known.considered)}
+    in_order = sorted(filed, key=lambda entry: (place.get(entry.delivery.rule, len(place)), entry.delivery.created_at))
+    return _Account(
+        event={
+            "key": known.event.key,
+            **known.event.model_dump(mode="json", exclude_defaults=True),
+            "verdict": known.verdict,
+            "reason": known.reason,
+            "position": known.position,
+            "recorded_at": known.recorded_at,
+        },
+        rules=_with_told_once(known.considered, [entry.delivery for entry in filed]),
+        deliveries=[_delivered(entry, histories[entry.delivery.key]) for entry in in_order],
+        silenced_by=silencer(known.verdict, known.reason),
+    )
+
+
+def _delivered(filed: Filed, history: Sequence[Attempt]) -> dict[str, Any]:
+    from dispatcher.cli.deliveries import attempt_data, delivery_data
+
+    data = delivery_data(filed)
+    first = {name: data.pop(name) for name in ("channel", "recipients", "state")}
+    return {**first, **data, "attempts": [attempt_data(attempt) for attempt in history]}
+
+
+def _rejected(entry: Rejected, execution: ExecutionId) -> _Account:
+    key = {"key": entry.event, "phase": entry.event.rpartition("/")[2]} if entry.event is not None else {}
+    return _Account(
+        event={
+            **key,
+            "execution": execution.model_dump(),
+            "verdict": REJECTED,
+            "reason": entry.reason,
+            "position": entry.position,
+            "received_at": entry.received_at,
+            "rejected_id": entry.id,
+            "replayed_at": entry.replayed_at,
+        }
+    )
+
+
+def _with_told_once(looks: Iterable[Mapping[str, Any]], owed: Iterable[Delivery]) -> list[Mapping[str, Any]]:
+    """The rules looked at; where one matched and another one's message tells its recipient, the reason says so."""
+    by_rule: dict[str, set[str]] = {}
+    for delivery in owed:
+        by_rule.setdefault(delivery.rule, set()).update(delivery.recipients)
+    told: list[Mapping[str, Any]] = []
+    for look in looks:
+        spared = [one for one in look["recipients"] if one not in by_rule.get(look["source"], ())]
+        if look["matched"] and spared:
+            words = f"{look['reason']}; {', '.join(spared)} told once, by another rule's message"
+            told.append({**look, "reason": words})
+        else:
+            told.append(look)
+    return told
+
+
+def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: Any) -> None:
+    from dispatcher.cli.output import time_text
+
+    heard = (
+        f"its newest event was recorded at {time_text(newest)} (UTC)" if newest else "it has recorded no event at all"
+    )
+    kafka = f"on {', '.join(settings.kafka.topics)}" if settings.kafka is not None else "over HTTP"
+    for line in (
+        f"dispatcher: nothing is recorded of {execution}. What to check:",
+        "- has it ended? Only SUCCEEDED, FAILED, ABORTED and TIMED_OUT are recorded",
+        "- is the id right? Flyte's console shows it as projects/PROJECT/domains/DOMAIN/executions/NAME",
+        f"- is this the service's ledger? Here {heard}; --config or ledger.url chooses another",
+        f"- is its event older than ledger.retention ({settings.ledger.retention.days} days)? Then it is forgotten",
+        f"- did the event arrive {kafka}? Flyte publishes once, without retry, and only with cloudEvents.enable",
+        "- was its message beyond understanding? dispatcher rejected list",
+        "An event in a file is explained without the ledger: dispatcher explain FILE",
+    ):
+        typer.echo(line, err=True)
+
+
+# -- for people
+
+
+def _tell(accounts: Sequence[_Account]) -> None:
+    from dispatcher.cli.output import console
+
+    for number, account in enumerate(accounts):
+        if number:
+            console.print()
+            console.rule(style="dim")
+        _tell_event(account)
+        if account.rules:
+            console.print()
+            _tell_rules(account.rules)
+        if account.event["verdict"] != REJECTED:
+            console.print()
+            _tell_deliveries(account.deliveries, [rule["source"] for rule in account.rules])
+
+
+def _tell_event(account: _Account) -> None:
+    from dispatcher.cli.output import write_facts
+    from dispatcher.rendering.traceback import tell
+
+    event = account.event
+    write_facts(
+        [
+            ("execution", _path(event["execution"])),
+            ("phase", event.get("phase")),
+            ("occurred", _moment(event.get("occurred_at"))),
+            ("launch plan", _path(event.get("launch_plan")) or ("" if event["verdict"] == REJECTED else "not named")),
+            ("workflow", _path(event.get("workflow"))),
+            ("principal", event.get("principal")),
+            ("error", tell((event.get("error") or {}).get("message", "")).summary),
+            ("recorded", _moment(event.get("recorded_at"))),
+            ("received", _moment(event.get("received_at"))),
+            ("position", event.get("position")),
+            ("rejected as", event.get("rejected_id")),
+            ("replayed", _moment(event.get("replayed_at"))),
+            ("verdict", _verdict(str(event["verdict"]))),
+            ("because", event["reason"]),
+            ("silenced by", account.silenced_by),
+        ]
+    )
+
+
+def _tell_rules(rules: Sequence[Mapping[str, Any]]) -> None:
+    from dispatcher.cli.output import write_table
+
+    write_table(
+        ("RULE", "MATCHED", "CHANNEL", "RECIPIENTS", "PHASES", "WHY", "SOURCE"),
+        [
+            (
+                number,
+                _mark(rule["matched"]),
+                rule["channel"],
+                ", ".join(rule["recipients"]),
+                ", ".join(rule["phases"]),
+                rule["reason"],
+                rule["source"],
+            )
+            for number, rule in enumerate(rules, start=1)
+        ],
+    )
+
+
+def _tell_deliveries(deliveries: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> None:
+    from dispatcher.cli.output import console, state_text, write_table
+
+    if not deliveries:
+        console.print("nobody is told")
+        return
+    rows: list[tuple[Any, ...]] = []
+    for delivery in deliveries:
+        owed_by = delivery["rule"]
+        rule = sources.index(owed_by) + 1 if owed_by in sources else owed_by
+        who = (rule, state_text(delivery["state"]), delivery["channel"], ", ".join(delivery["recipients"]))
+        attempts = delivery.get("attempts") or [None]
+        for at, attempt in enumerate(attempts):
+            last = at == len(attempts) - 1
+            rows.append(
+                (
+                    *(who if at == 0 else ("", "", "", "")),
+                    *(_attempt_cells(attempt) if attempt is not None else ("", "", "")),
+                    _words(attempt, delivery["reason"] if last else ""),
+                )
+            )
+    write_table(("RULE", "STATE", "CHANNEL", "TO", "TRY", "ENDED (UTC)", "OUTCOME", "ANSWER"), rows)
+
+
+def _attempt_cells(attempt: Mapping[str, Any]) -> tuple[Any, ...]:
+    from dispatcher.cli.output import state_text, time_text
+
+    return attempt["number"], time_text(attempt["ended_at"]), state_text(attempt["outcome"])
+
+
+def _words(attempt: Mapping[str, Any] | None, reason: str) -> str:
+    """The provider's answer, and why it came to nothing where it did; nothing is said twice."""
+    said = f"{attempt['status']} {attempt['answer']}".strip() if attempt is not None else ""
+    reasons = dict.fromkeys((attempt["reason"] if attempt is not None else "", reason))
+    return ": ".join(words for words in (said, *reasons) if words)
+
+
+def _path(entity: Mapping[str, str] | None) -> str:
+    if not entity:
+        return ""
+    version = f"@{entity['version']}" if entity.get("version") else ""
+    return f"{entity['project']}/{entity['domain']}/{entity['name']}{version}"
+
+
+def _moment(time: Any) -> str:
+    from datetime import UTC, datetime
+
+    from dispatcher.cli.output import time_text
+
+    moment = datetime.fromisoformat(time) if isinstance(time, str) else time
+    return f"{time_text(moment.astimezone(UTC))} (UTC)" if moment is not None else ""
+
+
+def _verdict(verdict: str) -> Text:
+    from rich.text import Text
+
+    return Text(verdict, style="green" if verdict == "owed" else "yellow")
+
+
+def _mark(matched: bool) -> Text:
+    from rich.text import Text
+
+    return Text("yes", style="green") if matched else Text("no", style="dim")

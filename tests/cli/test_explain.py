@@ -1,0 +1,284 @@
+"""`dispatcher explain`, as a user runs it who asks why somebody was not told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from channels.contract import Answer, Receipt
+from dispatcher.clock import SystemClock
+from dispatcher.delivery import Dead, Retry, Sent
+from dispatcher.encode import Format, write
+from dispatcher.event import Event, Options
+from dispatcher.intake import Intake
+from dispatcher.ledger import Ledger, Settlement
+from dispatcher.pacing import Gate, Pace
+from dispatcher.phase import Phase
+from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.service import make_planner, open_channels
+from dispatcher.settings import load
+from tests.support import samples
+from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event
+from tests.support.service import ask, command
+
+EXECUTION = "flytesnacks/production/akx7b9q2vjt5fm4c8h2d"
+FORM = ["event", "rules", "deliveries", "silenced_by"]
+ENRICHED = str(samples.FOLDER / "v2-workflow-failed-enriched.json")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Settings with the sample launch plan's four rules, mail and Slack, and no PagerDuty."""
+    file = tmp_path / "dispatcher.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "rules": {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.json")]},
+                "channels": {
+                    "email": {"host": "relay.example.com", "from": "flyte@example.com"},
+                    "slack": {"token": "xoxb-hidden"},
+                },
+            }
+        )
+    )
+    return file
+
+
+async def record(config: Path, *messages: Any) -> None:
+    """Bring messages to the ledger as the service does; None of them is sent."""
+    settings = load(config)
+    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules.load()
+    async with Ledger(settings.ledger.url) as ledger:
+        intake = Intake(ledger, lambda: rules.book, make_planner(settings, open_channels(settings)), SystemClock())
+        written = [write(message, Format.NATIVE) if isinstance(message, Event) else message for message in messages]
+        for number, message in enumerate(written):
+            headers, value = message if isinstance(message, tuple) else (message.headers, message.value)
+            await intake.take([(headers, value, f"t/0@{number}")])
+
+
+async def settle(config: Path, channel: str, *ends: Sent | Retry | Dead) -> None:
+    """Attempt the channel's deliveries once for each of the ends, a minute apart."""
+    async with Ledger(load(config).ledger.url) as ledger:
+        for number, end in enumerate(ends, start=1):
+            now = SystemClock().now() + timedelta(minutes=number)
+            gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+            for delivery in (await ledger.claim(channel, 9, lease="w", until=now + SECOND, gate=gate)).deliveries:
+                await ledger.settle(Settlement(delivery=delivery, outcome=end, started_at=now, ended_at=now + SECOND))
+
+
+def rules_in(account: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
+    return [(rule["channel"], rule["matched"], rule["reason"]) for rule in account["rules"]]
+
+
+MATCHED = "FAILED is among its phases"
+
+
+async def test_a_recorded_execution_is_told_with_each_rule_and_what_became_of_each_delivery(config: Path) -> None:
+    await record(config, an_event(launch_plan=a_launch_plan()))
+    await settle(
+        config,
+        "email",
+        Retry(NOW, "greylisted", Answer("451", "come back")),
+        Sent(Receipt(answer=Answer("250", "queued as 42"))),
+    )
+    await settle(config, "slack", Dead("Slack refused: channel_not_found", Answer("channel_not_found", "no such")))
+
+    account = await ask(config, "explain", EXECUTION)
+
+    assert list(account) == FORM
+    assert (account["event"]["phase"], account["event"]["verdict"], account["event"]["position"]) == (
+        "FAILED",
+        "owed",
+        "t/0@0",
+    )
+    assert list(account["rules"][0]) == ["source", "phases", "channel", "recipients", "matched", "reason"]
+    assert rules_in(account) == [
+        ("email", False, "wants SUCCEEDED, not FAILED"),
+        ("slack", True, MATCHED),
+        ("pagerduty", True, MATCHED),
+        ("email", True, MATCHED),
+    ]
+    states = {delivery["channel"]: (delivery["state"], delivery["reason"]) for delivery in account["deliveries"]}
+    assert states == {
+        "email": ("sent", ""),
+        "slack": ("dead", "Slack refused: channel_not_found"),
+        "pagerduty": ("dead", "no such channel is configured: add channels.pagerduty to the settings"),
+    }
+    (mail,) = [delivery for delivery in account["deliveries"] if delivery["channel"] == "email"]
+    assert list(mail)[:3] == ["channel", "recipients", "state"]
+    assert [(attempt["outcome"], attempt["status"], attempt["answer"]) for attempt in mail["attempts"]] == [
+        ("retry", "451", "come back"),
+        ("sent", "250", "queued as 42"),
+    ]
+    assert account["silenced_by"] is None
+
+    status, out, err = await command("explain", EXECUTION, "--config", str(config))
+    assert (status, err) == (0, "")
+    for words in (
+        "3 rules of",
+        "wants SUCCEEDED, not FAILED",
+        "451 come back: greylisted",
+        "250 queued as 42",
+        "t/0@0",
+    ):
+        assert words in out
+
+
+@pytest.mark.parametrize("option", [(), ("--event",)], ids=["an argument", "an option"])
+async def test_an_event_file_is_judged_by_the_rules_alone_and_leaves_no_trace(
+    config: Path, option: tuple[str, ...]
+) -> None:
+    account = await ask(config, "explain", *option, ENRICHED)
+
+    assert list(account) == FORM
+    assert account["event"]["execution"]["name"] == "akx7b9q2vjt5fm4c8h2d"
+    assert [matched for _, matched, _ in rules_in(account)] == [False, True, True, True]
+    assert [(delivery["channel"], delivery["recipients"], delivery["state"]) for delivery in account["deliveries"]] == [
+        ("slack", ["#dev-alerts"], "planned"),
+        ("pagerduty", ["pagerduty-service-key@example.com"], "dead"),
+        ("email", ["dev-team@example.com", "on-call@example.com"], "planned"),
+    ]
+    assert not (config.parent / "dispatcher.db").exists()
+
+
+async def test_what_silenced_an_execution_is_named_before_and_after_it_is_recorded(config: Path) -> None:
+    quiet = an_event(launch_plan=a_launch_plan(), options=Options(disable_notifications=True))
+    file = config.parent / "event.json"
+    file.write_bytes(write(quiet, Format.NATIVE).value)
+    await record(config, quiet)
+
+    for what in (EXECUTION, str(file)):
+        account = await ask(config, "explain", what)
+        assert (account["silenced_by"], account["deliveries"]) == ("options.disable_notifications", [])
+        assert {reason for _, _, reason in rules_in(account)} == {"silenced by options.disable_notifications"}
+        assert account["event"]["verdict"] == "silenced"
+    out = (await command("explain", EXECUTION, "--config", str(config)))[1]
+    assert "nobody is told" in out
+
+
+async def test_what_an_executions_own_list_replaced_is_told(config: Path) -> None:
+    own = Options(notifications=(a_notification("own@example.com"),))
+    await record(config, an_event(launch_plan=a_launch_plan(), options=own))
+
+    account = await ask(config, "explain", EXECUTION)
+
+    assert account["rules"][0]["source"] == "options.notifications[0]"
+    assert {reason for _, matched, reason in rules_in(account) if not matched} == {
+        "replaced by the execution's own list"
+    }
+
+
+async def test_a_rule_whose_recipient_hears_by_another_rule_says_so(config: Path) -> None:
+    own = Options(notifications=(a_notification("a@example.com"), a_notification("A@example.com", "b@example.com")))
+    event = an_event(options=own)
+    file = config.parent / "event.json"
+    file.write_bytes(write(event, Format.NATIVE).value)
+    await record(config, event)
+
+    for what in (EXECUTION, str(file)):
+        account = await ask(config, "explain", what)
+        assert [delivery["recipients"] for delivery in account["deliveries"]] == [["a@example.com"], ["b@example.com"]]
+        assert [reason for _, _, reason in rules_in(account)] == [
+            MATCHED,
+            f"{MATCHED}; A@example.com told once, by another rule's message",
+        ]
+
+
+async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is_told(config: Path) -> None:
+    headers, value = samples.sample("v1-workflow-failed")
+    broken = value.replace(b'"FAILED"', b'"EXPLODED"')
+    assert broken != value
+    others = an_event(Phase.SUCCEEDED, name="another", launch_plan=a_launch_plan())
+    await record(
+        config,
+        an_event(Phase.FAILED, launch_plan=a_launch_plan()),
+        an_event(Phase.ABORTED, launch_plan=a_launch_plan()),
+        (headers, value),
+        (headers, broken),
+        (headers, broken.replace(b"akx7b9q2vjt5fm4c8h2d", b"akx7b9q2vjt5fm4c8h2d2")),
+        others,
+    )
+
+    first = await ask(config, "explain", EXECUTION)
+
+    assert list(first) == [*FORM, "others"]
+    accounts = [first, *first["others"]]
+    assert [(account["event"].get("phase"), account["event"]["verdict"]) for account in accounts] == [
+        ("FAILED", "owed"),
+        ("ABORTED", "owed"),
+        ("FAILED", "rejected"),
+        (None, "rejected"),
+    ]
+    assert [list(account) for account in first["others"]] == [FORM] * 3
+    assert "launch plan unknown" in accounts[2]["event"]["reason"]
+    assert "unknown phase 'EXPLODED'" in accounts[3]["event"]["reason"]
+    assert all(
+        delivery["event"].endswith(account["event"]["phase"])
+        for account in accounts[:2]
+        for delivery in account["deliveries"]
+    )
+    out = (await command("explain", EXECUTION, "--config", str(config)))[1]
+    for words in ("FAILED", "ABORTED", "launch plan unknown", "EXPLODED", accounts[3]["event"]["rejected_id"]):
+        assert words in out
+
+
+async def test_an_execution_of_which_only_a_rejected_message_is_left_is_told(config: Path) -> None:
+    await record(config, samples.sample("v1-workflow-failed"))
+
+    account = await ask(config, "explain", EXECUTION)
+
+    assert list(account) == FORM
+    assert (account["event"]["verdict"], account["rules"], account["deliveries"]) == ("rejected", [], [])
+
+
+async def test_an_unknown_execution_fails_with_what_to_check(config: Path) -> None:
+    status, out, err = await command("explain", "p/d/n", "--config", str(config))
+    assert (status, out) == (1, "")
+    assert "nothing is recorded of p/d/n" in err
+    assert "it has recorded no event at all" in err
+
+    await record(config, an_event(launch_plan=a_launch_plan()))
+    status, out, err = await command("explain", "p/d/n", "--config", str(config), "--json")
+    assert (status, out) == (1, "")
+    for words in ("its newest event was recorded at", "ledger.retention (90 days)", "cloudEvents.enable"):
+        assert words in err
+
+
+async def test_a_phase_that_ends_nothing_is_told_to_be_none(config: Path) -> None:
+    account = await ask(config, "explain", str(samples.FOLDER / "v2-workflow-running.json"))
+    assert (account["event"]["phase"], account["event"]["verdict"], account["deliveries"]) == ("RUNNING", "goes on", [])
+
+
+async def test_a_refused_rule_is_mentioned_because_it_may_be_the_answer(config: Path) -> None:
+    (config.parent / "plan.yaml").write_text(
+        "{project: p, domain: d, name: n, notifications: [{phases: [RUNNING], email: {recipients_email: [a@b.c]}}]}"
+    )
+    (config.parent / "dispatcher.yaml").write_text("rules: {launch_plans: [plan.yaml]}")
+    status, out, err = await command("explain", ENRICHED, "--config", str(config), "--json")
+    assert (status, json.loads(out)["event"]["verdict"]) == (0, "unmatched")
+    assert "plan.yaml:1: rule 1: phases: RUNNING is not a terminal phase" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "name an execution"),
+        (("a/b/c", "--event", ENRICHED), "name an execution"),
+        (("abc",), "'abc' names no execution"),
+        (("a/b/" + "c" * 256,), "at most 255"),
+        ((str(Path(__file__)),), "broken JSON"),
+        ((str(samples.FOLDER / "v1-task-failed.json"),), "an event of another type"),
+    ],
+)
+async def test_what_names_neither_an_execution_nor_an_event_is_a_mistake_in_the_command(
+    config: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    status, _, err = await command("explain", *arguments, "--config", str(config), env={"COLUMNS": "1000"})
+    assert (status, words in err) == (2, True), err
