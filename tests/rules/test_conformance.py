@@ -1,0 +1,142 @@
+"""Flyte's rules, case by case: each row of the table goes through intake into a real ledger."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+
+from dispatcher.clock import SystemClock
+from dispatcher.decode import NATIVE
+from dispatcher.delivery import State
+from dispatcher.encode import Format, write
+from dispatcher.event import Event, ExecutionId
+from dispatcher.intake import Brought, Intake
+from dispatcher.ledger import Filed, Filter, Ledger
+from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.service import make_planner, open_channels
+from dispatcher.settings import Settings, load
+from tests.support import conformance
+from tests.support.builders import NOW
+from tests.support.conformance import MAIN_PLAN, Case, Happening
+
+SECTIONS = conformance.load()
+CASES = [case for section in SECTIONS for case in section.cases]
+SETTINGS = {
+    "rules": {"launch_plans": ["plans"]},
+    "ledger": {"url": "sqlite+aiosqlite:///./ledger.db"},
+    "channels": {
+        "email": {"host": "relay.example.com", "from": "flyte@example.com"},
+        "slack": {"token": "xoxb-hidden"},
+        "pagerduty": {"services": {"ml-platform": {"routing_key": "0" * 32}}},
+    },
+}
+
+
+def settings_in(folder: Path) -> Settings:
+    (folder / "plans").mkdir()
+    (folder / "dispatcher.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return load(folder / "dispatcher.yaml")
+
+
+def write_plans(folder: Path, plans: dict[str, list[dict[str, Any]]]) -> None:
+    for number, (name, rules) in enumerate(plans.items()):
+        identity = dict(zip(("name", "domain", "project"), reversed(name.split("/")), strict=False))
+        plan, _, version = identity["name"].partition("@")
+        document = {
+            "launch_plan": {"project": "p", "domain": "d", **identity, "name": plan, "version": version},
+            "notifications": rules,
+        }
+        (folder / "plans" / f"{number}.yaml").write_text(yaml.safe_dump(document))
+
+
+def message(case: Case, happening: Happening, position: str) -> Brought:
+    """The message as its sender would write it: Flyte's own forms by the encoder, the native one by hand."""
+    facts: dict[str, Any] = {
+        "execution": {"project": happening.project, "domain": happening.domain, "name": happening.of},
+        "phase": happening.phase,
+        "occurred_at": (NOW + timedelta(seconds=happening.seconds)).isoformat(),
+    }
+    if happening.plan is not None:
+        name, _, version = happening.plan.partition("@")
+        where = {"project": happening.project, "domain": happening.domain}
+        facts["launch_plan"] = {**where, "name": name, "version": version}
+    if happening.error is not None:
+        facts["error"] = {"message": happening.error}
+    options = conformance.options_of(case, happening)
+    if happening.form is not Format.NATIVE:
+        assert options is None, "Flyte's events carry no options"
+        written = write(Event.model_validate(facts), happening.form)
+        return written.headers, written.value, position
+    if options is not None:
+        facts["options"] = options
+    return [("ce_type", NATIVE.encode())], orjson.dumps(facts), position
+
+
+def batches(case: Case) -> Iterator[list[Brought]]:
+    messages = [message(case, happening, f"t/0@{at}") for at, happening in enumerate(case.events)]
+    yield from [messages] if case.together else [[one] for one in messages]
+
+
+def owed(filed: list[Filed], *, dead: bool) -> Counter[str]:
+    """Deliveries as the table writes them."""
+    return Counter(
+        f"{name} {phase} {one.delivery.channel} {', '.join(one.delivery.recipients)}".removeprefix("main ")
+        for one in filed
+        for _, _, name, phase in [one.delivery.event.split("/")]
+        if (one.delivery.state is State.DEAD) is dead
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.case for case in CASES])
+async def test_the_same_are_told_as_by_flyte_but_for_reasons(case: Case, tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    main = MAIN_PLAN.partition("@")[0]
+    write_plans(tmp_path, {**case.plans, **({main: case.plan} if case.plan is not None else {})})
+    files = LaunchPlanFiles(settings.rules.launch_plans)
+    files.load()
+    async with Ledger(settings.ledger.url) as ledger:
+        planner = make_planner(settings, open_channels(settings))
+        intake = Intake(ledger, lambda: files.book, planner, SystemClock())
+        incoming = list(batches(case))
+        for number, batch in enumerate(incoming, start=1):
+            if number == len(incoming) and case.later_plan is not None:
+                write_plans(tmp_path, {main: case.later_plan})
+                files.load()
+            await intake.take(batch)
+
+        filed = await ledger.find(Filter(), limit=1000)
+        rejected = await ledger.find_rejected(limit=1000)
+        executions = {name: ExecutionId.parse(f"p/d/{name}") for name in (key.split("/")[0] for key in case.verdicts)}
+        known = {
+            f"{name}/{entry.event.phase}": entry.verdict
+            for name, execution in executions.items()
+            for entry in await ledger.known(execution)
+        }
+
+    assert owed(filed, dead=False) == Counter(case.told)
+    assert owed(filed, dead=True) == Counter(case.undeliverable)
+    assert known == case.verdicts
+    assert len(rejected) == len(case.rejected)
+    for words in case.rejected:
+        assert any(words in entry.reason for entry in rejected), [entry.reason for entry in rejected]
+    assert len(files.problems) == len(case.refused)
+    for words in case.refused:
+        assert any(words in problem.message for problem in files.problems), files.problems
+    assert all(case.reads in orjson.dumps(one.delivery.content).decode() for one in filed)
+
+
+def test_the_table_is_large_and_gives_a_reason_for_each_difference_and_no_other() -> None:
+    assert len(CASES) >= 60
+    assert len({case.case for case in CASES}) == len(CASES)
+    assert [case.case for case in CASES if (case.we == "the same") is bool(case.why)] == []
+
+
+def test_the_page_tells_what_the_table_says() -> None:
+    assert conformance.PAGE.read_text() == conformance.page(SECTIONS), "python -m tests.support.conformance"
