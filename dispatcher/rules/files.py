@@ -1,4 +1,5 @@
-"""Launch plan rules from files: YAML or JSON in Flyte's shape, and Flyte's own LaunchPlan messages.
+"""Launch plan rules from files: YAML or JSON in Flyte's shape, as `flytectl get launchplan` prints it too, and
+Flyte's own messages, alone or as `pyflyte package` packs them.
 
 A rule that can't hold is refused with file and line, and the rest still serves. A file that turns
 unreadable while we run keeps the rules it last had: a half-saved edit must not silence a team.
@@ -7,7 +8,7 @@ unreadable while we run keeps the rules it last had: a half-saved edit must not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,22 @@ from pydantic import ValidationError
 
 from dispatcher.located import Document, Malformed, Problem, parse
 from dispatcher.notification import Notification
+from dispatcher.rules.packages import MOST_UNPACKED, launch_plan, read_package
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
 from dispatcher.wording import first_problem
 
 log = structlog.get_logger(__name__)
 
-SUFFIXES = frozenset({".yaml", ".yml", ".json", ".pb"})
+PACKAGE = ".tgz"
+SUFFIXES = frozenset({".yaml", ".yml", ".json", ".pb", PACKAGE})
 LOOK_MS = 5000
 LARGEST = 16 * 2**20
-"""A launch plan is kilobytes; a larger file is a mistake."""
+"""Bytes. A launch plan is kilobytes; a larger file is a mistake."""
 
 _Path = tuple[str | int, ...]
 _ID_FIELDS = ("id", "launch_plan", "launchPlan")
+_LAUNCH_PLAN_KINDS = (None, "", "LAUNCH_PLAN", "UNSPECIFIED", 3, 0)
+"""`core.ResourceType`: a launch plan's identity need not say that it is one."""
 _NOTIFICATION_PATHS: tuple[_Path, ...] = (
     ("notifications",),
     ("spec", "entityMetadata", "notifications"),
@@ -36,6 +41,18 @@ _NOTIFICATION_PATHS: tuple[_Path, ...] = (
     ("entityMetadata", "notifications"),
     ("entity_metadata", "notifications"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One document of a file."""
+
+    document: Document
+    member: str = ""
+    """The file in an archive that it is."""
+
+    def problem(self, path: Path, line: int, message: str) -> Problem:
+        return Problem(path, line, f"{self.member}: {message}" if self.member else message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +79,7 @@ class LaunchPlanFiles:
 
         Never raises for what is in the files: that becomes `problems`.
         """
-        missing = [Problem(path, 0, "no such file or folder") for path in self.paths if not path.exists()]
+        unread = [Problem(path, 0, why) for path in self.paths if (why := _why_unread(path))]
         self._readings = {path: self._read(path) for path in _rule_files(self.paths)}
         plans: dict[PlanKey, PlanRules] = {}
         clashes = []
@@ -72,7 +89,7 @@ class LaunchPlanFiles:
                     message = f"{rules.key} has other rules in another file already; put them together"
                     clashes.append(Problem(path, 0, message))
         self.book = RuleBook(plans)
-        self.problems = (*missing, *(p for reading in self._readings.values() for p in reading.problems), *clashes)
+        self.problems = (*unread, *(p for reading in self._readings.values() for p in reading.problems), *clashes)
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Load again whenever something changes, until `stop` is set.
@@ -105,12 +122,29 @@ class LaunchPlanFiles:
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if before is not None and before.stamp == stamp:
                 return before
-            return _interpret(path, stamp, _documents(path, status.st_size))
+            pages, refused = _pages(path, status.st_size, self._home(path))
+            return _interpret(path, stamp, pages, refused)
         except (OSError, Malformed) as error:
             message = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             problem = Problem(path, getattr(error, "line", 0), message)
             kept = before.plans if before is not None else ()
             return _Reading((), kept, (problem,))
+
+    def _home(self, path: Path) -> Mapping[str, str]:
+        """The project and domain by whose names a file's folders go: `FOLDER/…/PROJECT/DOMAIN/file`; or nothing."""
+        for root in self.paths:
+            folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+            if len(folders) >= 2:
+                return {"project": folders[-2], "domain": folders[-1]}
+        return {}
+
+
+def _why_unread(path: Path) -> str:
+    if not path.exists():
+        return "no such file or folder"
+    if path.is_file() and path.suffix not in SUFFIXES:
+        return f"not a rule file: these end in {', '.join(sorted(SUFFIXES))}"
+    return ""
 
 
 def _same(one: PlanRules, other: PlanRules) -> bool:
@@ -129,47 +163,53 @@ def _rule_files(paths: Sequence[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _documents(path: Path, size: int) -> list[Document]:
-    if size > LARGEST:
-        raise Malformed(f"larger than {LARGEST // 2**20} MiB: not a rule file", 0)
+def _pages(path: Path, size: int, home: Mapping[str, str]) -> tuple[list[_Page], list[Problem]]:
+    """What a file holds, and what of an archive was refused. Raises Malformed or OSError where none can be read."""
+    largest = MOST_UNPACKED if path.suffix == PACKAGE else LARGEST
+    if size > largest:
+        raise Malformed(f"larger than {largest // 2**20} MiB: not a rule file", 0)
+    if path.suffix == PACKAGE:
+        return _packed_pages(path, home)
     content = path.read_bytes()
     if path.suffix == ".pb":
-        return [Document(_launch_plan_message(content))]
+        return [_Page(Document(launch_plan(content, path.name, home)))], []
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise Malformed("not UTF-8", content.count(b"\n", 0, error.start) + 1) from None
-    return parse(text, json=path.suffix == ".json")
+    return [_Page(document) for document in parse(text, json=path.suffix == ".json")], []
 
 
-def _launch_plan_message(content: bytes) -> Any:
-    from flyteidl.admin.launch_plan_pb2 import LaunchPlan  # noqa: PLC0415 - only where such files exist
-    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
-    from google.protobuf.message import DecodeError  # noqa: PLC0415
+def _packed_pages(path: Path, home: Mapping[str, str]) -> tuple[list[_Page], list[Problem]]:
+    package = read_package(path)
+    problems = [Problem(path, 0, f"{name!r}: {reason}") for name, reason in package.refused]
+    pages = []
+    for name, content in package.messages:
+        try:
+            pages.append(_Page(Document(launch_plan(content, name, home)), name))
+        except Malformed as error:
+            problems.append(Problem(path, 0, f"{name}: {error}"))
+    return pages, problems
 
-    try:
-        return MessageToDict(LaunchPlan.FromString(content))
-    except DecodeError:
-        raise Malformed("not a flyteidl.admin.LaunchPlan in protobuf", 0) from None
 
-
-def _interpret(path: Path, stamp: tuple[int, ...], documents: Sequence[Document]) -> _Reading:
+def _interpret(path: Path, stamp: tuple[int, ...], pages: Sequence[_Page], refused: Sequence[Problem]) -> _Reading:
     plans: list[PlanRules] = []
-    problems: list[Problem] = []
-    for document in documents:
-        if document.data is None:
+    problems = [*refused]
+    for page in pages:
+        data = page.document.data
+        if data is None:
             continue
-        items = enumerate(document.data) if isinstance(document.data, list) else [(None, document.data)]
+        items = enumerate(data) if isinstance(data, list) else [(None, data)]
         for index, item in items:
             at: _Path = () if index is None else (index,)
             try:
                 key = _plan_key(item)
             except ValueError as error:
-                problems.append(Problem(path, document.line_of(at), str(error)))
+                problems.append(page.problem(path, page.document.line_of(at), str(error)))
                 continue
-            rules, refused = _rules(path, document, item, at)
+            rules, wrong = _rules(path, page, item, at)
             plans.append(PlanRules(key, tuple(rules)))
-            problems.extend(refused)
+            problems.extend(wrong)
     return _Reading(stamp, tuple(plans), tuple(problems))
 
 
@@ -179,6 +219,9 @@ def _plan_key(item: Any) -> PlanKey:
     if isinstance(item.get("spec"), dict) and {"launchPlan", "launch_plan"} & item["spec"].keys():
         raise ValueError("an Execution, not a launch plan")
     identity = next((item[name] for name in _ID_FIELDS if isinstance(item.get(name), dict)), item)
+    kind = identity.get("resourceType", identity.get("resource_type"))
+    if kind not in _LAUNCH_PLAN_KINDS:
+        raise ValueError(f"a {str(kind)[:60].lower()}, not a launch plan")
     named = {name: identity.get(name) for name in ("project", "domain", "name")}
     values = {name: value for name, value in named.items() if isinstance(value, str) and value}
     missing = [name for name in named if name not in values]
@@ -190,20 +233,21 @@ def _plan_key(item: Any) -> PlanKey:
     return PlanKey(values["project"], values["domain"], values["name"], ANY if version in (None, "") else str(version))
 
 
-def _rules(path: Path, document: Document, item: Any, at: _Path) -> tuple[list[Rule], list[Problem]]:
+def _rules(path: Path, page: _Page, item: Any, at: _Path) -> tuple[list[Rule], list[Problem]]:
     where, notifications = _notifications(item)
+    line_of = page.document.line_of
     if not isinstance(notifications, list):
-        return [], [Problem(path, document.line_of((*at, *where)), "notifications must be a list")]
+        return [], [page.problem(path, line_of((*at, *where)), "notifications must be a list")]
     rules, problems = [], []
     for index, notification in enumerate(notifications):
         position = (*at, *where, index)
-        line = document.line_of(position)
+        line = line_of(position)
         try:
-            source = f"{path}:{line}" if line else f"{path}[{index}]"
+            source = f"{path}:{line}" if line else f"{path / page.member}[{index}]"
             rules.append(Rule(Notification.model_validate(notification), source))
         except ValidationError as error:
-            line = document.line_of((*position, *error.errors()[0]["loc"]))
-            problems.append(Problem(path, line, f"rule {index + 1}: {first_problem(error)}"))
+            line = line_of((*position, *error.errors()[0]["loc"]))
+            problems.append(page.problem(path, line, f"rule {index + 1}: {first_problem(error)}"))
     return rules, problems
 
 
