@@ -79,7 +79,7 @@ def explain(
         raise typer.BadParameter("name an execution as project/domain/name, or an event's file")
     settings = load(config)
     file = event if event is not None else Path(what or "")
-    if event is not None or file.is_file():
+    if event is not None or _is_file(file):
         accounts = [_foretold(settings, file)]
     else:
         accounts = _recorded(settings, _execution(what or ""))
@@ -88,6 +88,13 @@ def explain(
         write_json({**first, "others": others} if others else first)
         return
     _tell(accounts)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def _execution(text: str) -> ExecutionId:

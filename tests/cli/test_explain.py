@@ -273,6 +273,7 @@ async def test_a_refused_rule_is_mentioned_because_it_may_be_the_answer(config: 
         (("a/b/c", "--event", ENRICHED), "name an execution"),
         (("abc",), "'abc' names no execution"),
         (("a/b/" + "c" * 256,), "at most 255"),
+        (("c" * 5000,), "names no execution"),
         ((str(Path(__file__)),), "broken JSON"),
         ((str(samples.FOLDER / "v1-task-failed.json"),), "an event of another type"),
     ],
