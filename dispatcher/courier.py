@@ -27,7 +27,8 @@ log = structlog.get_logger(__name__)
 LEASE = timedelta(minutes=3)
 """How long a claimed delivery is ours. A worker that dies leaves its deliveries to others after this."""
 SENDING_SHARE = 2 / 3
-"""No attempt lasts longer than this share of the lease, whatever its channel promises; the rest is for settling."""
+"""An attempt ends by this share of the lease, counted from the claim, whatever its channel promises; the rest is for
+settling."""
 GLANCE = timedelta(seconds=1)
 """How often the ledger is asked for work that another process may have recorded."""
 
@@ -65,8 +66,8 @@ class Courier:
     """When something is due that we know of."""
 
     @property
-    def _send_limit(self) -> timedelta:
-        return self.lease * SENDING_SHARE
+    def _settling_share(self) -> timedelta:
+        return self.lease * (1 - SENDING_SHARE)
 
     def ring(self) -> None:
         """There may be work: look now."""
@@ -135,12 +136,15 @@ class Courier:
 
     async def _carry(self, delivery: Delivery) -> None:
         started = self.clock.now()
-        if self._abandoned:
+        left = delivery.due_at - self._settling_share - started
+        if (
+            self._abandoned or left <= timedelta()
+        ):  # too late: where the ledger was slow over the claim, others may have it
             await self._give_back(delivery, due_at=started)
             return
         try:
             with self._cancellable():
-                result = await self._attempt(delivery)
+                result = await self._attempt(delivery, left)
         except asyncio.CancelledError:
             # It may have arrived: whoever takes it next looks first, where that is possible.
             await self._give_back(replace(delivery, doubtful=True), due_at=self.clock.now())
@@ -171,7 +175,7 @@ class Courier:
         finally:
             self._sending.discard(task)
 
-    async def _attempt(self, delivery: Delivery) -> Result:
+    async def _attempt(self, delivery: Delivery, limit: timedelta) -> Result:
         """Send once: the receipt, or the exception. The only place where exceptions become values."""
         try:
             addresses = delivery.addresses or tuple(map(self.channel.address, delivery.recipients))
@@ -182,10 +186,10 @@ class Courier:
                 created_at=delivery.created_at,
                 doubtful=delivery.doubtful,
             )
-            async with asyncio.timeout(self._send_limit.total_seconds()):
+            async with asyncio.timeout(limit.total_seconds()):
                 return await self.channel.send(message)
         except TimeoutError:
-            return Unknown(f"no answer within {self._send_limit.total_seconds():g} s")
+            return Unknown(f"no answer within {limit.total_seconds():.1f} s")
         except Exception as error:
             if not isinstance(error, ChannelError):
                 log.exception("a channel broke its contract", channel=self.name, delivery=delivery.key)
@@ -196,7 +200,7 @@ class Courier:
         patiently = AsyncRetrying(
             retry=retry_if_exception_type(LedgerUnavailable),
             wait=wait_random_exponential(multiplier=0.1, max=5),
-            stop=stop_after_delay(self.lease - self._send_limit),
+            stop=stop_after_delay(self._settling_share),
         )
         try:
             held: bool = await patiently(self._write, ending)

@@ -268,6 +268,30 @@ async def test_abandoning_twice_does_not_cut_a_release_short(ledger: Ledger) -> 
     assert (filed.delivery.lease, filed.delivery.attempt, filed.delivery.doubtful) == (None, 0, True)
 
 
+async def test_a_claim_that_comes_back_when_its_lease_is_over_is_not_acted_on(ledger: Ledger) -> None:
+    claim, claimed, returned = ledger.claim, asyncio.Event(), asyncio.Event()
+
+    async def late_at_first(*arguments: Any, **options: Any) -> Any:
+        answer = await claim(*arguments, **options)
+        if not claimed.is_set():
+            claimed.set()
+            await asyncio.sleep(3)
+            returned.set()
+        return answer
+
+    ledger.claim = late_at_first  # type: ignore[method-assign]  # a database that stalls over its answer
+    channel = Scripted(lambda _: RECEIPT)
+    lease = timedelta(seconds=2)
+    await owe(ledger, "#a")
+    async with working(a_courier(ledger, channel, worker="late", lease=lease)):
+        await claimed.wait()
+        async with working(a_courier(ledger, channel, worker="quick", lease=lease)):
+            await settled(ledger)
+            await returned.wait()
+
+    assert len(channel.sent) == 1
+
+
 async def test_a_slow_recipient_does_not_delay_the_others(ledger: Ledger) -> None:
     async def one_is_slow(message: Message) -> Receipt:
         await asyncio.sleep(3 if message.recipients == ("#slow",) else 0)
