@@ -60,12 +60,12 @@ async def test_ten_minutes_at_two_hundred_events_a_second_leave_no_backlog_and_n
             publishing(apache.bootstrap_servers, topic) as publish,
         ):
             await replica.ready()
-            began, busy = time.monotonic(), _busy_and_all()
+            began, before = time.monotonic(), _busy_and_all()
             async with asyncio.TaskGroup() as group:
                 looking = group.create_task(_look(replica, truth, looks, began))
                 count = await _publish_evenly(publish, began)
                 looking.cancel()
-            busy, ticks = (now - then for now, then in zip(_busy_and_all(), busy, strict=True))
+            busy, ticks = (now - then for now, then in zip(_busy_and_all(), before, strict=True))
             lag = (await truth.states())[State.WAITING]
             behind = time.monotonic()
             states = await truth.settled(count, seconds=LAG_GONE_IN)
