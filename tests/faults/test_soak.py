@@ -47,9 +47,8 @@ class Looks:
 
 
 async def test_ten_minutes_at_two_hundred_events_a_second_leave_no_backlog_and_no_leak(
-    seed: int, figures: Callable[[str], None], apache: ApacheKafka, topic: str, postgres_url: str, tmp_path: Path
+    figures: Callable[[str], None], apache: ApacheKafka, topic: str, postgres_url: str, tmp_path: Path
 ) -> None:
-    del seed
     looks = Looks()
     async with StandIns() as standins, the_truth(postgres_url) as truth:
         kafka = {"bootstrap_servers": apache.bootstrap_servers, "topics": [topic], "group_id": f"group-{topic}"}
