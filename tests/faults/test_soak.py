@@ -19,7 +19,7 @@ from tests.support.brokers.apache import ApacheKafka
 from tests.support.standins import StandIns
 
 SECONDS = 60 * float(os.environ.get("SOAK_MINUTES", "10"))
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(SECONDS + 300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(SECONDS + 600)]
 
 RATE = 200
 """Events a second; each owes one Slack message."""
@@ -29,7 +29,7 @@ LOOK_EVERY = 5.0
 MOST_GROWTH = 0.10
 MOST_OF_A_CORE = 0.85
 """More, and it keeps up only by luck. What others run on this machine doesn't count against it, unlike in its lag."""
-LAG_GONE_IN = 120.0
+LAG_GONE_IN = 300.0
 """Seconds after the last event: a busy machine may let some deliveries wait, but not for ever more."""
 
 
