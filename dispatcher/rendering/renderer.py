@@ -256,13 +256,19 @@ def _trials() -> Iterator[tuple[str, Event]]:
     yield "an event without details", Event(execution=full.execution, phase=full.phase, occurred_at=full.occurred_at)
 
 
+_OURS = frozenset({Entity, Failure})
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which spends most of its time on proving our own plain values harmless."""
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, Entity | Failure):
-            return not attr.startswith("_")
-        return super().is_safe_attribute(obj, attr, value)
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) in _OURS and not attribute.startswith("_"):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                pass
+        return super().getattr(obj, attribute)
 
 
 def _environment(loader: BaseLoader, **options: Any) -> Environment:

@@ -38,6 +38,8 @@ def clean(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Cleaned text on one line, for headers, titles and summaries."""
+    if text.isprintable() and "  " not in text:  # of all spaces only U+0020 is printable
+        return text.strip()
     return _BREAKS.sub(" ", clean(text)).strip()
 
 

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email import message_from_bytes
+from email.header import decode_header
 from email.policy import default
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from channels.contract import Later, Message, Never, Unknown, Unserved
-from channels.email import EmailChannel, EmailConfig, compose
+from channels.email import WIDTH, EmailChannel, EmailConfig, compose, encoded_words
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.rendering.text import one_line
 
@@ -322,3 +323,24 @@ def test_a_subject_comes_back_as_it_was(subject: str) -> None:
 
     parsed: Any = message_from_bytes(mail, policy=default)
     assert " ".join(str(parsed["subject"]).split()) == one_line(subject)
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1), st.integers(30, WIDTH))
+def test_encoded_words_are_of_lawful_length_whole_by_themselves_and_read_back_as_they_were(
+    text: str, room: int
+) -> None:
+    lines = encoded_words(text, room=room).split("\r\n")
+    words = [line.strip() for line in lines]
+    assert len(lines[0]) <= room
+    assert max(map(len, lines)) <= WIDTH
+    assert max(map(len, words)) <= 75
+    pieces = [decode_header(word)[0] for word in words]
+    assert {charset for _, charset in pieces} == {"utf-8"}
+    assert "".join(octets.decode() for octets, _ in pieces) == text
+    assert b"".join(octets for octets, _ in decode_header("\r\n".join(lines))).decode() == text
+
+
+def test_a_subject_beyond_utf8_is_sent_with_question_marks() -> None:
+    mail = compose(message(content={**CONTENT, "subject": "torn \ud800 é"}), "flyte@example.com")
+    parsed: Any = message_from_bytes(mail, policy=default)
+    assert parsed["subject"] == "torn ? é"
