@@ -16,6 +16,8 @@ from jinja2.runtime import new_context
 
 from dispatcher.located import Document
 
+LARGEST = 5000
+"""Values in a document, with each alias counted as what it stands for."""
 _DROPPED = object()
 _NO = (_DROPPED, "False")
 _TELLING = frozenset({"text", "href", "url"})
@@ -67,6 +69,7 @@ def compile_document(document: Document, choose: Choose) -> Callable[[Variables]
     """Compile all strings once. Raises BadDocument, with the line, and so does the result."""
     if not isinstance(document.data, dict):
         raise BadDocument("a mapping was expected", 1)
+    _measure(document.data)
     whole = _compile(document.data, (), {}, document, choose)
 
     def render(variables: Variables) -> dict[str, Any]:
@@ -77,6 +80,18 @@ def compile_document(document: Document, choose: Choose) -> Callable[[Variables]
         return message
 
     return render
+
+
+def _measure(data: Any) -> None:
+    """Raises BadDocument where YAML's aliases, even one inside itself, make more of it than a message can be."""
+    waiting, seen = [data], 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if seen > LARGEST:
+            raise BadDocument(f"more than {LARGEST} values: does an alias repeat itself?", 1)
+        if isinstance(node, dict | list):
+            waiting += node.values() if isinstance(node, dict) else node
 
 
 def strings_of(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:

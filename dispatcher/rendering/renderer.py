@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from jinja2 import BaseLoader, Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, TemplateSyntaxError
+from jinja2 import FileSystemLoader, TemplateNotFound, TemplateSyntaxError
 from jinja2.meta import find_referenced_templates
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from channels.contract import Content
 from dispatcher.decode.files import read_event_file
@@ -20,8 +19,9 @@ from dispatcher.event import Event
 from dispatcher.located import Malformed, Problem, parse
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import flyte, limits
-from dispatcher.rendering.context import Context, Entity, Failure, context_of
+from dispatcher.rendering.context import Context, context_of
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
+from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox
 from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_slack, one_line
 from dispatcher.rendering.undefined import undefined_names
 
@@ -58,8 +58,8 @@ class Renderer:
                 raise TemplateError(f"templates.path: no such folder: {path}")
         self._console_url = console_url
         self._latest: tuple[Event, Context] | None = None
-        self._built_in = _Templates([built_in_folder()])
-        self._chosen = _Templates([*paths, built_in_folder()]) if paths else self._built_in
+        self._built_in = _Templates([built_in_folder()], metered=False)
+        self._chosen = _Templates([*paths, built_in_folder()], metered=True) if paths else self._built_in
 
     def render(self, channel: str, event: Event, *, template: str | None = None, undelivered: str = "") -> Content:
         """The message to send, whatever the event says.
@@ -129,17 +129,20 @@ def sample_event(phase: Phase) -> Event:
 class _Templates:
     """One set of folders, compiled once."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], *, metered: bool) -> None:
         self._folders = folders
         self._loader = FileSystemLoader(folders)
-        self._html = _environment(self._loader, autoescape=True)
-        self._plain = _environment(self._loader)
-        self._mrkdwn = _environment(self._loader, finalize=escape_slack)
-        self._mrkdwn.filters["cut"] = cut_for_slack
+        self._meter = Meter() if metered else None
+        self._html = self._sandbox(autoescape=True)
+        self._plain = self._sandbox()
+        self._mrkdwn = self._sandbox(finalize=escape_slack)
+        self._mrkdwn.add_filter("cut", cut_for_slack)
         self._documents: dict[str, Callable[[Variables], Content]] = {}
 
     def render(self, channel: str, context: Context) -> Content:
-        """Raises whatever a template raises."""
+        """Raises whatever a template raises; Stopped where a metered one goes past its limits."""
+        if self._meter is not None:
+            self._meter.fill()
         if channel == "email":
             return self._mail(context.variables())
         if channel not in DOCUMENTS:
@@ -148,6 +151,8 @@ class _Templates:
 
     def check(self, channel: str, console_url: str) -> list[Problem]:
         """What reading finds, else what trying finds."""
+        if self._meter is not None:
+            self._meter.fill()
         try:
             found = list(self._read_mail() if channel == "email" else self._read_document(channel))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an operator's file is what was asked for
@@ -244,6 +249,11 @@ class _Templates:
             return Sink(self._plain, cut, limits.PAGERDUTY_URL)
         return Sink(self._plain, cut, limits.PAGERDUTY_DETAIL if "custom_details" in path else limits.PAGERDUTY_FIELD)
 
+    def _sandbox(self, **options: Any) -> Sandbox:
+        if self._meter is None:
+            return Sandbox(self._loader, **options)
+        return MeteredSandbox(self._loader, self._meter, **options)
+
     def _file(self, name: str) -> Path:
         return next((folder / name for folder in self._folders if (folder / name).is_file()), self._folders[-1] / name)
 
@@ -254,31 +264,3 @@ def _trials() -> Iterator[tuple[str, Event]]:
         yield phase, sample_event(phase)
     full = sample_event(Phase.FAILED)
     yield "an event without details", Event(execution=full.execution, phase=full.phase, occurred_at=full.occurred_at)
-
-
-_OURS = frozenset({Entity, Failure})
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which spends most of its time on proving our own plain values harmless."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) in _OURS and not attribute.startswith("_"):
-            try:
-                return getattr(obj, attribute)
-            except AttributeError:
-                pass
-        return super().getattr(obj, attribute)
-
-
-def _environment(loader: BaseLoader, **options: Any) -> Environment:
-    environment = _Sandbox(
-        loader=loader,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-        **options,
-    )
-    environment.filters["cut"] = cut
-    return environment
