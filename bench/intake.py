@@ -100,7 +100,7 @@ async def intake(servers: str, topic: str, group: str, count: int, folder: Path)
     planner = Planner(
         addresses={"email": str, "slack": str, "pagerduty": str},
         fallbacks={},
-        render=lambda channel, event, template: renderer.render(channel, event, template=template),
+        render=renderer.render,
     )
     source = KafkaSource(KafkaConfig(bootstrap_servers=servers, topics=(topic,), group_id=group))
     events, began = 0, 0.0

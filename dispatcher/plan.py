@@ -1,12 +1,13 @@
 """What is owed for an event: the matched rules become deliveries, each with its key and finished content.
 
-For mail one delivery is a rule's whole recipient list, as Flyte sends it; everywhere else one target is
-one delivery. Nobody is told the same thing twice over one channel, however many rules name them.
+For mail one delivery is a rule's whole recipient list, as Flyte sends it, or one for each look where the
+operator gives some of them other templates; everywhere else one target is one delivery. Nobody is told the
+same thing twice over one channel, however many rules name them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
@@ -26,8 +27,29 @@ Address = Callable[[str], str]
 class Render(Protocol):
     """A channel's message for an event."""
 
-    def __call__(self, channel: str, event: Event, *, template: str | None = None, undelivered: str = "") -> Content:
-        """`template`: the notification's own. `undelivered`: who could not be told, and why."""
+    def __call__(
+        self,
+        channel: str,
+        event: Event,
+        *,
+        recipient: str = "",
+        template: str | None = None,
+        undelivered: str = "",
+    ) -> Content:
+        """`recipient`: any of those who get it. `template`: the notification's own. `undelivered`: who could
+        not be told, and why.
+        """
+
+
+class Look(Protocol):
+    """By which templates a recipient's message is made: those of one look share one message."""
+
+    def __call__(self, event: Event, recipient: str) -> Hashable: ...
+
+
+def _same(event: Event, recipient: str) -> Hashable:
+    del event, recipient
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +70,7 @@ class Planner:
     render: Render
     last_resorts: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     """By channel: the channels and recipients that are told where one of its deliveries dies."""
+    look: Look = _same
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """The deliveries that the matched rules owe.
@@ -121,7 +144,7 @@ class _Making:
     now: datetime
     deliveries: list[Delivery] = field(default_factory=list)
     _told: set[tuple[str, str]] = field(default_factory=set)
-    _contents: dict[tuple[str, str | None], Content] = field(default_factory=dict)
+    _contents: dict[tuple[str, str | None, Hashable], Content] = field(default_factory=dict)
 
     def add(self, rule: Rule) -> None:
         served: dict[str, list[_Target]] = {}
@@ -134,7 +157,7 @@ class _Making:
             if self.first_time(target.channel, target.address):
                 served.setdefault(target.channel, []).append(target)
         for channel, targets in served.items():
-            for group in [targets] if channel in GROUPED else [[target] for target in targets]:
+            for group in self._alike(targets) if channel in GROUPED else [[target] for target in targets]:
                 self._append(channel, group, rule.source, rule.notification.template if channel == "email" else None)
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
@@ -146,8 +169,8 @@ class _Making:
                 continue  # the dead delivery it came from says why
             if self.first_time(target.channel, target.address):
                 targets.append(target)
-        if targets:
-            self._append(fallback, targets, delivery.rule, None)
+        for group in self._alike(targets):
+            self._append(fallback, group, delivery.rule, None)
 
     def give_notice(self, dead: Delivery, reason: str) -> None:
         last_resorts = self.planner.last_resorts.get(dead.channel, {})
@@ -167,7 +190,9 @@ class _Making:
                     (target.recipient,),
                     (target.address,),
                     f"channels.{dead.channel}.fallback_recipients",
-                    self.planner.render(target.channel, self.event, undelivered=undelivered),
+                    self.planner.render(
+                        target.channel, self.event, recipient=target.recipient, undelivered=undelivered
+                    ),
                 )
                 key = delivery_key(self.event.key, f"fallback {target.channel}", notice.addresses)
                 self.deliveries.append(replace(notice, key=key, instead_of=dead.key))
@@ -182,13 +207,20 @@ class _Making:
     def _append(self, channel: str, targets: Sequence[_Target], rule: str, template: str | None) -> None:
         addresses = tuple(target.address for target in targets)
         recipients = tuple(target.recipient for target in targets)
-        content = self._content(channel, template)
+        content = self._content(channel, recipients[0], template)
         self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content))
+
+    def _alike(self, targets: Sequence[_Target]) -> list[list[_Target]]:
+        """Those whose messages are made by the same templates, together."""
+        groups: dict[Hashable, list[_Target]] = {}
+        for target in targets:
+            groups.setdefault(self.planner.look(self.event, target.recipient), []).append(target)
+        return list(groups.values())
 
     def _owe_in_vain(self, rule: Rule, recipient: str, reason: str) -> None:
         channel = rule.notification.channel
         if self.first_time(channel, recipient):
-            content = self._content(channel, None)
+            content = self._content(channel, recipient, None)
             self.deliveries.append(self._delivery(channel, (recipient,), (), rule.source, content, dead=reason))
 
     def _delivery(
@@ -216,8 +248,9 @@ class _Making:
             reason=dead,
         )
 
-    def _content(self, channel: str, template: str | None) -> Content:
-        key = (channel, template)
+    def _content(self, channel: str, recipient: str, template: str | None) -> Content:
+        """The message for this recipient and all others of its look, rendered once."""
+        key = (channel, template, self.planner.look(self.event, recipient))
         if key not in self._contents:
-            self._contents[key] = self.planner.render(channel, self.event, template=template)
+            self._contents[key] = self.planner.render(channel, self.event, recipient=recipient, template=template)
         return self._contents[key]

@@ -191,11 +191,17 @@ def open_channels(settings: Settings) -> dict[str, Channel]:
     return {name: KINDS[name].open(section) for name, section in settings.channel_sections.items()}
 
 
+def make_renderer(settings: Settings) -> Renderer:
+    """The renderer over the configured templates. Raises TemplateError for a folder that isn't there."""
+    templates = settings.templates
+    return Renderer(templates.path, overrides=templates.match, console_url=settings.console_url)
+
+
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
     """The planner over the configured channels and templates. Raises SettingsError for templates that can't
     be read and fallback recipients that can't be reached.
     """
-    renderer = Renderer(settings.templates.path, console_url=settings.console_url)
+    renderer = make_renderer(settings)
     fallbacks = {
         name: section.fallback
         for name, section in settings.channel_sections.items()
@@ -205,6 +211,7 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         addresses={name: channel.address for name, channel in channels.items()},
         fallbacks=fallbacks,
         render=renderer.render,
+        look=renderer.look,
         last_resorts={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
     )
     if problems := list(planner.unreachable()):

@@ -35,6 +35,7 @@ from dispatcher.flyte_admin import FlyteAdminConfig
 from dispatcher.kafka import KafkaConfig
 from dispatcher.located import Document, Malformed, parse
 from dispatcher.pacing import Pace, RateOption
+from dispatcher.rendering import Override
 from dispatcher.retry import RetryPolicy
 
 PREFIX = "DISPATCHER__"
@@ -112,6 +113,8 @@ class TemplateSettings(_Section):
 
     path: Paths = ()
     """Folders laid out as the built-in `templates/`; a file here replaces the built-in one of its name."""
+    match: tuple[Override, ...] = ()
+    """Folders for some messages alone; they go before `path`, the first that holds before the next."""
 
 
 class RetrySettings(_Section):
@@ -272,6 +275,8 @@ def _rooted_value(name: str, value: Any, base: Path) -> Any:
             return base / value
         case _, dict():
             return _rooted(value, base)
+        case "match", list():
+            return [_rooted(item, base) if isinstance(item, dict) else item for item in value]
         case _:
             return value
 

@@ -31,7 +31,7 @@ def a_planner(**changes: Any) -> Planner:
     given_facts: dict[str, Any] = {
         "addresses": {"email": mail_address, "slack": slack_address},
         "fallbacks": {"slack": "email"},
-        "render": lambda channel, event, template=None, undelivered="": {"channel": channel, "template": template},
+        "render": lambda channel, event, template=None, **_: {"channel": channel, "template": template},
         **changes,
     }
     return Planner(**given_facts)
@@ -108,7 +108,7 @@ def test_the_same_message_is_rendered_once() -> None:
 
 
 def a_planner_with_last_resorts(**resorts: list[str]) -> Planner:
-    def render(channel: str, event: Any, *, template: str | None = None, undelivered: str = "") -> dict[str, Any]:
+    def render(*_: Any, undelivered: str = "", **__: Any) -> dict[str, Any]:
         return {"undelivered": undelivered}
 
     return a_planner(last_resorts={"slack": resorts}, fallbacks={}, render=render)

@@ -11,9 +11,8 @@ def check(config: Config = None) -> None:
     """Validate the settings, the rule files and the templates. Exit status 1 where something is wrong."""
     from dispatcher.clock import SystemClock
     from dispatcher.flyte_admin import open_flyte_admin
-    from dispatcher.rendering import Renderer
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.service import make_planner, open_channels
+    from dispatcher.service import make_planner, make_renderer, open_channels
     from dispatcher.settings import load
 
     settings = load(config)
@@ -22,7 +21,7 @@ def check(config: Config = None) -> None:
     make_planner(settings, open_channels(settings))
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
-    problems = [*rules.problems, *Renderer(settings.templates.path, console_url=settings.console_url).check()]
+    problems = [*rules.problems, *make_renderer(settings).check()]
     for problem in problems:
         typer.echo(str(problem), err=True)
     if problems:

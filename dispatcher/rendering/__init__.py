@@ -2,10 +2,12 @@
 
 `context` is what templates see; `text` cleans, cuts and escapes; `traceback` finds the useful part of an
 error; `documents` are the templates whose result is JSON; `limits` what each provider takes; `undefined`
-the names that templates get wrong; `flyte` the templates that launch plans bring along.
+the names that templates get wrong; `sandbox` where templates run, and stops those that never end; `overrides`
+the templates of some messages alone; `flyte` the templates that launch plans bring along.
 """
 
 from dispatcher.rendering.limits import lint
+from dispatcher.rendering.overrides import Override
 from dispatcher.rendering.renderer import Renderer, TemplateError
 
-__all__ = ["Renderer", "TemplateError", "lint"]
+__all__ = ["Override", "Renderer", "TemplateError", "lint"]

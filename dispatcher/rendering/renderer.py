@@ -21,6 +21,7 @@ from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import flyte, limits
 from dispatcher.rendering.context import Context, context_of
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
+from dispatcher.rendering.overrides import Override
 from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox
 from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_slack, one_line
 from dispatcher.rendering.undefined import undefined_names
@@ -32,6 +33,9 @@ LONGEST_REASON = 600
 DOCUMENTS = {"slack": "slack/message.yaml", "pagerduty": "pagerduty/event.yaml"}
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 CHANNELS = ("email", *DOCUMENTS)
+
+Look = tuple[int, ...]
+"""The overrides that hold for a message, by their place in the settings."""
 
 
 class TemplateError(DispatcherError):
@@ -48,54 +52,91 @@ def built_in_folder() -> Path:
 class Renderer:
     """Makes a channel's message for an event: the same for sending and for preview."""
 
-    def __init__(self, paths: Sequence[Path] = (), *, console_url: str = "") -> None:
-        """`paths`: folders laid out as the built-in templates; the first that has a file wins.
+    def __init__(
+        self, paths: Sequence[Path] = (), *, overrides: Sequence[Override] = (), console_url: str = ""
+    ) -> None:
+        """`paths`: folders laid out as the built-in templates. `overrides`: folders for some messages alone.
+
+        For each file of a message the first folder that has it wins: those of the overrides that hold, in
+        their order, then `paths`, then the built-in ones.
 
         Raises TemplateError for a folder that isn't there.
         """
-        for path in paths:
+        own = [(f"templates.match.{index}.path", path) for index, one in enumerate(overrides) for path in one.path]
+        for option, path in [*own, *(("templates.path", path) for path in paths)]:
             if not path.is_dir():
-                raise TemplateError(f"templates.path: no such folder: {path}")
+                raise TemplateError(f"{option}: no such folder: {path}")
+        self._paths = paths
+        self._overrides = overrides
         self._console_url = console_url
         self._latest: tuple[Event, Context] | None = None
         self._built_in = _Templates([built_in_folder()], metered=False)
-        self._chosen = _Templates([*paths, built_in_folder()], metered=True) if paths else self._built_in
+        self._sets: dict[Look, _Templates] = {}
 
-    def render(self, channel: str, event: Event, *, template: str | None = None, undelivered: str = "") -> Content:
+    def look(self, event: Event, recipient: str = "") -> Look:
+        """Which overrides hold. Messages of one event, channel and look are the same, whoever gets them."""
+        return tuple(index for index, one in enumerate(self._overrides) if one.holds(event, recipient))
+
+    def render(
+        self,
+        channel: str,
+        event: Event,
+        *,
+        recipient: str = "",
+        template: str | None = None,
+        undelivered: str = "",
+    ) -> Content:
         """The message to send, whatever the event says.
 
         Where an operator's template fails, or makes what the provider would refuse, the built-in one is
-        used, and the log says so. `template`: a launch plan's own mail template; it becomes the mail's HTML.
-        `undelivered`: for fallback recipients, who could not be told, and why.
+        used, and the log says so. `recipient`: any of those who get it, as the rule writes it. `template`: a
+        launch plan's own mail template; it becomes the mail's HTML. `undelivered`: for fallback recipients,
+        who could not be told, and why.
         """
         context = self._context(event)
         if undelivered:
             context = replace(context, undelivered=cut(one_line(undelivered), LONGEST_REASON))
-        content = None if self._chosen is self._built_in else self._checked(channel, context)
+        chosen = self._templates(self.look(event, recipient))
+        content = None if chosen is self._built_in else self._checked(chosen, channel, context)
         return self._with_own(template, channel, context, content or self._built_in.render(channel, context))
 
-    def draft(self, channel: str, event: Event, *, template: str | None = None) -> Content:
+    def draft(self, channel: str, event: Event, *, recipient: str = "", template: str | None = None) -> Content:
         """The message as the operator's templates make it, even if the provider would refuse it.
 
         Raises TemplateError, with file and line, where a template fails.
         """
         context = self._context(event)
+        chosen = self._templates(self.look(event, recipient))
         try:
-            content = self._chosen.render(channel, context)
+            content = chosen.render(channel, context)
         except Exception as error:
-            raise TemplateError(str(self._chosen.problem(channel, error))) from error
+            raise TemplateError(str(chosen.problem(channel, error))) from error
         return self._with_own(template, channel, context, content)
 
     def check(self) -> list[Problem]:
-        """Read every template, and try it on sample events: what is wrong, with file and line."""
-        return [problem for channel in CHANNELS for problem in self._chosen.check(channel, self._console_url)]
+        """Read every template, and try it on sample events: what is wrong, with file and line.
 
-    def _checked(self, channel: str, context: Context) -> Content | None:
+        Each override's templates are tried as if it alone held.
+        """
+        sets = [self._templates(look) for look in ((), *((index,) for index in range(len(self._overrides))))]
+        found = (problem for one in sets for channel in CHANNELS for problem in one.check(channel, self._console_url))
+        return list(dict.fromkeys(found))
+
+    def _templates(self, look: Look) -> _Templates:
+        folders = [path for index in look for path in self._overrides[index].path] + [*self._paths]
+        if not folders:
+            return self._built_in
+        if look not in self._sets:
+            self._sets[look] = _Templates([*folders, built_in_folder()], metered=True)
+        return self._sets[look]
+
+    @staticmethod
+    def _checked(chosen: _Templates, channel: str, context: Context) -> Content | None:
         try:
-            content = self._chosen.render(channel, context)
+            content = chosen.render(channel, context)
             reason = "; ".join(limits.lint(channel, content))
         except Exception as error:  # noqa: BLE001 - an operator's template may raise anything; the message goes out
-            reason = str(self._chosen.problem(channel, error))
+            reason = str(chosen.problem(channel, error))
         if not reason:
             return content
         log.error("a template failed: the built-in one is used instead", channel=channel, reason=reason)

@@ -74,6 +74,21 @@ async def test_a_bad_rule_and_a_bad_template_are_found_with_their_lines(tmp_path
     assert "text.txt.j2:1: 'nonsense' is undefined" in err
 
 
+async def test_templates_for_some_messages_alone_are_read_beside_the_settings_and_checked(tmp_path: Path) -> None:
+    (tmp_path / "own" / "email").mkdir(parents=True)
+    (tmp_path / "own" / "email" / "text.txt.j2").write_text("{{ nonsense }}")
+    for match, words in (
+        ({"recipient": "boss@*", "path": "own"}, "text.txt.j2:1: 'nonsense' is undefined"),
+        ({"project": "p", "path": ["nowhere"]}, "templates.match.0.path: no such folder"),
+        ({"path": ["own"]}, "templates.match.0: says of nothing when it holds"),
+        ({"projekt": "p", "path": ["own"]}, "templates.match.0.projekt: unknown option"),
+    ):
+        status, _, err = await command("check", "--config", settings_file(tmp_path, templates={"match": [match]}))
+        assert status == 1
+        assert words in err
+        assert "Traceback" not in err
+
+
 async def test_a_port_that_is_taken_and_a_ledger_that_cannot_be_are_said_plainly(tmp_path: Path) -> None:
     import socket
 
