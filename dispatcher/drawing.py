@@ -6,7 +6,7 @@ For previews and for the demo's inbox. What is drawn came from anywhere, so ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -61,18 +61,35 @@ def plain_text(channel: str, content: Content) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
+    """A page that shows many messages. Each entry: its name, its files beside the page, what is wrong with it."""
+    parts = []
+    for name, files, problems in entries:
+        links = Markup(" ").join(Markup('<a href="{0}">{0}</a>').format(file) for file in files)
+        wrong = Markup("").join(Markup("<p>⚠ {}</p>").format(problem) for problem in problems)
+        seen = next((file for file in files if file.endswith(".html")), "")
+        frame = Markup('<iframe title="{}" sandbox="" src="{}"></iframe>').format(name, seen) if seen else ""
+        parts.append(Markup("<section><h2>{}</h2>{}<p>{}</p>{}</section>").format(name, wrong, links, frame))
+    style = (
+        "body{font:15px/22px system-ui,sans-serif;margin:24px;color:#1d1c1d;background:#fff}"
+        "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(420px,1fr));gap:24px}"
+        "iframe{width:100%;height:520px;border:1px solid #ccc;border-radius:6px;background:#fff}"
+    )
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Every message</title>'
+    return f"{head}<style>{style}</style><h1>Every message</h1><main>{Markup('').join(parts)}</main></html>\n"
+
+
 def _slack(content: Content) -> Markup:
-    parts = [_blocks(content.get("blocks", ()))] if content.get("blocks") else []
-    for attachment in content.get("attachments", ()):
+    blocks = _mappings(content.get("blocks"))
+    # Slack shows the text where there are no blocks of the message's own, attachments or not
+    parts = [_blocks(blocks) if blocks else Markup("<p>{}</p>").format(mrkdwn(str(content.get("text", ""))))]
+    for attachment in _mappings(content.get("attachments")):
         color = str(attachment.get("color", ""))
         bar = color if re.fullmatch(r"#[0-9a-fA-F]{3,8}", color) else "#dddddd"
-        parts.append(
-            Markup('<div class="attachment" style="--bar:{}">{}</div>').format(
-                bar, _blocks(attachment.get("blocks", ()))
-            )
+        inner = _blocks(_mappings(attachment.get("blocks"))) or mrkdwn(
+            str(attachment.get("text") or attachment.get("fallback") or "")
         )
-    if not parts:
-        parts = [Markup("<p>{}</p>").format(mrkdwn(str(content.get("text", ""))))]
+        parts.append(Markup('<div class="attachment" style="--bar:{}">{}</div>').format(bar, inner))
     return Markup('<div class="slack">{}</div>').format(Markup("").join(parts))
 
 
@@ -85,14 +102,14 @@ def _block(block: Mapping[str, Any]) -> Markup:
         case "header":
             return Markup("<h3>{}</h3>").format(_text(block.get("text")))
         case "section":
-            text = Markup("<div>{}</div>").format(_text(block["text"])) if "text" in block else Markup("")
-            fields = Markup("").join(Markup("<div>{}</div>").format(_text(field)) for field in block.get("fields", ()))
+            text = Markup("<div>{}</div>").format(_text(block["text"])) if block.get("text") else Markup("")
+            fields = Markup("").join(Markup("<div>{}</div>").format(_text(field)) for field in _parts(block, "fields"))
             return text + (Markup('<div class="fields">{}</div>').format(fields) if fields else Markup(""))
         case "context":
-            inner = Markup(" ").join(_text(element) for element in block.get("elements", ()))
+            inner = Markup(" ").join(_text(element) for element in _parts(block, "elements"))
             return Markup('<div class="context">{}</div>').format(inner)
         case "actions":
-            return Markup(" ").join(_button(element) for element in block.get("elements", ()))
+            return Markup(" ").join(_button(element) for element in _parts(block, "elements"))
         case "divider":
             return Markup("<hr>")
         case kind:
@@ -147,13 +164,26 @@ def _plain(text: str) -> str:
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    """The parts that can be drawn; what is wrong with the others, the lint says."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _parts(block: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    return _mappings(block.get(name))
+
+
 def _incident(content: Content) -> Markup:
-    payload = content.get("payload", {})
+    payload = _mapping(content.get("payload"))
     severity = str(payload.get("severity", ""))
     rows = [
         (name.replace("_", " "), payload.get(name)) for name in ("source", "component", "group", "class", "timestamp")
     ]
-    rows += [(name.replace("_", " "), value) for name, value in dict(payload.get("custom_details") or {}).items()]
+    rows += [(str(name).replace("_", " "), value) for name, value in _mapping(payload.get("custom_details")).items()]
     table = Markup("").join(
         Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(name, value)
         for name, value in rows
@@ -161,7 +191,7 @@ def _incident(content: Content) -> Markup:
     )
     links = Markup(" ").join(
         Markup('<a rel="noreferrer" href="{}">{}</a>').format(link["href"], link.get("text", link["href"]))
-        for link in content.get("links", ())
+        for link in _mappings(content.get("links"))
         if str(link.get("href", "")).startswith(("https://", "http://"))
     )
     return Markup(
@@ -170,11 +200,14 @@ def _incident(content: Content) -> Markup:
 
 
 def _slack_lines(content: Content) -> Iterator[str]:
-    attached = [block for attachment in content.get("attachments", ()) for block in attachment.get("blocks", ())]
-    for block in [*content.get("blocks", ()), *attached]:
+    blocks = _mappings(content.get("blocks"))
+    if not blocks:
+        yield _plain(_LINK.sub(lambda link: f"{link[2] or ''} ({link[1]})", str(content.get("text", ""))))
+        yield ""
+    attached = [block for part in _mappings(content.get("attachments")) for block in _mappings(part.get("blocks"))]
+    for block in [*blocks, *attached]:
         texts = [block["text"]] if isinstance(block.get("text"), Mapping) else []
-        texts += [*block.get("fields", ()), *block.get("elements", ())]
-        for text in texts:
+        for text in [*texts, *_parts(block, "fields"), *_parts(block, "elements")]:
             inner = text["text"] if isinstance(text.get("text"), Mapping) else text
             shown = _LINK.sub(lambda link: f"{link[2] or ''} ({link[1]})", str(inner.get("text", "")))
             yield _plain(shown.replace("```", "").replace("*\n", ": ").replace("*", ""))
@@ -184,11 +217,11 @@ def _slack_lines(content: Content) -> Iterator[str]:
 
 
 def _incident_lines(content: Content) -> Iterator[str]:
-    payload = content.get("payload", {})
+    payload = _mapping(content.get("payload"))
     yield f"[{payload.get('severity', '')}] {payload.get('summary', '')}"
     yield ""
-    for name, value in {**payload, **dict(payload.get("custom_details") or {})}.items():
+    for name, value in {**payload, **_mapping(payload.get("custom_details"))}.items():
         if name not in {"summary", "custom_details", "severity"} and value not in _EMPTY:
-            yield f"{name.replace('_', ' ')}: {value}"
-    for link in content.get("links", ()):
+            yield f"{str(name).replace('_', ' ')}: {value}"
+    for link in _mappings(content.get("links")):
         yield f"{link.get('text', '')}: {link.get('href', '')}"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dispatcher.cli.picture import picture
+from dispatcher.drawing import draw, plain_text
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import CHANNELS, sample_event
@@ -66,6 +67,17 @@ trees = st.recursive(kinds | st.none() | st.integers(), lambda inner: st.lists(i
 @given(st.dictionaries(words, trees), st.sampled_from(["slack", "pagerduty"]))
 def test_anything_that_an_operators_template_makes_can_be_drawn(content: dict[str, Any], channel: str) -> None:
     assert shown(channel, content)
+    assert draw(channel, content)
+    assert plain_text(channel, content)
+
+
+@pytest.mark.parametrize("form", [draw, plain_text])
+def test_slacks_text_is_seen_where_the_message_has_attachments_alone(form: Any) -> None:
+    attachment = {"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "inside"}}]}
+    alone = str(form("slack", {"text": "told twice", "attachments": [attachment]}))
+    assert "told twice" in alone
+    assert "inside" in alone
+    assert "told twice" not in str(form("slack", {"text": "told twice", "blocks": attachment["blocks"]}))
 
 
 async def test_a_template_that_fails_is_told_with_its_place(tmp_path: Path) -> None:
