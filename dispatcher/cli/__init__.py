@@ -14,6 +14,7 @@ from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
 from dispatcher.cli.rejected import rejected
 from dispatcher.cli.serve import serve
+from dispatcher.cli.templates import templates
 from dispatcher.errors import DispatcherError
 from dispatcher.version import __version__
 
@@ -47,6 +48,7 @@ app.command()(explain)
 app.command()(demo)
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
+app.add_typer(templates, name="templates")
 
 
 def main() -> None:

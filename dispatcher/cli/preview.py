@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
-    from channels.contract import Content
+    from dispatcher.cli.proof import Press, Proof
     from dispatcher.event import Event
-    from dispatcher.settings import Settings
+
+
+_NOBODY = "nobody is told of {}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT"
 
 
 class ChannelName(StrEnum):
@@ -34,49 +37,77 @@ class Form(StrEnum):
     EML = "eml"
 
 
-_EXAMPLES: dict[str, dict[str, Any]] = {
-    "email": {"host": "localhost", "security": "none", "from": "Flyte <flyte@example.com>"},
-    "slack": {"token": "example"},
-    "pagerduty": {"services": {"example-service": {"routing_key": "example"}}},
-}
-_RECIPIENTS = {"email": "you@example.com", "slack": "#alerts", "pagerduty": "example-service"}
-
-
 def preview(
-    channel: Annotated[ChannelName, typer.Option(help="Whose message.")],
+    channel: Annotated[ChannelName | None, typer.Option(help="Whose message.", show_default=False)] = None,
     phase: Annotated[
         str, typer.Option(help="SUCCEEDED, FAILED, ABORTED or TIMED_OUT, of a sample execution.")
     ] = "FAILED",
     event: Annotated[
-        Path | None, typer.Option("--event", help="An event file instead of the sample.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(
+            "--event", help="An event file instead of the sample.", exists=True, dir_okay=False, show_default=False
+        ),
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the event: error.message=boom, labels.team=ml.", show_default=False),
+    ] = None,
+    recipient: Annotated[str, typer.Option(help="As a rule writes it, where templates differ by recipient.")] = "",
     form: Annotated[Form, typer.Option("--format", help="How to write it.")] = Form.TERMINAL,
-    output: Annotated[Path | None, typer.Option(help="Write to this file.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write to this file; with --all, to this folder.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every channel and phase, with an index page.")] = False,
+    diff: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of templates: show what it would change.", exists=True, file_okay=False, show_default=False
+        ),
+    ] = None,
     config: Config = None,
 ) -> None:
-    """Render a message without sending it. Exit status 1 where the provider would refuse it."""
-    from dispatcher.rendering import Renderer, lint
+    """Render messages without sending them. Exit status 1 where a provider would refuse one."""
+    from dispatcher.cli.proof import Press, changed
     from dispatcher.settings import load
 
     settings = load(config)
-    happened = _event(event, phase)
-    renderer = Renderer(settings.templates.path, console_url=settings.console_url)
-    content = renderer.draft(channel, happened)
-    if form is Form.TERMINAL and output is None:
-        from dispatcher.cli.output import console
-        from dispatcher.cli.picture import picture
-
-        console.print(picture(channel, content))
+    if channel is None and not every:
+        raise typer.BadParameter("say which: --channel email, slack or pagerduty, or --all")
+    press = Press(settings)
+    events = [_ending(changed(happened, changes or ())) for happened in _events(event, phase, every=every)]
+    channels = [channel] if channel is not None else list(ChannelName)
+    if diff is not None:
+        _show_difference(press, Press(settings, [diff]), channels, events, recipient)
+    elif every:
+        if output is None:
+            raise typer.BadParameter("--all wants --output FOLDER")
+        _end(_write_all(press, channels, events, recipient, output))
     else:
-        _write(_written(channel, form, content, happened, settings), output)
-    problems = lint(channel, content)
+        proof = press.proof(channels[0], events[0], recipient)
+        _show(proof, form, output)
+        _end(f"{proof.channel} would refuse this: {problem}" for problem in proof.problems)
+
+
+def _end(problems: Iterator[str]) -> None:
+    """Tell the problems; exit status 1 where there is one."""
+    status = 0
     for problem in problems:
-        typer.echo(f"{channel} would refuse this: {problem}", err=True)
-    if problems:
-        raise typer.Exit(1)
+        typer.echo(problem, err=True)
+        status = 1
+    if status:
+        raise typer.Exit(status)
 
 
-def _event(file: Path | None, phase: str) -> Event:
+def _events(file: Path | None, phase: str, *, every: bool) -> list[Event]:
+    from dispatcher.phase import TERMINAL
+    from dispatcher.rendering.renderer import sample_event
+
+    if every and file is None:
+        return [sample_event(one) for one in sorted(TERMINAL)]
+    return [_sample(file, phase)]
+
+
+def _sample(file: Path | None, phase: str) -> Event:
     from dispatcher.decode.files import read_event_file
     from dispatcher.phase import Phase
     from dispatcher.rendering.renderer import sample_event
@@ -85,57 +116,83 @@ def _event(file: Path | None, phase: str) -> Event:
         wanted = Phase.parse(phase)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    happened = read_event_file(file) if file is not None else None
-    ending = happened.phase if happened is not None else wanted
-    if not ending.terminal:
-        raise typer.BadParameter(f"nobody is told of {ending}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT")
-    return happened or sample_event(wanted)
+    if file is not None:
+        return _ending(read_event_file(file))
+    if not wanted.terminal:
+        raise typer.BadParameter(_NOBODY.format(wanted))
+    return sample_event(wanted)
 
 
-def _written(channel: ChannelName, form: Form, content: Content, event: Event, settings: Settings) -> bytes:
-    match form:
-        case Form.HTML if channel is ChannelName.EMAIL:
-            return str(content["html"]).encode()
-        case Form.HTML:
-            from dispatcher.drawing import page
-
-            return page(channel, content).encode()
-        case Form.TEXT | Form.TERMINAL:
-            from dispatcher.drawing import plain_text
-
-            return plain_text(channel, content).encode()
-        case Form.EML if channel is not ChannelName.EMAIL:
-            raise typer.BadParameter("eml is for email alone; use json")
-        case Form.JSON if channel is ChannelName.EMAIL:
-            import orjson
-
-            return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        case Form.JSON | Form.EML:
-            return _wire(channel, content, event, settings)
+def _ending(event: Event) -> Event:
+    if not event.phase.terminal:
+        raise typer.BadParameter(_NOBODY.format(event.phase))
+    return event
 
 
-def _wire(channel: ChannelName, content: Content, event: Event, settings: Settings) -> bytes:
-    """The exact bytes that would be sent, by the configured channel or, without one, by an example's."""
-    from channels.catalog import KINDS
-    from channels.contract import Message
-    from dispatcher.delivery import delivery_key
+def _show(proof: Proof, form: Form, output: Path | None) -> None:
+    if form is Form.TERMINAL and output is None:
+        from dispatcher.cli.output import console
+        from dispatcher.cli.picture import picture
 
-    section = settings.channel_sections.get(channel) or KINDS[channel].config.model_validate(_EXAMPLES[channel])
-    recipient = next(iter(getattr(section, "services", None) or getattr(section, "recipients", None) or ()), None)
-    opened = KINDS[channel].open(section)
-    address = opened.address(recipient or _RECIPIENTS[channel])
-    message = Message(
-        key=delivery_key(event.key, channel, (address,)),
-        recipients=(address,),
-        content=content,
-        created_at=event.occurred_at,
-    )
-    return opened.wire(message).body
-
-
-def _write(written: bytes, output: Path | None) -> None:
-    if output is not None:
+        console.print(picture(proof.channel, proof.content))
+        return
+    written = _written(proof, form)
+    if output is None:
+        typer.get_binary_stream("stdout").write(written)
+    else:
         output.write_bytes(written)
         typer.echo(f"written to {output}", err=True)
-    else:
-        typer.get_binary_stream("stdout").write(written)
+
+
+def _written(proof: Proof, form: Form) -> bytes:
+    match form:
+        case Form.HTML:
+            return proof.html.encode()
+        case Form.TEXT | Form.TERMINAL:
+            return proof.text.encode()
+        case Form.EML if proof.channel != ChannelName.EMAIL:
+            raise typer.BadParameter("eml is for email alone; use json")
+        case Form.JSON if proof.channel == ChannelName.EMAIL:
+            return proof.json
+        case Form.JSON | Form.EML:
+            return proof.wire
+
+
+def _write_all(
+    press: Press, channels: list[ChannelName], events: list[Event], recipient: str, folder: Path
+) -> Iterator[str]:
+    """Write every form of every message, and a page that leads to them; yield what is wrong."""
+    from dispatcher.cli.proof import TemplateError
+    from dispatcher.drawing import index
+
+    folder.mkdir(parents=True, exist_ok=True)
+    entries: list[tuple[str, list[str], list[str]]] = []
+    for event in events:
+        for channel in channels:
+            name = f"{event.phase.lower()}.{channel}"
+            try:
+                proof = press.proof(channel, event, recipient)
+            except TemplateError as error:
+                entries.append((name, [], [str(error)]))
+                yield f"{name}: {error}"
+                continue
+            for ending, written in proof.files.items():
+                (folder / f"{name}.{ending}").write_bytes(written)
+            entries.append((name, [f"{name}.{ending}" for ending in proof.files], proof.problems))
+            yield from (f"{name}: {channel} would refuse this: {problem}" for problem in proof.problems)
+    (folder / "index.html").write_text(index(entries), encoding="utf-8")
+    typer.echo(f"written to {folder}: start with index.html", err=True)
+
+
+def _show_difference(now: Press, then: Press, channels: list[ChannelName], events: list[Event], recipient: str) -> None:
+    from dispatcher.cli.proof import difference
+
+    differences, refusals = [], []
+    for event in events:
+        for channel in channels:
+            other = then.proof(channel, event, recipient)
+            name = f"{event.phase.lower()}.{channel}"
+            differences.append(difference(now.proof(channel, event, recipient), other, name))
+            refusals += [f"{name}: {channel} would refuse this: {problem}" for problem in other.problems]
+    typer.echo("".join(differences) or "nothing would change\n", nl=False)
+    _end(iter(refusals))

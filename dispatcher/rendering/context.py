@@ -37,9 +37,13 @@ class Entity:
     """A launch plan or a workflow; all empty where the event doesn't name it."""
 
     project: str = ""
+    """Its project."""
     domain: str = ""
+    """Its domain."""
     name: str = ""
+    """Its name."""
     version: str = ""
+    """Its version."""
 
 
 @dataclass(frozen=True, slots=True)

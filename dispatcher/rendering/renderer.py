@@ -21,6 +21,7 @@ from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import flyte, limits
 from dispatcher.rendering.context import Context, context_of
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
+from dispatcher.rendering.mailclients import unsupported
 from dispatcher.rendering.overrides import Override
 from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox
 from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_slack, one_line
@@ -121,6 +122,17 @@ class Renderer:
         sets = [self._templates(look) for look in ((), *((index,) for index in range(len(self._overrides))))]
         found = (problem for one in sets for channel in CHANNELS for problem in one.check(channel, self._console_url))
         return list(dict.fromkeys(found))
+
+    def advice(self) -> list[Problem]:
+        """What the operator's HTML templates use and mail programs don't support: no reason not to send."""
+        folders = [*(path for one in self._overrides for path in one.path), *self._paths] or [built_in_folder()]
+        files = dict.fromkeys(file for folder in folders for file in sorted(folder.glob("email/*")))
+        return [
+            Problem(file, line, message)
+            for file in files
+            if file.name.endswith((".html.j2", ".css"))
+            for line, message in sorted(unsupported(file.read_text(encoding="utf-8", errors="replace")))
+        ]
 
     def _templates(self, look: Look) -> _Templates:
         folders = [path for index in look for path in self._overrides[index].path] + [*self._paths]

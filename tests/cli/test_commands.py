@@ -89,6 +89,93 @@ async def test_templates_for_some_messages_alone_are_read_beside_the_settings_an
         assert "Traceback" not in err
 
 
+async def test_the_variables_of_templates_are_listed_with_type_meaning_and_example() -> None:
+    _, out, _ = await command("templates", "variables", "--json")
+    listed = {variable["name"]: variable for variable in json.loads(out)}
+    assert listed["error.summary"] == {
+        "name": "error.summary",
+        "type": "text",
+        "meaning": "The exception's line.",
+        "example": "ValueError: bad learning rate: <lr> & 'momentum' must be > 0",
+    }
+    assert listed["labels"]["type"] == "mapping of text to text"
+    assert all(variable["meaning"] for variable in listed.values())
+    _, table, _ = await command("templates", "variables")
+    assert all(name in table for name in listed)
+
+
+async def test_the_lint_tells_what_is_wrong_and_what_mail_programs_leave_out(tmp_path: Path) -> None:
+    assert await command("templates", "lint") == (0, "templates  ok\n", "")
+    (tmp_path / "email").mkdir()
+    (tmp_path / "email" / "html.html.j2").write_text(
+        "<p>\n<div style='display: flex'>{{ wat }}</div>\n<script></script>"
+    )
+    (tmp_path / "email" / "text.txt.j2").write_text("{{ nonsense }}")
+    status, out, err = await command("templates", "lint", str(tmp_path))
+    assert (status, out) == (1, "")
+    for words in (
+        "html.html.j2:2: display: flex does nothing in Outlook",
+        "html.html.j2:3: <script is removed by every mail program",
+        "html.html.j2:2: 'wat' is undefined; did you mean 'what'?",
+        "text.txt.j2:1: 'nonsense' is undefined",
+        "4 problems found",
+    ):
+        assert words in err
+
+
+async def test_a_preview_can_change_the_event() -> None:
+    arguments = ("preview", "--channel", "slack", "--format", "text")
+    _, out, _ = await command(*arguments, "--set", "error.message=boom: <!here>", "--set", "labels.team=ops")
+    assert "boom: <!here>" in out
+    assert "team: ops" in out
+    for change, words in (
+        ("eror.message=x", "an event has no eror.message"),
+        ("nonsense", "write NAME=VALUE"),
+        ("occurred_at=never", "occurred_at"),
+        ("phase=RUNNING", "nobody is told of RUNNING"),
+    ):
+        status, out, err = await command(*arguments, "--set", change)
+        assert status != 0
+        assert out == ""
+        assert words in " ".join(err.replace("│", "").split())
+
+
+async def test_all_messages_are_written_with_a_page_that_leads_to_them(tmp_path: Path) -> None:
+    status, _, err = await command("preview", "--all", "--output", str(tmp_path / "all"))
+    assert (status, "index.html" in err) == (0, True)
+    written = {file.name for file in (tmp_path / "all").iterdir()}
+    for phase in ("succeeded", "failed", "aborted", "timed_out"):
+        assert {f"{phase}.email.{ending}" for ending in ("eml", "html", "txt")} <= written
+        assert {
+            f"{phase}.{name}.{ending}" for name in ("slack", "pagerduty") for ending in ("json", "html", "txt")
+        } <= written
+    index = (tmp_path / "all" / "index.html").read_text()
+    assert all(name == "index.html" or f'href="{name}"' in index for name in written)
+
+
+async def test_all_messages_say_which_one_a_provider_would_refuse(tmp_path: Path) -> None:
+    (tmp_path / "own" / "slack").mkdir(parents=True)
+    (tmp_path / "own" / "slack" / "message.yaml").write_text("{blocks: [{type: divider}]}")
+    config = settings_file(tmp_path, templates={"path": ["own"]})
+    status, _, err = await command("preview", "--all", "--output", str(tmp_path / "all"), "--config", config)
+    assert status == 1
+    assert "failed.slack: slack would refuse this: no text" in err
+    assert "no text" in (tmp_path / "all" / "index.html").read_text()
+
+
+async def test_a_difference_shows_what_other_templates_would_change(tmp_path: Path) -> None:
+    (tmp_path / "email").mkdir()
+    (tmp_path / "email" / "subject.txt.j2").write_text("{{ what }}!")
+    status, out, _ = await command("preview", "--channel", "email", "--diff", str(tmp_path))
+    assert status == 0
+    assert "-Subject: ❌ train.daily failed" in out
+    assert "+Subject: train.daily!" in out
+    assert "html" not in out
+    _, out, _ = await command("preview", "--all", "--diff", str(tmp_path))
+    assert out.count("+Subject: train.daily!") == 4
+    assert (await command("preview", "--channel", "slack", "--diff", str(tmp_path)))[1] == "nothing would change\n"
+
+
 async def test_a_port_that_is_taken_and_a_ledger_that_cannot_be_are_said_plainly(tmp_path: Path) -> None:
     import socket
 

@@ -1,0 +1,57 @@
+"""`dispatcher templates`: what templates may say, and what is wrong with those at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dispatcher.cli.options import AsJson, Config
+
+templates = typer.Typer(name="templates", help="Write templates of your own.", no_args_is_help=True)
+
+
+@templates.command()
+def variables(as_json: AsJson = False) -> None:
+    """List what every template may use, with its type, its meaning and an example."""
+    from dataclasses import asdict
+
+    from dispatcher.cli.output import write_json, write_table
+    from dispatcher.phase import Phase
+    from dispatcher.rendering.context import context_of
+    from dispatcher.rendering.renderer import sample_event
+    from dispatcher.rendering.variables import variables as every
+
+    found = list(every(context_of(sample_event(Phase.FAILED), "")))
+    if as_json:
+        write_json([asdict(variable) for variable in found])
+    else:
+        rows = [(one.name, one.type, one.meaning, one.example) for one in found]
+        write_table(("VARIABLE", "TYPE", "MEANING", "EXAMPLE"), rows)
+
+
+@templates.command()
+def lint(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of templates; without, those of the settings.", show_default=False),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Find syntax errors, unknown variables, missing parts, broken limits, and what mail programs don't support.
+
+    Each problem is told with file and line. Exit status 1 where there is one.
+    """
+    from dispatcher.rendering import Renderer
+    from dispatcher.service import make_renderer
+    from dispatcher.settings import load
+
+    renderer = Renderer(folders) if folders else make_renderer(load(config))
+    problems = [*renderer.check(), *renderer.advice()]
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    if problems:
+        typer.echo("1 problem found" if len(problems) == 1 else f"{len(problems)} problems found", err=True)
+        raise typer.Exit(1)
+    typer.echo("templates  ok")
