@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS ?= tests
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
-.PHONY: help demo test check test-broker test-faults bench-intake bench-rules lock clean
+.PHONY: help demo test check test-broker test-faults bench-intake bench-render bench-rules lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench-intake: $(VENV)/.test ## messages a second from real Kafka, beside a loop 
 
 bench-rules: $(VENV)/.test ## terminal events a second with FlyteAdmin answering in 20 ms, beside the same without it
 	$(BIN)/python -m bench.rules
+
+bench-render: $(VENV)/.test ## CPU a message, beside the template engine and the standard library's MIME builders
+	$(BIN)/python -m bench.render
 
 lock: $(VENV)/.test ## compile requirements/*.txt anew
 	.ci/lock
