@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
-from jinja2 import FileSystemLoader, TemplateNotFound, TemplateSyntaxError
+from jinja2 import Environment, FileSystemLoader, TemplateNotFound, TemplateSyntaxError
 from jinja2.meta import find_referenced_templates
 
 from channels.contract import Content
@@ -24,6 +25,7 @@ from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, 
 from dispatcher.rendering.mailclients import unsupported
 from dispatcher.rendering.overrides import Override
 from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox
+from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_slack, one_line
 from dispatcher.rendering.undefined import undefined_names
 
@@ -33,6 +35,7 @@ LONGEST_REASON = 600
 
 DOCUMENTS = {"slack": "slack/message.yaml", "pagerduty": "pagerduty/event.yaml"}
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
+STYLE_SHEET = "email/style.css"
 CHANNELS = ("email", *DOCUMENTS)
 
 Look = tuple[int, ...]
@@ -131,7 +134,7 @@ class Renderer:
             Problem(file, line, message)
             for file in files
             if file.name.endswith((".html.j2", ".css"))
-            for line, message in sorted(unsupported(file.read_text(encoding="utf-8", errors="replace")))
+            for line, message in _advice(file)
         ]
 
     def _templates(self, look: Look) -> _Templates:
@@ -179,12 +182,23 @@ def sample_event(phase: Phase) -> Event:
     return read_event_file(built_in_folder() / "samples" / f"{phase.lower()}.json")
 
 
+class _Loader(FileSystemLoader):
+    """Templates from folders, those of HTML mail with their style sheet inlined."""
+
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
+        source, file, uptodate = super().get_source(environment, template)
+        if template.startswith("email/") and template.endswith(".html.j2"):
+            with suppress(NotInlined):  # the lint tells
+                source = inline(source, super().get_source(environment, STYLE_SHEET)[0])
+        return source, file, uptodate
+
+
 class _Templates:
     """One set of folders, compiled once."""
 
     def __init__(self, folders: Sequence[Path], *, metered: bool) -> None:
         self._folders = folders
-        self._loader = FileSystemLoader(folders)
+        self._loader = _Loader(folders)
         self._meter = Meter() if metered else None
         self._html = self._sandbox(autoescape=True)
         self._plain = self._sandbox()
@@ -233,7 +247,7 @@ class _Templates:
                 continue
             seen.add(name)
             try:
-                source, file, _ = self._loader.get_source(self._plain, name)
+                source, file, _ = FileSystemLoader.get_source(self._loader, self._plain, name)
                 tree = self._plain.parse(source, name, file)
                 self._plain.get_template(name)
             except TemplateNotFound:
@@ -309,6 +323,17 @@ class _Templates:
 
     def _file(self, name: str) -> Path:
         return next((folder / name for folder in self._folders if (folder / name).is_file()), self._folders[-1] / name)
+
+
+def _advice(file: Path) -> Iterator[tuple[int, str]]:
+    source = file.read_text(encoding="utf-8", errors="replace")
+    yield from sorted(unsupported(source))
+    sheet = next(folder for folder in (file.parent.parent, built_in_folder()) if (folder / STYLE_SHEET).is_file())
+    if file.name.endswith(".html.j2"):
+        try:
+            inline(source, (sheet / STYLE_SHEET).read_text(encoding="utf-8"))
+        except NotInlined as error:
+            yield 0, str(error)
 
 
 def _trials() -> Iterator[tuple[str, Event]]:
