@@ -360,7 +360,8 @@ def _folded(addresses: Sequence[str]) -> str:
 
 
 def _part(kind: str, text: str) -> bytes:
-    lines = "\r\n".join(text.replace("\0", "").splitlines()) + "\r\n"
+    text = text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    lines = text.replace("\n", "\r\n") + "\r\n"
     encoded = binascii.b2a_qp(lines.encode(errors="replace"), istext=True)
     head = f'Content-Type: text/{kind}; charset="utf-8"\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n'
     return head.encode() + encoded

@@ -1,0 +1,43 @@
+"""docs/templates.md says what is so. REWRITE_SNAPSHOTS=1 writes its table anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dispatcher.phase import Phase
+from dispatcher.rendering import sandbox
+from dispatcher.rendering.context import context_of
+from dispatcher.rendering.documents import LARGEST
+from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.variables import variables
+
+PAGE = Path(__file__).parents[2] / "docs" / "templates.md"
+BEGIN, END = "<!-- variables: written by the tests -->\n", "<!-- end -->\n"
+
+
+def test_the_table_of_variables_is_that_of_the_code() -> None:
+    example = context_of(sample_event(Phase.FAILED), "")
+    rows = [f"| `{one.name}` | {one.type} | {one.meaning} |" for one in variables(example)]
+    table = "\n".join(["| variable | type | meaning |", "|---|---|---|", *rows, ""])
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    written = f"{before}{BEGIN}{table}{END}{after}"
+    if os.environ.get("REWRITE_SNAPSHOTS"):
+        PAGE.write_text(written, encoding="utf-8")
+    assert written == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for limit in (
+        f"| steps | {sandbox.BUDGET:,}:",
+        f"{sandbox.UNIT} characters made or looked at",
+        f"| includes, imports | {sandbox.INCLUDES} |",
+        f"| macros inside one another | {sandbox.DEPTH} |",
+        f"| a template's length | {sandbox.LONGEST_SOURCE:,} characters |",
+        f"| numbers | {sandbox.LARGEST_NUMBER:,} bits |",
+        f"| values in a YAML document | {LARGEST:,},",
+    ):
+        assert limit in text
