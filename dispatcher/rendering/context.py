@@ -11,6 +11,8 @@ from string import printable
 from typing import Any
 from urllib.parse import quote
 
+import humanize
+
 from dispatcher.event import EntityId, Event
 from dispatcher.phase import Phase
 from dispatcher.rendering.text import clean, cut, one_line
@@ -186,16 +188,11 @@ def _spoken(span: timedelta) -> str:
     """A span at a glance: no seconds beside hours, no minutes beside days; empty where it can't be right."""
     if span < timedelta(seconds=1):
         return "under 1 second" if span > timedelta() else ""
-    minutes, seconds = divmod(span.days * 86400 + span.seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        shown = ((days, "day"), (hours, "hour"))
-    elif hours:
-        shown = ((hours, "hour"), (minutes, "minute"))
-    else:
-        shown = ((minutes, "minute"), (seconds, "second"))
-    return " and ".join(f"{number} {unit}{'s' * (number != 1)}" for number, unit in shown if number)
+    smallest = "hours" if span >= timedelta(days=1) else "minutes" if span >= timedelta(hours=1) else "seconds"
+    try:
+        return humanize.precisedelta(span, minimum_unit=smallest, format="%d")
+    except OverflowError:  # longer than the calendar
+        return ""
 
 
 def _url(event: Event, console_url: str) -> str:
