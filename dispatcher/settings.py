@@ -275,8 +275,8 @@ def _rooted_value(name: str, value: Any, base: Path) -> Any:
             return base / value
         case _, dict():
             return _rooted(value, base)
-        case "match", list():
-            return [_rooted(item, base) if isinstance(item, dict) else item for item in value]
+        case _, list():
+            return [_rooted(part, base) if isinstance(part, dict) else part for part in value]
         case _:
             return value
 
@@ -305,6 +305,8 @@ def _meant(where: tuple[int | str, ...]) -> str:
     """A guess at what a misspelt option was meant to be."""
     model: Any = Settings
     for step in where[:-1]:
+        if isinstance(step, int):  # one of a list, whose model was found already
+            continue
         field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
         model = _model_in(field.annotation) if field is not None else None
     names = [info.alias or name for name, info in model.model_fields.items()] if model is not None else []

@@ -102,7 +102,8 @@ class Renderer:
             context = replace(context, undelivered=cut(one_line(undelivered), LONGEST_REASON))
         chosen = self._templates(self.look(event, recipient))
         content = None if chosen is self._built_in else self._checked(chosen, channel, context)
-        return self._with_own(template, channel, context, content or self._built_in.render(channel, context))
+        content = self._with_own(template, channel, context, content or self._built_in.render(channel, context))
+        return _addressed(channel, event, content)
 
     def draft(self, channel: str, event: Event, *, recipient: str = "", template: str | None = None) -> Content:
         """The message as the operator's templates make it, even if the provider would refuse it.
@@ -115,7 +116,7 @@ class Renderer:
             content = chosen.render(channel, context)
         except Exception as error:
             raise TemplateError(str(chosen.problem(channel, error))) from error
-        return self._with_own(template, channel, context, content)
+        return _addressed(channel, event, self._with_own(template, channel, context, content))
 
     def check(self) -> list[Problem]:
         """Read every template, and try it on sample events: what is wrong, with file and line.
@@ -175,6 +176,14 @@ class Renderer:
         if self._latest is None or self._latest[0] is not event:
             self._latest = (event, context_of(event, self._console_url))
         return self._latest[1]
+
+
+def _addressed(channel: str, event: Event, content: Content) -> Content:
+    """A mail's content with what it is about, where that is known: List-Id and thread are made of it."""
+    plan = event.launch_plan
+    if channel != "email" or plan is None:
+        return content
+    return {**content, "about": {"project": plan.project, "domain": plan.domain, "launch_plan": plan.name}}
 
 
 def sample_event(phase: Phase) -> Event:

@@ -248,7 +248,7 @@ async def test_a_login_over_tls(certificates: tuple[ssl.SSLContext, Path], secur
         await right.aclose()
 
         wrong = EmailChannel(config(relay.port, password="wrong-one", **relay_config))
-        with pytest.raises(Later, match=r"refused the login: check channels.email.username") as caught:
+        with pytest.raises(Later, match=r"refused the login: 535 .*; check channels.email.username") as caught:
             await wrong.send(message())
         assert "wrong-one" not in f"{caught.value!r} {caught.value.answer}"
 

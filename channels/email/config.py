@@ -1,0 +1,241 @@
+"""The options of mail: the relays, how to log in to them, and what the letters say of their sender."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import re
+from collections.abc import Mapping
+from email.utils import parseaddr
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AnyUrl,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from channels.email.addresses import mail_address
+from channels.secret import SecretFile, one_of
+
+NOBODY = "<>"
+"""The null envelope sender: bounces go nowhere (RFC 5321, 4.5.5)."""
+_PORTS = {"none": 25, "starttls": 587, "tls": 465}
+_BREAKS = re.compile(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]")
+_LOGIN = frozenset({"username", "password", "password_file", "auth", "oauth"})
+"""What is said together or not at all."""
+
+
+class OAuthConfig(BaseModel):
+    """Where the access token for XOAUTH2 comes from: a file that somebody renews, or the client-credentials flow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token_file: SecretFile | None = None
+    """Read at each login."""
+    token_url: AnyUrl | None = None
+    """The token endpoint (RFC 6749, 4.4), https but on loopback."""
+    client_id: str = ""
+    client_secret: SecretStr | None = None
+    client_secret_file: SecretFile | None = None
+    scope: str = ""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        one_of("client_secret", self.client_secret, self.client_secret_file)
+        if (self.token_file is None) == (self.token_url is None):
+            raise ValueError("give token_file, or token_url with client_id and client_secret_file")
+        if self.token_url is None:
+            return self
+        if not self.client_id or (self.client_secret is None and self.client_secret_file is None):
+            raise ValueError("token_url needs client_id, and client_secret or client_secret_file")
+        if self.token_url.scheme != "https" and not _loopback(self.token_url.host or ""):
+            raise ValueError("token_url must be https, or the client's secret would go in the clear")
+        return self
+
+
+class DkimConfig(BaseModel):
+    """The key that signs every mail (RFC 6376)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    selector: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")
+    """The key's public half is the TXT record `SELECTOR._domainkey.DOMAIN`."""
+    domain: str = ""
+    """Empty: that of `from`."""
+    key_file: SecretFile
+    """An RSA key, PEM, without a passphrase; at least 1024 bits, better 2048 (RFC 8301)."""
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> Self:
+        if importlib.util.find_spec("dkim") is None:
+            raise ValueError("signing needs dkimpy: pip install 'flyte-notification-dispatcher[dkim]'")
+        from channels.email.signature import read_key  # noqa: PLC0415 - its library is optional
+
+        read_key(self.key_file)
+        return self
+
+
+class RelayConfig(BaseModel):
+    """One relay, and how we show who we are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    host: str = ""
+    port: int = Field(0, ge=0, le=65535)
+    """0: 587 for starttls, 465 for tls, 25 for none."""
+    security: Literal["none", "starttls", "tls"] = "starttls"
+    """`starttls` is required, never merely tried (RFC 8314)."""
+    username: str | None = None
+    password: SecretStr | None = None
+    password_file: SecretFile | None = None
+    auth: Literal["auto", "plain", "login", "cram-md5"] = "auto"
+    """How the password is shown; `auto`: the first of these that the relay offers."""
+    oauth: OAuthConfig | None = None
+    """A token instead of a password, by XOAUTH2."""
+    connections: int = Field(5, ge=1, le=500)
+    """Connections to the relay at once."""
+    timeout: float = Field(30, gt=0, le=100)
+    """Seconds for each step of the conversation with the relay."""
+    ca_file: SecretFile | None = None
+    """Certificates to trust, PEM; without it those of the system."""
+    cert_file: SecretFile | None = None
+    """Our own certificate, PEM, for relays that ask for one."""
+    key_file: SecretFile | None = None
+    """Its key, without a passphrase, where `cert_file` doesn't hold it too."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port or _PORTS[self.security]
+
+    @model_validator(mode="after")
+    def _login_is_whole_and_guarded(self) -> Self:
+        one_of("password", self.password, self.password_file)
+        has_password = self.password is not None or self.password_file is not None
+        if self.oauth is not None and (has_password or self.auth != "auto"):
+            raise ValueError("oauth shows a token: take password and auth away")
+        if self.username is not None and not has_password and self.oauth is None:
+            raise ValueError("username without password or password_file")
+        if self.username is None and (has_password or self.oauth is not None):
+            raise ValueError("a login needs a username")
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file without cert_file")
+        if self.security == "none" and self.cert_file is not None:
+            raise ValueError("security: none shows no certificate; use starttls or tls")
+        if self.security == "none" and self.username is not None and self.host and not _loopback(self.host):
+            raise ValueError("security: none would send the password in the clear; use starttls or tls")
+        return self
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Addresses = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+class EmailConfig(RelayConfig):
+    """The relay, or several, and who the mail is from."""
+
+    relays: tuple[RelayConfig, ...] = ()
+    """Instead of `host`: tried in this order. What one doesn't say, the section's own options say."""
+    sender: str = Field(alias="from")
+    """`flyte@example.com` or `Flyte <flyte@example.com>`."""
+    envelope_from: str = ""
+    """Where bounces go; empty: to `from`; `<>`: nowhere."""
+    reply_to: Addresses = ()
+    list_unsubscribe: str = ""
+    """A page or an address where readers can leave: `https://…` or `mailto:…` (RFC 2369)."""
+    recipients_visible: bool = True
+    """False: no reader sees who else was told."""
+    dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(_split)] = ()
+    """What the envelope sender wants to hear of, where the relay offers DSN (RFC 3461); empty: the relay decides."""
+    dkim: DkimConfig | None = None
+
+    @property
+    def routes(self) -> tuple[RelayConfig, ...]:
+        """The relays in the order in which they are tried."""
+        return self.relays or (self,)
+
+    @property
+    def bounces(self) -> str:
+        """The envelope sender; empty for none."""
+        return "" if self.envelope_from == NOBODY else self.envelope_from or parseaddr(self.sender)[1]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relays_take_what_they_do_not_say(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("relays"), list | tuple):
+            return data
+        common = {name: data[name] for name in RelayConfig.model_fields if name in data and name != "host"}
+        return {**data, "relays": [_completed(relay, common) for relay in data["relays"]]}
+
+    @field_validator("sender")
+    @classmethod
+    def _sender_is_an_address(cls, value: str) -> str:
+        given = parseaddr(value)[1]
+        try:
+            if _BREAKS.search(value):
+                raise ValueError("a line break")
+            address = _ascii_address(given)
+        except ValueError as error:
+            raise ValueError(
+                f"not a mail address; write flyte@example.com or Flyte <flyte@example.com> ({error})"
+            ) from None
+        return value if given.isascii() else value.replace(given, address)
+
+    @field_validator("envelope_from")
+    @classmethod
+    def _bounces_go_to_an_address(cls, value: str) -> str:
+        return value if value in {"", NOBODY} else _ascii_address(value)
+
+    @field_validator("reply_to")
+    @classmethod
+    def _replies_go_to_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_ascii_address, value))
+
+    @field_validator("list_unsubscribe")
+    @classmethod
+    def _readers_can_leave(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(https://|mailto:)[!-;=?-~]+", value):
+            raise ValueError("write https://… or mailto:…, in ASCII and without spaces")
+        return value
+
+    @model_validator(mode="after")
+    def _somewhere_to_go(self) -> Self:
+        if bool(self.host) == bool(self.relays):
+            raise ValueError(
+                "name the relay as host, or several as relays" if not self.host else "host or relays, not both"
+            )
+        if not all(relay.host for relay in self.relays):
+            raise ValueError("each of relays needs a host")
+        if "never" in self.dsn and len(self.dsn) > 1:
+            raise ValueError("dsn: never stands alone (RFC 3461, 4.1)")
+        return self
+
+
+def _completed(relay: Any, common: Mapping[str, Any]) -> Any:
+    if not isinstance(relay, dict):
+        return relay
+    own = {name: value for name, value in common.items() if not (name in _LOGIN and _LOGIN & relay.keys())}
+    return {**own, **relay}
+
+
+def _ascii_address(text: str) -> str:
+    """An address of ours: every relay must be able to carry it, so nothing beyond ASCII stands before the @."""
+    address = mail_address(text)
+    if not address.isascii():
+        raise ValueError("an address of ours must be ASCII before the @, or few relays could carry it")
+    return address
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,185 @@
+"""A mail's bytes, put together once a send, and its envelope.
+
+The standard library's EmailMessage costs more than all the rest of a delivery, so the few headers and the
+two parts are written by hand; the tests read them back with the standard library's parser.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from email.utils import format_datetime, formataddr, parseaddr
+from functools import lru_cache
+from typing import Any
+
+from channels.contract import Content, Message
+from channels.email.config import EmailConfig
+
+WIDTH = 76
+"""Characters of a header's line that holds an encoded word (RFC 2047, 2)."""
+LONGEST_WORD = 75
+_BREAKS = re.compile(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]+")
+_NOT_IN_A_LABEL = re.compile(r"[^a-z0-9_-]+")
+_NOT_IN_LABELS = re.compile(r"[^a-z0-9_.-]+|\.{2,}")
+_LONGEST_LABEL = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """A mail and its envelope."""
+
+    key: str
+    """The delivery's: the envelope's id in bounces (RFC 3461, 4.4)."""
+    sender: str
+    """Where bounces go; empty for nowhere."""
+    recipients: tuple[str, ...]
+    notify: tuple[str, ...]
+    """What the sender wants to hear of: `failure`, `delay`, `success`, or `never`."""
+    message_id: str
+    write: Callable[[tuple[str, ...]], bytes]
+    """The mail's bytes, naming these recipients."""
+
+
+class Stationery:
+    """Writes letters as the settings want them."""
+
+    def __init__(self, config: EmailConfig) -> None:
+        self._config = config
+        self._address = parseaddr(config.sender)[1]
+        self._domain = self._address.rpartition("@")[2].encode("idna").decode()
+        self._always: list[str] = []
+        if config.reply_to:
+            self._always.append(f"Reply-To: {_folded(config.reply_to)}")
+        if config.list_unsubscribe:
+            self._always.append(f"List-Unsubscribe:\r\n <{config.list_unsubscribe}>")
+
+    def letter(self, message: Message) -> Letter:
+        mail = self.write(message)
+
+        def write(recipients: tuple[str, ...]) -> bytes:
+            return mail if recipients == message.recipients else self.write(replace(message, recipients=recipients))
+
+        return Letter(
+            key=message.key,
+            sender=self._config.bounces,
+            recipients=message.recipients,
+            notify=self._config.dsn,
+            message_id=message_id(message.key, self._address),
+            write=write,
+        )
+
+    def write(self, message: Message) -> bytes:
+        """The mail's bytes, signed if the settings have a key."""
+        config = self._config
+        headers = [*self._always, *about_headers(message.content.get("about"), self._domain)]
+        mail = compose(message, config.sender, headers, recipients_visible=config.recipients_visible)
+        if config.dkim is None:
+            return mail
+        from channels.email.signature import signed  # noqa: PLC0415 - its library is optional
+
+        dkim = config.dkim
+        return signed(mail, domain=dkim.domain or self._domain, selector=dkim.selector, key_file=dkim.key_file)
+
+
+def about_headers(about: Mapping[str, Any] | None, domain: str) -> Iterator[str]:
+    """What tells a mail program which mails belong together; nothing where the launch plan isn't known.
+
+    The List-Id is the launch plan's (RFC 2919). The thread's first message is one that never was: its id is made of
+    the launch plan's name alone, so nothing has to be looked up, and nobody's thread depends on who was told first.
+    """
+    if not about or not about.get("launch_plan"):
+        return
+    names = tuple(str(about.get(part, "")) for part in ("launch_plan", "domain", "project"))
+    labels = (_plain(names[0], _NOT_IN_LABELS), *(_plain(name, _NOT_IN_A_LABEL) for name in names[1:]))
+    yield f"List-Id:\r\n <{'.'.join(filter(None, labels))}.{domain}>"
+    root = hashlib.sha256("\0".join(names).encode(errors="replace")).hexdigest()[:32]
+    yield f"In-Reply-To: <thread-{root}@{domain}>"
+    yield f"References: <thread-{root}@{domain}>"
+
+
+def _plain(name: str, unfit: re.Pattern[str]) -> str:
+    """A name as a List-Id can have it: told apart by a few digits where something had to be left out."""
+    plain = unfit.sub("-", name.lower())[:_LONGEST_LABEL].strip(".-")
+    if plain == name:
+        return plain
+    digits = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:6]
+    return f"{plain}-{digits}" if plain else digits
+
+
+def compose(
+    message: Message, sender: str, headers_too: Sequence[str] = (), *, recipients_visible: bool = True
+) -> bytes:
+    """The mail as it goes over the wire: text and HTML of the same content (RFC 2046, 5.1.4), CRLF, lines up to 76.
+
+    `headers_too`: more headers, whole and folded, without their line ends.
+    """
+    content = message.content
+    author, domain = _author(sender)
+    boundary = f"=_{message.key}"
+    headers = [
+        f"Date: {format_datetime(message.created_at)}",
+        f"From: {author}",
+        f"To: {_folded(message.recipients) if recipients_visible else 'undisclosed-recipients:;'}",
+        f"Subject: {_subject(content)}",
+        f"Message-ID: <{message.key}@{domain}>",
+        "MIME-Version: 1.0",
+        "Auto-Submitted: auto-generated",
+        *headers_too,
+        f'Content-Type: multipart/alternative; boundary="{boundary}"',
+    ]
+    parts = [_part("plain", content["text"]), _part("html", content["html"])]
+    opening = f"\r\n--{boundary}\r\n".encode()
+    body = b"".join(opening + part for part in parts)
+    return "\r\n".join(headers).encode() + b"\r\n" + body + f"\r\n--{boundary}--\r\n".encode()
+
+
+def message_id(key: str, sender: str) -> str:
+    """The same for the same delivery at every attempt, at the sender's own domain (RFC 5322, 3.6.4)."""
+    return f"<{key}@{_author(sender)[1]}>"
+
+
+@lru_cache(maxsize=16)
+def _author(sender: str) -> tuple[str, str]:
+    """The From header and the domain of a sender, read once: it is the same in every mail."""
+    name, address = parseaddr(sender)
+    return formataddr((name, address)), address.rpartition("@")[2].encode("idna").decode()
+
+
+def _subject(content: Content) -> str:
+    text = _BREAKS.sub(" ", str(content["subject"])).strip()
+    if text.isascii() and text.isprintable() and len(text) <= 66 and "=?" not in text:
+        return text
+    return encoded_words(text, room=WIDTH - len("Subject: "))
+
+
+def encoded_words(text: str, *, room: int = WIDTH) -> str:
+    """A header's text beyond ASCII, as base64 words on lines of their own (RFC 2047, 2).
+
+    A word has at most 75 characters, a line `WIDTH`, and no word ends inside a character. `room`: how many
+    characters the first line has left beside the header's name. What UTF-8 can't say becomes a question mark.
+    The standard library's Header does the same at forty times the cost.
+    """
+    octets = text.encode(errors="replace")
+    words = []
+    start = 0
+    while start < len(octets):
+        end = min(start + (min(room, LONGEST_WORD) - len("=?utf-8?b??=")) // 4 * 3, len(octets))
+        while end < len(octets) and octets[end] & 0xC0 == 0x80:  # inside a character
+            end -= 1
+        words.append(f"=?utf-8?b?{binascii.b2a_base64(octets[start:end], newline=False).decode()}?=")
+        start, room = end, WIDTH - 1
+    return "\r\n ".join(words)
+
+
+def _folded(addresses: Sequence[str]) -> str:
+    return ",\r\n ".join(addresses)
+
+
+def _part(kind: str, text: str) -> bytes:
+    lines = "\r\n".join(text.replace("\0", "").splitlines()) + "\r\n"
+    encoded = binascii.b2a_qp(lines.encode(errors="replace"), istext=True)
+    head = f'Content-Type: text/{kind}; charset="utf-8"\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n'
+    return head.encode() + encoded

@@ -1,0 +1,283 @@
+"""One relay, and the connections kept to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import aiosmtplib
+from aiosmtplib import SMTP
+
+from channels.contract import Later, Receipt
+from channels.email.answers import answer, excerpt, said
+from channels.email.config import RelayConfig
+from channels.email.conversation import Stale, hand_over
+from channels.email.letter import Letter
+from channels.email.login import Login
+
+OLDEST = 300.0
+"""Seconds after which a connection is retired."""
+MOST_MESSAGES = 100
+"""Mails after which a connection is retired: many relays allow no more."""
+LONGEST_IDLE = 60.0
+"""Seconds after which a connection that nobody needs is closed: relays count them."""
+ONE_MORE = 60.0
+"""Seconds between tries whether a relay that refused a connection takes one more meanwhile."""
+PROBING = 5.0
+"""Seconds that a kept connection has to show that it is alive."""
+FAREWELL = 2.0
+"""Seconds that a relay has to answer QUIT."""
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """One connection to the relay, logged in."""
+
+    smtp: SMTP
+    opened_at: float
+    idle_since: float = 0.0
+    mails: int = 0
+    """So many were begun on it."""
+    ready: bool = True
+    """False in the middle of a mail: a line that is put down so is closed."""
+
+    def close(self) -> None:
+        """Say goodbye without waiting for the answer."""
+        if self.ready and self.smtp.protocol is not None and self.smtp.is_connected:
+            self.smtp.protocol.write(b"QUIT\r\n")
+        self.smtp.close()
+
+
+class Relay:
+    """Takes letters, over at most so many connections as the settings allow and the relay takes."""
+
+    def __init__(self, config: RelayConfig) -> None:
+        self._config = config
+        host, port = config.address
+        self._where = f"mail relay {host}:{port}"
+        self._login = Login(config, self._where)
+        self._room = asyncio.Semaphore(config.connections)
+        self._withheld = 0
+        """Permits of `_room` that are kept back: the relay takes fewer connections than the settings allow."""
+        self._one_more_at = 0.0
+        self._idle: list[Line] = []
+        self._open = 0
+        self._opening = 0
+        self._news = asyncio.Event()
+        """Pulsed when a connection has come to be, or failed to."""
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._tls: tuple[tuple[float, ...], ssl.SSLContext] | None = None
+
+    async def take(self, letter: Letter) -> Receipt:
+        """Hand the letter over. Raises Later, Never or Unknown."""
+        while True:
+            async with self._line() as line:
+                fresh = not line.mails
+                line.mails += 1
+                try:
+                    return await hand_over(line, letter)
+                except Stale:
+                    if fresh:
+                        raise Later(f"{self._where} closed the connection at once", everyone=True) from None
+            # a kept connection that the relay closes now: nothing was said on it
+
+    async def aclose(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        async with asyncio.TaskGroup() as partings:
+            while self._idle:
+                partings.create_task(_quit(self._idle.pop().smtp))
+
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[Line]:
+        """A connection, kept or new, for one mail."""
+        line = await self._pick_up()
+        try:
+            yield line
+        finally:
+            self._put_down(line)
+
+    async def _pick_up(self) -> Line:
+        now = asyncio.get_running_loop().time()
+        if self._withheld and now >= self._one_more_at:
+            self._withheld -= 1
+            self._one_more_at = now + ONE_MORE
+            self._room.release()
+        while True:
+            await self._room.acquire()
+            try:
+                return await self._kept() or await self._new()
+            except _Crowded:  # its permit is kept back: the next line is one that somebody puts down
+                self._withheld += 1
+                self._one_more_at = asyncio.get_running_loop().time() + ONE_MORE
+            except BaseException:
+                self._room.release()
+                raise
+
+    def _put_down(self, line: Line) -> None:
+        line.idle_since = asyncio.get_running_loop().time()
+        if line.ready and self._worth_keeping(line, line.idle_since):
+            self._idle.append(line)
+            self._sweep_later()
+        else:
+            self._part_with(line)
+        self._room.release()
+
+    def _part_with(self, line: Line) -> None:
+        line.close()
+        self._open -= 1
+        if not self._open:  # what was learned of the relay's limit may be out of date
+            while self._withheld:
+                self._withheld -= 1
+                self._room.release()
+
+    async def _kept(self) -> Line | None:
+        """A connection that has been used before, reset and alive."""
+        while self._idle:
+            line = self._idle.pop()
+            if self._worth_keeping(line, asyncio.get_running_loop().time()):
+                line.ready = False
+                try:
+                    await line.smtp.rset(timeout=min(PROBING, self._config.timeout))
+                except (aiosmtplib.SMTPException, OSError):
+                    pass
+                except BaseException:
+                    self._part_with(line)
+                    raise
+                else:
+                    line.ready = True
+                    return line
+            self._part_with(line)
+        return None
+
+    def _worth_keeping(self, line: Line, now: float) -> bool:
+        return line.smtp.is_connected and now - line.opened_at < OLDEST and line.mails < MOST_MESSAGES
+
+    def _sweep_later(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(LONGEST_IDLE, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what nobody has needed for a while."""
+        self._sweeper = None
+        now = asyncio.get_running_loop().time()
+        for line in [line for line in self._idle if now - line.idle_since >= LONGEST_IDLE - 1]:
+            self._idle.remove(line)
+            self._part_with(line)
+        if self._idle:
+            self._sweep_later()
+
+    async def _new(self) -> Line:
+        """A new connection. Raises _Crowded where the relay has taken others and wants no more; else Later."""
+        self._opening += 1
+        try:
+            smtp = await self._connect()
+            self._open += 1
+        except Later as error:
+            refusal = error
+        else:
+            return Line(smtp, asyncio.get_running_loop().time())
+        finally:
+            self._opening -= 1
+            self._news.set()
+            self._news.clear()
+        if not isinstance(refusal, _TooMany):
+            raise refusal
+        while self._opening and not self._open:  # the others that are knocking tell whether it takes any
+            await self._news.wait()
+        if self._open:
+            raise _Crowded
+        raise refusal
+
+    async def _connect(self) -> SMTP:
+        config, where = self._config, self._where
+        smtp = SMTP(
+            hostname=config.host,
+            port=config.address[1],
+            use_tls=config.security == "tls",
+            start_tls=config.security == "starttls",
+            tls_context=self._context() if config.security != "none" else None,
+            timeout=config.timeout,
+            local_hostname=socket.gethostname() or "localhost",
+        )
+        try:
+            await smtp.connect()
+            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - STARTTLS forgets what EHLO said (RFC 3207, 4.2)
+            await self._login.show(smtp)
+        except aiosmtplib.SMTPResponseException as error:
+            smtp.close()
+            raise _TooMany(
+                f"{where} does not take mail now: {said(error.code, error.message)}",
+                answer=answer(error.code, error.message),
+                everyone=True,
+            ) from None
+        except (aiosmtplib.SMTPConnectTimeoutError, aiosmtplib.SMTPReadTimeoutError):
+            smtp.close()
+            raise Later(f"{where} gives no answer within {config.timeout:g} s", everyone=True) from None
+        except (aiosmtplib.SMTPException, OSError, ValueError) as error:
+            smtp.close()
+            kind = _TooMany if _hung_up(error) else Later
+            raise kind(f"{where} {_unreachable(error)}", everyone=True) from None
+        except BaseException:
+            smtp.close()
+            raise
+        return smtp
+
+    def _context(self) -> ssl.SSLContext:
+        """One for all connections, made anew where a file was: making one costs tens of milliseconds."""
+        config = self._config
+        files = [file for file in (config.ca_file, config.cert_file, config.key_file) if file is not None]
+        try:
+            stamps = tuple(file.stat().st_mtime for file in files)
+            if self._tls is None or self._tls[0] != stamps:
+                context = ssl.create_default_context(cafile=config.ca_file)
+                if config.cert_file is not None:
+                    context.load_cert_chain(config.cert_file, config.key_file, password=_no_passphrase)
+                self._tls = (stamps, context)
+        except (OSError, ValueError) as error:  # ssl's own errors are OSErrors
+            advice = "check channels.email.ca_file, cert_file and key_file"
+            raise Later(f"the certificates can't be used: {excerpt(str(error))}; {advice}", everyone=True) from None
+        return self._tls[1]
+
+
+class _TooMany(Later):
+    """The relay answered, or hung up, instead of taking the connection: perhaps it has enough of us."""
+
+
+class _Crowded(Exception):
+    """The relay takes no more connections than it has."""
+
+
+async def _quit(smtp: SMTP) -> None:
+    with suppress(aiosmtplib.SMTPException, OSError):
+        await smtp.quit(timeout=FAREWELL)
+    smtp.close()
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key wants a passphrase")
+
+
+def _hung_up(error: Exception) -> bool:
+    causes = (error, error.__cause__)
+    return not any(isinstance(cause, ssl.SSLError) for cause in causes) and (
+        isinstance(error, aiosmtplib.SMTPServerDisconnected | aiosmtplib.SMTPConnectError | ConnectionError)
+    )
+
+
+def _unreachable(error: Exception) -> str:
+    """Why there is no connection; aiosmtplib sometimes wraps the cause."""
+    for cause in (error, error.__cause__):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"has a certificate that is not trusted ({cause.verify_message}): see channels.email.ca_file"
+        if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
+            return f"refused the TLS handshake ({cause.reason}): see channels.email.cert_file"
+        if isinstance(cause, ssl.SSLError):
+            return f"speaks no TLS that we understand ({cause.reason}): see channels.email.security and port"
+    if "STARTTLS" in str(error):
+        return "offers no STARTTLS: see channels.email.security and port"
+    return f"can't be reached: {excerpt(str(error)) or type(error).__name__}"
