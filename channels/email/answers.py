@@ -64,7 +64,9 @@ def answer(code: int, text: str) -> Answer:
 
 
 def excerpt(text: str) -> str:
-    return " ".join(text.split())[:EXCERPT]
+    """One line that any terminal and any database takes."""
+    words = " ".join(text.split())[:EXCERPT]
+    return words if words.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
 def said(code: int, text: str) -> str:

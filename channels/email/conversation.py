@@ -8,13 +8,15 @@ import aiosmtplib
 from aiosmtplib import SMTP
 
 from channels.contract import Answer, ChannelError, Later, Never, Receipt, Unknown
-from channels.email.answers import CLOSING, WANTS_A_LOGIN, answer, most_hopeful, refused
+from channels.email.answers import CLOSING, WANTS_A_LOGIN, answer, excerpt, most_hopeful, refused
 from channels.email.letter import Letter
 
 if TYPE_CHECKING:
     from channels.email.relay import Line
 
 _GONE = (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPTimeoutError, OSError)
+_BABBLED = aiosmtplib.SMTPResponseException
+"""Where it isn't a refusal: what came is no SMTP."""
 _TAKES_DATA = 354
 _TAKEN = 250
 
@@ -91,6 +93,8 @@ async def _mail(line: Line, letter: Letter, served: tuple[str, ...], mail: bytes
         raise refused("sender", error.code, error.message) from None
     except aiosmtplib.SMTPTimeoutError:
         raise Later("the relay gives no answer", everyone=True) from None
+    except _BABBLED as error:
+        raise Later(f"the relay speaks no SMTP: {excerpt(error.message)}", everyone=True) from None
     except _GONE:
         raise Stale from None
 
@@ -108,7 +112,7 @@ async def _recipients(smtp: SMTP, letter: Letter, served: tuple[str, ...]) -> di
             if isinstance(failure, Later) and failure.everyone:
                 raise failure from None
             failures[recipient] = failure
-        except _GONE:
+        except (*_GONE, _BABBLED):
             raise Later("the relay closed the connection before taking the mail") from None
     return failures
 
@@ -118,7 +122,7 @@ async def _data(line: Line, mail: bytes) -> Answer:
     smtp = line.smtp
     try:
         response = await smtp.execute_command(b"DATA")
-    except _GONE:
+    except (*_GONE, _BABBLED):
         raise Later("the relay closed the connection before taking the mail") from None
     if response.code != _TAKES_DATA:
         line.ready = smtp.is_connected
@@ -128,7 +132,7 @@ async def _data(line: Line, mail: bytes) -> Answer:
     try:
         smtp.protocol.write(_stuffed(mail))
         response = await smtp.protocol.read_response(timeout=smtp.timeout)
-    except _GONE:
+    except (*_GONE, _BABBLED):
         raise Unknown("the connection broke while the mail was handed over: it may have been taken") from None
     if response.code != _TAKEN:
         line.ready = smtp.is_connected and response.code != CLOSING

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from email import message_from_bytes
 from email.header import decode_header
 from email.policy import default
@@ -18,36 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from channels.contract import Later, Message, Never, Unknown, Unserved
-from channels.email import WIDTH, EmailChannel, EmailConfig, compose, encoded_words
+from channels.contract import Later, Never, Unknown, Unserved
+from channels.email import WIDTH, EmailChannel, compose, encoded_words
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.rendering.text import one_line
-
-CONTENT = {"subject": "❌ train.daily failed", "text": "größer\n.\n", "html": "<p>größer</p>"}
-
-
-def message(*recipients: str, key: str = "k1", **changes: Any) -> Message:
-    facts: dict[str, Any] = {
-        "key": key,
-        "recipients": recipients or ("a@example.com",),
-        "content": CONTENT,
-        "created_at": datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC),
-        **changes,
-    }
-    return Message(**facts)
-
-
-def config(port: int, **changes: Any) -> EmailConfig:
-    return EmailConfig.model_validate(
-        {
-            "host": "127.0.0.1",
-            "port": port,
-            "security": "none",
-            "from": "Flyte <flyte@example.com>",
-            "timeout": 5,
-            **changes,
-        }
-    )
+from tests.support.mail import CONTENT, config, message
 
 
 @pytest.fixture

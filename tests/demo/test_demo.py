@@ -9,7 +9,7 @@ from channels.email import compose
 from dispatcher.demo.inbox import Inbox
 from dispatcher.demo.inbox.mail import Mail
 from dispatcher.demo.inbox.slack import SlackMessage
-from tests.channels.test_email import message
+from tests.support.mail import message
 from tests.support.service import command
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
