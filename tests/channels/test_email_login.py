@@ -1,0 +1,423 @@
+"""Logins at a relay, over TLS that is required: every mechanism, tokens that are renewed, secrets that never show."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import ssl
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiohttp import web
+from pydantic import ValidationError
+
+from channels.contract import ChannelError, Later
+from channels.email import EmailChannel, EmailConfig
+from channels.email import relay as relay_module
+from dispatcher.demo.inbox import MailReceiver
+from tests.support.mail import config, message
+from tests.support.smtp import LoginRelay, ScriptedRelay
+
+SECRET = "pass-of-the-relay"
+TOKEN = "ya29.a-token-that-nobody-sees"
+CLIENT_SECRET = "secret-of-the-client"
+
+
+class Certificates:
+    """An authority, a server's context, and our own certificate."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = trustme.CA()
+        self.ca_file = folder / "ca.pem"
+        self.cert_file = folder / "client.pem"
+        self.authority.cert_pem.write_to_path(str(self.ca_file))
+        client = self.authority.issue_cert("dispatcher.example.com")
+        client.private_key_and_cert_chain_pem.write_to_path(str(self.cert_file))
+        self.server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.authority.issue_cert("localhost").configure_cert(self.server)
+
+    def wanting_ours(self) -> ssl.SSLContext:
+        self.authority.configure_trust(self.server)
+        self.server.verify_mode = ssl.CERT_REQUIRED
+        return self.server
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+@pytest.fixture
+async def relay(certificates: Certificates) -> AsyncIterator[LoginRelay]:
+    async with LoginRelay(login=("flyte", SECRET), tls=certificates.server, tokens={TOKEN}) as opened:
+        yield opened
+
+
+@pytest.fixture
+def options(relay: LoginRelay, certificates: Certificates) -> dict[str, Any]:
+    return {"host": "localhost", "security": "starttls", "username": "flyte", "ca_file": certificates.ca_file}
+
+
+@asynccontextmanager
+async def opened(settings: EmailConfig) -> AsyncIterator[EmailChannel]:
+    channel = EmailChannel(settings)
+    try:
+        yield channel
+    finally:
+        await channel.aclose()
+
+
+@pytest.fixture(autouse=True)
+def nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a test does, no log of ours or of the libraries we send with shows a secret."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    ours = [record for record in caplog.records if not record.name.startswith("mail.")]  # aiosmtpd is the relay
+    told = " ".join(f"{record.getMessage()} {record.exc_text}" for record in ours)
+    assert not [secret for secret in shown_forms() if secret in told]
+
+
+def shown_forms() -> list[str]:
+    plain = [SECRET, TOKEN, CLIENT_SECRET, f"\0flyte\0{SECRET}", f"user=flyte\x01auth=Bearer {TOKEN}\x01\x01"]
+    return [*plain[:3], *(base64.b64encode(form.encode()).decode() for form in plain)]
+
+
+def assert_silent(error: ChannelError) -> None:
+    told = f"{''.join(traceback.format_exception(error))} {error!r} {error.answer}"
+    assert not [secret for secret in shown_forms() if secret in told]
+
+
+@pytest.mark.parametrize(
+    ("offers", "auth", "used"),
+    [
+        (("PLAIN", "LOGIN", "CRAM-MD5"), "auto", "PLAIN"),
+        (("LOGIN", "CRAM-MD5"), "auto", "LOGIN"),
+        (("CRAM-MD5", "XOAUTH2"), "auto", "CRAM-MD5"),
+        (("PLAIN", "LOGIN", "CRAM-MD5"), "login", "LOGIN"),
+        (("PLAIN", "LOGIN", "CRAM-MD5"), "cram-md5", "CRAM-MD5"),
+    ],
+)
+async def test_a_password_is_shown_in_the_way_that_the_relay_offers(
+    relay: LoginRelay, options: dict[str, Any], offers: tuple[str, ...], auth: str, used: str
+) -> None:
+    relay.offers = offers
+    async with opened(config(relay.port, password=SECRET, auth=auth, **options)) as channel:
+        await channel.send(message(key="k1"))
+        await channel.send(message(key="k2"))
+
+    assert relay.used == [used]  # once a connection
+    assert len(relay.mails) == 2
+
+
+@pytest.mark.parametrize("auth", ["plain", "login", "cram-md5"])
+async def test_a_wrong_password_waits_for_the_right_one(
+    relay: LoginRelay, options: dict[str, Any], tmp_path: Path, auth: str
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(SECRET[:-1])
+    async with opened(config(relay.port, password_file=file, auth=auth, **options)) as channel:
+        with pytest.raises(Later, match=r"refused the login: 535 .*; check channels.email.username") as caught:
+            await channel.send(message())
+        assert caught.value.everyone
+        assert_silent(caught.value)
+
+        file.write_text(f"{SECRET}\n")
+        await channel.send(message())
+    assert len(relay.mails) == 1
+
+
+async def test_a_relay_that_repeats_the_password_does_not_make_us_show_it(
+    relay: LoginRelay, options: dict[str, Any]
+) -> None:
+    relay.login = ("flyte", "another")
+    encoded = base64.b64encode(f"\0flyte\0{SECRET}".encode()).decode()
+    relay.refusal = f"535 5.7.8 {SECRET} ({encoded}) is wrong"
+    async with opened(config(relay.port, password=SECRET, **options)) as channel:
+        with pytest.raises(Later, match=r"535 5.7.8 \*{8} \(\*{8}\) is wrong") as caught:
+            await channel.send(message())
+    assert_silent(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [
+        ("454 4.7.0 Temporary authentication failure", "login service is out of order"),
+        ("534 5.7.9 Application-specific password required", "a password made for applications"),
+        ("538 5.7.11 Encryption required", "channels.email.security"),
+    ],
+)
+async def test_each_refused_login_says_what_to_change(
+    relay: LoginRelay, options: dict[str, Any], refusal: str, advice: str
+) -> None:
+    relay.login, relay.refusal = ("flyte", "another"), refusal
+    async with opened(config(relay.port, password=SECRET, **options)) as channel:
+        with pytest.raises(Later, match=advice) as caught:
+            await channel.send(message())
+    assert caught.value.everyone
+
+
+async def test_a_relay_that_offers_no_login_of_ours_is_never_sent_the_password(
+    relay: LoginRelay, options: dict[str, Any]
+) -> None:
+    relay.offers = ("XOAUTH2",)
+    async with opened(config(relay.port, password=SECRET, **options)) as channel:
+        with pytest.raises(Later, match="offers no login by plain or login or cram-md5: it offers XOAUTH2"):
+            await channel.send(message())
+    assert relay.used == []
+
+
+async def test_a_password_does_not_go_out_where_starttls_is_not_offered() -> None:
+    async with ScriptedRelay(offers=("AUTH PLAIN LOGIN",)) as plain:
+        settings = config(plain.port, security="starttls", username="flyte", password=SECRET)
+        async with opened(settings) as channel:
+            with pytest.raises(Later, match=r"offers no STARTTLS: see channels\.email\.security and port"):
+                await channel.send(message())
+        await plain.until(lambda: not plain.open)
+        assert [command.partition(" ")[0] for command in plain.said] in (["EHLO"], ["EHLO", "QUIT"])
+
+
+async def test_a_token_from_a_file_is_read_at_each_login(
+    relay: LoginRelay, options: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("one-that-has-ended")
+    async with opened(config(relay.port, oauth={"token_file": file}, **options)) as channel:
+        with pytest.raises(Later, match=r"refused the login: 535 .*; check channels.email.oauth") as caught:
+            await channel.send(message())
+        assert_silent(caught.value)
+
+        file.write_text(TOKEN)
+        await channel.send(message())
+    assert relay.used == ["XOAUTH2"]
+
+
+async def test_a_relay_that_takes_no_tokens_is_not_shown_one(
+    relay: LoginRelay, options: dict[str, Any], tmp_path: Path
+) -> None:
+    relay.offers = ("PLAIN",)
+    (tmp_path / "token").write_text(TOKEN)
+    async with opened(config(relay.port, oauth={"token_file": tmp_path / "token"}, **options)) as channel:
+        with pytest.raises(Later, match=r"takes no tokens \(no XOAUTH2\): it offers PLAIN"):
+            await channel.send(message())
+
+
+class TokenEndpoint:
+    """A token endpoint (RFC 6749, 4.4) that counts."""
+
+    def __init__(self) -> None:
+        self.granted: list[str] = []
+        self.lifetime: object = 3600
+        self.answer: tuple[int, object] | None = None
+
+    async def grant(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        expected = {"grant_type": "client_credentials", "client_id": "dispatcher", "scope": "mail.send"}
+        if self.answer is not None:
+            return web.Response(status=self.answer[0], text=str(self.answer[1]), headers={"Location": "/elsewhere"})
+        if dict(form) != {**expected, "client_secret": CLIENT_SECRET}:
+            return web.json_response({"error": "invalid_client", "error_description": CLIENT_SECRET}, status=401)
+        self.granted.append(f"{TOKEN}-{len(self.granted) + 1}")
+        return web.json_response({"access_token": self.granted[-1], "expires_in": self.lifetime})
+
+    def oauth(self, port: int, **changes: Any) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{port}/token"
+        client = {"client_id": "dispatcher", "client_secret": CLIENT_SECRET, "scope": "mail.send"}
+        return {"token_url": url, **client, **changes}
+
+
+@asynccontextmanager
+async def serving(endpoint: TokenEndpoint) -> AsyncIterator[int]:
+    application = web.Application()
+    application.router.add_post("/token", endpoint.grant)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[tuple[TokenEndpoint, int]]:
+    made = TokenEndpoint()
+    async with serving(made) as port:
+        yield made, port
+
+
+async def test_one_token_serves_all_connections_until_it_is_renewed(
+    relay: LoginRelay,
+    options: dict[str, Any],
+    endpoint: tuple[TokenEndpoint, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens, port = endpoint
+    relay.tokens = {f"{TOKEN}-1", f"{TOKEN}-2"}
+    async with opened(config(relay.port, oauth=tokens.oauth(port), connections=4, **options)) as channel:
+        await asyncio.gather(*(channel.send(message(key=f"k{number}")) for number in range(8)))
+    assert len(tokens.granted) == 1
+    assert len(relay.mails) == 8
+
+    monkeypatch.setattr(relay_module, "MOST_MESSAGES", 1)
+    tokens.lifetime = 1e-9
+    async with opened(config(relay.port, oauth=tokens.oauth(port), connections=1, **options)) as channel:
+        await channel.send(message())
+        relay.tokens.add(f"{TOKEN}-3")
+        await channel.send(message())
+    assert len(tokens.granted) == 3
+
+
+async def test_a_token_that_the_relay_refuses_is_not_shown_again(
+    relay: LoginRelay, options: dict[str, Any], endpoint: tuple[TokenEndpoint, int]
+) -> None:
+    tokens, port = endpoint
+    relay.tokens = {f"{TOKEN}-2"}  # the first one was revoked
+    async with opened(config(relay.port, oauth=tokens.oauth(port), **options)) as channel:
+        with pytest.raises(Later, match=r"check channels\.email\.oauth: its scope"):
+            await channel.send(message())
+        await channel.send(message())
+    assert len(relay.mails) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, "gave no token: 401 invalid_client; check channels.email.oauth"),
+        ((400, '{"error": "invalid_scope"}'), "gave no token: 400 invalid_scope"),
+        ((503, f"<h1>{CLIENT_SECRET}</h1>"), "gave no token: 503; check"),
+        ((307, ""), "gave no token: 307"),
+        ((200, f"{CLIENT_SECRET}"), "something that is no token"),
+        ((200, json.dumps({"access_token": "a\nb"})), "something that is no token"),
+    ],
+)
+async def test_where_there_is_no_token_the_mail_waits_and_the_reason_is_free_of_secrets(
+    relay: LoginRelay,
+    options: dict[str, Any],
+    endpoint: tuple[TokenEndpoint, int],
+    answer: tuple[int, str] | None,
+    told: str,
+) -> None:
+    tokens, port = endpoint
+    tokens.answer = answer
+    wrong = {"client_id": "stranger"} if answer is None else {}
+    async with opened(config(relay.port, oauth=tokens.oauth(port, **wrong), **options)) as channel:
+        with pytest.raises(Later, match=told) as caught:
+            await channel.send(message())
+    assert caught.value.everyone
+    assert_silent(caught.value)
+
+
+async def test_a_token_endpoint_that_is_away_is_everyones_trouble(relay: LoginRelay, options: dict[str, Any]) -> None:
+    async with opened(config(relay.port, oauth=TokenEndpoint().oauth(1), **options)) as channel:
+        with pytest.raises(Later, match="token_url can't be reached") as caught:
+            await channel.send(message())
+    assert caught.value.everyone
+
+
+# A server whose client breaks off the handshake leaves its socket to the garbage collector, in asyncio of Python 3.11.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_relay_that_wants_our_certificate_gets_it(certificates: Certificates) -> None:
+    async with MailReceiver(implicit_tls=certificates.wanting_ours()) as relay:
+        shown = {"host": "localhost", "security": "tls", "ca_file": certificates.ca_file}
+        async with opened(config(relay.port, **shown, cert_file=certificates.cert_file)) as channel:
+            await channel.send(message())
+        assert len(relay.mails) == 1
+
+        async with opened(config(relay.port, **shown)) as stranger:
+            with pytest.raises(Later) as caught:
+                await stranger.send(message())
+        assert caught.value.everyone
+        assert len(relay.mails) == 1
+
+
+async def test_a_certificate_that_was_renewed_is_used_without_a_restart(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    pem = certificates.cert_file.read_text()
+    certificates.cert_file.write_text("half written")
+    async with MailReceiver(implicit_tls=certificates.wanting_ours()) as relay:
+        shown = {"host": "localhost", "security": "tls", "ca_file": certificates.ca_file}
+        async with opened(config(relay.port, **shown, cert_file=certificates.cert_file)) as channel:
+            with pytest.raises(Later, match=r"check channels\.email\.ca_file, cert_file and key_file"):
+                await channel.send(message())
+            certificates.cert_file.write_text(pem)
+            await channel.send(message())
+        assert len(relay.mails) == 1
+
+
+async def test_all_connections_share_one_tls_context(
+    relay: LoginRelay, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ssl.SSLContext] = []
+    real = ssl.create_default_context
+
+    def counted(*arguments: Any, **named: Any) -> ssl.SSLContext:
+        made.append(real(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    async with opened(config(relay.port, password=SECRET, connections=4, **options)) as channel:
+        await asyncio.gather(*(channel.send(message(key=f"k{number}")) for number in range(8)))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"username": "flyte"}, "username without password"),
+        ({"password": SECRET}, "a login needs a username"),
+        ({"username": "a", "password": SECRET, "oauth": {"token_file": __file__}}, "take password and auth away"),
+        ({"username": "a", "oauth": {}}, "give token_file, or token_url"),
+        ({"username": "a", "oauth": {"token_url": "https://x.example/t"}}, "token_url needs client_id"),
+        (
+            {
+                "username": "a",
+                "oauth": {"token_url": "http://x.example/t", "client_id": "c", "client_secret": CLIENT_SECRET},
+            },
+            "token_url must be https",
+        ),
+        ({"host": "relay.example.com", "username": "a", "password": SECRET}, "in the clear"),
+        (
+            {"host": "relay.example.com", "username": "a", "oauth": {"token_file": __file__}},
+            "in the clear",
+        ),
+        ({"key_file": __file__}, "key_file without cert_file"),
+        ({"cert_file": __file__}, "security: none shows no certificate"),
+        ({"host": ""}, "name the relay as host, or several as relays"),
+        ({"relays": [{"host": "b"}]}, "host or relays, not both"),
+        ({"host": "", "relays": [{"port": 25}]}, "each of relays needs a host"),
+        ({"host": "", "relays": [{"host": "b.example", "username": "a", "password": SECRET}]}, "in the clear"),
+        ({"dsn": "never,delay"}, "never stands alone"),
+        ({"from": "jäne@example.com"}, "ASCII before the @"),
+        ({"reply_to": "nobody"}, "not a mail address"),
+        ({"envelope_from": "a b@example.com"}, "not a mail address"),
+        ({"list_unsubscribe": "http://x.example/"}, "write https://… or mailto:…"),
+        ({"list_unsubscribe": "https://x.example/>\r\nBcc: a@b.c"}, "write https://… or mailto:…"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_without_showing_secrets(
+    changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        config(25, **changes)
+    problems = caught.value.errors(include_url=False, include_input=False, include_context=False)
+    assert told in str(problems)
+    assert SECRET not in str(problems)
+
+
+def test_a_relay_takes_what_it_does_not_say_from_the_section_and_logins_as_a_whole() -> None:
+    common = {"from": "f@example.com", "port": 2525, "username": "one", "password": SECRET, "timeout": 7}
+    relays = [{"host": "a"}, {"host": "b", "username": "two", "password_file": __file__}, {"host": "c", "port": 25}]
+    first, second, third = EmailConfig.model_validate({**common, "relays": relays}).routes
+
+    assert (first.host, first.address, first.username, first.timeout) == ("a", ("a", 2525), "one", 7)
+    assert (second.username, second.password, str(second.password_file)) == ("two", None, __file__)
+    assert (third.address, third.username) == (("c", 25), "one")
