@@ -54,7 +54,7 @@ class Stationery:
         if config.reply_to:
             self._always.append(f"Reply-To: {_folded(config.reply_to)}")
         if config.list_unsubscribe:
-            self._always.append(f"List-Unsubscribe:\r\n <{config.list_unsubscribe}>")
+            self._always.append(_header("List-Unsubscribe", f"<{config.list_unsubscribe}>"))
 
     def letter(self, message: Message) -> Letter:
         mail = self.write(message)
@@ -94,10 +94,15 @@ def about_headers(about: Mapping[str, Any] | None, domain: str) -> Iterator[str]
         return
     names = tuple(str(about.get(part, "")) for part in ("launch_plan", "domain", "project"))
     labels = (_plain(names[0], _NOT_IN_LABELS), *(_plain(name, _NOT_IN_A_LABEL) for name in names[1:]))
-    yield f"List-Id:\r\n <{'.'.join(filter(None, labels))}.{domain}>"
+    yield _header("List-Id", f"<{'.'.join(filter(None, labels))}.{domain}>")
     root = hashlib.sha256("\0".join(names).encode(errors="replace")).hexdigest()[:32]
-    yield f"In-Reply-To: <thread-{root}@{domain}>"
-    yield f"References: <thread-{root}@{domain}>"
+    yield _header("In-Reply-To", f"<thread-{root}@{domain}>")
+    yield _header("References", f"<thread-{root}@{domain}>")
+
+
+def _header(name: str, value: str) -> str:
+    """One header, its value on a line of its own where both are longer than RFC 5322 (2.1.1) likes."""
+    return f"{name}: {value}" if len(name) + len(value) <= 76 else f"{name}:\r\n {value}"
 
 
 def _plain(name: str, unfit: re.Pattern[str]) -> str:

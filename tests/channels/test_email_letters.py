@@ -1,0 +1,252 @@
+"""What a letter says of itself, read back with the standard library's parser: headers, threads, lists, signatures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+import dkim
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from channels.email import EmailChannel
+from dispatcher.demo.inbox import MailReceiver
+from dispatcher.phase import Phase
+from dispatcher.rendering import Renderer
+from tests.support.builders import a_launch_plan, an_event
+from tests.support.mail import ABOUT, CONTENT, config, message
+from tests.support.smtp import ScriptedRelay
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[MailReceiver]:
+    async with MailReceiver() as receiver:
+        yield receiver
+
+
+def read(raw: bytes) -> Any:
+    parsed: Any = message_from_bytes(raw, policy=default)
+    assert not parsed.defects
+    return parsed
+
+
+def written(about: Any = None, **changes: Any) -> Any:
+    """A mail as it would go out, parsed."""
+    content = {**CONTENT, **({"about": about} if about else {})}
+    return read(
+        EmailChannel(config(25, **changes)).wire(message("a@example.com", "b@example.com", content=content)).body
+    )
+
+
+def test_the_mails_of_one_launch_plan_form_one_list_and_one_thread() -> None:
+    renderer = Renderer()
+    failed, succeeded, other = (
+        written(renderer.render("email", an_event(phase, name=name, launch_plan=a_launch_plan(plan)))["about"])
+        for phase, name, plan in (
+            (Phase.FAILED, "one", "train.daily"),
+            (Phase.SUCCEEDED, "two", "train.daily"),
+            (Phase.FAILED, "three", "train.weekly"),
+        )
+    )
+
+    assert failed["list-id"] == succeeded["list-id"] == "<train.daily.production.flytesnacks.example.com>"
+    assert other["list-id"] == "<train.weekly.production.flytesnacks.example.com>"
+    assert failed["references"] == succeeded["references"] == failed["in-reply-to"] != other["references"]
+    assert failed["references"].startswith("<thread-")
+    assert failed["references"].endswith("@example.com>")
+
+
+def test_another_version_of_a_launch_plan_goes_on_with_its_thread() -> None:
+    renderer = Renderer()
+    one, two = (
+        renderer.draft("email", an_event(launch_plan=a_launch_plan(version=version)))["about"] for version in ("1", "2")
+    )
+    assert written(one)["references"] == written(two)["references"]
+
+
+def test_where_no_launch_plan_is_known_or_the_ledger_is_older_a_mail_stands_alone() -> None:
+    assert "about" not in Renderer().render("email", an_event())
+    alone = written()
+    assert (alone["references"], alone["list-id"], alone["auto-submitted"]) == (None, None, "auto-generated")
+
+
+def test_only_mail_says_what_it_is_about() -> None:
+    event = an_event(launch_plan=a_launch_plan())
+    assert "about" not in Renderer().render("slack", event)
+    assert "about" not in Renderer().render("pagerduty", event)
+
+
+names = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="/"), min_size=1, max_size=255
+)
+
+
+@given(names, names, names)
+def test_whatever_its_names_a_launch_plans_mail_is_well_formed(project: str, domain: str, plan: str) -> None:
+    mail = written({"project": project, "domain": domain, "launch_plan": plan})
+
+    assert mail["list-id"].isascii()
+    assert len(mail["list-id"]) <= 255  # RFC 2919, 3
+    assert ".." not in mail["list-id"]
+    assert mail["from"] == "Flyte <flyte@example.com>"
+
+
+@given(names, names)
+def test_two_launch_plans_never_share_a_list(one: str, two: str) -> None:
+    lists = {written({**ABOUT, "launch_plan": plan})["list-id"] for plan in (one, two)}
+    assert len(lists) == len({one, two})
+
+
+def test_replies_and_farewells_go_where_the_settings_say() -> None:
+    mail = written(
+        reply_to=["ml-platform@example.com", "help@BÜCHER.example"],
+        list_unsubscribe="https://intranet.example.com/flyte/notifications?unsubscribe=1",
+    )
+    assert mail["reply-to"] == "ml-platform@example.com, help@xn--bcher-kva.example"
+    assert mail["list-unsubscribe"].strip() == "<https://intranet.example.com/flyte/notifications?unsubscribe=1>"
+    plain = written()
+    assert (plain["reply-to"], plain["list-unsubscribe"]) == (None, None)
+
+
+async def test_readers_do_not_see_who_else_was_told_where_that_is_wanted(relay: MailReceiver) -> None:
+    channel = EmailChannel(config(relay.port, recipients_visible=False))
+    relay.refuse = {"no@example.com": "550 5.1.1 no such user"}
+
+    receipt = await channel.send(message("a@example.com", "no@example.com", "b@example.com"))
+
+    (mail,) = relay.mails
+    assert mail.recipients == ("a@example.com", "b@example.com")
+    assert mail.parsed["to"] == "undisclosed-recipients:;"
+    assert b"a@example.com" not in mail.raw
+    assert list(receipt.failures) == ["no@example.com"]
+    await channel.aclose()
+
+
+async def test_bounces_go_to_the_envelope_sender(relay: MailReceiver) -> None:
+    channel = EmailChannel(config(relay.port, envelope_from="bounces@example.org"))
+    await channel.send(message())
+    assert (relay.mails[0].sender, relay.mails[0].parsed["from"]) == (
+        "bounces@example.org",
+        "Flyte <flyte@example.com>",
+    )
+    assert relay.mails[0].message_id == "<k1@example.com>"
+    await channel.aclose()
+
+
+@pytest.mark.parametrize(
+    ("written_as", "on_the_wire"),
+    [
+        ("jane@straße.example", "jane@xn--strae-oqa.example"),  # IDNA 2008; the older one made strasse of it
+        ("jane@BÜCHER.example", "jane@xn--bcher-kva.example"),
+        ("Jane@例え.テスト", "Jane@xn--r8jz45g.xn--zckzah"),
+        ("jäne@bücher.example", "jäne@xn--bcher-kva.example"),
+    ],
+)
+def test_domains_beyond_ascii_are_written_as_dns_has_them(written_as: str, on_the_wire: str) -> None:
+    assert EmailChannel(config(25)).address(written_as) == on_the_wire
+
+
+def test_a_sender_beyond_ascii_has_its_domain_as_dns_has_it() -> None:
+    mail = written(**{"from": "Bücher <flyte@bücher.example>"})
+    assert mail["from"] == "Bücher <flyte@xn--bcher-kva.example>"
+    assert mail["message-id"] == "<k1@xn--bcher-kva.example>"
+
+
+@pytest.fixture(scope="module")
+def key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, *, passphrase: bytes = b"") -> bytes:
+    guard = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, guard)
+
+
+@pytest.fixture
+def key_file(key: rsa.RSAPrivateKey, tmp_path: Path) -> Path:
+    (tmp_path / "dkim.pem").write_bytes(pem(key))
+    return tmp_path / "dkim.pem"
+
+
+def verified(raw: bytes, key: rsa.RSAPrivateKey, *, domain: str = "example.com") -> bool:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    public = base64.b64encode(key.public_key().public_bytes(serialization.Encoding.DER, form))
+    records = {f"flyte._domainkey.{domain}.".encode(): b"v=DKIM1; k=rsa; p=" + public}
+
+    def look_up(name: bytes, timeout: int = 5) -> bytes:
+        return records[name]
+
+    right: bool = dkim.verify(raw, dnsfunc=look_up)
+    return right
+
+
+async def test_a_mail_is_signed_where_there_is_a_key(
+    relay: MailReceiver, key: rsa.RSAPrivateKey, key_file: Path
+) -> None:
+    signing = {"dkim": {"selector": "flyte", "key_file": key_file}, "reply_to": "help@example.com"}
+    channel = EmailChannel(config(relay.port, **signing))
+    await channel.send(message("jäne@example.com", content={**CONTENT, "about": ABOUT}))
+    await channel.aclose()
+
+    raw = relay.mails[0].raw
+    assert verified(raw, key)
+    assert relay.mails[0].subject == CONTENT["subject"]
+    for change in (
+        (b"Subject: ", b"Subject: not "),
+        (b"Reply-To: help", b"Reply-To: harm"),
+        (b"List-Id:", b"List-Id: other"),
+        (b"To: ", b"To: x@example.com, "),
+        (b"From: ", b"From: Boss <boss@example.com>\r\nFrom: "),
+        (b"gr=C3=B6", b"gr=C3=BC"),
+    ):
+        assert change[0] in raw
+        assert not verified(raw.replace(*change, 1), key)
+
+
+async def test_recipients_that_had_to_be_left_out_leave_a_signature_that_holds(
+    key: rsa.RSAPrivateKey, key_file: Path
+) -> None:
+    async with ScriptedRelay(offers=()) as plain:
+        channel = EmailChannel(config(plain.port, dkim={"selector": "flyte", "key_file": key_file}))
+        await channel.send(message("a@example.com", "jäne@example.com"))
+        await channel.aclose()
+    assert verified(plain.mails[0].raw, key)
+    assert plain.mails[0].parsed["to"] == "a@example.com"
+
+
+def test_a_key_of_another_domain_signs_for_it(key: rsa.RSAPrivateKey, key_file: Path) -> None:
+    dkim_options = {"selector": "flyte", "key_file": key_file, "domain": "example.org"}
+    raw = EmailChannel(config(25, dkim=dkim_options)).wire(message()).body
+    assert verified(raw, key, domain="example.org")
+
+
+def test_a_key_that_is_renewed_is_read_again(key_file: Path) -> None:
+    channel = EmailChannel(config(25, dkim={"selector": "flyte", "key_file": key_file}))
+    channel.wire(message())
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    key_file.write_bytes(pem(other))
+    assert verified(channel.wire(message()).body, other)
+
+
+@pytest.mark.parametrize("what", ["a passphrase", "an elliptic curve", "words", "nothing"])
+def test_a_key_that_cannot_sign_is_found_out_at_once_and_not_shown(
+    what: str, key: rsa.RSAPrivateKey, tmp_path: Path
+) -> None:
+    kinds = {
+        "a passphrase": pem(key, passphrase=b"open sesame"),
+        "an elliptic curve": pem(ec.generate_private_key(ec.SECP256R1())),
+        "words": b"a secret of another kind",
+        "nothing": b"",
+    }
+    (tmp_path / "key").write_bytes(kinds[what])
+    with pytest.raises(ValidationError, match="holds no RSA key in PEM without a passphrase") as caught:
+        config(25, dkim={"selector": "flyte", "key_file": tmp_path / "key"})
+    assert "another kind" not in str(caught.value)
