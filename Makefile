@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS ?= tests
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
-.PHONY: help demo test check test-broker test-faults bench-intake bench-render bench-rules lock clean
+.PHONY: help demo test check test-broker test-faults bench-channels bench-intake bench-render bench-rules lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench-rules: $(VENV)/.test ## terminal events a second with FlyteAdmin answering
 
 bench-render: $(VENV)/.test ## CPU a message, beside the template engine and the standard library's MIME builders
 	$(BIN)/python -m bench.render
+
+bench-channels: $(VENV)/.test ## messages a second through a channel, beside its bare client library
+	$(BIN)/python -m bench.channels
 
 lock: $(VENV)/.test ## compile requirements/*.txt anew
 	.ci/lock

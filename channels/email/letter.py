@@ -48,8 +48,8 @@ class Stationery:
 
     def __init__(self, config: EmailConfig) -> None:
         self._config = config
-        self._address = parseaddr(config.sender)[1]
-        self._domain = self._address.rpartition("@")[2].encode("idna").decode()
+        self._bounces = config.bounces
+        self._domain = parseaddr(config.sender)[1].rpartition("@")[2]
         self._always: list[str] = []
         if config.reply_to:
             self._always.append(f"Reply-To: {_folded(config.reply_to)}")
@@ -64,10 +64,10 @@ class Stationery:
 
         return Letter(
             key=message.key,
-            sender=self._config.bounces,
+            sender=self._bounces,
             recipients=message.recipients,
             notify=self._config.dsn,
-            message_id=message_id(message.key, self._address),
+            message_id=f"<{message.key}@{self._domain}>",
             write=write,
         )
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from channels.contract import Later
 from channels.email import EmailChannel
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.phase import Phase
@@ -234,6 +235,17 @@ def test_a_key_that_is_renewed_is_read_again(key_file: Path) -> None:
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     key_file.write_bytes(pem(other))
     assert verified(channel.wire(message()).body, other)
+
+
+async def test_mail_waits_for_a_key_that_is_gone_and_does_not_go_out_unsigned(
+    relay: MailReceiver, key_file: Path
+) -> None:
+    channel = EmailChannel(config(relay.port, dkim={"selector": "flyte", "key_file": key_file}))
+    key_file.unlink()  # noqa: ASYNC240 - a test
+    with pytest.raises(Later, match="can't be signed") as caught:
+        await channel.send(message())
+    assert caught.value.everyone
+    assert relay.mails == []
 
 
 @pytest.mark.parametrize("what", ["a passphrase", "an elliptic curve", "words", "nothing"])

@@ -1,0 +1,133 @@
+"""Mail through Debian's Postfix: what a scripted relay promises, kept by the relay that most of the field runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from channels.contract import Later, Never
+from channels.email import EmailChannel
+from tests.support import postfix
+from tests.support.mail import ABOUT, CONTENT, config, message
+from tests.support.postfix import TLS, Postfix, running
+
+pytestmark = [pytest.mark.postfix, pytest.mark.skipif(bool(postfix.missing()), reason=postfix.missing())]
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[Postfix]:
+    with running({**TLS, "message_size_limit": "50000", "smtpd_client_connection_count_limit": "4"}) as started:
+        yield started
+
+
+@pytest.fixture
+async def channel(relay: Postfix) -> AsyncIterator[EmailChannel]:
+    opened = EmailChannel(config(relay.port, **secured(relay), envelope_from="bounces@example.com"))
+    yield opened
+    await opened.aclose()
+
+
+def secured(relay: Postfix) -> dict[str, Any]:
+    return {"host": "localhost", "security": "starttls", "ca_file": relay.ca_file}
+
+
+async def test_a_mail_lies_in_its_mailbox_as_it_was_written(relay: Postfix, channel: EmailChannel) -> None:
+    content = {**CONTENT, "about": ABOUT}
+    await channel.send(message("a@example.com", "b@example.com", key="postfix1", content=content))
+
+    mail = await relay.arrived("a", "<postfix1@example.com>")
+    body: Any = mail.get_body(("plain",))
+    assert (mail["subject"], body.get_content()) == (CONTENT["subject"], CONTENT["text"])
+    assert mail["return-path"] == "<bounces@example.com>"
+    assert mail["list-id"] == "<train.daily.production.flytesnacks.example.com>"
+    assert "with ESMTPS" in str(mail["received"])
+
+
+async def test_addresses_and_headers_beyond_ascii_pass(relay: Postfix, channel: EmailChannel) -> None:
+    await channel.send(message("jäne@example.com", key="postfix2"))
+    assert (await relay.arrived("jäne", "<postfix2@example.com>"))["to"] == "jäne@example.com"
+
+
+async def test_each_recipient_has_its_own_answer(relay: Postfix, channel: EmailChannel) -> None:
+    names = ("b@example.com", "nobody@example.com", "grey@example.com", "full@example.com", "x@elsewhere.example")
+    receipt = await channel.send(message(*names, key="postfix3"))
+
+    failures = {name: (type(error), error.reason) for name, error in receipt.failures.items()}
+    assert {name: kind for name, (kind, _) in failures.items()} == {
+        "nobody@example.com": Never,
+        "grey@example.com": Later,
+        "full@example.com": Later,
+        "x@elsewhere.example": Never,
+    }
+    assert "5.1.1" in failures["nobody@example.com"][1]
+    assert "let it, or log in" in failures["x@elsewhere.example"][1]
+    assert (await relay.arrived("b", "<postfix3@example.com>"))["subject"] == CONTENT["subject"]
+
+
+async def test_a_bounce_names_the_delivery_and_comes_only_where_it_is_wanted(relay: Postfix) -> None:
+    for key, dsn in (("unwanted", "never"), ("wanted", "failure")):
+        settings = config(relay.port, **secured(relay), envelope_from="bounces@example.com", dsn=dsn)
+        channel = EmailChannel(settings)
+        await channel.send(message("bounced@elsewhere.example", key=key))
+        await channel.aclose()
+
+    bounce = await relay.arrived("bounces", "<wanted@example.com>")
+    assert "Original-Envelope-Id: wanted" in bounce.as_string()
+    assert "Action: failed" in bounce.as_string()
+    assert len(relay.mailbox("bounces")) == 1
+
+
+async def test_a_mail_above_its_limit_is_told_so(channel: EmailChannel) -> None:
+    with pytest.raises(Never, match="the relay takes 50000: shorten the template"):
+        await channel.send(message(content={**CONTENT, "html": "<p>x</p>\n" * 6000}))
+
+
+async def test_its_limit_of_connections_is_learned(relay: Postfix) -> None:
+    channel = EmailChannel(config(relay.port, **secured(relay), connections=12))
+    before = relay.log.count("Connection concurrency limit exceeded")
+
+    await asyncio.gather(*(channel.send(message("flyte@example.com", key=f"first{n}")) for n in range(20)))
+    learned = relay.log.count("Connection concurrency limit exceeded")
+    await asyncio.gather(*(channel.send(message("flyte@example.com", key=f"then{n}")) for n in range(20)))
+
+    assert 0 < learned - before <= 11
+    assert relay.log.count("Connection concurrency limit exceeded") == learned
+    for number in range(20):
+        await relay.arrived("flyte", f"<first{number}@example.com>")
+        await relay.arrived("flyte", f"<then{number}@example.com>")
+    assert len(relay.mailbox("flyte")) == 40
+    await channel.aclose()
+
+
+async def test_a_relay_that_wants_our_certificate_gets_it() -> None:
+    asks = {**TLS, "smtpd_tls_req_ccert": "yes"}
+    with running(asks) as strict:
+        known = EmailChannel(config(strict.port, **secured(strict), cert_file=strict.cert_file))
+        await known.send(message(key="known"))
+        await known.aclose()
+        assert (await strict.arrived("a", "<known@example.com>"))["subject"] == CONTENT["subject"]
+
+        stranger = EmailChannel(config(strict.port, **secured(strict)))
+        with pytest.raises(Later) as caught:
+            await stranger.send(message(key="stranger"))
+        assert caught.value.everyone
+        await stranger.aclose()
+
+
+async def test_a_relay_that_restarts_takes_the_next_mail_over_a_new_connection() -> None:
+    with running(TLS) as relay:
+        channel = EmailChannel(config(relay.port, **secured(relay)))
+        await channel.send(message(key="before"))
+        postfix._command(relay.folder, "stop")
+        with pytest.raises(Later, match="can't be reached"):
+            await channel.send(message(key="meanwhile"))
+        postfix._command(relay.folder, "start")
+
+        await channel.send(message(key="after"))
+
+        await relay.arrived("a", "<before@example.com>")
+        await relay.arrived("a", "<after@example.com>")
+        await channel.aclose()
