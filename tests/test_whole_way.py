@@ -6,11 +6,14 @@ import asyncio
 import json
 import signal
 import ssl
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import psutil
 import pytest
 import trustme
 from aiokafka import AIOKafkaProducer
@@ -19,10 +22,12 @@ from dispatcher.demo.inbox import Conversation, Inbox, MailReceiver, PagerDutyRe
 from dispatcher.encode import Format, Written, write, write_lifecycle
 from dispatcher.event import Event
 from dispatcher.phase import Phase
+from tests.kafka.test_traps import offsets, until
 from tests.support import samples
 from tests.support.brokers import Broker
 from tests.support.builders import a_launch_plan, an_event
-from tests.support.service import ROUTING_KEY, ask, command, serving, start
+from tests.support.postgres import Cluster
+from tests.support.service import ROUTING_KEY, Replica, ask, command, serving, start
 
 pytestmark = pytest.mark.broker
 
@@ -91,8 +96,22 @@ def recorded(name: str) -> Written:
     return Written(key=name.encode(), headers=headers, value=value, shown=name)
 
 
-def terminal_events(count: int) -> list[Event]:
-    return [an_event(name=f"n{number}", launch_plan=a_launch_plan()) for number in range(count)]
+def terminal_events(count: int, start: int = 0) -> list[Event]:
+    return [an_event(name=f"n{number}", launch_plan=a_launch_plan()) for number in range(start, start + count)]
+
+
+def assignments(replica: Replica) -> list[list[str]]:
+    """The partitions that the group gave to the replica, each time."""
+    facts = [json.loads(line) for line in replica.log.splitlines() if '"partitions assigned"' in line]
+    return [fact["partitions"] for fact in facts]
+
+
+def each_came_once(inbox: Inbox, events: int) -> bool:
+    """All that was owed for so many failures has arrived, and nothing twice."""
+    mails = [mail.message_id for mail in inbox.mail.mails]
+    slack = [message.key for message in inbox.slack.messages]
+    pages = [incident.dedup_key for incident in inbox.pagerduty.incidents for _ in incident.events]
+    return all(len(keys) == len(set(keys)) == events for keys in (mails, slack, pages))
 
 
 async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
@@ -220,6 +239,99 @@ async def test_two_replicas_in_one_group_share_the_work(
 
     assert len(inbox.arrivals) == 300
     assert len({mail.message_id for mail in inbox.mail.mails}) == 100
+
+
+@pytest.mark.slow
+async def test_a_replica_frozen_beyond_its_session_is_replaced_and_comes_back_without_telling_anyone_twice(
+    inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path, postgres_url: str
+) -> None:
+    settings["ledger"] = {"url": postgres_url}
+    settings["kafka"]["session_timeout"] = "3s"
+    unhurried(settings)
+    group = settings["kafka"]["group_id"]
+    async with serving(tmp_path, settings, name="frozen") as frozen, serving(tmp_path, settings, name="other") as other:
+        await until(lambda: [len(assignments(one)[-1]) for one in (frozen, other) if assignments(one)] == [2, 2])
+        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(60)])
+        await until(lambda: '"recorded"' in frozen.log)  # and not committed yet
+        frozen.process.send_signal(signal.SIGSTOP)
+        try:
+            await until(lambda: len(assignments(other)[-1]) == 4)
+            await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(40, 60)])
+            async with asyncio.timeout(30):
+                while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 100:
+                    await asyncio.sleep(0.2)
+            before = assignments(frozen)
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
+        await until(lambda: assignments(frozen) != before)  # it has found out, and joined anew
+        assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 100
+        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 100)])
+        assert await inbox.until(lambda box: len(box.arrivals) >= 360, seconds=40)
+        async with asyncio.timeout(30):
+            while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 120:
+                await asyncio.sleep(0.2)
+
+    assert each_came_once(inbox, 120)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Cluster]:
+    """A server that may be stopped."""
+    cluster = Cluster()
+    cluster.start()
+    yield cluster
+    cluster.remove()
+
+
+@pytest.mark.slow
+async def test_while_the_ledger_is_away_intake_rests_keeps_its_place_and_goes_on_by_itself(
+    inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path, own_postgres: Cluster
+) -> None:
+    session = 2
+    settings["ledger"] = {"url": own_postgres.url}
+    settings["kafka"]["session_timeout"] = f"{session}s"
+    unhurried(settings)
+    group = settings["kafka"]["group_id"]
+    headers, value = samples.sample("v2-workflow-succeeded")
+    shown = {name.replace("ce_", "ce-"): text.decode() for name, text in headers}
+    async with serving(tmp_path, settings) as replica, aiohttp.ClientSession() as session_:
+        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(5)])
+        assert await inbox.until(lambda box: len(box.arrivals) >= 15, seconds=40), replica.log[-3000:]
+        async with asyncio.timeout(20):
+            while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 5:
+                await asyncio.sleep(0.2)
+
+        await asyncio.to_thread(own_postgres.kill)
+        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 5)])
+        await until(lambda: '"dispatcher.intake"' in replica.log.rpartition('"waiting for the ledger"')[2])
+        process, lines, began = psutil.Process(replica.process.pid), len(replica.log.splitlines()), time.monotonic()
+        busy = sum(process.cpu_times()[:2])
+        while time.monotonic() < began + 3 * session:
+            async with session_.post(f"{replica.url}/events", data=value, headers=shown) as answer:
+                assert (answer.status, answer.headers.get("Retry-After")) == (503, "5")
+            await asyncio.sleep(0.5)
+        rested = time.monotonic() - began
+        assert sum(process.cpu_times()[:2]) - busy < rested / 4
+        assert len(replica.log.splitlines()) - lines < 6 * rested  # three couriers and intake, once a second
+        assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 5
+
+        await asyncio.to_thread(own_postgres.start)
+        assert await inbox.until(lambda box: len(box.arrivals) >= 75, seconds=40), replica.log[-3000:]
+        async with session_.post(f"{replica.url}/events", data=value, headers=shown) as answer:
+            assert answer.status == 202
+        assert len(assignments(replica)) == 1
+        assert "Traceback" not in replica.log
+        assert "exception" not in replica.log
+        assert await inbox.until(lambda box: len(box.mail.mails) == 26, seconds=20)
+
+    assert len({mail.message_id for mail in inbox.mail.mails}) == 26
+    assert len({message.key for message in inbox.slack.messages}) == len(inbox.slack.messages) == 25
+
+
+def unhurried(settings: dict[str, Any]) -> None:
+    """As many a second as come: pacing is not what is looked at."""
+    for channel in ("slack", "pagerduty"):
+        settings["channels"][channel]["rate"] = "none"
 
 
 async def test_publish_says_where_each_message_went(
