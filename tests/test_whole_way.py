@@ -251,27 +251,27 @@ async def test_a_replica_frozen_beyond_its_session_is_replaced_and_comes_back_wi
     group = settings["kafka"]["group_id"]
     async with serving(tmp_path, settings, name="frozen") as frozen, serving(tmp_path, settings, name="other") as other:
         await until(lambda: [len(assignments(one)[-1]) for one in (frozen, other) if assignments(one)] == [2, 2])
-        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(60)])
+        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(30)])
         await until(lambda: '"recorded"' in frozen.log)  # and not committed yet
         frozen.process.send_signal(signal.SIGSTOP)
         try:
             await until(lambda: len(assignments(other)[-1]) == 4)
-            await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(40, 60)])
+            await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 30)])
             async with asyncio.timeout(30):
-                while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 100:
+                while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 50:
                     await asyncio.sleep(0.2)
             before = assignments(frozen)
         finally:
             frozen.process.send_signal(signal.SIGCONT)
         await until(lambda: assignments(frozen) != before)  # it has found out, and joined anew
-        assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 100
-        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 100)])
-        assert await inbox.until(lambda box: len(box.arrivals) >= 360, seconds=40)
+        assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 50
+        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(10, 50)])
+        assert await inbox.until(lambda box: len(box.arrivals) >= 180, seconds=40)
         async with asyncio.timeout(30):
-            while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 120:
+            while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 60:
                 await asyncio.sleep(0.2)
 
-    assert each_came_once(inbox, 120)
+    assert each_came_once(inbox, 60)
 
 
 @pytest.fixture
@@ -329,9 +329,9 @@ async def test_while_the_ledger_is_away_intake_rests_keeps_its_place_and_goes_on
 
 
 def unhurried(settings: dict[str, Any]) -> None:
-    """As many a second as come: pacing is not what is looked at."""
+    """As many as come: pacing is not what is looked at."""
     for channel in ("slack", "pagerduty"):
-        settings["channels"][channel]["rate"] = "none"
+        settings["channels"][channel] |= {"rate": "none", "concurrency": 100}
 
 
 async def test_publish_says_where_each_message_went(
