@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dispatcher.delivery import Delivery
-    from dispatcher.event import ExecutionId
+    from dispatcher.event import Event, ExecutionId
     from dispatcher.ledger import Attempt, Filed, Known, Ledger, Rejected
+    from dispatcher.rules import Resolved, Unresolved
     from dispatcher.settings import Settings
 
 DELIVERIES_AT_MOST = 10_000
@@ -72,12 +74,14 @@ def explain(
 
     Exit status 1 where nothing is recorded of the execution.
     """
+    from dispatcher import logs
     from dispatcher.cli.output import write_json
     from dispatcher.settings import load
 
     if (what is None) == (event is None):
         raise typer.BadParameter("name an execution as project/domain/name, or an event's file")
     settings = load(config)
+    logs.configure("console", level=logging.WARNING)
     file = event if event is not None else Path(what or "")
     if event is not None or _is_file(file):
         accounts = [_foretold(settings, file)]
@@ -115,7 +119,10 @@ def _execution(text: str) -> ExecutionId:
 
 
 def _foretold(settings: Settings, file: Path) -> _Account:
-    """What would become of the event in a file, by the configured rule sources as they stand. Writes nothing."""
+    """What would become of the event in a file, by the configured rule sources as they stand. Writes nothing.
+
+    Raises FlyteAdminUnavailable where it is configured and can't be asked.
+    """
     from dispatcher.clock import SystemClock
     from dispatcher.decode.files import read_event_file
     from dispatcher.errors import Unreadable
@@ -131,7 +138,8 @@ def _foretold(settings: Settings, file: Path) -> _Account:
     rules.load()
     for refused in rules.problems:
         typer.echo(str(refused), err=True)
-    decision = decide(event, rules.book)
+    event, answer = asyncio.run(_asked(settings, event))
+    decision = decide(event, rules.book, answer)
     verdict, reason = (decision.verdict, decision.reason) if event.phase.terminal else (GOES_ON, "only an end is told")
     owed = make_planner(settings, open_channels(settings)).plan(event, decision.matched, now=SystemClock().now())
     facts = event.model_dump(mode="json", exclude_defaults=True)
@@ -141,6 +149,19 @@ def _foretold(settings: Settings, file: Path) -> _Account:
         deliveries=[_planned(delivery) for delivery in owed],
         silenced_by=decision.silenced_by,
     )
+
+
+async def _asked(settings: Settings, event: Event) -> tuple[Event, Resolved | Unresolved | None]:
+    """The event with what FlyteAdmin adds, and its answer; None where it isn't asked."""
+    from dispatcher.clock import SystemClock
+    from dispatcher.rules import Resolved, decides_itself
+    from dispatcher.service import asking_flyte_admin
+
+    async with asking_flyte_admin(settings, SystemClock()) as admin:
+        if admin is None or decides_itself(event):
+            return event, None
+        answer = await admin.look_up(event.execution)
+    return (answer.complete(event) if isinstance(answer, Resolved) else event), answer
 
 
 def _planned(delivery: Delivery) -> dict[str, Any]:

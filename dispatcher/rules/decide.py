@@ -90,7 +90,8 @@ def decide(event: Event, book: RuleBook, admin: Resolved | Unresolved | None = N
     if plan is None:
         return _no_rules(event, book) if admin is None else Decision(Verdict.UNRESOLVED, admin.reason)
     instead = f" ({admin.reason})" if admin is not None else ""
-    return _verdict(event, _match(event, plan.rules), f"the rules of {plan.key}{instead}")
+    farther = _set_aside(book.beyond(event), f"the rules of {plan.key} are closer and hold alone")
+    return _verdict(event, (*_match(event, plan.rules), *farther), f"the rules of {plan.key}{instead}")
 
 
 def _resolved(event: Event, admin: Resolved, files: tuple[Rule, ...]) -> Decision:

@@ -14,6 +14,7 @@ import yaml
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.delivery import Dead, Retry, Sent
+from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.encode import Format, write
 from dispatcher.event import Event, Options
 from dispatcher.intake import Intake
@@ -25,6 +26,8 @@ from dispatcher.service import make_planner, open_channels
 from dispatcher.settings import load
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event
+from tests.support.flyte_admin import an_ended
+from tests.support.flyte_admin import recorded as recorded_answer
 from tests.support.service import ask, command
 
 EXECUTION = "flytesnacks/production/akx7b9q2vjt5fm4c8h2d"
@@ -254,6 +257,26 @@ async def test_an_unknown_execution_fails_with_what_to_check(config: Path) -> No
 async def test_a_phase_that_ends_nothing_is_told_to_be_none(config: Path) -> None:
     account = await ask(config, "explain", str(samples.FOLDER / "v2-workflow-running.json"))
     assert (account["event"]["phase"], account["event"]["verdict"], account["deliveries"]) == ("RUNNING", "goes on", [])
+
+
+async def test_flyteadmin_is_asked_about_an_event_file_where_it_is_configured(config: Path) -> None:
+    bare = str(samples.FOLDER / "v2-workflow-failed.json")
+    async with LocalFlyteAdmin() as server:
+        server.add(an_ended())
+        admin = {"endpoint": server.endpoint, "insecure": True, "timeout": "1s"}
+        (config.parent / "dispatcher.yaml").write_text(yaml.safe_dump({"rules": {"flyte_admin": admin}}))
+        account = await ask(config, "explain", bare)
+        assert account["event"]["verdict"] == "owed"
+        assert account["event"]["launch_plan"]["name"] == "train.daily"
+        assert [matched for _, matched, _ in rules_in(account)] == [False, True, True, True]
+
+        server.add(recorded_answer("execution-notifications-disabled"))
+        account = await ask(config, "explain", bare)
+        assert (account["event"]["verdict"], account["silenced_by"]) == ("silenced", "spec.disable_all")
+
+    status, out, err = await command("explain", bare, "--config", str(config))
+    assert (status, out) == (1, "")
+    assert "rules.flyte_admin.endpoint" in err
 
 
 async def test_a_refused_rule_is_mentioned_because_it_may_be_the_answer(config: Path) -> None:

@@ -150,6 +150,17 @@ def test_files_answer_where_flyteadmin_will_not_and_else_its_reason_stands() -> 
     assert (decision.verdict, decision.reason, decision.verdict.known) == (Verdict.UNRESOLVED, no.reason, False)
 
 
+def test_the_rules_of_farther_entries_are_explained_too() -> None:
+    book = a_book(("train.daily", "v1.4.2", a_rule("v@example.com")), PLAN, (ANY, ANY, a_rule("all@example.com")))
+    looks = decide(an_event(launch_plan=a_launch_plan()), book).considered
+    farther = "the rules of flytesnacks/production/train.daily@v1.4.2 are closer and hold alone"
+    assert [(look.rule.notification.recipients[0], look.matched, look.reason) for look in looks] == [
+        ("v@example.com", True, "FAILED is among its phases"),
+        ("plan@example.com", False, farther),
+        ("all@example.com", False, farther),
+    ]
+
+
 phases = st.sampled_from(sorted(TERMINAL))
 rules = st.builds(lambda wanted: a_rule(phases=tuple(wanted)), st.sets(phases, min_size=1))
 
