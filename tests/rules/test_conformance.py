@@ -13,21 +13,25 @@ import pytest
 import yaml
 
 from dispatcher.clock import SystemClock
-from dispatcher.decode import NATIVE
+from dispatcher.decode import NATIVE, flyte
 from dispatcher.delivery import State
+from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.encode import Format, write
 from dispatcher.event import Event, ExecutionId
 from dispatcher.intake import Brought, Intake
 from dispatcher.ledger import Filed, Filter, Ledger
+from dispatcher.rules import RuleBook
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import make_planner, open_channels
 from dispatcher.settings import Settings, load
 from tests.support import conformance
 from tests.support.builders import NOW
 from tests.support.conformance import MAIN_PLAN, Case, Happening
+from tests.support.flyte_admin import asking
 
 SECTIONS = conformance.load()
 CASES = [case for section in SECTIONS for case in section.cases]
+BARE = Case(case="", flyte="", events=[])
 SETTINGS = {
     "rules": {"launch_plans": ["plans"]},
     "ledger": {"url": "sqlite+aiosqlite:///./ledger.db"},
@@ -69,6 +73,9 @@ def message(case: Case, happening: Happening, position: str) -> Brought:
         facts["launch_plan"] = {**where, "name": name, "version": version}
     if happening.error is not None:
         facts["error"] = {"message": happening.error}
+    if happening.phase == "START":
+        start = {"executionId": facts["execution"], "launchPlanId": facts["launch_plan"]}
+        return [("ce_type", flyte.V2_START.encode())], orjson.dumps(start), position
     options = conformance.options_of(case, happening)
     if happening.form is not Format.NATIVE:
         assert options is None, "Flyte's events carry no options"
@@ -130,6 +137,54 @@ async def test_the_same_are_told_as_by_flyte_but_for_reasons(case: Case, tmp_pat
     for words in case.refused:
         assert any(words in problem.message for problem in files.problems), files.problems
     assert all(case.reads in orjson.dumps(one.delivery.content).decode() for one in filed)
+
+
+def by_flyteadmin(case: Case) -> bool:
+    """Whether a real FlyteAdmin could have this case: the wire holds a list or a switch, and nothing we add to it."""
+    raw = any(one.options is not None or one.phase == "START" or isinstance(one.phase, int) for one in case.events)
+    return not case.why and not raw and not (case.disable and case.execution is not None)
+
+
+def an_answer(case: Case, happening: Happening) -> dict[str, Any]:
+    """The Execution on FlyteAdmin, with its rules resolved as flyteadmin does when it creates one."""
+    name, _, version = (happening.plan or MAIN_PLAN).partition("@")
+    here = "" if (happening.project, happening.domain) == ("p", "d") else f"{happening.project}/{happening.domain}/"
+    files = {**case.plans, **({MAIN_PLAN.partition("@")[0]: case.plan} if case.plan is not None else {})}
+    plans = files.get(f"{here}{name}@{version}", files.get(f"{here}{name}", []))
+    options = conformance.options_of(case, happening) or {}
+    where = {"project": happening.project, "domain": happening.domain}
+    spec: dict[str, Any] = {"launchPlan": {**where, "resourceType": "LAUNCH_PLAN", "name": name, "version": version}}
+    resolved: list[dict[str, Any]] = []
+    if options.get("disable_notifications"):
+        spec["disableAll"] = True
+    else:
+        own = options.get("notifications") or []
+        resolved, spec["notifications"] = own or plans, {"notifications": own}
+    closure = {"phase": happening.phase, "notifications": resolved}
+    return {"id": {**where, "name": happening.of}, "spec": spec, "closure": closure}
+
+
+KNOWN_TO_FLYTE = [case for case in CASES if by_flyteadmin(case)]
+
+
+@pytest.mark.parametrize("case", KNOWN_TO_FLYTE, ids=[case.case for case in KNOWN_TO_FLYTE])
+async def test_a_bare_event_and_what_flyteadmin_resolved_tell_the_same(case: Case, tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    async with LocalFlyteAdmin() as server, asking(server) as admin, Ledger(settings.ledger.url) as ledger:
+        planner = make_planner(settings, open_channels(settings))
+        intake = Intake(ledger, RuleBook, planner, SystemClock(), look_up=admin.look_up)
+        for at, happening in enumerate(case.events):
+            server.add(an_answer(case, happening))
+            bare = happening.model_copy(update={"form": Format.FLYTE_V1, "plan": None, "options": None})
+            await intake.take([message(BARE, bare, f"t/0@{at}")])
+
+        filed = await ledger.find(Filter(), limit=1000)
+        assert await ledger.find_rejected(limit=1) == []
+        for key, verdict in case.verdicts.items():
+            (known,) = await ledger.known(ExecutionId.parse(f"p/d/{key.split('/')[0]}"))
+            assert known.verdict == verdict
+
+    assert owed(filed, dead=False) == Counter(case.told)
 
 
 def test_the_table_is_large_and_gives_a_reason_for_each_difference_and_no_other() -> None:

@@ -45,6 +45,7 @@ class Happening(_Entry):
     """One message that comes in."""
 
     phase: str | int
+    """Or START: Flyte's v2 event of a new execution, which names its launch plan."""
     of: str = "main"
     """The execution's name."""
     plan: str | None = MAIN_PLAN
@@ -115,7 +116,9 @@ def _lines(sections: Sequence[Section]) -> Iterator[str]:
     yield ""
     yield (
         f"Each of these {len(cases)} cases is a test: its messages go through intake into a real ledger, and what the ledger "
-        f"then owes is compared. In {differing} of them the dispatcher differs from Flyte on purpose, and the last column "
+        f"then owes is compared; "
+        "what a FlyteAdmin can have goes through a second time, as bare v1 events whose rules FlyteAdmin has resolved. "
+        f"In {differing} of them the dispatcher differs from Flyte on purpose, and the last column "
         "says why."
     )
     yield (
