@@ -137,9 +137,7 @@ class Courier:
     async def _carry(self, delivery: Delivery) -> None:
         started = self.clock.now()
         left = delivery.due_at - self._settling_share - started
-        if (
-            self._abandoned or left <= timedelta()
-        ):  # too late: where the ledger was slow over the claim, others may have it
+        if self._abandoned or left <= timedelta():  # or the ledger was slow over the claim, and others may have it
             await self._give_back(delivery, due_at=started)
             return
         try:

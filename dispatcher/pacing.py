@@ -28,8 +28,6 @@ LONGEST_PAUSE = timedelta(minutes=5)
 FIRST_REST = timedelta(milliseconds=500)
 LONGEST_REST = timedelta(seconds=10)
 """A provider that is back is found out about no later than this."""
-CROWDED = timedelta(seconds=1)
-"""How long a delivery stands back while its destination has all the hands it may have."""
 _WRITTEN = re.compile(r"\s*(\d+)\s*/\s*(s|min|h)\s*")
 _UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1)}
 
@@ -167,12 +165,17 @@ class Gate:
         """Whether it matters how the destination stands."""
         return bool(name) or self.pace.rate is not None
 
-    def admit(self, name: str, standing: Standing, *, booked: bool) -> Admission:
-        """Let one more go, or say when. `booked`: it has waited for its slot already."""
+    @property
+    def crowded(self) -> list[str]:
+        """The destinations that have all the hands they may have: their deliveries stay where they are."""
+        return [name for name, number in self.busy.items() if name and number >= self.pace.at_once]
+
+    def admit(self, name: str, standing: Standing, *, booked: bool) -> Admission | None:
+        """Let one more go, or say when; None where its destination is crowded. `booked`: it has waited for its slot."""
         if name and standing.held_until is not None and standing.held_until > self.now:
             return self._book(standing, standing.held_until)
         if name and self.busy[name] >= self.pace.at_once:
-            return Admission(standing, self.now + CROWDED, booked)
+            return None
         admission = Admission(standing, self.now, booked) if booked else self._book(standing, self.now)
         if admission.at > self.now:
             return admission

@@ -454,3 +454,17 @@ async def test_refused_recipients_of_a_mail_are_dead_deliveries_too(ledger: Ledg
         ("b@x.com", State.DEAD),
         ("oncall@x.com", State.SENT),
     }
+
+
+async def test_without_a_rate_a_backlog_to_one_destination_goes_as_fast_as_its_hands(ledger: Ledger) -> None:
+    event, now = an_event(), SystemClock().now()
+    owed = [a_delivery(event, channel="slack", to="#a", key=f"a{n:03}", created_at=now, due_at=now) for n in range(200)]
+    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=owed)
+    await ledger.record([entry], [], now=now)
+    began = time.monotonic()
+    async with working(a_courier(ledger, Scripted(lambda _: RECEIPT), hands=4, pace=Pace(at_once=1))):
+        wanted = Filter(states=frozenset({State.SENT}))
+        async with asyncio.timeout(60):
+            while len(await ledger.find(wanted, limit=300)) < 200:
+                await asyncio.sleep(0.1)
+    assert time.monotonic() - began < 40  # a second for each would be 200

@@ -120,7 +120,7 @@ class Ledger:
         async with self._database.writing() as connection:
             standings = Standings(connection, self._dialect, channel)
             for size in (limit, *SECOND_LOOKS):
-                rows = (await connection.execute(_due(channel, gate.now, size))).all()
+                rows = (await connection.execute(_due(channel, gate.now, size, gate.crowded))).all()
                 await standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
                 went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
                 bodies = await self._take(connection, went, lease, until)
@@ -454,8 +454,11 @@ def _digest(delivery: Delivery) -> str:
     return hashlib.sha256(orjson.dumps(delivery.content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _due(channel: str, now: datetime, limit: int) -> Select[Any]:
-    """The deliveries that are due, oldest first: of a conversation only the one whose turn it is."""
+def _due(channel: str, now: datetime, limit: int, crowded: Iterable[str]) -> Select[Any]:
+    """The deliveries that are due, oldest first: of a conversation only the one whose turn it is.
+
+    Without those of crowded destinations, or a long backlog of one would hide the others'.
+    """
     before = deliveries.alias("before")
     kept_waiting = (
         select(before.c.key)
@@ -476,6 +479,7 @@ def _due(channel: str, now: datetime, limit: int) -> Select[Any]:
             deliveries.c.state == State.WAITING,
             deliveries.c.due_at <= now,
             or_(deliveries.c.conversation.is_(None), ~kept_waiting),
+            deliveries.c.addresses.not_in([(name,) for name in crowded]),
         )
         .order_by(deliveries.c.due_at)
         .limit(limit)
@@ -508,6 +512,8 @@ def _sorted_out(
             break
         name = gate.destination(_goes_to(row))
         admission = gate.admit(name, standings[name], booked=row.booked)
+        if admission is None:
+            continue
         standings[name] = admission.standing
         if admission.at > gate.now:
             put_off.append({"put_off": row.key, "again_at": admission.at, "slot": admission.booked})
