@@ -73,8 +73,9 @@ def settings(inbox: Inbox, broker: Broker, topic: str, tmp_path: Path) -> dict[s
                 "ca_file": "./ca.pem",
                 "from": "Flyte <flyte@example.com>",
             },
-            "slack": {"token": inbox.slack.token, "api_url": inbox.slack_url, "fallback": "email"},
+            "slack": {"token": inbox.slack.token, "api_url": inbox.slack_url, "fallback": "email", "rate": "none"},
             "pagerduty": {
+                "rate": "none",
                 "events_url": inbox.pagerduty_url,
                 "services": {"pagerduty-service-key@example.com": {"routing_key": ROUTING_KEY, "severity": "critical"}},
             },
