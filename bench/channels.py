@@ -13,10 +13,11 @@ import asyncio
 import multiprocessing
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
+from typing import Any
 
 import aiosmtplib
 
@@ -31,7 +32,7 @@ TAKES = 0.05
 """Seconds for each message."""
 SENDER, RECIPIENT = "Flyte <flyte@example.com>", "dev-team@example.com"
 
-Side = Callable[[int, list[Message]], Awaitable[float]]
+Side = Callable[[int, list[Message]], Coroutine[Any, Any, float]]
 """Sends the messages to the provider at that port; messages a second."""
 
 

@@ -74,6 +74,41 @@ def test_without_a_url_the_ledger_lies_beside_the_settings(tmp_path: Path) -> No
     assert load(written(tmp_path, "")).ledger.url == f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db"
 
 
+RELAYS = """channels:
+  email:
+    from: flyte@example.com
+    username: flyte
+    password_file: ./pw
+    relays:
+      - host: one.example.com
+      - host: two.example.com
+        username: other
+        password_file: ./pw2
+"""
+
+
+def test_several_relays_each_with_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pw", "pw2"):
+        (tmp_path / name).write_text("secret\n")
+    one, two = load(written(tmp_path, RELAYS)).channel_sections["email"].routes
+    assert (one.host, one.username, one.password_file) == ("one.example.com", "flyte", tmp_path / "pw")
+    assert (two.host, two.username, two.password_file) == ("two.example.com", "other", tmp_path / "pw2")
+
+    monkeypatch.setenv("DISPATCHER__CHANNELS__EMAIL__RELAYS", '[{"host": "from.env.example.com"}]')
+    assert [route.host for route in load(tmp_path / "dispatcher.yaml").channel_sections["email"].routes] == [
+        "from.env.example.com"
+    ]
+
+
+def test_a_misspelt_option_of_a_relay_is_found_where_it_stands(tmp_path: Path) -> None:
+    for name in ("pw", "pw2"):
+        (tmp_path / name).write_text("secret\n")
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, RELAYS.replace("username: other", "usernaem: other")))
+    expected = "dispatcher.yaml:9: channels.email.relays.1.usernaem: unknown option; did you mean 'username'?"
+    assert expected in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -133,6 +133,8 @@ async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
     assert (
         told.part("html").strip().startswith("<p>train.daily failed in production.")
     )  # the launch plan's own template
+    (thread,) = {str(mail.parsed["references"]) for mail in inbox.mail.mails}
+    assert thread.startswith("<thread-")
     (slack,) = inbox.slack.messages
     assert slack.name == "dev-alerts"
     assert "bad learning rate: &lt;lr&gt;" in slack.body["text"]
