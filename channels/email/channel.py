@@ -75,8 +75,13 @@ class EmailChannel:
             self._relays = [Relay(route) for route in self._config.routes]
         if not self._failed_at:
             return self._relays
-        lately = asyncio.get_running_loop().time() - PASSED_OVER
-        return sorted(self._relays, key=lambda relay: self._failed_at.get(relay, lately) > lately)
+        now = asyncio.get_running_loop().time()
+        turns = sorted(
+            self._relays, key=lambda relay: self._failed_at.get(relay, now - PASSED_OVER) > now - PASSED_OVER
+        )
+        if turns[0] in self._failed_at:  # this mail finds out whether it is back, and the others don't wait for that
+            self._failed_at[turns[0]] = now
+        return turns
 
 
 def _together(refusals: list[Later]) -> Later:

@@ -29,6 +29,8 @@ ONE_MORE = 60.0
 """Seconds between tries whether a relay that refused a connection takes one more meanwhile."""
 PROBING = 5.0
 """Seconds that a kept connection has to show that it is alive."""
+PATIENCE = 60.0
+"""Seconds that a mail waits for a connection while others have them all."""
 FAREWELL = 2.0
 """Seconds that a relay has to answer QUIT."""
 
@@ -108,7 +110,11 @@ class Relay:
             self._one_more_at = now + ONE_MORE
             self._room.release()
         while True:
-            await self._room.acquire()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._room.acquire()
+            except TimeoutError:
+                raise Later(f"{self._where} keeps all its connections busy") from None
             try:
                 return await self._kept() or await self._new()
             except _Crowded:  # its permit is kept back: the next line is one that somebody puts down
@@ -208,6 +214,11 @@ class Relay:
             await smtp.connect()
             await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - STARTTLS forgets what EHLO said (RFC 3207, 4.2)
             await self._login.show(smtp)
+        except Later as error:  # the login's; one that is refused for now may be one too many
+            smtp.close()
+            if error.answer is not None and error.answer.status.startswith("4"):
+                raise _TooMany(error.reason, answer=error.answer, everyone=True) from None
+            raise
         except aiosmtplib.SMTPResponseException as error:
             smtp.close()
             raise _TooMany(
@@ -263,10 +274,10 @@ def _no_passphrase() -> str:
 
 
 def _hung_up(error: Exception) -> bool:
-    causes = (error, error.__cause__)
-    return not any(isinstance(cause, ssl.SSLError) for cause in causes) and (
-        isinstance(error, aiosmtplib.SMTPServerDisconnected | aiosmtplib.SMTPConnectError | ConnectionError)
-    )
+    """Whether the relay is there, and didn't want to talk."""
+    if any(isinstance(cause, ssl.SSLError | socket.gaierror) for cause in (error, error.__cause__)):
+        return False
+    return isinstance(error, aiosmtplib.SMTPServerDisconnected | aiosmtplib.SMTPConnectError | ConnectionError)
 
 
 def _unreachable(error: Exception) -> str:

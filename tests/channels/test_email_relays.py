@@ -10,6 +10,7 @@ import pytest
 
 from channels.contract import ChannelError, Later, Never, Unknown
 from channels.email import EmailChannel, relay
+from channels.email.channel import PASSED_OVER
 from tests.support.mail import config, message, several
 from tests.support.smtp import DROP, HANG, TAKE_AND_DROP, ScriptedRelay
 
@@ -83,6 +84,40 @@ async def test_a_relay_that_breaks_off_at_any_step_leaves_no_doubt_but_where_the
 
     await channel.send(message(key="k2"))
     assert len(server.mails) == (2 if words == TAKE_AND_DROP else 1)
+
+
+@pytest.mark.parametrize("words", [DROP, "421 4.3.2 shutting down", "454 4.7.0 out of order", "garbage"])
+@pytest.mark.parametrize("step", ["STARTTLS", "AUTH"])
+async def test_a_relay_that_breaks_off_before_the_first_mail_is_everyones_trouble(
+    server: ScriptedRelay, step: str, words: str
+) -> None:
+    server.offers, server.script = ("STARTTLS", "AUTH PLAIN"), [(step, words)]
+    secured = {"security": "starttls"} if step == "STARTTLS" else {"username": "flyte", "password": "hidden-one"}
+    channel = EmailChannel(config(server.port, **secured))
+
+    with pytest.raises(Later) as caught:
+        await channel.send(message())
+
+    assert caught.value.everyone
+    assert "hidden-one" not in f"{caught.value} {caught.value.answer}"
+    assert "MAIL" not in names(server.said)
+    await channel.aclose()
+
+
+async def test_a_login_that_is_one_too_many_is_a_limit_too(server: ScriptedRelay) -> None:
+    server.offers, server.pause = ("AUTH PLAIN",), 0.05
+    server.always = {"AUTH": "235 welcome"}
+    channel = EmailChannel(config(server.port, connections=2, username="flyte", password="hidden-one"))
+    first = asyncio.create_task(channel.send(message(key="k1")))
+    await server.until(lambda: "DATA" in server.said)
+    server.script = [("AUTH", "454 4.7.0 too many logins")]
+    await asyncio.gather(first, channel.send(message(key="k2")))
+
+    await asyncio.gather(*(channel.send(message(key=f"m{number}")) for number in range(4)))
+
+    assert len(server.mails) == 6
+    assert len(server.conversations) == 2  # the refused one included
+    await channel.aclose()
 
 
 @pytest.mark.parametrize("step", ["connect", "EHLO", "MAIL", "RCPT", "DATA", "mail"])
@@ -265,6 +300,46 @@ async def test_a_relay_that_is_away_is_tried_last_until_it_has_had_time_to_come_
     monkeypatch.setattr("channels.email.channel.PASSED_OVER", 0.0)
     await channel.send(message(key="back"))
     assert (len(server.mails), len(second.mails)) == (1, 3)
+    await channel.aclose()
+
+
+async def test_one_mail_finds_out_whether_a_relay_is_back_and_the_others_do_not_wait_for_it(
+    server: ScriptedRelay, second: ScriptedRelay
+) -> None:
+    channel = EmailChannel(several(server.port, second.port, timeout=60))
+    server.script = [("connect", "421 4.3.2 shutting down"), ("connect", HANG)]
+    await channel.send(message(key="k1"))
+    channel._failed_at = {relay: failed - PASSED_OVER for relay, failed in channel._failed_at.items()}
+    scout = asyncio.create_task(channel.send(message(key="scout")))
+    await server.until(lambda: len(server.conversations) == 2)
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(channel.send(message(key=f"m{number}")) for number in range(5)))
+
+    assert (len(server.conversations), len(second.mails)) == (2, 6)
+    server.hang_up()
+    await scout
+    assert len(second.mails) == 7
+    await channel.aclose()
+
+
+async def test_a_mail_does_not_wait_for_ever_for_connections_that_others_hold(
+    server: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "PATIENCE", 0.1)
+    server.script = [("DATA", HANG)]
+    channel = EmailChannel(config(server.port, connections=1))
+    slow = asyncio.create_task(channel.send(message(key="slow")))
+    await server.until(lambda: "DATA" in server.said)
+
+    with pytest.raises(Later, match="keeps all its connections busy"):
+        await channel.send(message(key="k2"))
+
+    server.hang_up()
+    with pytest.raises(Later, match="closed the connection before taking the mail"):
+        await slow
+    await channel.send(message(key="k3"))
+    assert len(server.mails) == 1
     await channel.aclose()
 
 
