@@ -64,6 +64,8 @@ def preview(
             help="A folder of templates: show what it would change.", exists=True, file_okay=False, show_default=False
         ),
     ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="A page in the browser that follows the templates.")] = False,
+    port: Annotated[int, typer.Option(help="Of that page; 0 takes a free one.", min=0, max=65535)] = 8090,
     config: Config = None,
 ) -> None:
     """Render messages without sending them. Exit status 1 where a provider would refuse one."""
@@ -71,6 +73,11 @@ def preview(
     from dispatcher.settings import load
 
     settings = load(config)
+    if serve:
+        from dispatcher.cli.workbench import run
+
+        run(settings, changed(_sample(event, phase), changes or ()), port)
+        return
     if channel is None and not every:
         raise typer.BadParameter("say which: --channel email, slack or pagerduty, or --all")
     press = Press(settings)

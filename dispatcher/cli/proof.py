@@ -41,6 +41,18 @@ class Proof:
     """What the provider would refuse, a sentence each."""
 
     @property
+    def headline(self) -> str:
+        """What a reader sees first: a mail's subject, Slack's notification, an incident's summary."""
+        match self.channel:
+            case "email":
+                return str(self.content.get("subject", ""))
+            case "slack":
+                return str(self.content.get("text", ""))
+            case _:
+                payload = self.content.get("payload")
+                return str(payload.get("summary", "")) if isinstance(payload, Mapping) else ""
+
+    @property
     def html(self) -> str:
         """A page: a mail's own HTML, another message as its readers see it."""
         return str(self.content["html"]) if self.channel == "email" else page(self.channel, self.content)

@@ -1,0 +1,164 @@
+"""The page on which templates are worked on, in a real browser: clicked through, by keyboard too, and looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+
+from tests.support.service import COMMAND
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+needs_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture
+async def url(tmp_path: Path) -> AsyncIterator[str]:
+    (tmp_path / "own" / "email").mkdir(parents=True)
+    config = tmp_path / "dispatcher.yaml"
+    config.write_text(yaml.safe_dump({"http": {}, "templates": {"path": ["own"]}}))
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "preview", "--serve", "--port", "0", "--config", str(config), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            said = (await process.stdout.readline()).decode()
+        found = re.search(r"http://\S+", said)
+        assert found, said
+        yield found[0]
+    finally:
+        process.terminate()
+        async with asyncio.timeout(20):
+            status = await process.wait()
+    assert status == 0
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        await opened.close()
+
+
+@pytest.fixture
+async def page(browser: Browser, url: str) -> AsyncIterator[Page]:
+    opened = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
+    wrong: list[str] = []
+    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    await opened.goto(url)
+    await expect(opened.locator("#state")).to_have_text("Within the provider's limits")
+    yield opened
+    assert wrong == []
+
+
+async def picture(seen: Page | Locator, name: str) -> None:
+    """docs/pictures, written anew with REWRITE_SNAPSHOTS=1."""
+    taken = await seen.screenshot()
+    if os.environ.get("REWRITE_SNAPSHOTS"):
+        PICTURES.mkdir(exist_ok=True)
+        (PICTURES / f"{name}.png").write_bytes(taken)
+    assert (PICTURES / f"{name}.png").stat().st_size < 200_000
+
+
+def mail(page: Page) -> Any:
+    return page.frame_locator("#seen")
+
+
+@needs_a_browser
+async def test_every_message_is_seen_as_its_readers_see_it(page: Page) -> None:
+    await expect(mail(page).locator(".title")).to_have_text("train.daily failed")
+    await expect(page.locator("#headline")).to_have_text(re.compile("train.daily failed · flytesnacks/production"))
+    await picture(page, "workbench")
+    await page.get_by_label("Dark").check()
+    await expect(mail(page).locator(".card")).to_have_css("background-color", "rgb(34, 37, 41)")
+    await page.get_by_label("Phone").check()
+    await expect(mail(page).locator(".part").first).to_have_css("padding-left", "12px")
+    await picture(page.locator("#seen"), "email-phone-dark")
+    await page.get_by_label("Light").check()
+    await page.get_by_label("Desktop").check()
+    await page.get_by_label("Slack").check()
+    await expect(mail(page).locator(".slack h3")).to_contain_text("train.daily failed")
+    await expect(page.locator("#headline")).to_contain_text("train.daily failed in flytesnacks/production: ValueError")
+    await picture(page.locator("#seen"), "slack")
+    await page.get_by_label("PagerDuty").check()
+    await expect(mail(page).locator(".incident .tag")).to_have_text("error")
+    await picture(page.locator("#seen"), "pagerduty")
+    await page.get_by_label("Source").check()
+    await expect(page.locator("#words")).to_contain_text('"event_action": "trigger"')
+    await page.get_by_label("Email").check()
+    await expect(page.locator("#words")).to_contain_text("Auto-Submitted: auto-generated")
+    await page.get_by_label("Text", exact=True).check()
+    await expect(page.locator("#words")).to_contain_text("Subject: ❌ train.daily failed")
+    await page.get_by_label("Phase").select_option("succeeded")
+    await expect(page.locator("#words")).to_contain_text("Subject: ✅ train.daily succeeded")
+
+
+@needs_a_browser
+async def test_the_page_follows_the_template_and_tells_what_is_wrong(page: Page, tmp_path: Path) -> None:
+    await page.get_by_label("Text", exact=True).check()
+    subject = tmp_path / "own" / "email" / "subject.txt.j2"
+    await asyncio.sleep(0.5)
+    subject.write_text("{{ what }} of mine")
+    await expect(page.locator("#words")).to_contain_text("Subject: train.daily of mine")
+    subject.write_text("{{ wat }}")
+    await expect(page.locator("#problems")).to_contain_text("subject.txt.j2:1: 'wat' is undefined")
+    subject.write_text(" ")
+    await expect(page.locator("#problems")).to_contain_text("would be refused: the mail has no subject")
+    subject.unlink()
+    await expect(page.locator("#state")).to_have_text("Within the provider's limits")
+
+
+@needs_a_browser
+async def test_the_event_is_edited_in_place_and_never_becomes_markup(page: Page) -> None:
+    event = page.get_by_label("Event", exact=True)
+    text = await event.input_value()
+    await event.fill(text.replace("train.daily", "<img src=x onerror=alert(1)>"))
+    await expect(mail(page).locator(".title")).to_have_text("<img src=x onerror=alert(1)> failed")
+    assert await mail(page).locator("img").count() == 0
+    await event.fill("{")
+    await expect(page.locator("#problems")).to_contain_text("the event is no JSON")
+    await event.fill('{"phase": "FAILED"}')
+    await expect(page.locator("#problems")).to_contain_text("no event: execution: Field required")
+
+
+@needs_a_browser
+async def test_the_page_is_used_by_keyboard_and_passes_axe(page: Page) -> None:
+    await page.locator("#phase").focus()
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("ArrowDown")
+    await expect(page.get_by_label("Slack")).to_be_checked()
+    await expect(mail(page).locator(".slack h3")).to_be_visible()
+    for _ in range(5):
+        await page.keyboard.press("Tab")
+    await expect(page.get_by_label("Event", exact=True)).to_be_focused()
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
+        results = await Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+
+
+async def test_the_server_is_for_this_machine_and_serves_nothing_else(url: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        for path in ("/../preview.py", "/page.py", "/events/running"):
+            async with session.get(f"{url}{path}") as answer:
+                assert answer.status == 404
+        async with session.get(url, headers={"Host": "evil.example"}) as answer:
+            assert answer.status == 400
+        async with session.get(url) as answer:
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        async with session.post(f"{url}/proof", data=b"no json") as answer:
+            assert "no JSON" in (await answer.json())["error"]
