@@ -24,7 +24,7 @@ from dispatcher.rendering.context import Context, context_of
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
 from dispatcher.rendering.mailclients import unsupported
 from dispatcher.rendering.overrides import Override
-from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox
+from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox, Stopped
 from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_slack, one_line
 from dispatcher.rendering.undefined import undefined_names
@@ -35,6 +35,8 @@ LONGEST_REASON = 600
 
 DOCUMENTS = {"slack": "slack/message.yaml", "pagerduty": "pagerduty/event.yaml"}
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
+REST = 100
+"""Messages for which a template is let alone after it was stopped: stopping it takes half a second each time."""
 STYLE_SHEET = "email/style.css"
 CHANNELS = ("email", *DOCUMENTS)
 
@@ -76,6 +78,7 @@ class Renderer:
         self._latest: tuple[Event, Context] | None = None
         self._built_in = _Templates([built_in_folder()], metered=False)
         self._sets: dict[Look, _Templates] = {}
+        self._resting: dict[tuple[str, Look], int] = {}
 
     def look(self, event: Event, recipient: str = "") -> Look:
         """Which overrides hold. Messages of one event, channel and look are the same, whoever gets them."""
@@ -100,8 +103,7 @@ class Renderer:
         context = self._context(event)
         if undelivered:
             context = replace(context, undelivered=cut(one_line(undelivered), LONGEST_REASON))
-        chosen = self._templates(self.look(event, recipient))
-        content = None if chosen is self._built_in else self._checked(chosen, channel, context)
+        content = self._own(channel, context, self.look(event, recipient))
         content = self._with_own(template, channel, context, content or self._built_in.render(channel, context))
         return _addressed(channel, event, content)
 
@@ -146,16 +148,27 @@ class Renderer:
             self._sets[look] = _Templates([*folders, built_in_folder()], metered=True)
         return self._sets[look]
 
-    @staticmethod
-    def _checked(chosen: _Templates, channel: str, context: Context) -> Content | None:
+    def _own(self, channel: str, context: Context, look: Look) -> Content | None:
+        """The message by the operator's templates, where there are any and they make what can be sent."""
+        chosen = self._templates(look)
+        if chosen is self._built_in:
+            return None
+        if resting := self._resting.get((channel, look), 0):
+            self._resting[channel, look] = resting - 1
+            return None
+        rest = 0
         try:
             content = chosen.render(channel, context)
             reason = "; ".join(limits.lint(channel, content))
         except Exception as error:  # noqa: BLE001 - an operator's template may raise anything; the message goes out
             reason = str(chosen.problem(channel, error))
+            if isinstance(error, Stopped) or isinstance(error.__cause__, Stopped):
+                self._resting[channel, look] = rest = REST
         if not reason:
             return content
-        log.error("a template failed: the built-in one is used instead", channel=channel, reason=reason)
+        log.error(
+            "a template failed: the built-in one is used instead", channel=channel, reason=reason, next_messages=rest
+        )
         return None
 
     def _with_own(self, template: str | None, channel: str, context: Context, content: Content) -> Content:

@@ -43,105 +43,30 @@ LONGEST_SOURCE = 200_000
 LARGEST_NUMBER = 4096
 """Bits."""
 
-FILTERS = frozenset(
-    [
-        "abs",
-        "capitalize",
-        "count",
-        "cut",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "filesizeformat",
-        "first",
-        "float",
-        "forceescape",
-        "format",
-        "groupby",
-        "indent",
-        "int",
-        "items",
-        "join",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "replace",
-        "reverse",
-        "round",
-        "safe",
-        "select",
-        "selectattr",
-        "sort",
-        "string",
-        "striptags",
-        "title",
-        "trim",
-        "truncate",
-        "unique",
-        "upper",
-        "urlencode",
-        "wordcount",
-        "wordwrap",
-    ]
-)
+FILTERS = frozenset({
+    "abs", "capitalize", "count", "cut", "d", "default", "dictsort", "e", "escape", "filesizeformat", "first",
+    "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list",
+    "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select",
+    "selectattr", "sort", "string", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
+    "wordwrap",
+})  # fmt: skip
 """Those of Jinja's filters whose result is hardly longer than what they are given, or whose price is known before."""
 GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
-METHODS = frozenset(
-    [
-        "capitalize",
-        "casefold",
-        "count",
-        "endswith",
-        "find",
-        "get",
-        "index",
-        "isalnum",
-        "isalpha",
-        "isascii",
-        "isdecimal",
-        "isdigit",
-        "islower",
-        "isnumeric",
-        "isspace",
-        "istitle",
-        "isupper",
-        "items",
-        "keys",
-        "lower",
-        "lstrip",
-        "partition",
-        "removeprefix",
-        "removesuffix",
-        "rfind",
-        "rindex",
-        "rpartition",
-        "rsplit",
-        "rstrip",
-        "split",
-        "splitlines",
-        "startswith",
-        "strip",
-        "swapcase",
-        "title",
-        "upper",
-        "values",
-    ]
-)
+METHODS = frozenset({
+    "capitalize", "casefold", "count", "endswith", "find", "get", "index", "isalnum", "isalpha", "isascii",
+    "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "items", "keys", "lower",
+    "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit", "rstrip",
+    "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "values",
+})  # fmt: skip
 """Of text, numbers and collections: those that make nothing longer."""
 
 _OURS = frozenset({Entity, Failure})
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _COLLECTIONS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, range, *_VIEWS)
+_REPEATABLE = (str, list, tuple)
 _BUILT_IN = (str, int, float, bytes, *_COLLECTIONS)
-_WIDE = re.compile(r"%[^%a-zA-Z]*?(?:\d{3}|\*)")
+_CONVERSION = re.compile(r"%(?:\([^()%]*\))?[-#0 +]*\d{0,2}(?:\.\d{0,2})?[a-zA-Z%]")
+"""In a format: `%s`, `%(name)-20s`, `%.2f`, `%%`."""
 
 
 class Stopped(TemplateRuntimeError):
@@ -323,9 +248,10 @@ class MeteredSandbox(Sandbox):
                 raise Stopped(f"stopped at a number of more than {LARGEST_NUMBER} bits")
         elif operator == "%" and isinstance(left, str):
             _price_of_format(meter, left, right)
-        elif operator == "*" and (isinstance(left, int) or isinstance(right, int)):
-            times, value = (left, right) if isinstance(left, int) else (right, left)
-            meter.pay(meter.price(value) * max(times, 0))
+        elif operator == "*" and isinstance(left, int) and isinstance(right, _REPEATABLE):
+            meter.pay(meter.price(right) * max(left, 0))
+        elif operator == "*" and isinstance(right, int) and isinstance(left, _REPEATABLE):
+            meter.pay(meter.price(left) * max(right, 0))
         else:
             meter.weigh(left)
             meter.weigh(right)
@@ -350,9 +276,10 @@ def _paying(function: Callable[..., Any], meter: Meter, price: Callable[..., Non
 
 
 def _price_of_format(meter: Meter, template: Any, *values: Any, **named: Any) -> None:
-    if _WIDE.search(str(template)):
-        raise Stopped("a format's width has two digits at most")
-    meter.pay(meter.price([values, named]) * (1 + str(template).count("%")))
+    rest, conversions = _CONVERSION.subn("", str(template))
+    if "%" in rest:
+        raise Stopped("a format that can't be read; a width has two digits at most")
+    meter.pay(meter.price([values, named]) * (1 + conversions))
 
 
 def _price_of_replace(meter: Meter, text: Any, old: Any, new: Any, count: Any = None) -> None:
@@ -377,8 +304,12 @@ def _price_of_indent(meter: Meter, text: Any, width: Any = 4, *rest: Any, **flag
 def _price_of_wordwrap(
     meter: Meter, text: Any, width: Any = 79, break_long_words: Any = None, wrapstring: Any = None, *rest: Any
 ) -> None:
-    del width, break_long_words, rest
-    meter.pay(len(str(text)) * (1 + len(wrapstring or "") // UNIT))
+    del break_long_words, rest
+    length = len(str(text))
+    per_character = (
+        1 + len(wrapstring or "") // UNIT + length // (10_000 * max(int(width), 1))
+    )  # textwrap copies the rest
+    meter.pay(length * per_character)
 
 
 def _price_of_round(meter: Meter, value: Any, precision: Any = 0, method: Any = "common") -> None:

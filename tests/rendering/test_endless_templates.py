@@ -12,8 +12,9 @@ from structlog.testing import capture_logs
 
 from dispatcher.phase import Phase
 from dispatcher.rendering import Renderer
-from dispatcher.rendering.renderer import built_in_folder, sample_event
+from dispatcher.rendering.renderer import REST, built_in_folder, sample_event
 from dispatcher.rendering.sandbox import BUDGET, DEPTH, FILTERS, INCLUDES, Meter, MeteredSandbox
+from tests.support.builders import an_event
 
 FAILED = sample_event(Phase.FAILED)
 PATIENCE = 3.0
@@ -62,6 +63,10 @@ ENDLESS = {
     "cut": ("{% for i in range(9000) %}{{ ('x' * 90000) | cut(80000) | length }}{% endfor %}", STEPS),
     "formats": ("{{ '%s' * 9000 % ('x' * 9000) }}", STEPS),
     "a format of one value many times": ("{{ ('%(a)s' * 9000) | format(a='x' * 9000) | length }}", STEPS),
+    "a wide format by name": ("{{ '%(a)999999999d' | format(a=1) }}", "two digits"),
+    "a wide format by a long name": ("{{ '%(a(b))999999999d' % {'a(b)': 1} }}", "two digits"),
+    "a long fraction": ("{{ '%.999999999f' % 1 }}", "two digits"),
+    "wrapping one long word": ("{{ ('x' * 400000) | wordwrap(1) | length }}", STEPS),
     "a wide format": ("{{ '%999999999d' % 1 }}", "two digits"),
     "a format as wide as it is told": ("{{ '%*d' | format(999999999, 1) }}", "two digits"),
     "a long rounding": ("{{ 1.5 | round(10 ** 9, 'floor') }}", "round takes"),
@@ -98,6 +103,27 @@ def test_an_endless_template_is_stopped_and_the_built_in_one_is_used(tmp_path: P
     assert "subject.txt.j2" in entry["reason"]
 
 
+def test_a_template_that_was_stopped_is_let_alone_for_a_while_and_then_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "email").mkdir()
+    (tmp_path / "email" / "subject.txt.j2").write_text(ENDLESS["loops"][0])
+    renderer = Renderer([tmp_path])
+    began = time.process_time()
+    with capture_logs() as logs:
+        for _ in range(2 * REST):
+            renderer.render("email", FAILED)
+            renderer.render("slack", FAILED)
+    assert [entry["next_messages"] for entry in logs] == [REST, REST]
+    assert time.process_time() - began < 2 * PATIENCE
+
+
+def test_a_template_that_fails_for_one_event_is_used_for_the_next(tmp_path: Path) -> None:
+    (tmp_path / "email").mkdir()
+    (tmp_path / "email" / "subject.txt.j2").write_text("{{ labels['team'] }}")
+    renderer = Renderer([tmp_path])
+    assert "failed" in renderer.render("email", an_event())["subject"]
+    assert renderer.render("email", FAILED)["subject"] == "data-science"
+
+
 def test_a_budget_is_one_messages_own(tmp_path: Path) -> None:
     (tmp_path / "email").mkdir()
     (tmp_path / "email" / "subject.txt.j2").write_text("{% for i in range(60000) %}{% endfor %}mine")
@@ -112,6 +138,7 @@ def test_a_budget_is_one_messages_own(tmp_path: Path) -> None:
         ("{{ '%s/%s' % (project, domain) }}{{ '%3s' | format('a') }}", "flytesnacks/production a"),
         ("{% set colors = {'failed': 'red'} %}{{ colors[phase] if phase in colors else 'none' }}", "red"),
         ("{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(what) ~ f(2 * 3) }}", "<train.daily><6>"),
+        ("{{ 10000000 * 1.5 }} {{ 3 * '-' }} {{ '%(a)s' | format(a=1) }} {{ '%.1f%%' % 99.5 }}", "15000000.0 --- 1 99.5%"),
         ("{% for a, b in [(1, 2), (3, 4)] %}{{ loop.index }}{{ a + b }}{{ ',' if not loop.last }}{% endfor %}", "13,27"),
         ("{{ what.split('.') | last }} {{ what.upper()[:5] }} {{ error.summary | wordwrap(10) | replace('\\n', '|') | cut(8) }}", "daily TRAIN ValueEr…"),
         ("{% macro f() %}{{ caller(1) }}{{ caller(2) }}{% endmacro %}{% call(x) f() %}{{ x }}{% endcall %}", "12"),
