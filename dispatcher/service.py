@@ -25,6 +25,7 @@ from dispatcher.intake import Heard, Intake
 from dispatcher.kafka import KafkaSource
 from dispatcher.ledger import Ledger
 from dispatcher.plan import Planner
+from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.settings import Settings
@@ -86,6 +87,7 @@ class Service:
             look_up = admin.look_up if admin is not None else None
             intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
             source = KafkaSource(self.settings.kafka) if self.settings.kafka is not None else None
+            await ledger.complete_since(now=self.clock.now())  # what ended before our first start is no news
             await self._run_rooms(intake, rules, source, ledger, admin)
 
     async def _run_rooms(
@@ -102,6 +104,10 @@ class Service:
             taking.append(rooms.create_task(self._forget_old(ledger), name="retention"))
             if source is not None:
                 taking.append(rooms.create_task(intake.run(source), name="kafka"))
+            if admin is not None and self.settings.reconcile.every:
+                reconciler = make_reconciler(self.settings, admin, ledger, intake, self.clock, self._stopping)
+                sweeping = reconciler.run(self.settings.reconcile.every, self.rng)
+                taking.append(rooms.create_task(sweeping, name="reconcile"))
             async with self._web(intake, source, ledger, admin) as url:
                 log.info("ready", http=url, channels=sorted(courier.name for courier in self._couriers))
                 self.ready(url)
@@ -228,6 +234,19 @@ async def asking_flyte_admin(settings: Settings, clock: Clock) -> AsyncIterator[
         return
     async with open_flyte_admin(config, clock) as admin:
         yield admin
+
+
+def make_reconciler(
+    settings: Settings,
+    admin: FlyteAdmin,
+    ledger: Ledger,
+    intake: Intake,
+    clock: Clock,
+    stopping: asyncio.Event | None = None,
+) -> Reconciler:
+    """The one who looks for executions whose event was lost; it ends once `stopping` is set."""
+    options = settings.reconcile
+    return Reconciler(admin, ledger, intake, clock, options.window, options.patience, stopping or asyncio.Event())
 
 
 @asynccontextmanager

@@ -108,6 +108,23 @@ class RulesSettings(_Section):
     """Where the engine itself is asked, before any file."""
 
 
+class ReconcileSettings(_Section):
+    """Whether FlyteAdmin is asked for executions whose event was lost before Kafka; only where it is configured."""
+
+    every: Duration = Field(timedelta(minutes=10), ge=timedelta(), le=timedelta(days=1))
+    """How often; 0 switches it off."""
+    window: Duration = Field(timedelta(hours=24), ge=timedelta(minutes=1))
+    """How far back is looked at most, as after a long stop."""
+    patience: Duration = Field(timedelta(minutes=5), ge=timedelta())
+    """How long after an execution's end its event is not missed yet: Kafka may be behind."""
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.window <= self.patience:
+            raise ValueError("window must be longer than patience, or nothing is ever looked at")
+        return self
+
+
 class TemplateSettings(_Section):
     """Where templates come from besides the built-in ones."""
 
@@ -198,6 +215,7 @@ class Settings(BaseSettings):
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
     channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # made from the catalog above
+    reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: str = ""
     """Flyte's console, as `https://flyte.example.com/console`: messages link to the execution's page."""
@@ -205,6 +223,12 @@ class Settings(BaseSettings):
     """How long a stop waits for messages that are on their way."""
     log: Literal["json", "console", "auto"] = "auto"
     """`auto`: readable at a terminal, JSON elsewhere."""
+
+    @model_validator(mode="after")
+    def _reconciles_with_someone(self) -> Self:
+        if "reconcile" in self.model_fields_set and self.rules.flyte_admin is None:
+            raise ValueError("reconcile needs rules.flyte_admin: it is FlyteAdmin that knows of every execution")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -12,6 +12,7 @@ from dispatcher.cli.demo import demo
 from dispatcher.cli.explain import explain
 from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
+from dispatcher.cli.reconcile import reconcile
 from dispatcher.cli.rejected import rejected
 from dispatcher.cli.serve import serve
 from dispatcher.cli.templates import templates
@@ -49,6 +50,7 @@ app.command()(demo)
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
 app.add_typer(templates, name="templates")
+app.command()(reconcile)
 
 
 def main() -> None:

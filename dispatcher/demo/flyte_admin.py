@@ -32,6 +32,8 @@ from dispatcher.web.server import serving
 
 _ANONYMOUS = "/flyteidl.service.AuthMetadataService/"
 _PAGE = 100
+_LISTED_ERROR = 100
+"""Characters of an error that a list shows."""
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ class LocalFlyteAdmin:
     launch_plans: dict[str, Any] = field(default_factory=dict)
     """`project/domain/name@version` -> flyteidl's LaunchPlan."""
     forbidden: set[str] = field(default_factory=set)
-    """Executions that nobody may see."""
+    """Executions that nobody may see, and places (`project/domain`) that nobody may list."""
     login: Login | None = None
     tls: tuple[bytes, bytes] | None = None
     """Private key and certificate chain, PEM."""
@@ -246,36 +248,36 @@ class _Answers(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # ge
             await context.abort(grpc.StatusCode.NOT_FOUND, f"missing entity of type LAUNCH_PLAN with identifier {name}")
         return self._admin.launch_plans[name]
 
-    async def ListProjects(self, _: Any, __: Any) -> Any:  # noqa: N802
+    async def ListProjects(self, request: Any, _: Any) -> Any:  # noqa: N802
         domains: dict[str, set[str]] = {}
         for execution in self._admin.executions.values():
             domains.setdefault(execution.id.project, set()).add(execution.id.domain)
-        return project_pb2.Projects(
-            projects=[
-                project_pb2.Project(id=name, domains=[project_pb2.Domain(id=domain) for domain in sorted(found)])
-                for name, found in sorted(domains.items())
-            ]
-        )
+        projects = [
+            project_pb2.Project(id=name, domains=[project_pb2.Domain(id=domain) for domain in sorted(found)])
+            for name, found in sorted(domains.items())
+        ]
+        page, following = _page(projects, request)
+        return project_pb2.Projects(projects=page, token=following)
 
     async def ListExecutions(self, request: Any, context: Any) -> Any:  # noqa: N802
+        place = f"{request.id.project}/{request.id.domain}"
+        if place in self._admin.forbidden:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "resource not permitted")
         try:
             matches = _filters(request.filters)
-            offset = int(request.token or 0)
+            int(request.token or 0)
         except (ValueError, KeyError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"invalid filters or token: {error}")
             raise
         found = [
             execution
             for execution in self._admin.executions.values()
-            if (execution.id.project, execution.id.domain) == (request.id.project, request.id.domain)
-            and all(match(execution) for match in matches)
+            if f"{execution.id.project}/{execution.id.domain}" == place and all(match(execution) for match in matches)
         ]
         key = _FIELDS.get(request.sort_by.key, _FIELDS["created_at"])
         found.sort(key=key, reverse=request.sort_by.direction == common_pb2.Sort.DESCENDING)
-        limit = request.limit or _PAGE
-        page = found[offset : offset + limit]
-        following = str(offset + limit) if offset + limit < len(found) else ""
-        return execution_pb2.ExecutionList(executions=page, token=following)
+        page, following = _page(found, request)
+        return execution_pb2.ExecutionList(executions=[_as_listed(execution) for execution in page], token=following)
 
 
 class _LoginAnswers(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: ignore[misc]  # generated, untyped
@@ -308,6 +310,21 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "lt": lambda one, other: one < other,
     "lte": lambda one, other: one <= other,
 }
+
+
+def _page(found: list[Any], request: Any) -> tuple[list[Any], str]:
+    """The page that was asked for, and the token of the next one: its offset."""
+    offset, limit = int(request.token or 0), request.limit or _PAGE
+    return found[offset : offset + limit], str(offset + limit) if offset + limit < len(found) else ""
+
+
+def _as_listed(execution: Any) -> Any:
+    """Lists cut errors short, as flyteadmin's `transformers/execution.go` does."""
+    if execution.closure.WhichOneof("output_result") != "error":
+        return execution
+    listed = execution_pb2.Execution.FromString(execution.SerializeToString())
+    listed.closure.error.message = listed.closure.error.message[:_LISTED_ERROR]
+    return listed
 
 
 def _filters(text: str) -> list[Callable[[Any], bool]]:

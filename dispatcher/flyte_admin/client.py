@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -26,11 +27,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
-from dispatcher.event import EntityId, ExecutionId
+from dispatcher.event import EntityId, Event, ExecutionId
 from dispatcher.flyte_admin.config import FlyteAdminConfig
 from dispatcher.flyte_admin.login import Doorway, Login, Token
 from dispatcher.flyte_admin.merged import Merged
-from dispatcher.flyte_admin.reading import execution_of, rules_of
+from dispatcher.flyte_admin.reading import ended_between, ended_of, execution_of, rules_of
 from dispatcher.flyte_admin.trouble import Denied, Failing, Passing, told
 from dispatcher.rules import Resolved, Rule, Unresolved
 
@@ -42,10 +43,21 @@ PLANS_KEPT = 2000
 """Launch plans remembered, those asked for last. A version of a launch plan never changes."""
 CLOSE_SECONDS = 3
 """The deadline of every question while we are stopping."""
+PAGE = 100
+"""Executions or projects that a list brings at once."""
 _LARGEST_ANSWER = 32 * 2**20
 
 _Ask = Callable[[Any], Any]
 """One method of a service: takes a request and options, gives a call to await."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list of executions."""
+
+    ended: Sequence[Event]
+    following: str
+    """The token of the next page; empty where this is the last."""
 
 
 class _Connection:
@@ -101,6 +113,56 @@ class FlyteAdmin:
         except (FlyteAdminUnavailable, Denied) as error:
             return str(error)
         return None if answer is not None else f"{self._config.endpoint} answered what can't be understood"
+
+    async def places(self) -> list[tuple[str, str]]:
+        """Each project and domain that there is (`AdminService.ListProjects`).
+
+        Raises FlyteAdminUnavailable, also where the list is denied.
+        """
+        found: list[tuple[str, str]] = []
+        token = ""
+        while True:
+            request = project_pb2.ProjectListRequest(limit=PAGE, token=token)
+            try:
+                answer = await self._listed("ListProjects", request, "the list of projects")
+            except Denied as no:
+                raise FlyteAdminUnavailable(str(no)) from None
+            found += [(project.id, domain.id) for project in answer.projects for domain in project.domains]
+            if not answer.token or answer.token == token:
+                return found
+            token = answer.token
+
+    async def ended(self, project: str, domain: str, *, since: datetime, until: datetime, token: str = "") -> Page:
+        """One page of the executions of a project and domain that have ended and were last written in that time.
+
+        Executions that can't be understood are left out, and so is a place that we may not list; the log says so.
+        Raises FlyteAdminUnavailable.
+        """
+        request = common_pb2.ResourceListRequest(
+            id=common_pb2.NamedEntityIdentifier(project=project, domain=domain),
+            limit=PAGE,
+            token=token,
+            filters=ended_between(since, until),
+            sort_by=common_pb2.Sort(key="created_at", direction=common_pb2.Sort.ASCENDING),
+        )
+        try:
+            answer = await self._listed("ListExecutions", request, f"the executions of {project}/{domain}")
+        except Denied as no:
+            log.warning("executions can't be listed", project=project, domain=domain, reason=str(no))
+            return Page((), "")
+        ended = []
+        for message in answer.executions:
+            try:
+                ended.append(ended_of(message))
+            except Denied as error:
+                log.warning("passed over", execution=message.id.name, reason=str(error))
+        return Page(ended, answer.token if answer.token != token else "")
+
+    async def _listed(self, method: str, request: Any, what: str) -> Any:
+        answer = await self._ask(method, request, what)
+        if answer is None:
+            raise FlyteAdminUnavailable(f"{self._config.endpoint} answered what can't be understood to {what}")
+        return answer
 
     async def _look_up(self, execution: ExecutionId) -> Resolved | Unresolved:
         async with self._slots:

@@ -1,4 +1,4 @@
-"""FlyteAdmin's answers, taken apart: flyteidl's messages become our words. Pure."""
+"""FlyteAdmin's answers, taken apart: flyteidl's messages become our words, and a question's filters theirs. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from flyteidl.admin import common_pb2
 from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 
-from dispatcher.event import EntityId, ExecutionError
+from dispatcher.event import EntityId, Event, ExecutionError
 from dispatcher.flyte_admin.trouble import Denied
 from dispatcher.notification import Notification
+from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rules import Resolved, Rule
 from dispatcher.wording import first_problem
 
@@ -42,6 +43,40 @@ def execution_of(message: Any) -> Resolved:
     except (ValidationError, ValueError, OverflowError) as error:
         words = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise Denied(f"FlyteAdmin's answer can't be understood: {words}") from None
+
+
+def ended_of(message: Any) -> Event:
+    """The end of an execution that a list brought (`flyteidl.admin.Execution`). Raises Denied where it can't be read.
+
+    When it ended is `closure.updated_at`, which flyteadmin takes from the terminal event itself (`occurredAt`). Lists cut
+    errors to 100 characters (`TrimErrorMessage`), so the error is left to whoever asks for the execution alone.
+    """
+    identity, closure = message.id, message.closure
+    try:
+        return Event(
+            execution={"project": identity.project, "domain": identity.domain, "name": identity.name},
+            phase=Phase.parse(closure.phase),
+            occurred_at=_time(closure, "updated_at"),
+            launch_plan=_entity(message.spec.launch_plan),
+            workflow=_entity(closure.workflow_id),
+            principal=message.spec.metadata.principal,
+            labels=dict(message.spec.labels.values),
+            started_at=_time(closure, "started_at"),
+        )
+    except (ValidationError, ValueError, OverflowError) as error:
+        words = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise Denied(f"an execution that FlyteAdmin lists can't be understood: {words}") from None
+
+
+def ended_between(since: datetime, until: datetime) -> str:
+    """Filters, as flyteadmin reads them (`common/filters.go`), for executions that have ended and were last written in that time."""
+    phases = ";".join(sorted(TERMINAL))
+    return f"value_in(phase,{phases})+gte(updated_at,{_written(since)})+lte(updated_at,{_written(until)})"
+
+
+def _written(time: datetime) -> str:
+    """RFC 3339 in UTC with `Z`: a `+` would end the filter."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def rules_of(notifications: Iterable[Any], source: str) -> tuple[tuple[Rule, ...], tuple[str, ...]]:

@@ -21,12 +21,14 @@ from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.entries import BODY_KEPT, Attempt, Claim, Filed, Filter, Known, Recorded, Rejected, Settlement
 from dispatcher.ledger.standings import Standings
-from dispatcher.ledger.tables import attempts, contents, deliveries, destinations, events, rejected, starts
+from dispatcher.ledger.tables import attempts, contents, deliveries, destinations, events, marks, rejected, starts
 from dispatcher.pacing import Gate, Standing
 from dispatcher.phase import TERMINAL
 
 SECOND_LOOKS = (100, 100, 100)
 """So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
+_SINCE, _SWEPT = "since", "swept"
+_MARK = select(marks.c.at).where(marks.c.name == bindparam("name"))
 LATE = "the lease had run out, so this ending counted for nothing"
 
 
@@ -106,6 +108,40 @@ class Ledger:
                 )
                 entries += [_rejected(row) for row in rows]
         return entries
+
+    # -- reconciliation
+
+    async def known(self, events_: Iterable[str]) -> frozenset[str]:
+        """Those of the events' keys that were heard of, be it that they were rejected."""
+        found: set[str] = set()
+        async with self._database.reading() as connection:
+            for some in _in_portions(sorted(set(events_))):
+                found |= set(await connection.scalars(select(events.c.key).where(events.c.key.in_(some))))
+                found |= set(await connection.scalars(select(rejected.c.event).where(rejected.c.event.in_(some))))
+        return frozenset(found)
+
+    async def complete_since(self, *, now: datetime) -> datetime:
+        """From when on all that was told is in here: since the first start, or what a purge has left.
+
+        The first call remembers `now`, or the oldest event if there is one.
+        """
+        async with self._database.writing() as connection:
+            oldest = await connection.scalar(select(func.min(events.c.recorded_at)))
+            await self._insert(connection, marks, [{"name": _SINCE, "at": min(oldest or now, now)}])
+            since: datetime = (await connection.execute(_MARK, {"name": _SINCE})).scalar_one()
+        return since
+
+    async def swept_until(self) -> datetime | None:
+        """The end of the last time that was looked through for lost events; None before the first."""
+        async with self._database.reading() as connection:
+            until: datetime | None = await connection.scalar(_MARK, {"name": _SWEPT})
+        return until
+
+    async def swept(self, until: datetime) -> None:
+        """Remember that everything before then was looked through. It never goes back."""
+        async with self._database.writing() as connection:
+            await self._insert(connection, marks, [{"name": _SWEPT, "at": until}])
+            await _move_mark(connection, _SWEPT, until)
 
     # -- couriers
 
@@ -305,7 +341,7 @@ class Ledger:
 
         With an event go its deliveries, their attempts and contents that nothing else sends. Small limits keep
         the transactions short, so that deliveries go on meanwhile. Rejected messages of that age go too.
-        How many went in all.
+        How many went in all. What ended before then is no news any more, even if an event of it was lost.
         """
         waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
         old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
@@ -326,6 +362,7 @@ class Ledger:
             await connection.execute(delete(destinations).where(*idle))
             noise = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)
             gone = await connection.execute(delete(rejected).where(rejected.c.id.in_(noise)))
+            await _move_mark(connection, _SINCE, before)
         return len(keys) + gone.rowcount
 
     async def counts(self) -> Mapping[tuple[str, State], int]:
@@ -373,6 +410,11 @@ class Ledger:
         """Insert the rows whose keys are not there yet."""
         if rows:
             await connection.execute(self._dialect.insert(table).on_conflict_do_nothing(), _in_key_order(table, rows))
+
+
+async def _move_mark(connection: AsyncConnection, name: str, at: datetime) -> None:
+    """Move a mark that is there forward."""
+    await connection.execute(update(marks).where(marks.c.name == name, marks.c.at < at).values(at=at))
 
 
 def _in_key_order(table: Table, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

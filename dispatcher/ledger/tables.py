@@ -136,6 +136,14 @@ starts = Table(
 )
 """Whose an execution is, for its later events that don't say."""
 
+marks = Table(
+    "marks",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("at", UtcTime, nullable=False),
+)
+"""Moments to remember: `since` the ledger knows all that was told, and what was `swept` for lost events."""
+
 contents = Table(
     "contents",
     metadata,

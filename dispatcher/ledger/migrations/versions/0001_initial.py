@@ -1,4 +1,4 @@
-"""The first tables: events, starts, contents, deliveries, destinations, attempts, rejected."""
+"""The first tables: events, starts, marks, contents, deliveries, destinations, attempts, rejected."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -40,6 +40,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("execution", name="pk_starts"),
     )
     op.create_index("ix_starts_recorded_at", "starts", ["recorded_at"])
+    op.create_table(
+        "marks",
+        sa.Column("name", sa.String(32), nullable=False),
+        sa.Column("at", _TIME, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_marks"),
+    )
     op.create_table(
         "contents",
         sa.Column("digest", sa.String(64), nullable=False),

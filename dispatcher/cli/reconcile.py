@@ -1,0 +1,103 @@
+"""`dispatcher reconcile`: executions that ended and whose event never came."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dispatcher.cli.ledger import asking
+from dispatcher.cli.options import AsJson, Config, moment
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from dispatcher.event import Event
+    from dispatcher.ledger import Ledger
+    from dispatcher.settings import Settings
+
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        help="How far back: a span (24h, 7d) or a time (2026-11-20T09:00Z).",
+        show_default="reconcile.window of the settings",
+    ),
+]
+
+
+def reconcile(
+    config: Config = None,
+    since: Since = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which ones; record nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask FlyteAdmin which executions ended, and record what no event told; the running service delivers."""
+    from dispatcher import logs
+    from dispatcher.cli.output import console, time_text, write_json
+    from dispatcher.clock import SystemClock
+    from dispatcher.errors import SettingsError
+    from dispatcher.settings import load
+
+    settings = load(config)
+    if settings.rules.flyte_admin is None:
+        raise SettingsError("reconcile needs rules.flyte_admin: it is FlyteAdmin that knows of every execution")
+    logs.configure("console", level=logging.WARNING)
+    now = SystemClock().now()
+    wanted = moment(since, now=now) or now - settings.reconcile.window
+
+    async def compare(ledger: Ledger) -> tuple[datetime, list[Event]]:
+        return await _compare(ledger, settings, wanted, dry_run=dry_run)
+
+    looked_from, lost = asyncio.run(asking(config, compare))
+    if as_json:
+        write_json([_as_data(event) for event in lost])
+        return
+    if looked_from > wanted:
+        typer.echo(f"the ledger knows nothing of what ended before {time_text(looked_from)} UTC: left out", err=True)
+    for event in lost:
+        line = f"{time_text(event.occurred_at)}  {event.key}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    executions = "1 execution" if len(lost) == 1 else f"{len(lost)} executions"
+    console.print(f"no event told of {executions}{'' if dry_run or not lost else ': recorded now'}")
+
+
+async def _compare(
+    ledger: Ledger, settings: Settings, wanted: datetime, *, dry_run: bool
+) -> tuple[datetime, list[Event]]:
+    """From when on it was looked, and the ends that no event told of."""
+    from dispatcher.clock import SystemClock
+    from dispatcher.intake import Intake
+    from dispatcher.rules.files import LaunchPlanFiles
+    from dispatcher.service import asking_flyte_admin, make_planner, make_reconciler, open_channels
+
+    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules.load()
+    clock = SystemClock()
+    lost: list[Event] = []
+    async with asking_flyte_admin(settings, clock) as admin:
+        if admin is None:
+            return wanted, lost
+        planner = make_planner(settings, open_channels(settings))
+        intake = Intake(ledger, lambda: rules.book, planner, clock, look_up=admin.look_up)
+        reconciler = make_reconciler(settings, admin, ledger, intake, clock)
+        span = await reconciler.span(wanted)
+        async with aclosing(reconciler.missing(span)) as pages:
+            async for page in pages:
+                lost += page
+                if not dry_run:
+                    await reconciler.record(page)
+    return span.since, lost
+
+
+def _as_data(event: Event) -> dict[str, Any]:
+    return {
+        "event": event.key,
+        "execution": event.execution.model_dump(),
+        "phase": event.phase,
+        "ended_at": event.occurred_at,
+        "launch_plan": str(event.launch_plan or ""),
+    }
