@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -99,6 +99,15 @@ class Wire:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried, and how it went."""
+
+    says: str
+    """What is well, or what is wrong and what to change; a sentence free of secrets."""
+    ok: bool = True
+
+
 class Channel(Protocol):
     """One way to reach people.
 
@@ -121,6 +130,12 @@ class Channel(Protocol):
 
     async def send(self, message: Message) -> Receipt:
         """Hand the message over. Raises Later, Never (or Unserved) or Unknown, and nothing else."""
+
+    async def check(self) -> Sequence[Finding]:
+        """Try what can be tried without telling anybody: reach the provider, log in, look at the rights.
+
+        Raises nothing; ends within the channel's own time-outs.
+        """
 
     async def aclose(self) -> None:
         """Close what is open; in-flight sends have ended or been cancelled before."""

@@ -7,14 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from channels.contract import EXCERPT, Answer, ChannelError, Later, Message, Never, Receipt, Unknown, Unserved, Wire
+from channels.contract import (
+    EXCERPT,
+    Answer,
+    ChannelError,
+    Finding,
+    Later,
+    Message,
+    Never,
+    Receipt,
+    Unknown,
+    Unserved,
+    Wire,
+)
 from channels.retry_after import retry_after
 from channels.secret import SecretFile, one_of, reveal
 
@@ -24,7 +36,11 @@ if TYPE_CHECKING:
 LARGEST = 512 * 1024
 """Bytes of one event."""
 LONGEST_KEY = 255
+KEY_LENGTH = 32
+"""Characters of a routing key."""
 MASK = "********"
+_NO_EVENT = {"event_action": "none"}
+"""What PagerDuty refuses after it has looked at the key: the actions are trigger, acknowledge and resolve."""
 
 
 class PagerDutyService(BaseModel):
@@ -100,6 +116,38 @@ class PagerDutyChannel:
         except NoAnswer as error:
             raise Unknown(f"PagerDuty did not answer: {error}; it may have taken the event") from None
         return _receipt(reply, event["dedup_key"], key)
+
+    async def check(self) -> Sequence[Finding]:
+        """Each service's key is shown with an event whose action doesn't exist: PagerDuty refuses it, and opens nothing."""
+        if not self._config.services:
+            return [Finding("channels.pagerduty.services is empty: nobody can be paged", ok=False)]
+        return [await self._check_service(name) for name in self._config.services]
+
+    async def _check_service(self, name: str) -> Finding:
+        from channels._events_api import NoAnswer, Unreachable  # noqa: PLC0415
+
+        service, url = self._config.services[name], self._config.events_url
+        try:
+            key = reveal(service.routing_key, service.routing_key_file) or ""
+        except OSError as error:
+            return Finding(f"{name}: routing_key_file can't be read: {error.strerror}", ok=False)
+        if len(key) != KEY_LENGTH:
+            said = f"{len(key)} characters, not {KEY_LENGTH}: give the integration key of the service's Events API v2"
+            return Finding(f"{name}: the routing key has {said}", ok=False)
+        try:
+            reply = await asyncio.get_running_loop().run_in_executor(self._threads, self._post, key, _NO_EVENT)
+        except (Unreachable, NoAnswer) as error:
+            return Finding(f"{url} can't be reached: {error}; check channels.pagerduty.events_url", ok=False)
+        if reply.status == 429:
+            return Finding(f"{name}: PagerDuty is reached, and takes no more events of this service for now")
+        if reply.status != 400:
+            said = f"{url} answered {reply.status}: is channels.pagerduty.events_url PagerDuty's?"
+            return Finding(f"{name}: {said}", ok=False)
+        if "routing" in reply.text.lower():
+            return Finding(
+                f"{name}: PagerDuty doesn't know the routing key: check channels.pagerduty.services", ok=False
+            )
+        return Finding(f"{name}: PagerDuty is reached and has nothing against the routing key")
 
     async def aclose(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from channels.contract import EXCERPT, Answer, ChannelError, Later, Message, Never, Receipt, Unknown, Unserved, Wire
+from channels.contract import (
+    EXCERPT,
+    Answer,
+    ChannelError,
+    Finding,
+    Later,
+    Message,
+    Never,
+    Receipt,
+    Unknown,
+    Unserved,
+    Wire,
+)
 from channels.retry_after import retry_after
 from channels.secret import SecretFile, one_of, reveal
 
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     import aiohttp
     from slack_sdk.errors import SlackApiError
     from slack_sdk.web.async_client import AsyncWebClient
+    from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 METADATA_TYPE = "notification_delivery"
 """The event_type of our messages' metadata; its payload is `{"key": …}`."""
@@ -126,6 +139,43 @@ class SlackChannel:
         reference = {"channel": str(answer.get("channel", channel)), "ts": str(answer.get("ts", ""))}
         return Receipt(answer=Answer("ok", f"ts {reference['ts']}"), reference=reference)
 
+    async def check(self) -> Sequence[Finding]:
+        """`auth.test`, whose answer also names the token's scopes (`x-oauth-scopes`)."""
+        try:
+            who, scopes = await self._who_we_are()
+        except ChannelError as error:
+            return [Finding(error.reason, ok=False)]
+        return [Finding(f"the token is accepted: {who}"), *self._lacking(scopes)]
+
+    async def _who_we_are(self) -> tuple[str, frozenset[str] | None]:
+        """Our name and the workspace's, and our scopes where Slack names them. Raises Later or Never."""
+        try:
+            response = await self._response("auth.test", {}, form=True)
+        except Unknown as error:  # nothing was changed, whatever happened
+            raise Later("Slack did not answer auth.test: check channels.slack.api_url", answer=error.answer) from None
+        data = response.data if isinstance(response.data, dict) else {}
+        headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
+        told = headers.get("x-oauth-scopes")
+        scopes = None if told is None else frozenset(scope.strip() for scope in told.split(","))
+        return f"{data.get('user', '?')} in workspace {data.get('team', '?')}", scopes
+
+    def _lacking(self, scopes: frozenset[str] | None) -> list[Finding]:
+        """What the app can't do for want of a scope. Wrong is what the settings need; the rest is only said."""
+        if scopes is None:
+            return [Finding("Slack doesn't say which scopes the token has: chat:write is needed")]
+        advice = "add it to the app under OAuth & Permissions, and install the app again"
+        if "chat:write" not in scopes:
+            return [Finding(f"scope chat:write is missing, nothing can be posted: {advice}", ok=False)]
+        findings = [Finding("scope chat:write is there")]
+        if "users:read.email" not in scopes:
+            named = any(_PERSON.fullmatch(target) for target in self._config.recipients.values())
+            lost = "people can't be found by their mail address"
+            findings.append(Finding(f"scope users:read.email is missing, {lost}: {advice}", ok=not named))
+        if not scopes & {"channels:history", "groups:history", "im:history"}:
+            lost = "a doubtful message is repeated without a look at what has arrived"
+            findings.append(Finding(f"no history scope, {lost}: channels:history lets the app look"))
+        return findings
+
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
@@ -208,13 +258,20 @@ class SlackChannel:
 
     async def _call(self, method: str, body: Mapping[str, Any], *, form: bool = False) -> Mapping[str, Any]:
         """One call of the Web API. Raises the ChannelError that its answer, or its silence, means."""
+        data = (await self._response(method, body, form=form)).data
+        if not isinstance(data, dict):
+            raise Unknown("Slack gave an answer that is no JSON object; it may have taken the message")
+        return data
+
+    async def _response(self, method: str, body: Mapping[str, Any], *, form: bool) -> AsyncSlackResponse:
+        """The same, with the answer's headers."""
         import aiohttp  # noqa: PLC0415 - kept out of the command line's start
         from slack_sdk.errors import SlackApiError, SlackClientError  # noqa: PLC0415
 
         client = await self._ready()
         payload = {"params": body} if form else {"json": body}
         try:
-            response = await client.api_call(method, http_verb="GET" if form else "POST", **payload)  # type: ignore[arg-type]
+            return await client.api_call(method, http_verb="GET" if form else "POST", **payload)  # type: ignore[arg-type]
         except SlackApiError as error:
             raise _meaning(error) from None
         except aiohttp.ClientConnectorError as error:
@@ -222,10 +279,6 @@ class SlackChannel:
             raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
         except (aiohttp.ClientError, TimeoutError, OSError, SlackClientError, AttributeError, ValueError) as error:
             raise Unknown(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
-        data = response.data
-        if not isinstance(data, dict):
-            raise Unknown("Slack gave an answer that is no JSON object; it may have taken the message")
-        return data
 
     async def _ready(self) -> AsyncWebClient:
         import aiohttp  # noqa: PLC0415

@@ -9,6 +9,6 @@
     -> carry        courier, pacing     claim, send over a channel, judge, settle; at a pace that each destination bears
     -> send         channels            the transports, a package of their own
 
-`reconcile` brings intake what no message told. `intake` joins the steps up to the ledger, `service` wires everything; intake and couriers share nothing
-but the ledger. The facts are in `event`, `phase` and `notification`; the state machine in `delivery`.
+`intake` joins the steps up to the ledger, `reconcile` brings it what no message told, `service` wires everything;
+intake and couriers share nothing but the ledger. The facts are in `event`, `phase` and `notification`; the state machine in `delivery`.
 """

@@ -14,25 +14,29 @@ import math
 import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
 import cramjam
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     CorruptRecordException,
+    GroupAuthorizationFailedError,
     KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
 )
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
+from channels.contract import Finding
 from channels.secret import SecretFile, one_of, reveal
 from dispatcher.duration import Duration
 from dispatcher.errors import DispatcherError
@@ -56,6 +60,7 @@ Heartbeats and rejoining go on without polls, and what is prefetched stays (paus
 
 _LOST = (KafkaError, TimeoutError, OSError)
 """What a consumer object doesn't outlive."""
+_DENIED = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
 _UNREADABLE = (
     CorruptRecordException,
     UnicodeDecodeError,
@@ -599,3 +604,85 @@ class KafkaPublisher:
         except (KafkaError, TimeoutError) as error:
             raise DispatcherError(f"Kafka did not take the message: {_words(error)}") from None
         return Published(sent.topic, sent.partition, sent.offset)
+
+
+async def examine(config: KafkaConfig) -> list[Finding]:
+    """Whether the brokers are reached, the topics are there and can be read, and how far behind the group is.
+
+    Joins no group, creates no topic, commits nothing. Raises nothing.
+    """
+    servers = config.bootstrap_servers
+    try:
+        options = config.connection()
+    except OSError as error:  # ssl's errors too
+        return [Finding(f"kafka.ca_file, cert_file or password_file can't be used: {_words(error)}", ok=False)]
+    admin = AIOKafkaAdminClient(**options, request_timeout_ms=CALL_SECONDS * 1000)
+    consumer = AIOKafkaConsumer(
+        **options, group_id=config.group_id, enable_auto_commit=False, request_timeout_ms=CALL_SECONDS * 1000
+    )
+    findings: list[Finding] = []
+    try:
+        await _bounded(admin.start())
+        there = {topic["topic"]: topic for topic in await _bounded(admin.describe_topics())}
+        findings.append(Finding(f"{servers} is reached"))
+        await _bounded(consumer.start())
+        for topic in config.topics:
+            findings += await _examine_topic(consumer, config, topic, there.get(topic))
+    except _LOST as error:
+        what = "answered with an error" if findings else "can't be reached"
+        advice = "check kafka.bootstrap_servers, security_protocol and the login"
+        findings.append(Finding(f"{servers} {what}: {_words(error)}; {advice}", ok=False))
+    finally:
+        for opened in (consumer.stop, admin.close):
+            with suppress(*_LOST):
+                await _bounded(opened(), CLOSE_SECONDS)
+    return findings
+
+
+async def _examine_topic(
+    consumer: AIOKafkaConsumer, config: KafkaConfig, topic: str, told: Mapping[str, Any] | None
+) -> list[Finding]:
+    """Raises what aiokafka raises where the connection is lost."""
+    if told is None:
+        advice = "is flyteadmin's cloudEvents.eventsPublisher.topicName the same, and may our user DESCRIBE it?"
+        return [Finding(f"topic {topic} isn't there, or is hidden from us: {advice}", ok=False)]
+    partitions = [TopicPartition(topic, partition["partition"]) for partition in told["partitions"]]
+    group = f"group {config.group_id}"
+    try:
+        first = await _bounded(consumer.beginning_offsets(partitions))
+        ends = await _bounded(consumer.end_offsets(partitions))
+        newest = await _newest(consumer, [part for part in partitions if ends[part] > first[part]], ends)
+    except _DENIED as error:
+        return [Finding(f"topic {topic} may not be read by our user, give it READ: {_words(error)}", ok=False)]
+    findings = [Finding(f"topic {topic} is there, {len(partitions)} partitions; {newest}")]
+    try:
+        reached = {part: await _bounded(consumer.committed(part)) for part in partitions}
+    except _DENIED as error:
+        return [*findings, Finding(f"{group} may not be used by our user, give it READ: {_words(error)}", ok=False)]
+    lag = sum(max(ends[part] - max(reached[part] or 0, first[part]), 0) for part in partitions)
+    begun = any(offset is not None for offset in reached.values())
+    untold = "" if begun else "; it has read nothing yet, and begins with the oldest"
+    findings.append(Finding(f"{group} is {lag} messages behind on {topic}{untold}"))
+    return findings
+
+
+async def _newest(
+    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], ends: Mapping[TopicPartition, int]
+) -> str:
+    """When the topic's newest message was written, in words: read to see that we may."""
+    consumer.assign(partitions)
+    for partition in partitions:
+        consumer.seek(partition, ends[partition] - 1)
+    times: list[int] = []
+    seen: set[TopicPartition] = set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CALL_SECONDS):
+            while len(seen) < len(partitions):
+                taken = await consumer.getmany(timeout_ms=POLL_MS)
+                seen |= taken.keys()
+                times += [record.timestamp for records in taken.values() for record in records]
+    if not partitions:
+        return "no message has come yet: is cloudEvents.enable set in flyteadmin?"
+    if not times:
+        return "its newest messages could not be read in time"
+    return f"the newest message is of {datetime.fromtimestamp(max(times) / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

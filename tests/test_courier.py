@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from channels.contract import Answer, Later, Message, Never, Receipt, Unknown, Unserved, Wire
+from channels.contract import Answer, Finding, Later, Message, Never, Receipt, Unknown, Unserved, Wire
 from dispatcher.clock import SystemClock
 from dispatcher.courier import Courier
 from dispatcher.delivery import State
@@ -52,6 +52,9 @@ class Scripted:
             raise answer
         receipt: Receipt = answer
         return receipt
+
+    async def check(self) -> Sequence[Finding]:
+        return ()
 
     async def aclose(self) -> None:
         pass

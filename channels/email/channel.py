@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from channels.contract import Later, Message, Receipt, Unserved, Wire
+from channels.contract import Finding, Later, Message, Receipt, Unserved, Wire
 from channels.email.addresses import mail_address
 from channels.email.config import EmailConfig
 from channels.email.letter import Letter, Stationery
@@ -57,6 +58,10 @@ class EmailChannel:
                 self._failed_at.pop(relay, None)
                 return receipt
         raise _together(refusals)
+
+    async def check(self) -> Sequence[Finding]:
+        """Connects to each relay, encrypts and logs in; says nothing of any mail."""
+        return [await relay.check() for relay in self._in_turn()]
 
     async def aclose(self) -> None:
         for relay in self._relays:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import aiosmtplib
 from aiosmtplib import SMTP
 
-from channels.contract import Later, Receipt
+from channels.contract import Finding, Later, Receipt
 from channels.email.answers import answer, excerpt, said
 from channels.email.config import RelayConfig
 from channels.email.conversation import Stale, hand_over
@@ -86,6 +86,16 @@ class Relay:
                     if fresh:
                         raise Later(f"{self._where} closed the connection at once", everyone=True) from None
             # a kept connection that the relay closes now: nothing was said on it
+
+    async def check(self) -> Finding:
+        """Connect, encrypt and log in; say nothing of any mail."""
+        try:
+            async with self._line():
+                pass
+        except Later as error:
+            return Finding(error.reason, ok=False)
+        who = f"logged in as {self._config.username}" if self._config.username else "it asks nobody to log in"
+        return Finding(f"{self._where} takes connections, {who}")
 
     async def aclose(self) -> None:
         if self._sweeper is not None:

@@ -250,6 +250,13 @@ class Ledger:
             facts = await connection.scalar(select(events.c.facts).where(events.c.key == key))
         return None if facts is None else Event.model_validate(facts)
 
+    async def newest(self) -> tuple[str, datetime] | None:
+        """The key of the event that was recorded last, and when; None where there is none."""
+        query = select(events.c.key, events.c.recorded_at).order_by(events.c.recorded_at.desc()).limit(1)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        return None if row is None else (row.key, row.recorded_at)
+
     async def told(self, event: str) -> frozenset[tuple[str, str]]:
         """The channels and addresses that the event has deliveries for."""
         query = select(deliveries.c.channel, deliveries.c.addresses).where(deliveries.c.event == event)

@@ -318,3 +318,31 @@ def test_a_subject_beyond_utf8_is_sent_with_question_marks() -> None:
     mail = compose(message(content={**CONTENT, "subject": "torn \ud800 é"}), "flyte@example.com")
     parsed: Any = message_from_bytes(mail, policy=default)
     assert parsed["subject"] == "torn ? é"
+
+
+async def test_a_check_logs_in_and_sends_nothing(relay: MailReceiver, channel: EmailChannel) -> None:
+    (finding,) = await channel.check()
+    assert (finding.ok, finding.says) == (
+        True,
+        f"mail relay 127.0.0.1:{relay.port} takes connections, it asks nobody to log in",
+    )
+    assert relay.mails == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_check_finds_a_wrong_password_and_a_relay_that_is_away(
+    certificates: tuple[ssl.SSLContext, Path],
+) -> None:
+    context, authority = certificates
+    async with MailReceiver(login=("flyte", SECRET), tls=context) as relay:
+        login = {"host": "localhost", "security": "starttls", "username": "flyte", "ca_file": authority}
+        for password, right in ((SECRET, True), ("wrong-one", False)):
+            tried = EmailChannel(config(relay.port, password=password, **login))
+            (finding,) = await tried.check()
+            await tried.aclose()
+            assert finding.ok is right
+            assert ("logged in as flyte" if right else "check channels.email.username and password") in finding.says
+            assert password not in finding.says
+    gone = EmailChannel(config(1))
+    (finding,) = await gone.check()
+    assert (finding.ok, "can't be reached" in finding.says) == (False, True)

@@ -171,3 +171,34 @@ async def test_routing_keys_do_not_show(account: PagerDutyReceiver, channel: Pag
     shown = f"{caught.value!r} {caught.value.answer} {config(url)!r} {channel.wire(message()).body.decode()}"
     assert KEY not in shown
     assert orjson.loads(channel.wire(message()).body)["routing_key"] == MASK
+
+
+async def test_a_check_reaches_pagerduty_and_opens_no_incident(
+    account: PagerDutyReceiver, channel: PagerDutyChannel
+) -> None:
+    (finding,) = await channel.check()
+    assert (finding.ok, finding.says) == (True, "ml: PagerDuty is reached and has nothing against the routing key")
+    assert (account.requests, account.incidents) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("f" * 32, "doesn't know the routing key"), ("too-short", "9 characters, not 32")],
+)
+async def test_a_check_finds_a_wrong_routing_key(url: str, key: str, words: str) -> None:
+    channel = PagerDutyChannel(config(url, routing_key=key))
+    (finding,) = await channel.check()
+    await channel.aclose()
+    assert (finding.ok, words in finding.says, key in finding.says) == (False, True, False)
+
+
+async def test_a_check_finds_a_wrong_address_and_that_there_are_no_services(url: str) -> None:
+    for where, words in (("http://127.0.0.1:1", "can't be reached"), (f"{url}/elsewhere", "answered 404")):
+        channel = PagerDutyChannel(config(where))
+        (finding,) = await channel.check()
+        await channel.aclose()
+        assert (finding.ok, words in finding.says) == (False, True), finding.says
+    nobody = PagerDutyChannel(PagerDutyConfig(events_url=url))
+    (finding,) = await nobody.check()
+    await nobody.aclose()
+    assert (finding.ok, "nobody can be paged" in finding.says) == (False, True)

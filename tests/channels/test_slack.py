@@ -214,3 +214,53 @@ async def test_a_cancelled_send_leaves_the_channel_usable(workspace: SlackReceiv
     await channel.send(message(key="k2"))
 
     assert [arrived.key for arrived in workspace.messages] == ["k2"]
+
+
+async def checked(channel: SlackChannel) -> list[tuple[bool, str]]:
+    return [(finding.ok, finding.says) for finding in await channel.check()]
+
+
+async def test_a_check_names_who_we_are_and_says_nothing_to_anybody(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    assert await checked(channel) == [
+        (True, "the token is accepted: dispatcher in workspace Demo"),
+        (True, "scope chat:write is there"),
+    ]
+    assert workspace.messages == []
+
+
+@pytest.mark.parametrize(
+    ("scopes", "people", "wrong"),
+    [
+        (("channels:history",), {}, ["chat:write"]),
+        (("chat:write", "im:history"), {}, []),
+        (("chat:write", "im:history"), {"jane": "jane@example.com"}, ["users:read.email"]),
+        (("chat:write", "users:read.email"), {"jane": "jane@example.com"}, []),
+    ],
+)
+async def test_a_check_finds_the_scopes_that_the_settings_need(
+    workspace: SlackReceiver, url: str, scopes: tuple[str, ...], people: dict[str, str], wrong: list[str]
+) -> None:
+    workspace.scopes = scopes
+    channel = SlackChannel(SlackConfig(token=TOKEN, api_url=url, recipients=people, timeout=2))
+    findings = await checked(channel)
+    await channel.aclose()
+    problems = [says for ok, says in findings if not ok]
+    assert len(problems) == len(wrong)
+    for problem, scope in zip(problems, wrong, strict=True):
+        assert f"scope {scope} is missing" in problem
+        assert "install the app again" in problem
+
+
+async def test_a_check_finds_a_wrong_token_and_a_slack_that_is_none(url: str) -> None:
+    async with breaking_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as stranger:
+        for where, token, words in (
+            (url, "xoxb-wrong", "the token is wrong: check channels.slack.token"),
+            (f"{stranger}/api/", TOKEN, "check channels.slack.api_url"),
+            ("http://127.0.0.1:1/api/", TOKEN, "Slack can't be reached"),
+        ):
+            channel = SlackChannel(SlackConfig(token=token, api_url=where, timeout=2))
+            ((ok, says),) = await checked(channel)
+            await channel.aclose()
+            assert (ok, words in says, token in says) == (False, True, False), says

@@ -62,6 +62,8 @@ class SlackReceiver:
     per_second: float | None = None
     """Messages a second and channel, with a burst of three; None: as many as come."""
     messages: list[SlackMessage] = field(default_factory=list)
+    scopes: tuple[str, ...] = ("chat:write", "users:read.email", "channels:history")
+    """What the token may do; said with every answer, and not enforced."""
     requests: int = 0
     script: Script = field(default_factory=Script)
     arrived: Callable[[SlackMessage], None] = lambda _: None
@@ -89,7 +91,7 @@ class SlackReceiver:
             answer = {"ok": False, "error": str(error)}
             if str(error) == "ratelimited":
                 return JSONResponse(answer, 429, {"Retry-After": "1"})
-        return JSONResponse({"ok": True, **answer})
+        return JSONResponse({"ok": True, **answer}, headers={"x-oauth-scopes": ",".join(self.scopes)})
 
     def _methods(self) -> Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
         return {

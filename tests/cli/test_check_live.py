@@ -1,0 +1,86 @@
+"""`dispatcher check --live`: a line for everything that is reached for, and an exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from starlette.applications import Starlette
+
+from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.web.server import serving
+from tests.support.flyte_admin import an_ended
+from tests.support.service import ROUTING_KEY, command, free_port
+
+
+async def test_all_that_is_well_is_a_line_each(tmp_path: Path) -> None:
+    slack, pagerduty = SlackReceiver(), PagerDutyReceiver({ROUTING_KEY: "ML"})
+    async with (
+        serving(Starlette(routes=[*slack.routes(), *pagerduty.routes()]), "127.0.0.1", 0) as url,
+        MailReceiver() as mail,
+        LocalFlyteAdmin(login=Login()) as admin,
+    ):
+        assert admin.login is not None
+        admin.add(an_ended())
+        settings: dict[str, Any] = {
+            "http": {},
+            "rules": {
+                "flyte_admin": {
+                    "endpoint": admin.endpoint,
+                    "insecure": True,
+                    "client_id": admin.login.client_id,
+                    "client_secret": admin.login.client_secret,
+                }
+            },
+            "channels": {
+                "email": {"host": "127.0.0.1", "port": mail.port, "security": "none", "from": "flyte@example.com"},
+                "slack": {"token": slack.token, "api_url": f"{url}/api/"},
+                "pagerduty": {"events_url": url, "services": {"ml": {"routing_key": ROUTING_KEY}}},
+            },
+        }
+        file = tmp_path / "dispatcher.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        status, out, err = await command("check", "--live", "--config", str(file))
+        assert (status, err) == (0, "")
+        assert out.splitlines()[4:] == [
+            "ledger     ok: it can be written; no event was recorded yet",
+            "admin      ok: it is reached, the token is accepted; projects that it shows us: 1",
+            f"email      ok: mail relay 127.0.0.1:{mail.port} takes connections, it asks nobody to log in",
+            "slack      ok: the token is accepted: dispatcher in workspace Demo",
+            "slack      ok: scope chat:write is there",
+            "pagerduty  ok: ml: PagerDuty is reached and has nothing against the routing key",
+        ]
+
+        slack.token = "another"
+        admin.login.client_secret = "another"
+        await admin.stop()
+        await admin.start()
+        status, out, err = await command("check", "--live", "--config", str(file))
+        assert (status, err) == (1, "2 problems found\n")
+        assert "admin      problem: rules.flyte_admin.client_secret: expired, or not this client's?" in out
+        assert "slack      problem: Slack refused: invalid_auth" in out
+        assert "email      ok:" in out
+    assert (mail.mails, slack.messages, pagerduty.incidents) == ([], [], [])
+
+
+async def test_what_is_away_is_a_line_with_what_to_change(tmp_path: Path) -> None:
+    away = f"127.0.0.1:{free_port()}"
+    settings = {
+        "kafka": {"bootstrap_servers": away},
+        "ledger": {"url": f"postgresql+asyncpg://nobody@{away}/none"},
+        "rules": {"flyte_admin": {"endpoint": away, "insecure": True, "timeout": "1s"}},
+    }
+    file = tmp_path / "dispatcher.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    status, out, err = await command("check", "--live", "--config", str(file))
+    assert (status, err) == (1, "3 problems found\n")
+    for name, setting in (
+        ("kafka", "kafka.bootstrap_servers"),
+        ("ledger", "ledger.url"),
+        ("admin", "rules.flyte_admin.endpoint"),
+    ):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{name:<10} problem:")]
+        assert setting in line
+    assert "Traceback" not in err + out

@@ -1,0 +1,64 @@
+"""What `dispatcher check --live` finds out about Kafka."""
+
+from __future__ import annotations
+
+import pytest
+
+from dispatcher.kafka import KafkaConfig, examine
+from tests.kafka.test_kafka import config, numbered, publish, reading
+from tests.support.brokers import Broker
+from tests.support.brokers.mock import Failure, MockBroker, Request
+from tests.support.service import free_port
+
+
+async def found(settings: KafkaConfig) -> list[tuple[bool, str]]:
+    return [(finding.ok, finding.says) for finding in await examine(settings)]
+
+
+@pytest.mark.broker
+async def test_the_topic_its_newest_message_and_the_groups_lag_are_told(broker: Broker, topic: str) -> None:
+    settings = config(broker.bootstrap_servers, topic)
+    reached, there, lag = await found(settings)
+    assert reached == (True, f"{broker.bootstrap_servers} is reached")
+    assert there == (
+        True,
+        f"topic {topic} is there, 4 partitions; no message has come yet: is cloudEvents.enable set in flyteadmin?",
+    )
+    assert lag[1].startswith(f"group {settings.group_id} is 0 messages behind on {topic}; it has read nothing yet")
+
+    await publish(broker.bootstrap_servers, topic, numbered(30))
+    async with reading(settings) as reader:
+        await reader.count(30)
+    await publish(broker.bootstrap_servers, topic, numbered(7))
+    _, (_, there_now), (ok, lag_now) = await found(settings)
+    assert "; the newest message is of 20" in there_now
+    assert (ok, lag_now) == (True, f"group {settings.group_id} is 7 messages behind on {topic}")
+
+
+@pytest.mark.broker
+async def test_a_topic_that_is_missing_is_a_problem_and_is_not_made(broker: Broker, topic: str) -> None:
+    for _ in range(2):
+        _, (ok, says) = await found(config(broker.bootstrap_servers, f"{topic}-missing"))
+        assert (ok, "cloudEvents.eventsPublisher.topicName" in says) == (False, True)
+
+
+async def test_a_broker_that_is_away_is_a_problem() -> None:
+    ((ok, says),) = await found(config(f"127.0.0.1:{free_port()}", "t"))
+    assert (ok, "can't be reached" in says, "kafka.bootstrap_servers" in says) == (False, True, True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "failure", "words"),
+    [
+        (Request.FETCH, Failure.TOPIC_AUTHORIZATION_FAILED, "topic events may not be read by our user, give it READ"),
+        (Request.OFFSET_FETCH, Failure.GROUP_AUTHORIZATION_FAILED, "group group-events may not be used by our user"),
+    ],
+)
+async def test_rights_that_are_missing_are_problems(
+    mock_broker: MockBroker, request_: Request, failure: Failure, words: str
+) -> None:
+    mock_broker.create_topic("events")
+    await publish(mock_broker.bootstrap_servers, "events", numbered(3))
+    mock_broker.fail(request_, failure, times=1000)
+    findings = await found(config(mock_broker.bootstrap_servers, "events"))
+    assert [words in says for ok, says in findings if not ok] == [True], findings
