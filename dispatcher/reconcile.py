@@ -128,7 +128,7 @@ class Reconciler:
                 await self.clock.sleep(PAUSE)
                 page = await self.admin.ended(project, domain, since=span.since, until=span.until, token=token)
                 news = [event for event in page.ended if event.occurred_at >= span.oldest]
-                known = await self.ledger.known(event.key for event in news)
+                known = await self.ledger.heard_of(event.key for event in news)
                 if lost := [event for event in news if event.key not in known]:
                     yield lost
                 token = page.following

@@ -111,7 +111,7 @@ class Ledger:
 
     # -- reconciliation
 
-    async def known(self, events_: Iterable[str]) -> frozenset[str]:
+    async def heard_of(self, events_: Iterable[str]) -> frozenset[str]:
         """Those of the events' keys that were heard of, be it that they were rejected."""
         found: set[str] = set()
         async with self._database.reading() as connection:
