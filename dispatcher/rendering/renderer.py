@@ -36,7 +36,7 @@ LONGEST_REASON = 600
 DOCUMENTS = {"slack": "slack/message.yaml", "pagerduty": "pagerduty/event.yaml"}
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 REST = 100
-"""Messages for which a template is let alone after it was stopped: stopping it takes half a second each time."""
+"""Messages for which a template is let alone after it was stopped: stopping it takes up to a second each time."""
 STYLE_SHEET = "email/style.css"
 CHANNELS = ("email", *DOCUMENTS)
 

@@ -30,8 +30,8 @@ from jinja2.visitor import NodeTransformer
 from dispatcher.rendering.context import Entity, Failure
 from dispatcher.rendering.text import cut
 
-BUDGET = 400_000
-"""Steps for one message. The built-in mail takes about a thousand; a step lasts about a microsecond."""
+BUDGET = 200_000
+"""Steps for one message. The built-in mail takes about a thousand; a step lasts one to four microseconds."""
 UNIT = 16
 """Characters that cost as much as one step."""
 DEPTH = 30

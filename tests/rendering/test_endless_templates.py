@@ -18,7 +18,7 @@ from tests.support.builders import an_event
 
 FAILED = sample_event(Phase.FAILED)
 PATIENCE = 3.0
-"""Seconds of processor time for one message; the limits allow about half a second."""
+"""Seconds of processor time for one message; the limits allow less than one."""
 
 MACRO = "{{% macro f(a, n) %}}{}{{% endmacro %}}"
 MANY = "{% for a in range(90000) %}{% for b in range(90000) %}"
