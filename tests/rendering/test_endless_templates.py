@@ -5,15 +5,19 @@ from __future__ import annotations
 import resource
 import time
 from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jinja2 import FileSystemLoader
 from structlog.testing import capture_logs
 
 from dispatcher.phase import Phase
-from dispatcher.rendering import Renderer
+from dispatcher.rendering import Renderer, lint
 from dispatcher.rendering.renderer import REST, built_in_folder, sample_event
-from dispatcher.rendering.sandbox import BUDGET, DEPTH, FILTERS, INCLUDES, Meter, MeteredSandbox
+from dispatcher.rendering.sandbox import BUDGET, DEPTH, FILTERS, INCLUDES, METHODS, Meter, MeteredSandbox
 from tests.support.builders import an_event
 
 FAILED = sample_event(Phase.FAILED)
@@ -101,6 +105,59 @@ def test_an_endless_template_is_stopped_and_the_built_in_one_is_used(tmp_path: P
     (entry,) = logs
     assert words in entry["reason"]
     assert "subject.txt.j2" in entry["reason"]
+
+
+VALUES = [
+    "n.a", "n.b", "what", "7", "99999", "1.5", "'xy '", "error.message", "labels", "range(90000)", "[1, 2]", "(1, 2)",
+    "(range(9000) | list)", "('x' * 9000)", "('< & ' * 900)",
+]  # fmt: skip
+
+
+def an_expression(random: Random, depth: int) -> str:
+    """Any of what the language has, put together without sense."""
+    if depth == 0:
+        return random.choice(VALUES)
+    one, other, third = (an_expression(random, depth - 1) for _ in range(3))
+    names = sorted(FILTERS)
+    return random.choice(
+        [
+            f"({one} {random.choice(['+', '*', '~', '%', '**', '//', '-', '==', '<', 'in'])} {other})",
+            f"({one} | {random.choice(names)})",
+            f"({one} | {random.choice(names)}({other}))",
+            f"({one} | {random.choice(names)}({other}, {third}))",
+            f"({one} | map('{random.choice(names)}', {other}))",
+            f"{one}.{random.choice(sorted(METHODS))}({other})",
+            f"[{one}, {other}]",
+            f"{{'k': {one}, 'l': {other}}}",
+            f"{one}[{random.choice(['1:', ':-1', '::2', '0'])}]",
+            f"({one} if {other} else {third})",
+            f"({one} is in {other})",
+            f"f({one}, {other})",
+        ]
+    )
+
+
+def a_statement(random: Random, depth: int) -> str:
+    if depth == 0:
+        return f"{{% set n.{random.choice('ab')} = {an_expression(random, 3)} %}}{{{{ n.a }}}}"
+    inner = "".join(a_statement(random, depth - 1) for _ in range(random.randint(1, 3)))
+    over = random.choice(["range(99)", an_expression(random, 1)])
+    return random.choice([f"{{% for x in {over} %}}{inner}{{% endfor %}}", f"{{% set n.a %}}{inner}{{% endset %}}"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_whatever_a_template_does_it_ends_soon_and_stays_small(random: Random) -> None:
+    opening = "{% macro f(a, b) %}{{ a }}{% if b %}{{ f(b, a) }}{% endif %}{% endmacro %}{% set n = namespace(a='x', b=[3]) %}"
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "email").mkdir()
+        (Path(folder) / "email" / "subject.txt.j2").write_text(opening + a_statement(random, 3))
+        renderer = Renderer([Path(folder)])
+        began, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with capture_logs():
+            assert lint("email", renderer.render("email", FAILED)) == []
+        assert time.process_time() - began < PATIENCE
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000
 
 
 def test_a_template_that_was_stopped_is_let_alone_for_a_while_and_then_tried_again(tmp_path: Path) -> None:
