@@ -119,7 +119,8 @@ def compose(
 ) -> bytes:
     """The mail as it goes over the wire: text and HTML of the same content (RFC 2046, 5.1.4), CRLF, lines up to 76.
 
-    `headers_too`: more headers, whole and folded, without their line ends.
+    `sender`: an address, with a name or without, as `EmailConfig.sender` has it. `headers_too`: more headers, whole
+    and folded, without their line ends.
     """
     content = message.content
     author, domain = _author(sender)
