@@ -103,6 +103,7 @@ class Relay:
         async with asyncio.TaskGroup() as partings:
             while self._idle:
                 partings.create_task(_quit(self._idle.pop().smtp))
+                self._one_less()
 
     @asynccontextmanager
     async def _line(self) -> AsyncIterator[Line]:
@@ -145,6 +146,9 @@ class Relay:
 
     def _part_with(self, line: Line) -> None:
         line.close()
+        self._one_less()
+
+    def _one_less(self) -> None:
         self._open -= 1
         if not self._open:  # what was learned of the relay's limit may be out of date
             while self._withheld:

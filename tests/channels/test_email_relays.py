@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from email.utils import parseaddr
+from random import Random
 
 import pytest
 
@@ -442,3 +443,36 @@ async def test_each_refusal_says_what_to_change(
     assert advice in caught.value.reason
     assert caught.value.answer is not None
     assert caught.value.answer.status == words[:3]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_a_relay_does_and_whoever_loses_patience_no_connection_is_lost_to_the_pool(
+    server: ScriptedRelay, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MOST_MESSAGES", 7)
+    dice = Random(seed)
+    steps = ["connect", "EHLO", "RSET", "MAIL", "RCPT", "DATA", "mail"]
+    words = [DROP, "421 4.3.2 closing", "451 4.3.0 busy", "550 5.0.0 no", "garbage"]
+    server.script = [(dice.choice(steps), dice.choice(words)) for _ in range(80)]
+    server.most_connections, server.pause = 3, 0.002
+    channel = EmailChannel(config(server.port, connections=4))
+
+    async def impatient(number: int) -> str:
+        try:
+            async with asyncio.timeout(dice.choice([0.0, 0.005, 0.02, 5.0, 5.0, 5.0])):
+                await channel.send(message(key=f"k{number}"))
+        except (ChannelError, TimeoutError) as error:
+            return type(error).__name__
+        return "sent"
+
+    ends = [end for _ in range(10) for end in await asyncio.gather(*(impatient(number) for number in range(30)))]
+    assert ends.count("sent") > 50
+    assert len(set(ends)) >= 3
+
+    server.script, server.most_connections, server.pause = [], 4, 0.2
+    await channel.aclose()  # what is idle goes, and what was learned with it
+    await server.until(lambda: not server.open)
+    together = [asyncio.create_task(channel.send(message(key=f"after{number}"))) for number in range(4)]
+    await server.until(lambda: server.open == 4)
+    await asyncio.gather(*together)
+    await channel.aclose()
