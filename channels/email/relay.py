@@ -236,7 +236,7 @@ class Relay:
         except aiosmtplib.SMTPResponseException as error:
             smtp.close()
             raise _TooMany(
-                f"{where} does not take mail now: {said(error.code, error.message)}",
+                f"{where} does not take mail now: {said(error.code, error.message)}{_about_certificate(error.message)}",
                 answer=answer(error.code, error.message),
                 everyone=True,
             ) from None
@@ -294,6 +294,10 @@ def _hung_up(error: Exception) -> bool:
     return isinstance(error, aiosmtplib.SMTPServerDisconnected | aiosmtplib.SMTPConnectError | ConnectionError)
 
 
+def _about_certificate(words: str) -> str:
+    return "; see channels.email.cert_file" if "certificate" in words.lower() else ""
+
+
 def _unreachable(error: Exception) -> str:
     """Why there is no connection; aiosmtplib sometimes wraps the cause."""
     for cause in (error, error.__cause__):
@@ -303,6 +307,9 @@ def _unreachable(error: Exception) -> str:
             return f"refused the TLS handshake ({cause.reason}): see channels.email.cert_file"
         if isinstance(cause, ssl.SSLError):
             return f"speaks no TLS that we understand ({cause.reason}): see channels.email.security and port"
+    if any(isinstance(cause, aiosmtplib.SMTPServerDisconnected) for cause in (error, error.__cause__)):
+        # in TLS 1.3 a server refuses a client's certificate after the client's handshake is done (RFC 8446, 4.4.2.4)
+        return "hung up before taking any mail; where it wants a certificate of ours: see channels.email.cert_file"
     if "STARTTLS" in str(error):
         return "offers no STARTTLS: see channels.email.security and port"
     return f"can't be reached: {excerpt(str(error)) or type(error).__name__}"

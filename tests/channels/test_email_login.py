@@ -332,24 +332,29 @@ async def test_a_relay_that_wants_our_certificate_gets_it(certificates: Certific
         assert len(relay.mails) == 1
 
         async with opened(config(relay.port, **shown)) as stranger:
-            with pytest.raises(Later) as caught:
+            with pytest.raises(Later, match=r"see channels\.email\.cert_file") as caught:
                 await stranger.send(message())
         assert caught.value.everyone
         assert len(relay.mails) == 1
 
 
-async def test_a_certificate_that_was_renewed_is_used_without_a_restart(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    pem = certificates.cert_file.read_text()
-    certificates.cert_file.write_text("half written")
-    async with MailReceiver(implicit_tls=certificates.wanting_ours()) as relay:
-        shown = {"host": "localhost", "security": "tls", "ca_file": certificates.ca_file}
-        async with opened(config(relay.port, **shown, cert_file=certificates.cert_file)) as channel:
-            with pytest.raises(Later, match=r"check channels\.email\.ca_file, cert_file and key_file"):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
+async def test_a_certificate_that_was_renewed_is_used_without_a_restart(certificates: Certificates) -> None:
+    ours = certificates.cert_file.read_bytes()
+    stranger = trustme.CA().issue_cert("dispatcher.example.com").private_key_and_cert_chain_pem.bytes()
+    shown = {"host": "localhost", "security": "tls", "ca_file": certificates.ca_file}
+    async with (
+        MailReceiver(implicit_tls=certificates.wanting_ours()) as relay,
+        opened(config(relay.port, **shown, cert_file=certificates.cert_file)) as channel,
+    ):
+        for pem, told in ((stranger, "see channels.email.cert_file"), (b"half written", "cert_file and key_file")):
+            certificates.cert_file.write_bytes(pem)
+            with pytest.raises(Later, match=told):
                 await channel.send(message())
-            certificates.cert_file.write_text(pem)
-            await channel.send(message())
+        certificates.cert_file.write_bytes(ours)
+
+        await channel.send(message())
+
         assert len(relay.mails) == 1
 
 

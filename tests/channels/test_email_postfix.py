@@ -111,7 +111,7 @@ async def test_a_relay_that_wants_our_certificate_gets_it() -> None:
         assert (await strict.arrived("a", "<known@example.com>"))["subject"] == CONTENT["subject"]
 
         stranger = EmailChannel(config(strict.port, **secured(strict)))
-        with pytest.raises(Later) as caught:
+        with pytest.raises(Later, match=r"see channels\.email\.cert_file") as caught:
             await stranger.send(message(key="stranger"))
         assert caught.value.everyone
         await stranger.aclose()
