@@ -10,6 +10,7 @@ from dispatcher.cli.check import check
 from dispatcher.cli.deliveries import deliveries
 from dispatcher.cli.demo import demo
 from dispatcher.cli.explain import explain
+from dispatcher.cli.import_ import import_
 from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
 from dispatcher.cli.reconcile import reconcile
@@ -51,6 +52,7 @@ app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
 app.add_typer(templates, name="templates")
 app.command()(reconcile)
+app.command("import")(import_)
 
 
 def main() -> None:

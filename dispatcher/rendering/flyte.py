@@ -15,7 +15,22 @@ from dispatcher.rendering.context import Context
 from dispatcher.rendering.text import clean, cut
 
 LONGEST_ERROR = 8000
+_NAMES = frozenset(
+    {
+        *("project", "domain", "name", "phase", "error"),
+        *(
+            f"{entity}.{part}"
+            for entity in ("workflow", "launch_plan")
+            for part in ("project", "domain", "name", "version")
+        ),
+    }
+)
+"""The thirteen variables."""
 _VARIABLE = re.compile(r"\{\{ ?([a-z_.]{1,40}) ?\}\}")
+_JINJA_OPENING = re.compile(r"\{(?=[{%#]|\Z)")
+_JINJA_ERROR = (
+    f'" The execution failed with error: [" ~ (error.message | cut({LONGEST_ERROR})) ~ "]." if error.message else ""'
+)
 _TAG = re.compile(r"<(?P<name>/?[a-z][a-z0-9]*|!)(?P<rest>[^<>]*)>", re.IGNORECASE)
 _HREF = re.compile(r"\bhref\s*=\s*[\"']?(https?://[^\s\"'<>]+)", re.IGNORECASE)
 _UNREAD = frozenset({"head", "script", "style", "title"})
@@ -75,6 +90,24 @@ def as_text(html: str) -> str:
         pieces.append(html[end:])
     text = _GAPS.sub("\n\n", _BLANKS.sub(" ", clean(unescape("".join(pieces))))).strip()
     return f"{text}\n" if text else ""
+
+
+def as_jinja(template: str) -> str:
+    """The same as a template of an operator's own: Flyte's variables become ours, all else stays text, whatever it looks
+    like to Jinja.
+    """
+    pieces: list[str] = []
+    end = 0
+    for variable in _VARIABLE.finditer(template):
+        if variable[1] in _NAMES:
+            value = _JINJA_ERROR if variable[1] == "error" else variable[1]
+            pieces += [_plain_text(template[end : variable.start()]), f"{{{{ {value} }}}}"]
+            end = variable.end()
+    return "".join([*pieces, _plain_text(template[end:])])
+
+
+def _plain_text(text: str) -> str:
+    return _JINJA_OPENING.sub("{{ '{' }}", text)
 
 
 def _values(context: Context) -> dict[str, str]:

@@ -1,0 +1,66 @@
+"""`dispatcher import`: a configuration of ours from flyteadmin's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dispatcher.inherited import Inherited
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="flyteadmin's configuration, or Helm's values that hold it.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the settings here, and templates beside it.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+) -> None:
+    """Make settings from flyteadmin's notifications and cloudEvents sections. No secret is taken over."""
+    from dispatcher.errors import SettingsError
+    from dispatcher.inherited import SECTIONS, inherit
+
+    made = inherit(_read(file), file.name, with_templates=output is not None)
+    if made is None:
+        raise SettingsError(f"{file}: there is neither of flyteadmin's sections {' and '.join(SECTIONS)}")
+    if output is None:
+        typer.echo(made.text, nl=False)
+        return
+    try:
+        _write(made, output, force=force)
+    except OSError as error:
+        raise SettingsError(f"{error.filename}: can't be written: {error.strerror}") from None
+    typer.echo(f"{output} is written; what is left to you:", err=True)
+    for words in made.left:
+        typer.echo(f"  {words}", err=True)
+
+
+def _read(file: Path) -> list[Any]:
+    """The file's documents. Raises SettingsError where there are none to be read."""
+    from dispatcher.errors import SettingsError
+    from dispatcher.located import Malformed, parse
+
+    try:
+        return [document.data for document in parse(file.read_text(encoding="utf-8"))]
+    except Malformed as error:
+        raise SettingsError(f"{file}:{error.line}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+
+
+def _write(made: Inherited, output: Path, *, force: bool) -> None:
+    from dispatcher.errors import SettingsError
+    from dispatcher.inherited import TEMPLATES
+
+    files = {output: made.text} | {
+        output.parent / TEMPLATES / name: content for name, content in made.templates.items()
+    }
+    there = [str(path) for path in files if path.exists()]
+    if there and not force:
+        raise SettingsError(f"{', '.join(there)} is there already: choose another --output, or say --force")
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
