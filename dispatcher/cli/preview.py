@@ -14,6 +14,7 @@ from dispatcher.cli.options import Config
 if TYPE_CHECKING:
     from dispatcher.cli.proof import Press, Proof
     from dispatcher.event import Event
+    from dispatcher.settings import Settings
 
 
 _NOBODY = "nobody is told of {}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT"
@@ -48,6 +49,9 @@ def preview(
             "--event", help="An event file instead of the sample.", exists=True, dir_okay=False, show_default=False
         ),
     ] = None,
+    execution: Annotated[
+        str, typer.Option(help="project/domain/name: its end, as FlyteAdmin tells it (rules.flyte_admin).")
+    ] = "",
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change the event: error.message=boom, labels.team=ml.", show_default=False),
@@ -76,12 +80,16 @@ def preview(
     if serve:
         from dispatcher.cli.workbench import run
 
-        run(settings, changed(_sample(event, phase), changes or ()), port)
+        (given,) = _events(settings, event, execution, phase, every=False)
+        run(settings, changed(given, changes or ()), port)
         return
     if channel is None and not every:
         raise typer.BadParameter("say which: --channel email, slack or pagerduty, or --all")
     press = Press(settings)
-    events = [_ending(changed(happened, changes or ())) for happened in _events(event, phase, every=every)]
+    events = [
+        _ending(changed(happened, changes or ()))
+        for happened in _events(settings, event, execution, phase, every=every)
+    ]
     channels = [channel] if channel is not None else list(ChannelName)
     if diff is not None:
         _show_difference(press, Press(settings, [diff]), channels, events, recipient)
@@ -105,13 +113,35 @@ def _end(problems: Iterator[str]) -> None:
         raise typer.Exit(status)
 
 
-def _events(file: Path | None, phase: str, *, every: bool) -> list[Event]:
+def _events(settings: Settings, file: Path | None, execution: str, phase: str, *, every: bool) -> list[Event]:
     from dispatcher.phase import TERMINAL
     from dispatcher.rendering.renderer import sample_event
 
+    if execution:
+        return [_from_flyte_admin(settings, execution)]
     if every and file is None:
         return [sample_event(one) for one in sorted(TERMINAL)]
     return [_sample(file, phase)]
+
+
+def _from_flyte_admin(settings: Settings, execution: str) -> Event:
+    import asyncio
+
+    from dispatcher.clock import SystemClock
+    from dispatcher.event import ExecutionId
+    from dispatcher.service import asking_flyte_admin
+
+    async def ask(identity: ExecutionId) -> Event:
+        async with asking_flyte_admin(settings, SystemClock()) as admin:
+            if admin is None:
+                raise typer.BadParameter("--execution asks FlyteAdmin: add rules.flyte_admin to the settings")
+            return await admin.event(identity)
+
+    try:
+        identity = ExecutionId.parse(execution)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return _ending(asyncio.run(ask(identity)))
 
 
 def _sample(file: Path | None, phase: str) -> Event:

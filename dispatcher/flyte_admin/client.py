@@ -106,6 +106,17 @@ class FlyteAdmin:
         """
         return await self._look_ups.ask(execution, lambda: self._look_up(execution))
 
+    async def event(self, execution: ExecutionId) -> Event:
+        """The last thing that happened to an execution, with its whole error.
+
+        Raises FlyteAdminUnavailable, also where there is no such execution or it can't be understood.
+        """
+        try:
+            message = await self._execution(execution)
+            return execution_of(message).complete(ended_of(message))
+        except Denied as no:
+            raise FlyteAdminUnavailable(str(no)) from None
+
     async def trouble(self) -> str | None:
         """Why nothing can be asked, for the readiness page; None where all is well."""
         try:
@@ -176,7 +187,7 @@ class FlyteAdmin:
                 # It would hold up everything behind it, for as long as this one question fails.
                 return Unresolved(str(error))
 
-    async def _resolved(self, execution: ExecutionId) -> Resolved:
+    async def _execution(self, execution: ExecutionId) -> Any:
         request = execution_pb2.WorkflowExecutionGetRequest(
             id=identifier_pb2.WorkflowExecutionIdentifier(
                 project=execution.project, domain=execution.domain, name=execution.name
@@ -192,7 +203,10 @@ class FlyteAdmin:
                 f"the answer of rules.flyte_admin.endpoint {self._config.endpoint} to execution {execution} "
                 "can't be understood: it is no such Execution"
             )
-        resolved = execution_of(message)
+        return message
+
+    async def _resolved(self, execution: ExecutionId) -> Resolved:
+        resolved = execution_of(await self._execution(execution))
         if resolved.launch_plan is not None and (resolved.own or resolved.disabled):
             return replace(resolved, replaced=await self._rules_of_plan(resolved.launch_plan))
         return resolved

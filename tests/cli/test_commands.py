@@ -14,11 +14,13 @@ import yaml
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.delivery import Dead, Retry, Sent
+from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.ledger import Ledger, Recorded, Rejected, Settlement
 from dispatcher.pacing import Gate, Pace
 from dispatcher.version import __version__
 from tests.support import samples
-from tests.support.builders import NOW, SECOND, a_delivery, an_event
+from tests.support.builders import NOW, SECOND, a_delivery, an_event, an_execution
+from tests.support.flyte_admin import an_ended
 from tests.support.service import command
 
 GOOD: dict[str, Any] = {
@@ -122,6 +124,29 @@ async def test_the_lint_tells_what_is_wrong_and_what_mail_programs_leave_out(tmp
         "5 problems found",
     ):
         assert words in err
+
+
+async def test_a_preview_shows_an_execution_that_flyteadmin_knows(tmp_path: Path) -> None:
+    async with LocalFlyteAdmin() as server:
+        server.add(an_ended(closure={"updated_at": "2026-11-20T09:14:21Z"}))
+        admin = {"endpoint": server.endpoint, "insecure": True, "timeout": "1s"}
+        config = settings_file(tmp_path, rules={"flyte_admin": admin})
+        arguments = ("preview", "--channel", "slack", "--format", "text", "--config", config, "--execution")
+        status, out, err = await command(*arguments, str(an_execution()))
+        assert (status, err) == (0, "")
+        assert "train.daily failed" in out
+        assert an_execution().name in out
+        status, out, err = await command(*arguments, "flytesnacks/production/nowhere")
+        assert (status, out) == (1, "")
+        assert "nowhere" in err
+        assert "Traceback" not in err
+    for config, named, words in (
+        (settings_file(tmp_path), str(an_execution()), "rules.flyte_admin"),
+        (settings_file(tmp_path), "nonsense", "names no execution"),
+    ):
+        status, _, err = await command(*arguments[:-2], config, "--execution", named)
+        assert status != 0
+        assert words in " ".join(err.replace("│", "").split())
 
 
 async def test_a_preview_can_change_the_event() -> None:
