@@ -1,6 +1,6 @@
 """Messages a second through a channel, beside the bare client library that it stands on.
 
-    python -m bench.channels [email] [--messages 2000] [--rounds 5]
+    python -m bench.channels [email] [email-tls] [--messages 2000] [--rounds 5]
 
 The provider, a process of its own, takes 50 ms for each message; 50 connections. Rounds alternate, so that both
 sides see the same machine.
@@ -11,15 +11,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import ssl
 import statistics
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiosmtplib
+import trustme
 
 from channels.contract import Message
 from channels.email import EmailChannel, EmailConfig, compose
@@ -32,8 +38,18 @@ TAKES = 0.05
 """Seconds for each message."""
 SENDER, RECIPIENT = "Flyte <flyte@example.com>", "dev-team@example.com"
 
-Side = Callable[[int, list[Message]], Coroutine[Any, Any, float]]
-"""Sends the messages to the provider at that port; messages a second."""
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A provider on loopback."""
+
+    port: int
+    authority: Path | None
+    """Whom to trust; none without TLS."""
+
+
+Side = Callable[[Provider, list[Message]], Coroutine[Any, Any, float]]
+"""Sends the messages to the provider; messages a second."""
 
 
 class _Relay(asyncio.Protocol):
@@ -67,28 +83,38 @@ class _Relay(asyncio.Protocol):
             self._transport.write(b"250-bench\r\n250 SIZE 10000000\r\n" if command == b"EHLO" else b"250 OK\r\n")
 
 
-async def _relay(ready: Connection) -> None:
-    server = await asyncio.get_running_loop().create_server(_Relay, "127.0.0.1", 0)
+async def _relay(ready: Connection, certificate: Path | None) -> None:
+    tls = None
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+    server = await asyncio.get_running_loop().create_server(_Relay, "127.0.0.1", 0, ssl=tls, backlog=CONNECTIONS)
     ready.send(server.sockets[0].getsockname()[1])
     await asyncio.to_thread(ready.recv)
     server.close()
 
 
-def _run_relay(ready: Connection) -> None:
-    asyncio.run(_relay(ready))
+def _run_relay(ready: Connection, certificate: Path | None) -> None:
+    asyncio.run(_relay(ready, certificate))
 
 
 @contextmanager
-def relay() -> Iterator[int]:
-    """A mail relay on that port."""
-    ours, its = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_run_relay, args=(its,))
-    process.start()
-    try:
-        yield ours.recv()
-    finally:
-        ours.send("enough")
-        process.join()
+def relay(*, tls: bool = False) -> Iterator[Provider]:
+    """A mail relay."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, its = spawn.Pipe()
+    with TemporaryDirectory() as folder:
+        certificate, authority = Path(folder, "relay.pem"), Path(folder, "ca.pem")
+        made = trustme.CA()
+        made.cert_pem.write_to_path(str(authority))
+        made.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+        process = spawn.Process(target=_run_relay, args=(its, certificate if tls else None))
+        process.start()
+        try:
+            yield Provider(ours.recv(), authority if tls else None)
+        finally:
+            ours.send("enough")
+            process.join()
 
 
 def mails(count: int) -> list[Message]:
@@ -100,10 +126,12 @@ def mails(count: int) -> list[Message]:
     ]
 
 
-async def bare_mail(port: int, messages: list[Message]) -> float:
-    """The baseline: aiosmtplib over kept connections, the bytes ready-made."""
+async def bare_mail(provider: Provider, messages: list[Message]) -> float:
+    """The baseline: aiosmtplib over kept connections, the bytes ready-made, one TLS context."""
     ready = [compose(message, SENDER) for message in messages]
-    lines = [aiosmtplib.SMTP(hostname="127.0.0.1", port=port, start_tls=False) for _ in range(CONNECTIONS)]
+    tls = ssl.create_default_context(cafile=provider.authority) if provider.authority is not None else None
+    options: dict[str, Any] = {"use_tls": True, "tls_context": tls} if tls is not None else {"start_tls": False}
+    lines = [aiosmtplib.SMTP(hostname="localhost", port=provider.port, **options) for _ in range(CONNECTIONS)]
 
     async def work(line: aiosmtplib.SMTP) -> None:
         await line.connect()
@@ -120,10 +148,11 @@ async def bare_mail(port: int, messages: list[Message]) -> float:
     return len(messages) / took
 
 
-async def our_mail(port: int, messages: list[Message]) -> float:
+async def our_mail(provider: Provider, messages: list[Message]) -> float:
     """The channel as a courier uses it: as many sends at once as it has hands."""
-    relays = {"host": "127.0.0.1", "port": port, "security": "none", "connections": CONNECTIONS}
-    channel = EmailChannel(EmailConfig.model_validate({**relays, "from": SENDER}))
+    security = "none" if provider.authority is None else "tls"
+    options = {"host": "localhost", "port": provider.port, "security": security, "ca_file": provider.authority}
+    channel = EmailChannel(EmailConfig.model_validate({**options, "connections": CONNECTIONS, "from": SENDER}))
     waiting = list(messages)
 
     async def work() -> None:
@@ -139,8 +168,9 @@ async def our_mail(port: int, messages: list[Message]) -> float:
     return len(messages) / took
 
 
-SIDES: dict[str, tuple[Callable[[], AbstractContextManager[int]], Callable[[int], list[Message]], Side, Side]] = {
+SIDES: dict[str, tuple[Callable[[], AbstractContextManager[Provider]], Callable[[int], list[Message]], Side, Side]] = {
     "email": (relay, mails, bare_mail, our_mail),
+    "email-tls": (partial(relay, tls=True), mails, bare_mail, our_mail),
 }
 """By channel: its provider, its messages, the bare library, and ours."""
 
@@ -149,9 +179,9 @@ def compare(name: str, count: int, rounds: int) -> None:
     provider, make, bare, ours = SIDES[name]
     messages = make(count)
     ratios = []
-    with provider() as port:
+    with provider() as opened:
         for number in range(rounds + 1):
-            baseline, reached = asyncio.run(bare(port, messages)), asyncio.run(ours(port, messages))
+            baseline, reached = asyncio.run(bare(opened, messages)), asyncio.run(ours(opened, messages))
             if number:  # the first round warms both up
                 ratios.append(reached / baseline)
                 print(
@@ -162,11 +192,11 @@ def compare(name: str, count: int, rounds: int) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("channels", nargs="*", choices=sorted(SIDES), default=sorted(SIDES))
+    options.add_argument("channels", nargs="*", default="all", choices=["all", *SIDES])
     options.add_argument("--messages", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=5)
     asked = options.parse_args()
-    for name in asked.channels:
+    for name in SIDES if "all" in asked.channels else asked.channels:
         compare(name, asked.messages, asked.rounds)
 
 
