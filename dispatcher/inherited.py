@@ -66,7 +66,8 @@ def inherit(data: Any, origin: str, *, with_templates: bool) -> Inherited | None
         with_templates: whether there is a place for Flyte's subject and body.
 
     """
-    notifications, events = (_found(data, name) for name in SECTIONS)
+    notifications = _found(data, "notifications")
+    events = _found(data, "cloudEvents") or _found(data, "cloud_events")  # the latter in flyte-core's Helm values
     if notifications is None and events is None:
         return None
     made = Inherited(
@@ -134,8 +135,8 @@ def _kafka_security(made: Inherited, sasl: Mapping[str, Any], tls: Mapping[str, 
         made.leave(f"saslConfig.mechanism {mechanism}: there are {', '.join(_MECHANISMS)}", indent=2)
         mechanism = "PLAIN"
     made.leave(
-        "the login's password goes into a file, or into DISPATCHER__KAFKA__PASSWORD; with it, "
-        f"{'replace security_protocol' if encrypted else 'add'}:",
+        f"the login's password goes into a file, or into DISPATCHER__KAFKA__PASSWORD{_whence(_text(sasl, 'passwordPath'))}; "
+        f"with it, {'replace security_protocol by' if encrypted else 'add'}:",
         f"security_protocol: {'SASL_SSL' if encrypted else 'SASL_PLAINTEXT'}",
         f"sasl_mechanism: {mechanism}",
         f"username: {json.dumps(_text(sasl, 'user'))}",
@@ -165,9 +166,9 @@ def _mail(made: Inherited, notifications: Mapping[str, Any], emailer: Mapping[st
     if _true(server, "smtpSkipTLSVerify"):
         made.leave("smtpSkipTLSVerify: give the relay's authority instead", "ca_file: FILE", indent=4)
     if user:
-        where = f" (flyteadmin has it from {_one_line(secret)})" if secret else ""
         made.leave(
-            f"the relay's password goes into a file, or into DISPATCHER__CHANNELS__EMAIL__PASSWORD{where}; with it, add:",
+            "the relay's password goes into a file, or into DISPATCHER__CHANNELS__EMAIL__PASSWORD"
+            f"{_whence(secret)}; with it, add:",
             f"username: {json.dumps(user)}",
             "password_file: FILE",
             indent=4,
@@ -252,6 +253,11 @@ def _texts(section: Mapping[str, Any], name: str) -> list[str]:
 
 def _true(section: Mapping[str, Any], name: str) -> bool:
     return str(_get(section, name)).lower() == "true"
+
+
+def _whence(place: str) -> str:
+    """Where flyteadmin has a secret from: the name of a file, a variable or a Kubernetes secret."""
+    return f" (flyteadmin has it from {place})" if place else ""
 
 
 def _printable(line: str) -> str:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="flyteadmin's configuration, or Helm's values that hold it.")],
+    file: Annotated[
+        Path, typer.Argument(help="flyteadmin's configuration, or the ConfigMap or Helm values that hold it.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the settings here, and templates beside it.", show_default=False),
@@ -44,11 +46,20 @@ def _read(file: Path) -> list[Any]:
     from dispatcher.located import Malformed, parse
 
     try:
-        return [document.data for document in parse(file.read_text(encoding="utf-8"))]
+        documents = [document.data for document in parse(file.read_text(encoding="utf-8"))]
+        mounted = [text for data in documents for text in _files_in(data) if text]
+        return documents + [document.data for text in mounted for document in parse(text)]
     except Malformed as error:
         raise SettingsError(f"{file}:{error.line}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+
+
+def _files_in(data: Any) -> list[str]:
+    """The files that a ConfigMap mounts, as `kubectl get configmap flyte-admin-base-config -o yaml` shows them."""
+    if not isinstance(data, dict) or data.get("kind") != "ConfigMap" or not isinstance(data.get("data"), dict):
+        return []
+    return [text for text in data["data"].values() if isinstance(text, str)]
 
 
 def _write(made: Inherited, output: Path, *, force: bool) -> None:

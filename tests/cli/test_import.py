@@ -226,6 +226,19 @@ def test_events_that_would_not_come_are_told(events: dict[str, Any], words: str)
 def test_the_sections_are_found_inside_helms_values_whatever_their_case() -> None:
     inner = {"Notifications": FULL["notifications"], "cloudevents": FULL["cloudEvents"]}
     assert made_of({"configuration": {"inline": inner}}).text == made_of(FULL).text
+    core = {
+        "workflow_notifications": {"enabled": True, "config": {"notifications": FULL["notifications"]}},
+        "cloud_events": FULL["cloudEvents"],
+    }
+    assert made_of(core).text == made_of(FULL).text
+
+
+async def test_a_config_map_is_looked_into(tmp_path: Path) -> None:
+    mounted = {f"{name}.yaml": yaml.safe_dump({name: FULL[name]}) for name in ("notifications", "cloudEvents")}
+    file, _, _ = await imported(tmp_path, {"kind": "ConfigMap", "data": {**mounted, "empty.yaml": ""}})
+    assert load(file).kafka is not None
+    assert "email" in load(file).channel_sections
+    await checks_out(file)
 
 
 words = st.text(max_size=20) | st.sampled_from(
@@ -266,7 +279,7 @@ mailings = a_section(
 publishing = a_section("enable", "cloudEventVersion", eventsPublisher=a_section("topicName", "eventTypes"))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(mailings, publishing, leaves)
 def test_whatever_it_says_the_result_can_be_read_and_gives_no_password_away(
     tmp_path_factory: pytest.TempPathFactory, notifications: dict[str, Any], events: dict[str, Any], name: Any
