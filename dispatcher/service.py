@@ -87,7 +87,7 @@ class Service:
             look_up = admin.look_up if admin is not None else None
             intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
             source = KafkaSource(self.settings.kafka) if self.settings.kafka is not None else None
-            await ledger.complete_since(now=self.clock.now())  # what ended before our first start is no news
+            await ledger.begin(now=self.clock.now())  # what ended before our first start is no news
             await self._run_rooms(intake, rules, source, ledger, admin)
 
     async def _run_rooms(

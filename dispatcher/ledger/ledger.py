@@ -29,6 +29,7 @@ SECOND_LOOKS = (100, 100, 100)
 """So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
 _SINCE, _SWEPT = "since", "swept"
 _MARK = select(marks.c.at).where(marks.c.name == bindparam("name"))
+_OLDEST = select(func.min(events.c.recorded_at))
 LATE = "the lease had run out, so this ending counted for nothing"
 
 
@@ -120,16 +121,21 @@ class Ledger:
                 found |= set(await connection.scalars(select(rejected.c.event).where(rejected.c.event.in_(some))))
         return frozenset(found)
 
+    async def begin(self, *, now: datetime) -> None:
+        """Remember the first start; the oldest event's time where there are events already. Later calls do nothing."""
+        async with self._database.writing() as connection:
+            oldest = await connection.scalar(_OLDEST)
+            await self._insert(connection, marks, [{"name": _SINCE, "at": min(oldest or now, now)}])
+
     async def complete_since(self, *, now: datetime) -> datetime:
         """From when on all that was told is in here: since the first start, or what a purge has left.
 
-        The first call remembers `now`, or the oldest event if there is one.
+        Where nothing was ever begun or recorded: since now.
         """
-        async with self._database.writing() as connection:
-            oldest = await connection.scalar(select(func.min(events.c.recorded_at)))
-            await self._insert(connection, marks, [{"name": _SINCE, "at": min(oldest or now, now)}])
-            since: datetime = (await connection.execute(_MARK, {"name": _SINCE})).scalar_one()
-        return since
+        async with self._database.reading() as connection:
+            since: datetime | None = await connection.scalar(_MARK, {"name": _SINCE})
+            since = since or await connection.scalar(_OLDEST)
+        return since or now
 
     async def swept_until(self) -> datetime | None:
         """The end of the last time that was looked through for lost events; None before the first."""

@@ -76,7 +76,7 @@ async def desk(server: LocalFlyteAdmin, tmp_path: Path) -> AsyncIterator[Desk]:
         last_resorts={},
     )
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}") as ledger, asking(server) as admin:
-        await ledger.complete_since(now=NOW - 24 * HOUR)
+        await ledger.begin(now=NOW - 24 * HOUR)
         intake = Intake(ledger, RuleBook, planner, clock, look_up=admin.look_up)
         reconciler = Reconciler(admin, ledger, intake, clock, window=12 * HOUR, patience=5 * MINUTE)
         yield Desk(reconciler, ledger, intake, clock, server)
@@ -132,6 +132,7 @@ async def test_each_stretch_of_time_is_looked_through_once(desk: Desk) -> None:
 async def test_what_ended_before_the_first_start_is_no_news(desk: Desk, tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'fresh.db'}") as fresh:
         desk.reconciler.ledger = fresh
+        await fresh.begin(now=NOW)
         ended(desk.server, "old", NOW - HOUR)
         assert await desk.reconciler.sweep(await desk.reconciler.next_span()) == 0
         desk.clock.advance(HOUR)
@@ -242,7 +243,7 @@ async def test_the_command_says_what_was_lost_and_records_it(server: LocalFlyteA
     assert "left out" in err
 
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'old.db'}") as ledger:
-        await ledger.complete_since(now=now - 48 * HOUR)
+        await ledger.begin(now=now - 48 * HOUR)
     file.write_text(
         yaml.safe_dump({"rules": {"flyte_admin": admin}, "ledger": {"url": "sqlite+aiosqlite:///./old.db"}})
     )

@@ -528,3 +528,42 @@ async def test_an_executions_events_are_known_in_the_order_of_their_record(ledge
         "1 rule matched",
     )
     assert await ledger.last_recorded() == NOW + MINUTE
+
+
+async def test_the_first_start_is_remembered_and_a_purge_moves_it_forward(ledger: Ledger) -> None:
+    assert await ledger.complete_since(now=NOW) == NOW
+    await ledger.begin(now=NOW)
+    await ledger.begin(now=NOW + MINUTE)
+    assert await ledger.complete_since(now=NOW + MINUTE) == NOW
+    await ledger.purge(NOW - MINUTE, limit=10)
+    assert await ledger.complete_since(now=NOW + MINUTE) == NOW
+    await ledger.purge(NOW + SECOND, limit=10)
+    assert await ledger.complete_since(now=NOW + MINUTE) == NOW + SECOND
+
+
+async def test_a_ledger_that_was_in_use_before_begins_with_its_oldest_event(ledger: Ledger) -> None:
+    await ledger.record([heard()], [], now=NOW - MINUTE)
+    assert await ledger.complete_since(now=NOW) == NOW - MINUTE
+    await ledger.begin(now=NOW)
+    assert await ledger.complete_since(now=NOW) == NOW - MINUTE
+
+
+async def test_what_was_swept_never_goes_back(ledger: Ledger) -> None:
+    assert await ledger.swept_until() is None
+    for until in (NOW, NOW + MINUTE, NOW - MINUTE):
+        await ledger.swept(until)
+    assert await ledger.swept_until() == NOW + MINUTE
+
+
+async def test_events_are_known_that_were_recorded_or_rejected(ledger: Ledger) -> None:
+    recorded, unresolved, unheard = (an_event(name=name).key for name in ("recorded", "rejected", "neither"))
+    await ledger.record([heard(event=an_event(name="recorded"))], [refused(event=unresolved)], now=NOW)
+    assert await ledger.heard_of([recorded, unresolved, unheard]) == {recorded, unresolved}
+    assert await ledger.heard_of([]) == frozenset()
+
+
+async def test_the_newest_event_is_the_one_recorded_last(ledger: Ledger) -> None:
+    assert await ledger.newest() is None
+    for minute, name in enumerate(("first", "second")):
+        await ledger.record([heard(event=an_event(name=name))], [], now=NOW + minute * MINUTE)
+    assert await ledger.newest() == (an_event(name="second").key, NOW + MINUTE)
