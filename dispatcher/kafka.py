@@ -37,6 +37,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from channels.contract import Finding
+from channels.listed import listed
 from channels.secret import SecretFile, one_of, reveal
 from dispatcher.duration import Duration
 from dispatcher.errors import DispatcherError
@@ -76,10 +77,6 @@ def _comma_separated(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 class KafkaConfig(BaseModel):
     """Where the engine's events are, and how to get in."""
 
@@ -87,7 +84,7 @@ class KafkaConfig(BaseModel):
 
     bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), Field(min_length=1)]
     """HOST:PORT, several with commas."""
-    topics: Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)] = ("flyte-cloudevents",)
+    topics: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = ("flyte-cloudevents",)
     group_id: str = Field("notification-dispatcher", min_length=1)
     group_instance_id: str | None = None
     """A name of its own for each replica: a quick restart then doesn't make the group share out anew."""

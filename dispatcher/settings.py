@@ -28,6 +28,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from channels.catalog import KINDS
+from channels.listed import listed
 from channels.secret import SecretFile, one_of
 from dispatcher.duration import Duration
 from dispatcher.errors import SettingsError
@@ -47,13 +48,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _split(value: Any) -> Any:
-    """Lists may be written with commas, as environment variables want them."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_split)]
-Recipients = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(listed)]
+Recipients = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
 class HttpSettings(_Section):
@@ -294,7 +290,7 @@ def _rooted_value(name: str, value: Any, base: Path) -> Any:
             driver, _, file = value.partition(":///")
             return value if file == ":memory:" else f"{driver}:///{base / file}"
         case (("launch_plans" | "path"), (str() | list())):
-            return [base / part for part in _split(value) if isinstance(part, str)]
+            return [base / part for part in listed(value) if isinstance(part, str)]
         case _, str() if name.endswith("_file"):
             return base / value
         case _, dict():

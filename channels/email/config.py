@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from channels.email.addresses import mail_address
+from channels.listed import listed
 from channels.secret import SecretFile, one_of
 
 NOBODY = "<>"
@@ -132,11 +133,7 @@ class RelayConfig(BaseModel):
         return self
 
 
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Addresses = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Addresses = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
 class EmailConfig(RelayConfig):
@@ -153,7 +150,7 @@ class EmailConfig(RelayConfig):
     """A page or an address where readers can leave: `https://…` or `mailto:…` (RFC 2369)."""
     recipients_visible: bool = True
     """False: no reader sees who else was told."""
-    dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(_split)] = ()
+    dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(listed)] = ()
     """What the envelope sender wants to hear of, where the relay offers DSN (RFC 3461); empty: the relay decides."""
     dkim: DkimConfig | None = None
 

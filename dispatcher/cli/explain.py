@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -191,7 +192,7 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[_Account]:
         async with Ledger(settings.ledger.url) as ledger:
             accounts = await _accounts(ledger, execution)
             if not accounts:
-                _say_what_to_check(settings, execution, newest=await ledger.last_recorded())
+                _say_what_to_check(settings, execution, newest=await ledger.newest())
                 raise typer.Exit(1)
             return accounts
 
@@ -274,11 +275,11 @@ def _with_told_once(looks: Iterable[Mapping[str, Any]], owed: Iterable[Delivery]
     return told
 
 
-def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: Any) -> None:
+def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tuple[str, datetime] | None) -> None:
     from dispatcher.cli.output import time_text
 
     heard = (
-        f"its newest event was recorded at {time_text(newest)} (UTC)" if newest else "it has recorded no event at all"
+        f"its newest event was recorded at {time_text(newest[1])} (UTC)" if newest else "it has recorded no event at all"
     )
     kafka = f"on {', '.join(settings.kafka.topics)}" if settings.kafka is not None else "over HTTP"
     for line in (

@@ -304,12 +304,6 @@ class Ledger:
             rows = (await connection.execute(query)).all()
         return [_known(row) for row in rows]
 
-    async def last_recorded(self) -> datetime | None:
-        """When the newest event was recorded; None in an empty ledger."""
-        async with self._database.reading() as connection:
-            newest: datetime | None = await connection.scalar(select(func.max(events.c.recorded_at)))
-        return newest
-
     async def find_rejected(
         self,
         *,

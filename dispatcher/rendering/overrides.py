@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from channels.listed import listed
 from dispatcher.event import Event
 
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(listed)]
 """Any of them; `*` stands for any characters, `?` for one, `[ab]` for one of these."""
 
 
@@ -33,7 +29,7 @@ class Override(BaseModel):
     """Of the execution: each must be there, with a value that its pattern matches."""
     recipient: Patterns = ()
     """As a rule writes it: a mail address, `#channel`, a service's alias. Upper and lower case are one."""
-    path: Annotated[tuple[Path, ...], BeforeValidator(_split)] = Field(min_length=1)
+    path: Annotated[tuple[Path, ...], BeforeValidator(listed)] = Field(min_length=1)
     """Folders laid out as the built-in `templates/`."""
 
     @model_validator(mode="after")
