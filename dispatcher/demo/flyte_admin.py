@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote_plus
@@ -85,6 +86,8 @@ class LocalFlyteAdmin:
 
     executions: dict[str, Any] = field(default_factory=dict)
     """`project/domain/name` -> flyteidl's Execution."""
+    written: dict[str, datetime] = field(default_factory=dict)
+    """When an execution's row was last written, where that was later than its `closure.updated_at`: archiving does it."""
     launch_plans: dict[str, Any] = field(default_factory=dict)
     """`project/domain/name@version` -> flyteidl's LaunchPlan."""
     forbidden: set[str] = field(default_factory=set)
@@ -272,10 +275,11 @@ class _Answers(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # ge
         found = [
             execution
             for execution in self._admin.executions.values()
-            if f"{execution.id.project}/{execution.id.domain}" == place and all(match(execution) for match in matches)
+            if f"{execution.id.project}/{execution.id.domain}" == place
+            and all(match(self._admin, execution) for match in matches)
         ]
         key = _FIELDS.get(request.sort_by.key, _FIELDS["created_at"])
-        found.sort(key=key, reverse=request.sort_by.direction == common_pb2.Sort.DESCENDING)
+        found.sort(key=partial(key, self._admin), reverse=request.sort_by.direction == common_pb2.Sort.DESCENDING)
         page, following = _page(found, request)
         return execution_pb2.ExecutionList(executions=[_as_listed(execution) for execution in page], token=following)
 
@@ -296,11 +300,13 @@ class _LoginAnswers(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: ignore[
         )
 
 
-_FIELDS: Mapping[str, Callable[[Any], Any]] = {
-    "phase": lambda execution: core_execution_pb2.WorkflowExecution.Phase.Name(execution.closure.phase),
-    "created_at": lambda execution: execution.closure.created_at.ToDatetime(UTC),
-    "started_at": lambda execution: execution.closure.started_at.ToDatetime(UTC),
-    "updated_at": lambda execution: execution.closure.updated_at.ToDatetime(UTC),
+_FIELDS: Mapping[str, Callable[[LocalFlyteAdmin, Any], Any]] = {
+    "phase": lambda _, execution: core_execution_pb2.WorkflowExecution.Phase.Name(execution.closure.phase),
+    "created_at": lambda _, execution: execution.closure.created_at.ToDatetime(UTC),
+    "started_at": lambda _, execution: execution.closure.started_at.ToDatetime(UTC),
+    "updated_at": lambda admin, execution: (
+        admin.written.get(_named(execution.id)) or execution.closure.updated_at.ToDatetime(UTC)
+    ),
 }
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "eq": lambda one, other: one == other,
@@ -327,21 +333,21 @@ def _as_listed(execution: Any) -> Any:
     return listed
 
 
-def _filters(text: str) -> list[Callable[[Any], bool]]:
+def _filters(text: str) -> list[Callable[[LocalFlyteAdmin, Any], bool]]:
     """`value_in(phase,FAILED;ABORTED)+gte(updated_at,2026-11-20T09:00:00Z)`. Raises ValueError or KeyError."""
     return [_filter(part) for part in text.split("+") if part]
 
 
-def _filter(text: str) -> Callable[[Any], bool]:
+def _filter(text: str) -> Callable[[LocalFlyteAdmin, Any], bool]:
     function, _, rest = text.removesuffix(")").partition("(")
     name, _, value = rest.partition(",")
     get = _FIELDS[name]
     if function == "value_in":
         wanted = set(value.split(";"))
-        return lambda execution: get(execution) in wanted
+        return lambda admin, execution: get(admin, execution) in wanted
     compare = _COMPARE[function]
     bound = value if name == "phase" else datetime.fromisoformat(value)
-    return lambda execution: compare(get(execution), bound)
+    return lambda admin, execution: compare(get(admin, execution), bound)
 
 
 def _named(identity: Any) -> str:

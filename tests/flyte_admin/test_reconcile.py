@@ -137,10 +137,17 @@ async def test_what_ended_before_the_first_start_is_no_news(desk: Desk, tmp_path
         assert await desk.reconciler.sweep(await desk.reconciler.next_span()) == 0
         desk.clock.advance(HOUR)
         ended(desk.server, "new", NOW + 10 * MINUTE)
-        # archived lately: FlyteAdmin has written it again, but it ended before
-        archived = desk.server.add(an_ended(an_execution("archived"), closure={"updatedAt": NOW.isoformat()}))
-        archived.closure.updated_at.FromDatetime((NOW - HOUR).replace(tzinfo=None))
+        archived = ended(desk.server, "archived", NOW - HOUR)
+        desk.server.written[str(archived)] = NOW + 20 * MINUTE
         assert await desk.reconciler.sweep(await desk.reconciler.next_span()) == 1
+
+
+async def test_an_execution_that_was_written_late_is_found(desk: Desk) -> None:
+    assert await desk.sweep() == 0
+    desk.clock.advance(HOUR)
+    late = ended(desk.server, "late", NOW - HOUR)  # its cluster was cut off when it ended
+    desk.server.written[str(late)] = NOW + 20 * MINUTE
+    assert await desk.sweep() == 1
 
 
 async def test_what_was_purged_is_not_told_again(desk: Desk) -> None:
