@@ -71,6 +71,8 @@ class Reconciler:
                     await self.ledger.swept(span.until)
             except Unavailable as error:
                 log.warning("executions could not be compared with their events", reason=str(error))
+            except Exception as error:  # a bug in here must not stop what is delivered meanwhile
+                log.error("executions could not be compared with their events", exc_info=error)
 
     async def next_span(self) -> Span:
         """What was not looked through yet. Raises LedgerUnavailable.
