@@ -279,7 +279,9 @@ def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tu
     from dispatcher.cli.output import time_text
 
     heard = (
-        f"its newest event was recorded at {time_text(newest[1])} (UTC)" if newest else "it has recorded no event at all"
+        f"its newest event was recorded at {time_text(newest[1])} (UTC)"
+        if newest
+        else "it has recorded no event at all"
     )
     kafka = f"on {', '.join(settings.kafka.topics)}" if settings.kafka is not None else "over HTTP"
     for line in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,9 +83,11 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of them.")] = False,
 ) -> None:
     """Try rejected messages again, with the rules and the reading of today; the running service delivers."""
+    from dispatcher import logs
     from dispatcher.cli.output import console
     from dispatcher.settings import load
 
+    logs.configure("console", level=logging.WARNING)
     if not ids and not everything:
         raise typer.BadParameter("name rejected messages by their ids, or say --all")
     settings = load(config)
