@@ -5,10 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Content = Mapping[str, Any]
 """What the templates made: JSON data, in the form that the channel's own module documents."""
+
+
+Scope = Literal["launch_plan", "execution"]
+"""What one conversation is about: all that becomes of a launch plan, or of one execution."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """A message of the same conversation that has arrived, or may have."""
+
+    reference: Mapping[str, str]
+    """Its receipt's; empty where it only may have arrived."""
+    content: Content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What a message belongs to. Its messages go out one after another, in the order of what they tell."""
+
+    key: str
+    """The same for all messages about one matter to one address: PagerDuty's dedup key."""
+    earlier: tuple[Earlier, ...] = ()
+    """What was said since all was last well, oldest first; of many only the first and the last."""
+    recovery: bool = False
+    """This message says that all is well again, which ends what the earlier ones began."""
+    over: bool = False
+    """This message comes too late: all is well again, and nothing will be sent to say so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +43,14 @@ class Message:
     """One message to hand over."""
 
     key: str
-    """The same at every attempt: becomes Message-ID, Slack metadata, PagerDuty's dedup key."""
+    """The same at every attempt: becomes Message-ID, Slack metadata, and PagerDuty's dedup key of what stands alone."""
     recipients: tuple[str, ...]
     """Addresses as `Channel.address` gave them; more than one only by mail."""
     content: Content
     created_at: datetime
     """When the message was made, in UTC: the mail's Date, the same at every attempt."""
+    conversation: Conversation | None = None
+    """None where it stands alone."""
     doubtful: bool = False
     """An earlier attempt may have arrived: look before repeating, where the provider allows it."""
 
@@ -124,6 +153,9 @@ class Channel(Protocol):
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         """What the provider's rate limits count by: a Slack channel, a service. Empty: it counts all alike."""
+
+    def scope(self, address: str) -> Scope | None:
+        """What a conversation with this address is about; None where each message there stands alone."""
 
     def wire(self, message: Message) -> Wire:
         """What `send` would hand over for this message; no I/O."""

@@ -23,6 +23,7 @@ from channels.contract import (
     Message,
     Never,
     Receipt,
+    Scope,
     Unknown,
     Unserved,
     Wire,
@@ -69,6 +70,8 @@ class PagerDutyConfig(BaseModel):
     events_url: str = Field("https://events.pagerduty.com", pattern=r"^https?://\S+$")
     """`https://events.eu.pagerduty.com` for the EU region."""
     services: Mapping[str, PagerDutyService] = Field(default_factory=dict)
+    incident: Scope = "launch_plan"
+    """What one incident is about. The launch plan's next success resolves it, whichever it is."""
     fallback: Literal["email", "none"] = "none"
     """Where a recipient goes that is no service here."""
     timeout: float = Field(20, gt=0, le=100)
@@ -78,7 +81,10 @@ class PagerDutyConfig(BaseModel):
 
 
 class PagerDutyChannel:
-    """Events for services. Content: the event without routing_key and dedup_key."""
+    """Events for services. Content: the event without routing_key and dedup_key.
+
+    A conversation is an incident: its messages share a dedup key, and its recovery resolves it.
+    """
 
     def __init__(self, config: PagerDutyConfig) -> None:
         self._config = config
@@ -94,6 +100,10 @@ class PagerDutyChannel:
     def destination(self, recipients: tuple[str, ...]) -> str:
         return recipients[0]
 
+    def scope(self, address: str) -> Scope | None:
+        del address
+        return self._config.incident
+
     def wire(self, message: Message) -> Wire:
         event = {"routing_key": MASK, **self._event(message)}
         return Wire("application/json", orjson.dumps(event, option=orjson.OPT_INDENT_2))
@@ -108,6 +118,11 @@ class PagerDutyChannel:
             key = reveal(service.routing_key, service.routing_key_file) or ""
         except OSError as error:
             raise Later(f"the routing key's file can't be read: {error.strerror}") from None
+        talk = message.conversation
+        if talk is not None and talk.over:
+            raise Never("nobody was paged: the launch plan has succeeded since")
+        if talk is not None and talk.recovery and not talk.earlier:
+            return Receipt(answer=Answer("none", "no trigger had arrived: there was nothing to resolve"))
         event = self._event(message)
         try:
             reply = await asyncio.get_running_loop().run_in_executor(self._threads, self._post, key, event)
@@ -164,8 +179,11 @@ class PagerDutyChannel:
         return session.post("/v2/enqueue", routing_key, event)
 
     def _event(self, message: Message) -> dict[str, Any]:
-        event = dict(message.content)
-        event["dedup_key"] = message.key[:LONGEST_KEY]
+        talk = message.conversation
+        dedup_key = (talk.key if talk is not None else message.key)[:LONGEST_KEY]
+        if talk is not None and talk.recovery:
+            return {"event_action": "resolve", "dedup_key": dedup_key}
+        event = {**message.content, "dedup_key": dedup_key}
         service = self._config.services.get(message.recipients[0])
         if service is not None and service.severity is not None and "payload" in event:
             event["payload"] = {**event["payload"], "severity": service.severity}

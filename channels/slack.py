@@ -24,6 +24,7 @@ from channels.contract import (
     Message,
     Never,
     Receipt,
+    Scope,
     Unknown,
     Unserved,
     Wire,
@@ -91,6 +92,8 @@ class SlackConfig(BaseModel):
     api_url: str = Field("https://slack.com/api/", pattern=r"^https?://\S+$")
     recipients: Mapping[str, str] = Field(default_factory=dict)
     """What a rule's recipient means: a #channel, a channel's or user's id, or a person's mail address."""
+    thread: Scope | Literal["none"] = "launch_plan"
+    """What one thread is about. The launch plan's next success ends it, whichever it is."""
     fallback: Literal["email", "none"] = "none"
     """Where a recipient goes that Slack can't serve."""
     timeout: float = Field(20, gt=0, le=100)
@@ -126,6 +129,10 @@ class SlackChannel:
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         return recipients[0]
+
+    def scope(self, address: str) -> Scope | None:
+        del address
+        return None if self._config.thread == "none" else self._config.thread
 
     def wire(self, message: Message) -> Wire:
         body = _body(message, message.recipients[0])

@@ -13,7 +13,7 @@ from random import Random
 import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from channels.contract import Channel, ChannelError, Message, Unknown
+from channels.contract import Channel, ChannelError, Conversation, Message, Unknown
 from dispatcher.clock import Clock
 from dispatcher.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
 from dispatcher.errors import LedgerUnavailable
@@ -141,8 +141,13 @@ class Courier:
             await self._give_back(delivery, due_at=started)
             return
         try:
+            conversation = await self.ledger.conversation(delivery)
+        except LedgerUnavailable:
+            await self._give_back(delivery, due_at=started)
+            return
+        try:
             with self._cancellable():
-                result = await self._attempt(delivery, left)
+                result = await self._attempt(delivery, conversation, left)
         except asyncio.CancelledError:
             # It may have arrived: whoever takes it next looks first, where that is possible.
             await self._give_back(replace(delivery, doubtful=True), due_at=self.clock.now())
@@ -173,7 +178,7 @@ class Courier:
         finally:
             self._sending.discard(task)
 
-    async def _attempt(self, delivery: Delivery, limit: timedelta) -> Result:
+    async def _attempt(self, delivery: Delivery, conversation: Conversation | None, limit: timedelta) -> Result:
         """Send once: the receipt, or the exception. The only place where exceptions become values."""
         try:
             addresses = delivery.addresses or tuple(map(self.channel.address, delivery.recipients))
@@ -182,6 +187,7 @@ class Courier:
                 recipients=addresses,
                 content=delivery.content,
                 created_at=delivery.created_at,
+                conversation=conversation,
                 doubtful=delivery.doubtful,
             )
             async with asyncio.timeout(limit.total_seconds()):

@@ -7,7 +7,7 @@ dead --redrive--> waiting
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -62,6 +62,10 @@ class Delivery:
     """What is told to one reader about one matter goes out in the order of `turn`; empty: it stands alone."""
     turn: datetime | None = None
     """When what it tells of happened; set in a conversation."""
+    matter: str = ""
+    """The launch plan whose next success ends the conversation; empty: nothing ends it."""
+    recovery: bool = False
+    """It tells of that success."""
     instead_of: str = ""
     """The key of the dead delivery that this one tells the fallback recipients about."""
     booked: bool = False
@@ -74,6 +78,34 @@ def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:
     """The stable key of what `event` owes to `addresses` over `channel`."""
     parts = "\0".join((event, channel, *addresses))
     return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def conversation_key(channel: str, addresses: Sequence[str], subject: str) -> str:
+    """The stable key of what is told to `addresses` about `subject` over `channel`."""
+    return delivery_key(subject, f"conversation {channel}", addresses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A conversation in which somebody was told, or is about to be, and not yet that all is well again."""
+
+    channel: str
+    recipients: tuple[str, ...]
+    addresses: tuple[str, ...]
+    conversation: str
+    event: str
+    """The key of the last event that it told of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """A launch plan has succeeded, which ends the conversations about its failures. Only the ledger knows them."""
+
+    matter: str
+    turn: datetime
+    """When it succeeded."""
+    close: Callable[[Opened], Delivery | None]
+    """Makes what ends a conversation; None where nothing is to be sent there any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +133,8 @@ class Dead:
     answer: Answer | None = None
     unserved: bool = False
     """The channel has no such recipient: a fallback channel may."""
+    doubtful: bool = False
+    """An attempt may have arrived."""
 
 
 Outcome = Sent | Retry | Dead
@@ -113,7 +147,8 @@ def judge(delivery: Delivery, result: Result, *, now: datetime, policy: RetryPol
         case Receipt():
             return Sent(result)
         case Never():
-            return Dead(result.reason, result.answer, unserved=isinstance(result, Unserved))
+            unserved = isinstance(result, Unserved)
+            return Dead(result.reason, result.answer, unserved=unserved, doubtful=delivery.doubtful)
         case Later():
             wish = now + result.retry_after if result.retry_after is not None else now
             return _again(delivery, result, now=now, not_before=wish, policy=policy, rng=rng)
@@ -137,7 +172,7 @@ def _again(
     at = max(now + policy.delay(delivery.attempt, rng), not_before)
     if at > delivery.owed_since + policy.deadline:
         tries = "1 attempt" if delivery.attempt == 1 else f"{delivery.attempt} attempts"
-        return Dead(f"gave up after {tries}: {error.reason}", error.answer)
+        return Dead(f"gave up after {tries}: {error.reason}", error.answer, doubtful=doubtful or delivery.doubtful)
     return Retry(at, error.reason, error.answer, doubtful or delivery.doubtful)
 
 
@@ -157,8 +192,8 @@ def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryP
         match judge(delivery, error, now=now, policy=policy, rng=rng):
             case Retry(at=at, reason=reason, doubtful=doubtful):
                 parts.append(replace(part, due_at=at, reason=reason, doubtful=doubtful))
-            case Dead(reason=reason):
-                parts.append(replace(part, state=State.DEAD, reason=reason))
+            case Dead(reason=reason, doubtful=doubtful):
+                parts.append(replace(part, state=State.DEAD, reason=reason, doubtful=doubtful))
             case Sent():
                 raise AssertionError("a failure is no receipt")
     return parts

@@ -20,7 +20,7 @@ from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import Ledger, Recorded, Rejected, rejected_id
 from dispatcher.plan import Planner
-from dispatcher.rules import Resolved, RuleBook, Unresolved, decide, decides_itself
+from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide, decides_itself
 from dispatcher.source import Batch, Source
 
 log = structlog.get_logger(__name__)
@@ -204,13 +204,16 @@ class Intake:
             decision = decide(event, self.rules(), answer)
             if not decision.verdict.known:
                 return self._reject(decision.reason, ended.headers, ended.value, ended.position, event=event.key)
+            now = self.clock.now()
+            silenced = decision.verdict is Verdict.SILENCED
             return Recorded(
                 event=event,
                 position=ended.position,
                 verdict=decision.verdict,
                 reason=decision.reason,
                 considered=[look.as_data() for look in decision.considered],
-                deliveries=self.planner.plan(event, decision.matched, now=self.clock.now()),
+                deliveries=self.planner.plan(event, decision.matched, now=now),
+                recovery=None if silenced else self.planner.recovery(event, now=now),
             )
         except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
             return self._trip_over(error, ended.headers, ended.value, ended.position)

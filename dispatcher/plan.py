@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
-from channels.contract import Content, Unserved
-from dispatcher.delivery import Delivery, State, delivery_key
+from channels.contract import Content, Scope, Unserved
+from dispatcher.delivery import Delivery, Opened, Recovery, State, conversation_key, delivery_key
 from dispatcher.event import Event
+from dispatcher.phase import Phase
 from dispatcher.rules import Rule
 
 GROUPED = frozenset({"email"})
@@ -71,6 +72,8 @@ class Planner:
     last_resorts: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     """By channel: the channels and recipients that are told where one of its deliveries dies."""
     look: Look = _same
+    scopes: Mapping[str, Callable[[str], Scope | None]] = field(default_factory=dict)
+    """By channel: what a conversation with an address is about (`Channel.scope`)."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """The deliveries that the matched rules owe.
@@ -84,6 +87,12 @@ class Planner:
         for stillborn in [delivery for delivery in making.deliveries if delivery.state is State.DEAD]:
             making.give_notice(stillborn, stillborn.reason)
         return tuple(making.deliveries)
+
+    def recovery(self, event: Event, *, now: datetime) -> Recovery | None:
+        """What a launch plan's success ends; None where the event is none, or nobody would be told of it."""
+        if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.scopes:
+            return None
+        return Recovery(matter=_matter(event), turn=event.occurred_at, close=_Making(self, event, now).close)
 
     def give_notice(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
         """What tells the fallback recipients that a delivery has died; at most one message each and event."""
@@ -197,6 +206,23 @@ class _Making:
                 key = delivery_key(self.event.key, f"fallback {target.channel}", notice.addresses)
                 self.deliveries.append(replace(notice, key=key, instead_of=dead.key))
 
+    def close(self, opened: Opened) -> Delivery | None:
+        """The good news for those who had the bad; one message, whether a rule asks for it or not."""
+        scope = self.planner.scopes.get(opened.channel)
+        if scope is None or scope(opened.addresses[0]) is None:
+            return None
+        content = self._content(opened.channel, opened.recipients[0], None)
+        rule = f"recovery after {opened.event}"
+        made = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content)
+        return replace(
+            made,
+            key=delivery_key(self.event.key, f"recovery {opened.conversation}", opened.addresses),
+            conversation=opened.conversation,
+            turn=self.event.occurred_at,
+            matter=_matter(self.event),
+            recovery=True,
+        )
+
     def first_time(self, channel: str, address: str) -> bool:
         told = (channel, address.casefold())
         if told in self._told:
@@ -208,7 +234,23 @@ class _Making:
         addresses = tuple(target.address for target in targets)
         recipients = tuple(target.recipient for target in targets)
         content = self._content(channel, recipients[0], template)
-        self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content))
+        made = self._delivery(channel, recipients, addresses, rule, content)
+        self.deliveries.append(self._in_conversation(made))
+
+    def _in_conversation(self, made: Delivery) -> Delivery:
+        """A success has nothing to add to a conversation unless one is open, and then `close` makes its delivery."""
+        scope = self.planner.scopes.get(made.channel)
+        about = scope(made.addresses[0]) if scope is not None else None
+        if about is None or self.event.phase is Phase.SUCCEEDED:
+            return made
+        matter = _matter(self.event)
+        subject = matter if matter and about == "launch_plan" else f"execution {self.event.execution}"
+        return replace(
+            made,
+            conversation=conversation_key(made.channel, made.addresses, subject),
+            turn=self.event.occurred_at,
+            matter=matter,
+        )
 
     def _alike(self, targets: Sequence[_Target]) -> list[list[_Target]]:
         """Those whose messages are made by the same templates, together."""
@@ -254,3 +296,9 @@ class _Making:
         if key not in self._contents:
             self._contents[key] = self.planner.render(channel, self.event, recipient=recipient, template=template)
         return self._contents[key]
+
+
+def _matter(event: Event) -> str:
+    """The launch plan, whatever its version; empty where the event doesn't name it."""
+    plan = event.launch_plan
+    return "" if plan is None else f"{plan.project}/{plan.domain}/{plan.name}"

@@ -24,7 +24,7 @@ from dispatcher.flyte_admin import open_flyte_admin
 from dispatcher.intake import Heard, Intake
 from dispatcher.kafka import KafkaSource
 from dispatcher.ledger import Ledger
-from dispatcher.plan import Planner
+from dispatcher.plan import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
@@ -218,6 +218,7 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         fallbacks=fallbacks,
         render=renderer.render,
         look=renderer.look,
+        scopes={name: channel.scope for name, channel in channels.items() if name not in GROUPED},
         last_resorts={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
     )
     if problems := list(planner.unreachable()):

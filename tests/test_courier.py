@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from channels.contract import Answer, Finding, Later, Message, Never, Receipt, Unknown, Unserved, Wire
+from channels.contract import Answer, Finding, Later, Message, Never, Receipt, Scope, Unknown, Unserved, Wire
 from dispatcher.clock import SystemClock
 from dispatcher.courier import Courier
 from dispatcher.delivery import State
@@ -39,6 +39,10 @@ class Scripted:
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         return recipients[0]
+
+    def scope(self, address: str) -> Scope | None:
+        del address
+        return None
 
     def wire(self, message: Message) -> Wire:
         return Wire("text/plain", message.key.encode())

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from channels.contract import Finding, Later, Message, Receipt, Unserved, Wire
+from channels.contract import Finding, Later, Message, Receipt, Scope, Unserved, Wire
 from channels.email.addresses import mail_address
 from channels.email.config import EmailConfig
 from channels.email.letter import Letter, Stationery
@@ -40,6 +40,10 @@ class EmailChannel:
     def destination(self, recipients: tuple[str, ...]) -> str:
         del recipients
         return ""
+
+    def scope(self, address: str) -> Scope | None:
+        del address
+        return None  # its mails find together by their headers
 
     def wire(self, message: Message) -> Wire:
         return Wire("message/rfc822", self._stationery.write(message))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.delivery import Delivery, Outcome, State
+from dispatcher.delivery import Delivery, Outcome, Recovery, State
 from dispatcher.event import Event
 from dispatcher.pacing import Lesson
 
@@ -27,6 +27,8 @@ class Recorded:
     considered: Sequence[Mapping[str, Any]]
     """Each rule looked at: source, phases, channel, recipients, matched, reason."""
     deliveries: Sequence[Delivery]
+    recovery: Recovery | None = None
+    """What the event ends, if it is a success."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,13 +15,24 @@ from sqlalchemy import ColumnElement, Row, Select, Table, and_, bindparam, delet
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from channels.contract import Answer
+from channels.contract import Answer, Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.entries import BODY_KEPT, Attempt, Claim, Filed, Filter, Known, Recorded, Rejected, Settlement
+from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.standings import Standings
-from dispatcher.ledger.tables import attempts, contents, deliveries, destinations, events, marks, rejected, starts
+from dispatcher.ledger.tables import (
+    attempts,
+    contents,
+    deliveries,
+    destinations,
+    events,
+    marks,
+    matters,
+    rejected,
+    starts,
+)
 from dispatcher.pacing import Gate, Standing
 from dispatcher.phase import TERMINAL
 
@@ -76,18 +87,38 @@ class Ledger:
         """Write a batch: events with what they owe, messages that were rejected, and whose executions are.
 
         What is there already is left alone, whoever wrote it: an event's deliveries are written only with
-        the event's first record. Returns the keys of the events that are new.
+        the event's first record. A success also owes what ends the conversations about earlier failures, and
+        takes the place of what a rule owes to the same address. Returns the keys of the events that are new.
         """
         if not heard and not refused and not started:
             return frozenset()
         by_key = {entry.event.key: entry for entry in reversed(heard)}
         async with self._database.writing() as connection:
             new = await self._insert_events(connection, [_event_row(entry, now) for entry in by_key.values()])
-            owed = [delivery for key in new for delivery in by_key[key].deliveries]
-            await self._insert_deliveries(connection, owed)
+            await self._owe(connection, [by_key[key] for key in new])
             await self._insert(connection, rejected, [_rejected_row(entry) for entry in refused])
             await self._insert(connection, starts, [_start_row(entry, now) for entry in started])
         return frozenset(new)
+
+    async def _owe(self, connection: AsyncConnection, entries: Sequence[Recorded]) -> None:
+        owed = [delivery for entry in entries for delivery in entry.deliveries]
+        failures = [delivery for delivery in owed if delivery.matter]
+        recoveries = sorted((entry.recovery for entry in entries if entry.recovery), key=lambda one: one.turn)
+        standing = Matters(connection, self._dialect)
+        await standing.load([delivery.matter for delivery in failures] + [one.matter for one in recoveries])
+        await self._insert_deliveries(connection, failures)
+        for delivery in failures:
+            standing.failed(delivery)
+        good_news = [
+            made
+            for recovery in recoveries
+            for opened in await standing.recovered(recovery)
+            if (made := recovery.close(opened)) is not None
+        ]
+        await standing.save()
+        told = {(news.event, news.channel, news.addresses) for news in good_news}
+        rest = [one for one in owed if not one.matter and (one.event, one.channel, one.addresses) not in told]
+        await self._insert_deliveries(connection, [*good_news, *rest])
 
     async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
         """What is remembered of these executions' starts."""
@@ -250,6 +281,27 @@ class Ledger:
                 .values(lease=None, due_at=due_at, attempt=deliveries.c.attempt - 1, doubtful=delivery.doubtful)
             )
 
+    async def conversation(self, delivery: Delivery) -> Conversation | None:
+        """What was said before in a claimed delivery's conversation; None where it stands alone."""
+        if not delivery.conversation or delivery.turn is None:
+            return None
+        theirs = deliveries.c.conversation == delivery.conversation
+        before = (theirs, deliveries.c.turn <= delivery.turn, deliveries.c.key != delivery.key)
+        ended = select(func.max(deliveries.c.turn)).where(
+            *before, deliveries.c.recovery.is_(True), deliveries.c.state == State.SENT
+        )
+        async with self._database.reading() as connection:
+            well = await connection.scalar(select(matters.c.succeeded_at).where(matters.c.name == delivery.matter))
+            since = await connection.scalar(ended)
+            over = not delivery.recovery and well is not None and well > delivery.turn
+            if over:  # unless the good news waits behind it, or bad news that is newer
+                waits = and_(deliveries.c.recovery.is_(True), deliveries.c.state == State.WAITING)
+                newer = and_(deliveries.c.turn > well, deliveries.c.state != State.DEAD)
+                more = select(deliveries.c.key).where(theirs, deliveries.c.turn >= delivery.turn, or_(waits, newer))
+                over = await connection.scalar(more.limit(1)) is None
+            earlier = await _said(connection, *before, *([deliveries.c.turn > since] if since is not None else []))
+        return Conversation(key=delivery.conversation, earlier=earlier, recovery=delivery.recovery, over=over)
+
     async def event(self, key: str) -> Event | None:
         """The event of that key, as it was recorded."""
         async with self._database.reading() as connection:
@@ -363,6 +415,9 @@ class Ledger:
             await connection.execute(
                 delete(contents).where(contents.c.digest.in_(sent), contents.c.digest.not_in(still))
             )
+            spoken_of = select(deliveries.c.key).where(deliveries.c.matter == matters.c.name).exists()
+            old_news = (or_(at.is_(None), at < before) for at in (matters.c.failed_at, matters.c.succeeded_at))
+            await connection.execute(delete(matters).where(*old_news, ~spoken_of))
             past = select(starts.c.execution).where(starts.c.recorded_at < before).limit(limit)
             await connection.execute(delete(starts).where(starts.c.execution.in_(past)))
             idle = (destinations.c.spent_until < before, func.coalesce(destinations.c.held_until, before) <= before)
@@ -516,7 +571,12 @@ def _due(channel: str, now: datetime, limit: int, crowded: Iterable[str]) -> Sel
             before.c.state == State.WAITING,
             or_(
                 before.c.turn < deliveries.c.turn,
-                and_(before.c.turn == deliveries.c.turn, before.c.key < deliveries.c.key),
+                and_(before.c.turn == deliveries.c.turn, before.c.recovery < deliveries.c.recovery),
+                and_(
+                    before.c.turn == deliveries.c.turn,
+                    before.c.recovery == deliveries.c.recovery,
+                    before.c.key < deliveries.c.key,
+                ),
             ),
         )
         .exists()
@@ -603,9 +663,25 @@ def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
         "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
         "conversation": delivery.conversation or None,
         "turn": delivery.turn,
+        "matter": delivery.matter or None,
+        "recovery": delivery.recovery,
         "instead_of": delivery.instead_of or None,
         "booked": delivery.booked,
     }
+
+
+async def _said(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> tuple[Earlier, ...]:
+    """The first and the last of these that arrived, or may have; what told of a success is none of them."""
+    arrived = or_(deliveries.c.state == State.SENT, and_(deliveries.c.state == State.DEAD, deliveries.c.doubtful))
+    query = select(deliveries).where(*conditions, deliveries.c.recovery.is_(False), arrived)
+    first = (await connection.execute(query.order_by(deliveries.c.turn, deliveries.c.key).limit(1))).first()
+    if first is None:
+        return ()
+    backwards = query.order_by(deliveries.c.turn.desc(), deliveries.c.key.desc())
+    last = (await connection.execute(backwards.limit(1))).one()
+    bodies = await _bodies(connection, {first.content, last.content})
+    rows = [first] if first.key == last.key else [first, last]
+    return tuple(Earlier(reference=row.reference or {}, content=bodies[row.content]) for row in rows)
 
 
 async def _bodies(connection: AsyncConnection, digests: Iterable[str]) -> dict[str, Any]:
@@ -632,6 +708,8 @@ def _delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
         owed_since=row.owed_since,
         conversation=row.conversation or "",
         turn=row.turn,
+        matter=row.matter or "",
+        recovery=row.recovery,
         instead_of=row.instead_of or "",
         booked=row.booked,
     )
@@ -696,8 +774,10 @@ def _settle_statement(entry: Settlement) -> Any:
             )
         case Retry(at=at, reason=reason, doubtful=doubtful):
             return statement.values(lease=None, reason=reason, doubtful=doubtful, due_at=at)
-        case Dead(reason=reason):
-            return statement.values(state=State.DEAD, lease=None, reason=reason, settled_at=entry.ended_at)
+        case Dead(reason=reason, doubtful=doubtful):
+            return statement.values(
+                state=State.DEAD, lease=None, reason=reason, doubtful=doubtful, settled_at=entry.ended_at
+            )
 
 
 def _conditions(wanted: Filter) -> list[Any]:

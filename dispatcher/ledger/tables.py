@@ -174,6 +174,8 @@ deliveries = Table(
     Column("reference", Packed),
     Column("conversation", String(255)),
     Column("turn", UtcTime),
+    Column("matter", String(1024)),
+    Column("recovery", Boolean, nullable=False),
     Column("instead_of", String(64)),
     Column("booked", Boolean, nullable=False),
     Index("ix_deliveries_event", "event"),
@@ -185,6 +187,13 @@ deliveries = Table(
         postgresql_where=text("conversation IS NOT NULL"),
     ),
     Index(
+        "ix_deliveries_matter",
+        "matter",
+        "turn",
+        sqlite_where=text("matter IS NOT NULL"),
+        postgresql_where=text("matter IS NOT NULL"),
+    ),
+    Index(
         "ix_deliveries_due",
         "channel",
         "due_at",
@@ -194,6 +203,15 @@ deliveries = Table(
     Index("ix_deliveries_state_created_at", "state", "created_at"),
     Index("ix_deliveries_content", "content"),
 )
+
+matters = Table(
+    "matters",
+    metadata,
+    Column("name", String(1024), primary_key=True),
+    Column("failed_at", UtcTime),
+    Column("succeeded_at", UtcTime),
+)
+"""How launch plans stand that somebody was told about: when they last failed and succeeded (`ledger/matters.py`)."""
 
 destinations = Table(
     "destinations",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from channels.contract import Answer, Receipt
-from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
+from dispatcher.delivery import Dead, Delivery, Opened, Recovery, Retry, Sent, State, delivery_key
 from dispatcher.event import Event, Started
 from dispatcher.ledger import Claim, Filter, Ledger, Recorded, Rejected, Settlement
 from dispatcher.ledger.ledger import LATE
@@ -565,3 +565,208 @@ async def test_the_newest_event_is_the_one_recorded_last(ledger: Ledger) -> None
     for minute, name in enumerate(("first", "second")):
         await ledger.record([heard(event=an_event(name=name))], [], now=NOW + minute * MINUTE)
     assert await ledger.newest() == (an_event(name="second").key, NOW + MINUTE)
+
+
+# -- conversations
+
+
+def failure(
+    name: str, at: int, *, to: str = "ml", plan: str = "train.daily", about: str = "", state: State = State.WAITING
+) -> Recorded:
+    """An execution failed `at` seconds after NOW, and somebody is to be told."""
+    event = an_event(name=name, launch_plan=a_launch_plan(plan)).model_copy(update={"occurred_at": NOW + at * SECOND})
+    delivery = a_delivery(
+        event,
+        channel="pagerduty",
+        to=to,
+        state=state,
+        conversation=f"{plan} {about} {to}",
+        turn=event.occurred_at,
+        matter=plan,
+    )
+    return heard(delivery, event=event)
+
+
+def success(name: str, at: int, *, plan: str = "train.daily") -> Recorded:
+    """An execution succeeded `at` seconds after NOW; no rule asks for it."""
+    event = an_event(Phase.SUCCEEDED, name=name, launch_plan=a_launch_plan(plan))
+    event = event.model_copy(update={"occurred_at": NOW + at * SECOND})
+
+    def close(opened: Opened) -> Delivery:
+        return a_delivery(
+            event,
+            channel=opened.channel,
+            to=opened.addresses[0],
+            key=delivery_key(event.key, opened.conversation, opened.addresses),
+            conversation=opened.conversation,
+            turn=event.occurred_at,
+            matter=plan,
+            recovery=True,
+        )
+
+    return replace(heard(event=event), recovery=Recovery(matter=plan, turn=event.occurred_at, close=close))
+
+
+async def told(ledger: Ledger, *entries: Recorded) -> list[str]:
+    """Record these one by one; what is then owed, in the order in which it may go, as `EXECUTION PHASE to ADDRESS`."""
+    for entry in entries:
+        await ledger.record([entry], [], now=NOW)
+    return await carried(ledger)
+
+
+async def carried(ledger: Ledger, *, now: datetime = NOW) -> list[str]:
+    """Send all that may go, one conversation's turn after another."""
+    gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+    went = []
+    while taken := (await ledger.claim("pagerduty", 10, lease="me", until=now + MINUTE, gate=gate)).deliveries:
+        for delivery in sorted(taken, key=lambda one: one.conversation):
+            talk = await ledger.conversation(delivery)
+            assert talk is not None
+            told_so = f"{delivery.event.split('/', 2)[2]} to {delivery.addresses[0]}"
+            went.append(f"{told_so}{' too late' if talk.over else ''} after {len(talk.earlier)}")
+            receipt = Receipt(answer=Answer("202"), reference={"told": told_so})
+            assert await ledger.settle(ended(delivery, Sent(receipt)))
+    return went
+
+
+async def test_a_success_ends_each_open_conversation_of_its_launch_plan_once(ledger: Ledger) -> None:
+    went = await told(
+        ledger,
+        failure("a", 1),
+        failure("b", 2),
+        failure("b2", 2, to="ops"),
+        failure("c", 3, plan="other"),
+        success("d", 4),
+        success("e", 5),
+    )
+    assert went == [
+        "c/FAILED to ml after 0",
+        "a/FAILED to ml after 0",
+        "b2/FAILED to ops after 0",
+        "b/FAILED to ml after 1",
+        "d/SUCCEEDED to ops after 1",
+        "d/SUCCEEDED to ml after 2",
+    ]
+
+
+async def test_recording_a_success_again_adds_nothing(ledger: Ledger) -> None:
+    await ledger.record([failure("a", 1), success("b", 2), success("b", 2)], [], now=NOW)
+    await ledger.record([success("b", 2)], [], now=NOW)
+    assert await carried(ledger) == ["a/FAILED to ml after 0", "b/SUCCEEDED to ml after 1"]
+
+
+async def test_a_success_without_a_failure_before_it_owes_nothing(ledger: Ledger) -> None:
+    assert await told(ledger, success("a", 1)) == []
+    assert await told(ledger, failure("b", 2, state=State.DEAD), success("c", 3)) == []
+
+
+async def test_a_failure_older_than_a_success_that_is_known_opens_nothing(ledger: Ledger) -> None:
+    assert await told(ledger, success("b", 2), failure("a", 1)) == ["a/FAILED to ml too late after 0"]
+    assert await told(ledger, success("c", 3)) == []
+
+
+async def test_a_late_failure_whose_good_news_still_waits_is_told_before_it(ledger: Ledger) -> None:
+    assert await told(ledger, failure("a", 1), success("c", 3), failure("b", 2)) == [
+        "a/FAILED to ml after 0",
+        "b/FAILED to ml after 1",
+        "c/SUCCEEDED to ml after 2",
+    ]
+
+
+async def test_a_success_older_than_a_failure_that_is_known_ends_nothing_and_the_next_one_does(ledger: Ledger) -> None:
+    assert await told(ledger, failure("a", 1), failure("c", 3), success("b", 2)) == [
+        "a/FAILED to ml after 0",
+        "c/FAILED to ml after 1",
+    ]
+    assert await told(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 2"]
+
+
+async def test_each_executions_conversation_ends_with_the_launch_plans_success(ledger: Ledger) -> None:
+    went = await told(
+        ledger,
+        failure("a", 1, about="a"),
+        failure("b", 2, about="b"),
+        failure("d", 4, about="d"),
+        success("c", 3),
+    )
+    assert sorted(went) == [
+        "a/FAILED to ml after 0",
+        "b/FAILED to ml after 0",
+        "c/SUCCEEDED to ml after 1",
+        "c/SUCCEEDED to ml after 1",
+        "d/FAILED to ml after 0",
+    ]
+
+
+async def test_after_good_news_a_conversation_begins_anew(ledger: Ledger) -> None:
+    await told(ledger, failure("a", 1), success("b", 2))
+    assert await told(ledger, failure("c", 3), failure("d", 4)) == ["c/FAILED to ml after 0", "d/FAILED to ml after 1"]
+
+
+async def test_a_channel_gets_the_first_and_the_last_of_what_was_said(ledger: Ledger) -> None:
+    await told(ledger, *(failure(f"n{number}", number) for number in range(5)))
+    await ledger.record([success("s", 9)], [], now=NOW)
+    gate = Gate(pace=Pace(), destination=lambda _: "", now=NOW)
+    (delivery,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)).deliveries
+
+    talk = await ledger.conversation(delivery)
+
+    assert talk is not None
+    assert (talk.key, talk.recovery) == (delivery.conversation, True)
+    assert [one.reference["told"] for one in talk.earlier] == ["n0/FAILED to ml", "n4/FAILED to ml"]
+    assert talk.earlier[0].content == {"subject": "failed"}
+
+
+async def test_what_died_in_doubt_may_have_been_said_and_what_was_refused_was_not(ledger: Ledger) -> None:
+    for outcome, expected in ((Dead("gave up", doubtful=True), 1), (Dead("refused"), 0)):
+        plan = outcome.reason
+        await ledger.record([failure(f"a {plan}", 1, plan=plan), failure(f"b {plan}", 2, plan=plan)], [], now=NOW)
+        gate = Gate(pace=Pace(), destination=lambda _: "", now=NOW)
+        claim_one = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)
+        await ledger.settle(ended(claim_one.deliveries[0], outcome))
+        claim_two = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)
+        talk = await ledger.conversation(claim_two.deliveries[0])
+        assert talk is not None
+        assert len(talk.earlier) == expected
+        await ledger.settle(ended(claim_two.deliveries[0], SENT))
+        await carried(ledger)
+
+
+async def test_what_a_rule_asks_of_a_success_is_the_good_news_where_there_is_any(ledger: Ledger) -> None:
+    asked = success("b", 2)
+    asked = replace(asked, deliveries=[a_delivery(asked.event, channel="pagerduty", to="ml")])
+
+    await ledger.record([failure("a", 1), asked], [], now=NOW)
+
+    of_success = [filed.delivery for filed in await ledger.find(Filter(), limit=9) if filed.delivery.recovery]
+    assert len(of_success) == 1
+    assert len(await ledger.find(Filter(), limit=9)) == 2
+    alone = success("d", 4)
+    alone = replace(alone, deliveries=[a_delivery(alone.event, channel="pagerduty", to="ml")])
+    await ledger.record([alone], [], now=NOW)
+    (news,) = await ledger.find(Filter(execution=str(alone.event.execution)), limit=9)
+    assert (news.delivery.recovery, news.delivery.conversation) == (False, "")
+
+
+async def test_replicas_that_record_a_failure_and_a_success_at_once_leave_nothing_open(
+    ledger: Ledger, ledger_url: str
+) -> None:
+    plans = [f"plan{number}" for number in range(30)]
+    async with Ledger(ledger_url) as other:
+        await asyncio.gather(
+            *(ledger.record([failure(f"f-{plan}", 1, plan=plan)], [], now=NOW) for plan in plans),
+            *(other.record([success(f"s-{plan}", 2, plan=plan)], [], now=NOW) for plan in plans),
+        )
+
+    went = await carried(ledger)
+    for plan in plans:
+        about = [line for line in went if line.partition("/")[0] in {f"f-{plan}", f"s-{plan}"}]
+        too_late = [f"f-{plan}/FAILED to ml too late after 0"]
+        in_order = [f"f-{plan}/FAILED to ml after 0", f"s-{plan}/SUCCEEDED to ml after 1"]
+        assert about in (too_late, in_order)
+
+
+async def test_a_purge_forgets_how_launch_plans_stood(ledger: Ledger, ledger_url: str) -> None:
+    await told(ledger, failure("a", 1), success("b", 2))
+    await ledger.purge(NOW + MINUTE, limit=10)
+    assert await told(ledger, failure("older", 0)) == ["older/FAILED to ml after 0"]

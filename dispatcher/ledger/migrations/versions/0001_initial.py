@@ -1,4 +1,4 @@
-"""The first tables: events, starts, marks, contents, deliveries, destinations, attempts, rejected."""
+"""The first tables: events, starts, marks, contents, deliveries, matters, destinations, attempts, rejected."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +10,7 @@ _TIME = sa.DateTime(timezone=True)
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _WAITING = sa.text("state = 'waiting'")
 _IN_CONVERSATION = sa.text("conversation IS NOT NULL")
+_OF_A_MATTER = sa.text("matter IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -73,6 +74,8 @@ def upgrade() -> None:
         sa.Column("reference", sa.LargeBinary),
         sa.Column("conversation", sa.String(255)),
         sa.Column("turn", _TIME),
+        sa.Column("matter", sa.String(1024)),
+        sa.Column("recovery", sa.Boolean, nullable=False),
         sa.Column("instead_of", sa.String(64)),
         sa.Column("booked", sa.Boolean, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_deliveries"),
@@ -88,6 +91,13 @@ def upgrade() -> None:
         postgresql_where=_IN_CONVERSATION,
     )
     op.create_index(
+        "ix_deliveries_matter",
+        "deliveries",
+        ["matter", "turn"],
+        sqlite_where=_OF_A_MATTER,
+        postgresql_where=_OF_A_MATTER,
+    )
+    op.create_index(
         "ix_deliveries_due",
         "deliveries",
         ["channel", "due_at"],
@@ -96,6 +106,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_deliveries_state_created_at", "deliveries", ["state", "created_at"])
     op.create_index("ix_deliveries_content", "deliveries", ["content"])
+    op.create_table(
+        "matters",
+        sa.Column("name", sa.String(1024), nullable=False),
+        sa.Column("failed_at", _TIME),
+        sa.Column("succeeded_at", _TIME),
+        sa.PrimaryKeyConstraint("name", name="pk_matters"),
+    )
     op.create_table(
         "destinations",
         sa.Column("channel", sa.String(32), nullable=False),

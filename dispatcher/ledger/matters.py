@@ -1,0 +1,96 @@
+"""How launch plans stand, read and written within another transaction: what a success ends, and what comes too late.
+
+A launch plan stands as its newest end says, whatever order the events arrive in. Its row is locked while an event of
+it is recorded, so that of a failure and a success on two replicas one sees the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from types import ModuleType
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dispatcher.delivery import Delivery, Opened, Recovery, State
+from dispatcher.ledger.tables import deliveries, matters
+
+PORTION = 500
+"""Databases bound how many values a statement may have."""
+
+
+@dataclass(slots=True)
+class _Standing:
+    failed_at: datetime | None = None
+    succeeded_at: datetime | None = None
+
+
+class Matters:
+    """The launch plans of one batch, for as long as its transaction lasts."""
+
+    def __init__(self, connection: AsyncConnection, dialect: ModuleType) -> None:
+        self._connection = connection
+        self._dialect = dialect
+        self._known: dict[str, _Standing] = {}
+
+    async def load(self, names: Iterable[str]) -> None:
+        """Read them, and keep other writers from them until the transaction ends."""
+        ordered = sorted(set(names))  # the same order everywhere, so that no two lock each other out
+        if not ordered:
+            return
+        there = self._dialect.insert(matters).on_conflict_do_nothing()
+        await self._connection.execute(there, [{"name": name} for name in ordered])
+        for begin in range(0, len(ordered), PORTION):
+            some = ordered[begin : begin + PORTION]
+            query = select(matters).where(matters.c.name.in_(some)).order_by(matters.c.name).with_for_update()
+            for row in await self._connection.execute(query):
+                self._known[row.name] = _Standing(row.failed_at, row.succeeded_at)
+
+    def failed(self, delivery: Delivery) -> None:
+        """Somebody is to be told of a failure."""
+        standing = self._known[delivery.matter]
+        if delivery.turn is not None and (standing.failed_at is None or delivery.turn > standing.failed_at):
+            standing.failed_at = delivery.turn
+
+    async def recovered(self, recovery: Recovery) -> list[Opened]:
+        """The conversations that a success ends; none where it is old news, or nobody was told of a failure since."""
+        standing = self._known[recovery.matter]
+        since = standing.succeeded_at
+        if since is not None and recovery.turn <= since:
+            return []
+        standing.succeeded_at = recovery.turn
+        if standing.failed_at is None or (since is not None and standing.failed_at < since):
+            return []
+        query = select(deliveries).where(deliveries.c.matter == recovery.matter, deliveries.c.state != State.DEAD)
+        if since is not None:
+            query = query.where(deliveries.c.turn >= since)
+        ordered = query.order_by(deliveries.c.turn, deliveries.c.recovery, deliveries.c.key)
+        last_words = {row.conversation: row for row in await self._connection.execute(ordered)}
+        return [
+            Opened(
+                channel=row.channel,
+                recipients=row.recipients,
+                addresses=row.addresses,
+                conversation=conversation,
+                event=row.event,
+            )
+            for conversation, row in sorted(last_words.items())
+            if not row.recovery and row.turn <= recovery.turn  # else it has ended, or failed anew since then
+        ]
+
+    async def save(self) -> None:
+        """Write how they stand now."""
+        if not self._known:
+            return
+        statement = self._dialect.insert(matters)
+        statement = statement.on_conflict_do_update(
+            index_elements=[matters.c.name],
+            set_={name: statement.excluded[name] for name in ("failed_at", "succeeded_at")},
+        )
+        rows = [
+            {"name": name, "failed_at": standing.failed_at, "succeeded_at": standing.succeeded_at}
+            for name, standing in sorted(self._known.items())
+        ]
+        await self._connection.execute(statement, rows)
