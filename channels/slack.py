@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
@@ -19,6 +21,7 @@ from channels.contract import (
     EXCERPT,
     Answer,
     ChannelError,
+    Content,
     Finding,
     Later,
     Message,
@@ -43,7 +46,12 @@ METADATA_TYPE = "notification_delivery"
 REMEMBERED = 3600.0
 """Seconds for which a look-up's answer holds, a miss's too."""
 LOOK_BACK = 100
-"""Messages of a channel's history in which an earlier attempt is looked for."""
+"""Messages of a channel or a thread in which an earlier attempt is looked for."""
+CLOCKS_DIFFER = 300.0
+"""Seconds by which Slack's clock may be behind ours: an earlier attempt is looked for so long before its delivery."""
+LONGEST_UPDATE = 4000
+"""Characters of `text` that chat.update takes; more is `msg_too_long`."""
+MOST_BLOCKS = 50
 
 _CHANNEL_ID = re.compile(r"[CGD][A-Z0-9]{6,}")
 _USER_ID = re.compile(r"[UW][A-Z0-9]{6,}")
@@ -57,8 +65,9 @@ _ADVICE = {
     "account_inactive": "the token's account is gone: install the app again",
     "token_revoked": "the token was revoked: install the app again and change channels.slack.token",
     "token_expired": "the token has expired: change channels.slack.token",
-    "missing_scope": "the app lacks a scope: it needs chat:write and, for people's addresses, users:read.email",
-    "not_in_channel": "invite the app to the channel",
+    "missing_scope": "the app lacks a scope: it needs chat:write; for people's addresses users:read.email, to join channels:join",
+    "method_not_supported_for_channel_type": "the app can join public channels only: invite it",
+    "not_in_channel": "invite the app to the channel, or set channels.slack.join",
     "channel_not_found": "no such channel, or a private one that the app was not invited to",
     "is_archived": "the channel is archived: name another in the rule or in channels.slack.recipients",
     "restricted_action": "the workspace does not let the app post there: ask its admin",
@@ -79,19 +88,67 @@ _LATER = {
 }
 _UNKNOWN = {"internal_error", "fatal_error"}
 """Slack's words: "possible some aspect of the operation succeeded before the error"."""
+_WEBHOOK_ADVICE = {
+    "invalid_payload": "the template makes what Slack refuses: run dispatcher preview",
+    "invalid_blocks": "the template makes blocks that Slack refuses: run dispatcher preview",
+    "no_text": "the message is empty: run dispatcher preview",
+    "channel_is_archived": "the webhook's channel is archived: make a webhook for another",
+    "channel_not_found": "the webhook's channel is gone: make a webhook for another",
+    "no_service": "the webhook was switched off or removed: make a new one",
+    "no_team": "the webhook's workspace is gone",
+    "invalid_token": "the webhook's address is wrong: check channels.slack.webhooks",
+    "action_prohibited": "the workspace's admin has restricted posting there",
+    "posting_to_general_channel_denied": "the webhook's creator may not post there",
+}
+"""Slack, "Handling errors" of incoming webhooks."""
 _NO_RECIPIENT = {"users_not_found", "user_not_found"}
 
 
+_NO_THREAD = {
+    "thread_not_found",
+    "message_not_found",
+    "cannot_reply_to_message",
+    "edit_window_closed",
+    "cant_update_message",
+    "is_archived",
+    "channel_not_found",
+}
+"""The thread can't go on: its first message is gone or can't be changed any more, or its channel was archived."""
+_WEBHOOK_LATER = {"rollup_error"}
+"""Of a webhook's answers with status 500; Slack's "Changes to webhook errors"."""
+
+
+class SlackWebhook(BaseModel):
+    """An incoming webhook: posts into one channel, without a token, threads or look-ups."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: SecretStr | None = None
+    url_file: SecretFile | None = None
+
+    @model_validator(mode="after")
+    def _has_a_url(self) -> Self:
+        one_of("url", self.url, self.url_file)
+        if self.url is None and self.url_file is None:
+            raise ValueError("give url or url_file: the address of the incoming webhook, which is a secret")
+        return self
+
+
 class SlackConfig(BaseModel):
-    """A bot's token, and what launch plans' recipients are called here."""
+    """A bot's token, or webhooks, and what launch plans' recipients are called here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token: SecretStr | None = None
     token_file: SecretFile | None = None
     api_url: str = Field("https://slack.com/api/", pattern=r"^https?://\S+$")
+    """`https://slack-gov.com/api/` for GovSlack; an Enterprise Grid's own host works as well."""
     recipients: Mapping[str, str] = Field(default_factory=dict)
     """What a rule's recipient means: a #channel, a channel's or user's id, or a person's mail address."""
+    webhooks: Mapping[str, SlackWebhook] = Field(default_factory=dict)
+    """Incoming webhooks, by the names that launch plans use for them."""
+    join: bool = False
+    """Whether the app joins a public channel that it is not in, instead of giving up; needs the scope channels:join."""
     thread: Scope | Literal["none"] = "launch_plan"
     """What one thread is about. The launch plan's next success ends it, whichever it is."""
     fallback: Literal["email", "none"] = "none"
@@ -102,7 +159,7 @@ class SlackConfig(BaseModel):
     @model_validator(mode="after")
     def _has_a_token(self) -> Self:
         one_of("token", self.token, self.token_file)
-        if self.token is None and self.token_file is None:
+        if self.token is None and self.token_file is None and not self.webhooks:
             raise ValueError("give token or token_file: the bot token of your Slack app (xoxb-…)")
         return self
 
@@ -118,6 +175,12 @@ class SlackChannel:
         """What a look-up found, and until when that holds."""
 
     def address(self, recipient: str) -> str:
+        if recipient in self._config.webhooks:
+            return recipient
+        if recipient.startswith("https://"):
+            raise Unserved("a webhook's address is a secret: name it in channels.slack.webhooks, and use that name")
+        if self._config.token is None and self._config.token_file is None:
+            raise Unserved("no such webhook in channels.slack.webhooks, and without channels.slack.token nothing else")
         target = self._config.recipients.get(recipient, recipient)
         if _CHANNEL_MAILBOX.fullmatch(target):
             raise Unserved("a Slack channel's own mail address, which takes mail only")
@@ -131,23 +194,85 @@ class SlackChannel:
         return recipients[0]
 
     def scope(self, address: str) -> Scope | None:
-        del address
-        return None if self._config.thread == "none" else self._config.thread
+        if self._config.thread == "none" or address in self._config.webhooks:
+            return None
+        return self._config.thread
 
     def wire(self, message: Message) -> Wire:
         body = _body(message, message.recipients[0])
         return Wire("application/json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
     async def send(self, message: Message) -> Receipt:
+        webhook = self._config.webhooks.get(message.recipients[0])
+        if webhook is not None:
+            return await self._send_by(webhook, message)
         channel = await self._channel(message.recipients[0])
-        if message.doubtful and (earlier := await self._earlier(message.key, channel)) is not None:
+        thread = _thread_of(message)
+        if message.doubtful and (earlier := await self._earlier(message, thread, channel)) is not None:
             return earlier
-        answer = await self._call("chat.postMessage", _body(message, channel))
-        reference = {"channel": str(answer.get("channel", channel)), "ts": str(answer.get("ts", ""))}
+        if thread is not None:
+            try:
+                return await self._go_on(message, thread)
+            except Never as refusal:
+                if refusal.answer is None or refusal.answer.status not in _NO_THREAD:
+                    raise
+        return await self._post(_body(message, channel))
+
+    async def _go_on(self, message: Message, thread: _Thread) -> Receipt:
+        """Reply in the thread; good news changes its first message too, first: changing it twice does no harm."""
+        if message.conversation is not None and message.conversation.recovery:
+            content = _recovered(thread.content, message.content)
+            await self._call("chat.update", {"channel": thread.channel, "ts": thread.ts, **content})
+        return await self._post(_body(message, thread.channel, thread=thread.ts))
+
+    async def _post(self, body: Mapping[str, Any]) -> Receipt:
+        """Post, into a channel that has to be joined first where the settings say so."""
+        try:
+            answer = await self._call("chat.postMessage", body)
+        except Never as refusal:
+            if not self._config.join or refusal.answer is None or refusal.answer.status != "not_in_channel":
+                raise
+            await self._join(str(body["channel"]))
+            answer = await self._call("chat.postMessage", body)
+        reference = {"channel": str(answer.get("channel", body["channel"])), "ts": str(answer.get("ts", ""))}
+        if "thread_ts" in body:
+            reference["thread_ts"] = body["thread_ts"]
         return Receipt(answer=Answer("ok", f"ts {reference['ts']}"), reference=reference)
 
+    async def _join(self, channel: str) -> None:
+        """Raises Later, or Never where the channel can't be joined."""
+        identity = await self._conversation(channel)
+        try:
+            await self._call("conversations.join", {"channel": identity or channel})
+        except Unknown as error:  # joining twice does no harm
+            raise Later(error.reason, answer=error.answer) from None
+
+    async def _send_by(self, webhook: SlackWebhook, message: Message) -> Receipt:
+        """Post by an incoming webhook, which answers in plain text and says nothing of where the message is."""
+        import aiohttp  # noqa: PLC0415
+
+        try:
+            url = reveal(webhook.url, webhook.url_file) or ""
+        except OSError as error:
+            raise Later(f"the webhook's url_file can't be read: {error.strerror}") from None
+        body = {**message.content, "unfurl_links": False, "unfurl_media": False}
+        try:
+            async with self._opened().post(url, json=body, allow_redirects=False) as response:
+                said = (await response.content.read(EXCERPT)).decode(errors="replace")
+                status, wish = response.status, retry_after(response.headers)
+        except aiohttp.InvalidURL:
+            raise Never("the webhook's address is no URL: check channels.slack.webhooks") from None
+        except aiohttp.ClientConnectorError as error:
+            reason = error.strerror or type(error).__name__
+            raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unknown(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
+        return _webhook_receipt(status, said.replace(url, "********"), wish)
+
     async def check(self) -> Sequence[Finding]:
-        """`auth.test`, whose answer also names the token's scopes (`x-oauth-scopes`)."""
+        """`auth.test`, whose answer also names the token's scopes (`x-oauth-scopes`). Webhooks can't be tried unheard."""
+        if self._config.token is None and self._config.token_file is None:
+            return [Finding("webhooks alone: they can't be tried without telling somebody")]
         try:
             who, scopes = await self._who_we_are()
         except ChannelError as error:
@@ -181,6 +306,8 @@ class SlackChannel:
         if not scopes & {"channels:history", "groups:history", "im:history"}:
             lost = "a doubtful message is repeated without a look at what has arrived"
             findings.append(Finding(f"no history scope, {lost}: channels:history lets the app look"))
+        if self._config.join and "channels:join" not in scopes:
+            findings.append(Finding(f"scope channels:join is missing, channels can't be joined: {advice}", ok=False))
         return findings
 
     async def aclose(self) -> None:
@@ -203,22 +330,32 @@ class SlackChannel:
             return None
         return str(answer["user"]["id"])
 
-    async def _earlier(self, key: str, channel: str) -> Receipt | None:
-        """The message that an earlier attempt left behind, if it did; None too where the app may not look."""
+    async def _earlier(self, message: Message, thread: _Thread | None, channel: str) -> Receipt | None:
+        """The message that an earlier attempt left behind, if it did: in its thread, else in the channel."""
+        if thread is not None:
+            since = message.created_at.timestamp() - CLOCKS_DIFFER
+            query = {"ts": thread.ts, "oldest": f"{since:.6f}"}
+            found = await self._found("conversations.replies", message.key, thread.channel, query)
+            if found is not None:
+                return found
         try:
             identity = await self._conversation(channel)
-            if identity is None:
-                return None
-            query = {"channel": identity, "limit": LOOK_BACK, "include_all_metadata": "true"}
-            history = await self._look("conversations.history", query)
+        except Never:
+            return None
+        return None if identity is None else await self._found("conversations.history", message.key, identity, {})
+
+    async def _found(self, method: str, key: str, channel: str, query: Mapping[str, Any]) -> Receipt | None:
+        """The message of that key among those that a method lists; None too where the app may not look."""
+        asked = {"channel": channel, "limit": LOOK_BACK, "include_all_metadata": "true", **query}
+        try:
+            listed = await self._look(method, asked)
         except Never:  # without the history scope nobody can look: post, at the risk of a second message
             return None
-        for message in history.get("messages", ()):
+        for message in listed.get("messages", ()):
             if message.get("metadata", {}).get("event_payload", {}).get("key") == key:
-                reference = {"channel": identity, "ts": str(message["ts"])}
-                return Receipt(
-                    answer=Answer("ok", f"an earlier attempt had arrived: ts {message['ts']}"), reference=reference
-                )
+                ts, root = str(message["ts"]), str(message.get("thread_ts", message["ts"]))
+                reference = {"channel": channel, "ts": ts} | ({"thread_ts": root} if root != ts else {})
+                return Receipt(answer=Answer("ok", f"an earlier attempt had arrived: ts {ts}"), reference=reference)
         return None
 
     async def _conversation(self, channel: str) -> str | None:
@@ -287,14 +424,21 @@ class SlackChannel:
         except (aiohttp.ClientError, TimeoutError, OSError, SlackClientError, AttributeError, ValueError) as error:
             raise Unknown(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
 
-    async def _ready(self) -> AsyncWebClient:
+    def _opened(self) -> aiohttp.ClientSession:
         import aiohttp  # noqa: PLC0415
-        from slack_sdk.web.async_client import AsyncWebClient  # noqa: PLC0415
 
-        if self._session is None or self._client is None:
+        if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._config.timeout)
             self._session = aiohttp.ClientSession(timeout=limits, trust_env=True)
-            self._client = AsyncWebClient(base_url=self._config.api_url, session=self._session, retry_handlers=[])
+        return self._session
+
+    async def _ready(self) -> AsyncWebClient:
+        from slack_sdk.web.async_client import AsyncWebClient  # noqa: PLC0415
+
+        if self._client is None:
+            self._client = AsyncWebClient(
+                base_url=f"{self._config.api_url.rstrip('/')}/", session=self._opened(), retry_handlers=[]
+            )
         try:
             self._client.token = reveal(self._config.token, self._config.token_file)
         except OSError as error:
@@ -302,9 +446,66 @@ class SlackChannel:
         return self._client
 
 
-def _body(message: Message, channel: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Thread:
+    """A thread that has begun: where its first message is, and what it says if we know."""
+
+    channel: str
+    ts: str
+    content: Content | None
+
+
+def _thread_of(message: Message) -> _Thread | None:
+    """The thread that the last of the earlier messages is in, or has begun; None where none has."""
+    earlier = message.conversation.earlier if message.conversation is not None else ()
+    placed = [one for one in earlier if one.reference.get("ts") and one.reference.get("channel")]
+    if not placed:
+        return None
+    last = placed[-1].reference
+    ts = last.get("thread_ts", last["ts"])
+    content = next((one.content for one in placed if one.reference["ts"] == ts), None)
+    return _Thread(last["channel"], ts, content)
+
+
+def _recovered(first: Content | None, news: Content) -> dict[str, Any]:
+    """What a thread's first message says from now on: the good news, and below it in its colour what it said before.
+
+    Blocks and attachments are always named: chat.update keeps those that it isn't told of.
+    """
+    first = first or {}
+    color = next((one["color"] for one in news.get("attachments", ()) if "color" in one), None)
+    blocks = [*news.get("blocks", ()), *first.get("blocks", ())][:MOST_BLOCKS]
+    attachments = [{**one, **({"color": color} if color else {})} for one in first.get("attachments", ())]
+    text = str(news.get("text", ""))
+    if not blocks and first.get("text"):
+        text = f"{text}\n{first['text']}"[: LONGEST_UPDATE // 2]  # Slack counts some characters twice
+    return {"text": text, "blocks": blocks, "attachments": attachments}
+
+
+def _webhook_receipt(status: int, said: str, wish: timedelta | None) -> Receipt:
+    """Read a webhook's answer. Raises the ChannelError that it means."""
+    code = said.strip() if re.fullmatch(r"[a-z_]{1,60}", said.strip()) else ""
+    answer = Answer(str(status), code)
+    match status:
+        case 200:
+            return Receipt(answer=answer)
+        case 429:
+            raise Later("Slack takes no more for now: 429", answer=answer, retry_after=wish)
+        case 502 | 503 | 504:
+            raise Later(f"Slack is in trouble: {status}", answer=answer, retry_after=wish, everyone=True)
+        case _ if code in _WEBHOOK_LATER:
+            raise Later(f"Slack takes no more for now: {code}", answer=answer, retry_after=wish)
+        case _ if status >= 500 or status < 300:
+            raise Unknown(f"Slack answered {code or status}: it may have taken the message", answer=answer)
+        case _:
+            advice = _WEBHOOK_ADVICE.get(code, "check the webhook in channels.slack.webhooks")
+            raise Never(f"Slack refused: {code or status}; {advice}", answer=answer)
+
+
+def _body(message: Message, channel: str, *, thread: str | None = None) -> dict[str, Any]:
     return {
         "channel": channel,
+        **({"thread_ts": thread} if thread is not None else {}),
         **message.content,
         "unfurl_links": False,
         "unfurl_media": False,

@@ -142,9 +142,10 @@ def day(now: datetime) -> list[Scene]:
             Format.NATIVE,
         ),
         Scene(
-            "a success that no rule asks for",
+            "its third run succeeds, which no rule asks for: who was told of the trouble hears that it is over",
             _event("a7report3", Phase.SUCCEEDED, now, plan="report.weekly", took=95),
             Format.FLYTE_V2,
+            [("slack", ("@jane.doe@example.com",))],
         ),
         Scene(
             "an event whose launch plan nobody knows: set aside, to be replayed",

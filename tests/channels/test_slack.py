@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from channels.contract import ChannelError, Later, Message, Never, Unknown, Unserved
+from channels.contract import (
+    ChannelError,
+    Earlier,
+    Later,
+    Message,
+    Never,
+    Receipt,
+    Unknown,
+    Unserved,
+)
+from channels.contract import (
+    Conversation as Talk,
+)
 from channels.slack import SlackChannel, SlackConfig
 from dispatcher.demo.inbox import Conversation, SlackReceiver
 from dispatcher.demo.inbox.script import Misstep
@@ -20,12 +32,15 @@ from tests.support.servers import breaking_server
 TOKEN = "xoxb-secret-of-the-tests"
 
 
-def message(to: str = "#alerts", *, key: str = "k1", doubtful: bool = False, **content: Any) -> Message:
+def message(
+    to: str = "#alerts", *, key: str = "k1", doubtful: bool = False, talk: Talk | None = None, **content: Any
+) -> Message:
     return Message(
         key=key,
         recipients=(to,),
         content=content or {"text": "train.daily failed"},
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
+        conversation=talk,
         doubtful=doubtful,
     )
 
@@ -264,3 +279,248 @@ async def test_a_check_finds_a_wrong_token_and_a_slack_that_is_none(url: str) ->
             ((ok, says),) = await checked(channel)
             await channel.aclose()
             assert (ok, words in says, token in says) == (False, True, False), says
+
+
+# -- threads
+
+FAILED: dict[str, Any] = {
+    "text": "train.daily failed",
+    "blocks": [{"type": "header", "text": {"type": "plain_text", "text": "failed"}}],
+    "attachments": [{"color": "#e01e5a", "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "why"}}]}],
+}
+WELL: dict[str, Any] = {
+    "text": "train.daily succeeded",
+    "blocks": [{"type": "header", "text": {"type": "plain_text", "text": "succeeded"}}],
+    "attachments": [{"color": "#2eb67d", "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "took"}}]}],
+}
+
+
+def after(*receipts: Receipt, recovery: bool = False) -> Talk:
+    """The conversation in which these were said, all with the content `FAILED`."""
+    earlier = tuple(Earlier(reference=receipt.reference, content=FAILED) for receipt in receipts)
+    return Talk(key="talk", earlier=earlier, recovery=recovery)
+
+
+async def test_later_messages_reply_to_the_first_and_never_to_a_reply(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    second = await channel.send(message(key="k2", talk=after(first), **FAILED))
+    await channel.send(message(key="k3", talk=after(first, second), **FAILED))
+
+    assert [arrived.thread for arrived in workspace.messages] == [None, first.reference["ts"], first.reference["ts"]]
+    assert [arrived.key for arrived in workspace.messages] == ["k1", "k2", "k3"]
+    assert second.reference["thread_ts"] == first.reference["ts"]
+
+
+async def test_a_recovery_changes_the_first_message_and_replies(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    second = await channel.send(message(key="k2", talk=after(first), **FAILED))
+    await channel.send(message(key="k3", talk=after(first, second, recovery=True), **WELL))
+
+    root, _, reply = workspace.messages
+    assert (root.edits, root.key, root.body["text"]) == (1, "k1", "train.daily succeeded")
+    assert [block["text"]["text"] for block in root.body["blocks"]] == ["succeeded", "failed"]
+    assert root.body["attachments"] == [{**FAILED["attachments"][0], "color": "#2eb67d"}]
+    assert (reply.thread, reply.body["text"]) == (root.ts, "train.daily succeeded")
+
+
+async def test_a_first_message_of_text_alone_keeps_its_words_below_the_good_news(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    first = await channel.send(message(talk=after(), text="it failed"))
+    talk = Talk(key="t", earlier=(Earlier(reference=first.reference, content={"text": "it failed"}),), recovery=True)
+    await channel.send(message(key="k2", talk=talk, text="it works"))
+    assert workspace.messages[0].body["text"] == "it works\nit failed"
+
+
+async def test_a_recovery_whose_first_message_is_gone_or_cannot_be_changed_is_posted_anew(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    workspace.edit_window = -1
+    await channel.send(message(key="k2", talk=after(first, recovery=True), **WELL))
+    del workspace.messages[0]
+    await channel.send(message(key="k3", talk=after(first, recovery=True), **WELL))
+    again = await channel.send(message(key="k4", talk=after(first), **FAILED))
+
+    assert [(arrived.key, arrived.thread) for arrived in workspace.messages] == [
+        ("k2", None),
+        ("k3", None),
+        ("k4", None),
+    ]
+    assert "thread_ts" not in again.reference
+
+
+async def test_what_followed_a_new_post_replies_to_that(workspace: SlackReceiver, channel: SlackChannel) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    workspace.messages.clear()
+    second = await channel.send(message(key="k2", talk=after(first), **FAILED))
+    await channel.send(message(key="k3", talk=after(first, second, recovery=True), **WELL))
+
+    root, reply = workspace.messages
+    assert (root.key, root.edits, reply.thread) == ("k2", 1, root.ts)
+
+
+async def test_a_thread_in_an_archived_channel_goes_on_in_the_channel_that_has_the_name_now(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    workspace.channels[0] = Conversation("C0000001", "alerts-old", archived=True)
+    workspace.channels.append(Conversation("C0000007", "alerts"))
+    for recovery in (False, True):
+        await channel.send(message(key="k2", talk=after(first, recovery=recovery), **WELL))
+    assert [(arrived.channel, arrived.thread) for arrived in workspace.messages[1:]] == [("C0000007", None)] * 2
+
+    del workspace.channels[-1]
+    workspace.channels[0] = Conversation("C0000001", "alerts", archived=True)
+    with pytest.raises(Never, match="is_archived"):
+        await channel.send(message(key="k3", talk=after(first), **WELL))
+
+
+@pytest.mark.parametrize("recovery", [False, True])
+async def test_a_doubtful_reply_that_had_arrived_is_found_in_its_thread(
+    workspace: SlackReceiver, channel: SlackChannel, recovery: bool
+) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    well = [Misstep(200, b'{"ok":true}', accept=True)] if recovery else []
+    workspace.script.steps = [*well, Misstep(500, b"{}", accept=True)]
+    talk = after(first, recovery=recovery)
+    with pytest.raises(Unknown):
+        await channel.send(message(key="k2", talk=talk, **WELL))
+
+    receipt = await channel.send(message(key="k2", doubtful=True, talk=talk, **WELL))
+
+    _, reply = workspace.messages
+    assert receipt.reference == {"channel": "C0000001", "ts": reply.ts, "thread_ts": first.reference["ts"]}
+
+
+async def test_a_doubtful_new_post_is_found_in_the_channel_where_its_thread_is_gone(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    workspace.messages.clear()
+    await channel.send(message(key="k2", talk=after(first), **FAILED))
+    receipt = await channel.send(message(key="k2", doubtful=True, talk=after(first), **FAILED))
+
+    (arrived,) = workspace.messages
+    assert receipt.reference == {"channel": "C0000001", "ts": arrived.ts}
+
+
+async def test_a_reply_that_has_to_wait_changes_the_first_message_again_and_is_said_once(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    good = after(first, recovery=True)
+    workspace.script.steps = [Misstep(200, b'{"ok":true}', accept=True), Misstep(503)]
+    with pytest.raises(Later):
+        await channel.send(message(key="k2", talk=good, **WELL))
+    await channel.send(message(key="k2", talk=good, **WELL))
+    assert [(arrived.key, arrived.edits) for arrived in workspace.messages] == [("k1", 2), ("k2", 0)]
+
+
+def test_threads_are_about_what_the_settings_say() -> None:
+    for thread, scope in (("launch_plan", "launch_plan"), ("execution", "execution"), ("none", None)):
+        assert SlackChannel(SlackConfig(token=TOKEN, thread=thread)).scope("#a") == scope
+
+
+# -- joining
+
+
+async def test_a_public_channel_is_joined_when_the_settings_say_so(workspace: SlackReceiver, url: str) -> None:
+    workspace.scopes = (*workspace.scopes, "channels:join")
+    channel = SlackChannel(SlackConfig(token=TOKEN, api_url=url, join=True, timeout=2))
+    await channel.send(message("#private"))
+    await channel.aclose()
+    assert [arrived.channel for arrived in workspace.messages] == ["C0000003"]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "private", "words"),
+    [
+        (("chat:write",), False, r"missing_scope.*channels:join"),
+        (("chat:write", "channels:join"), True, "public channels only: invite it"),
+    ],
+)
+async def test_what_cannot_be_joined_is_refused_with_advice(
+    workspace: SlackReceiver, url: str, scopes: tuple[str, ...], private: bool, words: str
+) -> None:
+    workspace.scopes = scopes
+    workspace.channels[2] = Conversation("C0000003", "private", member=False, private=private)
+    channel = SlackChannel(SlackConfig(token=TOKEN, api_url=url, join=True, timeout=2))
+    with pytest.raises(Never, match=words):
+        await channel.send(message("#private"))
+    await channel.aclose()
+
+
+# -- incoming webhooks
+
+PATH = "T000/B000/secret-of-the-webhook"
+
+
+@pytest.fixture
+async def by_webhook(workspace: SlackReceiver, url: str) -> AsyncIterator[SlackChannel]:
+    workspace.webhooks = {PATH: "alerts", "old": "old"}
+    base = url.removesuffix("/api/")
+    webhooks = {
+        name: {"url": f"{base}/services/{path}"} for name, path in {"#ops": PATH, "old": "old", "no": "x"}.items()
+    }
+    opened = SlackChannel(SlackConfig.model_validate({"webhooks": webhooks, "timeout": 1}))
+    yield opened
+    await opened.aclose()
+
+
+async def test_a_webhook_posts_without_a_token_and_its_address_never_shows(
+    workspace: SlackReceiver, by_webhook: SlackChannel
+) -> None:
+    receipt = await by_webhook.send(message("#ops"))
+    assert [arrived.name for arrived in workspace.messages] == ["alerts"]
+    assert (receipt.reference, by_webhook.address("#ops"), by_webhook.scope("#ops")) == ({}, "#ops", None)
+    assert "secret-of-the-webhook" not in f"{receipt} {by_webhook.wire(message('#ops'))} {by_webhook._config!r}"
+    with pytest.raises(Unserved, match=r"name it in channels\.slack\.webhooks") as caught:
+        by_webhook.address(f"https://hooks.slack.com/services/{PATH}")
+    assert "secret" not in str(caught.value).replace("is a secret", "")
+    with pytest.raises(Unserved):
+        by_webhook.address("#alerts")
+
+
+@pytest.mark.parametrize(
+    ("to", "step", "kind", "words"),
+    [
+        ("old", None, Never, "channel_is_archived; the webhook's channel is archived"),
+        ("no", None, Never, "no_service; the webhook was switched off"),
+        ("#ops", Misstep(403, b"action_prohibited"), Never, "restricted posting"),
+        ("#ops", Misstep(400, b"invalid_payload"), Never, "dispatcher preview"),
+        ("#ops", Misstep(302, b""), Never, "check the webhook"),
+        ("#ops", Misstep(429, b"rate_limited", {"Retry-After": "7"}), Later, "429"),
+        ("#ops", Misstep(500, b"rollup_error"), Later, "rollup_error"),
+        ("#ops", Misstep(503, b"<html>"), Later, "503"),
+        ("#ops", Misstep(500, b"oops!"), Unknown, "500"),
+        ("#ops", Misstep(delay=2), Unknown, "did not answer"),
+    ],
+)
+async def test_every_answer_to_a_webhook_has_its_meaning(
+    workspace: SlackReceiver,
+    by_webhook: SlackChannel,
+    to: str,
+    step: Misstep | None,
+    kind: type[ChannelError],
+    words: str,
+) -> None:
+    workspace.script.steps = [step] if step else []
+    with pytest.raises(kind, match=words) as caught:
+        await by_webhook.send(message(to))
+    assert type(caught.value) is kind
+    assert "secret" not in f"{caught.value!r} {caught.value.answer}"
+
+
+async def test_a_webhook_that_is_not_there_is_everyones_trouble_and_one_that_is_no_url_is_refused() -> None:
+    webhooks = {"away": {"url": "http://127.0.0.1:1/secret"}, "bad": {"url": "no-secret-url"}}
+    channel = SlackChannel(SlackConfig.model_validate({"webhooks": webhooks}))
+    with pytest.raises(Later, match="can't be reached"):
+        await channel.send(message("away"))
+    with pytest.raises(Never, match="is no URL"):
+        await channel.send(message("bad"))
+    await channel.aclose()

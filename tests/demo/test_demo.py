@@ -25,7 +25,7 @@ async def test_the_demo_delivers_what_is_owed_and_ends_by_itself() -> None:
         "rejected",
         "known",
         "arrived",
-        "8 messages: all that was owed arrived",
+        "9 messages: all that was owed arrived",
     ):
         assert word in out
 
