@@ -12,7 +12,7 @@ import orjson
 import pytest
 from starlette.applications import Starlette
 
-from channels.contract import ChannelError, Later, Message, Never, Unknown, Unserved
+from channels.contract import ChannelError, Conversation, Earlier, Later, Message, Never, Unknown, Unserved
 from channels.pagerduty import MASK, PagerDutyChannel, PagerDutyConfig
 from dispatcher.demo.inbox import PagerDutyReceiver
 from dispatcher.demo.inbox.script import Misstep
@@ -24,8 +24,11 @@ PAYLOAD = {"summary": "train.daily failed", "source": "p/d/n", "severity": "erro
 EVENT = {"event_action": "trigger", "payload": PAYLOAD}
 
 
-def message(to: str = "ml", *, key: str = "k1", content: Any = EVENT) -> Message:
-    return Message(key=key, recipients=(to,), content=content, created_at=datetime(2026, 11, 20, tzinfo=UTC))
+def message(
+    to: str = "ml", *, key: str = "k1", content: Any = EVENT, conversation: Conversation | None = None
+) -> Message:
+    made = datetime(2026, 11, 20, tzinfo=UTC)
+    return Message(key=key, recipients=(to,), content=content, created_at=made, conversation=conversation)
 
 
 def config(url: str, **service: Any) -> PagerDutyConfig:
@@ -61,6 +64,38 @@ async def test_a_trigger_opens_an_incident_and_its_repetition_merges(
 
     assert receipt.reference == {"dedup_key": "k1"}
     assert [(incident.dedup_key, len(incident.events)) for incident in account.incidents] == [("k1", 2), ("k2", 1)]
+
+
+SAID = (Earlier(reference={"dedup_key": "talk"}, content=EVENT),)
+TALK, FAILED_AGAIN = Conversation(key="talk"), Conversation(key="talk", earlier=SAID)
+WELL = Conversation(key="talk", earlier=SAID, recovery=True)
+
+
+async def test_a_conversation_is_one_incident_and_its_recovery_resolves_it(
+    account: PagerDutyReceiver, channel: PagerDutyChannel
+) -> None:
+    for key, talk in (("k1", TALK), ("k2", FAILED_AGAIN), ("k3", WELL), ("k3", WELL), ("k4", TALK)):
+        receipt = await channel.send(message(key=key, conversation=talk))
+        assert receipt.reference == {"dedup_key": "talk"}
+
+    told = [([event["event_action"] for event in one.events], one.status) for one in account.incidents]
+    assert told == [(["trigger", "trigger", "resolve"], "resolved"), (["trigger"], "triggered")]
+
+
+async def test_nothing_is_resolved_that_was_not_triggered_and_what_is_over_pages_nobody(
+    account: PagerDutyReceiver, channel: PagerDutyChannel
+) -> None:
+    receipt = await channel.send(message(conversation=Conversation(key="talk", recovery=True)))
+    with pytest.raises(Never, match="has succeeded since"):
+        await channel.send(message(conversation=Conversation(key="talk", over=True)))
+
+    assert (account.requests, receipt.answer.status) == (0, "none")
+
+
+def test_incidents_are_about_what_the_settings_say() -> None:
+    for incident in ("launch_plan", "execution"):
+        settings = PagerDutyConfig(incident=incident)
+        assert PagerDutyChannel(settings).scope("ml") == incident
 
 
 async def test_a_services_own_severity_goes_first(url: str, account: PagerDutyReceiver) -> None:

@@ -1,0 +1,259 @@
+"""Whole conversations through the real service: failures and a success, with restarts and a provider that is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.inbox.script import Misstep
+from dispatcher.encode import Format, write
+from dispatcher.ledger import Filed, Filter, Ledger
+from dispatcher.phase import Phase
+from dispatcher.service import Service
+from dispatcher.settings import load
+from tests.support.builders import NOW, a_launch_plan, an_event
+from tests.support.service import ROUTING_KEY
+
+RULES = {
+    "launch_plan": {"project": "flytesnacks", "domain": "production", "name": "train.daily"},
+    "notifications": [
+        {"phases": ["FAILED"], "slack": {"recipients_email": ["#alerts"]}},
+        {"phases": ["FAILED"], "pager_duty": {"recipients_email": ["ml"]}},
+    ],
+}
+DOWN = [Misstep(503) for _ in range(1000)]
+
+
+class Team:
+    """A team's Slack and PagerDuty, and the dispatcher that tells them."""
+
+    def __init__(self, inbox: Inbox, folder: Path, ledger_url: str, options: dict[str, Any]) -> None:
+        self.inbox = inbox
+        self._folder = folder
+        self._ledger_url = ledger_url
+        self._options = options
+        self._url = ""
+        self._minutes = 0
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[None]:
+        """The dispatcher runs while the block lasts; it finds the ledger as the last one left it."""
+        service = Service(load(self._settings()))
+        started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        service.ready = started.set_result
+        running = asyncio.create_task(service.run())
+        running.add_done_callback(lambda _: started.done() or started.cancel())
+        try:
+            self._url = f"{await started}/events"
+            yield
+        finally:
+            service.stop()
+            await running
+
+    async def ends(self, name: str, phase: Phase, *, minute: int | None = None) -> None:
+        """An execution ends, a minute after the last one or when it is said, and its event arrives."""
+        self._minutes += 1
+        at = NOW + timedelta(minutes=self._minutes if minute is None else minute)
+        event = an_event(phase, name=name, launch_plan=a_launch_plan()).model_copy(update={"occurred_at": at})
+        message = write(event, Format.NATIVE)
+        headers = {header.replace("ce_", "ce-", 1): value.decode() for header, value in message.headers}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(self._url, data=message.value, headers=headers) as answer,
+        ):
+            assert answer.status == 202, await answer.text()
+
+    async def until(self, enough: Callable[[list[Filed]], bool]) -> list[Filed]:
+        """Wait until the ledger says so; its deliveries."""
+        async with Ledger(self._ledger_url) as ledger, asyncio.timeout(30):
+            while not enough(found := await ledger.find(Filter(), limit=100)):
+                await asyncio.sleep(0.05)
+        return found
+
+    async def told(self, count: int) -> list[Filed]:
+        """Wait until so many deliveries are settled, and no more are owed."""
+        return await self.until(lambda all_: len(all_) >= count and all(one.settled_at for one in all_))
+
+    @property
+    def slack(self) -> SlackReceiver:
+        return self.inbox.slack
+
+    @property
+    def actions(self) -> list[list[str]]:
+        """What each incident was told."""
+        return [[event["event_action"] for event in incident.events] for incident in self.inbox.pagerduty.incidents]
+
+    def _settings(self) -> Path:
+        (self._folder / "rules.yaml").write_text(yaml.safe_dump(RULES))
+        retry = {"initial": "50ms", "ceiling": "200ms"}
+        settings = {
+            "http": {"listen": "127.0.0.1:0"},
+            "ledger": {"url": self._ledger_url},
+            "rules": {"launch_plans": [str(self._folder / "rules.yaml")]},
+            "channels": {
+                "slack": {
+                    "token": self.slack.token,
+                    "api_url": self.inbox.slack_url,
+                    "rate": "none",
+                    "retry": retry,
+                    **self._options.get("slack", {}),
+                },
+                "pagerduty": {
+                    "events_url": self.inbox.pagerduty_url,
+                    "services": {"ml": {"routing_key": ROUTING_KEY}},
+                    "rate": "none",
+                    "retry": retry,
+                    **self._options.get("pagerduty", {}),
+                },
+            },
+        }
+        file = self._folder / "dispatcher.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        return file
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+def options() -> dict[str, Any]:
+    """Of the channels, where a test wants others."""
+    return {}
+
+
+@pytest.fixture
+async def team(tmp_path: Path, ledger_url: str, options: dict[str, Any]) -> AsyncIterator[Team]:
+    inbox = Inbox(
+        slack=SlackReceiver(channels=[Conversation("C0000001", "alerts")]),
+        pagerduty=PagerDutyReceiver(services={ROUTING_KEY: "ML platform"}),
+    )
+    async with inbox:
+        yield Team(inbox, tmp_path, ledger_url, options)
+
+
+def one_thread(team: Team) -> None:
+    """Two failures and a success: one thread with a changed first message, one incident, opened and resolved once."""
+    root, *replies = team.slack.messages
+    assert root.thread is None
+    assert root.edits == 1
+    assert root.body["text"].startswith("✅ train.daily succeeded")
+    assert root.body["attachments"][0]["color"] == "#2eb67d"
+    assert [reply.thread for reply in replies] == [root.ts] * 2
+    assert [reply.body["text"][0] for reply in replies] == ["❌", "✅"]
+    assert team.actions == [["trigger", "trigger", "resolve"]]
+    assert [incident.status for incident in team.inbox.pagerduty.incidents] == ["resolved"]
+
+
+STEPS = [("one", Phase.FAILED, 2), ("two", Phase.FAILED, 4), ("three", Phase.SUCCEEDED, 6)]
+
+
+async def test_fail_fail_succeed_is_one_thread_and_one_incident(team: Team) -> None:
+    async with team.served():
+        for name, phase, deliveries in STEPS:
+            await team.ends(name, phase)
+            await team.told(deliveries)
+        one_thread(team)
+        await team.ends("four", Phase.SUCCEEDED)
+        await team.ends("three", Phase.SUCCEEDED, minute=3)  # Kafka brings it again
+        await team.ends("five", Phase.FAILED)
+        await team.told(8)
+
+    assert len(team.actions) == 2
+    assert team.actions[1] == ["trigger"]
+    assert [message.thread for message in team.slack.messages][-1] is None
+
+
+async def test_the_same_with_a_restart_between_each_step(team: Team) -> None:
+    for name, phase, deliveries in STEPS:
+        async with team.served():
+            await team.ends(name, phase)
+            await team.told(deliveries)
+    one_thread(team)
+
+
+async def test_the_same_with_the_providers_away_during_the_second(team: Team) -> None:
+    async with team.served():
+        await team.ends("one", Phase.FAILED)
+        await team.told(2)
+        team.slack.script.steps, team.inbox.pagerduty.script.steps = [*DOWN], [*DOWN]
+        await team.ends("two", Phase.FAILED)
+        await team.until(lambda all_: sum(one.delivery.attempt > 1 for one in all_) >= 2)
+        await team.ends("three", Phase.SUCCEEDED)
+        waiting = await team.until(lambda all_: len(all_) == 6)
+        assert sum(one.settled_at is None for one in waiting) == 4
+    async with team.served():
+        team.slack.script.steps, team.inbox.pagerduty.script.steps = [], []
+        await team.told(6)
+    one_thread(team)
+
+
+async def test_a_trigger_that_still_waits_goes_before_its_resolve(team: Team) -> None:
+    team.slack.script.steps, team.inbox.pagerduty.script.steps = [*DOWN], [*DOWN]
+    async with team.served():
+        await team.ends("one", Phase.FAILED)
+        await team.ends("two", Phase.SUCCEEDED)
+        await team.until(lambda all_: len(all_) == 4)
+        team.slack.script.steps, team.inbox.pagerduty.script.steps = [], []
+        await team.told(4)
+    assert team.actions == [["trigger", "resolve"]]
+    root, reply = team.slack.messages
+    assert (root.edits, reply.thread) == (1, root.ts)
+
+
+async def test_a_failure_that_arrives_after_a_newer_success_pages_nobody(team: Team) -> None:
+    async with team.served():
+        await team.ends("new", Phase.SUCCEEDED, minute=9)
+        await team.ends("old", Phase.FAILED, minute=5)
+        found = await team.told(2)
+        await team.ends("newest", Phase.SUCCEEDED, minute=10)
+        await team.told(2)
+    assert team.actions == []
+    reasons = {one.delivery.channel: (one.delivery.state, one.delivery.reason) for one in found}
+    assert reasons == {
+        "slack": ("sent", ""),
+        "pagerduty": ("dead", "nobody was paged: the launch plan has succeeded since"),
+    }
+
+
+@pytest.mark.parametrize("options", [{"slack": {"thread": "execution"}, "pagerduty": {"incident": "execution"}}])
+async def test_executions_on_their_own_end_together_with_the_launch_plans_success(team: Team) -> None:
+    async with team.served():
+        for name, phase, deliveries in [
+            ("one", Phase.FAILED, 2),
+            ("two", Phase.FAILED, 4),
+            ("three", Phase.SUCCEEDED, 8),
+        ]:
+            await team.ends(name, phase)
+            await team.told(deliveries)
+    assert team.actions == [["trigger", "resolve"]] * 2
+    first, second, *replies = team.slack.messages
+    assert (first.thread, second.thread, first.edits, second.edits) == (None, None, 1, 1)
+    assert {reply.thread for reply in replies} == {first.ts, second.ts}
+
+
+@pytest.mark.parametrize("options", [{"slack": {"thread": "none"}}])
+async def test_without_threads_a_success_that_no_rule_asks_for_is_not_told_on_slack(team: Team) -> None:
+    async with team.served():
+        for name, phase, deliveries in [
+            ("one", Phase.FAILED, 2),
+            ("two", Phase.FAILED, 4),
+            ("three", Phase.SUCCEEDED, 5),
+        ]:
+            await team.ends(name, phase)
+            await team.told(deliveries)
+    assert [(message.thread, message.edits) for message in team.slack.messages] == [(None, 0)] * 2
+    assert team.actions == [["trigger", "trigger", "resolve"]]
