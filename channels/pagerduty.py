@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
@@ -44,6 +45,30 @@ _NO_EVENT = {"event_action": "none"}
 """What PagerDuty refuses after it has looked at the key: the actions are trigger, acknowledge and resolve."""
 
 
+Severity = Literal["critical", "error", "warning", "info"]
+
+
+class SeverityRule(BaseModel):
+    """A severity for some executions: where all that is said of them is true."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    severity: Severity
+    phases: tuple[Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"], ...] = ()
+    """Any of them; empty for every phase."""
+    domains: tuple[str, ...] = ()
+    """Any of them, as the execution's; `*` stands for any characters. Empty for every domain."""
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    """Of the execution: each must be there, with a value that its pattern matches."""
+
+    def holds(self, phase: str, domain: str, labels: Mapping[str, str]) -> bool:
+        return (
+            (not self.phases or phase in self.phases)
+            and (not self.domains or any(fnmatchcase(domain, pattern) for pattern in self.domains))
+            and all(fnmatchcase(labels[name], want) if name in labels else False for name, want in self.labels.items())
+        )
+
+
 class PagerDutyService(BaseModel):
     """A service's Events API v2 integration."""
 
@@ -51,8 +76,8 @@ class PagerDutyService(BaseModel):
 
     routing_key: SecretStr | None = None
     routing_key_file: SecretFile | None = None
-    severity: Literal["critical", "error", "warning", "info"] | None = None
-    """Instead of what the template says."""
+    severity: Severity | None = None
+    """Instead of what the template says, and before `severities`."""
 
     @model_validator(mode="after")
     def _has_a_key(self) -> Self:
@@ -70,6 +95,8 @@ class PagerDutyConfig(BaseModel):
     events_url: str = Field("https://events.pagerduty.com", pattern=r"^https?://\S+$")
     """`https://events.eu.pagerduty.com` for the EU region."""
     services: Mapping[str, PagerDutyService] = Field(default_factory=dict)
+    severities: tuple[SeverityRule, ...] = ()
+    """What templates have as `severity`: by the first that holds, else by the phase."""
     incident: Scope = "launch_plan"
     """What one incident is about. The launch plan's next success resolves it, whichever it is."""
     fallback: Literal["email", "none"] = "none"
@@ -78,6 +105,10 @@ class PagerDutyConfig(BaseModel):
     """Seconds to wait for an answer."""
     connections: int = Field(8, ge=1, le=100)
     """Threads, each with a connection of its own."""
+
+    def severity_of(self, phase: str, domain: str, labels: Mapping[str, str]) -> Severity | None:
+        """The severity that the settings want for such an execution; None where they leave it to the phase."""
+        return next((rule.severity for rule in self.severities if rule.holds(phase, domain, labels)), None)
 
 
 class PagerDutyChannel:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from channels.secret import reveal
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
 from dispatcher.errors import LedgerUnavailable, SettingsError
+from dispatcher.event import Event
 from dispatcher.flyte_admin import open_flyte_admin
 from dispatcher.intake import Heard, Intake
 from dispatcher.kafka import KafkaSource
@@ -197,10 +199,30 @@ def open_channels(settings: Settings) -> dict[str, Channel]:
     return {name: KINDS[name].open(section) for name, section in settings.channel_sections.items()}
 
 
-def make_renderer(settings: Settings) -> Renderer:
-    """The renderer over the configured templates. Raises TemplateError for a folder that isn't there."""
+def make_renderer(settings: Settings, first: Sequence[Path] = ()) -> Renderer:
+    """The renderer over the configured templates. Raises TemplateError for a folder that isn't there.
+
+    `first`: folders of templates that go before the settings'.
+    """
     templates = settings.templates
-    return Renderer(templates.path, overrides=templates.match, console_url=settings.console_url)
+    return Renderer(
+        [*first, *templates.path],
+        overrides=templates.match,
+        console_url=settings.console_url,
+        logs_url=settings.logs_url,
+        severity=_severity(settings),
+    )
+
+
+def _severity(settings: Settings) -> Callable[[Event], str | None]:
+    """What the channels' sections say of an event's severity."""
+    sayings = [one.severity_of for one in settings.channel_sections.values() if hasattr(one, "severity_of")]
+
+    def severity(event: Event) -> str | None:
+        execution = event.execution
+        return next(filter(None, (say(event.phase, execution.domain, event.labels) for say in sayings)), None)
+
+    return severity
 
 
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:

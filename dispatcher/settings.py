@@ -215,6 +215,8 @@ class Settings(BaseSettings):
     templates: TemplateSettings = TemplateSettings()
     console_url: str = ""
     """Flyte's console, as `https://flyte.example.com/console`: messages link to the execution's page."""
+    logs_url: str = Field("", pattern=r"^(https?://[^\s<>\"'|]+)?$")
+    """Where an execution's logs are: an address with `{project}`, `{domain}` and `{name}` in it, to be filled in."""
     grace: Duration = timedelta(seconds=20)
     """How long a stop waits for messages that are on their way."""
     log: Literal["json", "console", "auto"] = "auto"

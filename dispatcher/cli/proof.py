@@ -17,7 +17,8 @@ from dispatcher.delivery import delivery_key
 from dispatcher.drawing import page, plain_text
 from dispatcher.errors import Unreadable
 from dispatcher.event import Event
-from dispatcher.rendering import Renderer, TemplateError, lint
+from dispatcher.rendering import TemplateError, lint
+from dispatcher.service import make_renderer
 from dispatcher.settings import Settings
 
 CHANNELS: tuple[str, ...] = ("email", "slack", "pagerduty")
@@ -78,11 +79,8 @@ class Press:
 
     def __init__(self, settings: Settings, first: Sequence[Path] = ()) -> None:
         """`first`: folders of templates that go before the settings'. Raises TemplateError, as Renderer does."""
-        templates = settings.templates
         self._settings = settings
-        self._renderer = Renderer(
-            [*first, *templates.path], overrides=templates.match, console_url=settings.console_url
-        )
+        self._renderer = make_renderer(settings, first)
 
     def proof(self, channel: str, event: Event, recipient: str = "") -> Proof:
         """`recipient`: as a rule writes it; without, one that the channel serves. Raises TemplateError."""

@@ -96,6 +96,8 @@ class Context:
     """The execution's labels, up to 20."""
     url: str = ""
     """The execution's page in Flyte's console."""
+    logs_url: str = ""
+    """Where the execution's logs are, by the setting of that name."""
     occurred_at: str = ""
     """When it ended, in UTC: `2026-11-20 09:14:21 UTC`."""
     timestamp: str = ""
@@ -116,7 +118,7 @@ class Context:
 VARIABLES = tuple(entry.name for entry in fields(Context))
 
 
-def context_of(event: Event, console_url: str) -> Context:
+def context_of(event: Event, console_url: str, logs_url: str = "") -> Context:
     """What templates may say of a terminal event."""
     done, severity, color, symbol = _DONE[event.phase]
     plan, workflow = _entity(event.launch_plan), _entity(event.workflow)
@@ -138,6 +140,7 @@ def context_of(event: Event, console_url: str) -> Context:
         principal=_name(event.principal),
         labels={_name(name): _name(value) for name, value in islice(event.labels.items(), LABELS)},
         url=_url(event, console_url),
+        logs_url=_logs_url(event, logs_url),
         occurred_at=_for_people(ended),
         timestamp=ended.isoformat(),
         started_at=_for_people(started) if started is not None else "",
@@ -206,6 +209,14 @@ def _url(event: Event, console_url: str) -> str:
     execution = event.execution
     path = ("projects", execution.project, "domains", execution.domain, "executions", execution.name)
     url = "/".join([console_url.rstrip("/"), *(quote(clean(part), safe="") for part in path)])
+    return url if _fits(url) else ""
+
+
+def _logs_url(event: Event, pattern: str) -> str:
+    """The page of the execution's logs, at most `LONGEST_URL`; empty where the settings name none."""
+    url = pattern
+    for name, value in event.execution.model_dump().items():
+        url = url.replace(f"{{{name}}}", quote(clean(value), safe=""))
     return url if _fits(url) else ""
 
 

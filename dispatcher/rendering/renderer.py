@@ -44,6 +44,15 @@ Look = tuple[int, ...]
 """The overrides that hold for a message, by their place in the settings."""
 
 
+Severity = Callable[[Event], str | None]
+"""PagerDuty's severity for an event; None where its phase decides."""
+
+
+def _by_phase(event: Event) -> str | None:
+    del event
+    return None
+
+
 class TemplateError(DispatcherError):
     """A template can't be used; the message names the file and what is wrong."""
 
@@ -59,9 +68,18 @@ class Renderer:
     """Makes a channel's message for an event: the same for sending and for preview."""
 
     def __init__(
-        self, paths: Sequence[Path] = (), *, overrides: Sequence[Override] = (), console_url: str = ""
+        self,
+        paths: Sequence[Path] = (),
+        *,
+        overrides: Sequence[Override] = (),
+        console_url: str = "",
+        logs_url: str = "",
+        severity: Severity = _by_phase,
     ) -> None:
         """`paths`: folders laid out as the built-in templates. `overrides`: folders for some messages alone.
+
+        `console_url`: Flyte's console. `logs_url`: where an execution's logs are, with `{project}`, `{domain}` and
+        `{name}` in it. `severity`: PagerDuty's, where it isn't the phase's own.
 
         For each file of a message the first folder that has it wins: those of the overrides that hold, in
         their order, then `paths`, then the built-in ones.
@@ -75,6 +93,8 @@ class Renderer:
         self._paths = paths
         self._overrides = overrides
         self._console_url = console_url
+        self._logs_url = logs_url
+        self._severity = severity
         self._latest: tuple[Event, Context] | None = None
         self._built_in = _Templates([built_in_folder()], metered=False)
         self._sets: dict[Look, _Templates] = {}
@@ -187,7 +207,8 @@ class Renderer:
     def _context(self, event: Event) -> Context:
         """What templates see of the event; the same for all of its messages, which are made one after another."""
         if self._latest is None or self._latest[0] is not event:
-            self._latest = (event, context_of(event, self._console_url))
+            context = context_of(event, self._console_url, self._logs_url)
+            self._latest = (event, replace(context, severity=self._severity(event) or context.severity))
         return self._latest[1]
 
 

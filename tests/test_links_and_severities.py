@@ -1,0 +1,84 @@
+"""Where messages link to, and how severe PagerDuty is told that it is: by the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dispatcher.errors import SettingsError
+from dispatcher.event import Event
+from dispatcher.phase import Phase
+from dispatcher.rendering import lint
+from dispatcher.service import make_renderer
+from dispatcher.settings import Settings, load
+from tests.support.builders import a_launch_plan, an_event, an_execution
+
+LOGS = "https://logs.example.com/?q={project}.{domain}.{name}&from=now-1d"
+SEVERITIES = [
+    {"severity": "info", "phases": ["ABORTED"]},
+    {"severity": "warning", "domains": ["dev*", "staging"]},
+    {"severity": "critical", "phases": ["FAILED", "TIMED_OUT"], "labels": {"team": "ml-*"}},
+]
+
+
+def settings(folder: Path, **options: Any) -> Settings:
+    file = folder / "dispatcher.yaml"
+    pagerduty = {"services": {"ml": {"routing_key": "0" * 32}}, "severities": SEVERITIES}
+    file.write_text(yaml.safe_dump({"channels": {"pagerduty": pagerduty}, **options}))
+    return load(file)
+
+
+def event(phase: Phase = Phase.FAILED, *, name: str = "a1", domain: str = "production", **labels: str) -> Event:
+    made = an_event(phase, labels=labels, launch_plan=a_launch_plan())
+    return made.model_copy(update={"execution": an_execution(name, domain=domain)})
+
+
+@pytest.mark.parametrize(
+    ("told", "severity"),
+    [
+        (event(), "error"),
+        (event(Phase.TIMED_OUT, team="ml-ops"), "critical"),
+        (event(team="web"), "error"),
+        (event(domain="development", team="ml-ops"), "warning"),
+        (event(domain="staging"), "warning"),
+        (event(Phase.ABORTED, domain="staging"), "info"),
+        (event(Phase.SUCCEEDED, team="ml-ops"), "info"),
+    ],
+)
+def test_the_first_severity_that_holds_is_told_else_the_phases_own(tmp_path: Path, told: Event, severity: str) -> None:
+    content = make_renderer(settings(tmp_path)).render("pagerduty", told)
+    assert content["payload"]["severity"] == severity
+
+
+def test_messages_link_to_the_console_and_to_the_logs(tmp_path: Path) -> None:
+    renderer = make_renderer(settings(tmp_path, logs_url=LOGS, console_url="https://flyte.example.com/console"))
+    told = event(name="a&b é")
+    logs = "https://logs.example.com/?q=flytesnacks.production.a%26b%20%C3%A9&from=now-1d"
+
+    links = renderer.render("pagerduty", told)["links"]
+    assert [link["text"] for link in links] == ["Open the execution", "Open the logs"]
+    assert links[1]["href"] == logs
+    slack = renderer.render("slack", told)
+    assert lint("slack", slack) == []
+    (buttons,) = [block for block in slack["attachments"][0]["blocks"] if block["type"] == "actions"]
+    assert [button["url"] for button in buttons["elements"]][1] == logs
+
+
+def test_without_addresses_nothing_is_linked_to(tmp_path: Path) -> None:
+    renderer = make_renderer(settings(tmp_path))
+    assert "links" not in renderer.render("pagerduty", event())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"logs_url": "javascript:alert(1)"}, "logs_url"),
+        ({"logs_url": "https://x y"}, "logs_url"),
+    ],
+)
+def test_what_is_no_link_is_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        settings(tmp_path, **options)
