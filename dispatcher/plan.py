@@ -54,7 +54,7 @@ def _same(event: Event, recipient: str) -> Hashable:
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
+class Target:
     channel: str
     recipient: str
     address: str
@@ -125,16 +125,16 @@ class Planner:
                     except Unserved as error:
                         yield f"channels.{dying}.fallback_recipients.{channel}: {recipient}: {error.reason}"
 
-    def target(self, channel: str, recipient: str) -> _Target:
+    def target(self, channel: str, recipient: str) -> Target:
         """Who serves this recipient, at which address. Raises Unserved where nobody does."""
         try:
-            return _Target(channel, recipient, self._address(channel, recipient))
+            return Target(channel, recipient, self._address(channel, recipient))
         except Unserved as unserved:
             fallback = self.fallbacks.get(channel)
             if fallback is None:
                 raise
             try:
-                return _Target(fallback, recipient, self._address(fallback, recipient))
+                return Target(fallback, recipient, self._address(fallback, recipient))
             except Unserved as neither:
                 raise Unserved(f"{unserved.reason}; nor does {fallback}: {neither.reason}") from None
 
@@ -156,7 +156,7 @@ class _Making:
     _contents: dict[tuple[str, str | None, Hashable], Content] = field(default_factory=dict)
 
     def add(self, rule: Rule) -> None:
-        served: dict[str, list[_Target]] = {}
+        served: dict[str, list[Target]] = {}
         for recipient in rule.notification.recipients:
             try:
                 target = self.planner.target(rule.notification.channel, recipient)
@@ -230,7 +230,7 @@ class _Making:
         self._told.add(told)
         return True
 
-    def _append(self, channel: str, targets: Sequence[_Target], rule: str, template: str | None) -> None:
+    def _append(self, channel: str, targets: Sequence[Target], rule: str, template: str | None) -> None:
         addresses = tuple(target.address for target in targets)
         recipients = tuple(target.recipient for target in targets)
         content = self._content(channel, recipients[0], template)
@@ -252,9 +252,9 @@ class _Making:
             matter=matter,
         )
 
-    def _alike(self, targets: Sequence[_Target]) -> list[list[_Target]]:
+    def _alike(self, targets: Sequence[Target]) -> list[list[Target]]:
         """Those whose messages are made by the same templates, together."""
-        groups: dict[Hashable, list[_Target]] = {}
+        groups: dict[Hashable, list[Target]] = {}
         for target in targets:
             groups.setdefault(self.planner.look(self.event, target.recipient), []).append(target)
         return list(groups.values())

@@ -15,6 +15,7 @@ from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
 from dispatcher.cli.reconcile import reconcile
 from dispatcher.cli.rejected import rejected
+from dispatcher.cli.send_test import send_test
 from dispatcher.cli.serve import serve
 from dispatcher.cli.templates import templates
 from dispatcher.errors import DispatcherError
@@ -46,6 +47,7 @@ app.command()(serve)
 app.command()(check)
 app.command()(publish)
 app.command()(preview)
+app.command("send-test")(send_test)
 app.command()(explain)
 app.command()(demo)
 app.add_typer(deliveries, name="deliveries")

@@ -110,6 +110,8 @@ class Context:
     """Why it failed: summary, frames, message, code, kind, node."""
     undelivered: str = ""
     """For fallback recipients: who could not be told, and why."""
+    test: str = ""
+    """For a test notification: a sentence that says it is one; `what` then begins with `TEST: `."""
 
     def variables(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in VARIABLES}

@@ -32,6 +32,9 @@ from dispatcher.rendering.undefined import undefined_names
 log = structlog.get_logger(__name__)
 
 LONGEST_REASON = 600
+TEST = "This is a test of the notifications: no execution has ended."
+TEST_MARK = "TEST: "
+"""What the name of what ran begins with in a test, so that every template marks it."""
 
 DOCUMENTS = {"slack": "slack/message.yaml", "pagerduty": "pagerduty/event.yaml"}
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
@@ -112,15 +115,18 @@ class Renderer:
         recipient: str = "",
         template: str | None = None,
         undelivered: str = "",
+        test: bool = False,
     ) -> Content:
         """The message to send, whatever the event says.
 
         Where an operator's template fails, or makes what the provider would refuse, the built-in one is
         used, and the log says so. `recipient`: any of those who get it, as the rule writes it. `template`: a
         launch plan's own mail template; it becomes the mail's HTML. `undelivered`: for fallback recipients,
-        who could not be told, and why.
+        who could not be told, and why. `test`: it is marked as a test, in templates that know nothing of tests too.
         """
         context = self._context(event)
+        if test:
+            context = replace(context, test=TEST, what=f"{TEST_MARK}{context.what}")
         if undelivered:
             context = replace(context, undelivered=cut(one_line(undelivered), LONGEST_REASON))
         content = self._own(channel, context, self.look(event, recipient))
