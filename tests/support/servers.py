@@ -42,6 +42,15 @@ async def stranger(answer: bytes | None) -> AsyncIterator[int]:
         await asyncio.sleep(0.05)
 
 
+async def until_gone(reader: asyncio.StreamReader, released: asyncio.Event) -> None:
+    """Say nothing until the other side hangs up, or `released` is set."""
+    leaving = [asyncio.ensure_future(reader.read()), asyncio.ensure_future(released.wait())]
+    await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
+    for task in leaving:
+        task.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+
+
 class Line:
     """A TCP connection to a server that can go dead: nobody hangs up, nothing comes through. New ones are well."""
 

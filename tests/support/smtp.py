@@ -17,10 +17,12 @@ from typing import Any, Self
 from aiosmtpd.smtp import SMTP, AuthResult
 
 from dispatcher.demo.inbox.mail import Mail, MailReceiver
+from tests.support.servers import until_gone
 
 DROP = "drop"
 TAKE_AND_DROP = "take and drop"
 HANG = "hang"
+HALF = "half"
 _ANSWERS = {"MAIL": "250 OK", "RCPT": "250 OK", "RSET": "250 flushed", "QUIT": "221 bye", "DATA": "354 go on"}
 
 
@@ -33,12 +35,14 @@ class ScriptedRelay:
     """It answers 421 to more than these at once."""
     script: list[tuple[str, str]] = field(default_factory=list)
     """One-off answers, each given when its step comes: `connect`, a command's name, or `mail` for the dot that ends one.
-    Words, or `drop`, `hang`, and for `mail` also `take and drop`."""
+    Words, or `drop`, `hang`, and for `mail` also `take and drop`, and `half`: taken, and an answer that breaks off."""
     always: Mapping[str, str] = field(default_factory=dict)
     """Answers by step, given every time."""
     pause: float = 0
     """Seconds that it takes for each mail."""
     mails: list[Mail] = field(default_factory=list)
+    offered: list[bytes] = field(default_factory=list)
+    """Every mail that came in whole, taken or not."""
     conversations: list[list[str]] = field(default_factory=list)
     """What was said on each connection."""
     refused: int = 0
@@ -109,7 +113,7 @@ class ScriptedRelay:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         said: list[str] = []
         self.conversations.append(said)
-        if not await self._answer("connect", "220 scripted ESMTP", writer):
+        if not await self._answer("connect", "220 scripted ESMTP", reader, writer):
             return
         sender, recipients = "", list[str]()
         while line := (await reader.readline()).decode().rstrip("\r\n"):
@@ -117,7 +121,7 @@ class ScriptedRelay:
             self._changed.set()
             name = line.partition(" ")[0].upper()
             usual = self._hello() if name == "EHLO" else _ANSWERS.get(name, "502 5.5.1 not implemented")
-            answer = await self._answer(name, usual, writer)
+            answer = await self._answer(name, usual, reader, writer)
             if not answer:
                 return
             if name == "MAIL":
@@ -128,22 +132,34 @@ class ScriptedRelay:
                 return
             elif name == "DATA" and answer.startswith("354"):
                 raw = (await reader.readuntil(b"\r\n.\r\n"))[:-3].replace(b"\r\n..", b"\r\n.")
+                self.offered.append(raw)
                 if self.pause:
                     await asyncio.sleep(self.pause)
-                if not await self._answer("mail", "250 2.0.0 queued", writer, Mail(sender, tuple(recipients), raw)):
+                taken = Mail(sender, tuple(recipients), raw)
+                if not await self._answer("mail", "250 2.0.0 queued", reader, writer, taken):
                     return
 
-    async def _answer(self, step: str, usual: str, writer: asyncio.StreamWriter, mail: Mail | None = None) -> str:
+    async def _answer(
+        self,
+        step: str,
+        usual: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        mail: Mail | None = None,
+    ) -> str:
         """Answer as scripted or as usual; what was said, nothing where it hung up."""
         words = self.always.get(step, usual)
         if self.script and self.script[0][0] == step:
             words = self.script.pop(0)[1]
-        if mail is not None and words.startswith(("250", TAKE_AND_DROP)):
+        if mail is not None and words.startswith(("250", TAKE_AND_DROP, HALF)):
             self.mails.append(mail)
         self._changed.set()
         if words == HANG:
-            await self._released.wait()
-        if words in {DROP, TAKE_AND_DROP, HANG}:
+            await until_gone(reader, self._released)
+        if words == HALF:
+            writer.write(b"250 2.0")
+            await writer.drain()
+        if words in {DROP, TAKE_AND_DROP, HANG, HALF}:
             return ""
         writer.write(f"{words}\r\n".encode())
         await writer.drain()

@@ -1,0 +1,196 @@
+"""Each channel keeps the contract."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from channels.contract import Channel, Content, Message
+from channels.email import EmailChannel, EmailConfig
+from channels.pagerduty import PagerDutyChannel, PagerDutyConfig
+from channels.slack import SlackChannel, SlackConfig
+from tests.channels.contract import ChannelContract, Mood, Provider
+from tests.support.http import Request, ScriptedHttp, answer
+from tests.support.mail import CONTENT
+from tests.support.smtp import HALF, HANG, TAKE_AND_DROP, ScriptedRelay
+
+NOW = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)
+NOWHERE = "http://127.0.0.1:1"
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def to(recipient: str, content: Content) -> Callable[[str], Message]:
+    return lambda key: Message(key=key, recipients=(recipient,), content=content, created_at=NOW)
+
+
+@dataclass(slots=True)
+class HttpProvider:
+    """A provider behind HTTP: its answers, and where it keeps a message's key. One without a key is answered with 599."""
+
+    server: ScriptedHttp
+    key_of: Callable[[Request], str | None]
+    """None: no message."""
+    answers: Mapping[Mood, bytes]
+    seen: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.server.seen = self._note
+
+    def _note(self, request: Request) -> None:
+        if (key := self.key_of(request)) is not None:
+            self.seen.append(key)
+
+    def next(self, mood: Mood) -> None:
+        broken: dict[Mood, bytes | None] = {
+            Mood.DROP: b"",
+            Mood.HOLD: None,
+            Mood.HALF: answer(200, b"a" * 50)[:-20],
+            Mood.GARBAGE: b"220 stand-in ESMTP\r\n\r\n",
+        }
+        self.server.steps.append(broken[mood] if mood in broken else self.answers[mood])
+
+    @property
+    def open(self) -> int:
+        return self.server.open
+
+    @property
+    def connections(self) -> int:
+        return self.server.connections
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        await self.server.until(what)
+
+
+@dataclass(slots=True)
+class MailProvider:
+    """A relay; a message's key is in its Message-ID."""
+
+    relay: ScriptedRelay
+
+    def next(self, mood: Mood) -> None:
+        words = {
+            Mood.LATER: "451 4.3.0 not now",
+            Mood.REFUSE: "554 5.6.0 refused",
+            Mood.DROP: TAKE_AND_DROP,
+            Mood.HOLD: HANG,
+            Mood.HALF: HALF,
+            Mood.GARBAGE: "HTTP/1.1 400 Bad Request",
+        }
+        self.relay.script.append(("mail", words[mood]))
+
+    @property
+    def seen(self) -> Sequence[str]:
+        found = (re.search(rb"\r\nMessage-ID: <([^@>]+)@", raw) for raw in self.relay.offered)
+        return [match[1].decode() if match else "a mail without a Message-ID" for match in found]
+
+    @property
+    def open(self) -> int:
+        return self.relay.open
+
+    @property
+    def connections(self) -> int:
+        return len(self.relay.conversations)
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        await self.relay.until(what)
+
+
+class TestEmail(ChannelContract):
+    secrets: Sequence[str] = ("the-password",)
+
+    @pytest.fixture
+    async def provider(self) -> AsyncIterator[Provider]:
+        async with ScriptedRelay(offers=("AUTH PLAIN",), always={"AUTH": "235 welcome"}) as relay:
+            yield MailProvider(relay)
+
+    @pytest.fixture
+    def opened(self, provider: MailProvider) -> Channel:
+        return self._channel(provider.relay.port)
+
+    @pytest.fixture
+    def deserted(self) -> Channel:
+        return self._channel(1)
+
+    @pytest.fixture
+    def message(self) -> Callable[[str], Message]:
+        return to("a@example.com", CONTENT)
+
+    def _channel(self, port: int) -> Channel:
+        options = {"host": "127.0.0.1", "port": port, "security": "none", "from": "flyte@example.com", "timeout": 1}
+        login = {"username": "flyte", "password": self.secrets[0]}
+        return EmailChannel(EmailConfig.model_validate({**options, **login}))
+
+
+class TestSlack(ChannelContract):
+    secrets: Sequence[str] = ("xoxb-secret",)
+
+    @pytest.fixture
+    async def provider(self) -> AsyncIterator[Provider]:
+        async with ScriptedHttp(usual=answer(200, b'{"ok":true,"channel":"C0000001","ts":"1.2"}')) as server:
+            answers = {
+                Mood.LATER: answer(429, b'{"ok":false,"error":"ratelimited"}'),
+                Mood.REFUSE: answer(200, b'{"ok":false,"error":"invalid_blocks"}'),
+            }
+            yield HttpProvider(server, self._key, answers)
+
+    @pytest.fixture
+    def opened(self, provider: HttpProvider) -> Channel:
+        return self._channel(provider.server.url)
+
+    @pytest.fixture
+    def deserted(self) -> Channel:
+        return self._channel(NOWHERE)
+
+    @pytest.fixture
+    def message(self) -> Callable[[str], Message]:
+        return to("C0000001", {"text": "train.daily failed"})
+
+    def _channel(self, url: str) -> Channel:
+        return SlackChannel(SlackConfig(token=self.secrets[0], api_url=f"{url}/api/", timeout=1))
+
+    def _key(self, request: Request) -> str | None:
+        assert request.headers["authorization"] == f"Bearer {self.secrets[0]}"
+        if request.path != "/api/chat.postMessage":
+            return None
+        key: str = request.json["metadata"]["event_payload"]["key"]
+        return key
+
+
+class TestPagerDuty(ChannelContract):
+    secrets: Sequence[str] = (SECRET,)
+
+    @pytest.fixture
+    async def provider(self) -> AsyncIterator[Provider]:
+        async with ScriptedHttp(usual=answer(202, b'{"status":"success"}')) as server:
+            answers = {Mood.LATER: answer(429, b"{}"), Mood.REFUSE: answer(400, SECRET.encode())}
+            yield HttpProvider(server, self._key, answers)
+
+    @pytest.fixture
+    def opened(self, provider: HttpProvider) -> Channel:
+        return self._channel(provider.server.url)
+
+    @pytest.fixture
+    def deserted(self) -> Channel:
+        return self._channel(NOWHERE)
+
+    @pytest.fixture
+    def message(self) -> Callable[[str], Message]:
+        payload = {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}
+        return to("ml", {"event_action": "trigger", "payload": payload})
+
+    def _channel(self, url: str) -> Channel:
+        services = {"ml": {"routing_key": SECRET}}
+        return PagerDutyChannel(PagerDutyConfig.model_validate({"events_url": url, "services": services, "timeout": 1}))
+
+    def _key(self, request: Request) -> str | None:
+        event: Any = request.json
+        assert event["routing_key"] == SECRET
+        if event["event_action"] == "none":  # the check's
+            return None
+        key: str = event["dedup_key"]
+        return key

@@ -1,0 +1,119 @@
+"""An HTTP server at the level of bytes: it answers as told, or not at all, and notes each request that came in whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import orjson
+
+from tests.support.servers import until_gone
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, with its whole body."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    """By name in lower case."""
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
+    """A whole HTTP answer, after which the connection stays open."""
+    lines = [f"HTTP/1.1 {status} Some words", f"Content-Length: {len(body)}", "Content-Type: application/json"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@dataclass(slots=True)
+class ScriptedHttp:
+    """A server on a free loopback port while the block lasts."""
+
+    usual: bytes = field(default_factory=lambda: answer(200))
+    steps: list[bytes | None] = field(default_factory=list)
+    """One-off answers, after which it hangs up; None: it stays silent until the block ends."""
+    requests: list[Request] = field(default_factory=list)
+    seen: Callable[[Request], object] = lambda _: None
+    """Looks at each request; what it raises is answered with 599."""
+    open: int = 0
+    """Connections now."""
+    connections: int = 0
+    """Connections ever."""
+    url: str = ""
+    _server: asyncio.Server | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _released: asyncio.Event = field(default_factory=asyncio.Event)
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self._released.set()
+        for writer in self._writers:
+            writer.close()
+        await self.until(lambda: not self.open)
+        await self._server.wait_closed()
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """Wait until something is so; fails after ten seconds."""
+        async with asyncio.timeout(10):
+            while not what():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        self.connections += 1
+        self._writers.add(writer)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._answer(await _read(reader), reader, writer):
+                    pass
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            self._writers.discard(writer)
+            self.open -= 1
+            self._changed.set()
+
+    async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether the connection stays open."""
+        self.requests.append(request)
+        scripted = bool(self.steps)
+        given = self.steps.pop(0) if scripted else self.usual
+        try:
+            self.seen(request)
+        except Exception as error:  # noqa: BLE001 - the test reads it in the answer
+            given = answer(599, repr(error).encode())
+        self._changed.set()
+        if given is None:
+            await until_gone(reader, self._released)
+            return False
+        writer.write(given)
+        await writer.drain()
+        return not scripted
+
+
+async def _read(reader: asyncio.StreamReader) -> Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.strip().split("\r\n")
+    method, path, _ = first.split(" ")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Request(method, path, headers, body)
