@@ -12,6 +12,8 @@ from channels.contract import Channel
 from channels.email import EmailChannel, EmailConfig
 from channels.pagerduty import PagerDutyChannel, PagerDutyConfig
 from channels.slack import SlackChannel, SlackConfig
+from channels.teams import TeamsChannel, TeamsConfig
+from channels.webhook import WebhookChannel, WebhookConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,5 +34,8 @@ KINDS: Mapping[str, Kind] = {
     "slack": Kind(config=SlackConfig, open=SlackChannel, rate="1/s", burst=3),
     # PagerDuty, "Events API v2 rate limits": 120 a minute and integration key
     "pagerduty": Kind(config=PagerDutyConfig, open=PagerDutyChannel, rate="120/min", burst=10),
+    # Microsoft, "Rate limiting for connectors": 60 in 30 seconds, 4 in one
+    "teams": Kind(config=TeamsConfig, open=TeamsChannel, rate="2/s", burst=2),
+    "webhook": Kind(config=WebhookConfig, open=WebhookChannel),
 }
 """By the name that settings, rules and the ledger use."""

@@ -1,10 +1,11 @@
-"""Messages as their readers see them: Slack's blocks and PagerDuty's events drawn as HTML or plain text.
+"""Messages as their readers see them: Slack's blocks, PagerDuty's events and Teams' cards drawn as HTML or plain text.
 
 For previews and for the demo's inbox. What is drawn came from anywhere, so everything is escaped.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ _MARKS = (
     (re.compile(r"(?<!\w)_([^_\n]+)_(?!\w)"), "em"),
     (re.compile(r"(?<!\w)~([^~\n]+)~(?!\w)"), "s"),
 )
+_ESCAPED = re.compile(r"\\([\\`*_~\[\]()])")
 _EMPTY: tuple[object, ...] = ("", None, {}, [])
 
 STYLE = """
@@ -37,7 +39,12 @@ STYLE = """
 .incident table{border-collapse:collapse;width:100%}.incident th{text-align:left;vertical-align:top;color:#616061;font-weight:400;padding:3px 16px 3px 0;white-space:nowrap}
 .incident td{padding:3px 0;white-space:pre-wrap;overflow-wrap:anywhere}.incident .tag{display:inline-block;border-radius:3px;padding:0 8px;font-size:13px;font-weight:700;color:#fff;background:#616061}
 .incident .critical,.incident .error{background:#c8102e}.incident .warning{background:#b26a00}.incident .info{background:#1264a3}.incident a{color:#1264a3}
-@media (prefers-color-scheme:dark){.slack,.incident,.slack a.button{color:#e8e8e8}.slack pre,.slack code{background:#17191c;border-color:#3a3d42;color:#e8e8e8}.slack .context,.incident th{color:#a8abb0}.slack a,.incident a{color:#5db0e8}}
+.card{font:14px/20px "Segoe UI",system-ui,sans-serif;color:#242424;border:1px solid #d1d1d1;border-radius:6px;padding:12px 16px}
+.card div{margin:4px 0}.card .box{margin:-12px -16px 8px;padding:12px 16px}.card .good{background:#e7f2da}.card .attention{background:#fde7e9}.card .warning{background:#fff4ce}
+.card .large{font-size:18px;line-height:26px}.card .bolder{font-weight:600}.card .monospace,.card pre{font-family:Consolas,Menlo,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
+.card pre{background:#f5f5f5;border-radius:4px;padding:8px;font-size:12px;line-height:18px}.card th{text-align:left;vertical-align:top;padding:1px 16px 1px 0;white-space:nowrap}.card a{color:#5b5fc7}
+.data{font:12px/18px Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
+@media (prefers-color-scheme:dark){.card,.data{color:#e8e8e8}.card pre{background:#17191c}.card .good{background:#1e3a1a}.card .attention{background:#442726}.card .warning{background:#433519}.card a{color:#9ea2ff}.slack,.incident,.slack a.button{color:#e8e8e8}.slack pre,.slack code{background:#17191c;border-color:#3a3d42;color:#e8e8e8}.slack .context,.incident th{color:#a8abb0}.slack a,.incident a{color:#5db0e8}}
 """
 
 
@@ -49,16 +56,17 @@ def page(channel: str, content: Content) -> str:
 
 
 def draw(channel: str, content: Content) -> Markup:
-    """One message as HTML: `slack` or `pagerduty`."""
-    return _slack(content) if channel == "slack" else _incident(content)
+    """One message as HTML; of any channel but `email`, one we don't know as the data it is."""
+    drawers = {"slack": _slack, "pagerduty": _incident, "teams": _card}
+    return drawers.get(channel, _data)(content)
 
 
 def plain_text(channel: str, content: Content) -> str:
     """One message for a terminal."""
     if channel == "email":
         return f"Subject: {content['subject']}\n\n{content['text']}"
-    lines = _slack_lines(content) if channel == "slack" else _incident_lines(content)
-    return "\n".join(lines).strip() + "\n"
+    liners = {"slack": _slack_lines, "pagerduty": _incident_lines, "teams": _card_lines}
+    return "\n".join(liners.get(channel, _data_lines)(content)).strip() + "\n"
 
 
 def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
@@ -197,6 +205,78 @@ def _incident(content: Content) -> Markup:
     return Markup(
         '<div class="incident"><span class="tag {}">{}</span><h3>{}</h3><table>{}</table><p>{}</p></div>'
     ).format(severity, severity, payload.get("summary", content.get("event_action", "")), table, links)
+
+
+def _card(content: Content) -> Markup:
+    elements = Markup("").join(_element(element) for element in _mappings(content.get("body")))
+    links = Markup(" ").join(
+        Markup('<a rel="noreferrer" href="{}">{}</a>').format(action["url"], action.get("title", action["url"]))
+        for action in _mappings(content.get("actions"))
+        if str(action.get("url", "")).startswith(("https://", "http://"))
+    )
+    return Markup('<div class="card">{}<p>{}</p></div>').format(elements, links)
+
+
+def _element(element: Mapping[str, Any]) -> Markup:
+    match element.get("type"):
+        case "Container":
+            inner = Markup("").join(_element(item) for item in _parts(element, "items"))
+            return Markup('<div class="box {}">{}</div>').format(element.get("style", ""), inner)
+        case "RichTextBlock":
+            inner = Markup("").join(_run(run) for run in _parts(element, "inlines"))
+            return Markup("<div>{}</div>").format(inner)
+        case "TextBlock":
+            return Markup("<div>{}</div>").format(_run({**element, "text": unmarked(str(element.get("text", "")))}))
+        case "FactSet":
+            rows = (
+                Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(*map(unmarked, _fact(fact)))
+                for fact in _parts(element, "facts")
+            )
+            return Markup("<table>{}</table>").format(Markup("").join(rows))
+        case "CodeBlock":
+            return Markup("<pre>{}</pre>").format(element.get("codeSnippet", ""))
+        case kind:
+            return Markup("<div>[{}]</div>").format(kind)
+
+
+def _run(run: Mapping[str, Any]) -> Markup:
+    looks = " ".join(str(run.get(part, "")).lower() for part in ("size", "weight", "fontType"))
+    return Markup('<span class="{}">{}</span>').format(looks, run.get("text", ""))
+
+
+def _fact(fact: Mapping[str, Any]) -> tuple[str, str]:
+    return str(fact.get("title", "")), str(fact.get("value", ""))
+
+
+def unmarked(text: str) -> str:
+    """Markdown's escaped characters as themselves."""
+    return _ESCAPED.sub(r"\1", text)
+
+
+def _data(content: Content) -> Markup:
+    return Markup('<pre class="data">{}</pre>').format("\n".join(_data_lines(content)))
+
+
+def _card_lines(content: Content) -> Iterator[str]:
+    waiting = _mappings(content.get("body"))
+    while waiting:
+        element, *waiting = waiting
+        if element.get("type") == "Container":
+            waiting = [*_parts(element, "items"), *waiting]
+            continue
+        lines = [
+            "".join(str(run.get("text", "")) for run in _parts(element, "inlines")),
+            unmarked(str(element.get("text", ""))),
+            *(unmarked(": ".join(_fact(fact))) for fact in _parts(element, "facts")),
+            str(element.get("codeSnippet", "")),
+        ]
+        yield from filter(None, [*lines, " "])
+    for action in _mappings(content.get("actions")):
+        yield f"{action.get('title', '')}: {action.get('url', '')}"
+
+
+def _data_lines(content: Content) -> Iterator[str]:
+    yield json.dumps(content, indent=2, ensure_ascii=False, default=str)
 
 
 def _slack_lines(content: Content) -> Iterator[str]:

@@ -14,14 +14,19 @@ CHANNEL_FIELDS = {
     "pager_duty": "pagerduty",
     "pagerDuty": "pagerduty",
     "pagerduty": "pagerduty",
+    "teams": "teams",
+    "webhook": "webhook",
 }
-"""The oneof of `flyteidl.admin.Notification`, in each spelling, and the channel it means."""
+"""The oneof of `flyteidl.admin.Notification`, in each spelling, and the channel it means; then what only our own rules name."""
 
 _RECIPIENT_FIELDS = ("recipients_email", "recipientsEmail", "recipients")
 
 
 class Notification(BaseModel):
     """Who is told, over which channel, in which terminal phases.
+
+    Also reads `teams` and `webhook` in the same way, which Flyte's definition doesn't know, and `{phases: […], channel: NAME,
+    recipients: […]}` for any channel at all.
 
     Reads Flyte's shape, `{phases: […], email|slack|pagerDuty: {recipientsEmail: […], template}}`, in
     snake_case and lowerCamelCase. Refuses what flytekit or flyteadmin refuse (flytekit
@@ -47,7 +52,8 @@ class Notification(BaseModel):
         unknown = [field for field in fields if field not in CHANNEL_FIELDS]
         if unknown:
             raise ValueError(
-                f"unknown channel {str(unknown[0])[:60]!r}; a notification names one of email, slack, pager_duty"
+                f"unknown channel {str(unknown[0])[:60]!r}; a notification names one of email, slack, pager_duty, teams, webhook; "
+                "another as channel: NAME, recipients: […]"
             )
         given = [field for field in fields if data[field] is not None]
         if len(given) != 1:

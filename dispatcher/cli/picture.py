@@ -15,15 +15,23 @@ from rich.table import Table
 from rich.text import Text
 
 from channels.contract import Content
+from dispatcher.drawing import plain_text, unmarked
 
 WIDTH = 100
-_TITLES = {"email": "Email", "slack": "Slack", "pagerduty": "PagerDuty"}
+_TITLES = {
+    "email": "Email",
+    "slack": "Slack",
+    "pagerduty": "PagerDuty",
+    "teams": "Microsoft Teams",
+    "webhook": "Webhook",
+}
 _BELOW = (0, 0, 1, 0)
 _BAR = Box("▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n")
 _PIECES = re.compile(
     r"```(?P<code>.*?)```|<(?P<url>https?://[^|>\s]+)(?:\|(?P<label>[^>]*))?>|\*(?P<bold>[^*\n]+)\*", re.DOTALL
 )
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
+_STYLES = {"good": "green", "warning": "yellow", "attention": "red"}
 _SEVERITIES = {
     "critical": "white on red3",
     "error": "white on red3",
@@ -34,8 +42,10 @@ _SEVERITIES = {
 
 def picture(channel: str, content: Content) -> RenderableType:
     """One message, with its frame."""
-    bodies = {"email": _mail, "slack": _slack, "pagerduty": _incident}
-    return Panel(Group(*bodies[channel](content)), box=ROUNDED, title=_TITLES[channel], title_align="left", width=WIDTH)
+    bodies = {"email": _mail, "slack": _slack, "pagerduty": _incident, "teams": _card}
+    inner = bodies[channel](content) if channel in bodies else [Text(plain_text(channel, content).strip("\n"))]
+    title = Text(_TITLES.get(channel, channel))
+    return Panel(Group(*inner), box=ROUNDED, title=title, title_align="left", width=WIDTH)
 
 
 def _mail(content: Content) -> Iterator[RenderableType]:
@@ -123,6 +133,43 @@ def _incident(content: Content) -> Iterator[RenderableType]:
     for link in _mappings(content.get("links")):
         href = str(link.get("href", ""))
         yield Padding(Text(str(link.get("text", href)), style=_link(href)), (1, 0, 0, 0))
+
+
+def _card(content: Content) -> Iterator[RenderableType]:
+    for element in _mappings(content.get("body")):
+        yield from _element(element, "")
+    for action in _mappings(content.get("actions")):
+        url = str(action.get("url", ""))
+        yield Text(f" {action.get('title', url)} ", style=Style(reverse=True, link=url))
+
+
+def _element(element: Mapping[str, Any], style: str) -> Iterator[RenderableType]:
+    match element.get("type"):
+        case "Container":
+            inner = _STYLES.get(str(element.get("style", "")), "")
+            for item in _mappings(element.get("items")):
+                yield from _element(item, inner)
+            yield Text("")
+        case "RichTextBlock":
+            yield Text("").join(_run(run, style) for run in _mappings(element.get("inlines")))
+        case "TextBlock":
+            yield _run({**element, "text": unmarked(str(element.get("text", "")))}, style)
+        case "FactSet":
+            table = Table.grid(padding=(0, 2, 0, 0))
+            table.add_column(style="dim", no_wrap=True)
+            table.add_column(overflow="fold")
+            for fact in _mappings(element.get("facts")):
+                table.add_row(Text(str(fact.get("title", ""))), Text(unmarked(str(fact.get("value", "")))))
+            yield Padding(table, (1, 0, 1, 0))
+        case "CodeBlock":
+            yield Padding(Text(str(element.get("codeSnippet", "")), style="on grey15"), _BELOW)
+        case kind:
+            yield Text(f"[{kind}]", style="dim")
+
+
+def _run(run: Mapping[str, Any], style: str) -> Text:
+    bold = "bold " if run.get("weight") == "Bolder" else ""
+    return Text(str(run.get("text", "")), style=f"{bold}{style}".strip())
 
 
 def _link(url: str) -> Style:

@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 _NOBODY = "nobody is told of {}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT"
 
 
-class ChannelName(StrEnum):
-    """The channels that have built-in templates."""
-
-    EMAIL = "email"
-    SLACK = "slack"
-    PAGERDUTY = "pagerduty"
-
-
 class Form(StrEnum):
     """How the preview is written."""
 
@@ -39,7 +31,9 @@ class Form(StrEnum):
 
 
 def preview(
-    channel: Annotated[ChannelName | None, typer.Option(help="Whose message.", show_default=False)] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="Whose message: email, slack, pagerduty, teams, webhook …", show_default=False)
+    ] = None,
     phase: Annotated[
         str, typer.Option(help="SUCCEEDED, FAILED, ABORTED or TIMED_OUT, of a sample execution.")
     ] = "FAILED",
@@ -73,9 +67,12 @@ def preview(
     config: Config = None,
 ) -> None:
     """Render messages without sending them. Exit status 1 where a provider would refuse one."""
-    from dispatcher.cli.proof import Press, changed
+    from dispatcher.cli.proof import CHANNELS, Press, changed
+    from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
     from dispatcher.settings import load
 
+    if channel is not None and channel not in CHANNELS:
+        raise typer.BadParameter(f"there is no channel {channel!r}: there are {', '.join(CHANNELS)}")
     settings = load(config)
     if serve:
         from dispatcher.cli.workbench import run
@@ -84,13 +81,14 @@ def preview(
         run(settings, changed(given, changes or ()), port)
         return
     if channel is None and not every:
-        raise typer.BadParameter("say which: --channel email, slack or pagerduty, or --all")
+        raise typer.BadParameter(f"say which: --channel {', '.join(CHANNELS)}, or --all")
     press = Press(settings)
     events = [
         _ending(changed(happened, changes or ()))
         for happened in _events(settings, event, execution, phase, every=every)
     ]
-    channels = [channel] if channel is not None else list(ChannelName)
+    known = [*BUILT_IN, *(name for name in settings.channel_sections if name not in BUILT_IN)]
+    channels = [channel] if channel is not None else known
     if diff is not None:
         _show_difference(press, Press(settings, [diff]), channels, events, recipient)
     elif every:
@@ -187,17 +185,15 @@ def _written(proof: Proof, form: Form) -> bytes:
             return proof.html.encode()
         case Form.TEXT | Form.TERMINAL:
             return proof.text.encode()
-        case Form.EML if proof.channel != ChannelName.EMAIL:
+        case Form.EML if proof.channel != "email":
             raise typer.BadParameter("eml is for email alone; use json")
-        case Form.JSON if proof.channel == ChannelName.EMAIL:
+        case Form.JSON if proof.channel == "email":
             return proof.json
         case Form.JSON | Form.EML:
             return proof.wire
 
 
-def _write_all(
-    press: Press, channels: list[ChannelName], events: list[Event], recipient: str, folder: Path
-) -> Iterator[str]:
+def _write_all(press: Press, channels: list[str], events: list[Event], recipient: str, folder: Path) -> Iterator[str]:
     """Write every form of every message, and a page that leads to them; yield what is wrong."""
     from dispatcher.cli.proof import TemplateError
     from dispatcher.drawing import index
@@ -221,7 +217,7 @@ def _write_all(
     typer.echo(f"written to {folder}: start with index.html", err=True)
 
 
-def _show_difference(now: Press, then: Press, channels: list[ChannelName], events: list[Event], recipient: str) -> None:
+def _show_difference(now: Press, then: Press, channels: list[str], events: list[Event], recipient: str) -> None:
     from dispatcher.cli.proof import difference
 
     differences, refusals = [], []

@@ -15,19 +15,21 @@ from channels.catalog import KINDS
 from channels.contract import Content, Message
 from dispatcher.delivery import delivery_key
 from dispatcher.drawing import page, plain_text
-from dispatcher.errors import Unreadable
+from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.event import Event
 from dispatcher.rendering import TemplateError, lint
 from dispatcher.service import make_renderer
 from dispatcher.settings import Settings
 
-CHANNELS: tuple[str, ...] = ("email", "slack", "pagerduty")
+CHANNELS: tuple[str, ...] = tuple(KINDS)
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "email": {"host": "localhost", "security": "none", "from": "Flyte <flyte@example.com>"},
     "slack": {"token": "example"},
     "pagerduty": {"services": {"example-service": {"routing_key": "example"}}},
+    "teams": {"targets": {"example-team": {"url": "https://example.com/workflows/example"}}},
+    "webhook": {"targets": {"example-hook": {"url": "https://example.com/hooks/example"}}},
 }
-_RECIPIENTS = {"email": "you@example.com", "slack": "#alerts", "pagerduty": "example-service"}
+_RECIPIENTS = {"email": "you@example.com", "slack": "#alerts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,13 @@ class Proof:
         match self.channel:
             case "email":
                 return str(self.content.get("subject", ""))
-            case "slack":
-                return str(self.content.get("text", ""))
-            case _:
+            case "pagerduty":
                 payload = self.content.get("payload")
                 return str(payload.get("summary", "")) if isinstance(payload, Mapping) else ""
+            case "teams":
+                return str(self.content.get("fallbackText", ""))
+            case _:
+                return str(self.content.get("text", ""))
 
     @property
     def html(self) -> str:
@@ -85,9 +89,11 @@ class Press:
     def proof(self, channel: str, event: Event, recipient: str = "") -> Proof:
         """`recipient`: as a rule writes it; without, one that the channel serves. Raises TemplateError."""
         section = self._settings.channel_sections.get(channel)
+        if section is None and channel not in _EXAMPLES:
+            raise SettingsError(f"a preview of {channel} needs channels.{channel} in the settings")
         section = section or KINDS[channel].config.model_validate(_EXAMPLES[channel])
-        known = getattr(section, "services", None) or getattr(section, "recipients", None) or ()
-        someone = recipient or next(iter(known), _RECIPIENTS[channel])
+        known = next(filter(None, (getattr(section, name, None) for name in ("services", "recipients", "targets"))), ())
+        someone = recipient or next(iter(known), _RECIPIENTS.get(channel, ""))
         content = self._renderer.draft(channel, event, recipient=someone)
         opened = KINDS[channel].open(section)
         address = opened.address(someone)

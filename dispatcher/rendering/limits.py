@@ -27,6 +27,17 @@ PAGERDUTY_EVENT = 512 * 1024
 PAGERDUTY_SEVERITIES = ("critical", "error", "warning", "info")
 PAGERDUTY_ACTIONS = ("trigger", "acknowledge", "resolve")
 
+# Source: Microsoft's Teams platform documentation, "Create and send messages"; the single texts by our own choice.
+TEAMS_MESSAGE = 28 * 1024
+"""Bytes, with what is put around the card."""
+TEAMS_AROUND = 150
+TEAMS_TEXT = 3000
+TEAMS_URL = 2000
+
+WEBHOOK_TEXT = 20_000
+WEBHOOK_BODY = 256 * 1024
+"""By our own choice: more than any receiver we know of refuses."""
+
 MAIL_SUBJECT = 200
 """RFC 5322, 2.1.1 would let a line have 998; no reader shows as many."""
 MAIL_TEXT = 60_000
@@ -36,16 +47,14 @@ MAIL_HTML = 100_000
 
 def lint(channel: str, content: Content) -> list[str]:
     """What the provider would refuse, a sentence each; empty where it would take the message."""
-    checks = {"email": _mail, "slack": _slack, "pagerduty": _pagerduty}
-    if channel not in checks:
-        return []
+    checks = {"email": _mail, "slack": _slack, "pagerduty": _pagerduty, "teams": _teams}
+    largest = {"pagerduty": PAGERDUTY_EVENT, "teams": TEAMS_MESSAGE - TEAMS_AROUND, "webhook": WEBHOOK_BODY}
     try:
         body = orjson.dumps(content)
     except TypeError as error:
         return [f"the message is no JSON: {error}"]
-    if channel == "pagerduty" and len(body) > PAGERDUTY_EVENT:
-        return [f"the event is larger than {PAGERDUTY_EVENT} bytes", *_pagerduty(content)]
-    return list(checks[channel](content))
+    too_large = [f"it is larger than {largest[channel]} bytes"] if len(body) > largest.get(channel, len(body)) else []
+    return [*too_large, *(checks[channel](content) if channel in checks else ())]
 
 
 def _mail(content: Content) -> Iterator[str]:
@@ -143,6 +152,22 @@ def _pagerduty(content: Content) -> Iterator[str]:
     for link in _items(content.get("links")):
         if not str(link.get("href", "")).startswith(("https://", "http://")):
             yield "a link without href"
+
+
+def _teams(content: Content) -> Iterator[str]:
+    if content.get("type") != "AdaptiveCard":
+        yield "type is not AdaptiveCard"
+    if not isinstance(content.get("version"), str):
+        yield "version is missing: a text, as '1.4'"
+    if not _items(content.get("body")):
+        yield "the card has no body"
+    for action in _items(content.get("actions")):
+        if not action.get("type"):
+            yield "an action without type"
+        if action.get("type") == "Action.OpenUrl" and not str(action.get("url", "")).startswith(
+            ("https://", "http://")
+        ):
+            yield "an action whose url is no link"
 
 
 def _items(value: Any) -> list[Mapping[str, Any]]:

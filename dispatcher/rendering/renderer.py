@@ -26,7 +26,7 @@ from dispatcher.rendering.mailclients import unsupported
 from dispatcher.rendering.overrides import Override
 from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox, Stopped
 from dispatcher.rendering.styles import NotInlined, inline
-from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_slack, one_line
+from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_markdown, escape_slack, one_line
 from dispatcher.rendering.undefined import undefined_names
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,12 @@ TEST = "This is a test of the notifications: no execution has ended."
 TEST_MARK = "TEST: "
 """What the name of what ran begins with in a test, so that every template marks it."""
 
-DOCUMENTS = {"slack": "slack/message.yaml", "pagerduty": "pagerduty/event.yaml"}
+DOCUMENTS = {
+    "slack": "slack/message.yaml",
+    "pagerduty": "pagerduty/event.yaml",
+    "teams": "teams/card.yaml",
+    "webhook": "webhook/body.yaml",
+}
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 REST = 100
 """Messages for which a template is let alone after it was stopped: stopping it takes up to a second each time."""
@@ -253,6 +258,7 @@ class _Templates:
         self._plain = self._sandbox()
         self._mrkdwn = self._sandbox(finalize=escape_slack)
         self._mrkdwn.add_filter("cut", cut_for_slack)
+        self._markdown = self._sandbox(finalize=escape_markdown)
         self._documents: dict[str, Callable[[Variables], Content]] = {}
 
     def render(self, channel: str, context: Context) -> Content:
@@ -344,8 +350,8 @@ class _Templates:
             documents = parse(self._file(DOCUMENTS[channel]).read_text(encoding="utf-8"))
             if len(documents) != 1:
                 raise BadDocument("one YAML document was expected", 1)
-            choose = self._slack_sink if channel == "slack" else self._pagerduty_sink
-            self._documents[channel] = compile_document(documents[0], choose)
+            sinks = {"slack": self._slack_sink, "pagerduty": self._pagerduty_sink, "teams": self._teams_sink}
+            self._documents[channel] = compile_document(documents[0], sinks.get(channel, self._json_sink))
         return self._documents[channel]
 
     def _slack_sink(self, path: Place, parent: Mapping[str, Any]) -> Sink:
@@ -364,6 +370,16 @@ class _Templates:
         if path[-1] in {"href", "src", "client_url"}:
             return Sink(self._plain, cut, limits.PAGERDUTY_URL)
         return Sink(self._plain, cut, limits.PAGERDUTY_DETAIL if "custom_details" in path else limits.PAGERDUTY_FIELD)
+
+    def _teams_sink(self, path: Place, parent: Mapping[str, Any]) -> Sink:
+        if path[-1] == "url":
+            return Sink(self._plain, cut, limits.TEAMS_URL)
+        if parent.get("type") == "TextBlock" or "facts" in path:
+            return Sink(self._markdown, cut, limits.TEAMS_TEXT)
+        return Sink(self._plain, cut, limits.TEAMS_TEXT)
+
+    def _json_sink(self, _path: Place, _parent: Mapping[str, Any]) -> Sink:
+        return Sink(self._plain, cut, limits.WEBHOOK_TEXT)
 
     def _sandbox(self, **options: Any) -> Sandbox:
         if self._meter is None:

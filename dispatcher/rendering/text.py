@@ -16,6 +16,7 @@ _UNPRINTABLE = re.compile(
 )
 _BREAKS = re.compile(r"\s+")
 _MARKUP = re.compile(r"[&<>]|```")
+_MARKDOWN = re.compile(r"[\\`*_~\[\]()]")
 _TORN = re.compile(r"(?:&[a-z]{0,3}|<[^<>]*)$")
 _FENCE = "```"
 _HARMLESS = {"&": "&amp;", "<": "&lt;", ">": "&gt;", _FENCE: "'''"}
@@ -56,6 +57,13 @@ def escape_slack(text: object) -> Escaped:
     if isinstance(text, Escaped):
         return text
     return Escaped(_MARKUP.sub(lambda found: _HARMLESS[found[0]], str(text)))
+
+
+def escape_markdown(text: object) -> Escaped:
+    """For Markdown, as Teams' TextBlock reads it: data can neither link nor format."""
+    if isinstance(text, Escaped):
+        return text
+    return Escaped(_MARKDOWN.sub(lambda found: "\\" + found[0], str(text)))
 
 
 def cut_mrkdwn(text: str, limit: int) -> str:

@@ -14,6 +14,8 @@ from channels.contract import Channel, Content, Message
 from channels.email import EmailChannel, EmailConfig
 from channels.pagerduty import PagerDutyChannel, PagerDutyConfig
 from channels.slack import SlackChannel, SlackConfig
+from channels.teams import TeamsChannel, TeamsConfig
+from channels.webhook import WebhookChannel, WebhookConfig
 from tests.channels.contract import ChannelContract, Mood, Provider
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.mail import CONTENT
@@ -52,7 +54,8 @@ class HttpProvider:
             Mood.HALF: answer(200, b"a" * 50)[:-20],
             Mood.GARBAGE: b"220 stand-in ESMTP\r\n\r\n",
         }
-        self.server.steps.append(broken[mood] if mood in broken else self.answers[mood])
+        whole = self.answers.get(mood, b"").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        self.server.steps.append(broken.get(mood, whole))
 
     @property
     def open(self) -> int:
@@ -194,3 +197,83 @@ class TestPagerDuty(ChannelContract):
             return None
         key: str = event["dedup_key"]
         return key
+
+
+class TestTeams(ChannelContract):
+    secrets: Sequence[str] = ("sig-of-the-workflow",)
+
+    @pytest.fixture
+    async def provider(self) -> AsyncIterator[Provider]:
+        async with ScriptedHttp(usual=answer(202)) as server:
+            words = b"Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error "
+            answers = {
+                Mood.LATER: answer(200, words + b"429 with ContextId x"),
+                Mood.REFUSE: answer(400, SECRET.encode()),
+            }
+            yield HttpProvider(server, self._key, answers)
+
+    @pytest.fixture
+    def opened(self, provider: HttpProvider) -> Channel:
+        return self._channel(provider.server.url)
+
+    @pytest.fixture
+    def deserted(self) -> Channel:
+        return self._channel(NOWHERE)
+
+    @pytest.fixture
+    def message(self) -> Callable[[str], Message]:
+        """Teams knows no keys: the card says it."""
+        return lambda key: Message(
+            key=key,
+            recipients=("ml",),
+            content={"type": "AdaptiveCard", "version": "1.4", "body": [{"type": "TextBlock", "text": key}]},
+            created_at=NOW,
+        )
+
+    def _channel(self, url: str) -> Channel:
+        targets = {"ml": {"url": f"{url}/workflows/1?sig={self.secrets[0]}"}}
+        options = {"allow_http": True, "allow_networks": ["127.0.0.0/8"], "timeout": 1}
+        return TeamsChannel(TeamsConfig.model_validate({"targets": targets, **options}))
+
+    def _key(self, request: Request) -> str | None:
+        assert request.path == f"/workflows/1?sig={self.secrets[0]}"
+        (attachment,) = request.json["attachments"]
+        assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
+        key: str = attachment["content"]["body"][0]["text"]
+        return key
+
+
+class TestWebhook(ChannelContract):
+    secrets: Sequence[str] = ("whsec_c2VjcmV0LW9mLXRoZS10ZXN0cw==", "Bearer hidden", "/hooks/hidden-path")
+
+    @pytest.fixture
+    async def provider(self) -> AsyncIterator[Provider]:
+        async with ScriptedHttp(usual=answer(204)) as server:
+            answers = {
+                Mood.LATER: answer(503, b"", Retry_After="3"),
+                Mood.REFUSE: answer(422, " ".join(self.secrets).encode()),
+            }
+            yield HttpProvider(server, self._key, answers)
+
+    @pytest.fixture
+    def opened(self, provider: HttpProvider) -> Channel:
+        return self._channel(provider.server.url)
+
+    @pytest.fixture
+    def deserted(self) -> Channel:
+        return self._channel(NOWHERE)
+
+    @pytest.fixture
+    def message(self) -> Callable[[str], Message]:
+        return to("ops", {"text": "train.daily failed"})
+
+    def _channel(self, url: str) -> Channel:
+        secret, header, path = self.secrets
+        targets = {"ops": {"url": f"{url}{path}", "secret": secret, "headers": {"Authorization": header}}}
+        options = {"allow_http": True, "allow_networks": ["127.0.0.0/8"], "timeout": 1}
+        return WebhookChannel(WebhookConfig.model_validate({"targets": targets, **options}))
+
+    def _key(self, request: Request) -> str | None:
+        assert (request.path, request.headers["authorization"]) == (self.secrets[2], self.secrets[1])
+        assert request.headers["webhook-signature"].startswith("v1,")
+        return request.headers["idempotency-key"]

@@ -11,6 +11,7 @@ from dispatcher.rendering import Renderer, lint
 from dispatcher.rendering.renderer import sample_event
 
 FAILED = sample_event(Phase.FAILED)
+CARD = Renderer().render("teams", FAILED)
 MAIL, SLACK, PAGE = (Renderer().render(channel, FAILED) for channel in ("email", "slack", "pagerduty"))
 
 
@@ -85,3 +86,25 @@ def test_pagerduty(change: dict[str, Any], words: str) -> None:
 def test_email(change: dict[str, Any], words: str) -> None:
     assert lint("email", MAIL) == []
     assert any(words in problem for problem in lint("email", {**MAIL, **change}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"type": "MessageCard"}, "not AdaptiveCard"),
+        ({"version": 1.4}, "version is missing"),
+        ({"body": []}, "no body"),
+        ({"actions": [{}]}, "without type"),
+        ({"actions": [{"type": "Action.OpenUrl", "url": "javascript:x"}]}, "no link"),
+        ({"body": [{"type": "TextBlock", "text": "x" * 28_700}]}, "larger than"),
+    ],
+)
+def test_teams(change: dict[str, Any], words: str) -> None:
+    assert lint("teams", CARD) == []
+    assert any(words in problem for problem in lint("teams", {**CARD, **change}))
+
+
+def test_a_webhook_takes_any_json_of_some_size() -> None:
+    assert lint("webhook", {"anything": [1, None]}) == []
+    assert lint("webhook", {"anything": "x" * 300_000}) == ["it is larger than 262144 bytes"]
+    assert "no JSON" in lint("webhook", {"anything": object()})[0]

@@ -59,7 +59,9 @@ def test_fallback_recipients_read_who_could_not_be_told_and_why(channel: str) ->
     content = RENDERER.render(channel, sample_event(Phase.FAILED), undelivered=why)
     for name, text in _shown(channel, content).items():
         assert why in text or name.endswith("eml")
-    headline = {"email": "subject", "slack": "text", "pagerduty": "payload"}[channel]
+    headline = {"email": "subject", "slack": "text", "pagerduty": "payload", "teams": "body", "webhook": "text"}[
+        channel
+    ]
     assert "Not delivered: " in str(content[headline])
     assert "Not delivered" not in str(RENDERER.render(channel, sample_event(Phase.FAILED)))
 
@@ -140,8 +142,13 @@ def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(eve
     mail = RENDERER.render("email", event, undelivered=undelivered)
     slack = RENDERER.render("slack", event, undelivered=undelivered)
     page = RENDERER.render("pagerduty", event, undelivered=undelivered)
+    card = RENDERER.render("teams", event, undelivered=undelivered)
+    body = RENDERER.render("webhook", event, undelivered=undelivered)
 
     assert (lint("email", mail), lint("slack", slack), lint("pagerduty", page)) == ([], [], [])
+    assert (lint("teams", card), lint("webhook", body)) == ([], [])
+    for text in _facts(card):
+        assert not re.search(r"[`*_~\[\]()]", re.sub(r"\\.", "", text)), "Markdown"
     tags = Tags()
     tags.feed(str(mail["html"]))
     assert set(tags.seen) <= {"html", "head", "meta", "title", "style", "body", "div", "table", "tr", "td", "a", "pre"}
@@ -152,12 +159,17 @@ def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(eve
         assert "<" not in SLACK_MARKUP.sub("", text), "a torn link"
         assert text.count("```") % 2 == 0, "a torn code block"
     assert not {"\r", "\n"} & set(mail["subject"])
-    for channel, content in (("slack", slack), ("pagerduty", page)):
+    for channel, content in (("slack", slack), ("pagerduty", page), ("teams", card), ("webhook", body)):
         drawn = Tags()
         drawn.feed(str(draw(channel, content)))
         assert "script" not in drawn.seen
         assert "img" not in drawn.seen
         assert plain_text(channel, content)
+
+
+def _facts(card: Any) -> list[str]:
+    """What Teams reads as Markdown in the built-in card."""
+    return [fact["value"] for part in card["body"] if part["type"] == "FactSet" for fact in part["facts"]]
 
 
 def _strings(node: Any, kind: str) -> list[str]:

@@ -1,0 +1,133 @@
+"""Teams against a server that answers as workflows and connectors do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels.contract import ChannelError, Later, Message, Never, Unknown, Unserved
+from channels.teams import LARGEST, TeamsChannel, TeamsConfig
+from tests.support.http import ScriptedHttp, answer
+
+HEADLINE = {"type": "TextBlock", "text": "train.daily failed"}
+CARD: dict[str, Any] = {"type": "AdaptiveCard", "version": "1.4", "body": [HEADLINE]}
+FAILED = b"Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error "
+
+
+def message(content: Any = None, to: str = "ml") -> Message:
+    created_at = datetime(2026, 11, 20, tzinfo=UTC)
+    return Message(key="k1", recipients=(to,), content=content or CARD, created_at=created_at)
+
+
+def teams(url: str) -> TeamsChannel:
+    options = {"allow_http": True, "allow_networks": ["127.0.0.1/32"], "timeout": 1}
+    return TeamsChannel(TeamsConfig.model_validate({**options, "targets": {"ml": {"url": f"{url}/workflows/hidden"}}}))
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedHttp]:
+    async with ScriptedHttp(usual=answer(202, Connection="close")) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def channel(server: ScriptedHttp) -> AsyncIterator[TeamsChannel]:
+    opened = teams(server.url)
+    yield opened
+    await opened.aclose()
+
+
+@pytest.mark.parametrize(("status", "body"), [(202, b""), (200, b"1"), (200, b'{"id":"08"}'), (200, b"thank you")])
+async def test_a_card_is_taken_by_workflows_and_connectors(
+    server: ScriptedHttp, channel: TeamsChannel, status: int, body: bytes
+) -> None:
+    server.steps = [answer(status, body, Connection="close")]
+    await channel.send(message())
+
+    attachment = {"contentType": "application/vnd.microsoft.card.adaptive", "contentUrl": None, "content": CARD}
+    assert server.requests[0].json == {"type": "message", "attachments": [attachment]}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (200, FAILED + b"429 with ContextId tcid=1", Later),
+        (200, FAILED + b"503 with ContextId tcid=1", Later),
+        (200, FAILED + b"413 with ContextId tcid=1", Never),
+        (200, FAILED + b"403 with ContextId tcid=1", Never),
+        (200, b"Webhook message delivery failed with error: something else", Unknown),
+        (200, b"<html>please log in</html>", Unknown),
+        (400, b'{"error":{"code":"InvalidRequest"}}', Never),
+        (401, b'{"error":{"code":"DirectApiAuthorizationRequired"}}', Never),
+        (404, b'{"error":{"code":"WorkflowNotFound"}}', Never),
+        (410, b"gone", Never),
+        (413, b"", Never),
+        (302, b"", Never),
+        (429, b"", Later),
+        (502, b'{"error":{"code":"NoResponse"}}', Later),
+    ],
+)
+async def test_every_answer_has_its_meaning(
+    server: ScriptedHttp, channel: TeamsChannel, status: int, body: bytes, kind: type[ChannelError]
+) -> None:
+    server.steps = [answer(status, body, Connection="close", Retry_After="9")]
+    with pytest.raises(kind) as caught:
+        await channel.send(message())
+
+    assert "hidden" not in f"{caught.value!r} {caught.value.answer}"
+    if isinstance(caught.value, Later):
+        assert caught.value.retry_after == timedelta(seconds=9)
+
+
+async def test_a_url_that_the_server_repeats_is_masked(server: ScriptedHttp, channel: TeamsChannel) -> None:
+    server.steps = [answer(404, b"no workflow /workflows/hidden, nor hidden", Connection="close")]
+    with pytest.raises(Never) as caught:
+        await channel.send(message())
+    assert "hidden" not in str(caught.value.answer)
+    assert "no workflow" in str(caught.value.answer)
+
+
+async def test_details_go_before_a_card_is_too_large(server: ScriptedHttp, channel: TeamsChannel) -> None:
+    details = {"type": "TextBlock", "text": "ä" * 20_000}
+    small = {"type": "TextBlock", "text": "and this stays"}
+    await channel.send(message({**CARD, "body": [HEADLINE, details, small]}))
+
+    (request,) = server.requests
+    first, second, note = request.json["attachments"][0]["content"]["body"]
+    assert len(request.body) <= LARGEST
+    assert (first, second) == (HEADLINE, small)
+    assert "too large for Teams" in note["text"]
+
+
+@given(st.lists(st.integers(0, 30_000), max_size=8))
+def test_a_card_with_a_headline_always_fits(sizes: list[int]) -> None:
+    body = [HEADLINE, *({"type": "TextBlock", "text": "x" * size} for size in sizes)]
+    written = teams("https://example.com").wire(message({**CARD, "body": body})).body
+    kept = orjson.loads(written)["attachments"][0]["content"]["body"]
+    assert len(written) <= LARGEST
+    assert kept[0] == HEADLINE
+    if sum(sizes) < LARGEST // 2:
+        assert kept == body
+
+
+def test_rules_name_workflows_by_alias_alone() -> None:
+    channel = teams("https://example.com")
+    assert channel.address("ml") == "ml"
+    with pytest.raises(Unserved, match=r"add it to channels\.teams\.targets"):
+        channel.address("nobody")
+    with pytest.raises(Unserved, match="is a secret") as caught:
+        channel.address("https://prod-1.example.com/workflows/hidden")
+    assert "hidden" not in str(caught.value)
+
+
+async def test_a_check_says_what_is_reached_and_what_is_missing(server: ScriptedHttp, channel: TeamsChannel) -> None:
+    (finding,) = await channel.check()
+    assert (finding.ok, server.requests) == (True, [])
+    (finding,) = await TeamsChannel(TeamsConfig()).check()
+    assert (finding.ok, "nobody can be told" in finding.says) == (False, True)
