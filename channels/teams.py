@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from pydantic import Field
 
-from channels.contract import Answer, ChannelError, Content, Finding, Message, Receipt, Unknown, Unserved, Wire
+from channels.contract import Answer, ChannelError, Content, Finding, Message, Receipt, Scope, Unknown, Unserved, Wire
 from channels.guard import Guard
 from channels.hooks import HookOptions, Hooks, HookTarget, answer_of, meaning, url_of
 
@@ -50,6 +50,10 @@ class TeamsChannel:
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         return recipients[0]
+
+    def scope(self, address: str) -> Scope | None:
+        del address
+        return None
 
     def wire(self, message: Message) -> Wire:
         return Wire("application/json", _message(message.content))

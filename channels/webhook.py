@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from channels.contract import Answer, Finding, Message, Never, Receipt, Unserved, Wire
+from channels.contract import Answer, Finding, Message, Never, Receipt, Scope, Unserved, Wire
 from channels.guard import Forbidden, Guard, origin
 from channels.hooks import HookOptions, Hooks, HookTarget, Listed, answer_of, meaning, revealed, url_of
 from channels.secret import SecretFile, one_of
@@ -130,6 +130,10 @@ class WebhookChannel:
             return address if address in self._config.targets else origin(self._hooks.guard.url(address))
         except Forbidden:
             return address
+
+    def scope(self, address: str) -> Scope | None:
+        del address
+        return None
 
     def wire(self, message: Message) -> Wire:
         body, headers = self._letter(message)
