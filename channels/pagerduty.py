@@ -95,6 +95,8 @@ class PagerDutyConfig(BaseModel):
     events_url: str = Field("https://events.pagerduty.com", pattern=r"^https?://\S+$")
     """`https://events.eu.pagerduty.com` for the EU region."""
     services: Mapping[str, PagerDutyService] = Field(default_factory=dict)
+    change_events: bool = False
+    """Whether a launch plan's first run in a new version is told as a change event, which pages nobody."""
     severities: tuple[SeverityRule, ...] = ()
     """What templates have as `severity`: by the first that holds, else by the phase."""
     incident: Scope = "launch_plan"
@@ -112,7 +114,7 @@ class PagerDutyConfig(BaseModel):
 
 
 class PagerDutyChannel:
-    """Events for services. Content: the event without routing_key and dedup_key.
+    """Events for services. Content: the event without routing_key and dedup_key; without event_action a change event.
 
     A conversation is an incident: its messages share a dedup key, and its recovery resolves it.
     """
@@ -161,7 +163,8 @@ class PagerDutyChannel:
             raise Later(f"PagerDuty can't be reached: {error}", everyone=True) from None
         except NoAnswer as error:
             raise Unknown(f"PagerDuty did not answer: {error}; it may have taken the event") from None
-        return _receipt(reply, event["dedup_key"], key)
+        reference = {"dedup_key": event["dedup_key"]} if "dedup_key" in event else {}
+        return _receipt(reply, reference, key)
 
     async def check(self) -> Sequence[Finding]:
         """Each service's key is shown with an event whose action doesn't exist: PagerDuty refuses it, and opens nothing."""
@@ -207,9 +210,11 @@ class PagerDutyChannel:
         if session is None:
             session = self._own.session = Session(self._config.events_url, self._config.timeout)
             self._sessions.append(session)
-        return session.post("/v2/enqueue", routing_key, event)
+        return session.post("/v2/enqueue" if "event_action" in event else "/v2/change/enqueue", routing_key, event)
 
     def _event(self, message: Message) -> dict[str, Any]:
+        if "event_action" not in message.content:  # PagerDuty, "Send change events": they have no dedup key
+            return _within_limit(dict(message.content))
         talk = message.conversation
         dedup_key = (talk.key if talk is not None else message.key)[:LONGEST_KEY]
         if talk is not None and talk.recovery:
@@ -229,12 +234,12 @@ def _within_limit(event: dict[str, Any]) -> dict[str, Any]:
     return {**event, "payload": {**event["payload"], "custom_details": details}}
 
 
-def _receipt(reply: Reply, dedup_key: str, routing_key: str) -> Receipt:
+def _receipt(reply: Reply, reference: Mapping[str, str], routing_key: str) -> Receipt:
     """Read the answer. Raises the ChannelError that it means."""
     text = " ".join(reply.text.split()).replace(routing_key, MASK)[:EXCERPT]
     answer = Answer(str(reply.status), text)
     if reply.status == 202:
-        return Receipt(answer=answer, reference={"dedup_key": dedup_key})
+        return Receipt(answer=answer, reference=reference)
     raise _error(reply, answer)
 
 

@@ -108,6 +108,16 @@ class Recovery:
     """Makes what ends a conversation; None where nothing is to be sent there any more."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewVersion:
+    """A launch plan has run in a version, which is worth telling if it is new. Only the ledger knows whether it is."""
+
+    matter: str
+    version: str
+    tell: Callable[[], Sequence[Delivery]]
+    """Makes what is owed where it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """The provider took it."""

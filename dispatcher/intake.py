@@ -213,6 +213,7 @@ class Intake:
                 reason=decision.reason,
                 considered=[look.as_data() for look in decision.considered],
                 deliveries=self.planner.plan(event, decision.matched, now=now),
+                version=None if silenced else self.planner.version(event, decision.rules, now=now),
                 recovery=None if silenced else self.planner.recovery(event, now=now),
             )
         except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Protocol
 
 from channels.contract import Content, Scope, Unserved
-from dispatcher.delivery import Delivery, Opened, Recovery, State, conversation_key, delivery_key
+from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State, conversation_key, delivery_key
 from dispatcher.event import Event
 from dispatcher.phase import Phase
 from dispatcher.rules import Rule
@@ -74,6 +74,8 @@ class Planner:
     look: Look = _same
     scopes: Mapping[str, Callable[[str], Scope | None]] = field(default_factory=dict)
     """By channel: what a conversation with an address is about (`Channel.scope`)."""
+    changes: Mapping[str, Callable[[Event], Content]] = field(default_factory=dict)
+    """By channel that wants to know of a launch plan's new version: what tells of it."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """The deliveries that the matched rules owe.
@@ -87,6 +89,17 @@ class Planner:
         for stillborn in [delivery for delivery in making.deliveries if delivery.state is State.DEAD]:
             making.give_notice(stillborn, stillborn.reason)
         return tuple(making.deliveries)
+
+    def version(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> NewVersion | None:
+        """What is told where the event's launch plan ran in a new version, to those whom any of its rules names;
+        None where nobody wants to know.
+        """
+        told = [rule for rule in rules if rule.notification.channel in self.changes]
+        plan = event.launch_plan
+        if plan is None or not plan.version or not told:
+            return None
+        making = _Making(self, event, now)
+        return NewVersion(matter=_matter(event), version=plan.version, tell=lambda: making.changes(told))
 
     def recovery(self, event: Event, *, now: datetime) -> Recovery | None:
         """What a launch plan's success ends; None where the event is none, or nobody would be told of it."""
@@ -205,6 +218,23 @@ class _Making:
                 )
                 key = delivery_key(self.event.key, f"fallback {target.channel}", notice.addresses)
                 self.deliveries.append(replace(notice, key=key, instead_of=dead.key))
+
+    def changes(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
+        """A change event for each service that a rule names; whom nobody serves, a failure will tell."""
+        made = []
+        for rule in rules:
+            for recipient in rule.notification.recipients:
+                try:
+                    target = self.planner.target(rule.notification.channel, recipient)
+                except Unserved:
+                    continue
+                if target.channel not in self.planner.changes or not self.first_time(target.channel, target.address):
+                    continue
+                content = self.planner.changes[target.channel](self.event)
+                one = self._delivery(target.channel, (recipient,), (target.address,), rule.source, content)
+                key = delivery_key(self.event.key, f"version {target.channel}", one.addresses)
+                made.append(replace(one, key=key))
+        return made
 
     def close(self, opened: Opened) -> Delivery | None:
         """The good news for those who had the bad; one message, whether a rule asks for it or not."""

@@ -240,6 +240,11 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         fallbacks=fallbacks,
         render=renderer.render,
         look=renderer.look,
+        changes={
+            name: renderer.change
+            for name, section in settings.channel_sections.items()
+            if getattr(section, "change_events", False)
+        },
         scopes={name: channel.scope for name, channel in channels.items() if name not in GROUPED},
         last_resorts={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
     )

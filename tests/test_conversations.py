@@ -59,11 +59,13 @@ class Team:
             service.stop()
             await running
 
-    async def ends(self, name: str, phase: Phase, *, minute: int | None = None) -> None:
+    async def ends(self, name: str, phase: Phase, *, minute: int | None = None, version: str = "v1") -> None:
         """An execution ends, a minute after the last one or when it is said, and its event arrives."""
         self._minutes += 1
         at = NOW + timedelta(minutes=self._minutes if minute is None else minute)
-        event = an_event(phase, name=name, launch_plan=a_launch_plan()).model_copy(update={"occurred_at": at})
+        event = an_event(phase, name=name, launch_plan=a_launch_plan(version=version)).model_copy(
+            update={"occurred_at": at}
+        )
         message = write(event, Format.NATIVE)
         headers = {header.replace("ce_", "ce-", 1): value.decode() for header, value in message.headers}
         async with (
@@ -257,3 +259,26 @@ async def test_without_threads_a_success_that_no_rule_asks_for_is_not_told_on_sl
             await team.told(deliveries)
     assert [(message.thread, message.edits) for message in team.slack.messages] == [(None, 0)] * 2
     assert team.actions == [["trigger", "trigger", "resolve"]]
+
+
+@pytest.mark.parametrize("options", [{"pagerduty": {"change_events": True}}])
+async def test_the_first_run_in_a_new_version_is_one_change_event_that_pages_nobody(team: Team) -> None:
+    for version in ("v1", "v1", "v2", "v2", "v1", "v3"):
+        async with team.served():
+            await team.ends(f"run-{version}", Phase.SUCCEEDED, version=version)
+            await team.ends(f"again-{version}", Phase.SUCCEEDED, version=version)
+    async with team.served():
+        await team.told(2)
+
+    changes = [change["payload"]["custom_details"]["version"] for change in team.inbox.pagerduty.changes]
+    assert changes == ["v2", "v3"]
+    assert team.inbox.pagerduty.changes[0]["payload"]["summary"].startswith("train.daily has run in version v2")
+    assert team.actions == []
+
+
+async def test_without_being_asked_for_nothing_is_told_of_new_versions(team: Team) -> None:
+    async with team.served():
+        for version in ("v1", "v2"):
+            await team.ends(f"run-{version}", Phase.FAILED, version=version)
+        await team.told(4)
+    assert team.inbox.pagerduty.changes == []

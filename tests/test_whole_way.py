@@ -73,9 +73,16 @@ def settings(inbox: Inbox, broker: Broker, topic: str, tmp_path: Path) -> dict[s
                 "ca_file": "./ca.pem",
                 "from": "Flyte <flyte@example.com>",
             },
-            "slack": {"token": inbox.slack.token, "api_url": inbox.slack_url, "fallback": "email", "rate": "none"},
+            "slack": {
+                "token": inbox.slack.token,
+                "api_url": inbox.slack_url,
+                "fallback": "email",
+                "rate": "none",
+                "thread": "none",
+            },
             "pagerduty": {
                 "rate": "none",
+                "incident": "execution",  # the executions here are one launch plan's, and each is counted
                 "events_url": inbox.pagerduty_url,
                 "services": {"pagerduty-service-key@example.com": {"routing_key": ROUTING_KEY, "severity": "critical"}},
             },

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.delivery import Delivery, Outcome, Recovery, State
+from dispatcher.delivery import Delivery, NewVersion, Outcome, Recovery, State
 from dispatcher.event import Event
 from dispatcher.pacing import Lesson
 
@@ -29,6 +29,8 @@ class Recorded:
     deliveries: Sequence[Delivery]
     recovery: Recovery | None = None
     """What the event ends, if it is a success."""
+    version: NewVersion | None = None
+    """What is told where the launch plan's version is new; None where nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

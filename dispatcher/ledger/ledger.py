@@ -32,6 +32,7 @@ from dispatcher.ledger.tables import (
     matters,
     rejected,
     starts,
+    versions,
 )
 from dispatcher.pacing import Gate, Standing
 from dispatcher.phase import TERMINAL
@@ -105,7 +106,14 @@ class Ledger:
         failures = [delivery for delivery in owed if delivery.matter]
         recoveries = sorted((entry.recovery for entry in entries if entry.recovery), key=lambda one: one.turn)
         standing = Matters(connection, self._dialect)
-        await standing.load([delivery.matter for delivery in failures] + [one.matter for one in recoveries])
+        runs = {
+            (entry.version.matter, entry.version.version): entry.version for entry in reversed(entries) if entry.version
+        }
+        await standing.load(
+            [one.matter for one in failures]
+            + [one.matter for one in recoveries]
+            + [one.matter for one in runs.values()]
+        )
         await self._insert_deliveries(connection, failures)
         for delivery in failures:
             standing.failed(delivery)
@@ -118,7 +126,8 @@ class Ledger:
         await standing.save()
         told = {(news.event, news.channel, news.addresses) for news in good_news}
         rest = [one for one in owed if not one.matter and (one.event, one.channel, one.addresses) not in told]
-        await self._insert_deliveries(connection, [*good_news, *rest])
+        changes = [told for run in runs.values() if await standing.is_new(run) for told in run.tell()]
+        await self._insert_deliveries(connection, [*good_news, *rest, *changes])
 
     async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
         """What is remembered of these executions' starts."""
@@ -418,6 +427,8 @@ class Ledger:
             spoken_of = select(deliveries.c.key).where(deliveries.c.matter == matters.c.name).exists()
             old_news = (or_(at.is_(None), at < before) for at in (matters.c.failed_at, matters.c.succeeded_at))
             await connection.execute(delete(matters).where(*old_news, ~spoken_of))
+            forgotten = versions.c.matter.not_in(select(matters.c.name))
+            await connection.execute(delete(versions).where(forgotten))
             past = select(starts.c.execution).where(starts.c.recorded_at < before).limit(limit)
             await connection.execute(delete(starts).where(starts.c.execution.in_(past)))
             idle = (destinations.c.spent_until < before, func.coalesce(destinations.c.held_until, before) <= before)

@@ -14,8 +14,8 @@ from types import ModuleType
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from dispatcher.delivery import Delivery, Opened, Recovery, State
-from dispatcher.ledger.tables import deliveries, matters
+from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State
+from dispatcher.ledger.tables import deliveries, matters, versions
 
 PORTION = 500
 """Databases bound how many values a statement may have."""
@@ -79,6 +79,15 @@ class Matters:
             for conversation, row in sorted(last_words.items())
             if not row.recovery and row.turn <= recovery.turn  # else it has ended, or failed anew since then
         ]
+
+    async def is_new(self, run: NewVersion) -> bool:
+        """Whether the launch plan ran in other versions before, and never in this one. It is remembered."""
+        there = self._dialect.insert(versions).on_conflict_do_nothing().returning(versions.c.version)
+        row = {"matter": run.matter, "version": run.version}
+        if (await self._connection.scalar(there, row)) is None:
+            return False
+        others = select(versions.c.version).where(versions.c.matter == run.matter, versions.c.version != run.version)
+        return (await self._connection.scalar(others.limit(1))) is not None
 
     async def save(self) -> None:
         """Write how they stand now."""

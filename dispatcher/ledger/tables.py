@@ -213,6 +213,14 @@ matters = Table(
 )
 """How launch plans stand that somebody was told about: when they last failed and succeeded (`ledger/matters.py`)."""
 
+versions = Table(
+    "versions",
+    metadata,
+    Column("matter", String(1024), primary_key=True),
+    Column("version", String(255), primary_key=True),
+)
+"""In which versions launch plans have run, where somebody wants to know of new ones."""
+
 destinations = Table(
     "destinations",
     metadata,

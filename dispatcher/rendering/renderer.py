@@ -20,6 +20,7 @@ from dispatcher.event import Event
 from dispatcher.located import Malformed, Problem, parse
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import flyte, limits
+from dispatcher.rendering.change import change_event
 from dispatcher.rendering.context import Context, context_of
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
 from dispatcher.rendering.mailclients import unsupported
@@ -137,6 +138,10 @@ class Renderer:
         content = self._own(channel, context, self.look(event, recipient))
         content = self._with_own(template, channel, context, content or self._built_in.render(channel, context))
         return _addressed(channel, event, content)
+
+    def change(self, event: Event) -> Content:
+        """What tells of a launch plan's new version."""
+        return change_event(self._context(event))
 
     def draft(self, channel: str, event: Event, *, recipient: str = "", template: str | None = None) -> Content:
         """The message as the operator's templates make it, even if the provider would refuse it.

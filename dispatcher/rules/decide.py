@@ -38,6 +38,8 @@ class Considered:
     rule: Rule
     matched: bool
     reason: str
+    holds: bool = True
+    """Whether the execution goes by it at all; else it was replaced or silenced."""
 
     def as_data(self) -> dict[str, Any]:
         """The look as JSON, as the ledger keeps it and `--json` shows it."""
@@ -60,6 +62,11 @@ class Decision:
     reason: str
     considered: tuple[Considered, ...] = ()
     silenced_by: str | None = None
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rules that hold for the execution, whatever phases they want."""
+        return [look.rule for look in self.considered if look.holds]
 
     @property
     def matched(self) -> list[Rule]:
@@ -133,7 +140,7 @@ def _match(event: Event, rules: list[Rule] | tuple[Rule, ...]) -> tuple[Consider
 
 
 def _set_aside(rules: list[Rule] | tuple[Rule, ...], reason: str) -> tuple[Considered, ...]:
-    return tuple(Considered(rule, matched=False, reason=reason) for rule in rules)
+    return tuple(Considered(rule, matched=False, reason=reason, holds=False) for rule in rules)
 
 
 def _verdict(event: Event, considered: tuple[Considered, ...], whose: str) -> Decision:

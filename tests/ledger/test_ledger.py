@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from channels.contract import Answer, Receipt
-from dispatcher.delivery import Dead, Delivery, Opened, Recovery, Retry, Sent, State, delivery_key
+from dispatcher.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
 from dispatcher.event import Event, Started
 from dispatcher.ledger import Claim, Filter, Ledger, Recorded, Rejected, Settlement
 from dispatcher.ledger.ledger import LATE
@@ -770,3 +770,24 @@ async def test_a_purge_forgets_how_launch_plans_stood(ledger: Ledger, ledger_url
     await told(ledger, failure("a", 1), success("b", 2))
     await ledger.purge(NOW + MINUTE, limit=10)
     assert await told(ledger, failure("older", 0)) == ["older/FAILED to ml after 0"]
+
+
+def run_of(name: str, version: str, *, plan: str = "train.daily") -> Recorded:
+    event = an_event(Phase.SUCCEEDED, name=name, launch_plan=a_launch_plan(plan, version))
+    change = a_delivery(event, channel="pagerduty", to="ml")
+    return replace(heard(event=event), version=NewVersion(matter=plan, version=version, tell=lambda: [change]))
+
+
+async def test_a_new_version_is_told_once_whoever_records_it_and_the_first_known_one_is_no_news(
+    ledger: Ledger, ledger_url: str
+) -> None:
+    await ledger.record([run_of("a", "v1"), run_of("b", "v1")], [], now=NOW)
+    assert await ledger.find(Filter(), limit=9) == []
+    async with Ledger(ledger_url) as other:
+        await asyncio.gather(
+            *(one.record([run_of(f"{number}", "v2")], [], now=NOW) for number, one in enumerate([ledger, other] * 5))
+        )
+    await ledger.record([run_of("c", "v1"), run_of("d", "v9", plan="other")], [], now=NOW)
+
+    (told_once,) = await ledger.find(Filter(), limit=9)
+    assert told_once.delivery.channel == "pagerduty"

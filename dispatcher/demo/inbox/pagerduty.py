@@ -40,12 +40,43 @@ class PagerDutyReceiver:
 
     services: Mapping[str, str] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
+    changes: list[Mapping[str, Any]] = field(default_factory=list)
+    """The change events, in order."""
     requests: int = 0
     script: Script = field(default_factory=Script)
     arrived: Callable[[Incident], None] = lambda _: None
 
     def routes(self) -> list[Route]:
-        return [Route("/v2/enqueue", self._answer, methods=["POST"])]
+        return [
+            Route("/v2/enqueue", self._answer, methods=["POST"]),
+            Route("/v2/change/enqueue", self._change, methods=["POST"]),
+        ]
+
+    async def _change(self, request: Request) -> Response:
+        self.requests += 1
+        return await self.script.play(request, self._take_change)
+
+    async def _take_change(self, request: Request) -> Response:
+        body = await request.body()
+        errors = list(self._change_errors(body))
+        if errors:
+            refusal = {"status": "invalid event", "message": "Event object is invalid", "errors": errors}
+            return JSONResponse(refusal, 400)
+        event = orjson.loads(body)
+        self.changes.append({name: value for name, value in event.items() if name != "routing_key"})
+        return JSONResponse({"status": "success", "message": "Change event processed"}, 202)
+
+    def _change_errors(self, body: bytes) -> Iterator[str]:
+        event = orjson.loads(body)
+        if event.get("routing_key") not in self.services:
+            yield "Invalid routing key"
+        if known := {"event_action", "dedup_key"} & event.keys():
+            yield f"a change event has no {' and no '.join(sorted(known))}"
+        payload = event.get("payload", {})
+        if not payload.get("summary") or len(payload["summary"]) > PAGERDUTY_SUMMARY:
+            yield "'payload.summary' is missing or too long"
+        if "timestamp" in payload and not _zoned(payload["timestamp"]):
+            yield "'payload.timestamp' is invalid"
 
     async def _answer(self, request: Request) -> Response:
         self.requests += 1

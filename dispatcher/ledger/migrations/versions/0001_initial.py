@@ -1,4 +1,4 @@
-"""The first tables: events, starts, marks, contents, deliveries, matters, destinations, attempts, rejected."""
+"""The first tables: events, starts, marks, contents, deliveries, matters, versions, destinations, attempts, rejected."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -112,6 +112,12 @@ def upgrade() -> None:
         sa.Column("failed_at", _TIME),
         sa.Column("succeeded_at", _TIME),
         sa.PrimaryKeyConstraint("name", name="pk_matters"),
+    )
+    op.create_table(
+        "versions",
+        sa.Column("matter", sa.String(1024), nullable=False),
+        sa.Column("version", sa.String(255), nullable=False),
+        sa.PrimaryKeyConstraint("matter", "version", name="pk_versions"),
     )
     op.create_table(
         "destinations",
