@@ -35,7 +35,8 @@ class Conversation:
     recovery: bool = False
     """This message says that all is well again, which ends what the earlier ones began."""
     over: bool = False
-    """This message comes too late: all is well again, and nothing will be sent to say so."""
+    """This message comes too late: of a failure after which all is well again, with nothing left to be sent that says
+    so; or of a recovery after which something newer has failed, and been told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,7 +153,8 @@ class PagerDutyChannel:
             raise Later(f"the routing key's file can't be read: {error.strerror}") from None
         talk = message.conversation
         if talk is not None and talk.over:
-            raise Never("nobody was paged: the launch plan has succeeded since")
+            since = "nothing was resolved: it has failed" if talk.recovery else "nobody was paged: it has succeeded"
+            raise Never(f"{since} since then")
         if talk is not None and talk.recovery and not talk.earlier:
             return Receipt(answer=Answer("none", "no trigger had arrived: there was nothing to resolve"))
         event = self._event(message)

@@ -220,7 +220,8 @@ class SlackChannel:
 
     async def _go_on(self, message: Message, thread: _Thread) -> Receipt:
         """Reply in the thread; good news changes its first message too, first: changing it twice does no harm."""
-        if message.conversation is not None and message.conversation.recovery:
+        talk = message.conversation
+        if talk is not None and talk.recovery and not talk.over:
             content = _recovered(thread.content, message.content)
             await self._call("chat.update", {"channel": thread.channel, "ts": thread.ts, **content})
         return await self._post(_body(message, thread.channel, thread=thread.ts))

@@ -227,7 +227,7 @@ async def test_a_failure_that_arrives_after_a_newer_success_pages_nobody(team: T
     reasons = {one.delivery.channel: (one.delivery.state, one.delivery.reason) for one in found}
     assert reasons == {
         "slack": ("sent", ""),
-        "pagerduty": ("dead", "nobody was paged: the launch plan has succeeded since"),
+        "pagerduty": ("dead", "nobody was paged: it has succeeded since then"),
     }
 
 

@@ -302,12 +302,7 @@ class Ledger:
         async with self._database.reading() as connection:
             well = await connection.scalar(select(matters.c.succeeded_at).where(matters.c.name == delivery.matter))
             since = await connection.scalar(ended)
-            over = not delivery.recovery and well is not None and well > delivery.turn
-            if over:  # unless the good news waits behind it, or bad news that is newer
-                waits = and_(deliveries.c.recovery.is_(True), deliveries.c.state == State.WAITING)
-                newer = and_(deliveries.c.turn > well, deliveries.c.state != State.DEAD)
-                more = select(deliveries.c.key).where(theirs, deliveries.c.turn >= delivery.turn, or_(waits, newer))
-                over = await connection.scalar(more.limit(1)) is None
+            over = await _over(connection, delivery, well)
             earlier = await _said(connection, *before, *([deliveries.c.turn > since] if since is not None else []))
         return Conversation(key=delivery.conversation, earlier=earlier, recovery=delivery.recovery, over=over)
 
@@ -679,6 +674,25 @@ def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
         "instead_of": delivery.instead_of or None,
         "booked": delivery.booked,
     }
+
+
+async def _over(connection: AsyncConnection, delivery: Delivery, succeeded_at: datetime | None) -> bool:
+    """Whether something newer has made this message of a conversation pointless."""
+    later = select(deliveries.c.key).where(
+        deliveries.c.conversation == delivery.conversation,
+        deliveries.c.turn >= delivery.turn,
+        deliveries.c.key != delivery.key,
+    )
+    if delivery.recovery:
+        failed_since = later.where(
+            deliveries.c.turn > delivery.turn, deliveries.c.recovery.is_(False), deliveries.c.state == State.SENT
+        )
+        return await connection.scalar(failed_since.limit(1)) is not None
+    if succeeded_at is None or delivery.turn is None or succeeded_at <= delivery.turn:
+        return False
+    news_waits = and_(deliveries.c.recovery.is_(True), deliveries.c.state == State.WAITING)
+    fails_again = and_(deliveries.c.turn > succeeded_at, deliveries.c.state != State.DEAD)
+    return await connection.scalar(later.where(or_(news_waits, fails_again)).limit(1)) is None
 
 
 async def _said(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> tuple[Earlier, ...]:

@@ -86,8 +86,10 @@ async def test_nothing_is_resolved_that_was_not_triggered_and_what_is_over_pages
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
     receipt = await channel.send(message(conversation=Conversation(key="talk", recovery=True)))
-    with pytest.raises(Never, match="has succeeded since"):
+    with pytest.raises(Never, match="nobody was paged: it has succeeded since then"):
         await channel.send(message(conversation=Conversation(key="talk", over=True)))
+    with pytest.raises(Never, match="nothing was resolved: it has failed since then"):
+        await channel.send(message(conversation=Conversation(key="talk", earlier=SAID, recovery=True, over=True)))
 
     assert (account.requests, receipt.answer.status) == (0, "none")
 

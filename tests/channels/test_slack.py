@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -325,6 +326,14 @@ async def test_a_recovery_changes_the_first_message_and_replies(
     assert [block["text"]["text"] for block in root.body["blocks"]] == ["succeeded", "failed"]
     assert root.body["attachments"] == [{**FAILED["attachments"][0], "color": "#2eb67d"}]
     assert (reply.thread, reply.body["text"]) == (root.ts, "train.daily succeeded")
+
+
+async def test_a_recovery_that_is_over_replies_and_changes_nothing(
+    workspace: SlackReceiver, channel: SlackChannel
+) -> None:
+    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    await channel.send(message(key="k2", talk=replace(after(first, recovery=True), over=True), **WELL))
+    assert [(arrived.key, arrived.edits) for arrived in workspace.messages] == [("k1", 0), ("k2", 0)]
 
 
 async def test_a_first_message_of_text_alone_keeps_its_words_below_the_good_news(

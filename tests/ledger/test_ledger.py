@@ -732,6 +732,18 @@ async def test_what_died_in_doubt_may_have_been_said_and_what_was_refused_was_no
         await carried(ledger)
 
 
+async def test_good_news_that_died_is_no_good_any_more_once_something_has_failed_again(ledger: Ledger) -> None:
+    await told(ledger, failure("a", 1))
+    await ledger.record([success("b", 2)], [], now=NOW)
+    gate = Gate(pace=Pace(), destination=lambda _: "", now=NOW)
+    (news,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)).deliveries
+    await ledger.settle(ended(news, Dead("gave up")))
+    assert await told(ledger, failure("c", 3)) == ["c/FAILED to ml after 1"]
+    await ledger.redrive(Filter(), now=NOW)
+    assert await carried(ledger) == ["b/SUCCEEDED to ml too late after 1"]
+    assert await told(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 1"]
+
+
 async def test_what_a_rule_asks_of_a_success_is_the_good_news_where_there_is_any(ledger: Ledger) -> None:
     asked = success("b", 2)
     asked = replace(asked, deliveries=[a_delivery(asked.event, channel="pagerduty", to="ml")])
