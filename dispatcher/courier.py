@@ -143,7 +143,7 @@ class Courier:
         try:
             conversation = await self.ledger.conversation(delivery)
         except LedgerUnavailable:
-            await self._give_back(delivery, due_at=started)
+            await self._give_back(delivery, due_at=started + GLANCE)
             return
         try:
             with self._cancellable():

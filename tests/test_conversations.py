@@ -16,6 +16,7 @@ import yaml
 from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
 from dispatcher.demo.inbox.script import Misstep
 from dispatcher.encode import Format, write
+from dispatcher.event import Options
 from dispatcher.ledger import Filed, Filter, Ledger
 from dispatcher.phase import Phase
 from dispatcher.service import Service
@@ -59,11 +60,13 @@ class Team:
             service.stop()
             await running
 
-    async def ends(self, name: str, phase: Phase, *, minute: int | None = None, version: str = "v1") -> None:
+    async def ends(
+        self, name: str, phase: Phase, *, minute: int | None = None, version: str = "v1", options: Options | None = None
+    ) -> None:
         """An execution ends, a minute after the last one or when it is said, and its event arrives."""
         self._minutes += 1
         at = NOW + timedelta(minutes=self._minutes if minute is None else minute)
-        event = an_event(phase, name=name, launch_plan=a_launch_plan(version=version)).model_copy(
+        event = an_event(phase, name=name, launch_plan=a_launch_plan(version=version), options=options).model_copy(
             update={"occurred_at": at}
         )
         message = write(event, Format.NATIVE)
@@ -229,6 +232,17 @@ async def test_a_failure_that_arrives_after_a_newer_success_pages_nobody(team: T
         "slack": ("sent", ""),
         "pagerduty": ("dead", "nobody was paged: it has succeeded since then"),
     }
+
+
+async def test_an_execution_that_was_silenced_ends_nothing(team: Team) -> None:
+    async with team.served():
+        await team.ends("one", Phase.FAILED)
+        await team.ends("two", Phase.SUCCEEDED, options=Options(disable_notifications=True))
+        await team.told(2)
+        assert team.actions == [["trigger"]]
+        await team.ends("three", Phase.SUCCEEDED)
+        await team.told(4)
+    assert team.actions == [["trigger", "resolve"]]
 
 
 @pytest.mark.parametrize("options", [{"slack": {"thread": "execution"}, "pagerduty": {"incident": "execution"}}])

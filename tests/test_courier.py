@@ -17,6 +17,7 @@ from channels.contract import Answer, Finding, Later, Message, Never, Receipt, S
 from dispatcher.clock import SystemClock
 from dispatcher.courier import Courier
 from dispatcher.delivery import State
+from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Filed, Filter, Ledger, Recorded
 from dispatcher.pacing import Pace, Rate
 from dispatcher.plan import Planner
@@ -475,3 +476,47 @@ async def test_without_a_rate_a_backlog_to_one_destination_goes_as_fast_as_its_h
             while len(await ledger.find(wanted, limit=300)) < 200:
                 await asyncio.sleep(0.1)
     assert time.monotonic() - began < 40  # a second for each would be 200
+
+
+async def test_a_channel_gets_what_was_said_before_in_a_deliverys_conversation(ledger: Ledger) -> None:
+    channel = Scripted(lambda message: Receipt(answer=Answer("ok"), reference={"ts": message.key}))
+    now = SystemClock().now()
+    for number in range(2):
+        event = an_event(name=f"run{number}")
+        told = a_delivery(
+            event,
+            channel="slack",
+            to="#a",
+            key=f"k{number}",
+            created_at=now,
+            due_at=now,
+            conversation="talk",
+            turn=now + number * timedelta(seconds=1),
+        )
+        entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[told])
+        await ledger.record([entry], [], now=now)
+    async with working(a_courier(ledger, channel)):
+        await settled(ledger, 2)
+
+    first, second = [message.conversation for message in channel.sent]
+    assert first is not None
+    assert second is not None
+    assert (first.key, first.earlier) == ("talk", ())
+    assert [one.reference for one in second.earlier] == [{"ts": "k0"}]
+
+
+async def test_a_delivery_whose_conversation_cannot_be_read_is_given_back_uncounted(ledger: Ledger) -> None:
+    channel = Scripted(lambda _: RECEIPT)
+    read, away = ledger.conversation, [LedgerUnavailable("away")]
+
+    async def unreadable(delivery: Any) -> Any:
+        if away:
+            raise away.pop()
+        return await read(delivery)
+
+    ledger.conversation = unreadable  # type: ignore[method-assign]  # away once, then itself
+    await owe(ledger, "#a")
+    async with working(a_courier(ledger, channel)):
+        (filed,) = await settled(ledger)
+
+    assert (filed.delivery.attempt, len(channel.sent)) == (1, 1)

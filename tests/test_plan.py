@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import Unserved
-from dispatcher.delivery import State
+from dispatcher.delivery import Opened, State
+from dispatcher.phase import TERMINAL, Phase
 from dispatcher.plan import Planner
 from dispatcher.rules import Rule
-from tests.support.builders import NOW, a_delivery, a_notification, a_rule, an_event
+from tests.support.builders import NOW, a_delivery, a_launch_plan, a_notification, a_rule, an_event
 
 
 def mail_address(recipient: str) -> str:
@@ -185,3 +186,89 @@ def test_every_recipient_is_accounted_for_exactly_once_and_keys_are_stable(given
         for name in named
         if all(name not in map(str.casefold, rule.notification.recipients) for rule in given_rules)
     }
+
+
+# -- conversations
+
+
+def a_talking_planner(scope: str | None = "launch_plan", **changes: Any) -> Planner:
+    return a_planner(scopes={"slack": lambda _: scope}, **changes)
+
+
+def talk_of(planner: Planner, *recipients: str, **facts: Any) -> list[str]:
+    """The conversations of a Slack rule's deliveries."""
+    facts = {"launch_plan": a_launch_plan(), **facts}
+    rule = a_rule(*(recipients or ("#dev",)), channel="slack", phases=tuple(TERMINAL))
+    return [made.conversation for made in planner.plan(an_event(**facts), [rule], now=NOW)]
+
+
+def test_one_conversation_is_about_a_launch_plan_in_any_version_at_one_address() -> None:
+    planner = a_talking_planner()
+    (one,) = talk_of(planner)
+    assert one
+    assert [one] == talk_of(planner, name="another-run")
+    assert [one] == talk_of(planner, launch_plan=a_launch_plan(version="v9"), phase=Phase.TIMED_OUT)
+    others = [*talk_of(planner, "#ops"), *talk_of(planner, launch_plan=a_launch_plan("other"))]
+    assert len({one, *others}) == 3
+
+
+def test_one_conversation_is_about_an_execution_where_the_settings_or_the_event_leave_no_other() -> None:
+    for planner, facts in ((a_talking_planner("execution"), {}), (a_talking_planner(), {"launch_plan": None})):
+        assert talk_of(planner, **facts) == talk_of(planner, **facts)
+        assert talk_of(planner, **facts) != talk_of(planner, name="another-run", **facts)
+
+
+def test_what_cannot_be_talked_about_and_what_succeeded_stands_alone() -> None:
+    assert talk_of(a_talking_planner(None)) == talk_of(a_planner()) == [""]
+    assert talk_of(a_talking_planner(), phase=Phase.SUCCEEDED) == [""]
+    (mail,) = a_talking_planner().plan(an_event(), [a_rule("a@x.com")], now=NOW)
+    assert (mail.conversation, mail.turn, mail.matter) == ("", None, "")
+
+
+def test_a_success_ends_what_was_opened_with_a_message_of_its_own_key() -> None:
+    planner = a_talking_planner()
+    event = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan())
+    recovery = planner.recovery(event, now=NOW)
+    assert recovery is not None
+    assert (recovery.matter, recovery.turn) == ("flytesnacks/production/train.daily", event.occurred_at)
+    opened = [
+        Opened(channel="slack", recipients=("#dev",), addresses=("C1",), conversation=talk, event="p/d/n/FAILED")
+        for talk in ("one", "two")
+    ]
+    made = [recovery.close(one) for one in opened]
+    assert [(one.recovery, one.conversation, one.addresses, one.event) for one in made if one] == [
+        (True, "one", ("C1",), event.key),
+        (True, "two", ("C1",), event.key),
+    ]
+    assert len({one.key for one in made if one}) == 2
+
+
+def test_nothing_is_ended_where_nobody_is_talked_with_any_more() -> None:
+    success = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan())
+    assert a_planner().recovery(success, now=NOW) is None
+    assert a_talking_planner().recovery(an_event(launch_plan=a_launch_plan()), now=NOW) is None
+    assert a_talking_planner().recovery(an_event(Phase.SUCCEEDED), now=NOW) is None
+    recovery = a_talking_planner(None).recovery(success, now=NOW)
+    assert recovery is not None
+    for channel in ("slack", "pagerduty"):
+        opened = Opened(channel=channel, recipients=("#dev",), addresses=("C1",), conversation="c", event="e")
+        assert recovery.close(opened) is None
+
+
+def test_a_new_version_is_told_to_whom_any_rule_names_once() -> None:
+    planner = a_planner(changes={"slack": lambda event: {"version": event.launch_plan.version}})
+    event = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan(version="v2"))
+    rules = [a_rule("#dev", "#nobody", channel="slack"), a_rule("C1", "#ops", channel="slack"), a_rule("a@x.com")]
+
+    run = planner.version(event, rules, now=NOW)
+
+    assert run is not None
+    assert (run.matter, run.version) == ("flytesnacks/production/train.daily", "v2")
+    told = run.tell()
+    assert [(one.addresses, one.content, one.conversation) for one in told] == [
+        (("C1",), {"version": "v2"}, ""),
+        (("C2",), {"version": "v2"}, ""),
+    ]
+    assert not {one.key for one in told} & {one.key for one in planner.plan(event, rules, now=NOW)}
+    assert planner.version(event, rules[2:], now=NOW) is None
+    assert planner.version(an_event(Phase.SUCCEEDED), rules, now=NOW) is None
