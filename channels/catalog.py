@@ -1,34 +1,24 @@
-"""The list of channels: the only module that names a concrete one."""
+"""The list of channels: the only module that names a concrete one, and the one that finds those of other packages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
 
-from pydantic import BaseModel
-
-from channels.contract import Channel
+from channels.contract import Kind
 from channels.email import EmailChannel, EmailConfig
 from channels.pagerduty import PagerDutyChannel, PagerDutyConfig
 from channels.slack import SlackChannel, SlackConfig
 from channels.teams import TeamsChannel, TeamsConfig
 from channels.webhook import WebhookChannel, WebhookConfig
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+GROUP = "flyte_notification_dispatcher.channels"
+"""The entry points by which other packages provide channels: a name, and the place of a Kind."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
-    """A kind of channel: its options, and how one is made. Making one opens nothing."""
-
-    config: type[BaseModel]
-    open: Callable[[Any], Channel]
-    rate: str = "none"
-    """What the provider takes for one destination, where the settings don't say (`1/s`, `120/min`)."""
-    burst: int = 1
-    """So many may go at once after a quiet while."""
-
-
-KINDS: Mapping[str, Kind] = {
+BUILT_IN: Mapping[str, Kind] = {
     "email": Kind(config=EmailConfig, open=EmailChannel),
     # Slack, "Rate limits": one message a second and channel, short bursts are allowed
     "slack": Kind(config=SlackConfig, open=SlackChannel, rate="1/s", burst=3),
@@ -38,4 +28,32 @@ KINDS: Mapping[str, Kind] = {
     "teams": Kind(config=TeamsConfig, open=TeamsChannel, rate="2/s", burst=2),
     "webhook": Kind(config=WebhookConfig, open=WebhookChannel),
 }
-"""By the name that settings, rules and the ledger use."""
+
+
+def _provided() -> tuple[dict[str, Kind], list[str]]:
+    """The channels of other packages, and what is wrong with those that can't be used, a sentence each."""
+    kinds: dict[str, Kind] = {}
+    problems = []
+    for point in sorted(entry_points(group=GROUP), key=lambda one: one.name):
+        whose = f"channel {point.name!r} of {point.dist.name if point.dist is not None else point.value}"
+        try:
+            kind = point.load()
+        except Exception as error:  # noqa: BLE001 - another package's code may raise anything
+            problems.append(f"{whose} can't be loaded: {type(error).__name__}: {error}")
+            continue
+        if point.name in BUILT_IN or point.name in kinds:
+            problems.append(f"{whose}: there is another channel of that name")
+        elif not _NAME.fullmatch(point.name):
+            problems.append(f"{whose}: a channel's name is made of a-z, 0-9 and _")
+        elif not isinstance(kind, Kind):
+            problems.append(f"{whose}: {point.value} is no channels.contract.Kind")
+        else:
+            kinds[point.name] = kind
+    return kinds, problems
+
+
+_provided_kinds, PROBLEMS = _provided()
+KINDS: Mapping[str, Kind] = {**BUILT_IN, **_provided_kinds}
+"""By the name that settings, rules and the ledger use. What is wrong with other packages' is in `PROBLEMS`."""
+TEMPLATES: Mapping[str, Path | None] = {name: kind.template for name, kind in _provided_kinds.items()}
+"""The document templates of other packages' channels."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel
 
 Content = Mapping[str, Any]
 """What the templates made: JSON data, in the form that the channel's own module documents."""
@@ -172,3 +175,17 @@ class Channel(Protocol):
 
     async def aclose(self) -> None:
         """Close what is open; in-flight sends have ended or been cancelled before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of channel: its options, and how one is made. Making one opens nothing."""
+
+    config: type[BaseModel]
+    open: Callable[[Any], Channel]
+    rate: str = "none"
+    """What the provider takes for one destination, where the settings don't say (`1/s`, `120/min`)."""
+    burst: int = 1
+    """So many may go at once after a quiet while."""
+    template: Path | None = None
+    """A channel of another package's: its document template. Without one it gets the webhooks' JSON."""

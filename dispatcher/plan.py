@@ -76,6 +76,8 @@ class Planner:
     """By channel: what a conversation with an address is about (`Channel.scope`)."""
     changes: Mapping[str, Callable[[Event], Content]] = field(default_factory=dict)
     """By channel that wants to know of a launch plan's new version: what tells of it."""
+    moved: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Recipients as rules write them, and the channel and recipient that they stand for instead."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """The deliveries that the matched rules owe.
@@ -129,7 +131,12 @@ class Planner:
         return tuple(making.deliveries)
 
     def unreachable(self) -> Iterator[str]:
-        """The fallback recipients that nobody can serve, each with the reason."""
+        """The settings' recipients that nobody can serve, each with the reason."""
+        for recipient in self.moved:
+            try:
+                self.target("", recipient)
+            except Unserved as error:
+                yield f"rules.recipients: {recipient}: {error.reason}"
         for dying, resorts in self.last_resorts.items():
             for channel, recipients in resorts.items():
                 for recipient in recipients:
@@ -140,6 +147,9 @@ class Planner:
 
     def target(self, channel: str, recipient: str) -> Target:
         """Who serves this recipient, at which address. Raises Unserved where nobody does."""
+        if recipient in self.moved:
+            channel, meant = self.moved[recipient]
+            return Target(channel, recipient, self._address(channel, meant))
         try:
             return Target(channel, recipient, self._address(channel, recipient))
         except Unserved as unserved:

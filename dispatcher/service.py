@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from channels.catalog import KINDS
+from channels.catalog import KINDS, TEMPLATES
 from channels.contract import Channel
 from channels.secret import reveal
 from dispatcher.clock import Clock, SystemClock
@@ -211,6 +211,7 @@ def make_renderer(settings: Settings, first: Sequence[Path] = ()) -> Renderer:
         console_url=settings.console_url,
         logs_url=settings.logs_url,
         severity=_severity(settings),
+        provided=TEMPLATES,
     )
 
 
@@ -227,7 +228,7 @@ def _severity(settings: Settings) -> Callable[[Event], str | None]:
 
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
     """The planner over the configured channels and templates. Raises SettingsError for templates that can't
-    be read and fallback recipients that can't be reached.
+    be read, and for fallback recipients and those of `rules.recipients` that can't be reached.
     """
     renderer = make_renderer(settings)
     fallbacks = {
@@ -247,6 +248,7 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         },
         scopes={name: channel.scope for name, channel in channels.items() if name not in GROUPED},
         last_resorts={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
+        moved={recipient: meant.one for recipient, meant in settings.rules.recipients.items()},
     )
     if problems := list(planner.unreachable()):
         raise SettingsError("\n".join(problems))

@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    RootModel,
     SecretStr,
     ValidationError,
     create_model,
@@ -27,7 +28,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from channels.catalog import KINDS
+from channels.catalog import KINDS, PROBLEMS
 from channels.listed import listed
 from channels.secret import SecretFile, one_of
 from dispatcher.duration import Duration
@@ -95,6 +96,23 @@ class LedgerSettings(_Section):
     no attempt may last longer than two thirds of it."""
 
 
+class Meant(RootModel[Mapping[str, str]]):
+    """A channel and its recipient: `{teams: dev}`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @property
+    def one(self) -> tuple[str, str]:
+        ((channel, recipient),) = self.root.items()
+        return channel, recipient
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if len(self.root) != 1:
+            raise ValueError("name one channel and its recipient: {teams: dev}")
+        return self
+
+
 class RulesSettings(_Section):
     """Where the launch plans' rules come from."""
 
@@ -102,6 +120,9 @@ class RulesSettings(_Section):
     """Files and folders of launch plans; read again when they change."""
     flyte_admin: FlyteAdminConfig | None = None
     """Where the engine itself is asked, before any file."""
+    recipients: Mapping[str, Meant] = Field(default_factory=dict)
+    """What recipients in rules stand for on another channel: `{"#dev": {teams: dev}}`. Flyte's launch plans know three
+    channels; so they reach the others."""
 
 
 class ReconcileSettings(_Section):
@@ -252,6 +273,8 @@ def load(path: Path | None) -> Settings:
 
     Raises SettingsError: one readable message, a line for each problem, with file and line or the key.
     """
+    if PROBLEMS:
+        raise SettingsError("\n".join(f"{problem}; mend that package, or take it away" for problem in PROBLEMS))
     path = path or _path_from_environment()
     document = _read(path) if path is not None else Document({})
     base = path.parent if path is not None else Path()

@@ -272,3 +272,23 @@ def test_a_new_version_is_told_to_whom_any_rule_names_once() -> None:
     assert not {one.key for one in told} & {one.key for one in planner.plan(event, rules, now=NOW)}
     assert planner.version(event, rules[2:], now=NOW) is None
     assert planner.version(an_event(Phase.SUCCEEDED), rules, now=NOW) is None
+
+
+def test_a_recipient_stands_for_another_channels_whatever_its_rule_names() -> None:
+    planner = a_planner(moved={"#teams": ("slack", "#dev"), "on-call@x.com": ("slack", "#ops")})
+    rules = [a_rule("#teams", "on-call@x.com", "a@x.com"), a_rule("#dev", channel="slack")]
+    assert owed(*rules, planner=planner) == [
+        ("slack", ("C1",), State.WAITING),
+        ("slack", ("C2",), State.WAITING),
+        ("email", ("a@x.com",), State.WAITING),
+    ]
+    deliveries = planner.plan(an_event(), rules, now=NOW)
+    assert [delivery.recipients for delivery in deliveries] == [("#teams",), ("on-call@x.com",), ("a@x.com",)]
+
+
+def test_a_recipient_that_stands_for_nobody_is_told_at_the_start_and_dead_later() -> None:
+    planner = a_planner(moved={"#dev": ("teams", "ml")})
+    reason = "no such channel is configured: add channels.teams to the settings"
+    assert list(planner.unreachable()) == [f"rules.recipients: #dev: {reason}"]
+    (delivery,) = planner.plan(an_event(), [a_rule("#dev", channel="slack")], now=NOW)
+    assert (delivery.state, delivery.reason) == (State.DEAD, reason)

@@ -122,6 +122,8 @@ def test_a_misspelt_option_of_a_relay_is_found_where_it_stands(tmp_path: Path) -
         ),
         ("http: {listen: '0.0.0.0:8080'}", "listen is not a loopback address: set token or token_file"),
         ("channels: {slack: {}}", "channels.slack: give token or token_file"),
+        ("channels: {teams: {targets: {ml: {}}}}", "channels.teams.targets.ml: give url or url_file"),
+        ("rules: {recipients: {a: {teams: b, slack: c}}}", "rules.recipients.a: name one channel and its recipient"),
         ("channels: {slack: {token: a, token_file: /dev/null}}", "channels.slack"),
         ("channels: {pagerduty: {services: {x: {}}}}", "give routing_key or routing_key_file"),
         ("channels: {slack: {token_file: ./nowhere}}", "no such file"),
@@ -172,3 +174,22 @@ channels:
     assert paces == {"email": (None, 1), "slack": ("1/s", 3), "pagerduty": (None, 5)}
     assert [section.pace().at_once for section in sections.values()] == [5, 5, 1]
     assert sections["slack"].fallback_recipients == {"email": ("oncall@x.com", "boss@x.com")}
+
+
+def test_recipients_may_stand_for_those_of_another_channel(tmp_path: Path) -> None:
+    recipients = load(written(tmp_path, 'rules: {recipients: {"#dev": {teams: dev}}}')).rules.recipients
+    assert {name: meant.one for name, meant in recipients.items()} == {"#dev": ("teams", "dev")}
+
+
+def test_a_webhooks_lists_and_files_are_as_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "url").write_text("https://hooks.example.com/hidden")
+    (tmp_path / "token").write_text("hidden")
+    monkeypatch.setenv("DISPATCHER__CHANNELS__WEBHOOK__ALLOW_HOSTS", "hooks.example.com, *.example.org")
+    monkeypatch.setenv("DISPATCHER__CHANNELS__WEBHOOK__ALLOW_NETWORKS", "10.20.0.0/16,fd00::/8")
+    text = "channels: {webhook: {targets: {ops: {url_file: url, headers: {Authorization: {value_file: token}, X: hidden}}}}}"
+    section = load(written(tmp_path, text)).channel_sections["webhook"]
+    assert section.allow_hosts == ("hooks.example.com", "*.example.org")
+    assert [str(network) for network in section.allow_networks] == ["10.20.0.0/16", "fd00::/8"]
+    assert section.targets["ops"].url_file == tmp_path / "url"
+    assert section.targets["ops"].headers["Authorization"].value_file == tmp_path / "token"
+    assert "hidden" not in repr(section)

@@ -67,6 +67,7 @@ def preview(
     config: Config = None,
 ) -> None:
     """Render messages without sending them. Exit status 1 where a provider would refuse one."""
+    from channels.contract import Unserved
     from dispatcher.cli.proof import CHANNELS, Press, changed
     from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
     from dispatcher.settings import load
@@ -96,7 +97,10 @@ def preview(
             raise typer.BadParameter("--all wants --output FOLDER")
         _end(_write_all(press, channels, events, recipient, output))
     else:
-        proof = press.proof(channels[0], events[0], recipient)
+        try:
+            proof = press.proof(channels[0], events[0], recipient)
+        except Unserved as error:
+            raise typer.BadParameter(f"{recipient}: {error.reason}") from None
         _show(proof, form, output)
         _end(f"{proof.channel} would refuse this: {problem}" for problem in proof.problems)
 

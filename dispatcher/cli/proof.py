@@ -87,16 +87,19 @@ class Press:
         self._renderer = make_renderer(settings, first)
 
     def proof(self, channel: str, event: Event, recipient: str = "") -> Proof:
-        """`recipient`: as a rule writes it; without, one that the channel serves. Raises TemplateError."""
+        """`recipient`: as a rule writes it; without, one that the channel serves, or an example. Raises TemplateError,
+        SettingsError where nothing is known of such a channel, and Unserved.
+        """
         section = self._settings.channel_sections.get(channel)
         if section is None and channel not in _EXAMPLES:
             raise SettingsError(f"a preview of {channel} needs channels.{channel} in the settings")
         section = section or KINDS[channel].config.model_validate(_EXAMPLES[channel])
         known = next(filter(None, (getattr(section, name, None) for name in ("services", "recipients", "targets"))), ())
         someone = recipient or next(iter(known), _RECIPIENTS.get(channel, ""))
+        example = not someone
         content = self._renderer.draft(channel, event, recipient=someone)
         opened = KINDS[channel].open(section)
-        address = opened.address(someone)
+        address = "example" if example else opened.address(someone)
         message = Message(
             key=delivery_key(event.key, channel, (address,)),
             recipients=(address,),

@@ -84,6 +84,7 @@ class Renderer:
         console_url: str = "",
         logs_url: str = "",
         severity: Severity = _by_phase,
+        provided: Mapping[str, Path | None] | None = None,
     ) -> None:
         """`paths`: folders laid out as the built-in templates. `overrides`: folders for some messages alone.
 
@@ -91,7 +92,8 @@ class Renderer:
         `{name}` in it. `severity`: PagerDuty's, where it isn't the phase's own.
 
         For each file of a message the first folder that has it wins: those of the overrides that hold, in
-        their order, then `paths`, then the built-in ones.
+        their order, then `paths`, then the built-in ones. `provided`: channels of other packages, and the document
+        template that each brings along; `NAME/message.yaml` in a folder goes before it.
 
         Raises TemplateError for a folder that isn't there.
         """
@@ -105,7 +107,8 @@ class Renderer:
         self._logs_url = logs_url
         self._severity = severity
         self._latest: tuple[Event, Context] | None = None
-        self._built_in = _Templates([built_in_folder()], metered=False)
+        self._provided = provided or {}
+        self._built_in = _Templates([built_in_folder()], self._provided, metered=False)
         self._sets: dict[Look, _Templates] = {}
         self._resting: dict[tuple[str, Look], int] = {}
 
@@ -162,7 +165,12 @@ class Renderer:
         Each override's templates are tried as if it alone held.
         """
         sets = [self._templates(look) for look in ((), *((index,) for index in range(len(self._overrides))))]
-        found = (problem for one in sets for channel in CHANNELS for problem in one.check(channel, self._console_url))
+        found = (
+            problem
+            for one in sets
+            for channel in (*CHANNELS, *self._provided)
+            for problem in one.check(channel, self._console_url)
+        )
         return list(dict.fromkeys(found))
 
     def advice(self) -> list[Problem]:
@@ -181,7 +189,7 @@ class Renderer:
         if not folders:
             return self._built_in
         if look not in self._sets:
-            self._sets[look] = _Templates([*folders, built_in_folder()], metered=True)
+            self._sets[look] = _Templates([*folders, built_in_folder()], self._provided, metered=True)
         return self._sets[look]
 
     def _own(self, channel: str, context: Context, look: Look) -> Content | None:
@@ -255,8 +263,9 @@ class _Loader(FileSystemLoader):
 class _Templates:
     """One set of folders, compiled once."""
 
-    def __init__(self, folders: Sequence[Path], *, metered: bool) -> None:
+    def __init__(self, folders: Sequence[Path], provided: Mapping[str, Path | None], *, metered: bool) -> None:
         self._folders = folders
+        self._provided = provided
         self._loader = _Loader(folders)
         self._meter = Meter() if metered else None
         self._html = self._sandbox(autoescape=True)
@@ -272,8 +281,6 @@ class _Templates:
             self._meter.fill()
         if channel == "email":
             return self._mail(context.variables())
-        if channel not in DOCUMENTS:
-            raise TemplateError(f"there are no templates for channel {channel!r}")
         return self._document(channel)(Variables(context.variables()))
 
     def check(self, channel: str, console_url: str) -> list[Problem]:
@@ -288,7 +295,7 @@ class _Templates:
 
     def problem(self, channel: str, error: Exception) -> Problem:
         """Where a template failed: by the error's own line, or the deepest template in the traceback."""
-        file = self._file(DOCUMENTS.get(channel, MAIL_PARTS["html"]))
+        file = self._main_file(channel)
         if isinstance(error, TemplateSyntaxError):
             return Problem(Path(error.filename or file), error.lineno, error.message or "syntax error")
         if isinstance(error, TemplateNotFound):
@@ -320,7 +327,7 @@ class _Templates:
 
     def _read_document(self, channel: str) -> Iterator[Problem]:
         self._document(channel)
-        file = self._file(DOCUMENTS[channel])
+        file = self._main_file(channel)
         (document,) = parse(file.read_text(encoding="utf-8"))
         for path, source in strings_of(document.data):
             for _, message in undefined_names(self._plain.parse(source), self._plain):
@@ -331,7 +338,7 @@ class _Templates:
         for kind, event in _trials():
             try:
                 content = self.render(channel, context_of(event, console_url))
-                file = self._file(DOCUMENTS.get(channel, MAIL_PARTS["html"]))
+                file = self._main_file(channel)
                 problems = [Problem(file, 0, trouble) for trouble in limits.lint(channel, content)]
             except Exception as error:  # noqa: BLE001 - as above
                 problems = [self.problem(channel, error)]
@@ -351,8 +358,10 @@ class _Templates:
         }
 
     def _document(self, channel: str) -> Callable[[Variables], Content]:
+        if channel not in DOCUMENTS and channel not in self._provided:
+            channel = "webhook"
         if channel not in self._documents:
-            documents = parse(self._file(DOCUMENTS[channel]).read_text(encoding="utf-8"))
+            documents = parse(self._main_file(channel).read_text(encoding="utf-8"))
             if len(documents) != 1:
                 raise BadDocument("one YAML document was expected", 1)
             sinks = {"slack": self._slack_sink, "pagerduty": self._pagerduty_sink, "teams": self._teams_sink}
@@ -390,6 +399,15 @@ class _Templates:
         if self._meter is None:
             return Sandbox(self._loader, **options)
         return MeteredSandbox(self._loader, self._meter, **options)
+
+    def _main_file(self, channel: str) -> Path:
+        """A channel's document, or the mail's HTML. A channel that we don't know gets the webhooks'."""
+        if channel == "email":
+            return self._file(MAIL_PARTS["html"])
+        if channel not in self._provided:
+            return self._file(DOCUMENTS.get(channel, DOCUMENTS["webhook"]))
+        own = self._file(f"{channel}/message.yaml")
+        return own if own.is_file() else self._provided[channel] or self._file(DOCUMENTS["webhook"])
 
     def _file(self, name: str) -> Path:
         return next((folder / name for folder in self._folders if (folder / name).is_file()), self._folders[-1] / name)

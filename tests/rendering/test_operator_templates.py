@@ -153,8 +153,3 @@ def test_a_template_reaches_neither_python_nor_files(tmp_path: Path) -> None:
 def test_a_template_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match="no such folder"):
         Renderer([tmp_path / "nowhere"])
-
-
-def test_a_channel_without_templates_is_refused() -> None:
-    with pytest.raises(TemplateError, match="no templates for channel 'fax'"):
-        Renderer().render("fax", FAILED)

@@ -261,3 +261,10 @@ def test_thousands_of_labels_and_a_megabyte_of_error_leave_a_mail_that_is_read_w
     event = an_event(labels={f"label{number}": "x" * 100 for number in range(5000)}, error={"message": "y" * 1_000_000})
     assert lint("email", RENDERER.render("email", event)) == []
     assert lint("email", RENDERER.render("email", event, template="{{ error }}")) == []
+
+
+def test_a_channel_without_templates_gets_the_webhooks_json_and_none_is_kept_for_each_name() -> None:
+    event = sample_event(Phase.FAILED)
+    for name in ("matrix", "../../x", "Slack"):
+        assert RENDERER.render(name, event) == RENDERER.render("webhook", event)
+    assert set(RENDERER._built_in._documents) <= set(CHANNELS)

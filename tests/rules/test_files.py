@@ -170,3 +170,27 @@ async def test_changes_are_read_while_running_and_a_broken_edit_keeps_the_last_g
     await until("len(files.book.plans) == 1")
     stop.set()
     await watching
+
+
+def test_channels_that_flyte_does_not_know_are_named_in_files(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        """
+launch_plan: {project: flytesnacks, domain: production, name: train.daily, version: v1.4.2}
+notifications:
+  - {phases: [FAILED], teams: {recipients: [ml]}}
+  - {phases: [FAILED], webhook: {recipients: [ops, "https://hooks.example.com/x"]}}
+  - {phases: [FAILED], channel: ntfy, recipients: [ops]}
+  - {phases: [FAILED], telegraph: {recipients: [ops]}}
+"""
+    )
+    files = loaded(tmp_path)
+    rules = [rule.notification for rule in files.book.plans[DAILY].rules]
+    assert [(rule.channel, rule.recipients) for rule in rules] == [
+        ("teams", ("ml",)),
+        ("webhook", ("ops", "https://hooks.example.com/x")),
+        ("ntfy", ("ops",)),
+    ]
+    (problem,) = problems(files)
+    assert (
+        "unknown channel 'telegraph'; a notification names one of email, slack, pager_duty, teams, webhook" in problem
+    )

@@ -1,0 +1,166 @@
+"""The channel in docs/channels.md is complete: it keeps the contract, and works once its package is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from channels.catalog import GROUP
+from channels.contract import Channel, Message
+from tests.channels.contract import ChannelContract, Mood, Provider
+from tests.channels.test_contract import HttpProvider
+from tests.support.http import Request, ScriptedHttp, answer
+from tests.support.service import command
+
+PAGE = (Path(__file__).parents[2] / "docs" / "channels.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("## A channel of your own")[2]
+TOKEN = "tk_hidden"
+CREATED = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The package as an installer lays it out."""
+    (tmp_path / "dispatcher_ntfy.py").write_text(block("python"))
+    (tmp_path / "ntfy.yaml").write_text(block("yaml"))
+    facts = tmp_path / "dispatcher_ntfy-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: dispatcher-ntfy\nVersion: 1.0\n")
+    found = re.search(r'entry-points\."(.*?)"\]\n(\w+) = "(.*?)"', block("toml"))
+    assert found is not None
+    assert found[1] == GROUP
+    (facts / "entry_points.txt").write_text(f"[{found[1]}]\n{found[2]} = {found[3]}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def provided(installed: Path) -> Iterator[Any]:
+    spec = importlib.util.spec_from_file_location("dispatcher_ntfy", installed / "dispatcher_ntfy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dispatcher_ntfy"] = module
+    spec.loader.exec_module(module)
+    yield module.KIND
+    del sys.modules["dispatcher_ntfy"]
+
+
+def test_it_is_short() -> None:
+    assert len(block("python").splitlines()) < 80
+
+
+class TestNtfy(ChannelContract):
+    secrets: Sequence[str] = (TOKEN,)
+
+    @pytest.fixture
+    async def provider(self) -> AsyncIterator[Provider]:
+        async with ScriptedHttp(usual=answer(200, b"{}")) as server:
+            yield HttpProvider(server, self._key, {Mood.LATER: answer(429), Mood.REFUSE: answer(403, b"{}")})
+
+    @pytest.fixture
+    def opened(self, provider: HttpProvider, provided: Any) -> Channel:
+        return self._channel(provided, provider.server.url)
+
+    @pytest.fixture
+    def deserted(self, provided: Any) -> Channel:
+        return self._channel(provided, "http://127.0.0.1:1")
+
+    @pytest.fixture
+    def message(self) -> Callable[[str], Message]:
+        return lambda key: Message(key=key, recipients=("ops",), content={"title": "failed"}, created_at=CREATED)
+
+    def _channel(self, kind: Any, url: str) -> Channel:
+        options = {"server": url, "token": TOKEN, "topics": ["ops"], "timeout": 1}
+        opened: Channel = kind.open(kind.config.model_validate(options))
+        return opened
+
+    def _key(self, request: Request) -> str | None:
+        assert request.headers["authorization"] == f"Bearer {TOKEN}"
+        assert request.json["topic"] == "ops"
+        key: str = request.json["sequence_id"]
+        return key
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+
+
+def settings_file(folder: Path, **ntfy: Any) -> str:
+    file = folder / "dispatcher.yaml"
+    section = {"token": TOKEN, "topics": ["ops"], "rate": "2/s", **ntfy}
+    recipients = {"#dev": {"ntfy": "ops"}}
+    settings = {"http": {}, "channels": {"ntfy": section}, "rules": {"recipients": recipients}}
+    file.write_text(yaml.safe_dump(settings))
+    return str(file)
+
+
+async def test_an_installed_package_is_a_channel_like_any_other(installed: Path) -> None:
+    env = environment(installed)
+    async with ScriptedHttp(usual=answer(200, b'{"id":"x"}')) as server:
+        config = settings_file(installed, server=server.url)
+        status, out, err = await command("check", "--config", config, env=env)
+        assert (status, "channels   ok: ntfy" in out) == (0, True), err
+
+        asked = ("send-test", "--channel", "slack", "--to", "#dev", "--config", config)
+        status, out, err = await command(*asked, env=env)
+        assert (status, "slack doesn't serve #dev: it goes by ntfy" in out, "sent: ntfy took it" in out) == (
+            0,
+            True,
+            True,
+        ), err
+
+    (request,) = server.requests
+    assert request.json["title"] == "❌ TEST: train.daily failed"
+    assert request.json["topic"] == "ops"
+
+    status, out, err = await command("preview", "--channel", "ntfy", "--format", "json", "--config", config, env=env)
+    assert (status, '"title":"❌ train.daily failed"' in out.replace('": "', '":"')) == (0, True), err
+
+
+async def test_an_operators_own_template_goes_before_the_packages(installed: Path) -> None:
+    own = installed / "own" / "ntfy" / "message.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("title: 'mine: {{ name }}'\nwrong: '{{ nonsense }}'")
+    config, folder, env = settings_file(installed), str(own.parent.parent), environment(installed)
+    status, _, err = await command("templates", "lint", folder, "--config", config, env=env)
+    assert (status, "ntfy/message.yaml:2: 'nonsense' is undefined" in err) == (1, True), err
+    own.write_text("title: 'mine: {{ name }}'")
+    _, out, err = await command("preview", "--channel", "ntfy", "--diff", folder, "--config", config, env=env)
+    assert '+  "title": "mine: akx7b9q2vjt5fm4c8h2d"' in out, err
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "words"),
+    [
+        ("ntfy", "nowhere_at_all:KIND", "can't be loaded: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("ntfy", "dispatcher_ntfy:NOTHING", "can't be loaded: AttributeError"),
+        ("ntfy", "dispatcher_ntfy:NtfyConfig", "is no channels.contract.Kind"),
+        ("slack", "dispatcher_ntfy:KIND", "there is another channel of that name"),
+        ("Not-a-name", "dispatcher_ntfy:KIND", "is made of a-z, 0-9 and _"),
+    ],
+)
+async def test_a_package_that_cannot_be_used_is_named_with_the_reason(
+    installed: Path, name: str, place: str, words: str
+) -> None:
+    entry = installed / "dispatcher_ntfy-1.0.dist-info" / "entry_points.txt"
+    entry.write_text(f"[{GROUP}]\n{name} = {place}\n")
+    status, _, err = await command("check", "--config", settings_file(installed), env=environment(installed))
+    assert status == 1
+    assert words in err
+    assert f"channel {name!r} of dispatcher-ntfy" in err
+    assert "Traceback" not in err
