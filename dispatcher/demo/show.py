@@ -17,7 +17,16 @@ from rich.console import Console
 from rich.text import Text
 
 from dispatcher.clock import Clock, SystemClock
-from dispatcher.demo.inbox import Arrival, Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.inbox import (
+    Arrival,
+    Conversation,
+    Inbox,
+    MailReceiver,
+    PagerDutyReceiver,
+    SlackReceiver,
+    WebhookReceiver,
+)
+from dispatcher.demo.inbox.hooks import Call, Card
 from dispatcher.demo.inbox.mail import Mail
 from dispatcher.demo.inbox.pagerduty import Incident
 from dispatcher.demo.inbox.slack import SlackMessage
@@ -32,6 +41,8 @@ PATIENCE = 30.0
 QUIET = timedelta(seconds=1)
 """Then so long without anything that was not owed."""
 _ROUTING_KEY = "0123456789abcdef0123456789abcdef"
+_WEBHOOK_SECRET = "of the demo"  # noqa: S105 - no secret: the demo's own
+_HERE = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
 _VERDICTS = {"owed": "green", "unmatched": "yellow", "silenced": "magenta"}
 
 
@@ -53,6 +64,7 @@ class Show:
                 people={"jane.doe@example.com": "U0000001"},
             ),
             pagerduty=PagerDutyReceiver(services={_ROUTING_KEY: "ML platform"}),
+            webhook=WebhookReceiver(secret=_WEBHOOK_SECRET),
             port=self.port,
             seen=self._show_arrival,
         )
@@ -109,7 +121,10 @@ class Show:
         settings = {
             "http": {"listen": "127.0.0.1:0"},
             "ledger": {"url": "sqlite+aiosqlite:///./demo.db"},
-            "rules": {"launch_plans": ["./launch_plans"]},
+            "rules": {
+                "launch_plans": ["./launch_plans"],
+                "recipients": {"data-eng@example.com": {"teams": "data-eng"}},
+            },
             "channels": {
                 "email": {
                     "host": "127.0.0.1",
@@ -121,6 +136,11 @@ class Show:
                 "pagerduty": {
                     "events_url": self.inbox.pagerduty_url,
                     "services": {"pagerduty-service-key@example.com": {"routing_key": _ROUTING_KEY}},
+                },
+                "teams": {"targets": {"data-eng": {"url": f"{self.inbox.url}/teams/workflows/data-eng"}}, **_HERE},
+                "webhook": {
+                    "targets": {"audit": {"url": f"{self.inbox.url}/hooks/audit", "secret": _WEBHOOK_SECRET}},
+                    **_HERE,
                 },
             },
             "console_url": "https://flyte.example.com/console",
@@ -178,6 +198,10 @@ def _word(arrival: Arrival) -> _Word:
             return "slack", (name,), _execution_in(str(arrival.body))
         case Incident():
             return "pagerduty", (arrival.service,), str(arrival.events[-1]["payload"]["source"]).rsplit("/", 1)[-1]
+        case Card():
+            return "teams", (arrival.team,), str(arrival.body["actions"][0]["url"]).rsplit("/", 1)[-1]
+        case Call():
+            return "webhook", (arrival.name,), str(arrival.body["execution"]["name"])
 
 
 def _execution_in(body: str) -> str:

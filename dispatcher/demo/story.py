@@ -38,6 +38,10 @@ launch_plan: {project: etl, domain: production, name: "*"}
 notifications:
   - phases: [FAILED]
     slack: {recipients_email: ["#data-eng"]}
+  - phases: [FAILED]  # an address that the settings' rules.recipients take to Teams
+    email: {recipients_email: [data-eng@example.com]}
+  - phases: [FAILED]
+    webhook: {recipients: [audit]}
 """
 
 _TRACEBACK = """\
@@ -94,7 +98,7 @@ def day(now: datetime) -> list[Scene]:
             "a job fails, and Flyte's v1 event doesn't name its launch plan: the rules for all of its project serve",
             _event("a7loader", Phase.FAILED, now, project="etl", error="OOMKilled: memory limit of 4Gi exceeded"),
             Format.FLYTE_V1,
-            [("slack", ("#data-eng",))],
+            [("slack", ("#data-eng",)), ("teams", ("data-eng",)), ("webhook", ("audit",))],
         ),
         Scene(
             "somebody aborts the weekly report: the one who asked for it is told in person",

@@ -6,7 +6,8 @@ import aiohttp
 import orjson
 
 from channels.email import compose
-from dispatcher.demo.inbox import Inbox
+from dispatcher.demo.inbox import Inbox, WebhookReceiver
+from dispatcher.demo.inbox.hooks import Call, Card
 from dispatcher.demo.inbox.mail import Mail
 from dispatcher.demo.inbox.slack import SlackMessage
 from tests.support.mail import message
@@ -25,7 +26,7 @@ async def test_the_demo_delivers_what_is_owed_and_ends_by_itself() -> None:
         "rejected",
         "known",
         "arrived",
-        "9 messages: all that was owed arrived",
+        "11 messages: all that was owed arrived",
     ):
         assert word in out
 
@@ -61,6 +62,15 @@ async def test_what_arrived_can_be_looked_at_and_never_becomes_markup() -> None:
         inbox.arrivals.append(
             SlackMessage("C1", "alerts", "1.0", {"text": "t", "attachments": [{"color": HOSTILE, "blocks": blocks}]})
         )
+        inbox.arrivals.append(Call("audit", "k1", {"text": HOSTILE}))
+        elements = [
+            {"type": "TextBlock", "text": HOSTILE},
+            {"type": "RichTextBlock", "inlines": [{"type": "TextRun", "text": HOSTILE, "size": '"><script>alert(1)'}]},
+            {"type": "FactSet", "facts": [{"title": HOSTILE, "value": "a\\_b"}]},
+            {"type": "CodeBlock", "codeSnippet": HOSTILE},
+        ]
+        actions = [{"type": "Action.OpenUrl", "url": "javascript:alert(1)"}]
+        inbox.arrivals.append(Card("ml", {"body": elements, "actions": actions}))
         shown, _ = await page(inbox)
 
     outside_frames = shown.replace("srcdoc=", "")
@@ -77,6 +87,7 @@ async def test_what_arrived_can_be_looked_at_and_never_becomes_markup() -> None:
         "<hr>",
         "[image]",
         'sandbox=""',
+        "<td>a_b</td>",
     ):
         assert drawn in shown
 
@@ -88,8 +99,12 @@ async def test_the_receivers_refuse_what_the_real_ones_would() -> None:
         ("slack/api/nonsense", {}, "unknown_method"),
         ("pagerduty/v2/enqueue", {"routing_key": "x"}, "'routing_key' is invalid"),
         ("pagerduty/v2/enqueue", {"event_action": "explode"}, "'event_action' is invalid"),
+        ("teams/workflows/ml", {"text": "x"}, "InvalidRequest"),
+        ("teams/workflows/ml", {"attachments": [{"contentType": "x", "content": {}}]}, "InvalidBotAdaptiveCard"),
+        ("teams/workflows/ml", {"attachments": ["x" * 30_000]}, "RequestEntityTooLarge"),
+        ("hooks/audit", {"text": "x"}, "the signature is wrong"),
     ]
-    async with Inbox() as inbox, aiohttp.ClientSession() as session:
+    async with Inbox(webhook=WebhookReceiver(secret="s")) as inbox, aiohttp.ClientSession() as session:
         for path, body, words in cases:
             headers = {"Authorization": f"Bearer {inbox.slack.token}", "Content-Type": "application/json"}
             async with session.post(f"{inbox.url}/{path}", data=orjson.dumps(body), headers=headers) as answer:

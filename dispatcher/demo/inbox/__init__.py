@@ -1,4 +1,4 @@
-"""The inbox: a mail relay, a Slack and a PagerDuty on loopback, and a page on which what arrived can be looked at.
+"""The inbox: a mail relay, a Slack, a PagerDuty, a Teams and a webhook on loopback, and a page with what arrived.
 
 They answer as the real ones do and refuse what those would refuse. The tests use them too.
 """
@@ -15,24 +15,35 @@ from typing import Self
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from dispatcher.demo.inbox.hooks import Call, Card, TeamsReceiver, WebhookReceiver
 from dispatcher.demo.inbox.mail import Mail, MailReceiver
 from dispatcher.demo.inbox.page import InboxPage
 from dispatcher.demo.inbox.pagerduty import Incident, PagerDutyReceiver
 from dispatcher.demo.inbox.slack import Conversation, SlackMessage, SlackReceiver
 from dispatcher.web.server import serving
 
-__all__ = ["Conversation", "Inbox", "MailReceiver", "PagerDutyReceiver", "SlackReceiver"]
+__all__ = [
+    "Conversation",
+    "Inbox",
+    "MailReceiver",
+    "PagerDutyReceiver",
+    "SlackReceiver",
+    "TeamsReceiver",
+    "WebhookReceiver",
+]
 
-Arrival = Mail | SlackMessage | Incident
+Arrival = Mail | SlackMessage | Incident | Card | Call
 
 
 @dataclass(slots=True)
 class Inbox:
-    """All three receivers and the page, open while the block lasts."""
+    """All receivers and the page, open while the block lasts."""
 
     mail: MailReceiver = field(default_factory=MailReceiver)
     slack: SlackReceiver = field(default_factory=SlackReceiver)
     pagerduty: PagerDutyReceiver = field(default_factory=PagerDutyReceiver)
+    teams: TeamsReceiver = field(default_factory=TeamsReceiver)
+    webhook: WebhookReceiver = field(default_factory=WebhookReceiver)
     port: int = 0
     """Of the page; 0 takes a free one."""
     seen: Callable[[Arrival], None] = lambda _: None
@@ -52,12 +63,14 @@ class Inbox:
         return f"{self.url}/pagerduty"
 
     async def __aenter__(self) -> Self:
-        for receiver in (self.mail, self.slack, self.pagerduty):
+        for receiver in (self.mail, self.slack, self.pagerduty, self.teams, self.webhook):
             receiver.arrived = self._take
         app = Starlette(
             routes=[
                 Mount("/slack", routes=self.slack.routes()),
                 Mount("/pagerduty", routes=self.pagerduty.routes()),
+                Mount("/teams", routes=self.teams.routes()),
+                Mount("/hooks", routes=self.webhook.routes()),
                 *InboxPage(self.arrivals).routes(),
             ]
         )

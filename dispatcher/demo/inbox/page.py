@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from dispatcher.demo.inbox.hooks import Call, Card
 from dispatcher.demo.inbox.mail import Mail
 from dispatcher.demo.inbox.pagerduty import Incident
 from dispatcher.demo.inbox.slack import SlackMessage
@@ -56,7 +57,7 @@ class InboxPage:
         return HTMLResponse(html, headers=_HEADERS)
 
 
-def _shown(index: int, arrival: Mail | SlackMessage | Incident) -> Mapping[str, Any]:
+def _shown(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) -> Mapping[str, Any]:
     match arrival:
         case Mail():
             return {
@@ -86,3 +87,16 @@ def _shown(index: int, arrival: Mail | SlackMessage | Incident) -> Mapping[str, 
                 "merged": len(arrival.events),
                 "drawn": draw("pagerduty", arrival.events[0]),
             }
+        case Card():
+            title = arrival.body.get("fallbackText", "")
+            return {
+                "id": index,
+                "kind": "teams",
+                "title": title,
+                "to": arrival.team,
+                "drawn": draw("teams", arrival.body),
+            }
+        case Call():
+            title = arrival.body.get("text", "")
+            drawn = draw("webhook", arrival.body)
+            return {"id": index, "kind": "webhook", "title": title, "to": arrival.name, "drawn": drawn}
