@@ -23,7 +23,7 @@ from dispatcher.version import __version__
 
 app = typer.Typer(
     name="dispatcher",
-    help="Delivers Flyte's execution notifications by mail, Slack and PagerDuty: nothing lost, everything accounted for.",
+    help="Delivers Flyte's execution notifications by mail, Slack, PagerDuty, Teams and webhooks: nothing lost, everything accounted for.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

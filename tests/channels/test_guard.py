@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import ssl
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from pathlib import Path
 
 import pytest
+import trustme
+import yaml
 from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +19,7 @@ from channels._post import Post
 from channels.contract import Later, Never
 from channels.guard import Forbidden, Guard
 from tests.support.http import ScriptedHttp
+from tests.support.service import command
 
 GUARD = Guard("channels.webhook", plain_http=True)
 LOOPBACK = Guard("channels.webhook", networks=(IPv4Network("127.0.0.0/8"),), plain_http=True)
@@ -221,3 +227,42 @@ def test_networks_are_read_as_people_write_them() -> None:
         False,
         False,
     ]
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def tls(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_no_connection(authority: trustme.CA) -> None:
+    async with ScriptedHttp(tls=tls(authority, "localhost")) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        post = Post(LOOPBACK, 5)
+        with pytest.raises(Later, match="certificate is not to be trusted"):
+            await post.post(url, b"{}", {}, "ops")
+        with pytest.raises(Later, match="certificate is not to be trusted"):
+            await post.reach(url, "ops")
+        await post.close()
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(("name", "status"), [("localhost", 0), ("other.example.com", 1)])
+async def test_https_goes_to_the_name_in_the_url_though_the_address_is_pinned(
+    authority: trustme.CA, tmp_path: Path, name: str, status: int
+) -> None:
+    roots, config = tmp_path / "roots.pem", tmp_path / "dispatcher.yaml"
+    authority.cert_pem.write_to_path(str(roots))
+    async with ScriptedHttp(tls=tls(authority, name)) as server:
+        targets = {"ops": {"url": server.url.replace("127.0.0.1", "localhost")}}
+        section = {"targets": targets, "allow_networks": ["127.0.0.0/8", "::1"]}
+        config.write_text(yaml.safe_dump({"channels": {"webhook": section}}))
+        asked = ("send-test", "--channel", "webhook", "--to", "ops", "--config", str(config))
+        ended, _, err = await command(*asked, env={**os.environ, "SSL_CERT_FILE": str(roots)})
+        assert (ended, len(server.requests)) == (status, 1 - status), err
+        assert not status or "certificate is not to be trusted" in err

@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver, WebhookReceiver
 from dispatcher.demo.inbox.script import Misstep
 from tests.support.service import command
 
 KEY = "0123456789abcdef0123456789abcdef"
 TOKEN = "xoxb-secret-of-the-tests"
+HERE = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
 
 
 @pytest.fixture
 async def inbox() -> AsyncIterator[Inbox]:
     slack = SlackReceiver(token=TOKEN, channels=[Conversation("C0000001", "alerts")])
-    async with Inbox(slack=slack, pagerduty=PagerDutyReceiver(services={KEY: "ML"})) as opened:
+    pagerduty, webhook = PagerDutyReceiver(services={KEY: "ML"}), WebhookReceiver(secret=TOKEN)
+    async with Inbox(slack=slack, pagerduty=pagerduty, webhook=webhook) as opened:
         yield opened
 
 
@@ -33,6 +35,8 @@ def config(inbox: Inbox, tmp_path: Path) -> str:
             "email": email,
             "slack": {"token": TOKEN, "api_url": inbox.slack_url, "fallback": "email", "timeout": 2},
             "pagerduty": {"events_url": inbox.pagerduty_url, "services": {"ml": {"routing_key": KEY}}},
+            "teams": {"targets": {"ml": {"url": f"{inbox.url}/teams/workflows/hidden"}}, **HERE},
+            "webhook": {"targets": {"ops": {"url": f"{inbox.url}/hooks/hidden", "secret": TOKEN}}, **HERE},
         },
         "templates": {"path": ["own"]},
     }
@@ -43,16 +47,33 @@ def config(inbox: Inbox, tmp_path: Path) -> str:
 
 
 async def test_a_test_arrives_marked_over_each_channel(inbox: Inbox, config: str) -> None:
-    for channel, to in (("slack", "#alerts"), ("email", "dev@example.com"), ("pagerduty", "ml")):
+    for channel, to in (
+        ("slack", "#alerts"),
+        ("email", "dev@example.com"),
+        ("pagerduty", "ml"),
+        ("teams", "ml"),
+        ("webhook", "ops"),
+    ):
         status, out, err = await command("send-test", "--channel", channel, "--to", to, "--config", config)
         assert (status, f"sent: {channel} took it" in out) == (0, True), err
+        assert "hidden" not in out
 
     (posted,), (mail,), (incident,) = inbox.slack.messages, inbox.mail.mails, inbox.pagerduty.incidents
+    (card,), (call,) = inbox.teams.cards, inbox.webhook.calls
     payload = incident.events[0]["payload"]
     assert "TEST: train.daily failed" in posted.body["text"]
     assert "TEST: train.daily failed" in mail.subject
     assert payload["summary"].startswith("TEST: train.daily failed")
-    for told in (str(posted.body), mail.part("plain"), mail.part("html"), payload["custom_details"]["test"]):
+    assert "TEST: train.daily failed" in card.body["fallbackText"]
+    assert "TEST: train.daily failed" in call.body["text"]
+    for told in (
+        str(posted.body),
+        str(card.body),
+        call.body["test"],
+        mail.part("plain"),
+        mail.part("html"),
+        payload["custom_details"]["test"],
+    ):
         assert "This is a test of the notifications: no execution has ended." in told
 
 

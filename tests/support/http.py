@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class ScriptedHttp:
     requests: list[Request] = field(default_factory=list)
     seen: Callable[[Request], object] = lambda _: None
     """Looks at each request; what it raises is answered with 599."""
+    tls: ssl.SSLContext | None = None
     open: int = 0
     """Connections now."""
     connections: int = 0
@@ -56,8 +58,8 @@ class ScriptedHttp:
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20, ssl=self.tls)
+        self.url = f"http{'s' if self.tls is not None else ''}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
