@@ -269,6 +269,17 @@ async def test_a_check_finds_the_scopes_that_the_settings_need(
         assert "install the app again" in problem
 
 
+async def test_a_check_finds_that_channels_cannot_be_joined_and_that_webhooks_cannot_be_tried(
+    workspace: SlackReceiver, url: str
+) -> None:
+    channel = SlackChannel(SlackConfig(token=TOKEN, api_url=url, join=True, timeout=2))
+    (problem,) = [says for ok, says in await checked(channel) if not ok]
+    await channel.aclose()
+    assert "scope channels:join is missing" in problem
+    hooks = SlackChannel(SlackConfig.model_validate({"webhooks": {"#ops": {"url": "http://127.0.0.1:1/x"}}}))
+    assert [ok for ok, _ in await checked(hooks)] == [True]
+
+
 async def test_a_check_finds_a_wrong_token_and_a_slack_that_is_none(url: str) -> None:
     async with breaking_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as stranger:
         for where, token, words in (
