@@ -63,7 +63,7 @@ class Delivery:
     turn: datetime | None = None
     """When what it tells of happened; set in a conversation."""
     matter: str = ""
-    """The launch plan whose next success ends the conversation; empty: nothing ends it."""
+    """The launch plan whose next success ends the conversation."""
     recovery: bool = False
     """It tells of that success."""
     instead_of: str = ""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from channels.contract import Content, Scope, Unserved
 from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State, conversation_key, delivery_key
-from dispatcher.event import Event
+from dispatcher.event import EntityId, Event
 from dispatcher.phase import Phase
 from dispatcher.rules import Rule
 
@@ -101,13 +101,14 @@ class Planner:
         if plan is None or not plan.version or not told:
             return None
         making = _Making(self, event, now)
-        return NewVersion(matter=_matter(event), version=plan.version, tell=lambda: making.changes(told))
+        return NewVersion(matter=_matter(plan), version=plan.version, tell=lambda: making.changes(told))
 
     def recovery(self, event: Event, *, now: datetime) -> Recovery | None:
         """What a launch plan's success ends; None where the event is none, or nobody would be told of it."""
         if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.scopes:
             return None
-        return Recovery(matter=_matter(event), turn=event.occurred_at, close=_Making(self, event, now).close)
+        matter = _matter(event.launch_plan)
+        return Recovery(matter=matter, turn=event.occurred_at, close=_Making(self, event, now).close)
 
     def give_notice(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
         """What tells the fallback recipients that a delivery has died; at most one message each and event."""
@@ -249,7 +250,7 @@ class _Making:
     def close(self, opened: Opened) -> Delivery | None:
         """The good news for those who had the bad; one message, whether a rule asks for it or not."""
         scope = self.planner.scopes.get(opened.channel)
-        if scope is None or scope(opened.addresses[0]) is None:
+        if scope is None or scope(opened.addresses[0]) is None or self.event.launch_plan is None:
             return None
         content = self._content(opened.channel, opened.recipients[0], None)
         rule = f"recovery after {opened.event}"
@@ -259,7 +260,7 @@ class _Making:
             key=delivery_key(self.event.key, f"recovery {opened.conversation}", opened.addresses),
             conversation=opened.conversation,
             turn=self.event.occurred_at,
-            matter=_matter(self.event),
+            matter=_matter(self.event.launch_plan),
             recovery=True,
         )
 
@@ -278,13 +279,15 @@ class _Making:
         self.deliveries.append(self._in_conversation(made))
 
     def _in_conversation(self, made: Delivery) -> Delivery:
-        """A success has nothing to add to a conversation unless one is open, and then `close` makes its delivery."""
+        """What fails in a launch plan belongs together. A success has nothing to add unless something is open, and
+        then `close` makes its delivery.
+        """
         scope = self.planner.scopes.get(made.channel)
         about = scope(made.addresses[0]) if scope is not None else None
-        if about is None or self.event.phase is Phase.SUCCEEDED:
+        if about is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
             return made
-        matter = _matter(self.event)
-        subject = matter if matter and about == "launch_plan" else f"execution {self.event.execution}"
+        matter = _matter(self.event.launch_plan)
+        subject = matter if about == "launch_plan" else f"execution {self.event.execution}"
         return replace(
             made,
             conversation=conversation_key(made.channel, made.addresses, subject),
@@ -338,7 +341,6 @@ class _Making:
         return self._contents[key]
 
 
-def _matter(event: Event) -> str:
-    """The launch plan, whatever its version; empty where the event doesn't name it."""
-    plan = event.launch_plan
-    return "" if plan is None else f"{plan.project}/{plan.domain}/{plan.name}"
+def _matter(plan: EntityId) -> str:
+    """The launch plan, whatever its version."""
+    return f"{plan.project}/{plan.domain}/{plan.name}"
