@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, SecretStr, model_validator
 
 from channels.contract import EXCERPT, Answer, ChannelError, Finding, Later, Never, Unknown
 from channels.guard import Guard
+from channels.listed import listed
 from channels.retry_after import retry_after
 from channels.secret import SecretFile, one_of, reveal
 
@@ -25,13 +26,8 @@ SHORTEST_SECRET = 4
 """Characters: what is shorter is not looked for in answers, it would be found in any."""
 
 
-def _split(value: Any) -> Any:
-    """Lists may be written with commas, as environment variables want them."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 Item = TypeVar("Item")
-Listed = Annotated[tuple[Item, ...], BeforeValidator(_split)]
+Listed = Annotated[tuple[Item, ...], BeforeValidator(listed)]
 
 
 class HookTarget(BaseModel):
