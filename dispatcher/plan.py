@@ -21,6 +21,9 @@ from dispatcher.rules import Rule
 GROUPED = frozenset({"email"})
 """Channels on which one message goes to a whole list of recipients."""
 
+LONGEST_VERSION = 255
+"""Characters of a launch plan's version by which it is known; flyteadmin has no more, other engines may."""
+
 Address = Callable[[str], str]
 """`Channel.address`: a rule's recipient becomes an address, or raises Unserved."""
 
@@ -101,7 +104,9 @@ class Planner:
         if plan is None or not plan.version or not told:
             return None
         making = _Making(self, event, now)
-        return NewVersion(matter=_matter(plan), version=plan.version, tell=lambda: making.changes(told))
+        return NewVersion(
+            matter=_matter(plan), version=plan.version[:LONGEST_VERSION], tell=lambda: making.changes(told)
+        )
 
     def recovery(self, event: Event, *, now: datetime) -> Recovery | None:
         """What a launch plan's success ends; None where the event is none, or nobody would be told of it."""

@@ -217,7 +217,7 @@ versions = Table(
     "versions",
     metadata,
     Column("matter", String(1024), primary_key=True),
-    Column("version", String(255), primary_key=True),
+    Column("version", Words, primary_key=True),
 )
 """In which versions launch plans have run, where somebody wants to know of new ones."""
 

@@ -803,3 +803,9 @@ async def test_a_new_version_is_told_once_whoever_records_it_and_the_first_known
 
     (told_once,) = await ledger.find(Filter(), limit=9)
     assert told_once.delivery.channel == "pagerduty"
+
+
+async def test_a_version_may_hold_anything(ledger: Ledger) -> None:
+    for number in range(2):
+        await ledger.record([run_of(f"a{number}", "v1\0\n'\U0001f680")], [], now=NOW)
+    assert await ledger.find(Filter(), limit=9) == []

@@ -116,7 +116,7 @@ def upgrade() -> None:
     op.create_table(
         "versions",
         sa.Column("matter", sa.String(1024), nullable=False),
-        sa.Column("version", sa.String(255), nullable=False),
+        sa.Column("version", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("matter", "version", name="pk_versions"),
     )
     op.create_table(
