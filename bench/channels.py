@@ -1,6 +1,6 @@
 """Messages a second through a channel, beside the bare client library that it stands on.
 
-    python -m bench.channels [email] [email-tls] [--messages 2000] [--rounds 5]
+    python -m bench.channels [email] [email-tls] [slack] [pagerduty] [--messages 2000] [--rounds 5]
 
 The provider, a process of its own, takes 50 ms for each message; 50 connections. Rounds alternate, so that both
 sides see the same machine.
@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import re
 import ssl
 import statistics
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,11 +27,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import aiohttp
 import aiosmtplib
+import pdpyras
 import trustme
+from slack_sdk.web.async_client import AsyncWebClient
 
-from channels.contract import Message
+from channels.contract import Channel, Message
 from channels.email import EmailChannel, EmailConfig, compose
+from channels.pagerduty import PagerDutyChannel, PagerDutyConfig
+from channels.slack import SlackChannel, SlackConfig
 from dispatcher.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
@@ -36,6 +44,7 @@ from dispatcher.rendering.renderer import sample_event
 CONNECTIONS = 50
 TAKES = 0.05
 """Seconds for each message."""
+KEY = "0123456789abcdef0123456789abcdef"
 SENDER, RECIPIENT = "Flyte <flyte@example.com>", "dev-team@example.com"
 
 
@@ -83,24 +92,50 @@ class _Relay(asyncio.Protocol):
             self._transport.write(b"250-bench\r\n250 SIZE 10000000\r\n" if command == b"EHLO" else b"250 OK\r\n")
 
 
-async def _relay(ready: Connection, certificate: Path | None) -> None:
+class _Api(asyncio.Protocol):
+    """An HTTP server that takes whatever is posted, by the words of Slack and of PagerDuty at once."""
+
+    _transport: asyncio.Transport
+    _heard = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._heard += data
+        head, found, body = self._heard.partition(b"\r\n\r\n")
+        if not found or len(body) < int(_LENGTH.findall(head)[0]):
+            return
+        self._heard = b""
+        status, answer = (b"202 Accepted", _EVENT) if b"/v2/enqueue" in head else (b"200 OK", _POST)
+        reply = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        asyncio.get_running_loop().call_later(TAKES, self._transport.write, reply % (status, len(answer), answer))
+
+
+_LENGTH = re.compile(rb"(?i)content-length: (\d+)")
+_POST = b'{"ok": true, "channel": "C0123456789", "ts": "1763700000.000100"}'
+_EVENT = b'{"status": "success", "message": "Event processed", "dedup_key": "k"}'
+
+
+async def _serve(ready: Connection, certificate: Path | None, speaks: type[asyncio.Protocol]) -> None:
     tls = None
     if certificate is not None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(certificate)
-    server = await asyncio.get_running_loop().create_server(_Relay, "127.0.0.1", 0, ssl=tls, backlog=CONNECTIONS)
+    server = await asyncio.get_running_loop().create_server(speaks, "127.0.0.1", 0, ssl=tls, backlog=CONNECTIONS)
     ready.send(server.sockets[0].getsockname()[1])
     await asyncio.to_thread(ready.recv)
     server.close()
 
 
-def _run_relay(ready: Connection, certificate: Path | None) -> None:
-    asyncio.run(_relay(ready, certificate))
+def _run(ready: Connection, certificate: Path | None, speaks: type[asyncio.Protocol]) -> None:
+    asyncio.run(_serve(ready, certificate, speaks))
 
 
 @contextmanager
-def relay(*, tls: bool = False) -> Iterator[Provider]:
-    """A mail relay."""
+def serving(speaks: type[asyncio.Protocol], *, tls: bool = False) -> Iterator[Provider]:
+    """A provider in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     ours, its = spawn.Pipe()
     with TemporaryDirectory() as folder:
@@ -108,7 +143,7 @@ def relay(*, tls: bool = False) -> Iterator[Provider]:
         made = trustme.CA()
         made.cert_pem.write_to_path(str(authority))
         made.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
-        process = spawn.Process(target=_run_relay, args=(its, certificate if tls else None))
+        process = spawn.Process(target=_run, args=(its, certificate if tls else None, speaks))
         process.start()
         try:
             yield Provider(ours.recv(), authority if tls else None)
@@ -117,13 +152,28 @@ def relay(*, tls: bool = False) -> Iterator[Provider]:
             process.join()
 
 
-def mails(count: int) -> list[Message]:
-    content = Renderer().render("email", sample_event(Phase.FAILED))
+def messages(channel: str, recipient: str, count: int) -> list[Message]:
+    content = Renderer().render(channel, sample_event(Phase.FAILED))
     now = datetime.now(UTC)
     return [
-        Message(key=f"{number:032}", recipients=(RECIPIENT,), content=content, created_at=now)
+        Message(key=f"{number:032}", recipients=(recipient,), content=content, created_at=now)
         for number in range(count)
     ]
+
+
+async def _all_sent(send: Callable[[Message], Coroutine[Any, Any, object]], owed: list[Message]) -> float:
+    """As many sends at once as a courier with as many hands as there are connections; messages a second."""
+    waiting = list(owed)
+
+    async def work() -> None:
+        while waiting:
+            await send(waiting.pop())
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CONNECTIONS):
+            group.create_task(work())
+    return len(owed) / (time.perf_counter() - began)
 
 
 async def bare_mail(provider: Provider, messages: list[Message]) -> float:
@@ -152,25 +202,63 @@ async def our_mail(provider: Provider, messages: list[Message]) -> float:
     """The channel as a courier uses it: as many sends at once as it has hands."""
     security = "none" if provider.authority is None else "tls"
     options = {"host": "localhost", "port": provider.port, "security": security, "ca_file": provider.authority}
-    channel = EmailChannel(EmailConfig.model_validate({**options, "connections": CONNECTIONS, "from": SENDER}))
-    waiting = list(messages)
+    return await _through(
+        EmailChannel(EmailConfig.model_validate({**options, "connections": CONNECTIONS, "from": SENDER})), messages
+    )
 
-    async def work() -> None:
-        while waiting:
-            await channel.send(waiting.pop())
 
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(CONNECTIONS):
-            group.create_task(work())
-    took = time.perf_counter() - began
+async def bare_slack(provider: Provider, messages: list[Message]) -> float:
+    """The baseline: slack-sdk over one shared session, the bodies ready-made."""
+    bodies = {message.key: {"channel": "C0123456789", **message.content} for message in messages}
+    async with aiohttp.ClientSession() as session:
+        client = AsyncWebClient("xoxb-bench", base_url=f"http://127.0.0.1:{provider.port}/api/", session=session)
+        return await _all_sent(lambda message: client.api_call("chat.postMessage", json=bodies[message.key]), messages)
+
+
+async def our_slack(provider: Provider, messages: list[Message]) -> float:
+    """The channel as a courier uses it."""
+    url = f"http://127.0.0.1:{provider.port}/api/"
+    return await _through(SlackChannel(SlackConfig.model_validate({"token": "xoxb-bench", "api_url": url})), messages)
+
+
+async def bare_pagerduty(provider: Provider, messages: list[Message]) -> float:
+    """The baseline: pdpyras on as many threads, each with a session of its own, the events ready-made."""
+    events = {message.key: {**message.content, "dedup_key": message.key} for message in messages}
+    own = threading.local()
+
+    def post(key: str) -> None:
+        if not hasattr(own, "session"):
+            own.session = pdpyras.EventsAPISession(KEY)
+            own.session.url = f"http://127.0.0.1:{provider.port}"
+        own.session.post("/v2/enqueue", json=events[key])
+
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        loop = asyncio.get_running_loop()
+        return await _all_sent(lambda message: _done(loop.run_in_executor(threads, post, message.key)), messages)
+
+
+async def _done(future: asyncio.Future[None]) -> None:
+    await future
+
+
+async def our_pagerduty(provider: Provider, messages: list[Message]) -> float:
+    """The channel as a courier uses it."""
+    url = f"http://127.0.0.1:{provider.port}"
+    options = {"events_url": url, "services": {"ml": {"routing_key": KEY}}, "connections": CONNECTIONS}
+    return await _through(PagerDutyChannel(PagerDutyConfig.model_validate(options)), messages)
+
+
+async def _through(channel: Channel, messages: list[Message]) -> float:
+    reached = await _all_sent(channel.send, messages)
     await channel.aclose()
-    return len(messages) / took
+    return reached
 
 
 SIDES: dict[str, tuple[Callable[[], AbstractContextManager[Provider]], Callable[[int], list[Message]], Side, Side]] = {
-    "email": (relay, mails, bare_mail, our_mail),
-    "email-tls": (partial(relay, tls=True), mails, bare_mail, our_mail),
+    "email": (partial(serving, _Relay), partial(messages, "email", RECIPIENT), bare_mail, our_mail),
+    "email-tls": (partial(serving, _Relay, tls=True), partial(messages, "email", RECIPIENT), bare_mail, our_mail),
+    "slack": (partial(serving, _Api), partial(messages, "slack", "C0123456789"), bare_slack, our_slack),
+    "pagerduty": (partial(serving, _Api), partial(messages, "pagerduty", "ml"), bare_pagerduty, our_pagerduty),
 }
 """By channel: its provider, its messages, the bare library, and ours."""
 
