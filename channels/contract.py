@@ -117,7 +117,14 @@ class Never(ChannelError):
 
 
 class Unserved(Never):
-    """This channel has no such recipient; another channel may have (`fallback: email`)."""
+    """This channel has no such recipient; another channel may have (`fallback: email`).
+
+    `by`: the channel and the recipient that are meant, where that is certain.
+    """
+
+    def __init__(self, reason: str, *, answer: Answer | None = None, by: tuple[str, str] | None = None) -> None:
+        super().__init__(reason, answer=answer)
+        self.by = by
 
 
 class Unknown(ChannelError):

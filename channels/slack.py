@@ -183,7 +183,7 @@ class SlackChannel:
             raise Unserved("no such webhook in channels.slack.webhooks, and without channels.slack.token nothing else")
         target = self._config.recipients.get(recipient, recipient)
         if _CHANNEL_MAILBOX.fullmatch(target):
-            raise Unserved("a Slack channel's own mail address, which takes mail only")
+            raise Unserved("a Slack channel's own mail address, which takes mail only", by=("email", target))
         if not any(form.fullmatch(target) for form in (_CHANNEL_NAME, _CHANNEL_ID, _USER_ID, _PERSON)):
             raise Unserved(
                 "neither a #channel, a channel's or user's id, nor a mail address: add it to channels.slack.recipients"

@@ -159,6 +159,9 @@ class Planner:
         try:
             return Target(channel, recipient, self._address(channel, recipient))
         except Unserved as unserved:
+            if unserved.by is not None and unserved.by[0] in self.addresses:
+                channel, meant = unserved.by
+                return Target(channel, recipient, self._address(channel, meant))
             fallback = self.fallbacks.get(channel)
             if fallback is None:
                 raise

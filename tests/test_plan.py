@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import Unserved
+from channels.slack import SlackChannel, SlackConfig
 from dispatcher.delivery import Opened, State
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.plan import Planner
@@ -292,3 +293,19 @@ def test_a_recipient_that_stands_for_nobody_is_told_at_the_start_and_dead_later(
     assert list(planner.unreachable()) == [f"rules.recipients: #dev: {reason}"]
     (delivery,) = planner.plan(an_event(), [a_rule("#dev", channel="slack")], now=NOW)
     assert (delivery.state, delivery.reason) == (State.DEAD, reason)
+
+
+def test_a_slack_channels_own_mail_address_goes_by_mail_whatever_the_fallback() -> None:
+    def slack(recipient: str) -> str:
+        return SlackChannel(SlackConfig.model_validate({"token": "t", "recipients": {"#dev": MAILBOX}})).address(
+            recipient
+        )
+
+    rule = a_rule(MAILBOX, "#dev", "C0000001", channel="slack")
+    planner = a_planner(addresses={"email": mail_address, "slack": slack}, fallbacks={})
+    assert owed(rule, planner=planner) == [("email", (MAILBOX,), WAITING), ("slack", ("C0000001",), WAITING)]
+    planner = a_planner(addresses={"slack": slack}, fallbacks={})
+    assert [state for _, _, state in owed(rule, planner=planner)] == [DEAD, DEAD, WAITING]
+
+
+MAILBOX = "alerts-aaaabbbb@team.slack.com"
