@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, SecretStr
 
 from channels.contract import EXCERPT, Answer, ChannelError, Finding, Later, Never, Unknown
 from channels.guard import Guard
 from channels.listed import listed
 from channels.retry_after import retry_after
-from channels.secret import SecretFile, one_of, reveal
+from channels.secret import SecretFile, SecretUrl, reveal
 
 if TYPE_CHECKING:
     from channels._post import Post, Reply
@@ -30,20 +30,8 @@ Item = TypeVar("Item")
 Listed = Annotated[tuple[Item, ...], BeforeValidator(listed)]
 
 
-class HookTarget(BaseModel):
+class HookTarget(SecretUrl):
     """Where an alias leads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: SecretStr | None = None
-    url_file: SecretFile | None = None
-
-    @model_validator(mode="after")
-    def _has_a_url(self) -> Self:
-        one_of("url", self.url, self.url_file)
-        if self.url is None and self.url_file is None:
-            raise ValueError("give url or url_file")
-        return self
 
 
 class HookOptions(BaseModel):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, model_validator
 
 
 def _readable(path: Path) -> Path:
@@ -32,3 +32,19 @@ def one_of(name: str, value: SecretStr | None, file: Path | None) -> None:
     """Raise ValueError where both `name` and `name_file` are given: which one holds would be a guess."""
     if value is not None and file is not None:
         raise ValueError(f"give {name} or {name}_file, not both")
+
+
+class SecretUrl(BaseModel):
+    """An incoming webhook's address: who knows it may post there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: SecretStr | None = None
+    url_file: SecretFile | None = None
+
+    @model_validator(mode="after")
+    def _has_a_url(self) -> Self:
+        one_of("url", self.url, self.url_file)
+        if self.url is None and self.url_file is None:
+            raise ValueError("give url or url_file: the address of the incoming webhook, which is a secret")
+        return self

@@ -33,7 +33,7 @@ from channels.contract import (
     Wire,
 )
 from channels.retry_after import retry_after
-from channels.secret import SecretFile, one_of, reveal
+from channels.secret import SecretFile, SecretUrl, one_of, reveal
 
 if TYPE_CHECKING:
     import aiohttp
@@ -118,20 +118,8 @@ _WEBHOOK_LATER = {"rollup_error"}
 """Of a webhook's answers with status 500; Slack's "Changes to webhook errors"."""
 
 
-class SlackWebhook(BaseModel):
+class SlackWebhook(SecretUrl):
     """An incoming webhook: posts into one channel, without a token, threads or look-ups."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: SecretStr | None = None
-    url_file: SecretFile | None = None
-
-    @model_validator(mode="after")
-    def _has_a_url(self) -> Self:
-        one_of("url", self.url, self.url_file)
-        if self.url is None and self.url_file is None:
-            raise ValueError("give url or url_file: the address of the incoming webhook, which is a secret")
-        return self
 
 
 class SlackConfig(BaseModel):
