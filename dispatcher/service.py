@@ -17,7 +17,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from channels.catalog import KINDS, TEMPLATES
 from channels.contract import Channel
-from channels.secret import reveal
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
 from dispatcher.errors import LedgerUnavailable, SettingsError
@@ -31,6 +30,7 @@ from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.settings import Settings
+from dispatcher.web.access import Gate
 from dispatcher.web.app import application
 from dispatcher.web.events import EventsPage
 from dispatcher.web.health import Question, ReadyPage
@@ -186,8 +186,8 @@ class Service:
             questions["kafka"] = source.trouble
         if admin is not None:
             questions["flyte_admin"] = admin.trouble
-        events = EventsPage(intake.take, lambda: reveal(http.token, http.token_file))
-        async with serving(application(events, ReadyPage(questions)), *http.address) as url:
+        pages = application(EventsPage(intake.take), ReadyPage(questions), Gate(http))
+        async with serving(pages, *http.address) as url:
             yield url
 
     async def _not_stopping(self) -> str | None:

@@ -7,7 +7,6 @@ A YAML file gives the options; each can also come from the environment, which wi
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -20,7 +19,6 @@ from pydantic import (
     ConfigDict,
     Field,
     RootModel,
-    SecretStr,
     ValidationError,
     create_model,
     model_validator,
@@ -30,7 +28,6 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from channels.catalog import KINDS, PROBLEMS
 from channels.listed import listed
-from channels.secret import SecretFile, one_of
 from dispatcher.duration import Duration
 from dispatcher.errors import SettingsError
 from dispatcher.flyte_admin import FlyteAdminConfig
@@ -39,6 +36,7 @@ from dispatcher.located import Document, Malformed, parse
 from dispatcher.pacing import Pace, RateOption
 from dispatcher.rendering import Override
 from dispatcher.retry import RetryPolicy
+from dispatcher.web.config import HttpConfig
 
 PREFIX = "DISPATCHER__"
 CONFIG_VARIABLE = "DISPATCHER_CONFIG"
@@ -51,37 +49,6 @@ class _Section(BaseModel):
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(listed)]
 Recipients = Annotated[tuple[str, ...], BeforeValidator(listed)]
-
-
-class HttpSettings(_Section):
-    """The HTTP intake and the health pages."""
-
-    listen: str = Field("127.0.0.1:8080", pattern=r"^.+:\d{1,5}$")
-    """HOST:PORT; port 0 takes a free one."""
-    token: SecretStr | None = None
-    """Bearer token that publishers must show; needed where `listen` is not loopback."""
-    token_file: SecretFile | None = None
-
-    @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
-
-    @model_validator(mode="after")
-    def _guarded(self) -> Self:
-        one_of("token", self.token, self.token_file)
-        if self.token is None and self.token_file is None and not _loopback(self.address[0]):
-            raise ValueError(
-                "listen is not a loopback address: set token or token_file, or anyone could publish events"
-            )
-        return self
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class LedgerSettings(_Section):
@@ -228,7 +195,7 @@ class Settings(BaseSettings):
     )
 
     kafka: KafkaConfig | None = None
-    http: HttpSettings | None = None
+    http: HttpConfig | None = None
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
     channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # made from the catalog above

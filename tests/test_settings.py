@@ -10,6 +10,7 @@ import pytest
 from dispatcher.errors import SettingsError
 from dispatcher.settings import load
 
+A_TOKEN = "{name: a, token: long-enough-a-token, scopes: publish}"
 EMAIL = "channels:\n  email: {host: relay, from: flyte@example.com}\n"
 
 
@@ -121,6 +122,13 @@ def test_a_misspelt_option_of_a_relay_is_found_where_it_stands(tmp_path: Path) -
             "channels.email.security: Input should be 'none', 'starttls' or 'tls'",
         ),
         ("http: {listen: '0.0.0.0:8080'}", "listen is not a loopback address: set token or token_file"),
+        (
+            "http: {tokens: [{name: a, token: short-and-hidden, scopes: [read]}, {name: b, token: short, scopes: [read]}]}",
+            "http.tokens.1: a token has 16 characters at least",
+        ),
+        ("http: {tokens: [{name: a, token: long-enough-a-token, scopes: [write]}]}", "'publish', 'read' or 'operate'"),
+        (f"http: {{tokens: [{A_TOKEN}, {A_TOKEN}]}}", "each of tokens needs a name of its own"),
+        (f"http: {{console: true, tokens: [{A_TOKEN}]}}", "console needs one of tokens with the scope read"),
         ("channels: {slack: {}}", "channels.slack: give token or token_file"),
         ("channels: {teams: {targets: {ml: {}}}}", "channels.teams.targets.ml: give url or url_file"),
         ("rules: {recipients: {a: {teams: b, slack: c}}}", "rules.recipients.a: name one channel and its recipient"),

@@ -215,13 +215,12 @@ async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: st
 async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish]:
     import aiohttp
 
-    from channels.secret import reveal
     from dispatcher.errors import DispatcherError
-    from dispatcher.settings import HttpSettings
+    from dispatcher.web.config import HttpConfig, Scope
 
-    http = settings.http or HttpSettings()
+    http = settings.http or HttpConfig()
     goal = (url or f"http://{http.listen}").rstrip("/").removesuffix("/events") + "/events"
-    token = reveal(http.token, http.token_file)
+    token = next((caller.reveal() for caller in http.callers() if Scope.PUBLISH in caller.scopes), None)
     always = {"Authorization": f"Bearer {token}"} if token else {}
     async with aiohttp.ClientSession(headers=always) as session:
 

@@ -1,20 +1,26 @@
-"""The pages that the service serves, by path."""
+"""The pages that the service serves, by path, and what each asks of its callers."""
 
 from __future__ import annotations
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from dispatcher.web import health
+from dispatcher.web.access import Access, Gate, Scope, needs
 from dispatcher.web.events import EventsPage
+from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
 
 
-def application(events: EventsPage, ready: ReadyPage) -> Starlette:
-    return Starlette(
+def application(events: EventsPage, ready: ReadyPage, gate: Gate) -> ASGIApp:
+    pages = Starlette(
         routes=[
-            Route("/events", events.post, methods=["POST"]),
+            Route("/events", needs(Scope.PUBLISH, events.post), methods=["POST"]),
             Route("/healthz", health.alive),
             Route("/readyz", ready.get),
-        ]
+        ],
+        middleware=[Middleware(Access, gate=gate)],
     )
+    return SafeHeaders(pages)

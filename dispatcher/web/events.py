@@ -6,10 +6,8 @@ HTTP protocol binding 1.0.2.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
-import orjson
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -17,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from dispatcher.decode import Headers
 from dispatcher.errors import LedgerUnavailable, Unavailable
 from dispatcher.intake import Heard
+from dispatcher.web.answers import problem
 
 log = structlog.get_logger(__name__)
 
@@ -29,35 +28,25 @@ Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[Heard]]
 
 
 class EventsPage:
-    """The intake over HTTP. Where a token is set, publishers must show it."""
+    """The intake over HTTP."""
 
-    def __init__(self, take: Take, token: Callable[[], str | None]) -> None:
+    def __init__(self, take: Take) -> None:
         self._take = take
-        self._token = token
 
     async def post(self, request: Request) -> Response:
-        if not self._allowed(request):
-            return _problem(401, "show the token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
         try:
             value = await _body(request)
         except ClientDisconnect:
             return Response(status_code=400)
         if value is None:
-            return _problem(413, f"an event may have {LARGEST} bytes")
+            return problem(413, f"an event may have {LARGEST} bytes")
         try:
             heard = await self._take([(_kafka_headers(request), value, "http")])
         except Unavailable as error:
             who = "the ledger" if isinstance(error, LedgerUnavailable) else "FlyteAdmin"
             log.warning("a publisher was asked to come again", reason=str(error))
-            return _problem(503, f"{who} is away; nothing was recorded", {"Retry-After": PATIENCE})
+            return problem(503, f"{who} is away; nothing was recorded", {"Retry-After": PATIENCE})
         return _answer(heard)
-
-    def _allowed(self, request: Request) -> bool:
-        token = self._token()
-        if token is None:
-            return True
-        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and secrets.compare_digest(shown.strip().encode(), token.encode())
 
 
 async def _body(request: Request) -> bytes | None:
@@ -101,8 +90,3 @@ def _answer(heard: Heard) -> Response:
         },
         202,
     )
-
-
-def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    body = orjson.dumps({"status": "error", "reason": detail})
-    return Response(body, status, headers, media_type="application/json")

@@ -63,7 +63,7 @@ def test_services_wait_for_what_has_a_healthcheck_and_mount_what_exists() -> Non
 
 
 def test_the_settings_in_the_compose_file_are_valid_and_so_are_its_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISPATCHER__HTTP__TOKEN", "x")
+    monkeypatch.setenv("DISPATCHER__HTTP__TOKEN", "compose-only-change-me")
     settings = load(ROOT / "deploy" / "compose" / "dispatcher.yaml")
     assert settings.kafka is not None
     assert settings.kafka.bootstrap_servers == "kafka:9092"

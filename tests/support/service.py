@@ -51,7 +51,7 @@ async def start(folder: Path, settings: Mapping[str, Any], *, name: str = "dispa
     """Start a replica and wait until it is ready."""
     port = free_port()
     file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump({**settings, "http": {"listen": f"127.0.0.1:{port}"}}))
+    file.write_text(yaml.safe_dump({**settings, "http": {**settings.get("http", {}), "listen": f"127.0.0.1:{port}"}}))
     log = folder / f"{name}.log"
     with log.open("ab") as sink:
         process = await asyncio.create_subprocess_exec(

@@ -6,45 +6,27 @@ import asyncio
 import io
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import yaml
 
 from dispatcher.encode import Format, write
 from dispatcher.phase import Phase
-from dispatcher.service import Service
-from dispatcher.settings import load
 from tests.support import samples
 from tests.support.builders import a_launch_plan, an_event
+from tests.support.running import running
 
 TOKEN = "token-of-the-publishers"
 
 
-@asynccontextmanager
-async def running(tmp_path: Path, **http: Any) -> AsyncIterator[str]:
-    file = tmp_path / "dispatcher.yaml"
-    settings = {
-        "http": {"listen": "127.0.0.1:0", **http},
-        "rules": {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.json")]},
-    }
-    file.write_text(yaml.safe_dump(settings))
-    ready: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-    service = Service(load(file), ready=ready.set_result)
-    task = asyncio.create_task(service.run())
-    try:
-        yield await ready or ""
-    finally:
-        service.stop()
-        await task
+RULES = {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.json")]}
 
 
 @pytest.fixture
 async def url(tmp_path: Path) -> AsyncIterator[str]:
-    async with running(tmp_path) as base:
+    async with running(tmp_path, {"rules": RULES}) as base:
         yield base
 
 
@@ -112,7 +94,7 @@ async def test_a_body_without_end_is_refused_and_others_go_on(url: str) -> None:
 
 async def test_publishers_must_show_the_token_where_one_is_set(tmp_path: Path) -> None:
     headers, value = samples.sample("v2-workflow-succeeded")
-    async with running(tmp_path, token=TOKEN) as url:
+    async with running(tmp_path, {"rules": RULES, "http": {"token": TOKEN}}) as url:
         for wrong in ({}, {"authorization": "Bearer nope"}, {"authorization": TOKEN}):
             status, answer = await post(url, {**http_headers(headers), **wrong}, value)
             assert (status, TOKEN in str(answer)) == (401, False)

@@ -1,0 +1,170 @@
+"""Who asks, and may they? Bearer tokens; on loopback without any token, this machine's own programs.
+
+A page names the scope that it needs in the table of routes: `Route("/events", needs(Scope.PUBLISH, post))`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from urllib.parse import urlencode, urlsplit
+
+import structlog
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Connection
+
+from dispatcher.web.answers import problem
+from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
+
+__all__ = ["Access", "Caller", "Endpoint", "Gate", "Scope", "Stranger", "needs"]
+
+log = structlog.get_logger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+CALLER = "dispatcher.caller"
+CSRF_FIELD = "csrf_token"
+CSRF_HEADER = "x-csrf-token"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Somebody we know."""
+
+    name: str
+    scopes: frozenset[Scope]
+    csrf_token: str | None = None
+    """What a request that changes something must carry: set where the browser shows by itself who asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """Somebody who hasn't shown who they are, and what to tell them."""
+
+    status: int
+    reason: str
+
+
+class Gate:
+    """Knows the callers. Files of tokens are read at each request, so they may rotate."""
+
+    def __init__(self, config: HttpConfig) -> None:
+        self._tokens = tuple(config.callers())
+        self._open = config.loopback and not self._tokens
+        self._csrf_token = secrets.token_urlsafe(32)
+
+    def who(self, request: HTTPConnection) -> Caller | Stranger:
+        """Who asks, by what the request shows."""
+        if self._open:
+            return self._neighbour(request)
+        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self._by_token(shown.strip())
+        return Stranger(401, "show a token: Authorization: Bearer …")
+
+    def _by_token(self, shown: str) -> Caller | Stranger:
+        """Every token is compared, each in the same time: how long it takes says nothing about any of them."""
+        found = None
+        for token, secret in self._secrets():
+            if hmac.compare_digest(_digest(shown), _digest(secret)):
+                found = token
+        return Caller(found.name, found.scopes) if found is not None else Stranger(401, "the token is not known")
+
+    def _secrets(self) -> Iterator[tuple[Token, str]]:
+        for token in self._tokens:
+            try:
+                secret = token.reveal()
+            except (OSError, UnicodeDecodeError) as error:
+                log.warning("a token's file can't be read: nobody can show it", token=token.name, reason=str(error))
+                continue
+            if secret:  # a file that is being written is no token
+                yield token, secret
+
+    def _neighbour(self, request: HTTPConnection) -> Caller | Stranger:
+        """A program of this machine may do everything; a page that a browser here has from elsewhere, nothing."""
+        if not is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
+            return Stranger(403, "without http.tokens this machine alone is served: ask for 127.0.0.1 or localhost")
+        if any(name in request.headers for name in _FORWARDED):
+            return Stranger(403, "without http.tokens nobody is served through a proxy")
+        if is_foreign(request):
+            return Stranger(403, "another site's page asked for this")
+        return Caller("this machine", frozenset(Scope), self._csrf_token)
+
+
+def is_foreign(request: HTTPConnection) -> bool:
+    """Whether a browser says that another site's page makes this request; following a link is no harm."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        follows = request.scope["method"] in SAFE_METHODS and request.headers.get("sec-fetch-mode") == "navigate"
+        return site not in ("same-origin", "none") and not follows
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+class Access:
+    """ASGI middleware: who asks is in the request's scope, for `needs`; pages have `request.state.csrf_token`."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            who = self._gate.who(HTTPConnection(scope))
+            scope[CALLER] = who
+            scope.setdefault("state", {})["csrf_token"] = who.csrf_token or "" if isinstance(who, Caller) else ""
+        await self._app(scope, receive, send)
+
+
+def needs(scope: Scope, endpoint: Endpoint) -> Endpoint:
+    """The endpoint, for those who have the scope."""
+
+    @wraps(endpoint)
+    async def guarded(request: Request) -> Response:
+        match request.scope[CALLER]:
+            case Caller() as caller if scope not in caller.scopes:
+                return problem(403, f"{caller.name} has no scope {scope}")
+            case Caller() as caller if not await _meant(request, caller, scope):
+                return problem(403, f"the form is no longer valid: {CSRF_FIELD} or {CSRF_HEADER} is missing or old")
+            case Caller():
+                return await endpoint(request)
+            case stranger:
+                return _turned_away(request, stranger)
+
+    return guarded
+
+
+async def _meant(request: Request, caller: Caller, scope: Scope) -> bool:
+    """Whether the caller's own page asks, where a browser would let any page ask.
+
+    Publishers are programs and no pages: a neighbour's needs no token, and `is_foreign` has kept browsers away.
+    """
+    if caller.csrf_token is None or request.method in SAFE_METHODS or scope is Scope.PUBLISH:
+        return True
+    shown = request.headers.get(CSRF_HEADER)
+    if shown is None and request.headers.get("content-type", "").startswith(_FORMS):
+        field = (await request.form(max_files=0)).get(CSRF_FIELD)
+        shown = field if isinstance(field, str) else None
+    return hmac.compare_digest(_digest(shown or ""), _digest(caller.csrf_token))
+
+
+def _turned_away(request: Request, stranger: Stranger) -> Response:
+    page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    if page and stranger.status == 401:
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"/login?{urlencode({'next': path})}", 303)
+    headers = {"WWW-Authenticate": "Bearer"} if stranger.status == 401 else {}
+    return problem(stranger.status, stranger.reason, headers)

@@ -1,0 +1,118 @@
+"""The `http:` section: where the service listens, and who may ask it for what."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+from channels.listed import listed
+from channels.secret import SecretFile, one_of, reveal
+from dispatcher.duration import Duration
+
+SHORTEST = 16
+"""Characters of a token: a shorter one could be guessed."""
+
+
+class Scope(StrEnum):
+    """What a caller may ask for."""
+
+    PUBLISH = "publish"
+    """Post events."""
+    READ = "read"
+    """See events, deliveries and what was sent."""
+    OPERATE = "operate"
+    """Redrive deliveries and replay events."""
+
+
+class Token(BaseModel):
+    """One caller's token and what it may ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,63}$")
+    """Who it is, as logs and the console say it."""
+    token: SecretStr | None = None
+    token_file: SecretFile | None = None
+    scopes: Annotated[frozenset[Scope], BeforeValidator(listed)] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_a_token(self) -> Self:
+        one_of("token", self.token, self.token_file)
+        if (secret := self.reveal()) is None:
+            raise ValueError("give token or token_file")
+        if len(secret) < SHORTEST:
+            raise ValueError(f"a token has {SHORTEST} characters at least: make one with `openssl rand -hex 32`")
+        return self
+
+    def reveal(self) -> str | None:
+        """The token itself, for the moment of use. Raises OSError where its file can't be read."""
+        return reveal(self.token, self.token_file)
+
+
+class HttpConfig(BaseModel):
+    """The HTTP intake, the health pages and the console."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listen: str = Field("127.0.0.1:8080", pattern=r"^.+:\d{1,5}$")
+    """HOST:PORT; port 0 takes a free one."""
+    token: SecretStr | None = None
+    """Bearer token that publishers must show: short for one of `tokens` with the scope `publish`."""
+    token_file: SecretFile | None = None
+    tokens: tuple[Token, ...] = ()
+    """Who may ask for what. Where `listen` is not loopback there must be one; where it is and there is none, this
+    machine's users may do everything."""
+    console: bool = False
+    """Serve the console and its API."""
+    metrics: Literal["guarded", "open"] = "guarded"
+    """`guarded`: for the scope `read`; `open`: for everybody who reaches the port."""
+    session: Duration = Field(timedelta(hours=8), ge=timedelta(minutes=1), le=timedelta(days=30))
+    """How long a login at the console lasts."""
+    session_key_file: SecretFile | None = None
+    """What signs the logins; several replicas need the same. A line a key: the first signs, all are taken. Without it
+    each process makes its own, and a restart ends all logins."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether this machine alone reaches us."""
+        return is_loopback(self.address[0])
+
+    def callers(self) -> Iterator[Token]:
+        """Everybody with a token, the short form among them."""
+        if self.token is not None or self.token_file is not None:
+            yield Token(
+                name="publisher", token=self.token, token_file=self.token_file, scopes=frozenset({Scope.PUBLISH})
+            )
+        yield from self.tokens
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        one_of("token", self.token, self.token_file)
+        callers = list(self.callers())
+        if len({caller.name for caller in callers}) < len(callers):
+            raise ValueError("each of tokens needs a name of its own; `publisher` is who shows http.token")
+        if not callers and not self.loopback:
+            raise ValueError(
+                "listen is not a loopback address: set token or token_file, or tokens, or anyone could publish events"
+            )
+        if callers and self.console and not any(Scope.READ in caller.scopes for caller in callers):
+            raise ValueError("console needs one of tokens with the scope read, or nobody could look at it")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as URLs and settings name it, is this machine and no other."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

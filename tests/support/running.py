@@ -1,0 +1,33 @@
+"""The service inside the test's own loop, with settings as an operator writes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dispatcher.service import Service
+from dispatcher.settings import load
+
+
+@asynccontextmanager
+async def running(folder: Path, settings: Mapping[str, Any]) -> AsyncIterator[str]:
+    """Run it while the block lasts; gives the base URL. `http.listen` is a free port unless the settings say one."""
+    http = {"listen": "127.0.0.1:0", **settings.get("http", {})}
+    file = folder / "dispatcher.yaml"
+    file.write_text(yaml.safe_dump({**settings, "http": http}))
+    ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    service = Service(load(file), ready=ready.set_result)
+    task = asyncio.create_task(service.run())
+    await asyncio.wait([ready, task], return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if not ready.done():
+            await task  # it says why it couldn't start
+        yield ready.result() or ""
+    finally:
+        service.stop()
+        await task
