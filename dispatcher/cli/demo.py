@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ def demo(
     port: Annotated[int, typer.Option(help="Of the inbox's page.", show_default="a free one")] = 0,
 ) -> None:
     """Show a day in the life of a team: each event, the decision, and each delivery in a local inbox."""
-    from dispatcher import logs
+    from dispatcher import logs, loop
     from dispatcher.cli.output import console
     from dispatcher.errors import DispatcherError
 
@@ -25,5 +24,5 @@ def demo(
         wanted = "pip install 'flyte-notification-dispatcher[demo]'"
         raise DispatcherError(f"the demo needs {error.name}, which production does not: {wanted}") from None
     logs.configure("auto", level=40)
-    if not asyncio.run(Show(console, port=port).run(once=once)):
+    if not loop.run(Show(console, port=port).run(once=once)):
         raise typer.Exit(1)

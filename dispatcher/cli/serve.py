@@ -10,7 +10,7 @@ from dispatcher.cli.options import Config
 
 def serve(config: Config = None) -> None:
     """Run the dispatcher until SIGTERM or SIGINT: it then takes nothing more and finishes what is in hand."""
-    from dispatcher import collector, logs
+    from dispatcher import collector, logs, loop
     from dispatcher.service import Service
     from dispatcher.settings import load
 
@@ -19,9 +19,9 @@ def serve(config: Config = None) -> None:
     service = Service(settings, ready=lambda _: collector.settle_in())
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
+        running = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, service.stop)
+            running.add_signal_handler(number, service.stop)
         await service.run()
 
-    asyncio.run(run())
+    loop.run(run())

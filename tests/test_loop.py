@@ -1,0 +1,25 @@
+"""The loop that the service runs on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dispatcher import loop
+
+
+async def _running() -> str:
+    return type(asyncio.get_running_loop()).__module__
+
+
+def test_uvloop_runs_the_service_where_it_is_installed() -> None:
+    assert loop.run(_running()) == pytest.importorskip("uvloop").Loop.__module__
+
+
+def test_what_ends_the_work_ends_the_call() -> None:
+    async def broken() -> None:
+        raise LookupError("lost")
+
+    with pytest.raises(LookupError, match="lost"):
+        loop.run(broken())
