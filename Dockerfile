@@ -1,32 +1,45 @@
-# Stage one builds the wheel and installs it with its pinned dependencies; stage two holds nothing else.
+# Stage one builds the wheel and an environment of pinned, hashed packages; stage two is that environment alone:
+# no compiler, no pip, nobody's home, and nothing that has to be written but /tmp and the data volume.
 FROM python:3.13.9-slim-bookworm AS build
 WORKDIR /build
 COPY requirements/service.txt requirements/build.txt ./
-RUN python -m venv /opt/dispatcher \
- && /opt/dispatcher/bin/pip install --no-cache-dir --require-hashes -r service.txt \
+RUN python -m venv --without-pip /opt/dispatcher \
+ && python -m pip --python /opt/dispatcher/bin/python install --no-cache-dir --require-hashes -r service.txt \
  && python -m pip install --no-cache-dir --require-hashes -r build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY dispatcher dispatcher
 COPY channels channels
 COPY templates templates
 RUN python -m hatchling build -t wheel \
- && /opt/dispatcher/bin/pip install --no-cache-dir --no-deps dist/*.whl
+ && python -m pip --python /opt/dispatcher/bin/python install --no-cache-dir --no-deps dist/*.whl
 
 FROM python:3.13.9-slim-bookworm
-LABEL org.opencontainers.image.title="flyte-notification-dispatcher" \
-      org.opencontainers.image.description="Delivers Flyte's execution notifications by mail, Slack and PagerDuty" \
-      org.opencontainers.image.licenses="Apache-2.0"
-RUN useradd --system --uid 10001 --home-dir /var/lib/dispatcher --create-home dispatcher
+RUN python -m pip uninstall --yes pip \
+ && groupadd --gid 10001 dispatcher \
+ && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /var/lib/dispatcher \
+      --shell /usr/sbin/nologin dispatcher \
+ && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/dispatcher
 COPY --from=build /opt/dispatcher /opt/dispatcher
 ENV PATH=/opt/dispatcher/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     DISPATCHER_CONFIG=/etc/dispatcher/dispatcher.yaml
-USER 10001
+# Numeric, so that Kubernetes can tell that it is not root.
+USER 10001:10001
 WORKDIR /var/lib/dispatcher
 VOLUME /var/lib/dispatcher
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=40s --retries=3 \
+  CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8080, timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["dispatcher"]
 CMD ["serve"]
+# Last, because they change with every build.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="flyte-notification-dispatcher" \
+      org.opencontainers.image.description="Delivers Flyte's execution notifications by mail, Slack, PagerDuty, Teams and webhooks" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.13.9-slim-bookworm" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
