@@ -4,12 +4,24 @@ Intake ends here and couriers begin here. `Ledger` is all that other rooms use; 
 and out, `tables` how it lies, `database` how it is opened.
 """
 
-from dispatcher.ledger.entries import Attempt, Claim, Filed, Filter, Known, Recorded, Rejected, Settlement, rejected_id
+from dispatcher.ledger.entries import (
+    Attempt,
+    Claim,
+    EventFilter,
+    Filed,
+    Filter,
+    Known,
+    Recorded,
+    Rejected,
+    Settlement,
+    rejected_id,
+)
 from dispatcher.ledger.ledger import Ledger
 
 __all__ = [
     "Attempt",
     "Claim",
+    "EventFilter",
     "Filed",
     "Filter",
     "Known",

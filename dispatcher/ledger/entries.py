@@ -132,7 +132,30 @@ class Filter:
     states: frozenset[State] = frozenset()
     channel: str | None = None
     since: datetime | None = None
+    until: datetime | None = None
+    """Made before then."""
     execution: str | None = None
-    """`project/domain/name`."""
+    """`project/domain/name`, or a name alone."""
+    launch_plan: str | None = None
+    """Its name."""
+    recipient: str | None = None
+    """Whole, as a rule names it or as the channel addresses it; the case of ASCII's letters doesn't count."""
     keys: Sequence[str] = ()
     """Keys, or their beginnings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Which terminal events are meant; everything given must hold."""
+
+    execution: str | None = None
+    """`project/domain/name`, or a name alone."""
+    launch_plan: str | None = None
+    project: str | None = None
+    domain: str | None = None
+    phase: str | None = None
+    verdict: str | None = None
+    since: datetime | None = None
+    """Recorded then or later."""
+    until: datetime | None = None
+    """Recorded before then."""

@@ -21,6 +21,7 @@ from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.entries import BODY_KEPT, Attempt, Claim, Filed, Filter, Known, Recorded, Rejected, Settlement
 from dispatcher.ledger.matters import Matters
+from dispatcher.ledger.search import conditions
 from dispatcher.ledger.standings import Standings
 from dispatcher.ledger.tables import (
     attempts,
@@ -34,6 +35,7 @@ from dispatcher.ledger.tables import (
     starts,
     versions,
 )
+from dispatcher.ledger.views import Views
 from dispatcher.pacing import Gate, Standing
 from dispatcher.phase import TERMINAL
 
@@ -55,6 +57,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         """Opens nothing yet. Raises SettingsError for a URL that can't be used."""
         self._database = Database(url)
+        self.views = Views(self._database)
         self._dialect = sqlite if self._database.sqlite else postgresql
         self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
         self._settler = asyncio.Lock()
@@ -330,9 +333,7 @@ class Ledger:
 
     async def find(self, wanted: Filter, *, limit: int) -> list[Filed]:
         """The newest deliveries that fit, newest first."""
-        query = (
-            select(deliveries).where(*_conditions(wanted)).order_by(deliveries.c.created_at.desc(), deliveries.c.key)
-        )
+        query = select(deliveries).where(*conditions(wanted)).order_by(deliveries.c.created_at.desc(), deliveries.c.key)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query.limit(limit))).all()
             bodies = await _bodies(connection, {row.content for row in rows})
@@ -389,7 +390,7 @@ class Ledger:
 
         Only what fits the filter, and only what is dead; a delivery that may have arrived stays doubtful.
         """
-        again = update(deliveries).where(*_conditions(replace(wanted, states=frozenset({State.DEAD}))))
+        again = update(deliveries).where(*conditions(replace(wanted, states=frozenset({State.DEAD}))))
         values = {"state": State.WAITING, "due_at": now, "owed_since": now, "attempt": 0, "settled_at": None}
         async with self._database.writing() as connection:
             return (await connection.execute(again.values(values))).rowcount
@@ -803,18 +804,3 @@ def _settle_statement(entry: Settlement) -> Any:
             return statement.values(
                 state=State.DEAD, lease=None, reason=reason, doubtful=doubtful, settled_at=entry.ended_at
             )
-
-
-def _conditions(wanted: Filter) -> list[Any]:
-    conditions: list[Any] = []
-    if wanted.states:
-        conditions.append(deliveries.c.state.in_(wanted.states))
-    if wanted.channel is not None:
-        conditions.append(deliveries.c.channel == wanted.channel)
-    if wanted.since is not None:
-        conditions.append(deliveries.c.created_at >= wanted.since)
-    if wanted.execution is not None:
-        conditions.append(deliveries.c.event.startswith(f"{wanted.execution}/", autoescape=True))
-    if wanted.keys:
-        conditions.append(or_(*(deliveries.c.key.startswith(key, autoescape=True) for key in wanted.keys)))
-    return conditions

@@ -123,6 +123,8 @@ events = Table(
     Column("facts", Packed, nullable=False),
     Column("considered", Packed, nullable=False),
     Index("ix_events_execution", "project", "domain", "name"),
+    Index("ix_events_name", "name"),
+    Index("ix_events_launch_plan", "launch_plan", "recorded_at"),
     Index("ix_events_recorded_at", "recorded_at"),
 )
 
@@ -203,6 +205,17 @@ deliveries = Table(
     Index("ix_deliveries_state_created_at", "state", "created_at"),
     Index("ix_deliveries_content", "content"),
 )
+
+told = Table(
+    "told",
+    metadata,
+    Column("recipient", String(320), primary_key=True),
+    Column("created_at", UtcTime, primary_key=True),
+    Column("delivery", String(64), primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""Deliveries by whom they tell: recipients and addresses, in ASCII's lower case. Triggers on `deliveries` keep it, so
+that replicas of every version do."""
 
 matters = Table(
     "matters",
