@@ -27,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing Rich takes longer than all else that help does
 )
 
 
@@ -60,7 +61,7 @@ app.command("import")(import_)
 def main() -> None:
     """Run the command line. A problem of the user's is one message on standard error and exit status 1."""
     try:
-        app()
+        app(prog_name="dispatcher")
     except DispatcherError as error:
         print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - the command line's own voice
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +21,8 @@ Live = Annotated[
 
 def check(config: Config = None, live: Live = False) -> None:
     """Validate the settings, the rule files and the templates. Exit status 1 where something is wrong."""
+    import asyncio
+
     from dispatcher.clock import SystemClock
     from dispatcher.flyte_admin import open_flyte_admin
     from dispatcher.rules.files import LaunchPlanFiles
@@ -55,6 +56,8 @@ def check(config: Config = None, live: Live = False) -> None:
 
 async def _try_all(settings: Settings) -> bool:
     """Reach for everything at the same time; a line for each finding, in the same order always. Whether all is well."""
+    import asyncio
+
     from dispatcher import logs
     from dispatcher.service import open_channels
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli.ledger import asking
+from dispatcher.cli.ledger import ask
 from dispatcher.cli.options import AsJson, Config, Limit, Since, moment
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def list_(
     from dispatcher.cli.output import state_text, time_text, write_json, write_table
 
     wanted = _filter(state, channel, execution, since)
-    found = asyncio.run(asking(config, lambda ledger: ledger.find(wanted, limit=limit)))
+    found = ask(config, lambda ledger: ledger.find(wanted, limit=limit))
     if as_json:
         write_json([delivery_data(filed) for filed in found])
         return
@@ -70,15 +69,15 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one delivery whole: what was sent, and each attempt with the provider's answer."""
+    """Show one delivery whole. What was sent, and each attempt with the provider's answer."""
     from dispatcher.cli.output import console, state_text, time_text, write_facts, write_json, write_table
     from dispatcher.ledger import Filter
 
-    async def ask(ledger: Ledger) -> tuple[list[Filed], list[Attempt]]:
+    async def look(ledger: Ledger) -> tuple[list[Filed], list[Attempt]]:
         found = await ledger.find(Filter(keys=[key]), limit=2)
         return found, (await ledger.history(found[0].delivery.key) if len(found) == 1 else [])
 
-    found, history = asyncio.run(asking(config, ask))
+    found, history = ask(config, look)
     if len(found) != 1:
         typer.echo(
             f"dispatcher: {'no delivery' if not found else 'more than one delivery'} begins with {key!r}", err=True
@@ -134,7 +133,7 @@ def redrive(
     since: Since = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which ones.")] = False,
 ) -> None:
-    """Put dead deliveries back, by key or by filter: they are tried again as if they were new."""
+    """Put dead deliveries back, by key or by filter. They are tried again as if they were new."""
     from dispatcher.cli.output import console
     from dispatcher.clock import SystemClock
 
@@ -143,13 +142,13 @@ def redrive(
     now = SystemClock().now()
     wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
     if dry_run:
-        for filed in asyncio.run(asking(config, lambda ledger: ledger.find(wanted, limit=10_000))):
+        for filed in ask(config, lambda ledger: ledger.find(wanted, limit=10_000)):
             line = (
                 f"{filed.delivery.key[:8]}  {filed.delivery.channel}  {filed.delivery.event}  {filed.delivery.reason}"
             )
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    number = asyncio.run(asking(config, lambda ledger: ledger.redrive(wanted, now=now)))
+    number = ask(config, lambda ledger: ledger.redrive(wanted, now=now))
     console.print("1 delivery is due again" if number == 1 else f"{number} deliveries are due again")
 
 
@@ -158,7 +157,7 @@ def purge(
     older_than: Annotated[str, typer.Option(help="Only what was recorded longer ago than this span: 30d.")],
     config: Config = None,
 ) -> None:
-    """Forget old events whose deliveries are all settled, with all that hangs on them, and old rejected messages."""
+    """Forget old events whose deliveries are all settled. And what hangs on them, and old rejected messages."""
     from dispatcher.cli.output import console
     from dispatcher.clock import SystemClock
 
@@ -171,7 +170,7 @@ def purge(
             total += gone
         return total
 
-    number = asyncio.run(asking(config, forget))
+    number = ask(config, forget)
     console.print("1 entry is forgotten" if number == 1 else f"{number} entries are forgotten")
 
 

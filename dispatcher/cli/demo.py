@@ -13,7 +13,7 @@ def demo(
     ] = False,
     port: Annotated[int, typer.Option(help="Of the inbox's page.", show_default="a free one")] = 0,
 ) -> None:
-    """Show a day in the life of a team: each event, the decision, and each delivery in a local inbox."""
+    """Show a day in the life of a team. Each event, the decision, and each delivery in a local inbox."""
     from dispatcher import logs, loop
     from dispatcher.cli.output import console
     from dispatcher.errors import DispatcherError

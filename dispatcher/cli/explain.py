@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def explain(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain who is told of an execution's end, and who is not: each rule and why, each delivery and its answer.
+    """Explain who is told of an execution's end, and who is not. Each rule and why, each delivery and its answer.
 
     Exit status 1 where nothing is recorded of the execution.
     """
@@ -124,6 +123,8 @@ def _foretold(settings: Settings, file: Path) -> _Account:
 
     Raises FlyteAdminUnavailable where it is configured and can't be asked.
     """
+    import asyncio
+
     from dispatcher.clock import SystemClock
     from dispatcher.decode.files import read_event_file
     from dispatcher.errors import Unreadable
@@ -186,6 +187,8 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[_Account]:
 
     Exits with status 1 and a list of what to check where it has nothing.
     """
+    import asyncio
+
     from dispatcher.ledger import Ledger
 
     async def ask() -> list[_Account]:

@@ -21,7 +21,7 @@ def import_(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
 ) -> None:
-    """Make settings from flyteadmin's notifications and cloudEvents sections. No secret is taken over."""
+    """Make settings from those of flyteadmin. Reads its notifications and cloudEvents sections. No secret is taken over."""
     from dispatcher.errors import SettingsError
     from dispatcher.inherited import SECTIONS, inherit
 

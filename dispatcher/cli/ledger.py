@@ -12,10 +12,15 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-async def asking(config: Path | None, question: Callable[[Ledger], Awaitable[_T]]) -> _T:
+def ask(config: Path | None, question: Callable[[Ledger], Awaitable[_T]]) -> _T:
     """Open the configured ledger for one question. Raises what `settings.load` and the ledger raise."""
+    import asyncio
+
     from dispatcher.ledger import Ledger
     from dispatcher.settings import load
 
-    async with Ledger(load(config).ledger.url) as ledger:
-        return await question(ledger)
+    async def asking() -> _T:
+        async with Ledger(load(config).ledger.url) as ledger:
+            return await question(ledger)
+
+    return asyncio.run(asking())

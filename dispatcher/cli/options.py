@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from dispatcher.duration import parse_duration
-
 Config = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="The settings file.", envvar="DISPATCHER_CONFIG", show_default=False),
@@ -26,6 +24,8 @@ Since = Annotated[
 
 def moment(text: str | None, *, now: datetime) -> datetime | None:
     """Read `--since`: so long ago, or that time; one without a zone is UTC. Raises typer.BadParameter."""
+    from dispatcher.duration import parse_duration
+
     if text is None:
         return None
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -66,6 +65,8 @@ def publish(
     ] = None,
 ) -> None:
     """Publish test events, and say where each one went."""
+    import asyncio
+
     from dispatcher.settings import load
 
     settings = load(config)
@@ -156,6 +157,8 @@ async def _publish_all(
     pace: timedelta,
     total: int | None,
 ) -> None:
+    import asyncio
+
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from dispatcher.cli.output import console

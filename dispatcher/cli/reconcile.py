@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli.ledger import asking
+from dispatcher.cli.ledger import ask
 from dispatcher.cli.options import AsJson, Config, moment
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def reconcile(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which ones; record nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask FlyteAdmin which executions ended, and record what no event told; the running service delivers."""
+    """Record the ends that FlyteAdmin knows and no event told of. The running service delivers them."""
     from dispatcher import logs
     from dispatcher.cli.output import console, time_text, write_json
     from dispatcher.clock import SystemClock
@@ -52,7 +51,7 @@ def reconcile(
     async def compare(ledger: Ledger) -> tuple[datetime, list[Event]]:
         return await _compare(ledger, settings, wanted, dry_run=dry_run)
 
-    looked_from, lost = asyncio.run(asking(config, compare))
+    looked_from, lost = ask(config, compare)
     if as_json:
         write_json([_as_data(event) for event in lost])
         return

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli.ledger import asking
+from dispatcher.cli.ledger import ask
 from dispatcher.cli.options import AsJson, Config, Limit, Since, moment
 
 if TYPE_CHECKING:
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
 
 REPLAYED_AT_MOST = 10_000
 
-rejected = typer.Typer(
-    help="Messages that could not be understood, or whose rules can't be known.", no_args_is_help=True
-)
+rejected = typer.Typer(help="Messages not understood, or whose rules can't be known.", no_args_is_help=True)
 
 
 @rejected.command("list")
@@ -30,7 +27,7 @@ def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json
     from dispatcher.clock import SystemClock
 
     start = moment(since, now=SystemClock().now())
-    found = asyncio.run(asking(config, lambda ledger: ledger.find_rejected(limit=limit, since=start)))
+    found = ask(config, lambda ledger: ledger.find_rejected(limit=limit, since=start))
     if as_json:
         write_json([_as_data(entry) for entry in found])
         return
@@ -46,10 +43,10 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one rejected message whole: why, from where, its headers and what was kept of its bytes."""
+    """Show one rejected message whole. Why, from where, its headers and what was kept of its bytes."""
     from dispatcher.cli.output import console, time_text, write_facts, write_json
 
-    found = asyncio.run(asking(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_)))
+    found = ask(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
     if len(found) != 1:
         how_many = "no rejected message" if not found else "more than one rejected message"
         typer.echo(f"dispatcher: {how_many} begins with {id_!r}", err=True)
@@ -82,7 +79,7 @@ def replay(
     everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of them.")] = False,
 ) -> None:
-    """Try rejected messages again, with the rules and the reading of today; the running service delivers."""
+    """Try rejected messages again, by the rules of today. The running service delivers what is owed."""
     from dispatcher import logs
     from dispatcher.cli.output import console
     from dispatcher.settings import load
@@ -95,7 +92,7 @@ def replay(
     async def try_again(ledger: Ledger) -> int:
         return await _replay(ledger, settings, ids or [""], dry_run=dry_run)
 
-    understood = asyncio.run(asking(config, try_again))
+    understood = ask(config, try_again)
     would = "would be " if dry_run else ""
     console.print(f"{understood} {would}understood now")
 

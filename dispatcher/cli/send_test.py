@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,11 +23,13 @@ def send_test(
     phase: Annotated[str, typer.Option(help="SUCCEEDED, FAILED, ABORTED or TIMED_OUT.")] = "FAILED",
     config: Config = None,
 ) -> None:
-    """Send one notification that is marked as a test, and tell the provider's answer.
+    """Send one notification that is marked as a test. Tells the provider's answer.
 
     Goes the way of any other, by the settings' templates, recipients and secrets, but needs neither Kafka nor the
     ledger, and is tried once. Exit status 1 where it wasn't taken. PagerDuty opens an incident for it.
     """
+    import asyncio
+
     from channels.contract import ChannelError, Later, Unknown, Unserved
     from dispatcher.clock import SystemClock
     from dispatcher.phase import Phase

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-
 from dispatcher.cli.options import Config
 
 
 def serve(config: Config = None) -> None:
-    """Run the dispatcher until SIGTERM or SIGINT: it then takes nothing more and finishes what is in hand."""
+    """Run the service, until SIGTERM or SIGINT. It then takes nothing more and finishes what is in hand."""
+    import asyncio
+    import signal
+
     from dispatcher import collector, logs, loop
     from dispatcher.service import Service
     from dispatcher.settings import load

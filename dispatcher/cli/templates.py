@@ -14,7 +14,7 @@ templates = typer.Typer(name="templates", help="Write templates of your own.", n
 
 @templates.command()
 def variables(as_json: AsJson = False) -> None:
-    """List what every template may use, with its type, its meaning and an example."""
+    """List what every template may use. With type, meaning and an example."""
     from dataclasses import asdict
 
     from dispatcher.cli.output import write_json, write_table
@@ -39,7 +39,8 @@ def lint(
     ] = None,
     config: Config = None,
 ) -> None:
-    """Find syntax errors, unknown variables, missing parts, broken limits, and what mail programs don't support.
+    """Find what is wrong with templates. Syntax errors, unknown variables, missing parts, broken limits, and what mail
+    programs don't support.
 
     Each problem is told with file and line. Exit status 1 where there is one.
     """
