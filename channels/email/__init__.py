@@ -7,6 +7,7 @@ signature    its DKIM signature
 relay        one relay and the connections kept to it
 login        STARTTLS is required, then a password or a token is shown
 conversation MAIL, RCPT, DATA: one mail over one connection
+talk         commands and answers on a connection, whatever they mean
 answers      what a relay's words mean, and what to change
 """
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiosmtplib
@@ -15,9 +15,10 @@ from aiosmtplib import SMTP
 from channels.contract import Finding, Later, Receipt
 from channels.email.answers import answer, excerpt, said
 from channels.email.config import RelayConfig
-from channels.email.conversation import Stale, hand_over
+from channels.email.conversation import Offers, Stale, hand_over
 from channels.email.letter import Letter
 from channels.email.login import Login
+from channels.email.talk import Talk, Trouble
 
 OLDEST = 300.0
 """Seconds after which a connection is retired."""
@@ -29,29 +30,29 @@ ONE_MORE = 60.0
 """Seconds between tries whether a relay that refused a connection takes one more meanwhile."""
 PROBING = 5.0
 """Seconds that a kept connection has to show that it is alive."""
+TRUSTED = 1.0
+"""Seconds for which one that has just taken a mail need not show it."""
 PATIENCE = 60.0
 """Seconds that a mail waits for a connection while others have them all."""
-FAREWELL = 2.0
-"""Seconds that a relay has to answer QUIT."""
+_DONE = 250
 
 
 @dataclass(slots=True, eq=False)
 class Line:
     """One connection to the relay, logged in."""
 
-    smtp: SMTP
+    talk: Talk
+    offers: Offers
     opened_at: float
     idle_since: float = 0.0
     mails: int = 0
     """So many were begun on it."""
     ready: bool = True
     """False in the middle of a mail: a line that is put down so is closed."""
-
-    def close(self) -> None:
-        """Say goodbye without waiting for the answer."""
-        if self.ready and self.smtp.protocol is not None and self.smtp.is_connected:
-            self.smtp.protocol.write(b"QUIT\r\n")
-        self.smtp.close()
+    clean: bool = True
+    """False where the relay may remember something of a mail that it did not take."""
+    loses_commands: bool = False
+    """The relay did not answer all that it was told at once."""
 
 
 class Relay:
@@ -68,6 +69,7 @@ class Relay:
         self._one_more_at = 0.0
         self._idle: list[Line] = []
         self._open = 0
+        self._loses_commands = False
         self._opening = 0
         self._news = asyncio.Event()
         """Pulsed when a connection has come to be, or failed to."""
@@ -102,7 +104,7 @@ class Relay:
             self._sweeper.cancel()
         async with asyncio.TaskGroup() as partings:
             while self._idle:
-                partings.create_task(_quit(self._idle.pop().smtp))
+                partings.create_task(self._idle.pop().talk.leave())
                 self._one_less()
 
     @asynccontextmanager
@@ -136,16 +138,17 @@ class Relay:
                 raise
 
     def _put_down(self, line: Line) -> None:
-        line.idle_since = asyncio.get_running_loop().time()
-        if line.ready and self._worth_keeping(line, line.idle_since):
+        if line.ready:
+            line.idle_since = asyncio.get_running_loop().time()
             self._idle.append(line)
             self._sweep_later()
         else:
             self._part_with(line)
+        self._loses_commands |= line.loses_commands
         self._room.release()
 
     def _part_with(self, line: Line) -> None:
-        line.close()
+        line.talk.close(politely=line.ready)
         self._one_less()
 
     def _one_less(self) -> None:
@@ -159,23 +162,33 @@ class Relay:
         """A connection that has been used before, reset and alive."""
         while self._idle:
             line = self._idle.pop()
-            if self._worth_keeping(line, asyncio.get_running_loop().time()):
-                line.ready = False
-                try:
-                    await line.smtp.rset(timeout=min(PROBING, self._config.timeout))
-                except (aiosmtplib.SMTPException, OSError):
-                    pass
-                except BaseException:
-                    self._part_with(line)
-                    raise
-                else:
-                    line.ready = True
+            ready, line.ready = line.ready, False
+            try:
+                if await self._still_good(line):
+                    line.ready = ready
                     return line
+            except BaseException:
+                self._part_with(line)
+                raise
             self._part_with(line)
         return None
 
-    def _worth_keeping(self, line: Line, now: float) -> bool:
-        return line.smtp.is_connected and now - line.opened_at < OLDEST and line.mails < MOST_MESSAGES
+    async def _still_good(self, line: Line) -> bool:
+        """Look whether a kept connection can take one more mail. The relay has heard of the end of one that can't."""
+        now = asyncio.get_running_loop().time()
+        if now - line.opened_at >= OLDEST or line.mails >= MOST_MESSAGES:
+            await line.talk.leave()
+            return False
+        if not line.talk.quiet:
+            return False
+        if line.clean and now - line.idle_since < TRUSTED:
+            return True
+        try:
+            line.talk.say(b"RSET\r\n")
+            reply = await line.talk.hear(min(PROBING, self._config.timeout))
+        except Trouble:
+            return False
+        return reply.code == _DONE
 
     def _sweep_later(self) -> None:
         if self._sweeper is None:
@@ -200,7 +213,9 @@ class Relay:
         except Later as error:
             refusal = error
         else:
-            return Line(smtp, asyncio.get_running_loop().time())
+            talk = Talk(smtp, self._config.timeout)
+            now = asyncio.get_running_loop().time()
+            return Line(talk, Offers.of(smtp), now, loses_commands=self._loses_commands)
         finally:
             self._opening -= 1
             self._news.set()
@@ -275,12 +290,6 @@ class _TooMany(Later):
 
 class _Crowded(Exception):
     """The relay takes no more connections than it has."""
-
-
-async def _quit(smtp: SMTP) -> None:
-    with suppress(aiosmtplib.SMTPException, OSError):
-        await smtp.quit(timeout=FAREWELL)
-    smtp.close()
 
 
 def _no_passphrase() -> str:

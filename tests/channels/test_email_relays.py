@@ -16,9 +16,9 @@ from tests.support.mail import config, message, several
 from tests.support.smtp import DROP, HANG, TAKE_AND_DROP, ScriptedRelay
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedRelay]:
-    async with ScriptedRelay() as opened:
+@pytest.fixture(params=[(), ("PIPELINING",)], ids=["one by one", "pipelined"])
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[ScriptedRelay]:
+    async with ScriptedRelay(offers=("SIZE 10000000", "8BITMIME", *request.param)) as opened:
         yield opened
 
 
@@ -39,15 +39,22 @@ def names(commands: Sequence[str]) -> list[str]:
     return [command.partition(" ")[0] for command in commands]
 
 
-async def test_a_kept_connection_is_reset_between_mails_and_closed_with_quit(
-    server: ScriptedRelay, channel: EmailChannel
+async def test_a_kept_connection_is_used_again_reset_where_it_needs_it_and_closed_with_quit(
+    server: ScriptedRelay, channel: EmailChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await channel.send(message(key="k1"))
     await channel.send(message(key="k2"))
+    server.script = [("mail", "554 5.7.1 spam")]
+    with pytest.raises(Never):
+        await channel.send(message(key="spam"))
+    await channel.send(message(key="k3"))
+    monkeypatch.setattr(relay, "TRUSTED", 0.0)  # a while later
+    await channel.send(message(key="k4"))
     await channel.aclose()
 
     mail = ["MAIL", "RCPT", "DATA"]
-    assert [names(said) for said in server.conversations] == [["EHLO", *mail, "RSET", *mail, "QUIT"]]
+    (said,) = server.conversations
+    assert names(said) == ["EHLO", *mail, *mail, *mail, "RSET", *mail, "RSET", *mail, "QUIT"]
 
 
 @pytest.mark.parametrize(
@@ -137,8 +144,9 @@ async def test_a_relay_that_falls_silent_at_any_step_is_given_up_in_time(server:
 @pytest.mark.parametrize("words", [DROP, "421 4.4.2 idle too long", "421 4.7.0 enough mails on this connection"])
 @pytest.mark.parametrize("step", ["RSET", "MAIL"])
 async def test_a_kept_connection_that_the_relay_has_done_with_costs_no_attempt(
-    server: ScriptedRelay, channel: EmailChannel, step: str, words: str
+    server: ScriptedRelay, channel: EmailChannel, step: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(relay, "TRUSTED", 0.0)
     await channel.send(message(key="k1"))
     server.script = [(step, words)]
 
@@ -151,6 +159,7 @@ async def test_the_next_mail_after_a_silent_kept_connection_does_not_wait_long(
     server: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "PROBING", 0.2)
+    monkeypatch.setattr(relay, "TRUSTED", 0.0)
     channel = EmailChannel(config(server.port, timeout=60))
     await channel.send(message(key="k1"))
     server.script = [("RSET", HANG)]
@@ -450,6 +459,7 @@ async def test_whatever_a_relay_does_and_whoever_loses_patience_no_connection_is
     server: ScriptedRelay, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "MOST_MESSAGES", 7)
+    monkeypatch.setattr(relay, "TRUSTED", 0.0)
     dice = Random(seed)
     steps = ["connect", "EHLO", "RSET", "MAIL", "RCPT", "DATA", "mail"]
     words = [DROP, "421 4.3.2 closing", "451 4.3.0 busy", "550 5.0.0 no", "garbage"]

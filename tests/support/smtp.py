@@ -37,12 +37,18 @@ class ScriptedRelay:
     """One-off answers, each given when its step comes: `connect`, a command's name, or `mail` for the dot that ends one.
     Words, or `drop`, `hang`, and for `mail` also `take and drop`, and `half`: taken, and an answer that breaks off."""
     always: Mapping[str, str] = field(default_factory=dict)
-    """Answers by step, given every time."""
+    """Answers by step, or by a whole command, given every time."""
+    wants_mail_for_nobody: bool = False
+    """It answers 354 to DATA although it has accepted no recipient, as RFC 2920 (3.1) allows."""
+    deaf: bool = False
+    """Of what is said at once it hears the first command alone, whatever it offers."""
     pause: float = 0
     """Seconds that it takes for each mail."""
     mails: list[Mail] = field(default_factory=list)
     offered: list[bytes] = field(default_factory=list)
     """Every mail that came in whole, taken or not."""
+    empty: list[bytes] = field(default_factory=list)
+    """What came as the mail for nobody."""
     conversations: list[list[str]] = field(default_factory=list)
     """What was said on each connection."""
     refused: int = 0
@@ -115,27 +121,34 @@ class ScriptedRelay:
         self.conversations.append(said)
         if not await self._answer("connect", "220 scripted ESMTP", reader, writer):
             return
-        sender, recipients = "", list[str]()
-        while line := (await reader.readline()).decode().rstrip("\r\n"):
+        sender, recipients = None, list[str]()
+        while line := (await self._next(reader)).decode().rstrip("\r\n"):
             said.append(line)
             self._changed.set()
             name = line.partition(" ")[0].upper()
-            usual = self._hello() if name == "EHLO" else _ANSWERS.get(name, "502 5.5.1 not implemented")
-            answer = await self._answer(name, usual, reader, writer)
+            if (name == "RCPT" and sender is None) or (name == "DATA" and not recipients and not self._lenient(sender)):
+                writer.write(b"503 5.5.1 not in this order\r\n")
+                continue
+            answer = await self._answer(name, self._usual(name), reader, writer, line=line)
             if not answer:
                 return
-            if name == "MAIL":
-                sender, recipients = _address(line), []
+            if name in {"MAIL", "RSET"}:
+                sender, recipients = _address(line) if name == "MAIL" and answer.startswith("250") else None, []
             elif name == "RCPT" and answer.startswith("250"):
                 recipients.append(_address(line))
             elif name == "QUIT" or answer.startswith("421"):
                 return
             elif name == "DATA" and answer.startswith("354"):
-                raw = (await reader.readuntil(b"\r\n.\r\n"))[:-3].replace(b"\r\n..", b"\r\n.")
+                raw = await _content(reader)
+                taken = Mail(sender or "", tuple(recipients), raw) if recipients else None
+                sender, recipients = None, []
+                if taken is None:
+                    self.empty.append(raw)
+                    writer.write(b"554 5.5.1 no valid recipients\r\n")
+                    continue
                 self.offered.append(raw)
                 if self.pause:
                     await asyncio.sleep(self.pause)
-                taken = Mail(sender, tuple(recipients), raw)
                 if not await self._answer("mail", "250 2.0.0 queued", reader, writer, taken):
                     return
 
@@ -146,9 +159,10 @@ class ScriptedRelay:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         mail: Mail | None = None,
+        line: str = "",
     ) -> str:
         """Answer as scripted or as usual; what was said, nothing where it hung up."""
-        words = self.always.get(step, usual)
+        words = self.always.get(line) or self.always.get(step, usual)
         if self.script and self.script[0][0] == step:
             words = self.script.pop(0)[1]
         if mail is not None and words.startswith(("250", TAKE_AND_DROP, HALF)):
@@ -165,9 +179,26 @@ class ScriptedRelay:
         await writer.drain()
         return words
 
+    async def _next(self, reader: asyncio.StreamReader) -> bytes:
+        return (await reader.read(2**16)).partition(b"\n")[0] if self.deaf else await reader.readline()
+
+    def _lenient(self, sender: str | None) -> bool:
+        return self.wants_mail_for_nobody and sender is not None
+
+    def _usual(self, name: str) -> str:
+        return self._hello() if name == "EHLO" else _ANSWERS.get(name, "502 5.5.1 not implemented")
+
     def _hello(self) -> str:
         lines = ["scripted", *self.offers]
         return "\r\n".join(f"250{' ' if line is lines[-1] else '-'}{line}" for line in lines)
+
+
+async def _content(reader: asyncio.StreamReader) -> bytes:
+    """A mail up to its dot, as it was before its dots were doubled."""
+    lines = []
+    while (line := await reader.readuntil(b"\n")) != b".\r\n":
+        lines.append(line.removeprefix(b".") if line.startswith(b"..") else line)
+    return b"".join(lines)
 
 
 def _address(line: str) -> str:
