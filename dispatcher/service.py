@@ -186,7 +186,7 @@ class Service:
             questions["kafka"] = source.trouble
         if admin is not None:
             questions["flyte_admin"] = admin.trouble
-        pages = application(EventsPage(intake.take), ReadyPage(questions), Gate(http))
+        pages = application(EventsPage(intake.take), ReadyPage(questions), Gate(http, self.clock))
         async with serving(pages, *http.address) as url:
             yield url
 

@@ -1,4 +1,4 @@
-"""Who asks, and may they? Bearer tokens; on loopback without any token, this machine's own programs.
+"""Who asks, and may they? Bearer tokens, logins at the console; on loopback without any token, this machine's programs.
 
 A page names the scope that it needs in the table of routes: `Route("/events", needs(Scope.PUBLISH, post))`.
 """
@@ -15,12 +15,16 @@ from urllib.parse import urlencode, urlsplit
 
 import structlog
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
+from dispatcher.clock import Clock
+from dispatcher.pacing import Rate
 from dispatcher.web.answers import problem
 from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
+from dispatcher.web.limits import Buckets
+from dispatcher.web.session import Session, Sessions
 
 __all__ = ["Access", "Caller", "Endpoint", "Gate", "Scope", "Stranger", "needs"]
 
@@ -28,10 +32,14 @@ log = structlog.get_logger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+LOGINS, LOGINS_AT_ONCE = Rate(6, "min"), 10
+"""Attempts that a client has at the login page: enough to mistype a token, too few to guess one."""
 CALLER = "dispatcher.caller"
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_FOR_PEOPLE = frozenset({Scope.READ, Scope.OPERATE})
+"""What a login may do: events come from programs."""
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
@@ -57,27 +65,49 @@ class Stranger:
 class Gate:
     """Knows the callers. Files of tokens are read at each request, so they may rotate."""
 
-    def __init__(self, config: HttpConfig) -> None:
+    def __init__(self, config: HttpConfig, clock: Clock) -> None:
+        self.sessions = Sessions(config.session_key_file, config.session, clock)
         self._tokens = tuple(config.callers())
-        self._open = config.loopback and not self._tokens
+        self.open = config.loopback and not self._tokens
+        """Whether this machine's programs may do everything."""
+        self.attempts = Buckets(LOGINS, LOGINS_AT_ONCE, clock)
+        """Of each client at the login page."""
         self._csrf_token = secrets.token_urlsafe(32)
 
     def who(self, request: HTTPConnection) -> Caller | Stranger:
         """Who asks, by what the request shows."""
-        if self._open:
+        if self.open:
             return self._neighbour(request)
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return self._by_token(shown.strip())
+            found = self._token_of(shown.strip())
+            return Caller(found[0].name, found[0].scopes) if found else Stranger(401, "the token is not known")
+        if session := self.sessions.read(request):
+            return self._logged_in(session)
         return Stranger(401, "show a token: Authorization: Bearer …")
 
-    def _by_token(self, shown: str) -> Caller | Stranger:
+    def log_in(self, shown: str) -> Session | None:
+        """A new session for who shows this token; None where it is unknown, or opens no page."""
+        found = self._token_of(shown)
+        if found is None or not found[0].scopes & _FOR_PEOPLE:
+            return None
+        token, secret = found
+        return Session(token.name, secrets.token_urlsafe(32), self.sessions.mark(secret))
+
+    def _token_of(self, shown: str) -> tuple[Token, str] | None:
         """Every token is compared, each in the same time: how long it takes says nothing about any of them."""
         found = None
         for token, secret in self._secrets():
             if hmac.compare_digest(_digest(shown), _digest(secret)):
-                found = token
-        return Caller(found.name, found.scopes) if found is not None else Stranger(401, "the token is not known")
+                found = token, secret
+        return found
+
+    def _logged_in(self, session: Session) -> Caller | Stranger:
+        """A session ends with its token: when that is taken away, replaced, or loses a scope."""
+        for token, secret in self._secrets():
+            if token.name == session.name and self.sessions.marked(session.mark, secret):
+                return Caller(session.name, token.scopes & _FOR_PEOPLE, session.csrf_token)
+        return Stranger(401, "the login is over")
 
     def _secrets(self) -> Iterator[tuple[Token, str]]:
         for token in self._tokens:
@@ -161,10 +191,16 @@ async def _meant(request: Request, caller: Caller, scope: Scope) -> bool:
     return hmac.compare_digest(_digest(shown or ""), _digest(caller.csrf_token))
 
 
+_ONCE_MORE = '<!doctype html><meta http-equiv="refresh" content="0"><title>One moment</title>'
+"""A strict cookie stays at home when a link from elsewhere is followed; a page of ours that asks again has it."""
+
+
 def _turned_away(request: Request, stranger: Stranger) -> Response:
     page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
-    if page and stranger.status == 401:
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return RedirectResponse(f"/login?{urlencode({'next': path})}", 303)
-    headers = {"WWW-Authenticate": "Bearer"} if stranger.status == 401 else {}
-    return problem(stranger.status, stranger.reason, headers)
+    if not page or stranger.status != 401:
+        headers = {"WWW-Authenticate": "Bearer"} if stranger.status == 401 else {}
+        return problem(stranger.status, stranger.reason, headers)
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        return HTMLResponse(_ONCE_MORE)
+    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return RedirectResponse(f"/login?{urlencode({'next': path})}", 303)

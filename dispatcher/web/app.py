@@ -12,6 +12,7 @@ from dispatcher.web.access import Access, Gate, Scope, needs
 from dispatcher.web.events import EventsPage
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
+from dispatcher.web.login import LoginPages
 
 
 def application(events: EventsPage, ready: ReadyPage, gate: Gate) -> ASGIApp:
@@ -20,6 +21,7 @@ def application(events: EventsPage, ready: ReadyPage, gate: Gate) -> ASGIApp:
             Route("/events", needs(Scope.PUBLISH, events.post), methods=["POST"]),
             Route("/healthz", health.alive),
             Route("/readyz", ready.get),
+            *LoginPages(gate).routes(),
         ],
         middleware=[Middleware(Access, gate=gate)],
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ import aiohttp
 import pytest
 import yaml
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
+from tests.support.chromium import needs_a_browser, opened
 from tests.support.service import COMMAND
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-needs_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture
@@ -47,21 +45,19 @@ async def url(tmp_path: Path) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        await opened.close()
+    async with opened() as chromium:
+        yield chromium
 
 
 @pytest.fixture
 async def page(browser: Browser, url: str) -> AsyncIterator[Page]:
-    opened = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
+    page = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
     wrong: list[str] = []
-    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    await opened.goto(url)
-    await expect(opened.locator("#state")).to_have_text("Within the provider's limits")
-    yield opened
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    await page.goto(url)
+    await expect(page.locator("#state")).to_have_text("Within the provider's limits")
+    yield page
     assert wrong == []
 
 

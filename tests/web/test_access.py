@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dispatcher.clock import SystemClock
 from dispatcher.web.access import Access, Gate, Scope, needs
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
@@ -46,7 +47,7 @@ async def guarded(**http: Any) -> AsyncIterator[str]:
             Route("/console/", needs(Scope.READ, _token)),
             Route("/redrive", needs(Scope.OPERATE, _change), methods=["POST"]),
         ],
-        middleware=[Middleware(Access, gate=Gate(HttpConfig.model_validate(http)))],
+        middleware=[Middleware(Access, gate=Gate(HttpConfig.model_validate(http), SystemClock()))],
     )
     async with serving(SafeHeaders(pages), "127.0.0.1", 0) as url:
         yield url

@@ -1,0 +1,81 @@
+"""/login, where a person shows a token and gets a session, and /logout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from dispatcher.web.access import Gate, Scope, is_foreign, needs
+from dispatcher.web.answers import problem
+from dispatcher.web.limits import neighbourhood
+
+log = structlog.get_logger(__name__)
+
+HOME = "/console/"
+_PAGES = Path(__file__).parent / "pages"
+
+
+class LoginPages:
+    """The form, its style, and the way out."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        templates = Environment(loader=FileSystemLoader(_PAGES), autoescape=True, undefined=StrictUndefined)
+        self._form = templates.get_template("login.html.j2")
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/login", self._show),
+            Route("/login", self._log_in, methods=["POST"]),
+            Route("/login/style.css", self._style),
+            Route("/logout", needs(Scope.READ, self._log_out), methods=["POST"]),
+        ]
+
+    async def _show(self, request: Request) -> Response:
+        goal = local(request.query_params.get("next", HOME))
+        if self._gate.open:  # nobody has to
+            return RedirectResponse(goal, 303)
+        return self._page(goal)
+
+    async def _log_in(self, request: Request) -> Response:
+        if is_foreign(request):
+            return problem(403, "another site's page asked for this")
+        client = neighbourhood(request.client.host if request.client else "")
+        if wait := self._gate.attempts.take(client):
+            seconds = int(wait.total_seconds()) + 1
+            return self._page(HOME, f"Too many attempts: try again in {seconds} s.", 429, {"Retry-After": str(seconds)})
+        form = await request.form(max_files=0, max_fields=10)
+        goal, shown = local(str(form.get("next", HOME))), str(form.get("token", "")).strip()
+        session = self._gate.log_in(shown)
+        if session is None:
+            log.warning("a login was refused", client=client)
+            return self._page(goal, "This token is not known here, or opens no page.", 403)
+        log.info("logged in", caller=session.name, client=client)
+        answer = RedirectResponse(goal, 303)
+        self._gate.sessions.begin(answer, session, secure=request.url.scheme == "https")
+        return answer
+
+    async def _log_out(self, _: Request) -> Response:
+        answer = RedirectResponse("/login", 303)
+        self._gate.sessions.end(answer)
+        return answer
+
+    async def _style(self, _: Request) -> Response:
+        return Response((_PAGES / "login.css").read_bytes(), media_type="text/css")
+
+    def _page(
+        self, goal: str, trouble: str = "", status: int = 200, headers: dict[str, str] | None = None
+    ) -> HTMLResponse:
+        html = self._form.render(next=goal, trouble=trouble, oidc="")
+        return HTMLResponse(html, status, headers)
+
+
+def local(goal: str) -> str:
+    """Where to go after the login: a path of ours, whatever a link to the login page says."""
+    ours = goal.startswith("/") and not goal.startswith("//") and goal.isprintable() and "\\" not in goal
+    return goal if ours else HOME
