@@ -72,6 +72,8 @@ class Delivery:
     """`due_at` is the slot that its destination's pace gave it."""
     troubled: bool = False
     """Its destination has failed lately; not stored."""
+    occurred_at: datetime | None = None
+    """When what it tells of happened; unknown of what an earlier version recorded."""
 
 
 def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:

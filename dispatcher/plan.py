@@ -337,6 +337,7 @@ class _Making:
             created_at=self.now,
             due_at=self.now,
             owed_since=self.now,
+            occurred_at=self.event.occurred_at,
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
         )

@@ -89,12 +89,13 @@ async def _try_kafka(settings: Settings) -> Sequence[Finding]:
 async def _try_ledger(settings: Settings) -> Sequence[Finding]:
     from channels.contract import Finding
     from dispatcher.cli.output import time_text
+    from dispatcher.clock import SystemClock
     from dispatcher.errors import DispatcherError
     from dispatcher.ledger import Ledger
 
     try:
         async with Ledger(settings.ledger.url) as ledger:
-            await ledger.ping()
+            await ledger.ping(now=SystemClock().now())
             newest = await ledger.newest()
     except DispatcherError as error:
         return [Finding(f"{error}; check ledger.url", ok=False)]

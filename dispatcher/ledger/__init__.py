@@ -6,6 +6,7 @@ and out, `tables` how it lies, `database` how it is opened.
 
 from dispatcher.ledger.entries import (
     Attempt,
+    Backlog,
     Claim,
     EventFilter,
     Filed,
@@ -20,6 +21,7 @@ from dispatcher.ledger.ledger import Ledger
 
 __all__ = [
     "Attempt",
+    "Backlog",
     "Claim",
     "EventFilter",
     "Filed",

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
 
-HEAD = "0002"
+HEAD = "0005"
 """The newest migration; a test holds it to the scripts."""
 
 _MIGRATION_LOCK = 0x666C797465  # "flyte": PostgreSQL's advisory lock, so that replicas migrate one after another

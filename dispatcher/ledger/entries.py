@@ -31,6 +31,8 @@ class Recorded:
     """What the event ends, if it is a success."""
     version: NewVersion | None = None
     """What is told where the launch plan's version is new; None where nobody wants to know."""
+    kind: str = ""
+    """What the message was (`decode.kind_of`); not stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,20 @@ class Claim:
     deliveries: Sequence[Delivery]
     next_at: datetime | None = None
     """The first slot of those that had to wait; None where none had to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What one channel has still to do, and has given up."""
+
+    oldest: datetime | None = None
+    """When the oldest of those that wait was made."""
+    waiting: int = 0
+    due: int = 0
+    """Those of the waiting that could go now and are in nobody's hands, as far as they were counted."""
+    dead: int = 0
+    broken: int = 0
+    """Destinations whose breaker is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,18 @@ from channels.contract import Answer, Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger.database import Database
-from dispatcher.ledger.entries import BODY_KEPT, Attempt, Claim, Filed, Filter, Known, Recorded, Rejected, Settlement
+from dispatcher.ledger.entries import (
+    BODY_KEPT,
+    Attempt,
+    Backlog,
+    Claim,
+    Filed,
+    Filter,
+    Known,
+    Recorded,
+    Rejected,
+    Settlement,
+)
 from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.search import conditions
 from dispatcher.ledger.standings import Standings
@@ -36,12 +47,14 @@ from dispatcher.ledger.tables import (
     versions,
 )
 from dispatcher.ledger.views import Views
-from dispatcher.pacing import Gate, Standing
+from dispatcher.pacing import ENOUGH, Gate, Standing
 from dispatcher.phase import TERMINAL
 
 SECOND_LOOKS = (100, 100, 100)
 """So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
-_SINCE, _SWEPT = "since", "swept"
+DUE_COUNTED = 10_000
+"""Of what is due no more is counted, by channel."""
+_SINCE, _SWEPT, _PINGED = "since", "swept", "pinged"
 _MARK = select(marks.c.at).where(marks.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))
 LATE = "the lease had run out, so this ending counted for nothing"
@@ -443,10 +456,40 @@ class Ledger:
             rows = (await connection.execute(query)).all()
         return {(row.channel, State(row.state)): row.number for row in rows}
 
-    async def ping(self) -> None:
-        """Return where the ledger can be written. Raises LedgerUnavailable where it can't."""
+    async def backlog(self, *, now: datetime) -> Mapping[str, Backlog]:
+        """What each channel has still to do, and has given up. Cheap: it reads indexes of what isn't settled."""
+        channel, number = deliveries.c.channel, func.count()
+        waiting = deliveries.c.state == State.WAITING
+        queries = (
+            select(channel, func.min(deliveries.c.created_at), number).where(waiting).group_by(channel),
+            select(channel, number).where(deliveries.c.state == State.DEAD).group_by(channel),
+            select(destinations.c.channel, number)
+            .where(destinations.c.failures >= ENOUGH)
+            .group_by(destinations.c.channel),
+        )
+        due: dict[str, int] = {}
+        async with self._database.reading() as connection:
+            queued, dead, broken = [{row[0]: row[1:] for row in await connection.execute(one)} for one in queries]
+            for name in queued:
+                could_go = select(channel).where(channel == name, waiting, deliveries.c.due_at <= now)
+                some = could_go.limit(DUE_COUNTED).subquery()
+                due[name] = await connection.scalar(select(number).select_from(some)) or 0
+        return {
+            name: Backlog(
+                oldest=queued[name][0] if name in queued else None,
+                waiting=queued[name][1] if name in queued else 0,
+                due=due.get(name, 0),
+                dead=dead[name][0] if name in dead else 0,
+                broken=broken[name][0] if name in broken else 0,
+            )
+            for name in queued.keys() | dead.keys() | broken.keys()
+        }
+
+    async def ping(self, *, now: datetime) -> None:
+        """Return once a row has been written: a full disk answers everything less. Raises LedgerUnavailable."""
         async with self._database.writing() as connection:
-            await connection.execute(update(events).where(events.c.key == "").values(reason=""))
+            await self._insert(connection, marks, [{"name": _PINGED, "at": now}])
+            await connection.execute(update(marks).where(marks.c.name == _PINGED).values(at=now))
 
     # -- rows
 
@@ -674,6 +717,7 @@ def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
         "recovery": delivery.recovery,
         "instead_of": delivery.instead_of or None,
         "booked": delivery.booked,
+        "occurred_at": delivery.occurred_at,
     }
 
 
@@ -738,6 +782,7 @@ def _delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
         recovery=row.recovery,
         instead_of=row.instead_of or "",
         booked=row.booked,
+        occurred_at=row.occurred_at,
     )
 
 

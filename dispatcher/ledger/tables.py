@@ -144,7 +144,8 @@ marks = Table(
     Column("name", String(32), primary_key=True),
     Column("at", UtcTime, nullable=False),
 )
-"""Moments to remember: `since` the ledger knows all that was told, and what was `swept` for lost events."""
+"""Moments to remember: `since` the ledger knows all that was told, what was `swept` for lost events, and when it was
+last `pinged`."""
 
 contents = Table(
     "contents",
@@ -180,6 +181,7 @@ deliveries = Table(
     Column("recovery", Boolean, nullable=False),
     Column("instead_of", String(64)),
     Column("booked", Boolean, nullable=False),
+    Column("occurred_at", UtcTime),
     Index("ix_deliveries_event", "event"),
     Index(
         "ix_deliveries_conversation",
@@ -201,6 +203,21 @@ deliveries = Table(
         "due_at",
         sqlite_where=text("state = 'waiting'"),
         postgresql_where=text("state = 'waiting'"),
+    ),
+    Index(
+        "ix_deliveries_backlog",
+        "state",  # or SQLite would look at each row after all
+        "channel",
+        "created_at",
+        sqlite_where=text("state = 'waiting'"),
+        postgresql_where=text("state = 'waiting'"),
+    ),
+    Index(
+        "ix_deliveries_dead",
+        "state",
+        "channel",
+        sqlite_where=text("state = 'dead'"),
+        postgresql_where=text("state = 'dead'"),
     ),
     Index("ix_deliveries_state_created_at", "state", "created_at"),
     Index("ix_deliveries_content", "content"),

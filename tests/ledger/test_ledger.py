@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from channels.contract import Answer, Receipt
 from dispatcher.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
 from dispatcher.event import Event, Started
-from dispatcher.ledger import Claim, Filter, Ledger, Recorded, Rejected, Settlement
+from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Recorded, Rejected, Settlement
 from dispatcher.ledger.ledger import LATE
 from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
 from dispatcher.phase import Phase
@@ -364,6 +366,54 @@ async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_ur
     with pytest.raises(LedgerIncompatible, match="made by a newer one"):
         await database.migrate()
     await database.aclose()
+
+
+async def test_what_is_to_be_done_is_counted_by_channel(ledger: Ledger) -> None:
+    waiting = [a_delivery(key=f"w{number}", due_at=NOW + number * MINUTE) for number in range(3)]
+    dead = [a_delivery(key="d", channel="slack", state=State.DEAD)]
+    older = a_delivery(key="o", channel="slack", created_at=NOW - MINUTE)
+    await ledger.record([heard(*waiting, *dead, older)], [], now=NOW)
+    assert len(await claim(ledger, 1)) == 1
+
+    assert await ledger.backlog(now=NOW + SECOND) == {
+        "email": Backlog(oldest=NOW, waiting=3, due=0, dead=0, broken=0),
+        "slack": Backlog(oldest=NOW - MINUTE, waiting=1, due=1, dead=1, broken=0),
+    }
+    assert (await ledger.backlog(now=NOW + MINUTE))["email"].due == 2
+
+
+async def test_counting_what_is_to_be_done_reads_no_settled_delivery(tmp_path: Path) -> None:
+    from sqlalchemy import event
+
+    asked: list[tuple[str, Any]] = []
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        await ledger.record([heard(a_delivery())], [], now=NOW)
+        engine = ledger._database._engine.sync_engine
+        event.listen(engine, "before_cursor_execute", lambda *facts: asked.append((facts[2], facts[3])))
+        await ledger.backlog(now=NOW)
+    asked = [(query, given) for query, given in asked if "FROM deliveries" in query]
+    assert len(asked) == 3
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
+        for query, given in asked:
+            plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", [str(one) for one in given])]
+            indexes = {"ix_deliveries_backlog", "ix_deliveries_dead", "ix_deliveries_due"}
+            assert any(index in step for step in plan for index in indexes), plan
+
+
+async def test_a_ping_writes_a_row(ledger: Ledger, ledger_url: str) -> None:
+    from sqlalchemy import text
+
+    from dispatcher.ledger.database import Database
+
+    for now in (NOW, NOW + MINUTE, NOW):
+        await ledger.ping(now=now)
+        database = Database(ledger_url)
+        async with database.reading() as connection:
+            query = text("SELECT extract(epoch FROM at) FROM marks WHERE name = 'pinged'")
+            if database.sqlite:
+                query = text("SELECT unixepoch(at) FROM marks WHERE name = 'pinged'")
+            assert int(await connection.scalar(query)) == NOW.timestamp() + (now - NOW).total_seconds()
+        await database.aclose()
 
 
 async def test_a_purge_forgets_old_rejected_messages_too(ledger: Ledger) -> None:

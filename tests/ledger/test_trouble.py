@@ -284,7 +284,7 @@ async def test_a_locked_file_is_waited_for_and_then_told_and_nobody_queues_for_l
                 claim(ledger, now=NOW + 2 * MINUTE),
                 ledger.settle(ended(delivery, SENT)),
                 ledger.release(delivery, due_at=NOW),
-                ledger.ping(),
+                ledger.ping(now=NOW),
             ]
             ends = await asyncio.gather(*attempts, return_exceptions=True)
             assert asyncio.get_running_loop().time() - began < 15
@@ -298,6 +298,21 @@ async def test_a_locked_file_is_waited_for_and_then_told_and_nobody_queues_for_l
         assert len(await ledger.record([an_owed("second")], [], now=NOW)) == 1
 
 
+async def test_a_full_disk_is_found_out_by_the_ping(tmp_path: Path) -> None:
+    """Without anything else being written: readiness has to tell it before an event meets it."""
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        await ledger.ping(now=NOW)
+        room = (tmp_path / "ledger.db-wal").stat().st_size
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(LedgerUnavailable, match="can't be used now"):
+                await ledger.ping(now=NOW + MINUTE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        await ledger.ping(now=NOW + MINUTE)
+
+
 async def test_questions_that_were_given_up_on_a_locked_file_leave_no_lock_behind(tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
@@ -305,10 +320,10 @@ async def test_questions_that_were_given_up_on_a_locked_file_leave_no_lock_behin
             for _ in range(8):  # more than the pool holds
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.1):
-                        await ledger.ping()
+                        await ledger.ping(now=NOW)
             other.execute("ROLLBACK")
         async with asyncio.timeout(5):
-            await ledger.ping()
+            await ledger.ping(now=NOW)
 
 
 async def test_a_folder_that_may_not_be_written_is_told_and_serves_when_it_may(folder: Path) -> None:
@@ -334,7 +349,7 @@ async def test_a_file_that_may_not_be_written_is_told_and_serves_when_it_may(fol
     with unprivileged():
         ledger = Ledger(url)
         await ledger.open()
-        for call in (ledger.ping(), claim(ledger), ledger.record([an_owed("second")], [refused()], now=NOW)):
+        for call in (ledger.ping(now=NOW), claim(ledger), ledger.record([an_owed("second")], [refused()], now=NOW)):
             with pytest.raises(
                 LedgerUnavailable, match=r"ledger\.url: the file .*: attempt to write a readonly database"
             ):
@@ -343,7 +358,7 @@ async def test_a_file_that_may_not_be_written_is_told_and_serves_when_it_may(fol
     allow(folder / "ledger.db", 0o666)
     with unprivileged():
         with suppress(LedgerUnavailable):
-            await ledger.ping()  # may still be given what was opened for reading
+            await ledger.ping(now=NOW)  # may still be given what was opened for reading
         (delivery,) = await claim(ledger)
         assert await ledger.settle(ended(delivery, SENT))
         await ledger.aclose()

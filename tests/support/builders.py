@@ -64,6 +64,7 @@ def a_delivery(
         "created_at": NOW,
         "due_at": NOW,
         "owed_since": facts.get("created_at", NOW),
+        "occurred_at": NOW,
         **facts,
     }
     return Delivery(**given)
