@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -52,6 +52,10 @@ class Courier:
     """What each destination is spared."""
     lease: timedelta = LEASE
     """How long a claim holds."""
+    settled: Callable[[Settlement, bool], None] = lambda *_: None
+    """Told of each ending that is in the ledger, and whether it counted: the lease was still ours."""
+    put_off: Callable[[int], None] = lambda _: None
+    """Told how many deliveries a claim found due and put off, for their destinations' sake."""
     _bell: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
     _abandoned: bool = False
@@ -64,6 +68,16 @@ class Courier:
     _breaker: Breaker = field(default_factory=Breaker)
     _alarm: datetime | None = None
     """When something is due that we know of."""
+
+    @property
+    def resting(self) -> bool:
+        """Whether the breaker of the whole provider is open."""
+        return self._breaker.open
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries are being carried."""
+        return len(self._carrying)
 
     @property
     def _settling_share(self) -> timedelta:
@@ -121,6 +135,7 @@ class Courier:
             log.warning("waiting for the ledger", channel=self.name, reason=str(error))
             return []
         self._alarm = claim.next_at
+        self.put_off(gate.put_off)
         return claim.deliveries
 
     async def _wait_for_work(self) -> None:
@@ -216,7 +231,10 @@ class Courier:
 
     async def _write(self, ending: Settlement) -> bool:
         follow_ups = await self._follow_ups(ending.delivery, ending.outcome, ending.ended_at)
-        return await self.ledger.settle(replace(ending, follow_ups=follow_ups))
+        whole = replace(ending, follow_ups=follow_ups)
+        held = await self.ledger.settle(whole)
+        self.settled(whole, held)
+        return held
 
     async def _follow_ups(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
         """What the ending gives rise to: refused recipients stand alone, an unserved one goes to the fallback."""

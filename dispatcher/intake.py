@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.decode import Headers, decode, is_foreign
+from dispatcher.decode import Headers, decode, is_foreign, kind_of
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import Ledger, Recorded, Rejected, rejected_id
@@ -35,6 +36,10 @@ class Heard:
     new: frozenset[str] = frozenset()
     """The keys of the events that were not in the ledger before."""
     started: Sequence[Started] = ()
+    source: str = ""
+    """`kafka`, or the position that its messages share: `http`, `reconcile`, `canary`."""
+    messages: int = 0
+    """How many it had, of every type."""
 
 
 PAUSE = timedelta(seconds=1)
@@ -94,7 +99,9 @@ class Intake:
 
         Raises Unavailable; nothing is then recorded, and the same messages may be brought again.
         """
-        return await self._record(await self.understand(messages))
+        brought = list(messages)
+        entries = await self.understand(brought)
+        return await self._record(entries, source=brought[0][2] if brought else "", messages=len(brought))
 
     async def understand(self, messages: Iterable[Brought]) -> list[Entry]:
         """What messages come to; nothing where one is no event of ours, or the execution goes on.
@@ -111,7 +118,9 @@ class Intake:
         entries = await _until_done(lambda: self._decided(read, decided), source)
         if entries is None:
             return False
-        return await _until_done(lambda: self._record(entries), source) is not None
+        messages = len(batch.messages) + len(batch.spoilt)
+        record = partial(self._record, entries, source="kafka", messages=messages)
+        return await _until_done(record, source) is not None
 
     def _glanced(self, batch: Batch) -> list[_Read]:
         read: list[_Read] = [self._reject(reason, (), b"", position) for position, reason in batch.spoilt]
@@ -176,14 +185,14 @@ class Intake:
             started |= await self.ledger.started(untold)
         return started
 
-    async def _record(self, entries: Sequence[Entry]) -> Heard:
+    async def _record(self, entries: Sequence[Entry], *, source: str, messages: int) -> Heard:
         recorded = [entry for entry in entries if isinstance(entry, Recorded)]
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
         started = [entry for entry in entries if isinstance(entry, Started)]
         new = await self.ledger.record(recorded, rejected, started, now=self.clock.now())
         if started:
             await self._replay({entry.execution for entry in started})
-        heard = Heard(recorded, rejected, new, started)
+        heard = Heard(recorded, rejected, new, started, source, messages)
         _tell(heard)
         self.recorded(heard)
         return heard
@@ -215,6 +224,7 @@ class Intake:
                 deliveries=self.planner.plan(event, decision.matched, now=now),
                 version=None if silenced else self.planner.version(event, decision.rules, now=now),
                 recovery=None if silenced else self.planner.recovery(event, now=now),
+                kind=kind_of(ended.headers),
             )
         except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
             return self._trip_over(error, ended.headers, ended.value, ended.position)

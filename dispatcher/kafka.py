@@ -211,6 +211,8 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         """Counts rebalances: work begun in an earlier one must not be committed in this one."""
         self.done: dict[TopicPartition, int] = {}
         """Offsets to commit at the next occasion."""
+        self.newest: dict[TopicPartition, float] = {}
+        """When the last message of each partition was written, in seconds since 1970."""
 
     async def open(self) -> None:
         """Connect; the group is joined by the first read. A topic that isn't there yet keeps nobody waiting."""
@@ -319,6 +321,7 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         for partition, records in taken.items():
             found.records += records
             found.following[partition] = records[-1].offset + 1
+            self.newest[partition] = records[-1].timestamp / 1000
         return sum(map(len, taken.values()))
 
     async def _step_over(self, found: _Found, partition: TopicPartition, *, most: int) -> None:
@@ -439,13 +442,20 @@ class KafkaSource:
         missing = [topic for topic in self._config.topics if not reading.consumer.partitions_for_topic(topic)]
         return f"no such topic, so far: {', '.join(missing)}" if missing else None
 
-    async def lag(self) -> Mapping[str, int]:
-        """How many messages each of our partitions (`topic/partition`) holds that we have not read; for metrics.
+    async def lag(self) -> Mapping[tuple[str, int], int]:
+        """How many messages each of our partitions, by topic and number, holds that we have not read; for metrics.
 
         Raises KafkaError or TimeoutError while the broker doesn't answer.
         """
         lag = await self._reading.lag() if self._reading is not None else {}
-        return {f"{part.topic}/{part.partition}": behind for part, behind in lag.items()}
+        return {(part.topic, part.partition): behind for part, behind in lag.items()}
+
+    def newest(self) -> Mapping[tuple[str, int], float]:
+        """When the last message that we have read of each partition was written, in seconds since 1970."""
+        if self._reading is None:
+            return {}
+        ours = self._reading.consumer.assignment()
+        return {(part.topic, part.partition): at for part, at in self._reading.newest.items() if part in ours}
 
     async def _next_batch(self) -> Batch | None:
         """The next batch; None where none came for a good while, or we are stopping.

@@ -160,6 +160,8 @@ class Gate:
     now: datetime
     busy: Counter[str] = field(default_factory=Counter)
     """How many are on their way to each destination."""
+    put_off: int = 0
+    """How many were told to come later."""
 
     def minds(self, name: str) -> bool:
         """Whether it matters how the destination stands."""
@@ -173,11 +175,13 @@ class Gate:
     def admit(self, name: str, standing: Standing, *, booked: bool) -> Admission | None:
         """Let one more go, or say when; None where its destination is crowded. `booked`: it has waited for its slot."""
         if name and standing.held_until is not None and standing.held_until > self.now:
+            self.put_off += 1
             return self._book(standing, standing.held_until)
         if name and self.busy[name] >= self.pace.at_once:
             return None
         admission = Admission(standing, self.now, booked) if booked else self._book(standing, self.now)
         if admission.at > self.now:
+            self.put_off += 1
             return admission
         self.busy[name] += 1
         if name and standing.broken:  # half-open: this one finds out, and the others wait for what it finds
@@ -208,6 +212,11 @@ class Breaker:
     _silent: int = 0
     """Sends in a row that got no answer."""
     _resting: datetime | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it rests, or a single delivery finds out whether it is back."""
+        return self._resting is not None
 
     def hands(self, hands: int, now: datetime) -> int:
         """How many of our hands may reach for this provider now: none, one to try, or all."""

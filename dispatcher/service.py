@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -30,10 +31,12 @@ from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.settings import Settings
-from dispatcher.web.access import Gate
+from dispatcher.telemetry import Telemetry
+from dispatcher.web.access import Gate, Scope, needs
 from dispatcher.web.app import application
 from dispatcher.web.events import EventsPage
 from dispatcher.web.health import Question, ReadyPage
+from dispatcher.web.metrics import Look, MetricsPage
 from dispatcher.web.server import serving
 
 if TYPE_CHECKING:  # it needs an extra to be loaded
@@ -61,6 +64,7 @@ class Service:
     """Called once everything runs, with the base URL of the HTTP intake if there is one."""
     heard: Callable[[Heard], None] = lambda _: None
     """Told of every batch that is in the ledger."""
+    telemetry: Telemetry = field(default_factory=Telemetry)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _couriers: list[Courier] = field(default_factory=list)
 
@@ -84,7 +88,9 @@ class Service:
             rules.load()
             rules.tell_problems()
             admin = await stack.enter_async_context(asking_flyte_admin(self.settings, self.clock))
-            planner = make_planner(self.settings, channels)
+            planner = make_planner(self.settings, channels, self.telemetry.template_failed)
+            for name in channels:
+                self.telemetry.channel(name)
             self._couriers = [self._courier(name, channel, ledger, planner) for name, channel in channels.items()]
             look_up = admin.look_up if admin is not None else None
             intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
@@ -151,6 +157,7 @@ class Service:
             courier.abandon()
 
     def _announce(self, heard: Heard) -> None:
+        self.telemetry.heard(heard, now=self.clock.now())
         owed = {delivery.channel for entry in heard.recorded for delivery in entry.deliveries}
         for courier in self._couriers:
             if courier.name in owed:
@@ -171,6 +178,8 @@ class Service:
             hands=section.concurrency,
             pace=section.pace(),
             lease=self.settings.ledger.lease,
+            settled=self.telemetry.settled,
+            put_off=partial(self.telemetry.put_off, name),
         )
 
     @asynccontextmanager
@@ -181,14 +190,39 @@ class Service:
         if http is None:
             yield None
             return
-        questions: dict[str, Question] = {"ledger": ledger.ping, "service": self._not_stopping}
+        questions: dict[str, Question] = {
+            "ledger": lambda: ledger.ping(now=self.clock.now()),
+            "service": self._not_stopping,
+        }
         if source is not None:
             questions["kafka"] = source.trouble
         if admin is not None:
             questions["flyte_admin"] = admin.trouble
-        pages = application(EventsPage(intake.take), ReadyPage(questions), Gate(http, self.clock))
+        ready = ReadyPage(questions)
+        metrics = MetricsPage(self.telemetry.page, self._looks(ready, ledger, source), self.telemetry.collected).get
+        seen = metrics if http.metrics == "open" else needs(Scope.READ, metrics)
+        pages = application(EventsPage(intake.take), ready, seen, Gate(http, self.clock))
         async with serving(pages, *http.address) as url:
             yield url
+
+    def _looks(self, ready: ReadyPage, ledger: Ledger, source: KafkaSource | None) -> Mapping[str, Look]:
+        """What is looked up when somebody asks for the metrics."""
+
+        async def rooms() -> None:
+            for courier in self._couriers:
+                self.telemetry.courier(courier.name, in_hand=courier.in_hand, resting=courier.resting)
+            self.telemetry.readiness(await ready.answers())
+
+        async def backlog() -> None:
+            self.telemetry.backlog(None, now=self.clock.now())
+            self.telemetry.backlog(await ledger.backlog(now=self.clock.now()), now=self.clock.now())
+
+        async def kafka() -> None:
+            assert source is not None  # noqa: S101 - see below
+            self.telemetry.kafka(None, source.newest())
+            self.telemetry.kafka(await source.lag(), source.newest())
+
+        return {"rooms": rooms, "ledger": backlog, **({"kafka": kafka} if source is not None else {})}
 
     async def _not_stopping(self) -> str | None:
         return "stopping" if self._stopping.is_set() else None
@@ -199,7 +233,9 @@ def open_channels(settings: Settings) -> dict[str, Channel]:
     return {name: KINDS[name].open(section) for name, section in settings.channel_sections.items()}
 
 
-def make_renderer(settings: Settings, first: Sequence[Path] = ()) -> Renderer:
+def make_renderer(
+    settings: Settings, first: Sequence[Path] = (), failed: Callable[[str], None] = lambda _: None
+) -> Renderer:
     """The renderer over the configured templates. Raises TemplateError for a folder that isn't there.
 
     `first`: folders of templates that go before the settings'.
@@ -212,6 +248,7 @@ def make_renderer(settings: Settings, first: Sequence[Path] = ()) -> Renderer:
         logs_url=settings.logs_url,
         severity=_severity(settings),
         provided=TEMPLATES,
+        failed=failed,
     )
 
 
@@ -226,11 +263,15 @@ def _severity(settings: Settings) -> Callable[[Event], str | None]:
     return severity
 
 
-def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
+def make_planner(
+    settings: Settings, channels: Mapping[str, Channel], template_failed: Callable[[str], None] = lambda _: None
+) -> Planner:
     """The planner over the configured channels and templates. Raises SettingsError for templates that can't
     be read, and for fallback recipients and those of `rules.recipients` that can't be reached.
+
+    `template_failed`: told the channel of each message for which a built-in template stood in.
     """
-    renderer = make_renderer(settings)
+    renderer = make_renderer(settings, failed=template_failed)
     fallbacks = {
         name: section.fallback
         for name, section in settings.channel_sections.items()

@@ -85,6 +85,7 @@ class Renderer:
         logs_url: str = "",
         severity: Severity = _by_phase,
         provided: Mapping[str, Path | None] | None = None,
+        failed: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`paths`: folders laid out as the built-in templates. `overrides`: folders for some messages alone.
 
@@ -93,7 +94,8 @@ class Renderer:
 
         For each file of a message the first folder that has it wins: those of the overrides that hold, in
         their order, then `paths`, then the built-in ones. `provided`: channels of other packages, and the document
-        template that each brings along; `NAME/message.yaml` in a folder goes before it.
+        template that each brings along; `NAME/message.yaml` in a folder goes before it. `failed`: told the channel of
+        each message for which the built-in template had to stand in.
 
         Raises TemplateError for a folder that isn't there.
         """
@@ -106,6 +108,7 @@ class Renderer:
         self._console_url = console_url
         self._logs_url = logs_url
         self._severity = severity
+        self._failed = failed
         self._latest: tuple[Event, Context] | None = None
         self._provided = provided or {}
         self._built_in = _Templates([built_in_folder()], self._provided, metered=False)
@@ -199,6 +202,7 @@ class Renderer:
             return None
         if resting := self._resting.get((channel, look), 0):
             self._resting[channel, look] = resting - 1
+            self._failed(channel)
             return None
         rest = 0
         try:
@@ -213,6 +217,7 @@ class Renderer:
         log.error(
             "a template failed: the built-in one is used instead", channel=channel, reason=reason, next_messages=rest
         )
+        self._failed(channel)
         return None
 
     def _with_own(self, template: str | None, channel: str, context: Context, content: Content) -> Content:
@@ -223,6 +228,7 @@ class Renderer:
             html = flyte.substitute(template, context, budget=limits.MAIL_HTML)
         except flyte.TooLarge:
             log.error("a launch plan's own template is too large: the built-in one is used instead", what=context.what)
+            self._failed(channel)
             return content
         if not html.strip():
             return content

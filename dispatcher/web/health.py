@@ -27,8 +27,12 @@ class ReadyPage:
     def __init__(self, questions: dict[str, Question]) -> None:
         self._questions = questions
 
+    async def answers(self) -> dict[str, str | None]:
+        """What each room says."""
+        return {name: await _ask(question) for name, question in self._questions.items()}
+
     async def get(self, _: Request) -> Response:
-        answers = {name: await _ask(question) for name, question in self._questions.items()}
+        answers = await self.answers()
         troubles = {name: answer for name, answer in answers.items() if answer is not None}
         if troubles:
             return JSONResponse({"status": "not ready", "why": troubles}, 503)

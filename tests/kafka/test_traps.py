@@ -308,7 +308,7 @@ async def test_lag_counts_what_is_still_to_be_read(broker: Broker, topic: str, a
     source = KafkaSource(settings)
     batches = source.batches()
     await anext(batches)
-    assert await source.lag() == {f"{topic}/0": 0, f"{topic}/1": 19, f"{topic}/2": 0, f"{topic}/3": 0}
+    assert await source.lag() == {(topic, 0): 0, (topic, 1): 19, (topic, 2): 0, (topic, 3): 0}
     source.stop()
     await anext(batches, None)
 

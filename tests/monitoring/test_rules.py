@@ -1,0 +1,169 @@
+"""Alerts, dashboard, runbook and the list of metrics say nothing that isn't there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.testing
+import yaml
+
+from dispatcher.cli import app
+from dispatcher.telemetry import Described, Telemetry
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy/prometheus/rules.yaml"
+TESTS = ROOT / "deploy/prometheus/tests.yaml"
+DASHBOARD = ROOT / "deploy/grafana/dispatcher.json"
+RUNBOOK = (ROOT / "docs/runbook.md").read_text()
+METRICS = (ROOT / "docs/metrics.md").read_text()
+
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool on this machine (Debian: prometheus)")
+
+OURS = {one.name: one for one in Telemetry().described}
+TABLE = re.compile(r"^\| `(dispatcher_\w+)` \| (\w+) \| (.*?) \| (.*?) \| `(.*)` \|$", re.MULTILINE)
+SELECTOR = re.compile(r"\b(dispatcher_\w+)(?:\{([^}]*)\})?")
+GIVEN_BY_PROMETHEUS = {"job", "instance", "le"}
+
+
+def promtool(*arguments: str, given: str = "") -> str:
+    done = subprocess.run(
+        [PROMTOOL or "promtool", *arguments], input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def panels() -> Iterator[dict[str, Any]]:
+    yield from (panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row")
+
+
+def queries_of_the_dashboard() -> list[str]:
+    return [target["expr"] for panel in panels() for target in panel["targets"]]
+
+
+def all_queries() -> list[str]:
+    documented = [query for *_, query in TABLE.findall(METRICS)]
+    return [*queries_of_the_dashboard(), *(rule["expr"] for rule in alerts()), *documented]
+
+
+def metric(name: str) -> Described:
+    """The metric that a series belongs to."""
+    if name not in OURS:
+        name = re.sub(r"_(bucket|sum|count)$", "", name)
+        assert OURS[name].kind == "histogram", name
+    return OURS[name]
+
+
+def test_the_list_of_metrics_says_what_the_code_counts() -> None:
+    def row(one: Described) -> tuple[str, str, str, str]:
+        return one.name, one.kind, ", ".join(f"`{label}`" for label in one.labels) or "none", one.meaning
+
+    assert [row[:4] for row in TABLE.findall(METRICS)] == [row(one) for one in OURS.values()]
+
+
+def test_a_documented_query_is_about_its_metric() -> None:
+    for name, *_, query in TABLE.findall(METRICS):
+        assert name in {metric(found).name for found, _ in SELECTOR.findall(query)}, query
+
+
+def test_every_label_is_explained() -> None:
+    explained = set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| [^|]+ \|$", METRICS, re.MULTILINE)))
+    )
+    assert {label for one in OURS.values() for label in one.labels} - {"version", "python"} <= explained
+
+
+def test_queries_name_metrics_and_labels_that_exist() -> None:
+    for query in all_queries():
+        selected = SELECTOR.findall(query)
+        labels = {label for name, _ in selected for label in metric(name).labels} | GIVEN_BY_PROMETHEUS
+        for name, chosen in selected:
+            asked = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", chosen))
+            assert asked <= {*metric(name).labels, *GIVEN_BY_PROMETHEUS}, query
+        for grouped in re.findall(r"by \(([^)]*)\)", query):
+            assert {label.strip() for label in grouped.split(",")} <= labels, query
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    shown = {metric(name).name for query in queries_of_the_dashboard() for name, _ in SELECTOR.findall(query)}
+    assert shown == OURS.keys()
+
+
+def test_the_dashboards_panels_are_all_visible_and_have_ids_of_their_own() -> None:
+    every = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in every}) == len(every)
+    places = [
+        (place["x"] + dx, place["y"] + dy)
+        for place in (panel["gridPos"] for panel in every)
+        for dx in range(place["w"])
+        for dy in range(place["h"])
+    ]
+    assert len(places) == len(set(places))
+    assert all(x < 24 for x, _ in places)
+
+
+@needs_promtool
+def test_the_dashboards_queries_are_promql(tmp_path: Path) -> None:
+    names = {"$__rate_interval": "5m", "$job": "x", "$channel": "x"}
+    rules = []
+    for number, query in enumerate([*queries_of_the_dashboard(), *(query for *_, query in TABLE.findall(METRICS))]):
+        for name, value in names.items():
+            query = query.replace(name, value)  # noqa: PLW2901
+        rules.append({"record": f"query:{number}", "expr": query})
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    promtool("check", "rules", str(tmp_path / "rules.yaml"))
+
+
+@needs_promtool
+def test_the_alerts_go_off_when_they_should_and_only_then() -> None:
+    promtool("test", "rules", str(TESTS))
+
+
+def test_every_alert_is_tried_by_going_off() -> None:
+    tried = {
+        one["alertname"]
+        for test in yaml.safe_load(TESTS.read_text())["tests"]
+        for one in test["alert_rule_test"]
+        if one.get("exp_alerts")
+    }
+    assert tried == {rule["alert"] for rule in alerts()}
+
+
+def test_every_alert_has_an_entry_in_the_runbook_and_every_entry_an_alert() -> None:
+    entries = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
+    assert entries == [rule["alert"] for rule in alerts()]
+    for rule in alerts():
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        text = RUNBOOK.partition(f"## {rule['alert']}\n")[2].partition("\n## ")[0]
+        assert "\nDo:" in text, rule["alert"]
+
+
+def test_links_within_the_runbook_lead_somewhere() -> None:
+    entries = {entry.lower() for entry in re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)}
+    assert {link for _, link in re.findall(r"\[(\w+)\]\(#(\w+)\)", RUNBOOK)} <= entries
+
+
+def test_the_runbooks_commands_exist_with_their_options() -> None:
+    commands = sorted(set(re.findall(r"^\$ dispatcher (.*)$", RUNBOOK, re.MULTILINE)))
+    assert len(commands) > 10
+    for command in commands:
+        words = shlex.split(command)
+        names = itertools.takewhile(lambda word: re.fullmatch(r"[a-z][a-z-]*", word), words)
+        asked = typer.testing.CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        assert asked.exit_code == 0, command
+        for option in (word for word in words if word.startswith("--")):
+            assert option in asked.output, command
