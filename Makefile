@@ -9,7 +9,7 @@ TESTS ?= tests
 WORKERS ?= 3
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
-.PHONY: help demo test check test-broker test-faults bench-channels bench-intake bench-render bench-rules lock clean
+.PHONY: help demo test check test-broker test-faults bench bench-smoke lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,17 +33,11 @@ test-broker: $(VENV)/.test ## the broker tests against real Apache Kafka, and no
 test-faults: $(VENV)/.test ## the proofs: kills, restarts, outages and a soak, twenty minutes in all
 	BROKER=apache $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_ARGS)
 
-bench-intake: $(VENV)/.test ## messages a second from real Kafka, beside a loop that does nothing with them
-	$(BIN)/python -m bench.intake
+bench: $(VENV)/.test ## every benchmark beside its baselines, fifteen minutes on a quiet machine (ONLY="mail start" for some)
+	$(BIN)/python -m bench $(addprefix --only ,$(ONLY)) $(BENCH_ARGS)
 
-bench-rules: $(VENV)/.test ## terminal events a second with FlyteAdmin answering in 20 ms, beside the same without it
-	$(BIN)/python -m bench.rules
-
-bench-render: $(VENV)/.test ## CPU a message, beside the template engine and the standard library's MIME builders
-	$(BIN)/python -m bench.render
-
-bench-channels: $(VENV)/.test ## messages a second through a channel, beside its bare client library
-	$(BIN)/python -m bench.channels
+bench-smoke: $(VENV)/.test ## whether the benchmarks still run
+	$(BIN)/python -m bench --smoke $(addprefix --only ,$(ONLY)) $(BENCH_ARGS)
 
 lock: $(VENV)/.test ## compile requirements/*.txt anew
 	.ci/lock

@@ -1,6 +1,8 @@
 """What a benchmark finds: figures beside a baseline of the same run, and the table that they make.
 
-A benchmark is a module with `figures(rounds, *, smoke) -> Iterable[Figure]`; `smoke` makes it as short as it can be and still run.
+A benchmark is a module with `figures(rounds, *, smoke) -> Iterable[Figure | Missing]`, which yields each as soon as it is
+measured; `smoke` makes it as short as it can be and still run. What a whole benchmark can't do without, it asks for by
+raising Unavailable; what only one line needs (Debian's Alertmanager, say) is a Missing in its place.
 """
 
 from __future__ import annotations
@@ -9,6 +11,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+
+class Unavailable(Exception):
+    """The benchmark can't run here; the message says what it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,26 @@ class Figure:
             return None
         return self.goal.met(self.ratio if self.goal.of == "ratio" else statistics.median(self.ours))
 
+    @property
+    def summary(self) -> str:
+        """One line, for whoever waits for the run."""
+        verdict = {True: ", goal met", False: ", goal missed", None: ""}[self.met]
+        return f"{self.work}, beside {self.baseline}: {_short(statistics.median(self.ours))}{self.unit}, {self._spread}{verdict}"
+
+    @property
+    def _spread(self) -> str:
+        return f"{self.ratio:.3g} ({min(self.ratios):.3g} to {max(self.ratios):.3g})"
+
+    def as_row(self) -> str:
+        ours, theirs = (f"{_short(statistics.median(values))}{self.unit}" for values in (self.ours, self.theirs))
+        goal = ""
+        if self.goal is not None:
+            goal = f"{self.goal.bound} {self.goal.value:g}{self.unit if self.goal.of == 'value' else ''}"
+        verdict = {True: "met", False: "missed", None: ""}[self.met]
+        return (
+            f"| {self.path} | {self.work} | {self.baseline} | {ours} | {theirs} | {self._spread} | {goal} | {verdict} |"
+        )
+
     def as_data(self) -> dict[str, Any]:
         return {
             "path": self.path,
@@ -65,6 +91,26 @@ class Figure:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """A line of the table that could not be measured here, and why."""
+
+    path: str
+    why: str
+    work: str = ""
+    baseline: str = ""
+
+    @property
+    def summary(self) -> str:
+        return f"{self.work or self.path}: {self.why}"
+
+    def as_row(self) -> str:
+        return f"| {self.path} | {self.work} | {self.baseline} | | | {self.why} | | |"
+
+    def as_data(self) -> dict[str, Any]:
+        return {"path": self.path, "work": self.work, "baseline": self.baseline, "missing": self.why}
+
+
 def interleaved(rounds: int, contenders: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     """What each contender measures, all of them once a round: whatever disturbs the machine disturbs all."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
@@ -74,22 +120,13 @@ def interleaved(rounds: int, contenders: Mapping[str, Callable[[], float]]) -> d
     return found
 
 
-def as_markdown(figures: Iterable[Figure]) -> str:
+def as_markdown(figures: Iterable[Figure | Missing]) -> str:
     """The table, for docs/performance.md."""
     lines = [
         "| path | work | baseline | ours | baseline's | ratio (lowest to highest) | goal | |",
         "|---|---|---|---:|---:|---:|---|---|",
+        *(one.as_row() for one in figures),
     ]
-    for one in figures:
-        ours, theirs = (f"{_short(statistics.median(values))}{one.unit}" for values in (one.ours, one.theirs))
-        spread = f"{one.ratio:.2f} ({min(one.ratios):.2f} to {max(one.ratios):.2f})"
-        goal = ""
-        if one.goal is not None:
-            goal = f"{one.goal.bound} {one.goal.value:g}{one.unit if one.goal.of == 'value' else ''}"
-        verdict = {True: "met", False: "missed", None: ""}[one.met]
-        lines.append(
-            f"| {one.path} | {one.work} | {one.baseline} | {ours} | {theirs} | {spread} | {goal} | {verdict} |"
-        )
     return "\n".join(lines)
 
 

@@ -1,28 +1,26 @@
 """Terminal events a second through intake with FlyteAdmin answering in 20 ms, beside the same with rules from files.
 
-    python -m bench.rules [--events 5000] [--rounds 5]
-
 Every event is terminal and owes three deliveries; FlyteAdmin is a server with Flyte's own services, in a process of
 its own. The source hands out batches as Kafka's does, without Kafka: what is measured is the way into the ledger.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import multiprocessing
-import statistics
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dispatcher import collector, logs
+from bench.figures import Figure, interleaved
+from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.encode import Format, Written, write
@@ -37,6 +35,7 @@ from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.source import Batch
 
 ANSWER_SECONDS = 0.02
+EVENTS = 2000
 BATCH = 100
 """Terminal events in a batch: a busy topic brings so many among some thousand others."""
 NOTIFICATIONS = [
@@ -113,8 +112,8 @@ def serve(port: Connection, count: int) -> None:
     asyncio.run(run())
 
 
-async def intake(folder: Path, count: int, port: int | None) -> tuple[float, float]:
-    """Events a second, from bytes to committed, and seconds of CPU for each."""
+async def intake(folder: Path, count: int, port: int | None) -> float:
+    """Events a second, from bytes to committed."""
     (folder / "plan.json").write_text(
         f'{{"id": {PLAN.model_dump_json()}, "notifications": {NOTIFICATIONS}}}'.replace("'", '"')
     )
@@ -125,7 +124,7 @@ async def intake(folder: Path, count: int, port: int | None) -> tuple[float, flo
     planner = Planner(
         addresses={"email": str, "slack": str, "pagerduty": str},
         fallbacks={},
-        render=lambda channel, event, template: renderer.render(channel, event, template=template),
+        render=renderer.render,
     )
     # Without FlyteAdmin the launch plan has to be named; with it, Flyte's bare event is enough.
     form = Format.FLYTE_V2 if port is None else Format.FLYTE_V1
@@ -137,7 +136,7 @@ async def intake(folder: Path, count: int, port: int | None) -> tuple[float, flo
             config = FlyteAdminConfig(endpoint=f"127.0.0.1:{port}", insecure=True)
             admin = await stack.enter_async_context(open_flyte_admin(config, SystemClock()))
             await admin.trouble()  # connects, as a service has long done
-        owed = []
+        owed: list[str] = []
         intake = Intake(
             ledger,
             lambda: rules.book,
@@ -146,52 +145,43 @@ async def intake(folder: Path, count: int, port: int | None) -> tuple[float, flo
             lambda heard: owed.extend(delivery.key for entry in heard.recorded for delivery in entry.deliveries),
             admin.look_up if admin is not None else None,
         )
-        began, worked = time.perf_counter(), time.process_time()
+        began = time.perf_counter()
         await intake.run(topic)
-        took, worked = time.perf_counter() - began, time.process_time() - worked
+        took = time.perf_counter() - began
     if len(set(owed)) != 3 * count or topic.committed != sorted(topic.committed):
         raise RuntimeError(f"{len(set(owed))} deliveries, commits {topic.committed}: this measurement is void")
-    return count / took, worked / count
+    return count / took
 
 
-def measure(count: int, port: int | None) -> tuple[float, float]:
+def measure(count: int, port: int | None) -> float:
     """The same, of a process of its own."""
     logs.configure("json", level=40)
     collector.settle_in()  # as the service does
     with TemporaryDirectory() as folder:
-        return asyncio.run(intake(Path(folder), count, port))
+        return loop.run(intake(Path(folder), count, port))
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--events", type=int, default=5000)
-    options.add_argument("--rounds", type=int, default=5)
-    asked = options.parse_args()
+def figures(rounds: int, *, smoke: bool) -> Iterator[Figure]:
+    count = 300 if smoke else EVENTS
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    server = context.Process(target=serve, args=(theirs, asked.events), daemon=True)
+    server = context.Process(target=serve, args=(theirs, count), daemon=True)
     server.start()
     port = ours.recv()
-    results: dict[str, list[tuple[float, float]]] = {"files": [], "flyte_admin": []}
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
-        for number in range(asked.rounds):
-            for kind, so_far in results.items():
-                so_far.append(processes.submit(measure, asked.events, None if kind == "files" else port).result())
-            told = (f"{kind} {so_far[-1][0]:,.0f}/s" for kind, so_far in results.items())
-            print(f"round {number + 1}:", *told, flush=True)
-    ours.send("end")
-    server.join(10)
-    for kind, so_far in results.items():
-        rates, work = zip(*so_far, strict=True)
-        print(
-            f"{kind:<12} {statistics.median(rates):>6,.0f} terminal events/s ({min(rates):,.0f} to {max(rates):,.0f}), "
-            f"{1000 * statistics.median(work):.2f} ms of CPU each"
-        )
-    ratios = [asking / base for (asking, _), (base, _) in zip(results["flyte_admin"], results["files"], strict=True)]
-    print(
-        f"ratio        {statistics.median(ratios):>6.2f}, with FlyteAdmin answering in {1000 * ANSWER_SECONDS:.0f} ms"
+    try:
+        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
+
+            def asking(port: int | None) -> float:
+                return processes.submit(measure, count, port).result()
+
+            found = interleaved(rounds, {"asked": partial(asking, port), "files": partial(asking, None)})
+    finally:
+        ours.send("end")
+        server.join(10)
+    yield Figure(
+        path="rules",
+        work=f"{count:,} terminal events into the ledger, FlyteAdmin asked about each and answering in {1000 * ANSWER_SECONDS:.0f} ms",
+        baseline="the same with rules from files",
+        ours=found["asked"],
+        theirs=found["files"],
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -25,7 +25,8 @@ from sqlalchemy.engine import make_url
 _numbers = iter(range(1, 1_000_000))
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """The folder of the server's programs."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parent.parent.name))
     if debian:
         return debian[-1].parent
@@ -58,7 +59,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="dispatcher-pg-"))
-        self._binaries = _binaries()
+        self._binaries = binaries()
         self._account = _account()
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
