@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -218,13 +218,12 @@ def _engine(url: URL, *, sqlite: bool) -> AsyncEngine:
 
 
 def _upgrade(connection: Connection, place: str) -> None:
-    from alembic import command  # noqa: PLC0415 - slow to import, and most starts find nothing to do
-    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
-    from alembic.util import CommandError  # noqa: PLC0415
-
-    version = MigrationContext.configure(connection).get_current_revision()
+    version = _version(connection)
     if version == HEAD:
         return
+    from alembic import command  # noqa: PLC0415 - most starts find nothing to do, and do without its megabytes
+    from alembic.util import CommandError  # noqa: PLC0415
+
     try:
         command.upgrade(alembic_config(connection), "head")
     except CommandError as error:
@@ -238,6 +237,14 @@ def _upgrade(connection: Connection, place: str) -> None:
         raise LedgerIncompatible(
             f"ledger.url: {place} has another program's tables ({_cause(error)}): the ledger wants a database of its own"
         ) from error
+
+
+def _version(connection: Connection) -> str | None:
+    """Which migration was the last, as Alembic wrote it down; None where there is no ledger yet."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return version
 
 
 def _is_taken(error: DBAPIError) -> bool:
