@@ -1,75 +1,96 @@
-"""Messages a second through intake, from a real broker, beside a loop that does nothing with them.
+"""Messages a second through intake, from a real broker, beside loops that do nothing with them.
 
-    python -m bench.intake [--messages 200000] [--rounds 5]
+    python -m bench.intake [--messages 500000] [--rounds 5]
 
-1 % of the messages are terminal events that owe three deliveries each; the rest is a topic's usual noise.
+1 % of the messages are terminal events that owe three deliveries each; the rest is a topic's usual noise. Ours decodes,
+decides, renders, records into SQLite and commits. The loops run aiokafka alone on the same event loop: one asks for
+the messages as ours does, the other has aiokafka's defaults.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import multiprocessing
 import os
-import resource
-import statistics
 import time
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from dispatcher import collector, logs
+from bench.figures import Figure, Goal, as_markdown, interleaved
+from bench.workload import DELIVERIES, failed, planner, rules
+from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
+from dispatcher.decode import is_foreign
 from dispatcher.encode import Format, Written, write, write_lifecycle
-from dispatcher.event import EntityId, Event, ExecutionId
-from dispatcher.intake import Heard, Intake
-from dispatcher.kafka import KafkaConfig, KafkaSource
+from dispatcher.intake import Intake
+from dispatcher.kafka import FETCH_BYTES, PORTION, KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger
-from dispatcher.phase import Phase
-from dispatcher.plan import Planner
-from dispatcher.rendering import Renderer
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.source import Batch
 from tests.support.brokers import start
 from tests.support.brokers.fixtures import make_topic
 
 PARTITIONS = 6
-PLAN = """
-launch_plan: {project: flytesnacks, domain: production, name: train.daily}
-notifications:
-  - phases: [FAILED]
-    email: {recipients_email: [dev-team@example.com, on-call@example.com]}
-  - phases: [FAILED]
-    slack: {recipients_email: ["#dev-alerts"]}
-  - phases: [FAILED]
-    pager_duty: {recipients_email: [service]}
-"""
+MESSAGES = 500_000
+LOOPS: Mapping[str, dict[str, Any]] = {
+    "bare getmany loop": {"max_partition_fetch_bytes": FETCH_BYTES, "max_poll_records": PORTION},
+    "bare getmany loop, aiokafka's defaults": {},
+}
+GOAL = Goal("at least", 0.8)
 
 
-def messages(count: int) -> list[Written]:
-    """One terminal event in a hundred; node and task events of about 1 kB between them."""
-    plan = EntityId(project="flytesnacks", domain="production", name="train.daily", version="v1")
-    made: list[Written] = []
+def messages(count: int) -> Iterator[tuple[int, Written]]:
+    """Messages of about 1 kB with six headers, and their partitions: 99 of nodes and tasks, then one terminal event."""
     for number in range(count // 100):
-        execution = ExecutionId(project="flytesnacks", domain="production", name=f"bench{number}")
-        event = Event(execution=execution, phase=Phase.FAILED, occurred_at=SystemClock().now(), launch_plan=plan)
-        *before, _ = write_lifecycle(event, Format.FLYTE_V2)
+        event = failed(number)
+        *before, end = write_lifecycle(event, Format.FLYTE_V2)
         inner = [message for message in before if " n0 " in message.shown]
-        padded = [Written(m.key, m.headers, m.value.ljust(1000), m.shown) for m in inner]
-        made += [padded[index % len(padded)] for index in range(99)] + [write(event, Format.FLYTE_V2)]
-    return made
+        for index in range(99):
+            one = inner[index % len(inner)]
+            yield number % PARTITIONS, Written(one.key, one.headers, one.value.ljust(len(end.value)), one.shown)
+        yield number % PARTITIONS, write(event, Format.FLYTE_V2)
 
 
 async def fill(servers: str, topic: str, count: int) -> None:
+    await make_topic(servers, topic, partitions=PARTITIONS)
     producer = AIOKafkaProducer(bootstrap_servers=servers, linger_ms=20, max_batch_size=256 * 1024)
     await producer.start()
-    for index, message in enumerate(messages(count)):
-        await producer.send(topic, message.value, headers=list(message.headers), partition=index // 100 % PARTITIONS)
+    for partition, message in messages(count):
+        await producer.send(topic, message.value, headers=list(message.headers), partition=partition)
     await producer.stop()
 
 
-async def bare(servers: str, topic: str, group: str, count: int) -> float:
+@dataclass(slots=True)
+class Watch:
+    """Runs from the first batch's arrival to the last one's end; the first counts for nobody."""
+
+    count: int
+    left: int = field(init=False)
+    began: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        self.left = self.count
+
+    def arrived(self, number: int) -> None:
+        if self.began == (0.0, 0.0):
+            self.began = time.perf_counter(), time.process_time()
+            self.count -= number
+        self.left -= number
+
+    def read(self) -> tuple[float, float]:
+        """Messages a second, and microseconds of CPU a message."""
+        took, worked = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+        return self.count / took, worked / self.count * 1e6
+
+
+async def bare(servers: str, topic: str, group: str, count: int, options: dict[str, Any]) -> tuple[float, float]:
     """The baseline: getmany, and nothing else."""
     consumer = AIOKafkaConsumer(
         topic,
@@ -77,96 +98,107 @@ async def bare(servers: str, topic: str, group: str, count: int) -> float:
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        max_partition_fetch_bytes=4 * 2**20,
+        **options,
     )
     await consumer.start()
-    seen, began = 0, 0.0
-    while seen < count:
-        found = await consumer.getmany(timeout_ms=500, max_records=2000)
-        began = began or time.perf_counter()
-        seen += sum(map(len, found.values()))
-    took = time.perf_counter() - began
+    watch = Watch(count)
+    while watch.left > 0:
+        found = await consumer.getmany(timeout_ms=500)
+        if found:
+            watch.arrived(sum(map(len, found.values())))
+    measured = watch.read()
     await consumer.stop()
-    return count / took
+    return measured
 
 
-async def intake(servers: str, topic: str, group: str, count: int, folder: Path) -> float:
+@dataclass(slots=True)
+class Watched:
+    """Kafka's messages, counted; it stops after the last."""
+
+    source: KafkaSource
+    watch: Watch
+    measured: tuple[float, float] = (0.0, 0.0)
+
+    async def batches(self) -> AsyncGenerator[Batch]:
+        async with aclosing(self.source.batches()) as batches:
+            async for batch in batches:
+                self.watch.arrived(len(batch.messages) + batch.foreign)
+                yield batch
+                if self.watch.left <= 0:
+                    self.measured = self.watch.read()
+                    self.stop()
+
+    async def wait(self, span: timedelta) -> bool:
+        raise RuntimeError(f"something was away for {span}: this measurement is void")
+
+    def stop(self) -> None:
+        self.source.stop()
+
+    async def trouble(self) -> str | None:
+        return await self.source.trouble()
+
+
+async def intake(servers: str, topic: str, group: str, count: int) -> tuple[float, float]:
     """Ours: decode, decide, plan, render, record into SQLite, commit."""
-    (folder / "plan.yaml").write_text(PLAN)
-    rules = LaunchPlanFiles([folder / "plan.yaml"])
-    rules.load()
-    renderer = Renderer()
-    renderer.check()  # compiles the templates, as a service does once
-    planner = Planner(
-        addresses={"email": str, "slack": str, "pagerduty": str},
-        fallbacks={},
-        render=renderer.render,
-    )
-    source = KafkaSource(KafkaConfig(bootstrap_servers=servers, topics=(topic,), group_id=group))
-    events, began = 0, 0.0
-
-    def heard(batch: Heard) -> None:
-        nonlocal events, began
-        began = began or time.perf_counter()
-        events += len(batch.new)
-        if events >= count // 100:
-            source.stop()
-
-    async with Ledger(f"sqlite+aiosqlite:///{folder}/ledger-{group}.db") as ledger:
-        await Intake(ledger, lambda: rules.book, planner, SystemClock(), heard).run(source)
-        return count / (time.perf_counter() - began)
-
-
-def measure(kind: str, servers: str, topic: str, group: str, count: int) -> tuple[float, float]:
-    """Messages a second and peak resident MiB, of a process of its own."""
-    logs.configure("json", level=40)
-    if kind == "intake":
-        collector.settle_in()  # as the service does
+    config = KafkaConfig(bootstrap_servers=servers, topics=(topic,), group_id=group)
+    source = Watched(KafkaSource(config, is_foreign), Watch(count))
     with TemporaryDirectory() as folder:
-        run = (
-            bare(servers, topic, group, count) if kind == "bare" else intake(servers, topic, group, count, Path(folder))
+        async with Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db") as ledger:
+            collector.settle_in()  # as the service does
+            await Intake(ledger, rules(), planner(), SystemClock()).run(source)
+            owed = sum((await ledger.counts()).values())
+    if owed != count // 100 * DELIVERIES:
+        raise RuntimeError(f"{owed} deliveries are owed: this measurement is void")
+    return source.measured
+
+
+def measure(kind: str, servers: str, topic: str, count: int) -> tuple[float, float]:
+    """In a process of its own: nobody finds the other's heap."""
+    logs.configure("json", level=40)
+    group = f"{topic}-{os.getpid()}"
+    if kind in LOOPS:
+        return loop.run(bare(servers, topic, group, count, LOOPS[kind]))
+    return loop.run(intake(servers, topic, group, count))
+
+
+def figures(rounds: int, *, smoke: bool, count: int = MESSAGES) -> Iterable[Figure]:
+    count = 6000 if smoke else count
+    broker = start()
+    topic = f"bench-{os.getpid()}"
+    work = f"{count:,} messages of 1 kB with 6 headers, 1 % terminal, {broker.name}, {PARTITIONS} partitions"
+    context = multiprocessing.get_context("spawn")
+    cpu: dict[str, list[float]] = {kind: [] for kind in ("intake", *LOOPS)}
+    try:
+        loop.run(fill(broker.bootstrap_servers, topic, count))
+        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
+
+            def rate(kind: str) -> float:
+                found, work = processes.submit(measure, kind, broker.bootstrap_servers, topic, count).result()
+                cpu[kind].append(work)
+                return found
+
+            rates = interleaved(rounds, {kind: partial(rate, kind) for kind in cpu})
+    finally:
+        broker.stop()
+    for kind in LOOPS:
+        yield Figure(path="intake", work=work, baseline=kind, ours=rates["intake"], theirs=rates[kind], goal=GOAL)
+        yield Figure(
+            path="intake",
+            work="CPU a message",
+            baseline=kind,
+            ours=cpu["intake"],
+            theirs=cpu[kind],
+            unit=" us",
+            goal=Goal("at most", 1 / GOAL.value),
         )
-        rate = asyncio.run(run)
-    return rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--messages", type=int, default=200_000)
+    options.add_argument("--messages", type=int, default=MESSAGES)
     options.add_argument("--rounds", type=int, default=5)
     asked = options.parse_args()
-    broker = start()
-    topic = f"bench-{os.getpid()}"
-    try:
-        asyncio.run(make_topic(broker.bootstrap_servers, topic, partitions=PARTITIONS))
-        asyncio.run(fill(broker.bootstrap_servers, topic, asked.messages))
-        print(f"{asked.messages} messages on {broker.name}, {PARTITIONS} partitions, 1 % terminal")
-        compare(broker.bootstrap_servers, topic, asked.messages, asked.rounds)
-    finally:
-        broker.stop()
-
-
-def compare(servers: str, topic: str, count: int, rounds: int) -> None:
-    """Both in turn, each time in a new process; then the medians."""
-    results: dict[str, list[tuple[float, float]]] = {"bare": [], "intake": []}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
-        for number in range(rounds):
-            for kind, so_far in results.items():
-                group = f"{topic}-{kind}-{number}"
-                so_far.append(processes.submit(measure, kind, servers, topic, group, count).result())
-            print(
-                f"round {number + 1}:",
-                *(f"{kind} {so_far[-1][0]:,.0f}/s" for kind, so_far in results.items()),
-                flush=True,
-            )
-    rates = {kind: [rate for rate, _ in so_far] for kind, so_far in results.items()}
-    ratios = [ours / base for ours, base in zip(rates["intake"], rates["bare"], strict=True)]
-    for kind, so_far in results.items():
-        print(
-            f"{kind:<7} {statistics.median(rates[kind]):>9,.0f} messages/s, peak resident {max(rss for _, rss in so_far):.0f} MiB"
-        )
-    print(f"ratio   {statistics.median(ratios):.2f} (median; {min(ratios):.2f} to {max(ratios):.2f})")
+    print(as_markdown(figures(asked.rounds, smoke=False, count=asked.messages)))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class _Batch:
     first: int
     committed: list[int]
     spoilt: Sequence[tuple[str, str]] = ()
+    foreign: int = 0
 
     def position(self, message: Written) -> str:
         return f"bench/0@{self.first + self.messages.index(message)}"

@@ -16,7 +16,7 @@ from typing import TypeVar
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.decode import Headers, decode, is_foreign, kind_of
+from dispatcher.decode import Headers, decode, kind_of
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import Ledger, Recorded, Rejected, rejected_id
@@ -118,15 +118,13 @@ class Intake:
         entries = await _until_done(lambda: self._decided(read, decided), source)
         if entries is None:
             return False
-        messages = len(batch.messages) + len(batch.spoilt)
+        messages = len(batch.messages) + len(batch.spoilt) + batch.foreign
         record = partial(self._record, entries, source="kafka", messages=messages)
         return await _until_done(record, source) is not None
 
     def _glanced(self, batch: Batch) -> list[_Read]:
         read: list[_Read] = [self._reject(reason, (), b"", position) for position, reason in batch.spoilt]
         for message in batch.messages:
-            if is_foreign(message.headers):  # most of Flyte's topic: no more than this glance is spent on it
-                continue
             entry = self._read(message.headers, message.value, batch.position(message))
             if entry is not None:
                 read.append(entry)

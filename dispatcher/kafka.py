@@ -13,7 +13,7 @@ import logging
 import math
 import ssl
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -45,6 +45,14 @@ from dispatcher.source import Batch
 
 log = structlog.get_logger(__name__)
 
+Glance = Callable[[Sequence[tuple[str, bytes]]], bool]
+"""Whether a message's headers tell that nobody here wants it."""
+
+FETCH_BYTES = 512 * 1024
+"""Of a partition, fetched at once and held until it is read."""
+PORTION = 500
+"""Messages taken out of aiokafka's buffers at a time: what is foreign among them is let go while it is still in the
+processor's caches."""
 POLL_MS = 500
 """How long an empty poll lasts, and so how soon a stop is noticed."""
 CALL_SECONDS = 15
@@ -151,11 +159,13 @@ class _Found:
     generation: int
     records: list[ConsumerRecord] = field(default_factory=list)
     spoilt: list[tuple[str, str]] = field(default_factory=list)
+    foreign: int = 0
+    """How many records were passed over."""
     following: dict[TopicPartition, int] = field(default_factory=dict)
     """The offset after the last of them, by partition."""
 
     def __len__(self) -> int:
-        return len(self.records) + len(self.spoilt)
+        return len(self.records) + len(self.spoilt) + self.foreign
 
     def belong(self, generation: int) -> None:
         """What was found before a rebalance comes again, to whoever has it now: drop it."""
@@ -163,6 +173,7 @@ class _Found:
             self.generation = generation
             self.records.clear()
             self.spoilt.clear()
+            self.foreign = 0
             self.following.clear()
 
 
@@ -170,6 +181,7 @@ class _Found:
 class _KafkaBatch:
     messages: Sequence[ConsumerRecord]
     spoilt: Sequence[tuple[str, str]]
+    foreign: int
     _reading: _Reading
     _generation: int
     _following: Mapping[TopicPartition, int]
@@ -185,15 +197,16 @@ class _KafkaBatch:
 class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
     """One consumer's life, from joining the group to the first error that it doesn't outlive."""
 
-    def __init__(self, config: KafkaConfig) -> None:
+    def __init__(self, config: KafkaConfig, is_foreign: Glance) -> None:
         self._config = config
+        self._is_foreign = is_foreign
         session_ms = int(config.session_timeout.total_seconds() * 1000)
         self.consumer = AIOKafkaConsumer(
             **config.connection(),
             group_id=config.group_id,
             group_instance_id=config.group_instance_id,
             enable_auto_commit=False,
-            max_partition_fetch_bytes=512 * 1024,  # what is prefetched is held as objects, at several times its size
+            max_partition_fetch_bytes=FETCH_BYTES,
             auto_offset_reset="none",  # `_begin` and `_skip_gap` decide, and say so
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 5,
@@ -258,7 +271,7 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         await self._look_for_stall()
         if not found or found.generation != self.generation:
             return None
-        return _KafkaBatch(found.records, found.spoilt, self, found.generation, found.following)
+        return _KafkaBatch(found.records, found.spoilt, found.foreign, self, found.generation, found.following)
 
     async def flush(self) -> None:
         """Commit what is done with. A commit that comes too late is only re-read work."""
@@ -300,15 +313,18 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         if not found:
             return
         for partition in self._assigned():
-            room = self._config.max_poll_records - len(found)
-            if room <= 0:
-                break
             try:
-                await self._poll(found, partition, most=room)
+                while (most := min(self._room(found), PORTION)) and await self._poll(
+                    found, partition, most=most
+                ) == most:
+                    pass
             except (NoOffsetForPartitionError, OffsetOutOfRangeError):
                 continue  # the next look meets it again
             except _UNREADABLE:
-                await self._step_over(found, partition, most=room)
+                await self._step_over(found, partition, most=self._room(found))
+
+    def _room(self, found: _Found) -> int:
+        return max(self._config.max_poll_records - len(found), 0)
 
     def _assigned(self) -> list[TopicPartition]:
         """Our partitions; those that waited longest first, so that a busy one starves nobody."""
@@ -319,7 +335,9 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             taken = await self.consumer.getmany(*partitions, timeout_ms=wait_ms, max_records=most)
         found.belong(self.generation)
         for partition, records in taken.items():
-            found.records += records
+            ours = [record for record in records if not self._is_foreign(record.headers)]
+            found.records += ours
+            found.foreign += len(records) - len(ours)
             found.following[partition] = records[-1].offset + 1
             self.newest[partition] = records[-1].timestamp / 1000
         return sum(map(len, taken.values()))
@@ -403,8 +421,10 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 class KafkaSource:
     """The topics' messages, in batches. See `dispatcher.source.Source` for what it promises."""
 
-    def __init__(self, config: KafkaConfig) -> None:
+    def __init__(self, config: KafkaConfig, is_foreign: Glance = lambda _: False) -> None:
+        """`is_foreign`: most of Flyte's topic is so, and a batch brings no more of it than the number."""
         self._config = config
+        self._is_foreign = is_foreign
         self._stopping = asyncio.Event()
         self._reading: _Reading | None = None
         self._trouble = "not connected yet"
@@ -418,12 +438,19 @@ class KafkaSource:
             sleep=self._pause,
             before_sleep=self._tell,
         )
+        reading: asyncio.Task[Batch | None] | None = None
         try:
             while not self._stopping.is_set():
-                batch: Batch | None = await persistently(self._next_batch)
+                batch: Batch | None = await (reading or persistently(self._next_batch))
+                reading = None
                 if batch is not None:
+                    # The next one is read while this one is being recorded.
+                    reading = asyncio.create_task(persistently(self._next_batch))  # noqa: TID251 - no group spans a yield
                     yield batch
         finally:
+            self.stop()
+            if reading is not None:
+                await asyncio.wait({reading})
             await self._leave(flush=True)
 
     async def wait(self, span: timedelta) -> bool:
@@ -478,7 +505,7 @@ class KafkaSource:
         return None
 
     async def _join(self) -> _Reading:
-        self._reading = _Reading(self._config)
+        self._reading = _Reading(self._config, self._is_foreign)
         await self._reading.open()
         log.info("connected to Kafka", topics=self._config.topics, group=self._config.group_id)
         return self._reading

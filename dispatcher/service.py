@@ -20,6 +20,7 @@ from channels.catalog import KINDS, TEMPLATES
 from channels.contract import Channel
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
+from dispatcher.decode import is_foreign
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.event import Event
 from dispatcher.flyte_admin import open_flyte_admin
@@ -94,7 +95,7 @@ class Service:
             self._couriers = [self._courier(name, channel, ledger, planner) for name, channel in channels.items()]
             look_up = admin.look_up if admin is not None else None
             intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
-            source = KafkaSource(self.settings.kafka) if self.settings.kafka is not None else None
+            source = KafkaSource(self.settings.kafka, is_foreign) if self.settings.kafka is not None else None
             await ledger.begin(now=self.clock.now())  # what ended before our first start is no news
             await self._run_rooms(intake, rules, source, ledger, admin)
 

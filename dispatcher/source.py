@@ -27,6 +27,10 @@ class Batch(Protocol):
     def spoilt(self) -> Sequence[tuple[str, str]]:
         """Messages that the source could not even read: position and reason."""
 
+    @property
+    def foreign(self) -> int:
+        """How many more there were, of types that the source was told to pass over."""
+
     def position(self, message: RawMessage) -> str:
         """Where one of its messages lies, in words: `topic/partition@offset`."""
 
@@ -37,8 +41,8 @@ class Batch(Protocol):
 class Source(Protocol):
     """Brings batches, one at a time and in order.
 
-    Backpressure: the next batch is fetched when the last one is done with; however long that takes, the
-    source keeps its place in the group. A batch that is never committed comes again. Shutdown: after `stop`,
+    Backpressure: while a batch is in hand at most one more is fetched; however long that takes, the source keeps
+    its place in the group. A batch that is never committed comes again. Shutdown: after `stop`,
     `batches` ends once the batch in hand is done with, and leaves the group within seconds even where the
     broker is away. Cancelled, or closed early, it does the same: use it by `contextlib.aclosing`.
     """

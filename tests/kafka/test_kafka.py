@@ -14,8 +14,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
+from dispatcher.decode import is_foreign
 from dispatcher.errors import DispatcherError
-from dispatcher.kafka import KafkaConfig, KafkaPublisher, KafkaSource
+from dispatcher.kafka import Glance, KafkaConfig, KafkaPublisher, KafkaSource
 from dispatcher.source import Batch
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
@@ -71,8 +72,10 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(settings: KafkaConfig, **options: Any) -> AsyncIterator[Reader]:
-    reader = Reader(KafkaSource(settings), **options)
+async def reading(
+    settings: KafkaConfig, *, is_foreign: Glance = lambda _: False, handle: Callable[[Batch], Any] | None = None
+) -> AsyncIterator[Reader]:
+    reader = Reader(KafkaSource(settings, is_foreign), handle=handle)
     task = asyncio.create_task(reader.run())
     try:
         yield reader
@@ -95,6 +98,40 @@ async def committed(servers: str, settings: KafkaConfig, partitions: int = 4) ->
 
 def numbered(count: int, start: int = 0) -> list[bytes]:
     return [str(number).encode() for number in range(start, start + count)]
+
+
+async def test_what_is_foreign_is_passed_over_counted_and_committed(broker: Broker, topic: str) -> None:
+    await publish(broker.bootstrap_servers, topic, numbered(500))
+    foreign: list[int] = []
+    settings = config(broker.bootstrap_servers, topic)
+
+    async def count(batch: Batch) -> None:
+        foreign.append(batch.foreign)
+
+    async with reading(settings, is_foreign=is_foreign, handle=count) as reader:
+        await reader.until(lambda: sum(foreign) >= 500)
+
+    assert (sum(foreign), reader.values) == (500, [])
+    assert await committed(broker.bootstrap_servers, settings) == 500
+
+
+async def test_the_next_batch_is_read_while_one_is_in_hand_and_only_what_was_committed_counts(
+    broker: Broker, topic: str
+) -> None:
+    await publish(broker.bootstrap_servers, topic, numbered(40))
+    settings = config(broker.bootstrap_servers, topic, max_poll_records=10)
+    source = KafkaSource(settings)
+    batches = source.batches()
+    first = await anext(batches)
+    async with asyncio.timeout(20):
+        while sum((await source.lag()).values()) >= 40 - len(first.messages):
+            await asyncio.sleep(0.02)
+
+    await first.commit()
+    source.stop()
+    assert await anext(batches, None) is None
+
+    assert await committed(broker.bootstrap_servers, settings) == len(first.messages)
 
 
 async def test_all_partitions_are_read_from_the_beginning_and_committed(broker: Broker, topic: str) -> None:

@@ -1,0 +1,71 @@
+"""What the benchmarks of intake and the ledger work on: failed executions that owe a mail, a Slack message and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dispatcher.clock import SystemClock
+from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
+from dispatcher.phase import Phase
+from dispatcher.plan import Planner
+from dispatcher.rendering import Renderer
+from dispatcher.rules import RuleBook
+from dispatcher.rules.files import LaunchPlanFiles
+
+DELIVERIES = 3
+"""What each event owes."""
+_PLAN = EntityId(project="flytesnacks", domain="production", name="train.daily", version="v1")
+_RULES = """
+launch_plan: {project: flytesnacks, domain: production, name: train.daily}
+notifications:
+  - phases: [FAILED]
+    email: {recipients_email: [dev-team@example.com, on-call@example.com]}
+  - phases: [FAILED]
+    slack: {recipients_email: ["#dev-alerts"]}
+  - phases: [FAILED]
+    pager_duty: {recipients_email: [service]}
+"""
+_ERROR = """Traceback (most recent call last):
+
+      File "/usr/local/lib/python3.11/site-packages/flytekit/exceptions/scopes.py", line 219, in user_entry_point
+        return wrapped(*args, **kwargs)
+      File "/root/workflows/train.py", line 87, in fit
+        frame = load_features(day, columns=COLUMNS)
+      File "/root/workflows/features.py", line 41, in load_features
+        raise ValueError(f"no features for {day}: the upstream table is empty")
+
+Message:
+
+    ValueError: no features for 2026-11-20: the upstream table is empty
+
+User error."""
+
+
+def failed(number: int) -> Event:
+    """The end of an execution of its own, with an error as flytekit reports it."""
+    return Event(
+        execution=ExecutionId(project="flytesnacks", domain="production", name=f"bench{number}"),
+        phase=Phase.FAILED,
+        occurred_at=SystemClock().now(),
+        launch_plan=_PLAN,
+        error=ExecutionError(code="USER:ValueError", message=_ERROR, kind="USER"),
+    )
+
+
+def rules() -> Callable[[], RuleBook]:
+    """The launch plan's rules, read from a file as a service does."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.yaml"
+        file.write_text(_RULES)
+        files = LaunchPlanFiles([file])
+        files.load()
+    return lambda: files.book
+
+
+def planner() -> Planner:
+    """A planner over the own templates, compiled, and channels that take every address."""
+    renderer = Renderer()
+    renderer.check()
+    return Planner(addresses={"email": str, "slack": str, "pagerduty": str}, fallbacks={}, render=renderer.render)
