@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dispatcher.clock import SystemClock
 from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
+from dispatcher.ledger import Recorded
 from dispatcher.phase import Phase
 from dispatcher.plan import Planner
 from dispatcher.rendering import Renderer
-from dispatcher.rules import RuleBook
+from dispatcher.rules import RuleBook, decide
 from dispatcher.rules.files import LaunchPlanFiles
 
 DELIVERIES = 3
@@ -54,6 +56,7 @@ def failed(number: int) -> Event:
     )
 
 
+@cache
 def rules() -> Callable[[], RuleBook]:
     """The launch plan's rules, read from a file as a service does."""
     with TemporaryDirectory() as folder:
@@ -64,8 +67,23 @@ def rules() -> Callable[[], RuleBook]:
     return lambda: files.book
 
 
+@cache
 def planner() -> Planner:
     """A planner over the own templates, compiled, and channels that take every address."""
     renderer = Renderer()
     renderer.check()
     return Planner(addresses={"email": str, "slack": str, "pagerduty": str}, fallbacks={}, render=renderer.render)
+
+
+def recorded(number: int) -> Recorded:
+    """What intake hands to the ledger for it."""
+    event = failed(number)
+    decision = decide(event, rules()())
+    return Recorded(
+        event=event,
+        position=f"flyte-cloudevents/0@{number}",
+        verdict=decision.verdict,
+        reason=decision.reason,
+        considered=[look.as_data() for look in decision.considered],
+        deliveries=planner().plan(event, decision.matched, now=SystemClock().now()),
+    )

@@ -71,12 +71,12 @@ class Cluster:
     def url(self) -> str:
         return f"postgresql+asyncpg://dispatcher@127.0.0.1:{self._port}/postgres"
 
-    def start(self) -> None:
+    def start(self, *, fsync: bool = False) -> None:
         options = {
             "port": self._port,
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": self._folder,
-            "fsync": "off",
+            "fsync": "on" if fsync else "off",
             "max_connections": 200,
         }
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
