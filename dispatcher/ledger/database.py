@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy import Connection, Dialect, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -44,6 +44,10 @@ class Database:
         self._place = _place(self.url)
         self._engine = _engine(self.url, sqlite=self.sqlite)
         self._one_writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._engine.dialect
 
     async def migrate(self) -> None:
         """Bring the tables up to date; safe to call from several replicas at once.

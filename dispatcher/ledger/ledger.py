@@ -31,10 +31,12 @@ from dispatcher.ledger.entries import (
     Rejected,
     Settlement,
 )
+from dispatcher.ledger.inserting import Insertion, Rows
 from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.search import conditions
 from dispatcher.ledger.standings import Standings
 from dispatcher.ledger.tables import (
+    Json,
     attempts,
     contents,
     deliveries,
@@ -72,6 +74,10 @@ class Ledger:
         self._database = Database(url)
         self.views = Views(self._database)
         self._dialect = sqlite if self._database.sqlite else postgresql
+        self._insertions = {
+            table: Insertion(table, self._database.dialect)
+            for table in (events, contents, deliveries, rejected, starts, marks)
+        }
         self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
         self._settler = asyncio.Lock()
 
@@ -111,7 +117,8 @@ class Ledger:
             return frozenset()
         by_key = {entry.event.key: entry for entry in reversed(heard)}
         async with self._database.writing() as connection:
-            new = await self._insert_events(connection, [_event_row(entry, now) for entry in by_key.values()])
+            rows = [_event_row(entry, now) for entry in by_key.values()]
+            new = await self._insertions[events].insert_new(connection, rows)
             await self._owe(connection, [by_key[key] for key in new])
             await self._insert(connection, rejected, [_rejected_row(entry) for entry in refused])
             await self._insert(connection, starts, [_start_row(entry, now) for entry in started])
@@ -505,34 +512,21 @@ class Ledger:
         bodies = {}
         rows = []
         for delivery in owed:
-            digest = _digest(delivery)
-            bodies[digest] = delivery.content
+            body = Json(orjson.dumps(delivery.content))
+            digest = hashlib.sha256(body).hexdigest()
+            bodies[digest] = body
             rows.append(_delivery_row(delivery, digest))
         await self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
         await self._insert(connection, deliveries, rows)
 
-    async def _insert_events(self, connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """Insert the events that are not there yet; the keys of those that were new."""
-        if not rows:
-            return []
-        statement = self._dialect.insert(events).on_conflict_do_nothing().returning(events.c.key)
-        return list(await connection.scalars(statement, _in_key_order(events, rows)))
-
-    async def _insert(self, connection: AsyncConnection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    async def _insert(self, connection: AsyncConnection, table: Table, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet."""
-        if rows:
-            await connection.execute(self._dialect.insert(table).on_conflict_do_nothing(), _in_key_order(table, rows))
+        await self._insertions[table].insert(connection, rows)
 
 
 async def _move_mark(connection: AsyncConnection, name: str, at: datetime) -> None:
     """Move a mark that is there forward."""
     await connection.execute(update(marks).where(marks.c.name == name, marks.c.at < at).values(at=at))
-
-
-def _in_key_order(table: Table, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same order everywhere, so that two replicas that write the same rows can't lock each other out."""
-    key = table.primary_key.columns[0].name
-    return sorted(rows, key=lambda row: str(row[key]))
 
 
 def _event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
@@ -602,10 +596,6 @@ def _rejected(row: Row[Any]) -> Rejected:
         size=row.size,
         replayed_at=row.replayed_at,
     )
-
-
-def _digest(delivery: Delivery) -> str:
-    return hashlib.sha256(orjson.dumps(delivery.content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _due(channel: str, now: datetime, limit: int, crowded: Iterable[str]) -> Select[Any]:
@@ -711,6 +701,7 @@ def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
         "due_at": delivery.due_at,
         "owed_since": delivery.owed_since,
         "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
+        "reference": None,
         "conversation": delivery.conversation or None,
         "turn": delivery.turn,
         "matter": delivery.matter or None,

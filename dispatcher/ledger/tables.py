@@ -6,6 +6,7 @@ import zlib
 from datetime import UTC, datetime
 from typing import Any
 
+import cramjam
 import orjson
 from sqlalchemy import (
     BigInteger,
@@ -58,8 +59,17 @@ class Words(TypeDecorator[str]):
         return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
+class Json(bytes):
+    """JSON data, written already."""
+
+    __slots__ = ()
+
+
 class Packed(TypeDecorator[Any]):
-    """JSON data; compressed where that pays: a mail runs to many kilobytes of text that is much alike."""
+    """JSON data; compressed where that pays: a mail runs to many kilobytes of text that is much alike.
+
+    By LZ4: zlib makes it a quarter smaller, and takes seven times as long on the way of every event.
+    """
 
     impl = LargeBinary
     cache_ok = True
@@ -68,13 +78,15 @@ class Packed(TypeDecorator[Any]):
         del dialect
         if value is None:
             return None
-        plain = orjson.dumps(value)
-        return plain if len(plain) < _WORTH_PACKING else zlib.compress(plain, 1)
+        plain = value if isinstance(value, Json) else orjson.dumps(value)
+        return plain if len(plain) < _WORTH_PACKING else _LZ4 + bytes(cramjam.lz4.compress_block(plain))
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:
         del dialect
         if value is None:
             return None
+        if value[:1] == _LZ4:
+            return orjson.loads(bytes(cramjam.lz4.decompress_block(value[1:])))
         return orjson.loads(zlib.decompress(value) if value[:1] == _ZLIB else value)
 
 
@@ -94,8 +106,10 @@ class Strings(TypeDecorator[tuple[str, ...]]):
 
 
 _WORTH_PACKING = 4096
+_LZ4 = b"\x04"
+"""Put before an LZ4 block; no JSON document begins so."""
 _ZLIB = b"\x78"
-"""How every zlib stream begins, and no JSON document."""
+"""How every zlib stream begins, and no JSON document: how earlier versions packed."""
 
 metadata = MetaData(
     naming_convention={

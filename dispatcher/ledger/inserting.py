@@ -1,0 +1,98 @@
+"""Whole rows into a table, as the driver takes them: SQLAlchemy makes the statement and binds the types, once.
+
+Its own `execute` looks at every value of every row anew, which costs more than the database's work on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Boolean, Column, Dialect, String, Table, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dispatcher.ledger.tables import UtcTime
+
+PORTION = 500
+"""Databases bound how many values a statement may have."""
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Insertion:
+    """`INSERT … ON CONFLICT DO NOTHING` of one table's rows."""
+
+    def __init__(self, table: Table, dialect: Dialect) -> None:
+        self._key = table.primary_key.columns[0]
+        self._binders = [(column.name, _binder(column, dialect)) for column in table.columns]
+        self._in_arrays = dialect.name == "postgresql"
+        values = f"VALUES ({', '.join('?' for _ in table.columns)})"
+        if self._in_arrays:
+            types = (_array_type(column, dialect) for column in table.columns)
+            arrays = ", ".join(f"${number}::{kind}" for number, kind in enumerate(types, start=1))
+            values = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - our own names
+        names = ", ".join(column.name for column in table.columns)
+        self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT DO NOTHING"
+
+    async def insert(self, connection: AsyncConnection, rows: Rows) -> None:
+        """Insert the rows whose keys are not there yet."""
+        if rows:
+            await connection.exec_driver_sql(self._sql, self._bound(rows))
+
+    async def insert_new(self, connection: AsyncConnection, rows: Rows) -> list[str]:
+        """The same; the keys of those that were not there."""
+        if not rows:
+            return []
+        if self._in_arrays:
+            returning = f"{self._sql} RETURNING {self._key.name}"
+            return list((await connection.exec_driver_sql(returning, self._bound(rows))).scalars())
+        there = await self._there(connection, [row[self._key.name] for row in rows])
+        missing = [row for row in rows if row[self._key.name] not in there]  # SQLite's one writer are we: it stays so
+        await self.insert(connection, missing)
+        return [row[self._key.name] for row in missing]
+
+    async def _there(self, connection: AsyncConnection, keys: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        for begin in range(0, len(keys), PORTION):
+            some = select(self._key).where(self._key.in_(keys[begin : begin + PORTION]))
+            found.update(await connection.scalars(some))
+        return found
+
+    def _bound(self, rows: Rows) -> Any:
+        """The values as the driver takes them, in the keys' order.
+
+        It is the same everywhere, so that two replicas that write the same rows can't lock each other out.
+        PostgreSQL gets an array a column: one statement for all, for which its triggers run once.
+        """
+        ordered = sorted(rows, key=lambda row: str(row[self._key.name]))
+        if not self._in_arrays:
+            return [
+                tuple([row[name] if bind is None else bind(row[name]) for name, bind in self._binders])
+                for row in ordered
+            ]
+        return tuple(
+            [row[name] if bind is None else bind(row[name]) for row in ordered] for name, bind in self._binders
+        )
+
+
+def _binder(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """What the column's type does to a value; None where the driver takes it as it is."""
+    match column.type:
+        case UtcTime():
+            return _time_binder(dialect)
+        case Boolean():
+            return None
+        case kind:
+            return kind.dialect_impl(dialect).bind_processor(dialect)
+
+
+@lru_cache(maxsize=8)
+def _time_binder(dialect: Dialect) -> Callable[[Any], Any]:
+    """A batch has many times, and few different ones."""
+    bind = UtcTime().bind_processor(dialect)
+    return lru_cache(maxsize=1024)(bind or UtcTime().process_bind_param)
+
+
+def _array_type(column: Column[Any], dialect: Dialect) -> str:
+    """A cast to VARCHAR(n) would cut what is too long, where TEXT leaves it to be refused."""
+    return f"{'TEXT' if isinstance(column.type, String) else column.type.compile(dialect)}[]"
