@@ -74,6 +74,8 @@ class Delivery:
     """Its destination has failed lately; not stored."""
     occurred_at: datetime | None = None
     """When what it tells of happened; unknown of what an earlier version recorded."""
+    first: bool = False
+    """Nothing else was said in its conversation when it was claimed, and nothing made it pointless; not stored."""
 
 
 def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:

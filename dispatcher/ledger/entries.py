@@ -99,6 +99,8 @@ class Claim:
     deliveries: Sequence[Delivery]
     next_at: datetime | None = None
     """The first slot of those that had to wait; None where none had to."""
+    more: bool = False
+    """Whether more may be due that nobody looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Dialect, String, Table, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Boolean, Column, Connection, Dialect, String, Table, select
 
 from dispatcher.ledger.tables import UtcTime
 
@@ -34,28 +33,28 @@ class Insertion:
         names = ", ".join(column.name for column in table.columns)
         self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT DO NOTHING"
 
-    async def insert(self, connection: AsyncConnection, rows: Rows) -> None:
+    def insert(self, connection: Connection, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet."""
         if rows:
-            await connection.exec_driver_sql(self._sql, self._bound(rows))
+            connection.exec_driver_sql(self._sql, self._bound(rows))
 
-    async def insert_new(self, connection: AsyncConnection, rows: Rows) -> list[str]:
+    def insert_new(self, connection: Connection, rows: Rows) -> list[str]:
         """The same; the keys of those that were not there."""
         if not rows:
             return []
         if self._in_arrays:
             returning = f"{self._sql} RETURNING {self._key.name}"
-            return list((await connection.exec_driver_sql(returning, self._bound(rows))).scalars())
-        there = await self._there(connection, [row[self._key.name] for row in rows])
+            return list((connection.exec_driver_sql(returning, self._bound(rows))).scalars())
+        there = self._there(connection, [row[self._key.name] for row in rows])
         missing = [row for row in rows if row[self._key.name] not in there]  # SQLite's one writer are we: it stays so
-        await self.insert(connection, missing)
+        self.insert(connection, missing)
         return [row[self._key.name] for row in missing]
 
-    async def _there(self, connection: AsyncConnection, keys: Sequence[str]) -> set[str]:
+    def _there(self, connection: Connection, keys: Sequence[str]) -> set[str]:
         found: set[str] = set()
         for begin in range(0, len(keys), PORTION):
             some = select(self._key).where(self._key.in_(keys[begin : begin + PORTION]))
-            found.update(await connection.scalars(some))
+            found.update(connection.scalars(some))
         return found
 
     def _bound(self, rows: Rows) -> Any:

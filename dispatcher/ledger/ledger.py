@@ -7,11 +7,27 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from sqlalchemy import ColumnElement, Row, Select, Table, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -49,7 +65,7 @@ from dispatcher.ledger.tables import (
     versions,
 )
 from dispatcher.ledger.views import Views
-from dispatcher.pacing import ENOUGH, Gate, Standing
+from dispatcher.pacing import ENOUGH, Gate, Lesson, Standing
 from dispatcher.phase import TERMINAL
 
 SECOND_LOOKS = (100, 100, 100)
@@ -79,7 +95,7 @@ class Ledger:
             for table in (events, contents, deliveries, rejected, starts, marks)
         }
         self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
-        self._settler = asyncio.Lock()
+        self._settler: asyncio.Task[None] | None = None
 
     async def open(self) -> Self:
         """Make or update the tables. Raises LedgerIncompatible for a ledger from a newer version."""
@@ -87,6 +103,8 @@ class Ledger:
         return self
 
     async def aclose(self) -> None:
+        if self._settler is not None:
+            await asyncio.wait([self._settler])
         await self._database.aclose()
 
     async def __aenter__(self) -> Self:
@@ -116,15 +134,18 @@ class Ledger:
         if not heard and not refused and not started:
             return frozenset()
         by_key = {entry.event.key: entry for entry in reversed(heard)}
-        async with self._database.writing() as connection:
-            rows = [_event_row(entry, now) for entry in by_key.values()]
-            new = await self._insertions[events].insert_new(connection, rows)
-            await self._owe(connection, [by_key[key] for key in new])
-            await self._insert(connection, rejected, [_rejected_row(entry) for entry in refused])
-            await self._insert(connection, starts, [_start_row(entry, now) for entry in started])
-        return frozenset(new)
 
-    async def _owe(self, connection: AsyncConnection, entries: Sequence[Recorded]) -> None:
+        def write(connection: Connection) -> frozenset[str]:
+            rows = [_event_row(entry, now) for entry in by_key.values()]
+            new = self._insertions[events].insert_new(connection, rows)
+            self._owe(connection, [by_key[key] for key in new])
+            self._insert(connection, rejected, [_rejected_row(entry) for entry in refused])
+            self._insert(connection, starts, [_start_row(entry, now) for entry in started])
+            return frozenset(new)
+
+        return await self._database.write(write)
+
+    def _owe(self, connection: Connection, entries: Sequence[Recorded]) -> None:
         owed = [delivery for entry in entries for delivery in entry.deliveries]
         failures = [delivery for delivery in owed if delivery.matter]
         recoveries = sorted((entry.recovery for entry in entries if entry.recovery), key=lambda one: one.turn)
@@ -132,25 +153,25 @@ class Ledger:
         runs = {
             (entry.version.matter, entry.version.version): entry.version for entry in reversed(entries) if entry.version
         }
-        await standing.load(
+        standing.load(
             [one.matter for one in failures]
             + [one.matter for one in recoveries]
             + [one.matter for one in runs.values()]
         )
-        await self._insert_deliveries(connection, failures)
+        self._insert_deliveries(connection, failures)
         for delivery in failures:
             standing.failed(delivery)
         good_news = [
             made
             for recovery in recoveries
-            for opened in await standing.recovered(recovery)
+            for opened in standing.recovered(recovery)
             if (made := recovery.close(opened)) is not None
         ]
-        await standing.save()
+        standing.save()
         told = {(news.event, news.channel, news.addresses) for news in good_news}
         rest = [one for one in owed if not one.matter and (one.event, one.channel, one.addresses) not in told]
-        changes = [told for run in runs.values() if await standing.is_new(run) for told in run.tell()]
-        await self._insert_deliveries(connection, [*good_news, *rest, *changes])
+        changes = [told for run in runs.values() if standing.is_new(run) for told in run.tell()]
+        self._insert_deliveries(connection, [*good_news, *rest, *changes])
 
     async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
         """What is remembered of these executions' starts."""
@@ -188,7 +209,7 @@ class Ledger:
         """Remember the first start; the oldest event's time where there are events already. Later calls do nothing."""
         async with self._database.writing() as connection:
             oldest = await connection.scalar(_OLDEST)
-            await self._insert(connection, marks, [{"name": _SINCE, "at": min(oldest or now, now)}])
+            await connection.run_sync(self._insert, marks, [{"name": _SINCE, "at": min(oldest or now, now)}])
 
     async def complete_since(self, *, now: datetime) -> datetime:
         """From when on all that was told is in here: since the first start, or what a purge has left.
@@ -209,7 +230,7 @@ class Ledger:
     async def swept(self, until: datetime) -> None:
         """Remember that everything before then was looked through. It never goes back."""
         async with self._database.writing() as connection:
-            await self._insert(connection, marks, [{"name": _SWEPT, "at": until}])
+            await connection.run_sync(self._insert, marks, [{"name": _SWEPT, "at": until}])
             await _move_mark(connection, _SWEPT, until)
 
     # -- couriers
@@ -220,39 +241,32 @@ class Ledger:
         Those that it doesn't admit yet are due again when it says; of a conversation only the first is taken.
         A delivery whose last lease ran out unsettled is due again, and doubtful: its attempt may have arrived.
         """
+        return await self._database.write(
+            lambda connection: self._claim(connection, channel, limit, lease=lease, until=until, gate=gate)
+        )
+
+    def _claim(
+        self, connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, gate: Gate
+    ) -> Claim:
         taken: list[Delivery] = []
         slots: list[datetime] = []
-        async with self._database.writing() as connection:
-            standings = Standings(connection, self._dialect, channel)
-            for size in (limit, *SECOND_LOOKS):
-                rows = (await connection.execute(_due(channel, gate.now, size, gate.crowded))).all()
-                await standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
-                went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
-                bodies = await self._take(connection, went, lease, until)
-                if put_off:
-                    await connection.execute(_PUT_OFF, put_off)
-                    slots.extend(entry["again_at"] for entry in put_off)
-                taken += (
-                    _claimed(row, bodies, lease, until, standings[gate.destination(_goes_to(row))]) for row in went
-                )
-                if len(taken) == limit or len(rows) < size:
-                    break
-            await standings.save()
+        standings = Standings(connection, self._dialect, channel)
+        for size in (limit, *SECOND_LOOKS):
+            rows = _due(connection, channel, gate, size)
+            standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
+            went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
+            if went:
+                connection.execute(_TAKE, [{"taken": row.key, "by": lease, "until": until} for row in went])
+            if put_off:
+                connection.execute(_PUT_OFF, put_off)
+                slots.extend(entry["again_at"] for entry in put_off)
+            taken += (_claimed(row, lease, until, standings[gate.destination(_goes_to(row))]) for row in went)
+            if len(taken) == limit or len(rows) < size:
+                break
+        standings.save()
         taken.sort(key=lambda delivery: (delivery.created_at, delivery.key))
-        return Claim(taken, min(slots, default=None))
-
-    async def _take(
-        self, connection: AsyncConnection, rows: Sequence[Row[Any]], lease: str, until: datetime
-    ) -> Mapping[str, Any]:
-        """Write that the deliveries are ours now; what they send."""
-        if not rows:
-            return {}
-        await connection.execute(
-            update(deliveries)
-            .where(deliveries.c.key.in_([row.key for row in rows]))
-            .values(attempt=deliveries.c.attempt + 1, doubtful=_IN_DOUBT, lease=lease, due_at=until, booked=False)
-        )
-        return await _bodies(connection, {row.content for row in rows})
+        more = len(taken) == limit or len(rows) == size
+        return Claim(taken, min(slots, default=None), more=more)
 
     async def settle(self, settlement: Settlement) -> bool:
         """Write how an attempt ended, and what follows from it, if the lease is still the delivery's own.
@@ -262,61 +276,54 @@ class Ledger:
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._settling.append((settlement, done))
-        async with self._settler:
-            if not done.done():
-                await self._settle_waiting()
+        if self._settler is None or self._settler.done():
+            self._settler = asyncio.create_task(self._settle_waiting())  # noqa: TID251 - `aclose` waits for it
         return await done
 
     async def _settle_waiting(self) -> None:
-        batch, self._settling = self._settling, []
-        try:
-            held = await self._settle([settlement for settlement, _ in batch])
-        except asyncio.CancelledError:
-            self._settling = [entry for entry in batch if not entry[1].cancelled()] + self._settling
-            raise
-        except Exception as error:  # noqa: BLE001 - each caller gets it, at its own await
-            for _, done in batch:
-                if not done.cancelled():
-                    done.set_exception(error)
-        else:
-            for settlement, done in batch:
-                if not done.cancelled():
-                    done.set_result(settlement.delivery.key in held)
+        """Write what waits, in groups. On its own: whoever is cancelled meanwhile leaves the others' words alone."""
+        while self._settling:
+            batch, self._settling = self._settling, []
+            settlements = [settlement for settlement, _ in batch]
+            try:
+                held = await self._database.write(partial(self._settle, settlements))
+            except Exception as error:  # noqa: BLE001 - each caller gets it, at its own await
+                for _, done in batch:
+                    if not done.cancelled():
+                        done.set_exception(error)
+            else:
+                for settlement, done in batch:
+                    if not done.cancelled():
+                        done.set_result(settlement.delivery.key in held)
 
-    async def _settle(self, settlements: Sequence[Settlement]) -> frozenset[str]:
-        claimed = {entry.delivery.key: (entry.delivery.lease, entry.delivery.attempt) for entry in settlements}
-        async with self._database.writing() as connection:
-            rows = await connection.execute(
-                select(deliveries.c.key, deliveries.c.lease, deliveries.c.attempt)
-                .where(deliveries.c.key.in_(claimed))
-                .with_for_update()
-            )
-            held = frozenset(row.key for row in rows if (row.lease, row.attempt) == claimed[row.key])
-            for settlement in settlements:
-                if settlement.delivery.key in held:
-                    await connection.execute(_settle_statement(settlement))
-            ends = [_attempt_row(entry, held=entry.delivery.key in held) for entry in settlements]
-            await connection.execute(insert(attempts), ends)
-            follow_ups = [follow for entry in settlements if entry.delivery.key in held for follow in entry.follow_ups]
-            await self._insert_deliveries(connection, follow_ups)
-            for channel in sorted({entry.delivery.channel for entry in settlements}):
-                lessons = [entry.lesson for entry in settlements if entry.delivery.channel == channel and entry.lesson]
-                await Standings(connection, self._dialect, channel).learn(lessons)
+    def _settle(self, settlements: Sequence[Settlement], connection: Connection) -> frozenset[str]:
+        held = _held_still(connection, settlements)
+        counting = [entry for entry in settlements if entry.delivery.key in held]
+        for ending, rows in _endings(counting).items():
+            connection.execute(ending, rows)
+        connection.execute(_ATTEMPTS, [_attempt_row(entry, held=entry.delivery.key in held) for entry in settlements])
+        self._insert_deliveries(connection, [follow for entry in counting for follow in entry.follow_ups])
+        lessons: dict[str, list[Lesson]] = {}
+        for entry in settlements:
+            if entry.lesson is not None:
+                lessons.setdefault(entry.delivery.channel, []).append(entry.lesson)
+        for channel, told in sorted(lessons.items()):
+            Standings(connection, self._dialect, channel).learn(told)
         return held
 
     async def release(self, delivery: Delivery, *, due_at: datetime) -> None:
         """Give a claimed delivery back, its attempt uncounted."""
-        async with self._database.writing() as connection:
-            await connection.execute(
-                update(deliveries)
-                .where(*_held(delivery))
-                .values(lease=None, due_at=due_at, attempt=deliveries.c.attempt - 1, doubtful=delivery.doubtful)
-            )
+        values = {"due_at": due_at, "doubtful": delivery.doubtful}
+        release = update(deliveries).where(*_held(delivery))
+        release = release.values(lease=None, attempt=deliveries.c.attempt - 1, **values)
+        await self._database.write(lambda connection: connection.execute(release))
 
     async def conversation(self, delivery: Delivery) -> Conversation | None:
         """What was said before in a claimed delivery's conversation; None where it stands alone."""
         if not delivery.conversation or delivery.turn is None:
             return None
+        if delivery.first:
+            return Conversation(key=delivery.conversation, recovery=delivery.recovery)
         theirs = deliveries.c.conversation == delivery.conversation
         before = (theirs, deliveries.c.turn <= delivery.turn, deliveries.c.key != delivery.key)
         ended = select(func.max(deliveries.c.turn)).where(
@@ -495,7 +502,7 @@ class Ledger:
     async def ping(self, *, now: datetime) -> None:
         """Return once a row has been written: a full disk answers everything less. Raises LedgerUnavailable."""
         async with self._database.writing() as connection:
-            await self._insert(connection, marks, [{"name": _PINGED, "at": now}])
+            await connection.run_sync(self._insert, marks, [{"name": _PINGED, "at": now}])
             await connection.execute(update(marks).where(marks.c.name == _PINGED).values(at=now))
 
     # -- rows
@@ -508,7 +515,7 @@ class Ledger:
             rejected.c.event.startswith(f"{execution}/", autoescape=True), and_(rejected.c.event.is_(None), *named)
         )
 
-    async def _insert_deliveries(self, connection: AsyncConnection, owed: Sequence[Delivery]) -> None:
+    def _insert_deliveries(self, connection: Connection, owed: Sequence[Delivery]) -> None:
         bodies = {}
         rows = []
         for delivery in owed:
@@ -516,12 +523,12 @@ class Ledger:
             digest = hashlib.sha256(body).hexdigest()
             bodies[digest] = body
             rows.append(_delivery_row(delivery, digest))
-        await self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
-        await self._insert(connection, deliveries, rows)
+        self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
+        self._insert(connection, deliveries, rows)
 
-    async def _insert(self, connection: AsyncConnection, table: Table, rows: Rows) -> None:
+    def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet."""
-        await self._insertions[table].insert(connection, rows)
+        self._insertions[table].insert(connection, rows)
 
 
 async def _move_mark(connection: AsyncConnection, name: str, at: datetime) -> None:
@@ -598,12 +605,8 @@ def _rejected(row: Row[Any]) -> Rejected:
     )
 
 
-def _due(channel: str, now: datetime, limit: int, crowded: Iterable[str]) -> Select[Any]:
-    """The deliveries that are due, oldest first: of a conversation only the one whose turn it is.
-
-    Without those of crowded destinations, or a long backlog of one would hide the others'.
-    """
-    before = deliveries.alias("before")
+def _due_statement() -> Select[Any]:
+    before, other = deliveries.alias("before"), deliveries.alias("other")
     kept_waiting = (
         select(before.c.key)
         .where(
@@ -621,19 +624,48 @@ def _due(channel: str, now: datetime, limit: int, crowded: Iterable[str]) -> Sel
         )
         .exists()
     )
+    in_company = (
+        select(other.c.key)
+        .where(other.c.conversation == deliveries.c.conversation, other.c.key != deliveries.c.key)
+        .exists()
+    )
+    recovered_since = (
+        select(matters.c.name)
+        .where(matters.c.name == deliveries.c.matter, matters.c.succeeded_at > deliveries.c.turn)
+        .exists()
+    )
     return (
-        select(deliveries)
+        select(
+            deliveries,
+            contents.c.body,
+            and_(
+                deliveries.c.conversation.is_not(None), ~in_company, or_(deliveries.c.recovery, ~recovered_since)
+            ).label("first"),
+        )
+        .join(contents, contents.c.digest == deliveries.c.content)
         .where(
-            deliveries.c.channel == channel,
+            deliveries.c.channel == bindparam("channel"),
             deliveries.c.state == State.WAITING,
-            deliveries.c.due_at <= now,
+            deliveries.c.due_at <= bindparam("now"),
             or_(deliveries.c.conversation.is_(None), ~kept_waiting),
-            deliveries.c.addresses.not_in([(name,) for name in crowded]),
         )
         .order_by(deliveries.c.due_at)
-        .limit(limit)
+        .limit(bindparam("size"))
         .with_for_update(skip_locked=True, of=deliveries)
     )
+
+
+_DUE = _due_statement()
+"""The deliveries that are due, oldest first, with what they send: of a conversation only the one whose turn it is."""
+_DUE_ELSEWHERE = _DUE.where(deliveries.c.addresses.not_in(bindparam("crowded", expanding=True)))
+"""Without those of crowded destinations, or a long backlog of one would hide the others'."""
+
+
+def _due(connection: Connection, channel: str, gate: Gate, size: int) -> Sequence[Row[Any]]:
+    values = {"channel": channel, "now": gate.now, "size": size}
+    if crowded := gate.crowded:
+        values["crowded"] = [(name,) for name in crowded]
+    return connection.execute(_DUE_ELSEWHERE if crowded else _DUE, values).all()
 
 
 def _goes_to(row: Row[Any]) -> tuple[str, ...]:
@@ -643,6 +675,17 @@ def _goes_to(row: Row[Any]) -> tuple[str, ...]:
 
 _IN_DOUBT = or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None))
 """A lease that ran out unsettled: what its worker sent may have arrived."""
+_TAKE = (
+    update(deliveries)
+    .where(deliveries.c.key == bindparam("taken"))
+    .values(
+        attempt=deliveries.c.attempt + 1,
+        doubtful=_IN_DOUBT,
+        lease=bindparam("by"),
+        due_at=bindparam("until"),
+        booked=False,
+    )
+)
 _PUT_OFF = (
     update(deliveries)
     .where(deliveries.c.key == bindparam("put_off"))
@@ -671,15 +714,16 @@ def _sorted_out(
     return went, put_off
 
 
-def _claimed(row: Row[Any], bodies: Mapping[str, Any], lease: str, until: datetime, standing: Standing) -> Delivery:
+def _claimed(row: Row[Any], lease: str, until: datetime, standing: Standing) -> Delivery:
     return replace(
-        _delivery(row, bodies),
+        _delivery(row, {row.content: row.body}),
         attempt=row.attempt + 1,
         doubtful=row.doubtful or row.lease is not None,
         lease=lease,
         due_at=until,
         booked=False,
         troubled=standing.failures > 0,
+        first=bool(row.first),
     )
 
 
@@ -822,21 +866,57 @@ def _held(delivery: Delivery) -> tuple[Any, ...]:
     )
 
 
-def _settle_statement(entry: Settlement) -> Any:
-    statement = update(deliveries).where(deliveries.c.key == entry.delivery.key)
-    match entry.outcome:
-        case Sent(receipt):
-            return statement.values(
-                state=State.SENT,
-                lease=None,
-                reason="",
-                doubtful=False,
-                settled_at=entry.ended_at,
-                reference=dict(receipt.reference),
-            )
-        case Retry(at=at, reason=reason, doubtful=doubtful):
-            return statement.values(lease=None, reason=reason, doubtful=doubtful, due_at=at)
-        case Dead(reason=reason, doubtful=doubtful):
-            return statement.values(
-                state=State.DEAD, lease=None, reason=reason, doubtful=doubtful, settled_at=entry.ended_at
-            )
+def _held_still(connection: Connection, settlements: Sequence[Settlement]) -> frozenset[str]:
+    """The keys of those whose lease is still their own; nobody else may take them until the transaction ends."""
+    claimed = {entry.delivery.key: (entry.delivery.lease, entry.delivery.attempt) for entry in settlements}
+    rows = connection.execute(_LEASES, {"keys": _padded(list(claimed))})
+    return frozenset(row.key for row in rows if (row.lease, row.attempt) == claimed[row.key])
+
+
+def _padded(keys: list[str]) -> list[str]:
+    """As long as the next power of two, so that a database knows few statements of each kind and not hundreds."""
+    return keys + keys[-1:] * ((1 << (len(keys) - 1).bit_length()) - len(keys))
+
+
+_LEASES = (
+    select(deliveries.c.key, deliveries.c.lease, deliveries.c.attempt)
+    .where(deliveries.c.key.in_(bindparam("keys", expanding=True)))
+    .with_for_update()
+)
+_ATTEMPTS = insert(attempts)
+_ENDED = update(deliveries).where(deliveries.c.key == bindparam("settled"))
+_SENT = _ENDED.values(
+    state=State.SENT,
+    lease=None,
+    reason="",
+    doubtful=False,
+    settled_at=bindparam("at"),
+    reference=bindparam("receipt"),
+)
+_AGAIN = _ENDED.values(lease=None, reason=bindparam("why"), doubtful=bindparam("perhaps"), due_at=bindparam("at"))
+_DEAD = _ENDED.values(
+    state=State.DEAD,
+    lease=None,
+    reason=bindparam("why"),
+    doubtful=bindparam("perhaps"),
+    settled_at=bindparam("at"),
+)
+
+
+def _endings(settlements: Sequence[Settlement]) -> dict[Update, list[dict[str, Any]]]:
+    """What is written of each delivery, by the statement that writes it."""
+    found: dict[Update, list[dict[str, Any]]] = {}
+    for entry in settlements:
+        row: dict[str, Any] = {"settled": entry.delivery.key}
+        match entry.outcome:
+            case Sent(receipt):
+                ending = _SENT
+                row |= {"at": entry.ended_at, "receipt": dict(receipt.reference)}
+            case Retry(at=at, reason=reason, doubtful=doubtful):
+                ending = _AGAIN
+                row |= {"at": at, "why": reason, "perhaps": doubtful}
+            case Dead(reason=reason, doubtful=doubtful):
+                ending = _DEAD
+                row |= {"at": entry.ended_at, "why": reason, "perhaps": doubtful}
+        found.setdefault(ending, []).append(row)
+    return found

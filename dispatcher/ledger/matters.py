@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 
 from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State
 from dispatcher.ledger.tables import deliveries, matters, versions
@@ -30,22 +29,22 @@ class _Standing:
 class Matters:
     """The launch plans of one batch, for as long as its transaction lasts."""
 
-    def __init__(self, connection: AsyncConnection, dialect: ModuleType) -> None:
+    def __init__(self, connection: Connection, dialect: ModuleType) -> None:
         self._connection = connection
         self._dialect = dialect
         self._known: dict[str, _Standing] = {}
 
-    async def load(self, names: Iterable[str]) -> None:
+    def load(self, names: Iterable[str]) -> None:
         """Read them, and keep other writers from them until the transaction ends."""
         ordered = sorted(set(names))  # the same order everywhere, so that no two lock each other out
         if not ordered:
             return
         there = self._dialect.insert(matters).on_conflict_do_nothing()
-        await self._connection.execute(there, [{"name": name} for name in ordered])
+        self._connection.execute(there, [{"name": name} for name in ordered])
         for begin in range(0, len(ordered), PORTION):
             some = ordered[begin : begin + PORTION]
             query = select(matters).where(matters.c.name.in_(some)).order_by(matters.c.name).with_for_update()
-            for row in await self._connection.execute(query):
+            for row in self._connection.execute(query):
                 self._known[row.name] = _Standing(row.failed_at, row.succeeded_at)
 
     def failed(self, delivery: Delivery) -> None:
@@ -54,7 +53,7 @@ class Matters:
         if delivery.turn is not None and (standing.failed_at is None or delivery.turn > standing.failed_at):
             standing.failed_at = delivery.turn
 
-    async def recovered(self, recovery: Recovery) -> list[Opened]:
+    def recovered(self, recovery: Recovery) -> list[Opened]:
         """The conversations that a success ends; none where it is old news, or nobody was told of a failure since."""
         standing = self._known[recovery.matter]
         since = standing.succeeded_at
@@ -67,7 +66,7 @@ class Matters:
         if since is not None:
             query = query.where(deliveries.c.turn >= since)
         ordered = query.order_by(deliveries.c.turn, deliveries.c.recovery, deliveries.c.key)
-        last_words = {row.conversation: row for row in await self._connection.execute(ordered)}
+        last_words = {row.conversation: row for row in self._connection.execute(ordered)}
         return [
             Opened(
                 channel=row.channel,
@@ -80,16 +79,16 @@ class Matters:
             if not row.recovery and row.turn <= recovery.turn  # else it has ended, or failed anew since then
         ]
 
-    async def is_new(self, run: NewVersion) -> bool:
+    def is_new(self, run: NewVersion) -> bool:
         """Whether the launch plan ran in other versions before, and never in this one. It is remembered."""
         there = self._dialect.insert(versions).on_conflict_do_nothing().returning(versions.c.version)
         row = {"matter": run.matter, "version": run.version}
-        if (await self._connection.scalar(there, row)) is None:
+        if (self._connection.scalar(there, row)) is None:
             return False
         others = select(versions.c.version).where(versions.c.matter == run.matter, versions.c.version != run.version)
-        return (await self._connection.scalar(others.limit(1))) is not None
+        return (self._connection.scalar(others.limit(1))) is not None
 
-    async def save(self) -> None:
+    def save(self) -> None:
         """Write how they stand now."""
         if not self._known:
             return
@@ -102,4 +101,4 @@ class Matters:
             {"name": name, "failed_at": standing.failed_at, "succeeded_at": standing.succeeded_at}
             for name, standing in sorted(self._known.items())
         ]
-        await self._connection.execute(statement, rows)
+        self._connection.execute(statement, rows)

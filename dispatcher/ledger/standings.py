@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import ModuleType
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 
 from dispatcher.ledger.tables import destinations
 from dispatcher.pacing import FRESH, Lesson, Standing, learn
@@ -15,19 +14,19 @@ from dispatcher.pacing import FRESH, Lesson, Standing, learn
 class Standings:
     """The standings of one channel's destinations, for as long as one transaction lasts."""
 
-    def __init__(self, connection: AsyncConnection, dialect: ModuleType, channel: str) -> None:
+    def __init__(self, connection: Connection, dialect: ModuleType, channel: str) -> None:
         self._connection = connection
         self._dialect = dialect
         self._channel = channel
         self._known: dict[str, Standing] = {}
         self._changed: set[str] = set()
 
-    async def load(self, names: Iterable[str]) -> None:
+    def load(self, names: Iterable[str]) -> None:
         """Read those that are not known yet, and keep other writers from them until the transaction ends."""
         missing = sorted(set(names) - self._known.keys())
         if not missing:
             return
-        rows = await self._connection.execute(
+        rows = self._connection.execute(
             select(destinations)
             .where(destinations.c.channel == self._channel, destinations.c.name.in_(missing))
             .order_by(destinations.c.name)  # the same order everywhere, so that no two lock each other out
@@ -47,17 +46,17 @@ class Standings:
             self._known[name] = standing
             self._changed.add(name)
 
-    async def learn(self, lessons: Iterable[Lesson]) -> None:
+    def learn(self, lessons: Iterable[Lesson]) -> None:
         """Take in what attempts told, and write it."""
         told = sorted(lessons, key=lambda lesson: lesson.at)
         if not told:
             return
-        await self.load(lesson.destination for lesson in told)
+        self.load(lesson.destination for lesson in told)
         for lesson in told:
             self[lesson.destination] = learn(self[lesson.destination], lesson)
-        await self.save()
+        self.save()
 
-    async def save(self) -> None:
+    def save(self) -> None:
         """Write what has changed."""
         if not self._changed:
             return
@@ -77,5 +76,5 @@ class Standings:
             for name in sorted(self._changed)
             for standing in [self._known[name]]
         ]
-        await self._connection.execute(statement, rows)
+        self._connection.execute(statement, rows)
         self._changed.clear()

@@ -393,9 +393,8 @@ async def test_a_full_disk_leaves_nothing_half_written_and_passes(tmp_path: Path
 
 
 async def set_limit(ledger: Ledger, pages: int) -> None:
-    """How large the file may be, for the one connection that a ledger keeps while nobody is in its way."""
-    async with ledger._database.reading() as connection:
-        await connection.execute(text(f"PRAGMA max_page_count = {pages}"))
+    """How large the file may be, for the one connection that writes what is recorded and settled."""
+    await ledger._database.write(lambda connection: connection.execute(text(f"PRAGMA max_page_count = {pages}")))
 
 
 async def test_a_service_on_a_full_disk_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
