@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 
 import structlog
@@ -60,14 +61,21 @@ class Courier:
     _stopping: bool = False
     _abandoned: bool = False
     """Nothing more is sent: what is claimed goes straight back."""
-    _carrying: dict[asyncio.Task[None], str] = field(default_factory=dict)
-    """Each with its destination."""
+    _carrying: set[asyncio.Task[None]] = field(default_factory=set)
     _sending: set[asyncio.Task[None]] = field(default_factory=set)
     _busy: Counter[str] = field(default_factory=Counter)
     """How many are on their way to each destination."""
+    _talking: Counter[str] = field(default_factory=Counter)
+    """How many are on their way in each conversation."""
     _breaker: Breaker = field(default_factory=Breaker)
     _alarm: datetime | None = None
     """When something is due that we know of."""
+    _more: bool = False
+    """The last claim left something that any hand could take."""
+    _crowded: frozenset[str] = frozenset()
+    """Destinations that had all the hands they may have when the last claim looked."""
+    _answered: set[str] = field(default_factory=set)
+    """Conversations of what we carry in which more is to be said since."""
 
     @property
     def resting(self) -> bool:
@@ -83,8 +91,9 @@ class Courier:
     def _settling_share(self) -> timedelta:
         return self.lease * (1 - SENDING_SHARE)
 
-    def ring(self) -> None:
-        """There may be work: look now."""
+    def ring(self, conversations: Iterable[str] = ()) -> None:
+        """There may be work: look now, and again once what we carry of these conversations is settled."""
+        self._answered.update(one for one in conversations if one and self._talking[one])
         self._bell.set()
 
     def stop(self) -> None:
@@ -109,16 +118,27 @@ class Courier:
                 self._bell.clear()
                 claimed = await self._claim()
                 for delivery in claimed:
-                    task = hands.create_task(self._carry(delivery), name=f"{self.name} {delivery.key}")
-                    self._carrying[task] = self._destination(delivery)
-                    self._busy[self._carrying[task]] += 1
-                    task.add_done_callback(self._put_down)
-                if len(self._carrying) >= self.hands or not claimed:
+                    self._take_up(delivery, hands)
+                if not claimed or not self._more or len(self._carrying) >= self.hands:
                     await self._wait_for_work()
 
-    def _put_down(self, task: asyncio.Task[None]) -> None:
-        self._busy[self._carrying.pop(task)] -= 1
-        self.ring()
+    def _take_up(self, delivery: Delivery, hands: asyncio.TaskGroup) -> None:
+        self._busy[self._destination(delivery)] += 1
+        self._talking[delivery.conversation] += 1
+        task = hands.create_task(self._carry(delivery))
+        self._carrying.add(task)
+        task.add_done_callback(partial(self._put_down, delivery))
+
+    def _put_down(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        """A hand is free: ring where it can be of use."""
+        self._carrying.discard(task)
+        destination, conversation = self._destination(delivery), delivery.conversation
+        _less(self._busy, destination)
+        _less(self._talking, conversation)
+        awaited = delivery.followed or (bool(conversation) and conversation in self._answered)
+        self._answered.discard(conversation)
+        if self._more or destination in self._crowded or awaited:
+            self.ring()
 
     def _destination(self, delivery: Delivery) -> str:
         return self.channel.destination(delivery.addresses or delivery.recipients)
@@ -133,8 +153,10 @@ class Courier:
             claim = await self.ledger.claim(self.name, free, lease=self.worker, until=now + self.lease, gate=gate)
         except LedgerUnavailable as error:
             log.warning("waiting for the ledger", channel=self.name, reason=str(error))
+            self._more = False
             return []
-        self._alarm = claim.next_at
+        self._more, self._crowded = claim.more, frozenset(gate.crowded)
+        self._alarm = min((at for at in (self._alarm, claim.next_at) if at is not None and at > now), default=None)
         self.put_off(gate.put_off)
         return claim.deliveries
 
@@ -216,24 +238,34 @@ class Courier:
 
     async def _settle(self, ending: Settlement) -> None:
         """Write the ending down, for as long as the lease is ours: what was sent must not be sent again."""
+        try:
+            held: bool | None = await self._write(ending)
+        except LedgerUnavailable:
+            held = await self._write_patiently(ending)
+        if held is None:
+            log.error("an ending could not be written: it will be tried again", delivery=ending.delivery.key)
+        elif not held:
+            log.warning("the lease had run out: another worker's word counts", delivery=ending.delivery.key)
+
+    async def _write_patiently(self, ending: Settlement) -> bool | None:
+        """Again and again while the ledger is away; None where that lasts too long."""
+        pauses = wait_random_exponential(multiplier=0.1, max=5)
         patiently = AsyncRetrying(
-            retry=retry_if_exception_type(LedgerUnavailable),
-            wait=wait_random_exponential(multiplier=0.1, max=5),
-            stop=stop_after_delay(self._settling_share),
+            retry=retry_if_exception_type(LedgerUnavailable), wait=pauses, stop=stop_after_delay(self._settling_share)
         )
         try:
             held: bool = await patiently(self._write, ending)
         except RetryError:
-            log.error("an ending could not be written: it will be tried again", delivery=ending.delivery.key)
-            return
-        if not held:
-            log.warning("the lease had run out: another worker's word counts", delivery=ending.delivery.key)
+            return None
+        return held
 
     async def _write(self, ending: Settlement) -> bool:
         follow_ups = await self._follow_ups(ending.delivery, ending.outcome, ending.ended_at)
-        whole = replace(ending, follow_ups=follow_ups)
+        whole = replace(ending, follow_ups=follow_ups) if follow_ups else ending
         held = await self.ledger.settle(whole)
         self.settled(whole, held)
+        if follow_ups:
+            self.ring()
         return held
 
     async def _follow_ups(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
@@ -280,3 +312,10 @@ def _tell(delivery: Delivery, outcome: Outcome) -> None:
             log.warning("not sent yet", **facts, reason=reason, again=at.isoformat(timespec="seconds"))
         case Dead(reason=reason):
             log.error("given up", **facts, reason=reason)
+
+
+def _less(counts: Counter[str], name: str) -> None:
+    """One less; what has come to nothing is forgotten."""
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

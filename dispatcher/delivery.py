@@ -76,6 +76,8 @@ class Delivery:
     """When what it tells of happened; unknown of what an earlier version recorded."""
     first: bool = False
     """Nothing else was said in its conversation when it was claimed, and nothing made it pointless; not stored."""
+    followed: bool = False
+    """Something else in its conversation waited for it when it was claimed; not stored."""
 
 
 def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:

@@ -159,10 +159,10 @@ class Service:
 
     def _announce(self, heard: Heard) -> None:
         self.telemetry.heard(heard, now=self.clock.now())
-        owed = {delivery.channel for entry in heard.recorded for delivery in entry.deliveries}
+        owed = [delivery for entry in heard.recorded for delivery in entry.deliveries]
         for courier in self._couriers:
-            if courier.name in owed:
-                courier.ring()
+            if theirs := [delivery.conversation for delivery in owed if delivery.channel == courier.name]:
+                courier.ring(theirs)
         self.heard(heard)
 
     def _courier(self, name: str, channel: Channel, ledger: Ledger, planner: Planner) -> Courier:

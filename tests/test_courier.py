@@ -520,3 +520,46 @@ async def test_a_delivery_whose_conversation_cannot_be_read_is_given_back_uncoun
         (filed,) = await settled(ledger)
 
     assert (filed.delivery.attempt, len(channel.sent)) == (1, 1)
+
+
+async def test_for_a_lone_delivery_the_ledger_is_asked_once(ledger: Ledger) -> None:
+    claims = 0
+    claim = ledger.claim
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal claims
+        claims += 1
+        return await claim(*arguments, **options)
+
+    ledger.claim = counted  # type: ignore[method-assign]  # counts, and passes on
+    began = asyncio.get_running_loop().time()
+    await owe(ledger, "#a")
+    async with working(a_courier(ledger, Scripted(lambda _: RECEIPT))):
+        await settled(ledger)
+        glances = int(asyncio.get_running_loop().time() - began)
+        assert claims <= 1 + glances
+
+
+async def test_what_is_said_next_in_a_conversation_waits_for_no_glance(ledger: Ledger) -> None:
+    now = SystemClock().now()
+
+    async def say(number: int) -> None:
+        event = an_event(name=f"run{number}")
+        turn = now + number * timedelta(seconds=1)
+        facts = {"key": f"k{number}", "conversation": "talk", "turn": turn}
+        told = a_delivery(event, channel="slack", to="#a", created_at=now, due_at=now, **facts)
+        entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[told])
+        await ledger.record([entry], [], now=now)
+
+    async def answer(message: Message) -> Receipt:
+        if message.key == "k4":  # the rest is recorded while this one is on its way
+            for number in range(5, 10):
+                await say(number)
+            courier.ring(["talk"])
+        return RECEIPT
+
+    for number in range(5):
+        await say(number)
+    courier = a_courier(ledger, Scripted(answer))
+    async with working(courier), asyncio.timeout(8):  # of ten glances, each takes a second
+        assert len(await settled(ledger, 10)) == 10

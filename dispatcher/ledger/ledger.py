@@ -629,6 +629,15 @@ def _due_statement() -> Select[Any]:
         .where(other.c.conversation == deliveries.c.conversation, other.c.key != deliveries.c.key)
         .exists()
     )
+    followed = (
+        select(other.c.key)
+        .where(
+            other.c.conversation == deliveries.c.conversation,
+            other.c.key != deliveries.c.key,
+            other.c.state == State.WAITING,
+        )
+        .exists()
+    )
     recovered_since = (
         select(matters.c.name)
         .where(matters.c.name == deliveries.c.matter, matters.c.succeeded_at > deliveries.c.turn)
@@ -641,6 +650,7 @@ def _due_statement() -> Select[Any]:
             and_(
                 deliveries.c.conversation.is_not(None), ~in_company, or_(deliveries.c.recovery, ~recovered_since)
             ).label("first"),
+            and_(deliveries.c.conversation.is_not(None), followed).label("followed"),
         )
         .join(contents, contents.c.digest == deliveries.c.content)
         .where(
@@ -724,6 +734,7 @@ def _claimed(row: Row[Any], lease: str, until: datetime, standing: Standing) -> 
         booked=False,
         troubled=standing.failures > 0,
         first=bool(row.first),
+        followed=bool(row.followed),
     )
 
 
