@@ -26,7 +26,7 @@ from dispatcher.event import Event
 from dispatcher.flyte_admin import open_flyte_admin
 from dispatcher.intake import Heard, Intake
 from dispatcher.kafka import KafkaSource
-from dispatcher.ledger import Ledger
+from dispatcher.ledger import Ledger, Schema
 from dispatcher.plan import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
@@ -323,8 +323,31 @@ def make_reconciler(
 
 @asynccontextmanager
 async def _opened(url: str) -> AsyncIterator[Ledger]:
-    """The ledger, opened: a database that starts beside us is often a little later, so try for a while."""
+    """The ledger, opened. Raises what `migrated` raises."""
     ledger = Ledger(url)
+    try:
+        schema = await _patiently(ledger)
+        if schema.newer:
+            log.warning("the ledger is a newer version's, and serves this one too", version=schema.version)
+        yield ledger
+    finally:
+        await ledger.aclose()
+
+
+async def migrated(url: str) -> Schema:
+    """What the ledger's tables were before they were brought up to date.
+
+    Raises SettingsError and LedgerIncompatible, and LedgerUnavailable where it stays so for LEDGER_PATIENCE seconds.
+    """
+    ledger = Ledger(url)
+    try:
+        return await _patiently(ledger)
+    finally:
+        await ledger.aclose()
+
+
+async def _patiently(ledger: Ledger) -> Schema:
+    """Migrate: a database that starts beside us is often a little later, so try for a while."""
     patiently = AsyncRetrying(
         retry=retry_if_exception_type(LedgerUnavailable),
         wait=wait_exponential(multiplier=0.2, max=3),
@@ -332,11 +355,7 @@ async def _opened(url: str) -> AsyncIterator[Ledger]:
         before_sleep=_tell_why,
         reraise=True,
     )
-    try:
-        await patiently(ledger.open)
-        yield ledger
-    finally:
-        await ledger.aclose()
+    return await patiently(ledger.migrate)
 
 
 def _tell_why(state: RetryCallState) -> None:

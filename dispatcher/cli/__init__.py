@@ -11,6 +11,7 @@ from dispatcher.cli.deliveries import deliveries
 from dispatcher.cli.demo import demo
 from dispatcher.cli.explain import explain
 from dispatcher.cli.import_ import import_
+from dispatcher.cli.migrate import ledger
 from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
 from dispatcher.cli.reconcile import reconcile
@@ -54,6 +55,7 @@ app.command()(demo)
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(rejected, name="rejected")
 app.add_typer(templates, name="templates")
+app.add_typer(ledger, name="ledger")
 app.command()(reconcile)
 app.command("import")(import_)
 

@@ -4,6 +4,7 @@ Intake ends here and couriers begin here. `Ledger` is all that other rooms use; 
 and out, `tables` how it lies, `database` how it is opened.
 """
 
+from dispatcher.ledger.database import HEAD, Schema
 from dispatcher.ledger.entries import (
     Attempt,
     Backlog,
@@ -20,6 +21,7 @@ from dispatcher.ledger.entries import (
 from dispatcher.ledger.ledger import Ledger
 
 __all__ = [
+    "HEAD",
     "Attempt",
     "Backlog",
     "Claim",
@@ -30,6 +32,7 @@ __all__ = [
     "Ledger",
     "Recorded",
     "Rejected",
+    "Schema",
     "Settlement",
     "rejected_id",
 ]

@@ -8,23 +8,31 @@ import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Dialect, Engine, create_engine, delete, event, insert, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
+from dispatcher.ledger.tables import compatibility
 from dispatcher.ledger.writer import Writer
 
 T = TypeVar("T")
 HEAD = "0005"
 """The newest migration; a test holds it to the scripts."""
+COMPATIBLE = "0001"
+"""The oldest version whose code can work with the tables of HEAD. It stands in the ledger, so that older replicas may
+start beside newer ones; it moves only with a migration that takes away or narrows what older code uses."""
 
 _MIGRATION_LOCK = 0x666C797465  # "flyte": PostgreSQL's advisory lock, so that replicas migrate one after another
+_MIGRATION_PATIENCE = "4s"
+"""How long a migration waits for a table on PostgreSQL: whoever comes after it waits too, so it gives way and tries
+again rather than hold up all deliveries behind one long transaction."""
 _BUSY_SECONDS = 10
 """How long a transaction waits for others, or for the server to answer that we may connect."""
 _UNINTERRUPTED_SECONDS = 0.5
@@ -35,6 +43,26 @@ a standby, logins, no such database, deadlocks, permissions, full disks, locks, 
 its files. Source: PostgreSQL's manual, appendix A."""
 _DUPLICATE_TABLE = "42P07"
 _IN_MEMORY = ":memory:"
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What tables a ledger has."""
+
+    version: str | None
+    """The newest migration that they have seen; None where there are none."""
+    oldest: str | None
+    """The oldest version whose code can work with them, as they say."""
+
+    @property
+    def newer(self) -> bool:
+        """Whether a version after this one made them what they are."""
+        return self.version is not None and self.version > HEAD
+
+    @property
+    def serves(self) -> bool:
+        """Whether this code can work with the tables as they are."""
+        return self.version == HEAD or (self.newer and self.oldest is not None and self.oldest <= HEAD)
 
 
 class Database:
@@ -53,16 +81,23 @@ class Database:
     def dialect(self) -> Dialect:
         return self._engine.dialect
 
-    async def migrate(self) -> None:
-        """Bring the tables up to date; safe to call from several replicas at once.
+    async def migrate(self) -> Schema:
+        """Bring the tables up to date; safe to call from several replicas at once, and beside older ones at work.
 
-        Raises LedgerIncompatible where the tables are a newer version's or another program's, LedgerUnavailable
-        while the database can't be reached.
+        Returns what the tables were before. A newer version's are left as they are where they say that this version
+        can work with them. Raises LedgerIncompatible where they don't or are another program's, LedgerUnavailable
+        while the database can't be reached or a table is held by others.
         """
         async with self.writing() as connection:
             if not self.sqlite:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-            await connection.run_sync(_upgrade, self._place)
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_PATIENCE}'"))
+            return await connection.run_sync(_upgrade, self._place)
+
+    async def schema(self) -> Schema:
+        """What tables there are; nothing is changed."""
+        async with self.reading() as connection:
+            return await connection.run_sync(_schema)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
@@ -247,10 +282,22 @@ def _prepare(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-def _upgrade(connection: Connection, place: str) -> None:
-    version = _version(connection)
-    if version == HEAD:
-        return
+def _schema(connection: Connection) -> Schema:
+    """What tables there are, as Alembic and the tables themselves tell it."""
+    tables = inspect(connection)
+    version = (
+        connection.scalar(text("SELECT version_num FROM alembic_version"))
+        if tables.has_table("alembic_version")
+        else None
+    )
+    says = tables.has_table(compatibility.name)
+    return Schema(version, connection.scalar(select(compatibility.c.oldest)) if says else None)
+
+
+def _upgrade(connection: Connection, place: str) -> Schema:
+    before = _schema(connection)
+    if before.serves:
+        return before
     from alembic import command  # noqa: PLC0415 - most starts find nothing to do, and do without its megabytes
     from alembic.util import CommandError  # noqa: PLC0415
 
@@ -258,7 +305,7 @@ def _upgrade(connection: Connection, place: str) -> None:
         command.upgrade(alembic_config(connection), "head")
     except CommandError as error:
         raise LedgerIncompatible(
-            f"the ledger is at version {version}, this dispatcher knows versions up to {HEAD}: "
+            f"the ledger is at version {before.version}, this dispatcher knows versions up to {HEAD}: "
             "it was made by a newer one; upgrade this one"
         ) from error
     except DBAPIError as error:
@@ -267,14 +314,10 @@ def _upgrade(connection: Connection, place: str) -> None:
         raise LedgerIncompatible(
             f"ledger.url: {place} has another program's tables ({_cause(error)}): the ledger wants a database of its own"
         ) from error
-
-
-def _version(connection: Connection) -> str | None:
-    """Which migration was the last, as Alembic wrote it down; None where there is no ledger yet."""
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return version
+    compatibility.create(connection, checkfirst=True)
+    connection.execute(delete(compatibility))
+    connection.execute(insert(compatibility).values(oldest=COMPATIBLE))
+    return before
 
 
 def _is_taken(error: DBAPIError) -> bool:

@@ -34,7 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from channels.contract import Answer, Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.event import Event, ExecutionId, Started
-from dispatcher.ledger.database import Database
+from dispatcher.ledger.database import Database, Schema
 from dispatcher.ledger.entries import (
     BODY_KEPT,
     Attempt,
@@ -98,9 +98,17 @@ class Ledger:
         self._settler: asyncio.Task[None] | None = None
 
     async def open(self) -> Self:
-        """Make or update the tables. Raises LedgerIncompatible for a ledger from a newer version."""
-        await self._database.migrate()
+        """Make or update the tables. Raises LedgerIncompatible for a ledger that is too new for this version."""
+        await self.migrate()
         return self
+
+    async def migrate(self) -> Schema:
+        """Make or update the tables, as `open` does; returns what they were before."""
+        return await self._database.migrate()
+
+    async def schema(self) -> Schema:
+        """What tables there are; nothing is changed."""
+        return await self._database.schema()
 
     async def aclose(self) -> None:
         if self._settler is not None:

@@ -306,3 +306,6 @@ rejected = Table(
     Index("ix_rejected_received_at", "received_at"),
     Index("ix_rejected_event", "event"),
 )
+
+compatibility = Table("compatibility", metadata, Column("oldest", String(32), nullable=False))
+"""One row, written with each migration and by none of them: the oldest version whose code can work with these tables."""

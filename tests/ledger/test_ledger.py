@@ -363,6 +363,7 @@ async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_ur
     await database.migrate()
     async with database.writing() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        await connection.execute(text("UPDATE compatibility SET oldest = '9999'"))
     with pytest.raises(LedgerIncompatible, match="made by a newer one"):
         await database.migrate()
     await database.aclose()

@@ -115,6 +115,7 @@ async def test_every_command_refuses_a_ledger_from_a_newer_version_in_one_senten
     await database.migrate()
     async with database.writing() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        await connection.execute(text("UPDATE compatibility SET oldest = '9999'"))
     await database.aclose()
 
     config = settings_file(tmp_path, ledger_url)

@@ -1,0 +1,220 @@
+"""Old and new versions on one ledger: who may start, what a migration may do, and whom it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import yaml
+from alembic import command as alembic
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+
+from dispatcher.errors import LedgerIncompatible
+from dispatcher.ledger import HEAD, Ledger
+from dispatcher.ledger.database import COMPATIBLE, Database, alembic_config
+from tests.ledger.test_ledger import claim, heard
+from tests.support.builders import NOW, a_delivery
+from tests.support.next_version import NEXT, NextVersion
+from tests.support.service import command
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    given: str = request.getfixturevalue("postgres_url")
+    return given
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    opened = Database(url)
+    yield opened
+    await opened.aclose()
+
+
+def settings(folder: Path, url: str) -> str:
+    file = folder / "dispatcher.yaml"
+    file.write_text(yaml.safe_dump({"ledger": {"url": url}}))
+    return str(file)
+
+
+async def ours(config: str, *arguments: str) -> tuple[int, str, str]:
+    return await command("ledger", *arguments, "--config", config)
+
+
+async def theirs(version: NextVersion, config: str, *arguments: str) -> tuple[int, str, str]:
+    """The same by the next version's own `dispatcher`."""
+    process = await asyncio.create_subprocess_exec(
+        *version.command,
+        "ledger",
+        *arguments,
+        "--config",
+        config,
+        cwd=version.folder,
+        env=version.environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def test_the_tables_are_made_and_told_of(url: str, tmp_path: Path) -> None:
+    config = settings(tmp_path, url)
+    status, said, advice = await ours(config, "status")
+    assert (status, said) == (1, f"ledger     has no tables yet; this dispatcher's are version {HEAD}\n")
+    assert "dispatcher ledger migrate" in advice
+    assert await ours(config, "migrate") == (0, f"ledger     made, at version {HEAD}\n", "")
+    for again in ("migrate", "status"):
+        assert await ours(config, again) == (0, f"ledger     at version {HEAD}, this dispatcher's own\n", "")
+
+
+async def test_an_older_version_works_on_with_a_ledger_that_says_it_may(url: str, tmp_path: Path) -> None:
+    """As a replica that restarts during an upgrade, and as everything after a rollback."""
+    config = settings(tmp_path, url)
+    assert (await ours(config, "migrate"))[0] == 0
+    said = await theirs(NextVersion(tmp_path / "next"), config, "migrate")
+    assert said == (0, f"ledger     brought from version {HEAD} to {NEXT}\n", "")
+
+    status, out, _ = await ours(config, "status")
+    assert status == 0
+    assert f"at version {NEXT}, which serves versions from {COMPATIBLE} on" in out
+    async with Ledger(url) as ledger:
+        await ledger.record([heard(a_delivery())], [], now=NOW)
+        assert [claimed.attempt for claimed in await claim(ledger)] == [1]
+        assert (await ledger.schema()).version == NEXT, "the newer version's tables are left as they are"
+
+
+async def test_an_older_version_refuses_a_ledger_that_has_moved_beyond_it(url: str, tmp_path: Path) -> None:
+    config = settings(tmp_path, url)
+    assert (await theirs(NextVersion(tmp_path / "next", oldest=NEXT), config, "migrate"))[0] == 0
+
+    ledger = Ledger(url)
+    with pytest.raises(LedgerIncompatible, match=f"at version {NEXT}, .* up to {HEAD}: .* upgrade this one"):
+        await ledger.open()
+    await ledger.aclose()
+    status, out, advice = await ours(config, "status")
+    assert (status, advice) == (1, "upgrade this dispatcher\n")
+    assert f"which serves versions from {NEXT} on" in out
+
+
+async def test_a_migration_gives_way_where_a_table_is_held_and_comes_again(postgres_url: str, tmp_path: Path) -> None:
+    """Waiting for the lock, it would hold up everybody after it: claims, settlements, all."""
+    config = settings(tmp_path, postgres_url)
+    assert (await ours(config, "migrate"))[0] == 0
+    database = Database(postgres_url)
+    waits = []
+    async with Ledger(postgres_url) as ledger, database.writing() as backup, asyncio.timeout(60):
+        await backup.execute(text("SELECT count(*) FROM deliveries"))
+        migrating = asyncio.ensure_future(theirs(NextVersion(tmp_path / "next"), config, "migrate"))
+        for wanted in (1, 0):  # it waits for the table; and then it doesn't
+            while await _altering(database) != wanted:
+                began = time.monotonic()
+                await ledger.record([heard()], [], now=NOW)
+                waits.append(time.monotonic() - began)
+                await asyncio.sleep(0.05)
+        assert not migrating.done()
+    status, said, why = await migrating
+    await database.aclose()
+
+    assert (status, said) == (0, f"ledger     brought from version {HEAD} to {NEXT}\n")
+    assert "canceling statement due to lock timeout" in why, "it had to give way, and said so"
+    assert max(waits) < 8, "nobody waited much longer than it does"
+
+
+async def _altering(database: Database) -> int:
+    """How many migrations wait for a table."""
+    question = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE%'"
+    async with database.reading() as connection:
+        return await connection.scalar(text(question)) or 0
+
+
+# -- what a migration may do
+
+
+def look(connection: Connection) -> dict[str, Any]:
+    """The tables as older code meets them: columns with their types, and what a new row must have or obey."""
+    seen = inspect(connection)
+    found = {}
+    for table in seen.get_table_names():
+        columns = {
+            column["name"]: (str(column["type"]), column["nullable"] or column["default"] is not None)
+            for column in seen.get_columns(table)
+        }
+        unique = {index["name"] for index in seen.get_indexes(table) if index["unique"]}
+        unique |= {constraint["name"] for constraint in seen.get_unique_constraints(table)}
+        checks = {constraint["name"] for constraint in seen.get_check_constraints(table)}
+        foreign = {constraint["name"] for constraint in seen.get_foreign_keys(table)}
+        found[table] = {"columns": columns, "obeys": unique | checks | foreign}
+    return found
+
+
+def narrowed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What older code would stumble over."""
+    problems = []
+    for table, was in before.items():
+        if table not in after:
+            problems.append(f"{table} is gone")
+            continue
+        columns, now = was["columns"], after[table]["columns"]
+        problems += [f"{table}.{name} is gone" for name in columns if name not in now]
+        problems += [f"{table}.{name} changed" for name in columns if name in now and now[name] != columns[name]]
+        problems += [f"{table}.{name} must be given" for name in now if name not in columns and not now[name][1]]
+        problems += [f"{table} obeys {name}" for name in after[table]["obeys"] - was["obeys"]]
+    return problems
+
+
+async def test_every_migration_since_the_oldest_compatible_one_only_adds(database: Database) -> None:
+    """Or COMPATIBLE has to move, and an upgrade is no longer without a stop."""
+
+    def climb(connection: Connection) -> list[str]:
+        config = alembic_config(connection)
+        revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
+        assert COMPATIBLE in revisions
+        problems, before = [], None
+        for revision in revisions:
+            alembic.upgrade(config, revision)
+            after = look(connection)
+            if before is not None and revision > COMPATIBLE:
+                problems += [f"{revision}: {problem}" for problem in narrowed(before, after)]
+            before = after
+        return problems
+
+    async with database.writing() as connection:
+        assert await connection.run_sync(climb) == []
+
+
+async def test_a_migration_that_takes_away_or_narrows_is_found(database: Database) -> None:
+    await database.migrate()
+
+    def narrow(connection: Connection) -> list[str]:
+        before = look(connection)
+        operations = Operations(MigrationContext.configure(connection))
+        operations.drop_table("starts")
+        operations.drop_column("rejected", "size")
+        operations.add_column("attempts", sa.Column("fine", sa.Text))
+        operations.create_index("ux_events_name", "events", ["name"], unique=True)
+        with operations.batch_alter_table("marks") as marks:
+            marks.alter_column("name", new_column_name="title")
+            marks.add_column(sa.Column("by", sa.Text, nullable=False))
+        return sorted(narrowed(before, look(connection)))
+
+    async with database.writing() as connection:
+        assert await connection.run_sync(narrow) == [
+            "events obeys ux_events_name",
+            "marks.by must be given",
+            "marks.name is gone",
+            "marks.title must be given",
+            "rejected.size is gone",
+            "starts is gone",
+        ]

@@ -1,0 +1,54 @@
+"""The version after this one: this one's own code, copied, with one migration more."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dispatcher.ledger.database import COMPATIBLE, HEAD
+
+ROOT = Path(__file__).parents[2]
+NEXT = f"{int(HEAD) + 1:04}"
+MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = {next!r}
+down_revision = {head!r}
+
+
+def upgrade() -> None:
+    op.add_column("deliveries", sa.Column("mood", sa.String(16), nullable=False, server_default="calm"))
+    op.create_index("ix_deliveries_mood", "deliveries", ["mood"], if_not_exists=True)
+    op.create_table("moods", sa.Column("name", sa.String(16), primary_key=True))
+"""
+
+
+class NextVersion:
+    """A tree of its own, and how to run its `dispatcher`."""
+
+    def __init__(self, folder: Path, *, oldest: str = COMPATIBLE) -> None:
+        """`oldest`: what its tables say of older versions."""
+        self.folder = folder
+        for package in ("dispatcher", "channels", "templates"):
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        migrations = folder / "dispatcher" / "ledger" / "migrations" / "versions"
+        (migrations / f"{NEXT}_next.py").write_text(MIGRATION.format(next=NEXT, head=HEAD))
+        database = folder / "dispatcher" / "ledger" / "database.py"
+        text, head = re.subn(r'(?m)^HEAD = ".*"$', f'HEAD = "{NEXT}"', database.read_text())
+        text, compatible = re.subn(r'(?m)^COMPATIBLE = ".*"$', f'COMPATIBLE = "{oldest}"', text)
+        assert (head, compatible) == (1, 1)
+        database.write_text(text)
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "dispatcher"]
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Its own packages go before this version's."""
+        return {**os.environ, "PYTHONPATH": str(self.folder)}
