@@ -123,6 +123,7 @@ http: {listen: "0.0.0.0:8080", token_file: token}
 ledger: {url: "sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db"}
 channels: {email: {host: 127.0.0.1, port: 9, security: none, from: flyte@example.com}}
 """
+TOKEN = "0123456789abcdef0123456789abcdef"
 EVENT = {
     "execution": {"project": "p", "domain": "d", "name": "n"},
     "phase": "FAILED",
@@ -131,7 +132,7 @@ EVENT = {
 }
 PUBLISH = f"""
 import http.client
-headers = {{"Authorization": "Bearer t0ken", "Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": "1",
+headers = {{"Authorization": "Bearer {TOKEN}", "Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": "1",
            "ce-source": "/test", "ce-type": "dispatcher.execution.phase_changed.v1"}}
 connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=10)
 connection.request("POST", "/events", {json.dumps(EVENT)!r}, headers)
@@ -156,7 +157,7 @@ def test_the_image_builds_and_serves_on_a_file_system_that_cannot_be_written(
         "in_container touch /opt/dispatcher/x /etc/x /usr/local/x 2>&1 | grep -c 'Read-only' | sed 's/^/refused /'",
         "in_container python -c 'import pip' 2>&1 | tail -1",
         "in_container python -c 'import hatchling' 2>&1 | tail -1",
-        files={"/etc/dispatcher/dispatcher.yaml": CONFIG, "/etc/dispatcher/token": "t0ken"},
+        files={"/etc/dispatcher/dispatcher.yaml": CONFIG, "/etc/dispatcher/token": TOKEN},
         seconds=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
