@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from asyncio.subprocess import Process
@@ -23,6 +24,7 @@ from dispatcher.encode import Format, write
 from dispatcher.event import Event, Options
 from dispatcher.ledger.tables import attempts, deliveries
 from tests.support.builders import a_notification, an_event
+from tests.support.next_version import NextVersion
 from tests.support.service import COMMAND
 from tests.support.standins import SERVICES
 
@@ -44,8 +46,12 @@ def an_owing_event(number: int, *channels: str, spread: int = CHANNELS) -> Event
 class Replica:
     """`dispatcher serve`, again and again: one process after the other, with the same settings."""
 
-    def __init__(self, name: str, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: str, folder: Path, settings: Mapping[str, Any], *, version: NextVersion | None = None
+    ) -> None:
+        """`version`: another one than this."""
         self.name = name
+        self._version = version
         self.births: list[float] = []
         """When each of its processes was started."""
         self._config = folder / f"{name}.yaml"
@@ -63,13 +69,25 @@ class Replica:
     def log(self) -> str:
         return self._log.read_text()[-3000:]
 
+    @property
+    def said(self) -> list[dict[str, Any]]:
+        """All that it has logged, as data."""
+        return [json.loads(line) for line in self._log.read_text().splitlines()]
+
     async def start(self) -> None:
         """Start a process; not waited for until it is ready."""
         self.births.append(time.time())
         self._log_began = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as sink:
             self._process = await asyncio.create_subprocess_exec(
-                *COMMAND, "serve", "--config", str(self._config), stdout=sink, stderr=sink
+                *COMMAND,
+                "serve",
+                "--config",
+                str(self._config),
+                stdout=sink,
+                stderr=sink,
+                env=self._version.environment if self._version else None,
+                cwd=self._version.folder if self._version else None,
             )
 
     async def ready(self) -> None:

@@ -23,7 +23,7 @@ from dispatcher.ledger.database import COMPATIBLE, Database, alembic_config
 from tests.ledger.test_ledger import claim, heard
 from tests.support.builders import NOW, a_delivery
 from tests.support.next_version import NEXT, NextVersion
-from tests.support.service import command
+from tests.support.service import COMMAND, command
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -54,7 +54,7 @@ async def ours(config: str, *arguments: str) -> tuple[int, str, str]:
 async def theirs(version: NextVersion, config: str, *arguments: str) -> tuple[int, str, str]:
     """The same by the next version's own `dispatcher`."""
     process = await asyncio.create_subprocess_exec(
-        *version.command,
+        *COMMAND,
         "ledger",
         *arguments,
         "--config",

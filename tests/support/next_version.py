@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def upgrade() -> None:
 
 
 class NextVersion:
-    """A tree of its own, and how to run its `dispatcher`."""
+    """A tree of its own; `python -m dispatcher` is its, started in its folder with its environment."""
 
     def __init__(self, folder: Path, *, oldest: str = COMPATIBLE) -> None:
         """`oldest`: what its tables say of older versions."""
@@ -43,10 +42,6 @@ class NextVersion:
         text, compatible = re.subn(r'(?m)^COMPATIBLE = ".*"$', f'COMPATIBLE = "{oldest}"', text)
         assert (head, compatible) == (1, 1)
         database.write_text(text)
-
-    @property
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "dispatcher"]
 
     @property
     def environment(self) -> Mapping[str, str]:
