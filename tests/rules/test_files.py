@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,32 @@ async def test_changes_are_read_while_running_and_a_broken_edit_keeps_the_last_g
     assert len(files.book.plans[PlanKey("p", "d", "lp")].rules) == 2
     file.unlink()
     await until("len(files.book.plans) == 1")
+    stop.set()
+    await watching
+
+
+async def test_a_volume_that_kubernetes_swaps_as_a_whole_is_read_again(tmp_path: Path) -> None:
+    """A ConfigMap's update is a new folder behind a link that the kubelet renames; the old folder goes."""
+
+    def bring(version: str) -> None:
+        folder = tmp_path / f"..{version}" / "launch_plans"
+        folder.mkdir(parents=True)
+        (folder / "plan.yaml").write_text(PLAN.replace("lp", version) + RULE)
+        (tmp_path / "..data_tmp").symlink_to(f"..{version}")
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    bring("one")
+    (tmp_path / "launch_plans").symlink_to("..data/launch_plans")
+    files = loaded(tmp_path / "launch_plans")
+    stop = asyncio.Event()
+    watching = asyncio.create_task(files.watch(stop))
+    for before, version in (("one", "two"), ("two", "three")):  # the second finds what the first one's watching became
+        bring(version)
+        shutil.rmtree(tmp_path / f"..{before}")
+        async with asyncio.timeout(20):
+            while PlanKey("p", "d", version) not in files.book.plans:
+                await asyncio.sleep(0.05)
+        assert len(files.book.plans) == 1
     stop.set()
     await watching
 
