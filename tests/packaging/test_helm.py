@@ -36,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
         "ledger": {"type": "postgresql", "postgresql": {"host": "postgres", "existingSecret": "pg", "ssl": "require"}},
         "autoscaling": {"enabled": True},
         "serviceMonitor": {"enabled": True, "labels": {"release": "x"}, "tokenSecret": {"name": "t", "key": "k"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "x"}},
+        "dashboard": {"enabled": True},
         "networkPolicy": {"enabled": True, "egress": {"kafka": {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}}},
         "imagePullSecrets": [{"name": "registry"}],
         "image": {"digest": f"sha256:{'0' * 64}"},
@@ -256,6 +258,26 @@ def test_keda_scales_on_the_lag_of_the_group_and_topics_of_the_settings(tmp_path
     assert {trigger["metadata"]["consumerGroup"] for trigger in triggers} == {"g"}
     assert {trigger["metadata"]["bootstrapServers"] for trigger in triggers} == {"a:9092,b:9092"}
     assert "replicas" not in manifests["Deployment", NAME]["spec"], "or an upgrade would undo what KEDA set"
+
+
+def test_prometheus_gets_the_repositorys_alerts_and_may_read_what_they_need(tmp_path: Path) -> None:
+    manifests = rendered(KEDA, tmp_path)
+    alerts = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
+    assert manifests["PrometheusRule", NAME]["spec"] == alerts
+    (dashboard,) = manifests["ConfigMap", f"{NAME}-dashboard"]["data"].values()
+    assert json.loads(dashboard) == json.loads((ROOT / "deploy" / "grafana" / "dispatcher.json").read_text())
+    monitor = manifests["ServiceMonitor", NAME]["spec"]
+    job = manifests["Service", NAME]["metadata"]["labels"][monitor["jobLabel"]]
+    assert f'job="{job}"' in json.dumps(alerts).replace('\\"', '"')
+    http = yaml.safe_load(manifests["ConfigMap", NAME]["data"]["dispatcher.yaml"])["http"]
+    assert http["metrics"] == "open"
+
+    token = {"serviceMonitor": {"enabled": True, "tokenSecret": {"name": "t", "key": "k"}}}
+    closed = rendered({**KEDA, **token}, tmp_path)
+    assert closed["ServiceMonitor", NAME]["spec"]["endpoints"][0]["authorization"] == {
+        "credentials": {"name": "t", "key": "k"}
+    }
+    assert "metrics: open" not in closed["ConfigMap", NAME]["data"]["dispatcher.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db
   "grace" (printf "%ds" (int .Values.grace))
   "log" "json"
 -}}
+{{- if and .Values.serviceMonitor.enabled (not .Values.serviceMonitor.tokenSecret) }}{{ $_ := set $known.http "metrics" "open" }}{{ end -}}
 {{- if .Values.launchPlans }}{{ $_ := set $known "rules" (dict "launch_plans" (list "./launch_plans")) }}{{ end -}}
 {{- if .Values.templates }}{{ $_ := set $known "templates" (dict "path" (list "./templates")) }}{{ end -}}
 {{- toYaml (mergeOverwrite $known (deepCopy .Values.config)) -}}
