@@ -31,7 +31,7 @@ from dispatcher.plan import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.settings import Settings
+from dispatcher.settings import LedgerSettings, Settings
 from dispatcher.telemetry import Telemetry
 from dispatcher.web.access import Gate, Scope, needs
 from dispatcher.web.app import application
@@ -81,7 +81,7 @@ class Service:
         Raises SettingsError, LedgerUnavailable or LedgerIncompatible where it can't start.
         """
         async with AsyncExitStack() as stack:
-            ledger = await stack.enter_async_context(_opened(self.settings.ledger.url))
+            ledger = await stack.enter_async_context(_opened(self.settings.ledger))
             channels = open_channels(self.settings)
             for channel in channels.values():
                 stack.push_async_callback(channel.aclose)
@@ -322,9 +322,9 @@ def make_reconciler(
 
 
 @asynccontextmanager
-async def _opened(url: str) -> AsyncIterator[Ledger]:
+async def _opened(settings: LedgerSettings) -> AsyncIterator[Ledger]:
     """The ledger, opened. Raises what `migrated` raises."""
-    ledger = Ledger(url)
+    ledger = Ledger(settings.url, settings.timeout)
     try:
         schema = await _patiently(ledger)
         if schema.newer:

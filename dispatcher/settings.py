@@ -56,6 +56,8 @@ class LedgerSettings(_Section):
 
     url: str = DEFAULT_LEDGER
     """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
+    """How long one statement may take on PostgreSQL, and so how long one that hangs is waited for."""
     retention: Duration = timedelta(days=90)
     """What is settled and older is forgotten, and so are rejected messages."""
     lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))

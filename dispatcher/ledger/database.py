@@ -7,14 +7,30 @@ import os
 import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, delete, event, insert, inspect, select, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.engine import URL, ExceptionContext, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InvalidatePoolError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -35,6 +51,8 @@ _MIGRATION_PATIENCE = "4s"
 again rather than hold up all deliveries behind one long transaction."""
 _BUSY_SECONDS = 10
 """How long a transaction waits for others, or for the server to answer that we may connect."""
+TIMEOUT = timedelta(seconds=30)
+"""How long one statement may take on PostgreSQL."""
 _UNINTERRUPTED_SECONDS = 0.5
 """How long of this SQLite waits at a stretch."""
 _TROUBLES = ("08", "25006", "28", "3D", "40", "42501", "53", "55", "57", "58", "F0", "XX")
@@ -68,12 +86,16 @@ class Schema:
 class Database:
     """Transactions on the ledger's database. Every fault of the database comes out as LedgerUnavailable."""
 
-    def __init__(self, url: str) -> None:
-        """Opens nothing yet. Raises SettingsError for a URL that can't be used."""
+    def __init__(self, url: str, timeout: timedelta | None = TIMEOUT) -> None:
+        """Opens nothing yet. Raises SettingsError for a URL that can't be used.
+
+        `timeout`: of one statement on PostgreSQL, or a server that hangs would keep a verb for ever; None: however
+        long it takes.
+        """
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._place = _place(self.url)
-        self._engine = _engine(self.url, sqlite=self.sqlite)
+        self._engine = _sqlite_engine(self.url) if self.sqlite else _postgres_engine(self.url, timeout)
         self._one_writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self._writer = _writer(self.url) if self.sqlite and self.url.database != _IN_MEMORY else None
 
@@ -88,11 +110,20 @@ class Database:
         can work with them. Raises LedgerIncompatible where they don't or are another program's, LedgerUnavailable
         while the database can't be reached or a table is held by others.
         """
-        async with self.writing() as connection:
-            if not self.sqlite:
+        if self.sqlite:
+            async with self.writing() as connection:
+                return await connection.run_sync(_upgrade, self._place)
+        found = await self.schema()
+        if found.serves:
+            return found
+        patient = Database(self.url.render_as_string(hide_password=False), timeout=None)
+        try:  # an index over millions of rows takes its time, and so do others who make it first
+            async with patient.writing() as connection:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
                 await connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_PATIENCE}'"))
-            return await connection.run_sync(_upgrade, self._place)
+                return await connection.run_sync(_upgrade, self._place)
+        finally:
+            await patient.aclose()
 
     async def schema(self) -> Schema:
         """What tables there are; nothing is changed."""
@@ -122,7 +153,9 @@ class Database:
     async def aclose(self) -> None:
         if self._writer is not None:
             await self._writer.aclose()
-        await self._engine.dispose()
+        with suppress(TimeoutError):  # a server that hangs takes no leave
+            async with asyncio.timeout(_BUSY_SECONDS):
+                await self._engine.dispose()
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -231,21 +264,53 @@ def _place(url: URL) -> str:
     return f"PostgreSQL{server}"
 
 
-def _engine(url: URL, *, sqlite: bool) -> AsyncEngine:
+def _postgres_engine(url: URL, timeout: timedelta | None) -> AsyncEngine:
+    seconds = timeout.total_seconds() if timeout is not None else None
     try:
-        if not sqlite:
-            return create_async_engine(
-                url,
-                pool_size=8,
-                max_overflow=4,
-                pool_pre_ping=True,
-                pool_timeout=_BUSY_SECONDS,
-                connect_args={"timeout": _BUSY_SECONDS},
-            )
+        engine = create_async_engine(
+            url,
+            pool_size=8,
+            max_overflow=4,
+            pool_timeout=_BUSY_SECONDS,
+            connect_args={"timeout": _BUSY_SECONDS, "command_timeout": seconds},
+        )
     except (NoSuchModuleError, ModuleNotFoundError):
         raise SettingsError(
             "ledger.url: PostgreSQL needs the extra: pip install 'flyte-notification-dispatcher[postgres]'"
         ) from None
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def try_out(connection: Any, record: Any, _proxy: object) -> None:
+        # As SQLAlchemy's own pre-ping, which takes a server's silence for an error of ours.
+        if not record.fresh:
+            try:
+                connection.ping()
+            except Exception as error:
+                raise InvalidatePoolError from error
+
+    if seconds is None:
+        return engine
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def bound(connection: Any, _record: object) -> None:
+        # Should we vanish in mid-transaction, the server lets go of our locks. As statements: PgBouncer refuses
+        # to open connections with such settings.
+        cursor = connection.cursor()
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {2 * int(1000 * seconds)}")
+        cursor.execute(f"SET lock_timeout = {int(1000 * min(seconds, _BUSY_SECONDS))}")
+        cursor.close()
+        connection.commit()
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def give_up(context: ExceptionContext) -> None:
+        # A connection that doesn't answer is of no more use, not even for a rollback; nor are its neighbours.
+        if isinstance(context.original_exception, TimeoutError):
+            context.is_disconnect = True
+
+    return engine
+
+
+def _sqlite_engine(url: URL) -> AsyncEngine:
     engine = create_async_engine(url, connect_args={"timeout": _UNINTERRUPTED_SECONDS})
     _prepare(engine.sync_engine)
     return engine
@@ -342,7 +407,7 @@ def _cause(error: BaseException) -> str:
         case socket.gaierror() as inner:
             return f"no such host: {inner.strerror}"
         case TimeoutError():
-            return f"no answer within {_BUSY_SECONDS} s"
+            return "no answer in time"
         case OSError(errno=int(number)) if number > 0:
             return os.strerror(number)
         case inner:

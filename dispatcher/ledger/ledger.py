@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from channels.contract import Answer, Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.event import Event, ExecutionId, Started
-from dispatcher.ledger.database import Database, Schema
+from dispatcher.ledger.database import TIMEOUT, Database, Schema
 from dispatcher.ledger.entries import (
     BODY_KEPT,
     Attempt,
@@ -85,9 +85,12 @@ class Ledger:
     and the same call may be made again.
     """
 
-    def __init__(self, url: str) -> None:
-        """Opens nothing yet. Raises SettingsError for a URL that can't be used."""
-        self._database = Database(url)
+    def __init__(self, url: str, timeout: timedelta = TIMEOUT) -> None:
+        """Opens nothing yet. Raises SettingsError for a URL that can't be used.
+
+        `timeout`: of one statement on PostgreSQL.
+        """
+        self._database = Database(url, timeout)
         self.views = Views(self._database)
         self._dialect = sqlite if self._database.sqlite else postgresql
         self._insertions = {
