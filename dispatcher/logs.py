@@ -41,6 +41,8 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
         logging.getLogger(ours).setLevel(level)
     # aiokafka logs each of its many reconnections; the Kafka source says the same once, in our words.
     logging.getLogger("aiokafka").propagate = False
+    # uvicorn warns of every request that isn't HTTP, and so anybody could fill the log.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,

@@ -203,7 +203,7 @@ class Service:
         metrics = MetricsPage(self.telemetry.page, self._looks(ready, ledger, source), self.telemetry.collected).get
         seen = metrics if http.metrics == "open" else needs(Scope.READ, metrics)
         pages = application(EventsPage(intake.take), ready, seen, Gate(http, self.clock))
-        async with serving(pages, *http.address) as url:
+        async with serving(pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies) as url:
             yield url
 
     def _looks(self, ready: ReadyPage, ledger: Ledger, source: KafkaSource | None) -> Mapping[str, Look]:

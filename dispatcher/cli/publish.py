@@ -231,7 +231,8 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
             headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
             try:
                 async with session.post(goal, data=message.value, headers=headers) as response:
-                    answer = await response.json(content_type=None)
+                    is_json = response.content_type == "application/json"
+                    answer = await response.json() if is_json else {"reason": await response.text()}
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 raise DispatcherError(f"{goal}: {str(error) or type(error).__name__}") from None
             if response.status >= 300:

@@ -10,6 +10,7 @@ import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
 from urllib.parse import urlencode, urlsplit
 
@@ -23,7 +24,7 @@ from dispatcher.clock import Clock
 from dispatcher.pacing import Rate
 from dispatcher.web.answers import problem
 from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
-from dispatcher.web.limits import Buckets
+from dispatcher.web.limits import Buckets, neighbourhood, too_many
 from dispatcher.web.session import Session, Sessions
 
 __all__ = ["Access", "Caller", "Endpoint", "Gate", "Scope", "Stranger", "needs"]
@@ -34,6 +35,10 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 LOGINS, LOGINS_AT_ONCE = Rate(6, "min"), 10
 """Attempts that a client has at the login page: enough to mistype a token, too few to guess one."""
+STRANGERS, STRANGERS_AT_ONCE = Rate(20, "s"), 200
+"""Requests that a client has who shows nothing, or nothing that holds."""
+_PROBED = ("/healthz", "/readyz")
+"""Never refused: an orchestrator that gets no answer would end us."""
 CALLER = "dispatcher.caller"
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
@@ -70,6 +75,8 @@ class Gate:
         self._tokens = tuple(config.callers())
         self.open = config.loopback and not self._tokens
         """Whether this machine's programs may do everything."""
+        self._known = Buckets(config.rate, max(config.rate.number, 1), clock)
+        self._unknown = Buckets(STRANGERS, STRANGERS_AT_ONCE, clock)
         self.attempts = Buckets(LOGINS, LOGINS_AT_ONCE, clock)
         """Of each client at the login page."""
         self._csrf_token = secrets.token_urlsafe(32)
@@ -85,6 +92,16 @@ class Gate:
         if session := self.sessions.read(request):
             return self._logged_in(session)
         return Stranger(401, "show a token: Authorization: Bearer …")
+
+    def wait(self, scope: Connection, who: Caller | Stranger) -> timedelta:
+        """How long the caller has to wait for the next request; zero for one that may go on now."""
+        if scope["path"] in _PROBED:
+            return timedelta()
+        match who:
+            case Caller():
+                return self._known.take(who.name)
+            case Stranger():
+                return self._unknown.take(client_of(scope))
 
     def log_in(self, shown: str) -> Session | None:
         """A new session for who shows this token; None where it is unknown, or opens no page."""
@@ -140,6 +157,11 @@ def is_foreign(request: HTTPConnection) -> bool:
     return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
+def client_of(scope: Connection) -> str:
+    """What counts as one client of those whom we don't know."""
+    return neighbourhood(scope["client"][0] if scope.get("client") else "")
+
+
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
@@ -152,11 +174,14 @@ class Access:
         self._gate = gate
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            who = self._gate.who(HTTPConnection(scope))
-            scope[CALLER] = who
-            scope.setdefault("state", {})["csrf_token"] = who.csrf_token or "" if isinstance(who, Caller) else ""
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        who = self._gate.who(HTTPConnection(scope))
+        scope[CALLER] = who
+        scope.setdefault("state", {})["csrf_token"] = who.csrf_token or "" if isinstance(who, Caller) else ""
+        wait = self._gate.wait(scope, who)
+        await (too_many(wait) if wait else self._app)(scope, receive, send)
 
 
 def needs(scope: Scope, endpoint: Endpoint) -> Endpoint:

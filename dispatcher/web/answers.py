@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 
 def problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
     """Why the request wasn't done, for programs and people alike."""
     return JSONResponse({"status": "error", "reason": reason}, status, dict(headers or {}))
+
+
+async def refused(_: Request, error: Exception) -> Response:
+    """What the library refuses, as we say it: no such page, another method, a body that is too large."""
+    if not isinstance(error, HTTPException):  # Starlette's type of a handler is wider than what it hands in
+        raise error
+    return problem(error.status_code, error.detail, error.headers)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from dispatcher.web import health
 from dispatcher.web.access import Access, Endpoint, Gate, Scope, needs
+from dispatcher.web.answers import refused
 from dispatcher.web.events import EventsPage
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
+from dispatcher.web.limits import LARGEST, LARGEST_EVENT, Limits
 from dispatcher.web.login import LoginPages
 
 
@@ -19,12 +22,14 @@ def application(events: EventsPage, ready: ReadyPage, metrics: Endpoint, gate: G
     """`metrics`: the page for Prometheus, for whoever may see it."""
     pages = Starlette(
         routes=[
-            Route("/events", needs(Scope.PUBLISH, events.post), methods=["POST"]),
+            Route("/events", needs(Scope.PUBLISH, events.post), methods=["POST"], max_body_size=LARGEST_EVENT),
             Route("/healthz", health.alive),
             Route("/readyz", ready.get),
             *LoginPages(gate).routes(),
             Route("/metrics", metrics),
         ],
-        middleware=[Middleware(Access, gate=gate)],
+        middleware=[Middleware(Limits), Middleware(Access, gate=gate)],
+        exception_handlers={HTTPException: refused},
+        max_body_size=LARGEST,
     )
     return SafeHeaders(pages)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 from channels.listed import listed
 from channels.secret import SecretFile, one_of, reveal
 from dispatcher.duration import Duration
+from dispatcher.pacing import Rate, parse_rate
 
 SHORTEST = 16
 """Characters of a token: a shorter one could be guessed."""
@@ -54,6 +55,15 @@ class Token(BaseModel):
         return reveal(self.token, self.token_file)
 
 
+class Tls(BaseModel):
+    """A certificate and its key, PEM; read again at the next connection when they change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cert_file: SecretFile
+    key_file: SecretFile
+
+
 class HttpConfig(BaseModel):
     """The HTTP intake, the health pages and the console."""
 
@@ -71,6 +81,13 @@ class HttpConfig(BaseModel):
     """Serve the console and its API."""
     metrics: Literal["guarded", "open"] = "guarded"
     """`guarded`: for the scope `read`; `open`: for everybody who reaches the port."""
+    rate: Annotated[Rate, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)] = (
+        Field("2000/s", validate_default=True)
+    )
+    """Requests that each caller has; past it, 429."""
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` hold."""
+    tls: Tls | None = None
     session: Duration = Field(timedelta(hours=8), ge=timedelta(minutes=1), le=timedelta(days=30))
     """How long a login at the console lasts."""
     session_key_file: SecretFile | None = None
@@ -105,6 +122,8 @@ class HttpConfig(BaseModel):
             raise ValueError(
                 "listen is not a loopback address: set token or token_file, or tokens, or anyone could publish events"
             )
+        if not callers and self.trusted_proxies:
+            raise ValueError("trusted_proxies needs tokens: a proxy's clients are not this machine's programs")
         if callers and self.console and not any(Scope.READ in caller.scopes for caller in callers):
             raise ValueError("console needs one of tokens with the scope read, or nobody could look at it")
         return self

@@ -19,8 +19,6 @@ from dispatcher.web.answers import problem
 
 log = structlog.get_logger(__name__)
 
-LARGEST = 16 * 2**20
-"""Bytes of one message; Kafka's brokers refuse more than 1 MiB by default."""
 PATIENCE = "5"
 """Seconds to wait before a publisher tries again, while the ledger or FlyteAdmin is away."""
 
@@ -35,11 +33,9 @@ class EventsPage:
 
     async def post(self, request: Request) -> Response:
         try:
-            value = await _body(request)
+            value = await request.body()
         except ClientDisconnect:
             return Response(status_code=400)
-        if value is None:
-            return problem(413, f"an event may have {LARGEST} bytes")
         try:
             heard = await self._take([(_kafka_headers(request), value, "http")])
         except Unavailable as error:
@@ -47,16 +43,6 @@ class EventsPage:
             log.warning("a publisher was asked to come again", reason=str(error))
             return problem(503, f"{who} is away; nothing was recorded", {"Retry-After": PATIENCE})
         return _answer(heard)
-
-
-async def _body(request: Request) -> bytes | None:
-    """The body, or None where it is too large; it is never held in whole to find that out."""
-    received = bytearray()
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > LARGEST:
-            return None
-    return bytes(received)
 
 
 def _kafka_headers(request: Request) -> Headers:

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.access import Gate, Scope, is_foreign, needs
+from dispatcher.web.access import Gate, Scope, client_of, is_foreign, needs
 from dispatcher.web.answers import problem
-from dispatcher.web.limits import neighbourhood
+from dispatcher.web.limits import too_many
 
 log = structlog.get_logger(__name__)
 
@@ -45,10 +45,9 @@ class LoginPages:
     async def _log_in(self, request: Request) -> Response:
         if is_foreign(request):
             return problem(403, "another site's page asked for this")
-        client = neighbourhood(request.client.host if request.client else "")
+        client = client_of(request.scope)
         if wait := self._gate.attempts.take(client):
-            seconds = int(wait.total_seconds()) + 1
-            return self._page(HOME, f"Too many attempts: try again in {seconds} s.", 429, {"Retry-After": str(seconds)})
+            return too_many(wait)
         form = await request.form(max_files=0, max_fields=10)
         goal, shown = local(str(form.get("next", HOME))), str(form.get("token", "")).strip()
         session = self._gate.log_in(shown)
@@ -68,11 +67,8 @@ class LoginPages:
     async def _style(self, _: Request) -> Response:
         return Response((_PAGES / "login.css").read_bytes(), media_type="text/css")
 
-    def _page(
-        self, goal: str, trouble: str = "", status: int = 200, headers: dict[str, str] | None = None
-    ) -> HTMLResponse:
-        html = self._form.render(next=goal, trouble=trouble, oidc="")
-        return HTMLResponse(html, status, headers)
+    def _page(self, goal: str, trouble: str = "", status: int = 200) -> Response:
+        return HTMLResponse(self._form.render(next=goal, trouble=trouble, oidc=""), status)
 
 
 def local(goal: str) -> str:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 import uvicorn
 
 from dispatcher.errors import SettingsError
+from dispatcher.web.config import Tls
+from dispatcher.web.connection import Connection, Patience
+from dispatcher.web.tls import Certificate
+
+LONGEST_HEAD = 32 * 1024
+"""Bytes of a request line with all headers."""
 
 
 class _Server(uvicorn.Server):
@@ -21,8 +27,20 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: Any, host: str, port: int) -> AsyncIterator[str]:
-    """Serve until the block ends; gives the base URL. Raises SettingsError where the address can't be had."""
+async def serving(
+    app: Any,
+    host: str,
+    port: int,
+    *,
+    tls: Tls | None = None,
+    trusted_proxies: Sequence[str] = (),
+    patience: Patience = Patience(),  # noqa: B008 - a value
+) -> AsyncIterator[str]:
+    """Serve until the block ends; gives the base URL. Raises SettingsError where the address or TLS can't be had.
+
+    `trusted_proxies`: whose word on a client's address and scheme holds.
+    """
+    certificate = Certificate(tls) if tls is not None else None
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,
@@ -32,17 +50,24 @@ async def serving(app: Any, host: str, port: int) -> AsyncIterator[str]:
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=64 * 1024,
+        http=type("PatientConnection", (Connection,), {"patience": patience}),
+        ws="none",
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
+        h11_max_incomplete_event_size=LONGEST_HEAD,
     )
+    config.load()
+    config.ssl = certificate.context if certificate is not None else None
     server = _Server(config)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(server.serve(sockets=[listener]), name="http")
-        try:
-            taken = listener.getsockname()[1]
-            shown = f"[{host}]" if ":" in host else host
-            yield f"http://{shown}:{taken}"
-        finally:
-            server.should_exit = True
+    with closing(listener):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(server.serve(sockets=[listener]), name="http")
+            try:
+                taken = listener.getsockname()[1]
+                shown = f"[{host}]" if ":" in host else host
+                yield f"{'https' if tls else 'http'}://{shown}:{taken}"
+            finally:
+                server.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
