@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from enum import StrEnum
 
 
@@ -45,5 +46,5 @@ _NUMBERED = tuple(Phase)
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = repr(value) if isinstance(value, str) else reprlib.repr(value)  # what is nested deeply has no repr
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -256,6 +260,29 @@ def test_wrong_types_anywhere_are_unreadable_and_nothing_worse(data: dict[str, o
             decode(headers, json.dumps({**NATIVE_DATA, **data}).encode())
         except Unreadable as error:
             assert str(error)
+
+
+def _fields(data: dict[str, Any], within: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, value in data.items():
+        yield (*within, name)
+        if isinstance(value, dict):
+            yield from _fields(value, (*within, name))
+
+
+@pytest.mark.parametrize("depth", [900, 1015, 10_000])  # below, at and above what the parser and Python's stack take
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+@pytest.mark.parametrize("name", ["v1-workflow-failed", "v2-workflow-failed-enriched"])
+def test_values_nested_deeply_anywhere_are_unreadable_or_unread(
+    name: str, opening: bytes, closing: bytes, depth: int
+) -> None:
+    headers, value = samples.sample(name)
+    nested = opening * depth + b"1" + closing * depth
+    for path in _fields(json.loads(value)):
+        data = json.loads(value)
+        place = functools.reduce(dict.__getitem__, path[:-1], data)
+        place[path[-1]] = "HERE"
+        with suppress(Unreadable):
+            decode(headers, json.dumps(data).encode().replace(b'"HERE"', nested))
 
 
 @pytest.mark.parametrize("form", [Format.FLYTE_V2, Format.NATIVE])
