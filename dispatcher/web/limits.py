@@ -19,6 +19,8 @@ LARGEST = 256 * 1024
 LARGEST_EVENT = 4 * 2**20
 """Bytes of an event; Kafka's brokers refuse more than 1 MiB unless they are told otherwise."""
 MOST_HEADERS = 100
+LONGEST_HEAD = 32 * 1024
+"""Bytes of a request's headers, together."""
 LONGEST_TARGET = 8 * 1024
 """Bytes of a path with its query."""
 _SINGLE = (b"host", b"authorization", b"content-type", b"content-length", b"content-encoding", b"x-csrf-token")
@@ -69,7 +71,8 @@ class Limits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wrong = _wrong(scope) if scope["type"] == "http" else None
-        await (problem(*wrong) if wrong else self._app)(scope, receive, send)
+        # where two readers could disagree on where a request ends, the next one on its connection may be anybody's
+        await (problem(*wrong, {"Connection": "close"}) if wrong else self._app)(scope, receive, send)
 
 
 def _wrong(scope: Scope) -> tuple[int, str] | None:
@@ -77,8 +80,8 @@ def _wrong(scope: Scope) -> tuple[int, str] | None:
     headers = scope["headers"]
     given = Counter(name for name, _ in headers)
     path = scope["path"]
-    if len(headers) > MOST_HEADERS:
-        return 431, f"a request may have {MOST_HEADERS} headers"
+    if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > LONGEST_HEAD:
+        return 431, f"a request may have {MOST_HEADERS} headers of {LONGEST_HEAD} bytes together"
     if len(scope["raw_path"]) + len(scope["query_string"]) > LONGEST_TARGET:
         return 414, f"a path with its query may have {LONGEST_TARGET} bytes"
     if not path.startswith("/") or "//" in path or "\\" in path or not path.isprintable() or ".." in path.split("/"):

@@ -13,10 +13,8 @@ import uvicorn
 from dispatcher.errors import SettingsError
 from dispatcher.web.config import Tls
 from dispatcher.web.connection import Connection, Patience
+from dispatcher.web.limits import LONGEST_HEAD
 from dispatcher.web.tls import Certificate
-
-LONGEST_HEAD = 32 * 1024
-"""Bytes of a request line with all headers."""
 
 
 class _Server(uvicorn.Server):

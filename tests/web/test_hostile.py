@@ -1,0 +1,274 @@
+"""Hostile HTTP against a running dispatcher, a process of its own: it stays up, its memory stays, others are served.
+
+All the while an ordinary publisher posts failures, and each must arrive as a mail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import psutil
+import pytest
+import pytest_asyncio
+
+from dispatcher.demo.inbox import MailReceiver
+from dispatcher.encode import Format, write
+from dispatcher.phase import Phase
+from tests.support.builders import a_launch_plan, an_event
+from tests.support.service import Replica, serving
+
+PUBLISHER, OPERATOR = "publisher-0123456789", "operator-0123456789"
+MIB = 2**20
+
+
+@dataclass(slots=True)
+class Target:
+    """A dispatcher that is attacked, and who uses it meanwhile."""
+
+    replica: Replica
+    mail: MailReceiver
+    published: list[int] = field(default_factory=list)
+    """The statuses that the ordinary publisher got."""
+
+    @property
+    def memory(self) -> int:
+        """Resident, in MiB."""
+        resident: int = psutil.Process(self.replica.process.pid).memory_info().rss
+        return resident // MIB
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.replica.url).port or 0
+
+    async def publish(self) -> None:
+        """One failure, as any engine's publisher posts it."""
+        event = an_event(Phase.FAILED, name=f"n{len(self.published)}", launch_plan=a_launch_plan())
+        written = write(event, Format.NATIVE)
+        headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in written.headers}
+        headers["Authorization"] = f"Bearer {PUBLISHER}"
+        timeout = aiohttp.ClientTimeout(total=20)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.post(f"{self.replica.url}/events", data=written.value, headers=headers) as answer,
+        ):
+            self.published.append(answer.status)
+
+    async def says(self, *parts: bytes) -> bytes:
+        """What comes back for raw bytes until the connection ends; nothing where it is cut or stays open."""
+        answer = b""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        with suppress(ConnectionError):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(20):
+                while part := await reader.read(65536):
+                    answer += part
+        writer.close()
+        return answer
+
+    async def status(self, head: str, *parts: bytes) -> int:
+        """The status for a request, written as it goes over the wire; 0 where the connection was cut."""
+        answer = await self.says(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n", *parts)
+        return int(answer.split(b" ", 2)[1]) if answer else 0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
+    folder: Path = tmp_path_factory.mktemp("hostile")
+    plan = folder / "plan.json"
+    rule = {"phases": ["FAILED"], "email": {"recipients_email": ["dev@example.com"]}}
+    spec = {"entity_metadata": {"notifications": [rule]}}
+    name = {"project": "flytesnacks", "domain": "production", "name": "train.daily", "version": "v1.4.2"}
+    plan.write_text(json.dumps({"id": name, "spec": spec}))
+    async with MailReceiver() as mail:
+        email = {"host": "127.0.0.1", "port": mail.port, "security": "none", "from": "flyte@example.com"}
+        settings = {
+            "http": {
+                "console": True,
+                "tokens": [
+                    {"name": "flyte", "token": PUBLISHER, "scopes": ["publish"]},
+                    {"name": "oncall", "token": OPERATOR, "scopes": ["read", "operate"]},
+                ],
+            },
+            "rules": {"launch_plans": [str(plan)]},
+            "channels": {"email": email},
+            "log": "json",
+        }
+        async with serving(folder, settings) as replica:
+            one = Target(replica, mail)
+            yield one
+            await all_arrived(one)
+        assert "Traceback" not in replica.log
+        assert '"exception"' not in replica.log
+        for secret in (PUBLISHER, OPERATOR):
+            assert secret not in replica.log
+
+
+async def all_arrived(target: Target) -> None:
+    async with asyncio.timeout(30):
+        while len({mail.message_id for mail in target.mail.mails}) < len(target.published):
+            await asyncio.sleep(0.05)
+    assert len(target.mail.mails) == len(target.published)
+
+
+@asynccontextmanager
+async def others_are_served(target: Target, times: int = 3) -> AsyncIterator[None]:
+    """While the block lasts the publisher posts; every event must be taken, and its mail arrive."""
+    before = len(target.published)
+    async with asyncio.TaskGroup() as group:
+        ended = asyncio.Event()
+
+        async def post() -> None:
+            while not ended.is_set() or len(target.published) < before + times:
+                await target.publish()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await ended.wait()
+
+        group.create_task(post())
+        try:
+            yield
+        finally:
+            ended.set()
+    assert set(target.published) == {202}
+    await all_arrived(target)
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_two_hundred_clients_that_send_a_byte_now_and_then_keep_nobody_out(target: Target) -> None:
+    connections = [await asyncio.open_connection("127.0.0.1", target.port) for _ in range(200)]
+    async with others_are_served(target):
+        for _, writer in connections:
+            writer.write(b"POST /events HTTP/1.1\r\nHost: x\r\n")
+        reading = [asyncio.ensure_future(reader.read()) for reader, _ in connections]
+        async with asyncio.timeout(25):
+            while (await asyncio.wait(reading, timeout=0.5))[1]:
+                for _, writer in connections:
+                    writer.write(b"X-Slow: 1\r\n")
+    for (_, writer), task in zip(connections, reading, strict=True):
+        assert isinstance(task.exception(), ConnectionError | None)
+        writer.close()
+
+
+async def test_gigabytes_are_refused_and_fill_no_memory(target: Target) -> None:
+    before = target.memory
+    framings = {
+        "Content-Length: 1073741824": b"x" * MIB,
+        "Transfer-Encoding: chunked": b"100000\r\n" + b"x" * MIB + b"\r\n",
+    }
+    async with others_are_served(target), asyncio.TaskGroup() as group:
+        answers = [
+            group.create_task(target.status(f"POST /events HTTP/1.1\nHost: x\n{framing}{who}", *[part] * 1024))
+            for framing, part in framings.items()
+            for who in (f"\nAuthorization: Bearer {PUBLISHER}", "")
+        ]
+    assert {answer.result() for answer in answers} <= {0, 401, 413}  # 0: cut while we were still sending
+    assert target.memory < before + 64
+
+
+async def test_bodies_nested_ten_thousand_deep_are_refused(target: Target) -> None:
+    deep = b'{"execution":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
+    async with (
+        others_are_served(target),
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {PUBLISHER}"}) as session,
+    ):
+        for headers in (
+            {"ce-type": "dispatcher.execution.phase_changed.v1"},
+            {"Content-Type": "application/cloudevents+json"},
+        ):
+            async with session.post(f"{target.replica.url}/events", data=deep, headers=headers) as answer:
+                assert (answer.status, (await answer.json())["status"]) == (400, "rejected")
+
+
+async def test_compressed_bodies_are_not_unpacked(target: Target) -> None:
+    bomb = gzip.compress(b"0" * 64 * MIB)
+    before = target.memory
+    async with others_are_served(target):
+        for encoding in ("gzip", "br", "zstd", "deflate, gzip"):
+            head = f"POST /events HTTP/1.1\nHost: x\nAuthorization: Bearer {PUBLISHER}\nConnection: close\nce-type: x"
+            assert (
+                await target.status(f"{head}\nContent-Encoding: {encoding}\nContent-Length: {len(bomb)}", bomb) == 415
+            )
+    assert target.memory < before + 48
+
+
+GET = "HTTP/1.1\nHost: x\nConnection: close"
+
+
+RIDDLES: list[tuple[str, set[int]]] = [
+    (f"GET /readyz {GET}\n" + "\n".join(f"X-{number}: 1" for number in range(200)), {431}),
+    (f"GET /readyz {GET}\nX-Long: {'x' * 100_000}", {400, 431}),
+    (f"GET /{'x' * 20_000} {GET}", {414}),
+    (f"GET //readyz {GET}", {400}),
+    (f"GET /console/static/..%2f..%2f..%2fetc/passwd {GET}", {400}),
+    (f"GET /console/static/%2e%2e/%2e%2e/app.py {GET}", {400}),
+    (f"GET /console/static/..%5c..%5capp.py {GET}", {400}),
+    (f"GET /console/static/..%252f..%252fapp.py {GET}", {401, 404}),
+    (f"GET /healthz%00 {GET}", {400}),
+    (f"GET /healthz%0d%0aSet-Cookie:%20a=b {GET}", {400}),
+    (f"GET http://elsewhere.example/healthz {GET}", {400}),
+    (f"GET * {GET}", {400}),
+    (f"CONNECT elsewhere.example:443 {GET}", {400, 404}),
+    (f"GET /events {GET}\nX-HTTP-Method-Override: POST", {405}),
+    (f"TRACE /healthz {GET}", {405}),
+    (f"POST /events {GET}\nAuthorization: Bearer a\nAuthorization: Bearer {PUBLISHER}\nContent-Length: 0", {400}),
+    (f"GET /healthz {GET}\nHost: y", {400}),
+    ("GET /healthz HTTP/1.1\nConnection: close", {400}),  # without Host
+    (f"POST /events {GET}\nContent-Length: 4\nContent-Length: 5", {400}),
+    (f"POST /events {GET}\nContent-Length: 4\nTransfer-Encoding: chunked", {400}),
+    (f"POST /events {GET}\nTransfer-Encoding: gzip, chunked", {400, 501}),
+    (f"POST /events {GET}\nContent-Length: -1", {400}),
+    (f"POST /events {GET}\nContent-Length: {'9' * 400}", {400, 401, 413}),
+    (f"GET /healthz {GET}\nUpgrade: websocket\nConnection: upgrade", {200}),
+    (f"GET /healthz {GET}\nX: a\n folded", {200, 400}),
+    (f"GET /healthz {GET}\nX : space", {400}),
+    (f"GET /healthz {GET}\nX: \x00", {400}),
+    (f"GET /healthz {GET}".replace("1.1", "9.9"), {200, 400}),
+    ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", {400}),  # TLS to a port without
+    ("PRI * HTTP/2.0\nConnection: close", {400}),
+]
+
+
+async def test_riddles_are_refused(target: Target) -> None:
+    async with others_are_served(target), asyncio.TaskGroup() as group:
+        answers = [(head[:60], group.create_task(target.status(head)), meant) for head, meant in RIDDLES]
+    wrong = [(head, answer.result(), meant) for head, answer, meant in answers if answer.result() not in meant]
+    assert wrong == []
+
+
+async def test_a_flood_of_headers_ends_early(target: Target) -> None:
+    before = target.memory
+    async with others_are_served(target):
+        answers = [
+            target.says(b"GET / HTTP/1.1\r\n", *[b"X-Flood: " + b"x" * 8000 + b"\r\n"] * 1000) for _ in range(20)
+        ]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer) for answer in answers]
+    assert all(not task.result() or b" 400 " in task.result() for task in tasks)
+    assert target.memory < before + 48
+
+
+async def test_who_shows_nothing_is_slowed_down_and_who_shows_a_token_is_not(target: Target) -> None:
+    async with others_are_served(target), aiohttp.ClientSession() as session:
+        statuses = set()
+        for _ in range(400):
+            async with session.get(f"{target.replica.url}/metrics") as answer:
+                statuses.add(answer.status)
+                wait = answer.headers.get("Retry-After")
+            if answer.status == 429:
+                break
+        assert (statuses, wait) == ({401, 429}, "1")
+        async with session.get(f"{target.replica.url}/healthz") as answer:  # an orchestrator's probe is never refused
+            assert answer.status == 200
