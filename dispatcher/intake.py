@@ -42,6 +42,15 @@ class Heard:
     """How many it had, of every type."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of trying a rejected message again."""
+
+    understood: bool
+    says: str
+    """What it was understood as, or why it was not."""
+
+
 PAUSE = timedelta(seconds=1)
 """How long a batch rests before the ledger is tried again, and at first before FlyteAdmin is."""
 LONGEST_PAUSE = timedelta(seconds=15)
@@ -110,6 +119,24 @@ class Intake:
         """
         read = [entry for message in messages if (entry := self._read(*message)) is not None]
         return await self._decided(read, {})
+
+    async def try_again(self, refused: Rejected, *, dry_run: bool = False) -> Tried:
+        """Try a rejected message with the rules and the reading of today. Raises Unavailable.
+
+        What is understood now is recorded, unless `dry_run`, and the message noted as replayed.
+        """
+        if not refused.whole:
+            return Tried(False, f"only its first {len(refused.body)} bytes were kept: publish it again")
+        message = (refused.headers, refused.body, refused.position)
+        entry = next(iter(await self.understand([message])), None)
+        if isinstance(entry, Rejected):
+            return Tried(False, entry.reason)
+        if not dry_run:
+            await self.take([message])
+            await self.ledger.replayed(refused.id, now=self.clock.now())
+        if isinstance(entry, Recorded):
+            return Tried(True, f"{entry.event.key}: {entry.reason}")
+        return Tried(True, "no end of an execution, by today's reading")
 
     async def _pass_on(self, batch: Batch, source: Source) -> bool:
         """Bring a batch into the ledger; False where we were stopped before it was there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,6 +38,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first."""
+    from dispatcher.account import delivery_data
     from dispatcher.cli.output import state_text, time_text, write_json, write_table
 
     wanted = _filter(state, channel, execution, since)
@@ -70,6 +71,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one delivery whole. What was sent, and each attempt with the provider's answer."""
+    from dispatcher.account import attempt_data, delivery_data
     from dispatcher.cli.output import console, state_text, time_text, write_facts, write_json, write_table
     from dispatcher.ledger import Filter
 
@@ -184,41 +186,3 @@ def _filter(states: Sequence[str] | None, channel: str | None, execution: str | 
     except ValueError:
         raise typer.BadParameter(f"--state is one of {', '.join(DeliveryState)}") from None
     return Filter(states=wanted, channel=channel, execution=execution, since=moment(since, now=SystemClock().now()))
-
-
-def delivery_data(filed: Filed) -> dict[str, Any]:
-    """A delivery as `--json` shows it, without its content and its attempts."""
-    delivery = filed.delivery
-    project, domain, name, phase = delivery.event.split("/")
-    return {
-        "key": delivery.key,
-        "event": delivery.event,
-        "execution": {"project": project, "domain": domain, "name": name},
-        "phase": phase,
-        "channel": delivery.channel,
-        "recipients": delivery.recipients,
-        "addresses": delivery.addresses,
-        "state": delivery.state,
-        "attempt": delivery.attempt,
-        "doubtful": delivery.doubtful,
-        "reason": delivery.reason,
-        "rule": delivery.rule,
-        "created_at": delivery.created_at,
-        "due_at": delivery.due_at,
-        "settled_at": filed.settled_at,
-        "reference": filed.reference,
-    }
-
-
-def attempt_data(attempt: Attempt) -> dict[str, Any]:
-    """An attempt as `--json` shows it."""
-    return {
-        "number": attempt.number,
-        "started_at": attempt.started_at,
-        "ended_at": attempt.ended_at,
-        "latency_ms": round(attempt.latency.total_seconds() * 1000, 1),
-        "outcome": attempt.outcome,
-        "status": attempt.status,
-        "answer": attempt.answer,
-        "reason": attempt.reason,
-    }

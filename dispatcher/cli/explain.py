@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +15,9 @@ from dispatcher.cli.options import AsJson, Config
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from dispatcher.account import Account
     from dispatcher.delivery import Delivery
     from dispatcher.event import Event, ExecutionId
-    from dispatcher.ledger import Attempt, Filed, Known, Ledger, Rejected
     from dispatcher.rules import Resolved, Unresolved
     from dispatcher.settings import Settings
 
@@ -28,27 +27,6 @@ PLANNED = "planned"
 """The state of a delivery that is in no ledger: what would be owed."""
 GOES_ON = "goes on"
 """The verdict on a phase that ends nothing."""
-REJECTED = "rejected"
-"""The verdict on a message from which no event was recorded."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """All there is to say of one event; each part as `--json` shows it."""
-
-    event: Mapping[str, Any]
-    """What happened, and beside it: `verdict` and `reason`, and where and when it was heard."""
-    rules: Sequence[Mapping[str, Any]] = ()
-    deliveries: Sequence[Mapping[str, Any]] = ()
-    silenced_by: str | None = None
-
-    def as_data(self) -> dict[str, Any]:
-        return {
-            "event": self.event,
-            "rules": self.rules,
-            "deliveries": self.deliveries,
-            "silenced_by": self.silenced_by,
-        }
 
 
 def explain(
@@ -118,13 +96,14 @@ def _execution(text: str) -> ExecutionId:
 # -- an event in a file: what would be
 
 
-def _foretold(settings: Settings, file: Path) -> _Account:
+def _foretold(settings: Settings, file: Path) -> Account:
     """What would become of the event in a file, by the configured rule sources as they stand. Writes nothing.
 
     Raises FlyteAdminUnavailable where it is configured and can't be asked.
     """
     import asyncio
 
+    from dispatcher.account import Account, with_told_once
     from dispatcher.clock import SystemClock
     from dispatcher.decode.files import read_event_file
     from dispatcher.errors import Unreadable
@@ -145,9 +124,9 @@ def _foretold(settings: Settings, file: Path) -> _Account:
     verdict, reason = (decision.verdict, decision.reason) if event.phase.terminal else (GOES_ON, "only an end is told")
     owed = make_planner(settings, open_channels(settings)).plan(event, decision.matched, now=SystemClock().now())
     facts = event.model_dump(mode="json", exclude_defaults=True)
-    return _Account(
+    return Account(
         event={"key": event.key, **facts, "verdict": verdict, "reason": reason},
-        rules=_with_told_once([look.as_data() for look in decision.considered], owed),
+        rules=with_told_once([look.as_data() for look in decision.considered], owed),
         deliveries=[_planned(delivery) for delivery in owed],
         silenced_by=decision.silenced_by,
     )
@@ -182,100 +161,26 @@ def _planned(delivery: Delivery) -> dict[str, Any]:
 # -- an execution in the ledger: what was
 
 
-def _recorded(settings: Settings, execution: ExecutionId) -> list[_Account]:
+def _recorded(settings: Settings, execution: ExecutionId) -> list[Account]:
     """What the ledger has of an execution: events in the order of their record, then rejected messages.
 
     Exits with status 1 and a list of what to check where it has nothing.
     """
     import asyncio
 
+    from dispatcher.account import accounts
     from dispatcher.ledger import Ledger
 
-    async def ask() -> list[_Account]:
+    async def ask() -> list[Account]:
         async with Ledger(settings.ledger.url) as ledger:
-            accounts = await _accounts(ledger, execution)
-            if not accounts:
+            refused = await ledger.find_rejected(limit=REJECTED_AT_MOST, execution=execution)
+            found = await accounts(ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
+            if not found:
                 _say_what_to_check(settings, execution, newest=await ledger.newest())
                 raise typer.Exit(1)
-            return accounts
+            return found
 
     return asyncio.run(ask())
-
-
-async def _accounts(ledger: Ledger, execution: ExecutionId) -> list[_Account]:
-    from dispatcher.ledger import Filter
-
-    known = await ledger.known(execution)
-    filed = await ledger.find(Filter(execution=str(execution)), limit=DELIVERIES_AT_MOST) if known else []
-    histories = {entry.delivery.key: await ledger.history(entry.delivery.key) for entry in filed}
-    refused = await ledger.find_rejected(limit=REJECTED_AT_MOST, execution=execution)
-    return [
-        *(
-            _account(entry, [one for one in filed if one.delivery.event == entry.event.key], histories)
-            for entry in known
-        ),
-        *(_rejected(entry, execution) for entry in reversed(refused)),
-    ]
-
-
-def _account(known: Known, filed: Sequence[Filed], histories: Mapping[str, Sequence[Attempt]]) -> _Account:
-    from dispatcher.rules import silencer
-
-    place = {look["source"]: index for index, look in enumerate(known.considered)}
-    in_order = sorted(filed, key=lambda entry: (place.get(entry.delivery.rule, len(place)), entry.delivery.created_at))
-    return _Account(
-        event={
-            "key": known.event.key,
-            **known.event.model_dump(mode="json", exclude_defaults=True),
-            "verdict": known.verdict,
-            "reason": known.reason,
-            "position": known.position,
-            "recorded_at": known.recorded_at,
-        },
-        rules=_with_told_once(known.considered, [entry.delivery for entry in filed]),
-        deliveries=[_delivered(entry, histories[entry.delivery.key]) for entry in in_order],
-        silenced_by=silencer(known.verdict, known.reason),
-    )
-
-
-def _delivered(filed: Filed, history: Sequence[Attempt]) -> dict[str, Any]:
-    from dispatcher.cli.deliveries import attempt_data, delivery_data
-
-    data = delivery_data(filed)
-    first = {name: data.pop(name) for name in ("channel", "recipients", "state")}
-    return {**first, **data, "attempts": [attempt_data(attempt) for attempt in history]}
-
-
-def _rejected(entry: Rejected, execution: ExecutionId) -> _Account:
-    key = {"key": entry.event, "phase": entry.event.rpartition("/")[2]} if entry.event is not None else {}
-    return _Account(
-        event={
-            **key,
-            "execution": execution.model_dump(),
-            "verdict": REJECTED,
-            "reason": entry.reason,
-            "position": entry.position,
-            "received_at": entry.received_at,
-            "rejected_id": entry.id,
-            "replayed_at": entry.replayed_at,
-        }
-    )
-
-
-def _with_told_once(looks: Iterable[Mapping[str, Any]], owed: Iterable[Delivery]) -> list[Mapping[str, Any]]:
-    """The rules looked at; where one matched and another one's message tells its recipient, the reason says so."""
-    by_rule: dict[str, set[str]] = {}
-    for delivery in owed:
-        by_rule.setdefault(delivery.rule, set()).update(delivery.recipients)
-    told: list[Mapping[str, Any]] = []
-    for look in looks:
-        spared = [one for one in look["recipients"] if one not in by_rule.get(look["source"], ())]
-        if look["matched"] and spared:
-            words = f"{look['reason']}; {', '.join(spared)} told once, by another rule's message"
-            told.append({**look, "reason": words})
-        else:
-            told.append(look)
-    return told
 
 
 def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tuple[str, datetime] | None) -> None:
@@ -303,7 +208,8 @@ def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tu
 # -- for people
 
 
-def _tell(accounts: Sequence[_Account]) -> None:
+def _tell(accounts: Sequence[Account]) -> None:
+    from dispatcher.account import REJECTED
     from dispatcher.cli.output import console
 
     for number, account in enumerate(accounts):
@@ -319,7 +225,8 @@ def _tell(accounts: Sequence[_Account]) -> None:
             _tell_deliveries(account.deliveries, [rule["source"] for rule in account.rules])
 
 
-def _tell_event(account: _Account) -> None:
+def _tell_event(account: Account) -> None:
+    from dispatcher.account import REJECTED
     from dispatcher.cli.output import write_facts
     from dispatcher.rendering.traceback import tell
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from dispatcher.cli.ledger import ask
 from dispatcher.cli.options import AsJson, Config, Limit, Since, moment
 
 if TYPE_CHECKING:
-    from dispatcher.ledger import Ledger, Rejected
+    from dispatcher.ledger import Ledger
     from dispatcher.settings import Settings
 
 REPLAYED_AT_MOST = 10_000
@@ -23,13 +23,14 @@ rejected = typer.Typer(help="Messages not understood, or whose rules can't be kn
 @rejected.command("list")
 def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List rejected messages, newest first."""
+    from dispatcher.account import rejected_data
     from dispatcher.cli.output import time_text, write_json, write_table
     from dispatcher.clock import SystemClock
 
     start = moment(since, now=SystemClock().now())
     found = ask(config, lambda ledger: ledger.find_rejected(limit=limit, since=start))
     if as_json:
-        write_json([_as_data(entry) for entry in found])
+        write_json([rejected_data(entry) for entry in found])
         return
     write_table(
         ("ID", "RECEIVED (UTC)", "POSITION", "BYTES", "REASON"),
@@ -44,6 +45,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one rejected message whole. Why, from where, its headers and what was kept of its bytes."""
+    """Show one rejected message whole: why, from where, its headers and what was kept of its bytes."""
+    from dispatcher.account import rejected_whole
     from dispatcher.cli.output import console, time_text, write_facts, write_json
 
     found = ask(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
@@ -52,10 +55,8 @@ def show(
         typer.echo(f"dispatcher: {how_many} begins with {id_!r}", err=True)
         raise typer.Exit(1)
     (entry,) = found
-    body = entry.body.decode(errors="replace")
     if as_json:
-        headers = [[name, value.decode(errors="replace")] for name, value in entry.headers]
-        write_json({**_as_data(entry), "headers": headers, "body": body, "whole": entry.whole})
+        write_json(rejected_whole(entry))
         return
     write_facts(
         [
@@ -69,7 +70,7 @@ def show(
         ]
     )
     console.print()
-    console.print(body, markup=False, highlight=False)
+    console.print(entry.body.decode(errors="replace"), markup=False, highlight=False)
 
 
 @rejected.command()
@@ -102,7 +103,6 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     from dispatcher.cli.output import console
     from dispatcher.clock import SystemClock
     from dispatcher.intake import Intake
-    from dispatcher.ledger import Recorded, Rejected
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.service import asking_flyte_admin, make_planner, open_channels
 
@@ -116,35 +116,7 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
         look_up = admin.look_up if admin is not None else None
         intake = Intake(ledger, lambda: rules.book, planner, clock, look_up=look_up)
         for entry in {entry.id: entry for entry in held if entry.replayed_at is None}.values():
-            message = (entry.headers, entry.body, entry.position)
-            result = next(iter(await intake.understand([message])), None) if entry.whole else entry
-            if isinstance(result, Rejected):
-                said = (
-                    result.reason
-                    if entry.whole
-                    else f"only its first {len(entry.body)} bytes were kept: publish it again"
-                )
-            else:
-                understood += 1
-                said = (
-                    f"{result.event.key}: {result.reason}"
-                    if isinstance(result, Recorded)
-                    else "no end of an execution, by today's reading"
-                )
-                if not dry_run:
-                    await intake.take([message])
-                    await ledger.replayed(entry.id, now=clock.now())
-            console.print(f"{entry.id[:8]}  {said}", markup=False, highlight=False, soft_wrap=True)
+            tried = await intake.try_again(entry, dry_run=dry_run)
+            understood += tried.understood
+            console.print(f"{entry.id[:8]}  {tried.says}", markup=False, highlight=False, soft_wrap=True)
     return understood
-
-
-def _as_data(entry: Rejected) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "position": entry.position,
-        "received_at": entry.received_at,
-        "reason": entry.reason,
-        "event": entry.event,
-        "size": entry.size,
-        "replayed_at": entry.replayed_at,
-    }
