@@ -1,9 +1,9 @@
-"""Spans of time as people write them: `500ms`, `30s`, `5m`, `24h`, `7d`, or plain seconds."""
+"""Spans of time as people write them: `500ms`, `30s`, `5m`, `24h`, `7d`, or plain seconds; and moments: so long ago."""
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -19,6 +19,22 @@ def parse_duration(text: str) -> timedelta:
         raise ValueError(f"{text[:30]!r} is no span of time: write 500ms, 30s, 5m, 24h or 7d")
     number, unit = match.groups()
     return timedelta(seconds=float(number) * _UNITS[unit or "s"])
+
+
+def parse_moment(text: str, *, now: datetime) -> datetime:
+    """Read a moment: so long ago, or that time; one without a zone is UTC. Raises ValueError for anything else."""
+    wrong = ValueError(f"{text[:40]!r} is neither a span like 24h nor a time like 2026-11-20T09:00Z")
+    try:
+        return now - parse_duration(text)
+    except OverflowError:
+        raise wrong from None
+    except ValueError:
+        pass
+    try:
+        time = datetime.fromisoformat(text)
+        return time.astimezone(UTC) if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise wrong from None
 
 
 def _duration(value: Any) -> Any:

@@ -14,6 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import structlog
+from starlette.routing import BaseRoute
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from channels.catalog import KINDS, TEMPLATES
@@ -202,7 +203,8 @@ class Service:
         ready = ReadyPage(questions)
         metrics = MetricsPage(self.telemetry.page, self._looks(ready, ledger, source), self.telemetry.collected).get
         seen = metrics if http.metrics == "open" else needs(Scope.READ, metrics)
-        pages = application(EventsPage(intake.take), ready, seen, Gate(http, self.clock))
+        more = self._console(intake, ledger) if http.console else []
+        pages = application(EventsPage(intake.take), ready, seen, Gate(http, self.clock), more)
         async with serving(pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies) as url:
             yield url
 
@@ -224,6 +226,20 @@ class Service:
             self.telemetry.kafka(await source.lag(), source.newest())
 
         return {"rooms": rooms, "ledger": backlog, **({"kafka": kafka} if source is not None else {})}
+
+    def _console(self, intake: Intake, ledger: Ledger) -> Sequence[BaseRoute]:
+        """The console's pages and the API's."""
+        from dispatcher.web.api import Api  # noqa: PLC0415 - a start without them is quicker
+        from dispatcher.web.desk import Desk  # noqa: PLC0415
+        from dispatcher.web.feed import Feed  # noqa: PLC0415
+
+        desk = Desk(ledger, intake, self.clock, self._ring)
+        feed = Feed(ledger.views, self._stopping)
+        return Api(ledger, desk, feed, self.clock).routes
+
+    def _ring(self) -> None:
+        for courier in self._couriers:
+            courier.ring()
 
     async def _not_stopping(self) -> str | None:
         return "stopping" if self._stopping.is_set() else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -24,16 +24,11 @@ Since = Annotated[
 
 def moment(text: str | None, *, now: datetime) -> datetime | None:
     """Read `--since`: so long ago, or that time; one without a zone is UTC. Raises typer.BadParameter."""
-    from dispatcher.duration import parse_duration
+    from dispatcher.duration import parse_moment
 
     if text is None:
         return None
     try:
-        return now - parse_duration(text)
-    except ValueError:
-        pass
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither a span like 24h nor a time like 2026-11-20T09:00Z") from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+        return parse_moment(text, now=now)
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem)) from None

@@ -45,7 +45,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one rejected message whole. Why, from where, its headers and what was kept of its bytes."""
-    """Show one rejected message whole: why, from where, its headers and what was kept of its bytes."""
     from dispatcher.account import rejected_whole
     from dispatcher.cli.output import console, time_text, write_facts, write_json
 

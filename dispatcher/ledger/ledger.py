@@ -377,6 +377,12 @@ class Ledger:
             bodies = await _bodies(connection, {row.content for row in rows})
         return [_filed(row, bodies) for row in rows]
 
+    async def delivery(self, key: str) -> Filed | None:
+        """The delivery of that key."""
+        async with self._database.reading() as connection:
+            row = (await connection.execute(select(deliveries).where(deliveries.c.key == key))).first()
+            return _filed(row, await _bodies(connection, {row.content})) if row is not None else None
+
     async def history(self, delivery: str) -> list[Attempt]:
         """The delivery's attempts, in order. An attempt whose worker died has left none."""
         query = select(attempts).where(attempts.c.delivery == delivery).order_by(attempts.c.number, attempts.c.id)

@@ -5,6 +5,7 @@ Reads alone, each from an index, a bounded number of rows at a time: the ledger 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -132,6 +133,12 @@ class Stretch:
     numbers: Mapping[State, int]
     lags: Sequence[timedelta]
     """From an event's own time to the provider's acceptance, ascending; of the newest `SAMPLE`."""
+
+    def lag(self, share: float) -> float | None:
+        """Seconds within which that share of the sample was accepted; None where there is none."""
+        if not self.lags:
+            return None
+        return self.lags[max(math.ceil(share * len(self.lags)) - 1, 0)].total_seconds()
 
 
 class Views:

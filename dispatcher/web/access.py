@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
@@ -27,11 +27,12 @@ from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
 from dispatcher.web.limits import Buckets, neighbourhood, too_many
 from dispatcher.web.session import Session, Sessions
 
-__all__ = ["Access", "Caller", "Endpoint", "Gate", "Scope", "Stranger", "needs"]
+__all__ = ["Access", "Caller", "Endpoint", "Gate", "Scope", "Stranger", "caller", "needs"]
 
 log = structlog.get_logger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Refusal = Callable[[int, str, Mapping[str, str]], Response]
 
 LOGINS, LOGINS_AT_ONCE = Rate(6, "min"), 10
 """Attempts that a client has at the login page: enough to mistype a token, too few to guess one."""
@@ -184,20 +185,26 @@ class Access:
         await (too_many(wait) if wait else self._app)(scope, receive, send)
 
 
-def needs(scope: Scope, endpoint: Endpoint) -> Endpoint:
-    """The endpoint, for those who have the scope."""
+def caller(request: HTTPConnection) -> str:
+    """The name of who asks, for a page behind `needs`."""
+    name: str = request.scope[CALLER].name
+    return name
+
+
+def needs(scope: Scope, endpoint: Endpoint, *, problem: Refusal = problem) -> Endpoint:
+    """The endpoint, for those who have the scope; `problem` says to the others why not."""
 
     @wraps(endpoint)
     async def guarded(request: Request) -> Response:
         match request.scope[CALLER]:
-            case Caller() as caller if scope not in caller.scopes:
-                return problem(403, f"{caller.name} has no scope {scope}")
-            case Caller() as caller if not await _meant(request, caller, scope):
-                return problem(403, f"the form is no longer valid: {CSRF_FIELD} or {CSRF_HEADER} is missing or old")
+            case Caller() as someone if scope not in someone.scopes:
+                return problem(403, f"{someone.name} has no scope {scope}", {})
+            case Caller() as someone if not await _meant(request, someone, scope):
+                return problem(403, f"the form is no longer valid: {CSRF_FIELD} or {CSRF_HEADER} is missing or old", {})
             case Caller():
                 return await endpoint(request)
             case stranger:
-                return _turned_away(request, stranger)
+                return _turned_away(request, stranger, problem)
 
     return guarded
 
@@ -220,7 +227,7 @@ _ONCE_MORE = '<!doctype html><meta http-equiv="refresh" content="0"><title>One m
 """A strict cookie stays at home when a link from elsewhere is followed; a page of ours that asks again has it."""
 
 
-def _turned_away(request: Request, stranger: Stranger) -> Response:
+def _turned_away(request: Request, stranger: Stranger, problem: Refusal) -> Response:
     page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
     if not page or stranger.status != 401:
         headers = {"WWW-Authenticate": "Bearer"} if stranger.status == 401 else {}

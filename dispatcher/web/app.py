@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from dispatcher.web import health
@@ -18,8 +20,12 @@ from dispatcher.web.limits import LARGEST, LARGEST_EVENT, Limits
 from dispatcher.web.login import LoginPages
 
 
-def application(events: EventsPage, ready: ReadyPage, metrics: Endpoint, gate: Gate) -> ASGIApp:
-    """`metrics`: the page for Prometheus, for whoever may see it."""
+def application(
+    events: EventsPage, ready: ReadyPage, metrics: Endpoint, gate: Gate, more: Sequence[BaseRoute] = ()
+) -> ASGIApp:
+    """`metrics`: the page for Prometheus, for whoever may see it; `more`: the console's pages and the API's, where they
+    are served.
+    """
     pages = Starlette(
         routes=[
             Route("/events", needs(Scope.PUBLISH, events.post), methods=["POST"], max_body_size=LARGEST_EVENT),
@@ -27,6 +33,7 @@ def application(events: EventsPage, ready: ReadyPage, metrics: Endpoint, gate: G
             Route("/readyz", ready.get),
             *LoginPages(gate).routes(),
             Route("/metrics", metrics),
+            *more,
         ],
         middleware=[Middleware(Limits), Middleware(Access, gate=gate)],
         exception_handlers={HTTPException: refused},

@@ -1,0 +1,245 @@
+"""An operation of the API, and what is made of it: a route that reads, checks and answers; its part of the document."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from dispatcher.errors import Unavailable
+from dispatcher.version import __version__
+from dispatcher.web.access import needs
+from dispatcher.web.config import Scope
+
+LARGEST = 256 * 1024
+"""Bytes of a request's body."""
+PROBLEM = "application/problem+json"
+_REF = "#/components/schemas/{model}"
+
+
+class Problem(Exception):
+    """What went wrong, as RFC 9457 has it."""
+
+    def __init__(self, status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+
+class ProblemDetails(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, read."""
+
+    request: Request
+    query: Any = None
+    body: Any = None
+
+    @property
+    def path(self) -> Mapping[str, str]:
+        return self.request.path_params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One thing that can be asked for."""
+
+    method: str
+    path: str
+    name: str
+    says: str
+    """What it does, in a sentence."""
+    scope: Scope
+    endpoint: Callable[[Asked], Awaitable[BaseModel | Response]]
+    answer: type[BaseModel] | None
+    """None for a stream of events."""
+    query: type[BaseModel] | None = None
+    body: Any = None
+    """A model, or a union of them."""
+    problems: Sequence[int] = ()
+    """What may go wrong beside what may always."""
+
+    @property
+    def route(self) -> Route:
+        return Route(self.path, needs(self.scope, self._respond, problem=problem_details), methods=[self.method])
+
+    async def _respond(self, request: Request) -> Response:
+        try:
+            query = _query(self.query, request)
+            body = await _body(self.body, request) if self.body is not None else None
+            answer = await self.endpoint(Asked(request, query, body))
+        except Problem as problem:
+            return problem_details(problem.status, problem.detail, problem.headers)
+        except Unavailable as error:
+            return problem_details(503, str(error), {"Retry-After": "5"})
+        if isinstance(answer, Response):
+            return answer
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def problem_details(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    details = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return Response(details.model_dump_json(), status, dict(headers or {}), media_type=PROBLEM)
+
+
+async def http_problem(_: Request, error: Exception) -> Response:
+    """No such page, no such method."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    return problem_details(error.status_code, error.detail, error.headers)
+
+
+def _query(model: type[BaseModel] | None, request: Request) -> Any:
+    given = request.query_params
+    if model is None:
+        if unknown := sorted(set(given)):
+            raise Problem(400, f"{unknown[0]}: no such parameter here")
+        return None
+    lists = {name for name, field in model.model_fields.items() if "list[" in str(field.annotation)}
+    repeated = [name for name in given if name not in lists and len(given.getlist(name)) > 1]
+    if repeated:
+        raise Problem(400, f"{repeated[0]}: given more than once")
+    return _checked(TypeAdapter(model), {name: given.getlist(name) if name in lists else given[name] for name in given})
+
+
+async def _body(model: Any, request: Request) -> Any:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Problem(415, "the body has to be application/json")
+    received = bytearray()
+    try:
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > LARGEST:
+                raise Problem(413, f"a body may have {LARGEST} bytes")
+        data = orjson.loads(bytes(received))
+    except (ClientDisconnect, orjson.JSONDecodeError):
+        raise Problem(400, "the body is no JSON") from None
+    return _checked(TypeAdapter(model), data)
+
+
+def _checked(adapter: TypeAdapter[Any], data: Any) -> Any:
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        words = (f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}" for one in problems)
+        raise Problem(400, "; ".join(dict.fromkeys(words))) from None
+
+
+# -- the document
+
+
+def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of these operations."""
+    adapters = [TypeAdapter(operation.body) for operation in operations if operation.body is not None]
+    models: list[type[BaseModel]] = [ProblemDetails, *(one.answer for one in operations if one.answer is not None)]
+    _, definitions = models_json_schema([(model, "serialization") for model in models], ref_template=_REF)
+    schemas: dict[str, Any] = dict(definitions.get("$defs", {}))
+    for adapter in adapters:
+        schemas |= adapter.json_schema(ref_template=_REF).get("$defs", {})
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Flyte notification dispatcher",
+            "version": __version__,
+            "summary": "What was heard, what is owed, how it ended; and how to mend it.",
+        },
+        "servers": [{"url": root}],
+        "security": [{"token": []}, {"session": []}, {}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "One of `http.tokens`."},
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": "dispatcher_session",
+                    "description": "A login at the console. What changes something needs X-CSRF-Token too.",
+                },
+            },
+        },
+    }
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    always = (400, 401, 403, 503)
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.says,
+        "description": f"Needs the scope `{operation.scope}`.",
+        "parameters": [*_path_parameters(operation), *_query_parameters(operation)],
+        "responses": {
+            "200": {"description": "Done", "content": _content(operation)},
+            **{str(status): _refused(status) for status in sorted({*always, *operation.problems})},
+        },
+    }
+    if operation.body is not None:
+        schema = TypeAdapter(operation.body).json_schema(ref_template=_REF)
+        schema.pop("$defs", None)
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return described
+
+
+def _content(operation: Operation) -> dict[str, Any]:
+    if operation.answer is None:
+        return {"text/event-stream": {"schema": {"type": "string"}}}
+    return {"application/json": {"schema": {"$ref": _REF.format(model=operation.answer.__name__)}}}
+
+
+def _refused(status: int) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(model=ProblemDetails.__name__)}
+    return {"description": HTTPStatus(status).phrase, "content": {PROBLEM: {"schema": schema}}}
+
+
+def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
+    names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in names
+    ]
+
+
+def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
+    if operation.query is None:
+        return []
+    schema = operation.query.model_json_schema(ref_template=_REF)
+    parameters = []
+    for name, field in schema["properties"].items():
+        shape = {key: value for key, value in field.items() if key not in {"title", "description"}}
+        kinds = [kind for kind in shape.pop("anyOf", ()) if kind != {"type": "null"}]
+        if kinds and shape.get("default", "") is None:
+            shape = {**kinds[0], **{key: value for key, value in shape.items() if key != "default"}}
+        described = {"description": field["description"]} if "description" in field else {}
+        parameters.append({"name": name, "in": "query", "schema": _inlined(shape, schema), **described})
+    return parameters
+
+
+def _inlined(shape: Any, schema: Mapping[str, Any]) -> Any:
+    """A parameter's schema, without references to definitions of its model alone."""
+    match shape:
+        case {"$ref": str(reference)}:
+            return _inlined(schema["$defs"][reference.rpartition("/")[2]], schema)
+        case dict():
+            return {key: _inlined(value, schema) for key, value in shape.items()}
+        case _:
+            return shape
