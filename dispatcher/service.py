@@ -230,12 +230,15 @@ class Service:
     def _console(self, intake: Intake, ledger: Ledger) -> Sequence[BaseRoute]:
         """The console's pages and the API's."""
         from dispatcher.web.api import Api  # noqa: PLC0415 - a start without them is quicker
+        from dispatcher.web.console import Shell, routes  # noqa: PLC0415
         from dispatcher.web.desk import Desk  # noqa: PLC0415
         from dispatcher.web.feed import Feed  # noqa: PLC0415
 
         desk = Desk(ledger, intake, self.clock, self._ring)
         feed = Feed(ledger.views, self._stopping)
-        return Api(ledger, desk, feed, self.clock).routes
+        channels = {courier.name: courier.channel for courier in self._couriers}
+        api = Api(ledger, desk, feed, self.clock)
+        return [*api.routes, *routes(Shell(ledger, desk, feed, self.clock, channels))]
 
     def _ring(self) -> None:
         for courier in self._couriers:

@@ -61,7 +61,7 @@ def found_events(
     at = events.c.recorded_at
     query = select(*columns, at.label("at")).where(*_range(at, events.c.key, wanted.since, wanted.until, after))
     if wanted.execution is not None:
-        query = query.where(*_execution(wanted.execution))
+        query = query.where(*of_execution(wanted.execution))
     elif wanted.launch_plan is not None:
         query = query.where(events.c.launch_plan == wanted.launch_plan)
     some = query.order_by(at.desc(), events.c.key.desc()).limit(bound).subquery("some")
@@ -135,7 +135,7 @@ def _at_hand(wanted: Filter) -> list[ColumnElement[bool]]:
     if wanted.keys:
         limits.append(or_(*(_begins(key) for key in wanted.keys)))
     if wanted.execution is not None:
-        limits.append(deliveries.c.event.in_(select(events.c.key).where(*_execution(wanted.execution))))
+        limits.append(deliveries.c.event.in_(select(events.c.key).where(*of_execution(wanted.execution))))
     return limits
 
 
@@ -145,7 +145,8 @@ def _begins(key: str) -> ColumnElement[bool]:
     return column == key if len(key) >= KEY_LENGTH else and_(column >= key, column < f"{key}g")
 
 
-def _execution(text: str) -> list[ColumnElement[bool]]:
+def of_execution(text: str) -> list[ColumnElement[bool]]:
+    """An event of it: `project/domain/name`, or a name alone."""
     *owners, name = text.split("/")
     limits = [events.c.name == name]
     if owners:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dispatcher.delivery import State
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.entries import EventFilter, Filter
-from dispatcher.ledger.search import Cursor, conditions, found, found_events, lower
+from dispatcher.ledger.search import Cursor, conditions, found, found_events, lower, of_execution
 from dispatcher.ledger.tables import attempts, deliveries, events, rejected, told
 
 LOOKED_THROUGH = 10_000
@@ -263,7 +263,7 @@ class Views:
         """What a word that somebody searches for may be: `delivery`, `execution`, `launch_plan`, `recipient`, `rejected`."""
         asked = {
             "delivery": conditions_of_key(text),
-            "execution": select(events.c.key).where(events.c.name == text.rpartition("/")[2]),
+            "execution": select(events.c.key).where(*of_execution(text)),
             "launch_plan": select(events.c.launch_plan).where(events.c.launch_plan == text),
             "recipient": select(told.c.recipient).where(told.c.recipient == lower(text)),
             "rejected": select(rejected.c.id).where(rejected.c.id == text),

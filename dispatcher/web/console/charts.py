@@ -1,0 +1,150 @@
+"""Charts as numbers: where each bar and line lies. The templates draw them, without a script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.delivery import State
+from dispatcher.ledger.views import Stretch
+
+WIDTH, HEIGHT = 400, 180
+LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 22
+_ORDER = (State.SENT, State.WAITING, State.DEAD)
+"""From the ground up."""
+_LAGS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0, 864_000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    x: float
+    y: float
+    width: float
+    height: float
+    state: State
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    name: str
+    paths: Sequence[str]
+    """Each stretch of time without a gap, as an SVG polyline's points."""
+    points: Sequence[tuple[float, float, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What is drawn, in the units of `WIDTH` and `HEIGHT`."""
+
+    rows: Sequence[Tick]
+    columns: Sequence[Tick]
+    bars: Sequence[Bar] = ()
+    lines: Sequence[Line] = ()
+
+
+def outcomes(stretches: Sequence[Stretch]) -> Chart:
+    """Bars: what was made in each stretch, by how it stands now."""
+    top = _round_up(max(sum(one.numbers.values()) for one in stretches))
+    ground = HEIGHT - BOTTOM
+
+    def height(number: int) -> float:
+        return (ground - TOP) * number / top
+
+    bars = []
+    for at, stretch in enumerate(stretches):
+        y = float(ground)
+        for state in _ORDER:
+            number = stretch.numbers.get(state, 0)
+            if number:
+                tall = max(height(number), 1.5)  # one dead delivery among thousands is seen
+                y -= tall
+                says = f"{number:,} {state}, made {stretch.begin:%d %b %H:%M} to {stretch.end:%H:%M} UTC"
+                bars.append(Bar(_x(at, stretches) + 1, y, _step(stretches) - 2, tall, state, says))
+    rows = [Tick(ground - height(number), f"{number:,}") for number in (0, top // 2, top) if number or not top % 2]
+    return Chart(rows, _columns(stretches), bars=bars)
+
+
+def lags(stretches: Sequence[Stretch]) -> Chart:
+    """Lines: half and 95 % of the deliveries were accepted within so long after the execution's end; logarithmic."""
+    known = [lag for one in stretches for share in (0.5, 0.95) if (lag := one.lag(share)) is not None]
+    low = max((tick for tick in _LAGS if tick <= max(min(known, default=0.1), _LAGS[0])), default=_LAGS[0])
+    high = next((tick for tick in _LAGS if tick >= max(known, default=10.0) and tick > low), _LAGS[-1])
+    ground = HEIGHT - BOTTOM
+
+    def y(seconds: float) -> float:
+        bounded = min(max(seconds, low), high)
+        return ground - (ground - TOP) * math.log(bounded / low) / math.log(high / low)
+
+    lines = [
+        Line(name, *_traced([(at, one.lag(share)) for at, one in enumerate(stretches)], stretches, y, name))
+        for name, share in (("p95", 0.95), ("p50", 0.5))
+    ]
+    rows = [Tick(y(tick), span(tick)) for tick in _LAGS if low <= tick <= high]
+    return Chart(rows, _columns(stretches), lines=lines)
+
+
+def span(seconds: float) -> str:
+    """A span as an axis says it."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds * 1000:.3g} ms"
+
+
+def _traced(
+    values: Sequence[tuple[int, float | None]], stretches: Sequence[Stretch], y: object, name: str
+) -> tuple[list[str], list[tuple[float, float, str]]]:
+    assert callable(y)  # noqa: S101 - the scale
+    paths: list[str] = []
+    points = []
+    path: list[str] = []
+    for at, seconds in values:
+        if seconds is None:
+            paths, path = [*paths, " ".join(path)], []
+            continue
+        x, height = round(_x(at, stretches) + _step(stretches) / 2, 1), round(y(seconds), 1)
+        path.append(f"{x},{height}")
+        points.append((x, height, f"{name} {span(seconds)}, {stretches[at].begin:%d %b %H:%M} UTC"))
+    return [one for one in (*paths, " ".join(path)) if one], points
+
+
+def _columns(stretches: Sequence[Stretch]) -> list[Tick]:
+    return [Tick(x, label) for x, label in _labelled(stretches)]
+
+
+def _labelled(stretches: Sequence[Stretch]) -> Iterator[tuple[float, str]]:
+    every = max(len(stretches) // 4, 1)
+    days = (stretches[-1].end - stretches[0].begin).days > 1
+    for at in range(0, len(stretches), every):
+        yield _x(at, stretches), _label(stretches[at].begin, days=days)
+
+
+def _label(at: datetime, *, days: bool) -> str:
+    return f"{at:%d %b}" if days else f"{at:%H:%M}"
+
+
+def _step(stretches: Sequence[Stretch]) -> float:
+    return (WIDTH - LEFT - RIGHT) / len(stretches)
+
+
+def _x(at: int, stretches: Sequence[Stretch]) -> float:
+    return round(LEFT + at * _step(stretches), 1)
+
+
+def _round_up(number: int) -> int:
+    """The next of 2, 4, 10, 20, 40, 100, …: half of it is a whole number."""
+    size = 1
+    while True:
+        for digit in (2, 4, 10):
+            if number <= digit * size:
+                return digit * size
+        size *= 10
