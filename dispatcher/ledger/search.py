@@ -133,7 +133,9 @@ def _at_hand(wanted: Filter) -> list[ColumnElement[bool]]:
     """What names few deliveries, found by their keys."""
     limits: list[ColumnElement[bool]] = []
     if wanted.keys:
-        limits.append(or_(*(_begins(key) for key in wanted.keys)))
+        whole = [key for key in wanted.keys if len(key) >= KEY_LENGTH]
+        begun = (_begins(key) for key in wanted.keys if len(key) < KEY_LENGTH)
+        limits.append(or_(deliveries.c.key.in_(whole), *begun))
     if wanted.execution is not None:
         limits.append(deliveries.c.event.in_(select(events.c.key).where(*of_execution(wanted.execution))))
     return limits
@@ -141,8 +143,7 @@ def _at_hand(wanted: Filter) -> list[ColumnElement[bool]]:
 
 def _begins(key: str) -> ColumnElement[bool]:
     """Keys are hexadecimal, and "g" comes after all its digits. LIKE would pass the index by."""
-    column = deliveries.c.key
-    return column == key if len(key) >= KEY_LENGTH else and_(column >= key, column < f"{key}g")
+    return and_(deliveries.c.key >= key, deliveries.c.key < f"{key}g")
 
 
 def of_execution(text: str) -> list[ColumnElement[bool]]:

@@ -30,7 +30,7 @@ from dispatcher.web.console import Shell, routes
 from dispatcher.web.desk import Desk
 from dispatcher.web.events import EventsPage
 from dispatcher.web.feed import Feed
-from dispatcher.web.health import ReadyPage
+from dispatcher.web.health import ReadyPage, alive
 from dispatcher.web.server import serving
 from tests.support.builders import SECOND, a_launch_plan, an_event
 from tests.support.clock import ManualClock
@@ -102,13 +102,20 @@ class Site:
         """What is due on a channel is sent, or what else the outcome says."""
         now = self.clock.now()
         gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
-        claim = await self.ledger.claim(channel, 500, lease="test", until=now + timedelta(minutes=1), gate=gate)
-        for delivery in claim.deliveries:
-            started, ended = now, now + timedelta(milliseconds=180)
-            await self.ledger.settle(
-                Settlement(delivery=delivery, outcome=outcome or SENT[channel], started_at=started, ended_at=ended)
-            )
-        return list(claim.deliveries)
+        taken: list[Delivery] = []
+        while True:  # of a conversation one message goes after another
+            claim = await self.ledger.claim(channel, 500, lease="test", until=now + timedelta(minutes=1), gate=gate)
+            if not claim.deliveries:
+                return taken
+            for delivery in claim.deliveries:
+                ending = Settlement(
+                    delivery=delivery,
+                    outcome=outcome or SENT[channel],
+                    started_at=now,
+                    ended_at=now + timedelta(milliseconds=180),
+                )
+                await self.ledger.settle(ending)
+            taken += claim.deliveries
 
 
 SENT: Mapping[str, Outcome] = {
@@ -138,8 +145,8 @@ async def site(
         desk = Desk(ledger, intake, time, lambda: made.rung.append(1))
         feed = Feed(ledger.views, made.stopping, streams=streams)
         more = [*Api(ledger, desk, feed, time).routes, *routes(Shell(ledger, desk, feed, time, channels))]
-        door = Door(HttpConfig.model_validate({"console": True, **http}))
-        pages = application(EventsPage(intake.take), ReadyPage({"ledger": ledger.ping}), door, more)
+        door = Door(HttpConfig.model_validate({"console": True, **http}), time)
+        pages = application(EventsPage(intake.take), ReadyPage({}), alive, door, more)
         async with serving(pages, "127.0.0.1", 0) as made.url:
             yield made
             made.stopping.set()

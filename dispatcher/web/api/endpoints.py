@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from dispatcher.account import accounts, rejected_whole
+from dispatcher.account import accounts
 from dispatcher.clock import Clock
 from dispatcher.event import ExecutionId
 from dispatcher.ledger import Filter, Ledger
@@ -53,7 +54,11 @@ class Api:
             routes=[*(operation.route for operation in self.operations), described],
             exception_handlers={HTTPException: http_problem},
         )
-        return [Mount(ROOT, pages)]
+        mount = Mount(ROOT, pages)
+        mount.path_regex = re.compile(
+            mount.path_regex.pattern, re.DOTALL
+        )  # a line break in a path is answered here too
+        return [mount]
 
     def _table(self) -> list[Operation]:
         read, operate = Scope.READ, Scope.OPERATE
@@ -232,7 +237,7 @@ class Api:
         entry = await self._desk.rejected(asked.path["id"])
         if entry is None:
             raise Problem(404, "no such rejected message")
-        return models.WholeRejected.model_validate(rejected_whole(entry))
+        return models.WholeRejected.of_whole(entry)
 
     async def _replay(self, asked: Asked) -> BaseModel:
         entry = await self._desk.rejected(asked.path["id"])

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.account import Account, attempt_data, delivery_data
+from dispatcher.account import Account, attempt_data, delivery_data, rejected_whole
 from dispatcher.delivery import State
-from dispatcher.ledger import Attempt, Filed
+from dispatcher.ledger import Attempt, Filed, Rejected
 from dispatcher.ledger.views import Count, DeliveryLine, EventLine, Page, RejectedLine, Standing, Stretch
 from dispatcher.web.searching import About
 
@@ -156,12 +156,23 @@ class RejectedMessage(_Given):
         return cls.model_validate(asdict(line))
 
 
+class Header(_Given):
+    name: str
+    value: str
+
+
 class WholeRejected(RejectedMessage):
     """The same with its headers and what was kept of its bytes."""
 
-    headers: Sequence[tuple[str, str]]
+    headers: Sequence[Header]
     body: str
     whole: Annotated[bool, Field(description="Whether all its bytes were kept, so that it can be replayed.")]
+
+    @classmethod
+    def of_whole(cls, entry: Rejected) -> Self:
+        facts = rejected_whole(entry)
+        headers = [{"name": name, "value": value} for name, value in facts["headers"]]
+        return cls.model_validate({**facts, "headers": headers})
 
 
 class Listed(_Given, Generic[_Entry]):
@@ -255,7 +266,7 @@ class Lag(_Given):
 class _Order(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dry_run: Annotated[bool, Field(description="Only say how many there are.")] = False
+    dry_run: Annotated[bool, Field(strict=True, description="Only say how many there are.")] = False
 
 
 class RedriveKeys(_Order):

@@ -19,6 +19,7 @@ from dispatcher.errors import Unavailable
 from dispatcher.version import __version__
 from dispatcher.web.access import needs
 from dispatcher.web.config import Scope
+from dispatcher.web.session import COOKIE
 
 LARGEST = 256 * 1024
 """Bytes of a request's body."""
@@ -174,7 +175,7 @@ def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
                 "session": {
                     "type": "apiKey",
                     "in": "cookie",
-                    "name": "dispatcher_session",
+                    "name": COOKIE,
                     "description": "A login at the console. What changes something needs X-CSRF-Token too.",
                 },
             },

@@ -26,6 +26,7 @@ from dispatcher.web.access import Endpoint, caller, needs
 from dispatcher.web.config import Scope
 from dispatcher.web.desk import Desk
 from dispatcher.web.feed import Feed
+from dispatcher.web.session import COOKIE
 from dispatcher.wording import first_problem
 
 ROOT = "/console"
@@ -71,7 +72,12 @@ class Shell:
 
     def draw(self, request: Request, template: str, *, status: int = 200, **facts: Any) -> HTMLResponse:
         """A whole page."""
-        known = {"who": caller(request), "csrf_token": request.state.csrf_token, "path": request.url.path}
+        known = {
+            "who": caller(request),
+            "logged_in": COOKIE in request.cookies,
+            "csrf_token": request.state.csrf_token,
+            "path": request.url.path,
+        }
         html = self._templates.get_template(template).render(**known, **facts)
         return HTMLResponse(html, status)
 
@@ -83,7 +89,14 @@ class Shell:
         return self.draw(request, "sorry.html.j2", status=status, title=HTTPStatus(status).phrase, says=says)
 
     def _turned_away(self, status: int, reason: str, headers: Mapping[str, str]) -> Response:
-        facts = {"who": "", "csrf_token": "", "path": "", "title": HTTPStatus(status).phrase, "says": reason}
+        facts = {
+            "who": "",
+            "logged_in": False,
+            "csrf_token": "",
+            "path": "",
+            "title": HTTPStatus(status).phrase,
+            "says": reason,
+        }
         html = self._templates.get_template("sorry.html.j2").render(**facts)
         return HTMLResponse(html, status, dict(headers))
 
