@@ -134,8 +134,8 @@ def _at_hand(wanted: Filter) -> list[ColumnElement[bool]]:
     limits: list[ColumnElement[bool]] = []
     if wanted.keys:
         whole = [key for key in wanted.keys if len(key) >= KEY_LENGTH]
-        begun = (_begins(key) for key in wanted.keys if len(key) < KEY_LENGTH)
-        limits.append(or_(deliveries.c.key.in_(whole), *begun))
+        begun = [_begins(key) for key in wanted.keys if len(key) < KEY_LENGTH]
+        limits.append(or_(*([deliveries.c.key.in_(whole)] if whole else []), *begun))
     if wanted.execution is not None:
         limits.append(deliveries.c.event.in_(select(events.c.key).where(*of_execution(wanted.execution))))
     return limits

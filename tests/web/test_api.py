@@ -169,7 +169,7 @@ async def test_who_may_only_read_changes_nothing(place: Site) -> None:
 
 async def test_bodies_that_are_no_json_or_too_large_are_refused(place: Site) -> None:
     await ask(place, "/deliveries/redrive", data=b"x=1", status=415)
-    json = {"headers": {"Content-Type": "application/json"}}
+    json: dict[str, Any] = {"headers": {"Content-Type": "application/json"}}
     await ask(place, "/deliveries/redrive", data=b"{", status=400, **json)
     await ask(place, "/deliveries/redrive", data=b" " * 300_000, status=413, **json)
 

@@ -1,0 +1,211 @@
+"""What people look at, in a ledger of very many deliveries: every page begins at an index, and reads little."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from alembic import command
+from sqlalchemy import event, func, select
+
+from dispatcher.delivery import Dead, State
+from dispatcher.ledger import EventFilter, Filter, Ledger, Settlement
+from dispatcher.ledger.database import Database, alembic_config
+from dispatcher.ledger.search import Cursor
+from dispatcher.ledger.tables import told
+from dispatcher.pacing import Gate, Pace
+from tests.ledger.test_ledger import heard
+from tests.support.builders import a_delivery, an_event
+from tests.support.crowd import EACH, crowd
+
+DELIVERIES = int(os.environ.get("LEDGER_ROWS", "100000"))
+"""The bounds below hold for any number; LEDGER_ROWS=1000000 takes two minutes longer."""
+BEGIN = datetime.fromtimestamp(1763600000, UTC)
+NOW = BEGIN + timedelta(seconds=DELIVERIES // EACH)
+MIDDLE = Cursor(BEGIN + timedelta(seconds=DELIVERIES // EACH // 2), "7")
+STEPS = 4_000_000
+"""Of SQLite's machine, for one page."""
+BUFFERS = 150_000
+"""Pages of PostgreSQL's that one page touches, each as often as it does; about four for a row that is looked up."""
+BIG = ("deliveries", "events", "told", "attempts", "rejected")
+DEAD = frozenset({State.DEAD})
+Look = Callable[[Ledger], Awaitable[Any]]
+
+
+def deliveries(**wanted: Any) -> Look:
+    return lambda ledger: ledger.views.deliveries(Filter(**wanted), limit=50, after=MIDDLE)
+
+
+def events(**wanted: Any) -> Look:
+    return lambda ledger: ledger.views.events(EventFilter(**wanted), limit=50, after=MIDDLE)
+
+
+def count(**wanted: Any) -> Look:
+    return lambda ledger: ledger.views.count(Filter(states=DEAD, **wanted))
+
+
+def meant(text: str) -> Look:
+    return lambda ledger: ledger.views.meant(text)
+
+
+LOOKS: dict[str, Look] = {
+    "deliveries": deliveries(),
+    "dead": deliveries(states=DEAD),
+    "waiting or sent": deliveries(states=frozenset({State.WAITING, State.SENT})),
+    "channel": deliveries(channel="teams"),
+    "since": deliveries(since=BEGIN, until=NOW),
+    "recipient": deliveries(recipient="team-7"),
+    "rare recipient": deliveries(recipient="rare"),
+    "recipient, dead": deliveries(recipient="team-7", states=DEAD),
+    "launch plan": deliveries(launch_plan="plan-7"),
+    "rare launch plan": deliveries(launch_plan="rare"),
+    "launch plan, dead": deliveries(launch_plan="plan-7", states=DEAD),
+    "launch plan, channel, recipient": deliveries(launch_plan="plan-7", channel="email", recipient="team-7"),
+    "execution": deliveries(execution="p/d/e4711"),
+    "execution's name": deliveries(execution="e4711"),
+    "keys": deliveries(keys=["0" * 28 + "0001", "0" * 27 + "00a"]),
+    "count dead": count(),
+    "count dead of a recipient": count(recipient="team-7"),
+    "count dead of a launch plan": count(launch_plan="plan-7"),
+    "reasons": lambda ledger: ledger.views.reasons(Filter(states=DEAD), limit=10),
+    "executions": events(),
+    "executions of a launch plan": events(launch_plan="plan-7"),
+    "executions by verdict": events(verdict="silenced"),
+    "executions of a project": events(project="other", phase="FAILED"),
+    "executions by name": events(execution="e4711"),
+    "rejected": lambda ledger: ledger.views.rejected(limit=50, after=MIDDLE),
+    "rejected, replayed": lambda ledger: ledger.views.rejected(limit=50, after=MIDDLE, replayed=True),
+    "latest": lambda ledger: ledger.views.latest(limit=200),
+    "standing": lambda ledger: ledger.views.standing(),
+    "stretches": lambda ledger: ledger.views.stretches(NOW - timedelta(days=1), NOW, number=24),
+    "one": lambda ledger: ledger.delivery("0" * 28 + "0001"),
+    "history": lambda ledger: ledger.history("0" * 28 + "0001"),
+    **{f"meant {text}": meant(text) for text in ("e7", "p/d/e7", "rare", "0" * 20)},
+}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
+    async with Ledger(ledger_url) as opened:
+        yield opened
+
+
+@pytest.mark.timeout(900)
+async def test_every_page_begins_at_an_index_and_reads_little_of_a_large_ledger(ledger: Ledger) -> None:
+    await crowd(ledger._database, DELIVERIES)
+    examine = sqlite_cost if ledger._database.sqlite else postgres_cost
+    wrong = []
+    for name, look in LOOKS.items():
+        with overheard(ledger) as said:
+            await look(ledger)
+        assert said, name
+        for statement, given in said:
+            wrong += [f"{name}: {problem}\n{statement}" for problem in await examine(ledger, statement, given)]
+    assert not wrong, "\n\n".join(wrong)
+
+
+@contextmanager
+def overheard(ledger: Ledger) -> Iterator[list[tuple[str, Any]]]:
+    """What the ledger asks its database meanwhile."""
+    said: list[tuple[str, Any]] = []
+
+    def hear(_connection: Any, _cursor: Any, statement: str, given: Any, _context: Any, _many: bool) -> None:
+        if statement.lstrip().upper().startswith("SELECT"):
+            said.append((statement, given))
+
+    engine = ledger._database._engine.sync_engine
+    event.listen(engine, "before_cursor_execute", hear)
+    try:
+        yield said
+    finally:
+        event.remove(engine, "before_cursor_execute", hear)
+
+
+async def sqlite_cost(ledger: Ledger, statement: str, given: Any) -> list[str]:
+    """What is wrong with a statement's plan, or its cost, on SQLite."""
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1000
+
+    async with ledger._database.reading() as connection:
+        plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)
+        lines = [row[3] for row in plan]
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert raw is not None
+        await raw.set_progress_handler(step, 1000)
+        await connection.exec_driver_sql(statement, given)
+        await raw.set_progress_handler(None, 0)
+    # A walk along an index, or along the attempts' numbers, ends at the page's limit: the steps tell.
+    whole = re.compile(rf"SCAN (?!attempts)({'|'.join(BIG)})")
+    problems = [line for line in lines if whole.fullmatch(line)]
+    return problems + ([f"{steps:,} steps"] if steps > STEPS else [])
+
+
+async def postgres_cost(ledger: Ledger, statement: str, given: Any) -> list[str]:
+    """The same on PostgreSQL."""
+    async with ledger._database.reading() as connection:
+        if DELIVERIES < 1_000_000:  # a table as small as this PostgreSQL rather reads whole, and is right
+            await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        rows = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", given)
+        found: Any = rows.all()[0][0]
+    plan = (found if isinstance(found, list) else orjson.loads(found))[0]["Plan"]
+    problems = [
+        f"Seq Scan on {node['Relation Name']}"
+        for node in nodes(plan)
+        if node["Node Type"] == "Seq Scan" and node["Relation Name"] in BIG
+    ]
+    touched = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    return problems + ([f"{touched:,} buffers"] if touched > BUFFERS else [])
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from nodes(inner)
+
+
+async def test_recipients_are_known_whoever_wrote_the_delivery_and_forgotten_with_it(ledger: Ledger) -> None:
+    strange = ("A\0b@example.com", "Ünïcode@EXAMPLE.com", "x" * 1000, 'quo"te\\\\u0000', "😀")
+    for number, name in enumerate(strange):
+        ended = an_event(name=f"e{number}")
+        for _ in range(2):
+            await ledger.record([heard(a_delivery(ended, to=name), event=ended)], [], now=NOW)
+    assert len(await ledger.find(Filter(), limit=9)) == len(strange)  # none was in the way of its delivery
+    for name, found in (("ÜNïCODE@example.com", 1), ("ünïcode@example.com", 0), ("x" * 1000, 1), ("😀", 1)):
+        assert len((await ledger.views.deliveries(Filter(recipient=name), limit=9)).entries) == found, name
+
+    later = NOW + timedelta(days=1000)
+    gate = Gate(pace=Pace(), destination=lambda _: "", now=later)
+    for delivery in (await ledger.claim("email", 9, lease="me", until=later, gate=gate)).deliveries:
+        await ledger.settle(Settlement(delivery=delivery, outcome=Dead("no"), started_at=NOW, ended_at=NOW))
+    assert await ledger.purge(later, limit=100) == len(strange)
+    async with ledger._database.reading() as connection:
+        assert await connection.scalar(select(func.count()).select_from(told)) == 0
+
+
+async def test_a_ledger_that_was_there_before_learns_whom_it_told(ledger_url: str) -> None:
+    database = Database(ledger_url)
+    async with database.writing() as connection:
+        await connection.run_sync(lambda raw: command.upgrade(alembic_config(raw), "0001"))
+    await crowd(database, 90)
+    await database.aclose()
+    async with Ledger(ledger_url) as ledger:
+        page = await ledger.views.deliveries(Filter(recipient="TEAM-7"), limit=9)
+        assert [line.recipients for line in page.entries] == [("team-7",)] * 3

@@ -1,0 +1,82 @@
+"""A ledger with as many rows as one may have after a year, written by the database itself."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from dispatcher.ledger.database import Database
+
+EACH = 3
+"""Deliveries of an event, one a second."""
+
+_SQLITE = (
+    """
+    CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < :events - 1)
+    SELECT i, strftime('%Y-%m-%d %H:%M:%S', 1763600000 + i, 'unixepoch') || '.000000' AS at FROM n
+    """,
+    "INSERT INTO contents VALUES ('c', CAST('{}' AS BLOB))",
+    """
+    INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
+      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'owed', '1 rule matched',
+      CAST('{}' AS BLOB), CAST('[]' AS BLOB) FROM n
+    """,
+    """
+    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful,
+      created_at, due_at, owed_since, settled_at, recovery, booked)
+    SELECT printf('%032x', i * 3 + j), 'p/d/e' || i || '/FAILED',
+      CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
+      json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
+      json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
+      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, 0, at, at, at, at, 0, 0
+    FROM n, (SELECT 0 AS j UNION ALL SELECT 1 UNION ALL SELECT 2)
+    """,
+    """
+    INSERT INTO attempts (delivery, number, started_at, ended_at, outcome, status, answer, reason)
+    SELECT printf('%032x', i * 3), 1, at, at, 'sent', '250', 'ok', '' FROM n
+    """,
+    """
+    INSERT INTO rejected SELECT printf('%016x', i), 't/0@' || i, at, 'broken JSON', NULL, CAST('[]' AS BLOB),
+      CAST('x' AS BLOB), 1, NULL FROM n
+    """,
+    "DROP TABLE n",
+)
+_POSTGRES = (
+    "CREATE TEMP TABLE n AS SELECT i, to_timestamp(1763600000 + i) AS at FROM generate_series(0, CAST(:events AS int) - 1) AS i",
+    "INSERT INTO contents VALUES ('c', convert_to('{}', 'UTF8'))",
+    """
+    INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
+      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'owed', '1 rule matched',
+      convert_to('{}', 'UTF8'), convert_to('[]', 'UTF8') FROM n
+    """,
+    """
+    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful,
+      created_at, due_at, owed_since, settled_at, recovery, booked)
+    SELECT lpad(to_hex(i * 3 + j), 32, '0'), 'p/d/e' || i || '/FAILED',
+      CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
+      json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
+      json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
+      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, false, at, at, at, at,
+      false, false
+    FROM n, generate_series(0, 2) AS j
+    """,
+    """
+    INSERT INTO attempts (delivery, number, started_at, ended_at, outcome, status, answer, reason)
+    SELECT lpad(to_hex(i * 3), 32, '0'), 1, at, at, 'sent', '250', 'ok', '' FROM n
+    """,
+    """
+    INSERT INTO rejected SELECT lpad(to_hex(i), 16, '0'), 't/0@' || i, at, 'broken JSON', NULL, convert_to('[]', 'UTF8'),
+      convert_to('x', 'UTF8'), 1, NULL FROM n
+    """,
+    "DROP TABLE n",
+)
+
+
+async def crowd(database: Database, deliveries: int) -> None:
+    """Write so many deliveries, with their events; of each event an attempt and a rejected message."""
+    async with database.writing() as connection:
+        for statement in _SQLITE if database.sqlite else _POSTGRES:
+            given = {"events": deliveries // EACH} if ":events" in statement else {}
+            await connection.execute(text(statement), given)
+    if not database.sqlite:
+        async with database.writing() as connection:
+            await connection.execute(text("ANALYZE"))  # as autovacuum does soon after
