@@ -9,7 +9,7 @@ TESTS ?= tests
 WORKERS ?= 3
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
-.PHONY: help demo test check test-broker test-faults bench bench-smoke lock clean
+.PHONY: help demo test check test-broker test-faults bench bench-smoke docs lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: $(VENV)/.test ## every benchmark beside its baselines, fifteen minutes on
 
 bench-smoke: $(VENV)/.test ## whether the benchmarks still run
 	$(BIN)/python -m bench --smoke $(addprefix --only ,$(ONLY)) $(BENCH_ARGS)
+
+docs: $(VENV)/.test ## the documentation as a site, in .cache/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lock: $(VENV)/.test ## compile requirements/*.txt anew
 	.ci/lock

@@ -1,14 +1,19 @@
-"""Start a broker for trying things by hand."""
+"""Start a broker for trying things by hand: `python -m tests.support.brokers [TOPIC …]` makes these topics, too."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import sys
 
 from tests.support.brokers import start
+from tests.support.brokers.fixtures import make_topic
 
 broker = start()
-print(f"{broker.name}: {broker.bootstrap_servers}; Ctrl-C stops it", flush=True)
 try:
+    for topic in sys.argv[1:]:
+        asyncio.run(make_topic(broker.bootstrap_servers, topic))
+    print(f"{broker.name}: {broker.bootstrap_servers}; Ctrl-C stops it", flush=True)
     signal.sigwait({signal.SIGINT, signal.SIGTERM})
 finally:
     broker.stop()

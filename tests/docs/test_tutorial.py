@@ -1,0 +1,56 @@
+"""docs/tutorial.md, followed from its first line to its last."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import STDOUT
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.brokers import Broker
+from tests.support.pages import ROOT, blocks
+from tests.support.service import free_port
+
+PAGE = ROOT / "docs" / "tutorial.md"
+
+
+@pytest.mark.broker
+async def test_the_tutorial_ends_well(broker: Broker, tmp_path: Path) -> None:
+    ports = {"1025": str(free_port()), "8080": str(free_port())}
+    topic = f"tutorial-{os.getpid()}"
+    script = ["set -eu"]
+    for block in blocks(PAGE, "console", "yaml"):
+        text = block.text.replace("tutorial", topic)
+        for given, free in ports.items():
+            text = text.replace(given, free)
+        if block.language == "yaml":
+            assert block.file is not None, block
+            file = tmp_path / block.file
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        else:  # `make` has its own tests, and what it sets up is what we run in
+            script += [line[2:] for line in text.splitlines() if not line.startswith(("$ make ", "$ export PATH="))]
+    said = tmp_path / "said.txt"
+    with said.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", "\n".join(script), cwd=tmp_path, stdout=sink, stderr=STDOUT, start_new_session=True,
+            env=os.environ | {
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+            },
+        )  # fmt: skip
+    try:
+        async with asyncio.timeout(100):
+            status = await process.wait()
+    finally:
+        with suppress(ProcessLookupError):  # what stays in the background, where a step failed
+            os.killpg(process.pid, signal.SIGKILL)
+    assert status == 0, said.read_text()
+    assert said.read_text().count("250 OK") == 2, "both were sent, as explain shows"
+    assert (tmp_path / "mails-later.txt").read_text().count("MemoryError") >= 1

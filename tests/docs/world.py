@@ -1,0 +1,172 @@
+"""What the pages' commands meet when they are tried: the providers, FlyteAdmin, a broker, a folder with all the files that are named."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from starlette.applications import Starlette
+
+from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.inbox.slack import Conversation
+from dispatcher.web.server import serving
+from tests.support import samples
+from tests.support.builders import an_execution
+from tests.support.flyte_admin import an_ended
+from tests.support.service import ROUTING_KEY, ask, command
+from tests.support.service import serving as a_replica
+
+EXECUTIONS = ("akx7b9q2vjt5fm4c8h2d", "a7failed")
+"""The names of executions that the pages speak of."""
+PLAN = {
+    "launch_plan": {"project": "flytesnacks", "domain": "production", "name": "train.daily"},
+    "notifications": [
+        {"phases": ["FAILED", "TIMED_OUT"], "slack": {"recipients_email": ["#alerts"]}},
+        {"phases": ["FAILED"], "pager_duty": {"recipients_email": ["ml"]}},
+        {"phases": ["SUCCEEDED"], "email": {"recipients_email": ["manager@example.com"]}},
+    ],
+}
+SECRET = "0123456789abcdef0123456789abcdef"
+UP = ("ready", "http://127.0.0.1")
+"""What a command that stays says once it is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A folder in which the pages' commands can be typed."""
+
+    folder: Path
+    key: str
+    """Of a delivery in the ledger."""
+
+    @property
+    def secrets(self) -> Path:
+        return self.folder / "secrets"
+
+    def copy(self, to: Path) -> World:
+        """The same again: what one block changes, the next doesn't see."""
+        shutil.copytree(self.folder, to)
+        return World(to, self.key)
+
+    def here(self, text: str) -> str:
+        """A page's text with its placeholders filled in."""
+        return text.replace("/run/secrets", str(self.secrets)).replace(" KEY ", f" {self.key} ")
+
+    async def run(self, words: list[str]) -> tuple[int, str]:
+        """Type a command: its exit status and what it said. One that stays is ended once it is up."""
+        stays = "serve" in words or "--serve" in words
+        arguments = [*words[1:], "--port", "0"] if "--serve" in words else words[1:]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "dispatcher", *arguments,
+            cwd=self.folder, stdout=PIPE, stderr=STDOUT, env=os.environ | {"DISPATCHER_CONFIG": "dispatcher.yaml"},
+        )  # fmt: skip
+        assert process.stdout is not None
+        said = b""
+        async with asyncio.timeout(90):
+            while stays and (line := await process.stdout.readline()):
+                said += line
+                if any(word in line.decode() for word in UP):
+                    process.send_signal(signal.SIGTERM if "serve" in words else signal.SIGINT)
+                    break
+            rest, _ = await process.communicate()
+        return process.returncode or 0, (said + rest).decode()
+
+
+@asynccontextmanager
+async def world(folder: Path, kafka: str, topic: str) -> AsyncIterator[World]:
+    """Everything up, one failure told, one message rejected."""
+    slack = SlackReceiver(channels=[Conversation("C0000001", "alerts")])
+    pagerduty = PagerDutyReceiver({ROUTING_KEY: "ML"})
+    async with (
+        serving(Starlette(routes=[*slack.routes(), *pagerduty.routes()]), "127.0.0.1", 0) as url,
+        MailReceiver() as mail,
+        LocalFlyteAdmin(login=Login()) as admin,
+    ):
+        assert admin.login is not None
+        for name in EXECUTIONS:
+            admin.add(an_ended(an_execution(name), closure={"updatedAt": "2026-11-20T09:14:21Z"}))
+        settings: dict[str, Any] = {
+            "kafka": {"bootstrap_servers": kafka, "topics": [topic]},
+            "http": {"listen": "127.0.0.1:0"},
+            "rules": {"launch_plans": ["./launch_plans"]},
+            "channels": {
+                "email": {"host": "127.0.0.1", "port": mail.port, "security": "none", "from": "flyte@example.com"},
+                "slack": {"token": slack.token, "api_url": f"{url}/api/"},
+                "pagerduty": {"events_url": url, "services": {"ml": {"routing_key": ROUTING_KEY}}},
+            },
+        }
+        _write_files(folder)
+        key = await _tell(folder, settings)
+        login = {"client_id": admin.login.client_id, "client_secret": admin.login.client_secret}
+        settings["rules"] |= {"flyte_admin": {"endpoint": admin.endpoint, "insecure": True, **login}}
+        (folder / "dispatcher.yaml").write_text(yaml.safe_dump(settings))
+        yield World(folder, key)
+
+
+async def _tell(folder: Path, settings: Mapping[str, Any]) -> str:
+    """A first failure, through a replica, and a message that nobody understands; the key of a delivery."""
+    async with a_replica(folder, settings) as replica:
+        failure = ["--project", "flytesnacks", "--domain", "production", "--launch-plan", "train.daily"]
+        for form, name in (("native", EXECUTIONS[1]), ("flyte-v1", "unknown")):
+            arguments = [*failure, "--format", form, "--name", name] if form == "native" else ["--format", form]
+            await command("publish", *arguments, "--to", "http", "--url", f"{replica.url}/events")
+        file = folder / "dispatcher.yaml"
+        async with asyncio.timeout(30):
+            while not (sent := await ask(file, "deliveries", "list", "--state", "sent")):
+                pass
+    return str(sent[0]["key"])
+
+
+def _write_files(folder: Path) -> None:
+    """The files and folders that the pages name."""
+    for name in (
+        "launch_plans",
+        "my-templates",
+        "secrets",
+        "templates/board",
+        "templates/production",
+        "templates/training",
+        "templates/common",
+    ):
+        (folder / name).mkdir(parents=True)
+    (folder / "launch_plans" / "train.daily.yaml").write_text(yaml.safe_dump(PLAN))
+    for name in (
+        "smtp",
+        "slack",
+        "pagerduty",
+        "flyte",
+        "slack-ops",
+        "mail-client",
+        "ops-url",
+        "ops-key",
+        "ops-token",
+        "other",
+        "teams-ml",
+    ):
+        secret = f"https://hooks.example.com/{SECRET}" if "url" in name or name in {"slack-ops", "teams-ml"} else SECRET
+        (folder / "secrets" / name).write_text(secret)
+    for name in ("event.json", "failed.json"):
+        shutil.copy(samples.FOLDER / "v2-workflow-failed-structured.json", folder / name)
+    admin = {
+        "notifications": {
+            "type": "smtp",
+            "emailer": {
+                "subject": "{{ name }} has {{ phase }}",
+                "sender": "flyte@example.com",
+                "body": "{{ error }}",
+                "emailServerConfig": {"serviceName": "smtp", "smtpServer": "relay.example.com", "smtpPort": "587"},
+            },
+        }
+    }
+    (folder / "flyteadmin.yaml").write_text(yaml.safe_dump(admin))
