@@ -30,7 +30,7 @@ import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bench.figures import Figure, Goal, as_markdown
+from bench.figures import Figure, Goal, Missing, as_markdown
 from dispatcher import loop
 from dispatcher.clock import SystemClock
 from dispatcher.encode import Format, write
@@ -295,7 +295,7 @@ async def _sender(channel: str, port: int) -> AsyncIterator[Callable[[bytes], Aw
         yield post
 
 
-CONTENDERS = {"ours": ours, "loop": bare, "Alertmanager": alertmanager}
+CONTENDERS = {"ours": ours, "bare consume-and-send loop": bare, "Alertmanager": alertmanager}
 
 
 async def measured(channel: str, rounds: int, seconds: float) -> dict[str, list[list[float]]]:
@@ -345,22 +345,25 @@ async def _told(tell: Tell, number: int, arrivals: Arrivals) -> float:
     return (await taken - began) * 1000
 
 
-def figures(rounds: int, *, smoke: bool) -> Iterable[Figure]:
+def figures(rounds: int, *, smoke: bool) -> Iterable[Figure | Missing]:
     """The middle and the slow end, of a mail and of a Slack message."""
     for channel, what in (("email", "a mail"), ("slack", "a Slack message")):
         found = loop.run(measured(channel, rounds, 1 if smoke else SECONDS))
         for share, bound in ((0.5, 1.5), (0.99, 3.0)):
-            for baseline, goal in (("loop", bound), ("Alertmanager", 1.0)):
-                if baseline in found:
-                    yield Figure(
-                        path="latency",
-                        work=f"{what}, p{share * 100:.0f} at {PACE}/s",
-                        baseline={"loop": "bare consume-and-send loop"}.get(baseline, baseline),
-                        ours=[_quantile(took, share) for took in found["ours"]],
-                        theirs=[_quantile(took, share) for took in found[baseline]],
-                        unit=" ms",
-                        goal=Goal("at most", goal),
-                    )
+            for baseline, goal in (("bare consume-and-send loop", bound), ("Alertmanager", 1.0)):
+                work = f"{what}, p{share * 100:.0f} at {PACE}/s"
+                if baseline not in found:
+                    yield Missing(path="latency", work=work, baseline=baseline, why=f"no {ALERTMANAGER} here")
+                    continue
+                yield Figure(
+                    path="latency",
+                    work=work,
+                    baseline=baseline,
+                    ours=[_quantile(took, share) for took in found["ours"]],
+                    theirs=[_quantile(took, share) for took in found[baseline]],
+                    unit=" ms",
+                    goal=Goal("at most", goal),
+                )
 
 
 def _quantile(ordered: list[float], share: float) -> float:
@@ -379,8 +382,6 @@ def main() -> None:
         loop.run(consume_and_send(options.loop, options.port, options.servers))
         return
     print(as_markdown(figures(options.rounds, smoke=options.smoke)))
-    if shutil.which(ALERTMANAGER) is None:
-        print(f"\n{ALERTMANAGER} is not installed here: its lines are left out.")
 
 
 if __name__ == "__main__":

@@ -12,17 +12,19 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from email.message import EmailMessage
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from email.utils import format_datetime
+from functools import partial
 from itertools import count
 from typing import Any
 
 import orjson
 from jinja2 import Environment, FileSystemLoader
 
+from bench.figures import Figure, Goal, as_markdown, interleaved
 from channels.contract import Message
 from channels.email import compose
 from dispatcher.event import Event
@@ -32,8 +34,6 @@ from dispatcher.rendering.context import context_of
 from dispatcher.rendering.renderer import MAIL_PARTS, built_in_folder, sample_event
 
 SENDER = "Flyte <flyte@example.com>"
-TARGETS = {"slack": 150, "pagerduty": 150, "mail and its bytes": 350}
-"""Microseconds of CPU."""
 
 
 def mail(content: Any) -> bytes:
@@ -106,38 +106,64 @@ def kinds() -> dict[str, Callable[[], Any]]:
     }
 
 
+WORK = {
+    "what templates see of it": None,
+    "slack": Goal("at most", 150, of="value"),
+    "pagerduty": Goal("at most", 150, of="value"),
+    "mail, rendered": None,
+    "mail, its bytes": None,
+    "mail and its bytes": Goal("at most", 350, of="value"),
+    "all three of an event": None,
+}
+"""What is ours, and how many microseconds of CPU it may take."""
+BASELINES = {"mail, its bytes": "compat32, its bytes"}
+"""Who does the same; where nobody does, Jinja alone renders the mail's parts."""
+JINJA = "Jinja alone: the mail's parts"
+OWN = "an event (the bench's own)"
+NOTHING_FRESH = {OWN, JINJA, "mail, its bytes", "EmailMessage, its bytes", "compat32, its bytes"}
+
+
+def measured(rounds: int, messages: int) -> dict[str, list[float]]:
+    """Microseconds of CPU a message, by what was made of it, without the bench's own."""
+    made = kinds()
+    for make in made.values():
+        make()  # compiles the templates, as a service does once
+    gc.freeze()
+    took = interleaved(rounds, {name: partial(_cpu, make, messages) for name, make in made.items()})
+    gc.unfreeze()
+    own = statistics.median(took[OWN])
+    return {name: [one - own * (name not in NOTHING_FRESH) for one in times] for name, times in took.items()}
+
+
+def _cpu(make: Callable[[], Any], messages: int) -> float:
+    began = time.process_time()
+    for _ in range(messages):
+        make()
+    return (time.process_time() - began) / messages * 1e6
+
+
+def figures(rounds: int, *, smoke: bool, messages: int = 300) -> Iterable[Figure]:
+    """What each message costs, beside the engine or the standard library."""
+    took = measured(max(rounds, 1), 5 if smoke else messages)
+    for work, goal in WORK.items():
+        baseline = BASELINES.get(work, JINJA)
+        yield Figure(
+            path="render",
+            work=work,
+            baseline=baseline,
+            ours=took[work],
+            theirs=took[baseline],
+            unit=" us",
+            goal=goal,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    made = kinds()
-    took: dict[str, list[float]] = {name: [] for name in made}
-    for make in made.values():
-        make()  # compiles the templates, as a service does once
-    gc.freeze()
-    for _ in range(options.rounds):
-        for name, make in made.items():
-            began = time.process_time()
-            for _ in range(options.messages):
-                make()
-            took[name].append((time.process_time() - began) / options.messages * 1e6)
-    own = statistics.median(took["an event (the bench's own)"])
-    medians = {name: statistics.median(times) - own * (name not in NOTHING_FRESH) for name, times in took.items()}
-    base = medians["Jinja alone: the mail's parts"]
-    print(f"{'CPU, us (medians of ' + str(options.rounds) + ' rounds)':34} {'':>7} {'/ Jinja':>8}  target")
-    for name, median in medians.items():
-        if name != "an event (the bench's own)":
-            print(f"{name:34} {median:7.0f} {median / base:8.2f}  {TARGETS.get(name, '')}")
-
-
-NOTHING_FRESH = {
-    "an event (the bench's own)",
-    "mail, its bytes",
-    "Jinja alone: the mail's parts",
-    "EmailMessage, its bytes",
-    "compat32, its bytes",
-}
+    print(as_markdown(figures(options.rounds, smoke=False, messages=options.messages)))
 
 
 if __name__ == "__main__":
