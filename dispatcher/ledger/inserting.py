@@ -6,7 +6,8 @@ Its own `execute` looks at every value of every row anew, which costs more than 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from types import ModuleType
 from typing import Any
 
 from sqlalchemy import Boolean, Column, Connection, Dialect, String, Table, select
@@ -72,6 +73,26 @@ class Insertion:
         return tuple(
             [row[name] if bind is None else bind(row[name]) for row in ordered] for name, bind in self._binders
         )
+
+
+@cache
+def insert_missing(dialect: ModuleType, table: Table) -> Any:
+    """Inserts rows whose keys are not there yet. Made once: making a statement costs more than carrying it out."""
+    return dialect.insert(table).on_conflict_do_nothing()
+
+
+@cache
+def upsert(dialect: ModuleType, table: Table) -> Any:
+    """Inserts rows, or overwrites what is there of the same key."""
+    statement = dialect.insert(table)
+    values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=values)
+
+
+def padded(keys: Sequence[str]) -> Sequence[str]:
+    """As long as the next power of two, so that a database knows few statements of each kind and not hundreds."""
+    known = list(keys)
+    return known + known[-1:] * ((1 << (len(known) - 1).bit_length()) - len(known))
 
 
 def _binder(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any] | None:

@@ -47,7 +47,7 @@ from dispatcher.ledger.entries import (
     Rejected,
     Settlement,
 )
-from dispatcher.ledger.inserting import Insertion, Rows
+from dispatcher.ledger.inserting import Insertion, Rows, padded
 from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.search import conditions
 from dispatcher.ledger.standings import Standings
@@ -897,13 +897,8 @@ def _held(delivery: Delivery) -> tuple[Any, ...]:
 def _held_still(connection: Connection, settlements: Sequence[Settlement]) -> frozenset[str]:
     """The keys of those whose lease is still their own; nobody else may take them until the transaction ends."""
     claimed = {entry.delivery.key: (entry.delivery.lease, entry.delivery.attempt) for entry in settlements}
-    rows = connection.execute(_LEASES, {"keys": _padded(list(claimed))})
+    rows = connection.execute(_LEASES, {"keys": padded(list(claimed))})
     return frozenset(row.key for row in rows if (row.lease, row.attempt) == claimed[row.key])
-
-
-def _padded(keys: list[str]) -> list[str]:
-    """As long as the next power of two, so that a database knows few statements of each kind and not hundreds."""
-    return keys + keys[-1:] * ((1 << (len(keys) - 1).bit_length()) - len(keys))
 
 
 _LEASES = (

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State
+from dispatcher.ledger.inserting import insert_missing, padded, upsert
 from dispatcher.ledger.tables import deliveries, matters, versions
 
 PORTION = 500
@@ -39,12 +40,10 @@ class Matters:
         ordered = sorted(set(names))  # the same order everywhere, so that no two lock each other out
         if not ordered:
             return
-        there = self._dialect.insert(matters).on_conflict_do_nothing()
-        self._connection.execute(there, [{"name": name} for name in ordered])
+        self._connection.execute(insert_missing(self._dialect, matters), [{"name": name} for name in ordered])
         for begin in range(0, len(ordered), PORTION):
             some = ordered[begin : begin + PORTION]
-            query = select(matters).where(matters.c.name.in_(some)).order_by(matters.c.name).with_for_update()
-            for row in self._connection.execute(query):
+            for row in self._connection.execute(_STANDING, {"names": padded(some)}):
                 self._known[row.name] = _Standing(row.failed_at, row.succeeded_at)
 
     def failed(self, delivery: Delivery) -> None:
@@ -92,13 +91,16 @@ class Matters:
         """Write how they stand now."""
         if not self._known:
             return
-        statement = self._dialect.insert(matters)
-        statement = statement.on_conflict_do_update(
-            index_elements=[matters.c.name],
-            set_={name: statement.excluded[name] for name in ("failed_at", "succeeded_at")},
-        )
         rows = [
             {"name": name, "failed_at": standing.failed_at, "succeeded_at": standing.succeeded_at}
             for name, standing in sorted(self._known.items())
         ]
-        self._connection.execute(statement, rows)
+        self._connection.execute(upsert(self._dialect, matters), rows)
+
+
+_STANDING = (
+    select(matters)
+    .where(matters.c.name.in_(bindparam("names", expanding=True)))
+    .order_by(matters.c.name)
+    .with_for_update()
+)

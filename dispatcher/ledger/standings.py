@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import ModuleType
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
+from dispatcher.ledger.inserting import padded, upsert
 from dispatcher.ledger.tables import destinations
 from dispatcher.pacing import FRESH, Lesson, Standing, learn
 
@@ -26,12 +27,7 @@ class Standings:
         missing = sorted(set(names) - self._known.keys())
         if not missing:
             return
-        rows = self._connection.execute(
-            select(destinations)
-            .where(destinations.c.channel == self._channel, destinations.c.name.in_(missing))
-            .order_by(destinations.c.name)  # the same order everywhere, so that no two lock each other out
-            .with_for_update()
-        )
+        rows = self._connection.execute(_STANDING, {"of": self._channel, "names": padded(missing)})
         self._known |= dict.fromkeys(missing, FRESH)
         for row in rows:
             self._known[row.name] = Standing(
@@ -60,11 +56,6 @@ class Standings:
         """Write what has changed."""
         if not self._changed:
             return
-        statement = self._dialect.insert(destinations)
-        statement = statement.on_conflict_do_update(
-            index_elements=[destinations.c.channel, destinations.c.name],
-            set_={name: statement.excluded[name] for name in ("spent_until", "held_until", "failures")},
-        )
         rows = [
             {
                 "channel": self._channel,
@@ -76,5 +67,13 @@ class Standings:
             for name in sorted(self._changed)
             for standing in [self._known[name]]
         ]
-        self._connection.execute(statement, rows)
+        self._connection.execute(upsert(self._dialect, destinations), rows)
         self._changed.clear()
+
+
+_STANDING = (
+    select(destinations)
+    .where(destinations.c.channel == bindparam("of"), destinations.c.name.in_(bindparam("names", expanding=True)))
+    .order_by(destinations.c.name)  # the same order everywhere, so that no two lock each other out
+    .with_for_update()
+)
