@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+SWITCH_INTERVAL = 0.0005
+"""Seconds that a thread may keep the interpreter while another asks for it."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, on the fastest loop there is: half of what a send costs is the loop's (bench/mail.py)."""
+    """As `asyncio.run`, on the fastest loop there is: half of what a send costs is the loop's (bench/mail.py).
+
+    SQLite's thread gets the interpreter when it asks: it lets go of it at each statement, and would wait for 5 ms each
+    time while the loop is busy.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         from uvloop import new_event_loop  # noqa: PLC0415 - there is none for Windows and PyPy
     except ModuleNotFoundError:
