@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from channels.contract import Scope
 from dispatcher.clock import SystemClock
 from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.ledger import Recorded
@@ -69,10 +70,22 @@ def rules() -> Callable[[], RuleBook]:
 
 @cache
 def planner() -> Planner:
-    """A planner over the own templates, compiled, and channels that take every address."""
+    """A planner over the own templates, compiled, and channels that take every address; threads and incidents as they
+    come with the settings' defaults.
+    """
     renderer = Renderer()
     renderer.check()
-    return Planner(addresses={"email": str, "slack": str, "pagerduty": str}, fallbacks={}, render=renderer.render)
+    return Planner(
+        addresses={"email": str, "slack": str, "pagerduty": str},
+        fallbacks={},
+        render=renderer.render,
+        scopes={"slack": _of_the_launch_plan, "pagerduty": _of_the_launch_plan},
+    )
+
+
+def _of_the_launch_plan(address: str) -> Scope:
+    del address
+    return "launch_plan"
 
 
 def recorded(number: int) -> Recorded:

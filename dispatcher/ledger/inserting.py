@@ -10,12 +10,11 @@ from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Connection, Dialect, String, Table, select
+import orjson
+from sqlalchemy import Boolean, Column, Connection, Dialect, String, Table
 
 from dispatcher.ledger.tables import UtcTime
 
-PORTION = 500
-"""Databases bound how many values a statement may have."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -33,6 +32,8 @@ class Insertion:
             values = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - our own names
         names = ", ".join(column.name for column in table.columns)
         self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT DO NOTHING"
+        among = "SELECT value FROM json_each(?)"
+        self._there = f"SELECT {self._key.name} FROM {table.name} WHERE {self._key.name} IN ({among})"  # noqa: S608 - likewise
 
     def insert(self, connection: Connection, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet."""
@@ -45,18 +46,12 @@ class Insertion:
             return []
         if self._in_arrays:
             returning = f"{self._sql} RETURNING {self._key.name}"
-            return list((connection.exec_driver_sql(returning, self._bound(rows))).scalars())
-        there = self._there(connection, [row[self._key.name] for row in rows])
+            return list(connection.exec_driver_sql(returning, self._bound(rows)).scalars())
+        keys = orjson.dumps([row[self._key.name] for row in rows]).decode()
+        there = set(connection.exec_driver_sql(self._there, (keys,)).scalars())
         missing = [row for row in rows if row[self._key.name] not in there]  # SQLite's one writer are we: it stays so
         self.insert(connection, missing)
         return [row[self._key.name] for row in missing]
-
-    def _there(self, connection: Connection, keys: Sequence[str]) -> set[str]:
-        found: set[str] = set()
-        for begin in range(0, len(keys), PORTION):
-            some = select(self._key).where(self._key.in_(keys[begin : begin + PORTION]))
-            found.update(connection.scalars(some))
-        return found
 
     def _bound(self, rows: Rows) -> Any:
         """The values as the driver takes them, in the keys' order.
@@ -107,10 +102,10 @@ def _binder(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any] | Non
 
 
 @lru_cache(maxsize=8)
-def _time_binder(dialect: Dialect) -> Callable[[Any], Any]:
+def _time_binder(dialect: Dialect) -> Callable[[Any], Any] | None:
     """A batch has many times, and few different ones."""
-    bind = UtcTime().bind_processor(dialect)
-    return lru_cache(maxsize=1024)(bind or UtcTime().process_bind_param)
+    bind = UtcTime().dialect_impl(dialect).bind_processor(dialect)
+    return lru_cache(maxsize=1024)(bind) if bind is not None else None
 
 
 def _array_type(column: Column[Any], dialect: Dialect) -> str:

@@ -169,7 +169,8 @@ class Ledger:
             + [one.matter for one in recoveries]
             + [one.matter for one in runs.values()]
         )
-        self._insert_deliveries(connection, failures)
+        first = failures if recoveries else []  # what a success ends may be among them
+        self._insert_deliveries(connection, first)
         for delivery in failures:
             standing.failed(delivery)
         good_news = [
@@ -180,7 +181,9 @@ class Ledger:
         ]
         standing.save()
         told = {(news.event, news.channel, news.addresses) for news in good_news}
-        rest = [one for one in owed if not one.matter and (one.event, one.channel, one.addresses) not in told]
+        rest = [
+            one for one in owed if (not first if one.matter else (one.event, one.channel, one.addresses) not in told)
+        ]
         changes = [told for run in runs.values() if standing.is_new(run) for told in run.tell()]
         self._insert_deliveries(connection, [*good_news, *rest, *changes])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
@@ -11,13 +12,16 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+from sqlalchemy.dialects import sqlite
 
 from channels.contract import Answer, Receipt
 from dispatcher.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
 from dispatcher.event import Event, Started
 from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Recorded, Rejected, Settlement
 from dispatcher.ledger.ledger import LATE
+from dispatcher.ledger.tables import Packed
 from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
 from dispatcher.phase import Phase
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event, an_execution
@@ -289,6 +293,28 @@ async def test_times_keep_their_moment_whatever_zone_they_came_in(ledger: Ledger
     (filed,) = await ledger.find(Filter(), limit=1)
     assert filed.delivery.created_at == NOW
     assert filed.delivery.created_at.utcoffset() == timedelta(0)
+
+
+async def test_what_was_made_on_the_stroke_of_a_second_is_found_since_then(ledger: Ledger) -> None:
+    """SQLite compares times as text: all of them need their microseconds."""
+    assert NOW.microsecond == 0
+    await ledger.record([heard(a_delivery())], (), now=NOW)
+    assert await ledger.find(Filter(since=NOW), limit=10)
+    assert not await ledger.find(Filter(since=NOW + timedelta(microseconds=1)), limit=10)
+
+
+@pytest.mark.parametrize("length", [10, 10_000])
+async def test_long_contents_come_back_as_they_were(ledger: Ledger, length: int) -> None:
+    content = {"html": "<p>Käse & co.</p>" * length}
+    await ledger.record([heard(a_delivery(content=content))], (), now=NOW)
+    (found,) = await ledger.find(Filter(), limit=10)
+    assert found.delivery.content == content
+
+
+def test_contents_that_earlier_versions_packed_are_read() -> None:
+    content = {"html": "<p>failed</p>" * 1000}
+    packed = zlib.compress(orjson.dumps(content), 1)
+    assert Packed().process_result_value(packed, sqlite.dialect()) == content
 
 
 async def test_a_redrive_puts_back_what_is_dead_and_fits_and_counts_anew(ledger: Ledger) -> None:
