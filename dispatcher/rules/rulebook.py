@@ -46,6 +46,14 @@ class RuleBook:
     """All launch plans' rules, as they stood when they were last read."""
 
     plans: Mapping[PlanKey, PlanRules] = field(default_factory=dict)
+    _versions: Mapping[tuple[str, str, str], list[str]] = field(init=False, repr=False, compare=False)
+    """By launch plan: looking through all of them for each event without rules took 10 ms with 100,000."""
+
+    def __post_init__(self) -> None:
+        versions: dict[tuple[str, str, str], list[str]] = {}
+        for project, domain, name, version in sorted(self.plans):
+            versions.setdefault((project, domain, name), []).append(version)
+        object.__setattr__(self, "_versions", versions)
 
     def rules_for(self, event: Event) -> PlanRules | None:
         """The rules that hold for the event's launch plan: those of the closest entry alone.
@@ -65,7 +73,7 @@ class RuleBook:
 
     def versions_of(self, plan: EntityId) -> list[str]:
         """The versions of this launch plan that have rules, for telling people what they may have meant."""
-        return sorted(key.version for key in self.plans if key[:3] == (plan.project, plan.domain, plan.name))
+        return list(self._versions.get((plan.project, plan.domain, plan.name), ()))
 
 
 def _closest_first(event: Event) -> list[PlanKey]:

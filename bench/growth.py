@@ -1,0 +1,230 @@
+"""What an event costs beside much that is done with: a full ledger, many launch plans.
+
+    python -m bench.growth [--rounds 5] [--largest 1000000]
+
+Each size is measured with the smallest as its baseline, side by side. SQLite's work and the rules' are this process's own, so
+their unit is CPU; PostgreSQL's is the time that passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import asyncpg
+
+from bench.figures import Figure, Goal, as_markdown
+from bench.record import empty_database, migrated, opened, postgres
+from bench.workload import recorded
+from channels.contract import Answer, Receipt
+from dispatcher import collector, loop
+from dispatcher.clock import SystemClock
+from dispatcher.delivery import Sent
+from dispatcher.event import EntityId, Event, ExecutionId
+from dispatcher.ledger import Ledger, Settlement
+from dispatcher.notification import Notification
+from dispatcher.pacing import Gate, Pace
+from dispatcher.phase import Phase
+from dispatcher.rules import PlanKey, PlanRules, Rule, RuleBook, decide
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+"""Settled deliveries, each of an event of its own and with one attempt."""
+POSTGRES_MOST = 100_000
+"""It takes a minute to fill it with more."""
+BOOKS = (10, 1_000, 100_000)
+"""Launch plans with rules."""
+BATCH = 100
+DECISIONS = 5000
+GOAL = Goal("at most", 1.3)
+SENT = Sent(Receipt(answer=Answer("250", "queued"), reference={"message_id": "<1@example.com>"}))
+_numbers = count()
+
+_SETTLED = """
+INSERT INTO events (key, project, domain, name, phase, launch_plan, occurred_at, recorded_at, position, verdict, reason,
+  facts, considered)
+SELECT 'flytesnacks/production/old' || n || '/FAILED', 'flytesnacks', 'production', 'old' || n, 'FAILED', 'train.' || n % 100,
+  {at}, {at}, 'flyte-cloudevents/0@' || n, 'owed', '1 rule matched', {empty}, {empty} FROM {numbers};
+INSERT INTO contents (digest, body) SELECT {hash} || {hash}, {empty} FROM {numbers};
+INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful, created_at,
+  due_at, owed_since, settled_at, occurred_at, conversation, turn, matter, recovery, booked)
+SELECT {hash}, 'flytesnacks/production/old' || n || '/FAILED', 'slack', '["#alerts"]', '["C0123456789"]', {hash} || {hash}, 'test',
+  'sent', '', 1, {false}, {at}, {at}, {at}, {at}, {at}, 'train.' || n % 100, {at}, 'flytesnacks/production/train.' || n % 100,
+  {false}, {false} FROM {numbers};
+INSERT INTO attempts (delivery, number, started_at, ended_at, outcome, status, answer, reason)
+SELECT {hash}, 1, {at}, {at}, 'sent', '200', 'ok', '' FROM {numbers};
+"""
+
+
+@dataclass(slots=True)
+class Costs:
+    """Microseconds an event, round by round, by size."""
+
+    work: str
+    taken: dict[int, list[float]] = field(default_factory=dict)
+
+    def add(self, size: int, cost: float) -> None:
+        self.taken.setdefault(size, []).append(cost * 1e6)
+
+    def figures(self, unit: str) -> Iterator[Figure]:
+        smallest, *larger = sorted(self.taken)
+        for size in larger:
+            yield Figure(
+                path="growth",
+                work=f"{self.work}, {size:,} {unit}",
+                baseline=f"{smallest:,}",
+                ours=self.taken[size],
+                theirs=self.taken[smallest],
+                unit=" us",
+                goal=GOAL,
+            )
+
+
+def fill_sqlite(file: Path, size: int) -> None:
+    upwards = f"SELECT 0 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < {size - 1}"
+    script = _SETTLED.format(
+        numbers=f"(WITH RECURSIVE numbers AS ({upwards}) SELECT n FROM numbers)",
+        at="strftime('%Y-%m-%d %H:%M:%S.000000', 1700000000 + n, 'unixepoch')",
+        hash="printf('%08x%08x', n * 2654435761 % 4294967296, n)",  # scattered, as true keys are
+        empty="CAST('{}' AS BLOB)",
+        false="0",
+    )
+    with closing(opened(file)) as connection:
+        connection.executescript(f"PRAGMA foreign_keys=OFF; PRAGMA synchronous=OFF; BEGIN; {script} COMMIT")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+async def fill_postgres(url: str, size: int) -> None:
+    script = _SETTLED.format(
+        numbers=f"generate_series(0, {size - 1}) AS n",
+        at="to_timestamp(1700000000 + n)",
+        hash="md5(n::text)",
+        empty="'{}'::bytea",
+        false="false",
+    )
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(script)
+        await connection.execute("VACUUM ANALYZE")
+    finally:
+        await connection.close()
+
+
+async def carry(ledger: Ledger, now: datetime) -> int:
+    """Claim and settle the mails that wait, as a courier does; how many there were."""
+    gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+    claim = await ledger.claim("email", BATCH, lease="bench", until=now + timedelta(minutes=1), gate=gate)
+    async with asyncio.TaskGroup() as settling:
+        for one in claim.deliveries:
+            settling.create_task(ledger.settle(Settlement(delivery=one, outcome=SENT, started_at=now, ended_at=now)))
+    return len(claim.deliveries)
+
+
+async def measure(url: str, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds to record an event, and to claim and settle its mail, in a ledger that has just been opened."""
+    spent = [0.0, 0.0]
+    async with Ledger(url) as ledger:
+        for warm in (False, True):
+            entries = [recorded(next(_numbers)) for _ in range(BATCH)]
+            now = SystemClock().now()
+            began = clock()
+            await ledger.record(entries, (), now=now)
+            between = clock()
+            if await carry(ledger, now) != BATCH:
+                raise RuntimeError("not every mail was there: this measurement is void")
+            if warm:
+                spent = [between - began, clock() - between]
+    return spent[0] / BATCH, spent[1] / BATCH
+
+
+async def growing(urls: Mapping[int, str], rounds: int, kind: str, clock: Callable[[], float]) -> list[Costs]:
+    recording, carrying = Costs(f"record, {kind}"), Costs(f"claim and settle, {kind}")
+    for _ in range(rounds):
+        for size, url in urls.items():
+            one, other = await measure(url, clock)
+            recording.add(size, one)
+            carrying.add(size, other)
+    return [recording, carrying]
+
+
+async def sqlite(rounds: int, sizes: Sequence[int]) -> list[Costs]:
+    with TemporaryDirectory() as folder:
+        urls = {size: f"sqlite+aiosqlite:///{folder}/{size}.db" for size in sizes}
+        for size, url in urls.items():
+            await migrated(url)
+            fill_sqlite(Path(folder, f"{size}.db"), size)
+        return await growing(urls, rounds, "SQLite", time.process_time)
+
+
+async def postgresql(rounds: int, sizes: Sequence[int]) -> list[Costs]:
+    with postgres() as server:
+        urls = {size: await empty_database(server, f"settled_{size}") for size in sizes}
+        for size, url in urls.items():
+            await migrated(url)
+            await fill_postgres(url, size)
+        return await growing(urls, rounds, "PostgreSQL", time.perf_counter)
+
+
+def book(size: int) -> RuleBook:
+    """So many launch plans, with a rule each."""
+    wanted = Notification(phases=(Phase.FAILED,), channel="email", recipients=("dev-team@example.com",))
+    keys = (PlanKey("flytesnacks", "production", f"train.{number}") for number in range(size))
+    return RuleBook({key: PlanRules(key, (Rule(wanted, f"plans.yaml:{at}"),)) for at, key in enumerate(keys)})
+
+
+def ends(size: int, rng: random.Random) -> list[Event]:
+    """The ends of launch plans with rules, and of as many without."""
+    return [
+        Event(
+            execution=ExecutionId(project="flytesnacks", domain="production", name=f"bench{number}"),
+            phase=Phase.FAILED,
+            occurred_at=SystemClock().now(),
+            launch_plan=EntityId(
+                project="flytesnacks", domain="production", name=f"train.{rng.randrange(2 * size)}", version="v1"
+            ),
+        )
+        for number in range(DECISIONS)
+    ]
+
+
+def deciding(rounds: int, sizes: Sequence[int]) -> Costs:
+    costs = Costs("decide")
+    rng = random.Random(7)
+    books = {size: (book(size), ends(size, rng)) for size in sizes}
+    for _ in range(rounds):
+        for size, (rules, events) in books.items():
+            began = time.process_time()
+            for event in events:
+                decide(event, rules)
+            costs.add(size, (time.process_time() - began) / len(events))
+    return costs
+
+
+def figures(rounds: int, *, smoke: bool, largest: int = SIZES[-1]) -> Iterable[Figure]:
+    most = 10_000 if smoke else largest
+    collector.settle_in()  # as the service does
+    yield from deciding(rounds, BOOKS).figures("launch plans with rules")
+    for costs in loop.run(sqlite(rounds, [size for size in SIZES if size <= most])):
+        yield from costs.figures("settled deliveries")
+    for costs in loop.run(postgresql(rounds, [size for size in SIZES if size <= min(most, POSTGRES_MOST)])):
+        yield from costs.figures("settled deliveries")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--largest", type=int, default=SIZES[-1])
+    options.add_argument("--rounds", type=int, default=5)
+    asked = options.parse_args()
+    print(as_markdown(figures(asked.rounds, smoke=False, largest=asked.largest)))
+
+
+if __name__ == "__main__":
+    main()
