@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
-import structlog
-import structlog.tracebacks
+
+@contextmanager
+def _without_rich() -> Iterator[None]:
+    """What structlog would import for tracebacks in colour, which we don't draw: 4 MiB for the life of the service."""
+    absent = "rich" not in sys.modules
+    if absent:
+        sys.modules["rich"] = None  # type: ignore[assignment]  # "import of rich halted", as where it isn't installed
+    yield
+    if absent:
+        del sys.modules["rich"]
+
+
+with _without_rich():
+    import structlog
+    import structlog.tracebacks
 
 _tracebacks = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)  # locals hold tokens and addresses

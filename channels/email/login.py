@@ -10,7 +10,6 @@ import base64
 import re
 from typing import Any
 
-import aiohttp
 from aiosmtplib import SMTP, SMTPAuthenticationError
 from pydantic import BaseModel, Field, ValidationError
 
@@ -88,7 +87,7 @@ class _Tokens:
 
     def __init__(self, oauth: OAuthConfig, timeout: float) -> None:
         self._oauth = oauth
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._timeout = timeout
         self._asking = asyncio.Lock()
         self._token = ""
         self._good_until = 0.0
@@ -115,6 +114,8 @@ class _Tokens:
 
     async def _ask(self) -> _Granted:
         """The client-credentials flow (RFC 6749, 4.4), the client's secret in the body, as all endpoints take it."""
+        import aiohttp  # noqa: PLC0415 - a relay with a password, or none, does without
+
         oauth, where = self._oauth, "channels.email.oauth.token_url"
         try:
             form = {
@@ -129,7 +130,7 @@ class _Tokens:
             ) from None
         try:
             async with (
-                aiohttp.ClientSession(timeout=self._timeout) as session,
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout)) as session,
                 session.post(str(oauth.token_url), data=form, allow_redirects=False) as response,
             ):
                 status, body = response.status, await response.content.read(100_000)
