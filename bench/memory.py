@@ -1,0 +1,255 @@
+"""Resident memory of the service at rest, while a full topic is read and while a backlog is worked off, beside Alertmanager.
+
+The service is whole: Kafka, an SQLite ledger, mail, Slack and PagerDuty, over providers that take everything at once.
+What counts is the most that was ever resident, start-up on a ledger of its version included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from http.client import HTTPConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bench.figures import Figure, Goal, Missing, interleaved
+from bench.providers import Api, Manner, Provider, Relay, providing
+from bench.replicas import fill, resident, serving
+from dispatcher import loop
+from dispatcher.clock import SystemClock
+from dispatcher.delivery import Delivery, delivery_key
+from dispatcher.encode import Format, Written, write, write_lifecycle
+from dispatcher.ledger import Ledger, Recorded
+from dispatcher.plan import Planner
+from dispatcher.rendering import Renderer
+from dispatcher.rules import Rule
+from tests.faults.rig import an_owing_event
+from tests.support.brokers import start
+from tests.support.brokers.fixtures import make_topic
+from tests.support.service import free_port
+from tests.support.standins import SERVICES
+
+PARTITIONS = 6
+MESSAGES = 1_000_000
+DUE = 100_000
+GROUPS = 10_000
+CHANNELS = ("email", "slack", "pagerduty")
+AT_REST = 3.0
+AT_WORK = 12.0
+"""Seconds of each look: what is held at once is held after the first of them."""
+LIMIT = Goal("at most", 120, of="value")
+RECORDED_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """What a round needs."""
+
+    servers: str
+    topic: str
+    channels: Mapping[str, Any]
+    ledgers: Path
+    """The folder of two: `empty.db`, and `due.db` in which much is due."""
+    seconds: float
+    """Of work."""
+
+    def most(self, *, ledger: str = "empty", topic: str, seconds: float) -> float:
+        """The most MiB that a service had which began on this ledger and topic."""
+        with TemporaryDirectory() as folder:
+            shutil.copyfile(self.ledgers / f"{ledger}.db", Path(folder, "ledger.db"))
+            return self._most(Path(folder), topic, seconds)
+
+    def _most(self, folder: Path, topic: str, seconds: float) -> float:
+        kafka = {"bootstrap_servers": self.servers, "topics": [topic], "group_id": f"bench-{time.monotonic_ns()}"}
+        ledger = {"url": f"sqlite+aiosqlite:///{folder}/ledger.db"}
+        with serving(folder, {"kafka": kafka, "ledger": ledger, "channels": self.channels}) as replica:
+            replica.wait_until_ready()
+            time.sleep(seconds)
+            return resident(replica.process.pid, most=True)
+
+
+def figures(rounds: int, *, smoke: bool) -> Iterator[Figure | Missing]:
+    messages, due, groups = (6000, 600, 100) if smoke else (MESSAGES, DUE, GROUPS)
+    works = {
+        "rest": "at rest",
+        "read": f"while {messages:,} messages are waiting in Kafka",
+        "due": f"while {due:,} deliveries are due",
+    }
+    with ExitStack() as stack:
+        rig = stack.enter_context(rigged(messages, due, seconds=2 if smoke else AT_WORK))
+        quiet = f"{rig.topic}-quiet"
+        contenders = {
+            "rest": partial(rig.most, topic=quiet, seconds=AT_REST),
+            "read": partial(rig.most, topic=rig.topic, seconds=rig.seconds),
+            "due": partial(rig.most, ledger="due", topic=quiet, seconds=rig.seconds),
+        }
+        with_alertmanager = shutil.which("prometheus-alertmanager") is not None
+        if with_alertmanager:
+            receiver = stack.enter_context(providing(Api, Manner(identity=b'"run":"([^"]+)"')))
+            contenders["alertmanager"] = partial(alertmanager, receiver, groups)
+        found = interleaved(rounds, contenders)
+    baseline = f"Alertmanager with {groups:,} groups"
+    for name, work in works.items():
+        if not with_alertmanager:
+            most = max(found[name])
+            yield Missing(path="memory", work=work, baseline=baseline, why=f"{most:.0f} MiB; no Alertmanager here")
+            continue
+        yield Figure(
+            path="memory",
+            work=work,
+            baseline=baseline,
+            ours=found[name],
+            theirs=found["alertmanager"],
+            unit=" MiB",
+            goal=LIMIT,
+        )
+
+
+@contextmanager
+def rigged(messages: int, due: int, *, seconds: float) -> Iterator[Rig]:
+    broker = start()
+    topic = f"bench-{os.getpid()}"
+    with ExitStack() as stack:
+        stack.callback(broker.stop)
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        relay = stack.enter_context(providing(Relay, Manner()))
+        api = stack.enter_context(providing(Api, Manner()))
+        for name in (topic, f"{topic}-quiet"):
+            loop.run(make_topic(broker.bootstrap_servers, name, partitions=PARTITIONS))
+        loop.run(fill(broker.bootstrap_servers, topic, topic_full(messages)))
+        loop.run(make_due(folder / "empty.db", 0))
+        loop.run(make_due(folder / "due.db", due))
+        yield Rig(broker.bootstrap_servers, topic, sections(relay, api), folder, seconds)
+
+
+def sections(relay: Provider, api: Provider) -> Mapping[str, Any]:
+    url = f"http://127.0.0.1:{api.port}"
+    return {
+        "email": {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "Flyte <flyte@example.com>"},
+        "slack": {"token": "xoxb-of-the-bench", "api_url": f"{url}/api/"},
+        "pagerduty": {
+            "events_url": url,
+            "services": {f"service-{number}": {"routing_key": f"{number:032x}"} for number in range(SERVICES)},
+        },
+    }
+
+
+def topic_full(count: int) -> Iterator[tuple[int, Written]]:
+    """One terminal event in a hundred messages; the others are of nodes and tasks, of about 1 kB."""
+    noise = [one for one in write_lifecycle(an_owing_event(0), Format.FLYTE_V2) if " n0 " in one.shown]
+    inner = [Written(one.key, one.headers, one.value.ljust(1000), one.shown) for one in noise]
+    for number in range(count // 100):
+        for index in range(99):
+            yield number % PARTITIONS, inner[index % len(inner)]
+        yield number % PARTITIONS, write(an_owing_event(number, *CHANNELS), Format.NATIVE)
+
+
+async def make_due(file: Path, count: int) -> None:
+    """A ledger that owes so much, each delivery with the content that it would have."""
+    now = SystemClock().now()
+    renderer = Renderer()
+    planner = Planner(addresses=dict.fromkeys(CHANNELS, str), fallbacks={}, render=renderer.render)
+    first = an_owing_event(0, *CHANNELS)
+    assert first.options is not None
+    models = planner.plan(first, [Rule(told, "bench") for told in first.options.notifications], now=now)
+    async with Ledger(f"sqlite+aiosqlite:///{file}") as ledger:
+        for begin in range(0, count // len(CHANNELS), RECORDED_AT_ONCE):
+            portion = [owing(number, models) for number in range(begin, begin + RECORDED_AT_ONCE)]
+            await ledger.record(portion, [], now=now)
+
+
+def owing(number: int, models: Sequence[Delivery]) -> Recorded:
+    event = an_owing_event(number, *CHANNELS)
+    assert event.options is not None
+    told = {one.channel: one.recipients for one in event.options.notifications}
+    return Recorded(
+        event=event,
+        position=f"bench/0@{number}",
+        verdict="owed",
+        reason="the event's own options",
+        considered=[],
+        deliveries=[
+            replace(
+                model,
+                key=delivery_key(event.key, model.channel, told[model.channel]),
+                event=event.key,
+                recipients=told[model.channel],
+                addresses=told[model.channel],
+            )
+            for model in models
+        ],
+    )
+
+
+ALERTMANAGER = """
+route: {{receiver: bench, group_by: [run], group_wait: 1s, group_interval: 5m}}
+receivers:
+  - name: bench
+    webhook_configs: [{{url: "http://127.0.0.1:{port}/"}}]
+"""
+
+
+def alertmanager(receiver: Provider, groups: int) -> float:
+    """The most MiB it had once every group was told of."""
+    receiver.begin()
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.yml").write_text(ALERTMANAGER.format(port=receiver.port))
+        port = free_port()
+        process = subprocess.Popen(
+            [
+                "prometheus-alertmanager",
+                f"--config.file={folder}/config.yml",
+                f"--storage.path={folder}/data",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--cluster.listen-address=",
+                "--log.level=error",
+            ]
+        )
+        try:
+            wait_for_port(port)
+            for begin in range(0, groups, 1000):
+                post_alerts(port, range(begin, min(begin + 1000, groups)))
+            arrived = receiver.wait_for(groups, 60)
+            if arrived.messages < groups:
+                raise RuntimeError(f"Alertmanager told of {arrived.messages} groups of {groups}")
+            return resident(process.pid, most=True)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def wait_for_port(port: int) -> None:
+    for _ in range(600):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise RuntimeError("Alertmanager doesn't listen")
+
+
+def post_alerts(port: int, numbers: range) -> None:
+    """Alerts in the size of a failed execution's."""
+    began = SystemClock().now()
+    alerts = [
+        {
+            "labels": {"alertname": "failed", "run": f"run{number}", "launch_plan": "train.daily"},
+            "annotations": {"summary": "ValueError: no such column 'age'", "description": "x" * 300},
+            "startsAt": began.isoformat(),
+            "endsAt": (began + timedelta(hours=1)).isoformat(),
+        }
+        for number in numbers
+    ]
+    asking = HTTPConnection("127.0.0.1", port, timeout=30)
+    asking.request("POST", "/api/v2/alerts", json.dumps(alerts), {"Content-Type": "application/json"})
+    answer = asking.getresponse()
+    if answer.status != 200:
+        raise RuntimeError(f"Alertmanager answered {answer.status}: {answer.read().decode()}")

@@ -1,0 +1,107 @@
+"""The real service, one process a replica, and what its processes take of the machine."""
+
+from __future__ import annotations
+
+import http.client
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import psutil
+import yaml
+from aiokafka import AIOKafkaProducer
+
+from dispatcher.encode import Written
+from tests.support.service import COMMAND, free_port
+
+PATIENCE = 60.0
+"""Seconds."""
+
+
+class Replica:
+    """One running `dispatcher serve`."""
+
+    def __init__(self, process: psutil.Popen, port: int, log: Path) -> None:
+        self.process = process
+        self._port = port
+        self._log = log
+
+    def wait_until_ready(self) -> None:
+        until = monotonic() + PATIENCE
+        while not ready(self._port):
+            if self.process.poll() is not None or monotonic() > until:
+                raise RuntimeError(f"the service is not ready: {self._log.read_text()[-2000:]}")
+            sleep(0.005)
+
+
+@contextmanager
+def serving(folder: Path, settings: Mapping[str, Any], name: str = "replica") -> Iterator[Replica]:
+    """A replica while the block lasts; not waited for."""
+    port = free_port()
+    whole = {"http": {"listen": f"127.0.0.1:{port}"}, "log": "json", **settings}
+    config, log = folder / f"{name}.yaml", folder / f"{name}.log"
+    config.write_text(yaml.safe_dump(whole))
+    with log.open("wb") as sink:
+        process = psutil.Popen([*COMMAND, "serve", "--config", str(config)], stdout=sink, stderr=sink)
+    try:
+        yield Replica(process, port, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def several(folder: Path, settings: Mapping[str, Any], count: int) -> Iterator[list[Replica]]:
+    """So many replicas, all of them ready."""
+    with ExitStack() as stack:
+        running = [stack.enter_context(serving(folder, settings, f"replica-{number}")) for number in range(count)]
+        for replica in running:
+            replica.wait_until_ready()
+        yield running
+
+
+def ready(port: int) -> bool:
+    asking = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with suppress(OSError, http.client.HTTPException):
+        asking.request("GET", "/readyz")
+        return asking.getresponse().status == 200
+    return False
+
+
+def resident(pid: int, *, most: bool = False) -> float:
+    """Resident MiB of a process, now or the most it ever was (proc(5), VmRSS and VmHWM)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(rf"^{'VmHWM' if most else 'VmRSS'}:\s+(\d+) kB", status, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"process {pid} has gone")
+    return int(found[1]) / 1024
+
+
+async def fill(servers: str, topic: str, messages: Iterable[tuple[int, Written]]) -> None:
+    """Publish messages, each to its partition."""
+    producer = AIOKafkaProducer(bootstrap_servers=servers, linger_ms=20, max_batch_size=256 * 1024)
+    await producer.start()
+    for partition, message in messages:
+        await producer.send(topic, message.value, headers=list(message.headers), partition=partition)
+    await producer.stop()
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Seconds of CPU that processes and all their children, those that ended too, have taken so far."""
+    total = 0.0
+    for pid in pids:
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = one.cpu_times()
+                total += times.user + times.system
+        times = process.cpu_times()
+        total += times.children_user + times.children_system
+    return total
