@@ -10,7 +10,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+Found = TypeVar("Found")
 
 
 class Unavailable(Exception):
@@ -111,9 +113,9 @@ class Missing:
         return {"path": self.path, "work": self.work, "baseline": self.baseline, "missing": self.why}
 
 
-def interleaved(rounds: int, contenders: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+def interleaved(rounds: int, contenders: Mapping[str, Callable[[], Found]]) -> dict[str, list[Found]]:
     """What each contender measures, all of them once a round: whatever disturbs the machine disturbs all."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    found: dict[str, list[Found]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, measure in contenders.items():
             found[name].append(measure())

@@ -1,0 +1,126 @@
+"""Debian's prometheus-alertmanager as a rival: on one core, with one receiver, and each alert a group of its own.
+
+It holds what it owes in memory, where ours is on disk before a message goes out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import yaml
+
+from bench.figures import Missing
+from bench.providers import Provider, cores
+from bench.storm import BATCH, PATIENCE, PROJECTS, Ran
+from tests.support.service import free_port
+
+COMMAND = "prometheus-alertmanager"
+
+
+def missing(path: str, work: str) -> Iterator[Missing]:
+    """The line that says that there is none here, where there is none."""
+    if not installed():
+        yield Missing(path=path, work=work, baseline="Alertmanager", why=f"apt-get install {COMMAND}")
+
+
+def installed() -> bool:
+    return shutil.which(COMMAND) is not None
+
+
+def carry(count: int, receiver: Mapping[str, Any], provider: Provider) -> Ran:
+    """So many alerts to one message each; until the provider has the last one."""
+    with _running(receiver) as (url, process):
+        _post(url, [_alert(count)])
+        provider.wait_for(1, PATIENCE)
+        provider.begin()
+        cpu, began = _cpu(process), time.monotonic()
+        for first in range(0, count, BATCH):
+            _post(url, [_alert(number) for number in range(first, min(first + BATCH, count))])
+        arrived = provider.wait_for(count, PATIENCE)
+        if not arrived.messages:
+            raise RuntimeError("nothing arrived from Alertmanager: this measurement is void")
+        return Ran(
+            arrived.messages, arrived.last - began, _cpu(process) - cpu
+        )  # what it did not do in time counts for nothing
+
+
+def _alert(number: int) -> dict[str, Any]:
+    project = f"bench{number % PROJECTS}"
+    return {
+        "labels": {
+            "alertname": "ExecutionFailed",
+            "execution": f"f{number:06}",
+            "launch_plan": f"train-n{number}",
+            "project": project,
+            "domain": "production",
+            "severity": "error",
+        },
+        "annotations": {
+            "summary": f"train-n{number} failed in {project}-production",
+            "description": "ValueError: no such column 'age'",
+        },
+        "startsAt": datetime.now(UTC).isoformat(),
+    }
+
+
+def _post(url: str, alerts: list[dict[str, Any]]) -> None:
+    request = urllib.request.Request(f"{url}/api/v2/alerts", json.dumps(alerts).encode())
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        answer.read()
+
+
+@contextmanager
+def _running(receiver: Mapping[str, Any]) -> Iterator[tuple[str, psutil.Process]]:
+    with TemporaryDirectory() as folder:
+        config = Path(folder, "alertmanager.yml")
+        # each alert is a group of its own, told at once and never again
+        route = {"receiver": "bench", "group_by": ["..."], "group_wait": "0s", "repeat_interval": "24h"}
+        config.write_text(yaml.safe_dump({"route": route, "receivers": [{"name": "bench", **receiver}]}))
+        url = f"http://127.0.0.1:{free_port()}"
+        process = subprocess.Popen(
+            [
+                *("taskset", "--cpu-list", str(cores()[0]), COMMAND),
+                f"--config.file={config}",
+                f"--storage.path={folder}",
+                f"--web.listen-address={url.removeprefix('http://')}",
+                "--cluster.listen-address=",
+                "--log.level=error",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _wait_until_ready(url)
+            yield url, psutil.Process(process.pid)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(url: str) -> None:
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{url}/-/ready", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.05)
+    raise RuntimeError("Alertmanager did not start")
+
+
+def _cpu(process: psutil.Process) -> float:
+    used = process.cpu_times()
+    return float(used.user + used.system)

@@ -1,0 +1,178 @@
+"""A storm of failed executions through the dispatcher: from bytes to messages that are sent and settled.
+
+The rooms are wired as the service wires them, over a ledger on disk and one channel; the source hands out batches as
+Kafka's does. It all runs in a process of its own, on one core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from dispatcher import collector, logs, loop
+from dispatcher.clock import SystemClock
+from dispatcher.delivery import State
+from dispatcher.encode import Format, Written, write
+from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
+from dispatcher.intake import Intake
+from dispatcher.ledger import Ledger
+from dispatcher.phase import Phase
+from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.service import Service, make_planner, open_channels
+from dispatcher.settings import load
+from dispatcher.source import Batch
+
+BATCH = 500
+PROJECTS = 40
+"""Each has a recipient of its own."""
+LOOK = 0.05
+"""Seconds between looks whether all is settled."""
+PATIENCE = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How many messages, how long they took, and what they cost."""
+
+    messages: int
+    seconds: float
+    cpu: float
+    """Seconds of CPU."""
+
+    @property
+    def rate(self) -> float:
+        return self.messages / self.seconds
+
+    @property
+    def cpu_each(self) -> float:
+        return self.cpu / self.messages
+
+
+@dataclass(slots=True)
+class _Batch:
+    messages: Sequence[Written]
+    spoilt: Sequence[tuple[str, str]] = ()
+    foreign: int = 0
+
+    def position(self, message: Written) -> str:
+        return f"bench/0@{message.shown}"
+
+    async def commit(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class Topic:
+    """Messages in memory, a batch at a time."""
+
+    messages: Sequence[Written]
+
+    async def batches(self) -> AsyncGenerator[Batch]:
+        for first in range(0, len(self.messages), BATCH):
+            yield _Batch(self.messages[first : first + BATCH])
+
+    async def wait(self, span: timedelta) -> bool:
+        raise RuntimeError(f"something was away for {span}: this measurement is void")
+
+    def stop(self) -> None:
+        pass
+
+    async def trouble(self) -> str | None:
+        return None
+
+
+def events(count: int) -> list[Written]:
+    """Executions that failed, each of a launch plan of its own."""
+    now = SystemClock().now()
+    words = (
+        "Traceback (most recent call last):\n\n  File \"train.py\", line 42, in main\nValueError: no such column 'age'"
+    )
+    error = ExecutionError(code="USER:Unknown", message=words, kind="USER")
+    return [
+        write(
+            Event(
+                execution=ExecutionId(project=f"bench{number % PROJECTS}", domain="production", name=f"f{number:06}"),
+                phase=Phase.FAILED,
+                occurred_at=now,
+                launch_plan=EntityId(
+                    project=f"bench{number % PROJECTS}", domain="production", name=f"train.n{number}", version="v1"
+                ),
+                error=error,
+            ),
+            Format.FLYTE_V2,
+        )
+        for number in range(count)
+    ]
+
+
+def carry(count: int, channel: str, section: Mapping[str, Any], recipient: str) -> Ran:
+    """So many events to one message each, in this process. `recipient`: of a project, with `{}` for its number."""
+    logs.configure("json")
+    with TemporaryDirectory() as folder:
+        _write_settings(Path(folder), channel, section, recipient)
+        return loop.run(_carry(Path(folder), channel, events(count)))
+
+
+def _write_settings(folder: Path, channel: str, section: Mapping[str, Any], recipient: str) -> None:
+    rules = folder / "rules"
+    rules.mkdir()
+    kind = {"email": "email", "slack": "slack", "pagerduty": "pager_duty"}[channel]
+    for project in range(PROJECTS):
+        told = {"phases": ["FAILED"], kind: {"recipients_email": [recipient.format(project)]}}
+        plan = {"project": f"bench{project}", "domain": "production", "name": "*"}
+        (rules / f"{project}.yaml").write_text(yaml.safe_dump({"launch_plan": plan, "notifications": [told]}))
+    settings = {
+        "ledger": {"url": "sqlite+aiosqlite:///ledger.db"},
+        "rules": {"launch_plans": "rules"},
+        "channels": {channel: section},
+    }
+    (folder / "dispatcher.yaml").write_text(yaml.safe_dump(settings))
+
+
+async def _carry(folder: Path, channel: str, owed: list[Written]) -> Ran:
+    settings = load(folder / "dispatcher.yaml")
+    service = Service(settings)
+    channels = open_channels(settings)
+    planner = make_planner(settings, channels, service.telemetry.template_failed)
+    service.telemetry.channel(channel)
+    rules = LaunchPlanFiles(settings.rules.launch_plans)
+    rules.load()
+    async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as rooms:
+        courier = service._courier(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
+        service._couriers = [courier]  # noqa: SLF001
+        intake = Intake(ledger, lambda: rules.book, planner, SystemClock(), service._announce)  # noqa: SLF001
+        rooms.create_task(courier.run())
+        await _all_sent(intake, ledger, owed[:1], 1)  # templates are compiled, once in a service's life
+        collector.settle_in()
+        cpu, began = spent(), time.perf_counter()
+        await _all_sent(intake, ledger, owed[1:], len(owed))
+        ran = Ran(len(owed) - 1, time.perf_counter() - began, spent() - cpu)
+        courier.stop()
+    await channels[channel].aclose()
+    return ran
+
+
+async def _all_sent(intake: Intake, ledger: Ledger, owed: list[Written], total: int) -> None:
+    await intake.run(Topic(owed))
+    async with asyncio.timeout(PATIENCE):
+        while await _sent(ledger) < total:  # noqa: ASYNC110 - it calls nobody when all is settled
+            await asyncio.sleep(LOOK)
+
+
+async def _sent(ledger: Ledger) -> int:
+    return sum(number for (_, state), number in (await ledger.counts()).items() if state is State.SENT)
+
+
+def spent() -> float:
+    """Seconds of CPU that this process has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
