@@ -343,7 +343,7 @@ def make_reconciler(
 @asynccontextmanager
 async def _opened(settings: LedgerSettings) -> AsyncIterator[Ledger]:
     """The ledger, opened. Raises what `migrated` raises."""
-    ledger = Ledger(settings.url, settings.timeout)
+    ledger = Ledger(settings.url, settings.timeout, settings.password_file)
     try:
         schema = await _patiently(ledger)
         if schema.newer:
@@ -353,12 +353,12 @@ async def _opened(settings: LedgerSettings) -> AsyncIterator[Ledger]:
         await ledger.aclose()
 
 
-async def migrated(url: str) -> Schema:
+async def migrated(settings: LedgerSettings) -> Schema:
     """What the ledger's tables were before they were brought up to date.
 
     Raises SettingsError and LedgerIncompatible, and LedgerUnavailable where it stays so for LEDGER_PATIENCE seconds.
     """
-    ledger = Ledger(url)
+    ledger = Ledger(settings.url, settings.timeout, settings.password_file)
     try:
         return await _patiently(ledger)
     finally:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -28,6 +29,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from channels.catalog import KINDS, PROBLEMS
 from channels.listed import listed
+from channels.secret import SecretFile
 from dispatcher.duration import Duration
 from dispatcher.errors import SettingsError
 from dispatcher.flyte_admin import FlyteAdminConfig
@@ -56,6 +58,8 @@ class LedgerSettings(_Section):
 
     url: str = DEFAULT_LEDGER
     """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    password_file: SecretFile | None = None
+    """PostgreSQL's password, in place of one in the URL; read at each connection, so it may rotate."""
     timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
     """How long one statement may take on PostgreSQL, and so how long one that hangs is waited for."""
     retention: Duration = timedelta(days=90)
@@ -63,6 +67,14 @@ class LedgerSettings(_Section):
     lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
     """How long a claimed delivery is a worker's own. One that dies leaves its deliveries to others after this;
     no attempt may last longer than two thirds of it."""
+
+    @model_validator(mode="after")
+    def _has_one_password(self) -> Self:
+        if self.password_file is not None and not self.url.startswith("postgres"):
+            raise ValueError("password_file is for PostgreSQL; SQLite knows no passwords")
+        if self.password_file is not None and urlsplit(self.url).password is not None:
+            raise ValueError("give the password in url or in password_file, not both")
+        return self
 
 
 class Meant(RootModel[Mapping[str, str]]):

@@ -94,7 +94,7 @@ async def _try_ledger(settings: Settings) -> Sequence[Finding]:
     from dispatcher.ledger import Ledger
 
     try:
-        async with Ledger(settings.ledger.url) as ledger:
+        async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
             await ledger.ping(now=SystemClock().now())
             newest = await ledger.newest()
     except DispatcherError as error:

@@ -172,7 +172,7 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[Account]:
     from dispatcher.ledger import Ledger
 
     async def ask() -> list[Account]:
-        async with Ledger(settings.ledger.url) as ledger:
+        async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
             refused = await ledger.find_rejected(limit=REJECTED_AT_MOST, execution=execution)
             found = await accounts(ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
             if not found:

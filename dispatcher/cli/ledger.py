@@ -20,7 +20,8 @@ def ask(config: Path | None, question: Callable[[Ledger], Awaitable[_T]]) -> _T:
     from dispatcher.settings import load
 
     async def asking() -> _T:
-        async with Ledger(load(config).ledger.url) as ledger:
+        section = load(config).ledger
+        async with Ledger(section.url, password_file=section.password_file) as ledger:
             return await question(ledger)
 
     return asyncio.run(asking())

@@ -25,7 +25,7 @@ def migrate(config: Config = None) -> None:
     from dispatcher.settings import load
 
     logs.configure("console", level=logging.WARNING)
-    before = asyncio.run(migrated(load(config).ledger.url))
+    before = asyncio.run(migrated(load(config).ledger))
     if before.version is None:
         typer.echo(f"ledger     made, at version {HEAD}")
     elif before.serves:
@@ -38,16 +38,16 @@ def migrate(config: Config = None) -> None:
 def status(config: Config = None) -> None:
     """Say what version the tables are. Exit status 1 where this dispatcher has to migrate them, or can't use them."""
     from dispatcher.ledger import Ledger
-    from dispatcher.settings import load
+    from dispatcher.settings import LedgerSettings, load
 
-    async def ask(url: str) -> Schema:
-        asked = Ledger(url)
+    async def ask(section: LedgerSettings) -> Schema:
+        asked = Ledger(section.url, section.timeout, section.password_file)
         try:
             return await asked.schema()
         finally:
             await asked.aclose()
 
-    found = asyncio.run(ask(load(config).ledger.url))
+    found = asyncio.run(ask(load(config).ledger))
     typer.echo(f"ledger     {_as_it_is(found)}")
     if not found.serves:
         typer.echo("upgrade this dispatcher" if found.newer else "run dispatcher ledger migrate, or serve", err=True)

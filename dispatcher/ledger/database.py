@@ -34,6 +34,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from channels.secret import reveal
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
 from dispatcher.ledger.tables import compatibility
 from dispatcher.ledger.writer import Writer
@@ -86,16 +87,17 @@ class Schema:
 class Database:
     """Transactions on the ledger's database. Every fault of the database comes out as LedgerUnavailable."""
 
-    def __init__(self, url: str, timeout: timedelta | None = TIMEOUT) -> None:
+    def __init__(self, url: str, timeout: timedelta | None = TIMEOUT, password_file: Path | None = None) -> None:
         """Opens nothing yet. Raises SettingsError for a URL that can't be used.
 
         `timeout`: of one statement on PostgreSQL, or a server that hangs would keep a verb for ever; None: however
-        long it takes.
+        long it takes. `password_file`: holds PostgreSQL's password, and is read at each connection.
         """
+        self._password_file = password_file
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._place = _place(self.url)
-        self._engine = _sqlite_engine(self.url) if self.sqlite else _postgres_engine(self.url, timeout)
+        self._engine = _sqlite_engine(self.url) if self.sqlite else _postgres_engine(self.url, timeout, password_file)
         self._one_writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self._writer = _writer(self.url) if self.sqlite and self.url.database != _IN_MEMORY else None
 
@@ -116,7 +118,7 @@ class Database:
         found = await self.schema()
         if found.serves:
             return found
-        patient = Database(self.url.render_as_string(hide_password=False), timeout=None)
+        patient = Database(self.url.render_as_string(hide_password=False), None, self._password_file)
         try:  # an index over millions of rows takes its time, and so do others who make it first
             async with patient.writing() as connection:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
@@ -264,7 +266,8 @@ def _place(url: URL) -> str:
     return f"PostgreSQL{server}"
 
 
-def _postgres_engine(url: URL, timeout: timedelta | None) -> AsyncEngine:
+def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | None) -> AsyncEngine:
+    password = {"password": lambda: reveal(None, password_file)} if password_file is not None else {}
     seconds = timeout.total_seconds() if timeout is not None else None
     try:
         engine = create_async_engine(
@@ -272,7 +275,7 @@ def _postgres_engine(url: URL, timeout: timedelta | None) -> AsyncEngine:
             pool_size=8,
             max_overflow=4,
             pool_timeout=_BUSY_SECONDS,
-            connect_args={"timeout": _BUSY_SECONDS, "command_timeout": seconds},
+            connect_args={"timeout": _BUSY_SECONDS, "command_timeout": seconds, **password},
         )
     except (NoSuchModuleError, ModuleNotFoundError):
         raise SettingsError(

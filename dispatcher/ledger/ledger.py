@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -85,12 +86,12 @@ class Ledger:
     and the same call may be made again.
     """
 
-    def __init__(self, url: str, timeout: timedelta = TIMEOUT) -> None:
+    def __init__(self, url: str, timeout: timedelta = TIMEOUT, password_file: Path | None = None) -> None:
         """Opens nothing yet. Raises SettingsError for a URL that can't be used.
 
-        `timeout`: of one statement on PostgreSQL.
+        `timeout`: of one statement on PostgreSQL. `password_file`: see Database.
         """
-        self._database = Database(url, timeout)
+        self._database = Database(url, timeout, password_file)
         self.views = Views(self._database)
         self._dialect = sqlite if self._database.sqlite else postgresql
         self._insertions = {

@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from channels.listed import listed
 from channels.secret import SecretFile, one_of, reveal
@@ -44,7 +44,11 @@ class Token(BaseModel):
     @model_validator(mode="after")
     def _has_a_token(self) -> Self:
         one_of("token", self.token, self.token_file)
-        if (secret := self.reveal()) is None:
+        try:
+            secret = self.reveal()
+        except OSError as error:
+            raise ValueError(f"token_file can't be read: {error.strerror}") from None
+        if secret is None:
             raise ValueError("give token or token_file")
         if len(secret) < SHORTEST:
             raise ValueError(f"a token has {SHORTEST} characters at least: make one with `openssl rand -hex 32`")
@@ -115,7 +119,10 @@ class HttpConfig(BaseModel):
     @model_validator(mode="after")
     def _guarded(self) -> Self:
         one_of("token", self.token, self.token_file)
-        callers = list(self.callers())
+        try:
+            callers = list(self.callers())
+        except ValidationError as error:  # of the short form
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         if len({caller.name for caller in callers}) < len(callers):
             raise ValueError("each of tokens needs a name of its own; `publisher` is who shows http.token")
         if not callers and not self.loopback:

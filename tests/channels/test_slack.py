@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +82,23 @@ async def test_a_message_arrives_with_its_key_and_without_unfurling(
     assert receipt.reference == {"channel": "C0000001", "ts": arrived.ts}
     assert arrived.key == "k1"
     assert (arrived.body["unfurl_links"], arrived.body["unfurl_media"]) == (False, False)
+
+
+async def test_a_token_that_was_replaced_is_used_for_the_next_message(
+    workspace: SlackReceiver, url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    channel = SlackChannel(SlackConfig(token_file=file, api_url=url, recipients={"#dev": "C0000001"}))
+    await channel.send(message(key="k1"))
+    workspace.token = "xoxb-replaced"
+    with pytest.raises(Never):
+        await channel.send(message(key="k2"))
+    file.write_text(workspace.token)
+    await channel.send(message(key="k3"))
+    await channel.aclose()
+
+    assert [arrived.key for arrived in workspace.messages] == ["k1", "k3"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -26,8 +27,12 @@ def message(content: Any = None, to: str = "ml") -> Message:
 
 
 def teams(url: str) -> TeamsChannel:
+    return to_target({"url": f"{url}/workflows/hidden"})
+
+
+def to_target(target: dict[str, Any]) -> TeamsChannel:
     options = {"allow_http": True, "allow_networks": ["127.0.0.1/32"], "timeout": 1}
-    return TeamsChannel(TeamsConfig.model_validate({**options, "targets": {"ml": {"url": f"{url}/workflows/hidden"}}}))
+    return TeamsChannel(TeamsConfig.model_validate({**options, "targets": {"ml": target}}))
 
 
 @pytest.fixture
@@ -41,6 +46,20 @@ async def channel(server: ScriptedHttp) -> AsyncIterator[TeamsChannel]:
     opened = teams(server.url)
     yield opened
     await opened.aclose()
+
+
+async def test_a_workflows_url_that_was_replaced_is_used_for_the_next_message(
+    server: ScriptedHttp, tmp_path: Path
+) -> None:
+    file = tmp_path / "url"
+    file.write_text(f"{server.url}/workflows/one")
+    channel = to_target({"url_file": file})
+    await channel.send(message())
+    file.write_text(f"{server.url}/workflows/two\n")
+    await channel.send(message())
+    await channel.aclose()
+
+    assert [request.path for request in server.requests] == ["/workflows/one", "/workflows/two"]
 
 
 @pytest.mark.parametrize(("status", "body"), [(202, b""), (200, b"1"), (200, b'{"id":"08"}'), (200, b"thank you")])

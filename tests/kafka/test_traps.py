@@ -302,6 +302,21 @@ async def test_while_kafka_is_away_the_reason_can_be_read_and_shows_no_password(
     assert PASSWORD not in capsys.readouterr().out
 
 
+async def test_a_password_that_was_replaced_is_taken_up_by_the_next_try(
+    apache: ApacheKafka, topic: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(f"not-{PASSWORD}")
+    security = {"security_protocol": "SASL_PLAINTEXT", "username": USER, "password_file": file}
+    await publish_batch(apache.bootstrap_servers, TopicPartition(topic, 0), numbered(1))
+    async with reading(config(apache.address("SASL_PLAINTEXT"), topic, **security)) as reader:
+        async with asyncio.timeout(20):
+            while "Authentication" not in (await reader.source.trouble() or ""):
+                await asyncio.sleep(0.05)
+        file.write_text(f"{PASSWORD}\n")
+        await reader.count(1)
+
+
 async def test_lag_counts_what_is_still_to_be_read(broker: Broker, topic: str, apache: ApacheKafka) -> None:
     settings = config(broker.bootstrap_servers, topic, max_poll_records=1)
     await publish_batch(broker.bootstrap_servers, TopicPartition(topic, 1), numbered(20))

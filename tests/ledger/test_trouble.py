@@ -612,3 +612,27 @@ async def test_who_may_make_no_tables_is_told_and_nothing_is_left(own_postgres: 
     assert len(await ledger.record([an_owed("first")], [], now=NOW)) == 1
     await ledger.aclose()
     await admin.close()
+
+
+async def test_a_password_that_was_replaced_is_taken_up_at_the_next_connection(
+    own_postgres: Cluster, own_url: str, tmp_path: Path
+) -> None:
+    admin = await asyncpg.connect(_plain(own_url))
+    await admin.execute("CREATE ROLE guest LOGIN SUPERUSER PASSWORD 'first-password'")
+    file = tmp_path / "password"
+    file.write_text("first-password\n")
+    try:
+        guests = make_url(own_url).set(username="guest").render_as_string(hide_password=False)
+        async with Ledger(guests, password_file=file) as ledger:
+            await ledger.ping(now=NOW)
+            await admin.execute("ALTER ROLE guest PASSWORD 'second-password'")
+            await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guest'")
+            with pytest.raises(LedgerUnavailable) as caught:
+                await ledger.ping(now=NOW)
+            assert "-password" not in str(caught.value)
+            file.write_text("second-password\n")
+            await ledger.ping(now=NOW)
+    finally:
+        await admin.execute("REASSIGN OWNED BY guest TO dispatcher")
+        await admin.execute("DROP ROLE guest")
+        await admin.close()
