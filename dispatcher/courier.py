@@ -57,6 +57,8 @@ class Courier:
     """Told of each ending that is in the ledger, and whether it counted: the lease was still ours."""
     put_off: Callable[[int], None] = lambda _: None
     """Told how many deliveries a claim found due and put off, for their destinations' sake."""
+    claimed_at: datetime | None = None
+    """When it last got something to carry."""
     _bell: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
     _abandoned: bool = False
@@ -158,6 +160,7 @@ class Courier:
         self._more, self._crowded = claim.more, frozenset(gate.crowded)
         self._alarm = min((at for at in (self._alarm, claim.next_at) if at is not None and at > now), default=None)
         self.put_off(gate.put_off)
+        self.claimed_at = now if claim.deliveries else self.claimed_at
         return claim.deliveries
 
     async def _wait_for_work(self) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.routing import BaseRoute
@@ -25,18 +25,19 @@ from dispatcher.decode import is_foreign
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.event import Event
 from dispatcher.flyte_admin import open_flyte_admin
-from dispatcher.intake import Heard, Intake
+from dispatcher.intake import Brought, Heard, Intake
 from dispatcher.kafka import KafkaSource
 from dispatcher.ledger import Ledger, Schema
 from dispatcher.plan import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.settings import LedgerSettings, Settings
+from dispatcher.settings import Settings
 from dispatcher.telemetry import Telemetry
+from dispatcher.watchdog import Rounds, Watchdog
 from dispatcher.web.access import Gate, Scope, needs
 from dispatcher.web.app import application
-from dispatcher.web.events import EventsPage
+from dispatcher.web.events import EventsPage, Take
 from dispatcher.web.health import Question, ReadyPage
 from dispatcher.web.metrics import Look, MetricsPage
 from dispatcher.web.server import serving
@@ -69,20 +70,34 @@ class Service:
     telemetry: Telemetry = field(default_factory=Telemetry)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _couriers: list[Courier] = field(default_factory=list)
+    _taking: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """The rooms that bring work, or none."""
+    _rounds: Rounds | None = None
+    _opening: asyncio.Timeout | None = None
+    """While we wait for the ledger: what ends that."""
+    _open: bool = False
+    _unopened: str = "not open yet"
+    """Why the ledger isn't open."""
 
     def stop(self) -> None:
         """Stop in order: take nothing more, finish what is in hand within the grace period. Called again: at once."""
         if self._stopping.is_set():
             self._abandon()
+            for task in self._taking.values():
+                task.cancel()
         self._stopping.set()
+        if self._opening is not None:
+            self._opening.reschedule(0)
 
     async def run(self) -> None:
-        """Open everything, run until stopped, close everything.
+        """Open everything, run until stopped, close everything. The HTTP pages are there all the while.
 
         Raises SettingsError, LedgerUnavailable or LedgerIncompatible where it can't start.
         """
         async with AsyncExitStack() as stack:
-            ledger = await stack.enter_async_context(_opened(self.settings.ledger))
+            stack.enter_context(Watchdog(self.settings.watchdog, self.telemetry))
+            ledger = Ledger(self.settings.ledger.url, self.settings.ledger.timeout, self.settings.ledger.password_file)
+            stack.push_async_callback(ledger.aclose)
             channels = open_channels(self.settings)
             for channel in channels.values():
                 stack.push_async_callback(channel.aclose)
@@ -97,11 +112,33 @@ class Service:
             look_up = admin.look_up if admin is not None else None
             intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
             source = KafkaSource(self.settings.kafka, is_foreign) if self.settings.kafka is not None else None
-            await ledger.begin(now=self.clock.now())  # what ended before our first start is no news
-            await self._run_rooms(intake, rules, source, ledger, admin)
+            url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
+            if await self._opened(ledger):
+                await self._run_rooms(url, intake, rules, source, ledger, admin)
+        log.info("stopped")
+
+    async def _opened(self, ledger: Ledger) -> bool:
+        """Migrate the ledger; False where we were stopped before. Raises what `migrated` raises."""
+        if self._stopping.is_set():
+            return False
+        try:
+            async with asyncio.timeout(None) as self._opening:
+                schema = await _patiently(ledger, self._tell_why)
+                await ledger.begin(now=self.clock.now())  # what ended before our first start is no news
+        except TimeoutError:
+            if not self._stopping.is_set():
+                raise
+            return False
+        finally:
+            self._opening = None
+        if schema.newer:
+            log.warning("the ledger is a newer version's, and serves this one too", version=schema.version)
+        self._open = True
+        return True
 
     async def _run_rooms(
         self,
+        url: str | None,
         intake: Intake,
         rules: LaunchPlanFiles,
         source: KafkaSource | None,
@@ -109,27 +146,46 @@ class Service:
         admin: FlyteAdmin | None,
     ) -> None:
         async with asyncio.TaskGroup() as rooms:
-            carrying = [rooms.create_task(courier.run(), name=f"courier {courier.name}") for courier in self._couriers]
-            taking = [rooms.create_task(rules.watch(self._stopping), name="rules")]
-            taking.append(rooms.create_task(self._forget_old(ledger), name="retention"))
+
+            def begin(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                return rooms.create_task(work, name=name)
+
+            carrying = {f"courier {one.name}": begin(f"courier {one.name}", one.run()) for one in self._couriers}
+            taking = self._taking
+            taking["rules"] = begin("rules", rules.watch(self._stopping))
+            taking["retention"] = begin("retention", self._forget_old(ledger))
             if source is not None:
-                taking.append(rooms.create_task(intake.run(source), name="kafka"))
+                taking["intake"] = begin("intake", intake.run(source))
             if admin is not None and self.settings.reconcile.every:
                 reconciler = make_reconciler(self.settings, admin, ledger, intake, self.clock, self._stopping)
-                sweeping = reconciler.run(self.settings.reconcile.every, self.rng)
-                taking.append(rooms.create_task(sweeping, name="reconcile"))
-            async with self._web(intake, source, ledger, admin) as url:
-                log.info("ready", http=url, channels=sorted(courier.name for courier in self._couriers))
-                self.ready(url)
-                await self._stopping.wait()
-                log.info("stopping", grace=self.settings.grace.total_seconds())
-                if source is not None:
-                    source.stop()
-                if admin is not None:
-                    admin.hurry()
-                await asyncio.wait(taking)
-            await self._drain(carrying)
-        log.info("stopped")
+                taking["reconcile"] = begin("reconcile", reconciler.run(self.settings.reconcile.every, self.rng))
+            if self.settings.watchdog.progress:
+                self._rounds = self._making_rounds(ledger, source, {**carrying, **taking})
+                taking["rounds"] = begin("rounds", self._rounds.run())
+            log.info("ready", http=url, channels=sorted(courier.name for courier in self._couriers))
+            self.ready(url)
+            await self._stopping.wait()
+            log.info("stopping", grace=self.settings.grace.total_seconds())
+            if source is not None:
+                source.stop()
+            if admin is not None:
+                admin.hurry()
+            await asyncio.wait(taking.values())
+            await self._drain([*carrying.values()])
+
+    def _making_rounds(
+        self, ledger: Ledger, source: KafkaSource | None, tasks: Mapping[str, asyncio.Task[None]]
+    ) -> Rounds:
+        return Rounds(
+            ledger=ledger,
+            couriers={f"courier {courier.name}": courier for courier in self._couriers},
+            source=source,
+            tasks=tasks,
+            telemetry=self.telemetry,
+            clock=self.clock,
+            patience=self.settings.watchdog.progress,
+            stopping=self._stopping,
+        )
 
     async def _forget_old(self, ledger: Ledger) -> None:
         """Purge what is past its retention, a little at a time, until we stop."""
@@ -159,7 +215,10 @@ class Service:
             courier.abandon()
 
     def _announce(self, heard: Heard) -> None:
-        self.telemetry.heard(heard, now=self.clock.now())
+        now = self.clock.now()
+        self.telemetry.heard(heard, now=now)
+        if self._rounds is not None and heard.source == "kafka":
+            self._rounds.heard_at = now
         owed = [delivery for entry in heard.recorded for delivery in entry.deliveries]
         for courier in self._couriers:
             if theirs := [delivery.conversation for delivery in owed if delivery.channel == courier.name]:
@@ -193,8 +252,9 @@ class Service:
             yield None
             return
         questions: dict[str, Question] = {
-            "ledger": lambda: ledger.ping(now=self.clock.now()),
-            "service": self._not_stopping,
+            "ledger": partial(self._ledger_trouble, ledger),
+            "service": self._trouble,
+            "watchdog": self._standstill,
         }
         if source is not None:
             questions["kafka"] = source.trouble
@@ -204,7 +264,8 @@ class Service:
         metrics = MetricsPage(self.telemetry.page, self._looks(ready, ledger, source), self.telemetry.collected).get
         seen = metrics if http.metrics == "open" else needs(Scope.READ, metrics)
         more = self._console(intake, ledger) if http.console else []
-        pages = application(EventsPage(intake.take), ready, seen, Gate(http, self.clock), more)
+        events = EventsPage(self._once_open(intake.take))
+        pages = application(events, ready, seen, Gate(http, self.clock), more)
         async with serving(pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies) as url:
             yield url
 
@@ -244,8 +305,36 @@ class Service:
         for courier in self._couriers:
             courier.ring()
 
-    async def _not_stopping(self) -> str | None:
-        return "stopping" if self._stopping.is_set() else None
+    def _once_open(self, take: Take) -> Take:
+        """Intake for those who come before the ledger is there: they come again."""
+
+        async def taken(messages: Sequence[Brought]) -> Heard:
+            if not self._open:
+                raise LedgerUnavailable("the dispatcher is starting: the ledger is not open yet")
+            return await take(messages)
+
+        return taken
+
+    async def _trouble(self) -> str | None:
+        """Why we take nothing, for the readiness page."""
+        if self._stopping.is_set():
+            return "stopping"
+        if not self._open:
+            return "starting: the ledger is not open yet"
+        return None
+
+    def _tell_why(self, state: RetryCallState) -> None:
+        self._unopened = str(state.outcome.exception()) if state.outcome is not None else self._unopened
+        _tell_why(state)
+
+    async def _ledger_trouble(self, ledger: Ledger) -> str | None:
+        if not self._open:
+            return self._unopened
+        await ledger.ping(now=self.clock.now())
+        return None
+
+    async def _standstill(self) -> str | None:
+        return await self._rounds.trouble() if self._rounds is not None else None
 
 
 def open_channels(settings: Settings) -> dict[str, Channel]:
@@ -340,19 +429,6 @@ def make_reconciler(
     return Reconciler(admin, ledger, intake, clock, options.window, options.patience, stopping or asyncio.Event())
 
 
-@asynccontextmanager
-async def _opened(settings: LedgerSettings) -> AsyncIterator[Ledger]:
-    """The ledger, opened. Raises what `migrated` raises."""
-    ledger = Ledger(settings.url, settings.timeout, settings.password_file)
-    try:
-        schema = await _patiently(ledger)
-        if schema.newer:
-            log.warning("the ledger is a newer version's, and serves this one too", version=schema.version)
-        yield ledger
-    finally:
-        await ledger.aclose()
-
-
 async def migrated(settings: LedgerSettings) -> Schema:
     """What the ledger's tables were before they were brought up to date.
 
@@ -365,18 +441,18 @@ async def migrated(settings: LedgerSettings) -> Schema:
         await ledger.aclose()
 
 
-async def _patiently(ledger: Ledger) -> Schema:
+def _tell_why(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    log.warning("waiting for the ledger", attempt=state.attempt_number, reason=str(error))
+
+
+async def _patiently(ledger: Ledger, tell: Callable[[RetryCallState], None] = _tell_why) -> Schema:
     """Migrate: a database that starts beside us is often a little later, so try for a while."""
     patiently = AsyncRetrying(
         retry=retry_if_exception_type(LedgerUnavailable),
         wait=wait_exponential(multiplier=0.2, max=3),
         stop=stop_after_delay(LEDGER_PATIENCE),
-        before_sleep=_tell_why,
+        before_sleep=tell,
         reraise=True,
     )
     return await patiently(ledger.migrate)
-
-
-def _tell_why(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome is not None else None
-    log.warning("waiting for the ledger", attempt=state.attempt_number, reason=str(error))

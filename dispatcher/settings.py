@@ -38,6 +38,7 @@ from dispatcher.located import Document, Malformed, parse
 from dispatcher.pacing import Pace, RateOption
 from dispatcher.rendering import Override
 from dispatcher.retry import RetryPolicy
+from dispatcher.watchdog import WatchdogConfig
 from dispatcher.web.config import HttpConfig
 
 PREFIX = "DISPATCHER__"
@@ -219,6 +220,7 @@ class Settings(BaseSettings):
     """Flyte's console, as `https://flyte.example.com/console`: messages link to the execution's page."""
     logs_url: str = Field("", pattern=r"^(https?://[^\s<>\"'|]+)?$")
     """Where an execution's logs are: an address with `{project}`, `{domain}` and `{name}` in it, to be filled in."""
+    watchdog: WatchdogConfig = WatchdogConfig()
     grace: Duration = timedelta(seconds=20)
     """How long a stop waits for messages that are on their way."""
     log: Literal["json", "console", "auto"] = "auto"

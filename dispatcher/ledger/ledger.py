@@ -520,6 +520,12 @@ class Ledger:
             for name in queued.keys() | dead.keys() | broken.keys()
         }
 
+    async def overdue(self, channel: str, *, before: datetime) -> bool:
+        """Whether something of a channel is due since then, in nobody's hands, and nothing of its conversation before it."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(_DUE, {"channel": channel, "now": before, "size": 1})
+            return found.first() is not None
+
     async def ping(self, *, now: datetime) -> None:
         """Return once a row has been written: a full disk answers everything less. Raises LedgerUnavailable."""
         async with self._database.writing() as connection:

@@ -29,7 +29,9 @@ class ReadyPage:
 
     async def answers(self) -> dict[str, str | None]:
         """What each room says."""
-        return {name: await _ask(question) for name, question in self._questions.items()}
+        async with asyncio.TaskGroup() as asking:
+            tasks = {name: asking.create_task(_ask(question)) for name, question in self._questions.items()}
+        return {name: task.result() for name, task in tasks.items()}
 
     async def get(self, _: Request) -> Response:
         answers = await self.answers()

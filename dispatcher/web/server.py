@@ -57,6 +57,7 @@ async def serving(
     config.load()
     config.ssl = certificate.context if certificate is not None else None
     server = _Server(config)
+    failure: Exception | None = None
     with closing(listener):
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve(sockets=[listener]), name="http")
@@ -64,8 +65,12 @@ async def serving(
                 taken = listener.getsockname()[1]
                 shown = f"[{host}]" if ":" in host else host
                 yield f"{'https' if tls else 'http'}://{shown}:{taken}"
+            except Exception as error:  # noqa: BLE001 - the server ends in order, whatever has happened
+                failure = error
             finally:
                 server.should_exit = True
+    if failure is not None:
+        raise failure
 
 
 def _listen(host: str, port: int) -> socket.socket:

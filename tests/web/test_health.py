@@ -1,0 +1,158 @@
+"""The health pages over the whole life of a process: starting, running, draining, forced."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from dispatcher.demo.inbox import MailReceiver
+from dispatcher.encode import Format, write
+from tests.monitoring.test_metrics import a_failure
+from tests.support.postgres import Cluster
+from tests.support.service import COMMAND, Replica, free_port, serving
+from tests.support.service import ask as listed
+
+
+@asynccontextmanager
+async def starting(folder: Path, settings: dict[str, Any]) -> AsyncIterator[Replica]:
+    """A process that has just been started; nobody has waited for anything."""
+    port = free_port()
+    file = folder / "dispatcher.yaml"
+    file.write_text(yaml.safe_dump({**settings, "http": {"listen": f"127.0.0.1:{port}"}}))
+    log = folder / "dispatcher.log"
+    with log.open("ab") as sink:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "serve", "--config", str(file), stdout=sink, stderr=sink
+        )
+    try:
+        yield Replica(process, log, f"http://127.0.0.1:{port}")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def ask(replica: Replica, path: str) -> tuple[int, dict[str, Any]] | None:
+    """The status and what it says; None where nobody answers."""
+    with suppress(aiohttp.ClientConnectionError):
+        async with aiohttp.ClientSession() as session, session.get(f"{replica.url}{path}") as answer:
+            return answer.status, await answer.json()
+    return None
+
+
+async def until(replica: Replica, path: str, status: int) -> dict[str, Any]:
+    async with asyncio.timeout(60):
+        while (answer := await ask(replica, path)) is None or answer[0] != status:
+            assert replica.process.returncode is None, replica.log[-3000:]
+            await asyncio.sleep(0.05)
+    return answer[1]
+
+
+async def publish(replica: Replica, name: str) -> int:
+    message = write(a_failure(name), Format.NATIVE)
+    headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{replica.url}/events", data=message.value, headers=headers) as answer,
+    ):
+        return answer.status
+
+
+@pytest.fixture
+async def slow_relay() -> AsyncIterator[MailReceiver]:
+    """Takes its time over the first mail."""
+    async with MailReceiver(script=[("mail", "wait"), ("rcpt", "wait")]) as receiver:
+        yield receiver
+
+
+def mail(port: int) -> dict[str, Any]:
+    return {"email": {"host": "127.0.0.1", "port": port, "security": "none", "from": "Flyte <f@example.com>"}}
+
+
+async def test_a_process_that_waits_for_its_ledger_is_alive_and_not_ready_and_says_why(tmp_path: Path) -> None:
+    cluster = Cluster()
+    try:
+        async with starting(tmp_path, {"ledger": {"url": cluster.url}}) as replica:
+            await until(replica, "/healthz", 200)
+            why = (await until(replica, "/readyz", 503))["why"]
+            assert why["service"] == "starting: the ledger is not open yet"
+            assert "Connection refused" in why["ledger"]
+            assert await publish(replica, "early") == 503
+            await asyncio.to_thread(cluster.start)
+            await until(replica, "/readyz", 200)
+            assert await publish(replica, "later") == 202
+            assert await replica.stop() == 0
+    finally:
+        cluster.remove()
+
+
+async def test_a_process_that_waits_for_its_ledger_stops_when_it_is_told(tmp_path: Path) -> None:
+    settings = {"ledger": {"url": f"postgresql://u@127.0.0.1:{free_port()}/x"}}
+    async with starting(tmp_path, settings) as replica:
+        await until(replica, "/healthz", 200)
+        assert await replica.stop(seconds=10) == 0
+    assert "Traceback" not in replica.log
+
+
+async def test_while_it_drains_it_is_alive_and_not_ready_and_ends_what_it_holds(
+    tmp_path: Path, slow_relay: MailReceiver
+) -> None:
+    async with serving(tmp_path, {"channels": mail(slow_relay.port), "grace": "30s"}) as replica:
+        assert await publish(replica, "one") == 202
+        async with asyncio.timeout(20):
+            while len(slow_relay.script) == 2:
+                await asyncio.sleep(0.02)
+        replica.process.send_signal(signal.SIGTERM)
+        assert (await until(replica, "/readyz", 503))["why"]["service"] == "stopping"
+        assert (await ask(replica, "/healthz") or (0,))[0] == 200
+        async with asyncio.timeout(30):
+            assert await replica.process.wait() == 0
+    assert len(slow_relay.mails) == 1
+    assert "grace period is over" not in replica.log
+
+
+async def test_a_second_signal_forces_it_to_end_at_once(tmp_path: Path) -> None:
+    connected = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as relay:
+        port = relay.sockets[0].getsockname()[1]
+        async with serving(tmp_path, {"channels": mail(port), "grace": "60s"}) as replica:
+            assert await publish(replica, "one") == 202
+            await asyncio.wait_for(connected.wait(), 20)
+            replica.process.send_signal(signal.SIGTERM)
+            await until(replica, "/readyz", 503)
+            began = time.monotonic()
+            assert await replica.stop(seconds=10) == 0
+            assert time.monotonic() - began < 5
+            waiting = await listed(tmp_path / "dispatcher.yaml", "deliveries", "list")
+    assert [(one["state"], one["attempt"]) for one in waiting] == [("waiting", 0)]  # released, for whoever comes next
+
+
+async def test_questions_are_asked_side_by_side(tmp_path: Path) -> None:
+    from starlette.requests import Request
+
+    from dispatcher.web import health
+
+    async def silent() -> str | None:
+        await asyncio.Event().wait()
+        return None
+
+    page = health.ReadyPage({str(number): silent for number in range(5)})
+    began = time.monotonic()
+    answer = await page.get(Request({"type": "http"}))
+    assert answer.status_code == 503
+    assert time.monotonic() - began < health.PATIENCE + 2
