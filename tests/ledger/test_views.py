@@ -146,7 +146,7 @@ async def sqlite_cost(ledger: Ledger, statement: str, given: Any) -> list[str]:
 
     async with ledger._database.reading() as connection:
         plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)
-        lines = [row[3] for row in plan]
+        lines = [row["detail"] for row in plan.mappings()]
         raw = (await connection.get_raw_connection()).driver_connection
         assert raw is not None
         await raw.set_progress_handler(step, 1000)
@@ -164,7 +164,7 @@ async def postgres_cost(ledger: Ledger, statement: str, given: Any) -> list[str]
         if DELIVERIES < 1_000_000:  # a table as small as this PostgreSQL rather reads whole, and is right
             await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         rows = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", given)
-        found: Any = rows.all()[0][0]
+        found: Any = rows.scalar()
     plan = (found if isinstance(found, list) else orjson.loads(found))[0]["Plan"]
     problems = [
         f"Seq Scan on {node['Relation Name']}"

@@ -77,6 +77,6 @@ async def crowd(database: Database, deliveries: int) -> None:
         for statement in _SQLITE if database.sqlite else _POSTGRES:
             given = {"events": deliveries // EACH} if ":events" in statement else {}
             await connection.execute(text(statement), given)
-    if not database.sqlite:
-        async with database.writing() as connection:
-            await connection.execute(text("ANALYZE"))  # as autovacuum does soon after
+    if not database.sqlite:  # as autovacuum does soon after
+        async with database._engine.connect() as raw:
+            await (await raw.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE"))
