@@ -32,7 +32,7 @@ from dispatcher.plan import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.settings import Settings
+from dispatcher.settings import LedgerSettings, Settings
 from dispatcher.telemetry import Telemetry
 from dispatcher.watchdog import Rounds, Watchdog
 from dispatcher.web.access import Gate, Scope, needs
