@@ -42,9 +42,10 @@ from dispatcher.ledger.writer import Writer
 T = TypeVar("T")
 HEAD = "0005"
 """The newest migration; a test holds it to the scripts."""
-COMPATIBLE = "0001"
-"""The oldest version whose code can work with the tables of HEAD. It stands in the ledger, so that older replicas may
-start beside newer ones; it moves only with a migration that takes away or narrows what older code uses."""
+COMPATIBLE = "0005"
+"""The oldest version whose code can work with the tables of HEAD, and read what HEAD's code writes into them. It stands
+in the ledger, so that older replicas may start beside newer ones; it moves only where a migration takes away or narrows
+what older code uses, or where something is written that older code can't read, as contents packed in another way."""
 
 _MIGRATION_LOCK = 0x666C797465  # "flyte": PostgreSQL's advisory lock, so that replicas migrate one after another
 _MIGRATION_PATIENCE = "4s"
