@@ -90,7 +90,8 @@ class Show:
     async def _perform(self, intake: str) -> bool:
         scenes = day(self.clock.now())
         self.console.print(f"events go to   {intake}/events")
-        self.console.print(f"look around at {self.inbox.url}\n", style="bold")
+        self.console.print(f"look around at {self.inbox.url}", style="bold")
+        self.console.print(f"the console is {intake}/console/\n", style="bold")
         async with aiohttp.ClientSession() as session:
             for scene in scenes:
                 await self._play(scene, session, f"{intake}/events")
@@ -119,7 +120,7 @@ class Show:
         (folder / "launch_plans").mkdir()
         (folder / "launch_plans" / "team.yaml").write_text(LAUNCH_PLANS, encoding="utf-8")
         settings = {
-            "http": {"listen": "127.0.0.1:0"},
+            "http": {"listen": "127.0.0.1:0", "console": True},
             "ledger": {"url": "sqlite+aiosqlite:///./demo.db"},
             "rules": {
                 "launch_plans": ["./launch_plans"],
