@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import islice
 from string import printable
 from typing import Any
@@ -151,6 +152,7 @@ def context_of(event: Event, console_url: str, logs_url: str = "") -> Context:
     )
 
 
+@lru_cache(maxsize=1024)  # many executions are of few launch plans and workflows
 def _entity(entity: EntityId | None) -> Entity:
     if entity is None:
         return Entity()
@@ -194,8 +196,13 @@ def _spoken(span: timedelta) -> str:
     if span < timedelta(seconds=1):
         return "under 1 second" if span > timedelta() else ""
     smallest = "hours" if span >= timedelta(days=1) else "minutes" if span >= timedelta(hours=1) else "seconds"
+    return _in_words(span // timedelta(**{smallest: 1}), smallest)
+
+
+@lru_cache(maxsize=4096)  # a quarter of what the context costs, and the same few durations come again and again
+def _in_words(number: int, unit: str) -> str:
     try:
-        return humanize.precisedelta(span, minimum_unit=smallest, format="%d")
+        return humanize.precisedelta(timedelta(**{unit: number}), minimum_unit=unit, format="%d")
     except OverflowError:  # longer than the calendar
         return ""
 
@@ -216,6 +223,8 @@ def _url(event: Event, console_url: str) -> str:
 
 def _logs_url(event: Event, pattern: str) -> str:
     """The page of the execution's logs, at most `LONGEST_URL`; empty where the settings name none."""
+    if not pattern:
+        return ""
     url = pattern
     for name, value in event.execution.model_dump().items():
         url = url.replace(f"{{{name}}}", quote(clean(value), safe=""))
