@@ -314,14 +314,17 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             return
         for partition in self._assigned():
             try:
-                while (most := min(self._room(found), PORTION)) and await self._poll(
-                    found, partition, most=most
-                ) == most:
-                    pass
+                await self._take(found, partition)
             except (NoOffsetForPartitionError, OffsetOutOfRangeError):
                 continue  # the next look meets it again
             except _UNREADABLE:
                 await self._step_over(found, partition, most=self._room(found))
+
+    async def _take(self, found: _Found, partition: TopicPartition) -> None:
+        """Take what lies ready of a partition, as far as there is room."""
+        while most := min(self._room(found), PORTION):
+            if await self._poll(found, partition, most=most) < most:
+                return
 
     def _room(self, found: _Found) -> int:
         return max(self._config.max_poll_records - len(found), 0)
