@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,14 +16,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+import orjson
 import psutil
 import pytest
 import pytest_asyncio
+from playwright.async_api import Page
 
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.encode import Format, write
+from dispatcher.event import Event, ExecutionError, ExecutionId
 from dispatcher.phase import Phase
 from tests.support.builders import a_launch_plan, an_event
+from tests.support.chromium import needs_a_browser, opened
 from tests.support.service import Replica, serving
 
 PUBLISHER, OPERATOR = "publisher-0123456789", "operator-0123456789"
@@ -48,9 +53,9 @@ class Target:
     def port(self) -> int:
         return urlsplit(self.replica.url).port or 0
 
-    async def publish(self) -> None:
+    async def publish(self, event: Event | None = None) -> None:
         """One failure, as any engine's publisher posts it."""
-        event = an_event(Phase.FAILED, name=f"n{len(self.published)}", launch_plan=a_launch_plan())
+        event = event or an_event(Phase.FAILED, name=f"n{len(self.published)}", launch_plan=a_launch_plan())
         written = write(event, Format.NATIVE)
         headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in written.headers}
         headers["Authorization"] = f"Bearer {PUBLISHER}"
@@ -272,3 +277,67 @@ async def test_who_shows_nothing_is_slowed_down_and_who_shows_a_token_is_not(tar
         assert (statuses, wait) == ({401, 429}, "1")
         async with session.get(f"{target.replica.url}/healthz") as answer:  # an orchestrator's probe is never refused
             assert answer.status == 200
+
+
+EVIL = """"'><script>alert(1)</script><img src=x onerror=alert(1)><svg/onload=alert(1)>javascript:alert(1){{7*7}}"""
+
+NAME = EVIL.replace("/", " ")  # names have no slash
+
+
+@needs_a_browser
+async def test_script_in_every_field_of_an_event_runs_on_no_page(target: Target) -> None:
+    whole = an_event(
+        Phase.FAILED,
+        launch_plan=a_launch_plan(),
+        labels={EVIL: EVIL, "team": EVIL},
+        principal=EVIL,
+        error=ExecutionError(code=EVIL, message=EVIL, kind="USER"),
+    )
+    event = whole.model_copy(update={"execution": ExecutionId(project=NAME, domain=NAME, name=NAME)})
+    before = len(target.mail.mails)
+    await target.publish(event)
+    noise = {"ce-type": EVIL, "ce-id": EVIL, "Content-Type": "application/cloudevents+json"}
+    headers = {"Authorization": f"Bearer {PUBLISHER}", **noise}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{target.replica.url}/events", data=orjson.dumps({"type": EVIL, "data": EVIL})) as answer,
+    ):
+        assert answer.status in (202, 400)
+    await all_arrived(target)
+    assert len(target.mail.mails) == before + 1
+
+    wrong: list[str] = []
+    async with opened() as chromium:
+        page = await chromium.new_page()
+        page.on("dialog", lambda dialog: wrong.append(f"{page.url}: a dialog: {dialog.message}"))
+        page.on("pageerror", lambda error: wrong.append(f"{page.url}: {error}"))
+        page.on("console", lambda said: wrong.append(f"{page.url}: {said.text}") if said.type == "error" else None)
+        await page.goto(f"{target.replica.url}/console/")
+        await page.get_by_label("Token").fill(OPERATOR)
+        await page.get_by_role("button", name="Log in").click()
+        await page.wait_for_url(f"{target.replica.url}/console/")
+        seen = await walk(page)
+    assert wrong == []
+    shown = [path for path, text in seen.items() if "<script>alert(1)" in text]
+    assert len(shown) >= 3, sorted(seen)  # the walk has been where the event is shown
+    assert not any("{{7*7}}" not in text for text in seen.values() if "onerror=alert(1)" in text)
+
+
+async def walk(page: Page) -> dict[str, str]:
+    """Every page of the console that can be reached by links, a few of each kind, and the text it shows."""
+    seen: dict[str, str] = {}
+    kinds: Counter[str] = Counter()
+    waiting = [page.url]
+    home = page.url.partition("/console")[0]
+    while waiting:
+        url = waiting.pop(0)
+        path, _, query = url.removeprefix(home).partition("?")
+        kind = "/".join(path.split("/")[:3]) + (f" {len(path.split('/'))} {query.split('=')[0]}")
+        if url in seen or not path.startswith("/console") or kinds[kind] >= 3:
+            continue
+        kinds[kind] += 1
+        await page.goto(url, wait_until="load")
+        seen[url] = await page.inner_text("body")
+        waiting += await page.eval_on_selector_all("a[href]", "links => links.map(link => link.href.split('#')[0])")
+        waiting += await page.eval_on_selector_all("iframe[src]", "frames => frames.map(frame => frame.src)")
+    return seen
