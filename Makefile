@@ -9,7 +9,7 @@ TESTS ?= tests
 WORKERS ?= 3
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
-.PHONY: help demo test check test-broker test-faults bench bench-smoke docs lock clean
+.PHONY: help demo test check audit test-broker test-faults bench bench-smoke docs lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ check: $(VENV)/.test ## format, lint, types, import contracts, container files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+audit: $(VENV)/.test ## secrets in what is committed; known vulnerabilities in what is installed, where they can be asked for
+	$(BIN)/python .ci/audit
 
 test-broker: $(VENV)/.test ## the broker tests against real Apache Kafka, and nothing lighter
 	BROKER=apache $(BIN)/python -m pytest -m broker tests $(PYTEST_ARGS)
