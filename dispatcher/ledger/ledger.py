@@ -16,6 +16,7 @@ import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     Row,
     Select,
     Table,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     or_,
     select,
     update,
@@ -632,13 +634,22 @@ def _rejected(row: Row[Any]) -> Rejected:
     )
 
 
+_WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
+"""Not bound, or no database sees that the indexes of what waits will do."""
+
+
+def _waits(other: FromClause) -> ColumnElement[bool]:
+    """Of a conversation's other messages. SQLite would look at all that wait instead: it can't know that a conversation is short."""
+    return (other.c.state + "") == _WAITING
+
+
 def _due_statement() -> Select[Any]:
     before, other = deliveries.alias("before"), deliveries.alias("other")
     kept_waiting = (
         select(before.c.key)
         .where(
             before.c.conversation == deliveries.c.conversation,
-            before.c.state == State.WAITING,
+            _waits(before),
             or_(
                 before.c.turn < deliveries.c.turn,
                 and_(before.c.turn == deliveries.c.turn, before.c.recovery < deliveries.c.recovery),
@@ -661,7 +672,7 @@ def _due_statement() -> Select[Any]:
         .where(
             other.c.conversation == deliveries.c.conversation,
             other.c.key != deliveries.c.key,
-            other.c.state == State.WAITING,
+            _waits(other),
         )
         .exists()
     )
@@ -682,7 +693,7 @@ def _due_statement() -> Select[Any]:
         .join(contents, contents.c.digest == deliveries.c.content)
         .where(
             deliveries.c.channel == bindparam("channel"),
-            deliveries.c.state == State.WAITING,
+            deliveries.c.state == _WAITING,
             deliveries.c.due_at <= bindparam("now"),
             or_(deliveries.c.conversation.is_(None), ~kept_waiting),
         )

@@ -427,6 +427,23 @@ async def test_counting_what_is_to_be_done_reads_no_settled_delivery(tmp_path: P
             assert any(index in step for step in plan for index in indexes), plan
 
 
+async def test_a_claim_begins_at_what_is_due_however_much_waits(tmp_path: Path) -> None:
+    from sqlalchemy import event
+
+    asked: list[tuple[str, Any]] = []
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        await ledger.record([heard(a_delivery())], [], now=NOW)
+        assert ledger._database._writer is not None
+        engine = ledger._database._writer._engine
+        event.listen(engine, "before_cursor_execute", lambda *facts: asked.append((facts[2], facts[3])))
+        await claim(ledger, 1)
+    ((query, given),) = [(query, given) for query, given in asked if "JOIN contents" in query]
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", [str(one) for one in given])]
+    assert plan[0] == "SEARCH deliveries USING INDEX ix_deliveries_due (channel=? AND due_at<?)"
+    assert not [step for step in plan if "TEMP B-TREE" in step or "state" in step]
+
+
 async def test_a_ping_writes_a_row(ledger: Ledger, ledger_url: str) -> None:
     from sqlalchemy import text
 
