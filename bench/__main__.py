@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+import signal
 import sys
 import time
 import traceback
@@ -147,6 +148,7 @@ def asked(known: Sequence[str], arguments: Sequence[str] | None = None) -> argpa
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # brokers and databases are to end too
     known = benchmarks()
     options = asked(list(known))
     run = Run(rounds=1 if options.smoke else options.rounds, smoke=options.smoke)
