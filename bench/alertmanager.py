@@ -23,6 +23,7 @@ import yaml
 
 from bench.figures import Missing
 from bench.providers import Provider, cores
+from bench.replicas import resident
 from bench.storm import BATCH, PATIENCE, PROJECTS, Ran
 from tests.support.service import free_port
 
@@ -54,6 +55,18 @@ def carry(count: int, receiver: Mapping[str, Any], provider: Provider) -> Ran:
         return Ran(
             arrived.messages, arrived.last - began, _cpu(process) - cpu
         )  # what it did not do in time counts for nothing
+
+
+def most_resident(groups: int, receiver: Mapping[str, Any], provider: Provider) -> float:
+    """The most MiB it ever had, once it told of so many groups and has them all."""
+    with _running(receiver) as (url, process):
+        provider.begin()
+        for first in range(0, groups, BATCH):
+            _post(url, [_alert(number) for number in range(first, min(first + BATCH, groups))])
+        arrived = provider.wait_for(groups, PATIENCE)
+        if arrived.messages < groups:
+            raise RuntimeError(f"Alertmanager told of {arrived.messages} groups of {groups}: this measurement is void")
+        return resident(process.pid, most=True)
 
 
 def _alert(number: int) -> dict[str, Any]:

@@ -6,22 +6,18 @@ What counts is the most that was ever resident, start-up on a ledger of its vers
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
-from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bench import alertmanager
 from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Api, Manner, Provider, Relay, providing
 from bench.replicas import fill, resident, serving
@@ -36,7 +32,6 @@ from dispatcher.rules import Rule
 from tests.faults.rig import an_owing_event
 from tests.support.brokers import start
 from tests.support.brokers.fixtures import make_topic
-from tests.support.service import free_port
 from tests.support.standins import SERVICES
 
 PARTITIONS = 6
@@ -93,14 +88,14 @@ def figures(rounds: int, *, smoke: bool) -> Iterator[Figure | Missing]:
             "read": partial(rig.most, topic=rig.topic, seconds=rig.seconds),
             "due": partial(rig.most, ledger="due", topic=quiet, seconds=rig.seconds),
         }
-        with_alertmanager = shutil.which("prometheus-alertmanager") is not None
-        if with_alertmanager:
-            receiver = stack.enter_context(providing(Api, Manner(identity=b'"run":"([^"]+)"')))
-            contenders["alertmanager"] = partial(alertmanager, receiver, groups)
+        if alertmanager.installed():
+            provider = stack.enter_context(providing(Api, Manner()))
+            receiver = {"webhook_configs": [{"url": f"http://127.0.0.1:{provider.port}/"}]}
+            contenders["alertmanager"] = partial(alertmanager.most_resident, groups, receiver, provider)
         found = interleaved(rounds, contenders)
     baseline = f"Alertmanager with {groups:,} groups"
     for name, work in works.items():
-        if not with_alertmanager:
+        if not alertmanager.installed():
             most = max(found[name])
             yield Missing(path="memory", work=work, baseline=baseline, why=f"{most:.0f} MiB; no Alertmanager here")
             continue
@@ -189,67 +184,3 @@ def owing(number: int, models: Sequence[Delivery]) -> Recorded:
             for model in models
         ],
     )
-
-
-ALERTMANAGER = """
-route: {{receiver: bench, group_by: [run], group_wait: 1s, group_interval: 5m}}
-receivers:
-  - name: bench
-    webhook_configs: [{{url: "http://127.0.0.1:{port}/"}}]
-"""
-
-
-def alertmanager(receiver: Provider, groups: int) -> float:
-    """The most MiB it had once every group was told of."""
-    receiver.begin()
-    with TemporaryDirectory() as folder:
-        Path(folder, "config.yml").write_text(ALERTMANAGER.format(port=receiver.port))
-        port = free_port()
-        process = subprocess.Popen(
-            [
-                "prometheus-alertmanager",
-                f"--config.file={folder}/config.yml",
-                f"--storage.path={folder}/data",
-                f"--web.listen-address=127.0.0.1:{port}",
-                "--cluster.listen-address=",
-                "--log.level=error",
-            ]
-        )
-        try:
-            wait_for_port(port)
-            for begin in range(0, groups, 1000):
-                post_alerts(port, range(begin, min(begin + 1000, groups)))
-            arrived = receiver.wait_for(groups, 60)
-            if arrived.messages < groups:
-                raise RuntimeError(f"Alertmanager told of {arrived.messages} groups of {groups}")
-            return resident(process.pid, most=True)
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def wait_for_port(port: int) -> None:
-    for _ in range(600):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
-    raise RuntimeError("Alertmanager doesn't listen")
-
-
-def post_alerts(port: int, numbers: range) -> None:
-    """Alerts in the size of a failed execution's."""
-    began = SystemClock().now()
-    alerts = [
-        {
-            "labels": {"alertname": "failed", "run": f"run{number}", "launch_plan": "train.daily"},
-            "annotations": {"summary": "ValueError: no such column 'age'", "description": "x" * 300},
-            "startsAt": began.isoformat(),
-            "endsAt": (began + timedelta(hours=1)).isoformat(),
-        }
-        for number in numbers
-    ]
-    asking = HTTPConnection("127.0.0.1", port, timeout=30)
-    asking.request("POST", "/api/v2/alerts", json.dumps(alerts), {"Content-Type": "application/json"})
-    answer = asking.getresponse()
-    if answer.status != 200:
-        raise RuntimeError(f"Alertmanager answered {answer.status}: {answer.read().decode()}")
