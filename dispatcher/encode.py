@@ -16,6 +16,7 @@ import orjson
 
 from dispatcher.decode import NATIVE, Headers, flyte
 from dispatcher.event import EntityId, Event, ExecutionId
+from dispatcher.notification import CHANNEL_FIELDS
 from dispatcher.phase import Phase
 
 _SOURCE = "https://github.com/flyteorg/flyte/flyteadmin"
@@ -116,6 +117,8 @@ def _identifier(entity: EntityId) -> dict[str, str]:
 
 
 def _notification(rule: Any) -> dict[str, Any]:
+    if rule.channel not in CHANNEL_FIELDS.values():  # of another package
+        return {"phases": list(rule.phases), "channel": rule.channel, "recipients": list(rule.recipients)}
     field = {"pagerduty": "pager_duty"}.get(rule.channel, rule.channel)
     body: dict[str, Any] = {"recipients_email": list(rule.recipients)}
     if rule.template:

@@ -18,7 +18,8 @@ from starlette.routing import BaseRoute
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from channels.catalog import KINDS, TEMPLATES
-from channels.contract import Channel
+from channels.contract import Channel, Unserved
+from dispatcher.canary import Canary, through_intake, through_kafka
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
 from dispatcher.decode import is_foreign
@@ -73,6 +74,7 @@ class Service:
     _taking: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """The rooms that bring work, or none."""
     _rounds: Rounds | None = None
+    _canary: Canary | None = None
     _opening: asyncio.Timeout | None = None
     """While we wait for the ledger: what ends that."""
     _open: bool = False
@@ -112,6 +114,7 @@ class Service:
             look_up = admin.look_up if admin is not None else None
             intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
             source = KafkaSource(self.settings.kafka, is_foreign) if self.settings.kafka is not None else None
+            self._canary = self._making_canary(ledger, intake, planner)
             url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
             if await self._opened(ledger):
                 await self._run_rooms(url, intake, rules, source, ledger, admin)
@@ -159,6 +162,8 @@ class Service:
             if admin is not None and self.settings.reconcile.every:
                 reconciler = make_reconciler(self.settings, admin, ledger, intake, self.clock, self._stopping)
                 taking["reconcile"] = begin("reconcile", reconciler.run(self.settings.reconcile.every, self.rng))
+            if self._canary is not None:
+                taking["canary"] = begin("canary", self._canary.run())
             if self.settings.watchdog.progress:
                 self._rounds = self._making_rounds(ledger, source, {**carrying, **taking})
                 taking["rounds"] = begin("rounds", self._rounds.run())
@@ -172,6 +177,28 @@ class Service:
                 admin.hurry()
             await asyncio.wait(taking.values())
             await self._drain([*carrying.values()])
+
+    def _making_canary(self, ledger: Ledger, intake: Intake, planner: Planner) -> Canary | None:
+        """None where there is to be none. Raises SettingsError where it could never arrive."""
+        config, kafka = self.settings.canary, self.settings.kafka
+        if config is None:
+            return None
+        try:
+            planner.target(config.channel, config.recipient)
+        except Unserved as error:
+            raise SettingsError(f"canary: {config.recipient} by {config.channel}: {error.reason}") from None
+        section = self.settings.channel_sections.get(config.channel)
+        shortest = through_intake(intake)
+        return Canary(
+            config=config,
+            ledger=ledger,
+            clock=self.clock,
+            telemetry=self.telemetry,
+            release=through_kafka(kafka) if kafka is not None and config.through == "kafka" else shortest,
+            alarm=shortest,
+            fallbacks=section.fallback_recipients if section is not None else {},
+            stopping=self._stopping,
+        )
 
     def _making_rounds(
         self, ledger: Ledger, source: KafkaSource | None, tasks: Mapping[str, asyncio.Task[None]]
@@ -260,6 +287,8 @@ class Service:
             questions["kafka"] = source.trouble
         if admin is not None:
             questions["flyte_admin"] = admin.trouble
+        if self._canary is not None and self._canary.config.readiness:
+            questions["canary"] = self._canary.trouble
         ready = ReadyPage(questions)
         metrics = MetricsPage(self.telemetry.page, self._looks(ready, ledger, source), self.telemetry.collected).get
         seen = metrics if http.metrics == "open" else needs(Scope.READ, metrics)

@@ -30,6 +30,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from channels.catalog import KINDS, PROBLEMS
 from channels.listed import listed
 from channels.secret import SecretFile
+from dispatcher.canary import CanaryConfig
 from dispatcher.duration import Duration
 from dispatcher.errors import SettingsError
 from dispatcher.flyte_admin import FlyteAdminConfig
@@ -221,6 +222,7 @@ class Settings(BaseSettings):
     logs_url: str = Field("", pattern=r"^(https?://[^\s<>\"'|]+)?$")
     """Where an execution's logs are: an address with `{project}`, `{domain}` and `{name}` in it, to be filled in."""
     watchdog: WatchdogConfig = WatchdogConfig()
+    canary: CanaryConfig | None = None
     grace: Duration = timedelta(seconds=20)
     """How long a stop waits for messages that are on their way."""
     log: Literal["json", "console", "auto"] = "auto"

@@ -522,6 +522,15 @@ class Ledger:
             for name in queued.keys() | dead.keys() | broken.keys()
         }
 
+    async def take_turn(self, name: str, at: datetime) -> bool:
+        """Whether we are the first of all replicas who come for the turn of that moment."""
+        there = self._dialect.insert(marks).on_conflict_do_nothing().returning(marks.c.name)
+        later = update(marks).where(marks.c.name == name, marks.c.at < at).values(at=at)
+        async with self._database.writing() as connection:
+            if await connection.scalar(there, {"name": name, "at": at}) is not None:
+                return True
+            return (await connection.execute(later)).rowcount == 1
+
     async def overdue(self, channel: str, *, before: datetime) -> bool:
         """Whether something of a channel is due since then, in nobody's hands, and nothing of its conversation before it."""
         async with self._database.reading() as connection:
