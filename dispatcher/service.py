@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -114,7 +114,7 @@ class Service:
             look_up = admin.look_up if admin is not None else None
             intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
             source = KafkaSource(self.settings.kafka, is_foreign) if self.settings.kafka is not None else None
-            self._canary = self._making_canary(ledger, intake, planner)
+            self._canary = self._making_canary(ledger, intake)
             url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
             if await self._opened(ledger):
                 await self._run_rooms(url, intake, rules, source, ledger, admin)
@@ -178,15 +178,11 @@ class Service:
             await asyncio.wait(taking.values())
             await self._drain([*carrying.values()])
 
-    def _making_canary(self, ledger: Ledger, intake: Intake, planner: Planner) -> Canary | None:
-        """None where there is to be none. Raises SettingsError where it could never arrive."""
+    def _making_canary(self, ledger: Ledger, intake: Intake) -> Canary | None:
+        """None where there is to be none."""
         config, kafka = self.settings.canary, self.settings.kafka
         if config is None:
             return None
-        try:
-            planner.target(config.channel, config.recipient)
-        except Unserved as error:
-            raise SettingsError(f"canary: {config.recipient} by {config.channel}: {error.reason}") from None
         section = self.settings.channel_sections.get(config.channel)
         shortest = through_intake(intake)
         return Canary(
@@ -405,7 +401,7 @@ def make_planner(
     settings: Settings, channels: Mapping[str, Channel], template_failed: Callable[[str], None] = lambda _: None
 ) -> Planner:
     """The planner over the configured channels and templates. Raises SettingsError for templates that can't
-    be read, and for fallback recipients and those of `rules.recipients` that can't be reached.
+    be read, and for recipients of the settings (fallbacks, `rules.recipients`, the canary) that can't be reached.
 
     `template_failed`: told the channel of each message for which a built-in template stood in.
     """
@@ -429,9 +425,19 @@ def make_planner(
         last_resorts={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
         moved={recipient: meant.one for recipient, meant in settings.rules.recipients.items()},
     )
-    if problems := list(planner.unreachable()):
+    problems = [*planner.unreachable(), *_unreachable_canary(settings, planner)]
+    if problems:
         raise SettingsError("\n".join(problems))
     return planner
+
+
+def _unreachable_canary(settings: Settings, planner: Planner) -> Iterator[str]:
+    """Why the canary could never arrive."""
+    if settings.canary is not None:
+        try:
+            planner.target(settings.canary.channel, settings.canary.recipient)
+        except Unserved as error:
+            yield f"canary: {settings.canary.recipient} by {settings.canary.channel}: {error.reason}"
 
 
 @asynccontextmanager
