@@ -73,8 +73,10 @@ class Gate:
 
     def __init__(self, config: HttpConfig, clock: Clock) -> None:
         self.sessions = Sessions(config.session_key_file, config.session, clock)
+        self.clock = clock
         self._tokens = tuple(config.callers())
-        self.open = config.loopback and not self._tokens
+        self.oidc = config.oidc
+        self.open = config.loopback and not self._tokens and self.oidc is None
         """Whether this machine's programs may do everything."""
         self._known = Buckets(config.rate, max(config.rate.number, 1), clock)
         self._unknown = Buckets(STRANGERS, STRANGERS_AT_ONCE, clock)
@@ -122,6 +124,8 @@ class Gate:
 
     def _logged_in(self, session: Session) -> Caller | Stranger:
         """A session ends with its token: when that is taken away, replaced, or loses a scope."""
+        if self.oidc is not None and session.mark == self.oidc.mark:
+            return Caller(session.name, session.scopes & _FOR_PEOPLE, session.csrf_token)
         for token, secret in self._secrets():
             if token.name == session.name and self.sessions.marked(session.mark, secret):
                 return Caller(session.name, token.scopes & _FOR_PEOPLE, session.csrf_token)

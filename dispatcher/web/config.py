@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import ipaddress
 from collections.abc import Iterator
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -68,6 +71,45 @@ class Tls(BaseModel):
     key_file: SecretFile
 
 
+class Oidc(BaseModel):
+    """A provider of OpenID Connect at which people log in, and which of them may do what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
+    """As the provider names itself; its configuration is at `/.well-known/openid-configuration` below."""
+    client_id: str = Field(min_length=1)
+    client_secret: SecretStr | None = None
+    client_secret_file: SecretFile | None = None
+    scopes: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("openid", "profile", "email")
+    """What is asked for; some providers want one more for groups."""
+    groups_claim: str = "groups"
+    """The claim that lists a person's groups."""
+    read: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Groups and mail addresses that may look."""
+    operate: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Groups and mail addresses that may also redrive and replay."""
+
+    @property
+    def mark(self) -> str:
+        """Changes with what a login was allowed by: sessions from before are over then."""
+        return hashlib.sha256(repr((self.issuer, self.client_id, self.read, self.operate)).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        one_of("client_secret", self.client_secret, self.client_secret_file)
+        if self.client_secret is None and self.client_secret_file is None:
+            raise ValueError("give client_secret or client_secret_file")
+        address = urlsplit(self.issuer)
+        if address.scheme != "https" and not is_loopback(address.hostname or ""):
+            raise ValueError("issuer must be https: whoever is on the way could log in as anybody")
+        if not self.read and not self.operate:
+            raise ValueError("name groups or mail addresses in read or operate, or nobody could do anything")
+        if importlib.util.find_spec("authlib") is None or importlib.util.find_spec("httpx") is None:
+            raise ValueError("oidc needs the extra: pip install 'flyte-notification-dispatcher[oidc]'")
+        return self
+
+
 class HttpConfig(BaseModel):
     """The HTTP intake, the health pages and the console."""
 
@@ -81,6 +123,8 @@ class HttpConfig(BaseModel):
     tokens: tuple[Token, ...] = ()
     """Who may ask for what. Where `listen` is not loopback there must be one; where it is and there is none, this
     machine's users may do everything."""
+    oidc: Oidc | None = None
+    """Where people log in at the console, beside tokens."""
     console: bool = False
     """Serve the console and its API."""
     metrics: Literal["guarded", "open"] = "guarded"
@@ -125,13 +169,18 @@ class HttpConfig(BaseModel):
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         if len({caller.name for caller in callers}) < len(callers):
             raise ValueError("each of tokens needs a name of its own; `publisher` is who shows http.token")
-        if not callers and not self.loopback:
+        if not callers and self.oidc is None and not self.loopback:
             raise ValueError(
                 "listen is not a loopback address: set token or token_file, or tokens, or anyone could publish events"
             )
-        if not callers and self.trusted_proxies:
+        if not callers and self.oidc is None and self.trusted_proxies:
             raise ValueError("trusted_proxies needs tokens: a proxy's clients are not this machine's programs")
-        if callers and self.console and not any(Scope.READ in caller.scopes for caller in callers):
+        if (
+            callers
+            and self.console
+            and self.oidc is None
+            and not any(Scope.READ in caller.scopes for caller in callers)
+        ):
             raise ValueError("console needs one of tokens with the scope read, or nobody could look at it")
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import structlog
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -13,10 +14,10 @@ from starlette.routing import Route
 from dispatcher.web.access import Gate, Scope, client_of, is_foreign, needs
 from dispatcher.web.answers import problem
 from dispatcher.web.limits import too_many
+from dispatcher.web.oidc import HOME, OidcPages, local
 
 log = structlog.get_logger(__name__)
 
-HOME = "/console/"
 _PAGES = Path(__file__).parent / "pages"
 
 
@@ -26,6 +27,8 @@ class LoginPages:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         templates = Environment(loader=FileSystemLoader(_PAGES), autoescape=True, undefined=StrictUndefined)
+        self._provider = urlsplit(gate.oidc.issuer).hostname if gate.oidc is not None else ""
+        self._oidc = OidcPages(gate, gate.oidc) if gate.oidc is not None else None
         self._form = templates.get_template("login.html.j2")
 
     def routes(self) -> list[Route]:
@@ -33,6 +36,7 @@ class LoginPages:
             Route("/login", self._show),
             Route("/login", self._log_in, methods=["POST"]),
             Route("/login/style.css", self._style),
+            *(self._oidc.routes() if self._oidc is not None else ()),
             Route("/logout", needs(Scope.READ, self._log_out), methods=["POST"]),
         ]
 
@@ -68,10 +72,4 @@ class LoginPages:
         return Response((_PAGES / "login.css").read_bytes(), media_type="text/css")
 
     def _page(self, goal: str, trouble: str = "", status: int = 200) -> Response:
-        return HTMLResponse(self._form.render(next=goal, trouble=trouble, oidc=""), status)
-
-
-def local(goal: str) -> str:
-    """Where to go after the login: a path of ours, whatever a link to the login page says."""
-    ours = goal.startswith("/") and not goal.startswith("//") and goal.isprintable() and "\\" not in goal
-    return goal if ours else HOME
+        return HTMLResponse(self._form.render(next=goal, trouble=trouble, oidc=self._provider), status)

@@ -30,10 +30,10 @@ class Session:
 
     name: str
     csrf_token: str
-    mark: str = ""
-    """Of the token that was shown; empty where somebody else vouched for them."""
+    mark: str
+    """Of the token that was shown, or of the provider that vouches for them."""
     scopes: frozenset[Scope] = frozenset()
-    """What that somebody else let them do; who showed a token may do what the token may."""
+    """What the provider's word lets them do; who showed a token may do what the token may."""
 
 
 class _Signer(TimestampSigner):
@@ -83,6 +83,15 @@ class Sessions:
         except (BadData, KeyError, TypeError, ValueError):  # an older version's may have other fields
             return None
 
+    def seal(self, facts: dict[str, Any]) -> str:
+        """Signed, for a browser to keep for us."""
+        return str(self._serializer("sealed").dumps(facts))
+
+    def unseal(self, text: str, seconds: int) -> dict[str, Any]:
+        """What `seal` signed no longer ago than that. Raises itsdangerous' BadData for anything else."""
+        facts: dict[str, Any] = self._serializer("sealed").loads(text, max_age=seconds)
+        return facts
+
     def mark(self, secret: str) -> str:
         """What ties a session to a token, and tells nobody anything of it."""
         return _mark(self._keys()[0], secret)
@@ -91,10 +100,10 @@ class Sessions:
         """Whether `mark` was made of this token, with any of the keys."""
         return any([hmac.compare_digest(mark, _mark(key, secret)) for key in self._keys()])  # noqa: C419 - no early end
 
-    def _serializer(self) -> URLSafeTimedSerializer:
+    def _serializer(self, salt: str = "session") -> URLSafeTimedSerializer:
         oldest_first = self._keys()[::-1]  # itsdangerous signs with the last
         options = {"clock": self._clock, "key_derivation": "hmac", "digest_method": hashlib.sha256}
-        return URLSafeTimedSerializer(oldest_first, "session", signer=_Signer, signer_kwargs=options)
+        return URLSafeTimedSerializer(oldest_first, salt, signer=_Signer, signer_kwargs=options)
 
     def _keys(self) -> Sequence[bytes]:
         """Newest first. A file that can't be read for a moment must not let anybody in: then nobody has a session."""

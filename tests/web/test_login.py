@@ -19,7 +19,8 @@ from starlette.routing import Route
 from dispatcher.web.access import Access, Gate, Scope, needs
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
-from dispatcher.web.login import LoginPages, local
+from dispatcher.web.login import LoginPages
+from dispatcher.web.oidc import local
 from dispatcher.web.server import serving
 from tests.support.chromium import needs_a_browser, opened
 from tests.support.clock import ManualClock
