@@ -418,7 +418,7 @@ class SlackChannel:
 
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._config.timeout)
-            self._session = aiohttp.ClientSession(timeout=limits, trust_env=True)
+            self._session = aiohttp.ClientSession(timeout=limits, trust_env=True, json_serialize=_as_json)
         return self._session
 
     async def _ready(self) -> AsyncWebClient:
@@ -500,6 +500,10 @@ def _body(message: Message, channel: str, *, thread: str | None = None) -> dict[
         "unfurl_media": False,
         "metadata": {"event_type": METADATA_TYPE, "event_payload": {"key": message.key}},
     }
+
+
+def _as_json(body: object) -> str:
+    return orjson.dumps(body).decode()
 
 
 def _worth_asking_again(error: BaseException) -> bool:
