@@ -37,10 +37,10 @@ TAKES = 0.05
 REPLICAS = (1, 2, 4)
 FEW, MANY = 6, 60
 """Hands of a replica: 120 mails a second, which is a quarter of a core; and more than a core can feed."""
-SECONDS = 6.0
+SECONDS = 5.0
 """Of work, at the rate that the hands allow."""
-AT_MOST = 700
-"""Mails a second that are prepared for a replica: what its core may reach with many hands."""
+AT_MOST = 250
+"""Mails a second that are prepared for a replica: many hands could take more, which its core can't."""
 PATIENCE = 90.0
 GOAL = Goal("at least", 0.85)
 _numbers = count(1)
