@@ -53,6 +53,7 @@ class Telemetry:
         self._registry = CollectorRegistry()
         self._described: list[Described] = []
         self._channels: set[str] = set()
+        self._children: dict[tuple[object, ...], Any] = {}
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
         self._declare_intake()
@@ -99,8 +100,8 @@ class Telemetry:
     def heard(self, heard: Heard, *, now: datetime) -> None:
         """A batch is in the ledger."""
         source = heard.source if heard.source in SOURCES else REPLAY
-        self._messages.labels(source).inc(heard.messages)
-        self._last_batch.labels(source).set(now.timestamp())
+        self._of(self._messages, source).inc(heard.messages)
+        self._of(self._last_batch, source).set(now.timestamp())
         if heard.recorded or heard.rejected or heard.started:
             self._entries(heard, source)
 
@@ -121,7 +122,7 @@ class Telemetry:
             self._reconciled.inc(len(heard.new))
 
     def _event(self, source: str, kind: str, phase: str, decision: str) -> None:
-        self._events.labels(source, kind, phase, decision.replace(" ", "_")).inc()
+        self._of(self._events, source, kind, phase, decision.replace(" ", "_")).inc()
 
     def template_failed(self, channel: str) -> None:
         """A built-in template stood in for one that failed."""
@@ -178,16 +179,16 @@ class Telemetry:
                 outcome = "unknown" if doubtful else "retry"
             case Dead():
                 outcome = "dead"
-        self._attempts.labels(channel, outcome).inc()
-        self._provider.labels(channel).observe(_seconds(ending.ended_at - ending.started_at))
+        self._of(self._attempts, channel, outcome).inc()
+        self._of(self._provider, channel).observe(_seconds(ending.ended_at - ending.started_at))
         if not held:
             self._lost_leases.labels(channel).inc()
             return
         if outcome in {"sent", "dead"}:
-            self._deliveries.labels(channel, outcome).inc()
+            self._of(self._deliveries, channel, outcome).inc()
         self._stillborn(ending.follow_ups)
         if outcome == "sent" and ending.delivery.occurred_at is not None and not ending.delivery.instead_of:
-            self._lag.labels(channel).observe(_seconds(ending.ended_at - ending.delivery.occurred_at))
+            self._of(self._lag, channel).observe(_seconds(ending.ended_at - ending.delivery.occurred_at))
 
     def _stillborn(self, made: Sequence[Delivery]) -> None:
         """Whom nobody can serve is owed all the same, dead from the start."""
@@ -324,6 +325,14 @@ class Telemetry:
     def canary_missed(self, channel: str) -> None:
         """A canary has not come through in time."""
         self._canaries.labels(channel, "missed").inc()
+
+    def _of(self, metric: _Metric, *labels: str) -> _Metric:
+        """One series of what is counted on the hot path, found once. Not for gauges that are cleared."""
+        key = (metric, *labels)
+        child: _Metric | None = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
 
     # -- declaring
 
