@@ -52,7 +52,7 @@ from dispatcher.ledger.entries import (
 )
 from dispatcher.ledger.inserting import Insertion, Rows, padded
 from dispatcher.ledger.matters import Matters
-from dispatcher.ledger.search import conditions
+from dispatcher.ledger.search import TOLD, conditions
 from dispatcher.ledger.standings import Standings
 from dispatcher.ledger.tables import (
     Json,
@@ -563,6 +563,9 @@ class Ledger:
             rows.append(_delivery_row(delivery, digest))
         self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
         self._insert(connection, deliveries, rows)
+        if rows and self._database.sqlite:
+            keys = orjson.dumps([row["key"] for row in rows]).decode()
+            connection.exec_driver_sql(TOLD, (keys, keys))
 
     def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet."""

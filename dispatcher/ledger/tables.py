@@ -246,7 +246,7 @@ told = Table(
     sqlite_with_rowid=False,
 )
 """Deliveries by whom they tell: recipients and addresses, in ASCII's lower case. Triggers on `deliveries` keep it, so
-that replicas of every version do."""
+that replicas of every version do; on SQLite the ledger writes it (`search.TOLD`)."""
 
 matters = Table(
     "matters",

@@ -1,6 +1,7 @@
 """What people search by: recipients, launch plans, and an execution's name alone.
 
-`told` is kept by triggers, so that it is whole whichever version of the dispatcher writes and purges.
+`told` is kept by triggers, so that it is whole whichever version of the dispatcher writes and purges. Only on SQLite,
+whose triggers fire for each row and which has no replicas to speak of, the ledger itself writes it while it records.
 """
 
 import sqlalchemy as sa
@@ -10,15 +11,6 @@ revision = "0002"
 down_revision = "0001"
 
 _SQLITE = (
-    """
-    CREATE TRIGGER told_begins AFTER INSERT ON deliveries BEGIN
-      INSERT OR IGNORE INTO told (recipient, created_at, delivery)
-      SELECT substr(lower(value), 1, 320), NEW.created_at, NEW.key FROM json_each(NEW.recipients)
-      UNION ALL
-      SELECT substr(lower(value), 1, 320), NEW.created_at, NEW.key FROM json_each(NEW.addresses)
-      WHERE NEW.addresses <> NEW.recipients;
-    END
-    """,
     """
     CREATE TRIGGER told_ends AFTER DELETE ON deliveries BEGIN
       DELETE FROM told WHERE created_at = OLD.created_at AND delivery = OLD.key AND recipient IN (
