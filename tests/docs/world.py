@@ -148,6 +148,7 @@ def _write_files(folder: Path) -> None:
         "flyte",
         "slack-ops",
         "mail-client",
+        "oidc",
         "ops-url",
         "ops-key",
         "ops-token",
