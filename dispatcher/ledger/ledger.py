@@ -650,18 +650,13 @@ _WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
 """Not bound, or no database sees that the indexes of what waits will do."""
 
 
-def _waits(other: FromClause) -> ColumnElement[bool]:
-    """Of a conversation's other messages. SQLite would look at all that wait instead: it can't know that a conversation is short."""
-    return (other.c.state + "") == _WAITING
-
-
 def _due_statement() -> Select[Any]:
     before, other = deliveries.alias("before"), deliveries.alias("other")
     kept_waiting = (
         select(before.c.key)
         .where(
             before.c.conversation == deliveries.c.conversation,
-            _waits(before),
+            before.c.state == _WAITING,
             or_(
                 before.c.turn < deliveries.c.turn,
                 and_(before.c.turn == deliveries.c.turn, before.c.recovery < deliveries.c.recovery),
@@ -684,7 +679,7 @@ def _due_statement() -> Select[Any]:
         .where(
             other.c.conversation == deliveries.c.conversation,
             other.c.key != deliveries.c.key,
-            _waits(other),
+            other.c.state == _WAITING,
         )
         .exists()
     )

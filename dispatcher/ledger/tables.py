@@ -205,6 +205,14 @@ deliveries = Table(
         postgresql_where=text("conversation IS NOT NULL"),
     ),
     Index(
+        "ix_deliveries_turn",
+        "conversation",
+        "state",  # or SQLite would look through the conversation's history
+        "turn",
+        sqlite_where=text("state = 'waiting' AND conversation IS NOT NULL"),
+        postgresql_where=text("state = 'waiting' AND conversation IS NOT NULL"),
+    ),
+    Index(
         "ix_deliveries_matter",
         "matter",
         "turn",
