@@ -209,7 +209,11 @@ async def test_a_key_is_copied(page: Page, place: Site) -> None:
 async def test_a_message_is_seen_as_its_reader_sees_it_and_can_do_nothing(page: Page, place: Site) -> None:
     await place.ends("one", told=["email", "slack", "pagerduty", "teams"], error={"message": HOSTILE})
     opened: list[object] = []
-    page.on("dialog", opened.append)
+
+    def hear(dialog: object) -> None:
+        opened.append(dialog)
+
+    page.on("dialog", hear)
     for filed in await place.ledger.find(Filter(), limit=9):
         await page.goto(f"{place.url}/console/deliveries/{filed.delivery.key}")
         seen = page.frame_locator("iframe.seen")

@@ -54,7 +54,7 @@ class Api:
             routes=[*(operation.route for operation in self.operations), described],
             exception_handlers={HTTPException: http_problem},
         )
-        mount = Mount(ROOT, pages)
+        mount = Mount(ROOT, pages, max_body_size=2**31)  # what is too large an operation says itself, as a problem
         mount.path_regex = re.compile(
             mount.path_regex.pattern, re.DOTALL
         )  # a line break in a path is answered here too
