@@ -57,6 +57,8 @@ class Message:
     """None where it stands alone."""
     doubtful: bool = False
     """An earlier attempt may have arrived: look before repeating, where the provider allows it."""
+    trace: Mapping[str, str] = field(default_factory=dict)
+    """W3C's `traceparent` and `tracestate` of this attempt, for a provider that carries traces on; empty without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ class WebhookChannel:
         if target is not None:
             own, secret = _own_headers(target, name), _secret(target, name)
             secrets = [*own.values(), *([secret] if secret else [])]
-            headers |= own | (_signature(secret, name, message.key, body) if secret else {})
+            headers |= {**message.trace, **own} | (_signature(secret, name, message.key, body) if secret else {})
         reply = await self._hooks.post(url, body, headers, name)
         # what a server of a rule's choice says is not shown: it may be one of ours that the guard doesn't know
         answer = answer_of(reply, url, secrets) if target is not None else Answer(str(reply.status))

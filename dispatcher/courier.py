@@ -22,6 +22,7 @@ from dispatcher.ledger import Ledger, Settlement
 from dispatcher.pacing import Breaker, Gate, Pace, lesson
 from dispatcher.plan import Planner
 from dispatcher.retry import RetryPolicy
+from dispatcher.tracing import OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class Courier:
     """Told of each ending that is in the ledger, and whether it counted: the lease was still ours."""
     put_off: Callable[[int], None] = lambda _: None
     """Told how many deliveries a claim found due and put off, for their destinations' sake."""
+    tracing: Tracing = OFF
     claimed_at: datetime | None = None
     """When it last got something to carry."""
     _bell: asyncio.Event = field(default_factory=asyncio.Event)
@@ -185,17 +187,21 @@ class Courier:
         except LedgerUnavailable:
             await self._give_back(delivery, due_at=started + GLANCE)
             return
+        span = self._begun(delivery)
+        sending = span.part("dispatcher.send")
         try:
             with self._cancellable():
-                result = await self._attempt(delivery, conversation, left)
+                result = await self._attempt(delivery, conversation, left, sending)
         except asyncio.CancelledError:
+            span.end(outcome="released")
             # It may have arrived: whoever takes it next looks first, where that is possible.
             await self._give_back(replace(delivery, doubtful=True), due_at=self.clock.now())
             return
+        sending.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
         self._breaker.learn(result, ended)
         outcome = judge(delivery, result, now=ended, policy=self.policy, rng=self.rng)
-        _tell(delivery, outcome)
+        _tell(delivery, outcome, span)
         ending = Settlement(
             delivery=delivery,
             outcome=outcome,
@@ -203,9 +209,23 @@ class Courier:
             ended_at=ended,
             lesson=lesson(self._destination(delivery), result, ended, troubled=delivery.troubled),
         )
+        settling = span.part("dispatcher.settle")
         await self._settle(ending)
+        settling.end()
+        span.end(outcome=type(outcome).__name__.lower(), failed=not isinstance(outcome, Sent))
         if isinstance(outcome, Retry):
             self._alarm = min(outcome.at, self._alarm or outcome.at)
+
+    def _begun(self, delivery: Delivery) -> Span:
+        """The attempt's span: within the event's trace, unless it was attempted before, or put back since."""
+        return self.tracing.attempt(
+            delivery.trace,
+            first=delivery.attempt == 1 and delivery.owed_since == delivery.created_at,
+            event=delivery.event,
+            delivery=delivery.key,
+            channel=delivery.channel,
+            attempt=delivery.attempt,
+        )
 
     @contextmanager
     def _cancellable(self) -> Iterator[None]:
@@ -218,7 +238,9 @@ class Courier:
         finally:
             self._sending.discard(task)
 
-    async def _attempt(self, delivery: Delivery, conversation: Conversation | None, limit: timedelta) -> Result:
+    async def _attempt(
+        self, delivery: Delivery, conversation: Conversation | None, limit: timedelta, span: Span
+    ) -> Result:
         """Send once: the receipt, or the exception. The only place where exceptions become values."""
         try:
             addresses = delivery.addresses or tuple(map(self.channel.address, delivery.recipients))
@@ -229,6 +251,7 @@ class Courier:
                 created_at=delivery.created_at,
                 conversation=conversation,
                 doubtful=delivery.doubtful,
+                trace=span.headers,
             )
             async with asyncio.timeout(limit.total_seconds()):
                 return await self.channel.send(message)
@@ -236,7 +259,7 @@ class Courier:
             return Unknown(f"no answer within {limit.total_seconds():.1f} s")
         except Exception as error:
             if not isinstance(error, ChannelError):
-                log.exception("a channel broke its contract", channel=self.name, delivery=delivery.key)
+                log.exception("a channel broke its contract", **_facts(delivery), **span.named)
             return error
 
     async def _settle(self, ending: Settlement) -> None:
@@ -246,9 +269,9 @@ class Courier:
         except LedgerUnavailable:
             held = await self._write_patiently(ending)
         if held is None:
-            log.error("an ending could not be written: it will be tried again", delivery=ending.delivery.key)
+            log.error("an ending could not be written: it will be tried again", **_facts(ending.delivery))
         elif not held:
-            log.warning("the lease had run out: another worker's word counts", delivery=ending.delivery.key)
+            log.warning("the lease had run out: another worker's word counts", **_facts(ending.delivery))
 
     async def _write_patiently(self, ending: Settlement) -> bool | None:
         """Again and again while the ledger is away; None where that lasts too long."""
@@ -298,16 +321,22 @@ class Courier:
         try:
             await self.ledger.release(delivery, due_at=due_at)
         except LedgerUnavailable:
-            log.warning("could not release a delivery: it is due again when its lease runs out", delivery=delivery.key)
+            log.warning("could not release a delivery: it is due again when its lease runs out", **_facts(delivery))
 
 
-def _tell(delivery: Delivery, outcome: Outcome) -> None:
-    facts = {
+def _facts(delivery: Delivery) -> dict[str, str | int]:
+    """What every line about a delivery says."""
+    return {
         "execution": delivery.event,
         "channel": delivery.channel,
         "delivery": delivery.key,
         "attempt": delivery.attempt,
     }
+
+
+def _tell(delivery: Delivery, outcome: Outcome, span: Span) -> None:
+    facts = {**_facts(delivery), **span.named}
+    log.debug("attempted", **facts, recipients=delivery.recipients, addresses=delivery.addresses, outcome=repr(outcome))
     match outcome:
         case Sent(receipt):
             log.info("sent", **facts, answer=receipt.answer.status, refused=len(receipt.failures))

@@ -74,6 +74,8 @@ class Delivery:
     """Its destination has failed lately; not stored."""
     occurred_at: datetime | None = None
     """When what it tells of happened; unknown of what an earlier version recorded."""
+    trace: str = ""
+    """Its event's (`tracing.Span.trace`); the ledger gives it to all that is owed for an event."""
     first: bool = False
     """Nothing else was said in its conversation when it was claimed, and nothing made it pointless; not stored."""
     followed: bool = False

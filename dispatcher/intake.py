@@ -16,13 +16,14 @@ from typing import TypeVar
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.decode import Headers, decode, kind_of
+from dispatcher.decode import Headers, decode, kind_of, trace_context
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import Ledger, Recorded, Rejected, rejected_id
 from dispatcher.plan import Planner
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide, decides_itself
 from dispatcher.source import Batch, Source
+from dispatcher.tracing import OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +72,7 @@ class _Ended:
     headers: Headers
     value: bytes
     position: str
+    span: Span
 
 
 _Read = _Ended | Rejected | Started
@@ -91,6 +93,7 @@ class Intake:
     """Told of each batch that is in the ledger: couriers may have work."""
     look_up: LookUp | None = None
     """Asks FlyteAdmin; None where rules come from events and files alone."""
+    tracing: Tracing = OFF
 
     async def run(self, source: Source) -> None:
         """Take batches until the source ends.
@@ -168,7 +171,8 @@ class Intake:
             return event if self.look_up is None else None
         if event is None or not event.phase.terminal:
             return None
-        return _Ended(event, headers, value or b"", position)
+        span = self.tracing.intake(partial(trace_context, headers, value))
+        return _Ended(event, headers, value or b"", position, span)
 
     async def _decided(self, read: Sequence[_Read], decided: MutableMapping[int, Entry]) -> list[Entry]:
         """The entries, in the order of what was read; what an event alone doesn't settle is looked up side by side.
@@ -192,13 +196,17 @@ class Intake:
         return [decided[at] for at in range(len(read))]
 
     async def _look_up(self, at: int, ended: _Ended, look_up: LookUp, decided: MutableMapping[int, Entry]) -> None:
+        looking = ended.span.part("dispatcher.look_up")
         try:
             answer = await look_up(ended.event.execution)
         except Unavailable:
+            looking.end(failed=True)
             raise
         except Exception as error:  # noqa: BLE001 - one execution that trips over a bug of ours must not hold up the others
-            decided[at] = self._trip_over(error, ended.headers, ended.value, ended.position)
+            looking.end(failed=True)
+            decided[at] = self._stumble(error, ended)
         else:
+            looking.end()
             decided[at] = self._weigh(ended, answer, None)
 
     async def _recall(self, read: Iterable[_Read]) -> Mapping[ExecutionId, Started]:
@@ -214,7 +222,12 @@ class Intake:
         recorded = [entry for entry in entries if isinstance(entry, Recorded)]
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
         started = [entry for entry in entries if isinstance(entry, Started)]
+        recording = [entry.span.part("dispatcher.record") for entry in recorded]
         new = await self.ledger.record(recorded, rejected, started, now=self.clock.now())
+        for entry, part in zip(recorded, recording, strict=True):
+            part.end()
+            known = "" if entry.event.key in new else "known"
+            entry.span.end(event=entry.event.key, verdict=known or entry.verdict, deliveries=len(entry.deliveries))
         if started:
             await self._replay({entry.execution for entry in started})
         heard = Heard(recorded, rejected, new, started, source, messages)
@@ -237,6 +250,7 @@ class Intake:
             event = started.complete(event) if started is not None else event
             decision = decide(event, self.rules(), answer)
             if not decision.verdict.known:
+                ended.span.end(event=event.key, verdict="rejected", failed=True)
                 return self._reject(decision.reason, ended.headers, ended.value, ended.position, event=event.key)
             now = self.clock.now()
             silenced = decision.verdict is Verdict.SILENCED
@@ -250,12 +264,19 @@ class Intake:
                 version=None if silenced else self.planner.version(event, decision.rules, now=now),
                 recovery=None if silenced else self.planner.recovery(event, now=now),
                 kind=kind_of(ended.headers),
+                span=ended.span,
             )
         except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
-            return self._trip_over(error, ended.headers, ended.value, ended.position)
+            return self._stumble(error, ended)
 
-    def _trip_over(self, error: Exception, headers: Headers, value: bytes, position: str) -> Rejected:
-        log.error("a message could not be handled", position=position, exc_info=error)
+    def _stumble(self, error: Exception, ended: _Ended) -> Rejected:
+        ended.span.end(event=ended.event.key, verdict="rejected", failed=True)
+        return self._trip_over(error, ended.headers, ended.value, ended.position, ended.event.key)
+
+    def _trip_over(
+        self, error: Exception, headers: Headers, value: bytes, position: str, event: str | None = None
+    ) -> Rejected:
+        log.error("a message could not be handled", execution=event, position=position, exc_info=error)
         return self._reject(f"internal error: {type(error).__name__}; see the log", headers, value, position)
 
     def _reject(
@@ -292,8 +313,14 @@ async def _until_done(step: Callable[[], Awaitable[_Done]], source: Source) -> _
 def _tell(heard: Heard) -> None:
     for entry in heard.recorded:
         if entry.event.key in heard.new:
-            owed = len(entry.deliveries)
-            log.info("recorded", execution=entry.event.key, verdict=entry.verdict, reason=entry.reason, deliveries=owed)
+            log.info(
+                "recorded",
+                execution=entry.event.key,
+                verdict=entry.verdict,
+                reason=entry.reason,
+                deliveries=len(entry.deliveries),
+                **entry.span.named,
+            )
     for refused in heard.rejected:
         log.warning(
             "rejected", id=refused.id, position=refused.position, execution=refused.event, reason=refused.reason

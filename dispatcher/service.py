@@ -35,6 +35,7 @@ from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.settings import LedgerSettings, Settings
 from dispatcher.telemetry import Telemetry
+from dispatcher.tracing import OFF, Tracing, open_tracing
 from dispatcher.watchdog import Rounds, Watchdog
 from dispatcher.web.access import Gate, Scope, needs
 from dispatcher.web.app import application
@@ -75,6 +76,7 @@ class Service:
     """The rooms that bring work, or none."""
     _rounds: Rounds | None = None
     _canary: Canary | None = None
+    _tracing: Tracing = OFF
     _opening: asyncio.Timeout | None = None
     """While we wait for the ledger: what ends that."""
     _open: bool = False
@@ -103,6 +105,8 @@ class Service:
             channels = open_channels(self.settings)
             for channel in channels.values():
                 stack.push_async_callback(channel.aclose)
+            self._tracing = open_tracing(self.settings.tracing)
+            stack.push_async_callback(asyncio.to_thread, self._tracing.close)
             rules = LaunchPlanFiles(self.settings.rules.launch_plans)
             rules.load()
             rules.tell_problems()
@@ -112,7 +116,7 @@ class Service:
                 self.telemetry.channel(name)
             self._couriers = [self._courier(name, channel, ledger, planner) for name, channel in channels.items()]
             look_up = admin.look_up if admin is not None else None
-            intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up)
+            intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up, self._tracing)
             source = KafkaSource(self.settings.kafka, is_foreign) if self.settings.kafka is not None else None
             self._canary = self._making_canary(ledger, intake)
             url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
@@ -264,6 +268,7 @@ class Service:
             lease=self.settings.ledger.lease,
             settled=self.telemetry.settled,
             put_off=partial(self.telemetry.put_off, name),
+            tracing=self._tracing,
         )
 
     @asynccontextmanager

@@ -39,6 +39,7 @@ from dispatcher.located import Document, Malformed, parse
 from dispatcher.pacing import Pace, RateOption
 from dispatcher.rendering import Override
 from dispatcher.retry import RetryPolicy
+from dispatcher.tracing import TracingConfig
 from dispatcher.watchdog import WatchdogConfig
 from dispatcher.web.config import HttpConfig
 
@@ -223,6 +224,7 @@ class Settings(BaseSettings):
     """Where an execution's logs are: an address with `{project}`, `{domain}` and `{name}` in it, to be filled in."""
     watchdog: WatchdogConfig = WatchdogConfig()
     canary: CanaryConfig | None = None
+    tracing: TracingConfig | None = None
     grace: Duration = timedelta(seconds=20)
     """How long a stop waits for messages that are on their way."""
     log: Literal["json", "console", "auto"] = "auto"

@@ -12,7 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from dispatcher.decode import flyte
-from dispatcher.decode.cloudevents import Headers, envelope, enveloped_data, load_json, type_header
+from dispatcher.decode.cloudevents import (
+    Headers,
+    envelope,
+    enveloped_data,
+    load_json,
+    trace_context,
+    type_header,
+)
 from dispatcher.errors import Unreadable
 from dispatcher.event import Event, Started
 from dispatcher.phase import Phase
@@ -36,7 +43,7 @@ _SHORT = {
     None: "structured",
 }
 
-__all__ = ["NATIVE", "Headers", "decode", "is_foreign", "kind_of"]
+__all__ = ["NATIVE", "Headers", "decode", "is_foreign", "kind_of", "trace_context"]
 
 
 def kind_of(headers: Headers) -> str:

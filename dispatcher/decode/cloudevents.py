@@ -29,6 +29,28 @@ def type_header(headers: Headers) -> bytes | None:
     return None
 
 
+def trace_context(headers: Headers, value: bytes | None) -> dict[str, str]:
+    """The W3C trace context of a message: `traceparent` and `tracestate`, as far as it brings them.
+
+    What the transport says goes before the event's own attributes, which tell of where the event began. Source: the
+    CloudEvents extension "distributed tracing".
+    """
+    found: dict[str, str] = {}
+    for prefix in ("", "ce_"):
+        if "traceparent" not in found:
+            found = {
+                name: content.decode("latin-1")
+                for name in ("traceparent", "tracestate")
+                for header, content in headers
+                if header.lower() == prefix + name
+            }
+    if "traceparent" in found or type_header(headers) is not None:
+        return found
+    body = load_json(value)
+    names = ("traceparent", "tracestate")
+    return {name: body[name] for name in names if isinstance(body, dict) and isinstance(body.get(name), str)}
+
+
 def load_json(value: bytes | None) -> Any:
     """Parse JSON. Raises Unreadable, saying where it breaks."""
     if not value:

@@ -11,6 +11,7 @@ from typing import Any
 from dispatcher.delivery import Delivery, NewVersion, Outcome, Recovery, State
 from dispatcher.event import Event
 from dispatcher.pacing import Lesson
+from dispatcher.tracing import UNSEEN, Span
 
 BODY_KEPT = 64 * 1024
 """Bytes of a rejected message that are kept."""
@@ -33,6 +34,8 @@ class Recorded:
     """What is told where the launch plan's version is new; None where nobody wants to know."""
     kind: str = ""
     """What the message was (`decode.kind_of`); not stored."""
+    span: Span = UNSEEN
+    """The event's way into the ledger; its deliveries keep its trace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,7 +172,8 @@ class Ledger:
             + [one.matter for one in runs.values()]
         )
         first = failures if recoveries else []  # what a success ends may be among them
-        self._insert_deliveries(connection, first)
+        traces = {entry.event.key: entry.span.trace for entry in entries}
+        self._insert_deliveries(connection, first, traces)
         for delivery in failures:
             standing.failed(delivery)
         good_news = [
@@ -187,7 +188,7 @@ class Ledger:
             one for one in owed if (not first if one.matter else (one.event, one.channel, one.addresses) not in told)
         ]
         changes = [told for run in runs.values() if standing.is_new(run) for told in run.tell()]
-        self._insert_deliveries(connection, [*good_news, *rest, *changes])
+        self._insert_deliveries(connection, [*good_news, *rest, *changes], traces)
 
     async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
         """What is remembered of these executions' starts."""
@@ -318,7 +319,8 @@ class Ledger:
         for ending, rows in _endings(counting).items():
             connection.execute(ending, rows)
         connection.execute(_ATTEMPTS, [_attempt_row(entry, held=entry.delivery.key in held) for entry in settlements])
-        self._insert_deliveries(connection, [follow for entry in counting for follow in entry.follow_ups])
+        traces = {entry.delivery.event: entry.delivery.trace for entry in counting}
+        self._insert_deliveries(connection, [follow for entry in counting for follow in entry.follow_ups], traces)
         lessons: dict[str, list[Lesson]] = {}
         for entry in settlements:
             if entry.lesson is not None:
@@ -552,14 +554,15 @@ class Ledger:
             rejected.c.event.startswith(f"{execution}/", autoescape=True), and_(rejected.c.event.is_(None), *named)
         )
 
-    def _insert_deliveries(self, connection: Connection, owed: Sequence[Delivery]) -> None:
+    def _insert_deliveries(self, connection: Connection, owed: Sequence[Delivery], traces: Mapping[str, str]) -> None:
+        """Write what is owed, with its content; `traces`: by the event's key."""
         bodies = {}
         rows = []
         for delivery in owed:
             body = Json(orjson.dumps(delivery.content))
             digest = hashlib.sha256(body).hexdigest()
             bodies[digest] = body
-            rows.append(_delivery_row(delivery, digest))
+            rows.append(_delivery_row(delivery, digest, traces.get(delivery.event)))
         self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
         self._insert(connection, deliveries, rows)
         if rows and self._database.sqlite:
@@ -782,7 +785,7 @@ def _claimed(row: Row[Any], lease: str, until: datetime, standing: Standing) -> 
     )
 
 
-def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
+def _delivery_row(delivery: Delivery, digest: str, trace: str | None) -> dict[str, Any]:
     return {
         "key": delivery.key,
         "event": delivery.event,
@@ -808,6 +811,7 @@ def _delivery_row(delivery: Delivery, digest: str) -> dict[str, Any]:
         "instead_of": delivery.instead_of or None,
         "booked": delivery.booked,
         "occurred_at": delivery.occurred_at,
+        "trace": trace or None,
     }
 
 
@@ -873,6 +877,7 @@ def _delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
         instead_of=row.instead_of or "",
         booked=row.booked,
         occurred_at=row.occurred_at,
+        trace=row.trace or "",
     )
 
 

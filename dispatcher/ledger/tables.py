@@ -196,6 +196,7 @@ deliveries = Table(
     Column("instead_of", String(64)),
     Column("booked", Boolean, nullable=False),
     Column("occurred_at", UtcTime),
+    Column("trace", String(600)),
     Index("ix_deliveries_event", "event"),
     Index(
         "ix_deliveries_conversation",

@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 PATIENCE = "5"
 """Seconds to wait before a publisher tries again, while the ledger or FlyteAdmin is away."""
 
+_KEPT = frozenset({"content-type", "traceparent", "tracestate"})
+
 Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[Heard]]
 
 
@@ -46,11 +48,11 @@ class EventsPage:
 
 
 def _kafka_headers(request: Request) -> Headers:
-    """HTTP's `ce-type` is Kafka's `ce_type`. Other headers, among them the token, are not kept."""
+    """HTTP's `ce-type` is Kafka's `ce_type`. Of the others the trace's are kept; among the rest is the token."""
     kept = []
     for name, value in request.headers.raw:
         text = name.decode("latin-1").lower()
-        if text.startswith("ce-") or text == "content-type":
+        if text.startswith("ce-") or text in _KEPT:
             kept.append((text.replace("ce-", "ce_", 1), value))
     return kept
 
