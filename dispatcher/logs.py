@@ -1,12 +1,17 @@
-"""How we log: readable at a terminal, JSON elsewhere; one line a fact."""
+"""How we log: readable at a terminal, JSON elsewhere; one line a fact.
+
+Mail addresses are masked above the level debug: relays and Slack name people in their answers, and a log is read by more
+people than the ledger, which has the full text.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 
 @contextmanager
@@ -28,6 +33,34 @@ _tracebacks = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)  # locals hold tokens and addresses
 )
 
+_LOCAL = r"""(?: "[^"\n]{1,64}" | [^\s<>()\[\]{},;:"'`|=@\\/]{1,64} )"""
+_ADDRESS = re.compile(
+    rf"""
+    {_LOCAL} (?= @ (?: \[ | [\w-]+ (?: \.[\w-]+ )* \.[^\W\d_]{{2,}} ) )  # a host with dots, or its bare address
+    | (?<! [^\s<>()\[\]{{}},;:"'`|=@\\] ) {_LOCAL} (?= @ \w )  # any host; but PROJECT/DOMAIN/NAME@VERSION is no mailbox
+    """,
+    re.VERBOSE,
+)
+
+
+def masked(value: Any) -> Any:
+    """The same without the people in mail addresses; their hosts stay, as an operator needs them."""
+    match value:
+        case str():
+            return _ADDRESS.sub("…", value) if "@" in value else value
+        case dict():
+            return {masked(name): masked(one) for name, one in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [masked(one) for one in value]
+        case None | bool() | int() | float():
+            return value
+        case _:
+            return masked(str(value))
+
+
+def _mask(_logger: object, level: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return line if level == "debug" else masked(line)
+
 
 def configure(form: Literal["json", "console", "auto"], *, level: int = logging.INFO) -> None:
     """Send structlog, and the libraries' own warnings, to standard error."""
@@ -40,9 +73,13 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
         structlog.processors.UnicodeDecoder(),
     ]
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [
+            structlog.processors.format_exc_info,
+            _mask,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]
         if readable
-        else [_tracebacks, structlog.processors.JSONRenderer()]
+        else [_tracebacks, _mask, structlog.processors.JSONRenderer()]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -59,7 +96,7 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
     # uvicorn warns of every request that isn't HTTP, and so anybody could fill the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,

@@ -229,6 +229,8 @@ class Settings(BaseSettings):
     """How long a stop waits for messages that are on their way."""
     log: Literal["json", "console", "auto"] = "auto"
     """`auto`: readable at a terminal, JSON elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """`debug` names recipients and addresses, which no other level does."""
 
     @model_validator(mode="after")
     def _reconciles_with_someone(self) -> Self:

@@ -8,6 +8,7 @@ from dispatcher.cli.options import Config
 def serve(config: Config = None) -> None:
     """Run the service, until SIGTERM or SIGINT. It then takes nothing more and finishes what is in hand."""
     import asyncio
+    import logging
     import signal
 
     from dispatcher import collector, logs, loop
@@ -15,7 +16,7 @@ def serve(config: Config = None) -> None:
     from dispatcher.settings import load
 
     settings = load(config)
-    logs.configure(settings.log)
+    logs.configure(settings.log, level=logging.getLevelNamesMapping()[settings.log_level.upper()])
     service = Service(settings, ready=lambda _: collector.settle_in())
 
     async def run() -> None:
