@@ -406,7 +406,7 @@ class SlackChannel:
         try:
             return await client.api_call(method, http_verb="GET" if form else "POST", **payload)  # type: ignore[arg-type]
         except SlackApiError as error:
-            raise _meaning(error) from None
+            raise _meaning(error, client.token or "") from None
         except aiohttp.ClientConnectorError as error:
             reason = error.strerror or type(error).__name__
             raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
@@ -510,13 +510,13 @@ def _worth_asking_again(error: BaseException) -> bool:
     return isinstance(error, Unknown) or (isinstance(error, Later) and error.retry_after is None)
 
 
-def _meaning(error: SlackApiError) -> ChannelError:
+def _meaning(error: SlackApiError, token: str) -> ChannelError:
     """What an answer that is not `ok` means. Slack's common errors, sorted by what to do next."""
     response = error.response
     status = int(getattr(response, "status_code", 0) or getattr(response, "status", 0))
     data = getattr(response, "data", None)
-    code = str(data.get("error", "")) if isinstance(data, dict) else ""
-    answer = Answer(code or str(status), _excerpt(data))
+    code = _without(token, str(data.get("error", "")) if isinstance(data, dict) else "")
+    answer = Answer(code or str(status), _excerpt(data, token))
     wish = retry_after(getattr(response, "headers", None) or {})
     if status == 429 or code in _LATER:
         return Later(f"Slack takes no more for now: {code or status}", answer=answer, retry_after=wish)
@@ -530,9 +530,14 @@ def _meaning(error: SlackApiError) -> ChannelError:
     return Never(f"Slack refused: {code}{'; ' + advice if advice else ''}", answer=answer)
 
 
-def _excerpt(data: object) -> str:
+def _without(token: str, said: str) -> str:
+    """A proxy at `api_url` may repeat what it was shown."""
+    return said.replace(token, "********") if token else said
+
+
+def _excerpt(data: object, token: str) -> str:
     """What Slack said, without what it repeats of the message."""
     if not isinstance(data, dict):
         return ""
     said = {name: data[name] for name in ("error", "needed", "provided", "errors", "warning") if name in data}
-    return orjson.dumps(said).decode()[:EXCERPT]
+    return _without(token, orjson.dumps(said).decode())[:EXCERPT]
