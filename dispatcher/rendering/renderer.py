@@ -215,7 +215,11 @@ class Renderer:
         if not reason:
             return content
         log.error(
-            "a template failed: the built-in one is used instead", channel=channel, reason=reason, next_messages=rest
+            "a template failed: the built-in one is used instead",
+            execution=_event(context),
+            channel=channel,
+            reason=reason,
+            next_messages=rest,
         )
         self._failed(channel)
         return None
@@ -227,7 +231,11 @@ class Renderer:
         try:
             html = flyte.substitute(template, context, budget=limits.MAIL_HTML)
         except flyte.TooLarge:
-            log.error("a launch plan's own template is too large: the built-in one is used instead", what=context.what)
+            log.error(
+                "a launch plan's own template is too large: the built-in one is used instead",
+                execution=_event(context),
+                what=context.what,
+            )
             self._failed(channel)
             return content
         if not html.strip():
@@ -240,6 +248,11 @@ class Renderer:
             context = context_of(event, self._console_url, self._logs_url)
             self._latest = (event, replace(context, severity=self._severity(event) or context.severity))
         return self._latest[1]
+
+
+def _event(context: Context) -> str:
+    """The key of the event that it tells of."""
+    return f"{context.project}/{context.domain}/{context.name}/{context.phase.upper()}"
 
 
 def _addressed(channel: str, event: Event, content: Content) -> Content:

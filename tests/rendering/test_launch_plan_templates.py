@@ -53,7 +53,7 @@ def test_a_template_that_would_fill_the_mailbox_gives_way_to_the_built_in_one(te
     event = an_event(error={"message": "x" * 90_000})
     with capture_logs() as logs:
         assert RENDERER.render("email", event, template=template) == RENDERER.render("email", event)
-    assert logs[0]["log_level"] == "error"
+    assert (logs[0]["log_level"], logs[0]["execution"]) == ("error", event.key)
 
 
 def test_a_template_without_words_gets_the_built_in_text_and_an_empty_one_the_built_in_mail() -> None:

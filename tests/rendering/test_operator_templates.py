@@ -74,7 +74,9 @@ def test_a_template_that_cannot_work_is_found_with_its_line_and_the_message_goes
     event = an_event()
     with capture_logs() as logs:
         assert renderer.render(channel, event) == Renderer().render(channel, event)
-    assert [(entry["log_level"], entry["channel"]) for entry in logs] == [("error", channel)]
+    assert [(entry["log_level"], entry["channel"], entry["execution"]) for entry in logs] == [
+        ("error", channel, event.key)
+    ]
     assert words in logs[0]["reason"]
 
 
