@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 import typer
@@ -19,6 +17,9 @@ ledger = typer.Typer(name="ledger", help="The ledger's tables: what version they
 @ledger.command()
 def migrate(config: Config = None) -> None:
     """Bring the tables up to date, beside replicas at work; `serve` does so too. Waits half a minute for the ledger."""
+    import asyncio
+    import logging
+
     from dispatcher import logs
     from dispatcher.ledger import HEAD
     from dispatcher.service import migrated
@@ -37,6 +38,8 @@ def migrate(config: Config = None) -> None:
 @ledger.command()
 def status(config: Config = None) -> None:
     """Say what version the tables are. Exit status 1 where this dispatcher has to migrate them, or can't use them."""
+    import asyncio
+
     from dispatcher.ledger import Ledger
     from dispatcher.settings import LedgerSettings, load
 

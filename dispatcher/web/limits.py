@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dispatcher.clock import Clock
 from dispatcher.pacing import Rate
-from dispatcher.web.answers import problem
+from dispatcher.web.answers import problem, problem_details
 
 LARGEST = 256 * 1024
 """Bytes of a form, or of JSON for the API."""
@@ -72,7 +72,8 @@ class Limits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wrong = _wrong(scope) if scope["type"] == "http" else None
         # where two readers could disagree on where a request ends, the next one on its connection may be anybody's
-        await (problem(*wrong, {"Connection": "close"}) if wrong else self._app)(scope, receive, send)
+        refusal = problem_details if scope.get("path", "").startswith("/api/") else problem
+        await (refusal(*wrong, {"Connection": "close"}) if wrong else self._app)(scope, receive, send)
 
 
 def _wrong(scope: Scope) -> tuple[int, str] | None:

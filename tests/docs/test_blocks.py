@@ -90,10 +90,11 @@ async def test_every_piece_of_yaml_is_taken_by_the_one_it_is_for(block: Block, h
         await _checks_out(data, here)
     elif set(data) <= set(KINDS):
         await _checks_out({"channels": data}, here)
-    elif "cloudEvents" in data:
-        (here.folder / "flyteadmin.yaml").write_text(text)
+    elif "cloudEvents" in data or "eventsPublisher" in data:
+        events = data.get("cloudEvents", data)
+        (here.folder / "flyteadmin.yaml").write_text(yaml.safe_dump({"cloudEvents": events}))
         _, said = await here.run(["dispatcher", "import", "flyteadmin.yaml"])
-        assert data["cloudEvents"]["eventsPublisher"]["topicName"] in said
+        assert events["eventsPublisher"]["topicName"] in said
     else:
         assert block.file == "ntfy.yaml" or "auth" in data, (
             f"{block}: whose is it?"

@@ -258,7 +258,7 @@ async def test_the_document_holds_for_whatever_is_asked(place: Site, tmp_path: P
             "--seed",
             "7",
             "--workers",
-            "2",
+            "1",
             "--no-color",
         ),
         *("--exclude-checks", "positive_data_acceptance,ignored_auth"),

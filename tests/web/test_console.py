@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
+from html import unescape
 from pathlib import Path
 from typing import Literal
 
@@ -104,6 +106,19 @@ async def test_every_page_passes_axe_in_light_and_dark_and_fits_a_phone(page: Pa
         wide = await page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 360, f"{name} is {wide} wide"
         await page.set_viewport_size({"width": 1200, "height": 860})
+
+
+async def test_what_is_older_is_a_link_away(place: Site) -> None:
+    for name in ("one", "two", "three"):
+        await place.ends(name, told=["email"])
+    for listed in ("deliveries", "executions"):
+        path, seen = f"/console/{listed}?limit=1", []
+        for _ in range(3):
+            shown = await html(place, path)
+            seen += [name for name in ("one", "two", "three") if f"production/{name}" in shown]
+            older = re.search(rf'href="(/console/{listed}[^"]*after=[^"]+)"', shown)
+            path = unescape(older[1]) if older else path
+        assert sorted(seen) == ["one", "three", "two"], listed
 
 
 @needs_a_browser

@@ -21,8 +21,9 @@ from dispatcher.event import ExecutionId
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.views import Happening
 from dispatcher.web.access import caller, needs
+from dispatcher.web.answers import problem_details
 from dispatcher.web.api import models
-from dispatcher.web.api.operations import Asked, Operation, Problem, document, http_problem, problem_details
+from dispatcher.web.api.operations import Asked, Operation, Problem, document, http_problem
 from dispatcher.web.config import Scope
 from dispatcher.web.desk import Desk
 from dispatcher.web.feed import Feed

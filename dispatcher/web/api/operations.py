@@ -18,12 +18,12 @@ from starlette.routing import Route
 from dispatcher.errors import Unavailable
 from dispatcher.version import __version__
 from dispatcher.web.access import needs
+from dispatcher.web.answers import PROBLEM, ProblemDetails, problem_details
 from dispatcher.web.config import Scope
 from dispatcher.web.session import COOKIE
 
 LARGEST = 256 * 1024
 """Bytes of a request's body."""
-PROBLEM = "application/problem+json"
 _REF = "#/components/schemas/{model}"
 
 
@@ -35,15 +35,6 @@ class Problem(Exception):
         self.status = status
         self.detail = detail
         self.headers = headers
-
-
-class ProblemDetails(BaseModel):
-    """What went wrong (RFC 9457)."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +85,6 @@ class Operation:
         if isinstance(answer, Response):
             return answer
         return Response(answer.model_dump_json(), media_type="application/json")
-
-
-def problem_details(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    details = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail)
-    return Response(details.model_dump_json(), status, dict(headers or {}), media_type=PROBLEM)
 
 
 async def http_problem(_: Request, error: Exception) -> Response:

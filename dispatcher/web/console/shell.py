@@ -140,7 +140,11 @@ def _environment(clock: Clock) -> Environment:
 
 def url(*path: str, **query: Any) -> str:
     """An address in the console; what is None is left out of the query."""
-    asked = [(name, value) for name, value in query.items() if value is not None and value != ""]
+    asked = [
+        (name, value if isinstance(value, list) else str(value))  # a cursor is a pair, and one value all the same
+        for name, value in query.items()
+        if value is not None and value != ""
+    ]
     steps = "/".join(quote(step, safe="") for step in path)
     return f"{ROOT}/{steps}" + (f"?{urlencode(asked, doseq=True)}" if asked else "")
 
