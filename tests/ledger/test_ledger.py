@@ -24,6 +24,7 @@ from dispatcher.ledger.ledger import LATE
 from dispatcher.ledger.tables import Packed
 from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
 from dispatcher.phase import Phase
+from dispatcher.tracing import Span
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event, an_execution
 
 MINUTE = timedelta(minutes=1)
@@ -208,6 +209,23 @@ async def test_follow_ups_are_written_with_the_settlement(ledger: Ledger) -> Non
 
     (dead,) = await ledger.find(Filter(states=frozenset({State.DEAD})), limit=5)
     assert dead.delivery.reason == "550"
+
+
+class Traced(Span):
+    """An event whose trace is known."""
+
+    @property
+    def trace(self) -> str:
+        return "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 vendor=its-own"
+
+
+async def test_all_that_is_owed_for_an_event_keeps_its_trace(ledger: Ledger) -> None:
+    await ledger.record([replace(heard(a_delivery()), span=Traced())], [], now=NOW)
+    (claimed,) = await claim(ledger)
+    follow_up = a_delivery(to="fallback@example.com")
+    await ledger.settle(ended(claimed, Dead("no such mailbox"), follow_up))
+    (next_one,) = await claim(ledger)
+    assert claimed.trace == next_one.trace == Traced().trace
 
 
 async def test_many_settlements_at_once_are_all_written(ledger: Ledger) -> None:
