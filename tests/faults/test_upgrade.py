@@ -18,7 +18,6 @@ from dispatcher.ledger import HEAD
 from tests.faults.rig import Publish, Replica, an_owing_event, publishing, replicas, the_truth
 from tests.support.brokers import Broker
 from tests.support.next_version import NEXT, NextVersion
-from tests.support.service import COMMAND
 from tests.support.standins import StandIns
 
 pytestmark = [pytest.mark.faults, pytest.mark.broker, pytest.mark.timeout(400)]
@@ -88,7 +87,7 @@ async def _upgrade(old: list[Replica], new: list[Replica], after: NextVersion, f
     for replica in old:
         await replica.ready()
     await asyncio.sleep(WHILE)
-    said = await _migrate(after, folder / "old one.yaml")
+    said = await after.migrate(folder / "old one.yaml")
     assert said == f"ledger     brought from version {HEAD} to {NEXT}\n"
     await asyncio.sleep(WHILE)
     await old[0].stop()
@@ -110,21 +109,6 @@ async def _roll_back(old: list[Replica], new: list[Replica]) -> None:
     for replica in new:
         await replica.stop()
     await asyncio.sleep(WHILE)
-
-
-async def _migrate(version: NextVersion, config: Path) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND,
-        *("ledger", "migrate", "--config", str(config)),
-        env=version.environment,
-        cwd=version.folder,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
 
 
 async def _publish_until(over: asyncio.Event, publish: Publish) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dispatcher.ledger.database import COMPATIBLE, HEAD
+from tests.support.service import command
 
 ROOT = Path(__file__).parents[2]
 NEXT = f"{int(HEAD) + 1:04}"
@@ -47,3 +48,10 @@ class NextVersion:
     def environment(self) -> Mapping[str, str]:
         """Its own packages go before this version's."""
         return {**os.environ, "PYTHONPATH": str(self.folder)}
+
+    async def migrate(self, config: Path) -> str:
+        """Run its `dispatcher ledger migrate`; what that said."""
+        arguments = ("ledger", "migrate", "--config", str(config))
+        status, out, err = await command(*arguments, env=self.environment, cwd=self.folder)
+        assert status == 0, err
+        return out

@@ -94,9 +94,11 @@ async def _ready(replica: Replica) -> None:
             await asyncio.sleep(0.1)
 
 
-async def command(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+async def command(
+    *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> tuple[int, str, str]:
     """Run one command of the dispatcher: its exit status, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=env)
+    process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=env, cwd=cwd)
     async with asyncio.timeout(90):
         out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
