@@ -325,7 +325,8 @@ async def test_while_the_ledger_is_away_intake_rests_keeps_its_place_and_goes_on
             await asyncio.sleep(0.5)
         rested = time.monotonic() - began
         assert sum(process.cpu_times()[:2]) - busy < rested / 4
-        assert len(replica.log.splitlines()) - lines < 6 * rested  # three couriers and intake, once a second
+        # three couriers and intake once a second, a publisher twice; each may have one more at the beginning
+        assert len(replica.log.splitlines()) - lines <= 6 * (rested + 1)
         assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 5
 
         await asyncio.to_thread(own_postgres.start)
