@@ -418,7 +418,8 @@ class SlackChannel:
 
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._config.timeout)
-            self._session = aiohttp.ClientSession(timeout=limits, trust_env=True, json_serialize=_as_json)
+            # slack-sdk finds the proxy by itself; aiohttp would look into ~/.netrc for each message, in a thread.
+            self._session = aiohttp.ClientSession(timeout=limits, json_serialize=_as_json)
         return self._session
 
     async def _ready(self) -> AsyncWebClient:
