@@ -147,6 +147,7 @@ async def test_an_operators_day(
 async def deploy(day: Day) -> None:
     """Two replicas; failures are told by mail and on Slack."""
     await asyncio.gather(day.start("one"), day.start("two"))
+    await until(day.watcher.sees, f"{day.watcher.name} watches both")  # or it would not see the first to die
     await day.fail("first", 4)
     await day.told("email", "slack")
     assert await day.watcher.firing() == set()

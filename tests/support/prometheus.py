@@ -35,6 +35,9 @@ class Watcher(Protocol):
     def watch(self, urls: Sequence[str]) -> None:
         """These are the replicas from now on."""
 
+    async def sees(self) -> bool:
+        """Whether each of them has been looked at. Prometheus finds new ones after some seconds."""
+
     async def firing(self) -> set[str]:
         """The alerts that fire now, by name."""
 
@@ -59,10 +62,17 @@ class Prometheus:
     targets: Path
     session: aiohttp.ClientSession
     name: str = "Prometheus"
+    watched: int = 0
 
     def watch(self, urls: Sequence[str]) -> None:
         hosts = [url.removeprefix("http://") for url in urls]
         self.targets.write_text(json.dumps([{"targets": hosts}]))
+        self.watched = len(hosts)
+
+    async def sees(self) -> bool:
+        async with self.session.get(f"{self.url}/api/v1/query", params={"query": "count(up == 1)"}) as answer:
+            found = (await answer.json())["data"]["result"]
+        return bool(found) and int(found[0]["value"][1]) >= self.watched
 
     async def firing(self) -> set[str]:
         async with self.session.get(f"{self.url}/api/v1/alerts") as answer:
@@ -134,6 +144,9 @@ class OwnEyes:
 
     def watch(self, urls: Sequence[str]) -> None:
         self._urls = urls
+
+    async def sees(self) -> bool:
+        return bool(self._counted) and set(self._urls) <= self._dead.keys()
 
     async def firing(self) -> set[str]:
         return {DEAD} if self._increase() > 0 else set()
