@@ -31,7 +31,7 @@ audit: $(VENV)/.test ## secrets in what is committed; known vulnerabilities in w
 	$(BIN)/python .ci/audit
 
 test-broker: $(VENV)/.test ## the broker tests against real Apache Kafka, and nothing lighter
-	BROKER=apache $(BIN)/python -m pytest -m broker tests $(PYTEST_ARGS)
+	BROKER=apache $(BIN)/python -m pytest -m "broker and not faults" tests $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.test ## the proofs: kills, restarts, outages and a soak, twenty minutes in all
 	BROKER=apache $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_ARGS)
