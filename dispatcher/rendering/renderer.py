@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import structlog
@@ -109,6 +110,8 @@ class Renderer:
         self._logs_url = logs_url
         self._severity = severity
         self._failed = failed
+        self._turn = Lock()
+        """Recording makes a conversation's end in the ledger's thread, beside the loop: each message is made whole."""
         self._latest: tuple[Event, Context] | None = None
         self._provided = provided or {}
         self._built_in = _Templates([built_in_folder()], self._provided, metered=False)
@@ -136,18 +139,20 @@ class Renderer:
         launch plan's own mail template; it becomes the mail's HTML. `undelivered`: for fallback recipients,
         who could not be told, and why. `test`: it is marked as a test, in templates that know nothing of tests too.
         """
-        context = self._context(event)
-        if test:
-            context = replace(context, test=TEST, what=f"{TEST_MARK}{context.what}")
-        if undelivered:
-            context = replace(context, undelivered=cut(one_line(undelivered), LONGEST_REASON))
-        content = self._own(channel, context, self.look(event, recipient))
-        content = self._with_own(template, channel, context, content or self._built_in.render(channel, context))
+        with self._turn:
+            context = self._context(event)
+            if test:
+                context = replace(context, test=TEST, what=f"{TEST_MARK}{context.what}")
+            if undelivered:
+                context = replace(context, undelivered=cut(one_line(undelivered), LONGEST_REASON))
+            content = self._own(channel, context, self.look(event, recipient))
+            content = self._with_own(template, channel, context, content or self._built_in.render(channel, context))
         return _addressed(channel, event, content)
 
     def change(self, event: Event) -> Content:
         """What tells of a launch plan's new version."""
-        return change_event(self._context(event))
+        with self._turn:
+            return change_event(self._context(event))
 
     def draft(self, channel: str, event: Event, *, recipient: str = "", template: str | None = None) -> Content:
         """The message as the operator's templates make it, even if the provider would refuse it.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
@@ -268,3 +270,21 @@ def test_a_channel_without_templates_gets_the_webhooks_json_and_none_is_kept_for
     for name in ("matrix", "../../x", "Slack"):
         assert RENDERER.render(name, event) == RENDERER.render("webhook", event)
     assert set(RENDERER._built_in._documents) <= set(CHANNELS)
+
+
+def test_two_threads_never_make_a_message_at_the_same_time() -> None:
+    inside, met = threading.Lock(), threading.Event()
+
+    def severity(_: Event) -> None:
+        if not inside.acquire(blocking=False):
+            met.set()
+            return
+        met.wait(0.2)
+        inside.release()
+
+    renderer = Renderer(severity=severity)
+    events = [an_event(name=name) for name in ("first", "second")]
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(lambda event: renderer.render("pagerduty", event), events))
+    assert not met.is_set()
+    assert ["first" in str(made[0]), "second" in str(made[1])] == [True, True]
