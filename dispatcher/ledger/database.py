@@ -37,7 +37,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from channels.secret import reveal
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
 from dispatcher.ledger.tables import compatibility
-from dispatcher.ledger.writer import Writer
+from dispatcher.ledger.writer import Turn, Writer
 
 T = TypeVar("T")
 HEAD = "0007"
@@ -100,7 +100,7 @@ class Database:
         self._place = _place(self.url)
         self._engine = _sqlite_engine(self.url) if self.sqlite else _postgres_engine(self.url, timeout, password_file)
         self._one_writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
-        self._writer = _writer(self.url) if self.sqlite and self.url.database != _IN_MEMORY else None
+        self._writer = _writer(self.url, self._turn) if self.sqlite and self.url.database != _IN_MEMORY else None
 
     @property
     def dialect(self) -> Dialect:
@@ -146,11 +146,14 @@ class Database:
             yield connection
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """What `work` returns, run as one transaction that writes: the quick way of what is done all the time."""
+        """What `work` returns, run as one transaction that writes: the quick way of what is done all the time.
+
+        On SQLite it may share its transaction with others' work, and holds or fails alone all the same.
+        """
         if self._writer is None:
             async with self.writing() as connection:
                 return await connection.run_sync(work)
-        async with self._turn():
+        with self._troubles():
             return await self._writer.write(work)
 
     async def aclose(self) -> None:
@@ -320,12 +323,12 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     return engine
 
 
-def _writer(url: URL) -> Writer:
+def _writer(url: URL, turn: Turn) -> Writer:
     engine = create_engine(
         url.set(drivername="sqlite+pysqlite"), pool_size=1, connect_args={"timeout": _UNINTERRUPTED_SECONDS}
     )
     _prepare(engine)
-    return Writer(engine, patience=_BUSY_SECONDS)
+    return Writer(engine, turn, patience=_BUSY_SECONDS)
 
 
 def _prepare(engine: Engine) -> None:

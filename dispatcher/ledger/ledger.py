@@ -540,9 +540,12 @@ class Ledger:
 
     async def ping(self, *, now: datetime) -> None:
         """Return once a row has been written: a full disk answers everything less. Raises LedgerUnavailable."""
-        async with self._database.writing() as connection:
-            await connection.run_sync(self._insert, marks, [{"name": _PINGED, "at": now}])
-            await connection.execute(update(marks).where(marks.c.name == _PINGED).values(at=now))
+
+        def write(connection: Connection) -> None:
+            self._insert(connection, marks, [{"name": _PINGED, "at": now}])
+            connection.execute(update(marks).where(marks.c.name == _PINGED).values(at=now))
+
+        await self._database.write(write)
 
     # -- rows
 
