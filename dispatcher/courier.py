@@ -49,7 +49,7 @@ class Courier:
     worker: str
     """Who we are: tells our leases from other replicas'."""
     hands: int
-    """How many deliveries at once."""
+    """How many deliveries are on their way at once."""
     pace: Pace = field(default_factory=Pace)
     """What each destination is spared."""
     lease: timedelta = LEASE
@@ -67,8 +67,16 @@ class Courier:
     """Nothing more is sent: what is claimed goes straight back."""
     _carrying: set[asyncio.Task[None]] = field(default_factory=set)
     _sending: set[asyncio.Task[None]] = field(default_factory=set)
+    _room: asyncio.Semaphore = field(init=False)
+    """A place for each hand."""
+    _listening: bool = False
+    """We wait for the bell."""
+    _settling: int = 0
+    """How many of what we carry have come back from the provider."""
     _busy: Counter[str] = field(default_factory=Counter)
     """How many are on their way to each destination."""
+    _wary: Counter[str] = field(default_factory=Counter)
+    """Destinations that had something to say of themselves which isn't in the ledger yet."""
     _talking: Counter[str] = field(default_factory=Counter)
     """How many are on their way in each conversation."""
     _breaker: Breaker = field(default_factory=Breaker)
@@ -80,6 +88,9 @@ class Courier:
     """Destinations that had all the hands they may have when the last claim looked."""
     _answered: set[str] = field(default_factory=set)
     """Conversations of what we carry in which more is to be said since."""
+
+    def __post_init__(self) -> None:
+        self._room = asyncio.Semaphore(self.hands)
 
     @property
     def resting(self) -> bool:
@@ -94,6 +105,14 @@ class Courier:
     @property
     def _settling_share(self) -> timedelta:
         return self.lease * (1 - SENDING_SHARE)
+
+    @property
+    def _ahead(self) -> int:
+        """How many may be claimed beyond what hands can take, so that no hand waits for the ledger.
+
+        None where destinations have a pace: what is let go now is to be on its way now.
+        """
+        return self.hands if self.pace.rate is None else 0
 
     def ring(self, conversations: Iterable[str] = ()) -> None:
         """There may be work: look now, and again once what we carry of these conversations is settled."""
@@ -123,36 +142,58 @@ class Courier:
                 claimed = await self._claim()
                 for delivery in claimed:
                     self._take_up(delivery, hands)
-                if not claimed or not self._more or len(self._carrying) >= self.hands:
+                if not claimed or not self._more or not self._hungry:
                     await self._wait_for_work()
 
     def _take_up(self, delivery: Delivery, hands: asyncio.TaskGroup) -> None:
         self._busy[self._destination(delivery)] += 1
         self._talking[delivery.conversation] += 1
-        task = hands.create_task(self._carry(delivery))
+        task = hands.create_task(self._carry(delivery, probing=self._breaker.open))
         self._carrying.add(task)
         task.add_done_callback(partial(self._put_down, delivery))
 
-    def _put_down(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        """A hand is free: ring where it can be of use."""
-        self._carrying.discard(task)
-        destination, conversation = self._destination(delivery), delivery.conversation
+    def _let_go(self, delivery: Delivery) -> None:
+        """It is on its way no more: ring where that lets others go."""
+        self._settling += 1
+        destination = self._destination(delivery)
         _less(self._busy, destination)
+        if destination in self._crowded or (self._listening and self._more and self._hungry):
+            self.ring()
+
+    def _put_down(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        """It is settled: ring where others of its conversation waited for that."""
+        self._settling -= 1
+        self._carrying.discard(task)
+        conversation = delivery.conversation
         _less(self._talking, conversation)
         awaited = delivery.followed or (bool(conversation) and conversation in self._answered)
         self._answered.discard(conversation)
-        if self._more or destination in self._crowded or awaited:
+        if awaited:
             self.ring()
 
     def _destination(self, delivery: Delivery) -> str:
         return self.channel.destination(delivery.addresses or delivery.recipients)
 
+    @property
+    def _free(self) -> int:
+        """How many more we could take: hands without work, and what may wait for a hand."""
+        hands = self._breaker.hands(self.hands, self.clock.now())
+        if hands < self.hands:
+            return hands - len(self._carrying)
+        return hands + self._ahead - (len(self._carrying) - self._settling)
+
+    @property
+    def _hungry(self) -> bool:
+        """Whether a claim is worth its while, if there is work: a hand has none, or half of what waited has found one."""
+        return self._free > (self._ahead // 2 if self._room.locked() else 0)
+
     async def _claim(self) -> Sequence[Delivery]:
-        now = self.clock.now()
-        free = self._breaker.hands(self.hands, now) - len(self._carrying)
-        if free <= 0:
+        if not self._hungry:
+            self._more = True
             return []
-        gate = Gate(pace=self.pace, destination=self.channel.destination, now=now, busy=self._busy.copy())
+        now, free = self.clock.now(), self._free
+        busy = self._busy | Counter(dict.fromkeys(self._wary, self.pace.at_once))
+        gate = Gate(pace=self.pace, destination=self.channel.destination, now=now, busy=busy)
         try:
             claim = await self.ledger.claim(self.name, free, lease=self.worker, until=now + self.lease, gate=gate)
         except LedgerUnavailable as error:
@@ -172,21 +213,43 @@ class Courier:
             wait, self._alarm = max(left, timedelta()), None  # heeded once, or a passed one would keep us spinning
         try:
             async with asyncio.timeout(wait.total_seconds()):
+                self._listening = True
                 await self._bell.wait()
         except TimeoutError:
             return
+        finally:
+            self._listening = False
 
-    async def _carry(self, delivery: Delivery) -> None:
+    async def _carry(self, delivery: Delivery, *, probing: bool) -> None:
+        """Send it once a hand is free, and settle it. `probing`: it finds out whether a provider that rested is back."""
+        async with self._room:
+            tried = await self._try(delivery, probing=probing)
+        if tried is None:
+            self._let_go(delivery)
+            return
+        ending, span = tried
+        destination = self._destination(delivery)
+        self._wary.update([destination] if ending.lesson is not None else [])
+        self._let_go(delivery)
+        await self._conclude(ending, span)
+        if ending.lesson is not None:
+            _less(self._wary, destination)
+            self.ring()
+
+    async def _try(self, delivery: Delivery, *, probing: bool) -> tuple[Settlement, Span] | None:
+        """Send it; None where it goes back instead, its attempt uncounted."""
         started = self.clock.now()
         left = delivery.due_at - self._settling_share - started
-        if self._abandoned or left <= timedelta():  # or the ledger was slow over the claim, and others may have it
+        late = left <= timedelta()  # the ledger was slow over the claim, or hands were, and others may have it
+        unwelcome = (self._breaker.open and not probing) or self._destination(delivery) in self._wary  # since the claim
+        if self._abandoned or late or unwelcome:
             await self._give_back(delivery, due_at=started)
-            return
+            return None
         try:
             conversation = await self.ledger.conversation(delivery)
         except LedgerUnavailable:
             await self._give_back(delivery, due_at=started + GLANCE)
-            return
+            return None
         span = self._begun(delivery)
         sending = span.part("dispatcher.send")
         try:
@@ -196,7 +259,7 @@ class Courier:
             span.end(outcome="released")
             # It may have arrived: whoever takes it next looks first, where that is possible.
             await self._give_back(replace(delivery, doubtful=True), due_at=self.clock.now())
-            return
+            return None
         sending.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
         self._breaker.learn(result, ended)
@@ -209,9 +272,14 @@ class Courier:
             ended_at=ended,
             lesson=lesson(self._destination(delivery), result, ended, troubled=delivery.troubled),
         )
+        return ending, span
+
+    async def _conclude(self, ending: Settlement, span: Span) -> None:
+        """Write down how it ended."""
         settling = span.part("dispatcher.settle")
         await self._settle(ending)
         settling.end()
+        outcome = ending.outcome
         span.end(outcome=type(outcome).__name__.lower(), failed=not isinstance(outcome, Sent))
         if isinstance(outcome, Retry):
             self._alarm = min(outcome.at, self._alarm or outcome.at)

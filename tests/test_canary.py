@@ -53,7 +53,7 @@ class Delivering(ManualClock):
         await super().sleep(span)
         courier = a_courier(self._ledger, self.channel, clock=self, policy=RetryPolicy(initial=MINUTE), rng=Random(1))
         for delivery in await courier._claim():
-            await courier._carry(delivery)
+            await courier._carry(delivery, probing=False)
 
 
 RECEIPT = Receipt(answer=Answer("ok"))

@@ -18,7 +18,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.courier import Courier
 from dispatcher.delivery import State
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Filed, Filter, Ledger, Recorded
+from dispatcher.ledger import Filed, Filter, Ledger, Recorded, Settlement
 from dispatcher.pacing import Pace, Rate
 from dispatcher.plan import Planner
 from dispatcher.retry import RetryPolicy
@@ -191,6 +191,77 @@ async def test_no_more_are_on_their_way_than_there_are_hands(ledger: Ledger) -> 
         await settled(ledger, 20)
 
     assert most == 4
+
+
+async def test_a_hand_takes_the_next_while_the_last_is_written_down(ledger: Ledger) -> None:
+    settle, both_sent = ledger.settle, asyncio.Event()
+
+    def answer(_: Message) -> Receipt:
+        if len(channel.sent) == 2:
+            both_sent.set()
+        return RECEIPT
+
+    channel = Scripted(answer)
+
+    async def after_both(ending: Settlement) -> bool:
+        await both_sent.wait()
+        return await settle(ending)
+
+    ledger.settle = after_both  # type: ignore[method-assign,assignment]  # passes on, later
+    await owe(ledger, "#a", "#b")
+    async with working(a_courier(ledger, channel, hands=1)):
+        await settled(ledger, 2)
+
+
+async def test_a_backlog_is_claimed_many_at_a_time(ledger: Ledger) -> None:
+    claim, claims = ledger.claim, 0
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal claims
+        claims += 1
+        return await claim(*arguments, **options)
+
+    ledger.claim = counted  # type: ignore[method-assign]  # passes on, and counts
+    await owe(ledger, *(f"#{number}" for number in range(100)))
+    async with working(a_courier(ledger, Scripted(lambda _: asyncio.sleep(0.001, RECEIPT)), hands=20)):
+        await settled(ledger, 100)
+
+    assert claims <= 100 / 10 + 3  # half of what may wait for hands at least; and a few that find nothing
+
+
+async def test_where_destinations_have_a_pace_nothing_waits_for_a_hand(ledger: Ledger) -> None:
+    going = asyncio.Event()
+
+    async def endless(_: Message) -> Receipt:
+        going.set()
+        await asyncio.sleep(60)
+        return RECEIPT
+
+    await owe(ledger, *(f"#{number}" for number in range(20)))
+    courier = a_courier(ledger, Scripted(endless), hands=4, pace=Pace(rate=Rate(100, "s")))
+    async with working(courier):
+        await going.wait()
+        assert courier.in_hand == 4
+        courier.abandon()
+
+
+async def test_what_waits_for_a_hand_goes_back_untried_when_the_provider_goes_away(ledger: Ledger) -> None:
+    release, released = ledger.release, asyncio.Event()
+
+    async def noted(*arguments: Any, **options: Any) -> None:
+        await release(*arguments, **options)
+        released.set()
+
+    ledger.release = noted  # type: ignore[method-assign]  # passes on, and tells
+    channel = Scripted(lambda _: Later("can't be reached", everyone=True, retry_after=timedelta(minutes=5)))
+    await owe(ledger, "#a", "#b")
+    async with working(a_courier(ledger, channel, hands=1)):
+        await released.wait()
+
+    assert len(channel.sent) == 1
+    attempts = {filed.delivery.key: filed.delivery.attempt for filed in await ledger.find(Filter(), limit=5)}
+    assert attempts.pop(channel.sent[0].key) == 1
+    assert [*attempts.values()] == [0]
 
 
 async def test_a_stop_lets_what_is_in_hand_finish(ledger: Ledger) -> None:
