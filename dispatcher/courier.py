@@ -404,7 +404,7 @@ def _facts(delivery: Delivery) -> dict[str, str | int]:
 
 def _tell(delivery: Delivery, outcome: Outcome, span: Span) -> None:
     facts = {**_facts(delivery), **span.named}
-    log.debug("attempted", **facts, recipients=delivery.recipients, addresses=delivery.addresses, outcome=repr(outcome))
+    log.debug("attempted", **facts, recipients=delivery.recipients, addresses=delivery.addresses, outcome=outcome)
     match outcome:
         case Sent(receipt):
             log.info("sent", **facts, answer=receipt.answer.status, refused=len(receipt.failures))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -144,18 +146,141 @@ def test_of_a_mail_address_only_the_host_is_shown(said: Any, shown: Any) -> None
     assert masked(said) == shown
 
 
+def written(script: str, form: str = "json", level: int = logging.INFO) -> str:
+    """What a process says on standard error that runs this; `log` was made before the log was set up."""
+    before = f"""
+import logging, os, sys, structlog, threading
+log = structlog.get_logger("dispatcher.room")
+from dispatcher import logs
+logs.configure({form!r}, level={level})
+"""
+    done = subprocess.run([sys.executable, "-c", before + script], check=True, capture_output=True, text=True)
+    assert done.stdout == ""
+    return done.stderr
+
+
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_an_exceptions_words_are_masked_too(form: str) -> None:
-    script = f"""
-import structlog
-from dispatcher import logs
-logs.configure({form!r})
+    script = """
 try:
     raise ValueError("550 <jane@example.com>")
 except ValueError:
-    structlog.get_logger("dispatcher.x").exception("tripped")
+    log.exception("tripped")
 """
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert "ValueError" in done.stderr
-    assert "@example.com" in done.stderr
-    assert "jane" not in done.stderr
+    said = written(script, form)
+    assert "ValueError" in said
+    assert "@example.com" in said
+    assert "jane" not in said
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_librarys_warning_looks_like_our_own_line(form: str) -> None:
+    ours, theirs = written(
+        """
+log.warning("<jane@example.com> is gone é")
+logging.getLogger("dispatcher.room").warning("<%s@example.com> is gone é", "jane")
+""",
+        form,
+    ).splitlines()
+    when = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
+    assert re.sub(when, "", ours) == re.sub(when, "", theirs) != ours
+    assert "…@example.com" in (json.loads(ours)["event"] if form == "json" else ours)
+    if form == "json":
+        assert ours.isascii()
+        assert list(json.loads(ours)) == ["event", "level", "logger", "timestamp"]
+        assert json.loads(ours)["logger"] == "dispatcher.room"
+
+
+def test_what_nobody_asked_for_is_not_even_put_into_words() -> None:
+    script = """
+class Costly:
+    def __str__(self): raise SystemExit("put into words")
+    __repr__ = __str__
+log.debug("attempted", outcome=Costly())
+log.info("sent", outcome=Costly())
+log.warning("not sent yet")
+"""
+    (line,) = written(script, level=logging.WARNING).splitlines()
+    assert json.loads(line)["event"] == "not sent yet"
+
+
+ODDITIES = {
+    r"'half a character \ud800'": "half a character \ud800",
+    r"'\x9b31m\u2028'": "\x9b31m\u2028",
+    r"b'jos\xc3\xa9@x'": "…@x",
+    "2**70": 2**70,
+    "{'a@x'}": ["…@x"],
+    "{1: (None, True)}": {"1": [None, True]},
+    "ValueError('to jane@example.com')": "to …@example.com",
+}
+
+
+def test_whatever_a_line_is_about_it_is_said_in_ascii_on_a_line_of_its_own() -> None:
+    script = "".join(f'log.info("odd", one={one})\n' for one in ODDITIES)
+    said = written(script)
+    assert said.isascii()
+    assert [json.loads(line)["one"] for line in said.split("\n")[:-1]] == list(ODDITIES.values())
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_line_that_cannot_be_written_stops_nobody(form: str) -> None:
+    script = """
+class Torn:
+    def __str__(self): raise ValueError("jane@example.com")
+    __repr__ = __str__
+log.info("torn", one=Torn())
+endless = []
+endless.append(endless)
+log.info("endless", one=endless, two="@")
+sys.stderr.flush()
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+log.info("a full disk")
+logging.getLogger("library").warning("a full disk")
+os.close(2)
+log.info("nowhere")
+sys.stderr.close()
+log.info("nowhere")
+"""
+    said = written(script, form)
+    assert said.count("a line could not be written") >= 2
+    assert "jane" not in said
+
+
+def test_the_log_follows_standard_error_to_another_file(tmp_path: Path) -> None:
+    script = f"""
+log.info("before")
+os.dup2(os.open({str(tmp_path / "log")!r}, os.O_WRONLY | os.O_CREAT), 2)
+log.info("after")
+"""
+    assert [json.loads(line)["event"] for line in written(script).splitlines()] == ["before"]
+    assert json.loads((tmp_path / "log").read_text())["event"] == "after"
+
+
+def test_lines_stay_whole_whichever_threads_write_them() -> None:
+    script = """
+def write(number):
+    for _ in range(40):
+        log.info("ours", text=str(number) * 9000)
+        logging.getLogger("library").warning("theirs %s", str(number) * 9000)
+threads = [threading.Thread(target=write, args=(number,)) for number in range(5)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    lines = [json.loads(line) for line in written(script).splitlines()]
+    assert len(lines) == 2 * 40 * 5
+    assert all(len(set(line.get("text", line["event"].removeprefix("theirs ")))) == 1 for line in lines)
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_shows_no_locals(form: str) -> None:
+    script = """
+def login(token): raise ValueError("no")
+try: login("xo" + "xb")
+except ValueError as error:
+    log.error("once", exc_info=error)
+    log.exception("twice")
+"""
+    said = written(script, form)
+    assert said.count("ValueError") >= 2
+    assert said.count("login") >= 2
+    assert "xoxb" not in said

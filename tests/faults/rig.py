@@ -94,7 +94,7 @@ class Replica:
         """Wait until the latest process says so: only then does it know what SIGTERM means."""
         assert self._process is not None
         async with asyncio.timeout(60):
-            while b'"event": "ready"' not in self._log.read_bytes()[self._log_began :]:
+            while b'"event":"ready"' not in self._log.read_bytes()[self._log_began :]:
                 assert self._process.returncode is None, f"{self.name} did not start: {self.log}"
                 await asyncio.sleep(0.1)
 

@@ -68,4 +68,4 @@ def test_the_image_builds_and_serves_on_a_file_system_that_cannot_be_written(
     ):
         assert line in said, said
     assert "a@example.com" in said
-    assert '"event": "stopped"' in said, "SIGTERM reached it, and it drained"
+    assert '"event":"stopped"' in said, "SIGTERM reached it, and it drained"

@@ -232,7 +232,7 @@ async def test_serve_ends_with_one_message_where_the_url_leads_nowhere(
         *before_that, last = said.splitlines()
         assert last.startswith("dispatcher: ledger.url: ")
         assert words in last
-        assert all('"event": "waiting for the ledger"' in line and words in line for line in before_that), said
+        assert all('"event":"waiting for the ledger"' in line and words in line for line in before_that), said
         assert PASSWORD not in said
 
 
