@@ -15,11 +15,9 @@ _UNPRINTABLE = re.compile(
     "\ud800-\udfff]"
 )
 _BREAKS = re.compile(r"\s+")
-_MARKUP = re.compile(r"[&<>]|```")
 _MARKDOWN = re.compile(r"[\\`*_~\[\]()]")
 _TORN = re.compile(r"(?:&[a-z]{0,3}|<[^<>]*)$")
 _FENCE = "```"
-_HARMLESS = {"&": "&amp;", "<": "&lt;", ">": "&gt;", _FENCE: "'''"}
 _GRAPHEME = regex.compile(r"\X")
 
 
@@ -31,7 +29,7 @@ class Escaped(str):
 
 def clean(text: str) -> str:
     """Text without terminal colours, control characters, bidirectional overrides and torn surrogates."""
-    if text.isprintable():
+    if text.replace("\n", "").replace("\t", "").isprintable():  # nearly always, and no pattern is as fast
         return text
     text = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     return _UNPRINTABLE.sub("\ufffd", text)
@@ -56,7 +54,8 @@ def escape_slack(text: object) -> Escaped:
     """For Slack's mrkdwn: with these three gone no data can mention or link (Slack, "Formatting text")."""
     if isinstance(text, Escaped):
         return text
-    return Escaped(_MARKUP.sub(lambda found: _HARMLESS[found[0]], str(text)))
+    harmless = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace(_FENCE, "'''")
+    return Escaped(harmless)
 
 
 def escape_markdown(text: object) -> Escaped:
