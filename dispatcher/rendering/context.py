@@ -121,9 +121,9 @@ class Context:
 VARIABLES = tuple(entry.name for entry in fields(Context))
 
 
-def context_of(event: Event, console_url: str, logs_url: str = "") -> Context:
-    """What templates may say of a terminal event."""
-    done, severity, color, symbol = _DONE[event.phase]
+def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: str | None = None) -> Context:
+    """What templates may say of a terminal event. `severity`: PagerDuty's, where it isn't the phase's own."""
+    done, usual_severity, color, symbol = _DONE[event.phase]
     plan, workflow = _entity(event.launch_plan), _entity(event.workflow)
     execution = event.execution
     ended = _in_utc(event.occurred_at)
@@ -135,7 +135,7 @@ def context_of(event: Event, console_url: str, logs_url: str = "") -> Context:
         what=plan.name or workflow.name or one_line(execution.name),
         phase=event.phase.lower(),
         done=done,
-        severity=severity,
+        severity=severity or usual_severity,
         color=color,
         symbol=symbol,
         launch_plan=plan,

@@ -250,8 +250,8 @@ class Renderer:
     def _context(self, event: Event) -> Context:
         """What templates see of the event; the same for all of its messages, which are made one after another."""
         if self._latest is None or self._latest[0] is not event:
-            context = context_of(event, self._console_url, self._logs_url)
-            self._latest = (event, replace(context, severity=self._severity(event) or context.severity))
+            severity = self._severity(event)
+            self._latest = (event, context_of(event, self._console_url, self._logs_url, severity=severity))
         return self._latest[1]
 
 

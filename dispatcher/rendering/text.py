@@ -14,7 +14,6 @@ _UNPRINTABLE = re.compile(
     "\ufeff\ufff9-\ufffb"
     "\ud800-\udfff]"
 )
-_BREAKS = re.compile(r"\s+")
 _MARKDOWN = re.compile(r"[\\`*_~\[\]()]")
 _TORN = re.compile(r"(?:&[a-z]{0,3}|<[^<>]*)$")
 _FENCE = "```"
@@ -39,7 +38,7 @@ def one_line(text: str) -> str:
     """Cleaned text on one line, for headers, titles and summaries."""
     if text.isprintable() and "  " not in text:  # of all spaces only U+0020 is printable
         return text.strip()
-    return _BREAKS.sub(" ", clean(text)).strip()
+    return " ".join(clean(text).split())
 
 
 def cut(text: str, limit: int) -> str:
