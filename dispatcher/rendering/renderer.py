@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from jinja2 import Environment, FileSystemLoader, TemplateNotFound, TemplateSyntaxError
 from jinja2.meta import find_referenced_templates
+from jinja2.runtime import new_context
 
 from channels.contract import Content
 from dispatcher.decode.files import read_event_file
@@ -372,14 +373,24 @@ class _Templates:
                     yield Problem(problem.file, problem.line, f"{problem.message} ({kind})")
 
     def _mail(self, variables: Mapping[str, Any]) -> Content:
-        subject = self._plain.get_template(MAIL_PARTS["subject"]).render(variables)
-        text = self._plain.get_template(MAIL_PARTS["text"]).render(variables)
-        html = self._html.get_template(MAIL_PARTS["html"]).render(variables)
+        subject = self._part("subject", self._plain, variables)
+        text = self._part("text", self._plain, variables)
+        html = self._part("html", self._html, variables)
         return {
             "subject": cut(one_line(subject), limits.MAIL_SUBJECT),
             "text": cut(text, limits.MAIL_TEXT),
             "html": html,
         }
+
+    def _part(self, part: str, environment: Environment, variables: Mapping[str, Any]) -> str:
+        """What `Template.render` makes, without its copies of all that the template knows."""
+        template = environment.get_template(MAIL_PARTS[part])
+        known = {**environment.globals, **variables}
+        context = new_context(environment, template.name, template.blocks, known, shared=True)
+        try:
+            return "".join(template.root_render_func(context))
+        except Exception:  # noqa: BLE001 - Jinja raises it again, with the template's own lines in the traceback
+            environment.handle_exception()
 
     def _document(self, channel: str) -> Callable[[Variables], Content]:
         if channel not in DOCUMENTS and channel not in self._provided:
