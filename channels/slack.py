@@ -7,6 +7,7 @@ Web API answer is HTTP 200 with `ok: false` as often as not, so the body decides
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -427,7 +428,10 @@ class SlackChannel:
 
         if self._client is None:
             self._client = AsyncWebClient(
-                base_url=f"{self._config.api_url.rstrip('/')}/", session=self._opened(), retry_handlers=[]
+                base_url=f"{self._config.api_url.rstrip('/')}/",
+                session=self._opened(),
+                retry_handlers=[],
+                logger=_quiet(),
             )
         try:
             self._client.token = reveal(self._config.token, self._config.token_file)
@@ -505,6 +509,13 @@ def _body(message: Message, channel: str, *, thread: str | None = None) -> dict[
 
 def _as_json(body: object) -> str:
     return orjson.dumps(body).decode()
+
+
+def _quiet() -> logging.Logger:
+    """For slack-sdk, which takes a logger without a level for one that wants each request and answer written out."""
+    logger = logging.getLogger("slack_sdk")
+    logger.setLevel(logging.WARNING)
+    return logger
 
 
 def _worth_asking_again(error: BaseException) -> bool:

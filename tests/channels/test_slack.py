@@ -84,6 +84,20 @@ async def test_a_message_arrives_with_its_key_and_without_unfurling(
     assert (arrived.body["unfurl_links"], arrived.body["unfurl_media"]) == (False, False)
 
 
+class NeverWritten(dict[str, Any]):
+    """What must go to Slack alone, and into no line of a log, not even one that nobody keeps."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("a message's text was written out")
+
+
+async def test_a_message_is_written_out_for_slack_alone(workspace: SlackReceiver, channel: SlackChannel) -> None:
+    await channel.send(message(text="failed", attachments=[NeverWritten(color="#a30200", text="ValueError")]))
+
+    (arrived,) = workspace.messages
+    assert arrived.body["attachments"] == [{"color": "#a30200", "text": "ValueError"}]
+
+
 async def test_a_token_that_was_replaced_is_used_for_the_next_message(
     workspace: SlackReceiver, url: str, tmp_path: Path
 ) -> None:
