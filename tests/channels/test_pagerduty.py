@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,52 @@ async def test_pagerduty_that_is_not_there_is_everyones_trouble() -> None:
         await channel.send(message())
     await channel.aclose()
     assert caught.value.everyone
+
+
+@asynccontextmanager
+async def a_way_there() -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server on the way that takes each event and gives a cookie: its address, and the heads of what it was sent."""
+    heads: list[bytes] = []
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                await reader.readexactly(int(heads[-1].partition(b"Content-Length: ")[2].partition(b"\r\n")[0]))
+                writer.write(b"HTTP/1.1 202 Accepted\r\nSet-Cookie: way=2\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+        await writer.wait_closed()
+        left.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
+        await left.wait()
+
+
+async def test_every_event_goes_by_the_environments_proxy_and_shows_the_cookies_it_got(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with a_way_there() as (proxy, heads):
+        monkeypatch.setenv("http_proxy", proxy)
+        channel = PagerDutyChannel(config("http://events.pagerduty.test").model_copy(update={"connections": 1}))
+        for key in ("k1", "k2", "k3"):
+            await channel.send(message(key=key))
+        await channel.aclose()
+
+    assert all(head.startswith(b"POST http://events.pagerduty.test/v2/enqueue HTTP/1.1") for head in heads)
+    assert [b"Cookie: way=2" in head for head in heads] == [False, True, True]
+
+
+async def test_no_event_goes_by_the_proxy_where_the_environment_excepts_pagerduty(
+    account: PagerDutyReceiver, channel: PagerDutyChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    await channel.send(message(key="k1"))
+    await channel.send(message(key="k2"))
+
+    assert [incident.dedup_key for incident in account.incidents] == ["k1", "k2"]
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 202 OK\r\nContent-Length: 50\r\n\r\n{"])
