@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,11 +20,11 @@ import yaml
 
 from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
-from dispatcher.delivery import State
+from dispatcher.delivery import Sent, State
 from dispatcher.encode import Format, Written, write
 from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.intake import Intake
-from dispatcher.ledger import Ledger
+from dispatcher.ledger import Ledger, Settlement
 from dispatcher.phase import Phase
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import Service, make_planner, open_channels
@@ -34,8 +34,6 @@ from dispatcher.source import Batch
 BATCH = 500
 PROJECTS = 40
 """Each has a recipient of its own."""
-LOOK = 0.05
-"""Seconds between looks whether all is settled."""
 PATIENCE = 120.0
 
 
@@ -138,6 +136,31 @@ def _write_settings(folder: Path, channel: str, section: Mapping[str, Any], reci
     (folder / "dispatcher.yaml").write_text(yaml.safe_dump(settings))
 
 
+@dataclass(slots=True)
+class _Endings:
+    """Counts what is sent and settled where the service is told of it: a look into the ledger is work of its own."""
+
+    tell: Callable[[Settlement, bool], None]
+    """Whom the courier told before."""
+    sent: int = 0
+    _awaited: int = 0
+    _reached: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __call__(self, ending: Settlement, held: bool) -> None:  # noqa: FBT001 - a callback's form
+        self.tell(ending, held)
+        self.sent += held and isinstance(ending.outcome, Sent)
+        if self.sent >= self._awaited:
+            self._reached.set()
+
+    async def reach(self, total: int) -> None:
+        """Wait until so many are sent. Raises TimeoutError."""
+        self._awaited = total
+        self._reached.clear()
+        if self.sent < total:
+            async with asyncio.timeout(PATIENCE):
+                await self._reached.wait()
+
+
 async def _carry(folder: Path, channel: str, owed: list[Written]) -> Ran:
     settings = load(folder / "dispatcher.yaml")
     service = Service(settings)
@@ -148,28 +171,23 @@ async def _carry(folder: Path, channel: str, owed: list[Written]) -> Ran:
     rules.load()
     async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as rooms:
         courier = service._courier(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
+        courier.settled = endings = _Endings(courier.settled)
         service._couriers = [courier]  # noqa: SLF001
         intake = Intake(ledger, lambda: rules.book, planner, SystemClock(), service._announce)  # noqa: SLF001
         rooms.create_task(courier.run())
-        await _all_sent(intake, ledger, owed[:1], 1)  # templates are compiled, once in a service's life
+        await intake.run(Topic(owed[:1]))  # templates are compiled and libraries loaded, once in a service's life
+        await endings.reach(1)
         collector.settle_in()
         cpu, began = spent(), time.perf_counter()
-        await _all_sent(intake, ledger, owed[1:], len(owed))
+        await intake.run(Topic(owed[1:]))
+        await endings.reach(len(owed))
         ran = Ran(len(owed) - 1, time.perf_counter() - began, spent() - cpu)
+        counts = await ledger.counts()
         courier.stop()
     await channels[channel].aclose()
+    if counts != {(channel, State.SENT): len(owed)}:
+        raise RuntimeError(f"{len(owed)} events became {counts}: this measurement is void")
     return ran
-
-
-async def _all_sent(intake: Intake, ledger: Ledger, owed: list[Written], total: int) -> None:
-    await intake.run(Topic(owed))
-    async with asyncio.timeout(PATIENCE):
-        while await _sent(ledger) < total:  # noqa: ASYNC110 - it calls nobody when all is settled
-            await asyncio.sleep(LOOK)
-
-
-async def _sent(ledger: Ledger) -> int:
-    return sum(number for (_, state), number in (await ledger.counts()).items() if state is State.SENT)
 
 
 def spent() -> float:
