@@ -22,15 +22,16 @@ class Insertion:
     """`INSERT … ON CONFLICT DO NOTHING` of one table's rows."""
 
     def __init__(self, table: Table, dialect: Dialect) -> None:
-        self._key = table.primary_key.columns[0]
-        self._binders = [(column.name, _binder(column, dialect)) for column in table.columns]
+        columns = [column for column in table.columns if column.autoincrement is not True]  # those number themselves
+        self._key = columns[0]
+        self._binders = [(column.name, _binder(column, dialect)) for column in columns]
         self._in_arrays = dialect.name == "postgresql"
-        values = f"VALUES ({', '.join('?' for _ in table.columns)})"
+        values = f"VALUES ({', '.join('?' for _ in columns)})"
         if self._in_arrays:
-            types = (_array_type(column, dialect) for column in table.columns)
+            types = (_array_type(column, dialect) for column in columns)
             arrays = ", ".join(f"${number}::{kind}" for number, kind in enumerate(types, start=1))
             values = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - our own names
-        names = ", ".join(column.name for column in table.columns)
+        names = ", ".join(column.name for column in columns)
         self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT DO NOTHING"
         among = "SELECT value FROM json_each(?)"
         self._there = f"SELECT {self._key.name} FROM {table.name} WHERE {self._key.name} IN ({among})"  # noqa: S608 - likewise

@@ -24,7 +24,6 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
-    insert,
     literal_column,
     or_,
     select,
@@ -97,7 +96,7 @@ class Ledger:
         self._dialect = sqlite if self._database.sqlite else postgresql
         self._insertions = {
             table: Insertion(table, self._database.dialect)
-            for table in (events, contents, deliveries, rejected, starts, marks)
+            for table in (events, contents, deliveries, attempts, rejected, starts, marks)
         }
         self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
         self._settler: asyncio.Task[None] | None = None
@@ -273,7 +272,7 @@ class Ledger:
             standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
             went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
             if went:
-                connection.execute(_TAKE, [{"taken": row.key, "by": lease, "until": until} for row in went])
+                connection.execute(_TAKE, {"taken": padded([row.key for row in went]), "by": lease, "until": until})
             if put_off:
                 connection.execute(_PUT_OFF, put_off)
                 slots.extend(entry["again_at"] for entry in put_off)
@@ -318,7 +317,9 @@ class Ledger:
         counting = [entry for entry in settlements if entry.delivery.key in held]
         for ending, rows in _endings(counting).items():
             connection.execute(ending, rows)
-        connection.execute(_ATTEMPTS, [_attempt_row(entry, held=entry.delivery.key in held) for entry in settlements])
+        self._insert(
+            connection, attempts, [_attempt_row(entry, held=entry.delivery.key in held) for entry in settlements]
+        )
         traces = {entry.delivery.event: entry.delivery.trace for entry in counting}
         self._insert_deliveries(connection, [follow for entry in counting for follow in entry.follow_ups], traces)
         lessons: dict[str, list[Lesson]] = {}
@@ -737,7 +738,7 @@ _IN_DOUBT = or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None))
 """A lease that ran out unsettled: what its worker sent may have arrived."""
 _TAKE = (
     update(deliveries)
-    .where(deliveries.c.key == bindparam("taken"))
+    .where(deliveries.c.key.in_(bindparam("taken", expanding=True)))
     .values(
         attempt=deliveries.c.attempt + 1,
         doubtful=_IN_DOUBT,
@@ -775,17 +776,18 @@ def _sorted_out(
 
 
 def _claimed(row: Row[Any], lease: str, until: datetime, standing: Standing) -> Delivery:
-    return replace(
-        _delivery(row, {row.content: row.body}),
-        attempt=row.attempt + 1,
-        doubtful=row.doubtful or row.lease is not None,
-        lease=lease,
-        due_at=until,
-        booked=False,
-        troubled=standing.failures > 0,
-        first=bool(row.first),
-        followed=bool(row.followed),
-    )
+    stored = _stored(row, row.body)
+    changed = {
+        "attempt": row.attempt + 1,
+        "doubtful": row.doubtful or row.lease is not None,
+        "lease": lease,
+        "due_at": until,
+        "booked": False,
+        "troubled": standing.failures > 0,
+        "first": bool(row.first),
+        "followed": bool(row.followed),
+    }
+    return Delivery(**stored | changed)
 
 
 def _delivery_row(delivery: Delivery, digest: str, trace: str | None) -> dict[str, Any]:
@@ -857,31 +859,36 @@ async def _bodies(connection: AsyncConnection, digests: Iterable[str]) -> dict[s
 
 
 def _delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
-    return Delivery(
-        key=row.key,
-        event=row.event,
-        channel=row.channel,
-        recipients=row.recipients,
-        addresses=row.addresses,
-        content=bodies[row.content],
-        rule=row.rule,
-        state=State(row.state),
-        reason=row.reason,
-        attempt=row.attempt,
-        doubtful=row.doubtful,
-        lease=row.lease,
-        created_at=row.created_at,
-        due_at=row.due_at,
-        owed_since=row.owed_since,
-        conversation=row.conversation or "",
-        turn=row.turn,
-        matter=row.matter or "",
-        recovery=row.recovery,
-        instead_of=row.instead_of or "",
-        booked=row.booked,
-        occurred_at=row.occurred_at,
-        trace=row.trace or "",
-    )
+    return Delivery(**_stored(row, bodies[row.content]))
+
+
+def _stored(row: Row[Any], content: Any) -> dict[str, Any]:
+    """A delivery's facts, as its row has them."""
+    return {
+        "key": row.key,
+        "event": row.event,
+        "channel": row.channel,
+        "recipients": row.recipients,
+        "addresses": row.addresses,
+        "content": content,
+        "rule": row.rule,
+        "state": State(row.state),
+        "reason": row.reason,
+        "attempt": row.attempt,
+        "doubtful": row.doubtful,
+        "lease": row.lease,
+        "created_at": row.created_at,
+        "due_at": row.due_at,
+        "owed_since": row.owed_since,
+        "conversation": row.conversation or "",
+        "turn": row.turn,
+        "matter": row.matter or "",
+        "recovery": row.recovery,
+        "instead_of": row.instead_of or "",
+        "booked": row.booked,
+        "occurred_at": row.occurred_at,
+        "trace": row.trace or "",
+    }
 
 
 def _filed(row: Row[Any], bodies: Mapping[str, Any]) -> Filed:
@@ -941,7 +948,6 @@ _LEASES = (
     .where(deliveries.c.key.in_(bindparam("keys", expanding=True)))
     .with_for_update()
 )
-_ATTEMPTS = insert(attempts)
 _ENDED = update(deliveries).where(deliveries.c.key == bindparam("settled"))
 _SENT = _ENDED.values(
     state=State.SENT,
