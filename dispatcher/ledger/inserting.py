@@ -6,8 +6,7 @@ Its own `execute` looks at every value of every row anew, which costs more than 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
-from types import ModuleType
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -18,10 +17,16 @@ from dispatcher.ledger.tables import UtcTime
 Rows = Sequence[Mapping[str, Any]]
 
 
-class Insertion:
-    """`INSERT … ON CONFLICT DO NOTHING` of one table's rows."""
+@lru_cache(maxsize=64)
+def into(table: Table, dialect: Dialect, *, overwriting: bool = False) -> Insertion:
+    """What inserts rows of that table; made once."""
+    return Insertion(table, dialect, overwriting=overwriting)
 
-    def __init__(self, table: Table, dialect: Dialect) -> None:
+
+class Insertion:
+    """`INSERT … ON CONFLICT DO NOTHING` of one table's rows; `overwriting`: `DO UPDATE`, with all that isn't the key."""
+
+    def __init__(self, table: Table, dialect: Dialect, *, overwriting: bool) -> None:
         columns = [column for column in table.columns if column.autoincrement is not True]  # those number themselves
         self._key = columns[0]
         self._binders = [(column.name, _binder(column, dialect)) for column in columns]
@@ -32,12 +37,15 @@ class Insertion:
             arrays = ", ".join(f"${number}::{kind}" for number, kind in enumerate(types, start=1))
             values = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - our own names
         names = ", ".join(column.name for column in columns)
-        self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT DO NOTHING"
+        keys = ", ".join(column.name for column in table.primary_key)
+        changes = ", ".join(f"{one.name} = excluded.{one.name}" for one in columns if not one.primary_key)
+        conflict = f"({keys}) DO UPDATE SET {changes}" if overwriting else "DO NOTHING"
+        self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT {conflict}"
         among = "SELECT value FROM json_each(?)"
         self._there = f"SELECT {self._key.name} FROM {table.name} WHERE {self._key.name} IN ({among})"  # noqa: S608 - likewise
 
     def insert(self, connection: Connection, rows: Rows) -> None:
-        """Insert the rows whose keys are not there yet."""
+        """Insert the rows whose keys are not there yet, and overwrite the others where that was asked for."""
         if rows:
             connection.exec_driver_sql(self._sql, self._bound(rows))
 
@@ -69,20 +77,6 @@ class Insertion:
         return tuple(
             [row[name] if bind is None else bind(row[name]) for row in ordered] for name, bind in self._binders
         )
-
-
-@cache
-def insert_missing(dialect: ModuleType, table: Table) -> Any:
-    """Inserts rows whose keys are not there yet. Made once: making a statement costs more than carrying it out."""
-    return dialect.insert(table).on_conflict_do_nothing()
-
-
-@cache
-def upsert(dialect: ModuleType, table: Table) -> Any:
-    """Inserts rows, or overwrites what is there of the same key."""
-    statement = dialect.insert(table)
-    values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=values)
 
 
 def padded(keys: Sequence[str]) -> Sequence[str]:

@@ -48,7 +48,7 @@ from dispatcher.ledger.entries import (
     Rejected,
     Settlement,
 )
-from dispatcher.ledger.inserting import Insertion, Rows, padded
+from dispatcher.ledger.inserting import Rows, into, padded
 from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.search import TOLD, conditions
 from dispatcher.ledger.standings import Standings
@@ -94,10 +94,6 @@ class Ledger:
         self._database = Database(url, timeout, password_file)
         self.views = Views(self._database)
         self._dialect = sqlite if self._database.sqlite else postgresql
-        self._insertions = {
-            table: Insertion(table, self._database.dialect)
-            for table in (events, contents, deliveries, attempts, rejected, starts, marks)
-        }
         self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
         self._settler: asyncio.Task[None] | None = None
 
@@ -149,7 +145,7 @@ class Ledger:
 
         def write(connection: Connection) -> frozenset[str]:
             rows = [_event_row(entry, now) for entry in by_key.values()]
-            new = self._insertions[events].insert_new(connection, rows)
+            new = into(events, connection.dialect).insert_new(connection, rows)
             self._owe(connection, [by_key[key] for key in new])
             self._insert(connection, rejected, [_rejected_row(entry) for entry in refused])
             self._insert(connection, starts, [_start_row(entry, now) for entry in started])
@@ -266,7 +262,7 @@ class Ledger:
     ) -> Claim:
         taken: list[Delivery] = []
         slots: list[datetime] = []
-        standings = Standings(connection, self._dialect, channel)
+        standings = Standings(connection, channel)
         for size in (limit, *SECOND_LOOKS):
             rows = _due(connection, channel, gate, size)
             standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
@@ -327,7 +323,7 @@ class Ledger:
             if entry.lesson is not None:
                 lessons.setdefault(entry.delivery.channel, []).append(entry.lesson)
         for channel, told in sorted(lessons.items()):
-            Standings(connection, self._dialect, channel).learn(told)
+            Standings(connection, channel).learn(told)
         return held
 
     async def release(self, delivery: Delivery, *, due_at: datetime) -> None:
@@ -575,7 +571,7 @@ class Ledger:
 
     def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet."""
-        self._insertions[table].insert(connection, rows)
+        into(table, connection.dialect).insert(connection, rows)
 
 
 async def _move_mark(connection: AsyncConnection, name: str, at: datetime) -> None:

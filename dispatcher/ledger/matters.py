@@ -14,7 +14,7 @@ from types import ModuleType
 from sqlalchemy import Connection, bindparam, select
 
 from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State
-from dispatcher.ledger.inserting import insert_missing, padded, upsert
+from dispatcher.ledger.inserting import into, padded
 from dispatcher.ledger.tables import deliveries, matters, versions
 
 PORTION = 500
@@ -40,7 +40,8 @@ class Matters:
         ordered = sorted(set(names))  # the same order everywhere, so that no two lock each other out
         if not ordered:
             return
-        self._connection.execute(insert_missing(self._dialect, matters), [{"name": name} for name in ordered])
+        unknown = [{"name": name, "failed_at": None, "succeeded_at": None} for name in ordered]
+        into(matters, self._connection.dialect).insert(self._connection, unknown)
         for begin in range(0, len(ordered), PORTION):
             some = ordered[begin : begin + PORTION]
             for row in self._connection.execute(_STANDING, {"names": padded(some)}):
@@ -89,13 +90,11 @@ class Matters:
 
     def save(self) -> None:
         """Write how they stand now."""
-        if not self._known:
-            return
         rows = [
             {"name": name, "failed_at": standing.failed_at, "succeeded_at": standing.succeeded_at}
             for name, standing in sorted(self._known.items())
         ]
-        self._connection.execute(upsert(self._dialect, matters), rows)
+        into(matters, self._connection.dialect, overwriting=True).insert(self._connection, rows)
 
 
 _STANDING = (

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import ModuleType
 
 from sqlalchemy import Connection, bindparam, select
 
-from dispatcher.ledger.inserting import padded, upsert
+from dispatcher.ledger.inserting import into, padded
 from dispatcher.ledger.tables import destinations
 from dispatcher.pacing import FRESH, Lesson, Standing, learn
 
@@ -15,9 +14,8 @@ from dispatcher.pacing import FRESH, Lesson, Standing, learn
 class Standings:
     """The standings of one channel's destinations, for as long as one transaction lasts."""
 
-    def __init__(self, connection: Connection, dialect: ModuleType, channel: str) -> None:
+    def __init__(self, connection: Connection, channel: str) -> None:
         self._connection = connection
-        self._dialect = dialect
         self._channel = channel
         self._known: dict[str, Standing] = {}
         self._changed: set[str] = set()
@@ -54,8 +52,6 @@ class Standings:
 
     def save(self) -> None:
         """Write what has changed."""
-        if not self._changed:
-            return
         rows = [
             {
                 "channel": self._channel,
@@ -67,7 +63,7 @@ class Standings:
             for name in sorted(self._changed)
             for standing in [self._known[name]]
         ]
-        self._connection.execute(upsert(self._dialect, destinations), rows)
+        into(destinations, self._connection.dialect, overwriting=True).insert(self._connection, rows)
         self._changed.clear()
 
 
