@@ -27,6 +27,11 @@ _ODD_ENDS = "\0\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _NOT_IN_A_LABEL = re.compile(r"[^a-z0-9_-]+")
 _NOT_IN_LABELS = re.compile(r"[^a-z0-9_.-]+|\.{2,}")
 _LONGEST_LABEL = 60
+LONGEST_LINE = 998
+"""Octets of a line without its end, in any mail (RFC 5322, 2.1.1)."""
+_SAFE = bytes(range(ord(" "), 0x7F)) + b"\t\n"
+# Lines that mailboxes and relays change, a boundary of ours, and blanks at an end; the line end is first as it is found quickly.
+_UNSAFE_LINE = re.compile(r"\n(?:From |\.\n|--=_|(?<=[ \t]\n))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +124,9 @@ def _plain(name: str, unfit: re.Pattern[str]) -> str:
 def compose(
     message: Message, sender: str, headers_too: Sequence[str] = (), *, recipients_visible: bool = True
 ) -> bytes:
-    """The mail as it goes over the wire: text and HTML of the same content (RFC 2046, 5.1.4), CRLF, lines up to 76.
+    """The mail as it goes over the wire: text and HTML of the same content (RFC 2046, 5.1.4), in lines ended by CRLF.
+
+    A part in ASCII that arrives as it is goes out as it is, another one quoted-printable in lines up to 76.
 
     `sender`: an address, with a name or without, as `EmailConfig.sender` has it. `headers_too`: more headers, whole
     and folded, without their line ends.
@@ -200,6 +207,25 @@ def _with_line_ends(text: str) -> str:
 
 
 def _part(kind: str, text: str) -> bytes:
-    encoded = binascii.b2a_qp(_with_line_ends(text).encode(errors="replace"), istext=True)
-    head = f'Content-Type: text/{kind}; charset="utf-8"\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n'
-    return head.encode() + encoded
+    lines = _with_line_ends(text)
+    encoding, octets = ("7bit", lines.encode()) if _arrives_as_it_is(text) else ("quoted-printable", _quoted(lines))
+    head = f'Content-Type: text/{kind}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'
+    return head.encode() + octets
+
+
+def _quoted(lines: str) -> bytes:
+    """Quoted-printable (RFC 2045, 6.7), in which no line begins as mailboxes want to change it."""
+    octets = binascii.b2a_qp(f"\r\n{lines}".encode(errors="replace"), istext=True)
+    return octets.replace(b"\r\nFrom ", b"\r\nF=\r\nrom ").removeprefix(b"\r\n")
+
+
+def _arrives_as_it_is(text: str) -> bool:
+    """Whether the text needs no encoding (RFC 2045, 2.7) and nobody changes it on its way, so that a signature holds."""
+    if not text.isascii() or text.encode().translate(None, _SAFE) or _UNSAFE_LINE.search(f"\n{text}\n"):
+        return False
+    start = 0
+    while len(text) - start > LONGEST_LINE:
+        start = text.rfind("\n", start, start + LONGEST_LINE + 1) + 1  # past as many lines as one could hold
+        if start == 0:
+            return False
+    return True

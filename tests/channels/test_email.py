@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from email import message_from_bytes
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import trustme
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -289,6 +290,58 @@ def test_whatever_the_words_the_mail_is_well_formed_and_says_them(subject: str, 
     plain, fancy = parsed.iter_parts()
     assert not parsed.defects
     assert (plain.get_content_type(), fancy.get_content_type()) == ("text/plain", "text/html")
+
+
+ODD = [
+    "From me",
+    "From ",
+    ".",
+    "..",
+    "--=_k1",
+    "--=_k1--",
+    "a blank ",
+    "a tab\t",
+    "=3D =46",
+    "\x1b[1m",
+    "\x7f",
+    "größer",
+]
+LONG = [length * "a" for length in (75, 500, 998, 999)]
+texts = st.lists(st.sampled_from([*ODD, *LONG, ""]) | st.text(max_size=30), max_size=8).map("\n".join)
+
+
+@given(texts, texts)
+@example("From me", "a\nFrom me, größer")
+@example("é\nFrom From " + 66 * "a", "é " + 73 * "a" + "From me")
+@example(".\n", "a\n.")
+@example("a\n--=_k1--\n", "--=_k1\n\na")
+@example(" ", "a\n\t\nb \n")
+@example(998 * "a" + "\n" + 999 * "a", 999 * "a" + "\n")
+def test_every_text_is_read_as_it_was_written_and_nothing_in_it_is_what_relays_and_mailboxes_change(
+    text: str, html: str
+) -> None:
+    mail = compose(message(content={"subject": "s", "text": text, "html": html}), "flyte@example.com")
+
+    lines = mail.split(b"\r\n")
+    assert max(map(len, lines)) <= 998
+    assert not [line for line in lines if line.startswith(b"From ") or line == b"." or line != line.rstrip(b" \t")]
+    assert not [line for line in lines if re.search(rb"[^\t -~]", line)]
+    parsed: Any = message_from_bytes(mail, policy=default)
+    for part, written in zip(parsed.iter_parts(), (text, html), strict=True):
+        if part["content-transfer-encoding"] == "quoted-printable":
+            assert max(map(len, part.get_payload().splitlines())) <= 76  # RFC 2045, 6.7
+        as_lines = written.replace("\0", "").splitlines() or [""]
+        assert part.get_content().replace("\r\n", "\n") == "".join(f"{line}\n" for line in as_lines)
+
+
+def test_what_needs_no_encoding_has_none() -> None:
+    def encodings(text: str, html: str) -> list[str]:
+        mail = compose(message(content={"subject": "s", "text": text, "html": html}), "flyte@example.com")
+        parsed: Any = message_from_bytes(mail, policy=default)
+        return [part["content-transfer-encoding"] for part in parsed.iter_parts()]
+
+    assert encodings("a = b\n", "<p>größer</p>") == ["7bit", "quoted-printable"]
+    assert encodings("größer\n", f'<p class="a">\n{3 * (998 * "a" + chr(10))}</p>') == ["quoted-printable", "7bit"]
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st.just(" ")))
