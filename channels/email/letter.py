@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import format_datetime, formataddr, parseaddr
@@ -91,20 +91,28 @@ class Stationery:
         return signed(mail, domain=dkim.domain or self._domain, selector=dkim.selector, key_file=dkim.key_file)
 
 
-def about_headers(about: Mapping[str, Any] | None, domain: str) -> Iterator[str]:
+def about_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, ...]:
     """What tells a mail program which mails belong together; nothing where the launch plan isn't known.
 
     The List-Id is the launch plan's (RFC 2919). The thread's first message is one that never was: its id is made of
     the launch plan's name alone, so nothing has to be looked up, and nobody's thread depends on who was told first.
     """
     if not about or not about.get("launch_plan"):
-        return
-    names = tuple(str(about.get(part, "")) for part in ("launch_plan", "domain", "project"))
-    labels = (_plain(names[0], _NOT_IN_LABELS), *(_plain(name, _NOT_IN_A_LABEL) for name in names[1:]))
-    yield _header("List-Id", f"<{'.'.join(filter(None, labels))}.{domain}>")
+        return ()
+    return _list_and_thread(*(str(about.get(part, "")) for part in ("launch_plan", "domain", "project")), domain)
+
+
+@lru_cache(maxsize=256)
+def _list_and_thread(launch_plan: str, domain: str, project: str, ours: str) -> tuple[str, ...]:
+    """A storm's mails are about few launch plans."""
+    names = (launch_plan, domain, project)
+    labels = (_plain(launch_plan, _NOT_IN_LABELS), _plain(domain, _NOT_IN_A_LABEL), _plain(project, _NOT_IN_A_LABEL))
     root = hashlib.sha256("\0".join(names).encode(errors="replace")).hexdigest()[:32]
-    yield _header("In-Reply-To", f"<thread-{root}@{domain}>")
-    yield _header("References", f"<thread-{root}@{domain}>")
+    return (
+        _header("List-Id", f"<{'.'.join(filter(None, labels))}.{ours}>"),
+        _header("In-Reply-To", f"<thread-{root}@{ours}>"),
+        _header("References", f"<thread-{root}@{ours}>"),
+    )
 
 
 def _header(name: str, value: str) -> str:
