@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from channels.contract import Content, Scope, Unserved
 from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State, conversation_key, delivery_key
@@ -176,6 +176,17 @@ class Planner:
         return self.addresses[channel](recipient)
 
 
+class _Talk(NamedTuple):
+    """A delivery's place in a conversation."""
+
+    conversation: str
+    turn: datetime | None
+    matter: str
+
+
+_ALONE = _Talk("", None, "")
+
+
 @dataclass(slots=True)
 class _Making:
     """The deliveries of one event, in the making."""
@@ -262,15 +273,10 @@ class _Making:
             return None
         content = self._content(opened.channel, opened.recipients[0], None)
         rule = f"recovery after {opened.event}"
-        made = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content)
-        return replace(
-            made,
-            key=delivery_key(self.event.key, f"recovery {opened.conversation}", opened.addresses),
-            conversation=opened.conversation,
-            turn=self.event.occurred_at,
-            matter=_matter(self.event.launch_plan),
-            recovery=True,
-        )
+        talk = _Talk(opened.conversation, self.event.occurred_at, _matter(self.event.launch_plan))
+        made = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, talk=talk)
+        key = delivery_key(self.event.key, f"recovery {opened.conversation}", opened.addresses)
+        return replace(made, key=key, recovery=True)
 
     def first_time(self, channel: str, address: str) -> bool:
         told = (channel, address.casefold())
@@ -283,25 +289,20 @@ class _Making:
         addresses = tuple(target.address for target in targets)
         recipients = tuple(target.recipient for target in targets)
         content = self._content(channel, recipients[0], template)
-        made = self._delivery(channel, recipients, addresses, rule, content)
-        self.deliveries.append(self._in_conversation(made))
+        talk = self._talk(channel, addresses)
+        self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content, talk=talk))
 
-    def _in_conversation(self, made: Delivery) -> Delivery:
+    def _talk(self, channel: str, addresses: Sequence[str]) -> _Talk:
         """What fails in a launch plan belongs together. A success has nothing to add unless something is open, and
         then `close` makes its delivery.
         """
-        scope = self.planner.scopes.get(made.channel)
-        about = scope(made.addresses[0]) if scope is not None else None
+        scope = self.planner.scopes.get(channel)
+        about = scope(addresses[0]) if scope is not None else None
         if about is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
-            return made
+            return _ALONE
         matter = _matter(self.event.launch_plan)
         subject = matter if about == "launch_plan" else f"execution {self.event.execution}"
-        return replace(
-            made,
-            conversation=conversation_key(made.channel, made.addresses, subject),
-            turn=self.event.occurred_at,
-            matter=matter,
-        )
+        return _Talk(conversation_key(channel, addresses, subject), self.event.occurred_at, matter)
 
     def _alike(self, targets: Sequence[Target]) -> list[list[Target]]:
         """Those whose messages are made by the same templates, together."""
@@ -324,11 +325,13 @@ class _Making:
         rule: str,
         content: Content,
         *,
+        talk: _Talk = _ALONE,
         dead: str = "",
     ) -> Delivery:
+        event = self.event.key
         return Delivery(
-            key=delivery_key(self.event.key, channel, addresses or recipients),
-            event=self.event.key,
+            key=delivery_key(event, channel, addresses or recipients),
+            event=event,
             channel=channel,
             recipients=recipients,
             addresses=addresses,
@@ -340,6 +343,9 @@ class _Making:
             occurred_at=self.event.occurred_at,
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
+            conversation=talk.conversation,
+            turn=talk.turn,
+            matter=talk.matter,
         )
 
     def _content(self, channel: str, recipient: str, template: str | None) -> Content:
