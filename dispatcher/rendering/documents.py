@@ -40,20 +40,17 @@ Choose = Callable[[Place, Mapping[str, Any]], Sink]
 """By a string's place and the mapping it stands in."""
 
 
-class Variables:
+class Variables(dict[Environment, JinjaContext]):
     """A message's variables, made ready once for each environment: for short strings that is most of the cost."""
 
-    __slots__ = ("_contexts", "_values")
+    __slots__ = ("_values",)
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
-        self._contexts: dict[int, JinjaContext] = {}
 
-    def of(self, environment: Environment) -> JinjaContext:
-        context = self._contexts.get(id(environment))
-        if context is None:
-            context = new_context(environment, None, {}, dict(self._values), shared=False, globals=environment.globals)
-            self._contexts[id(environment)] = context
+    def __missing__(self, environment: Environment) -> JinjaContext:
+        known = {**environment.globals, **self._values}
+        context = self[environment] = new_context(environment, None, {}, known, shared=True)
         return context
 
 
@@ -127,26 +124,26 @@ def _mapping(parts: Mapping[str, Render | _Constant], node: Mapping[str, Any]) -
     condition = parts.get("when")
     if isinstance(condition, _Constant):
         condition = None if condition.value else lambda _: _DROPPED
-    entries = [
-        (key, part, key in _TELLING and isinstance(node[key], str)) for key, part in parts.items() if key != "when"
+    shape = {key: part.value if isinstance(part, _Constant) else None for key, part in parts.items() if key != "when"}
+    made = [
+        (key, part, key in _TELLING) for key, part in parts.items() if key in shape and not isinstance(part, _Constant)
     ]
-    fixed = {key: part.value for key, part, _ in entries if isinstance(part, _Constant)}
-    constant = len(fixed) == len(entries)
-    if constant and condition is None:
-        return _Constant(fixed)
+    if not made and condition is None:
+        return _Constant(shape)
 
     def render(variables: Variables) -> Any:
         if condition is not None and condition(variables) in _NO:
             return _DROPPED
-        rendered, speaks = {}, constant
-        for key, part, telling in entries:
-            if isinstance(part, _Constant):
-                rendered[key] = part.value
-            elif (value := part(variables)) is not _DROPPED:
+        rendered, speaks = shape.copy(), not made
+        for key, part, telling in made:
+            value = part(variables)
+            if value is not _DROPPED:
                 rendered[key] = value
                 speaks = True
-            elif telling:
+            elif telling and isinstance(node[key], str):
                 return _DROPPED
+            else:
+                del rendered[key]
         return rendered if speaks else _DROPPED
 
     return render
@@ -172,7 +169,7 @@ def _leaf(source: str, sink: Sink, line: int) -> Render:
 
     def render(variables: Variables) -> Any:
         try:
-            text = "".join(produce(variables.of(environment))).strip()
+            text = "".join(produce(variables[environment])).strip()
         except Exception as error:
             raise BadDocument(str(error) or type(error).__name__, line) from error
         return cut(text, budget) if text else _DROPPED
