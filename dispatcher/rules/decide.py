@@ -84,7 +84,8 @@ def decide(event: Event, book: RuleBook, admin: Resolved | Unresolved | None = N
     `admin` is what FlyteAdmin said of the execution; None where it wasn't asked.
     """
     own = _own_rules(event)
-    plan = book.rules_for(event)
+    entries = book.entries_for(event)
+    plan = entries[0] if entries else None
     if event.options is not None and event.options.disable_notifications:
         silencer = "options.disable_notifications"
         looks = _set_aside([*own, *(plan.rules if plan else ())], f"silenced by {silencer}")
@@ -97,8 +98,9 @@ def decide(event: Event, book: RuleBook, admin: Resolved | Unresolved | None = N
     if plan is None:
         return _no_rules(event, book) if admin is None else Decision(Verdict.UNRESOLVED, admin.reason)
     instead = f" ({admin.reason})" if admin is not None else ""
-    farther = _set_aside(book.beyond(event), f"the rules of {plan.key} are closer and hold alone")
-    return _verdict(event, (*_match(event, plan.rules), *farther), f"the rules of {plan.key}{instead}")
+    whose = f"the rules of {plan.key}"
+    farther = _set_aside([rule for entry in entries[1:] for rule in entry.rules], f"{whose} are closer and hold alone")
+    return _verdict(event, (*_match(event, plan.rules), *farther), f"{whose}{instead}")
 
 
 def _resolved(event: Event, admin: Resolved, files: tuple[Rule, ...]) -> Decision:

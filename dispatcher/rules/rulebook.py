@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -55,21 +55,13 @@ class RuleBook:
             versions.setdefault((project, domain, name), []).append(version)
         object.__setattr__(self, "_versions", versions)
 
-    def rules_for(self, event: Event) -> PlanRules | None:
-        """The rules that hold for the event's launch plan: those of the closest entry alone.
+    def entries_for(self, event: Event) -> list[PlanRules]:
+        """The entries for the event's launch plan, the closest first: its rules hold, and no others.
 
         Closest first: this version, any version, any launch plan of the project and domain. An event
         that doesn't say which launch plan it belongs to is served by the last alone.
         """
-        return next(self._entries(event), None)
-
-    def beyond(self, event: Event) -> list[Rule]:
-        """The rules of the entries for the event's launch plan that are not the closest: they don't hold."""
-        _, *farther = self._entries(event)
-        return [rule for entry in farther for rule in entry.rules]
-
-    def _entries(self, event: Event) -> Iterator[PlanRules]:
-        return (self.plans[key] for key in _closest_first(event) if key in self.plans)
+        return [self.plans[key] for key in _closest_first(event) if key in self.plans]
 
     def versions_of(self, plan: EntityId) -> list[str]:
         """The versions of this launch plan that have rules, for telling people what they may have meant."""
