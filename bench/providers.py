@@ -11,10 +11,10 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import cast
+from typing import Any, cast
 
 import uvloop
 
@@ -181,7 +181,7 @@ def _answer_to(request: bytes) -> tuple[bytes, bytes]:
 
 
 class Provider:
-    """A running provider."""
+    """A running provider. Raises RuntimeError where its process has died."""
 
     def __init__(self, port: int, pipe: Connection) -> None:
         self.port = port
@@ -189,13 +189,16 @@ class Provider:
 
     def begin(self) -> None:
         """Count from here."""
-        self._pipe.send("begin")
-        self._pipe.recv()
+        self._ask("begin")
 
     def arrivals(self) -> Arrivals:
-        self._pipe.send("count")
-        told: Arrivals = self._pipe.recv()
+        told: Arrivals = self._ask("count")
         return told
+
+    def _ask(self, question: str) -> Any:
+        with _void_if_it_dies():
+            self._pipe.send(question)
+            return self._pipe.recv()
 
     def wait_for(self, messages: int, seconds: float) -> Arrivals:
         """Until so many have arrived, or the time is over."""
@@ -207,16 +210,28 @@ class Provider:
 
 @contextmanager
 def providing(speaks: type[_Server], manner: Manner) -> Iterator[Provider]:
-    """A provider, while the block lasts."""
+    """A provider, while the block lasts. Raises RuntimeError where its process dies before it runs."""
     spawn = multiprocessing.get_context("spawn")
     ours, its = spawn.Pipe()
     process = spawn.Process(target=_run, args=(its, speaks, manner), daemon=True)
     process.start()
+    its.close()  # the process has its own: as long as this one is open, nobody learns that that one is closed
     try:
-        yield Provider(ours.recv(), ours)
+        with _void_if_it_dies():
+            port = ours.recv()
+        yield Provider(port, ours)
     finally:
-        ours.send("enough")
+        with suppress(ConnectionError):
+            ours.send("enough")
         process.join()
+
+
+@contextmanager
+def _void_if_it_dies() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise RuntimeError("the provider has died: this measurement is void") from None
 
 
 def _run(pipe: Connection, speaks: type[_Server], manner: Manner) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.__main__ import BEGIN, END, Run, around_table, measure
 from bench.figures import Figure, Goal, Missing, Unavailable, as_markdown
+from bench.providers import Api, Manner, providing
 
 
 def a_figure(*, ours: list[float], theirs: list[float], goal: Goal | None = None) -> Figure:
@@ -79,3 +84,22 @@ def test_a_file_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None
     file.write_text(f"{END} {BEGIN}")
     with pytest.raises(ValueError, match="has no table"):
         around_table(file)
+
+
+class DiesAtBirth(Manner):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+class DiesOfCompany(Api):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        os._exit(1)
+
+
+def test_nobody_waits_for_a_provider_that_is_dead() -> None:
+    with pytest.raises(RuntimeError, match="died"), providing(Api, DiesAtBirth()):
+        pass
+    with providing(DiesOfCompany, Manner()) as provider:
+        socket.create_connection(("127.0.0.1", provider.port)).close()
+        with pytest.raises(RuntimeError, match="died"):
+            provider.wait_for(1, seconds=10)
