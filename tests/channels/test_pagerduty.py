@@ -137,6 +137,17 @@ async def test_details_are_dropped_before_an_event_is_too_large(
     assert "left out" in event["payload"]["custom_details"]["note"]
 
 
+async def test_details_that_pagerduty_takes_are_kept_in_whichever_letters(
+    account: PagerDutyReceiver, channel: PagerDutyChannel
+) -> None:
+    payload = {**PAYLOAD, "custom_details": {"error": "ж" * 200_000}}  # in UTF-8 400 kB, escaped three times as much
+
+    await channel.send(message(content={**EVENT, "payload": payload}))
+
+    (event,) = account.incidents[0].events
+    assert event["payload"] == payload
+
+
 @pytest.mark.parametrize(
     ("step", "kind"),
     [
