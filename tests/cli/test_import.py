@@ -296,4 +296,5 @@ def test_whatever_it_says_the_result_can_be_read_and_gives_no_password_away(
     read = load(folder / "dispatcher.yaml")
     assert read.kafka is not None
     assert SECRET not in made.text
-    assert Renderer(read.templates.path).check() == []
+    if made.templates:  # without, it is the built-in ones that would be compiled once more
+        assert Renderer(read.templates.path).check() == []
