@@ -6,7 +6,7 @@ PYTHON := $(shell for p in $$PYTHON python3 python3.14 python3.13 python3.12 pyt
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS ?= tests
-WORKERS ?= 3
+WORKERS ?= 4
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
 .PHONY: help demo test check audit test-broker test-faults bench bench-smoke docs lock clean
@@ -18,7 +18,7 @@ demo: $(VENV)/.demo ## a day in the life of a team, with an inbox to look into (
 	@$(BIN)/dispatcher demo $(DEMO_ARGS)
 
 test: $(VENV)/.test ## every test that this machine can run
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults" $(TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults" $(TESTS) $(PYTEST_ARGS)
 
 check: $(VENV)/.test ## format, lint, types, import contracts, container files
 	$(BIN)/ruff check .
