@@ -1,6 +1,6 @@
 """Terminal events a second into the ledger, three deliveries each, beside the same rows by the bare driver.
 
-    python -m bench.record [--events 5000] [--rounds 5]
+    python -m bench.record [--events 3000] [--rounds 5]
 
 The baseline takes the very rows that ours has written, ready-made, and writes them into an empty ledger of the same schema in
 batches and transactions of the same size: by sqlite3's `executemany` with the same pragmas, by asyncpg's on PostgreSQL.
@@ -29,7 +29,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.ledger import Ledger, Recorded
 from tests.support.postgres import Cluster
 
-EVENTS = 5000
+EVENTS = 3000
 BATCH = 100
 """Events in a transaction."""
 TABLES = ("events", "contents", "deliveries")

@@ -21,7 +21,7 @@ import asyncpg
 import psutil
 from sqlalchemy.engine import make_url
 
-from bench.figures import Figure, Goal
+from bench.figures import Figure, Goal, fewer
 from bench.providers import Manner, Provider, Relay, providing
 from bench.replicas import cpu_seconds, fill, several
 from dispatcher import loop
@@ -37,7 +37,7 @@ TAKES = 0.05
 REPLICAS = (1, 2, 4)
 FEW, MANY = 6, 60
 """Hands of a replica: 120 mails a second, which is a quarter of a core; and more than a core can feed."""
-SECONDS = 5.0
+SECONDS = 3.0
 """Of work, at the rate that the hands allow."""
 AT_MOST = 250
 """Mails a second that are prepared for a replica: many hands could take more, which its core can't."""
@@ -109,10 +109,8 @@ def figures(rounds: int, *, smoke: bool) -> Iterator[Figure]:
     seconds = 0.2 if smoke else SECONDS
     with rigged() as rig:
         for hands, words in ((FEW, "a quarter of a core each"), (MANY, "as fast as they can")):
-            # What shows where it ends is worth fewer rounds than what is aimed at.
-            times = rounds if hands == FEW else min(rounds, 3)
             runs: dict[int, list[Ran]] = {replicas: [] for replicas in REPLICAS}
-            for _ in range(times):
+            for _ in range(fewer(rounds)):
                 for replicas, so_far in runs.items():
                     so_far.append(rig.run(replicas, hands, seconds))
             for replicas in REPLICAS[1:]:
