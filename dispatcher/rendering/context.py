@@ -25,6 +25,7 @@ LONGEST_NAME = 255
 LABELS = 20
 """So many labels are shown; an event may bring thousands."""
 _URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20\x7f]+")
+_SECOND, _MINUTE, _HOUR, _DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
 _DONE = {
     Phase.SUCCEEDED: ("succeeded", "info", "#2eb67d", "✅"),
     Phase.FAILED: ("failed", "error", "#e01e5a", "❌"),
@@ -193,10 +194,10 @@ def _for_people(time: datetime) -> str:
 
 def _spoken(span: timedelta) -> str:
     """A span at a glance: no seconds beside hours, no minutes beside days; empty where it can't be right."""
-    if span < timedelta(seconds=1):
+    if span < _SECOND:
         return "under 1 second" if span > timedelta() else ""
-    smallest = "hours" if span >= timedelta(days=1) else "minutes" if span >= timedelta(hours=1) else "seconds"
-    return _in_words(span // timedelta(**{smallest: 1}), smallest)
+    unit, one = ("hours", _HOUR) if span >= _DAY else ("minutes", _MINUTE) if span >= _HOUR else ("seconds", _SECOND)
+    return _in_words(span // one, unit)
 
 
 @lru_cache(maxsize=4096)  # a quarter of what the context costs, and the same few durations come again and again
