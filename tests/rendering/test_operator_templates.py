@@ -144,6 +144,10 @@ def test_a_template_reaches_neither_python_nor_files(tmp_path: Path) -> None:
             "{{ error['__class__'] }}",
             "{{ range(10 ** 9) | list }}",
             "{{ labels.clear() }}",
+            "{{ labels.__class__ }}",
+            "{{ error.summary.__class__ }}",
+            "{% macro shown() %}{% endmacro %}{{ shown._func.__globals__ }}",
+            "{% macro shown() %}{{ ''.__class__ }}{% endmacro %}{{ shown() }}",
             "{% include '../../pyproject.toml' %}",
         )
     ):
