@@ -193,6 +193,14 @@ class _KafkaBatch:
         if self._generation == self._reading.generation:
             self._reading.done.update(self._following)
 
+    def is_of(self, reading: _Reading | None) -> bool:
+        """Whether that consumer has read it, and still has all of its partitions."""
+        return self._reading is reading and self._generation == self._reading.generation
+
+    def found(self) -> _Found:
+        """What it has, to be gone on with."""
+        return _Found(self._generation, [*self.messages], [*self.spoilt], self.foreign, {**self._following})
+
 
 class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
     """One consumer's life, from joining the group to the first error that it doesn't outlive."""
@@ -269,6 +277,16 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         if not found:
             await self.flush()
         await self._look_for_stall()
+        return self._batch(found)
+
+    async def read_on(self, batch: _KafkaBatch) -> _KafkaBatch | None:
+        """The same batch, with what has come since it was read."""
+        found = batch.found()
+        await self._take_all(found)
+        self._moved.update(dict.fromkeys(found.following, _now()))
+        return self._batch(found)
+
+    def _batch(self, found: _Found) -> _KafkaBatch | None:
         if not found or found.generation != self.generation:
             return None
         return _KafkaBatch(found.records, found.spoilt, found.foreign, self, found.generation, found.following)
@@ -310,8 +328,11 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         except _UNREADABLE:
             for partition in self._assigned():  # one of them, it isn't said which
                 await self._step_over(found, partition, most=1)
-        if not found:
-            return
+        if found:
+            await self._take_all(found)
+
+    async def _take_all(self, found: _Found) -> None:
+        """Take what lies ready of all partitions, as far as there is room."""
         for partition in self._assigned():
             try:
                 await self._take(found, partition)
@@ -441,11 +462,14 @@ class KafkaSource:
             sleep=self._pause,
             before_sleep=self._tell,
         )
-        reading: asyncio.Task[Batch | None] | None = None
+        reading: asyncio.Task[_KafkaBatch | None] | None = None
         try:
             while not self._stopping.is_set():
-                batch: Batch | None = await (reading or persistently(self._next_batch))
+                waited = reading is not None and reading.done()
+                batch: _KafkaBatch | None = await (reading or persistently(self._next_batch))
                 reading = None
+                if waited and batch is not None:
+                    batch = await persistently(self._next_batch, batch)
                 if batch is not None:
                     # The next one is read while this one is being recorded.
                     reading = asyncio.create_task(persistently(self._next_batch))  # noqa: TID251 - no group spans a yield
@@ -487,12 +511,15 @@ class KafkaSource:
         ours = self._reading.consumer.assignment()
         return {(part.topic, part.partition): at for part, at in self._reading.newest.items() if part in ours}
 
-    async def _next_batch(self) -> Batch | None:
-        """The next batch; None where none came for a good while, or we are stopping.
+    async def _next_batch(self, waiting: _KafkaBatch | None = None) -> _KafkaBatch | None:
+        """The next batch; None where none came for a good while, or we are stopping. `waiting`: one that was read ahead
+        and may have become more.
 
         A consumer that fails is left here, for good, and the error raised.
         """
         try:
+            if self._reading is not None and waiting is not None and waiting.is_of(self._reading):
+                return await self._reading.read_on(waiting)
             calm = _now() + CALM_SECONDS
             while not self._stopping.is_set() and _now() < calm:
                 reading = self._reading or await self._join()

@@ -232,6 +232,28 @@ async def test_a_batch_that_waits_keeps_its_place_and_loses_nothing(broker: Brok
     assert sorted(reader.values) == sorted(numbered(60))
 
 
+async def test_what_comes_while_a_batch_is_worked_on_joins_the_one_that_was_read_ahead(
+    broker: Broker, topic: str
+) -> None:
+    """That one is read as soon as its first message is there; those that came later need not wait for one more."""
+    sizes: list[int] = []
+
+    async def slow(batch: Batch) -> None:
+        sizes.append(len(batch.messages))
+        if len(sizes) == 1:
+            for number in range(1, 6):
+                await publish(broker.bootstrap_servers, topic, numbered(1, start=number))
+            await asyncio.sleep(1)
+
+    await publish(broker.bootstrap_servers, topic, numbered(1))
+    async with reading(config(broker.bootstrap_servers, topic), handle=slow) as reader:
+        await reader.count(6)
+
+    assert sizes[0] == 1
+    assert sizes[1] > 1
+    assert sorted(reader.values) == sorted(numbered(6))
+
+
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 async def test_compressed_batches_are_read(broker: Broker, topic: str, codec: str) -> None:
     await publish(broker.bootstrap_servers, topic, numbered(50), compression_type=codec)
