@@ -54,6 +54,9 @@ class Tried:
 
 PAUSE = timedelta(seconds=1)
 """How long a batch rests before the ledger is tried again, and at first before FlyteAdmin is."""
+PORTION = 100
+"""So many entries of a batch are recorded at once: no courier waits long for its own transaction, and the first are on
+their way while the others are decided."""
 LONGEST_PAUSE = timedelta(seconds=15)
 """The rests before FlyteAdmin grow up to this: whoever checks passwords locks out those who show a wrong one often."""
 
@@ -121,7 +124,7 @@ class Intake:
         Raises Unavailable.
         """
         read = [entry for message in messages if (entry := self._read(*message)) is not None]
-        return await self._decided(read, {})
+        return await self._decided(read, {}, read)
 
     async def try_again(self, refused: Rejected, *, dry_run: bool = False) -> Tried:
         """Try a rejected message with the rules and the reading of today. Raises Unavailable.
@@ -144,11 +147,18 @@ class Intake:
     async def _pass_on(self, batch: Batch, source: Source) -> bool:
         """Bring a batch into the ledger; False where we were stopped before it was there."""
         read = self._glanced(batch)
+        messages = len(batch.messages) + len(batch.spoilt) + batch.foreign
+        for first in range(0, max(len(read), 1), PORTION):
+            if not await self._pass_some_on(read[first : first + PORTION], read, messages, source):
+                return False
+            messages = 0  # the first portion stands for all of them
+        return True
+
+    async def _pass_some_on(self, some: Sequence[_Read], read: Sequence[_Read], messages: int, source: Source) -> bool:
         decided: dict[int, Entry] = {}  # what was answered is not asked again, however long the rest takes
-        entries = await _until_done(lambda: self._decided(read, decided), source)
+        entries = await _until_done(lambda: self._decided(some, decided, read), source)
         if entries is None:
             return False
-        messages = len(batch.messages) + len(batch.spoilt) + batch.foreign
         record = partial(self._record, entries, source="kafka", messages=messages)
         return await _until_done(record, source) is not None
 
@@ -174,26 +184,30 @@ class Intake:
         span = self.tracing.intake(partial(trace_context, headers, value))
         return _Ended(event, headers, value or b"", position, span)
 
-    async def _decided(self, read: Sequence[_Read], decided: MutableMapping[int, Entry]) -> list[Entry]:
-        """The entries, in the order of what was read; what an event alone doesn't settle is looked up side by side.
+    async def _decided(
+        self, some: Sequence[_Read], decided: MutableMapping[int, Entry], read: Sequence[_Read]
+    ) -> list[Entry]:
+        """The entries, in the order of `some` of what was `read`; what an event alone doesn't settle is looked up side
+        by side.
 
         Raises Unavailable as soon as one can't be looked up; `decided` keeps the others, by their place.
         """
-        started = await self._recall(read)
+        started = await self._recall(some, read)
         try:
             async with asyncio.TaskGroup() as looking_up:
-                for at, entry in enumerate(read):
+                for at, entry in enumerate(some):
                     if at in decided:
                         continue
                     if not isinstance(entry, _Ended):
                         decided[at] = entry
                     elif self.look_up is None or decides_itself(entry.event):
                         decided[at] = self._weigh(entry, None, started.get(entry.event.execution))
+                        await asyncio.sleep(0)  # noqa: TID251 - rendering takes a while, and what is due goes out meanwhile
                     else:
                         looking_up.create_task(self._look_up(at, entry, self.look_up, decided))
         except ExceptionGroup as away:
             raise away.exceptions[0] from None
-        return [decided[at] for at in range(len(read))]
+        return [decided[at] for at in range(len(some))]
 
     async def _look_up(self, at: int, ended: _Ended, look_up: LookUp, decided: MutableMapping[int, Entry]) -> None:
         looking = ended.span.part("dispatcher.look_up")
@@ -209,10 +223,10 @@ class Intake:
             looking.end()
             decided[at] = self._weigh(ended, answer, None)
 
-    async def _recall(self, read: Iterable[_Read]) -> Mapping[ExecutionId, Started]:
+    async def _recall(self, some: Iterable[_Read], read: Iterable[_Read]) -> Mapping[ExecutionId, Started]:
         """Whose the executions are whose end doesn't tell: from their starts, in this batch or in the ledger."""
         started = {entry.execution: entry for entry in read if isinstance(entry, Started)}
-        ended = (entry.event for entry in read if isinstance(entry, _Ended))
+        ended = (entry.event for entry in some if isinstance(entry, _Ended))
         untold = {event.execution for event in ended if event.launch_plan is None} - started.keys()
         if untold and self.look_up is None:
             started |= await self.ledger.started(untold)

@@ -1,0 +1,76 @@
+"""Batches on their way into a real ledger."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from dispatcher.clock import SystemClock
+from dispatcher.delivery import State
+from dispatcher.encode import Format, Written, write
+from dispatcher.event import Options
+from dispatcher.intake import PORTION, Heard, Intake
+from dispatcher.ledger import Ledger
+from dispatcher.plan import Planner
+from dispatcher.rules import RuleBook
+from dispatcher.source import Batch, RawMessage
+from tests.support.builders import a_notification, an_event
+
+
+@dataclass
+class OneBatch:
+    """A source of one batch, which is that batch too."""
+
+    messages: Sequence[Written]
+    spoilt: Sequence[tuple[str, str]] = ()
+    foreign: int = 0
+    told: list[Heard] = field(default_factory=list)
+    committed_after: list[int] = field(default_factory=list)
+
+    def position(self, message: RawMessage) -> str:
+        return f"batch@{len(message.value or b'')}"
+
+    async def commit(self) -> None:
+        self.committed_after.append(len(self.told))
+
+    async def batches(self) -> AsyncGenerator[Batch]:
+        yield self
+
+    async def wait(self, span: timedelta) -> bool:
+        raise AssertionError(f"something was away for {span}")
+
+    def stop(self) -> None:
+        pass
+
+    async def trouble(self) -> str | None:
+        return None
+
+
+def an_intake(ledger: Ledger, source: OneBatch) -> Intake:
+    planner = Planner(addresses={"email": str}, fallbacks={}, render=lambda *_, **__: {"text": "hi"})
+    return Intake(ledger, lambda: RuleBook({}), planner, SystemClock(), source.told.append)
+
+
+async def test_a_large_batch_is_recorded_in_portions_and_committed_once_all_of_it_is_there(tmp_path: Path) -> None:
+    options = Options(notifications=(a_notification(),))
+    events = [an_event(name=f"e{number}", options=options) for number in range(2 * PORTION + 1)]
+    source = OneBatch([write(event, Format.NATIVE) for event in events], spoilt=[("t/0@7", "unreadable")], foreign=5000)
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        await an_intake(ledger, source).run(source)
+        counts = await ledger.counts()
+
+    assert counts == {("email", State.WAITING): len(events)}
+    assert [len(heard.recorded) + len(heard.rejected) for heard in source.told] == [PORTION, PORTION, 2]
+    assert sum(heard.messages for heard in source.told) == len(events) + 1 + 5000
+    assert source.committed_after == [3]
+
+
+async def test_a_batch_of_nothing_but_foreign_messages_is_counted_and_committed(tmp_path: Path) -> None:
+    source = OneBatch([], foreign=5000)
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        await an_intake(ledger, source).run(source)
+
+    assert [(heard.messages, len(heard.recorded)) for heard in source.told] == [(5000, 0)]
+    assert source.committed_after == [1]
