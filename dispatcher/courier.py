@@ -69,6 +69,8 @@ class Courier:
     _sending: set[asyncio.Task[None]] = field(default_factory=set)
     _room: asyncio.Semaphore = field(init=False)
     """A place for each hand."""
+    _desk: asyncio.Semaphore = field(init=False)
+    """Where what has come back is written down: as many places, for a crash doubles what stands here too."""
     _listening: bool = False
     """We wait for the bell."""
     _settling: int = 0
@@ -91,6 +93,7 @@ class Courier:
 
     def __post_init__(self) -> None:
         self._room = asyncio.Semaphore(self.hands)
+        self._desk = asyncio.Semaphore(self.hands)
 
     @property
     def resting(self) -> bool:
@@ -224,17 +227,15 @@ class Courier:
         """Send it once a hand is free, and settle it. `probing`: it finds out whether a provider that rested is back."""
         async with self._room:
             tried = await self._try(delivery, probing=probing)
+            if tried is not None:
+                await self._desk.acquire()
         if tried is None:
             self._let_go(delivery)
             return
-        ending, span = tried
-        destination = self._destination(delivery)
-        self._wary.update([destination] if ending.lesson is not None else [])
-        self._let_go(delivery)
-        await self._conclude(ending, span)
-        if ending.lesson is not None:
-            _less(self._wary, destination)
-            self.ring()
+        try:
+            await self._conclude(*tried)
+        finally:
+            self._desk.release()
 
     async def _try(self, delivery: Delivery, *, probing: bool) -> tuple[Settlement, Span] | None:
         """Send it; None where it goes back instead, its attempt uncounted."""
@@ -275,7 +276,11 @@ class Courier:
         return ending, span
 
     async def _conclude(self, ending: Settlement, span: Span) -> None:
-        """Write down how it ended."""
+        """Write down how it ended. What it says of its destination holds from now on, and is the ledger's from then on."""
+        destination = self._destination(ending.delivery)
+        if ending.lesson is not None:
+            self._wary[destination] += 1
+        self._let_go(ending.delivery)
         settling = span.part("dispatcher.settle")
         await self._settle(ending)
         settling.end()
@@ -283,6 +288,9 @@ class Courier:
         span.end(outcome=type(outcome).__name__.lower(), failed=not isinstance(outcome, Sent))
         if isinstance(outcome, Retry):
             self._alarm = min(outcome.at, self._alarm or outcome.at)
+        if ending.lesson is not None:
+            _less(self._wary, destination)
+            self.ring()
 
     def _begun(self, delivery: Delivery) -> Span:
         """The attempt's span: within the event's trace, unless it was attempted before, or put back since."""

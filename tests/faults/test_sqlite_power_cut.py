@@ -122,7 +122,7 @@ async def test_a_service_that_is_killed_while_it_commits_leaves_nothing_half_wri
     )
     assert not lost
     assert not doubled["slack"]
-    assert doubled["email"] <= CUTS * settings["channels"]["email"].get("concurrency", 20)
+    assert doubled["email"] <= CUTS * 2 * settings["channels"]["email"].get("concurrency", 20)
 
 
 async def _work_and_die(replica: Replica, publishers: Publishers, life: float) -> None:
