@@ -89,6 +89,17 @@ def a_courier(ledger: Ledger, channel: Scripted, **changes: Any) -> Courier:
     return Courier(**facts)
 
 
+def endless(going: asyncio.Event) -> Answers:
+    """An answer that doesn't come, and tells that somebody waits for it."""
+
+    async def answer(_: Message) -> Receipt:
+        going.set()
+        await asyncio.sleep(60)
+        return RECEIPT
+
+    return answer
+
+
 @asynccontextmanager
 async def working(courier: Courier) -> AsyncIterator[None]:
     task = asyncio.create_task(courier.run())
@@ -232,13 +243,8 @@ async def test_a_backlog_is_claimed_many_at_a_time(ledger: Ledger) -> None:
 async def test_where_destinations_have_a_pace_nothing_waits_for_a_hand(ledger: Ledger) -> None:
     going = asyncio.Event()
 
-    async def endless(_: Message) -> Receipt:
-        going.set()
-        await asyncio.sleep(60)
-        return RECEIPT
-
     await owe(ledger, *(f"#{number}" for number in range(20)))
-    courier = a_courier(ledger, Scripted(endless), hands=4, pace=Pace(rate=Rate(100, "s")))
+    courier = a_courier(ledger, Scripted(endless(going)), hands=4, pace=Pace(rate=Rate(100, "s")))
     async with working(courier):
         await going.wait()
         assert courier.in_hand == 4
@@ -282,13 +288,8 @@ async def test_a_stop_lets_what_is_in_hand_finish(ledger: Ledger) -> None:
 async def test_what_is_abandoned_is_released_uncounted_and_in_doubt(ledger: Ledger) -> None:
     going = asyncio.Event()
 
-    async def endless(_: Message) -> Receipt:
-        going.set()
-        await asyncio.sleep(60)
-        return RECEIPT
-
     await owe(ledger, "#a")
-    courier = a_courier(ledger, Scripted(endless))
+    courier = a_courier(ledger, Scripted(endless(going)))
     async with working(courier):
         await going.wait()
         courier.stop()
@@ -329,14 +330,9 @@ async def test_abandoning_twice_does_not_cut_a_release_short(ledger: Ledger) -> 
         await asyncio.sleep(0.1)
         await release(*arguments, **options)
 
-    async def endless(_: Message) -> Receipt:
-        going.set()
-        await asyncio.sleep(60)
-        return RECEIPT
-
     ledger.release = slow  # type: ignore[method-assign]  # passes on, a little later
     await owe(ledger, "#a")
-    courier = a_courier(ledger, Scripted(endless))
+    courier = a_courier(ledger, Scripted(endless(going)))
     async with working(courier):
         await going.wait()
         courier.abandon()
