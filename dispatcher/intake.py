@@ -79,6 +79,8 @@ class _Ended:
 
 
 _Read = _Ended | Rejected | Started
+Starts = Mapping[ExecutionId, Started]
+"""What a batch tells of executions' starts."""
 Entry = Recorded | Rejected | Started
 """What a message comes to."""
 
@@ -124,7 +126,7 @@ class Intake:
         Raises Unavailable.
         """
         read = [entry for message in messages if (entry := self._read(*message)) is not None]
-        return await self._decided(read, {}, read)
+        return await self._decided(read, {}, _starts(read))
 
     async def try_again(self, refused: Rejected, *, dry_run: bool = False) -> Tried:
         """Try a rejected message with the rules and the reading of today. Raises Unavailable.
@@ -147,16 +149,17 @@ class Intake:
     async def _pass_on(self, batch: Batch, source: Source) -> bool:
         """Bring a batch into the ledger; False where we were stopped before it was there."""
         read = self._glanced(batch)
+        starts = _starts(read)
         messages = len(batch.messages) + len(batch.spoilt) + batch.foreign
         for first in range(0, max(len(read), 1), PORTION):
-            if not await self._pass_some_on(read[first : first + PORTION], read, messages, source):
+            if not await self._pass_some_on(read[first : first + PORTION], starts, messages, source):
                 return False
             messages = 0  # the first portion stands for all of them
         return True
 
-    async def _pass_some_on(self, some: Sequence[_Read], read: Sequence[_Read], messages: int, source: Source) -> bool:
+    async def _pass_some_on(self, read: Sequence[_Read], starts: Starts, messages: int, source: Source) -> bool:
         decided: dict[int, Entry] = {}  # what was answered is not asked again, however long the rest takes
-        entries = await _until_done(lambda: self._decided(some, decided, read), source)
+        entries = await _until_done(lambda: self._decided(read, decided, starts), source)
         if entries is None:
             return False
         record = partial(self._record, entries, source="kafka", messages=messages)
@@ -184,18 +187,16 @@ class Intake:
         span = self.tracing.intake(partial(trace_context, headers, value))
         return _Ended(event, headers, value or b"", position, span)
 
-    async def _decided(
-        self, some: Sequence[_Read], decided: MutableMapping[int, Entry], read: Sequence[_Read]
-    ) -> list[Entry]:
-        """The entries, in the order of `some` of what was `read`; what an event alone doesn't settle is looked up side
-        by side.
+    async def _decided(self, read: Sequence[_Read], decided: MutableMapping[int, Entry], starts: Starts) -> list[Entry]:
+        """The entries, in the order of what was read; what an event alone doesn't settle is looked up side by side.
 
-        Raises Unavailable as soon as one can't be looked up; `decided` keeps the others, by their place.
+        `starts`: those of the whole batch. Raises Unavailable as soon as one can't be looked up; `decided` keeps the
+        others, by their place.
         """
-        started = await self._recall(some, read)
+        started = await self._recall(read, starts)
         try:
             async with asyncio.TaskGroup() as looking_up:
-                for at, entry in enumerate(some):
+                for at, entry in enumerate(read):
                     if at in decided:
                         continue
                     if not isinstance(entry, _Ended):
@@ -207,7 +208,7 @@ class Intake:
                         looking_up.create_task(self._look_up(at, entry, self.look_up, decided))
         except ExceptionGroup as away:
             raise away.exceptions[0] from None
-        return [decided[at] for at in range(len(some))]
+        return [decided[at] for at in range(len(read))]
 
     async def _look_up(self, at: int, ended: _Ended, look_up: LookUp, decided: MutableMapping[int, Entry]) -> None:
         looking = ended.span.part("dispatcher.look_up")
@@ -223,14 +224,13 @@ class Intake:
             looking.end()
             decided[at] = self._weigh(ended, answer, None)
 
-    async def _recall(self, some: Iterable[_Read], read: Iterable[_Read]) -> Mapping[ExecutionId, Started]:
-        """Whose the executions are whose end doesn't tell: from their starts, in this batch or in the ledger."""
-        started = {entry.execution: entry for entry in read if isinstance(entry, Started)}
-        ended = (entry.event for entry in some if isinstance(entry, _Ended))
-        untold = {event.execution for event in ended if event.launch_plan is None} - started.keys()
+    async def _recall(self, read: Iterable[_Read], starts: Starts) -> Starts:
+        """Whose the executions are whose end doesn't tell: from their starts, in the same batch or in the ledger."""
+        ended = (entry.event for entry in read if isinstance(entry, _Ended))
+        untold = {event.execution for event in ended if event.launch_plan is None} - starts.keys()
         if untold and self.look_up is None:
-            started |= await self.ledger.started(untold)
-        return started
+            return {**starts, **await self.ledger.started(untold)}
+        return starts
 
     async def _record(self, entries: Sequence[Entry], *, source: str, messages: int) -> Heard:
         recorded = [entry for entry in entries if isinstance(entry, Recorded)]
@@ -306,6 +306,10 @@ class Intake:
             size=len(value),
             event=event,
         )
+
+
+def _starts(read: Iterable[_Read]) -> Starts:
+    return {entry.execution: entry for entry in read if isinstance(entry, Started)}
 
 
 async def _until_done(step: Callable[[], Awaitable[_Done]], source: Source) -> _Done | None:
