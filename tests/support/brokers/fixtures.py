@@ -6,6 +6,7 @@ What the broker tests ran against, and what the light broker could not run, is s
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import InvalidReplicationFactorError, NodeNotReadyError
 
 from tests.support.brokers import Broker, start
 from tests.support.brokers.apache import ApacheKafka
@@ -61,13 +63,26 @@ async def topic(broker: Broker) -> str:
 
 
 async def make_topic(servers: str, name: str, *, partitions: int = 4, **options: str) -> None:
+    async with asyncio.timeout(30):
+        while not await _made(servers, NewTopic(name, partitions, 1, topic_configs=options)):
+            await asyncio.sleep(0.1)
+
+
+async def _made(servers: str, topic: NewTopic) -> bool:
+    """Whether the broker took it: one that just started, or was frozen, listens before it counts itself in."""
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
-    await admin.start()
     try:
-        answer = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=options)])
-        assert all(code == 0 for _, code, *_ in answer.topic_errors), answer
+        await admin.start()
+        if not (await admin.describe_cluster())["brokers"]:
+            return False
+        answer = await admin.create_topics([topic])
+    except NodeNotReadyError:
+        return False
     finally:
         await admin.close()
+    codes = {code for _, code, *_ in answer.topic_errors}
+    assert codes <= {0, InvalidReplicationFactorError.errno}, answer
+    return codes == {0}
 
 
 @pytest.hookimpl(tryfirst=True)
