@@ -143,8 +143,8 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
             lambda: rules.book,
             planner,
             SystemClock(),
-            lambda heard: owed.extend(delivery.key for entry in heard.recorded for delivery in entry.deliveries),
-            admin.look_up if admin is not None else None,
+            recorded=lambda heard: owed.extend(one.key for entry in heard.recorded for one in entry.deliveries),
+            look_up=admin.look_up if admin is not None else None,
         )
         began = time.perf_counter()
         await intake.run(topic)

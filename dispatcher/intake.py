@@ -94,8 +94,10 @@ class Intake:
     """The launch plans' rules as they stand now."""
     planner: Planner
     clock: Clock
+    owing: Callable[[Sequence[Recorded]], None] = lambda _: None
+    """Told of events once a claim finds what they owe: couriers may have work."""
     recorded: Callable[[Heard], None] = lambda _: None
-    """Told of each batch that is in the ledger: couriers may have work."""
+    """Told of each batch that is in the ledger."""
     look_up: LookUp | None = None
     """Asks FlyteAdmin; None where rules come from events and files alone."""
     tracing: Tracing = OFF
@@ -237,7 +239,8 @@ class Intake:
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
         started = [entry for entry in entries if isinstance(entry, Started)]
         recording = [entry.span.part("dispatcher.record") for entry in recorded]
-        new = await self.ledger.record(recorded, rejected, started, now=self.clock.now())
+        owing = partial(self.owing, recorded)
+        new = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), claimable=owing)
         for entry, part in zip(recorded, recording, strict=True):
             part.end()
             known = "" if entry.event.key in new else "known"

@@ -28,7 +28,7 @@ from dispatcher.event import Event
 from dispatcher.flyte_admin import open_flyte_admin
 from dispatcher.intake import Brought, Heard, Intake
 from dispatcher.kafka import KafkaSource
-from dispatcher.ledger import Ledger, Schema
+from dispatcher.ledger import Ledger, Recorded, Schema
 from dispatcher.plan import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
@@ -116,7 +116,16 @@ class Service:
                 self.telemetry.channel(name)
             self._couriers = [self._courier(name, channel, ledger, planner) for name, channel in channels.items()]
             look_up = admin.look_up if admin is not None else None
-            intake = Intake(ledger, lambda: rules.book, planner, self.clock, self._announce, look_up, self._tracing)
+            intake = Intake(
+                ledger=ledger,
+                rules=lambda: rules.book,
+                planner=planner,
+                clock=self.clock,
+                owing=self._send_for,
+                recorded=self._announce,
+                look_up=look_up,
+                tracing=self._tracing,
+            )
             source = KafkaSource(self.settings.kafka, is_foreign) if self.settings.kafka is not None else None
             self._canary = self._making_canary(ledger, intake)
             url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
@@ -241,15 +250,17 @@ class Service:
         for courier in self._couriers:
             courier.abandon()
 
+    def _send_for(self, recorded: Sequence[Recorded]) -> None:
+        owed = [delivery for entry in recorded for delivery in entry.deliveries]
+        for courier in self._couriers:
+            if theirs := [delivery.conversation for delivery in owed if delivery.channel == courier.name]:
+                courier.ring(theirs)
+
     def _announce(self, heard: Heard) -> None:
         now = self.clock.now()
         self.telemetry.heard(heard, now=now)
         if self._rounds is not None and heard.source == "kafka":
             self._rounds.heard_at = now
-        owed = [delivery for entry in heard.recorded for delivery in entry.deliveries]
-        for courier in self._couriers:
-            if theirs := [delivery.conversation for delivery in owed if delivery.channel == courier.name]:
-                courier.ring(theirs)
         self.heard(heard)
 
     def _courier(self, name: str, channel: Channel, ledger: Ledger, planner: Planner) -> Courier:

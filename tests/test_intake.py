@@ -50,7 +50,7 @@ class OneBatch:
 
 def an_intake(ledger: Ledger, source: OneBatch) -> Intake:
     planner = Planner(addresses={"email": str}, fallbacks={}, render=lambda *_, **__: {"text": "hi"})
-    return Intake(ledger, lambda: RuleBook({}), planner, SystemClock(), source.told.append)
+    return Intake(ledger, lambda: RuleBook({}), planner, SystemClock(), recorded=source.told.append)
 
 
 async def test_a_large_batch_is_recorded_in_portions_and_committed_once_all_of_it_is_there(tmp_path: Path) -> None:

@@ -92,6 +92,22 @@ async def test_what_is_recorded_can_be_claimed_as_it_was(ledger: Ledger) -> None
     assert await claim(ledger) == [replace(delivery, attempt=1, lease="me", due_at=NOW + MINUTE)]
 
 
+async def test_a_claim_that_is_made_when_the_record_says_so_finds_what_is_owed(ledger: Ledger) -> None:
+    delivery = a_delivery()
+    claimable = asyncio.Event()
+
+    async def at_once() -> list[Delivery]:
+        await claimable.wait()
+        return await claim(ledger)
+
+    claiming = asyncio.create_task(at_once())
+    await asyncio.sleep(0)  # it waits
+    new = await ledger.record([heard(delivery)], [], now=NOW, claimable=claimable.set)
+
+    assert new == {an_event().key}
+    assert [one.key for one in await claiming] == [delivery.key]
+
+
 async def test_the_same_event_again_adds_nothing(ledger: Ledger) -> None:
     await ledger.record([heard(a_delivery())], [], now=NOW)
 
