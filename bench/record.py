@@ -34,6 +34,8 @@ BATCH = 100
 """Events in a transaction."""
 TABLES = ("events", "contents", "deliveries")
 """What a batch is written to, in order; each row begins with its key."""
+TOLD = "told"
+"""What SQLite's ledger writes besides; PostgreSQL's triggers do it for either side."""
 
 Tables = Mapping[str, Sequence[Sequence[Any]]]
 """Rows as the driver has them, by table."""
@@ -65,6 +67,9 @@ def statement(table: str, width: int, mark: Callable[[int], str]) -> str:
 def portions(rows: Tables) -> list[list[tuple[str, Sequence[Sequence[Any]]]]]:
     """Each batch's rows, table by table, in the order of their keys."""
     events, contents, deliveries = (rows[table] for table in TABLES)
+    told: dict[str, list[Sequence[Any]]] = {}
+    for row in rows.get(TOLD, ()):
+        told.setdefault(row[2], []).append(row)
     owed: dict[str, list[Sequence[Any]]] = {}
     for row in deliveries:
         owed.setdefault(row[1], []).append(row)
@@ -72,8 +77,11 @@ def portions(rows: Tables) -> list[list[tuple[str, Sequence[Sequence[Any]]]]]:
     made = []
     for batch in batches(events):
         theirs = [row for event in batch for row in owed[event[0]]]
-        parts = (batch, [bodies[row[5]] for row in theirs], theirs)
-        made.append([(table, sorted(part, key=itemgetter(0))) for table, part in zip(TABLES, parts, strict=True)])
+        parts = {
+            **dict(zip(TABLES, (batch, [bodies[row[5]] for row in theirs], theirs), strict=True)),
+            TOLD: [row for delivery in theirs for row in told.get(delivery[0], ())],
+        }
+        made.append([(table, sorted(part, key=itemgetter(0))) for table, part in parts.items() if part])
     return made
 
 
@@ -87,7 +95,7 @@ def opened(file: Path) -> sqlite3.Connection:
 
 def sqlite_rows(file: Path) -> Tables:
     with closing(opened(file)) as connection:
-        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
+        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in (*TABLES, TOLD)}
 
 
 def bare_sqlite(file: Path, rows: Tables, count: int) -> float:
