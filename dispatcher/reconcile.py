@@ -18,7 +18,7 @@ import structlog
 
 from dispatcher.clock import Clock
 from dispatcher.encode import Format, write
-from dispatcher.errors import Unavailable
+from dispatcher.errors import FlyteAdminUnavailable, Unavailable
 from dispatcher.event import Event
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
@@ -32,6 +32,8 @@ POSITION = "reconcile"
 """Where such an event came from, as the ledger keeps it."""
 PAUSE = timedelta(seconds=0.5)
 """Between two questions to FlyteAdmin: a list costs its database more than a look-up."""
+AWAY_AFTER = 3
+"""So many places in a row that can't be looked through are FlyteAdmin's trouble and not theirs."""
 NAMED = 5
 """So many of the executions that were found are named in the log."""
 
@@ -120,22 +122,40 @@ class Reconciler:
     async def missing(self, span: Span) -> AsyncGenerator[Sequence[Event]]:
         """The ends of executions that the ledger has not heard of, a page's at a time. Changes nothing.
 
-        One question at a time, with a pause after each. Raises Unavailable.
+        One question at a time, with a pause after each. Raises Unavailable; where FlyteAdmin fails at the executions of
+        one place, after it has looked at the others.
         """
         if span.until <= span.since:
             return
+        failed: list[FlyteAdminUnavailable] = []
+        in_a_row = 0
         for project, domain in await self.admin.places():
-            token = ""
-            while not self.stopping.is_set():
-                await self.clock.sleep(PAUSE)
-                page = await self.admin.ended(project, domain, since=span.since, until=span.until, token=token)
-                news = [event for event in page.ended if event.occurred_at >= span.oldest]
-                known = await self.ledger.heard_of(event.key for event in news)
-                if lost := [event for event in news if event.key not in known]:
-                    yield lost
-                token = page.following
-                if not token:
-                    break
+            try:
+                async with aclosing(self._missing_of(project, domain, span)) as pages:
+                    async for lost in pages:
+                        yield lost
+                in_a_row = 0
+            except FlyteAdminUnavailable as error:
+                failed.append(error)
+                in_a_row += 1
+                if in_a_row == AWAY_AFTER:
+                    raise
+                log.warning("a place could not be looked through", project=project, domain=domain, reason=str(error))
+        if failed:
+            raise failed[0]
+
+    async def _missing_of(self, project: str, domain: str, span: Span) -> AsyncGenerator[Sequence[Event]]:
+        token = ""
+        while not self.stopping.is_set():
+            await self.clock.sleep(PAUSE)
+            page = await self.admin.ended(project, domain, since=span.since, until=span.until, token=token)
+            news = [event for event in page.ended if event.occurred_at >= span.oldest]
+            known = await self.ledger.heard_of(event.key for event in news)
+            if lost := [event for event in news if event.key not in known]:
+                yield lost
+            token = page.following
+            if not token:
+                return
 
     async def _stopped_within(self, span: timedelta) -> bool:
         with suppress(TimeoutError):

@@ -103,7 +103,7 @@ class LocalFlyteAdmin:
     failing: list[grpc.StatusCode] = field(default_factory=list)
     """Statuses that the next questions get, in order."""
     broken: dict[str, grpc.StatusCode] = field(default_factory=dict)
-    """Executions that are always answered with a status."""
+    """Executions, and places, whose questions are always answered with a status."""
     garbage: bytes | None = None
     """Sent in place of every answer."""
     asked: Counter[str] = field(default_factory=Counter)
@@ -266,6 +266,8 @@ class _Answers(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # ge
         place = f"{request.id.project}/{request.id.domain}"
         if place in self._admin.forbidden:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "resource not permitted")
+        if place in self._admin.broken:
+            await context.abort(self._admin.broken[place], "this one is broken")
         try:
             matches = _filters(request.filters)
             int(request.token or 0)

@@ -22,7 +22,7 @@ from dispatcher.event import ExecutionId
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.plan import Planner
-from dispatcher.reconcile import POSITION, Reconciler
+from dispatcher.reconcile import AWAY_AFTER, POSITION, Reconciler
 from dispatcher.rules import RuleBook
 from tests.support.builders import NOW, an_event, an_execution
 from tests.support.clock import ManualClock
@@ -205,6 +205,32 @@ async def test_a_sweep_that_meets_trouble_is_made_anew(desk: Desk) -> None:
     assert await desk.ledger.event(f"{an_execution('x', project='a')}/FAILED") is not None
     desk.server.broken.clear()
     assert await desk.sweep() == 1
+
+
+async def test_a_place_that_cannot_be_listed_hides_nothing_of_the_others_and_is_looked_through_later(
+    desk: Desk,
+) -> None:
+    for project in ("a", "b", "c"):
+        ended(desk.server, "x", NOW - HOUR, execution=an_execution("x", project=project))
+    desk.server.broken["b/production"] = grpc.StatusCode.INTERNAL
+    with pytest.raises(FlyteAdminUnavailable):
+        await desk.sweep()
+    found = [f"{an_execution('x', project=project)}/FAILED" for project in ("a", "b", "c")]
+    assert await desk.ledger.heard_of(found) == {found[0], found[2]}
+    desk.server.broken.clear()
+    assert await desk.sweep() == 1
+
+
+async def test_where_no_place_can_be_listed_not_all_of_them_are_asked_about(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(9):
+        execution = an_execution("x", project=f"p{number}")
+        ended(desk.server, "x", NOW - HOUR, execution=execution)
+        desk.server.broken[f"p{number}/production"] = grpc.StatusCode.INTERNAL
+    with pytest.raises(FlyteAdminUnavailable):
+        await desk.sweep()
+    assert capsys.readouterr().out.count("a place could not be looked through") == AWAY_AFTER - 1
 
 
 @asynccontextmanager
