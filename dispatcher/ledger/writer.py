@@ -58,6 +58,8 @@ class Writer:
         self._waiting: list[_Piece] = []
         self._at_work: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._connection: Connection | None = None
+        """The thread's, kept: taking one out of the engine's pool and putting it back costs as much as a statement."""
 
     async def write(self, work: Callable[[Connection], T], in_line: Callable[[], None] = lambda: None) -> T:
         """What `work` returns, committed. Whoever is cancelled meanwhile has written nothing, or all of it.
@@ -84,6 +86,8 @@ class Writer:
         if self._at_work is not None:
             await asyncio.wait([self._at_work])
         await asyncio.to_thread(self._thread.shutdown)
+        if self._connection is not None:
+            self._connection.close()
         self._engine.dispose()
 
     async def _write_waiting(self) -> None:
@@ -108,19 +112,24 @@ class Writer:
         await asyncio.wrap_future(writing)
 
     def _transaction(self, group: Sequence[_Piece]) -> None:
-        with self._engine.connect() as connection:
-            try:
-                with self._begun(connection, group) as transaction:
-                    for piece in group:
-                        _carry_out(piece, connection, in_company=len(group) > 1)
-                    if all(piece.trouble is not None for piece in group):
-                        transaction.rollback()
-            except DBAPIError:
-                connection.invalidate()
-                raise
-            if any(isinstance(piece.trouble, DBAPIError) for piece in group):
-                # What SQLite could only open for reading stays so, even where that is mended.
-                connection.invalidate()
+        connection = self._connection = self._connection or self._engine.connect()
+        try:
+            with self._begun(connection, group) as transaction:
+                for piece in group:
+                    _carry_out(piece, connection, in_company=len(group) > 1)
+                if all(piece.trouble is not None for piece in group):
+                    transaction.rollback()
+        except DBAPIError:
+            self._renounce(connection)
+            raise
+        if any(isinstance(piece.trouble, DBAPIError) for piece in group):
+            self._renounce(connection)
+
+    def _renounce(self, connection: Connection) -> None:
+        """Open a new one next time: what SQLite could only open for reading stays so, even where that is mended."""
+        self._connection = None
+        connection.invalidate()
+        connection.close()
 
     def _begun(self, connection: Connection, group: Sequence[_Piece]) -> RootTransaction:
         """Begin, by short waits for a locked file: SQLite's own can't be cut short."""
