@@ -12,10 +12,13 @@ import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from channels.certificates import Certificates
 from channels.contract import Later, Never, Unknown
 from channels.guard import Forbidden, Guard, is_address
 
@@ -59,9 +62,19 @@ class GuardedResolver(AbstractResolver):
 class Post:
     """Connections to many servers."""
 
-    def __init__(self, guard: Guard, timeout: float, resolver: AbstractResolver | None = None) -> None:
-        """`timeout`: seconds for everything. `resolver`: asked for names; without one the system is."""
+    def __init__(
+        self,
+        guard: Guard,
+        timeout: float,
+        resolver: AbstractResolver | None = None,
+        *,
+        ca_file: Path | None = None,
+    ) -> None:
+        """`timeout`: seconds for everything. `resolver`: asked for names; without one the system is. `ca_file`:
+        certificates to trust besides the system's.
+        """
         self._guard = guard
+        self._certificates = Certificates([ca_file], partial(_trusting, ca_file)) if ca_file is not None else None
         self._resolver = GuardedResolver(guard, resolver or aiohttp.ThreadedResolver())
         connector = aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, limit=0, keepalive_timeout=KEPT)
         self._timeout = timeout
@@ -79,9 +92,12 @@ class Post:
 
         Raises Never where we don't go there, Later where nothing was handed over, Unknown where that is in doubt.
         """
+        tls = self._tls(name)
         try:
             place = self._guard.url(url)
-            async with self._session.post(place, data=body, headers=headers, allow_redirects=False) as response:
+            async with self._session.post(
+                place, data=body, headers=headers, allow_redirects=False, ssl=tls
+            ) as response:
                 text = await _beginning(response.content)
                 return Reply(response.status, response.headers, text)
         except Forbidden as error:
@@ -95,13 +111,14 @@ class Post:
 
     async def reach(self, url: str, name: str) -> None:
         """Connect and hang up, without a word. Raises Never or Later, as `post` does."""
+        tls = self._tls(name)
         try:
             place = self._guard.url(url)
             host, port, secure = place.raw_host or "", place.port or 0, place.scheme == "https"
             async with asyncio.timeout(self._timeout):
                 address = host if is_address(host) else (await self._resolver.resolve(host, port))[0]["host"]
                 _, writer = await asyncio.open_connection(
-                    address, port, ssl=secure or None, server_hostname=host if secure else None
+                    address, port, ssl=tls if secure else None, server_hostname=host if secure else None
                 )
         except Forbidden as error:
             raise Never(f"{name}: {error}") from None
@@ -113,6 +130,19 @@ class Post:
 
     async def close(self) -> None:
         await self._session.close()
+
+    def _tls(self, name: str) -> ssl.SSLContext | bool:
+        """What a connection trusts; True: what the system does."""
+        try:
+            return self._certificates.context() if self._certificates is not None else True
+        except (OSError, ValueError) as error:
+            raise Later(f"{name}: ca_file can't be used: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _trusting(ca_file: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)
+    return context
 
 
 async def _beginning(content: aiohttp.StreamReader) -> str:
@@ -126,5 +156,5 @@ def _told(error: Exception) -> str:
     """Why there is no connection, without the address: it may be a secret of a rule's, or of our network."""
     cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted: {cause.verify_message}"
+        return f"its certificate is not to be trusted: {cause.verify_message}; see ca_file"
     return getattr(cause, "strerror", None) or type(error).__name__

@@ -45,14 +45,16 @@ class HookOptions(BaseModel):
     """Also without TLS: whoever listens on the way then reads all, and learns the URL."""
     timeout: float = Field(20, gt=0, le=100)
     """Seconds to wait for an answer."""
+    ca_file: SecretFile | None = None
+    """Certificates to trust besides the system's, PEM: a company's own authority."""
 
 
 class Hooks:
     """The way to targets. Opens nothing before something is posted."""
 
-    def __init__(self, guard: Guard, timeout: float) -> None:
+    def __init__(self, guard: Guard, options: HookOptions) -> None:
         self.guard = guard
-        self._timeout = timeout
+        self._options = options
         self._opened: Post | None = None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], name: str) -> Reply:
@@ -84,7 +86,7 @@ class Hooks:
         from channels._post import Post  # noqa: PLC0415 - aiohttp is kept out of the command line's start
 
         if self._opened is None:
-            self._opened = Post(self.guard, self._timeout)
+            self._opened = Post(self.guard, self._options.timeout, ca_file=self._options.ca_file)
         return self._opened
 
 

@@ -37,7 +37,7 @@ class TeamsChannel:
     def __init__(self, config: TeamsConfig) -> None:
         self._config = config
         guard = Guard("channels.teams", (), config.allow_networks, config.allow_http)
-        self._hooks = Hooks(guard, config.timeout)
+        self._hooks = Hooks(guard, config)
 
     def address(self, recipient: str) -> str:
         if recipient in self._config.targets:

@@ -108,7 +108,7 @@ class WebhookChannel:
     def __init__(self, config: WebhookConfig) -> None:
         self._config = config
         guard = Guard("channels.webhook", config.allow_hosts, config.allow_networks, config.allow_http)
-        self._hooks = Hooks(guard, config.timeout)
+        self._hooks = Hooks(guard, config)
 
     def address(self, recipient: str) -> str:
         """An alias stays one. A URL must be one that the settings allow rules to name."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import aiosmtplib
 from aiosmtplib import SMTP
 
+from channels.certificates import Certificates
 from channels.contract import Finding, Later, Receipt
 from channels.email.answers import answer, excerpt, said
 from channels.email.config import RelayConfig
@@ -74,7 +75,7 @@ class Relay:
         self._news = asyncio.Event()
         """Pulsed when a connection has come to be, or failed to."""
         self._sweeper: asyncio.TimerHandle | None = None
-        self._tls: tuple[tuple[float, ...], ssl.SSLContext] | None = None
+        self._certificates = Certificates((config.ca_file, config.cert_file, config.key_file), self._make_context)
 
     async def take(self, letter: Letter) -> Receipt:
         """Hand the letter over. Raises Later, Never or Unknown."""
@@ -268,20 +269,18 @@ class Relay:
         return smtp
 
     def _context(self) -> ssl.SSLContext:
-        """One for all connections, made anew where a file was: making one costs tens of milliseconds."""
-        config = self._config
-        files = [file for file in (config.ca_file, config.cert_file, config.key_file) if file is not None]
+        """One for all connections."""
         try:
-            stamps = tuple(file.stat().st_mtime for file in files)
-            if self._tls is None or self._tls[0] != stamps:
-                context = ssl.create_default_context(cafile=config.ca_file)
-                if config.cert_file is not None:
-                    context.load_cert_chain(config.cert_file, config.key_file, password=_no_passphrase)
-                self._tls = (stamps, context)
-        except (OSError, ValueError) as error:  # ssl's own errors are OSErrors
+            return self._certificates.context()
+        except (OSError, ValueError) as error:
             advice = "check channels.email.ca_file, cert_file and key_file"
             raise Later(f"the certificates can't be used: {excerpt(str(error))}; {advice}", everyone=True) from None
-        return self._tls[1]
+
+    def _make_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self._config.ca_file)
+        if self._config.cert_file is not None:
+            context.load_cert_chain(self._config.cert_file, self._config.key_file, password=_no_passphrase)
+        return context
 
 
 class _TooMany(Later):

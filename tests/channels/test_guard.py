@@ -252,6 +252,24 @@ async def test_a_certificate_that_nobody_vouches_for_is_no_connection(authority:
         assert server.requests == []
 
 
+async def test_an_authority_of_ones_own_is_trusted_and_may_be_renewed(authority: trustme.CA, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    async with ScriptedHttp(tls=tls(authority, "localhost")) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        post = Post(LOOPBACK, 5, ca_file=file)
+        with pytest.raises(Later, match="certificate is not to be trusted"):
+            await post.post(url, b"{}", {}, "ops")
+        authority.cert_pem.write_to_path(str(file))
+        os.utime(file, (1, 1))
+        assert (await post.post(url, b"{}", {}, "ops")).status == 200
+        await post.reach(url, "ops")
+        file.write_text("no certificate")
+        with pytest.raises(Later, match="ops: ca_file can't be used"):
+            await post.post(url, b"{}", {}, "ops")
+        await post.close()
+
+
 @pytest.mark.parametrize(("name", "status"), [("localhost", 0), ("other.example.com", 1)])
 async def test_https_goes_to_the_name_in_the_url_though_the_address_is_pinned(
     authority: trustme.CA, tmp_path: Path, name: str, status: int
