@@ -223,14 +223,31 @@ def test_a_postgresql_ledger_is_migrated_first_and_upgraded_without_a_stop(tmp_p
     (container,) = job["spec"]["template"]["spec"]["containers"]
     asked = subprocess.run([*COMMAND, *container["args"], "--help"], capture_output=True, text=True, check=False)
     assert asked.returncode == 0, asked.stderr
-    for one in (container, deployment["template"]["spec"]["containers"][0]):
-        (password,) = [env["valueFrom"]["secretKeyRef"] for env in one["env"] if env["name"] == "PGPASSWORD"]
-        assert manifests["Secret", password["name"]]["stringData"][password["key"]] == "p:@/ '\"w"
-    used = job["spec"]["template"]["spec"]["containers"][0]["env"][-1]["valueFrom"]["secretKeyRef"]["name"]
-    assert "helm.sh/hook" in manifests["Secret", used]["metadata"]["annotations"], "it is there before the release is"
     config = manifests["ConfigMap", NAME]["data"]["dispatcher.yaml"]
+    named = {
+        "Deployment": yaml.safe_load(config)["ledger"]["password_file"],
+        "Job": next(env["value"] for env in container["env"] if env["name"] == "DISPATCHER__LEDGER__PASSWORD_FILE"),
+    }
+    for kind, file in named.items():
+        secret, key = projected(pods(manifests)[kind], file)
+        assert manifests["Secret", secret]["stringData"][key] == "p:@/ '\"w"
+    used, _ = projected(job["spec"]["template"]["spec"], named["Job"])
+    assert "helm.sh/hook" in manifests["Secret", used]["metadata"]["annotations"], "it is there before the release is"
     assert "a+b@" in config or "a%20b@" in config
     assert "p:@" not in config
+
+
+def projected(pod: Any, file: str) -> tuple[str, str]:
+    """The Secret, and the key in it, that a pod's container sees as that file."""
+    (container,) = pod["containers"]
+    folder, _, name = file.rpartition("/")
+    (mounted,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == folder]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mounted]
+    secrets = [source["secret"] for source in volume["projected"]["sources"] if "secret" in source]
+    (found,) = [
+        (secret["name"], item["key"]) for secret in secrets for item in secret.get("items", []) if item["path"] == name
+    ]
+    return found
 
 
 def test_other_settings_make_other_pods_and_other_rules_do_not(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if eq .Values.ledger.type "postgresql" }}yes{{ end -}}
 {{- end -}}
 
-{{/* The ledger's URL, without a password: that comes as PGPASSWORD. */}}
+{{/* The ledger's URL, without a password: that lies in a file. */}}
 {{- define "dispatcher.ledgerUrl" -}}
 {{- if include "dispatcher.shared" . -}}
 {{- with .Values.ledger.postgresql -}}
@@ -56,16 +56,20 @@ sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db
 {{- end -}}
 {{- end -}}
 
-{{/* PGPASSWORD, from the given name of the chart's own Secret or from the user's. */}}
-{{- define "dispatcher.passwordEnv" -}}
+{{/* Where PostgreSQL's password lies; nothing where none is given. A file, so that it may rotate without a rollout. */}}
+{{- define "dispatcher.passwordFile" -}}
+{{- if and (include "dispatcher.shared" .) (or .Values.ledger.postgresql.existingSecret .Values.ledger.postgresql.password) -}}
+/run/secrets/dispatcher/ledger-password
+{{- end -}}
+{{- end -}}
+
+{{/* What is projected there, from the chart's own Secret of that name or from the user's. */}}
+{{- define "dispatcher.passwordSource" -}}
 {{- $given := .root.Values.ledger.postgresql -}}
-{{- if and (include "dispatcher.shared" .root) (or $given.existingSecret $given.password) }}
-- name: PGPASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ $given.existingSecret | default .own }}
-      key: {{ ternary $given.passwordKey "password" (not (empty $given.existingSecret)) }}
-{{- end }}
+- secret:
+    name: {{ $given.existingSecret | default .own }}
+    items:
+      - {key: {{ ternary $given.passwordKey "password" (not (empty $given.existingSecret)) }}, path: ledger-password}
 {{- end -}}
 
 {{/* dispatcher.yaml: the user's config with what the chart knows. */}}
@@ -77,6 +81,7 @@ sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db
   "log" "json"
 -}}
 {{- if and .Values.serviceMonitor.enabled (not .Values.serviceMonitor.tokenSecret) }}{{ $_ := set $known.http "metrics" "open" }}{{ end -}}
+{{- with include "dispatcher.passwordFile" . }}{{ $_ := set $known.ledger "password_file" . }}{{ end -}}
 {{- if .Values.launchPlans }}{{ $_ := set $known "rules" (dict "launch_plans" (list "./launch_plans")) }}{{ end -}}
 {{- if .Values.templates }}{{ $_ := set $known "templates" (dict "path" (list "./templates")) }}{{ end -}}
 {{- toYaml (mergeOverwrite $known (deepCopy .Values.config)) -}}
