@@ -71,6 +71,8 @@ class Courier:
     """A place for each hand."""
     _desk: asyncio.Semaphore = field(init=False)
     """Where what has come back is written down: as many places, for a crash doubles what stands here too."""
+    _settling_share: timedelta = field(init=False)
+    """Of the lease, once the attempt has ended."""
     _listening: bool = False
     """We wait for the bell."""
     _settling: int = 0
@@ -94,6 +96,7 @@ class Courier:
     def __post_init__(self) -> None:
         self._room = asyncio.Semaphore(self.hands)
         self._desk = asyncio.Semaphore(self.hands)
+        self._settling_share = self.lease * (1 - SENDING_SHARE)
 
     @property
     def resting(self) -> bool:
@@ -104,10 +107,6 @@ class Courier:
     def in_hand(self) -> int:
         """How many deliveries are being carried."""
         return len(self._carrying)
-
-    @property
-    def _settling_share(self) -> timedelta:
-        return self.lease * (1 - SENDING_SHARE)
 
     @property
     def _ahead(self) -> int:
