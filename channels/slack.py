@@ -7,12 +7,11 @@ Web API answer is HTTP 200 with `ok: false` as often as not, so the body decides
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -39,8 +38,11 @@ from channels.secret import SecretFile, SecretUrl, one_of, reveal
 if TYPE_CHECKING:
     import aiohttp
     from slack_sdk.errors import SlackApiError
-    from slack_sdk.web.async_client import AsyncWebClient
     from slack_sdk.web.async_slack_response import AsyncSlackResponse
+
+    from channels._web_api import Client
+
+Heard = TypeVar("Heard")
 
 METADATA_TYPE = "notification_delivery"
 """The event_type of our messages' metadata; its payload is `{"key": …}`."""
@@ -102,6 +104,7 @@ _WEBHOOK_ADVICE = {
     "posting_to_general_channel_denied": "the webhook's creator may not post there",
 }
 """Slack, "Handling errors" of incoming webhooks."""
+_AS_JSON = {"Content-Type": "application/json"}
 _NO_RECIPIENT = {"users_not_found", "user_not_found"}
 
 
@@ -158,7 +161,7 @@ class SlackChannel:
 
     def __init__(self, config: SlackConfig) -> None:
         self._config = config
-        self._client: AsyncWebClient | None = None
+        self._client: Client | None = None
         self._session: aiohttp.ClientSession | None = None
         self._known: dict[str, tuple[float, str | None]] = {}
         """What a look-up found, and until when that holds."""
@@ -247,7 +250,8 @@ class SlackChannel:
             raise Later(f"the webhook's url_file can't be read: {error.strerror}") from None
         body = {**message.content, "unfurl_links": False, "unfurl_media": False}
         try:
-            async with self._opened().post(url, json=body, allow_redirects=False) as response:
+            sending = self._opened().post(url, data=orjson.dumps(body), headers=_AS_JSON, allow_redirects=False)
+            async with sending as response:
                 said = (await response.content.read(EXCERPT)).decode(errors="replace")
                 status, wish = response.status, retry_after(response.headers)
         except aiohttp.InvalidURL:
@@ -272,7 +276,7 @@ class SlackChannel:
     async def _who_we_are(self) -> tuple[str, frozenset[str] | None]:
         """Our name and the workspace's, and our scopes where Slack names them. Raises Later or Never."""
         try:
-            response = await self._response("auth.test", {}, form=True)
+            response = await self._asked("auth.test", {})
         except Unknown as error:  # nothing was changed, whatever happened
             raise Later("Slack did not answer auth.test: check channels.slack.api_url", answer=error.answer) from None
         data = response.data if isinstance(response.data, dict) else {}
@@ -385,34 +389,22 @@ class SlackChannel:
             reraise=True,
         )
         try:
-            answer: Mapping[str, Any] = await tries(self._call, method, query, form=True)
+            answer: AsyncSlackResponse = await tries(self._asked, method, query)
         except Unknown as error:  # nothing was changed, whatever happened
             raise Later(error.reason, answer=error.answer) from None
-        return answer
+        if not isinstance(answer.data, dict):
+            raise Later("Slack gave an answer that is no JSON object")
+        return answer.data
 
-    async def _call(self, method: str, body: Mapping[str, Any], *, form: bool = False) -> Mapping[str, Any]:
-        """One call of the Web API. Raises the ChannelError that its answer, or its silence, means."""
-        data = (await self._response(method, body, form=form)).data
-        if not isinstance(data, dict):
-            raise Unknown("Slack gave an answer that is no JSON object; it may have taken the message")
-        return data
+    async def _asked(self, method: str, query: Mapping[str, Any]) -> AsyncSlackResponse:
+        """Ask the Web API, once: its answer, with the headers. Raises as `_call` does."""
+        client = self._ready()
+        return await _heard(client, client.api_call(method, http_verb="GET", params=dict(query)))
 
-    async def _response(self, method: str, body: Mapping[str, Any], *, form: bool) -> AsyncSlackResponse:
-        """The same, with the answer's headers."""
-        import aiohttp  # noqa: PLC0415 - kept out of the command line's start
-        from slack_sdk.errors import SlackApiError, SlackClientError  # noqa: PLC0415
-
-        client = await self._ready()
-        payload = {"params": body} if form else {"json": body}
-        try:
-            return await client.api_call(method, http_verb="GET" if form else "POST", **payload)  # type: ignore[arg-type]
-        except SlackApiError as error:
-            raise _meaning(error, client.token or "") from None
-        except aiohttp.ClientConnectorError as error:
-            reason = error.strerror or type(error).__name__
-            raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
-        except (aiohttp.ClientError, TimeoutError, OSError, SlackClientError, AttributeError, ValueError) as error:
-            raise Unknown(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
+    async def _call(self, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have the Web API do something, once. Raises the ChannelError that its answer, or its silence, means."""
+        client = self._ready()
+        return await _heard(client, client.post(method, orjson.dumps(body)))
 
     def _opened(self) -> aiohttp.ClientSession:
         import aiohttp  # noqa: PLC0415
@@ -420,19 +412,14 @@ class SlackChannel:
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._config.timeout)
             # slack-sdk finds the proxy by itself; aiohttp would look into ~/.netrc for each message, in a thread.
-            self._session = aiohttp.ClientSession(timeout=limits, json_serialize=_as_json)
+            self._session = aiohttp.ClientSession(timeout=limits)
         return self._session
 
-    async def _ready(self) -> AsyncWebClient:
-        from slack_sdk.web.async_client import AsyncWebClient  # noqa: PLC0415
-
+    def _ready(self) -> Client:
         if self._client is None:
-            self._client = AsyncWebClient(
-                base_url=f"{self._config.api_url.rstrip('/')}/",
-                session=self._opened(),
-                retry_handlers=[],
-                logger=_quiet(),
-            )
+            from channels._web_api import Client  # noqa: PLC0415 - kept out of the command line's start
+
+            self._client = Client(f"{self._config.api_url.rstrip('/')}/", self._opened())
         try:
             self._client.token = reveal(self._config.token, self._config.token_file)
         except OSError as error:
@@ -507,19 +494,24 @@ def _body(message: Message, channel: str, *, thread: str | None = None) -> dict[
     }
 
 
-def _as_json(body: object) -> str:
-    return orjson.dumps(body).decode()
-
-
-def _quiet() -> logging.Logger:
-    """For slack-sdk, which takes a logger without a level for one that wants each request and answer written out."""
-    logger = logging.getLogger("slack_sdk")
-    logger.setLevel(logging.WARNING)
-    return logger
-
-
 def _worth_asking_again(error: BaseException) -> bool:
     return isinstance(error, Unknown) or (isinstance(error, Later) and error.retry_after is None)
+
+
+async def _heard(client: Client, answer: Awaitable[Heard]) -> Heard:
+    """What the Web API answers. Raises the ChannelError that its answer, or its silence, means."""
+    import aiohttp  # noqa: PLC0415 - kept out of the command line's start
+    from slack_sdk.errors import SlackApiError, SlackClientError  # noqa: PLC0415
+
+    try:
+        return await answer
+    except SlackApiError as error:
+        raise _meaning(error, client.token or "") from None
+    except aiohttp.ClientConnectorError as error:
+        reason = error.strerror or type(error).__name__
+        raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
+    except (aiohttp.ClientError, TimeoutError, OSError, SlackClientError, AttributeError, ValueError) as error:
+        raise Unknown(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
 
 
 def _meaning(error: SlackApiError, token: str) -> ChannelError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from channels.pagerduty import MASK, PagerDutyChannel, PagerDutyConfig
 from dispatcher.demo.inbox import PagerDutyReceiver
 from dispatcher.demo.inbox.script import Misstep
 from dispatcher.web.server import serving
-from tests.support.servers import breaking_server
+from tests.support.servers import a_way_there, breaking_server
 
 KEY = "0123456789abcdef0123456789abcdef"
 PAYLOAD = {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}
@@ -184,31 +183,10 @@ async def test_pagerduty_that_is_not_there_is_everyones_trouble() -> None:
     assert caught.value.everyone
 
 
-@asynccontextmanager
-async def a_way_there() -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server on the way that takes each event and gives a cookie: its address, and the heads of what it was sent."""
-    heads: list[bytes] = []
-    left = asyncio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError):
-            while True:
-                heads.append(await reader.readuntil(b"\r\n\r\n"))
-                await reader.readexactly(int(heads[-1].partition(b"Content-Length: ")[2].partition(b"\r\n")[0]))
-                writer.write(b"HTTP/1.1 202 Accepted\r\nSet-Cookie: way=2\r\nContent-Length: 2\r\n\r\n{}")
-        writer.close()
-        await writer.wait_closed()
-        left.set()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
-        await left.wait()
-
-
 async def test_every_event_goes_by_the_environments_proxy_and_shows_the_cookies_it_got(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with a_way_there() as (proxy, heads):
+    async with a_way_there(b"HTTP/1.1 202 Accepted", b"{}") as (proxy, heads):
         monkeypatch.setenv("http_proxy", proxy)
         channel = PagerDutyChannel(config("http://events.pagerduty.test").model_copy(update={"connections": 1}))
         for key in ("k1", "k2", "k3"):

@@ -29,7 +29,7 @@ from channels.slack import SlackChannel, SlackConfig
 from dispatcher.demo.inbox import Conversation, SlackReceiver
 from dispatcher.demo.inbox.script import Misstep
 from dispatcher.web.server import serving
-from tests.support.servers import breaking_server
+from tests.support.servers import a_way_there, breaking_server
 
 TOKEN = "xoxb-secret-of-the-tests"
 
@@ -247,6 +247,38 @@ async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: byt
     async with breaking_server(answer) as base:
         channel = SlackChannel(SlackConfig(token=TOKEN, api_url=f"{base}/api/", timeout=2))
         with pytest.raises(Unknown):
+            await channel.send(message())
+        await channel.aclose()
+
+
+async def test_every_message_goes_by_the_environments_proxy_with_the_librarys_headers_and_the_cookies_it_got(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with a_way_there(b"HTTP/1.1 200 OK", b'{"ok": true, "channel": "C1", "ts": "1.2"}') as (proxy, heads):
+        monkeypatch.setenv("http_proxy", proxy)
+        channel = SlackChannel(SlackConfig(token=TOKEN, api_url="http://slack.test/api/"))
+        for key in ("k1", "k2", "k3"):
+            await channel.send(message(key=key))
+        await channel.aclose()
+
+    assert all(head.startswith(b"POST http://slack.test/api/chat.postMessage HTTP/1.1") for head in heads)
+    told = [f"Authorization: Bearer {TOKEN}", "Content-Type: application/json;charset=utf-8", "User-Agent: Python/"]
+    assert all(line.encode() in head for head in heads for line in told)
+    assert [b"Cookie: way=2" in head for head in heads] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>welcome</html>",
+        b'["ok"]',
+        b"",
+    ],
+)
+async def test_an_answer_that_is_none_of_slacks_leaves_a_doubt(answer: bytes) -> None:
+    async with a_way_there(b"HTTP/1.1 200 OK", answer) as (base, _):
+        channel = SlackChannel(SlackConfig(token=TOKEN, api_url=base))
+        with pytest.raises(Unknown, match="may have taken the message"):
             await channel.send(message())
         await channel.aclose()
 

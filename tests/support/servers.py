@@ -24,6 +24,28 @@ async def breaking_server(answer: bytes) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
+async def a_way_there(status: bytes, answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server on the way that gives each request this answer and a cookie: its address, and the heads of what it was sent."""
+    heads: list[bytes] = []
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                await reader.readexactly(int(heads[-1].partition(b"Content-Length: ")[2].partition(b"\r\n")[0]))
+                writer.write(status + b"\r\nContent-Type: application/json\r\nSet-Cookie: way=2\r\n")
+                writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer))
+        writer.close()
+        await writer.wait_closed()
+        left.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
+        await left.wait()
+
+
+@asynccontextmanager
 async def stranger(answer: bytes | None) -> AsyncIterator[int]:
     """Writes these bytes to whoever says something, and hangs up; None: stays silent. Gives its port."""
     ending = asyncio.Event()
