@@ -12,7 +12,9 @@ from typing import Any
 
 import orjson
 import requests
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import ConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # its deprecation is our business, not our users'
@@ -36,43 +38,55 @@ class NoAnswer(Exception):
     """The event was handed over, and no answer came."""
 
 
-class _Answered(Exception):
-    def __init__(self, response: requests.Response) -> None:
-        self.response = response
+class _Way(HTTPAdapter):
+    """The way to one events host, which requests would look up anew for each event: the pool, and whether by a proxy."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_connections=2, pool_maxsize=1)
+        self._url: str | None = None
+        self._pool: ConnectionPool | None = None
+
+    def get_connection_with_tls_context(
+        self, request: requests.PreparedRequest, *given: Any, **more: Any
+    ) -> ConnectionPool:
+        if self._pool is None or request.url != self._url:
+            self._pool = super().get_connection_with_tls_context(request, *given, **more)
+            self._url = request.url
+        return self._pool
+
+    def close(self) -> None:
+        super().close()
+        self._pool = None  # its connections are closed when nobody holds it any more
 
 
 class _OneTry(pdpyras.EventsAPISession):  # type: ignore[misc]  # untyped
-    """The library's session without its retries: it would sleep and repeat, a 429 without end. The courier decides.
+    """The library's session without its `request`: that would sleep and repeat, a 429 without end. The courier decides.
 
-    What requests would work out anew for each event is worked out once: the headers and the login of ~/.netrc, the
+    What would be worked out anew for each event is worked out once: the headers and the login of ~/.netrc, the
     environment's proxies and authorities. That was half of what an event cost.
     """
-
-    max_network_attempts = 0
 
     def __init__(self, url: str, timeout: float) -> None:
         super().__init__("unset")
         self.url = url
         self.timeout = timeout
+        way = _Way()
+        self.mount("https://", way)
+        self.mount("http://", way)
         self._prepared: dict[str, requests.PreparedRequest] = {}
-        self._environment: dict[str, Mapping[str, Any]] = {}
+        self._settings: dict[str, Any] = {}
 
-    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
-        if self.cookies:  # which are headers, and may change with each answer
-            return super().prepare_request(request)  # type: ignore[no-any-return]  # untyped
-        if request.url not in self._prepared:
-            self._prepared[request.url] = super().prepare_request(request)
-        prepared = self._prepared[request.url]
-        prepared.prepare_body(request.data, None)
-        return prepared
-
-    def merge_environment_settings(self, url: str, *given: Any) -> Mapping[str, Any]:
-        if url not in self._environment:
-            self._environment[url] = super().merge_environment_settings(url, *given)
-        return self._environment[url]
-
-    def postprocess(self, response: requests.Response) -> None:
-        raise _Answered(response)
+    def hand_over(self, path: str, body: bytes) -> requests.Response:
+        """Send it, once. Raises requests' errors."""
+        if self.cookies or path not in self._prepared:  # cookies are headers, and may change with each answer
+            event = requests.Request("POST", self.normalize_url(path), self.prepare_headers("POST"))
+            self._prepared[path] = self.prepare_request(event)
+        prepared = self._prepared[path]
+        prepared.prepare_body(body, None)
+        if not self._settings:
+            self._settings = self.merge_environment_settings(prepared.url, {}, False, None, None)
+        response: requests.Response = self.send(prepared, timeout=self.timeout, **self._settings)
+        return response
 
 
 class Session:
@@ -85,16 +99,12 @@ class Session:
         """Hand one event over, once. Raises Unreachable or NoAnswer."""
         body = orjson.dumps({**event, "routing_key": routing_key})
         try:
-            self._session.post(path, data=body)
-        except _Answered as answered:
-            response = answered.response
-            return Reply(response.status_code, response.headers, response.text)
-        except pdpyras.PDClientError as error:
-            cause = error.__cause__
-            if isinstance(cause, requests.ConnectTimeout) or _never_connected(cause):
-                raise Unreachable(type(cause).__name__) from None
-            raise NoAnswer(type(cause).__name__) from None
-        raise NoAnswer("no response")
+            response = self._session.hand_over(path, body)
+        except (requests.RequestException, HTTPError) as error:
+            if isinstance(error, requests.ConnectTimeout) or _never_connected(error):
+                raise Unreachable(type(error).__name__) from None
+            raise NoAnswer(type(error).__name__) from None
+        return Reply(response.status_code, response.headers, response.text)
 
     def close(self) -> None:
         self._session.close()
