@@ -39,12 +39,16 @@ class NoAnswer(Exception):
 
 
 class _Way(HTTPAdapter):
-    """The way to one events host, which requests would look up anew for each event: the pool, and whether by a proxy."""
+    """The way to one events host, which requests would look up anew for each event: the pool, whether by a proxy, and the
+    file of authorities.
+    """
 
     def __init__(self) -> None:
         super().__init__(pool_connections=2, pool_maxsize=1)
         self._url: str | None = None
         self._pool: ConnectionPool | None = None
+        self._trusting: ConnectionPool | None = None
+        """The pool that has been told whom to trust."""
 
     def get_connection_with_tls_context(
         self, request: requests.PreparedRequest, *given: Any, **more: Any
@@ -54,9 +58,14 @@ class _Way(HTTPAdapter):
             self._url = request.url
         return self._pool
 
+    def cert_verify(self, conn: Any, *given: Any) -> None:
+        if conn is not self._trusting:
+            super().cert_verify(conn, *given)  # type: ignore[no-untyped-call]
+            self._trusting = conn
+
     def close(self) -> None:
         super().close()
-        self._pool = None  # its connections are closed when nobody holds it any more
+        self._pool = self._trusting = None  # its connections are closed when nobody holds it any more
 
 
 class _OneTry(pdpyras.EventsAPISession):  # type: ignore[misc]  # untyped
