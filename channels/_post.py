@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +26,8 @@ LONGEST_ANSWER = 4096
 """Bytes of an answer that are read: nothing that follows could change its meaning."""
 CONNECTING_SHARE = 0.5
 """Of the time-out: a connection that takes longer is no connection, and nothing was handed over."""
+PLACES = 256
+"""URLs that are known to be allowed, so that they are not read again for each message."""
 KEPT = 15
 """Seconds for which a connection waits for the next message."""
 
@@ -73,7 +75,7 @@ class Post:
         """`timeout`: seconds for everything. `resolver`: asked for names; without one the system is. `ca_file`:
         certificates to trust besides the system's.
         """
-        self._guard = guard
+        self._place = lru_cache(PLACES)(guard.url)
         self._certificates = Certificates([ca_file], partial(_trusting, ca_file)) if ca_file is not None else None
         self._resolver = GuardedResolver(guard, resolver or aiohttp.ThreadedResolver())
         connector = aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, limit=0, keepalive_timeout=KEPT)
@@ -94,7 +96,7 @@ class Post:
         """
         tls = self._tls(name)
         try:
-            place = self._guard.url(url)
+            place = self._place(url)
             async with self._session.post(
                 place, data=body, headers=headers, allow_redirects=False, ssl=tls
             ) as response:
@@ -113,7 +115,7 @@ class Post:
         """Connect and hang up, without a word. Raises Never or Later, as `post` does."""
         tls = self._tls(name)
         try:
-            place = self._guard.url(url)
+            place = self._place(url)
             host, port, secure = place.raw_host or "", place.port or 0, place.scheme == "https"
             async with asyncio.timeout(self._timeout):
                 address = host if is_address(host) else (await self._resolver.resolve(host, port))[0]["host"]
