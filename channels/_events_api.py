@@ -8,13 +8,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ssl import SSLCertVerificationError
 from typing import Any
 
 import orjson
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import ConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # its deprecation is our business, not our users'
@@ -122,4 +123,7 @@ class Session:
 def _never_connected(error: BaseException | None) -> bool:
     """Whether a requests.ConnectionError came before anything was sent."""
     reason = getattr(error.args[0], "reason", None) if error is not None and error.args else None
-    return isinstance(reason, NewConnectionError | ConnectTimeoutError)
+    untrusted = (
+        isinstance(reason, SSLError) and bool(reason.args) and isinstance(reason.args[0], SSLCertVerificationError)
+    )
+    return untrusted or isinstance(reason, NewConnectionError | ConnectTimeoutError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+import trustme
 from starlette.applications import Starlette
 
 from channels.contract import ChannelError, Conversation, Earlier, Later, Message, Never, Unknown, Unserved
@@ -17,6 +19,7 @@ from channels.pagerduty import MASK, PagerDutyChannel, PagerDutyConfig
 from dispatcher.demo.inbox import PagerDutyReceiver
 from dispatcher.demo.inbox.script import Misstep
 from dispatcher.web.server import serving
+from tests.support.http import ScriptedHttp
 from tests.support.servers import a_way_there, breaking_server
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -53,6 +56,19 @@ async def channel(url: str) -> AsyncIterator[PagerDutyChannel]:
     opened = PagerDutyChannel(config(url))
     yield opened
     await opened.aclose()
+
+
+# A server whose client breaks off the handshake leaves its socket to the garbage collector, in asyncio of Python 3.11.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_certificate_that_nobody_vouches_for_is_no_connection_and_so_no_doubt() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    async with ScriptedHttp(tls=context) as server:
+        stranger = PagerDutyChannel(config(server.url.replace("127.0.0.1", "localhost")))
+        with pytest.raises(Later, match="PagerDuty can't be reached: SSLError"):
+            await stranger.send(message())
+        await stranger.aclose()
+        assert server.requests == []
 
 
 async def test_a_trigger_opens_an_incident_and_its_repetition_merges(
