@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,8 @@ BOOKS = (10, 1_000, 100_000)
 """Launch plans with rules."""
 BATCH = 100
 DECISIONS = 5000
+BEGAN = 1_700_000_000
+"""When the first of the settled was owed; there is one a second."""
 GOAL = Goal("at most", 1.3)
 SENT = Sent(Receipt(answer=Answer("250", "queued"), reference={"message_id": "<1@example.com>"}))
 _numbers = count()
@@ -51,17 +54,23 @@ _numbers = count()
 _SETTLED = """
 INSERT INTO events (key, project, domain, name, phase, launch_plan, occurred_at, recorded_at, position, verdict, reason,
   facts, considered)
-SELECT 'flytesnacks/production/old' || n || '/FAILED', 'flytesnacks', 'production', 'old' || n, 'FAILED', 'train.' || n % 100,
+SELECT 'flytesnacks/production/' || {name} || '/FAILED', 'flytesnacks', 'production', {name}, 'FAILED', 'train.' || n % 100,
   {at}, {at}, 'flyte-cloudevents/0@' || n, 'owed', '1 rule matched', {empty}, {empty} FROM {numbers};
-INSERT INTO contents (digest, body) SELECT {hash} || {hash}, {empty} FROM {numbers};
+INSERT INTO contents (digest, body) SELECT {digest}, {empty} FROM {numbers};
 INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful, created_at,
   due_at, owed_since, settled_at, occurred_at, conversation, turn, matter, recovery, booked)
-SELECT {hash}, 'flytesnacks/production/old' || n || '/FAILED', 'slack', '["#alerts"]', '["C0123456789"]', {hash} || {hash}, 'test',
+SELECT {key}, 'flytesnacks/production/' || {name} || '/FAILED', 'slack', '["#alerts"]', '["C0123456789"]', {digest}, 'test',
   'sent', '', 1, {false}, {at}, {at}, {at}, {at}, {at}, 'train.' || n % 100, {at}, 'flytesnacks/production/train.' || n % 100,
   {false}, {false} FROM {numbers};
 INSERT INTO attempts (delivery, number, started_at, ended_at, outcome, status, answer, reason)
-SELECT {hash}, 1, {at}, {at}, 'sent', '200', 'ok', '' FROM {numbers};
+SELECT {key}, 1, {at}, {at}, 'sent', '200', 'ok', '' FROM {numbers};
 """
+
+_TOLD = """
+INSERT INTO told (recipient, created_at, delivery)
+SELECT name, created_at, key FROM deliveries, (SELECT '#alerts' AS name UNION SELECT 'c0123456789');
+"""
+"""On PostgreSQL a trigger notes it."""
 
 
 @dataclass(slots=True)
@@ -92,23 +101,24 @@ def fill_sqlite(file: Path, size: int) -> None:
     upwards = f"SELECT 0 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < {size - 1}"
     script = _SETTLED.format(
         numbers=f"(WITH RECURSIVE numbers AS ({upwards}) SELECT n FROM numbers)",
-        at="strftime('%Y-%m-%d %H:%M:%S.000000', 1700000000 + n, 'unixepoch')",
-        hash="printf('%08x%08x', n * 2654435761 % 4294967296, n)",  # scattered, as true keys are
+        at=f"strftime('%Y-%m-%d %H:%M:%S.000000', {BEGAN} + n, 'unixepoch')",
         empty="CAST('{}' AS BLOB)",
         false="0",
+        **_keys("sha256({})".format),
     )
     with closing(opened(file)) as connection:
-        connection.executescript(f"PRAGMA foreign_keys=OFF; PRAGMA synchronous=OFF; BEGIN; {script} COMMIT")
+        connection.create_function("sha256", 1, lambda text: sha256(text.encode()).hexdigest(), deterministic=True)
+        connection.executescript(f"PRAGMA foreign_keys=OFF; PRAGMA synchronous=OFF; BEGIN; {script} {_TOLD} COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 async def fill_postgres(url: str, size: int) -> None:
     script = _SETTLED.format(
         numbers=f"generate_series(0, {size - 1}) AS n",
-        at="to_timestamp(1700000000 + n)",
-        hash="md5(n::text)",
+        at=f"to_timestamp({BEGAN} + n)",
         empty="'{}'::bytea",
         false="false",
+        **_keys("encode(sha256(({})::bytea), 'hex')".format),
     )
     connection = await asyncpg.connect(url)
     try:
@@ -116,6 +126,12 @@ async def fill_postgres(url: str, size: int) -> None:
         await connection.execute("VACUUM ANALYZE")
     finally:
         await connection.close()
+
+
+def _keys(sha256: Callable[[str], str]) -> dict[str, str]:
+    """Keys as true ones are: Flyte makes its executions' names up at random, and the rest are digests."""
+    name, key, content = (sha256(f"'{what} ' || n") for what in ("name", "key", "content"))
+    return {"name": f"'a' || substr({name}, 1, 19)", "key": f"substr({key}, 1, 32)", "digest": content}
 
 
 async def carry(ledger: Ledger, now: datetime) -> int:
