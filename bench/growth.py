@@ -104,7 +104,7 @@ def fill_sqlite(file: Path, size: int) -> None:
         at=f"strftime('%Y-%m-%d %H:%M:%S.000000', {BEGAN} + n, 'unixepoch')",
         empty="CAST('{}' AS BLOB)",
         false="0",
-        **_keys("sha256({})".format),
+        **_keys("sha256({})".format, "printf('%05x', {})".format),
     )
     with closing(opened(file)) as connection:
         connection.create_function("sha256", 1, lambda text: sha256(text.encode()).hexdigest(), deterministic=True)
@@ -118,7 +118,7 @@ async def fill_postgres(url: str, size: int) -> None:
         at=f"to_timestamp({BEGAN} + n)",
         empty="'{}'::bytea",
         false="false",
-        **_keys("encode(sha256(({})::bytea), 'hex')".format),
+        **_keys("encode(sha256(({})::bytea), 'hex')".format, "lpad(to_hex({}), 5, '0')".format),
     )
     connection = await asyncpg.connect(url)
     try:
@@ -128,10 +128,15 @@ async def fill_postgres(url: str, size: int) -> None:
         await connection.close()
 
 
-def _keys(sha256: Callable[[str], str]) -> dict[str, str]:
-    """Keys as true ones are: Flyte makes its executions' names up at random, and the rest are digests."""
+def _keys(sha256: Callable[[str], str], five_digits: Callable[[str], str]) -> dict[str, str]:
+    """Keys as true ones are: Flyte makes its executions' names up at random, and the rest are digests by time."""
     name, key, content = (sha256(f"'{what} ' || n") for what in ("name", "key", "content"))
-    return {"name": f"'a' || substr({name}, 1, 19)", "key": f"substr({key}, 1, 32)", "digest": content}
+    digits = five_digits(f"({BEGAN} + n) / 16 % 1048576")
+    return {
+        "name": f"'a' || substr({name}, 1, 19)",
+        "key": f"{digits} || substr({key}, 1, 27)",
+        "digest": f"{digits} || substr({content}, 1, 59)",
+    }
 
 
 async def carry(ledger: Ledger, now: datetime) -> int:

@@ -13,7 +13,16 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from channels.contract import Content, Scope, Unserved
-from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State, conversation_key, delivery_key
+from dispatcher.delivery import (
+    Delivery,
+    NewVersion,
+    Opened,
+    Recovery,
+    State,
+    conversation_key,
+    delivery_key,
+    in_time,
+)
 from dispatcher.event import EntityId, Event
 from dispatcher.phase import Phase
 from dispatcher.rules import Rule
@@ -223,6 +232,10 @@ class _Making:
                 targets.append(target)
         for group in self._alike(targets):
             self._append(fallback, group, delivery.rule, None)
+        # Two replicas may do this at once, one of them a version that knows no other keys than these.
+        self.deliveries = [
+            replace(one, key=delivery_key(one.event, one.channel, one.addresses)) for one in self.deliveries
+        ]
 
     def give_notice(self, dead: Delivery, reason: str) -> None:
         last_resorts = self.planner.last_resorts.get(dead.channel, {})
@@ -262,7 +275,7 @@ class _Making:
                     continue
                 content = self.planner.changes[target.channel](self.event)
                 one = self._delivery(target.channel, (recipient,), (target.address,), rule.source, content)
-                key = delivery_key(self.event.key, f"version {target.channel}", one.addresses)
+                key = self._key(f"version {target.channel}", one.addresses)
                 made.append(replace(one, key=key))
         return made
 
@@ -275,7 +288,7 @@ class _Making:
         rule = f"recovery after {opened.event}"
         talk = _Talk(opened.conversation, self.event.occurred_at, _matter(self.event.launch_plan))
         made = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, talk=talk)
-        key = delivery_key(self.event.key, f"recovery {opened.conversation}", opened.addresses)
+        key = self._key(f"recovery {opened.conversation}", opened.addresses)
         return replace(made, key=key, recovery=True)
 
     def first_time(self, channel: str, address: str) -> bool:
@@ -317,6 +330,10 @@ class _Making:
             content = self._content(channel, recipient, None)
             self.deliveries.append(self._delivery(channel, (recipient,), (), rule.source, content, dead=reason))
 
+    def _key(self, kind: str, addresses: Sequence[str]) -> str:
+        """Of what is written with the event's first record, and so by one replica."""
+        return in_time(delivery_key(self.event.key, kind, addresses), self.event.occurred_at)
+
     def _delivery(
         self,
         channel: str,
@@ -328,10 +345,9 @@ class _Making:
         talk: _Talk = _ALONE,
         dead: str = "",
     ) -> Delivery:
-        event = self.event.key
         return Delivery(
-            key=delivery_key(event, channel, addresses or recipients),
-            event=event,
+            key=self._key(channel, addresses or recipients),
+            event=self.event.key,
             channel=channel,
             recipients=recipients,
             addresses=addresses,

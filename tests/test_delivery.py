@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from random import Random
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import Answer, Later, Never, Receipt, Unknown, Unserved
-from dispatcher.delivery import Dead, Outcome, Result, Retry, Sent, State, judge, split
+from dispatcher.delivery import Dead, Outcome, Result, Retry, Sent, State, delivery_key, in_time, judge, split
 from dispatcher.retry import FLOOR, RetryPolicy
 from tests.support.builders import NOW, a_delivery
 
@@ -88,3 +88,12 @@ def test_a_mails_refused_recipients_stand_alone() -> None:
     assert (deferred.recipients, deferred.state, deferred.lease) == (("later@x.com",), State.WAITING, None)
     assert deferred.due_at > NOW
     assert len({delivery.key, refused.key, deferred.key}) == 3
+    assert refused.key == delivery_key(delivery.event, "email", ("no@x.com",))  # whichever version splits it
+
+
+@given(st.datetimes(timezones=st.just(UTC), max_value=datetime(9998, 1, 1)), st.integers(0, 190 * 86_400))  # noqa: DTZ001 - as it is asked for
+def test_digests_in_time_lie_as_far_apart_as_what_they_stand_for(at: datetime, seconds: int) -> None:
+    first, second = in_time("f" * 32, at), in_time("0" * 32, at + timedelta(seconds=seconds))
+    assert (len(first), first[5:], second[5:]) == (32, "f" * 27, "0" * 27)
+    steps = (int(second[:5], 16) - int(first[:5], 16)) % 16**5
+    assert abs(16 * steps - seconds) < 16

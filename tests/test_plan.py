@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from channels.contract import Unserved
 from channels.slack import SlackChannel, SlackConfig
-from dispatcher.delivery import Opened, State
+from dispatcher.delivery import Opened, State, delivery_key
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.plan import Planner
 from dispatcher.rules import Rule
@@ -136,6 +136,9 @@ def test_a_fallback_recipient_is_told_once_an_event_and_beside_what_it_gets_anyw
     assert (own.addresses, notice.addresses) == (("oncall@x.com",), ("oncall@x.com",))
     assert len({own.key, dead.key, notice.key}) == 3
     assert again.key == notice.key  # so the ledger keeps the first
+    assert notice.key == delivery_key(
+        an_event().key, "fallback email", ("oncall@x.com",)
+    )  # whichever version writes it
 
 
 def test_nobody_is_told_that_a_fallback_recipient_could_not_be_told() -> None:
@@ -156,6 +159,7 @@ def test_a_delivery_that_found_nobody_is_rerouted_unless_they_know_already() -> 
     lost = a_delivery(channel="slack", to="who@x.com")
     (mail,) = a_planner().reroute(an_event(), lost, [], now=NOW)
     assert (mail.channel, mail.addresses) == ("email", ("who@x.com",))
+    assert mail.key == delivery_key(an_event().key, "email", ("who@x.com",))  # whichever version reroutes it
     assert a_planner().reroute(an_event(), lost, [("email", "who@x.com")], now=NOW) == ()
     assert a_planner(fallbacks={}).reroute(an_event(), lost, [], now=NOW) == ()
 
@@ -242,6 +246,8 @@ def test_a_success_ends_what_was_opened_with_a_message_of_its_own_key() -> None:
         (True, "two", ("C1",), event.key),
     ]
     assert len({one.key for one in made if one}) == 2
+    (owed,) = planner.plan(event, [a_rule("C1", channel="slack")], now=NOW)
+    assert {one.key[:5] for one in made if one} == {owed.key[:5]}  # written at once, so neighbours in the ledger
 
 
 def test_nothing_is_ended_where_nobody_is_talked_with_any_more() -> None:

@@ -22,6 +22,9 @@ State = Annotated[
     list[str] | None, typer.Option("--state", help="waiting, sent or dead; may be given again.", show_default=False)
 ]
 ChannelName = Annotated[str | None, typer.Option("--channel", help="Only this channel.", show_default=False)]
+KEY_SHOWN = 12
+"""Of a key so much is shown: its first five digits only tell when, and are the same for much."""
+
 Execution = Annotated[
     str | None, typer.Option("--execution", help="Only this execution: project/domain/name.", show_default=False)
 ]
@@ -50,7 +53,7 @@ def list_(
         ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "TRIES", "MADE (UTC)", "REASON"),
         [
             (
-                filed.delivery.key[:8],
+                filed.delivery.key[:KEY_SHOWN],
                 state_text(filed.delivery.state),
                 filed.delivery.channel,
                 ", ".join(filed.delivery.recipients),
@@ -145,9 +148,7 @@ def redrive(
     wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
     if dry_run:
         for filed in ask(config, lambda ledger: ledger.find(wanted, limit=10_000)):
-            line = (
-                f"{filed.delivery.key[:8]}  {filed.delivery.channel}  {filed.delivery.event}  {filed.delivery.reason}"
-            )
+            line = f"{filed.delivery.key[:KEY_SHOWN]}  {filed.delivery.channel}  {filed.delivery.event}  {filed.delivery.reason}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     number = ask(config, lambda ledger: ledger.redrive(wanted, now=now))

@@ -33,7 +33,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from channels.contract import Answer, Conversation, Earlier
-from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
+from dispatcher.delivery import Dead, Delivery, Retry, Sent, State, in_time
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger.database import TIMEOUT, Database, Schema
 from dispatcher.ledger.entries import (
@@ -564,7 +564,7 @@ class Ledger:
         rows = []
         for delivery in owed:
             body = Json(orjson.dumps(delivery.content))
-            digest = hashlib.sha256(body).hexdigest()
+            digest = in_time(hashlib.sha256(body).hexdigest(), delivery.occurred_at or delivery.created_at)
             bodies[digest] = body
             rows.append(_delivery_row(delivery, digest, traces.get(delivery.event)))
         self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])

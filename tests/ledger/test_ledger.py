@@ -480,6 +480,23 @@ async def test_a_claim_begins_at_what_is_due_however_much_waits(tmp_path: Path) 
     assert [step for step in plan if "ix_deliveries_turn (conversation=? AND state=?)" in step], "not the whole history"
 
 
+async def test_what_is_told_of_one_day_lies_together_among_all_that_is_told(tmp_path: Path) -> None:
+    days = [
+        [
+            a_delivery(event, content={"of": [day, event.key]}, occurred_at=NOW + timedelta(days=day))
+            for event in (an_event(name=f"run{day}{number}") for number in range(9))
+        ]
+        for day in (0, 1)
+    ]
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        for pair in zip(*days, strict=True):
+            batch = [heard(one, event=an_event(name=one.event.split("/")[2])) for one in pair]
+            await ledger.record(batch, [], now=NOW)
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
+        bodies = database.execute("SELECT body FROM contents ORDER BY digest").fetchall()
+    assert [orjson.loads(body)["of"][0] for (body,) in bodies] == [0] * 9 + [1] * 9
+
+
 async def test_a_ping_writes_a_row(ledger: Ledger, ledger_url: str) -> None:
     from sqlalchemy import text
 
