@@ -136,7 +136,6 @@ events = Table(
     Column("reason", Words, nullable=False),
     Column("facts", Packed, nullable=False),
     Column("considered", Packed, nullable=False),
-    Index("ix_events_execution", "project", "domain", "name"),
     Index("ix_events_name", "name"),
     Index("ix_events_launch_plan", "launch_plan", "recorded_at"),
     Index("ix_events_recorded_at", "recorded_at"),
