@@ -88,7 +88,8 @@ def portions(rows: Tables) -> list[list[tuple[str, Sequence[Sequence[Any]]]]]:
 def opened(file: Path) -> sqlite3.Connection:
     """As the ledger opens it."""
     connection = sqlite3.connect(file, isolation_level=None)
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=8000"):
+    pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=8000", "cache_size=-4096")
+    for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}")
     return connection
 
