@@ -12,14 +12,18 @@ from ssl import SSLCertVerificationError
 from typing import Any
 
 import orjson
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.connectionpool import ConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # its deprecation is our business, not our users'
+from channels.sparing import without
+
+with warnings.catch_warnings(), without("chardet", "charset_normalizer"):
+    # An answer that doesn't say how it is encoded is read as UTF-8, not guessed at: 2.5 MiB. That nobody can guess,
+    # and that pdpyras is deprecated, is our business, not our users'.
+    warnings.simplefilter("ignore")
     import pdpyras
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.connectionpool import ConnectionPool
+    from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,25 +11,14 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal, TextIO
 
 import orjson
 
+from channels.sparing import without
 
-@contextmanager
-def _without_rich() -> Iterator[None]:
-    """What structlog would import for tracebacks in colour, which we don't draw: 4 MiB for the life of the service."""
-    absent = "rich" not in sys.modules
-    if absent:
-        sys.modules["rich"] = None  # type: ignore[assignment]  # "import of rich halted", as where it isn't installed
-    yield
-    if absent:
-        del sys.modules["rich"]
-
-
-with _without_rich():
+with without("rich"):  # which draws tracebacks in colour: 4 MiB
     import structlog
     import structlog.tracebacks
 

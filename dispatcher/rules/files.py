@@ -96,13 +96,13 @@ class LaunchPlanFiles:
 
         The kernel's notices are quick; a look every few seconds finds what they miss, as on network file systems.
         """
-        from watchfiles import awatch  # noqa: PLC0415 - only a service that runs on needs it
-
         folders = {path if path.is_dir() else path.parent for path in self.paths}
         watched = [folder for folder in folders if folder.is_dir()]
         if not watched:
             await stop.wait()
             return
+        from watchfiles import awatch  # noqa: PLC0415 - most services have no such files
+
         async for _ in awatch(*watched, stop_event=stop, yield_on_timeout=True, rust_timeout=LOOK_MS, debounce=200):
             before = (self.book, self.problems)
             await asyncio.to_thread(self.load)

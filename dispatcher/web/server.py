@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
-import uvicorn
-
+from channels.sparing import without
 from dispatcher.errors import SettingsError
 from dispatcher.web.config import Tls
-from dispatcher.web.connection import Connection, Patience
 from dispatcher.web.limits import LONGEST_HEAD
 from dispatcher.web.tls import Certificate
+
+with without("watchfiles"):  # which starts servers anew when their code changes: 1 MiB
+    import uvicorn
+
+    from dispatcher.web.connection import Connection, Patience
 
 
 class _Server(uvicorn.Server):
