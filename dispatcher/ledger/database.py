@@ -32,12 +32,15 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from channels.secret import reveal
+from channels.sparing import bare
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
 from dispatcher.ledger.tables import compatibility
 from dispatcher.ledger.writer import Turn, Writer
+
+with bare("sqlalchemy.ext.asyncio"):  # whose sessions bring the whole ORM along: 8 MiB
+    from sqlalchemy.ext.asyncio.engine import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
 HEAD = "0008"

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 from sqlalchemy import (
@@ -29,8 +30,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from channels.contract import Answer, Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State, in_time
@@ -69,6 +68,9 @@ from dispatcher.ledger.views import Views
 from dispatcher.pacing import ENOUGH, Gate, Lesson, Standing
 from dispatcher.phase import TERMINAL
 
+if TYPE_CHECKING:  # `database` has it without the ORM
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
 SECOND_LOOKS = (100, 100, 100)
 """So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
 DUE_COUNTED = 10_000
@@ -93,7 +95,7 @@ class Ledger:
         """
         self._database = Database(url, timeout, password_file)
         self.views = Views(self._database)
-        self._dialect = sqlite if self._database.sqlite else postgresql
+        self._dialect = import_module(f"sqlalchemy.dialects.{self._database.dialect.name}")
         self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
         self._settler: asyncio.Task[None] | None = None
 

@@ -9,16 +9,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Row, Select, func, literal, select, union_all
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dispatcher.delivery import State
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.entries import EventFilter, Filter
 from dispatcher.ledger.search import Cursor, conditions, found, found_events, lower, of_execution
 from dispatcher.ledger.tables import attempts, deliveries, events, rejected, told
+
+if TYPE_CHECKING:  # `database` has it without the ORM
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 LOOKED_THROUGH = 10_000
 """Rows that one page looks through at most, where not everything that it asks for is in one index."""
