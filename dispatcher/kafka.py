@@ -48,11 +48,16 @@ log = structlog.get_logger(__name__)
 Glance = Callable[[Sequence[tuple[str, bytes]]], bool]
 """Whether a message's headers tell that nobody here wants it."""
 
-FETCH_BYTES = 512 * 1024
-"""Of a partition, fetched at once and held until it is read."""
+FETCH_BYTES = 256 * 1024
+"""Of a partition, fetched at once and held until it is read. aiokafka has an answer of the broker three times over while
+it takes it apart, and of the one before once."""
 PORTION = 500
 """Messages taken out of aiokafka's buffers at a time: what is foreign among them is let go while it is still in the
 processor's caches."""
+MANY = 100
+"""So many messages at one look are a backlog's."""
+GATHER_SECONDS = 0.05
+"""How long a batch of a backlog may wait for more: it costs its transaction, however few of its messages are ours."""
 POLL_MS = 500
 """How long an empty poll lasts, and so how soon a stop is noticed."""
 CALL_SECONDS = 15
@@ -272,7 +277,8 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
         if _now() - self._committed_at >= COMMIT_EVERY:
             await self.flush()
         found = _Found(self.generation)
-        await self._look(found)
+        await self._look(found, wait_ms=POLL_MS)
+        await self._gather(found)
         self._moved.update(dict.fromkeys(found.following, _now()))
         if not found:
             await self.flush()
@@ -312,14 +318,22 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             ends = await self.consumer.end_offsets(partitions) if partitions else {}
             return {part: max(end - await self.consumer.position(part), 0) for part, end in ends.items()}
 
-    async def _look(self, found: _Found) -> None:
+    async def _gather(self, found: _Found) -> None:
+        """Look again while many come and few of them are ours, for a moment at most."""
+        until, before = _now() + GATHER_SECONDS, 0
+        while len(found) - before >= MANY and len(found.records) < PORTION and self._room(found):
+            before = len(found)
+            if (left := until - _now()) > 0:
+                await self._look(found, wait_ms=math.ceil(1000 * left))
+
+    async def _look(self, found: _Found, *, wait_ms: int) -> None:
         """Wait for one record, then take what lies ready, partition by partition.
 
         Never several partitions in one call: where aiokafka raises over one of them, it has already taken the
         records of the others out of its buffers, and would go on behind them.
         """
         try:
-            await self._poll(found, wait_ms=POLL_MS, most=1)
+            await self._poll(found, wait_ms=wait_ms, most=1)
         except NoOffsetForPartitionError as error:
             await self._begin(error.args[0])
         except OffsetOutOfRangeError as error:

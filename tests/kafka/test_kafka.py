@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from dispatcher.decode import is_foreign
 from dispatcher.errors import DispatcherError
-from dispatcher.kafka import Glance, KafkaConfig, KafkaPublisher, KafkaSource
+from dispatcher.kafka import FETCH_BYTES, Glance, KafkaConfig, KafkaPublisher, KafkaSource
 from dispatcher.source import Batch
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
@@ -113,6 +113,23 @@ async def test_what_is_foreign_is_passed_over_counted_and_committed(broker: Brok
 
     assert (sum(foreign), reader.values) == (500, [])
     assert await committed(broker.bootstrap_servers, settings) == 500
+
+
+async def test_a_backlog_of_what_is_foreign_is_passed_over_in_larger_batches_than_are_fetched_at_once(
+    broker: Broker, topic: str
+) -> None:
+    await publish(broker.bootstrap_servers, topic, [bytes(1000)] * 4000, linger_ms=20, max_batch_size=64 * 1024)
+    foreign: list[int] = []
+
+    async def count(batch: Batch) -> None:
+        foreign.append(batch.foreign)
+
+    settings = config(broker.bootstrap_servers, topic)
+    async with reading(settings, is_foreign=is_foreign, handle=count) as reader:
+        await reader.until(lambda: sum(foreign) >= 4000)
+
+    assert sum(foreign) == 4000
+    assert max(foreign) > 4 * FETCH_BYTES / 1000  # of the four partitions
 
 
 async def test_the_next_batch_is_read_while_one_is_in_hand_and_only_what_was_committed_counts(
