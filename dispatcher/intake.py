@@ -6,7 +6,7 @@ Nothing is silently skipped: what can't be understood is recorded with the reaso
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,6 +41,13 @@ class Heard:
     """`kafka`, or the position that its messages share: `http`, `reconcile`, `canary`."""
     messages: int = 0
     """How many it had, of every type."""
+
+    def told_apart(self) -> Iterator[tuple[Recorded, bool]]:
+        """Each of the recorded, and whether it was new: of several copies in the batch the first alone is."""
+        new = set(self.new)
+        for entry in self.recorded:
+            yield entry, entry.event.key in new
+            new.discard(entry.event.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,13 +248,13 @@ class Intake:
         recording = [entry.span.part("dispatcher.record") for entry in recorded]
         owing = partial(self.owing, recorded)
         new = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), claimable=owing)
-        for entry, part in zip(recorded, recording, strict=True):
+        heard = Heard(recorded, rejected, new, started, source, messages)
+        for (entry, is_new), part in zip(heard.told_apart(), recording, strict=True):
             part.end()
-            known = "" if entry.event.key in new else "known"
-            entry.span.end(event=entry.event.key, verdict=known or entry.verdict, deliveries=len(entry.deliveries))
+            verdict = entry.verdict if is_new else "known"
+            entry.span.end(event=entry.event.key, verdict=verdict, deliveries=len(entry.deliveries))
         if started:
             await self._replay({entry.execution for entry in started})
-        heard = Heard(recorded, rejected, new, started, source, messages)
         _tell(heard)
         self.recorded(heard)
         return heard
@@ -332,8 +339,8 @@ async def _until_done(step: Callable[[], Awaitable[_Done]], source: Source) -> _
 
 
 def _tell(heard: Heard) -> None:
-    for entry in heard.recorded:
-        if entry.event.key in heard.new:
+    for entry, new in heard.told_apart():
+        if new:
             log.info(
                 "recorded",
                 execution=entry.event.key,

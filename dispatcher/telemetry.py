@@ -106,10 +106,7 @@ class Telemetry:
             self._entries(heard, source)
 
     def _entries(self, heard: Heard, source: str) -> None:
-        news = set(heard.new)
-        for entry in heard.recorded:
-            new = entry.event.key in news
-            news.discard(entry.event.key)  # a second copy in the batch is a known one
+        for entry, new in heard.told_apart():
             self._event(source, entry.kind, entry.event.phase, entry.verdict if new else "known")
             if new:
                 self._stillborn(entry.deliveries)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from dispatcher.clock import SystemClock
 from dispatcher.delivery import State
 from dispatcher.encode import Format, Written, write
@@ -74,3 +76,21 @@ async def test_a_batch_of_nothing_but_foreign_messages_is_counted_and_committed(
 
     assert [(heard.messages, len(heard.recorded)) for heard in source.told] == [(5000, 0)]
     assert source.committed_after == [1]
+
+
+async def test_of_two_copies_in_a_batch_the_first_is_new_and_the_log_tells_of_it_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Options(notifications=(a_notification(),))
+    copy, other = (write(an_event(name=name, options=options), Format.NATIVE) for name in ("twice", "once"))
+    source = OneBatch([copy, other, copy])
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        await an_intake(ledger, source).run(source)
+
+    (heard,) = source.told
+    assert [(entry.event.execution.name, new) for entry, new in heard.told_apart()] == [
+        ("twice", True),
+        ("once", True),
+        ("twice", False),
+    ]
+    assert capsys.readouterr().out.count("] recorded ") == 2

@@ -151,8 +151,8 @@ class Show:
         return file
 
     def _show_decisions(self, heard: Heard) -> None:
-        for entry in heard.recorded:
-            if entry.event.key in heard.new:
+        for entry, new in heard.told_apart():
+            if new:
                 self._line(entry.verdict, _VERDICTS.get(entry.verdict, ""), entry.reason)
             else:
                 self._line("known", "yellow", "the ledger has this event already: nothing is owed twice")
