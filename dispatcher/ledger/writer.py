@@ -120,14 +120,17 @@ class Writer:
                     _carry_out(piece, connection, in_company=len(group) > 1)
                 if all(piece.trouble is not None for piece in group):
                     transaction.rollback()
-        except DBAPIError:
+        except Exception:
             self._renounce(connection)
             raise
         if any(isinstance(piece.trouble, DBAPIError) for piece in group):
             self._renounce(connection)
 
     def _renounce(self, connection: Connection) -> None:
-        """Open a new one next time: what SQLite could only open for reading stays so, even where that is mended."""
+        """Open a new one next time: nothing of what went wrong may stay with this one.
+
+        What SQLite could only open for reading stays so, even where that is mended.
+        """
         self._connection = None
         connection.invalidate()
         connection.close()

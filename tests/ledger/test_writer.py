@@ -134,6 +134,21 @@ async def test_what_sqlite_gives_up_whole_fails_for_all_and_nothing_of_it_stays(
         assert await database.write(adding("after")) == "after"
 
 
+async def test_a_mistake_of_ours_that_cost_the_whole_transaction_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    def stumbling(connection: Connection) -> str:
+        try:
+            connection.exec_driver_sql("INSERT OR ROLLBACK INTO t VALUES ('first')")
+        except IntegrityError as error:
+            raise RuntimeError("a mistake of ours") from error
+        return "never"
+
+    async with a_database(tmp_path) as database:
+        ends = await behind_one_another(database, [adding("a"), stumbling, adding("b")])
+        assert all(isinstance(end, RuntimeError) for end in ends)
+        assert await database.write(adding("after")) == "after"
+        assert there(tmp_path) == ["after", "first"]
+
+
 async def test_who_gives_up_while_he_waits_has_written_nothing(tmp_path: Path) -> None:
     async with a_database(tmp_path) as database:
         held = Held()
