@@ -173,7 +173,7 @@ async def _carry(folder: Path, channel: str, owed: list[Written]) -> Ran:
         courier = service._courier(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
         courier.settled = endings = _Endings(courier.settled)
         service._couriers = [courier]  # noqa: SLF001
-        tell = {"owing": service._send_for, "recorded": service._announce}  # noqa: SLF001
+        tell = {"offers": service._offers, "owing": service._send_for, "recorded": service._announce}  # noqa: SLF001
         intake = Intake(ledger, lambda: rules.book, planner, SystemClock(), **tell)
         rooms.create_task(courier.run())
         await intake.run(Topic(owed[:1]))  # templates are compiled and libraries loaded, once in a service's life

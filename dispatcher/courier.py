@@ -18,7 +18,7 @@ from channels.contract import Channel, ChannelError, Conversation, Message, Unkn
 from dispatcher.clock import Clock
 from dispatcher.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Ledger, Settlement
+from dispatcher.ledger import Ledger, Offer, Settlement
 from dispatcher.pacing import Breaker, Gate, Pace, lesson
 from dispatcher.plan import Planner
 from dispatcher.retry import RetryPolicy
@@ -73,6 +73,9 @@ class Courier:
     """Where what has come back is written down: as many places, for a crash doubles what stands here too."""
     _settling_share: timedelta = field(init=False)
     """Of the lease, once the attempt has ended."""
+    _hands: asyncio.TaskGroup = field(init=False)
+    _offered: bool = False
+    """Our free hands are offered to intake, which hasn't answered yet."""
     _listening: bool = False
     """We wait for the bell."""
     _settling: int = 0
@@ -116,6 +119,17 @@ class Courier:
         """
         return self.hands if self.pace.rate is None else 0
 
+    def offer(self) -> Offer | None:
+        """Our free hands, for what is recorded next; None where they are needed for what is due already.
+
+        Until it is answered we claim nothing else.
+        """
+        if self._offered or self._stopping or not self._idle:
+            return None
+        self._offered = True
+        now = self.clock.now()
+        return Offer(limit=self._free, lease=self.worker, until=now + self.lease, gate=self._gate(now), take=self._take)
+
     def ring(self, conversations: Iterable[str] = ()) -> None:
         """There may be work: look now, and again once what we carry of these conversations is settled."""
         self._answered.update(one for one in conversations if one and self._talking[one])
@@ -138,19 +152,28 @@ class Courier:
 
     async def run(self) -> None:
         """Claim and carry until stopped. While the ledger is away, wait."""
-        async with asyncio.TaskGroup() as hands:
-            while not self._stopping:
+        async with asyncio.TaskGroup() as self._hands:
+            while self._offered or not self._stopping:
                 self._bell.clear()
                 claimed = await self._claim()
                 for delivery in claimed:
-                    self._take_up(delivery, hands)
+                    self._take_up(delivery)
                 if not claimed or not self._more or not self._hungry:
                     await self._wait_for_work()
 
-    def _take_up(self, delivery: Delivery, hands: asyncio.TaskGroup) -> None:
+    def _take(self, claimed: Sequence[Delivery]) -> None:
+        """The answer to our offer."""
+        self._offered = False
+        self.claimed_at = self.clock.now() if claimed else self.claimed_at
+        for delivery in claimed:
+            self._take_up(delivery)
+        if self._more or self._stopping:
+            self.ring()
+
+    def _take_up(self, delivery: Delivery) -> None:
         self._busy[self._destination(delivery)] += 1
         self._talking[delivery.conversation] += 1
-        task = hands.create_task(self._carry(delivery, probing=self._breaker.open))
+        task = self._hands.create_task(self._carry(delivery, probing=self._breaker.open))
         self._carrying.add(task)
         task.add_done_callback(partial(self._put_down, delivery))
 
@@ -185,17 +208,22 @@ class Courier:
         return hands + self._ahead - (len(self._carrying) - self._settling)
 
     @property
+    def _idle(self) -> bool:
+        """Whether nothing is due that the last claim knew of, and what comes now finds a hand."""
+        heard = self._bell.is_set() or self._more or self._breaker.open
+        return self._listening and not heard and self._hungry
+
+    @property
     def _hungry(self) -> bool:
         """Whether a claim is worth its while, if there is work: a hand has none, or half of what waited has found one."""
         return self._free > (self._ahead // 2 if self._room.locked() else 0)
 
     async def _claim(self) -> Sequence[Delivery]:
-        if not self._hungry:
+        if self._offered or not self._hungry:
             self._more = True
             return []
         now, free = self.clock.now(), self._free
-        busy = self._busy | Counter(dict.fromkeys(self._wary, self.pace.at_once))
-        gate = Gate(pace=self.pace, destination=self.channel.destination, now=now, busy=busy)
+        gate = self._gate(now)
         try:
             claim = await self.ledger.claim(self.name, free, lease=self.worker, until=now + self.lease, gate=gate)
         except LedgerUnavailable as error:
@@ -207,6 +235,10 @@ class Courier:
         self.put_off(gate.put_off)
         self.claimed_at = now if claim.deliveries else self.claimed_at
         return claim.deliveries
+
+    def _gate(self, now: datetime) -> Gate:
+        busy = self._busy | Counter(dict.fromkeys(self._wary, self.pace.at_once))
+        return Gate(pace=self.pace, destination=self.channel.destination, now=now, busy=busy)
 
     async def _wait_for_work(self) -> None:
         """Until a hand is free, somebody rings, something comes due, or it is time for a glance."""

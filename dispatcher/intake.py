@@ -17,9 +17,10 @@ import structlog
 
 from dispatcher.clock import Clock
 from dispatcher.decode import Headers, decode, kind_of, trace_context
+from dispatcher.delivery import Delivery
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
 from dispatcher.event import Event, ExecutionId, Started
-from dispatcher.ledger import Ledger, Recorded, Rejected, rejected_id
+from dispatcher.ledger import Ledger, Offer, Recorded, Rejected, rejected_id
 from dispatcher.plan import Planner
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide, decides_itself
 from dispatcher.source import Batch, Source
@@ -101,8 +102,10 @@ class Intake:
     """The launch plans' rules as they stand now."""
     planner: Planner
     clock: Clock
-    owing: Callable[[Sequence[Recorded]], None] = lambda _: None
-    """Told of events once a claim finds what they owe: couriers may have work."""
+    offers: Callable[[], Mapping[str, Offer]] = dict
+    """Couriers' free hands, by channel, for what is recorded next."""
+    owing: Callable[[Sequence[Delivery]], None] = lambda _: None
+    """Told what is owed and nobody has taken: couriers may have work."""
     recorded: Callable[[Heard], None] = lambda _: None
     """Told of each batch that is in the ledger."""
     look_up: LookUp | None = None
@@ -246,9 +249,9 @@ class Intake:
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
         started = [entry for entry in entries if isinstance(entry, Started)]
         recording = [entry.span.part("dispatcher.record") for entry in recorded]
-        owing = partial(self.owing, recorded)
-        new = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), claimable=owing)
-        heard = Heard(recorded, rejected, new, started, source, messages)
+        written = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), offers=self.offers())
+        self.owing(written.left)
+        heard = Heard(recorded, rejected, written.new, started, source, messages)
         for (entry, is_new), part in zip(heard.told_apart(), recording, strict=True):
             part.end()
             verdict = entry.verdict if is_new else "known"

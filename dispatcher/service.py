@@ -23,12 +23,13 @@ from dispatcher.canary import Canary, through_intake, through_kafka
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
 from dispatcher.decode import is_foreign
+from dispatcher.delivery import Delivery
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.event import Event
 from dispatcher.flyte_admin import open_flyte_admin
 from dispatcher.intake import Brought, Heard, Intake
 from dispatcher.kafka import KafkaSource
-from dispatcher.ledger import Ledger, Recorded, Schema
+from dispatcher.ledger import Ledger, Offer, Schema
 from dispatcher.plan import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
@@ -121,6 +122,7 @@ class Service:
                 rules=lambda: rules.book,
                 planner=planner,
                 clock=self.clock,
+                offers=self._offers,
                 owing=self._send_for,
                 recorded=self._announce,
                 look_up=look_up,
@@ -250,8 +252,10 @@ class Service:
         for courier in self._couriers:
             courier.abandon()
 
-    def _send_for(self, recorded: Sequence[Recorded]) -> None:
-        owed = [delivery for entry in recorded for delivery in entry.deliveries]
+    def _offers(self) -> Mapping[str, Offer]:
+        return {courier.name: offer for courier in self._couriers if (offer := courier.offer()) is not None}
+
+    def _send_for(self, owed: Sequence[Delivery]) -> None:
         for courier in self._couriers:
             if theirs := [delivery.conversation for delivery in owed if delivery.channel == courier.name]:
                 courier.ring(theirs)

@@ -18,7 +18,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.courier import Courier
 from dispatcher.delivery import State
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Filed, Filter, Ledger, Recorded, Settlement
+from dispatcher.ledger import Filed, Filter, Ledger, Offer, Recorded, Settlement
 from dispatcher.pacing import Pace, Rate
 from dispatcher.plan import Planner
 from dispatcher.retry import RetryPolicy
@@ -111,12 +111,20 @@ async def working(courier: Courier) -> AsyncIterator[None]:
             await task
 
 
-async def owe(ledger: Ledger, *people: str) -> None:
-    event = an_event()
+async def owe(ledger: Ledger, *people: str, name: str = "f1", offer: Offer | None = None) -> None:
+    event = an_event(name=name)
     now = SystemClock().now()
     deliveries = [a_delivery(event, channel="slack", to=who, created_at=now, due_at=now) for who in people]
     entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=deliveries)
-    await ledger.record([entry], [], now=now)
+    await ledger.record([entry], [], now=now, offers={"slack": offer} if offer is not None else {})
+
+
+async def hands_of(courier: Courier) -> Offer:
+    """Its offer, as soon as it has nothing better to do."""
+    async with asyncio.timeout(20):
+        while (offer := courier.offer()) is None:
+            await asyncio.sleep(0.01)
+    return offer
 
 
 async def settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[Filed]:
@@ -630,3 +638,80 @@ async def test_what_is_said_next_in_a_conversation_waits_for_no_glance(ledger: L
     courier = a_courier(ledger, Scripted(answer))
     async with working(courier), asyncio.timeout(8):  # of ten glances, each takes a second
         assert len(await settled(ledger, 10)) == 10
+
+
+async def test_what_takes_an_offered_hand_is_sent_without_a_claim(ledger: Ledger) -> None:
+    channel = Scripted(lambda _: RECEIPT)
+    courier = a_courier(ledger, channel)
+    async with working(courier):
+        await owe(ledger, "#a", "#b", offer=await hands_of(courier))
+        assert courier.in_hand == 2
+        found = await settled(ledger, 2)
+        assert courier.claimed_at is not None
+
+    assert [(filed.delivery.state, filed.delivery.attempt) for filed in found] == [(State.SENT, 1)] * 2
+    assert sorted(message.recipients[0] for message in channel.sent) == ["#a", "#b"]
+
+
+async def test_hands_are_offered_once_and_nothing_is_claimed_until_the_answer(ledger: Ledger) -> None:
+    courier = a_courier(ledger, Scripted(lambda _: RECEIPT))
+    async with working(courier):
+        offer = await hands_of(courier)
+        assert offer.limit == 10  # five hands, and as many that wait for one
+        assert courier.offer() is None
+        await owe(ledger, "#a")
+        courier.ring()
+        await asyncio.sleep(0.1)
+        assert courier.in_hand == 0
+
+        offer.take([])
+
+        await settled(ledger, 1)
+
+
+async def test_hands_that_are_needed_for_what_is_due_are_not_offered(ledger: Ledger) -> None:
+    going = asyncio.Event()
+    courier = a_courier(ledger, Scripted(endless(going)), hands=2)
+    assert courier.offer() is None  # it hasn't looked yet
+    await owe(ledger, *(f"#{number}" for number in range(9)))
+    async with working(courier):
+        await going.wait()
+        assert courier.offer() is None
+        courier.abandon()
+    assert courier.offer() is None
+
+
+async def test_a_provider_that_rests_is_offered_nothing(ledger: Ledger) -> None:
+    channel = Scripted(lambda _: Later("can't be reached", everyone=True, retry_after=timedelta(minutes=5)))
+    courier = a_courier(ledger, channel)
+    await owe(ledger, "#a")
+    async with working(courier):
+        async with asyncio.timeout(20):
+            while not courier.resting:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert courier.offer() is None
+
+
+async def test_what_takes_an_offered_hand_after_a_stop_is_still_sent(ledger: Ledger) -> None:
+    channel = Scripted(lambda _: RECEIPT)
+    courier = a_courier(ledger, channel)
+    async with working(courier):
+        offer = await hands_of(courier)
+        courier.stop()
+        await asyncio.sleep(0.05)
+        await owe(ledger, "#a", offer=offer)
+
+    assert [filed.delivery.state for filed in await settled(ledger, 1)] == [State.SENT]
+
+
+async def test_what_takes_an_offered_hand_when_all_is_abandoned_goes_back_untried(ledger: Ledger) -> None:
+    channel = Scripted(lambda _: RECEIPT)
+    courier = a_courier(ledger, channel)
+    async with working(courier):
+        offer = await hands_of(courier)
+        courier.abandon()
+        await owe(ledger, "#a", offer=offer)
+
+    (filed,) = await ledger.find(Filter(), limit=5)
+    assert (filed.delivery.attempt, filed.delivery.lease, channel.sent) == (0, None, [])

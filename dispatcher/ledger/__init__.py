@@ -13,9 +13,11 @@ from dispatcher.ledger.entries import (
     Filed,
     Filter,
     Known,
+    Offer,
     Recorded,
     Rejected,
     Settlement,
+    Written,
     rejected_id,
 )
 from dispatcher.ledger.ledger import Ledger
@@ -30,9 +32,11 @@ __all__ = [
     "Filter",
     "Known",
     "Ledger",
+    "Offer",
     "Recorded",
     "Rejected",
     "Schema",
     "Settlement",
+    "Written",
     "rejected_id",
 ]

@@ -151,19 +151,16 @@ class Database:
         async with self._transaction("read") as connection:
             yield connection
 
-    async def write(self, work: Callable[[Connection], T], in_line: Callable[[], None] = lambda: None) -> T:
+    async def write(self, work: Callable[[Connection], T]) -> T:
         """What `work` returns, run as one transaction that writes: the quick way of what is done all the time.
 
         On SQLite it may share its transaction with others' work, and holds or fails alone all the same.
-        `in_line`: called once what others write from then on finds this, if it holds.
         """
         if self._writer is None:
             async with self.writing() as connection:
-                written = await connection.run_sync(work)
-            in_line()
-            return written
+                return await connection.run_sync(work)
         with self._troubles():
-            return await self._writer.write(work, in_line)
+            return await self._writer.write(work)
 
     async def aclose(self) -> None:
         if self._writer is not None:

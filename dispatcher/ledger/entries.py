@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from dispatcher.delivery import Delivery, NewVersion, Outcome, Recovery, State
 from dispatcher.event import Event
-from dispatcher.pacing import Lesson
+from dispatcher.pacing import Gate, Lesson
 from dispatcher.tracing import UNSEEN, Span
 
 BODY_KEPT = 64 * 1024
@@ -36,6 +36,30 @@ class Recorded:
     """What the message was (`decode.kind_of`); not stored."""
     span: Span = UNSEEN
     """The event's way into the ledger; its deliveries keep its trace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A courier's free hands, for what its channel owes next: what they take is claimed as it is written."""
+
+    limit: int
+    """How many deliveries they take."""
+    lease: str
+    until: datetime
+    """How long what they take is theirs."""
+    gate: Gate
+    take: Callable[[Sequence[Delivery]], None]
+    """Called once, with what they have got; with nothing where nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a record has brought."""
+
+    new: frozenset[str] = frozenset()
+    """The keys of the events that were not in the ledger before."""
+    left: Sequence[Delivery] = ()
+    """What is owed for them and to be sent, and nobody has taken yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

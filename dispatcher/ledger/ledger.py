@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,38 +17,48 @@ import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
-    Select,
     Table,
     Update,
     and_,
     bindparam,
     delete,
     func,
-    literal_column,
     or_,
     select,
     update,
 )
 
-from channels.contract import Answer, Conversation, Earlier
+from channels.contract import Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State, in_time
 from dispatcher.event import Event, ExecutionId, Started
+from dispatcher.ledger import claiming
+from dispatcher.ledger.bulk import Rows, among, changing, into
 from dispatcher.ledger.database import TIMEOUT, Database, Schema
 from dispatcher.ledger.entries import (
-    BODY_KEPT,
     Attempt,
     Backlog,
     Claim,
     Filed,
     Filter,
     Known,
+    Offer,
     Recorded,
     Rejected,
     Settlement,
+    Written,
 )
-from dispatcher.ledger.inserting import Rows, into, padded
 from dispatcher.ledger.matters import Matters
+from dispatcher.ledger.rows import (
+    a_rejected,
+    an_attempt,
+    attempt_row,
+    delivery_row,
+    event_row,
+    filed,
+    known,
+    rejected_row,
+    start_row,
+)
 from dispatcher.ledger.search import TOLD, conditions
 from dispatcher.ledger.standings import Standings
 from dispatcher.ledger.tables import (
@@ -65,20 +75,19 @@ from dispatcher.ledger.tables import (
     versions,
 )
 from dispatcher.ledger.views import Views
-from dispatcher.pacing import ENOUGH, Gate, Lesson, Standing
+from dispatcher.pacing import ENOUGH, Gate, Lesson
 from dispatcher.phase import TERMINAL
 
 if TYPE_CHECKING:  # `database` has it without the ORM
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-SECOND_LOOKS = (100, 100, 100)
-"""So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
 DUE_COUNTED = 10_000
 """Of what is due no more is counted, by channel."""
 _SINCE, _SWEPT, _PINGED = "since", "swept", "pinged"
 _MARK = select(marks.c.at).where(marks.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))
-LATE = "the lease had run out, so this ending counted for nothing"
+NOBODY: Mapping[str, Offer] = {}
+"""Nobody offers to carry anything."""
 
 
 class Ledger:
@@ -134,32 +143,48 @@ class Ledger:
         started: Sequence[Started] = (),
         *,
         now: datetime,
-        claimable: Callable[[], None] = lambda: None,
-    ) -> frozenset[str]:
+        offers: Mapping[str, Offer] = NOBODY,
+    ) -> Written:
         """Write a batch: events with what they owe, messages that were rejected, and whose executions are.
 
         What is there already is left alone, whoever wrote it: an event's deliveries are written only with
         the event's first record. A success also owes what ends the conversations about earlier failures, and
-        takes the place of what a rule owes to the same address. Returns the keys of the events that are new.
+        takes the place of what a rule owes to the same address.
 
-        `claimable`: called once a claim finds what is owed here. On SQLite that is before it is written: a claim that is
-        made at once is part of the same transaction, and saves the wait for one of its own.
+        `offers`: by channel; what is owed is claimed for them as it is written, which saves a claim's way there and back.
+        Each is answered, whatever happens.
         """
-        if not heard and not refused and not started:
-            return frozenset()
+        claimed: Mapping[str, Delivery] = {}
+        try:
+            written, claimed = await self._database.write(partial(self._record, heard, refused, started, now, offers))
+        finally:
+            for channel, offer in offers.items():
+                offer.take([delivery for delivery in claimed.values() if delivery.channel == channel])
+        return written
+
+    def _record(
+        self,
+        heard: Sequence[Recorded],
+        refused: Sequence[Rejected],
+        started: Sequence[Started],
+        now: datetime,
+        offers: Mapping[str, Offer],
+        connection: Connection,
+    ) -> tuple[Written, Mapping[str, Delivery]]:
         by_key = {entry.event.key: entry for entry in reversed(heard)}
+        new = into(events, connection.dialect).insert_new(
+            connection, [event_row(entry, now) for entry in by_key.values()]
+        )
+        owed, claimed = self._owe(connection, [by_key[key] for key in new], offers)
+        self._insert(connection, rejected, [rejected_row(entry) for entry in refused])
+        self._insert(connection, starts, [start_row(entry, now) for entry in started])
+        left = [one for one in owed if one.state is State.WAITING and one.key not in claimed]
+        return Written(frozenset(new), left), claimed
 
-        def write(connection: Connection) -> frozenset[str]:
-            rows = [_event_row(entry, now) for entry in by_key.values()]
-            new = into(events, connection.dialect).insert_new(connection, rows)
-            self._owe(connection, [by_key[key] for key in new])
-            self._insert(connection, rejected, [_rejected_row(entry) for entry in refused])
-            self._insert(connection, starts, [_start_row(entry, now) for entry in started])
-            return frozenset(new)
-
-        return await self._database.write(write, claimable)
-
-    def _owe(self, connection: Connection, entries: Sequence[Recorded]) -> None:
+    def _owe(
+        self, connection: Connection, entries: Sequence[Recorded], offers: Mapping[str, Offer]
+    ) -> tuple[Sequence[Delivery], Mapping[str, Delivery]]:
+        """Write what new events owe; returns all of that, and what of it is claimed for the offers, by key."""
         owed = [delivery for entry in entries for delivery in entry.deliveries]
         failures = [delivery for delivery in owed if delivery.matter]
         recoveries = sorted((entry.recovery for entry in entries if entry.recovery), key=lambda one: one.turn)
@@ -189,7 +214,10 @@ class Ledger:
             one for one in owed if (not first if one.matter else (one.event, one.channel, one.addresses) not in told)
         ]
         changes = [told for run in runs.values() if standing.is_new(run) for told in run.tell()]
-        self._insert_deliveries(connection, [*good_news, *rest, *changes], traces)
+        later = [*good_news, *rest, *changes]
+        claimed = claiming.at_once(connection, later, offers, standing, traces) if offers else {}
+        self._insert_deliveries(connection, [claimed.get(one.key, one) for one in later], traces)
+        return [*first, *later], claimed
 
     async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
         """What is remembered of these executions' starts."""
@@ -209,7 +237,7 @@ class Ledger:
                 rows = await connection.execute(
                     select(rejected).where(rejected.c.event.in_(some), rejected.c.replayed_at.is_(None))
                 )
-                entries += [_rejected(row) for row in rows]
+                entries += [a_rejected(row) for row in rows]
         return entries
 
     # -- reconciliation
@@ -260,31 +288,8 @@ class Ledger:
         A delivery whose last lease ran out unsettled is due again, and doubtful: its attempt may have arrived.
         """
         return await self._database.write(
-            lambda connection: self._claim(connection, channel, limit, lease=lease, until=until, gate=gate)
+            lambda connection: claiming.claim(connection, channel, limit, lease=lease, until=until, gate=gate)
         )
-
-    def _claim(
-        self, connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, gate: Gate
-    ) -> Claim:
-        taken: list[Delivery] = []
-        slots: list[datetime] = []
-        standings = Standings(connection, channel)
-        for size in (limit, *SECOND_LOOKS):
-            rows = _due(connection, channel, gate, size)
-            standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
-            went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
-            if went:
-                connection.execute(_TAKE, {"taken": padded([row.key for row in went]), "by": lease, "until": until})
-            if put_off:
-                connection.execute(_PUT_OFF, put_off)
-                slots.extend(entry["again_at"] for entry in put_off)
-            taken += (_claimed(row, lease, until, standings[gate.destination(_goes_to(row))]) for row in went)
-            if len(taken) == limit or len(rows) < size:
-                break
-        standings.save()
-        taken.sort(key=lambda delivery: (delivery.created_at, delivery.key))
-        more = len(taken) == limit or len(rows) == size
-        return Claim(taken, min(slots, default=None), more=more)
 
     async def settle(self, settlement: Settlement) -> bool:
         """Write how an attempt ended, and what follows from it, if the lease is still the delivery's own.
@@ -318,9 +323,9 @@ class Ledger:
         held = _held_still(connection, settlements)
         counting = [entry for entry in settlements if entry.delivery.key in held]
         for ending, rows in _endings(counting).items():
-            connection.execute(ending, rows)
+            changing(ending, connection.dialect).change(connection, rows)
         self._insert(
-            connection, attempts, [_attempt_row(entry, held=entry.delivery.key in held) for entry in settlements]
+            connection, attempts, [attempt_row(entry, held=entry.delivery.key in held) for entry in settlements]
         )
         traces = {entry.delivery.event: entry.delivery.trace for entry in counting}
         self._insert_deliveries(connection, [follow for entry in counting for follow in entry.follow_ups], traces)
@@ -385,20 +390,20 @@ class Ledger:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query.limit(limit))).all()
             bodies = await _bodies(connection, {row.content for row in rows})
-        return [_filed(row, bodies) for row in rows]
+        return [filed(row, bodies) for row in rows]
 
     async def delivery(self, key: str) -> Filed | None:
         """The delivery of that key."""
         async with self._database.reading() as connection:
             row = (await connection.execute(select(deliveries).where(deliveries.c.key == key))).first()
-            return _filed(row, await _bodies(connection, {row.content})) if row is not None else None
+            return filed(row, await _bodies(connection, {row.content})) if row is not None else None
 
     async def history(self, delivery: str) -> list[Attempt]:
         """The delivery's attempts, in order. An attempt whose worker died has left none."""
         query = select(attempts).where(attempts.c.delivery == delivery).order_by(attempts.c.number, attempts.c.id)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return [_attempt(row) for row in rows]
+        return [an_attempt(row) for row in rows]
 
     async def known(self, execution: ExecutionId) -> list[Known]:
         """The terminal events of an execution, in the order in which they were recorded.
@@ -413,7 +418,7 @@ class Ledger:
         query = select(events).where(*theirs).order_by(events.c.recorded_at, events.c.occurred_at, events.c.key)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return [_known(row) for row in rows]
+        return [known(row) for row in rows]
 
     async def find_rejected(
         self,
@@ -437,7 +442,7 @@ class Ledger:
             query = query.where(self._concerns(execution))
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return [_rejected(row) for row in rows]
+        return [a_rejected(row) for row in rows]
 
     async def redrive(self, wanted: Filter, *, now: datetime) -> int:
         """Put dead deliveries back: due at once, patience and attempts counted anew. How many there were.
@@ -538,7 +543,7 @@ class Ledger:
     async def overdue(self, channel: str, *, before: datetime) -> bool:
         """Whether something of a channel is due since then, in nobody's hands, and nothing of its conversation before it."""
         async with self._database.reading() as connection:
-            found = await connection.execute(_DUE, {"channel": channel, "now": before, "size": 1})
+            found = await connection.execute(claiming.DUE, {"channel": channel, "now": before, "size": 1})
             return found.first() is not None
 
     async def ping(self, *, now: datetime) -> None:
@@ -568,7 +573,7 @@ class Ledger:
             body = Json(orjson.dumps(delivery.content))
             digest = in_time(hashlib.sha256(body).hexdigest(), delivery.occurred_at or delivery.created_at)
             bodies[digest] = body
-            rows.append(_delivery_row(delivery, digest, traces.get(delivery.event)))
+            rows.append(delivery_row(delivery, digest, traces.get(delivery.event, "")))
         self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
         self._insert(connection, deliveries, rows)
         if rows and self._database.sqlite:
@@ -585,241 +590,10 @@ async def _move_mark(connection: AsyncConnection, name: str, at: datetime) -> No
     await connection.execute(update(marks).where(marks.c.name == name, marks.c.at < at).values(at=at))
 
 
-def _event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
-    event = entry.event
-    return {
-        "key": event.key,
-        "project": event.execution.project,
-        "domain": event.execution.domain,
-        "name": event.execution.name,
-        "phase": event.phase,
-        "launch_plan": event.launch_plan.name if event.launch_plan else "",
-        "occurred_at": event.occurred_at,
-        "recorded_at": now,
-        "position": entry.position,
-        "verdict": entry.verdict,
-        "reason": entry.reason,
-        "facts": event.model_dump(mode="json", exclude_defaults=True),
-        "considered": list(entry.considered),
-    }
-
-
-def _start_row(start: Started, now: datetime) -> dict[str, Any]:
-    facts = start.model_dump(mode="json", exclude_defaults=True)
-    return {"execution": str(start.execution), "facts": facts, "recorded_at": now}
-
-
 def _in_portions(keys: Sequence[str]) -> Iterator[Sequence[str]]:
     """A few hundred at a time: databases bound how many values a statement may have."""
     for begin in range(0, len(keys), 500):
         yield keys[begin : begin + 500]
-
-
-def _known(row: Row[Any]) -> Known:
-    return Known(
-        event=Event.model_validate(row.facts),
-        position=row.position,
-        recorded_at=row.recorded_at,
-        verdict=row.verdict,
-        reason=row.reason,
-        considered=row.considered,
-    )
-
-
-def _rejected_row(entry: Rejected) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "position": entry.position,
-        "received_at": entry.received_at,
-        "reason": entry.reason,
-        "event": entry.event,
-        "headers": [[name, value.decode("latin-1")] for name, value in entry.headers],
-        "body": entry.body[:BODY_KEPT],
-        "size": entry.size,
-        "replayed_at": entry.replayed_at,
-    }
-
-
-def _rejected(row: Row[Any]) -> Rejected:
-    return Rejected(
-        id=row.id,
-        position=row.position,
-        received_at=row.received_at,
-        reason=row.reason,
-        event=row.event,
-        headers=[(name, value.encode("latin-1")) for name, value in row.headers],
-        body=row.body,
-        size=row.size,
-        replayed_at=row.replayed_at,
-    )
-
-
-_WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
-"""Not bound, or no database sees that the indexes of what waits will do."""
-
-
-def _due_statement() -> Select[Any]:
-    before, other = deliveries.alias("before"), deliveries.alias("other")
-    kept_waiting = (
-        select(before.c.key)
-        .where(
-            before.c.conversation == deliveries.c.conversation,
-            before.c.state == _WAITING,
-            or_(
-                before.c.turn < deliveries.c.turn,
-                and_(before.c.turn == deliveries.c.turn, before.c.recovery < deliveries.c.recovery),
-                and_(
-                    before.c.turn == deliveries.c.turn,
-                    before.c.recovery == deliveries.c.recovery,
-                    before.c.key < deliveries.c.key,
-                ),
-            ),
-        )
-        .exists()
-    )
-    in_company = (
-        select(other.c.key)
-        .where(other.c.conversation == deliveries.c.conversation, other.c.key != deliveries.c.key)
-        .exists()
-    )
-    followed = (
-        select(other.c.key)
-        .where(
-            other.c.conversation == deliveries.c.conversation,
-            other.c.key != deliveries.c.key,
-            other.c.state == _WAITING,
-        )
-        .exists()
-    )
-    recovered_since = (
-        select(matters.c.name)
-        .where(matters.c.name == deliveries.c.matter, matters.c.succeeded_at > deliveries.c.turn)
-        .exists()
-    )
-    return (
-        select(
-            deliveries,
-            contents.c.body,
-            and_(
-                deliveries.c.conversation.is_not(None), ~in_company, or_(deliveries.c.recovery, ~recovered_since)
-            ).label("first"),
-            and_(deliveries.c.conversation.is_not(None), followed).label("followed"),
-        )
-        .join(contents, contents.c.digest == deliveries.c.content)
-        .where(
-            deliveries.c.channel == bindparam("channel"),
-            deliveries.c.state == _WAITING,
-            deliveries.c.due_at <= bindparam("now"),
-            or_(deliveries.c.conversation.is_(None), ~kept_waiting),
-        )
-        .order_by(deliveries.c.due_at)
-        .limit(bindparam("size"))
-        .with_for_update(skip_locked=True, of=deliveries)
-    )
-
-
-_DUE = _due_statement()
-"""The deliveries that are due, oldest first, with what they send: of a conversation only the one whose turn it is."""
-_DUE_ELSEWHERE = _DUE.where(deliveries.c.addresses.not_in(bindparam("crowded", expanding=True)))
-"""Without those of crowded destinations, or a long backlog of one would hide the others'."""
-
-
-def _due(connection: Connection, channel: str, gate: Gate, size: int) -> Sequence[Row[Any]]:
-    values = {"channel": channel, "now": gate.now, "size": size}
-    if crowded := gate.crowded:
-        values["crowded"] = [(name,) for name in crowded]
-    return connection.execute(_DUE_ELSEWHERE if crowded else _DUE, values).all()
-
-
-def _goes_to(row: Row[Any]) -> tuple[str, ...]:
-    to: tuple[str, ...] = row.addresses or row.recipients
-    return to
-
-
-_IN_DOUBT = or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None))
-"""A lease that ran out unsettled: what its worker sent may have arrived."""
-_TAKE = (
-    update(deliveries)
-    .where(deliveries.c.key.in_(bindparam("taken", expanding=True)))
-    .values(
-        attempt=deliveries.c.attempt + 1,
-        doubtful=_IN_DOUBT,
-        lease=bindparam("by"),
-        due_at=bindparam("until"),
-        booked=False,
-    )
-)
-_PUT_OFF = (
-    update(deliveries)
-    .where(deliveries.c.key == bindparam("put_off"))
-    .values(due_at=bindparam("again_at"), booked=bindparam("slot"), doubtful=_IN_DOUBT, lease=None)
-)
-
-
-def _sorted_out(
-    rows: Sequence[Row[Any]], gate: Gate, standings: Standings, limit: int
-) -> tuple[list[Row[Any]], list[dict[str, Any]]]:
-    """Who goes now, `limit` at most, and who is put off until when."""
-    went: list[Row[Any]] = []
-    put_off = []
-    for row in rows:
-        if len(went) == limit:
-            break
-        name = gate.destination(_goes_to(row))
-        admission = gate.admit(name, standings[name], booked=row.booked)
-        if admission is None:
-            continue
-        standings[name] = admission.standing
-        if admission.at > gate.now:
-            put_off.append({"put_off": row.key, "again_at": admission.at, "slot": admission.booked})
-        else:
-            went.append(row)
-    return went, put_off
-
-
-def _claimed(row: Row[Any], lease: str, until: datetime, standing: Standing) -> Delivery:
-    stored = _stored(row, row.body)
-    changed = {
-        "attempt": row.attempt + 1,
-        "doubtful": row.doubtful or row.lease is not None,
-        "lease": lease,
-        "due_at": until,
-        "booked": False,
-        "troubled": standing.failures > 0,
-        "first": bool(row.first),
-        "followed": bool(row.followed),
-    }
-    return Delivery(**stored | changed)
-
-
-def _delivery_row(delivery: Delivery, digest: str, trace: str | None) -> dict[str, Any]:
-    return {
-        "key": delivery.key,
-        "event": delivery.event,
-        "channel": delivery.channel,
-        "recipients": delivery.recipients,
-        "addresses": delivery.addresses,
-        "content": digest,
-        "rule": delivery.rule,
-        "state": delivery.state,
-        "reason": delivery.reason,
-        "attempt": delivery.attempt,
-        "doubtful": delivery.doubtful,
-        "lease": None,
-        "created_at": delivery.created_at,
-        "due_at": delivery.due_at,
-        "owed_since": delivery.owed_since,
-        "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
-        "reference": None,
-        "conversation": delivery.conversation or None,
-        "turn": delivery.turn,
-        "matter": delivery.matter or None,
-        "recovery": delivery.recovery,
-        "instead_of": delivery.instead_of or None,
-        "booked": delivery.booked,
-        "occurred_at": delivery.occurred_at,
-        "trace": trace or None,
-    }
 
 
 async def _over(connection: AsyncConnection, delivery: Delivery, succeeded_at: datetime | None) -> bool:
@@ -860,76 +634,6 @@ async def _bodies(connection: AsyncConnection, digests: Iterable[str]) -> dict[s
     return {row.digest: row.body for row in rows}
 
 
-def _delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
-    return Delivery(**_stored(row, bodies[row.content]))
-
-
-def _stored(row: Row[Any], content: Any) -> dict[str, Any]:
-    """A delivery's facts, as its row has them."""
-    return {
-        "key": row.key,
-        "event": row.event,
-        "channel": row.channel,
-        "recipients": row.recipients,
-        "addresses": row.addresses,
-        "content": content,
-        "rule": row.rule,
-        "state": State(row.state),
-        "reason": row.reason,
-        "attempt": row.attempt,
-        "doubtful": row.doubtful,
-        "lease": row.lease,
-        "created_at": row.created_at,
-        "due_at": row.due_at,
-        "owed_since": row.owed_since,
-        "conversation": row.conversation or "",
-        "turn": row.turn,
-        "matter": row.matter or "",
-        "recovery": row.recovery,
-        "instead_of": row.instead_of or "",
-        "booked": row.booked,
-        "occurred_at": row.occurred_at,
-        "trace": row.trace or "",
-    }
-
-
-def _filed(row: Row[Any], bodies: Mapping[str, Any]) -> Filed:
-    return Filed(delivery=_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
-
-
-def _attempt_row(entry: Settlement, *, held: bool) -> dict[str, Any]:
-    answer: Answer | None
-    match entry.outcome:
-        case Sent(receipt):
-            outcome, answer, reason = "sent", receipt.answer, ""
-        case Retry(answer=given, reason=why, doubtful=doubtful):
-            outcome, answer, reason = "unknown" if doubtful else "retry", given, why
-        case Dead(answer=given, reason=why):
-            outcome, answer, reason = "dead", given, why
-    return {
-        "delivery": entry.delivery.key,
-        "number": entry.delivery.attempt,
-        "started_at": entry.started_at,
-        "ended_at": entry.ended_at,
-        "outcome": outcome,
-        "status": answer.status if answer is not None else "",
-        "answer": answer.text if answer is not None else "",
-        "reason": reason if held else f"{LATE}{reason and f': {reason}'}",
-    }
-
-
-def _attempt(row: Row[Any]) -> Attempt:
-    return Attempt(
-        number=row.number,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-        outcome=row.outcome,
-        status=row.status,
-        answer=row.answer,
-        reason=row.reason,
-    )
-
-
 def _held(delivery: Delivery) -> tuple[Any, ...]:
     return (
         deliveries.c.key == delivery.key,
@@ -941,15 +645,13 @@ def _held(delivery: Delivery) -> tuple[Any, ...]:
 def _held_still(connection: Connection, settlements: Sequence[Settlement]) -> frozenset[str]:
     """The keys of those whose lease is still their own; nobody else may take them until the transaction ends."""
     claimed = {entry.delivery.key: (entry.delivery.lease, entry.delivery.attempt) for entry in settlements}
-    rows = connection.execute(_LEASES, {"keys": padded(list(claimed))})
+    compared, keys = among(claimed, connection.dialect)
+    lock = " FOR UPDATE" if connection.dialect.name == "postgresql" else ""
+    rows = connection.exec_driver_sql(f"{_LEASES} {compared}{lock}", keys)
     return frozenset(row.key for row in rows if (row.lease, row.attempt) == claimed[row.key])
 
 
-_LEASES = (
-    select(deliveries.c.key, deliveries.c.lease, deliveries.c.attempt)
-    .where(deliveries.c.key.in_(bindparam("keys", expanding=True)))
-    .with_for_update()
-)
+_LEASES = "SELECT key, lease, attempt FROM deliveries WHERE key"
 _ENDED = update(deliveries).where(deliveries.c.key == bindparam("settled"))
 _SENT = _ENDED.values(
     state=State.SENT,

@@ -14,7 +14,7 @@ from types import ModuleType
 from sqlalchemy import Connection, bindparam, select
 
 from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State
-from dispatcher.ledger.inserting import into, padded
+from dispatcher.ledger.bulk import into, padded
 from dispatcher.ledger.tables import deliveries, matters, versions
 
 PORTION = 500
@@ -52,6 +52,11 @@ class Matters:
         standing = self._known[delivery.matter]
         if delivery.turn is not None and (standing.failed_at is None or delivery.turn > standing.failed_at):
             standing.failed_at = delivery.turn
+
+    def recovered_since(self, delivery: Delivery) -> bool:
+        """Whether the launch plan is known to have succeeded after what the delivery tells of."""
+        succeeded_at = self._known[delivery.matter].succeeded_at
+        return succeeded_at is not None and delivery.turn is not None and succeeded_at > delivery.turn
 
     def recovered(self, recovery: Recovery) -> list[Opened]:
         """The conversations that a success ends; none where it is old news, or nobody was told of a failure since."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, bindparam, select
 
-from dispatcher.ledger.inserting import into, padded
+from dispatcher.ledger.bulk import into, padded
 from dispatcher.ledger.tables import destinations
 from dispatcher.pacing import FRESH, Lesson, Standing, learn
 

@@ -61,14 +61,10 @@ class Writer:
         self._connection: Connection | None = None
         """The thread's, kept: taking one out of the engine's pool and putting it back costs as much as a statement."""
 
-    async def write(self, work: Callable[[Connection], T], in_line: Callable[[], None] = lambda: None) -> T:
-        """What `work` returns, committed. Whoever is cancelled meanwhile has written nothing, or all of it.
-
-        `in_line`: called as soon as whatever comes is carried out after this; who comes at once shares its transaction.
-        """
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns, committed. Whoever is cancelled meanwhile has written nothing, or all of it."""
         piece = _Piece(work, asyncio.get_running_loop().create_future())
         self._waiting.append(piece)
-        in_line()
         if self._at_work is None or self._at_work.done():
             self._at_work = asyncio.create_task(self._write_waiting())  # noqa: TID251 - `aclose` waits for it
         try:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy.dialects import sqlite
 
 from channels.contract import Answer, Receipt
 from dispatcher.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
+from dispatcher.errors import LedgerUnavailable
 from dispatcher.event import Event, Started
-from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Recorded, Rejected, Settlement
-from dispatcher.ledger.ledger import LATE
+from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Offer, Recorded, Rejected, Settlement, Written
+from dispatcher.ledger.rows import LATE
 from dispatcher.ledger.tables import Packed
 from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
 from dispatcher.phase import Phase
@@ -86,26 +90,10 @@ SENT = Sent(Receipt(answer=Answer("250", "queued as 42"), reference={"message_id
 async def test_what_is_recorded_can_be_claimed_as_it_was(ledger: Ledger) -> None:
     delivery = a_delivery(content={"subject": "größer", "html": "<p>" * 1000})
 
-    new = await ledger.record([heard(delivery)], [], now=NOW)
+    written = await ledger.record([heard(delivery)], [], now=NOW)
 
-    assert new == {an_event().key}
+    assert written == Written(frozenset({an_event().key}), [delivery])
     assert await claim(ledger) == [replace(delivery, attempt=1, lease="me", due_at=NOW + MINUTE)]
-
-
-async def test_a_claim_that_is_made_when_the_record_says_so_finds_what_is_owed(ledger: Ledger) -> None:
-    delivery = a_delivery()
-    claimable = asyncio.Event()
-
-    async def at_once() -> list[Delivery]:
-        await claimable.wait()
-        return await claim(ledger)
-
-    claiming = asyncio.create_task(at_once())
-    await asyncio.sleep(0)  # it waits
-    new = await ledger.record([heard(delivery)], [], now=NOW, claimable=claimable.set)
-
-    assert new == {an_event().key}
-    assert [one.key for one in await claiming] == [delivery.key]
 
 
 async def test_the_same_event_again_adds_nothing(ledger: Ledger) -> None:
@@ -113,14 +101,14 @@ async def test_the_same_event_again_adds_nothing(ledger: Ledger) -> None:
 
     again = await ledger.record([heard(a_delivery(to="somebody-else@example.com"))], [], now=NOW + MINUTE)
 
-    assert again == frozenset()
+    assert (again.new, again.left) == (frozenset(), [])
     assert len(await ledger.find(Filter(), limit=10)) == 1
 
 
 async def test_the_same_event_twice_in_one_batch_counts_once(ledger: Ledger) -> None:
-    new = await ledger.record([heard(a_delivery()), heard(a_delivery(to="late@example.com"))], [], now=NOW)
+    written = await ledger.record([heard(a_delivery()), heard(a_delivery(to="late@example.com"))], [], now=NOW)
 
-    assert len(new) == 1
+    assert len(written.new) == 1
     (filed,) = await ledger.find(Filter(), limit=10)
     assert filed.delivery.recipients == ("dev-team@example.com",)
 
@@ -133,8 +121,8 @@ async def test_two_replicas_recording_the_same_batch_make_one(ledger: Ledger, le
             ledger.record(batch, [], now=NOW), other.record(list(reversed(batch)), [], now=NOW)
         )
 
-    assert len(one) + len(two) == 50
-    assert not one & two
+    assert len(one.new) + len(two.new) == 50
+    assert not one.new & two.new
     assert len(await ledger.find(Filter(), limit=100)) == 50
 
 
@@ -712,6 +700,185 @@ async def test_the_newest_event_is_the_one_recorded_last(ledger: Ledger) -> None
     for minute, name in enumerate(("first", "second")):
         await ledger.record([heard(event=an_event(name=name))], [], now=NOW + minute * MINUTE)
     assert await ledger.newest() == (an_event(name="second").key, NOW + MINUTE)
+
+
+# -- offers
+
+
+@dataclass(slots=True)
+class Hands:
+    """A courier's, as the ledger knows them: what they offered, and what they got for it."""
+
+    channel: str = "pagerduty"
+    limit: int = 10
+    at: float = 10
+    pace: Pace = field(default_factory=Pace)
+    got: list[Delivery] | None = None
+
+    def offer(self) -> dict[str, Offer]:
+        return {
+            self.channel: Offer(limit=self.limit, lease="me", until=self._until, gate=self._gate(), take=self._take)
+        }
+
+    async def claim(self, ledger: Ledger) -> list[Delivery]:
+        """The same by a claim."""
+        claim = await ledger.claim(self.channel, self.limit, lease="me", until=self._until, gate=self._gate())
+        return [*claim.deliveries]
+
+    @property
+    def _until(self) -> datetime:
+        return NOW + self.at * SECOND + MINUTE
+
+    def _gate(self) -> Gate:
+        return Gate(pace=self.pace, destination=lambda to: to[0], now=NOW + self.at * SECOND)
+
+    def _take(self, claimed: Sequence[Delivery]) -> None:
+        assert self.got is None, "an offer is answered once"
+        self.got = [*claimed]
+
+
+async def test_what_is_offered_hands_for_is_claimed_as_it_is_written(ledger: Ledger) -> None:
+    delivery = a_delivery(content={"subject": "größer", "lines": [1, 2.5, None]})
+    entry = replace(heard(delivery), span=Traced())
+    hands = Hands("email")
+
+    written = await ledger.record([entry], [], now=NOW, offers=hands.offer())
+
+    assert written == Written(frozenset({an_event().key}), [])
+    assert hands.got == [replace(delivery, trace=Traced().trace, attempt=1, lease="me", due_at=NOW + 70 * SECOND)]
+    assert await claim(ledger, now=NOW + 69 * SECOND) == []
+    (again,) = await claim(ledger, now=NOW + 71 * SECOND)  # whoever had it is gone
+    assert (again.attempt, again.doubtful) == (2, True)
+    assert not await ledger.settle(ended(hands.got[0], SENT))
+    assert await ledger.settle(ended(again, SENT))
+
+
+async def test_what_an_offer_takes_is_settled_as_what_was_claimed(ledger: Ledger) -> None:
+    hands = Hands("email")
+    await ledger.record([heard(a_delivery())], [], now=NOW, offers=hands.offer())
+    (delivery,) = hands.got or []
+
+    assert await ledger.settle(ended(delivery, SENT))
+
+    (filed,) = await ledger.find(Filter(), limit=5)
+    assert (filed.delivery.state, filed.delivery.attempt, filed.delivery.lease) == (State.SENT, 1, None)
+
+
+async def test_an_offer_takes_no_more_than_it_has_hands_and_nothing_of_other_channels_or_dead(ledger: Ledger) -> None:
+    hands = Hands("slack", limit=2)
+    mail, dead = a_delivery(), slack("#dead", state=State.DEAD)
+
+    written = await ledger.record(
+        [heard(mail, dead, *(slack("#a", number) for number in range(3)))], [], now=NOW, offers=hands.offer()
+    )
+
+    assert [delivery.key for delivery in hands.got or []] == ["#a000", "#a001"]
+    assert [delivery.key for delivery in written.left] == [mail.key, "#a002"]
+
+
+async def test_what_was_there_before_is_nobodys_anew(ledger: Ledger) -> None:
+    await ledger.record([heard(a_delivery())], [], now=NOW)
+    hands = Hands("email")
+
+    written = await ledger.record([heard(a_delivery())], [], now=NOW, offers=hands.offer())
+
+    assert (hands.got, written.left) == ([], [])
+
+
+async def test_of_a_conversation_its_beginning_alone_is_taken(ledger: Ledger) -> None:
+    await ledger.record([failure("before", 1, to="known")], [], now=NOW)
+    await ledger.record([success("well", 9, plan="late")], [], now=NOW)
+    hands = Hands()
+    entries = [
+        failure("a", 2, to="known"),
+        failure("b", 2, to="both"),
+        failure("c", 3, to="both"),
+        failure("d", 2, to="alone"),
+        failure("e", 2, plan="late", to="too late"),
+    ]
+
+    written = await ledger.record(entries, [], now=NOW, offers=hands.offer())
+
+    assert [(delivery.recipients, delivery.first) for delivery in hands.got or []] == [(("alone",), True)]
+    assert sorted(delivery.recipients[0] for delivery in written.left) == ["both", "both", "known", "too late"]
+
+
+async def test_good_news_waits_for_a_claim_and_is_told_of(ledger: Ledger) -> None:
+    await told(ledger, failure("a", 1))
+    hands = Hands()
+
+    written = await ledger.record([success("b", 2)], [], now=NOW, offers=hands.offer())
+
+    assert (hands.got, [delivery.recovery for delivery in written.left]) == ([], [True])
+
+
+async def test_an_offer_spares_a_destination_as_a_claim_does(ledger: Ledger) -> None:
+    hands = Hands("slack", at=1, pace=Pace(rate=Rate(1, "s"), burst=2))
+
+    written = await ledger.record(
+        [heard(*(slack("#a", number) for number in range(4)), slack("#b"))], [], now=NOW, offers=hands.offer()
+    )
+
+    assert [delivery.key for delivery in hands.got or []] == ["#a000", "#a001", "#b000"]
+    assert [delivery.key for delivery in written.left] == ["#a002", "#a003"]
+    assert (await claim_paced(ledger, at=1)).next_at == NOW + 2 * SECOND
+    assert [delivery.key for delivery in (await claim_paced(ledger, at=2)).deliveries] == ["#a002"]
+
+
+async def test_a_destination_that_asked_for_peace_gets_nothing_through_an_offer(ledger: Ledger) -> None:
+    await ledger.record([heard(slack("#a"))], [], now=NOW)
+    (delivery,) = (await claim_paced(ledger)).deliveries
+    wish = Lesson("#a", NOW, wish=MINUTE)
+    await ledger.settle(replace(ended(delivery, Retry(NOW + MINUTE, "slow down")), lesson=wish))
+    hands = Hands("slack")
+
+    event = an_event(name="next")
+    await ledger.record([heard(slack("#a", 7, event=event), event=event)], [], now=NOW, offers=hands.offer())
+
+    assert hands.got == []
+
+
+async def test_an_offer_is_answered_where_nothing_could_be_written(tmp_path: Path) -> None:
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        hands, stranger = Hands("email"), sqlite3.connect(tmp_path / "ledger.db")
+        with closing(stranger):
+            stranger.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LedgerUnavailable):
+                await ledger.record([heard(a_delivery())], [], now=NOW, offers=hands.offer())
+    assert hands.got == []
+
+
+_PEOPLE = ("a", "b", "c")
+
+
+@given(
+    ends=st.lists(
+        st.tuples(st.booleans(), st.sampled_from(_PEOPLE), st.sampled_from(("train", "score")), st.integers(0, 5)),
+        max_size=6,
+    ),
+    before=st.integers(0, 6),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_what_an_offer_takes_a_claim_would_have_taken_the_same(
+    tmp_path: Path, ends: list[tuple[bool, str, str, int]], before: int
+) -> None:
+    entries = [
+        failure(f"{number}", at, to=to, plan=plan) if bad else success(f"{number}", at, plan=plan)
+        for number, (bad, to, plan, at) in enumerate(ends)
+    ]
+    folder = mkdtemp(dir=tmp_path)
+    url = f"sqlite+aiosqlite:///{folder}"
+    hands = Hands()
+    async with Ledger(f"{url}/offered.db") as offered, Ledger(f"{url}/claimed.db") as claimed:
+        for ledger in (offered, claimed):
+            await told(ledger, *entries[:before])
+        written = await offered.record(entries[before:], [], now=NOW, offers=hands.offer())
+        again = await claimed.record(entries[before:], [], now=NOW)
+        as_claimed = {delivery.key: delivery for delivery in await Hands().claim(claimed)}
+
+    taken = {delivery.key: delivery for delivery in hands.got or []}
+    assert taken.items() <= as_claimed.items()
+    assert taken.keys() | {delivery.key for delivery in written.left} == {delivery.key for delivery in again.left}
 
 
 # -- conversations

@@ -298,7 +298,7 @@ async def test_a_locked_file_is_waited_for_and_then_told_and_nobody_queues_for_l
             other.execute("ROLLBACK")
 
         assert await ledger.settle(ended(delivery, SENT))
-        assert len(await ledger.record([an_owed("second")], [], now=NOW)) == 1
+        assert len((await ledger.record([an_owed("second")], [], now=NOW)).new) == 1
 
 
 async def test_a_full_disk_is_found_out_by_the_ping(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ async def test_a_folder_that_may_not_be_written_is_told_and_serves_when_it_may(f
     allow(folder, 0o777)
     with unprivileged():
         await ledger.open()
-        assert len(await ledger.record([an_owed("first")], [], now=NOW)) == 1
+        assert len((await ledger.record([an_owed("first")], [], now=NOW)).new) == 1
     await ledger.aclose()
 
 
@@ -527,7 +527,7 @@ async def test_a_database_that_is_killed_and_comes_back_leaves_nothing_half_done
         assert await rows(own_url) == before
         await as_it_was(ledger, taken)
         assert await ledger.settle(ended(taken, SENT))
-        assert len(await ledger.record([an_owed("second")], [], now=NOW)) == 1
+        assert len((await ledger.record([an_owed("second")], [], now=NOW)).new) == 1
         assert len(await claim(ledger, now=NOW + 2 * MINUTE)) == 2
 
 
@@ -609,7 +609,7 @@ async def test_who_may_make_no_tables_is_told_and_nothing_is_left(own_postgres: 
         await ledger.open()
     await admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
     await ledger.open()
-    assert len(await ledger.record([an_owed("first")], [], now=NOW)) == 1
+    assert len((await ledger.record([an_owed("first")], [], now=NOW)).new) == 1
     await ledger.aclose()
     await admin.close()
 

@@ -88,23 +88,6 @@ async def test_what_comes_while_others_are_written_is_one_transaction(tmp_path: 
     assert there(tmp_path) == ["first", "n1", "n2", "n3", "n4", "n5"]
 
 
-async def test_who_comes_as_soon_as_another_stands_in_line_shares_its_transaction(tmp_path: Path) -> None:
-    in_line = asyncio.Event()
-
-    def seen_by_others(connection: Connection) -> str:
-        return ",".join(connection.exec_driver_sql("SELECT name FROM t").scalars()) + f" not {there(tmp_path)}"
-
-    async def coming(database: Database) -> str:
-        await in_line.wait()
-        return await database.write(seen_by_others)
-
-    async with a_database(tmp_path) as database:
-        second = asyncio.create_task(coming(database))
-        await asyncio.sleep(0)  # it waits
-        await database.write(adding("a"), in_line.set)
-        assert await second == "a not []"
-
-
 async def test_what_fails_in_company_is_undone_whole_and_costs_its_neighbours_nothing(tmp_path: Path) -> None:
     def stumbling(connection: Connection) -> str:
         adding("half")(connection)

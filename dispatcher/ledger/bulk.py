@@ -1,20 +1,23 @@
-"""Whole rows into a table, as the driver takes them: SQLAlchemy makes the statement and binds the types, once.
+"""Many rows at once, as the driver takes them: SQLAlchemy makes the statement and binds the types, once.
 
 Its own `execute` looks at every value of every row anew, which costs more than the database's work on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import orjson
-from sqlalchemy import Boolean, Column, Connection, Dialect, String, Table
+from sqlalchemy import Boolean, Column, Connection, Dialect, String, Table, Update
+from sqlalchemy.types import TypeEngine
 
 from dispatcher.ledger.tables import UtcTime
 
 Rows = Sequence[Mapping[str, Any]]
+Binder = Callable[[Any], Any]
+"""What a column's type does to a value."""
 
 
 @lru_cache(maxsize=64)
@@ -29,7 +32,7 @@ class Insertion:
     def __init__(self, table: Table, dialect: Dialect, *, overwriting: bool) -> None:
         columns = [column for column in table.columns if column.autoincrement is not True]  # those number themselves
         self._key = columns[0]
-        self._binders = [(column.name, _binder(column, dialect)) for column in columns]
+        self._binders = [(column.name, _binder(column.type, dialect)) for column in columns]
         self._in_arrays = dialect.name == "postgresql"
         values = f"VALUES ({', '.join('?' for _ in columns)})"
         if self._in_arrays:
@@ -41,8 +44,7 @@ class Insertion:
         changes = ", ".join(f"{one.name} = excluded.{one.name}" for one in columns if not one.primary_key)
         conflict = f"({keys}) DO UPDATE SET {changes}" if overwriting else "DO NOTHING"
         self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT {conflict}"
-        among = "SELECT value FROM json_each(?)"
-        self._there = f"SELECT {self._key.name} FROM {table.name} WHERE {self._key.name} IN ({among})"  # noqa: S608 - likewise
+        self._there = f"SELECT {self._key.name} FROM {table.name} WHERE {self._key.name}"  # noqa: S608 - likewise
 
     def insert(self, connection: Connection, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet, and overwrite the others where that was asked for."""
@@ -56,8 +58,8 @@ class Insertion:
         if self._in_arrays:
             returning = f"{self._sql} RETURNING {self._key.name}"
             return list(connection.exec_driver_sql(returning, self._bound(rows)).scalars())
-        keys = orjson.dumps([row[self._key.name] for row in rows]).decode()
-        there = set(connection.exec_driver_sql(self._there, (keys,)).scalars())
+        compared, keys = among((row[self._key.name] for row in rows), connection.dialect)
+        there = set(connection.exec_driver_sql(f"{self._there} {compared}", keys).scalars())
         missing = [row for row in rows if row[self._key.name] not in there]  # SQLite's one writer are we: it stays so
         self.insert(connection, missing)
         return [row[self._key.name] for row in missing]
@@ -70,13 +72,44 @@ class Insertion:
         """
         ordered = sorted(rows, key=lambda row: str(row[self._key.name]))
         if not self._in_arrays:
-            return [
-                tuple([row[name] if bind is None else bind(row[name]) for name, bind in self._binders])
-                for row in ordered
-            ]
+            return [_as_bound(row, self._binders) for row in ordered]
         return tuple(
             [row[name] if bind is None else bind(row[name]) for row in ordered] for name, bind in self._binders
         )
+
+
+@lru_cache(maxsize=64)
+def changing(statement: Update, dialect: Dialect) -> Amendment:
+    """What changes rows by that statement; made once."""
+    return Amendment(statement, dialect)
+
+
+class Amendment:
+    """One `UPDATE` for many rows; what differs from row to row are its named values."""
+
+    def __init__(self, statement: Update, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        self._sql = str(compiled)
+        self._always = {name: one.value for name, one in compiled.binds.items() if not one.required}
+        self._binders = [(name, _binder(compiled.binds[name].type, dialect)) for name in compiled.positiontup or ()]
+
+    def change(self, connection: Connection, rows: Rows) -> None:
+        """Change the rows, each by its values."""
+        connection.exec_driver_sql(self._sql, [_as_bound(self._always | dict(row), self._binders) for row in rows])
+
+
+def among(keys: Iterable[str], dialect: Dialect) -> tuple[str, tuple[Any]]:
+    """What a column is compared with to find these keys, `IN` or `= ANY`, and the one value that it takes.
+
+    Whatever their number the database knows but one statement.
+    """
+    if dialect.name == "postgresql":
+        return "= ANY($1::text[])", (list(keys),)
+    return "IN (SELECT value FROM json_each(?))", (orjson.dumps(list(keys)).decode(),)
+
+
+def _as_bound(row: Mapping[str, Any], binders: Iterable[tuple[str, Binder | None]]) -> tuple[Any, ...]:
+    return tuple([row[name] if bind is None else bind(row[name]) for name, bind in binders])
 
 
 def padded(keys: Sequence[str]) -> Sequence[str]:
@@ -85,19 +118,19 @@ def padded(keys: Sequence[str]) -> Sequence[str]:
     return known + known[-1:] * ((1 << (len(known) - 1).bit_length()) - len(known))
 
 
-def _binder(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
-    """What the column's type does to a value; None where the driver takes it as it is."""
-    match column.type:
+def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Binder | None:
+    """None where the driver takes values as they are."""
+    match kind:
         case UtcTime():
             return _time_binder(dialect)
         case Boolean():
             return None
-        case kind:
+        case _:
             return kind.dialect_impl(dialect).bind_processor(dialect)
 
 
 @lru_cache(maxsize=8)
-def _time_binder(dialect: Dialect) -> Callable[[Any], Any] | None:
+def _time_binder(dialect: Dialect) -> Binder | None:
     """A batch has many times, and few different ones."""
     bind = UtcTime().dialect_impl(dialect).bind_processor(dialect)
     return lru_cache(maxsize=1024)(bind) if bind is not None else None

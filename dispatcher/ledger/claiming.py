@@ -1,0 +1,266 @@
+"""Taking what is due: what waits in the ledger, and what is about to be written there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+
+from dispatcher.delivery import Delivery, State
+from dispatcher.ledger.bulk import padded
+from dispatcher.ledger.entries import Claim, Offer
+from dispatcher.ledger.matters import Matters
+from dispatcher.ledger.rows import stored
+from dispatcher.ledger.standings import Standings
+from dispatcher.ledger.tables import contents, deliveries, matters
+from dispatcher.pacing import Gate, Standing
+
+SECOND_LOOKS = (100, 100, 100)
+"""So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
+
+
+def claim(connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, gate: Gate) -> Claim:
+    """What a channel has due and the gate admits, oldest first, `limit` at most (`Ledger.claim`)."""
+    taken: list[Delivery] = []
+    slots: list[datetime] = []
+    standings = Standings(connection, channel)
+    for size in (limit, *SECOND_LOOKS):
+        rows = _due(connection, channel, gate, size)
+        standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
+        went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
+        if went:
+            connection.execute(_TAKE, {"taken": padded([row.key for row in went]), "by": lease, "until": until})
+        if put_off:
+            connection.execute(_PUT_OFF, put_off)
+            slots.extend(entry["again_at"] for entry in put_off)
+        taken += (_claimed(row, lease, until, standings[gate.destination(_goes_to(row))]) for row in went)
+        if len(taken) == limit or len(rows) < size:
+            break
+    standings.save()
+    taken.sort(key=lambda delivery: (delivery.created_at, delivery.key))
+    more = len(taken) == limit or len(rows) == size
+    return Claim(taken, min(slots, default=None), more=more)
+
+
+def at_once(
+    connection: Connection,
+    owed: Sequence[Delivery],
+    offers: Mapping[str, Offer],
+    standing: Matters,
+    traces: Mapping[str, str],
+) -> dict[str, Delivery]:
+    """Those that couriers take as they are written, by key, as claimed. What else is owed is left to later claims.
+
+    It is what a claim would take as well; what has to wait for a slot of its destination is left to be put off.
+    `traces`: by the event's key.
+    """
+    taken: dict[str, Delivery] = {}
+    offered = [one for one in owed if one.channel in offers and one.state is State.WAITING]
+    beginnings = _beginnings(connection, offered, standing)
+    for channel, offer in sorted(offers.items()):
+        theirs = [one for one in offered if one.channel == channel]
+        free = [one for one in theirs if not one.conversation or one.conversation in beginnings]
+        standings = Standings(connection, channel)
+        standings.load(filter(offer.gate.minds, (offer.gate.destination(_goes_to(one)) for one in free)))
+        taken |= {one.key: one for one in _taken(free, offer, standings, traces)}
+        standings.save()
+    return taken
+
+
+def _taken(
+    owed: Iterable[Delivery], offer: Offer, standings: Standings, traces: Mapping[str, str]
+) -> Iterator[Delivery]:
+    left = offer.limit
+    for one in owed:
+        if not left:
+            return
+        name = offer.gate.destination(_goes_to(one))
+        admission = offer.gate.admit(name, standings[name], booked=False)
+        if admission is None or admission.at > offer.gate.now:
+            continue
+        standings[name] = admission.standing
+        left -= 1
+        yield replace(
+            one,
+            content=orjson.loads(orjson.dumps(one.content)),  # as a claim reads it: each attempt sends the same
+            trace=traces.get(one.event, ""),
+            attempt=one.attempt + 1,
+            lease=offer.lease,
+            due_at=offer.until,
+            troubled=admission.standing.failures > 0,
+            first=bool(one.conversation),
+        )
+
+
+def _beginnings(connection: Connection, owed: Sequence[Delivery], standing: Matters) -> frozenset[str]:
+    """The conversations that begin with one of these: with it alone, and no success has made it pointless."""
+    number = Counter(one.conversation for one in owed)
+    beginning = [
+        one.conversation
+        for one in owed
+        if number[one.conversation] == 1 and one.matter and not one.recovery and not standing.recovered_since(one)
+    ]
+    if not beginning:
+        return frozenset()
+    asked = (orjson.dumps(beginning).decode(),)
+    return frozenset(beginning).difference(connection.exec_driver_sql(_BEGUN[connection.dialect.name], asked).scalars())
+
+
+_BEGUN = {
+    dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE conversation = value)"  # noqa: S608 - our own names
+    for dialect, names in {"sqlite": "json_each(?)", "postgresql": "json_array_elements_text($1::json)"}.items()
+}
+"""Which of some conversations have begun, by their names as JSON: a look at the first row of each."""
+
+
+_WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
+"""Not bound, or no database sees that the indexes of what waits will do."""
+
+
+def _due_statement() -> Select[Any]:
+    before, other = deliveries.alias("before"), deliveries.alias("other")
+    kept_waiting = (
+        select(before.c.key)
+        .where(
+            before.c.conversation == deliveries.c.conversation,
+            before.c.state == _WAITING,
+            or_(
+                before.c.turn < deliveries.c.turn,
+                and_(before.c.turn == deliveries.c.turn, before.c.recovery < deliveries.c.recovery),
+                and_(
+                    before.c.turn == deliveries.c.turn,
+                    before.c.recovery == deliveries.c.recovery,
+                    before.c.key < deliveries.c.key,
+                ),
+            ),
+        )
+        .exists()
+    )
+    in_company = (
+        select(other.c.key)
+        .where(other.c.conversation == deliveries.c.conversation, other.c.key != deliveries.c.key)
+        .exists()
+    )
+    followed = (
+        select(other.c.key)
+        .where(
+            other.c.conversation == deliveries.c.conversation,
+            other.c.key != deliveries.c.key,
+            other.c.state == _WAITING,
+        )
+        .exists()
+    )
+    recovered_since = (
+        select(matters.c.name)
+        .where(matters.c.name == deliveries.c.matter, matters.c.succeeded_at > deliveries.c.turn)
+        .exists()
+    )
+    return (
+        select(
+            deliveries,
+            contents.c.body,
+            and_(
+                deliveries.c.conversation.is_not(None), ~in_company, or_(deliveries.c.recovery, ~recovered_since)
+            ).label("first"),
+            and_(deliveries.c.conversation.is_not(None), followed).label("followed"),
+        )
+        .join(contents, contents.c.digest == deliveries.c.content)
+        .where(
+            deliveries.c.channel == bindparam("channel"),
+            deliveries.c.state == _WAITING,
+            deliveries.c.due_at <= bindparam("now"),
+            or_(deliveries.c.conversation.is_(None), ~kept_waiting),
+        )
+        .order_by(deliveries.c.due_at)
+        .limit(bindparam("size"))
+        .with_for_update(skip_locked=True, of=deliveries)
+    )
+
+
+DUE = _due_statement()
+"""The deliveries that are due, oldest first, with what they send: of a conversation only the one whose turn it is."""
+_DUE_ELSEWHERE = DUE.where(deliveries.c.addresses.not_in(bindparam("crowded", expanding=True)))
+"""Without those of crowded destinations, or a long backlog of one would hide the others'."""
+
+
+def _due(connection: Connection, channel: str, gate: Gate, size: int) -> Sequence[Row[Any]]:
+    values = {"channel": channel, "now": gate.now, "size": size}
+    if crowded := gate.crowded:
+        values["crowded"] = [(name,) for name in crowded]
+    return connection.execute(_DUE_ELSEWHERE if crowded else DUE, values).all()
+
+
+def _goes_to(one: Row[Any] | Delivery) -> tuple[str, ...]:
+    to: tuple[str, ...] = one.addresses or one.recipients
+    return to
+
+
+_IN_DOUBT = or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None))
+"""A lease that ran out unsettled: what its worker sent may have arrived."""
+_TAKE = (
+    update(deliveries)
+    .where(deliveries.c.key.in_(bindparam("taken", expanding=True)))
+    .values(
+        attempt=deliveries.c.attempt + 1,
+        doubtful=_IN_DOUBT,
+        lease=bindparam("by"),
+        due_at=bindparam("until"),
+        booked=False,
+    )
+)
+_PUT_OFF = (
+    update(deliveries)
+    .where(deliveries.c.key == bindparam("put_off"))
+    .values(due_at=bindparam("again_at"), booked=bindparam("slot"), doubtful=_IN_DOUBT, lease=None)
+)
+
+
+def _sorted_out(
+    rows: Sequence[Row[Any]], gate: Gate, standings: Standings, limit: int
+) -> tuple[list[Row[Any]], list[dict[str, Any]]]:
+    """Who goes now, `limit` at most, and who is put off until when."""
+    went: list[Row[Any]] = []
+    put_off = []
+    for row in rows:
+        if len(went) == limit:
+            break
+        name = gate.destination(_goes_to(row))
+        admission = gate.admit(name, standings[name], booked=row.booked)
+        if admission is None:
+            continue
+        standings[name] = admission.standing
+        if admission.at > gate.now:
+            put_off.append({"put_off": row.key, "again_at": admission.at, "slot": admission.booked})
+        else:
+            went.append(row)
+    return went, put_off
+
+
+def _claimed(row: Row[Any], lease: str, until: datetime, standing: Standing) -> Delivery:
+    changed = {
+        "attempt": row.attempt + 1,
+        "doubtful": row.doubtful or row.lease is not None,
+        "lease": lease,
+        "due_at": until,
+        "booked": False,
+        "troubled": standing.failures > 0,
+        "first": bool(row.first),
+        "followed": bool(row.followed),
+    }
+    return Delivery(**stored(row, row.body) | changed)

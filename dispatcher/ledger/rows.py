@@ -1,0 +1,180 @@
+"""What a row holds: from our words to the tables' columns, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from channels.contract import Answer
+from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
+from dispatcher.event import Event, Started
+from dispatcher.ledger.entries import BODY_KEPT, Attempt, Filed, Known, Recorded, Rejected, Settlement
+
+LATE = "the lease had run out, so this ending counted for nothing"
+
+
+def event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
+    event = entry.event
+    return {
+        "key": event.key,
+        "project": event.execution.project,
+        "domain": event.execution.domain,
+        "name": event.execution.name,
+        "phase": event.phase,
+        "launch_plan": event.launch_plan.name if event.launch_plan else "",
+        "occurred_at": event.occurred_at,
+        "recorded_at": now,
+        "position": entry.position,
+        "verdict": entry.verdict,
+        "reason": entry.reason,
+        "facts": event.model_dump(mode="json", exclude_defaults=True),
+        "considered": list(entry.considered),
+    }
+
+
+def start_row(start: Started, now: datetime) -> dict[str, Any]:
+    facts = start.model_dump(mode="json", exclude_defaults=True)
+    return {"execution": str(start.execution), "facts": facts, "recorded_at": now}
+
+
+def known(row: Row[Any]) -> Known:
+    return Known(
+        event=Event.model_validate(row.facts),
+        position=row.position,
+        recorded_at=row.recorded_at,
+        verdict=row.verdict,
+        reason=row.reason,
+        considered=row.considered,
+    )
+
+
+def rejected_row(entry: Rejected) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "position": entry.position,
+        "received_at": entry.received_at,
+        "reason": entry.reason,
+        "event": entry.event,
+        "headers": [[name, value.decode("latin-1")] for name, value in entry.headers],
+        "body": entry.body[:BODY_KEPT],
+        "size": entry.size,
+        "replayed_at": entry.replayed_at,
+    }
+
+
+def a_rejected(row: Row[Any]) -> Rejected:
+    return Rejected(
+        id=row.id,
+        position=row.position,
+        received_at=row.received_at,
+        reason=row.reason,
+        event=row.event,
+        headers=[(name, value.encode("latin-1")) for name, value in row.headers],
+        body=row.body,
+        size=row.size,
+        replayed_at=row.replayed_at,
+    )
+
+
+def delivery_row(delivery: Delivery, digest: str, trace: str) -> dict[str, Any]:
+    """`digest`: of its content. `trace`: its event's."""
+    return {
+        "key": delivery.key,
+        "event": delivery.event,
+        "channel": delivery.channel,
+        "recipients": delivery.recipients,
+        "addresses": delivery.addresses,
+        "content": digest,
+        "rule": delivery.rule,
+        "state": delivery.state,
+        "reason": delivery.reason,
+        "attempt": delivery.attempt,
+        "doubtful": delivery.doubtful,
+        "lease": delivery.lease,
+        "created_at": delivery.created_at,
+        "due_at": delivery.due_at,
+        "owed_since": delivery.owed_since,
+        "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
+        "reference": None,
+        "conversation": delivery.conversation or None,
+        "turn": delivery.turn,
+        "matter": delivery.matter or None,
+        "recovery": delivery.recovery,
+        "instead_of": delivery.instead_of or None,
+        "booked": delivery.booked,
+        "occurred_at": delivery.occurred_at,
+        "trace": trace or None,
+    }
+
+
+def stored(row: Row[Any], content: Any) -> dict[str, Any]:
+    """A delivery's facts, as its row has them."""
+    return {
+        "key": row.key,
+        "event": row.event,
+        "channel": row.channel,
+        "recipients": row.recipients,
+        "addresses": row.addresses,
+        "content": content,
+        "rule": row.rule,
+        "state": State(row.state),
+        "reason": row.reason,
+        "attempt": row.attempt,
+        "doubtful": row.doubtful,
+        "lease": row.lease,
+        "created_at": row.created_at,
+        "due_at": row.due_at,
+        "owed_since": row.owed_since,
+        "conversation": row.conversation or "",
+        "turn": row.turn,
+        "matter": row.matter or "",
+        "recovery": row.recovery,
+        "instead_of": row.instead_of or "",
+        "booked": row.booked,
+        "occurred_at": row.occurred_at,
+        "trace": row.trace or "",
+    }
+
+
+def a_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
+    return Delivery(**stored(row, bodies[row.content]))
+
+
+def filed(row: Row[Any], bodies: Mapping[str, Any]) -> Filed:
+    return Filed(delivery=a_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
+
+
+def attempt_row(entry: Settlement, *, held: bool) -> dict[str, Any]:
+    answer: Answer | None
+    match entry.outcome:
+        case Sent(receipt):
+            outcome, answer, reason = "sent", receipt.answer, ""
+        case Retry(answer=given, reason=why, doubtful=doubtful):
+            outcome, answer, reason = "unknown" if doubtful else "retry", given, why
+        case Dead(answer=given, reason=why):
+            outcome, answer, reason = "dead", given, why
+    return {
+        "delivery": entry.delivery.key,
+        "number": entry.delivery.attempt,
+        "started_at": entry.started_at,
+        "ended_at": entry.ended_at,
+        "outcome": outcome,
+        "status": answer.status if answer is not None else "",
+        "answer": answer.text if answer is not None else "",
+        "reason": reason if held else f"{LATE}{reason and f': {reason}'}",
+    }
+
+
+def an_attempt(row: Row[Any]) -> Attempt:
+    return Attempt(
+        number=row.number,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        outcome=row.outcome,
+        status=row.status,
+        answer=row.answer,
+        reason=row.reason,
+    )
