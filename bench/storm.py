@@ -170,6 +170,7 @@ async def _carry(folder: Path, channel: str, owed: list[Written]) -> Ran:
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as rooms:
+        await ledger.make_room()
         courier = service._courier(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
         courier.settled = endings = _Endings(courier.settled)
         service._couriers = [courier]  # noqa: SLF001

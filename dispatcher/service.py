@@ -143,6 +143,7 @@ class Service:
             async with asyncio.timeout(None) as self._opening:
                 schema = await _patiently(ledger, self._tell_why)
                 await ledger.begin(now=self.clock.now())  # what ended before our first start is no news
+                await ledger.make_room()
         except TimeoutError:
             if not self._stopping.is_set():
                 raise

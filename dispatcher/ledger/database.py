@@ -67,6 +67,8 @@ its files. Source: PostgreSQL's manual, appendix A."""
 _CACHE = "cache_size=-4096"
 """The writer's, in KiB. A batch of 100 events changes a thousand pages of 4 KiB in a large ledger: by SQLite's own 2 MiB
 it would read half of them twice."""
+_LOG_PAGES, _PAGE_BYTES = 8000, 4096
+"""SQLite's write-ahead log goes back into the file every 32 MB: in a large ledger each batch changes pages all over it."""
 _DUPLICATE_TABLE = "42P07"
 _IN_MEMORY = ":memory:"
 
@@ -162,6 +164,15 @@ class Database:
         with self._troubles():
             return await self._writer.write(work)
 
+    async def make_room(self) -> None:
+        """Give SQLite's write-ahead log its full size at once, where there is room for it.
+
+        A commit that makes a file larger waits for the file system's own journal too, and for whoever else writes there.
+        """
+        if self._writer is not None:
+            with suppress(_Undone, LedgerUnavailable):
+                await self.write(_stretch)
+
     async def aclose(self) -> None:
         if self._writer is not None:
             await self._writer.aclose()
@@ -211,6 +222,18 @@ class Database:
             if not _is_trouble(error):
                 raise
             raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
+
+
+class _Undone(Exception):
+    """Its transaction has done what it was for, and is to leave no other trace."""
+
+
+def _stretch(connection: Connection) -> None:
+    """Write more than the cache holds: SQLite puts it into the log, and goes back to where it was."""
+    connection.exec_driver_sql("CREATE TABLE stretching (room BLOB)")
+    for _ in range(_LOG_PAGES * _PAGE_BYTES >> 20):
+        connection.exec_driver_sql("INSERT INTO stretching VALUES (zeroblob(1048576))")
+    raise _Undone
 
 
 async def _begin(connection: AsyncConnection, ending: AsyncExitStack) -> None:
@@ -346,8 +369,8 @@ def _prepare(engine: Engine, *more: str) -> None:
         try:
             cursor = connection.cursor()
             # FULL: a Kafka offset is committed on the strength of our commit, so it must survive a power cut.
-            # Checkpoints every 32 MB: in a large ledger each batch changes pages all over the file.
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=8000", *more):
+            checkpoints = f"wal_autocheckpoint={_LOG_PAGES}"
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", checkpoints, *more):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
         except sqlite3.Error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import IntegrityError
 
 from dispatcher.errors import LedgerUnavailable
@@ -191,3 +191,26 @@ def test_each_piece_holds_whole_or_not_at_all(
             assert len(rows) == (0 if fails else 2)
         assert len(rows) in {0, 2}
         assert isinstance(end, BaseException) == (fails or isinstance(end, asyncio.CancelledError))
+
+
+async def test_the_log_gets_its_full_size_at_once_and_nothing_else_is_left_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "x.db-wal"
+    async with a_database(tmp_path) as database:
+        await asyncio.gather(database.make_room(), database.write(adding("a")))
+        grown = log.stat().st_size
+        assert grown > 20 * 1024**2
+        for name in "bcd":
+            await database.write(adding(name))
+        assert log.stat().st_size == grown
+        assert there(tmp_path) == ["a", "b", "c", "d"]
+        async with database.reading() as connection:
+            tables = await connection.run_sync(lambda one: inspect(one).get_table_names())
+        assert tables == ["t"]
+
+
+async def test_where_the_disk_has_no_room_for_the_log_things_go_on_without(tmp_path: Path) -> None:
+    async with a_database(tmp_path) as database:
+        await database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 100"))
+        await database.make_room()
+        await database.write(adding("a"))
+    assert "a" in there(tmp_path)
