@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -31,6 +30,8 @@ from dispatcher.ledger.standings import Standings
 from dispatcher.ledger.tables import contents, deliveries, matters
 from dispatcher.pacing import Gate, Standing
 
+Changes = Mapping[str, Any]
+"""What is different about a delivery, by the names of its facts."""
 SECOND_LOOKS = (100, 100, 100)
 """So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
 
@@ -63,14 +64,12 @@ def at_once(
     owed: Sequence[Delivery],
     offers: Mapping[str, Offer],
     standing: Matters,
-    traces: Mapping[str, str],
-) -> dict[str, Delivery]:
-    """Those that couriers take as they are written, by key, as claimed. What else is owed is left to later claims.
+) -> dict[str, Changes]:
+    """Those that couriers take as they are written: by key, what is different about them once they are claimed.
 
     It is what a claim would take as well; what has to wait for a slot of its destination is left to be put off.
-    `traces`: by the event's key.
     """
-    taken: dict[str, Delivery] = {}
+    taken: dict[str, Changes] = {}
     offered = [one for one in owed if one.channel in offers and one.state is State.WAITING]
     beginnings = _beginnings(connection, offered, standing)
     for channel, offer in sorted(offers.items()):
@@ -78,14 +77,12 @@ def at_once(
         free = [one for one in theirs if not one.conversation or one.conversation in beginnings]
         standings = Standings(connection, channel)
         standings.load(filter(offer.gate.minds, (offer.gate.destination(_goes_to(one)) for one in free)))
-        taken |= {one.key: one for one in _taken(free, offer, standings, traces)}
+        taken |= dict(_taken(free, offer, standings))
         standings.save()
     return taken
 
 
-def _taken(
-    owed: Iterable[Delivery], offer: Offer, standings: Standings, traces: Mapping[str, str]
-) -> Iterator[Delivery]:
+def _taken(owed: Iterable[Delivery], offer: Offer, standings: Standings) -> Iterator[tuple[str, Changes]]:
     left = offer.limit
     for one in owed:
         if not left:
@@ -96,15 +93,15 @@ def _taken(
             continue
         standings[name] = admission.standing
         left -= 1
-        yield replace(
-            one,
-            content=orjson.loads(orjson.dumps(one.content)),  # as a claim reads it: each attempt sends the same
-            trace=traces.get(one.event, ""),
-            attempt=one.attempt + 1,
-            lease=offer.lease,
-            due_at=offer.until,
-            troubled=admission.standing.failures > 0,
-            first=bool(one.conversation),
+        yield (
+            one.key,
+            {
+                "attempt": one.attempt + 1,
+                "lease": offer.lease,
+                "due_at": offer.until,
+                "troubled": admission.standing.failures > 0,
+                "first": bool(one.conversation),
+            },
         )
 
 

@@ -33,6 +33,7 @@ from dispatcher.delivery import Dead, Delivery, Retry, Sent, State, in_time
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import claiming
 from dispatcher.ledger.bulk import Rows, among, changing, into
+from dispatcher.ledger.claiming import Changes
 from dispatcher.ledger.database import TIMEOUT, Database, Schema
 from dispatcher.ledger.entries import (
     Attempt,
@@ -88,6 +89,8 @@ _MARK = select(marks.c.at).where(marks.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))
 NOBODY: Mapping[str, Offer] = {}
 """Nobody offers to carry anything."""
+NOTHING: Mapping[str, Changes] = {}
+"""Nothing is claimed at once."""
 
 
 class Ledger:
@@ -219,8 +222,8 @@ class Ledger:
         ]
         changes = [told for run in runs.values() if standing.is_new(run) for told in run.tell()]
         later = [*good_news, *rest, *changes]
-        claimed = claiming.at_once(connection, later, offers, standing, traces) if offers else {}
-        self._insert_deliveries(connection, [claimed.get(one.key, one) for one in later], traces)
+        taken = claiming.at_once(connection, later, offers, standing) if offers else {}
+        claimed = self._insert_deliveries(connection, later, traces, taken)
         return [*first, *later], claimed
 
     async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
@@ -569,20 +572,34 @@ class Ledger:
             rejected.c.event.startswith(f"{execution}/", autoescape=True), and_(rejected.c.event.is_(None), *named)
         )
 
-    def _insert_deliveries(self, connection: Connection, owed: Sequence[Delivery], traces: Mapping[str, str]) -> None:
-        """Write what is owed, with its content; `traces`: by the event's key."""
+    def _insert_deliveries(
+        self,
+        connection: Connection,
+        owed: Sequence[Delivery],
+        traces: Mapping[str, str],
+        taken: Mapping[str, Changes] = NOTHING,
+    ) -> dict[str, Delivery]:
+        """Write what is owed, with its content; `traces`: by the event's key; `taken`: what is claimed at once.
+
+        Returns what is claimed, by key: with its content as claims read it, so that each attempt sends the same.
+        """
         bodies = {}
         rows = []
+        claimed = {}
         for delivery in owed:
-            body = Json(orjson.dumps(delivery.content))
+            body, trace = orjson.dumps(delivery.content), traces.get(delivery.event, "")
             digest = in_time(hashlib.sha256(body).hexdigest(), delivery.occurred_at or delivery.created_at)
-            bodies[digest] = body
-            rows.append(delivery_row(delivery, digest, traces.get(delivery.event, "")))
+            bodies[digest] = Json(body)
+            row = delivery
+            if (changes := taken.get(delivery.key)) is not None:
+                row = claimed[delivery.key] = replace(delivery, content=orjson.loads(body), trace=trace, **changes)
+            rows.append(delivery_row(row, digest, trace))
         self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
         self._insert(connection, deliveries, rows)
         if rows and self._database.sqlite:
             keys = orjson.dumps([row["key"] for row in rows]).decode()
             connection.exec_driver_sql(TOLD, (keys, keys))
+        return claimed
 
     def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet."""

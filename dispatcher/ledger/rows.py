@@ -12,6 +12,7 @@ from channels.contract import Answer
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.event import Event, Started
 from dispatcher.ledger.entries import BODY_KEPT, Attempt, Filed, Known, Recorded, Rejected, Settlement
+from dispatcher.ledger.tables import Json
 
 LATE = "the lease had run out, so this ending counted for nothing"
 
@@ -30,7 +31,7 @@ def event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
         "position": entry.position,
         "verdict": entry.verdict,
         "reason": entry.reason,
-        "facts": event.model_dump(mode="json", exclude_defaults=True),
+        "facts": Json(event.model_dump_json(exclude_defaults=True).encode()),
         "considered": list(entry.considered),
     }
 
