@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ssl import SSLCertVerificationError
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -22,8 +22,11 @@ with warnings.catch_warnings(), without("chardet", "charset_normalizer"):
     import pdpyras
     import requests
     from requests.adapters import HTTPAdapter
-    from urllib3.connectionpool import ConnectionPool
-    from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+    from requests.cookies import extract_cookies_to_jar
+    from urllib3 import HTTPConnectionPool, Retry, Timeout
+    from urllib3.exceptions import ConnectTimeoutError, HTTPError, SSLError
+
+_ONCE = Retry(total=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,64 +46,72 @@ class NoAnswer(Exception):
     """The event was handed over, and no answer came."""
 
 
-class _Way(HTTPAdapter):
-    """The way to one events host, which requests would look up anew for each event: the pool, whether by a proxy, and the
-    file of authorities.
-    """
+class _Way(NamedTuple):
+    """The way to one path of the events host, by a proxy or straight."""
 
-    def __init__(self) -> None:
-        super().__init__(pool_connections=2, pool_maxsize=1)
-        self._url: str | None = None
-        self._pool: ConnectionPool | None = None
-        self._trusting: ConnectionPool | None = None
-        """The pool that has been told whom to trust."""
-
-    def get_connection_with_tls_context(
-        self, request: requests.PreparedRequest, *given: Any, **more: Any
-    ) -> ConnectionPool:
-        if self._pool is None or request.url != self._url:
-            self._pool = super().get_connection_with_tls_context(request, *given, **more)
-            self._url = request.url
-        return self._pool
-
-    def cert_verify(self, conn: Any, *given: Any) -> None:
-        if conn is not self._trusting:
-            super().cert_verify(conn, *given)  # type: ignore[no-untyped-call]
-            self._trusting = conn
-
-    def close(self) -> None:
-        super().close()
-        self._pool = self._trusting = None  # its connections are closed when nobody holds it any more
+    request: requests.PreparedRequest
+    """Without a body."""
+    pool: HTTPConnectionPool
+    """It has been told whom to trust."""
+    url: str
+    """As the request line has it."""
 
 
 class _OneTry(pdpyras.EventsAPISession):  # type: ignore[misc]  # untyped
     """The library's session without its `request`: that would sleep and repeat, a 429 without end. The courier decides.
 
     What would be worked out anew for each event is worked out once: the headers and the login of ~/.netrc, the
-    environment's proxies and authorities. That was half of what an event cost.
+    environment's proxies and authorities, and the pool of connections. What urllib3 then answers is read as it is, and
+    not made an answer of requests' first. Both together were two thirds of what an event cost.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
         super().__init__("unset")
         self.url = url
-        self.timeout = timeout
-        way = _Way()
-        self.mount("https://", way)
-        self.mount("http://", way)
-        self._prepared: dict[str, requests.PreparedRequest] = {}
+        self.timeout = Timeout(connect=timeout, read=timeout)
+        self._adapter = HTTPAdapter(pool_connections=2, pool_maxsize=1)
+        self.mount("https://", self._adapter)
+        self.mount("http://", self._adapter)
         self._settings: dict[str, Any] = {}
+        self._ways: dict[str, _Way] = {}
 
-    def hand_over(self, path: str, body: bytes) -> requests.Response:
-        """Send it, once. Raises requests' errors."""
-        if self.cookies or path not in self._prepared:  # cookies are headers, and may change with each answer
-            event = requests.Request("POST", self.normalize_url(path), self.prepare_headers("POST"))
-            self._prepared[path] = self.prepare_request(event)
-        prepared = self._prepared[path]
-        prepared.prepare_body(body, None)
+    def hand_over(self, path: str, body: bytes) -> Reply:
+        """Send it, once. Raises requests' and urllib3's errors."""
+        if self.cookies or path not in self._ways:  # cookies are headers, and may change with each answer
+            self._ways[path] = self._way(path)
+        way = self._ways[path]
+        headers = {**way.request.headers, "Content-Length": str(len(body))}
+        answer = way.pool.urlopen(
+            "POST", way.url, body, headers, _ONCE, redirect=False, assert_same_host=False, timeout=self.timeout
+        )
+        if answer.get_redirect_location():
+            return self._follow(way.request, body)
+        if "Set-Cookie" in answer.headers:
+            extract_cookies_to_jar(self.cookies, way.request, answer)  # type: ignore[no-untyped-call]
+        return Reply(answer.status, answer.headers, answer.data.decode(errors="replace"))
+
+    def close(self) -> None:
+        super().close()
+        self._ways.clear()  # a pool's connections are closed when nobody holds it any more
+
+    def _way(self, path: str) -> _Way:
+        event = requests.Request("POST", self.normalize_url(path), self.prepare_headers("POST"))
+        prepared = self.prepare_request(event)
         if not self._settings:
             self._settings = self.merge_environment_settings(prepared.url, {}, False, None, None)
-        response: requests.Response = self.send(prepared, timeout=self.timeout, **self._settings)
-        return response
+        verify, cert, proxies = (self._settings[name] for name in ("verify", "cert", "proxies"))
+        pool = cast(
+            "HTTPConnectionPool", self._adapter.get_connection_with_tls_context(prepared, verify, proxies, cert)
+        )
+        self._adapter.cert_verify(pool, prepared.url, verify, cert)  # type: ignore[no-untyped-call]
+        return _Way(prepared, pool, self._adapter.request_url(prepared, proxies))
+
+    def _follow(self, request: requests.PreparedRequest, body: bytes) -> Reply:
+        """PagerDuty is elsewhere: requests knows which redirects take the event along."""
+        self._ways.clear()  # one host more may cost the first its pool
+        request.prepare_body(body, None)
+        response = self.send(request, timeout=self.timeout, **self._settings)
+        return Reply(response.status_code, response.headers, response.text)
 
 
 class Session:
@@ -113,21 +124,19 @@ class Session:
         """Hand one event over, once. Raises Unreachable or NoAnswer."""
         body = orjson.dumps({**event, "routing_key": routing_key})
         try:
-            response = self._session.hand_over(path, body)
+            return self._session.hand_over(path, body)
         except (requests.RequestException, HTTPError) as error:
-            if isinstance(error, requests.ConnectTimeout) or _never_connected(error):
+            if _never_connected(error):
                 raise Unreachable(type(error).__name__) from None
             raise NoAnswer(type(error).__name__) from None
-        return Reply(response.status_code, response.headers, response.text)
 
     def close(self) -> None:
         self._session.close()
 
 
-def _never_connected(error: BaseException | None) -> bool:
-    """Whether a requests.ConnectionError came before anything was sent."""
-    reason = getattr(error.args[0], "reason", None) if error is not None and error.args else None
-    untrusted = (
-        isinstance(reason, SSLError) and bool(reason.args) and isinstance(reason.args[0], SSLCertVerificationError)
-    )
-    return untrusted or isinstance(reason, NewConnectionError | ConnectTimeoutError)
+def _never_connected(error: Exception) -> bool:
+    """Whether it came before anything was sent."""
+    if isinstance(error, requests.RequestException):  # urllib3's is in it
+        error = getattr(error.args[0], "reason", error) if error.args else error
+    untrusted = isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], SSLCertVerificationError)
+    return untrusted or isinstance(error, ConnectTimeoutError)  # a connection that is refused is one too

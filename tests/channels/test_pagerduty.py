@@ -224,6 +224,17 @@ async def test_no_event_goes_by_the_proxy_where_the_environment_excepts_pagerdut
     assert [incident.dedup_key for incident in account.incidents] == ["k1", "k2"]
 
 
+async def test_a_redirect_takes_every_event_along(account: PagerDutyReceiver, url: str) -> None:
+    elsewhere = f"HTTP/1.1 307 Elsewhere\r\nLocation: {url}/v2/enqueue".encode()
+    async with a_way_there(elsewhere, b"{}") as (address, _):
+        channel = PagerDutyChannel(config(address).model_copy(update={"connections": 1}))
+        await channel.send(message(key="k1"))
+        await channel.send(message(key="k2"))
+        await channel.aclose()
+
+    assert [incident.dedup_key for incident in account.incidents] == ["k1", "k2"]
+
+
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 202 OK\r\nContent-Length: 50\r\n\r\n{"])
 async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: bytes) -> None:
     async with breaking_server(answer) as base:
