@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiosmtplib
@@ -80,21 +78,21 @@ class Relay:
     async def take(self, letter: Letter) -> Receipt:
         """Hand the letter over. Raises Later, Never or Unknown."""
         while True:
-            async with self._line() as line:
-                fresh = not line.mails
-                line.mails += 1
-                try:
-                    return await hand_over(line, letter)
-                except Stale:
-                    if fresh:
-                        raise Later(f"{self._where} closed the connection at once", everyone=True) from None
-            # a kept connection that the relay closes now: nothing was said on it
+            line = await self._pick_up()
+            fresh = not line.mails
+            line.mails += 1
+            try:
+                return await hand_over(line, letter)
+            except Stale:  # nothing was said on it: a kept connection is closed at times, and another may stand
+                if fresh:
+                    raise Later(f"{self._where} closed the connection at once", everyone=True) from None
+            finally:
+                self._put_down(line)
 
     async def check(self) -> Finding:
         """Connect, encrypt and log in; say nothing of any mail."""
         try:
-            async with self._line():
-                pass
+            self._put_down(await self._pick_up())
         except Later as error:
             return Finding(error.reason, ok=False)
         who = f"logged in as {self._config.username}" if self._config.username else "it asks nobody to log in"
@@ -108,27 +106,15 @@ class Relay:
                 partings.create_task(self._idle.pop().talk.leave())
                 self._one_less()
 
-    @asynccontextmanager
-    async def _line(self) -> AsyncIterator[Line]:
-        """A connection, kept or new, for one mail."""
-        line = await self._pick_up()
-        try:
-            yield line
-        finally:
-            self._put_down(line)
-
     async def _pick_up(self) -> Line:
+        """A connection, kept or new, for one mail."""
         now = asyncio.get_running_loop().time()
         if self._withheld and now >= self._one_more_at:
             self._withheld -= 1
             self._one_more_at = now + ONE_MORE
             self._room.release()
         while True:
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await self._room.acquire()
-            except TimeoutError:
-                raise Later(f"{self._where} keeps all its connections busy") from None
+            await self._wait_for_room()
             try:
                 return await self._kept() or await self._new()
             except _Crowded:  # its permit is kept back: the next line is one that somebody puts down
@@ -137,6 +123,17 @@ class Relay:
             except BaseException:
                 self._room.release()
                 raise
+
+    async def _wait_for_room(self) -> None:
+        """Take a permit. Raises Later where others keep them all for too long."""
+        if not self._room.locked():  # as a rule: no timer is needed
+            await self._room.acquire()
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Later(f"{self._where} keeps all its connections busy") from None
 
     def _put_down(self, line: Line) -> None:
         if line.ready:
