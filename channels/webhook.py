@@ -12,6 +12,7 @@ import hmac
 import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -28,6 +29,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
 _OURS = re.compile(r"(content-.*|host|transfer-encoding|connection|idempotency-key|webhook-.*|ce-.*)", re.IGNORECASE)
 _URL = re.compile(r"https?:", re.IGNORECASE)
+URLS = 256
+"""Of rules, whose servers are known, so that they are not read again at each step of a delivery."""
 
 
 class HeaderValue(BaseModel):
@@ -109,6 +112,7 @@ class WebhookChannel:
         self._config = config
         guard = Guard("channels.webhook", config.allow_hosts, config.allow_networks, config.allow_http)
         self._hooks = Hooks(guard, config)
+        self._server = lru_cache(URLS)(lambda address: origin(guard.url(address)))
 
     def address(self, recipient: str) -> str:
         """An alias stays one. A URL must be one that the settings allow rules to name."""
@@ -127,7 +131,7 @@ class WebhookChannel:
     def destination(self, recipients: tuple[str, ...]) -> str:
         (address,) = recipients
         try:
-            return address if address in self._config.targets else origin(self._hooks.guard.url(address))
+            return address if address in self._config.targets else self._server(address)
         except Forbidden:
             return address
 
@@ -145,7 +149,7 @@ class WebhookChannel:
         target = self._config.targets.get(address)
         if target is None:  # a URL of a rule's; or what was one of our targets when the message was made
             address = self.address(address)
-        name = address if target is not None else origin(self._hooks.guard.url(address))
+        name = address if target is not None else self._server(address)
         url = url_of(target, name) if target is not None else address
         body, headers = self._letter(message)
         secrets: list[str] = []
