@@ -24,7 +24,7 @@ with warnings.catch_warnings(), without("chardet", "charset_normalizer"):
     from requests.adapters import HTTPAdapter
     from requests.cookies import extract_cookies_to_jar
     from urllib3 import HTTPConnectionPool, Retry, Timeout
-    from urllib3.exceptions import ConnectTimeoutError, HTTPError, SSLError
+    from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, SSLError
 
 _ONCE = Retry(total=False)
 
@@ -139,4 +139,4 @@ def _never_connected(error: Exception) -> bool:
     if isinstance(error, requests.RequestException):  # urllib3's is in it
         error = getattr(error.args[0], "reason", error) if error.args else error
     untrusted = isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], SSLCertVerificationError)
-    return untrusted or isinstance(error, ConnectTimeoutError)  # a connection that is refused is one too
+    return untrusted or isinstance(error, ConnectTimeoutError | ProxyError)  # who is refused is one of the former too

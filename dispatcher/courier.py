@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -285,8 +284,7 @@ class Courier:
         span = self._begun(delivery)
         sending = span.part("dispatcher.send")
         try:
-            with self._cancellable():
-                result = await self._attempt(delivery, conversation, left, sending)
+            result = await self._attempt(delivery, conversation, left, sending)
         except asyncio.CancelledError:
             span.end(outcome="released")
             # It may have arrived: whoever takes it next looks first, where that is possible.
@@ -334,21 +332,13 @@ class Courier:
             attempt=delivery.attempt,
         )
 
-    @contextmanager
-    def _cancellable(self) -> Iterator[None]:
-        """While a send lasts, and no longer: what is then written must not be cut short."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - we are always in a hand
-        self._sending.add(task)
-        try:
-            yield
-        finally:
-            self._sending.discard(task)
-
     async def _attempt(
         self, delivery: Delivery, conversation: Conversation | None, limit: timedelta, span: Span
     ) -> Result:
         """Send once: the receipt, or the exception. The only place where exceptions become values."""
+        hand = asyncio.current_task()
+        assert hand is not None  # noqa: S101 - we are always in one
+        self._sending.add(hand)
         try:
             addresses = delivery.addresses or tuple(map(self.channel.address, delivery.recipients))
             message = Message(
@@ -368,6 +358,8 @@ class Courier:
             if not isinstance(error, ChannelError):
                 log.exception("a channel broke its contract", **_facts(delivery), **span.named)
             return error
+        finally:
+            self._sending.discard(hand)  # what is written from here on must not be cut short
 
     async def _settle(self, ending: Settlement) -> None:
         """Write the ending down, for as long as the lease is ours: what was sent must not be sent again."""

@@ -199,6 +199,14 @@ async def test_pagerduty_that_is_not_there_is_everyones_trouble() -> None:
     assert caught.value.everyone
 
 
+async def test_a_proxy_that_is_not_there_leaves_no_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    channel = PagerDutyChannel(config("http://events.pagerduty.test"))
+    with pytest.raises(Later, match="can't be reached: ProxyError"):
+        await channel.send(message())
+    await channel.aclose()
+
+
 async def test_every_event_goes_by_the_environments_proxy_and_shows_the_cookies_it_got(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
