@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import regex
+from markupsafe import Markup, escape
 
 ELLIPSIS = "…"
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -47,6 +48,14 @@ def cut(text: str, limit: int) -> str:
     Never cuts what a reader sees as one character.
     """
     return text if _fits(text, limit) else _beginning(text, limit - len(ELLIPSIS)).rstrip() + ELLIPSIS
+
+
+def escape_html(text: object) -> str:
+    """For HTML, in text and in attributes, as MarkupSafe does it; what that calls safe stays as it is."""
+    if type(text) is not str:
+        return text if type(text) is Markup else escape(text)
+    harmless = text.replace("&", "&amp;").replace(">", "&gt;").replace("<", "&lt;")
+    return harmless.replace("'", "&#39;").replace('"', "&#34;")
 
 
 def escape_slack(text: object) -> Escaped:

@@ -1,0 +1,64 @@
+"""Our sandboxes take shortcuts where they show text and call macros: what comes out is what Jinja alone makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox
+from dispatcher.rendering.text import escape_html
+
+LOADER = DictLoader({
+    "parts": "{% macro row(label, value, link='<none>') %}<b>{{ label }}</b>{{ value }}{{ link }}{% endmacro %}",
+})  # fmt: skip
+JINJA = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+SANDBOXES = (Sandbox(LOADER, autoescape=True), MeteredSandbox(LOADER, Meter(), autoescape=True))
+VARIABLES = {"text": '<a href="x">&\'</a>', "number": 7, "nothing": None, "items": ["<", "&amp;"]}
+
+
+@pytest.mark.parametrize("sandbox", SANDBOXES)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ text }} {{ number }} {{ nothing }} {{ '<' }} {{ text | safe }} {{ (text | safe) | e }}",
+        "<i title='{{ text }}'>{{ text ~ '<' ~ (text | safe) }}</i>{{ items | join('<') }}{{ text | replace('x', '<') }}",
+        "{% autoescape false %}{{ text }}{% autoescape true %}{{ text }}{% endautoescape %}{% endautoescape %}",
+        "{% set whole %}<b>{{ text }}</b>{% endset %}{{ whole }}{% filter upper %}<b>{{ text }}{% endfilter %}",
+        "{% from 'parts' import row %}{{ row(text, number) }}{{ row(text, '<', text) }}{{ row(value=text, label='&') }}",
+        "{% from 'parts' import row %}{% for item in items %}{{ row(item, item) }}{% endfor %}{{ row('<', row(1, 2)) }}",
+        "{% macro all() %}{{ varargs | join }}{{ kwargs.more }}{% endmacro %}{{ all('<', text, more=text) }}",
+        "{% macro box() %}<p>{{ caller('<') }}</p>{% endmacro %}{% call(it) box() %}{{ it }}{{ text }}{% endcall %}",
+        "{% macro mark(caller='-') %}{{ caller }}{% endmacro %}{{ mark(text) }}{{ mark() }}",
+    ],
+)
+def test_html_comes_out_as_jinja_alone_makes_it(source: str, sandbox: Sandbox) -> None:
+    assert sandbox.from_string(source).render(VARIABLES) == JINJA.from_string(source).render(VARIABLES)
+
+
+@pytest.mark.parametrize("sandbox", SANDBOXES)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ unknown }}",
+        "{% from 'parts' import row %}{{ row('a') }}",
+        "{% from 'parts' import row %}{{ row('a', 'b', 'c', 'd') }}",
+        "{% from 'parts' import row %}{{ row('a', 'b', colour='red') }}",
+        "{% macro box() %}{{ caller() }}{% endmacro %}{{ box() }}",
+    ],
+)
+def test_what_jinja_alone_refuses_is_refused_in_its_words(source: str, sandbox: Sandbox) -> None:
+    with pytest.raises(Exception, match=r"\w") as theirs:
+        JINJA.from_string(source).render(VARIABLES)
+    with pytest.raises(type(theirs.value)) as ours:
+        sandbox.from_string(source).render(VARIABLES)
+    assert str(ours.value) == str(theirs.value)
+
+
+@given(st.one_of(st.text(), st.text().map(Markup), st.integers(), st.none()))
+def test_what_is_escaped_for_html_is_what_markupsafe_makes_of_it(value: Any) -> None:
+    assert escape_html(value) == escape(value)
