@@ -26,7 +26,7 @@ from jinja2.compiler import CodeGenerator
 from jinja2.runtime import Context as JinjaContext
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, missing
 from jinja2.visitor import NodeTransformer
 
 from dispatcher.rendering.compiling import Compiler
@@ -111,7 +111,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return super().call(__context, __obj, *args, **kwargs)
         kwargs.pop("_loop_vars", None)
         kwargs.pop("_block_vars", None)
-        return __obj(__context.eval_ctx, *args, **kwargs)
+        left = len(__obj.arguments) - len(args)
+        if kwargs or left < 0 or __obj.catch_kwargs or __obj.catch_varargs or __obj.caller:
+            return __obj(__context.eval_ctx, *args, **kwargs)
+        return __obj._invoke([*args, *(missing,) * left], __context.eval_ctx.autoescape)  # noqa: SLF001 - all that is left
 
 
 class Meter:
