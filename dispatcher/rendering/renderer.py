@@ -373,19 +373,19 @@ class _Templates:
                     yield Problem(problem.file, problem.line, f"{problem.message} ({kind})")
 
     def _mail(self, variables: Mapping[str, Any]) -> Content:
-        subject = self._part("subject", self._plain, variables)
-        text = self._part("text", self._plain, variables)
-        html = self._part("html", self._html, variables)
+        known = {**self._plain.globals, **variables}
+        subject = self._part("subject", self._plain, known)
+        text = self._part("text", self._plain, known)
+        html = self._part("html", self._html, known)
         return {
             "subject": cut(one_line(subject), limits.MAIL_SUBJECT),
             "text": cut(text, limits.MAIL_TEXT),
             "html": html,
         }
 
-    def _part(self, part: str, environment: Environment, variables: Mapping[str, Any]) -> str:
+    def _part(self, part: str, environment: Environment, known: dict[str, Any]) -> str:
         """What `Template.render` makes, without its copies of all that the template knows."""
         template = environment.get_template(MAIL_PARTS[part])
-        known = {**environment.globals, **variables}
         context = new_context(environment, template.name, template.blocks, known, shared=True)
         try:
             return "".join(template.root_render_func(context))
@@ -432,7 +432,7 @@ class _Templates:
 
     def _sandbox(self, **options: Any) -> Sandbox:
         if self._meter is None:
-            return Sandbox(self._loader, **options)
+            return Sandbox(self._loader, cache_size=-1, **options)  # these few are kept without counting who used which
         return MeteredSandbox(self._loader, self._meter, **options)
 
     def _main_file(self, channel: str) -> Path:
