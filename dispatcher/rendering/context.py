@@ -211,14 +211,14 @@ def _in_words(number: int, unit: str) -> str:
 def _url(event: Event, console_url: str) -> str:
     """The page of the execution, at most `LONGEST_URL`; an address that could be anything but a link is none."""
     if event.url.isprintable() and _URL.fullmatch(event.url[: LONGEST_URL + 1]):
-        url = quote(event.url, safe=printable)
+        url = event.url if event.url.isascii() else quote(event.url, safe=printable)
         if _fits(url):
             return url
     if not console_url:
         return ""
     execution = event.execution
     path = ("projects", execution.project, "domains", execution.domain, "executions", execution.name)
-    url = "/".join([console_url.rstrip("/"), *(quote(clean(part), safe="") for part in path)])
+    url = "/".join([console_url.rstrip("/"), *map(_quoted, path)])
     return url if _fits(url) else ""
 
 
@@ -228,8 +228,13 @@ def _logs_url(event: Event, pattern: str) -> str:
         return ""
     url = pattern
     for name, value in event.execution.model_dump().items():
-        url = url.replace(f"{{{name}}}", quote(clean(value), safe=""))
+        url = url.replace(f"{{{name}}}", _quoted(value))
     return url if _fits(url) else ""
+
+
+def _quoted(text: str) -> str:
+    """As one part of a URL's path."""
+    return text if text.isascii() and text.isalnum() else quote(clean(text), safe="")
 
 
 def _fits(url: str) -> bool:

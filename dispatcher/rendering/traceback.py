@@ -48,15 +48,18 @@ def tell(message: str) -> Story:
         message = f"{message[: LONGEST // 5]}\n…\n{message[-LONGEST * 4 // 5 :]}"
     text = clean(message).strip()
     lines = text.split("\n")
-    frames = list(_frames(lines)) if 'File "' in text else []
+    frames = _frames(lines) if 'File "' in text else []
     node = _NODE.search(text) if "Node[" in text else None
     summary = cut(one_line(_summary(lines, frames)), LONGEST_SUMMARY)
     return Story(summary, _own(frames, lines), node[1] if node else "", text)
 
 
 def _frames(lines: list[str]) -> list[_Frame]:
-    found = ((index, _FRAME.match(line)) for index, line in enumerate(lines) if 'File "' in line)
-    return [_Frame(index, len(match["margin"]), match["head"], match["file"]) for index, match in found if match]
+    return [
+        _Frame(index, len(match["margin"]), match["head"], match["file"])
+        for index, line in enumerate(lines)
+        if 'File "' in line and (match := _FRAME.match(line))
+    ]
 
 
 def _summary(lines: list[str], frames: list[_Frame]) -> str:
@@ -77,10 +80,11 @@ def _summary(lines: list[str], frames: list[_Frame]) -> str:
 
 def _own(frames: list[_Frame], lines: list[str]) -> str:
     own = [frame for frame in frames if not _LIBRARY.search(frame.file)] or frames
+    heads = {frame.line for frame in frames}
     shown = []
     for frame in own[-FRAMES:]:
         shown.append(frame.head)
         source = lines[frame.line + 1].strip(_MARGIN) if frame.line + 1 < len(lines) else ""
-        if source and not _FRAME.match(lines[frame.line + 1]):
+        if source and frame.line + 1 not in heads:
             shown.append(f"    {cut(source, LONGEST_LINE)}")
     return "\n".join(shown)
