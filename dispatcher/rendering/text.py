@@ -58,19 +58,16 @@ def escape_html(text: object) -> str:
     return harmless.replace("'", "&#39;").replace('"', "&#34;")
 
 
-def escape_slack(text: object) -> Escaped:
+def escape_slack(text: object) -> str:
     """For Slack's mrkdwn: with these three gone no data can mention or link (Slack, "Formatting text")."""
     if isinstance(text, Escaped):
         return text
-    harmless = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace(_FENCE, "'''")
-    return Escaped(harmless)
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace(_FENCE, "'''")
 
 
-def escape_markdown(text: object) -> Escaped:
+def escape_markdown(text: object) -> str:
     """For Markdown, as Teams' TextBlock reads it: data can neither link nor format."""
-    if isinstance(text, Escaped):
-        return text
-    return Escaped(_MARKDOWN.sub(lambda found: "\\" + found[0], str(text)))
+    return _MARKDOWN.sub(lambda found: "\\" + found[0], str(text))
 
 
 def cut_mrkdwn(text: str, limit: int) -> str:
