@@ -154,8 +154,11 @@ def _list(items: list[Render | _Constant]) -> Render | _Constant:
         return _Constant([item.value for item in items if isinstance(item, _Constant)])
 
     def render(variables: Variables) -> Any:
-        rendered = (item.value if isinstance(item, _Constant) else item(variables) for item in items)
-        return [value for value in rendered if value is not _DROPPED] or _DROPPED
+        return [
+            value
+            for item in items
+            if (value := item.value if isinstance(item, _Constant) else item(variables)) is not _DROPPED
+        ] or _DROPPED
 
     return render
 
