@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -143,9 +142,9 @@ class Renderer:
         with self._turn:
             context = self._context(event)
             if test:
-                context = replace(context, test=TEST, what=f"{TEST_MARK}{context.what}")
+                context = context._replace(test=TEST, what=f"{TEST_MARK}{context.what}")
             if undelivered:
-                context = replace(context, undelivered=cut(one_line(undelivered), LONGEST_REASON))
+                context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
             content = self._own(channel, context, self.look(event, recipient))
             content = self._with_own(template, channel, context, content or self._built_in.render(channel, context))
         return _addressed(channel, event, content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from dispatcher.rendering.text import clean, cut, one_line
@@ -21,8 +20,7 @@ _NODE = re.compile(r"\bNode\[([\w-]{1,100})\]")
 _MARGIN = " \t|"
 
 
-@dataclass(frozen=True, slots=True)
-class Story:
+class Story(NamedTuple):
     """What an error message tells, in the order in which people want to know."""
 
     summary: str

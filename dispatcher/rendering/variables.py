@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import pairwise
 from typing import Any, get_type_hints
 
@@ -31,13 +31,13 @@ def variables(example: Context) -> Iterator[Variable]:
 
 
 def _variables(kind: type[Any], example: Any, prefix: str) -> Iterator[Variable]:
-    meanings, kinds = _meanings(kind), get_type_hints(kind)
-    for entry in fields(kind):
-        value, name = getattr(example, entry.name), f"{prefix}{entry.name}"
-        if is_dataclass(kinds[entry.name]):
+    meanings = _meanings(kind)
+    for own, hint in get_type_hints(kind).items():
+        value, name = getattr(example, own), f"{prefix}{own}"
+        if is_dataclass(hint):
             yield from _variables(type(value), value, f"{name}.")
         else:
-            yield Variable(name, _called(value), meanings[entry.name], _shown(value))
+            yield Variable(name, _called(value), meanings[own], _shown(value))
 
 
 def _meanings(kind: type[Any]) -> Mapping[str, str]:
