@@ -33,8 +33,8 @@ class Phase(StrEnum):
         """
         if isinstance(value, cls):
             return value
-        if isinstance(value, str) and value.upper() in cls.__members__:
-            return cls[value.upper()]
+        if isinstance(value, str) and (named := _NAMED.get(value.upper())) is not None:
+            return named
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(_NUMBERED):
             return _NUMBERED[value]
         known = ", ".join(cls)
@@ -43,6 +43,7 @@ class Phase(StrEnum):
 
 TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED, Phase.TIMED_OUT})
 _NUMBERED = tuple(Phase)
+_NAMED = {phase.name: phase for phase in Phase}
 
 
 def _shown(value: object) -> str:
