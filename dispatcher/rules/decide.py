@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from dispatcher.event import Event
 from dispatcher.rules.resolved import Resolved, Unresolved
@@ -31,8 +31,7 @@ class Verdict(StrEnum):
         return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.UNRESOLVED}
 
 
-@dataclass(frozen=True, slots=True)
-class Considered:
+class Considered(NamedTuple):
     """One rule, looked at."""
 
     rule: Rule
@@ -133,11 +132,14 @@ def _own_rules(event: Event) -> list[Rule]:
 
 
 def _match(event: Event, rules: list[Rule] | tuple[Rule, ...]) -> tuple[Considered, ...]:
+    phase, wanted = event.phase, f"{event.phase} is among its phases"
     return tuple(
-        Considered(rule, matched=True, reason=f"{event.phase} is among its phases")
-        if event.phase in rule.notification.phases
-        else Considered(rule, matched=False, reason=f"wants {', '.join(rule.notification.phases)}, not {event.phase}")
-        for rule in rules
+        [
+            Considered(rule, matched=True, reason=wanted)
+            if phase in rule.notification.phases
+            else Considered(rule, matched=False, reason=f"wants {', '.join(rule.notification.phases)}, not {phase}")
+            for rule in rules
+        ]
     )
 
 
@@ -146,7 +148,7 @@ def _set_aside(rules: list[Rule] | tuple[Rule, ...], reason: str) -> tuple[Consi
 
 
 def _verdict(event: Event, considered: tuple[Considered, ...], whose: str) -> Decision:
-    matched = sum(look.matched for look in considered)
+    matched = sum([look.matched for look in considered])
     if matched:
         rules = "1 rule" if matched == 1 else f"{matched} rules"
         return Decision(Verdict.OWED, f"{rules} of {whose} matched", considered)

@@ -61,7 +61,7 @@ class RuleBook:
         Closest first: this version, any version, any launch plan of the project and domain. An event
         that doesn't say which launch plan it belongs to is served by the last alone.
         """
-        return [self.plans[key] for key in _closest_first(event) if key in self.plans]
+        return [entry for key in _closest_first(event) if (entry := self.plans.get(key)) is not None]
 
     def versions_of(self, plan: EntityId) -> list[str]:
         """The versions of this launch plan that have rules, for telling people what they may have meant."""
