@@ -204,8 +204,13 @@ class _Making:
     event: Event
     now: datetime
     deliveries: list[Delivery] = field(default_factory=list)
+    _event: str = field(init=False)
+    """The event's key."""
     _told: set[tuple[str, str]] = field(default_factory=set)
     _contents: dict[tuple[str, str | None, Hashable], Content] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._event = self.event.key
 
     def add(self, rule: Rule) -> None:
         served: dict[str, list[Target]] = {}
@@ -259,7 +264,7 @@ class _Making:
                         target.channel, self.event, recipient=target.recipient, undelivered=undelivered
                     ),
                 )
-                key = delivery_key(self.event.key, f"fallback {target.channel}", notice.addresses)
+                key = delivery_key(self._event, f"fallback {target.channel}", notice.addresses)
                 self.deliveries.append(replace(notice, key=key, instead_of=dead.key))
 
     def changes(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
@@ -299,8 +304,8 @@ class _Making:
         return True
 
     def _append(self, channel: str, targets: Sequence[Target], rule: str, template: str | None) -> None:
-        addresses = tuple(target.address for target in targets)
-        recipients = tuple(target.recipient for target in targets)
+        addresses = tuple([target.address for target in targets])
+        recipients = tuple([target.recipient for target in targets])
         content = self._content(channel, recipients[0], template)
         talk = self._talk(channel, addresses)
         self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content, talk=talk))
@@ -332,7 +337,7 @@ class _Making:
 
     def _key(self, kind: str, addresses: Sequence[str]) -> str:
         """Of what is written with the event's first record, and so by one replica."""
-        return in_time(delivery_key(self.event.key, kind, addresses), self.event.occurred_at)
+        return in_time(delivery_key(self._event, kind, addresses), self.event.occurred_at)
 
     def _delivery(
         self,
@@ -347,7 +352,7 @@ class _Making:
     ) -> Delivery:
         return Delivery(
             key=self._key(channel, addresses or recipients),
-            event=self.event.key,
+            event=self._event,
             channel=channel,
             recipients=recipients,
             addresses=addresses,

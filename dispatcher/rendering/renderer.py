@@ -120,7 +120,7 @@ class Renderer:
 
     def look(self, event: Event, recipient: str = "") -> Look:
         """Which overrides hold. Messages of one event, channel and look are the same, whoever gets them."""
-        return tuple(index for index, one in enumerate(self._overrides) if one.holds(event, recipient))
+        return tuple([index for index, one in enumerate(self._overrides) if one.holds(event, recipient)])
 
     def render(
         self,
