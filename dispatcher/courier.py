@@ -288,7 +288,7 @@ class Courier:
         except asyncio.CancelledError:
             span.end(outcome="released")
             # It may have arrived: whoever takes it next looks first, where that is possible.
-            await self._give_back(replace(delivery, doubtful=True), due_at=self.clock.now())
+            await self._give_back(delivery._replace(doubtful=True), due_at=self.clock.now())
             return None
         sending.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
@@ -402,9 +402,9 @@ class Courier:
             case Dead(unserved=True) if (event := await self.ledger.event(delivery.event)) is not None:
                 told = await self.ledger.told(delivery.event)
                 rerouted = self.planner.reroute(event, delivery, told, now=now)
-                return rerouted or await self._notices([replace(delivery, reason=outcome.reason)], now)
+                return rerouted or await self._notices([delivery._replace(reason=outcome.reason)], now)
             case Dead(reason=reason):
-                return await self._notices([replace(delivery, reason=reason)], now)
+                return await self._notices([delivery._replace(reason=reason)], now)
             case _:
                 return ()
 

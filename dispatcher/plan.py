@@ -8,7 +8,7 @@ same thing twice over one channel, however many rules name them.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
@@ -65,8 +65,7 @@ def _same(event: Event, recipient: str) -> Hashable:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     channel: str
     recipient: str
     address: str
@@ -239,7 +238,7 @@ class _Making:
             self._append(fallback, group, delivery.rule, None)
         # Two replicas may do this at once, one of them a version that knows no other keys than these.
         self.deliveries = [
-            replace(one, key=delivery_key(one.event, one.channel, one.addresses)) for one in self.deliveries
+            one._replace(key=delivery_key(one.event, one.channel, one.addresses)) for one in self.deliveries
         ]
 
     def give_notice(self, dead: Delivery, reason: str) -> None:
@@ -265,7 +264,7 @@ class _Making:
                     ),
                 )
                 key = delivery_key(self._event, f"fallback {target.channel}", notice.addresses)
-                self.deliveries.append(replace(notice, key=key, instead_of=dead.key))
+                self.deliveries.append(notice._replace(key=key, instead_of=dead.key))
 
     def changes(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
         """A change event for each service that a rule names; whom nobody serves, a failure will tell."""
@@ -281,7 +280,7 @@ class _Making:
                 content = self.planner.changes[target.channel](self.event)
                 one = self._delivery(target.channel, (recipient,), (target.address,), rule.source, content)
                 key = self._key(f"version {target.channel}", one.addresses)
-                made.append(replace(one, key=key))
+                made.append(one._replace(key=key))
         return made
 
     def close(self, opened: Opened) -> Delivery | None:
@@ -294,7 +293,7 @@ class _Making:
         talk = _Talk(opened.conversation, self.event.occurred_at, _matter(self.event.launch_plan))
         made = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, talk=talk)
         key = self._key(f"recovery {opened.conversation}", opened.addresses)
-        return replace(made, key=key, recovery=True)
+        return made._replace(key=key, recovery=True)
 
     def first_time(self, channel: str, address: str) -> bool:
         told = (channel, address.casefold())

@@ -592,7 +592,7 @@ class Ledger:
             bodies[digest] = Json(body)
             row = delivery
             if (changes := taken.get(delivery.key)) is not None:
-                row = claimed[delivery.key] = replace(delivery, content=orjson.loads(body), trace=trace, **changes)
+                row = claimed[delivery.key] = delivery._replace(content=orjson.loads(body), trace=trace, **changes)
             rows.append(delivery_row(row, digest, trace))
         self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
         self._insert(connection, deliveries, rows)

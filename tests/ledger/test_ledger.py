@@ -93,7 +93,7 @@ async def test_what_is_recorded_can_be_claimed_as_it_was(ledger: Ledger) -> None
     written = await ledger.record([heard(delivery)], [], now=NOW)
 
     assert written == Written(frozenset({an_event().key}), [delivery])
-    assert await claim(ledger) == [replace(delivery, attempt=1, lease="me", due_at=NOW + MINUTE)]
+    assert await claim(ledger) == [delivery._replace(attempt=1, lease="me", due_at=NOW + MINUTE)]
 
 
 async def test_the_same_event_again_adds_nothing(ledger: Ledger) -> None:
@@ -260,7 +260,7 @@ async def test_a_released_delivery_is_due_when_it_says_and_its_attempt_is_uncoun
     await ledger.record([heard(a_delivery())], [], now=NOW)
     (delivery,) = await claim(ledger)
 
-    await ledger.release(replace(delivery, doubtful=True), due_at=NOW)
+    await ledger.release(delivery._replace(doubtful=True), due_at=NOW)
 
     (again,) = await claim(ledger, lease="other")
     assert (again.attempt, again.doubtful) == (1, True)
@@ -745,7 +745,7 @@ async def test_what_is_offered_hands_for_is_claimed_as_it_is_written(ledger: Led
     written = await ledger.record([entry], [], now=NOW, offers=hands.offer())
 
     assert written == Written(frozenset({an_event().key}), [])
-    assert hands.got == [replace(delivery, trace=Traced().trace, attempt=1, lease="me", due_at=NOW + 70 * SECOND)]
+    assert hands.got == [delivery._replace(trace=Traced().trace, attempt=1, lease="me", due_at=NOW + 70 * SECOND)]
     assert await claim(ledger, now=NOW + 69 * SECOND) == []
     (again,) = await claim(ledger, now=NOW + 71 * SECOND)  # whoever had it is gone
     assert (again.attempt, again.doubtful) == (2, True)

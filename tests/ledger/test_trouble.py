@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -384,7 +383,7 @@ async def test_a_full_disk_leaves_nothing_half_written_and_passes(tmp_path: Path
             await ledger.record([heard(*large, event=event)], [], now=NOW)
         assert await rows(url) == before
         await set_limit(ledger, 1)
-        follow_ups = [replace(follow_up, event=delivery.event) for follow_up in large]
+        follow_ups = [follow_up._replace(event=delivery.event) for follow_up in large]
         lost = ended(delivery, SENT, *follow_ups)
         with pytest.raises(LedgerUnavailable, match="disk is full"):
             await ledger.settle(lost)
