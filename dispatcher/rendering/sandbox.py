@@ -28,6 +28,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, missing
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
 from dispatcher.rendering.compiling import Compiler
 from dispatcher.rendering.context import Entity, Failure
@@ -114,7 +115,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         left = len(__obj.arguments) - len(args)
         if kwargs or left < 0 or __obj.catch_kwargs or __obj.catch_varargs or __obj.caller:
             return __obj(__context.eval_ctx, *args, **kwargs)
-        return __obj._invoke([*args, *(missing,) * left], __context.eval_ctx.autoescape)  # noqa: SLF001 - all that is left
+        text = __obj._func(*args, *(missing,) * left)  # noqa: SLF001 - all that is left
+        return str.__new__(Markup, text) if __context.eval_ctx.autoescape else text
 
 
 class Meter:
