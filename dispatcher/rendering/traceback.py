@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from dispatcher.rendering.text import clean, cut, one_line
@@ -35,7 +36,7 @@ class Story(NamedTuple):
 
 class _Frame(NamedTuple):
     line: int
-    margin: int
+    margin: str
     head: str
     file: str
 
@@ -54,7 +55,7 @@ def tell(message: str) -> Story:
 
 def _frames(lines: list[str]) -> list[_Frame]:
     return [
-        _Frame(index, len(match["margin"]), match["head"], match["file"])
+        _Frame(index, *match.groups())
         for index, line in enumerate(lines)
         if 'File "' in line and (match := _FRAME.match(line))
     ]
@@ -68,7 +69,7 @@ def _summary(lines: list[str], frames: list[_Frame]) -> str:
         last = frames[-1]
         for line in lines[last.line + 1 :]:
             said = line.lstrip(_MARGIN)
-            if said and len(line) - len(said) < last.margin:
+            if said and len(line) - len(said) < len(last.margin):
                 return said
     for line in reversed(lines):
         if _EXCEPTION.match(line.strip()):
@@ -77,7 +78,7 @@ def _summary(lines: list[str], frames: list[_Frame]) -> str:
 
 
 def _own(frames: list[_Frame], lines: list[str]) -> str:
-    own = [frame for frame in frames if not _LIBRARY.search(frame.file)] or frames
+    own = [frame for frame in frames if not _in_library(frame.file)] or frames
     heads = {frame.line for frame in frames}
     shown = []
     for frame in own[-FRAMES:]:
@@ -86,3 +87,8 @@ def _own(frames: list[_Frame], lines: list[str]) -> str:
         if source and frame.line + 1 not in heads:
             shown.append(f"    {cut(source, LONGEST_LINE)}")
     return "\n".join(shown)
+
+
+@lru_cache(maxsize=1024)  # the same files fail again and again
+def _in_library(file: str) -> bool:
+    return _LIBRARY.search(file) is not None
