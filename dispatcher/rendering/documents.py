@@ -12,7 +12,6 @@ from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError
 from jinja2.runtime import Context as JinjaContext
-from jinja2.runtime import new_context
 
 from dispatcher.located import Document
 
@@ -50,7 +49,7 @@ class Variables(dict[Environment, JinjaContext]):
 
     def __missing__(self, environment: Environment) -> JinjaContext:
         known = {**environment.globals, **self._values}
-        context = self[environment] = new_context(environment, None, {}, known, shared=True)
+        context = self[environment] = environment.context_class(environment, known, None, {})
         return context
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import structlog
 from jinja2 import Environment, FileSystemLoader, TemplateNotFound, TemplateSyntaxError
 from jinja2.meta import find_referenced_templates
-from jinja2.runtime import new_context
 
 from channels.contract import Content
 from dispatcher.decode.files import read_event_file
@@ -385,7 +384,7 @@ class _Templates:
     def _part(self, part: str, environment: Environment, known: dict[str, Any]) -> str:
         """What `Template.render` makes, without its copies of all that the template knows."""
         template = environment.get_template(MAIL_PARTS[part])
-        context = new_context(environment, template.name, template.blocks, known, shared=True)
+        context = environment.context_class(environment, known, template.name, template.blocks)
         try:
             return "".join(template.root_render_func(context))
         except Exception:  # noqa: BLE001 - Jinja raises it again, with the template's own lines in the traceback
