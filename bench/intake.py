@@ -31,7 +31,7 @@ from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
 from dispatcher.decode import is_foreign
 from dispatcher.encode import Format, Written, write, write_lifecycle
-from dispatcher.intake import Heard, Intake
+from dispatcher.intake import Intake
 from dispatcher.kafka import FETCH_BYTES, PORTION, KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger
 from dispatcher.rules import RuleBook
@@ -117,12 +117,10 @@ async def bare(servers: str, topic: str, group: str, count: int, options: dict[s
 
 @dataclass(slots=True)
 class Watched:
-    """Kafka's messages, counted; it stops after the last, and the clock once its event is in the ledger."""
+    """Kafka's messages, counted; it stops after the last."""
 
     source: KafkaSource
     watch: Watch
-    events: int
-    recorded: list[str] = field(default_factory=list)
     measured: tuple[float, float] = (0.0, 0.0)
 
     async def batches(self) -> AsyncGenerator[Batch]:
@@ -131,12 +129,8 @@ class Watched:
                 self.watch.arrived(len(batch.messages) + batch.foreign)
                 yield batch
                 if self.watch.left <= 0:
+                    self.measured = self.watch.read()
                     self.stop()
-
-    def note(self, heard: Heard) -> None:
-        self.recorded.extend(heard.new)
-        if len(self.recorded) == self.events:
-            self.measured = self.watch.read()
 
     async def wait(self, span: timedelta) -> bool:
         raise RuntimeError(f"something was away for {span}: this measurement is void")
@@ -150,8 +144,9 @@ class Watched:
 
 async def intake(servers: str, topic: str, group: str, count: int, owing: int) -> tuple[float, float]:
     """Ours: decode, decide, plan, render, record into SQLite, commit."""
+    recorded: list[str] = []
     config = KafkaConfig(bootstrap_servers=servers, topics=(topic,), group_id=group)
-    source = Watched(KafkaSource(config, is_foreign), Watch(count), count // 100)
+    source = Watched(KafkaSource(config, is_foreign), Watch(count))
     with TemporaryDirectory() as folder:
         async with Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db") as ledger:
             collector.settle_in()  # as the service does
@@ -160,12 +155,12 @@ async def intake(servers: str, topic: str, group: str, count: int, owing: int) -
                 rules() if owing else lambda: RuleBook({}),
                 planner(),
                 SystemClock(),
-                recorded=source.note,
+                recorded=lambda heard: recorded.extend(heard.new),
             )
             await intake.run(source)
             owed = sum((await ledger.counts()).values())
-    if len(source.recorded) != source.events or owed != source.events * owing:
-        raise RuntimeError(f"{len(source.recorded)} events owe {owed} deliveries: this measurement is void")
+    if len(recorded) != count // 100 or owed != count // 100 * owing:
+        raise RuntimeError(f"{len(recorded)} events owe {owed} deliveries: this measurement is void")
     return source.measured
 
 

@@ -6,13 +6,12 @@ Nothing is silently skipped: what can't be understood is recorded with the reaso
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -118,11 +117,11 @@ class Intake:
 
         While FlyteAdmin or the ledger is away a batch waits, and so does the source.
         """
-        async with aclosing(source.batches()) as batches, asyncio.TaskGroup() as writing:
-            line = _Line(writing)
+        async with aclosing(source.batches()) as batches:
             async for batch in batches:
-                if not await self._pass_on(batch, source, line):
+                if not await self._pass_on(batch, source):
                     return
+                await batch.commit()
 
     async def take(self, messages: Iterable[Brought]) -> Heard:
         """Understand, look up, decide, plan and record some messages.
@@ -139,7 +138,7 @@ class Intake:
         Raises Unavailable.
         """
         read = [entry for message in messages if (entry := self._read(*message)) is not None]
-        return await self._decided(read, {}, await self._recall(read, _starts(read)))
+        return await self._decided(read, {}, _starts(read))
 
     async def try_again(self, refused: Rejected, *, dry_run: bool = False) -> Tried:
         """Try a rejected message with the rules and the reading of today. Raises Unavailable.
@@ -159,46 +158,24 @@ class Intake:
             return Tried(True, f"{entry.event.key}: {entry.reason}")
         return Tried(True, "no end of an execution, by today's reading")
 
-    async def _pass_on(self, batch: Batch, source: Source, line: _Line) -> bool:
-        """Decide a batch, and have it recorded and committed; False where we are stopped before it is in the ledger.
-
-        While a portion of it is being written the next is decided.
-        """
+    async def _pass_on(self, batch: Batch, source: Source) -> bool:
+        """Bring a batch into the ledger; False where we were stopped before it was there."""
         read = self._glanced(batch)
         starts = _starts(read)
         messages = len(batch.messages) + len(batch.spoilt) + batch.foreign
         for first in range(0, max(len(read), 1), PORTION):
-            some = read[first : first + PORTION]
-            entries = await self._decide_some(some, starts, source, line)
-            if entries is None:
-                return False
-            record = partial(self._record, entries, source="kafka", messages=messages)
-            last = first + PORTION >= len(read)
-            if not await line.put(self._enter(record, source, batch if last else None)):
+            if not await self._pass_some_on(read[first : first + PORTION], starts, messages, source):
                 return False
             messages = 0  # the first portion stands for all of them
         return True
 
-    async def _decide_some(
-        self, read: Sequence[_Read], starts: Starts, source: Source, line: _Line
-    ) -> Sequence[Entry] | None:
-        """None where we are stopped first."""
+    async def _pass_some_on(self, read: Sequence[_Read], starts: Starts, messages: int, source: Source) -> bool:
         decided: dict[int, Entry] = {}  # what was answered is not asked again, however long the rest takes
-
-        async def decide() -> Sequence[Entry]:
-            if self._untold(read, starts):
-                await line.empty()  # a start that is still to be written counts too
-            return await self._decided(read, decided, await self._recall(read, starts))
-
-        return await _until_done(decide, source)
-
-    async def _enter(self, record: Callable[[], Awaitable[Heard]], source: Source, batch: Batch | None) -> bool:
-        """Record a portion, and commit the batch that ends with it; False where we are stopped first."""
-        if await _until_done(record, source) is None:
+        entries = await _until_done(lambda: self._decided(read, decided, starts), source)
+        if entries is None:
             return False
-        if batch is not None:
-            await batch.commit()
-        return True
+        record = partial(self._record, entries, source="kafka", messages=messages)
+        return await _until_done(record, source) is not None
 
     def _glanced(self, batch: Batch) -> list[_Read]:
         read: list[_Read] = [self._reject(reason, (), b"", position) for position, reason in batch.spoilt]
@@ -222,14 +199,13 @@ class Intake:
         span = self.tracing.intake(partial(trace_context, headers, value))
         return _Ended(event, headers, value or b"", position, span)
 
-    async def _decided(
-        self, read: Sequence[_Read], decided: MutableMapping[int, Entry], started: Starts
-    ) -> list[Entry]:
+    async def _decided(self, read: Sequence[_Read], decided: MutableMapping[int, Entry], starts: Starts) -> list[Entry]:
         """The entries, in the order of what was read; what an event alone doesn't settle is looked up side by side.
 
-        `started`: those that are known. Raises Unavailable as soon as one can't be looked up; `decided` keeps the
+        `starts`: those of the whole batch. Raises Unavailable as soon as one can't be looked up; `decided` keeps the
         others, by their place.
         """
+        started = await self._recall(read, starts)
         try:
             async with asyncio.TaskGroup() as looking_up:
                 for at, entry in enumerate(read):
@@ -262,15 +238,11 @@ class Intake:
 
     async def _recall(self, read: Iterable[_Read], starts: Starts) -> Starts:
         """Whose the executions are whose end doesn't tell: from their starts, in the same batch or in the ledger."""
-        untold = self._untold(read, starts)
-        return {**starts, **await self.ledger.started(untold)} if untold else starts
-
-    def _untold(self, read: Iterable[_Read], starts: Starts) -> AbstractSet[ExecutionId]:
-        """Executions whose end doesn't tell whose they are, nor a start that is at hand."""
-        if self.look_up is not None:  # FlyteAdmin knows better
-            return frozenset()
         ended = (entry.event for entry in read if isinstance(entry, _Ended))
-        return {event.execution for event in ended if event.launch_plan is None} - starts.keys()
+        untold = {event.execution for event in ended if event.launch_plan is None} - starts.keys()
+        if untold and self.look_up is None:
+            return {**starts, **await self.ledger.started(untold)}
+        return starts
 
     async def _record(self, entries: Sequence[Entry], *, source: str, messages: int) -> Heard:
         recorded = [entry for entry in entries if isinstance(entry, Recorded)]
@@ -347,26 +319,6 @@ class Intake:
             size=len(value),
             event=event,
         )
-
-
-class _Line:
-    """Records one after another, each while what comes after it is decided."""
-
-    def __init__(self, writing: asyncio.TaskGroup) -> None:
-        self._writing = writing
-        self._last: asyncio.Task[bool] | None = None
-
-    async def put(self, record: Coroutine[Any, Any, bool]) -> bool:
-        """Begin it as soon as the one before is there; False where that isn't: then this never begins."""
-        if not await self.empty():
-            record.close()
-            return False
-        self._last = self._writing.create_task(record)
-        return True
-
-    async def empty(self) -> bool:
-        """Wait until all that was put here is in the ledger; False where something isn't."""
-        return self._last is None or await self._last
 
 
 def _starts(read: Iterable[_Read]) -> Starts:

@@ -190,8 +190,6 @@ class _KafkaBatch:
     _reading: _Reading
     _generation: int
     _following: Mapping[TopicPartition, int]
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """It was committed, or whoever has it was told to leave it."""
 
     def position(self, message: ConsumerRecord) -> str:
         return f"{message.topic}/{message.partition}@{message.offset}"
@@ -199,7 +197,6 @@ class _KafkaBatch:
     async def commit(self) -> None:
         if self._generation == self._reading.generation:
             self._reading.done.update(self._following)
-        self.ended.set()
 
     def is_of(self, reading: _Reading | None) -> bool:
         """Whether that consumer has read it, and still has all of its partitions."""
@@ -471,7 +468,6 @@ class KafkaSource:
         self._trouble = "not connected yet"
         """Why no messages come, for as long as we are not in the group."""
         self._leaving: set[asyncio.Task[None]] = set()
-        self._in_hand: list[_KafkaBatch] = []
 
     async def batches(self) -> AsyncGenerator[Batch]:
         persistently = AsyncRetrying(
@@ -491,9 +487,7 @@ class KafkaSource:
                 if batch is not None:
                     # The next one is read while this one is being recorded.
                     reading = asyncio.create_task(persistently(self._next_batch))  # noqa: TID251 - no group spans a yield
-                    self._in_hand = [*(one for one in self._in_hand if not one.ended.is_set()), batch]
                     yield batch
-            await self._handed_in()
         finally:
             self.stop()
             if reading is not None:
@@ -502,11 +496,7 @@ class KafkaSource:
 
     async def wait(self, span: timedelta) -> bool:
         await self._pause(span.total_seconds())
-        if not self._stopping.is_set():
-            return True
-        for batch in self._in_hand:
-            batch.ended.set()
-        return False
+        return not self._stopping.is_set()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -534,13 +524,6 @@ class KafkaSource:
             return {}
         ours = self._reading.consumer.assignment()
         return {(part.topic, part.partition): at for part, at in self._reading.newest.items() if part in ours}
-
-    async def _handed_in(self) -> None:
-        """Let what is still being recorded be committed before we leave."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                for batch in self._in_hand:
-                    await batch.ended.wait()
 
     async def _next_batch(self, waiting: _KafkaBatch | None = None) -> _KafkaBatch | None:
         """The next batch; None where none came for a good while, or we are stopping. `waiting`: one that was read ahead

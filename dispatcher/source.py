@@ -42,10 +42,9 @@ class Source(Protocol):
     """Brings batches, one at a time and in order.
 
     Backpressure: while a batch is in hand at most one more is fetched; however long that takes, the source keeps
-    its place in the group. The next may be asked for before the last is committed, if they are committed in order.
-    A batch that is never committed comes again. Shutdown: after `stop`, `batches` ends once what is in hand is
-    committed, or its holder was told to leave it, and leaves the group within seconds even where the broker is away.
-    Cancelled, or closed early, it does the same: use it by `contextlib.aclosing`.
+    its place in the group. A batch that is never committed comes again. Shutdown: after `stop`,
+    `batches` ends once the batch in hand is done with, and leaves the group within seconds even where the
+    broker is away. Cancelled, or closed early, it does the same: use it by `contextlib.aclosing`.
     """
 
     def batches(self) -> AsyncGenerator[Batch]:

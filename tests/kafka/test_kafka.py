@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from dispatcher.decode import is_foreign
 from dispatcher.errors import DispatcherError
-from dispatcher.kafka import CLOSE_SECONDS, FETCH_BYTES, Glance, KafkaConfig, KafkaPublisher, KafkaSource
+from dispatcher.kafka import FETCH_BYTES, Glance, KafkaConfig, KafkaPublisher, KafkaSource
 from dispatcher.source import Batch
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
@@ -178,39 +178,6 @@ async def test_what_was_not_committed_comes_again_after_a_restart(broker: Broker
         await reader.count(20)
 
     assert sorted(reader.values) == sorted(numbered(20))
-
-
-async def test_what_is_committed_after_a_stop_counts_though_nothing_more_is_asked_for(
-    broker: Broker, topic: str
-) -> None:
-    await publish(broker.bootstrap_servers, topic, numbered(20))
-    settings = config(broker.bootstrap_servers, topic, max_poll_records=5)
-    source = KafkaSource(settings)
-    batches = source.batches()
-    two = [await anext(batches), await anext(batches)]
-    source.stop()
-    ending = asyncio.create_task(anext(batches, None))
-    for batch in two:
-        await asyncio.sleep(0.2)
-        assert not ending.done()
-        await batch.commit()
-    assert await ending is None
-
-    assert await committed(broker.bootstrap_servers, settings) == sum(len(batch.messages) for batch in two)
-
-
-async def test_nobody_waits_for_a_batch_whose_holder_was_told_to_leave_it(broker: Broker, topic: str) -> None:
-    await publish(broker.bootstrap_servers, topic, numbered(20))
-    settings = config(broker.bootstrap_servers, topic)
-    source = KafkaSource(settings)
-    batches = source.batches()
-    await anext(batches)
-    source.stop()
-    assert not await source.wait(timedelta(seconds=60))
-    async with asyncio.timeout(CLOSE_SECONDS):
-        assert await anext(batches, None) is None
-
-    assert await committed(broker.bootstrap_servers, settings) == 0
 
 
 async def test_what_was_committed_does_not_come_again(broker: Broker, topic: str) -> None:
