@@ -153,16 +153,17 @@ class Database:
         async with self._transaction("read") as connection:
             yield connection
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], *, patient: bool = False) -> T:
         """What `work` returns, run as one transaction that writes: the quick way of what is done all the time.
 
-        On SQLite it may share its transaction with others' work, and holds or fails alone all the same.
+        On SQLite it may share its transaction with others' work, and holds or fails alone all the same. `patient`: it may
+        wait a few milliseconds for them.
         """
         if self._writer is None:
             async with self.writing() as connection:
                 return await connection.run_sync(work)
         with self._troubles():
-            return await self._writer.write(work)
+            return await self._writer.write(work, patient=patient)
 
     async def make_room(self) -> None:
         """Give SQLite's write-ahead log its full size at once, where there is room for it.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -87,6 +89,8 @@ DUE_COUNTED = 10_000
 _SINCE, _SWEPT, _PINGED = "since", "swept", "pinged"
 _MARK = select(marks.c.at).where(marks.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))
+_Settling = tuple[Settlement, asyncio.Future[bool]]
+"""A settlement, and who waits for it to be written."""
 NOBODY: Mapping[str, Offer] = {}
 """Nobody offers to carry anything."""
 NOTHING: Mapping[str, Changes] = {}
@@ -108,7 +112,7 @@ class Ledger:
         self._database = Database(url, timeout, password_file)
         self.views = Views(self._database)
         self._dialect = import_module(f"sqlalchemy.dialects.{self._database.dialect.name}")
-        self._settling: list[tuple[Settlement, asyncio.Future[bool]]] = []
+        self._settling: deque[_Settling] = deque()
         self._settler: asyncio.Task[None] | None = None
 
     async def open(self) -> Self:
@@ -313,18 +317,28 @@ class Ledger:
     async def _settle_waiting(self) -> None:
         """Write what waits, in groups. On its own: whoever is cancelled meanwhile leaves the others' words alone."""
         while self._settling:
-            batch, self._settling = self._settling, []
-            settlements = [settlement for settlement, _ in batch]
+            group: list[_Settling] = []
             try:
-                held = await self._database.write(partial(self._settle, settlements))
+                held = await self._database.write(partial(self._settle_all, group), patient=True)
             except Exception as error:  # noqa: BLE001 - each caller gets it, at its own await
-                for _, done in batch:
+                for _, done in group or self._taken():
                     if not done.cancelled():
                         done.set_exception(error)
             else:
-                for settlement, done in batch:
+                for settlement, done in group:
                     if not done.cancelled():
                         done.set_result(settlement.delivery.key in held)
+
+    def _settle_all(self, group: list[_Settling], connection: Connection) -> frozenset[str]:
+        """Settle whatever waits by now, and put it into the group."""
+        group += self._taken()
+        return self._settle([settlement for settlement, _ in group], connection)
+
+    def _taken(self) -> Iterator[_Settling]:
+        """What waits, which then waits no more; in any thread."""
+        with suppress(IndexError):
+            while True:
+                yield self._settling.popleft()
 
     def _settle(self, settlements: Sequence[Settlement], connection: Connection) -> frozenset[str]:
         held = _held_still(connection, settlements)
