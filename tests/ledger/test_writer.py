@@ -88,6 +88,31 @@ async def test_what_comes_while_others_are_written_is_one_transaction(tmp_path: 
     assert there(tmp_path) == ["first", "n1", "n2", "n3", "n4", "n5"]
 
 
+async def test_patient_work_shares_the_transaction_of_what_comes_in_a_moment_and_is_done_alone_where_nothing_does(
+    tmp_path: Path,
+) -> None:
+    begun = []
+
+    def noted(connection: Connection) -> str:
+        begun.append(connection.get_transaction())
+        return adding(f"n{len(begun)}")(connection)
+
+    async with a_database(tmp_path) as database:
+        for _ in range(5):  # the machine may be busy with others for longer than that moment
+            begun.clear()
+            await database.write(lambda connection: connection.exec_driver_sql("DELETE FROM t"))
+            patient = asyncio.create_task(database.write(noted, patient=True))
+            await asyncio.sleep(0)
+            await database.write(noted)
+            await patient
+            if begun[0] is begun[1]:
+                break
+        assert begun[0] is begun[1]
+        assert await database.write(adding("alone"), patient=True) == "alone"
+
+    assert there(tmp_path) == ["alone", "n1", "n2"]
+
+
 async def test_what_fails_in_company_is_undone_whole_and_costs_its_neighbours_nothing(tmp_path: Path) -> None:
     def stumbling(connection: Connection) -> str:
         adding("half")(connection)
