@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -32,7 +33,7 @@ class Insertion:
     def __init__(self, table: Table, dialect: Dialect, *, overwriting: bool) -> None:
         columns = [column for column in table.columns if column.autoincrement is not True]  # those number themselves
         self._key = columns[0]
-        self._binders = [(column.name, _binder(column.type, dialect)) for column in columns]
+        self._values = Values([(column.name, column.type) for column in columns], dialect)
         self._in_arrays = dialect.name == "postgresql"
         values = f"VALUES ({', '.join('?' for _ in columns)})"
         if self._in_arrays:
@@ -70,12 +71,8 @@ class Insertion:
         It is the same everywhere, so that two replicas that write the same rows can't lock each other out.
         PostgreSQL gets an array a column: one statement for all, for which its triggers run once.
         """
-        ordered = sorted(rows, key=lambda row: str(row[self._key.name]))
-        if not self._in_arrays:
-            return [_as_bound(row, self._binders) for row in ordered]
-        return tuple(
-            [row[name] if bind is None else bind(row[name]) for row in ordered] for name, bind in self._binders
-        )
+        bound = [self._values.of(row) for row in sorted(rows, key=itemgetter(self._key.name))]
+        return tuple(map(list, zip(*bound, strict=True))) if self._in_arrays else bound
 
 
 @lru_cache(maxsize=64)
@@ -91,11 +88,11 @@ class Amendment:
         compiled = statement.compile(dialect=dialect)
         self._sql = str(compiled)
         self._always = {name: one.value for name, one in compiled.binds.items() if not one.required}
-        self._binders = [(name, _binder(compiled.binds[name].type, dialect)) for name in compiled.positiontup or ()]
+        self._values = Values([(name, compiled.binds[name].type) for name in compiled.positiontup or ()], dialect)
 
     def change(self, connection: Connection, rows: Rows) -> None:
         """Change the rows, each by its values."""
-        connection.exec_driver_sql(self._sql, [_as_bound(self._always | dict(row), self._binders) for row in rows])
+        connection.exec_driver_sql(self._sql, [self._values.of(self._always | dict(row)) for row in rows])
 
 
 def among(keys: Iterable[str], dialect: Dialect) -> tuple[str, tuple[Any]]:
@@ -108,8 +105,20 @@ def among(keys: Iterable[str], dialect: Dialect) -> tuple[str, tuple[Any]]:
     return "IN (SELECT value FROM json_each(?))", (orjson.dumps(list(keys)).decode(),)
 
 
-def _as_bound(row: Mapping[str, Any], binders: Iterable[tuple[str, Binder | None]]) -> tuple[Any, ...]:
-    return tuple([row[name] if bind is None else bind(row[name]) for name, bind in binders])
+class Values:
+    """The values of a row as the driver takes them, in the order of a statement."""
+
+    def __init__(self, named: Sequence[tuple[str, TypeEngine[Any]]], dialect: Dialect) -> None:
+        """`named`: the names and types of at least two values, in that order."""
+        self._pick = itemgetter(*(name for name, _ in named))
+        binders = ((at, _binder(kind, dialect)) for at, (_, kind) in enumerate(named))
+        self._binders = [(at, bind) for at, bind in binders if bind is not None]
+
+    def of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        values = [*self._pick(row)]
+        for at, bind in self._binders:
+            values[at] = bind(values[at])
+        return tuple(values)
 
 
 def padded(keys: Sequence[str]) -> Sequence[str]:
