@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -175,8 +175,7 @@ def owing(number: int, models: Sequence[Delivery]) -> Recorded:
         reason="the event's own options",
         considered=[],
         deliveries=[
-            replace(
-                model,
+            model._replace(
                 key=delivery_key(event.key, model.channel, told[model.channel]),
                 event=event.key,
                 recipients=told[model.channel],
