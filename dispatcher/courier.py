@@ -72,7 +72,7 @@ class Courier:
     """Where what has come back is written down: as many places, for a crash doubles what stands here too."""
     _settling_share: timedelta = field(init=False)
     """Of the lease, once the attempt has ended."""
-    _hands: asyncio.TaskGroup = field(init=False)
+    _group: asyncio.TaskGroup = field(init=False)
     _offered: bool = False
     """Our free hands are offered to intake, which hasn't answered yet."""
     _listening: bool = False
@@ -151,7 +151,7 @@ class Courier:
 
     async def run(self) -> None:
         """Claim and carry until stopped. While the ledger is away, wait."""
-        async with asyncio.TaskGroup() as self._hands:
+        async with asyncio.TaskGroup() as self._group:
             while self._offered or not self._stopping:
                 self._bell.clear()
                 claimed = await self._claim()
@@ -172,7 +172,7 @@ class Courier:
     def _take_up(self, delivery: Delivery) -> None:
         self._busy[self._destination(delivery)] += 1
         self._talking[delivery.conversation] += 1
-        task = self._hands.create_task(self._carry(delivery, probing=self._breaker.open))
+        task = self._group.create_task(self._carry(delivery, probing=self._breaker.open))
         self._carrying.add(task)
         task.add_done_callback(partial(self._put_down, delivery))
 

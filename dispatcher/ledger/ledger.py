@@ -165,9 +165,12 @@ class Ledger:
         `offers`: by channel; what is owed is claimed for them as it is written, which saves a claim's way there and back.
         Each is answered, whatever happens.
         """
+        written = Written()
         claimed: Mapping[str, Delivery] = {}
+        record = partial(self._record, heard, refused, started, now, offers)
         try:
-            written, claimed = await self._database.write(partial(self._record, heard, refused, started, now, offers))
+            if heard or refused or started:
+                written, claimed = await self._database.write(record)
         finally:
             for channel, offer in offers.items():
                 offer.take([delivery for delivery in claimed.values() if delivery.channel == channel])

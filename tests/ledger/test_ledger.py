@@ -838,6 +838,15 @@ async def test_a_destination_that_asked_for_peace_gets_nothing_through_an_offer(
     assert hands.got == []
 
 
+async def test_a_record_of_nothing_answers_and_asks_nothing_of_the_database(tmp_path: Path) -> None:
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
+        hands, stranger = Hands(), sqlite3.connect(tmp_path / "ledger.db")
+        with closing(stranger):
+            stranger.execute("BEGIN IMMEDIATE")
+            assert await ledger.record([], [], now=NOW, offers=hands.offer()) == Written()
+    assert hands.got == []
+
+
 async def test_an_offer_is_answered_where_nothing_could_be_written(tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         hands, stranger = Hands("email"), sqlite3.connect(tmp_path / "ledger.db")
