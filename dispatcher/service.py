@@ -143,7 +143,6 @@ class Service:
             async with asyncio.timeout(None) as self._opening:
                 schema = await _patiently(ledger, self._tell_why)
                 await ledger.begin(now=self.clock.now())  # what ended before our first start is no news
-                await ledger.make_room()
         except TimeoutError:
             if not self._stopping.is_set():
                 raise
@@ -169,6 +168,7 @@ class Service:
             def begin(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 return rooms.create_task(work, name=name)
 
+            room = begin("room", ledger.make_room())  # nobody needs to wait for that
             carrying = {f"courier {one.name}": begin(f"courier {one.name}", one.run()) for one in self._couriers}
             taking = self._taking
             taking["rules"] = begin("rules", rules.watch(self._stopping))
@@ -187,6 +187,7 @@ class Service:
             self.ready(url)
             await self._stopping.wait()
             log.info("stopping", grace=self.settings.grace.total_seconds())
+            room.cancel()
             if source is not None:
                 source.stop()
             if admin is not None:
