@@ -1,7 +1,8 @@
 """The durable truth, and the only SQL: what was heard, what is owed, and how it ended.
 
 Intake ends here and couriers begin here. `Ledger` is all that other rooms use; `entries` is what goes in
-and out, `tables` how it lies, `database` how it is opened.
+and out, `tables` and `rows` how it lies, `claiming` who gets what is due, `database` how it is opened, and
+`writer` and `bulk` what makes it quick.
 """
 
 from dispatcher.ledger.database import HEAD, Schema

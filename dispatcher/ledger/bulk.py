@@ -92,7 +92,7 @@ class Amendment:
 
     def change(self, connection: Connection, rows: Rows) -> None:
         """Change the rows, each by its values."""
-        connection.exec_driver_sql(self._sql, [self._values.of(self._always | dict(row)) for row in rows])
+        connection.exec_driver_sql(self._sql, [self._values.of({**self._always, **row}) for row in rows])
 
 
 def among(keys: Iterable[str], dialect: Dialect) -> tuple[str, tuple[Any]]:
