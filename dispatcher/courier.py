@@ -77,6 +77,8 @@ class Courier:
     """Our free hands are offered to intake, which hasn't answered yet."""
     _listening: bool = False
     """We wait for the bell."""
+    _looked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared while we look whether anything is due, and expect little."""
     _settling: int = 0
     """How many of what we carry have come back from the provider."""
     _busy: Counter[str] = field(default_factory=Counter)
@@ -99,6 +101,7 @@ class Courier:
         self._room = asyncio.Semaphore(self.hands)
         self._desk = asyncio.Semaphore(self.hands)
         self._settling_share = self.lease * (1 - SENDING_SHARE)
+        self._looked.set()
 
     @property
     def resting(self) -> bool:
@@ -128,6 +131,10 @@ class Courier:
         self._offered = True
         now = self.clock.now()
         return Offer(limit=self._free, lease=self.worker, until=now + self.lease, gate=self._gate(now), take=self._take)
+
+    async def looked(self) -> None:
+        """Wait for a look at what is due that is under way: after it hands may be free to offer."""
+        await self._looked.wait()
 
     def ring(self, conversations: Iterable[str] = ()) -> None:
         """There may be work: look now, and again once what we carry of these conversations is settled."""
@@ -223,12 +230,16 @@ class Courier:
             return []
         now, free = self.clock.now(), self._free
         gate = self._gate(now)
+        if not self._more:
+            self._looked.clear()
         try:
             claim = await self.ledger.claim(self.name, free, lease=self.worker, until=now + self.lease, gate=gate)
         except LedgerUnavailable as error:
             log.warning("waiting for the ledger", channel=self.name, reason=str(error))
             self._more = False
             return []
+        finally:
+            self._looked.set()
         self._more, self._crowded = claim.more, frozenset(gate.crowded)
         self._alarm = min((at for at in (self._alarm, claim.next_at) if at is not None and at > now), default=None)
         self.put_off(gate.put_off)

@@ -93,6 +93,10 @@ Entry = Recorded | Rejected | Started
 """What a message comes to."""
 
 
+async def _nobody() -> Mapping[str, Offer]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Intake:
     """The way from messages to the ledger, the same for every source."""
@@ -102,7 +106,7 @@ class Intake:
     """The launch plans' rules as they stand now."""
     planner: Planner
     clock: Clock
-    offers: Callable[[], Mapping[str, Offer]] = dict
+    offers: Callable[[], Awaitable[Mapping[str, Offer]]] = _nobody
     """Couriers' free hands, by channel, for what is recorded next."""
     owing: Callable[[Sequence[Delivery]], None] = lambda _: None
     """Told what is owed and nobody has taken: couriers may have work."""
@@ -249,7 +253,8 @@ class Intake:
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
         started = [entry for entry in entries if isinstance(entry, Started)]
         recording = [entry.span.part("dispatcher.record") for entry in recorded]
-        written = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), offers=self.offers())
+        offers = await self.offers() if recorded else {}
+        written = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), offers=offers)
         self.owing(written.left)
         heard = Heard(recorded, rejected, written.new, started, source, messages)
         for (entry, is_new), part in zip(heard.told_apart(), recording, strict=True):

@@ -53,6 +53,8 @@ log = structlog.get_logger(__name__)
 PURGED_AT_ONCE = 200
 BETWEEN_PURGES = 0.5
 """Seconds in which deliveries have the ledger to themselves while much is purged."""
+A_LOOK = 0.02
+"""Seconds that what is recorded next waits for couriers who look for work: most of them have hands free in a moment."""
 BETWEEN_SWEEPS = 600.0
 """Seconds between looks for what is past its retention."""
 LEDGER_PATIENCE = 30
@@ -254,7 +256,12 @@ class Service:
         for courier in self._couriers:
             courier.abandon()
 
-    def _offers(self) -> Mapping[str, Offer]:
+    async def _offers(self) -> Mapping[str, Offer]:
+        """The couriers' free hands; for those who just look for work that is waited for, a moment at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(A_LOOK):
+                for courier in self._couriers:
+                    await courier.looked()
         return {courier.name: offer for courier in self._couriers if (offer := courier.offer()) is not None}
 
     def _send_for(self, owed: Sequence[Delivery]) -> None:

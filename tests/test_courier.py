@@ -681,6 +681,31 @@ async def test_hands_that_are_needed_for_what_is_due_are_not_offered(ledger: Led
     assert courier.offer() is None
 
 
+async def test_what_is_recorded_next_can_wait_for_a_courier_that_just_looks(ledger: Ledger) -> None:
+    """Else each record would leave what it owes to a claim, and the claim would miss the next record."""
+    channel = Scripted(lambda _: RECEIPT)
+    courier = a_courier(ledger, channel)
+    async with working(courier):
+        (await hands_of(courier)).take([])  # it has nothing to do
+        courier.ring()
+        await asyncio.sleep(0.001)
+        await courier.looked()
+        await owe(ledger, "#a", offer=courier.offer())
+        assert courier.in_hand == 1
+        await settled(ledger)
+
+
+async def test_nobody_waits_for_a_courier_that_has_enough_to_do(ledger: Ledger) -> None:
+    going = asyncio.Event()
+    courier = a_courier(ledger, Scripted(endless(going)), hands=2)
+    await owe(ledger, *(f"#{number}" for number in range(9)))
+    async with working(courier):
+        await going.wait()
+        async with asyncio.timeout(1):
+            await courier.looked()
+        courier.abandon()
+
+
 async def test_a_provider_that_rests_is_offered_nothing(ledger: Ledger) -> None:
     channel = Scripted(lambda _: Later("can't be reached", everyone=True, retry_after=timedelta(minutes=5)))
     courier = a_courier(ledger, channel)
