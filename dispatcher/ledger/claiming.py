@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from dispatcher.delivery import Delivery, State
-from dispatcher.ledger.bulk import padded
+from dispatcher.ledger.bulk import padded, run
 from dispatcher.ledger.entries import Claim, Offer
 from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.rows import stored
@@ -116,7 +116,8 @@ def _beginnings(connection: Connection, owed: Sequence[Delivery], standing: Matt
     if not beginning:
         return frozenset()
     asked = (orjson.dumps(beginning).decode(),)
-    return frozenset(beginning).difference(connection.exec_driver_sql(_BEGUN[connection.dialect.name], asked).scalars())
+    begun = run(connection, _BEGUN[connection.dialect.name], asked)
+    return frozenset(beginning).difference(name for (name,) in begun)
 
 
 _BEGUN = {

@@ -36,6 +36,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from channels.secret import reveal
 from channels.sparing import bare
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
+from dispatcher.ledger.bulk import run
 from dispatcher.ledger.tables import compatibility
 from dispatcher.ledger.writer import Turn, Writer
 
@@ -231,9 +232,9 @@ class _Undone(Exception):
 
 def _stretch(connection: Connection) -> None:
     """Write more than the cache holds: SQLite puts it into the log, and goes back to where it was."""
-    connection.exec_driver_sql("CREATE TABLE stretching (room BLOB)")
+    run(connection, "CREATE TABLE stretching (room BLOB)")
     for _ in range(_LOG_PAGES * _PAGE_BYTES >> 20):
-        connection.exec_driver_sql("INSERT INTO stretching VALUES (zeroblob(1048576))")
+        run(connection, "INSERT INTO stretching VALUES (zeroblob(1048576))")
     raise _Undone
 
 
@@ -382,7 +383,7 @@ def _prepare(engine: Engine, *more: str) -> None:
     def begin(connection: Connection) -> None:
         # A transaction that reads first and writes later would fail at once where another wrote in between.
         reads = connection.get_execution_options().get("purpose") == "read"
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        run(connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def _schema(connection: Connection) -> Schema:

@@ -34,7 +34,7 @@ from channels.contract import Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State, in_time
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import claiming
-from dispatcher.ledger.bulk import Rows, among, changing, into
+from dispatcher.ledger.bulk import Rows, among, changing, into, run
 from dispatcher.ledger.claiming import Changes
 from dispatcher.ledger.database import TIMEOUT, Database, Schema
 from dispatcher.ledger.entries import (
@@ -615,7 +615,7 @@ class Ledger:
         self._insert(connection, deliveries, rows)
         if rows and self._database.sqlite:
             keys = orjson.dumps([row["key"] for row in rows]).decode()
-            connection.exec_driver_sql(TOLD, (keys, keys))
+            run(connection, TOLD, (keys, keys))
         return claimed
 
     def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
@@ -685,8 +685,8 @@ def _held_still(connection: Connection, settlements: Sequence[Settlement]) -> fr
     claimed = {entry.delivery.key: (entry.delivery.lease, entry.delivery.attempt) for entry in settlements}
     compared, keys = among(claimed, connection.dialect)
     lock = " FOR UPDATE" if connection.dialect.name == "postgresql" else ""
-    rows = connection.exec_driver_sql(f"{_LEASES} {compared}{lock}", keys)
-    return frozenset(row.key for row in rows if (row.lease, row.attempt) == claimed[row.key])
+    rows = run(connection, f"{_LEASES} {compared}{lock}", keys)
+    return frozenset(key for key, *lease in rows if tuple(lease) == claimed[key])
 
 
 _LEASES = "SELECT key, lease, attempt FROM deliveries WHERE key"

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from dispatcher.ledger.bulk import run
+
 COMPANY = 0.005
 """Seconds that patient work waits for some that isn't."""
 T = TypeVar("T")
@@ -168,18 +170,18 @@ class Writer:
 def _carry_out(piece: _Piece, connection: Connection, *, in_company: bool) -> None:
     """Do the work, or undo all of it. Raises where SQLite has given up the whole transaction over it, as on a full disk."""
     if in_company:
-        connection.exec_driver_sql("SAVEPOINT piece")
+        run(connection, "SAVEPOINT piece")
     try:
         piece.value = piece.work(connection)
     except Exception as trouble:  # noqa: BLE001 - the caller gets it
         piece.trouble = trouble
         if in_company:
             try:
-                connection.exec_driver_sql("ROLLBACK TO piece")
+                run(connection, "ROLLBACK TO piece")
             except DBAPIError:
                 raise trouble from None
     if in_company:
-        connection.exec_driver_sql("RELEASE piece")
+        run(connection, "RELEASE piece")
 
 
 async def _ended(writing: Future[None]) -> None:
