@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from datetime import datetime
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy import Boolean, Column, Connection, Dialect, String, Table, Upda
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
-from dispatcher.ledger.tables import UtcTime
+from dispatcher.ledger.tables import Packed, Strings, UtcTime, Words
 
 Rows = Sequence[Mapping[str, Any]]
 Binder = Callable[[Any], Any]
@@ -155,6 +156,10 @@ def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Binder | None:
     match kind:
         case UtcTime():
             return _time_binder(dialect)
+        case Strings():
+            return _strings
+        case Words() | Packed():  # the driver takes what they make as it is
+            return partial(kind.process_bind_param, dialect=dialect)
         case Boolean():
             return None
         case _:
@@ -162,10 +167,26 @@ def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Binder | None:
 
 
 @lru_cache(maxsize=8)
-def _time_binder(dialect: Dialect) -> Binder | None:
+def _time_binder(dialect: Dialect) -> Binder:
     """A batch has many times, and few different ones."""
-    bind = UtcTime().dialect_impl(dialect).bind_processor(dialect)
-    return lru_cache(maxsize=1024)(bind) if bind is not None else None
+    bind = partial(UtcTime().process_bind_param, dialect=dialect)
+    return lru_cache(maxsize=1024)(_in_text(bind) if dialect.name == "sqlite" else bind)
+
+
+def _in_text(bind: Binder) -> Binder:
+    """Times as SQLAlchemy keeps them in SQLite, which has none."""
+
+    def bound(value: datetime | None) -> str | None:
+        naive = bind(value)
+        return None if naive is None else naive.isoformat(" ", "microseconds")
+
+    return bound
+
+
+@lru_cache(maxsize=1024)
+def _strings(value: tuple[str, ...] | None) -> str | None:
+    """The same few readers again and again."""
+    return None if value is None else orjson.dumps(value).decode()
 
 
 def _array_type(column: Column[Any], dialect: Dialect) -> str:

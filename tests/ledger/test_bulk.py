@@ -1,0 +1,78 @@
+"""What is bound by hand is what SQLAlchemy would have written, and what it reads back."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engine, insert, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+
+from dispatcher.ledger.bulk import Values, run
+from dispatcher.ledger.tables import Packed, Strings, UtcTime, Words
+
+ZONES = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
+TIMES = st.none() | st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=ZONES)  # noqa: DTZ001 - they get zones
+TEXT = st.text(st.characters())
+JSON = st.recursive(
+    st.none() | st.booleans() | st.text(), lambda some: st.lists(some) | st.dictionaries(st.text(), some)
+)
+KINDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    "at": (UtcTime, TIMES),
+    "words": (Words, TEXT),
+    "names": (Strings, st.none() | st.lists(st.text()).map(tuple)),
+    "data": (Packed, JSON | st.text(min_size=5000, max_size=6000)),
+}
+TABLE = Table(
+    "things",
+    MetaData(),
+    Column("id", Integer, primary_key=True),
+    *(Column(name, one[0]) for name, one in KINDS.items()),
+)
+
+
+@given(st.lists(st.fixed_dictionaries({name: values for name, (_, values) in KINDS.items()}), min_size=1, max_size=5))
+def test_values_are_bound_as_sqlalchemy_binds_them(rows: list[dict[str, object]]) -> None:
+    rows = [{"id": number, **row} for number, row in enumerate(rows)]
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        TABLE.create(connection)
+        connection.execute(insert(TABLE), rows)
+        theirs = _written(connection)
+        run(connection, "DELETE FROM things")
+        values = Values([(column.name, column.type) for column in TABLE.columns], connection.dialect)
+        run(connection, "INSERT INTO things VALUES (?, ?, ?, ?, ?)", [values.of(row) for row in rows])
+
+        assert _written(connection) == theirs
+        assert [row.at for row in connection.execute(select(TABLE))] == [row["at"] for row in rows]
+    engine.dispose()
+
+
+def _written(connection: Connection) -> list[tuple[object, ...]]:
+    return [tuple(row) for row in run(connection, "SELECT * FROM things ORDER BY id")]
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    values = Values([("at", UtcTime()), ("id", Integer())], create_engine("sqlite://").dialect)
+    assert values.of({"at": datetime(2026, 1, 1, tzinfo=UTC), "id": 1}) == ("2026-01-01 00:00:00.000000", 1)
+    with pytest.raises(ValueError, match="without a zone"):
+        values.of({"at": datetime(2026, 1, 1), "id": 1})  # noqa: DTZ001 - that is the point
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind"),
+    [("SELECT * FROM nowhere", OperationalError), ("INSERT INTO things (id) VALUES (1)", IntegrityError)],
+)
+def test_the_drivers_errors_are_sqlalchemys(sql: str, kind: type[DBAPIError]) -> None:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        TABLE.create(connection)
+        run(connection, "INSERT INTO things (id) VALUES (?)", [(1,), (2,)])
+        with pytest.raises(kind) as raised:
+            run(connection, sql)
+        assert isinstance(raised.value.orig, sqlite3.Error)
+    engine.dispose()
