@@ -2,7 +2,7 @@
 
 Intake ends here and couriers begin here. `Ledger` is all that other rooms use; `entries` is what goes in
 and out, `tables` and `rows` how it lies, `claiming` who gets what is due, `database` how it is opened, and
-`writer` and `bulk` what makes it quick.
+`writer`, `statements` and `values` what makes it quick.
 """
 
 from dispatcher.ledger.database import HEAD, Schema

@@ -22,11 +22,11 @@ from sqlalchemy import (
 )
 
 from dispatcher.delivery import Delivery, State
-from dispatcher.ledger.bulk import padded, run
 from dispatcher.ledger.entries import Claim, Offer
 from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.rows import stored
 from dispatcher.ledger.standings import Standings
+from dispatcher.ledger.statements import among, asking, changing, run
 from dispatcher.ledger.tables import contents, deliveries, matters
 from dispatcher.pacing import Gate, Standing
 
@@ -46,9 +46,10 @@ def claim(connection: Connection, channel: str, limit: int, *, lease: str, until
         standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
         went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
         if went:
-            connection.execute(_TAKE, {"taken": padded([row.key for row in went]), "by": lease, "until": until})
+            take = {"taken": [row.key for row in went], "by": lease, "until": until}
+            changing(_TAKE, connection.dialect).change(connection, [take])
         if put_off:
-            connection.execute(_PUT_OFF, put_off)
+            changing(_PUT_OFF, connection.dialect).change(connection, put_off)
             slots.extend(entry["again_at"] for entry in put_off)
         taken += (_claimed(row, lease, until, standings[gate.destination(_goes_to(row))]) for row in went)
         if len(taken) == limit or len(rows) < size:
@@ -193,15 +194,15 @@ def _due_statement() -> Select[Any]:
 
 DUE = _due_statement()
 """The deliveries that are due, oldest first, with what they send: of a conversation only the one whose turn it is."""
-_DUE_ELSEWHERE = DUE.where(deliveries.c.addresses.not_in(bindparam("crowded", expanding=True)))
+_DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "crowded"))
 """Without those of crowded destinations, or a long backlog of one would hide the others'."""
 
 
 def _due(connection: Connection, channel: str, gate: Gate, size: int) -> Sequence[Row[Any]]:
-    values = {"channel": channel, "now": gate.now, "size": size}
+    values: dict[str, Any] = {"channel": channel, "now": gate.now, "size": size}
     if crowded := gate.crowded:
-        values["crowded"] = [(name,) for name in crowded]
-    return connection.execute(_DUE_ELSEWHERE if crowded else DUE, values).all()
+        values["crowded"] = [orjson.dumps([name]).decode() for name in crowded]  # as the column has them
+    return asking(_DUE_ELSEWHERE if crowded else DUE, connection.dialect).rows(connection, **values)
 
 
 def _goes_to(one: Row[Any] | Delivery) -> tuple[str, ...]:
@@ -213,7 +214,7 @@ _IN_DOUBT = or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None))
 """A lease that ran out unsettled: what its worker sent may have arrived."""
 _TAKE = (
     update(deliveries)
-    .where(deliveries.c.key.in_(bindparam("taken", expanding=True)))
+    .where(among(deliveries.c.key, "taken"))
     .values(
         attempt=deliveries.c.attempt + 1,
         doubtful=_IN_DOUBT,

@@ -36,7 +36,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from channels.secret import reveal
 from channels.sparing import bare
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
-from dispatcher.ledger.bulk import run
+from dispatcher.ledger.statements import run
 from dispatcher.ledger.tables import compatibility
 from dispatcher.ledger.writer import Turn, Writer
 

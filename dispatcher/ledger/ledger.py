@@ -34,7 +34,6 @@ from channels.contract import Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State, in_time
 from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import claiming
-from dispatcher.ledger.bulk import Rows, among, changing, into, run
 from dispatcher.ledger.claiming import Changes
 from dispatcher.ledger.database import TIMEOUT, Database, Schema
 from dispatcher.ledger.entries import (
@@ -64,6 +63,7 @@ from dispatcher.ledger.rows import (
 )
 from dispatcher.ledger.search import TOLD, conditions
 from dispatcher.ledger.standings import Standings
+from dispatcher.ledger.statements import Rows, among, asking, changing, into, run
 from dispatcher.ledger.tables import (
     Json,
     attempts,
@@ -683,13 +683,15 @@ def _held(delivery: Delivery) -> tuple[Any, ...]:
 def _held_still(connection: Connection, settlements: Sequence[Settlement]) -> frozenset[str]:
     """The keys of those whose lease is still their own; nobody else may take them until the transaction ends."""
     claimed = {entry.delivery.key: (entry.delivery.lease, entry.delivery.attempt) for entry in settlements}
-    compared, keys = among(claimed, connection.dialect)
-    lock = " FOR UPDATE" if connection.dialect.name == "postgresql" else ""
-    rows = run(connection, f"{_LEASES} {compared}{lock}", keys)
-    return frozenset(key for key, *lease in rows if tuple(lease) == claimed[key])
+    rows = asking(_LEASES, connection.dialect).rows(connection, held=list(claimed))
+    return frozenset(row.key for row in rows if (row.lease, row.attempt) == claimed[row.key])
 
 
-_LEASES = "SELECT key, lease, attempt FROM deliveries WHERE key"
+_LEASES = (
+    select(deliveries.c.key, deliveries.c.lease, deliveries.c.attempt)
+    .where(among(deliveries.c.key, "held"))
+    .with_for_update()
+)
 _ENDED = update(deliveries).where(deliveries.c.key == bindparam("settled"))
 _SENT = _ENDED.values(
     state=State.SENT,

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, select
 
 from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State
-from dispatcher.ledger.bulk import into, padded
+from dispatcher.ledger.statements import among, asking, into
 from dispatcher.ledger.tables import deliveries, matters, versions
-
-PORTION = 500
-"""Databases bound how many values a statement may have."""
 
 
 @dataclass(slots=True)
@@ -42,10 +39,8 @@ class Matters:
             return
         unknown = [{"name": name, "failed_at": None, "succeeded_at": None} for name in ordered]
         into(matters, self._connection.dialect).insert(self._connection, unknown)
-        for begin in range(0, len(ordered), PORTION):
-            some = ordered[begin : begin + PORTION]
-            for row in self._connection.execute(_STANDING, {"names": padded(some)}):
-                self._known[row.name] = _Standing(row.failed_at, row.succeeded_at)
+        for row in asking(_STANDING, self._connection.dialect).rows(self._connection, names=ordered):
+            self._known[row.name] = _Standing(row.failed_at, row.succeeded_at)
 
     def failed(self, delivery: Delivery) -> None:
         """Somebody is to be told of a failure."""
@@ -102,9 +97,4 @@ class Matters:
         into(matters, self._connection.dialect, overwriting=True).insert(self._connection, rows)
 
 
-_STANDING = (
-    select(matters)
-    .where(matters.c.name.in_(bindparam("names", expanding=True)))
-    .order_by(matters.c.name)
-    .with_for_update()
-)
+_STANDING = select(matters).where(among(matters.c.name, "names")).order_by(matters.c.name).with_for_update()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, bindparam, select
 
-from dispatcher.ledger.bulk import into, padded
+from dispatcher.ledger.statements import among, asking, into
 from dispatcher.ledger.tables import destinations
 from dispatcher.pacing import FRESH, Lesson, Standing, learn
 
@@ -25,7 +25,7 @@ class Standings:
         missing = sorted(set(names) - self._known.keys())
         if not missing:
             return
-        rows = self._connection.execute(_STANDING, {"of": self._channel, "names": padded(missing)})
+        rows = asking(_STANDING, self._connection.dialect).rows(self._connection, of=self._channel, names=missing)
         self._known |= dict.fromkeys(missing, FRESH)
         for row in rows:
             self._known[row.name] = Standing(
@@ -69,7 +69,7 @@ class Standings:
 
 _STANDING = (
     select(destinations)
-    .where(destinations.c.channel == bindparam("of"), destinations.c.name.in_(bindparam("names", expanding=True)))
+    .where(destinations.c.channel == bindparam("of"), among(destinations.c.name, "names"))
     .order_by(destinations.c.name)  # the same order everywhere, so that no two lock each other out
     .with_for_update()
 )

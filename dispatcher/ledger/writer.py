@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from dispatcher.ledger.bulk import run
+from dispatcher.ledger.statements import run
 
 COMPANY = 0.005
 """Seconds that patient work waits for some that isn't."""

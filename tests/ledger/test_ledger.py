@@ -450,18 +450,17 @@ async def test_counting_what_is_to_be_done_reads_no_settled_delivery(tmp_path: P
 
 
 async def test_a_claim_begins_at_what_is_due_however_much_waits(tmp_path: Path) -> None:
-    from sqlalchemy import event
-
-    asked: list[tuple[str, Any]] = []
+    asked: list[str] = []
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         await ledger.record([heard(a_delivery())], [], now=NOW)
         assert ledger._database._writer is not None
-        engine = ledger._database._writer._engine
-        event.listen(engine, "before_cursor_execute", lambda *facts: asked.append((facts[2], facts[3])))
+        assert ledger._database._writer._connection is not None
+        driver: Any = ledger._database._writer._connection.connection.driver_connection
+        driver.set_trace_callback(asked.append)
         await claim(ledger, 1)
-    ((query, given),) = [(query, given) for query, given in asked if "JOIN contents" in query]
+    (query,) = [query for query in asked if "JOIN contents" in query]
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
-        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", [str(one) for one in given])]
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}")]
     assert plan[0] == "SEARCH deliveries USING INDEX ix_deliveries_due (channel=? AND due_at<?)"
     others = {"TEMP B-TREE", "ix_deliveries_state_created_at", "ix_deliveries_backlog", "SCAN"}
     assert not [step for step in plan if any(one in step for one in others)]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engine, insert, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-from dispatcher.ledger.bulk import Values, run
+from dispatcher.ledger.statements import run
 from dispatcher.ledger.tables import Packed, Strings, UtcTime, Words
+from dispatcher.ledger.values import Bindings
 
 ZONES = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
 TIMES = st.none() | st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=ZONES)  # noqa: DTZ001 - they get zones
@@ -44,7 +45,7 @@ def test_values_are_bound_as_sqlalchemy_binds_them(rows: list[dict[str, object]]
         connection.execute(insert(TABLE), rows)
         theirs = _written(connection)
         run(connection, "DELETE FROM things")
-        values = Values([(column.name, column.type) for column in TABLE.columns], connection.dialect)
+        values = Bindings([(column.name, column.type) for column in TABLE.columns], connection.dialect)
         run(connection, "INSERT INTO things VALUES (?, ?, ?, ?, ?)", [values.of(row) for row in rows])
 
         assert _written(connection) == theirs
@@ -57,7 +58,7 @@ def _written(connection: Connection) -> list[tuple[object, ...]]:
 
 
 def test_a_time_without_a_zone_is_refused() -> None:
-    values = Values([("at", UtcTime()), ("id", Integer())], create_engine("sqlite://").dialect)
+    values = Bindings([("at", UtcTime()), ("id", Integer())], create_engine("sqlite://").dialect)
     assert values.of({"at": datetime(2026, 1, 1, tzinfo=UTC), "id": 1}) == ("2026-01-01 00:00:00.000000", 1)
     with pytest.raises(ValueError, match="without a zone"):
         values.of({"at": datetime(2026, 1, 1), "id": 1})  # noqa: DTZ001 - that is the point
