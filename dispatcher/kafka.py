@@ -470,23 +470,17 @@ class KafkaSource:
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def batches(self) -> AsyncGenerator[Batch]:
-        persistently = AsyncRetrying(
-            retry=retry_if_exception_type(_LOST),
-            wait=wait_random_exponential(multiplier=0.5, max=15),
-            sleep=self._pause,
-            before_sleep=self._tell,
-        )
         reading: asyncio.Task[_KafkaBatch | None] | None = None
         try:
             while not self._stopping.is_set():
                 waited = reading is not None and reading.done()
-                batch: _KafkaBatch | None = await (reading or persistently(self._next_batch))
+                batch = await (reading or self._persistently())
                 reading = None
                 if waited and batch is not None:
-                    batch = await persistently(self._next_batch, batch)
+                    batch = await self._persistently(batch)
                 if batch is not None:
                     # The next one is read while this one is being recorded.
-                    reading = asyncio.create_task(persistently(self._next_batch))  # noqa: TID251 - no group spans a yield
+                    reading = asyncio.create_task(self._persistently())  # noqa: TID251 - no group spans a yield
                     yield batch
         finally:
             self.stop()
@@ -524,6 +518,27 @@ class KafkaSource:
             return {}
         ours = self._reading.consumer.assignment()
         return {(part.topic, part.partition): at for part, at in self._reading.newest.items() if part in ours}
+
+    async def _persistently(self, waiting: _KafkaBatch | None = None) -> _KafkaBatch | None:
+        """As `_next_batch`, with a new consumer after each that fails."""
+        try:
+            return await self._next_batch(waiting)
+        except _LOST as error:
+            troubles = [error]
+        again = AsyncRetrying(
+            retry=retry_if_exception_type(_LOST),
+            wait=wait_random_exponential(multiplier=0.5, max=15),
+            sleep=self._pause,
+            before_sleep=self._tell,
+        )
+
+        async def attempt() -> _KafkaBatch | None:
+            if troubles:  # the first try is behind us: for each one tenacity looks closely at all that it calls
+                raise troubles.pop()
+            return await self._next_batch()
+
+        found: _KafkaBatch | None = await again(attempt)
+        return found
 
     async def _next_batch(self, waiting: _KafkaBatch | None = None) -> _KafkaBatch | None:
         """The next batch; None where none came for a good while, or we are stopping. `waiting`: one that was read ahead
