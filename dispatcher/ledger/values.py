@@ -83,7 +83,7 @@ def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
         case UtcTime() | Packed():
             return partial(kind.process_result_value, dialect=dialect)
         case Boolean():
-            return None  # SQLite's numbers are as true
+            return bool if dialect.name == "sqlite" else None
         case _:
             return kind.dialect_impl(dialect).result_processor(dialect, None)
 
