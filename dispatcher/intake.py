@@ -93,7 +93,7 @@ Entry = Recorded | Rejected | Started
 """What a message comes to."""
 
 
-async def _nobody() -> Mapping[str, Offer]:
+async def _no_offers() -> Mapping[str, Offer]:
     return {}
 
 
@@ -106,8 +106,8 @@ class Intake:
     """The launch plans' rules as they stand now."""
     planner: Planner
     clock: Clock
-    offers: Callable[[], Awaitable[Mapping[str, Offer]]] = _nobody
-    """Couriers' free hands, by channel, for what is recorded next."""
+    offers: Callable[[], Awaitable[Mapping[str, Offer]]] = _no_offers
+    """Couriers' free hands, by channel, for what is recorded next: they go to the ledger before anything else is awaited."""
     owing: Callable[[Sequence[Delivery]], None] = lambda _: None
     """Told what is owed and nobody has taken: couriers may have work."""
     recorded: Callable[[Heard], None] = lambda _: None
@@ -253,7 +253,8 @@ class Intake:
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
         started = [entry for entry in entries if isinstance(entry, Started)]
         recording = [entry.span.part("dispatcher.record") for entry in recorded]
-        offers = await self.offers() if recorded else {}
+        owing = any(entry.deliveries or entry.version or entry.recovery for entry in recorded)
+        offers = await self.offers() if owing else {}
         written = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), offers=offers)
         self.owing(written.left)
         heard = Heard(recorded, rejected, written.new, started, source, messages)

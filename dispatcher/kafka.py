@@ -520,11 +520,14 @@ class KafkaSource:
         return {(part.topic, part.partition): at for part, at in self._reading.newest.items() if part in ours}
 
     async def _persistently(self, waiting: _KafkaBatch | None = None) -> _KafkaBatch | None:
-        """As `_next_batch`, with a new consumer after each that fails."""
+        """As `_next_batch`, with a new consumer after each that fails.
+
+        Only then by tenacity, which looks closely at all that it calls; the failure counts as its first try.
+        """
         try:
             return await self._next_batch(waiting)
         except _LOST as error:
-            troubles = [error]
+            failed: Exception | None = error
         again = AsyncRetrying(
             retry=retry_if_exception_type(_LOST),
             wait=wait_random_exponential(multiplier=0.5, max=15),
@@ -533,8 +536,10 @@ class KafkaSource:
         )
 
         async def attempt() -> _KafkaBatch | None:
-            if troubles:  # the first try is behind us: for each one tenacity looks closely at all that it calls
-                raise troubles.pop()
+            nonlocal failed
+            first, failed = failed, None
+            if first is not None:
+                raise first
             return await self._next_batch()
 
         found: _KafkaBatch | None = await again(attempt)

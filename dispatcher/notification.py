@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -19,6 +20,8 @@ CHANNEL_FIELDS = {
 }
 """The oneof of `flyteidl.admin.Notification`, in each spelling, and the channel it means; then what only our own rules name."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""No channel's address has one, and no database finds a text with NUL in it again."""
 _RECIPIENT_FIELDS = ("recipients_email", "recipientsEmail", "recipients")
 
 
@@ -31,7 +34,7 @@ class Notification(BaseModel):
     Reads Flyte's shape, `{phases: […], email|slack|pagerDuty: {recipientsEmail: […], template}}`, in
     snake_case and lowerCamelCase. Refuses what flytekit or flyteadmin refuse (flytekit
     `core/notification.py`, flyteadmin `notifications/validators`): no phases, a phase that is not
-    terminal, no recipients, an empty recipient, no channel or more than one.
+    terminal, no recipients, an empty recipient, no channel or more than one; and recipients with control characters.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,4 +92,6 @@ class Notification(BaseModel):
             raise ValueError("no recipients: name at least one in recipients_email")
         if any(not recipient.strip() for recipient in recipients):
             raise ValueError("an empty recipient")
+        if any(_CONTROL.search(recipient.strip()) for recipient in recipients):
+            raise ValueError("a recipient with control characters")
         return tuple(recipient.strip() for recipient in recipients)

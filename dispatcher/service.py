@@ -257,7 +257,10 @@ class Service:
             courier.abandon()
 
     async def _offers(self) -> Mapping[str, Offer]:
-        """The couriers' free hands; for those who just look for work that is waited for, a moment at most."""
+        """The couriers' free hands; for those who just look for work that is waited for, a moment at most.
+
+        Nothing is awaited once the first has made his offer: whoever is cancelled leaves none without an answer.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(A_LOOK):
                 for courier in self._couriers:

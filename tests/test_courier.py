@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,10 +18,12 @@ from dispatcher.clock import SystemClock
 from dispatcher.courier import Courier
 from dispatcher.delivery import State
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Filed, Filter, Ledger, Offer, Recorded, Settlement
+from dispatcher.ledger import Claim, Filed, Filter, Ledger, Offer, Recorded, Settlement
 from dispatcher.pacing import Pace, Rate
 from dispatcher.plan import Planner
 from dispatcher.retry import RetryPolicy
+from dispatcher.service import Service
+from dispatcher.settings import Settings
 from tests.support.builders import a_delivery, an_event
 
 RECEIPT = Receipt(answer=Answer("ok"), reference={"ts": "1"})
@@ -681,29 +683,86 @@ async def test_hands_that_are_needed_for_what_is_due_are_not_offered(ledger: Led
     assert courier.offer() is None
 
 
+class Gated:
+    """A ledger whose claims wait for a gate."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.asked = asyncio.Event()
+        self.open = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    async def claim(self, *facts: Any, **more: Any) -> Claim:
+        self.asked.set()
+        await self.open.wait()
+        return await self._ledger.claim(*facts, **more)
+
+
 async def test_what_is_recorded_next_can_wait_for_a_courier_that_just_looks(ledger: Ledger) -> None:
     """Else each record would leave what it owes to a claim, and the claim would miss the next record."""
-    channel = Scripted(lambda _: RECEIPT)
-    courier = a_courier(ledger, channel)
+    gated = Gated(ledger)
+    courier = a_courier(cast("Ledger", gated), Scripted(lambda _: RECEIPT))
     async with working(courier):
-        (await hands_of(courier)).take([])  # it has nothing to do
-        courier.ring()
-        await asyncio.sleep(0.001)
-        await courier.looked()
-        await owe(ledger, "#a", offer=courier.offer())
+        await gated.asked.wait()
+        assert courier.offer() is None
+        looked = asyncio.create_task(courier.looked())
+        await asyncio.sleep(0)
+        assert not looked.done()
+        gated.open.set()
+        async with asyncio.timeout(20):
+            await looked
+        offer = courier.offer()
+        assert offer is not None
+        await owe(ledger, "#a", offer=offer)
         assert courier.in_hand == 1
         await settled(ledger)
 
 
-async def test_nobody_waits_for_a_courier_that_has_enough_to_do(ledger: Ledger) -> None:
-    going = asyncio.Event()
-    courier = a_courier(ledger, Scripted(endless(going)), hands=2)
+async def test_nobody_waits_for_a_courier_that_knows_of_more_than_it_looks_for(ledger: Ledger) -> None:
+    gated = Gated(ledger)
+    gated.open.set()
     await owe(ledger, *(f"#{number}" for number in range(9)))
+    done = asyncio.Event()
+
+    async def answer(_: Message) -> Receipt:
+        if not done.is_set():  # what is claimed next waits, and there is more
+            gated.open.clear()
+            gated.asked.clear()
+        await done.wait()
+        return RECEIPT
+
+    courier = a_courier(cast("Ledger", gated), Scripted(answer), hands=2)
     async with working(courier):
-        await going.wait()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
+            while courier.in_hand < 4:
+                await asyncio.sleep(0.01)
+            done.set()
+            await gated.asked.wait()
             await courier.looked()
-        courier.abandon()
+        gated.open.set()
+        await settled(ledger, 9)
+
+
+async def test_a_look_that_takes_long_holds_no_record_up(ledger: Ledger) -> None:
+    gated = Gated(ledger)
+    slow = a_courier(cast("Ledger", gated), Scripted(lambda _: RECEIPT))
+    idle = a_courier(ledger, Scripted(lambda _: RECEIPT), name="idle")
+    service = Service(Settings(), _couriers=[slow, idle])
+    async with working(slow), working(idle):
+        await gated.asked.wait()
+        async with asyncio.timeout(20):
+            while not (offers := await service._offers()):
+                pass
+        assert list(offers) == ["idle"]
+        offers["idle"].take([])
+        gated.open.set()
+        async with asyncio.timeout(20):
+            while "slack" not in offers:
+                offers = await service._offers()
+                for offer in offers.values():
+                    offer.take([])
 
 
 async def test_a_provider_that_rests_is_offered_nothing(ledger: Ledger) -> None:

@@ -11,7 +11,6 @@ import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     Select,
     and_,
     bindparam,
@@ -26,7 +25,7 @@ from dispatcher.ledger.entries import Claim, Offer
 from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.rows import stored
 from dispatcher.ledger.standings import Standings
-from dispatcher.ledger.statements import among, asking, changing, run
+from dispatcher.ledger.statements import Row, among, asking, changing, run
 from dispatcher.ledger.tables import contents, deliveries, matters
 from dispatcher.pacing import Gate, Standing
 
@@ -198,14 +197,14 @@ _DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "crowded"))
 """Without those of crowded destinations, or a long backlog of one would hide the others'."""
 
 
-def _due(connection: Connection, channel: str, gate: Gate, size: int) -> Sequence[Row[Any]]:
+def _due(connection: Connection, channel: str, gate: Gate, size: int) -> Sequence[Row]:
     values: dict[str, Any] = {"channel": channel, "now": gate.now, "size": size}
     if crowded := gate.crowded:
         values["crowded"] = [orjson.dumps([name]).decode() for name in crowded]  # as the column has them
     return asking(_DUE_ELSEWHERE if crowded else DUE, connection.dialect).rows(connection, **values)
 
 
-def _goes_to(one: Row[Any] | Delivery) -> tuple[str, ...]:
+def _goes_to(one: Row | Delivery) -> tuple[str, ...]:
     to: tuple[str, ...] = one.addresses or one.recipients
     return to
 
@@ -231,10 +230,10 @@ _PUT_OFF = (
 
 
 def _sorted_out(
-    rows: Sequence[Row[Any]], gate: Gate, standings: Standings, limit: int
-) -> tuple[list[Row[Any]], list[dict[str, Any]]]:
+    rows: Sequence[Row], gate: Gate, standings: Standings, limit: int
+) -> tuple[list[Row], list[dict[str, Any]]]:
     """Who goes now, `limit` at most, and who is put off until when."""
-    went: list[Row[Any]] = []
+    went: list[Row] = []
     put_off = []
     for row in rows:
         if len(went) == limit:
@@ -251,7 +250,7 @@ def _sorted_out(
     return went, put_off
 
 
-def _claimed(row: Row[Any], lease: str, until: datetime, standing: Standing) -> Delivery:
+def _claimed(row: Row, lease: str, until: datetime, standing: Standing) -> Delivery:
     changed = {
         "attempt": row.attempt + 1,
         "doubtful": row.doubtful or row.lease is not None,

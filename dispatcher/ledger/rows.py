@@ -111,8 +111,8 @@ def delivery_row(delivery: Delivery, digest: str, trace: str) -> dict[str, Any]:
     }
 
 
-def stored(row: Row[Any], content: Any) -> dict[str, Any]:
-    """A delivery's facts, as its row has them."""
+def stored(row: Any, content: Any) -> dict[str, Any]:
+    """A delivery's facts, as its row has them, whoever read it: its columns by name."""
     return {
         "key": row.key,
         "event": row.event,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sqlite3
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from contextlib import closing
+from functools import cached_property, lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -18,40 +19,51 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from dispatcher.ledger.tables import Keys
-from dispatcher.ledger.values import Bindings, Readings
+from dispatcher.ledger.values import Bindings, Keys, Readings
 
 Rows = Sequence[Mapping[str, Any]]
+Row = Any
+"""What a query found, its columns by name."""
 
 
-def run(connection: Connection, sql: str, values: Any = ()) -> Sequence[Sequence[Any]]:
-    """Have a statement of the driver's own carried out; the rows that it gives. A list of values: once for each.
+def run(connection: Connection, sql: str, values: tuple[Any, ...] = ()) -> Sequence[Sequence[Any]]:
+    """Have a statement of the driver's own carried out; the rows that it gives. Raises DBAPIError.
 
     On SQLite by the driver's cursor: what SQLAlchemy does for each statement costs more there than the statement.
     """
     if connection.dialect.name != "sqlite":
         done = connection.exec_driver_sql(sql, values or None)
         return done.all() if done.returns_rows else ()
-    cursor = connection.connection.cursor()
+    return _driven(connection, sql, "execute", values)
+
+
+def run_each(connection: Connection, sql: str, values: list[tuple[Any, ...]]) -> None:
+    """The same, once with each of the values; nothing without any. Raises DBAPIError."""
+    if not values:
+        return
+    if connection.dialect.name == "sqlite":
+        _driven(connection, sql, "executemany", values)
+    else:
+        connection.exec_driver_sql(sql, values)
+
+
+def _driven(connection: Connection, sql: str, how: str, values: Any) -> Sequence[Sequence[Any]]:
+    """By SQLite's own cursor; its errors come out as SQLAlchemy's."""
     try:
-        if isinstance(values, list):
-            cursor.executemany(sql, values)
-            return ()
-        cursor.execute(sql, values)
-        return cursor.fetchall()
+        with closing(connection.connection.cursor()) as cursor:
+            getattr(cursor, how)(sql, values)
+            return cursor.fetchall()
     except sqlite3.Error as error:
         raise DBAPIError.instance(sql, None, error, sqlite3.Error) from error
-    finally:
-        cursor.close()
 
 
 class among(ColumnElement[bool]):  # noqa: N801 - as SQLAlchemy's own
-    """Whether a column is one of the keys that a statement is given under that name.
+    """Whether a column is one of the keys that a statement is given under that name; for `asking` and `changing` alone.
 
     Whatever their number the database knows but one statement.
     """
 
-    inherit_cache: bool | None = True
+    inherit_cache: bool | None = False
 
     def __init__(self, column: ColumnElement[Any], name: str) -> None:
         self.column = column
@@ -93,12 +105,12 @@ class Insertion:
         changes = ", ".join(f"{one.name} = excluded.{one.name}" for one in columns if not one.primary_key)
         conflict = f"({keys}) DO UPDATE SET {changes}" if overwriting else "DO NOTHING"
         self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT {conflict}"
-        self._there = Query(select(self._key).where(among(self._key, "keys")), dialect)
+        self._dialect = dialect
 
     def insert(self, connection: Connection, rows: Rows) -> None:
         """Insert the rows whose keys are not there yet, and overwrite the others where that was asked for."""
         if rows:
-            run(connection, self._sql, self._bound(rows))
+            (run if self._in_arrays else run_each)(connection, self._sql, self._bound(rows))
 
     def insert_new(self, connection: Connection, rows: Rows) -> list[str]:
         """The same; the keys of those that were not there."""
@@ -112,6 +124,11 @@ class Insertion:
         missing = [row for row in rows if row[name] not in there]  # SQLite's one writer are we: it stays so
         self.insert(connection, missing)
         return [row[name] for row in missing]
+
+    @cached_property
+    def _there(self) -> Query:
+        """Which of some keys are there."""
+        return Query(select(self._key).where(among(self._key, "keys")), self._dialect)
 
     def _bound(self, rows: Rows) -> Any:
         """The values as the driver takes them, in the keys' order.
@@ -130,7 +147,7 @@ def _array_type(column: Column[Any], dialect: Dialect) -> str:
 
 @lru_cache(maxsize=64)
 def changing(statement: Update, dialect: Dialect) -> Amendment:
-    """What changes rows by that statement; made once."""
+    """What changes rows by that statement, one of a module's own; made once."""
     return Amendment(statement, dialect)
 
 
@@ -142,12 +159,12 @@ class Amendment:
 
     def change(self, connection: Connection, rows: Rows) -> None:
         """Carry it out with each row's values."""
-        run(connection, self._sql, [self._bindings.of(row) for row in rows])
+        run_each(connection, self._sql, [self._bindings.of(row) for row in rows])
 
 
 @lru_cache(maxsize=64)
 def asking(statement: Select[Any], dialect: Dialect) -> Query:
-    """What reads rows by that statement; made once."""
+    """What reads rows by that statement, one of a module's own; made once."""
     return Query(statement, dialect)
 
 
@@ -161,8 +178,8 @@ class Query:
         self._row = row._make
         self._readings = Readings([column.type for column in columns], dialect)
 
-    def rows(self, connection: Connection, **values: Any) -> list[Any]:
-        """The rows, their columns by name."""
+    def rows(self, connection: Connection, **values: Any) -> list[Row]:
+        """What it finds with these values. Raises DBAPIError."""
         found = run(connection, self._sql, self._bindings.of(values))
         return [self._row(self._readings.of(row)) for row in found]
 

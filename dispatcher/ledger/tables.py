@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +25,6 @@ from sqlalchemy import (
     TypeDecorator,
 )
 from sqlalchemy.sql import text
-from sqlalchemy.types import NullType
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -107,17 +105,6 @@ class Strings(TypeDecorator[tuple[str, ...]]):
     def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
         del dialect
         return None if value is None else tuple(orjson.loads(value))
-
-
-class Keys(TypeDecorator[Sequence[str]]):
-    """Some keys at once, for `statements.among`; no column's."""
-
-    impl = NullType
-    cache_ok = True
-
-    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> Any:
-        keys = list(value or ())
-        return orjson.dumps(keys).decode() if dialect.name == "sqlite" else keys
 
 
 _WORTH_PACKING = 4096

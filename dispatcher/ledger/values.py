@@ -9,13 +9,24 @@ from operator import itemgetter
 from typing import Any
 
 import orjson
-from sqlalchemy import Boolean, Dialect
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import Boolean, Dialect, TypeDecorator
+from sqlalchemy.types import NullType, TypeEngine
 
-from dispatcher.ledger.tables import Keys, Packed, Strings, UtcTime, Words
+from dispatcher.ledger.tables import Packed, Strings, UtcTime, Words
 
 Change = Callable[[Any], Any]
 """What a type does to a value on its way."""
+
+
+class Keys(TypeDecorator[Sequence[str]]):
+    """Some keys at once, for `statements.among`; no column's."""
+
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = NullType
+    cache_ok: bool | None = True
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> Any:
+        keys = list(value or ())
+        return orjson.dumps(keys).decode() if dialect.name == "sqlite" else keys
 
 
 class Bindings:
@@ -83,7 +94,7 @@ def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
         case UtcTime() | Packed():
             return partial(kind.process_result_value, dialect=dialect)
         case Boolean():
-            return bool if dialect.name == "sqlite" else None
+            return _truth if dialect.name == "sqlite" else None
         case _:
             return kind.dialect_impl(dialect).result_processor(dialect, None)
 
@@ -107,15 +118,24 @@ def _in_text(bind: Change) -> Change:
 
 @lru_cache(maxsize=1024)
 def _from_text(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return None if text is None else _in_utc(datetime.fromisoformat(text))
 
 
-@lru_cache(maxsize=1024)
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _truth(number: int | None) -> bool | None:
+    """SQLite has numbers for it."""
+    return None if number is None else bool(number)
+
+
+@lru_cache(maxsize=256)
 def _written(value: tuple[str, ...] | None) -> str | None:
     """The same few readers again and again."""
     return None if value is None else orjson.dumps(value).decode()
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _read(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(orjson.loads(text))

@@ -180,6 +180,10 @@ def test_native_names_may_be_in_lower_camel_case() -> None:
             "an empty recipient",
         ),
         (
+            {"options": {"notifications": [{"phases": ["FAILED"], "slack": {"recipients_email": ["#a\0b"]}}]}},
+            "a recipient with control characters",
+        ),
+        (
             {"options": {"notifications": [{"phases": ["FAILED"], "fax": {"recipients_email": ["a@b.c"]}}]}},
             "unknown channel 'fax'",
         ),

@@ -9,10 +9,22 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, create_engine, insert, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    insert,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-from dispatcher.ledger.statements import run
+from dispatcher.ledger.statements import among, asking, run, run_each
 from dispatcher.ledger.tables import Packed, Strings, UtcTime, Words
 from dispatcher.ledger.values import Bindings
 
@@ -27,6 +39,9 @@ KINDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "words": (Words, TEXT),
     "names": (Strings, st.none() | st.lists(st.text()).map(tuple)),
     "data": (Packed, JSON | st.text(min_size=5000, max_size=6000)),
+    "plain": (String(40), st.none() | st.text("abc/")),
+    "perhaps": (Boolean, st.none() | st.booleans()),
+    "octets": (LargeBinary, st.none() | st.binary()),
 }
 TABLE = Table(
     "things",
@@ -34,6 +49,10 @@ TABLE = Table(
     Column("id", Integer, primary_key=True),
     *(Column(name, one[0]) for name, one in KINDS.items()),
 )
+
+READ = select(TABLE).order_by(TABLE.c.id)
+AMONG = select(TABLE.c.plain).where(among(TABLE.c.plain, "keys"))
+NOT_AMONG = select(TABLE.c.plain).where(~among(TABLE.c.plain, "keys"))
 
 
 @given(st.lists(st.fixed_dictionaries({name: values for name, (_, values) in KINDS.items()}), min_size=1, max_size=5))
@@ -46,10 +65,48 @@ def test_values_are_bound_as_sqlalchemy_binds_them(rows: list[dict[str, object]]
         theirs = _written(connection)
         run(connection, "DELETE FROM things")
         values = Bindings([(column.name, column.type) for column in TABLE.columns], connection.dialect)
-        run(connection, "INSERT INTO things VALUES (?, ?, ?, ?, ?)", [values.of(row) for row in rows])
+        marks = ", ".join("?" for _ in TABLE.columns)
+        run_each(connection, f"INSERT INTO things VALUES ({marks})", [values.of(row) for row in rows])
 
         assert _written(connection) == theirs
-        assert [row.at for row in connection.execute(select(TABLE))] == [row["at"] for row in rows]
+        read = asking(READ, connection.dialect).rows(connection)
+        known = connection.execute(READ).all()
+        assert list(map(repr, map(tuple, read))) == list(map(repr, map(tuple, known))), "types and all"
+    engine.dispose()
+
+
+def test_a_time_with_another_zone_is_read_as_the_moment_that_it_is() -> None:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        TABLE.create(connection)
+        written = [(1, "2026-01-01 02:00:00+02:00"), (2, "2026-01-01 00:00:00")]
+        run_each(connection, "INSERT INTO things (id, at) VALUES (?, ?)", written)
+
+        assert {row.at for row in asking(READ, connection.dialect).rows(connection)} == {
+            datetime(2026, 1, 1, tzinfo=UTC)
+        }
+    engine.dispose()
+
+
+@given(st.sets(st.text("ab'\"\\[]{},?é☃"), max_size=20))
+def test_what_is_among_the_keys_is_found_and_nothing_else(asked: set[str]) -> None:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        TABLE.create(connection)
+        there = sorted({"a", "b", "", "'", '"', "é", *list(asked)[::2]})
+        run_each(connection, "INSERT INTO things (id, plain) VALUES (?, ?)", list(enumerate(there)))
+
+        found = asking(AMONG, connection.dialect).rows(connection, keys=sorted(asked))
+        others = asking(NOT_AMONG, connection.dialect).rows(connection, keys=sorted(asked))
+        assert sorted(row.plain for row in found) == sorted(asked & set(there))
+        assert sorted(row.plain for row in others) == sorted(set(there) - asked)
+    engine.dispose()
+
+
+def test_nothing_to_write_writes_nothing() -> None:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        run_each(connection, "INSERT INTO nowhere VALUES (?)", [])
     engine.dispose()
 
 
@@ -72,7 +129,7 @@ def test_the_drivers_errors_are_sqlalchemys(sql: str, kind: type[DBAPIError]) ->
     engine = create_engine("sqlite://")
     with engine.begin() as connection:
         TABLE.create(connection)
-        run(connection, "INSERT INTO things (id) VALUES (?)", [(1,), (2,)])
+        run_each(connection, "INSERT INTO things (id) VALUES (?)", [(1,), (2,)])
         with pytest.raises(kind) as raised:
             run(connection, sql)
         assert isinstance(raised.value.orig, sqlite3.Error)
