@@ -696,7 +696,8 @@ class Gated:
 
     async def claim(self, *facts: Any, **more: Any) -> Claim:
         self.asked.set()
-        await self.open.wait()
+        async with asyncio.timeout(20):
+            await self.open.wait()
         return await self._ledger.claim(*facts, **more)
 
 
