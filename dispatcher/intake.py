@@ -253,8 +253,8 @@ class Intake:
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
         started = [entry for entry in entries if isinstance(entry, Started)]
         recording = [entry.span.part("dispatcher.record") for entry in recorded]
-        owing = any(entry.deliveries or entry.version or entry.recovery for entry in recorded)
-        offers = await self.offers() if owing else {}
+        owes = any(entry.deliveries or entry.version or entry.recovery for entry in recorded)
+        offers = await self.offers() if owes else {}
         written = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), offers=offers)
         self.owing(written.left)
         heard = Heard(recorded, rejected, written.new, started, source, messages)

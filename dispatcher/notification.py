@@ -90,8 +90,9 @@ class Notification(BaseModel):
     def _recipients_are_named(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
         if not recipients:
             raise ValueError("no recipients: name at least one in recipients_email")
-        if any(not recipient.strip() for recipient in recipients):
+        named = tuple(recipient.strip() for recipient in recipients)
+        if not all(named):
             raise ValueError("an empty recipient")
-        if any(_CONTROL.search(recipient.strip()) for recipient in recipients):
+        if any(map(_CONTROL.search, named)):
             raise ValueError("a recipient with control characters")
-        return tuple(recipient.strip() for recipient in recipients)
+        return named

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
@@ -73,9 +73,9 @@ def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
     """None where the driver takes values as they are."""
     match kind:
         case UtcTime():
-            return _time_binder(dialect)
+            return _remembered(_as_text if dialect.name == "sqlite" else _TIME.process_bind_param, dialect)
         case Strings():
-            return _written
+            return _remembered(_STRINGS.process_bind_param, dialect)
         case Words() | Packed() | Keys():  # the driver takes what they make as it is
             return partial(kind.process_bind_param, dialect=dialect)
         case Boolean():
@@ -88,9 +88,9 @@ def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
     """None where the driver gives values as they are."""
     match kind:
         case UtcTime() if dialect.name == "sqlite":
-            return _from_text
+            return _remembered(_from_text, dialect)
         case Strings():
-            return _read
+            return _remembered(_STRINGS.process_result_value, dialect)
         case UtcTime() | Packed():
             return partial(kind.process_result_value, dialect=dialect)
         case Boolean():
@@ -99,30 +99,20 @@ def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
             return kind.dialect_impl(dialect).result_processor(dialect, None)
 
 
-@lru_cache(maxsize=8)
-def _time_binder(dialect: Dialect) -> Change:
-    """A batch has many times, and few different ones."""
-    bind = partial(UtcTime().process_bind_param, dialect=dialect)
-    return lru_cache(maxsize=1024)(_in_text(bind) if dialect.name == "sqlite" else bind)
+@lru_cache(maxsize=16)
+def _remembered(change: Callable[..., Any], dialect: Dialect) -> Change:
+    """A batch has many times and readers, and few different ones. One memory for all columns of the type."""
+    return lru_cache(maxsize=256)(partial(change, dialect=dialect))
 
 
-def _in_text(bind: Change) -> Change:
+def _as_text(value: datetime | None, dialect: Dialect) -> str | None:
     """Times as SQLAlchemy keeps them in SQLite, which has none."""
-
-    def bound(value: datetime | None) -> str | None:
-        naive = bind(value)
-        return None if naive is None else naive.isoformat(" ", "microseconds")
-
-    return bound
+    naive = _TIME.process_bind_param(value, dialect)
+    return None if naive is None else naive.isoformat(" ", "microseconds")
 
 
-@lru_cache(maxsize=1024)
-def _from_text(text: str | None) -> datetime | None:
-    return None if text is None else _in_utc(datetime.fromisoformat(text))
-
-
-def _in_utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+def _from_text(text: str | None, dialect: Dialect) -> datetime | None:
+    return None if text is None else _TIME.process_result_value(datetime.fromisoformat(text), dialect)
 
 
 def _truth(number: int | None) -> bool | None:
@@ -130,12 +120,4 @@ def _truth(number: int | None) -> bool | None:
     return None if number is None else bool(number)
 
 
-@lru_cache(maxsize=256)
-def _written(value: tuple[str, ...] | None) -> str | None:
-    """The same few readers again and again."""
-    return None if value is None else orjson.dumps(value).decode()
-
-
-@lru_cache(maxsize=256)
-def _read(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(orjson.loads(text))
+_TIME, _STRINGS = UtcTime(), Strings()
