@@ -6,6 +6,7 @@ Nothing is silently skipped: what can't be understood is recorded with the reaso
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -65,6 +66,10 @@ PAUSE = timedelta(seconds=1)
 PORTION = 100
 """So many entries of a batch are recorded at once: no courier waits long for its own transaction, and the first are on
 their way while the others are decided."""
+TURNS = 10
+"""Turns of the event loop that all else has before the next event is weighed; a send takes a few."""
+IDLE_TURN = 0.0001
+"""Seconds; in a turn that is shorter nobody had anything to do."""
 LONGEST_PAUSE = timedelta(seconds=15)
 """The rests before FlyteAdmin grow up to this: whoever checks passwords locks out those who show a wrong one often."""
 
@@ -212,14 +217,17 @@ class Intake:
         started = await self._recall(read, starts)
         try:
             async with asyncio.TaskGroup() as looking_up:
+                weighed = False
                 for at, entry in enumerate(read):
                     if at in decided:
                         continue
                     if not isinstance(entry, _Ended):
                         decided[at] = entry
                     elif self.look_up is None or decides_itself(entry.event):
+                        if weighed:
+                            await _others_first()
                         decided[at] = self._weigh(entry, None, started.get(entry.event.execution))
-                        await asyncio.sleep(0)  # noqa: TID251 - rendering takes a while, and what is due goes out meanwhile
+                        weighed = True
                     else:
                         looking_up.create_task(self._look_up(at, entry, self.look_up, decided))
         except ExceptionGroup as away:
@@ -325,6 +333,19 @@ class Intake:
             size=len(value),
             event=event,
         )
+
+
+async def _others_first() -> None:
+    """Let what is on its way go on until it waits for something, `TURNS` turns of the loop at most.
+
+    Rendering takes a while, and what is due goes out meanwhile: most of a send at a time, for in turns with rendering it
+    takes longer.
+    """
+    for _ in range(TURNS):
+        began = time.perf_counter()
+        await asyncio.sleep(0)  # noqa: TID251 - a turn is the loop's own measure
+        if time.perf_counter() - began < IDLE_TURN:
+            return
 
 
 def _starts(read: Iterable[_Read]) -> Starts:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.delivery import State
 from dispatcher.encode import Format, Written, write
 from dispatcher.event import Options
-from dispatcher.intake import PORTION, Heard, Intake
+from dispatcher.intake import IDLE_TURN, PORTION, TURNS, Heard, Intake
 from dispatcher.ledger import Ledger
 from dispatcher.plan import Planner
 from dispatcher.rules import RuleBook
@@ -94,3 +96,32 @@ async def test_of_two_copies_in_a_batch_the_first_is_new_and_the_log_tells_of_it
         ("twice", False),
     ]
     assert capsys.readouterr().out.count("] recorded ") == 2
+
+
+@pytest.mark.parametrize("turns", [TURNS // 2, 100 * TURNS])
+async def test_between_two_events_what_is_on_its_way_goes_first_for_some_turns(tmp_path: Path, turns: int) -> None:
+    story: list[str] = []
+
+    async def busy() -> None:
+        for _ in range(turns):
+            story.append("turn")
+            until = time.perf_counter() + 2 * IDLE_TURN
+            while time.perf_counter() < until:
+                pass
+            await asyncio.sleep(0)
+
+    def render(*_: object, **__: object) -> dict[str, str]:
+        if not story:
+            tasks.create_task(busy())
+        story.append("event")
+        return {"text": "hi"}
+
+    options = Options(notifications=(a_notification(),))
+    messages = [write(an_event(name=f"e{number}", options=options), Format.NATIVE) for number in range(2)]
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger, asyncio.TaskGroup() as tasks:
+        planner = Planner(addresses={"email": str}, fallbacks={}, render=render)
+        intake = replace(an_intake(ledger, OneBatch([])), planner=planner)
+        await intake.understand((one.headers, one.value, "here") for one in messages)
+        turns_between = story[1:].index("event")
+
+    assert turns_between == min(turns, TURNS)
