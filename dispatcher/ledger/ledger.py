@@ -61,7 +61,7 @@ from dispatcher.ledger.rows import (
     rejected_row,
     start_row,
 )
-from dispatcher.ledger.search import TOLD, conditions
+from dispatcher.ledger.search import TOLD, conditions, of_execution
 from dispatcher.ledger.standings import Standings
 from dispatcher.ledger.statements import Rows, among, asking, changing, into, run
 from dispatcher.ledger.tables import (
@@ -434,11 +434,7 @@ class Ledger:
 
         Flyte has one for each execution (its database refuses a second); other engines may send more.
         """
-        theirs = (
-            events.c.project == execution.project,
-            events.c.domain == execution.domain,
-            events.c.name == execution.name,
-        )
+        theirs = of_execution(str(execution))
         query = select(events).where(*theirs).order_by(events.c.recorded_at, events.c.occurred_at, events.c.key)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
@@ -609,7 +605,8 @@ class Ledger:
             bodies[digest] = Json(body)
             row = delivery
             if (changes := taken.get(delivery.key)) is not None:
-                row = claimed[delivery.key] = delivery._replace(content=orjson.loads(body), trace=trace, **changes)
+                content = delivery.content if _plain(delivery.content) else orjson.loads(body)
+                row = claimed[delivery.key] = delivery._replace(content=content, trace=trace, **changes)
             rows.append(delivery_row(row, digest, trace))
         self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
         self._insert(connection, deliveries, rows)
@@ -626,6 +623,11 @@ class Ledger:
 async def _move_mark(connection: AsyncConnection, name: str, at: datetime) -> None:
     """Move a mark that is there forward."""
     await connection.execute(update(marks).where(marks.c.name == name, marks.c.at < at).values(at=at))
+
+
+def _plain(content: Any) -> bool:
+    """Whether it is texts alone, as a mail's content is, and so what JSON makes of it is itself."""
+    return type(content) is str or (type(content) is dict and all(map(_plain, content.values())))
 
 
 def _in_portions(keys: Sequence[str]) -> Iterator[Sequence[str]]:

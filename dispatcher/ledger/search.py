@@ -9,11 +9,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
+import orjson
 from sqlalchemy import ColumnElement, Select, and_, literal, or_, select, union_all
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from dispatcher.delivery import State
 from dispatcher.ledger.entries import EventFilter, Filter
 from dispatcher.ledger.tables import deliveries, events, told
+from dispatcher.phase import TERMINAL
 
 KEY_LENGTH = 32
 TOLD = """
@@ -159,11 +163,47 @@ def _begins(key: str) -> ColumnElement[bool]:
 
 def of_execution(text: str) -> list[ColumnElement[bool]]:
     """An event of it: `project/domain/name`, or a name alone."""
-    *owners, name = text.split("/")
-    limits = [events.c.name == name]
-    if owners:
-        limits += [events.c.project == owners[0], events.c.domain == "/".join(owners[1:])]
-    return limits
+    if "/" not in text:
+        return [named(text)]
+    return [events.c.key.in_([f"{text}/{phase}" for phase in sorted(TERMINAL)])]
+
+
+class named(ColumnElement[bool]):  # noqa: N801 - as SQLAlchemy's own
+    """Whether an event is of an execution of that name, whoever's it is.
+
+    On SQLite the owners are looked up, one after another by the key's own index, and then their executions: an index of
+    names would be one more page to write for each event.
+    """
+
+    inherit_cache: bool | None = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@compiles(named, "postgresql")
+def _by_index(element: named, compiler: SQLCompiler, **how: Any) -> str:
+    return compiler.process(events.c.name == element.name, **how)
+
+
+@compiles(named, "sqlite")
+def _by_owners(element: named, compiler: SQLCompiler, **how: Any) -> str:
+    key, name = (compiler.process(one, **how) for one in (events.c.key, literal(element.name)))
+    phases = compiler.process(literal(orjson.dumps(sorted(TERMINAL)).decode()), **how)
+    return f"{key} IN ({_OWNED.format(name=name, phases=phases)})"
+
+
+_OWNED = """
+    WITH RECURSIVE owners (project, domain) AS (
+      SELECT * FROM (SELECT project, domain FROM events ORDER BY key LIMIT 1)
+      UNION ALL
+      SELECT next.project, next.domain FROM owners JOIN events AS next
+      ON next.key = (SELECT min(key) FROM events WHERE key > owners.project || '/' || owners.domain || '0')
+    )
+    SELECT owners.project || '/' || owners.domain || '/' || {name} || '/' || phase.value
+    FROM owners CROSS JOIN json_each({phases}) AS phase
+"""
+"""Keys are `project/domain/name/PHASE`, and "0" comes next after "/"."""
 
 
 def _rest(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:

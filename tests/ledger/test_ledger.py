@@ -394,7 +394,12 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(ledger_url: 
 
     def differences(connection: Connection) -> list[Any]:
         assert ScriptDirectory.from_config(alembic_config(connection)).get_current_head() == HEAD
-        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+        def meant(made: Any, *_: object) -> bool:
+            return bool(made.info.get("only", connection.dialect.name) == connection.dialect.name)
+
+        context = MigrationContext.configure(connection, opts={"include_object": meant})
+        return list(compare_metadata(context, metadata))
 
     async with database.reading() as connection:
         assert await connection.run_sync(differences) == []

@@ -16,6 +16,7 @@ from alembic import command
 from sqlalchemy import event, func, select
 
 from dispatcher.delivery import Dead, State
+from dispatcher.event import ExecutionId
 from dispatcher.ledger import EventFilter, Filter, Ledger, Settlement
 from dispatcher.ledger.database import Database, alembic_config
 from dispatcher.ledger.search import Cursor
@@ -179,6 +180,21 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for inner in plan.get("Plans", ()):
         yield from nodes(inner)
+
+
+async def test_an_execution_is_found_by_its_name_whoever_owns_it(ledger: Ledger) -> None:
+    parts = ("p", "p.", "p-x", "p0", "P", "é", "p d", "~")  # before and after "/" in any order of texts
+    owners = [(project, domain) for project in parts for domain in parts if project < domain or domain == "p"]
+    names = {owner: ("n", "N", owner[0])[: 1 + at % 3] for at, owner in enumerate(owners)}
+    executions = [ExecutionId(project=one, domain=two, name=name) for one, two in owners for name in names[one, two]]
+    ended = [an_event().model_copy(update={"execution": one}) for one in executions]
+    await ledger.record([heard(a_delivery(one), event=one) for one in ended], [], now=NOW)
+
+    for text in {"n", "N", "nobody", "p/p", *parts, *(str(one.execution) for one in ended)}:
+        theirs = {one.key for one in ended if text in {one.execution.name, str(one.execution)}}
+        page = await ledger.views.events(EventFilter(execution=text), limit=200)
+        assert {entry.key for entry in page.entries} == theirs, text
+        assert {one.delivery.event for one in await ledger.find(Filter(execution=text), limit=200)} == theirs, text
 
 
 async def test_recipients_are_known_whoever_wrote_the_delivery_and_forgotten_with_it(ledger: Ledger) -> None:
