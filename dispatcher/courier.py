@@ -30,6 +30,10 @@ LEASE = timedelta(minutes=3)
 SENDING_SHARE = 2 / 3
 """An attempt ends by this share of the lease, counted from the claim, whatever its channel promises; the rest is for
 settling."""
+SLOW = 0.02
+"""Seconds; a provider that lately took no message sooner takes its time."""
+AT_A_TURN = 2
+"""So many hands begin at one turn of the event loop with a provider that takes its time."""
 GLANCE = timedelta(seconds=1)
 """How often the ledger is asked for work that another process may have recorded."""
 
@@ -70,6 +74,10 @@ class Courier:
     """A place for each hand."""
     _desk: asyncio.Semaphore = field(init=False)
     """Where what has come back is written down: as many places, for a crash doubles what stands here too."""
+    _line: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TURN))
+    """Where hands wait to begin."""
+    _quickest: float = 0.0
+    """Seconds that the quickest send took; others make it count for less and less."""
     _settling_share: timedelta = field(init=False)
     """Of the lease, once the attempt has ended."""
     _group: asyncio.TaskGroup = field(init=False)
@@ -267,6 +275,8 @@ class Courier:
     async def _carry(self, delivery: Delivery, *, probing: bool) -> None:
         """Send it once a hand is free, and settle it. `probing`: it finds out whether a provider that rested is back."""
         async with self._room:
+            if self._quickest > SLOW:
+                await self._stand_in_line()
             tried = await self._try(delivery, probing=probing)
             if tried is not None:
                 await self._desk.acquire()
@@ -277,6 +287,15 @@ class Courier:
             await self._conclude(*tried)
         finally:
             self._desk.release()
+
+    async def _stand_in_line(self) -> None:
+        """Wait for a turn of the event loop at which few others begin.
+
+        Sends that begin together are done together, when the last one is, and so do their answers come, and no hand is out
+        meanwhile. Where answers come at once that is no loss, and many times the same in a row costs the core less.
+        """
+        await self._line.acquire()
+        asyncio.get_running_loop().call_soon(self._line.release)
 
     async def _try(self, delivery: Delivery, *, probing: bool) -> tuple[Settlement, Span] | None:
         """Send it; None where it goes back instead, its attempt uncounted."""
@@ -303,6 +322,7 @@ class Courier:
             return None
         sending.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
+        self._quickest = min((ended - started).total_seconds(), 1.05 * self._quickest + 0.0001)
         self._breaker.learn(result, ended)
         outcome = judge(delivery, result, now=ended, policy=self.policy, rng=self.rng)
         _tell(delivery, outcome, span)

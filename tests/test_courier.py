@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -15,7 +16,7 @@ import pytest
 
 from channels.contract import Answer, Finding, Later, Message, Never, Receipt, Scope, Unknown, Unserved, Wire
 from dispatcher.clock import SystemClock
-from dispatcher.courier import Courier
+from dispatcher.courier import AT_A_TURN, SLOW, Courier
 from dispatcher.delivery import State
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Claim, Filed, Filter, Ledger, Offer, Recorded, Settlement
@@ -719,6 +720,37 @@ async def test_what_is_recorded_next_can_wait_for_a_courier_that_just_looks(ledg
         await owe(ledger, "#a", offer=offer)
         assert courier.in_hand == 1
         await settled(ledger)
+
+
+@pytest.mark.parametrize("takes", [0.0, 2 * SLOW])
+async def test_with_a_provider_that_takes_its_time_hands_begin_a_few_at_a_time(ledger: Ledger, takes: float) -> None:
+    began: list[int] = []
+    turn = 0
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def answer(_: Message) -> Receipt:
+        began.append(turn)
+        await asyncio.sleep(takes)
+        return RECEIPT
+
+    for name in ("f1", "f2", "f3"):
+        await owe(ledger, *(f"#{number}" for number in range(100)), name=name)
+    turns = asyncio.create_task(count_turns())
+    courier = a_courier(ledger, Scripted(answer), hands=50)
+    async with working(courier):
+        await settled(ledger, 100)
+        async with asyncio.timeout(20):
+            while len(began) < 300:
+                await asyncio.sleep(0.01)
+    turns.cancel()
+
+    most = max(Counter(began[-200:]).values())
+    assert most <= AT_A_TURN if takes else most > AT_A_TURN
 
 
 async def test_nobody_waits_for_a_courier_that_knows_of_more_than_it_looks_for(ledger: Ledger) -> None:
