@@ -13,7 +13,7 @@ from random import Random
 import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from channels.contract import Channel, ChannelError, Conversation, Message, Unknown
+from channels.contract import Channel, ChannelError, Conversation, Message, Receipt, Unknown
 from dispatcher.clock import Clock
 from dispatcher.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
 from dispatcher.errors import LedgerUnavailable
@@ -32,8 +32,6 @@ SENDING_SHARE = 2 / 3
 settling."""
 SLOW = 0.02
 """Seconds; a provider that lately took no message sooner takes its time."""
-AT_A_TURN = 2
-"""So many hands begin at one turn of the event loop with a provider that takes its time."""
 GLANCE = timedelta(seconds=1)
 """How often the ledger is asked for work that another process may have recorded."""
 
@@ -74,10 +72,10 @@ class Courier:
     """A place for each hand."""
     _desk: asyncio.Semaphore = field(init=False)
     """Where what has come back is written down: as many places, for a crash doubles what stands here too."""
-    _line: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TURN))
-    """Where hands wait to begin."""
+    _line: asyncio.Semaphore = field(init=False)
+    """A place for each hand that may begin at a turn of the event loop, with a provider that takes its time."""
     _quickest: float = 0.0
-    """Seconds that the quickest send took; others make it count for less and less."""
+    """Seconds that the quickest message took to be taken; each later one lets it grow by a twentieth."""
     _settling_share: timedelta = field(init=False)
     """Of the lease, once the attempt has ended."""
     _group: asyncio.TaskGroup = field(init=False)
@@ -108,6 +106,7 @@ class Courier:
     def __post_init__(self) -> None:
         self._room = asyncio.Semaphore(self.hands)
         self._desk = asyncio.Semaphore(self.hands)
+        self._line = asyncio.Semaphore(max(2, self.hands // 16))
         self._settling_share = self.lease * (1 - SENDING_SHARE)
         self._looked.set()
 
@@ -291,8 +290,9 @@ class Courier:
     async def _stand_in_line(self) -> None:
         """Wait for a turn of the event loop at which few others begin.
 
-        Sends that begin together are done together, when the last one is, and so do their answers come, and no hand is out
-        meanwhile. Where answers come at once that is no loss, and many times the same in a row costs the core less.
+        Sends that begin together take turns at the core: each is done only when the last nearly is, their answers come
+        together too, and meanwhile few messages are with the provider. Where answers come at once that is no loss, and
+        many times the same in a row costs the core less.
         """
         await self._line.acquire()
         asyncio.get_running_loop().call_soon(self._line.release)
@@ -322,7 +322,9 @@ class Courier:
             return None
         sending.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
-        self._quickest = min((ended - started).total_seconds(), 1.05 * self._quickest + 0.0001)
+        if isinstance(result, Receipt):
+            took = max((ended - started).total_seconds(), 0.0)  # clocks are set back at times
+            self._quickest = min(took, 1.05 * self._quickest + 0.0001)
         self._breaker.learn(result, ended)
         outcome = judge(delivery, result, now=ended, policy=self.policy, rng=self.rng)
         _tell(delivery, outcome, span)

@@ -68,8 +68,10 @@ PORTION = 100
 their way while the others are decided."""
 TURNS = 10
 """Turns of the event loop that all else has before the next event is weighed; a send takes a few."""
+A_WHILE = 0.02
+"""Seconds after which there is no further turn: however much is due, intake goes on."""
 IDLE_TURN = 0.0001
-"""Seconds; in a turn that is shorter nobody had anything to do."""
+"""Seconds; in a turn that is shorter hardly anybody had anything to do."""
 LONGEST_PAUSE = timedelta(seconds=15)
 """The rests before FlyteAdmin grow up to this: whoever checks passwords locks out those who show a wrong one often."""
 
@@ -336,15 +338,16 @@ class Intake:
 
 
 async def _others_first() -> None:
-    """Let what is on its way go on until it waits for something, `TURNS` turns of the loop at most.
+    """Let what is on its way go on until it waits for something, `TURNS` turns of the loop and `A_WHILE` at most.
 
     Rendering takes a while, and what is due goes out meanwhile: most of a send at a time, for in turns with rendering it
     takes longer.
     """
+    first = began = time.perf_counter()
     for _ in range(TURNS):
-        began = time.perf_counter()
         await asyncio.sleep(0)  # noqa: TID251 - a turn is the loop's own measure
-        if time.perf_counter() - began < IDLE_TURN:
+        began, before = time.perf_counter(), began
+        if began - before < IDLE_TURN or began - first > A_WHILE:
             return
 
 

@@ -80,8 +80,8 @@ def found_events(
     elif wanted.launch_plan is not None:
         query = query.where(events.c.launch_plan == wanted.launch_plan)
     some = query.order_by(at.desc(), events.c.key.desc()).limit(bound).subquery("some")
-    named = ("launch_plan", "phase", "verdict", "project", "domain")
-    rest = [some.c[name] == value for name in named if (value := getattr(wanted, name)) is not None]
+    others = ("launch_plan", "phase", "verdict", "project", "domain")
+    rest = [some.c[name] == value for name in others if (value := getattr(wanted, name)) is not None]
     fitting = select(some).where(*rest).order_by(some.c.at.desc(), some.c.key.desc()).limit(limit)
     return fitting, _end_of(some, bound)
 
@@ -196,7 +196,7 @@ def _by_owners(element: named, compiler: SQLCompiler, **how: Any) -> str:
 _OWNED = """
     WITH RECURSIVE owners (project, domain) AS (
       SELECT * FROM (SELECT project, domain FROM events ORDER BY key LIMIT 1)
-      UNION ALL
+      UNION
       SELECT next.project, next.domain FROM owners JOIN events AS next
       ON next.key = (SELECT min(key) FROM events WHERE key > owners.project || '/' || owners.domain || '0')
     )

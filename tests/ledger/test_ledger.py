@@ -384,6 +384,7 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(ledger_url: 
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
+    from sqlalchemy import inspect
     from sqlalchemy.engine import Connection
 
     from dispatcher.ledger.database import HEAD, Database, alembic_config
@@ -401,8 +402,12 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(ledger_url: 
         context = MigrationContext.configure(connection, opts={"include_object": meant})
         return list(compare_metadata(context, metadata))
 
+    def indexes(connection: Connection) -> set[str | None]:
+        return {index["name"] for index in inspect(connection).get_indexes("events")}
+
     async with database.reading() as connection:
         assert await connection.run_sync(differences) == []
+        assert ("ix_events_name" in await connection.run_sync(indexes)) == (not database.sqlite)
     await database.aclose()
 
 

@@ -195,6 +195,7 @@ async def test_an_execution_is_found_by_its_name_whoever_owns_it(ledger: Ledger)
         page = await ledger.views.events(EventFilter(execution=text), limit=200)
         assert {entry.key for entry in page.entries} == theirs, text
         assert {one.delivery.event for one in await ledger.find(Filter(execution=text), limit=200)} == theirs, text
+        assert await ledger.redrive(Filter(execution=text), now=NOW) == 0, text  # none is dead
 
 
 async def test_recipients_are_known_whoever_wrote_the_delivery_and_forgotten_with_it(ledger: Ledger) -> None:
