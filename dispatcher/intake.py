@@ -343,12 +343,13 @@ async def _others_first() -> None:
     Rendering takes a while, and what is due goes out meanwhile: most of a send at a time, for in turns with rendering it
     takes longer.
     """
-    first = began = time.perf_counter()
+    began = latest = time.perf_counter()
     for _ in range(TURNS):
         await asyncio.sleep(0)  # noqa: TID251 - a turn is the loop's own measure
-        began, before = time.perf_counter(), began
-        if began - before < IDLE_TURN or began - first > A_WHILE:
+        now = time.perf_counter()
+        if now - latest < IDLE_TURN or now - began > A_WHILE:
             return
+        latest = now
 
 
 def _starts(read: Iterable[_Read]) -> Starts:
