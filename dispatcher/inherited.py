@@ -202,14 +202,14 @@ def _sender(made: Inherited, sender: str) -> None:
 
 def _wording(made: Inherited, emailer: Mapping[str, Any], *, with_templates: bool) -> None:
     """Flyte's subject and body as templates of the operator's own; launch plans may bring others, as ever."""
-    subject, body = _text(emailer, "subject"), _text(emailer, "body")
+    subject, body = _one_line(_text(emailer, "subject")), _text(emailer, "body").strip()
     if not subject and not body:
         return
     if not with_templates:
         made.leave("emailer.subject and body become templates where there is a place for them: give --output FILE")
         return
     if subject:
-        made.templates["email/subject.txt.j2"] = as_jinja(_one_line(subject))
+        made.templates["email/subject.txt.j2"] = as_jinja(subject)
     if body:
         made.templates["email/html.html.j2"] = as_jinja(body)
         if words := as_text(body):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dispatcher.event import ExecutionError
@@ -281,6 +281,7 @@ publishing = a_section("enable", "cloudEventVersion", eventsPublisher=a_section(
 
 @settings(deadline=None, max_examples=100)
 @given(mailings, publishing, leaves)
+@example({"emailer": {"subject": "\n", "body": " "}}, {}, None)
 def test_whatever_it_says_the_result_can_be_read_and_gives_no_password_away(
     tmp_path_factory: pytest.TempPathFactory, notifications: dict[str, Any], events: dict[str, Any], name: Any
 ) -> None:

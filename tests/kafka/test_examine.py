@@ -30,9 +30,13 @@ async def test_the_topic_its_newest_message_and_the_groups_lag_are_told(broker: 
     async with reading(settings) as reader:
         await reader.count(30)
     await publish(broker.bootstrap_servers, topic, numbered(7))
-    _, (_, there_now), (ok, lag_now) = await found(settings)
+    behind = (True, f"group {settings.group_id} is 7 messages behind on {topic}")
+    for _ in range(20):  # the light broker may tell of a partition's end a moment late
+        _, (_, there_now), lag_now = await found(settings)
+        if lag_now == behind:
+            break
     assert "; the newest message is of 20" in there_now
-    assert (ok, lag_now) == (True, f"group {settings.group_id} is 7 messages behind on {topic}")
+    assert lag_now == behind
 
 
 @pytest.mark.broker
