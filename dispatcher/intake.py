@@ -48,8 +48,9 @@ class Heard:
         """Each of the recorded, and whether it was new: of several copies in the batch the first alone is."""
         new = set(self.new)
         for entry in self.recorded:
-            yield entry, entry.event.key in new
-            new.discard(entry.event.key)
+            key = entry.event.key
+            yield entry, key in new
+            new.discard(key)
 
 
 @dataclass(frozen=True, slots=True)
