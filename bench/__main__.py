@@ -2,8 +2,7 @@
 
     python -m bench [--smoke] [--rounds 5] [--only mail --only start] [--out .cache/bench] [--write docs/performance.md]
 
-All of it takes about a quarter of an hour on a quiet machine of two cores; docs/performance.md says what is measured less
-often than the rounds say, and why.
+All of it takes about a quarter of an hour on a quiet machine of two cores.
 
 The table is printed, and lies as Markdown and as JSON in the folder. Exit status 1 where a benchmark broke: what can't
 run here for want of something says so in the table and breaks nothing, nor does a goal that is missed.
@@ -64,7 +63,7 @@ class Run:
         what = (
             "the shortest form: these figures say nothing"
             if self.smoke
-            else f"medians of {self.rounds} rounds, of fewer where little varies"
+            else f"medians of {self.rounds} rounds"
         )
         took = sum(self.seconds.values()) / 60
         return "\n".join(

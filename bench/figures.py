@@ -122,11 +122,6 @@ def interleaved(rounds: int, contenders: Mapping[str, Callable[[], Found]]) -> d
     return found
 
 
-def fewer(rounds: int) -> int:
-    """So many are enough for what varies little: what mostly waits, or only shows where something ends."""
-    return min(rounds, 3)
-
-
 def as_markdown(figures: Iterable[Figure | Missing]) -> str:
     """The table, for docs/performance.md."""
     lines = [

@@ -18,7 +18,7 @@ import aiohttp
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bench import alertmanager
-from bench.figures import Figure, Goal, Missing, fewer, interleaved
+from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Api, Manner, Provider, providing
 from bench.sides import apart, by_hands, checked, compared
 from bench.storm import PROJECTS, Ran, carry
@@ -42,9 +42,9 @@ GOALS: Mapping[tuple[str, float, str], float] = {
 
 def figures(rounds: int, *, smoke: bool) -> Iterable[Figure | Missing]:
     count = 200 if smoke else MESSAGES
-    for takes, times in ((0, rounds), (TAKES, fewer(rounds))):
-        yield from _beside(times, count, takes, "Slack", "slack-sdk", _slack, _through_slack_sdk, _as_slack)
-        yield from _beside(times, count, takes, "PagerDuty", "pdpyras", _pagerduty, _through_pdpyras, _as_pagerduty)
+    for takes in (0, TAKES):
+        yield from _beside(rounds, count, takes, "Slack", "slack-sdk", _slack, _through_slack_sdk, _as_slack)
+        yield from _beside(rounds, count, takes, "PagerDuty", "pdpyras", _pagerduty, _through_pdpyras, _as_pagerduty)
 
 
 def _beside(

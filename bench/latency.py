@@ -1,6 +1,6 @@
 """From Kafka's record time to the provider's acceptance, at a steady pace, beside a bare loop and Alertmanager.
 
-    python -m bench.latency [--rounds 5] [--smoke]
+    python -m bench.latency [--rounds 5] [--seconds 4]
 
 Ours is the whole service in a process of its own, over a SQLite ledger on disk: what it tells of is durable first. The
 loop consumes and sends ready-made bytes, and forgets. Alertmanager (Debian's, where it is installed) gets the same
@@ -345,10 +345,10 @@ async def _told(tell: Tell, number: int, arrivals: Arrivals) -> float:
     return (await taken - began) * 1000
 
 
-def figures(rounds: int, *, smoke: bool) -> Iterable[Figure | Missing]:
+def figures(rounds: int, *, smoke: bool, seconds: float = SECONDS) -> Iterable[Figure | Missing]:
     """The middle and the slow end, of a mail and of a Slack message."""
     for channel, what in (("email", "a mail"), ("slack", "a Slack message")):
-        found = loop.run(measured(channel, rounds, 1 if smoke else SECONDS))
+        found = loop.run(measured(channel, rounds, 1 if smoke else seconds))
         for share, bound in ((0.5, 1.5), (0.99, 3.0)):
             for baseline, goal in (("bare consume-and-send loop", bound), ("Alertmanager", 1.0)):
                 work = f"{what}, p{share * 100:.0f} at {PACE}/s"
@@ -373,7 +373,7 @@ def _quantile(ordered: list[float], share: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load in each round")
     parser.add_argument("--loop", choices=PROVIDERS, help=argparse.SUPPRESS)  # the bare loop, in its own process
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--servers", help=argparse.SUPPRESS)
@@ -381,7 +381,7 @@ def main() -> None:
     if options.loop:
         loop.run(consume_and_send(options.loop, options.port, options.servers))
         return
-    print(as_markdown(figures(options.rounds, smoke=options.smoke)))
+    print(as_markdown(figures(options.rounds, smoke=False, seconds=options.seconds)))
 
 
 if __name__ == "__main__":
