@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(shell for p in $$PYTHON python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# flyteidl says that it is not for 3.14; it is generated code, and does as well there.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --ignore-requires-python
 TESTS ?= tests
 WORKERS ?= 4
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
