@@ -18,6 +18,7 @@ from contextlib import (
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, delete, event, insert, inspect, select, text
@@ -285,12 +286,20 @@ def _checked_sqlite(url: URL) -> URL:
 
 def _look_at(file: Path) -> None:
     try:
-        if not file.parent.is_dir():
+        if not _is_folder(file.parent):
             raise SettingsError(f"ledger.url: no such folder: {file.parent}")
-        if file.is_dir():
+        if _is_folder(file):
             raise SettingsError(f"ledger.url: {file} is a folder; name a file in it")
     except OSError as error:
         raise SettingsError(f"ledger.url: {file} can't be had: {error.strerror}") from None
+
+
+def _is_folder(path: Path) -> bool:
+    """As `Path.is_dir`, which says no to what can't be looked at, since Python 3.14. Raises OSError there."""
+    try:
+        return S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _place(url: URL) -> str:
