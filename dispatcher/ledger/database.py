@@ -365,7 +365,7 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
 
 def _writer(url: URL, turn: Turn) -> Writer:
     engine = create_engine(
-        url.set(drivername="sqlite+pysqlite"), pool_size=1, connect_args={"timeout": _UNINTERRUPTED_SECONDS}
+        url.set(drivername="sqlite+pysqlite"), pool_size=2, connect_args={"timeout": _UNINTERRUPTED_SECONDS}
     )
     _prepare(engine, _CACHE)
     return Writer(engine, turn, patience=_BUSY_SECONDS)
