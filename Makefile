@@ -37,7 +37,7 @@ test-broker: $(VENV)/.test ## the broker tests against real Apache Kafka, and no
 test-faults: $(VENV)/.test ## the proofs: kills, restarts, outages and a soak, twenty minutes in all
 	BROKER=apache $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_ARGS)
 
-bench: $(VENV)/.test ## every benchmark beside its baselines, about a quarter of an hour on a quiet machine (ONLY="mail start" for some)
+bench: $(VENV)/.test ## every benchmark beside its baselines, about twenty minutes on a quiet machine (ONLY="mail start" for some)
 	$(BIN)/python -m bench $(addprefix --only ,$(ONLY)) $(BENCH_ARGS)
 
 bench-smoke: $(VENV)/.test ## whether the benchmarks still run

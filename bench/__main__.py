@@ -2,7 +2,7 @@
 
     python -m bench [--smoke] [--rounds 5] [--only mail --only start] [--out .cache/bench] [--write docs/performance.md]
 
-All of it takes about a quarter of an hour on a quiet machine of two cores.
+All of it takes about twenty minutes on a quiet machine of two cores.
 
 The table is printed, and lies as Markdown and as JSON in the folder. Exit status 1 where a benchmark broke: what can't
 run here for want of something says so in the table and breaks nothing, nor does a goal that is missed.
@@ -60,11 +60,7 @@ class Run:
     broken: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
-        what = (
-            "the shortest form: these figures say nothing"
-            if self.smoke
-            else f"medians of {self.rounds} rounds"
-        )
+        what = "the shortest form: these figures say nothing" if self.smoke else f"medians of {self.rounds} rounds"
         took = sum(self.seconds.values()) / 60
         return "\n".join(
             [
