@@ -70,7 +70,11 @@ _CACHE = "cache_size=-4096"
 """The writer's, in KiB. A batch of 100 events changes a thousand pages of 4 KiB in a large ledger: by SQLite's own 2 MiB
 it would read half of them twice."""
 _LOG_PAGES, _PAGE_BYTES = 8000, 4096
-"""SQLite's write-ahead log goes back into the file every 32 MB: in a large ledger each batch changes pages all over it."""
+"""SQLite's write-ahead log goes back into the file every 32 MB: in a large ledger each batch changes pages all over it.
+
+By the commit that finds it full. Beside the writing it would hold up fewer, but before 3.51.3 that can lose commits:
+sqlite.org/wal.html#walresetbug.
+"""
 _DUPLICATE_TABLE = "42P07"
 _IN_MEMORY = ":memory:"
 
@@ -298,7 +302,7 @@ def _is_folder(path: Path) -> bool:
     """As `Path.is_dir`, which says no to what can't be looked at, since Python 3.14. Raises OSError there."""
     try:
         return S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name that none can have
         return False
 
 
@@ -365,7 +369,7 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
 
 def _writer(url: URL, turn: Turn) -> Writer:
     engine = create_engine(
-        url.set(drivername="sqlite+pysqlite"), pool_size=2, connect_args={"timeout": _UNINTERRUPTED_SECONDS}
+        url.set(drivername="sqlite+pysqlite"), pool_size=1, connect_args={"timeout": _UNINTERRUPTED_SECONDS}
     )
     _prepare(engine, _CACHE)
     return Writer(engine, turn, patience=_BUSY_SECONDS)

@@ -18,10 +18,6 @@ from dispatcher.ledger.statements import run
 
 COMPANY = 0.005
 """Seconds that patient work waits for some that isn't."""
-MUCH = 1000
-"""Rows; their pages are a few megabytes of the log."""
-STORM = 0.1
-"""Seconds; where so many rows take no longer, everything is in a hurry."""
 T = TypeVar("T")
 Turn = Callable[[], AbstractAsyncContextManager[None]]
 """While it is held, nobody else in this process writes."""
@@ -72,10 +68,6 @@ class Writer:
         """The thread's, kept: taking one out of the engine's pool and putting it back costs as much as a statement."""
         self._hurry = asyncio.Event()
         """Somebody has come who can't wait."""
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="ledger-log")
-        self._relieving: Future[None] | None = None
-        self._rows, self._relieved_at = 0, 0.0
-        """What the connection had written when the log was last looked at, and when that was."""
 
     async def write(self, work: Callable[[Connection], T], *, patient: bool = False) -> T:
         """What `work` returns, committed. Whoever is cancelled meanwhile has written nothing, or all of it.
@@ -103,7 +95,6 @@ class Writer:
         if self._at_work is not None:
             await asyncio.wait([self._at_work])
         await asyncio.to_thread(self._thread.shutdown)
-        await asyncio.to_thread(self._beside.shutdown)
         if self._connection is not None:
             self._connection.close()
         self._engine.dispose()
@@ -153,39 +144,13 @@ class Writer:
             raise
         if any(isinstance(piece.trouble, DBAPIError) for piece in group):
             self._renounce(connection)
-        else:
-            self._relieve(connection)
-
-    def _relieve(self, connection: Connection) -> None:
-        """Once much was written, have the log brought back into the file while others write on.
-
-        Else the commit that finds it full would do it all, and everybody would wait for two syncs of megabytes. What is
-        written meanwhile is left to that commit, which then finds little to do and begins the log anew. In a storm all is
-        left to it: less often is cheaper there, and one wait among many.
-        """
-        rows = connection.connection.driver_connection.total_changes  # type: ignore[union-attr]  # there is one
-        if rows - self._rows < MUCH:
-            return
-        before, self._relieved_at = self._relieved_at, time.monotonic()
-        self._rows = rows
-        if self._relieved_at - before > STORM and (self._relieving is None or self._relieving.done()):
-            self._relieving = self._beside.submit(self._checkpoint)
-
-    def _checkpoint(self) -> None:
-        """On a connection of its own; what fails here is tried again by a commit."""
-        with suppress(DBAPIError, sqlite3.Error):
-            beside = self._engine.raw_connection()
-            try:
-                beside.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
-            finally:
-                beside.close()
 
     def _renounce(self, connection: Connection) -> None:
         """Open a new one next time: nothing of what went wrong may stay with this one.
 
         What SQLite could only open for reading stays so, even where that is mended.
         """
-        self._connection, self._rows = None, 0
+        self._connection = None
         connection.invalidate()
         connection.close()
 

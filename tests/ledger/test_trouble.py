@@ -161,6 +161,7 @@ async def test_a_database_with_another_programs_tables_is_refused_and_left_alone
         ("sqlite:///{folder}/file/ledger.db", "ledger.url: no such folder: {folder}/file"),
         ("sqlite:///{folder}", "ledger.url: {folder} is a folder; name a file in it"),
         ("sqlite:///{folder}/{long}", "File name too long"),
+        ("sqlite:///{folder}/a\0b", "ledger.url: the file .* can't be connected to: embedded null byte"),
         ("sqlite:///{folder}/file", "ledger.url: the file {folder}/file can't be used now: file is not a database"),
         ("postgresql://u:{password}@no-such-host.invalid/x", "PostgreSQL at no-such-host.invalid .*: no such host"),
         ("postgresql://u:{password}@127.0.0.1:1/x", "PostgreSQL at 127.0.0.1:1 can't be used now: Connection refused"),

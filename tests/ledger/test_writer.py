@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -17,7 +16,6 @@ from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import IntegrityError
 
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import writer
 from dispatcher.ledger.database import Database
 
 Work = Callable[[Connection], str]
@@ -241,34 +239,3 @@ async def test_where_the_disk_has_no_room_for_the_log_things_go_on_without(tmp_p
         await database.make_room()
         await database.write(adding("a"))
     assert "a" in there(tmp_path)
-
-
-@pytest.mark.parametrize(("storm", "brought_back"), [(0.0, True), (60.0, False)])
-async def test_the_log_is_brought_back_beside_the_writing_except_in_a_storm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storm: float, *, brought_back: bool
-) -> None:
-    monkeypatch.setattr(writer, "STORM", storm)
-    async with a_database(tmp_path) as database:
-        monkeypatch.setattr(database._writer, "_relieved_at", time.monotonic())  # else the first look is long ago
-        before = (tmp_path / "x.db").stat().st_size
-        for part in range(4):
-            await database.write(adding(*(f"{part} {number:04} {'x' * 200}" for number in range(writer.MUCH))))
-            await asyncio.sleep(0.1)
-        grown = (tmp_path / "x.db").stat().st_size - before
-    assert (grown > 200 * writer.MUCH) == brought_back
-    assert len(there(tmp_path)) == 4 * writer.MUCH
-
-
-async def test_a_log_that_cannot_be_brought_back_keeps_nobody_from_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "STORM", 0.0)
-    async with a_database(tmp_path) as database:
-        with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as other:
-            other.execute("BEGIN")
-            other.execute("SELECT * FROM t").fetchall()  # a reader who stays keeps the log from beginning anew
-            for part in range(4):
-                await database.write(adding(*(f"{part} {number:04}" for number in range(writer.MUCH))))
-            assert other.execute("SELECT count(*) FROM t").fetchone() == (0,)
-            other.execute("COMMIT")
-    assert len(there(tmp_path)) == 4 * writer.MUCH
