@@ -75,7 +75,7 @@ _INDEXES = """
 SELECT indexname, indexdef FROM pg_indexes
 WHERE schemaname = 'public' AND indexname NOT IN (SELECT conname FROM pg_constraint)
 """
-"""Those that can be made after the rows: a third of the time."""
+"""Those that are made after the rows, which then go in twice as fast."""
 
 
 @dataclass(slots=True)
