@@ -296,13 +296,17 @@ def _look_at(file: Path) -> None:
             raise SettingsError(f"ledger.url: {file} is a folder; name a file in it")
     except OSError as error:
         raise SettingsError(f"ledger.url: {file} can't be had: {error.strerror}") from None
+    except ValueError:
+        raise SettingsError(f"ledger.url: {str(file)!r} can't be the name of a file") from None
 
 
 def _is_folder(path: Path) -> bool:
-    """As `Path.is_dir`, which says no to what can't be looked at, since Python 3.14. Raises OSError there."""
+    """As `Path.is_dir`, which says no to what can't be looked at, since Python 3.14. Raises OSError there, and
+    ValueError for what is no name.
+    """
     try:
         return S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name that none can have
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
