@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PYTHON := $(shell for p in $$PYTHON python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 # flyteidl says that it is not for 3.14; it is generated code, and does as well there.
-UNBOUND := $(shell $(PYTHON) -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 14) else "")')
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UNBOUND)
+UNBOUND = $(shell $(BIN)/python -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 14) else "")')
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UNBOUND)
 TESTS ?= tests
 WORKERS ?= 4
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL

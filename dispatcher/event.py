@@ -119,8 +119,7 @@ class Event(_Fact):
 
         Made from the data, never from CloudEvents' id, whose text form differs between builds of Flyte.
         """
-        run = self.execution  # its own words take a call more, and this is asked for many times an event
-        return f"{run.project}/{run.domain}/{run.name}/{self.phase}"
+        return f"{self.execution}/{self.phase}"
 
 
 class Started(_Fact):

@@ -21,14 +21,20 @@ def _pythons() -> list[str]:
     """Every Python from 3.11 on that this machine has."""
     candidates = [sys.executable, *(shutil.which(f"python3.{minor}") or "" for minor in range(11, 16))]
     candidates += map(str, Path.home().glob(".pyenv/versions/3.*/bin/python"))
-    found: dict[str, str] = {}
+    found: dict[tuple[int, ...], str] = {}
     for candidate in filter(None, candidates):
-        asked = subprocess.run(
-            [candidate, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, check=False
-        )
-        if asked.returncode == 0 and tuple(map(int, asked.stdout.split())) >= (3, 11):
-            found.setdefault(asked.stdout.strip(), candidate)
+        version = _version(candidate)
+        if version >= (3, 11):
+            found.setdefault(version, candidate)
     return list(found.values())
+
+
+def _version(python: str) -> tuple[int, ...]:
+    """Its first two numbers; none where it doesn't run."""
+    asked = subprocess.run(
+        [python, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, check=False
+    )
+    return tuple(map(int, asked.stdout.split())) if asked.returncode == 0 else ()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_the_wheel_alone_in_a_clean_environment_does_the_job(wheel: Path, python
     subprocess.run([python, "-m", "venv", "--without-pip", str(environment)], check=True)
     into = ("--python", str(environment / "bin" / "python"))
     pip = [sys.executable, "-m", "pip", *into, "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    if subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info < (3, 14))"], check=False).returncode == 0:
+    if _version(python) >= (3, 14):
         pip.append("--ignore-requires-python")  # as the Makefile does, for flyteidl
     subprocess.run([*pip, "--require-hashes", "-r", str(ROOT / "requirements" / "demo.txt")], check=True)
     subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
