@@ -39,8 +39,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from channels.contract import Finding
 from channels.listed import listed
 from channels.secret import SecretFile, one_of, reveal
-from dispatcher.duration import Duration
 from dispatcher.errors import DispatcherError
+from dispatcher.parsing.duration import Duration
 from dispatcher.source import Batch
 
 log = structlog.get_logger(__name__)

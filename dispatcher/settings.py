@@ -31,12 +31,12 @@ from channels.catalog import KINDS, PROBLEMS
 from channels.listed import listed
 from channels.secret import SecretFile
 from dispatcher.canary import CanaryConfig
-from dispatcher.duration import Duration
 from dispatcher.errors import SettingsError
 from dispatcher.flyte_admin import FlyteAdminConfig
 from dispatcher.kafka import KafkaConfig
-from dispatcher.located import Document, Malformed, parse
 from dispatcher.pacing import Pace, RateOption
+from dispatcher.parsing.duration import Duration
+from dispatcher.parsing.yaml import Document, Malformed, parse
 from dispatcher.rendering import Override
 from dispatcher.retry import RetryPolicy
 from dispatcher.tracing import TracingConfig

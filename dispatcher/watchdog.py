@@ -22,8 +22,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from dispatcher.clock import Clock
-from dispatcher.duration import Duration
 from dispatcher.errors import LedgerUnavailable
+from dispatcher.parsing.duration import Duration
 
 if TYPE_CHECKING:  # every command reads the settings, and few need these
     from dispatcher.courier import Courier

@@ -83,7 +83,7 @@ def _execution(text: str) -> ExecutionId:
     from pydantic import ValidationError
 
     from dispatcher.event import ExecutionId
-    from dispatcher.wording import first_problem
+    from dispatcher.parsing.validation_errors import first_problem
 
     try:
         return ExecutionId.parse(text)

@@ -43,7 +43,7 @@ def import_(
 def _read(file: Path) -> list[Any]:
     """The file's documents. Raises SettingsError where there are none to be read."""
     from dispatcher.errors import SettingsError
-    from dispatcher.located import Malformed, parse
+    from dispatcher.parsing.yaml import Malformed, parse
 
     try:
         documents = [document.data for document in parse(file.read_text(encoding="utf-8"))]

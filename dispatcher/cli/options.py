@@ -24,7 +24,7 @@ Since = Annotated[
 
 def moment(text: str | None, *, now: datetime) -> datetime | None:
     """Read `--since`: so long ago, or that time; one without a zone is UTC. Raises typer.BadParameter."""
-    from dispatcher.duration import parse_moment
+    from dispatcher.parsing.duration import parse_moment
 
     if text is None:
         return None

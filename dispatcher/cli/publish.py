@@ -103,7 +103,7 @@ def _event(
 
     from dispatcher.clock import SystemClock
     from dispatcher.event import Event
-    from dispatcher.wording import first_problem
+    from dispatcher.parsing.validation_errors import first_problem
 
     facts = {
         "execution": {"project": project, "domain": domain, "name": name or f"f{secrets.token_hex(9)}"},

@@ -12,7 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from dispatcher.decode import flyte
-from dispatcher.decode.cloudevents import (
+from dispatcher.errors import Unreadable
+from dispatcher.event import Event, Started
+from dispatcher.parsing.cloudevents import (
     Headers,
     envelope,
     enveloped_data,
@@ -20,10 +22,8 @@ from dispatcher.decode.cloudevents import (
     trace_context,
     type_header,
 )
-from dispatcher.errors import Unreadable
-from dispatcher.event import Event, Started
+from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.phase import Phase
-from dispatcher.wording import first_problem
 
 NATIVE = "dispatcher.execution.phase_changed.v1"
 """The CloudEvents type of the native event, for engines other than Flyte."""

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from dispatcher.decode import NATIVE, Headers, decode, flyte
-from dispatcher.decode.cloudevents import load_json
 from dispatcher.errors import Unreadable
 from dispatcher.event import Event
+from dispatcher.parsing.cloudevents import load_json
 
 _TYPE_BY_FIELD = {"event": flyte.V1, "rawEvent": flyte.V2, "raw_event": flyte.V2, "execution": NATIVE}
 

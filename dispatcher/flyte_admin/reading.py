@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from dispatcher.event import EntityId, Event, ExecutionError
 from dispatcher.flyte_admin.trouble import Denied
 from dispatcher.notification import Notification
+from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rules import Resolved, Rule
-from dispatcher.wording import first_problem
 
 _KINDS = ("UNKNOWN", "USER", "SYSTEM")
 """`flyteidl.core.ExecutionError.ErrorKind`, in its numbering."""

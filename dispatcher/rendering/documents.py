@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, TemplateSyntaxError
 from jinja2.runtime import Context as JinjaContext
 
-from dispatcher.located import Document
+from dispatcher.parsing.yaml import Document
 
 LARGEST = 5000
 """Values in a document, with each alias counted as what it stands for."""

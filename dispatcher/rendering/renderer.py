@@ -17,7 +17,7 @@ from channels.contract import Content
 from dispatcher.decode.files import read_event_file
 from dispatcher.errors import DispatcherError
 from dispatcher.event import Event
-from dispatcher.located import Malformed, Problem, parse
+from dispatcher.parsing.yaml import Malformed, Problem, parse
 from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import flyte, limits
 from dispatcher.rendering.change import change_event

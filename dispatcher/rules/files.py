@@ -16,11 +16,11 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from dispatcher.located import Document, Malformed, Problem, parse
 from dispatcher.notification import Notification
+from dispatcher.parsing.validation_errors import first_problem
+from dispatcher.parsing.yaml import Document, Malformed, Problem, parse
 from dispatcher.rules.packages import MOST_UNPACKED, launch_plan, read_package
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
-from dispatcher.wording import first_problem
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dispatcher.located import Malformed
+from dispatcher.parsing.yaml import Malformed
 
 MOST_UNPACKED = 64 * 2**20
 """Bytes that an archive may unpack to; a package is messages of kilobytes, and perhaps packed source code."""

@@ -15,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 from channels.listed import listed
 from channels.secret import SecretFile, one_of, reveal
-from dispatcher.duration import Duration
 from dispatcher.pacing import Rate, parse_rate
+from dispatcher.parsing.duration import Duration
 
 SHORTEST = 16
 """Characters of a token: a shorter one could be guessed."""

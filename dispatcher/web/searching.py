@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dispatcher.delivery import State
-from dispatcher.duration import parse_moment
 from dispatcher.ledger import EventFilter, Filter
 from dispatcher.ledger.search import Cursor
+from dispatcher.parsing.duration import parse_moment
 
 LONGEST_PAGE = 500
 

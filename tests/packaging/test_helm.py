@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dispatcher.duration import parse_duration
+from dispatcher.parsing.duration import parse_duration
 from tests.support.service import COMMAND
 
 ROOT = Path(__file__).parents[2]

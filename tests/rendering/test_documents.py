@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jinja2 import Environment, StrictUndefined
 
-from dispatcher.located import parse
+from dispatcher.parsing.yaml import parse
 from dispatcher.rendering.documents import BadDocument, Sink, Variables, compile_document, strings_of
 from dispatcher.rendering.text import cut
 

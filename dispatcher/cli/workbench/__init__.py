@@ -157,13 +157,13 @@ def _scheme(html: str, scheme: str) -> str:
 
 def run(settings: Settings, event: Event, port: int) -> None:
     """Serve the page until interrupted."""
-    from dispatcher.cli.output import console
+    import typer
 
     async def work() -> None:
         bench = Workbench(settings, event)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, bench.stop)
-        await bench.run(port, lambda url: console.print(f"work on templates at {url} (Ctrl+C ends it)"))
+        await bench.run(port, lambda url: typer.echo(f"work on templates at {url} (Ctrl+C ends it)"))
 
     asyncio.run(work())
