@@ -29,12 +29,12 @@ from bench.workload import recorded
 from channels.contract import Answer, Receipt
 from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
-from dispatcher.delivery import Sent
-from dispatcher.event import EntityId, Event, ExecutionId
 from dispatcher.ledger import Ledger, Settlement
-from dispatcher.notification import Notification
-from dispatcher.pacing import Gate, Pace
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import Sent
+from dispatcher.model.event import EntityId, Event, ExecutionId
+from dispatcher.model.notification import Notification
+from dispatcher.model.phase import Phase
+from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.rules import PlanKey, PlanRules, Rule, RuleBook, decide
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)

@@ -23,7 +23,7 @@ from bench.providers import Api, Manner, Provider, providing
 from bench.sides import apart, by_hands, checked, compared
 from bench.storm import PROJECTS, Ran, carry
 from dispatcher import loop
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
 

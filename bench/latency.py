@@ -34,8 +34,8 @@ from bench.figures import Figure, Goal, Missing, as_markdown
 from dispatcher import loop
 from dispatcher.clock import SystemClock
 from dispatcher.encode import Format, write
-from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
-from dispatcher.phase import Phase
+from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
+from dispatcher.model.phase import Phase
 from tests.support.brokers import start as start_broker
 from tests.support.brokers.fixtures import make_topic
 from tests.support.service import free_port, serving

@@ -23,7 +23,7 @@ from bench.storm import Ran, carry
 from channels.contract import Message
 from channels.email import compose
 from dispatcher import loop
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
 

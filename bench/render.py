@@ -27,8 +27,8 @@ from jinja2 import Environment, FileSystemLoader
 from bench.figures import Figure, Goal, as_markdown, interleaved
 from channels.contract import Message
 from channels.email import compose
-from dispatcher.event import Event
-from dispatcher.phase import Phase
+from dispatcher.model.event import Event
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.context import context_of
 from dispatcher.rendering.renderer import MAIL_PARTS, built_in_folder, sample_event

@@ -24,11 +24,11 @@ from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.encode import Format, Written, write
-from dispatcher.event import EntityId, Event, ExecutionId
 from dispatcher.flyte_admin import FlyteAdminConfig, open_flyte_admin
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
-from dispatcher.phase import Phase
+from dispatcher.model.event import EntityId, Event, ExecutionId
+from dispatcher.model.phase import Phase
 from dispatcher.plan import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles

@@ -20,12 +20,12 @@ import yaml
 
 from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
-from dispatcher.delivery import Sent, State
 from dispatcher.encode import Format, Written, write
-from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger, Settlement
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import Sent, State
+from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
+from dispatcher.model.phase import Phase
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import Service, make_planner, open_channels
 from dispatcher.settings import load

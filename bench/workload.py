@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 
 from channels.contract import Scope
 from dispatcher.clock import SystemClock
-from dispatcher.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.ledger import Recorded
-from dispatcher.phase import Phase
+from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
+from dispatcher.model.phase import Phase
 from dispatcher.plan import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules import RuleBook, decide

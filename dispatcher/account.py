@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dispatcher.delivery import Delivery
-from dispatcher.event import ExecutionId
 from dispatcher.ledger import Attempt, Filed, Filter, Known, Ledger, Rejected
+from dispatcher.model.delivery import Delivery
+from dispatcher.model.event import ExecutionId
 from dispatcher.rules import silencer
 
 REJECTED = "rejected"

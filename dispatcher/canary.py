@@ -17,13 +17,13 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dispatcher.clock import Clock
-from dispatcher.delivery import State
 from dispatcher.encode import Format, write
 from dispatcher.errors import DispatcherError
-from dispatcher.event import Event, ExecutionError, ExecutionId, Options
-from dispatcher.notification import Notification
+from dispatcher.model.delivery import State
+from dispatcher.model.event import Event, ExecutionError, ExecutionId, Options
+from dispatcher.model.notification import Notification
+from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
-from dispatcher.phase import Phase
 
 if TYPE_CHECKING:  # every command reads the settings, and few need these
     from dispatcher.intake import Intake

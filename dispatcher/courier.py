@@ -15,12 +15,12 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_af
 
 from channels.contract import Channel, ChannelError, Conversation, Message, Receipt, Unknown
 from dispatcher.clock import Clock
-from dispatcher.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Ledger, Offer, Settlement
-from dispatcher.pacing import Breaker, Gate, Pace, lesson
+from dispatcher.model.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
+from dispatcher.model.rate_limit import Breaker, Gate, Pace, lesson
+from dispatcher.model.retry import RetryPolicy
 from dispatcher.plan import Planner
-from dispatcher.retry import RetryPolicy
 from dispatcher.tracing import OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)

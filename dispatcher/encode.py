@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 
 from dispatcher.decode import NATIVE, Headers, flyte
-from dispatcher.event import EntityId, Event, ExecutionId
-from dispatcher.notification import CHANNEL_FIELDS
-from dispatcher.phase import Phase
+from dispatcher.model.event import EntityId, Event, ExecutionId
+from dispatcher.model.notification import CHANNEL_FIELDS
+from dispatcher.model.phase import Phase
 
 _SOURCE = "https://github.com/flyteorg/flyte/flyteadmin"
 _V1_TYPE = "com.flyte.resource.flyteidl.admin.{}ExecutionEventRequest"

@@ -18,10 +18,10 @@ import structlog
 
 from dispatcher.clock import Clock
 from dispatcher.decode import Headers, decode, kind_of, trace_context
-from dispatcher.delivery import Delivery
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
-from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import Ledger, Offer, Recorded, Rejected, rejected_id
+from dispatcher.model.delivery import Delivery
+from dispatcher.model.event import Event, ExecutionId, Started
 from dispatcher.plan import Planner
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide, decides_itself
 from dispatcher.source import Batch, Source

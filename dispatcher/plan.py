@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from channels.contract import Content, Scope, Unserved
-from dispatcher.delivery import (
+from dispatcher.model.delivery import (
     Delivery,
     NewVersion,
     Opened,
@@ -23,8 +23,8 @@ from dispatcher.delivery import (
     delivery_key,
     in_time,
 )
-from dispatcher.event import EntityId, Event
-from dispatcher.phase import Phase
+from dispatcher.model.event import EntityId, Event
+from dispatcher.model.phase import Phase
 from dispatcher.rules import Rule
 
 GROUPED = frozenset({"email"})

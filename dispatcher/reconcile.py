@@ -19,9 +19,9 @@ import structlog
 from dispatcher.clock import Clock
 from dispatcher.encode import Format, write
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable
-from dispatcher.event import Event
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
+from dispatcher.model.event import Event
 
 if TYPE_CHECKING:  # it needs an extra to be loaded
     from dispatcher.flyte_admin.client import FlyteAdmin

@@ -23,13 +23,13 @@ from dispatcher.canary import Canary, through_intake, through_kafka
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
 from dispatcher.decode import is_foreign
-from dispatcher.delivery import Delivery
 from dispatcher.errors import LedgerUnavailable, SettingsError
-from dispatcher.event import Event
 from dispatcher.flyte_admin import open_flyte_admin
 from dispatcher.intake import Brought, Heard, Intake
 from dispatcher.kafka import KafkaSource
 from dispatcher.ledger import Ledger, Offer, Schema
+from dispatcher.model.delivery import Delivery
+from dispatcher.model.event import Event
 from dispatcher.plan import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer

@@ -34,11 +34,11 @@ from dispatcher.canary import CanaryConfig
 from dispatcher.errors import SettingsError
 from dispatcher.flyte_admin import FlyteAdminConfig
 from dispatcher.kafka import KafkaConfig
-from dispatcher.pacing import Pace, RateOption
+from dispatcher.model.rate_limit import Pace, RateOption
+from dispatcher.model.retry import RetryPolicy
 from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.yaml import Document, Malformed, parse
 from dispatcher.rendering import Override
-from dispatcher.retry import RetryPolicy
 from dispatcher.tracing import TracingConfig
 from dispatcher.watchdog import WatchdogConfig
 from dispatcher.web.config import HttpConfig

@@ -19,9 +19,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 
 from dispatcher.decode import kind_of
-from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.intake import Heard
 from dispatcher.ledger import Backlog, Rejected, Settlement
+from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.version import __version__
 
 SOURCES = ("kafka", "http", "reconcile", "canary")

@@ -16,11 +16,11 @@ from channels.contract import Answer, Later, Never, Receipt
 from dispatcher.canary import Canary, CanaryConfig, Release, through_intake
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.errors import DispatcherError
-from dispatcher.event import Event
 from dispatcher.intake import Intake
 from dispatcher.ledger import Filter, Ledger
+from dispatcher.model.event import Event
+from dispatcher.model.retry import RetryPolicy
 from dispatcher.plan import Planner
-from dispatcher.retry import RetryPolicy
 from dispatcher.rules import RuleBook
 from dispatcher.telemetry import Telemetry
 from tests.monitoring.test_metrics import scrape, scraped
@@ -121,7 +121,7 @@ async def test_what_never_reaches_us_is_missed_and_the_fallback_recipients_are_t
 
 
 def replace_name(suffix: str) -> Any:
-    from dispatcher.event import ExecutionId
+    from dispatcher.model.event import ExecutionId
 
     return ExecutionId.parse(f"{NAME}{suffix}")
 

@@ -16,9 +16,9 @@ import yaml
 from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
 from dispatcher.demo.inbox.script import Misstep
 from dispatcher.encode import Format, write
-from dispatcher.event import Options
 from dispatcher.ledger import Filed, Filter, Ledger
-from dispatcher.phase import Phase
+from dispatcher.model.event import Options
+from dispatcher.model.phase import Phase
 from dispatcher.service import Service
 from dispatcher.settings import load
 from tests.support.builders import NOW, a_launch_plan, an_event

@@ -17,12 +17,12 @@ import pytest
 from channels.contract import Answer, Finding, Later, Message, Never, Receipt, Scope, Unknown, Unserved, Wire
 from dispatcher.clock import SystemClock
 from dispatcher.courier import SLOW, Courier
-from dispatcher.delivery import State
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Claim, Filed, Filter, Ledger, Offer, Recorded, Settlement
-from dispatcher.pacing import Pace, Rate
+from dispatcher.model.delivery import State
+from dispatcher.model.rate_limit import Pace, Rate
+from dispatcher.model.retry import RetryPolicy
 from dispatcher.plan import Planner
-from dispatcher.retry import RetryPolicy
 from dispatcher.service import Service
 from dispatcher.settings import Settings
 from tests.support.builders import a_delivery, an_event

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import Answer, Later, Never, Receipt, Unknown, Unserved
-from dispatcher.delivery import Dead, Outcome, Result, Retry, Sent, State, delivery_key, in_time, judge, split
-from dispatcher.retry import FLOOR, RetryPolicy
+from dispatcher.model.delivery import Dead, Outcome, Result, Retry, Sent, State, delivery_key, in_time, judge, split
+from dispatcher.model.retry import FLOOR, RetryPolicy
 from tests.support.builders import NOW, a_delivery
 
 POLICY = RetryPolicy(initial=timedelta(seconds=2), ceiling=timedelta(minutes=1), deadline=timedelta(hours=1))

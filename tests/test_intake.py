@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from dispatcher.clock import SystemClock
-from dispatcher.delivery import State
 from dispatcher.encode import Format, Written, write
-from dispatcher.event import Options
 from dispatcher.intake import A_WHILE, IDLE_TURN, PORTION, TURNS, Heard, Intake
 from dispatcher.ledger import Ledger
+from dispatcher.model.delivery import State
+from dispatcher.model.event import Options
 from dispatcher.plan import Planner
 from dispatcher.rules import RuleBook
 from dispatcher.source import Batch, RawMessage

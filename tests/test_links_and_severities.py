@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from dispatcher.errors import SettingsError
-from dispatcher.event import Event
-from dispatcher.phase import Phase
+from dispatcher.model.event import Event
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import lint
 from dispatcher.service import make_renderer
 from dispatcher.settings import Settings, load

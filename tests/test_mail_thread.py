@@ -10,8 +10,8 @@ import aiohttp
 
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.encode import Format, write
-from dispatcher.event import Event
-from dispatcher.phase import Phase
+from dispatcher.model.event import Event
+from dispatcher.model.phase import Phase
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.service import Replica, free_port, serving
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import Answer, Later, Never, Receipt, Unknown
-from dispatcher.delivery import Result
-from dispatcher.pacing import (
+from dispatcher.model.delivery import Result
+from dispatcher.model.rate_limit import (
     ENOUGH,
     FIRST_PAUSE,
     FRESH,

@@ -16,7 +16,7 @@ import yaml
 from dispatcher.courier import Courier
 from dispatcher.kafka import KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger
-from dispatcher.pacing import Breaker
+from dispatcher.model.rate_limit import Breaker
 from dispatcher.telemetry import Telemetry
 from dispatcher.watchdog import STATUS, Rounds, Watchdog, WatchdogConfig, whereabouts
 from tests.ledger.test_ledger import heard

@@ -20,8 +20,8 @@ from aiokafka import AIOKafkaProducer
 
 from dispatcher.demo.inbox import Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
 from dispatcher.encode import Format, Written, write, write_lifecycle
-from dispatcher.event import Event
-from dispatcher.phase import Phase
+from dispatcher.model.event import Event
+from dispatcher.model.phase import Phase
 from tests.kafka.test_traps import offsets, until
 from tests.support import samples
 from tests.support.brokers import Broker

@@ -179,8 +179,8 @@ def purge(
 
 def _filter(states: Sequence[str] | None, channel: str | None, execution: str | None, since: str | None) -> Filter:
     from dispatcher.clock import SystemClock
-    from dispatcher.delivery import State as DeliveryState
     from dispatcher.ledger import Filter
+    from dispatcher.model.delivery import State as DeliveryState
 
     try:
         wanted = frozenset(DeliveryState(state.lower()) for state in states or ())

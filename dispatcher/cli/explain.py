@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dispatcher.account import Account
-    from dispatcher.delivery import Delivery
-    from dispatcher.event import Event, ExecutionId
+    from dispatcher.model.delivery import Delivery
+    from dispatcher.model.event import Event, ExecutionId
     from dispatcher.rules import Resolved, Unresolved
     from dispatcher.settings import Settings
 
@@ -82,7 +82,7 @@ def _is_file(path: Path) -> bool:
 def _execution(text: str) -> ExecutionId:
     from pydantic import ValidationError
 
-    from dispatcher.event import ExecutionId
+    from dispatcher.model.event import ExecutionId
     from dispatcher.parsing.validation_errors import first_problem
 
     try:
@@ -146,7 +146,7 @@ async def _asked(settings: Settings, event: Event) -> tuple[Event, Resolved | Un
 
 
 def _planned(delivery: Delivery) -> dict[str, Any]:
-    from dispatcher.delivery import State
+    from dispatcher.model.delivery import State
 
     return {
         "channel": delivery.channel,

@@ -13,7 +13,7 @@ from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
     from dispatcher.cli.proof import Press, Proof
-    from dispatcher.event import Event
+    from dispatcher.model.event import Event
     from dispatcher.settings import Settings
 
 
@@ -116,7 +116,7 @@ def _end(problems: Iterator[str]) -> None:
 
 
 def _events(settings: Settings, file: Path | None, execution: str, phase: str, *, every: bool) -> list[Event]:
-    from dispatcher.phase import TERMINAL
+    from dispatcher.model.phase import TERMINAL
     from dispatcher.rendering.renderer import sample_event
 
     if execution:
@@ -130,7 +130,7 @@ def _from_flyte_admin(settings: Settings, execution: str) -> Event:
     import asyncio
 
     from dispatcher.clock import SystemClock
-    from dispatcher.event import ExecutionId
+    from dispatcher.model.event import ExecutionId
     from dispatcher.service import asking_flyte_admin
 
     async def ask(identity: ExecutionId) -> Event:
@@ -148,7 +148,7 @@ def _from_flyte_admin(settings: Settings, execution: str) -> Event:
 
 def _sample(file: Path | None, phase: str) -> Event:
     from dispatcher.decode.files import read_event_file
-    from dispatcher.phase import Phase
+    from dispatcher.model.phase import Phase
     from dispatcher.rendering.renderer import sample_event
 
     try:

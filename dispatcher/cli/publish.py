@@ -16,7 +16,7 @@ from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
     from dispatcher.encode import Format, Written
-    from dispatcher.event import Event
+    from dispatcher.model.event import Event
     from dispatcher.settings import Settings
 
 SHOWN_ONE_BY_ONE = 20
@@ -102,7 +102,7 @@ def _event(
     from pydantic import ValidationError
 
     from dispatcher.clock import SystemClock
-    from dispatcher.event import Event
+    from dispatcher.model.event import Event
     from dispatcher.parsing.validation_errors import first_problem
 
     facts = {

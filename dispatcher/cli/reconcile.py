@@ -14,8 +14,8 @@ from dispatcher.cli.options import AsJson, Config, moment
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from dispatcher.event import Event
     from dispatcher.ledger import Ledger
+    from dispatcher.model.event import Event
     from dispatcher.settings import Settings
 
 Since = Annotated[

@@ -10,7 +10,7 @@ from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Content, Message, Receipt
-    from dispatcher.event import Event
+    from dispatcher.model.event import Event
     from dispatcher.plan import Target
     from dispatcher.settings import Settings
 
@@ -32,7 +32,7 @@ def send_test(
 
     from channels.contract import ChannelError, Later, Unknown, Unserved
     from dispatcher.clock import SystemClock
-    from dispatcher.phase import Phase
+    from dispatcher.model.phase import Phase
     from dispatcher.rendering.renderer import sample_event
     from dispatcher.service import make_planner, open_channels
     from dispatcher.settings import load
@@ -89,7 +89,7 @@ def _content(settings: Settings, target: Target, event: Event) -> Content:
 def _message(target: Target, event: Event, content: Content) -> Message:
     """A key of its own each time, or PagerDuty would merge two tests."""
     from channels.contract import Message
-    from dispatcher.delivery import delivery_key
+    from dispatcher.model.delivery import delivery_key
 
     at = event.occurred_at
     key = delivery_key(f"test {at.isoformat()}", target.channel, (target.address,))

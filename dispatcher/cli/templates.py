@@ -18,7 +18,7 @@ def variables(as_json: AsJson = False) -> None:
     from dataclasses import asdict
 
     from dispatcher.cli.output import write_json, write_table
-    from dispatcher.phase import Phase
+    from dispatcher.model.phase import Phase
     from dispatcher.rendering.context import context_of
     from dispatcher.rendering.renderer import sample_event
     from dispatcher.rendering.variables import variables as every

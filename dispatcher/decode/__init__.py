@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from dispatcher.decode import flyte
 from dispatcher.errors import Unreadable
-from dispatcher.event import Event, Started
+from dispatcher.model.event import Event, Started
+from dispatcher.model.phase import Phase
 from dispatcher.parsing.cloudevents import (
     Headers,
     envelope,
@@ -23,7 +24,6 @@ from dispatcher.parsing.cloudevents import (
     type_header,
 )
 from dispatcher.parsing.validation_errors import first_problem
-from dispatcher.phase import Phase
 
 NATIVE = "dispatcher.execution.phase_changed.v1"
 """The CloudEvents type of the native event, for engines other than Flyte."""

@@ -10,7 +10,7 @@ import orjson
 
 from dispatcher.decode import NATIVE, Headers, decode, flyte
 from dispatcher.errors import Unreadable
-from dispatcher.event import Event
+from dispatcher.model.event import Event
 from dispatcher.parsing.cloudevents import load_json
 
 _TYPE_BY_FIELD = {"event": flyte.V1, "rawEvent": flyte.V2, "raw_event": flyte.V2, "execution": NATIVE}

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dispatcher.encode import Format
-from dispatcher.event import Event
-from dispatcher.phase import Phase
+from dispatcher.model.event import Event
+from dispatcher.model.phase import Phase
 
 Told = tuple[str, tuple[str, ...]]
 """A channel, and who is told there, sorted."""

@@ -27,12 +27,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
-from dispatcher.event import EntityId, Event, ExecutionId
 from dispatcher.flyte_admin.config import FlyteAdminConfig
 from dispatcher.flyte_admin.login import Doorway, Login, Token
 from dispatcher.flyte_admin.merged import Merged
 from dispatcher.flyte_admin.reading import ended_between, ended_of, execution_of, rules_of
 from dispatcher.flyte_admin.trouble import Denied, Failing, Passing, told
+from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.rules import Resolved, Rule, Unresolved
 
 log = structlog.get_logger(__name__)

@@ -11,11 +11,11 @@ from flyteidl.admin import common_pb2
 from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 
-from dispatcher.event import EntityId, Event, ExecutionError
 from dispatcher.flyte_admin.trouble import Denied
-from dispatcher.notification import Notification
+from dispatcher.model.event import EntityId, Event, ExecutionError
+from dispatcher.model.notification import Notification
+from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.validation_errors import first_problem
-from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rules import Resolved, Rule
 
 _KINDS = ("UNKNOWN", "USER", "SYSTEM")

@@ -20,14 +20,14 @@ from sqlalchemy import (
     update,
 )
 
-from dispatcher.delivery import Delivery, State
 from dispatcher.ledger.entries import Claim, Offer
 from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.rows import stored
 from dispatcher.ledger.standings import Standings
 from dispatcher.ledger.statements import Row, among, asking, changing, run
 from dispatcher.ledger.tables import contents, deliveries, matters
-from dispatcher.pacing import Gate, Standing
+from dispatcher.model.delivery import Delivery, State
+from dispatcher.model.rate_limit import Gate, Standing
 
 Changes = Mapping[str, Any]
 """What is different about a delivery, by the names of its facts."""

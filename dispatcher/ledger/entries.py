@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.delivery import Delivery, NewVersion, Outcome, Recovery, State
-from dispatcher.event import Event
-from dispatcher.pacing import Gate, Lesson
+from dispatcher.model.delivery import Delivery, NewVersion, Outcome, Recovery, State
+from dispatcher.model.event import Event
+from dispatcher.model.rate_limit import Gate, Lesson
 from dispatcher.tracing import UNSEEN, Span
 
 BODY_KEPT = 64 * 1024

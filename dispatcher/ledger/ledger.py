@@ -31,8 +31,6 @@ from sqlalchemy import (
 )
 
 from channels.contract import Conversation, Earlier
-from dispatcher.delivery import Dead, Delivery, Retry, Sent, State, in_time
-from dispatcher.event import Event, ExecutionId, Started
 from dispatcher.ledger import claiming
 from dispatcher.ledger.claiming import Changes
 from dispatcher.ledger.database import TIMEOUT, Database, Schema
@@ -78,8 +76,10 @@ from dispatcher.ledger.tables import (
     versions,
 )
 from dispatcher.ledger.views import Views
-from dispatcher.pacing import ENOUGH, Gate, Lesson
-from dispatcher.phase import TERMINAL
+from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State, in_time
+from dispatcher.model.event import Event, ExecutionId, Started
+from dispatcher.model.phase import TERMINAL
+from dispatcher.model.rate_limit import ENOUGH, Gate, Lesson
 
 if TYPE_CHECKING:  # `database` has it without the ORM
     from sqlalchemy.ext.asyncio import AsyncConnection

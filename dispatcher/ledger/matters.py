@@ -13,9 +13,9 @@ from types import ModuleType
 
 from sqlalchemy import Connection, select
 
-from dispatcher.delivery import Delivery, NewVersion, Opened, Recovery, State
 from dispatcher.ledger.statements import among, asking, into
 from dispatcher.ledger.tables import deliveries, matters, versions
+from dispatcher.model.delivery import Delivery, NewVersion, Opened, Recovery, State
 
 
 @dataclass(slots=True)

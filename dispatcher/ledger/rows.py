@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Row
 
 from channels.contract import Answer
-from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
-from dispatcher.event import Event, Started
 from dispatcher.ledger.entries import BODY_KEPT, Attempt, Filed, Known, Recorded, Rejected, Settlement
 from dispatcher.ledger.tables import Json
+from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
+from dispatcher.model.event import Event, Started
 
 LATE = "the lease had run out, so this ending counted for nothing"
 

@@ -14,10 +14,10 @@ from sqlalchemy import ColumnElement, Select, and_, literal, or_, select, union_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from dispatcher.delivery import State
 from dispatcher.ledger.entries import EventFilter, Filter
 from dispatcher.ledger.tables import deliveries, events, told
-from dispatcher.phase import TERMINAL
+from dispatcher.model.delivery import State
+from dispatcher.model.phase import TERMINAL
 
 KEY_LENGTH = 32
 TOLD = """

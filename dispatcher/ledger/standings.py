@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from dispatcher.ledger.statements import among, asking, into
 from dispatcher.ledger.tables import destinations
-from dispatcher.pacing import FRESH, Lesson, Standing, learn
+from dispatcher.model.rate_limit import FRESH, Lesson, Standing, learn
 
 
 class Standings:

@@ -279,7 +279,7 @@ destinations = Table(
     Column("held_until", UtcTime),
     Column("failures", Integer, nullable=False),
 )
-"""How each destination stands (`dispatcher/pacing.py`)."""
+"""How each destination stands (`dispatcher/model/rate_limit.py`)."""
 
 attempts = Table(
     "attempts",

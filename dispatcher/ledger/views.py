@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Row, Select, func, literal, select, union_all
 
-from dispatcher.delivery import State
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.entries import EventFilter, Filter
 from dispatcher.ledger.search import Cursor, conditions, found, found_events, lower, of_execution
 from dispatcher.ledger.tables import attempts, deliveries, events, rejected, told
+from dispatcher.model.delivery import State
 
 if TYPE_CHECKING:  # `database` has it without the ORM
     from sqlalchemy.ext.asyncio import AsyncConnection

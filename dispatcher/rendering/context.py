@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import humanize
 
-from dispatcher.event import EntityId, Event
-from dispatcher.phase import Phase
+from dispatcher.model.event import EntityId, Event
+from dispatcher.model.phase import Phase
 from dispatcher.rendering.text import clean, cut, one_line
 from dispatcher.rendering.traceback import tell
 

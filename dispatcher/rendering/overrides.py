@@ -10,7 +10,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from channels.listed import listed
-from dispatcher.event import Event
+from dispatcher.model.event import Event
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(listed)]
 """Any of them; `*` stands for any characters, `?` for one, `[ab]` for one of these."""

@@ -16,9 +16,9 @@ from jinja2.meta import find_referenced_templates
 from channels.contract import Content
 from dispatcher.decode.files import read_event_file
 from dispatcher.errors import DispatcherError
-from dispatcher.event import Event
+from dispatcher.model.event import Event
+from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.yaml import Malformed, Problem, parse
-from dispatcher.phase import TERMINAL, Phase
 from dispatcher.rendering import flyte, limits
 from dispatcher.rendering.change import change_event
 from dispatcher.rendering.context import Context, context_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from dispatcher.event import Event
+from dispatcher.model.event import Event
 from dispatcher.rules.resolved import Resolved, Unresolved
 from dispatcher.rules.rulebook import ANY, Rule, RuleBook
 

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from dispatcher.notification import Notification
+from dispatcher.model.notification import Notification
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.parsing.yaml import Document, Malformed, Problem, parse
 from dispatcher.rules.packages import MOST_UNPACKED, launch_plan, read_package

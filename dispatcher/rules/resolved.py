@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.event import EntityId, Event, ExecutionError
+from dispatcher.model.event import EntityId, Event, ExecutionError
 from dispatcher.rules.rulebook import Rule
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dispatcher.event import EntityId, Event
-from dispatcher.notification import Notification
+from dispatcher.model.event import EntityId, Event
+from dispatcher.model.notification import Notification
 
 ANY = "*"
 

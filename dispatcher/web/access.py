@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
 from dispatcher.clock import Clock
-from dispatcher.pacing import Rate
+from dispatcher.model.rate_limit import Rate
 from dispatcher.web.answers import problem
 from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
 from dispatcher.web.limits import Buckets, neighbourhood, too_many

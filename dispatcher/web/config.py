@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 from channels.listed import listed
 from channels.secret import SecretFile, one_of, reveal
-from dispatcher.pacing import Rate, parse_rate
+from dispatcher.model.rate_limit import Rate, parse_rate
 from dispatcher.parsing.duration import Duration
 
 SHORTEST = 16

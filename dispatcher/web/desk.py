@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.delivery import State
 from dispatcher.intake import Intake, Tried
 from dispatcher.ledger import Filter, Ledger, Rejected
 from dispatcher.ledger.views import Count
+from dispatcher.model.delivery import State
 
 log = structlog.get_logger(__name__)
 

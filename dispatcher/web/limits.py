@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dispatcher.clock import Clock
-from dispatcher.pacing import Rate
+from dispatcher.model.rate_limit import Rate
 from dispatcher.web.answers import problem, problem_details
 
 LARGEST = 256 * 1024

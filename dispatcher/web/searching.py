@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.delivery import State
 from dispatcher.ledger import EventFilter, Filter
 from dispatcher.ledger.search import Cursor
+from dispatcher.model.delivery import State
 from dispatcher.parsing.duration import parse_moment
 
 LONGEST_PAGE = 500

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from channels.contract import Later
 from channels.email import EmailChannel
 from dispatcher.demo.inbox import MailReceiver
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.mail import ABOUT, CONTENT, config, message

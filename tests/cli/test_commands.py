@@ -13,10 +13,10 @@ import yaml
 
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
-from dispatcher.delivery import Dead, Retry, Sent
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.ledger import Ledger, Recorded, Rejected, Settlement
-from dispatcher.pacing import Gate, Pace
+from dispatcher.model.delivery import Dead, Retry, Sent
+from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.version import __version__
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event, an_execution

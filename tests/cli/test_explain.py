@@ -13,14 +13,14 @@ import yaml
 
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
-from dispatcher.delivery import Dead, Retry, Sent
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.encode import Format, write
-from dispatcher.event import Event, Options
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger, Settlement
-from dispatcher.pacing import Gate, Pace
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import Dead, Retry, Sent
+from dispatcher.model.event import Event, Options
+from dispatcher.model.phase import Phase
+from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import make_planner, open_channels
 from dispatcher.settings import load

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dispatcher.event import ExecutionError
 from dispatcher.inherited import Inherited, inherit
-from dispatcher.phase import Phase
+from dispatcher.model.event import ExecutionError
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.settings import load
 from tests.support.builders import a_launch_plan, an_event

@@ -19,8 +19,8 @@ from dispatcher.decode import NATIVE, Headers, decode
 from dispatcher.decode.files import read_event_file, read_messages
 from dispatcher.encode import Format, write, write_lifecycle
 from dispatcher.errors import Unreadable
-from dispatcher.event import Event, Options, Started
-from dispatcher.phase import Phase
+from dispatcher.model.event import Event, Options, Started
+from dispatcher.model.phase import Phase
 from tests.support import samples
 from tests.support.builders import a_launch_plan, a_notification, an_event
 

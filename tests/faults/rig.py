@@ -19,10 +19,10 @@ from aiokafka import AIOKafkaProducer
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from dispatcher.delivery import State
 from dispatcher.encode import Format, write
-from dispatcher.event import Event, Options
 from dispatcher.ledger.tables import attempts, deliveries
+from dispatcher.model.delivery import State
+from dispatcher.model.event import Event, Options
 from tests.support.builders import a_notification, an_event
 from tests.support.next_version import NextVersion
 from tests.support.service import COMMAND

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.delivery import State
+from dispatcher.model.delivery import State
 from tests.faults.rig import Publish, Replica, Row, Truth, an_owing_event, publishing, replicas, the_truth
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.standins import Handover, StandIns

@@ -14,8 +14,8 @@ from random import Random
 
 import pytest
 
-from dispatcher.delivery import State
-from dispatcher.retry import FLOOR, RetryPolicy
+from dispatcher.model.delivery import State
+from dispatcher.model.retry import FLOOR, RetryPolicy
 from tests.faults.rig import Replica, an_owing_event, publishing, replicas, the_truth
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.standins import RETRY_AFTER, Handover, Mood, StandIns

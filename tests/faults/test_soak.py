@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.delivery import State
+from dispatcher.model.delivery import State
 from tests.faults.rig import Publish, Replica, Truth, an_owing_event, publishing, replicas, the_truth
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.standins import StandIns

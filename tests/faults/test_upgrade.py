@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher.delivery import State
 from dispatcher.ledger import HEAD
+from dispatcher.model.delivery import State
 from tests.faults.rig import Publish, Replica, an_owing_event, publishing, replicas, the_truth
 from tests.support.brokers import Broker
 from tests.support.next_version import NEXT, NextVersion

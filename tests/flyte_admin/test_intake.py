@@ -17,8 +17,8 @@ import yaml
 
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
 from dispatcher.encode import Format, Written, write
-from dispatcher.event import Event, Options
 from dispatcher.kafka import KafkaConfig, KafkaPublisher
+from dispatcher.model.event import Event, Options
 from tests.kafka.test_kafka import committed
 from tests.support.brokers import Broker
 from tests.support.builders import a_notification, an_event, an_execution

@@ -14,7 +14,7 @@ import pytest
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte_admin.client import PARALLEL, FlyteAdmin
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide
 from tests.support.builders import a_launch_plan, an_event, an_execution
 from tests.support.flyte_admin import an_ended, asking, recorded

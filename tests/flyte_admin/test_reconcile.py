@@ -18,9 +18,9 @@ from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.encode import Format, write
 from dispatcher.errors import FlyteAdminUnavailable
-from dispatcher.event import ExecutionId
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
+from dispatcher.model.event import ExecutionId
 from dispatcher.plan import Planner
 from dispatcher.reconcile import AWAY_AFTER, POSITION, Reconciler
 from dispatcher.rules import RuleBook

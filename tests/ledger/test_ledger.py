@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import sqlite
 
 from channels.contract import Answer, Receipt
-from dispatcher.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.event import Event, Started
 from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Offer, Recorded, Rejected, Settlement, Written
 from dispatcher.ledger.rows import LATE
 from dispatcher.ledger.tables import Packed
-from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
+from dispatcher.model.event import Event, Started
+from dispatcher.model.phase import Phase
+from dispatcher.model.rate_limit import ENOUGH, Gate, Lesson, Pace, Rate
 from dispatcher.tracing import Span
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event, an_execution
 

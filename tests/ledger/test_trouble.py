@@ -24,11 +24,11 @@ import yaml
 from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
 
-from dispatcher.delivery import Delivery
 from dispatcher.errors import DispatcherError, LedgerIncompatible, LedgerUnavailable
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.tables import metadata
+from dispatcher.model.delivery import Delivery
 from tests.ledger.test_ledger import MINUTE, SENT, claim, ended, heard, refused
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event

@@ -15,13 +15,13 @@ import pytest
 from alembic import command
 from sqlalchemy import event, func, select
 
-from dispatcher.delivery import Dead, State
-from dispatcher.event import ExecutionId
 from dispatcher.ledger import EventFilter, Filter, Ledger, Settlement
 from dispatcher.ledger.database import Database, alembic_config
 from dispatcher.ledger.search import Cursor
 from dispatcher.ledger.tables import told
-from dispatcher.pacing import Gate, Pace
+from dispatcher.model.delivery import Dead, State
+from dispatcher.model.event import ExecutionId
+from dispatcher.model.rate_limit import Gate, Pace
 from tests.ledger.test_ledger import heard
 from tests.support.builders import a_delivery, an_event
 from tests.support.crowd import EACH, crowd

@@ -15,13 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from channels.contract import Answer, Receipt
 from dispatcher.decode import kind_of
-from dispatcher.delivery import Dead, Retry, Sent, State
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.encode import Format, write
-from dispatcher.event import Event, ExecutionId, Options
 from dispatcher.intake import Heard
 from dispatcher.ledger import Backlog, Recorded, Rejected, Settlement
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import Dead, Retry, Sent, State
+from dispatcher.model.event import Event, ExecutionId, Options
+from dispatcher.model.phase import Phase
 from dispatcher.telemetry import Telemetry
 from tests.monitoring.test_rules import needs_promtool, promtool
 from tests.support import samples

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.event import Event
+from dispatcher.model.event import Event
 from dispatcher.rendering.context import LABELS, context_of
 
 CONSOLE = "https://flyte.example.com/console"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import sandbox
 from dispatcher.rendering.context import context_of
 from dispatcher.rendering.documents import LARGEST

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jinja2 import FileSystemLoader
 from structlog.testing import capture_logs
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer, lint
 from dispatcher.rendering.renderer import REST, built_in_folder, sample_event
 from dispatcher.rendering.sandbox import BUDGET, DEPTH, FILTERS, INCLUDES, METHODS, Meter, MeteredSandbox

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer, lint
 from dispatcher.rendering.flyte import as_text
 from dispatcher.rendering.renderer import sample_event

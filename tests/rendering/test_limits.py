@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer, lint
 from dispatcher.rendering.renderer import sample_event
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer, TemplateError
 from dispatcher.rendering.renderer import CHANNELS, sample_event
 from tests.support.builders import an_event

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.plan import Planner
 from dispatcher.rendering import Override, Renderer, TemplateError
 from dispatcher.rendering.renderer import sample_event

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dispatcher.cli.picture import picture
 from dispatcher.drawing import draw, plain_text
-from dispatcher.phase import TERMINAL, Phase
+from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import CHANNELS, sample_event
 from tests.support.service import command

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.phase import TERMINAL, Phase
+from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import built_in_folder, sample_event
 from dispatcher.rendering.styles import NotInlined, inline

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rendering.renderer import sample_event
 from dispatcher.rendering.traceback import tell
 

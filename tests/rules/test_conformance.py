@@ -14,12 +14,12 @@ import yaml
 
 from dispatcher.clock import SystemClock
 from dispatcher.decode import NATIVE, flyte
-from dispatcher.delivery import State
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.encode import Format, write
-from dispatcher.event import Event, ExecutionId
 from dispatcher.intake import Brought, Intake
 from dispatcher.ledger import Filed, Filter, Ledger
+from dispatcher.model.delivery import State
+from dispatcher.model.event import Event, ExecutionId
 from dispatcher.rules import RuleBook
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import make_planner, open_channels

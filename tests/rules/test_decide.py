@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.event import Options
-from dispatcher.phase import TERMINAL, Phase
+from dispatcher.model.event import Options
+from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.rules import (
     ANY,
     PlanKey,

@@ -11,7 +11,7 @@ import pytest
 from flyteidl.admin.launch_plan_pb2 import LaunchPlan
 from google.protobuf.json_format import MessageToJson
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from dispatcher.rules import PlanKey
 from dispatcher.rules.files import LaunchPlanFiles
 from tests.support import samples

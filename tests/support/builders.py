@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dispatcher.delivery import Delivery, delivery_key
-from dispatcher.event import EntityId, Event, ExecutionId, Options
-from dispatcher.notification import Notification
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import Delivery, delivery_key
+from dispatcher.model.event import EntityId, Event, ExecutionId, Options
+from dispatcher.model.notification import Notification
+from dispatcher.model.phase import Phase
 from dispatcher.rules import Rule
 
 NOW = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)

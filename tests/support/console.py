@@ -12,13 +12,13 @@ from typing import Any
 
 from channels.contract import Answer, Receipt
 from dispatcher.clock import Clock
-from dispatcher.delivery import Dead, Delivery, Outcome, Retry, Sent
 from dispatcher.encode import Format, write
-from dispatcher.event import Event
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger, Settlement
-from dispatcher.pacing import Gate, Pace
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import Dead, Delivery, Outcome, Retry, Sent
+from dispatcher.model.event import Event
+from dispatcher.model.phase import Phase
+from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.rules import RuleBook
 from dispatcher.service import make_planner, open_channels
 from dispatcher.settings import Settings

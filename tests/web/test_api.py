@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 import schemathesis
 
-from dispatcher.delivery import State
 from dispatcher.ledger import Filter
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import State
+from dispatcher.model.phase import Phase
 from tests.support.builders import SECOND
 from tests.support.console import DEAD, Site, site
 

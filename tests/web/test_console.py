@@ -16,9 +16,9 @@ import structlog
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from dispatcher.delivery import State
 from dispatcher.ledger import EventFilter, Filter
-from dispatcher.phase import Phase
+from dispatcher.model.delivery import State
+from dispatcher.model.phase import Phase
 from tests.support.console import DEAD, Site, a_busy_day, site
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

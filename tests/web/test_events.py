@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from dispatcher.encode import Format, write
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 from tests.support import samples
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.running import running

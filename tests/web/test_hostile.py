@@ -24,8 +24,8 @@ from playwright.async_api import Page
 
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.encode import Format, write
-from dispatcher.event import Event, ExecutionError, ExecutionId
-from dispatcher.phase import Phase
+from dispatcher.model.event import Event, ExecutionError, ExecutionId
+from dispatcher.model.phase import Phase
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.chromium import needs_a_browser, opened
 from tests.support.service import Replica, serving

@@ -26,8 +26,8 @@ from watchfiles import awatch
 from channels.contract import Unserved
 from dispatcher.cli.proof import CHANNELS, Press, Proof
 from dispatcher.errors import DispatcherError
-from dispatcher.event import Event
-from dispatcher.phase import TERMINAL
+from dispatcher.model.event import Event
+from dispatcher.model.phase import TERMINAL
 from dispatcher.rendering.renderer import built_in_folder, sample_event
 from dispatcher.settings import Settings
 from dispatcher.web.server import serving

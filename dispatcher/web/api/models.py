@@ -10,9 +10,9 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from dispatcher.account import Account, attempt_data, delivery_data, rejected_whole
-from dispatcher.delivery import State
 from dispatcher.ledger import Attempt, Filed, Rejected
 from dispatcher.ledger.views import Count, DeliveryLine, EventLine, Page, RejectedLine, Standing, Stretch
+from dispatcher.model.delivery import State
 from dispatcher.web.searching import About
 
 _Entry = TypeVar("_Entry", bound=BaseModel)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.delivery import State
 from dispatcher.ledger.views import Stretch
+from dispatcher.model.delivery import State
 
 WIDTH, HEIGHT = 400, 180
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 22

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher.account import REJECTED, Account, accounts
-from dispatcher.event import ExecutionId
+from dispatcher.model.event import ExecutionId
 from dispatcher.rendering.traceback import tell
 from dispatcher.web.api.endpoints import DELIVERIES_AT_MOST
 from dispatcher.web.console.shell import Shell, Sorry

@@ -9,8 +9,8 @@ from starlette.datastructures import FormData, QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatcher.delivery import State
 from dispatcher.ledger import Filter
+from dispatcher.model.delivery import State
 from dispatcher.web.access import caller
 from dispatcher.web.console.shell import Shell, Sorry, url
 from dispatcher.web.searching import About

@@ -15,7 +15,7 @@ from random import Random
 from typing import NamedTuple
 
 from channels.contract import Answer, ChannelError, Content, Later, Never, Receipt, Unknown, Unserved
-from dispatcher.retry import RetryPolicy
+from dispatcher.model.retry import RetryPolicy
 
 
 class State(StrEnum):

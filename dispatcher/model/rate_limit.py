@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator
 
 from channels.contract import Later, Receipt, Unknown
-from dispatcher.delivery import Result
+from dispatcher.model.delivery import Result
 
 ENOUGH = 5
 """Failures in a row after which a destination's breaker opens."""

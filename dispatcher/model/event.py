@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self
 from pydantic import AliasGenerator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from dispatcher.notification import Notification
-from dispatcher.phase import Phase
+from dispatcher.model.notification import Notification
+from dispatcher.model.phase import Phase
 
 
 class _Fact(BaseModel):

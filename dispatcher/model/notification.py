@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from dispatcher.phase import Phase
+from dispatcher.model.phase import Phase
 
 CHANNEL_FIELDS = {
     "email": "email",
