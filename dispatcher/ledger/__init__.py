@@ -5,8 +5,9 @@ and out, `tables` and `rows` how it lies, `claiming` who gets what is due, `data
 `writer`, `statements` and `values` what makes it quick.
 """
 
-from dispatcher.ledger.database import HEAD, Schema
-from dispatcher.ledger.entries import (
+from dispatcher.ledger.engine import HEAD, Schema
+from dispatcher.ledger.ledger import Ledger
+from dispatcher.ledger.records import (
     Attempt,
     Backlog,
     Claim,
@@ -21,7 +22,6 @@ from dispatcher.ledger.entries import (
     Written,
     rejected_id,
 )
-from dispatcher.ledger.ledger import Ledger
 
 __all__ = [
     "HEAD",

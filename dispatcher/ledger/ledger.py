@@ -31,10 +31,13 @@ from sqlalchemy import (
 )
 
 from channels.contract import Conversation, Earlier
-from dispatcher.ledger import claiming
-from dispatcher.ledger.claiming import Changes
-from dispatcher.ledger.database import TIMEOUT, Database, Schema
-from dispatcher.ledger.entries import (
+from dispatcher.ledger import claim
+from dispatcher.ledger.claim import Changes
+from dispatcher.ledger.destination_state import Standings
+from dispatcher.ledger.engine import TIMEOUT, Database, Schema
+from dispatcher.ledger.launch_plan_status import Matters
+from dispatcher.ledger.queries import Views
+from dispatcher.ledger.records import (
     Attempt,
     Backlog,
     Claim,
@@ -47,7 +50,6 @@ from dispatcher.ledger.entries import (
     Settlement,
     Written,
 )
-from dispatcher.ledger.matters import Matters
 from dispatcher.ledger.rows import (
     a_rejected,
     an_attempt,
@@ -59,10 +61,7 @@ from dispatcher.ledger.rows import (
     rejected_row,
     start_row,
 )
-from dispatcher.ledger.search import TOLD, conditions, of_execution
-from dispatcher.ledger.standings import Standings
-from dispatcher.ledger.statements import Rows, among, asking, changing, into, run
-from dispatcher.ledger.tables import (
+from dispatcher.ledger.schema import (
     Json,
     attempts,
     contents,
@@ -75,7 +74,8 @@ from dispatcher.ledger.tables import (
     starts,
     versions,
 )
-from dispatcher.ledger.views import Views
+from dispatcher.ledger.search import TOLD, conditions, of_execution
+from dispatcher.ledger.statements import Rows, among, asking, changing, into, run
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State, in_time
 from dispatcher.model.event import Event, ExecutionId, Started
 from dispatcher.model.phase import TERMINAL
@@ -229,7 +229,7 @@ class Ledger:
         ]
         changes = [told for run in runs.values() if standing.is_new(run) for told in run.tell()]
         later = [*good_news, *rest, *changes]
-        taken = claiming.at_once(connection, later, offers, standing) if offers else {}
+        taken = claim.at_once(connection, later, offers, standing) if offers else {}
         claimed = self._insert_deliveries(connection, later, traces, taken)
         return [*first, *later], claimed
 
@@ -302,7 +302,7 @@ class Ledger:
         A delivery whose last lease ran out unsettled is due again, and doubtful: its attempt may have arrived.
         """
         return await self._database.write(
-            lambda connection: claiming.claim(connection, channel, limit, lease=lease, until=until, gate=gate)
+            lambda connection: claim.claim(connection, channel, limit, lease=lease, until=until, gate=gate)
         )
 
     async def settle(self, settlement: Settlement) -> bool:
@@ -563,7 +563,7 @@ class Ledger:
     async def overdue(self, channel: str, *, before: datetime) -> bool:
         """Whether something of a channel is due since then, in nobody's hands, and nothing of its conversation before it."""
         async with self._database.reading() as connection:
-            found = await connection.execute(claiming.DUE, {"channel": channel, "now": before, "size": 1})
+            found = await connection.execute(claim.DUE, {"channel": channel, "now": before, "size": 1})
             return found.first() is not None
 
     async def ping(self, *, now: datetime) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Row
 
 from channels.contract import Answer
-from dispatcher.ledger.entries import BODY_KEPT, Attempt, Filed, Known, Recorded, Rejected, Settlement
-from dispatcher.ledger.tables import Json
+from dispatcher.ledger.records import BODY_KEPT, Attempt, Filed, Known, Recorded, Rejected, Settlement
+from dispatcher.ledger.schema import Json
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.model.event import Event, Started
 

@@ -14,8 +14,8 @@ from sqlalchemy import ColumnElement, Select, and_, literal, or_, select, union_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from dispatcher.ledger.entries import EventFilter, Filter
-from dispatcher.ledger.tables import deliveries, events, told
+from dispatcher.ledger.records import EventFilter, Filter
+from dispatcher.ledger.schema import deliveries, events, told
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import TERMINAL
 

@@ -12,7 +12,7 @@ import orjson
 from sqlalchemy import Boolean, Dialect, TypeDecorator
 from sqlalchemy.types import NullType, TypeEngine
 
-from dispatcher.ledger.tables import Packed, Strings, UtcTime, Words
+from dispatcher.ledger.schema import Packed, Strings, UtcTime, Words
 
 Change = Callable[[Any], Any]
 """What a type does to a value on its way."""

@@ -13,7 +13,7 @@ import structlog
 from dispatcher.clock import Clock
 from dispatcher.intake import Intake, Tried
 from dispatcher.ledger import Filter, Ledger, Rejected
-from dispatcher.ledger.views import Count
+from dispatcher.ledger.queries import Count
 from dispatcher.model.delivery import State
 
 log = structlog.get_logger(__name__)

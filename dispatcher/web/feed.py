@@ -16,8 +16,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from dispatcher.errors import LedgerUnavailable
+from dispatcher.ledger.queries import Happening, Views
 from dispatcher.ledger.search import Cursor
-from dispatcher.ledger.views import Happening, Views
 
 EVERY = 1.0
 """Seconds between looks."""

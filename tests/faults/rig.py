@@ -20,7 +20,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from dispatcher.encode import Format, write
-from dispatcher.ledger.tables import attempts, deliveries
+from dispatcher.ledger.schema import attempts, deliveries
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, Options
 from tests.support.builders import a_notification, an_event

@@ -23,7 +23,7 @@ from channels.contract import Answer, Receipt
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Offer, Recorded, Rejected, Settlement, Written
 from dispatcher.ledger.rows import LATE
-from dispatcher.ledger.tables import Packed
+from dispatcher.ledger.schema import Packed
 from dispatcher.model.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
 from dispatcher.model.event import Event, Started
 from dispatcher.model.phase import Phase
@@ -387,8 +387,8 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(ledger_url: 
     from sqlalchemy import inspect
     from sqlalchemy.engine import Connection
 
-    from dispatcher.ledger.database import HEAD, Database, alembic_config
-    from dispatcher.ledger.tables import metadata
+    from dispatcher.ledger.engine import HEAD, Database, alembic_config
+    from dispatcher.ledger.schema import metadata
 
     database = Database(ledger_url)
     await database.migrate()
@@ -415,7 +415,7 @@ async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_ur
     from sqlalchemy import text
 
     from dispatcher.errors import LedgerIncompatible
-    from dispatcher.ledger.database import Database
+    from dispatcher.ledger.engine import Database
 
     database = Database(ledger_url)
     await database.migrate()
@@ -497,7 +497,7 @@ async def test_what_is_told_of_one_day_lies_together_among_all_that_is_told(tmp_
 async def test_a_ping_writes_a_row(ledger: Ledger, ledger_url: str) -> None:
     from sqlalchemy import text
 
-    from dispatcher.ledger.database import Database
+    from dispatcher.ledger.engine import Database
 
     for now in (NOW, NOW + MINUTE, NOW):
         await ledger.ping(now=now)

@@ -24,8 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
+from dispatcher.ledger.schema import Packed, Strings, UtcTime, Words
 from dispatcher.ledger.statements import among, asking, run, run_each
-from dispatcher.ledger.tables import Packed, Strings, UtcTime, Words
 from dispatcher.ledger.values import Bindings
 
 ZONES = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)

@@ -26,8 +26,8 @@ from sqlalchemy.engine import make_url
 
 from dispatcher.errors import DispatcherError, LedgerIncompatible, LedgerUnavailable
 from dispatcher.ledger import Filter, Ledger
-from dispatcher.ledger.database import Database
-from dispatcher.ledger.tables import metadata
+from dispatcher.ledger.engine import Database
+from dispatcher.ledger.schema import metadata
 from dispatcher.model.delivery import Delivery
 from tests.ledger.test_ledger import MINUTE, SENT, claim, ended, heard, refused
 from tests.support import samples

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, inspect, text
 
 from dispatcher.errors import LedgerIncompatible
 from dispatcher.ledger import HEAD, Ledger
-from dispatcher.ledger.database import COMPATIBLE, Database, alembic_config
+from dispatcher.ledger.engine import COMPATIBLE, Database, alembic_config
 from tests.ledger.test_ledger import claim, heard
 from tests.support.builders import NOW, a_delivery
 from tests.support.next_version import NEXT, NextVersion

@@ -16,9 +16,9 @@ from alembic import command
 from sqlalchemy import event, func, select
 
 from dispatcher.ledger import EventFilter, Filter, Ledger, Settlement
-from dispatcher.ledger.database import Database, alembic_config
+from dispatcher.ledger.engine import Database, alembic_config
+from dispatcher.ledger.schema import told
 from dispatcher.ledger.search import Cursor
-from dispatcher.ledger.tables import told
 from dispatcher.model.delivery import Dead, State
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.rate_limit import Gate, Pace

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import IntegrityError
 
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger.database import Database
+from dispatcher.ledger.engine import Database
 
 Work = Callable[[Connection], str]
 

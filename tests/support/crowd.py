@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from dispatcher.ledger.database import Database
+from dispatcher.ledger.engine import Database
 
 EACH = 3
 """Deliveries of an event, one a second."""

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dispatcher.ledger.database import COMPATIBLE, HEAD
+from dispatcher.ledger.engine import COMPATIBLE, HEAD
 from tests.support.service import command
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from dispatcher.account import accounts
 from dispatcher.clock import Clock
 from dispatcher.ledger import Filter, Ledger
-from dispatcher.ledger.views import Happening
+from dispatcher.ledger.queries import Happening
 from dispatcher.model.event import ExecutionId
 from dispatcher.web.access import caller, needs
 from dispatcher.web.answers import problem_details

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dispatcher.account import Account, attempt_data, delivery_data, rejected_whole
 from dispatcher.ledger import Attempt, Filed, Rejected
-from dispatcher.ledger.views import Count, DeliveryLine, EventLine, Page, RejectedLine, Standing, Stretch
+from dispatcher.ledger.queries import Count, DeliveryLine, EventLine, Page, RejectedLine, Standing, Stretch
 from dispatcher.model.delivery import State
 from dispatcher.web.searching import About
 

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher.ledger.views import Page
+from dispatcher.ledger.queries import Page
 from dispatcher.web.console.shell import Shell, read_query, url
 from dispatcher.web.searching import ExecutionSearch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher.ledger.views import Happening
+from dispatcher.ledger.queries import Happening
 from dispatcher.web.api.endpoints import RANGES
 from dispatcher.web.console import charts
 from dispatcher.web.console.shell import Shell, Sorry

@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dispatcher.account import rejected_whole
 from dispatcher.ledger import Rejected
-from dispatcher.ledger.views import Page
+from dispatcher.ledger.queries import Page
 from dispatcher.web.access import caller
 from dispatcher.web.console.shell import Shell, Sorry, read_query, url
 from dispatcher.web.searching import RejectedSearch

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, bindparam, select
 
+from dispatcher.ledger.schema import destinations
 from dispatcher.ledger.statements import among, asking, into
-from dispatcher.ledger.tables import destinations
 from dispatcher.model.rate_limit import FRESH, Lesson, Standing, learn
 
 

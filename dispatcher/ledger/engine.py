@@ -37,9 +37,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from channels.secret import reveal
 from channels.sparing import bare
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
+from dispatcher.ledger.schema import compatibility
+from dispatcher.ledger.sqlite import Turn, Writer
 from dispatcher.ledger.statements import run
-from dispatcher.ledger.tables import compatibility
-from dispatcher.ledger.writer import Turn, Writer
 
 with bare("sqlalchemy.ext.asyncio"):  # whose sessions bring the whole ORM along: 8 MiB
     from sqlalchemy.ext.asyncio.engine import AsyncConnection, AsyncEngine, create_async_engine

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Row, Select, func, literal, select, union_all
 
-from dispatcher.ledger.database import Database
-from dispatcher.ledger.entries import EventFilter, Filter
+from dispatcher.ledger.engine import Database
+from dispatcher.ledger.records import EventFilter, Filter
+from dispatcher.ledger.schema import attempts, deliveries, events, rejected, told
 from dispatcher.ledger.search import Cursor, conditions, found, found_events, lower, of_execution
-from dispatcher.ledger.tables import attempts, deliveries, events, rejected, told
 from dispatcher.model.delivery import State
 
 if TYPE_CHECKING:  # `database` has it without the ORM

@@ -20,12 +20,12 @@ from sqlalchemy import (
     update,
 )
 
-from dispatcher.ledger.entries import Claim, Offer
-from dispatcher.ledger.matters import Matters
+from dispatcher.ledger.destination_state import Standings
+from dispatcher.ledger.launch_plan_status import Matters
+from dispatcher.ledger.records import Claim, Offer
 from dispatcher.ledger.rows import stored
-from dispatcher.ledger.standings import Standings
+from dispatcher.ledger.schema import contents, deliveries, matters
 from dispatcher.ledger.statements import Row, among, asking, changing, run
-from dispatcher.ledger.tables import contents, deliveries, matters
 from dispatcher.model.delivery import Delivery, State
 from dispatcher.model.rate_limit import Gate, Standing
 

@@ -13,8 +13,8 @@ from types import ModuleType
 
 from sqlalchemy import Connection, select
 
+from dispatcher.ledger.schema import deliveries, matters, versions
 from dispatcher.ledger.statements import among, asking, into
-from dispatcher.ledger.tables import deliveries, matters, versions
 from dispatcher.model.delivery import Delivery, NewVersion, Opened, Recovery, State
 
 
