@@ -12,7 +12,7 @@ FlyteAdmin, which has resolved all of the above for its executions; the launch p
 """
 
 from dispatcher.rules.decide import Considered, Decision, Verdict, decide, decides_itself, silencer
-from dispatcher.rules.resolved import Resolved, Unresolved
+from dispatcher.rules.effective_rules import Resolved, Unresolved
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
 
 __all__ = [
