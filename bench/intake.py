@@ -29,8 +29,8 @@ from bench.figures import Figure, Goal, as_markdown, interleaved
 from bench.workload import DELIVERIES, failed, planner, rules
 from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
-from dispatcher.decode import is_foreign
-from dispatcher.encode import Format, Written, write, write_lifecycle
+from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
+from dispatcher.flyte.events import is_foreign
 from dispatcher.intake import Intake
 from dispatcher.kafka import FETCH_BYTES, PORTION, KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger

@@ -33,7 +33,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bench.figures import Figure, Goal, Missing, as_markdown
 from dispatcher import loop
 from dispatcher.clock import SystemClock
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
 from tests.support.brokers import start as start_broker

@@ -24,7 +24,7 @@ from bench.providers import Api, Manner, Provider, Relay, providing
 from bench.replicas import fill, resident, serving
 from dispatcher import loop
 from dispatcher.clock import SystemClock
-from dispatcher.encode import Format, Written, write, write_lifecycle
+from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.ledger import Ledger, Recorded
 from dispatcher.model.delivery import Delivery, delivery_key
 from dispatcher.plan import Planner

@@ -14,7 +14,7 @@ import psutil
 import yaml
 from aiokafka import AIOKafkaProducer
 
-from dispatcher.encode import Written
+from dispatcher.flyte.encode import Written
 from tests.support.service import COMMAND, free_port
 
 PATIENCE = 60.0

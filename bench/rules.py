@@ -23,8 +23,8 @@ from bench.figures import Figure, interleaved
 from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
-from dispatcher.encode import Format, Written, write
-from dispatcher.flyte_admin import FlyteAdminConfig, open_flyte_admin
+from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
+from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import EntityId, Event, ExecutionId

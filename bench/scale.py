@@ -26,7 +26,7 @@ from bench.figures import Figure, Goal
 from bench.providers import Manner, Provider, Relay, providing
 from bench.replicas import cpu_seconds, fill, several
 from dispatcher import loop
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from tests.faults.rig import an_owing_event
 from tests.support.brokers import Broker, start
 from tests.support.brokers.fixtures import make_topic

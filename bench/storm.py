@@ -20,7 +20,7 @@ import yaml
 
 from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
-from dispatcher.encode import Format, Written, write
+from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Sent, State

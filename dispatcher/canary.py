@@ -17,8 +17,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dispatcher.clock import Clock
-from dispatcher.encode import Format, write
 from dispatcher.errors import DispatcherError
+from dispatcher.flyte.encode import Format, write
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, ExecutionError, ExecutionId, Options
 from dispatcher.model.notification import Notification

@@ -17,8 +17,8 @@ from typing import TypeVar
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.decode import Headers, decode, kind_of, trace_context
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
+from dispatcher.flyte.events import Headers, decode, kind_of, trace_context
 from dispatcher.ledger import Ledger, Offer, Recorded, Rejected, rejected_id
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId, Started

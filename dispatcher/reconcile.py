@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.encode import Format, write
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable
+from dispatcher.flyte.encode import Format, write
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import Event
 
 if TYPE_CHECKING:  # it needs an extra to be loaded
-    from dispatcher.flyte_admin.client import FlyteAdmin
+    from dispatcher.flyte.admin.client import FlyteAdmin
 
 log = structlog.get_logger(__name__)
 

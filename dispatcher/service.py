@@ -22,9 +22,9 @@ from channels.contract import Channel, Unserved
 from dispatcher.canary import Canary, through_intake, through_kafka
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.courier import Courier
-from dispatcher.decode import is_foreign
 from dispatcher.errors import LedgerUnavailable, SettingsError
-from dispatcher.flyte_admin import open_flyte_admin
+from dispatcher.flyte.admin import open_flyte_admin
+from dispatcher.flyte.events import is_foreign
 from dispatcher.intake import Brought, Heard, Intake
 from dispatcher.kafka import KafkaSource
 from dispatcher.ledger import Ledger, Offer, Schema
@@ -46,7 +46,7 @@ from dispatcher.web.metrics import Look, MetricsPage
 from dispatcher.web.server import serving
 
 if TYPE_CHECKING:  # it needs an extra to be loaded
-    from dispatcher.flyte_admin.client import FlyteAdmin
+    from dispatcher.flyte.admin.client import FlyteAdmin
 
 log = structlog.get_logger(__name__)
 

@@ -32,7 +32,7 @@ from channels.listed import listed
 from channels.secret import SecretFile
 from dispatcher.canary import CanaryConfig
 from dispatcher.errors import SettingsError
-from dispatcher.flyte_admin import FlyteAdminConfig
+from dispatcher.flyte.admin import FlyteAdminConfig
 from dispatcher.kafka import KafkaConfig
 from dispatcher.model.rate_limit import Pace, RateOption
 from dispatcher.model.retry import RetryPolicy

@@ -15,7 +15,7 @@ import yaml
 
 from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
 from dispatcher.demo.inbox.script import Misstep
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Filed, Filter, Ledger
 from dispatcher.model.event import Options
 from dispatcher.model.phase import Phase

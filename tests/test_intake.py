@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.clock import SystemClock
-from dispatcher.encode import Format, Written, write
+from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.intake import A_WHILE, IDLE_TURN, PORTION, TURNS, Heard, Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import State

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from dispatcher.decode import NATIVE
+from dispatcher.flyte.events import NATIVE
 from dispatcher.logs import masked
 from tests.support.http import ScriptedHttp, answer
 from tests.support.service import ROUTING_KEY, Replica, ask, serving

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from dispatcher.demo.inbox import MailReceiver
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from tests.support.builders import a_launch_plan, an_event

@@ -19,7 +19,7 @@ import trustme
 from aiokafka import AIOKafkaProducer
 
 from dispatcher.demo.inbox import Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
-from dispatcher.encode import Format, Written, write, write_lifecycle
+from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from tests.kafka.test_traps import offsets, until

@@ -24,7 +24,7 @@ def check(config: Config = None, live: Live = False) -> None:
     import asyncio
 
     from dispatcher.clock import SystemClock
-    from dispatcher.flyte_admin import open_flyte_admin
+    from dispatcher.flyte.admin import open_flyte_admin
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.service import make_planner, make_renderer, open_channels
     from dispatcher.settings import load

@@ -105,8 +105,8 @@ def _foretold(settings: Settings, file: Path) -> Account:
 
     from dispatcher.account import Account, with_told_once
     from dispatcher.clock import SystemClock
-    from dispatcher.decode.files import read_event_file
     from dispatcher.errors import Unreadable
+    from dispatcher.flyte.event_files import read_event_file
     from dispatcher.rules import decide
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.service import make_planner, open_channels

@@ -147,7 +147,7 @@ def _from_flyte_admin(settings: Settings, execution: str) -> Event:
 
 
 def _sample(file: Path | None, phase: str) -> Event:
-    from dispatcher.decode.files import read_event_file
+    from dispatcher.flyte.event_files import read_event_file
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.renderer import sample_event
 

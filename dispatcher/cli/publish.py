@@ -15,7 +15,7 @@ import typer
 from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
-    from dispatcher.encode import Format, Written
+    from dispatcher.flyte.encode import Format, Written
     from dispatcher.model.event import Event
     from dispatcher.settings import Settings
 
@@ -81,7 +81,7 @@ def publish(
 
 
 def _format(form: str) -> Format:
-    from dispatcher.encode import Format
+    from dispatcher.flyte.encode import Format
 
     try:
         return Format(form)
@@ -132,7 +132,7 @@ def _pair(label: str) -> tuple[str, str]:
 
 def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> Iterator[list[Written]]:
     """The messages of each execution; more than one execution get numbered names."""
-    from dispatcher.encode import write, write_lifecycle
+    from dispatcher.flyte.encode import write, write_lifecycle
 
     for number in range(count):
         one = event
@@ -143,8 +143,8 @@ def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> I
 
 
 def _from_file(file: Path) -> Iterator[list[Written]]:
-    from dispatcher.decode.files import read_messages
-    from dispatcher.encode import Written
+    from dispatcher.flyte.encode import Written
+    from dispatcher.flyte.event_files import read_messages
 
     for number, (headers, value) in enumerate(read_messages(file), start=1):
         yield [Written(key=dict(headers).get("ce_id", b""), headers=headers, value=value, shown=f"line {number}")]

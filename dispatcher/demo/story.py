@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.encode import Format
+from dispatcher.flyte.encode import Format
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 

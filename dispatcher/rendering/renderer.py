@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader, TemplateNotFound, TemplateSynt
 from jinja2.meta import find_referenced_templates
 
 from channels.contract import Content
-from dispatcher.decode.files import read_event_file
 from dispatcher.errors import DispatcherError
+from dispatcher.flyte.event_files import read_event_file
 from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.yaml import Malformed, Problem, parse

@@ -12,8 +12,8 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from dispatcher.decode import Headers
 from dispatcher.errors import LedgerUnavailable, Unavailable
+from dispatcher.flyte.events import Headers
 from dispatcher.intake import Heard
 from dispatcher.web.answers import problem
 

@@ -14,7 +14,7 @@ import yaml
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaProducer
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger.schema import attempts, deliveries
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, Options

@@ -16,7 +16,7 @@ from random import Random
 import aiohttp
 import pytest
 
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from tests.faults.rig import Replica, an_owing_event
 from tests.support.service import free_port
 from tests.support.standins import StandIns

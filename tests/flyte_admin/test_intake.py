@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
-from dispatcher.encode import Format, Written, write
+from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.kafka import KafkaConfig, KafkaPublisher
 from dispatcher.model.event import Event, Options
 from tests.kafka.test_kafka import committed

@@ -13,7 +13,7 @@ import pytest
 
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
-from dispatcher.flyte_admin.client import PARALLEL, FlyteAdmin
+from dispatcher.flyte.admin.client import PARALLEL, FlyteAdmin
 from dispatcher.model.phase import Phase
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide
 from tests.support.builders import a_launch_plan, an_event, an_execution

@@ -16,8 +16,8 @@ import yaml
 
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
-from dispatcher.encode import Format, write
 from dispatcher.errors import FlyteAdminUnavailable
+from dispatcher.flyte.encode import Format, write
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import ExecutionId

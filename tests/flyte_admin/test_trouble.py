@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
-from dispatcher.flyte_admin import FlyteAdminConfig, open_flyte_admin
+from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
 from dispatcher.rules import Resolved
 from tests.support.builders import an_execution
 from tests.support.flyte_admin import an_ended, asking

@@ -14,8 +14,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from dispatcher.decode import is_foreign
 from dispatcher.errors import DispatcherError
+from dispatcher.flyte.events import is_foreign
 from dispatcher.kafka import FETCH_BYTES, Glance, KafkaConfig, KafkaPublisher, KafkaSource
 from dispatcher.source import Batch
 from tests.support.brokers import Broker

@@ -14,9 +14,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from channels.contract import Answer, Receipt
-from dispatcher.decode import kind_of
 from dispatcher.demo.inbox import MailReceiver
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
+from dispatcher.flyte.events import kind_of
 from dispatcher.intake import Heard
 from dispatcher.ledger import Backlog, Recorded, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent, State

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from dispatcher.clock import SystemClock
-from dispatcher.decode import NATIVE, flyte
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
-from dispatcher.encode import Format, write
+from dispatcher.flyte import payloads
+from dispatcher.flyte.encode import Format, write
+from dispatcher.flyte.events import NATIVE
 from dispatcher.intake import Brought, Intake
 from dispatcher.ledger import Filed, Filter, Ledger
 from dispatcher.model.delivery import State
@@ -75,7 +76,7 @@ def message(case: Case, happening: Happening, position: str) -> Brought:
         facts["error"] = {"message": happening.error}
     if happening.phase == "START":
         start = {"executionId": facts["execution"], "launchPlanId": facts["launch_plan"]}
-        return [("ce_type", flyte.V2_START.encode())], orjson.dumps(start), position
+        return [("ce_type", payloads.V2_START.encode())], orjson.dumps(start), position
     options = conformance.options_of(case, happening)
     if happening.form is not Format.NATIVE:
         assert options is None, "Flyte's events carry no options"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from dispatcher.encode import Format
+from dispatcher.flyte.encode import Format
 
 ROOT = Path(__file__).parent.parent.parent
 TABLE = ROOT / "tests" / "rules" / "conformance.yaml"

@@ -9,8 +9,8 @@ from typing import Any
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
-from dispatcher.flyte_admin import FlyteAdminConfig, open_flyte_admin
-from dispatcher.flyte_admin.client import FlyteAdmin
+from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
+from dispatcher.flyte.admin.client import FlyteAdmin
 from dispatcher.model.event import ExecutionId
 from tests.support.builders import an_execution
 from tests.support.samples import LAUNCH_PLANS

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from dispatcher.model.phase import Phase
 from tests.support import samples
 from tests.support.builders import a_launch_plan, an_event

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from dispatcher.demo.inbox import MailReceiver
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from tests.monitoring.test_metrics import a_failure
 from tests.support.postgres import Cluster
 from tests.support.service import COMMAND, Replica, free_port, serving

@@ -23,7 +23,7 @@ import pytest_asyncio
 from playwright.async_api import Page
 
 from dispatcher.demo.inbox import MailReceiver
-from dispatcher.encode import Format, write
+from dispatcher.flyte.encode import Format, write
 from dispatcher.model.event import Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
 from tests.support.builders import a_launch_plan, an_event

@@ -27,11 +27,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
-from dispatcher.flyte_admin.config import FlyteAdminConfig
-from dispatcher.flyte_admin.login import Doorway, Login, Token
-from dispatcher.flyte_admin.merged import Merged
-from dispatcher.flyte_admin.reading import ended_between, ended_of, execution_of, rules_of
-from dispatcher.flyte_admin.trouble import Denied, Failing, Passing, told
+from dispatcher.flyte.admin.config import FlyteAdminConfig
+from dispatcher.flyte.admin.errors import Denied, Failing, Passing, told
+from dispatcher.flyte.admin.mapping import ended_between, ended_of, execution_of, rules_of
+from dispatcher.flyte.admin.oauth import Doorway, Login, Token
+from dispatcher.flyte.admin.single_flight import Merged
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.rules import Resolved, Rule, Unresolved
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dispatcher.decode import flyte
 from dispatcher.errors import Unreadable
+from dispatcher.flyte import payloads
 from dispatcher.model.event import Event, Started
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.cloudevents import (
@@ -29,16 +29,16 @@ NATIVE = "dispatcher.execution.phase_changed.v1"
 """The CloudEvents type of the native event, for engines other than Flyte."""
 
 _FACTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    flyte.V1: flyte.v1,
-    flyte.V2: flyte.v2,
-    flyte.V2_START: flyte.v2_start,
+    payloads.V1: payloads.v1,
+    payloads.V2: payloads.v2,
+    payloads.V2_START: payloads.v2_start,
     NATIVE: dict,
 }
 _OURS = {kind.encode(): kind for kind in _FACTS}
 _SHORT = {
-    flyte.V1.encode(): "flyte-v1",
-    flyte.V2.encode(): "flyte-v2",
-    flyte.V2_START.encode(): "flyte-v2-start",
+    payloads.V1.encode(): "flyte-v1",
+    payloads.V2.encode(): "flyte-v2",
+    payloads.V2_START.encode(): "flyte-v2-start",
     NATIVE.encode(): "native",
     None: "structured",
 }
@@ -78,7 +78,7 @@ def _event(kind: str, data: Any) -> Event | Started:
         raise Unreadable("the event's data is no JSON object")
     try:
         facts = _FACTS[kind](data)
-        if kind == flyte.V2_START:
+        if kind == payloads.V2_START:
             return Started.model_validate(facts)
         event = Event.model_validate(facts)
     except ValidationError as error:

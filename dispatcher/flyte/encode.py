@@ -14,7 +14,8 @@ from typing import Any
 
 import orjson
 
-from dispatcher.decode import NATIVE, Headers, flyte
+from dispatcher.flyte import payloads
+from dispatcher.flyte.events import NATIVE, Headers
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.notification import CHANNEL_FIELDS
 from dispatcher.model.phase import Phase
@@ -72,7 +73,7 @@ def _phases_before(last: Phase) -> Iterator[Phase]:
 
 
 def _v1(event: Event) -> tuple[str, dict[str, Any]]:
-    return flyte.V1, {"event": _workflow_event(event)}
+    return payloads.V1, {"event": _workflow_event(event)}
 
 
 def _v2(event: Event) -> tuple[str, dict[str, Any]]:
@@ -83,7 +84,7 @@ def _v2(event: Event) -> tuple[str, dict[str, Any]]:
         data["labels"] = event.labels
     if event.principal:
         data["principal"] = event.principal
-    return flyte.V2, data
+    return payloads.V2, data
 
 
 def _native(event: Event) -> tuple[str, dict[str, Any]]:

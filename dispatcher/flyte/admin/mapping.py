@@ -11,7 +11,7 @@ from flyteidl.admin import common_pb2
 from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 
-from dispatcher.flyte_admin.trouble import Denied
+from dispatcher.flyte.admin.errors import Denied
 from dispatcher.model.event import EntityId, Event, ExecutionError
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import TERMINAL, Phase

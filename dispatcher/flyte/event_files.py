@@ -8,12 +8,13 @@ from typing import Any
 
 import orjson
 
-from dispatcher.decode import NATIVE, Headers, decode, flyte
 from dispatcher.errors import Unreadable
+from dispatcher.flyte import payloads
+from dispatcher.flyte.events import NATIVE, Headers, decode
 from dispatcher.model.event import Event
 from dispatcher.parsing.cloudevents import load_json
 
-_TYPE_BY_FIELD = {"event": flyte.V1, "rawEvent": flyte.V2, "raw_event": flyte.V2, "execution": NATIVE}
+_TYPE_BY_FIELD = {"event": payloads.V1, "rawEvent": payloads.V2, "raw_event": payloads.V2, "execution": NATIVE}
 
 
 def read_event_file(path: Path) -> Event:

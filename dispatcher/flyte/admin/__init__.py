@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from dispatcher.clock import Clock
 from dispatcher.errors import SettingsError
-from dispatcher.flyte_admin.config import FlyteAdminConfig
+from dispatcher.flyte.admin.config import FlyteAdminConfig
 
 if TYPE_CHECKING:
-    from dispatcher.flyte_admin.client import FlyteAdmin
+    from dispatcher.flyte.admin.client import FlyteAdmin
 
 __all__ = ["FlyteAdminConfig", "open_flyte_admin"]
 
@@ -31,6 +31,6 @@ def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
         raise SettingsError(
             "rules.flyte_admin needs gRPC: pip install 'flyte-notification-dispatcher[flyte-admin]'"
         ) from None
-    from dispatcher.flyte_admin.client import FlyteAdmin  # noqa: PLC0415 - needs grpc
+    from dispatcher.flyte.admin.client import FlyteAdmin  # noqa: PLC0415 - needs grpc
 
     return FlyteAdmin(config, clock)

@@ -22,8 +22,8 @@ import structlog
 from channels.secret import reveal
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable
-from dispatcher.flyte_admin.config import FlyteAdminConfig
-from dispatcher.flyte_admin.trouble import Passing
+from dispatcher.flyte.admin.config import FlyteAdminConfig
+from dispatcher.flyte.admin.errors import Passing
 
 log = structlog.get_logger(__name__)
 

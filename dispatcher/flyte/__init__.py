@@ -1,0 +1,1 @@
+"""All that knows Flyte's formats: event payloads, event files, FlyteAdmin."""
