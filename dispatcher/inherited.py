@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from dispatcher.rendering.flyte import as_jinja, as_text
+from dispatcher.rendering.flyte_template import as_jinja, as_text
 
 SECTIONS = ("notifications", "cloudEvents")
 """The parts of flyteadmin's configuration that are read."""

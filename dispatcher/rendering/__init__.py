@@ -7,7 +7,7 @@ the names that templates get wrong; `styles` the style sheet in a mail's tags; `
 """
 
 from dispatcher.rendering.limits import lint
-from dispatcher.rendering.overrides import Override
 from dispatcher.rendering.renderer import Renderer, TemplateError
+from dispatcher.rendering.template_set import Override
 
 __all__ = ["Override", "Renderer", "TemplateError", "lint"]

@@ -19,16 +19,16 @@ from dispatcher.flyte.event_files import read_event_file
 from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.yaml import Malformed, Problem, parse
-from dispatcher.rendering import flyte, limits
-from dispatcher.rendering.change import change_event
+from dispatcher.rendering import flyte_template, limits
+from dispatcher.rendering.change_event import change_event
 from dispatcher.rendering.context import Context, context_of
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
-from dispatcher.rendering.mailclients import unsupported
-from dispatcher.rendering.overrides import Override
+from dispatcher.rendering.mail_clients import unsupported
 from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox, Stopped
 from dispatcher.rendering.styles import NotInlined, inline
+from dispatcher.rendering.template_checks import undefined_names
+from dispatcher.rendering.template_set import Override
 from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_markdown, escape_slack, one_line
-from dispatcher.rendering.undefined import undefined_names
 
 log = structlog.get_logger(__name__)
 
@@ -233,8 +233,8 @@ class Renderer:
         if template is None or channel != "email":
             return content
         try:
-            html = flyte.substitute(template, context, budget=limits.MAIL_HTML)
-        except flyte.TooLarge:
+            html = flyte_template.substitute(template, context, budget=limits.MAIL_HTML)
+        except flyte_template.TooLarge:
             log.error(
                 "a launch plan's own template is too large: the built-in one is used instead",
                 execution=_event(context),
@@ -244,7 +244,7 @@ class Renderer:
             return content
         if not html.strip():
             return content
-        return {**content, "html": html, "text": cut(flyte.as_text(html), limits.MAIL_TEXT) or content["text"]}
+        return {**content, "html": html, "text": cut(flyte_template.as_text(html), limits.MAIL_TEXT) or content["text"]}
 
     def _context(self, event: Event) -> Context:
         """What templates see of the event; the same for all of its messages, which are made one after another."""

@@ -30,7 +30,7 @@ from jinja2.utils import Namespace, missing
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
-from dispatcher.rendering.compiling import Compiler
+from dispatcher.rendering.compiler import Compiler
 from dispatcher.rendering.context import Entity, Failure
 from dispatcher.rendering.text import cut, escape_html
 

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer, lint
-from dispatcher.rendering.flyte import as_text
+from dispatcher.rendering.flyte_template import as_text
 from dispatcher.rendering.renderer import sample_event
 from tests.support.builders import a_launch_plan, an_event
 
