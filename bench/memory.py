@@ -27,7 +27,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.ledger import Ledger, Recorded
 from dispatcher.model.delivery import Delivery, delivery_key
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules import Rule
 from tests.faults.rig import an_owing_event

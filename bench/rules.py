@@ -29,7 +29,7 @@ from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.source import Batch

@@ -13,7 +13,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.ledger import Recorded
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules import RuleBook, decide
 from dispatcher.rules.files import LaunchPlanFiles

@@ -20,7 +20,7 @@ from dispatcher.ledger import Ledger, Offer, Settlement
 from dispatcher.model.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
 from dispatcher.model.rate_limit import Breaker, Gate, Pace, lesson
 from dispatcher.model.retry import RetryPolicy
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.tracing import OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)

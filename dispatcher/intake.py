@@ -22,7 +22,7 @@ from dispatcher.flyte.events import Headers, decode, kind_of, trace_context
 from dispatcher.ledger import Ledger, Offer, Recorded, Rejected, rejected_id
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId, Started
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide, decides_itself
 from dispatcher.source import Batch, Source
 from dispatcher.tracing import OFF, Span, Tracing

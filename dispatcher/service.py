@@ -30,7 +30,7 @@ from dispatcher.kafka import KafkaSource
 from dispatcher.ledger import Ledger, Offer, Schema
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
-from dispatcher.plan import GROUPED, Planner
+from dispatcher.planning.planner import GROUPED, Planner
 from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles

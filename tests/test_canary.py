@@ -20,7 +20,7 @@ from dispatcher.intake import Intake
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.model.event import Event
 from dispatcher.model.retry import RetryPolicy
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from dispatcher.telemetry import Telemetry
 from tests.monitoring.test_metrics import scrape, scraped

@@ -22,7 +22,7 @@ from dispatcher.ledger import Claim, Filed, Filter, Ledger, Offer, Recorded, Set
 from dispatcher.model.delivery import State
 from dispatcher.model.rate_limit import Pace, Rate
 from dispatcher.model.retry import RetryPolicy
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.service import Service
 from dispatcher.settings import Settings
 from tests.support.builders import a_delivery, an_event

@@ -17,7 +17,7 @@ from dispatcher.intake import A_WHILE, IDLE_TURN, PORTION, TURNS, Heard, Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Options
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from dispatcher.source import Batch, RawMessage
 from tests.support.builders import a_notification, an_event

@@ -11,7 +11,7 @@ from channels.contract import Unserved
 from channels.slack import SlackChannel, SlackConfig
 from dispatcher.model.delivery import Opened, State, delivery_key
 from dispatcher.model.phase import TERMINAL, Phase
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rules import Rule
 from tests.support.builders import NOW, a_delivery, a_launch_plan, a_notification, a_rule, an_event
 

@@ -11,7 +11,7 @@ from dispatcher.cli.options import Config
 if TYPE_CHECKING:
     from channels.contract import Channel, Content, Message, Receipt
     from dispatcher.model.event import Event
-    from dispatcher.plan import Target
+    from dispatcher.planning.planner import Target
     from dispatcher.settings import Settings
 
 

@@ -21,7 +21,7 @@ from dispatcher.flyte.encode import Format, write
 from dispatcher.intake import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import ExecutionId
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.reconcile import AWAY_AFTER, POSITION, Reconciler
 from dispatcher.rules import RuleBook
 from tests.support.builders import NOW, an_event, an_execution

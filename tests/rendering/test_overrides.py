@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dispatcher.model.phase import Phase
-from dispatcher.plan import Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Override, Renderer, TemplateError
 from dispatcher.rendering.renderer import sample_event
 from tests.support.builders import NOW, a_rule
