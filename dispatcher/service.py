@@ -21,7 +21,7 @@ from channels.catalog import KINDS, TEMPLATES
 from channels.contract import Channel, Unserved
 from dispatcher.canary import Canary, through_intake, through_kafka
 from dispatcher.clock import Clock, SystemClock
-from dispatcher.courier import Courier
+from dispatcher.delivering.worker import Courier
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
 from dispatcher.flyte.events import is_foreign

@@ -26,7 +26,7 @@ from dispatcher.errors import LedgerUnavailable
 from dispatcher.parsing.duration import Duration
 
 if TYPE_CHECKING:  # every command reads the settings, and few need these
-    from dispatcher.courier import Courier
+    from dispatcher.delivering.worker import Courier
     from dispatcher.kafka import KafkaSource
     from dispatcher.ledger import Ledger
     from dispatcher.telemetry import Telemetry

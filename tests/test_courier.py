@@ -16,7 +16,7 @@ import pytest
 
 from channels.contract import Answer, Finding, Later, Message, Never, Receipt, Scope, Unknown, Unserved, Wire
 from dispatcher.clock import SystemClock
-from dispatcher.courier import SLOW, Courier
+from dispatcher.delivering.worker import SLOW, Courier
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Claim, Filed, Filter, Ledger, Offer, Recorded, Settlement
 from dispatcher.model.delivery import State

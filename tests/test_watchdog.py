@@ -13,7 +13,7 @@ import pytest
 import structlog.testing
 import yaml
 
-from dispatcher.courier import Courier
+from dispatcher.delivering.worker import Courier
 from dispatcher.kafka import KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger
 from dispatcher.model.rate_limit import Breaker

@@ -1,0 +1,1 @@
+"""From the ledger to a provider: claim, send, settle."""
