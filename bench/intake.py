@@ -31,11 +31,11 @@ from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.flyte.events import is_foreign
-from dispatcher.intake import Intake
-from dispatcher.kafka import FETCH_BYTES, PORTION, KafkaConfig, KafkaSource
+from dispatcher.intake.kafka.consumer import FETCH_BYTES, PORTION, KafkaConfig, KafkaSource
+from dispatcher.intake.pipeline import Intake
+from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
 from dispatcher.rules import RuleBook
-from dispatcher.source import Batch
 from tests.support.brokers import start
 from tests.support.brokers.fixtures import make_topic
 

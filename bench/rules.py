@@ -25,14 +25,14 @@ from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
 from dispatcher.flyte.encode import Format, Written, write
-from dispatcher.intake import Intake
+from dispatcher.intake.pipeline import Intake
+from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.source import Batch
 
 ANSWER_SECONDS = 0.02
 EVENTS = 2000

@@ -21,7 +21,8 @@ import yaml
 from dispatcher import collector, logs, loop
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, Written, write
-from dispatcher.intake import Intake
+from dispatcher.intake.pipeline import Intake
+from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Sent, State
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
@@ -29,7 +30,6 @@ from dispatcher.model.phase import Phase
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import Service, make_planner, open_channels
 from dispatcher.settings import load
-from dispatcher.source import Batch
 
 BATCH = 500
 PROJECTS = 40

@@ -26,8 +26,8 @@ from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
 
 if TYPE_CHECKING:  # every command reads the settings, and few need these
-    from dispatcher.intake import Intake
-    from dispatcher.kafka import KafkaConfig
+    from dispatcher.intake.kafka.consumer import KafkaConfig
+    from dispatcher.intake.pipeline import Intake
     from dispatcher.ledger import Filed, Ledger
     from dispatcher.telemetry import Telemetry
 
@@ -216,7 +216,7 @@ def through_kafka(config: KafkaConfig) -> Release:
     """Publishes to the first topic."""
 
     async def release(event: Event) -> None:
-        from dispatcher.kafka import KafkaPublisher  # noqa: PLC0415 - see above
+        from dispatcher.intake.kafka.consumer import KafkaPublisher  # noqa: PLC0415 - see above
 
         message = write(event, Format.NATIVE)
         async with KafkaPublisher(config) as publisher:

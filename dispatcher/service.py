@@ -25,13 +25,13 @@ from dispatcher.delivering.worker import Courier
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
 from dispatcher.flyte.events import is_foreign
-from dispatcher.intake import Brought, Heard, Intake
-from dispatcher.kafka import KafkaSource
+from dispatcher.intake.kafka.consumer import KafkaSource
+from dispatcher.intake.pipeline import Brought, Heard, Intake
+from dispatcher.intake.reconcile import Reconciler
 from dispatcher.ledger import Ledger, Offer, Schema
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
 from dispatcher.planning.planner import GROUPED, Planner
-from dispatcher.reconcile import Reconciler
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.settings import LedgerSettings, Settings

@@ -33,7 +33,7 @@ from channels.secret import SecretFile
 from dispatcher.canary import CanaryConfig
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig
-from dispatcher.kafka import KafkaConfig
+from dispatcher.intake.kafka.consumer import KafkaConfig
 from dispatcher.model.rate_limit import Pace, RateOption
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.parsing.duration import Duration

@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 
 from dispatcher.flyte.events import kind_of
-from dispatcher.intake import Heard
+from dispatcher.intake.pipeline import Heard
 from dispatcher.ledger import Backlog, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.version import __version__

@@ -27,7 +27,7 @@ from dispatcher.parsing.duration import Duration
 
 if TYPE_CHECKING:  # every command reads the settings, and few need these
     from dispatcher.delivering.worker import Courier
-    from dispatcher.kafka import KafkaSource
+    from dispatcher.intake.kafka.consumer import KafkaSource
     from dispatcher.ledger import Ledger
     from dispatcher.telemetry import Telemetry
 

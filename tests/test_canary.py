@@ -16,7 +16,7 @@ from channels.contract import Answer, Later, Never, Receipt
 from dispatcher.canary import Canary, CanaryConfig, Release, through_intake
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.errors import DispatcherError
-from dispatcher.intake import Intake
+from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.model.event import Event
 from dispatcher.model.retry import RetryPolicy

@@ -13,13 +13,13 @@ import pytest
 
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, Written, write
-from dispatcher.intake import A_WHILE, IDLE_TURN, PORTION, TURNS, Heard, Intake
+from dispatcher.intake.pipeline import A_WHILE, IDLE_TURN, PORTION, TURNS, Heard, Intake
+from dispatcher.intake.source import Batch, RawMessage
 from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Options
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
-from dispatcher.source import Batch, RawMessage
 from tests.support.builders import a_notification, an_event
 
 

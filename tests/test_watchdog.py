@@ -14,7 +14,7 @@ import structlog.testing
 import yaml
 
 from dispatcher.delivering.worker import Courier
-from dispatcher.kafka import KafkaConfig, KafkaSource
+from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger
 from dispatcher.model.rate_limit import Breaker
 from dispatcher.telemetry import Telemetry

@@ -81,7 +81,7 @@ async def _try_all(settings: Settings) -> bool:
 
 
 async def _try_kafka(settings: Settings) -> Sequence[Finding]:
-    from dispatcher.kafka import examine
+    from dispatcher.intake.kafka.consumer import examine
 
     return await examine(settings.kafka) if settings.kafka is not None else ()
 

@@ -195,7 +195,7 @@ async def _publish_all(
 @asynccontextmanager
 async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: str | None) -> AsyncIterator[Publish]:
     from dispatcher.errors import SettingsError
-    from dispatcher.kafka import KafkaConfig, KafkaPublisher
+    from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
 
     config = settings.kafka
     if bootstrap_servers is not None:

@@ -69,7 +69,7 @@ async def _compare(
 ) -> tuple[datetime, list[Event]]:
     """From when on it was looked, and the ends that no event told of."""
     from dispatcher.clock import SystemClock
-    from dispatcher.intake import Intake
+    from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.service import asking_flyte_admin, make_planner, make_reconciler, open_channels
 

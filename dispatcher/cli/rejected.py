@@ -101,7 +101,7 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     """Let intake try each of them; say what became of each. How many were understood."""
     from dispatcher.cli.output import console
     from dispatcher.clock import SystemClock
-    from dispatcher.intake import Intake
+    from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.service import asking_flyte_admin, make_planner, open_channels
 

@@ -32,7 +32,7 @@ from dispatcher.demo.inbox.pagerduty import Incident
 from dispatcher.demo.inbox.slack import SlackMessage
 from dispatcher.demo.story import LAUNCH_PLANS, Scene, day
 from dispatcher.flyte.encode import Written, write, write_lifecycle
-from dispatcher.intake import Heard
+from dispatcher.intake.pipeline import Heard
 from dispatcher.service import Service
 from dispatcher.settings import load
 

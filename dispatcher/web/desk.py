@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.intake import Intake, Tried
+from dispatcher.intake.pipeline import Intake, Tried
 from dispatcher.ledger import Filter, Ledger, Rejected
 from dispatcher.ledger.queries import Count
 from dispatcher.model.delivery import State

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from dispatcher.errors import LedgerUnavailable, Unavailable
 from dispatcher.flyte.events import Headers
-from dispatcher.intake import Heard
+from dispatcher.intake.pipeline import Heard
 from dispatcher.web.answers import problem
 
 log = structlog.get_logger(__name__)

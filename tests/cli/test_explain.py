@@ -15,7 +15,7 @@ from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake import Intake
+from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent
 from dispatcher.model.event import Event, Options

@@ -17,7 +17,7 @@ import yaml
 
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
 from dispatcher.flyte.encode import Format, Written, write
-from dispatcher.kafka import KafkaConfig, KafkaPublisher
+from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
 from dispatcher.model.event import Event, Options
 from tests.kafka.test_kafka import committed
 from tests.support.brokers import Broker

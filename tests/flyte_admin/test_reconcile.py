@@ -18,11 +18,11 @@ from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake import Intake
+from dispatcher.intake.pipeline import Intake
+from dispatcher.intake.reconcile import AWAY_AFTER, POSITION, Reconciler
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import ExecutionId
 from dispatcher.planning.planner import Planner
-from dispatcher.reconcile import AWAY_AFTER, POSITION, Reconciler
 from dispatcher.rules import RuleBook
 from tests.support.builders import NOW, an_event, an_execution
 from tests.support.clock import ManualClock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.kafka import KafkaConfig, examine
+from dispatcher.intake.kafka.consumer import KafkaConfig, examine
 from tests.kafka.test_kafka import config, numbered, publish, reading
 from tests.support.brokers import Broker
 from tests.support.brokers.mock import Failure, MockBroker, Request

@@ -16,8 +16,8 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from dispatcher.errors import DispatcherError
 from dispatcher.flyte.events import is_foreign
-from dispatcher.kafka import FETCH_BYTES, Glance, KafkaConfig, KafkaPublisher, KafkaSource
-from dispatcher.source import Batch
+from dispatcher.intake.kafka.consumer import FETCH_BYTES, Glance, KafkaConfig, KafkaPublisher, KafkaSource
+from dispatcher.intake.source import Batch
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
 from tests.support.brokers.fixtures import make_topic

@@ -15,8 +15,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.record.util import calc_crc32c_py
 
-from dispatcher.kafka import KafkaConfig, KafkaSource
-from dispatcher.source import Batch
+from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
+from dispatcher.intake.source import Batch
 from tests.kafka.test_kafka import Reader, config, numbered, publish, reading
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka

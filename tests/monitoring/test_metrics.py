@@ -17,7 +17,7 @@ from channels.contract import Answer, Receipt
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.flyte.encode import Format, write
 from dispatcher.flyte.events import kind_of
-from dispatcher.intake import Heard
+from dispatcher.intake.pipeline import Heard
 from dispatcher.ledger import Backlog, Recorded, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent, State
 from dispatcher.model.event import Event, ExecutionId, Options

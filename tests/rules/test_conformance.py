@@ -17,7 +17,7 @@ from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte import payloads
 from dispatcher.flyte.encode import Format, write
 from dispatcher.flyte.events import NATIVE
-from dispatcher.intake import Brought, Intake
+from dispatcher.intake.pipeline import Brought, Intake
 from dispatcher.ledger import Filed, Filter, Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, ExecutionId

@@ -13,7 +13,7 @@ from typing import Any
 from channels.contract import Answer, Receipt
 from dispatcher.clock import Clock
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake import Intake
+from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Dead, Delivery, Outcome, Retry, Sent
 from dispatcher.model.event import Event

@@ -19,12 +19,12 @@ import structlog
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
 from dispatcher.flyte.events import Headers, decode, kind_of, trace_context
+from dispatcher.intake.source import Batch, Source
 from dispatcher.ledger import Ledger, Offer, Recorded, Rejected, rejected_id
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId, Started
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide, decides_itself
-from dispatcher.source import Batch, Source
 from dispatcher.tracing import OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)

@@ -19,7 +19,7 @@ import structlog
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake import Intake
+from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import Event
 

@@ -40,8 +40,8 @@ from channels.contract import Finding
 from channels.listed import listed
 from channels.secret import SecretFile, one_of, reveal
 from dispatcher.errors import DispatcherError
+from dispatcher.intake.source import Batch
 from dispatcher.parsing.duration import Duration
-from dispatcher.source import Batch
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""From messages to recorded deliveries: sources, the pipeline, reconciliation."""
