@@ -27,7 +27,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from bench.figures import Figure, Goal, as_markdown, interleaved
 from bench.workload import DELIVERIES, failed, planner, rules
-from dispatcher import collector, logs, loop
+from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.flyte.events import is_foreign
@@ -35,6 +35,7 @@ from dispatcher.intake.kafka.consumer import FETCH_BYTES, PORTION, KafkaConfig, 
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
+from dispatcher.observability import logs
 from dispatcher.rules import RuleBook
 from tests.support.brokers import start
 from tests.support.brokers.fixtures import make_topic

@@ -24,9 +24,10 @@ import asyncpg
 
 from bench.figures import Figure, Goal, as_markdown
 from bench.workload import DELIVERIES, recorded
-from dispatcher import collector, logs, loop
+from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.ledger import Ledger, Recorded
+from dispatcher.observability import logs
 from tests.support.postgres import Cluster
 
 EVENTS = 3000

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.figures import Figure, interleaved
-from dispatcher import collector, logs, loop
+from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
@@ -30,6 +30,7 @@ from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
+from dispatcher.observability import logs
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from dispatcher import collector, logs, loop
+from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.intake.pipeline import Intake
@@ -27,6 +27,7 @@ from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Sent, State
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
+from dispatcher.observability import logs
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import Service, make_planner, open_channels
 from dispatcher.settings import load

@@ -19,7 +19,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from channels.catalog import KINDS, TEMPLATES
 from channels.contract import Channel, Unserved
-from dispatcher.canary import Canary, through_intake, through_kafka
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.delivering.worker import Courier
 from dispatcher.errors import LedgerUnavailable, SettingsError
@@ -31,13 +30,14 @@ from dispatcher.intake.reconcile import Reconciler
 from dispatcher.ledger import Ledger, Offer, Schema
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
+from dispatcher.observability.canary import Canary, through_intake, through_kafka
+from dispatcher.observability.metrics import Telemetry
+from dispatcher.observability.watchdog import Rounds, Watchdog
 from dispatcher.planning.planner import GROUPED, Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.settings import LedgerSettings, Settings
-from dispatcher.telemetry import Telemetry
 from dispatcher.tracing import OFF, Tracing, open_tracing
-from dispatcher.watchdog import Rounds, Watchdog
 from dispatcher.web.access import Gate, Scope, needs
 from dispatcher.web.app import application
 from dispatcher.web.events import EventsPage, Take

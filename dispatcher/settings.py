@@ -30,17 +30,17 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from channels.catalog import KINDS, PROBLEMS
 from channels.listed import listed
 from channels.secret import SecretFile
-from dispatcher.canary import CanaryConfig
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig
 from dispatcher.intake.kafka.consumer import KafkaConfig
 from dispatcher.model.rate_limit import Pace, RateOption
 from dispatcher.model.retry import RetryPolicy
+from dispatcher.observability.canary import CanaryConfig
+from dispatcher.observability.watchdog import WatchdogConfig
 from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.yaml import Document, Malformed, parse
 from dispatcher.rendering import Override
 from dispatcher.tracing import TracingConfig
-from dispatcher.watchdog import WatchdogConfig
 from dispatcher.web.config import HttpConfig
 
 PREFIX = "DISPATCHER__"

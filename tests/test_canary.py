@@ -13,16 +13,16 @@ import pytest
 from pydantic import ValidationError
 
 from channels.contract import Answer, Later, Never, Receipt
-from dispatcher.canary import Canary, CanaryConfig, Release, through_intake
 from dispatcher.demo.inbox import MailReceiver
 from dispatcher.errors import DispatcherError
 from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.model.event import Event
 from dispatcher.model.retry import RetryPolicy
+from dispatcher.observability.canary import Canary, CanaryConfig, Release, through_intake
+from dispatcher.observability.metrics import Telemetry
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
-from dispatcher.telemetry import Telemetry
 from tests.monitoring.test_metrics import scrape, scraped
 from tests.support.brokers import Broker
 from tests.support.builders import SECOND

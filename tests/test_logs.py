@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from dispatcher.flyte.events import NATIVE
-from dispatcher.logs import masked
+from dispatcher.observability.logs import masked
 from tests.support.http import ScriptedHttp, answer
 from tests.support.service import ROUTING_KEY, Replica, ask, serving
 from tests.support.smtp import ScriptedRelay

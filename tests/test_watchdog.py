@@ -17,8 +17,8 @@ from dispatcher.delivering.worker import Courier
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger
 from dispatcher.model.rate_limit import Breaker
-from dispatcher.telemetry import Telemetry
-from dispatcher.watchdog import STATUS, Rounds, Watchdog, WatchdogConfig, whereabouts
+from dispatcher.observability.metrics import Telemetry
+from dispatcher.observability.watchdog import STATUS, Rounds, Watchdog, WatchdogConfig, whereabouts
 from tests.ledger.test_ledger import heard
 from tests.monitoring.test_metrics import scraped
 from tests.support.builders import NOW, SECOND, a_delivery

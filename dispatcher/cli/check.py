@@ -58,7 +58,7 @@ async def _try_all(settings: Settings) -> bool:
     """Reach for everything at the same time; a line for each finding, in the same order always. Whether all is well."""
     import asyncio
 
-    from dispatcher import logs
+    from dispatcher.observability import logs
     from dispatcher.service import open_channels
 
     logs.configure("console", level=logging.CRITICAL)  # what goes wrong is in the findings

@@ -14,9 +14,10 @@ def demo(
     port: Annotated[int, typer.Option(help="Of the inbox's page.", show_default="a free one")] = 0,
 ) -> None:
     """Show a day in the life of a team. Each event, the decision, and each delivery in a local inbox."""
-    from dispatcher import logs, loop
+    from dispatcher import loop
     from dispatcher.cli.output import console
     from dispatcher.errors import DispatcherError
+    from dispatcher.observability import logs
 
     try:
         from dispatcher.demo.show import Show

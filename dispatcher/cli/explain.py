@@ -52,8 +52,8 @@ def explain(
 
     Exit status 1 where nothing is recorded of the execution.
     """
-    from dispatcher import logs
     from dispatcher.cli.output import write_json
+    from dispatcher.observability import logs
     from dispatcher.settings import load
 
     if (what is None) == (event is None):

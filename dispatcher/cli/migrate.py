@@ -20,8 +20,8 @@ def migrate(config: Config = None) -> None:
     import asyncio
     import logging
 
-    from dispatcher import logs
     from dispatcher.ledger import HEAD
+    from dispatcher.observability import logs
     from dispatcher.service import migrated
     from dispatcher.settings import load
 

@@ -35,10 +35,10 @@ def reconcile(
     as_json: AsJson = False,
 ) -> None:
     """Record the ends that FlyteAdmin knows and no event told of. The running service delivers them."""
-    from dispatcher import logs
     from dispatcher.cli.output import console, time_text, write_json
     from dispatcher.clock import SystemClock
     from dispatcher.errors import SettingsError
+    from dispatcher.observability import logs
     from dispatcher.settings import load
 
     settings = load(config)

@@ -80,8 +80,8 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of them.")] = False,
 ) -> None:
     """Try rejected messages again, by the rules of today. The running service delivers what is owed."""
-    from dispatcher import logs
     from dispatcher.cli.output import console
+    from dispatcher.observability import logs
     from dispatcher.settings import load
 
     logs.configure("console", level=logging.WARNING)

@@ -11,7 +11,8 @@ def serve(config: Config = None) -> None:
     import logging
     import signal
 
-    from dispatcher import collector, logs, loop
+    from dispatcher import collector, loop
+    from dispatcher.observability import logs
     from dispatcher.service import Service
     from dispatcher.settings import load
 

@@ -17,7 +17,7 @@ import typer.testing
 import yaml
 
 from dispatcher.cli import app
-from dispatcher.telemetry import Described, Telemetry
+from dispatcher.observability.metrics import Described, Telemetry
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules.yaml"

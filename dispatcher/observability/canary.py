@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # every command reads the settings, and few need these
     from dispatcher.intake.kafka.consumer import KafkaConfig
     from dispatcher.intake.pipeline import Intake
     from dispatcher.ledger import Filed, Ledger
-    from dispatcher.telemetry import Telemetry
+    from dispatcher.observability.metrics import Telemetry
 
 log = structlog.get_logger(__name__)
 

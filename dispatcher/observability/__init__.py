@@ -1,0 +1,1 @@
+"""Metrics, logs, the watchdog and the canary."""
