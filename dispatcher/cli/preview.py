@@ -171,7 +171,7 @@ def _ending(event: Event) -> Event:
 def _show(proof: Proof, form: Form, output: Path | None) -> None:
     if form is Form.TERMINAL and output is None:
         from dispatcher.cli.output import console
-        from dispatcher.cli.picture import picture
+        from dispatcher.preview.terminal import picture
 
         console.print(picture(proof.channel, proof.content))
         return
@@ -200,7 +200,7 @@ def _written(proof: Proof, form: Form) -> bytes:
 def _write_all(press: Press, channels: list[str], events: list[Event], recipient: str, folder: Path) -> Iterator[str]:
     """Write every form of every message, and a page that leads to them; yield what is wrong."""
     from dispatcher.cli.proof import TemplateError
-    from dispatcher.drawing import index
+    from dispatcher.preview.html import index
 
     folder.mkdir(parents=True, exist_ok=True)
     entries: list[tuple[str, list[str], list[str]]] = []

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dispatcher.cli.picture import picture
-from dispatcher.drawing import draw, plain_text
 from dispatcher.model.phase import TERMINAL, Phase
+from dispatcher.preview.html import draw, plain_text
+from dispatcher.preview.terminal import picture
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import CHANNELS, sample_event
 from tests.support.service import command

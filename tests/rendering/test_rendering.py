@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from channels.contract import Message
 from channels.email import compose
-from dispatcher.drawing import draw, plain_text
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
+from dispatcher.preview.html import draw, plain_text
 from dispatcher.rendering import Renderer, lint
 from dispatcher.rendering.renderer import CHANNELS, sample_event
 from dispatcher.rendering.text import ELLIPSIS, clean, cut, cut_for_slack, cut_mrkdwn, escape_slack

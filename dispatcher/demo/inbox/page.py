@@ -15,7 +15,7 @@ from dispatcher.demo.inbox.hooks import Call, Card
 from dispatcher.demo.inbox.mail import Mail
 from dispatcher.demo.inbox.pagerduty import Incident
 from dispatcher.demo.inbox.slack import SlackMessage
-from dispatcher.drawing import STYLE, draw
+from dispatcher.preview.html import STYLE, draw
 
 _PAGES = Path(__file__).parent / "pages"
 _POLICY = (

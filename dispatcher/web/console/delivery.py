@@ -12,10 +12,10 @@ from starlette.responses import HTMLResponse, Response
 
 from channels.contract import ChannelError, Message
 from dispatcher.account import attempt_data, delivery_data
-from dispatcher.drawing import page as drawn_page
-from dispatcher.drawing import plain_text
 from dispatcher.ledger import Filed
 from dispatcher.model.delivery import Delivery
+from dispatcher.preview.html import page as drawn_page
+from dispatcher.preview.html import plain_text
 from dispatcher.web.console.shell import Shell, Sorry
 from dispatcher.web.headers import FRAMED
 

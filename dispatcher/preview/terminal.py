@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from channels.contract import Content
-from dispatcher.drawing import plain_text, unmarked
+from dispatcher.preview.html import plain_text, unmarked
 
 WIDTH = 100
 _TITLES = {

@@ -1,0 +1,1 @@
+"""Messages as their readers see them: as HTML and in a terminal."""
