@@ -38,8 +38,8 @@ from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.settings import LedgerSettings, Settings
 from dispatcher.tracing import OFF, Tracing, open_tracing
-from dispatcher.web.access import Gate, Scope, needs
 from dispatcher.web.app import application
+from dispatcher.web.auth.access import Gate, Scope, needs
 from dispatcher.web.events import EventsPage, Take
 from dispatcher.web.health import Question, ReadyPage
 from dispatcher.web.metrics import Look, MetricsPage
@@ -347,9 +347,9 @@ class Service:
 
     def _console(self, intake: Intake, ledger: Ledger) -> Sequence[BaseRoute]:
         """The console's pages and the API's."""
+        from dispatcher.operations import Desk  # noqa: PLC0415
         from dispatcher.web.api import Api  # noqa: PLC0415 - a start without them is quicker
         from dispatcher.web.console import Shell, routes  # noqa: PLC0415
-        from dispatcher.web.desk import Desk  # noqa: PLC0415
         from dispatcher.web.feed import Feed  # noqa: PLC0415
 
         desk = Desk(ledger, intake, self.clock, self._ring)

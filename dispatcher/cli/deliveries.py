@@ -41,8 +41,8 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first."""
-    from dispatcher.account import delivery_data
     from dispatcher.cli.output import state_text, time_text, write_json, write_table
+    from dispatcher.explain import delivery_data
 
     wanted = _filter(state, channel, execution, since)
     found = ask(config, lambda ledger: ledger.find(wanted, limit=limit))
@@ -74,8 +74,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one delivery whole. What was sent, and each attempt with the provider's answer."""
-    from dispatcher.account import attempt_data, delivery_data
     from dispatcher.cli.output import console, state_text, time_text, write_facts, write_json, write_table
+    from dispatcher.explain import attempt_data, delivery_data
     from dispatcher.ledger import Filter
 
     async def look(ledger: Ledger) -> tuple[list[Filed], list[Attempt]]:

@@ -15,7 +15,7 @@ from dispatcher.cli.options import AsJson, Config
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from dispatcher.account import Account
+    from dispatcher.explain import Account
     from dispatcher.model.delivery import Delivery
     from dispatcher.model.event import Event, ExecutionId
     from dispatcher.rules import Resolved, Unresolved
@@ -103,9 +103,9 @@ def _foretold(settings: Settings, file: Path) -> Account:
     """
     import asyncio
 
-    from dispatcher.account import Account, with_told_once
     from dispatcher.clock import SystemClock
     from dispatcher.errors import Unreadable
+    from dispatcher.explain import Account, with_told_once
     from dispatcher.flyte.event_files import read_event_file
     from dispatcher.rules import decide
     from dispatcher.rules.files import LaunchPlanFiles
@@ -168,7 +168,7 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[Account]:
     """
     import asyncio
 
-    from dispatcher.account import accounts
+    from dispatcher.explain import accounts
     from dispatcher.ledger import Ledger
 
     async def ask() -> list[Account]:
@@ -209,8 +209,8 @@ def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tu
 
 
 def _tell(accounts: Sequence[Account]) -> None:
-    from dispatcher.account import REJECTED
     from dispatcher.cli.output import console
+    from dispatcher.explain import REJECTED
 
     for number, account in enumerate(accounts):
         if number:
@@ -226,8 +226,8 @@ def _tell(accounts: Sequence[Account]) -> None:
 
 
 def _tell_event(account: Account) -> None:
-    from dispatcher.account import REJECTED
     from dispatcher.cli.output import write_facts
+    from dispatcher.explain import REJECTED
     from dispatcher.rendering.traceback import tell
 
     event = account.event

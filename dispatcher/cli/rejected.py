@@ -23,9 +23,9 @@ rejected = typer.Typer(help="Messages not understood, or whose rules can't be kn
 @rejected.command("list")
 def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List rejected messages, newest first."""
-    from dispatcher.account import rejected_data
     from dispatcher.cli.output import time_text, write_json, write_table
     from dispatcher.clock import SystemClock
+    from dispatcher.explain import rejected_data
 
     start = moment(since, now=SystemClock().now())
     found = ask(config, lambda ledger: ledger.find_rejected(limit=limit, since=start))
@@ -45,8 +45,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one rejected message whole. Why, from where, its headers and what was kept of its bytes."""
-    from dispatcher.account import rejected_whole
     from dispatcher.cli.output import console, time_text, write_facts, write_json
+    from dispatcher.explain import rejected_whole
 
     found = ask(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
     if len(found) != 1:

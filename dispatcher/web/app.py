@@ -11,13 +11,13 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from dispatcher.web import health
-from dispatcher.web.access import Access, Endpoint, Gate, Scope, needs
-from dispatcher.web.answers import refused
+from dispatcher.web.auth.access import Access, Endpoint, Gate, Scope, needs
+from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.events import EventsPage
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
 from dispatcher.web.limits import LARGEST, LARGEST_EVENT, Limits
-from dispatcher.web.login import LoginPages
+from dispatcher.web.responses import refused
 
 
 def application(

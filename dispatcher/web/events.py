@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from dispatcher.errors import LedgerUnavailable, Unavailable
 from dispatcher.flyte.events import Headers
 from dispatcher.intake.pipeline import Heard
-from dispatcher.web.answers import problem
+from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dispatcher.clock import Clock
 from dispatcher.model.rate_limit import Rate
-from dispatcher.web.answers import problem, problem_details
+from dispatcher.web.responses import problem, problem_details
 
 LARGEST = 256 * 1024
 """Bytes of a form, or of JSON for the API."""

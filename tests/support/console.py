@@ -19,15 +19,15 @@ from dispatcher.model.delivery import Dead, Delivery, Outcome, Retry, Sent
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Gate, Pace
+from dispatcher.operations import Desk
 from dispatcher.rules import RuleBook
 from dispatcher.service import make_planner, open_channels
 from dispatcher.settings import Settings
-from dispatcher.web.access import Gate as Door
 from dispatcher.web.api import Api
 from dispatcher.web.app import application
+from dispatcher.web.auth.access import Gate as Door
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.console import Shell, routes
-from dispatcher.web.desk import Desk
 from dispatcher.web.events import EventsPage
 from dispatcher.web.feed import Feed
 from dispatcher.web.health import ReadyPage, alive

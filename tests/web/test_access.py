@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dispatcher.clock import SystemClock
-from dispatcher.web.access import Access, Gate, Scope, needs
+from dispatcher.web.auth.access import Access, Gate, Scope, needs
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.server import serving

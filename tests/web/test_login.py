@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.access import Access, Gate, Scope, needs
+from dispatcher.web.auth.access import Access, Gate, Scope, needs
+from dispatcher.web.auth.login import LoginPages
+from dispatcher.web.auth.oidc import local
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
-from dispatcher.web.login import LoginPages
-from dispatcher.web.oidc import local
 from dispatcher.web.server import serving
 from tests.support.chromium import needs_a_browser, opened
 from tests.support.clock import ManualClock

@@ -22,10 +22,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.access import Access, Gate, Scope, needs
+from dispatcher.web.auth.access import Access, Gate, Scope, needs
+from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
-from dispatcher.web.login import LoginPages
 from dispatcher.web.server import serving
 from tests.support.chromium import needs_a_browser, opened
 from tests.support.clock import ManualClock

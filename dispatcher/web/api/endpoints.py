@@ -15,19 +15,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from dispatcher.account import accounts
 from dispatcher.clock import Clock
+from dispatcher.explain import accounts
 from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.queries import Happening
 from dispatcher.model.event import ExecutionId
-from dispatcher.web.access import caller, needs
-from dispatcher.web.answers import problem_details
+from dispatcher.operations import Desk
 from dispatcher.web.api import models
 from dispatcher.web.api.operations import Asked, Operation, Problem, document, http_problem
+from dispatcher.web.auth.access import caller, needs
 from dispatcher.web.config import Scope
-from dispatcher.web.desk import Desk
 from dispatcher.web.feed import Feed
-from dispatcher.web.searching import DeliverySearch, ExecutionSearch, RejectedSearch
+from dispatcher.web.filters import DeliverySearch, ExecutionSearch, RejectedSearch
+from dispatcher.web.responses import problem_details
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.account import Account, attempt_data, delivery_data, rejected_whole
+from dispatcher.explain import Account, attempt_data, delivery_data, rejected_whole
 from dispatcher.ledger import Attempt, Filed, Rejected
 from dispatcher.ledger.queries import Count, DeliveryLine, EventLine, Page, RejectedLine, Standing, Stretch
 from dispatcher.model.delivery import State
-from dispatcher.web.searching import About
+from dispatcher.web.filters import About
 
 _Entry = TypeVar("_Entry", bound=BaseModel)
 

@@ -17,10 +17,10 @@ from starlette.routing import Route
 
 from dispatcher.errors import Unavailable
 from dispatcher.version import __version__
-from dispatcher.web.access import needs
-from dispatcher.web.answers import PROBLEM, ProblemDetails, problem_details
+from dispatcher.web.auth.access import needs
+from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
-from dispatcher.web.session import COOKIE
+from dispatcher.web.responses import PROBLEM, ProblemDetails, problem_details
 
 LARGEST = 256 * 1024
 """Bytes of a request's body."""

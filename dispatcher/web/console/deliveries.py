@@ -10,7 +10,7 @@ from starlette.responses import Response
 from dispatcher.ledger.queries import Page
 from dispatcher.model.delivery import State
 from dispatcher.web.console.shell import Shell, read_query, url
-from dispatcher.web.searching import DeliverySearch
+from dispatcher.web.filters import DeliverySearch
 
 _QUICK: tuple[tuple[str, dict[str, Any]], ...] = (
     ("All", {}),

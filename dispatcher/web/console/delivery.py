@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from channels.contract import ChannelError, Message
-from dispatcher.account import attempt_data, delivery_data
+from dispatcher.explain import attempt_data, delivery_data
 from dispatcher.ledger import Filed
 from dispatcher.model.delivery import Delivery
 from dispatcher.preview.html import page as drawn_page

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher.account import REJECTED, Account, accounts
+from dispatcher.explain import REJECTED, Account, accounts
 from dispatcher.model.event import ExecutionId
 from dispatcher.rendering.traceback import tell
 from dispatcher.web.api.endpoints import DELIVERIES_AT_MOST

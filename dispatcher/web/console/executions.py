@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from dispatcher.ledger.queries import Page
 from dispatcher.web.console.shell import Shell, read_query, url
-from dispatcher.web.searching import ExecutionSearch
+from dispatcher.web.filters import ExecutionSearch
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
     ("All", {}),

@@ -11,9 +11,9 @@ from starlette.responses import RedirectResponse, Response
 
 from dispatcher.ledger import Filter
 from dispatcher.model.delivery import State
-from dispatcher.web.access import caller
+from dispatcher.web.auth.access import caller
 from dispatcher.web.console.shell import Shell, Sorry, url
-from dispatcher.web.searching import About
+from dispatcher.web.filters import About
 
 KEYS_AT_MOST = 500
 SHOWN = 10

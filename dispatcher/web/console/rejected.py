@@ -8,12 +8,12 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatcher.account import rejected_whole
+from dispatcher.explain import rejected_whole
 from dispatcher.ledger import Rejected
 from dispatcher.ledger.queries import Page
-from dispatcher.web.access import caller
+from dispatcher.web.auth.access import caller
 from dispatcher.web.console.shell import Shell, Sorry, read_query, url
-from dispatcher.web.searching import RejectedSearch
+from dispatcher.web.filters import RejectedSearch
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
     ("All", {}),

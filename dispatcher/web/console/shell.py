@@ -21,13 +21,13 @@ from channels.contract import Channel
 from dispatcher.clock import Clock
 from dispatcher.errors import Unavailable
 from dispatcher.ledger import Ledger
+from dispatcher.operations import Desk
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.version import __version__
-from dispatcher.web.access import Endpoint, caller, needs
+from dispatcher.web.auth.access import Endpoint, caller, needs
+from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
-from dispatcher.web.desk import Desk
 from dispatcher.web.feed import Feed
-from dispatcher.web.session import COOKIE
 
 ROOT = "/console"
 _TITLES = {"email": "Email", "slack": "Slack", "pagerduty": "PagerDuty", "teams": "Teams", "webhook": "Webhook"}

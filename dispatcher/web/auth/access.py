@@ -22,10 +22,10 @@ from starlette.types import Scope as Connection
 
 from dispatcher.clock import Clock
 from dispatcher.model.rate_limit import Rate
-from dispatcher.web.answers import problem
+from dispatcher.web.auth.session import Session, Sessions
 from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
 from dispatcher.web.limits import Buckets, neighbourhood, too_many
-from dispatcher.web.session import Session, Sessions
+from dispatcher.web.responses import problem
 
 __all__ = ["Access", "Caller", "Endpoint", "Gate", "Scope", "Stranger", "caller", "needs"]
 

@@ -19,11 +19,11 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from channels.secret import reveal
-from dispatcher.web.access import Gate, Scope, client_of
-from dispatcher.web.answers import problem
+from dispatcher.web.auth.access import Gate, Scope, client_of
+from dispatcher.web.auth.session import Session
 from dispatcher.web.config import Oidc
 from dispatcher.web.limits import too_many
-from dispatcher.web.session import Session
+from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
 

@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.access import Gate, Scope, client_of, is_foreign, needs
-from dispatcher.web.answers import problem
+from dispatcher.web.auth.access import Gate, Scope, client_of, is_foreign, needs
+from dispatcher.web.auth.oidc import HOME, OidcPages, local
 from dispatcher.web.limits import too_many
-from dispatcher.web.oidc import HOME, OidcPages, local
+from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
 
