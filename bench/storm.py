@@ -20,6 +20,7 @@ import yaml
 
 from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
+from dispatcher.config.settings import load
 from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
@@ -30,7 +31,6 @@ from dispatcher.model.phase import Phase
 from dispatcher.observability import logs
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import Service, make_planner, open_channels
-from dispatcher.settings import load
 
 BATCH = 500
 PROJECTS = 40

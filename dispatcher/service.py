@@ -20,6 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from channels.catalog import KINDS, TEMPLATES
 from channels.contract import Channel, Unserved
 from dispatcher.clock import Clock, SystemClock
+from dispatcher.config.settings import LedgerSettings, Settings
 from dispatcher.delivering.worker import Courier
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
@@ -36,7 +37,6 @@ from dispatcher.observability.watchdog import Rounds, Watchdog
 from dispatcher.planning.planner import GROUPED, Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.settings import LedgerSettings, Settings
 from dispatcher.tracing import OFF, Tracing, open_tracing
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import Gate, Scope, needs

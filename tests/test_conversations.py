@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 import yaml
 
+from dispatcher.config.settings import load
 from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
 from dispatcher.demo.inbox.script import Misstep
 from dispatcher.flyte.encode import Format, write
@@ -20,7 +21,6 @@ from dispatcher.ledger import Filed, Filter, Ledger
 from dispatcher.model.event import Options
 from dispatcher.model.phase import Phase
 from dispatcher.service import Service
-from dispatcher.settings import load
 from tests.support.builders import NOW, a_launch_plan, an_event
 from tests.support.service import ROUTING_KEY
 

@@ -16,6 +16,7 @@ import pytest
 
 from channels.contract import Answer, Finding, Later, Message, Never, Receipt, Scope, Unknown, Unserved, Wire
 from dispatcher.clock import SystemClock
+from dispatcher.config.settings import Settings
 from dispatcher.delivering.worker import SLOW, Courier
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Claim, Filed, Filter, Ledger, Offer, Recorded, Settlement
@@ -24,7 +25,6 @@ from dispatcher.model.rate_limit import Pace, Rate
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.planner import Planner
 from dispatcher.service import Service
-from dispatcher.settings import Settings
 from tests.support.builders import a_delivery, an_event
 
 RECEIPT = Receipt(answer=Answer("ok"), reference={"ts": "1"})

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dispatcher.config.settings import load
 from dispatcher.errors import SettingsError
-from dispatcher.settings import load
 
 A_TOKEN = "{name: a, token: long-enough-a-token, scopes: publish}"
 EMAIL = "channels:\n  email: {host: relay, from: flyte@example.com}\n"

@@ -12,7 +12,7 @@ from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Finding
-    from dispatcher.settings import Settings
+    from dispatcher.config.settings import Settings
 
 Live = Annotated[
     bool, typer.Option("--live", help="Also reach for Kafka, the ledger, FlyteAdmin and the providers; tells nobody.")
@@ -24,10 +24,10 @@ def check(config: Config = None, live: Live = False) -> None:
     import asyncio
 
     from dispatcher.clock import SystemClock
+    from dispatcher.config.settings import load
     from dispatcher.flyte.admin import open_flyte_admin
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.service import make_planner, make_renderer, open_channels
-    from dispatcher.settings import load
 
     settings = load(config)
     if settings.rules.flyte_admin is not None:

@@ -15,11 +15,11 @@ from dispatcher.cli.options import AsJson, Config
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from dispatcher.config.settings import Settings
     from dispatcher.explain import Account
     from dispatcher.model.delivery import Delivery
     from dispatcher.model.event import Event, ExecutionId
     from dispatcher.rules import Resolved, Unresolved
-    from dispatcher.settings import Settings
 
 DELIVERIES_AT_MOST = 10_000
 REJECTED_AT_MOST = 50
@@ -53,8 +53,8 @@ def explain(
     Exit status 1 where nothing is recorded of the execution.
     """
     from dispatcher.cli.output import write_json
+    from dispatcher.config.settings import load
     from dispatcher.observability import logs
-    from dispatcher.settings import load
 
     if (what is None) == (event is None):
         raise typer.BadParameter("name an execution as project/domain/name, or an event's file")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from dispatcher.inherited import Inherited
+    from dispatcher.config.import_flyteadmin import Inherited
 
 
 def import_(
@@ -22,8 +22,8 @@ def import_(
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
 ) -> None:
     """Make settings from those of flyteadmin. Reads its notifications and cloudEvents sections. No secret is taken over."""
+    from dispatcher.config.import_flyteadmin import SECTIONS, inherit
     from dispatcher.errors import SettingsError
-    from dispatcher.inherited import SECTIONS, inherit
 
     made = inherit(_read(file), file.name, with_templates=output is not None)
     if made is None:
@@ -63,8 +63,8 @@ def _files_in(data: Any) -> list[str]:
 
 
 def _write(made: Inherited, output: Path, *, force: bool) -> None:
+    from dispatcher.config.import_flyteadmin import TEMPLATES
     from dispatcher.errors import SettingsError
-    from dispatcher.inherited import TEMPLATES
 
     files = {output: made.text} | {
         output.parent / TEMPLATES / name: content for name, content in made.templates.items()

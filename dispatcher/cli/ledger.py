@@ -16,8 +16,8 @@ def ask(config: Path | None, question: Callable[[Ledger], Awaitable[_T]]) -> _T:
     """Open the configured ledger for one question. Raises what `settings.load` and the ledger raise."""
     import asyncio
 
+    from dispatcher.config.settings import load
     from dispatcher.ledger import Ledger
-    from dispatcher.settings import load
 
     async def asking() -> _T:
         section = load(config).ledger

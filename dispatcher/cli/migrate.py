@@ -20,10 +20,10 @@ def migrate(config: Config = None) -> None:
     import asyncio
     import logging
 
+    from dispatcher.config.settings import load
     from dispatcher.ledger import HEAD
     from dispatcher.observability import logs
     from dispatcher.service import migrated
-    from dispatcher.settings import load
 
     logs.configure("console", level=logging.WARNING)
     before = asyncio.run(migrated(load(config).ledger))
@@ -40,8 +40,8 @@ def status(config: Config = None) -> None:
     """Say what version the tables are. Exit status 1 where this dispatcher has to migrate them, or can't use them."""
     import asyncio
 
+    from dispatcher.config.settings import LedgerSettings, load
     from dispatcher.ledger import Ledger
-    from dispatcher.settings import LedgerSettings, load
 
     async def ask(section: LedgerSettings) -> Schema:
         asked = Ledger(section.url, section.timeout, section.password_file)

@@ -13,8 +13,8 @@ from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
     from dispatcher.cli.proof import Press, Proof
+    from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
-    from dispatcher.settings import Settings
 
 
 _NOBODY = "nobody is told of {}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT"
@@ -69,8 +69,8 @@ def preview(
     """Render messages without sending them. Exit status 1 where a provider would refuse one."""
     from channels.contract import Unserved
     from dispatcher.cli.proof import CHANNELS, Press, changed
+    from dispatcher.config.settings import load
     from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
-    from dispatcher.settings import load
 
     if channel is not None and channel not in CHANNELS:
         raise typer.BadParameter(f"there is no channel {channel!r}: there are {', '.join(CHANNELS)}")

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 
 from channels.catalog import KINDS
 from channels.contract import Content, Message
+from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import delivery_key
 from dispatcher.model.event import Event
 from dispatcher.preview.html import page, plain_text
 from dispatcher.rendering import TemplateError, lint
 from dispatcher.service import make_renderer
-from dispatcher.settings import Settings
 
 CHANNELS: tuple[str, ...] = tuple(KINDS)
 _EXAMPLES: dict[str, dict[str, Any]] = {

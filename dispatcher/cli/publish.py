@@ -15,9 +15,9 @@ import typer
 from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
+    from dispatcher.config.settings import Settings
     from dispatcher.flyte.encode import Format, Written
     from dispatcher.model.event import Event
-    from dispatcher.settings import Settings
 
 SHOWN_ONE_BY_ONE = 20
 IN_FLIGHT = 500
@@ -67,7 +67,7 @@ def publish(
     """Publish test events, and say where each one went."""
     import asyncio
 
-    from dispatcher.settings import load
+    from dispatcher.config.settings import load
 
     settings = load(config)
     if file is not None:

@@ -14,9 +14,9 @@ from dispatcher.cli.options import AsJson, Config, moment
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from dispatcher.config.settings import Settings
     from dispatcher.ledger import Ledger
     from dispatcher.model.event import Event
-    from dispatcher.settings import Settings
 
 Since = Annotated[
     str | None,
@@ -37,9 +37,9 @@ def reconcile(
     """Record the ends that FlyteAdmin knows and no event told of. The running service delivers them."""
     from dispatcher.cli.output import console, time_text, write_json
     from dispatcher.clock import SystemClock
+    from dispatcher.config.settings import load
     from dispatcher.errors import SettingsError
     from dispatcher.observability import logs
-    from dispatcher.settings import load
 
     settings = load(config)
     if settings.rules.flyte_admin is None:

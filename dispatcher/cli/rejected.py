@@ -12,8 +12,8 @@ from dispatcher.cli.ledger import ask
 from dispatcher.cli.options import AsJson, Config, Limit, Since, moment
 
 if TYPE_CHECKING:
+    from dispatcher.config.settings import Settings
     from dispatcher.ledger import Ledger
-    from dispatcher.settings import Settings
 
 REPLAYED_AT_MOST = 10_000
 
@@ -81,8 +81,8 @@ def replay(
 ) -> None:
     """Try rejected messages again, by the rules of today. The running service delivers what is owed."""
     from dispatcher.cli.output import console
+    from dispatcher.config.settings import load
     from dispatcher.observability import logs
-    from dispatcher.settings import load
 
     logs.configure("console", level=logging.WARNING)
     if not ids and not everything:

@@ -10,9 +10,9 @@ from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Content, Message, Receipt
+    from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
     from dispatcher.planning.planner import Target
-    from dispatcher.settings import Settings
 
 
 def send_test(
@@ -32,10 +32,10 @@ def send_test(
 
     from channels.contract import ChannelError, Later, Unknown, Unserved
     from dispatcher.clock import SystemClock
+    from dispatcher.config.settings import load
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.renderer import sample_event
     from dispatcher.service import make_planner, open_channels
-    from dispatcher.settings import load
 
     try:
         wanted = Phase.parse(phase)

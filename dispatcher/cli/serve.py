@@ -12,9 +12,9 @@ def serve(config: Config = None) -> None:
     import signal
 
     from dispatcher import collector, loop
+    from dispatcher.config.settings import load
     from dispatcher.observability import logs
     from dispatcher.service import Service
-    from dispatcher.settings import load
 
     settings = load(config)
     logs.configure(settings.log, level=logging.getLevelNamesMapping()[settings.log_level.upper()])

@@ -45,9 +45,9 @@ def lint(
     Each problem is told with file and line. Exit status 1 where there is one.
     """
     from channels.catalog import TEMPLATES
+    from dispatcher.config.settings import load
     from dispatcher.rendering import Renderer
     from dispatcher.service import make_renderer
-    from dispatcher.settings import load
 
     renderer = Renderer(folders, provided=TEMPLATES) if folders else make_renderer(load(config))
     problems = [*renderer.check(), *renderer.advice()]

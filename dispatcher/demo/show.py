@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dispatcher.clock import Clock, SystemClock
+from dispatcher.config.settings import load
 from dispatcher.demo.inbox import (
     Arrival,
     Conversation,
@@ -34,7 +35,6 @@ from dispatcher.demo.story import LAUNCH_PLANS, Scene, day
 from dispatcher.flyte.encode import Written, write, write_lifecycle
 from dispatcher.intake.pipeline import Heard
 from dispatcher.service import Service
-from dispatcher.settings import load
 
 PATIENCE = 30.0
 """Seconds in which everything owed must have arrived."""

@@ -13,6 +13,7 @@ import yaml
 
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
+from dispatcher.config.settings import load
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake
@@ -23,7 +24,6 @@ from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import make_planner, open_channels
-from dispatcher.settings import load
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event
 from tests.support.flyte_admin import an_ended

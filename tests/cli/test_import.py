@@ -10,11 +10,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dispatcher.inherited import Inherited, inherit
+from dispatcher.config.import_flyteadmin import Inherited, inherit
+from dispatcher.config.settings import load
 from dispatcher.model.event import ExecutionError
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
-from dispatcher.settings import load
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.service import command
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 import yaml
 
 from channels.catalog import KINDS
-from dispatcher.settings import Settings
+from dispatcher.config.settings import Settings
 from tests.docs.world import World, world
 from tests.support.brokers import Broker
 from tests.support.brokers.fixtures import make_topic

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.settings import Settings
+from dispatcher.config.settings import Settings
 from tests.support.pages import ROOT, pages
 
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
 
+from dispatcher.config.settings import load
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.settings import load
 from tests.support.service import COMMAND
 
 ROOT = Path(__file__).parents[2]

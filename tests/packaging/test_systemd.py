@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.settings import Settings
+from dispatcher.config.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "flyte-notification-dispatcher.service"

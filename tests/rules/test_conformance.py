@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from dispatcher.clock import SystemClock
+from dispatcher.config.settings import Settings, load
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte import payloads
 from dispatcher.flyte.encode import Format, write
@@ -24,7 +25,6 @@ from dispatcher.model.event import Event, ExecutionId
 from dispatcher.rules import RuleBook
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.service import make_planner, open_channels
-from dispatcher.settings import Settings, load
 from tests.support import conformance
 from tests.support.builders import NOW
 from tests.support.conformance import MAIN_PLAN, Case, Happening

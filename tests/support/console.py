@@ -12,6 +12,7 @@ from typing import Any
 
 from channels.contract import Answer, Receipt
 from dispatcher.clock import Clock
+from dispatcher.config.settings import Settings
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger, Settlement
@@ -22,7 +23,6 @@ from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.operations import Desk
 from dispatcher.rules import RuleBook
 from dispatcher.service import make_planner, open_channels
-from dispatcher.settings import Settings
 from dispatcher.web.api import Api
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import Gate as Door

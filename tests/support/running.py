@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from dispatcher.config.settings import load
 from dispatcher.service import Service
-from dispatcher.settings import load
 
 
 @asynccontextmanager
