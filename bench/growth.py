@@ -27,7 +27,6 @@ from bench.figures import Figure, Goal, as_markdown
 from bench.record import empty_database, migrated, opened, postgres
 from bench.workload import recorded
 from channels.contract import Answer, Receipt
-from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Sent
@@ -36,6 +35,7 @@ from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.rules import PlanKey, PlanRules, Rule, RuleBook, decide
+from dispatcher.runtime import event_loop, garbage_collector
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 """Settled deliveries, each of an event of its own and with one attempt."""
@@ -240,10 +240,10 @@ def deciding(rounds: int, sizes: Sequence[int]) -> Costs:
 
 def figures(rounds: int, *, smoke: bool, largest: int = SIZES[-1]) -> Iterable[Figure]:
     sizes = [size for size in SIZES if size <= (10_000 if smoke else largest)]
-    collector.settle_in()  # as the service does
+    garbage_collector.settle_in()  # as the service does
     yield from deciding(rounds, BOOKS).figures("launch plans with rules")
     for ledgers in (sqlite, postgresql):
-        for costs in loop.run(ledgers(rounds, sizes)):
+        for costs in event_loop.run(ledgers(rounds, sizes)):
             yield from costs.figures("settled deliveries")
 
 

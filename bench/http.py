@@ -22,10 +22,10 @@ from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Api, Manner, Provider, providing
 from bench.sides import apart, by_hands, checked, compared
 from bench.storm import PROJECTS, Ran, carry
-from dispatcher import loop
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
+from dispatcher.runtime import event_loop
 
 MESSAGES = 1_500
 AT_ONCE = 50
@@ -119,7 +119,7 @@ def _through_slack_sdk(count: int, port: int) -> Ran:
         }
         for number in range(count)
     ]
-    return loop.run(_over_one_session(bodies, port))
+    return event_loop.run(_over_one_session(bodies, port))
 
 
 async def _over_one_session(bodies: list[dict[str, Any]], port: int) -> Ran:
@@ -143,7 +143,7 @@ def _through_pdpyras(count: int, port: int) -> Ran:
             own.session.url = f"http://127.0.0.1:{port}"
         own.session.post("/v2/enqueue", json=body)
 
-    return loop.run(_on_threads(bodies, post))
+    return event_loop.run(_on_threads(bodies, post))
 
 
 async def _on_threads(bodies: list[dict[str, Any]], post: Callable[[dict[str, Any]], None]) -> Ran:

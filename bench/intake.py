@@ -27,7 +27,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from bench.figures import Figure, Goal, as_markdown, interleaved
 from bench.workload import DELIVERIES, failed, planner, rules
-from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.flyte.events import is_foreign
@@ -37,6 +36,7 @@ from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
 from dispatcher.observability import logs
 from dispatcher.rules import RuleBook
+from dispatcher.runtime import event_loop, garbage_collector
 from tests.support.brokers import start
 from tests.support.brokers.fixtures import make_topic
 
@@ -150,7 +150,7 @@ async def intake(servers: str, topic: str, group: str, count: int, owing: int) -
     source = Watched(KafkaSource(config, is_foreign), Watch(count))
     with TemporaryDirectory() as folder:
         async with Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db") as ledger:
-            collector.settle_in()  # as the service does
+            garbage_collector.settle_in()  # as the service does
             intake = Intake(
                 ledger,
                 rules() if owing else lambda: RuleBook({}),
@@ -170,8 +170,8 @@ def measure(kind: str, servers: str, topic: str, count: int) -> tuple[float, flo
     logs.configure("json", level=40)
     group = f"{topic}-{os.getpid()}"
     if kind in LOOPS:
-        return loop.run(bare(servers, topic, group, count, LOOPS[kind]))
-    return loop.run(intake(servers, topic, group, count, OURS[kind]))
+        return event_loop.run(bare(servers, topic, group, count, LOOPS[kind]))
+    return event_loop.run(intake(servers, topic, group, count, OURS[kind]))
 
 
 def figures(rounds: int, *, smoke: bool, count: int = MESSAGES) -> Iterable[Figure]:
@@ -182,7 +182,7 @@ def figures(rounds: int, *, smoke: bool, count: int = MESSAGES) -> Iterable[Figu
     context = multiprocessing.get_context("spawn")
     cpu: dict[str, list[float]] = {kind: [] for kind in (*OURS, *LOOPS)}
     try:
-        loop.run(fill(broker.bootstrap_servers, topic, count))
+        event_loop.run(fill(broker.bootstrap_servers, topic, count))
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
 
             def rate(kind: str) -> float:

@@ -31,11 +31,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bench.figures import Figure, Goal, Missing, as_markdown
-from dispatcher import loop
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, write
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
+from dispatcher.runtime import event_loop
 from tests.support.brokers import start as start_broker
 from tests.support.brokers.fixtures import make_topic
 from tests.support.service import free_port, serving
@@ -348,7 +348,7 @@ async def _told(tell: Tell, number: int, arrivals: Arrivals) -> float:
 def figures(rounds: int, *, smoke: bool, seconds: float = SECONDS) -> Iterable[Figure | Missing]:
     """The middle and the slow end, of a mail and of a Slack message."""
     for channel, what in (("email", "a mail"), ("slack", "a Slack message")):
-        found = loop.run(measured(channel, rounds, 1 if smoke else seconds))
+        found = event_loop.run(measured(channel, rounds, 1 if smoke else seconds))
         for share, bound in ((0.5, 1.5), (0.99, 3.0)):
             for baseline, goal in (("bare consume-and-send loop", bound), ("Alertmanager", 1.0)):
                 work = f"{what}, p{share * 100:.0f} at {PACE}/s"
@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--servers", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.loop:
-        loop.run(consume_and_send(options.loop, options.port, options.servers))
+        event_loop.run(consume_and_send(options.loop, options.port, options.servers))
         return
     print(as_markdown(figures(options.rounds, smoke=False, seconds=options.seconds)))
 

@@ -22,10 +22,10 @@ from bench.sides import apart, by_hands, checked, compared
 from bench.storm import Ran, carry
 from channels.contract import Message
 from channels.email import compose
-from dispatcher import loop
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
+from dispatcher.runtime import event_loop
 
 MAILS = 4_000
 SLOW_MAILS = 10_000
@@ -145,7 +145,7 @@ def _through_aiosmtplib(count: int, port: int) -> Ran:
         (name, compose(Message(key=f"{number:032}", recipients=(name,), content=content, created_at=now), SENDER))
         for number, name in enumerate(recipients)
     ]
-    return loop.run(_over_kept_connections(mails, port))
+    return event_loop.run(_over_kept_connections(mails, port))
 
 
 async def _over_kept_connections(mails: list[tuple[str, bytes]], port: int) -> Ran:

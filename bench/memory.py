@@ -22,7 +22,6 @@ from bench import alertmanager
 from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Api, Manner, Provider, Relay, providing
 from bench.replicas import fill, resident, serving
-from dispatcher import loop
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.ledger import Ledger, Recorded
@@ -30,6 +29,7 @@ from dispatcher.model.delivery import Delivery, delivery_key
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules import Rule
+from dispatcher.runtime import event_loop
 from tests.faults.rig import an_owing_event
 from tests.support.brokers import start
 from tests.support.brokers.fixtures import make_topic
@@ -121,10 +121,10 @@ def rigged(messages: int, due: int, *, seconds: float) -> Iterator[Rig]:
         relay = stack.enter_context(providing(Relay, Manner()))
         api = stack.enter_context(providing(Api, Manner()))
         for name in (topic, f"{topic}-quiet"):
-            loop.run(make_topic(broker.bootstrap_servers, name, partitions=PARTITIONS))
-        loop.run(fill(broker.bootstrap_servers, topic, topic_full(messages)))
-        loop.run(make_due(folder / "empty.db", 0))
-        loop.run(make_due(folder / "due.db", due))
+            event_loop.run(make_topic(broker.bootstrap_servers, name, partitions=PARTITIONS))
+        event_loop.run(fill(broker.bootstrap_servers, topic, topic_full(messages)))
+        event_loop.run(make_due(folder / "empty.db", 0))
+        event_loop.run(make_due(folder / "due.db", due))
         yield Rig(broker.bootstrap_servers, topic, sections(relay, api), folder, seconds)
 
 

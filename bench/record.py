@@ -24,10 +24,10 @@ import asyncpg
 
 from bench.figures import Figure, Goal, as_markdown
 from bench.workload import DELIVERIES, recorded
-from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.ledger import Ledger, Recorded
 from dispatcher.observability import logs
+from dispatcher.runtime import event_loop, garbage_collector
 from tests.support.postgres import Cluster
 
 EVENTS = 3000
@@ -153,7 +153,7 @@ async def sqlite_pair(count: int) -> tuple[float, float]:
     entries = [recorded(number) for number in range(count)]
     with TemporaryDirectory() as folder:
         mine, bare = Path(folder, "ours.db"), Path(folder, "bare.db")
-        collector.settle_in()  # as the service does
+        garbage_collector.settle_in()  # as the service does
         found = await ours(f"sqlite+aiosqlite:///{mine}", entries)
         await migrated(f"sqlite+aiosqlite:///{bare}")
         return found, bare_sqlite(bare, sqlite_rows(mine), count)
@@ -162,7 +162,7 @@ async def sqlite_pair(count: int) -> tuple[float, float]:
 async def postgres_pair(count: int, server: str) -> tuple[float, float]:
     entries = [recorded(number) for number in range(count)]
     mine, bare = [await empty_database(server, name) for name in ("ours", "bare")]
-    collector.settle_in()
+    garbage_collector.settle_in()
     found = await ours(mine, entries)
     await migrated(bare)
     return found, await bare_postgres(bare, await postgres_rows(mine), count)
@@ -170,7 +170,7 @@ async def postgres_pair(count: int, server: str) -> tuple[float, float]:
 
 def measure(pair: Callable[..., Coroutine[Any, Any, tuple[float, float]]], *arguments: Any) -> tuple[float, float]:
     logs.configure("json", level=40)
-    return loop.run(pair(*arguments))
+    return event_loop.run(pair(*arguments))
 
 
 @contextmanager

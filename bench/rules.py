@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.figures import Figure, interleaved
-from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.demo.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
@@ -34,6 +33,7 @@ from dispatcher.observability import logs
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.runtime import event_loop, garbage_collector
 
 ANSWER_SECONDS = 0.02
 EVENTS = 2000
@@ -158,9 +158,9 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
 def measure(count: int, port: int | None) -> float:
     """The same, of a process of its own."""
     logs.configure("json", level=40)
-    collector.settle_in()  # as the service does
+    garbage_collector.settle_in()  # as the service does
     with TemporaryDirectory() as folder:
-        return loop.run(intake(Path(folder), count, port))
+        return event_loop.run(intake(Path(folder), count, port))
 
 
 def figures(rounds: int, *, smoke: bool) -> Iterator[Figure]:

@@ -25,8 +25,8 @@ from sqlalchemy.engine import make_url
 from bench.figures import Figure, Goal
 from bench.providers import Manner, Provider, Relay, providing
 from bench.replicas import cpu_seconds, fill, several
-from dispatcher import loop
 from dispatcher.flyte.encode import Format, write
+from dispatcher.runtime import event_loop
 from tests.faults.rig import an_owing_event
 from tests.support.brokers import Broker, start
 from tests.support.brokers.fixtures import make_topic
@@ -66,8 +66,8 @@ class Rig:
     def run(self, replicas: int, hands: int, seconds: float) -> Ran:
         """So many replicas, on a topic and a database of their own, between the first tenth of the mails and the last."""
         name = f"scale_{os.getpid()}_{next(_numbers)}"
-        loop.run(make_topic(self.broker.bootstrap_servers, name, partitions=PARTITIONS))
-        loop.run(make_database(self.cluster.url, name))
+        event_loop.run(make_topic(self.broker.bootstrap_servers, name, partitions=PARTITIONS))
+        event_loop.run(make_database(self.cluster.url, name))
         mails = int(replicas * min(hands / TAKES, AT_MOST) * seconds)
         with (
             TemporaryDirectory() as folder,
@@ -79,7 +79,7 @@ class Rig:
             placed = ((number % PARTITIONS, one) for number, one in enumerate(events))
             parties = {"replicas": [one.process.pid for one in running], **self.servers()}
             # In a thread: a few mails have all arrived by the time that a producer has come and gone.
-            filling = threads.submit(lambda: loop.run(fill(self.broker.bootstrap_servers, name, placed)))
+            filling = threads.submit(lambda: event_loop.run(fill(self.broker.bootstrap_servers, name, placed)))
             first = self.until(mails // 10)
             before = {party: cpu_seconds(pids) for party, pids in parties.items()}
             last = self.until(mails * 9 // 10)

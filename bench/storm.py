@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml
 
-from dispatcher import collector, loop
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import load
 from dispatcher.flyte.encode import Format, Written, write
@@ -30,7 +29,8 @@ from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.observability import logs
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.service import Service, make_planner, open_channels
+from dispatcher.runtime import event_loop, garbage_collector
+from dispatcher.runtime.service import Service, make_planner, open_channels
 
 BATCH = 500
 PROJECTS = 40
@@ -118,7 +118,7 @@ def carry(count: int, channel: str, section: Mapping[str, Any], recipient: str) 
     logs.configure("json")
     with TemporaryDirectory() as folder:
         _write_settings(Path(folder), channel, section, recipient)
-        return loop.run(_carry(Path(folder), channel, events(count)))
+        return event_loop.run(_carry(Path(folder), channel, events(count)))
 
 
 def _write_settings(folder: Path, channel: str, section: Mapping[str, Any], recipient: str) -> None:
@@ -180,7 +180,7 @@ async def _carry(folder: Path, channel: str, owed: list[Written]) -> Ran:
         rooms.create_task(courier.run())
         await intake.run(Topic(owed[:1]))  # templates are compiled and libraries loaded, once in a service's life
         await endings.reach(1)
-        collector.settle_in()
+        garbage_collector.settle_in()
         cpu, began = spent(), time.perf_counter()
         await intake.run(Topic(owed[1:]))
         await endings.reach(len(owed))

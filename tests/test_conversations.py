@@ -20,7 +20,7 @@ from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Filed, Filter, Ledger
 from dispatcher.model.event import Options
 from dispatcher.model.phase import Phase
-from dispatcher.service import Service
+from dispatcher.runtime.service import Service
 from tests.support.builders import NOW, a_launch_plan, an_event
 from tests.support.service import ROUTING_KEY
 

@@ -24,7 +24,7 @@ from dispatcher.model.delivery import State
 from dispatcher.model.rate_limit import Pace, Rate
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.planner import Planner
-from dispatcher.service import Service
+from dispatcher.runtime.service import Service
 from tests.support.builders import a_delivery, an_event
 
 RECEIPT = Receipt(answer=Answer("ok"), reference={"ts": "1"})

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from dispatcher import loop
+from dispatcher.runtime import event_loop
 
 
 async def _running() -> str:
@@ -14,7 +14,7 @@ async def _running() -> str:
 
 
 def test_uvloop_runs_the_service_where_it_is_installed() -> None:
-    assert loop.run(_running()) == pytest.importorskip("uvloop").Loop.__module__
+    assert event_loop.run(_running()) == pytest.importorskip("uvloop").Loop.__module__
 
 
 def test_what_ends_the_work_ends_the_call() -> None:
@@ -22,4 +22,4 @@ def test_what_ends_the_work_ends_the_call() -> None:
         raise LookupError("lost")
 
     with pytest.raises(LookupError, match="lost"):
-        loop.run(broken())
+        event_loop.run(broken())

@@ -27,7 +27,7 @@ def check(config: Config = None, live: Live = False) -> None:
     from dispatcher.config.settings import load
     from dispatcher.flyte.admin import open_flyte_admin
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.service import make_planner, make_renderer, open_channels
+    from dispatcher.runtime.service import make_planner, make_renderer, open_channels
 
     settings = load(config)
     if settings.rules.flyte_admin is not None:
@@ -59,7 +59,7 @@ async def _try_all(settings: Settings) -> bool:
     import asyncio
 
     from dispatcher.observability import logs
-    from dispatcher.service import open_channels
+    from dispatcher.runtime.service import open_channels
 
     logs.configure("console", level=logging.CRITICAL)  # what goes wrong is in the findings
     channels = open_channels(settings)
@@ -107,7 +107,7 @@ async def _try_flyte_admin(settings: Settings) -> Sequence[Finding]:
     from channels.contract import Finding
     from dispatcher.clock import SystemClock
     from dispatcher.errors import DispatcherError
-    from dispatcher.service import asking_flyte_admin
+    from dispatcher.runtime.service import asking_flyte_admin
 
     try:
         async with asking_flyte_admin(settings, SystemClock()) as admin:

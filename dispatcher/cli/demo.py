@@ -14,10 +14,10 @@ def demo(
     port: Annotated[int, typer.Option(help="Of the inbox's page.", show_default="a free one")] = 0,
 ) -> None:
     """Show a day in the life of a team. Each event, the decision, and each delivery in a local inbox."""
-    from dispatcher import loop
     from dispatcher.cli.output import console
     from dispatcher.errors import DispatcherError
     from dispatcher.observability import logs
+    from dispatcher.runtime import event_loop
 
     try:
         from dispatcher.demo.show import Show
@@ -25,5 +25,5 @@ def demo(
         wanted = "pip install 'flyte-notification-dispatcher[demo]'"
         raise DispatcherError(f"the demo needs {error.name}, which production does not: {wanted}") from None
     logs.configure("auto", level=40)
-    if not loop.run(Show(console, port=port).run(once=once)):
+    if not event_loop.run(Show(console, port=port).run(once=once)):
         raise typer.Exit(1)

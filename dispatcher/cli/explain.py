@@ -109,7 +109,7 @@ def _foretold(settings: Settings, file: Path) -> Account:
     from dispatcher.flyte.event_files import read_event_file
     from dispatcher.rules import decide
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.service import make_planner, open_channels
+    from dispatcher.runtime.service import make_planner, open_channels
 
     try:
         event = read_event_file(file)
@@ -136,7 +136,7 @@ async def _asked(settings: Settings, event: Event) -> tuple[Event, Resolved | Un
     """The event with what FlyteAdmin adds, and its answer; None where it isn't asked."""
     from dispatcher.clock import SystemClock
     from dispatcher.rules import Resolved, decides_itself
-    from dispatcher.service import asking_flyte_admin
+    from dispatcher.runtime.service import asking_flyte_admin
 
     async with asking_flyte_admin(settings, SystemClock()) as admin:
         if admin is None or decides_itself(event):

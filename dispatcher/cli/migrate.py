@@ -23,7 +23,7 @@ def migrate(config: Config = None) -> None:
     from dispatcher.config.settings import load
     from dispatcher.ledger import HEAD
     from dispatcher.observability import logs
-    from dispatcher.service import migrated
+    from dispatcher.runtime.service import migrated
 
     logs.configure("console", level=logging.WARNING)
     before = asyncio.run(migrated(load(config).ledger))

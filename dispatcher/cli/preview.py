@@ -131,7 +131,7 @@ def _from_flyte_admin(settings: Settings, execution: str) -> Event:
 
     from dispatcher.clock import SystemClock
     from dispatcher.model.event import ExecutionId
-    from dispatcher.service import asking_flyte_admin
+    from dispatcher.runtime.service import asking_flyte_admin
 
     async def ask(identity: ExecutionId) -> Event:
         async with asking_flyte_admin(settings, SystemClock()) as admin:

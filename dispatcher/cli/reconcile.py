@@ -71,7 +71,7 @@ async def _compare(
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.service import asking_flyte_admin, make_planner, make_reconciler, open_channels
+    from dispatcher.runtime.service import asking_flyte_admin, make_planner, make_reconciler, open_channels
 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()

@@ -35,7 +35,7 @@ def send_test(
     from dispatcher.config.settings import load
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.renderer import sample_event
-    from dispatcher.service import make_planner, open_channels
+    from dispatcher.runtime.service import make_planner, open_channels
 
     try:
         wanted = Phase.parse(phase)
@@ -76,7 +76,7 @@ def _content(settings: Settings, target: Target, event: Event) -> Content:
     import orjson
 
     from dispatcher.rendering.renderer import TEST_MARK, TemplateError
-    from dispatcher.service import make_renderer
+    from dispatcher.runtime.service import make_renderer
 
     content = make_renderer(settings).render(target.channel, event, recipient=target.recipient, test=True)
     if TEST_MARK.strip() not in orjson.dumps(content).decode():

@@ -11,14 +11,14 @@ def serve(config: Config = None) -> None:
     import logging
     import signal
 
-    from dispatcher import collector, loop
     from dispatcher.config.settings import load
     from dispatcher.observability import logs
-    from dispatcher.service import Service
+    from dispatcher.runtime import event_loop, garbage_collector
+    from dispatcher.runtime.service import Service
 
     settings = load(config)
     logs.configure(settings.log, level=logging.getLevelNamesMapping()[settings.log_level.upper()])
-    service = Service(settings, ready=lambda _: collector.settle_in())
+    service = Service(settings, ready=lambda _: garbage_collector.settle_in())
 
     async def run() -> None:
         running = asyncio.get_running_loop()
@@ -26,4 +26,4 @@ def serve(config: Config = None) -> None:
             running.add_signal_handler(number, service.stop)
         await service.run()
 
-    loop.run(run())
+    event_loop.run(run())

@@ -47,7 +47,7 @@ def lint(
     from channels.catalog import TEMPLATES
     from dispatcher.config.settings import load
     from dispatcher.rendering import Renderer
-    from dispatcher.service import make_renderer
+    from dispatcher.runtime.service import make_renderer
 
     renderer = Renderer(folders, provided=TEMPLATES) if folders else make_renderer(load(config))
     problems = [*renderer.check(), *renderer.advice()]

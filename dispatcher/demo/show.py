@@ -34,7 +34,7 @@ from dispatcher.demo.inbox.slack import SlackMessage
 from dispatcher.demo.story import LAUNCH_PLANS, Scene, day
 from dispatcher.flyte.encode import Written, write, write_lifecycle
 from dispatcher.intake.pipeline import Heard
-from dispatcher.service import Service
+from dispatcher.runtime.service import Service
 
 PATIENCE = 30.0
 """Seconds in which everything owed must have arrived."""

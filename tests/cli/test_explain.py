@@ -23,7 +23,7 @@ from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.service import make_planner, open_channels
+from dispatcher.runtime.service import make_planner, open_channels
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event
 from tests.support.flyte_admin import an_ended

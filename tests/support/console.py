@@ -22,7 +22,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.operations import Desk
 from dispatcher.rules import RuleBook
-from dispatcher.service import make_planner, open_channels
+from dispatcher.runtime.service import make_planner, open_channels
 from dispatcher.web.api import Api
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import Gate as Door

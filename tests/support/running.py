@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dispatcher.config.settings import load
-from dispatcher.service import Service
+from dispatcher.runtime.service import Service
 
 
 @asynccontextmanager

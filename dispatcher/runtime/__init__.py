@@ -1,0 +1,1 @@
+"""The service: its wiring, its lifecycle and its event loop."""
