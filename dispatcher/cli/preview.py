@@ -12,9 +12,9 @@ import typer
 from dispatcher.cli.options import Config
 
 if TYPE_CHECKING:
-    from dispatcher.cli.proof import Press, Proof
     from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
+    from dispatcher.workbench.sample import Press, Proof
 
 
 _NOBODY = "nobody is told of {}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT"
@@ -68,15 +68,15 @@ def preview(
 ) -> None:
     """Render messages without sending them. Exit status 1 where a provider would refuse one."""
     from channels.contract import Unserved
-    from dispatcher.cli.proof import CHANNELS, Press, changed
     from dispatcher.config.settings import load
     from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
+    from dispatcher.workbench.sample import CHANNELS, Press, changed
 
     if channel is not None and channel not in CHANNELS:
         raise typer.BadParameter(f"there is no channel {channel!r}: there are {', '.join(CHANNELS)}")
     settings = load(config)
     if serve:
-        from dispatcher.cli.workbench import run
+        from dispatcher.workbench.server import run
 
         (given,) = _events(settings, event, execution, phase, every=False)
         run(settings, changed(given, changes or ()), port)
@@ -199,8 +199,8 @@ def _written(proof: Proof, form: Form) -> bytes:
 
 def _write_all(press: Press, channels: list[str], events: list[Event], recipient: str, folder: Path) -> Iterator[str]:
     """Write every form of every message, and a page that leads to them; yield what is wrong."""
-    from dispatcher.cli.proof import TemplateError
     from dispatcher.preview.html import index
+    from dispatcher.workbench.sample import TemplateError
 
     folder.mkdir(parents=True, exist_ok=True)
     entries: list[tuple[str, list[str], list[str]]] = []
@@ -222,7 +222,7 @@ def _write_all(press: Press, channels: list[str], events: list[Event], recipient
 
 
 def _show_difference(now: Press, then: Press, channels: list[str], events: list[Event], recipient: str) -> None:
-    from dispatcher.cli.proof import difference
+    from dispatcher.workbench.sample import difference
 
     differences, refusals = [], []
     for event in events:

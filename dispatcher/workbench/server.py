@@ -24,13 +24,13 @@ from starlette.routing import Route
 from watchfiles import awatch
 
 from channels.contract import Unserved
-from dispatcher.cli.proof import CHANNELS, Press, Proof
 from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError
 from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL
 from dispatcher.rendering.renderer import built_in_folder, sample_event
 from dispatcher.web.server import serving
+from dispatcher.workbench.sample import CHANNELS, Press, Proof
 
 HOST = "127.0.0.1"
 _PAGES = Path(__file__).parent / "pages"

@@ -1,0 +1,1 @@
+"""The template workbench: sample messages on a page that follows every change."""
