@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from bench.figures import Figure, interleaved
 from dispatcher.clock import SystemClock
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
 from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.intake.pipeline import Intake

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from channels.contract import Answer, Later, Never, Receipt
-from dispatcher.demo.inbox import MailReceiver
+from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.errors import DispatcherError
 from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Filter, Ledger

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from dispatcher.config.settings import load
-from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
-from dispatcher.demo.inbox.script import Misstep
+from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.fakes.script import Misstep
 from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import Filed, Filter, Ledger
 from dispatcher.model.event import Options

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from dispatcher.demo.inbox import MailReceiver
+from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.flyte.encode import Format, write
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase

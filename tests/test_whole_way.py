@@ -18,7 +18,7 @@ import pytest
 import trustme
 from aiokafka import AIOKafkaProducer
 
-from dispatcher.demo.inbox import Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.fakes.inbox import Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
 from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase

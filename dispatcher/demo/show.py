@@ -18,7 +18,7 @@ from rich.text import Text
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.config.settings import load
-from dispatcher.demo.inbox import (
+from dispatcher.demo.fakes.inbox import (
     Arrival,
     Conversation,
     Inbox,
@@ -27,10 +27,10 @@ from dispatcher.demo.inbox import (
     SlackReceiver,
     WebhookReceiver,
 )
-from dispatcher.demo.inbox.hooks import Call, Card
-from dispatcher.demo.inbox.mail import Mail
-from dispatcher.demo.inbox.pagerduty import Incident
-from dispatcher.demo.inbox.slack import SlackMessage
+from dispatcher.demo.fakes.mail import Mail
+from dispatcher.demo.fakes.pagerduty import Incident
+from dispatcher.demo.fakes.slack import SlackMessage
+from dispatcher.demo.fakes.webhooks import Call, Card
 from dispatcher.demo.story import LAUNCH_PLANS, Scene, day
 from dispatcher.flyte.encode import Written, write, write_lifecycle
 from dispatcher.intake.pipeline import Heard

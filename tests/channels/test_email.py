@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from channels.contract import Later, Never, Unknown, Unserved
 from channels.email import WIDTH, EmailChannel, compose, encoded_words
-from dispatcher.demo.inbox import MailReceiver
+from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.rendering.text import one_line
 from tests.support.mail import CONTENT, config, message
 

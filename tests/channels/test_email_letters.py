@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from channels.contract import Later
 from channels.email import EmailChannel
-from dispatcher.demo.inbox import MailReceiver
+from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from tests.support.builders import a_launch_plan, an_event

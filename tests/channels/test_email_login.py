@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from channels.contract import ChannelError, Later
 from channels.email import EmailChannel, EmailConfig
 from channels.email import relay as relay_module
-from dispatcher.demo.inbox import MailReceiver
+from dispatcher.demo.fakes.inbox import MailReceiver
 from tests.support.mail import config, message
 from tests.support.smtp import LoginRelay, ScriptedRelay
 

@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 
 from channels.contract import ChannelError, Conversation, Earlier, Later, Message, Never, Unknown, Unserved
 from channels.pagerduty import MASK, PagerDutyChannel, PagerDutyConfig
-from dispatcher.demo.inbox import PagerDutyReceiver
-from dispatcher.demo.inbox.script import Misstep
+from dispatcher.demo.fakes.inbox import PagerDutyReceiver
+from dispatcher.demo.fakes.script import Misstep
 from dispatcher.web.server import serving
 from tests.support.http import ScriptedHttp
 from tests.support.servers import a_way_there, breaking_server

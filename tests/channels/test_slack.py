@@ -26,8 +26,8 @@ from channels.contract import (
     Conversation as Talk,
 )
 from channels.slack import SlackChannel, SlackConfig
-from dispatcher.demo.inbox import Conversation, SlackReceiver
-from dispatcher.demo.inbox.script import Misstep
+from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
+from dispatcher.demo.fakes.script import Misstep
 from dispatcher.web.server import serving
 from tests.support.servers import a_way_there, breaking_server
 

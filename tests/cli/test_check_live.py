@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from starlette.applications import Starlette
 
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
-from dispatcher.demo.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.fakes.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
 from dispatcher.web.server import serving
 from tests.support.flyte_admin import an_ended
 from tests.support.service import ROUTING_KEY, command, free_port

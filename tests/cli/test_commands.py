@@ -13,7 +13,7 @@ import yaml
 
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.ledger import Ledger, Recorded, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent
 from dispatcher.model.rate_limit import Gate, Pace

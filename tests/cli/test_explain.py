@@ -14,7 +14,7 @@ import yaml
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import load
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger, Settlement

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dispatcher.demo.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver, WebhookReceiver
-from dispatcher.demo.inbox.script import Misstep
+from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver, WebhookReceiver
+from dispatcher.demo.fakes.script import Misstep
 from tests.support.service import command
 
 KEY = "0123456789abcdef0123456789abcdef"

@@ -6,10 +6,10 @@ import aiohttp
 import orjson
 
 from channels.email import compose
-from dispatcher.demo.inbox import Inbox, WebhookReceiver
-from dispatcher.demo.inbox.hooks import Call, Card
-from dispatcher.demo.inbox.mail import Mail
-from dispatcher.demo.inbox.slack import SlackMessage
+from dispatcher.demo.fakes.inbox import Inbox, WebhookReceiver
+from dispatcher.demo.fakes.mail import Mail
+from dispatcher.demo.fakes.slack import SlackMessage
+from dispatcher.demo.fakes.webhooks import Call, Card
 from tests.support.mail import message
 from tests.support.service import command
 

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 from starlette.applications import Starlette
 
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
-from dispatcher.demo.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
-from dispatcher.demo.inbox.slack import Conversation
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.fakes.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.fakes.slack import Conversation
 from dispatcher.web.server import serving
 from tests.support import samples
 from tests.support.builders import an_execution

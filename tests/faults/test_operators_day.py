@@ -17,7 +17,7 @@ import pytest
 import yaml
 from playwright.async_api import Page, expect
 
-from dispatcher.demo.inbox import Conversation, Inbox
+from dispatcher.demo.fakes.inbox import Conversation, Inbox
 from dispatcher.ledger import HEAD
 from tests.faults.rig import Replica
 from tests.support.brokers.apache import ApacheKafka

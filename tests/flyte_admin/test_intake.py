@@ -15,7 +15,7 @@ import grpc
 import pytest
 import yaml
 
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
 from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
 from dispatcher.model.event import Event, Options

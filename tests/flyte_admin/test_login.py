@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.rules import Resolved
 from tests.support.builders import an_execution

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.admin.client import PARALLEL, FlyteAdmin
 from dispatcher.model.phase import Phase

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from dispatcher.clock import SystemClock
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake

@@ -14,7 +14,7 @@ import trustme
 from pydantic import ValidationError
 
 from dispatcher.clock import SystemClock
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
 from dispatcher.rules import Resolved

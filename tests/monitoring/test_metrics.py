@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from channels.contract import Answer, Receipt
-from dispatcher.demo.inbox import MailReceiver
+from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.flyte.encode import Format, write
 from dispatcher.flyte.events import kind_of
 from dispatcher.intake.pipeline import Heard

@@ -14,7 +14,7 @@ import yaml
 
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import Settings, load
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte import payloads
 from dispatcher.flyte.encode import Format, write
 from dispatcher.flyte.events import NATIVE

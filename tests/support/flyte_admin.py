@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from dispatcher.clock import Clock, SystemClock
-from dispatcher.demo.flyte_admin import LocalFlyteAdmin
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
 from dispatcher.flyte.admin.client import FlyteAdmin
 from dispatcher.model.event import ExecutionId

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from aiosmtpd.smtp import SMTP, AuthResult
 
-from dispatcher.demo.inbox.mail import Mail, MailReceiver
+from dispatcher.demo.fakes.mail import Mail, MailReceiver
 from tests.support.servers import until_gone
 
 DROP = "drop"

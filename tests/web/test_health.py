@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import yaml
 
-from dispatcher.demo.inbox import MailReceiver
+from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.flyte.encode import Format, write
 from tests.monitoring.test_metrics import a_failure
 from tests.support.postgres import Cluster

@@ -22,7 +22,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page
 
-from dispatcher.demo.inbox import MailReceiver
+from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.flyte.encode import Format, write
 from dispatcher.model.event import Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase

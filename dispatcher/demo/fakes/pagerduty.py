@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dispatcher.demo.inbox.script import Script
+from dispatcher.demo.fakes.script import Script
 from dispatcher.rendering.limits import PAGERDUTY_EVENT, PAGERDUTY_SUMMARY
 
 _ACTIONS = {"trigger", "acknowledge", "resolve"}

@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from dispatcher.demo.inbox.hooks import Call, Card
-from dispatcher.demo.inbox.mail import Mail
-from dispatcher.demo.inbox.pagerduty import Incident
-from dispatcher.demo.inbox.slack import SlackMessage
+from dispatcher.demo.fakes.mail import Mail
+from dispatcher.demo.fakes.pagerduty import Incident
+from dispatcher.demo.fakes.slack import SlackMessage
+from dispatcher.demo.fakes.webhooks import Call, Card
 from dispatcher.preview.html import STYLE, draw
 
 _PAGES = Path(__file__).parent / "pages"

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dispatcher.demo.inbox.script import Script
+from dispatcher.demo.fakes.script import Script
 from dispatcher.rendering.limits import TEAMS_MESSAGE, lint
 
 TOLERANCE = 300

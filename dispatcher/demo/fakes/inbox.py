@@ -15,11 +15,11 @@ from typing import Self
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from dispatcher.demo.inbox.hooks import Call, Card, TeamsReceiver, WebhookReceiver
-from dispatcher.demo.inbox.mail import Mail, MailReceiver
-from dispatcher.demo.inbox.page import InboxPage
-from dispatcher.demo.inbox.pagerduty import Incident, PagerDutyReceiver
-from dispatcher.demo.inbox.slack import Conversation, SlackMessage, SlackReceiver
+from dispatcher.demo.fakes.mail import Mail, MailReceiver
+from dispatcher.demo.fakes.page import InboxPage
+from dispatcher.demo.fakes.pagerduty import Incident, PagerDutyReceiver
+from dispatcher.demo.fakes.slack import Conversation, SlackMessage, SlackReceiver
+from dispatcher.demo.fakes.webhooks import Call, Card, TeamsReceiver, WebhookReceiver
 from dispatcher.web.server import serving
 
 __all__ = [

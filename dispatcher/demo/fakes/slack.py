@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from dispatcher.demo.inbox.script import Script
+from dispatcher.demo.fakes.script import Script
 from dispatcher.rendering.limits import SLACK_TEXT, lint
 
 _CHANGEABLE = ("text", "blocks", "attachments", "metadata")

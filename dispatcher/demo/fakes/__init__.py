@@ -1,0 +1,1 @@
+"""Local stand-ins for the providers and FlyteAdmin, for the demo and the tests."""
