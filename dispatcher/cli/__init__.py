@@ -10,8 +10,8 @@ from dispatcher.cli.check import check
 from dispatcher.cli.deliveries import deliveries
 from dispatcher.cli.demo import demo
 from dispatcher.cli.explain import explain
-from dispatcher.cli.import_ import import_
-from dispatcher.cli.migrate import ledger
+from dispatcher.cli.import_flyteadmin import import_
+from dispatcher.cli.ledger import ledger
 from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
 from dispatcher.cli.reconcile import reconcile

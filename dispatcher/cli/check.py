@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.options import Config
+from dispatcher.cli._options import Config
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Finding
@@ -88,7 +88,7 @@ async def _try_kafka(settings: Settings) -> Sequence[Finding]:
 
 async def _try_ledger(settings: Settings) -> Sequence[Finding]:
     from channels.contract import Finding
-    from dispatcher.cli.output import time_text
+    from dispatcher.cli._output import time_text
     from dispatcher.clock import SystemClock
     from dispatcher.errors import DispatcherError
     from dispatcher.ledger import Ledger

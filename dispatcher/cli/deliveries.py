@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.ledger import ask
-from dispatcher.cli.options import AsJson, Config, Limit, Since, moment
+from dispatcher.cli._open_ledger import ask
+from dispatcher.cli._options import AsJson, Config, Limit, Since, moment
 
 if TYPE_CHECKING:
     from dispatcher.ledger import Attempt, Filed, Filter, Ledger
@@ -41,7 +41,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first."""
-    from dispatcher.cli.output import state_text, time_text, write_json, write_table
+    from dispatcher.cli._output import state_text, time_text, write_json, write_table
     from dispatcher.explain import delivery_data
 
     wanted = _filter(state, channel, execution, since)
@@ -74,7 +74,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one delivery whole. What was sent, and each attempt with the provider's answer."""
-    from dispatcher.cli.output import console, state_text, time_text, write_facts, write_json, write_table
+    from dispatcher.cli._output import console, state_text, time_text, write_facts, write_json, write_table
     from dispatcher.explain import attempt_data, delivery_data
     from dispatcher.ledger import Filter
 
@@ -139,7 +139,7 @@ def redrive(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which ones.")] = False,
 ) -> None:
     """Put dead deliveries back, by key or by filter. They are tried again as if they were new."""
-    from dispatcher.cli.output import console
+    from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
     if not keys and not everything:
@@ -161,7 +161,7 @@ def purge(
     config: Config = None,
 ) -> None:
     """Forget old events whose deliveries are all settled. And what hangs on them, and old rejected messages."""
-    from dispatcher.cli.output import console
+    from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
     now = SystemClock().now()

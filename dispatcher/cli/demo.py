@@ -14,7 +14,7 @@ def demo(
     port: Annotated[int, typer.Option(help="Of the inbox's page.", show_default="a free one")] = 0,
 ) -> None:
     """Show a day in the life of a team. Each event, the decision, and each delivery in a local inbox."""
-    from dispatcher.cli.output import console
+    from dispatcher.cli._output import console
     from dispatcher.errors import DispatcherError
     from dispatcher.observability import logs
     from dispatcher.runtime import event_loop

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli.options import AsJson, Config
+from dispatcher.cli._options import AsJson, Config
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -52,7 +52,7 @@ def explain(
 
     Exit status 1 where nothing is recorded of the execution.
     """
-    from dispatcher.cli.output import write_json
+    from dispatcher.cli._output import write_json
     from dispatcher.config.settings import load
     from dispatcher.observability import logs
 
@@ -184,7 +184,7 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[Account]:
 
 
 def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tuple[str, datetime] | None) -> None:
-    from dispatcher.cli.output import time_text
+    from dispatcher.cli._output import time_text
 
     heard = (
         f"its newest event was recorded at {time_text(newest[1])} (UTC)"
@@ -209,7 +209,7 @@ def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tu
 
 
 def _tell(accounts: Sequence[Account]) -> None:
-    from dispatcher.cli.output import console
+    from dispatcher.cli._output import console
     from dispatcher.explain import REJECTED
 
     for number, account in enumerate(accounts):
@@ -226,7 +226,7 @@ def _tell(accounts: Sequence[Account]) -> None:
 
 
 def _tell_event(account: Account) -> None:
-    from dispatcher.cli.output import write_facts
+    from dispatcher.cli._output import write_facts
     from dispatcher.explain import REJECTED
     from dispatcher.rendering.traceback import tell
 
@@ -253,7 +253,7 @@ def _tell_event(account: Account) -> None:
 
 
 def _tell_rules(rules: Sequence[Mapping[str, Any]]) -> None:
-    from dispatcher.cli.output import write_table
+    from dispatcher.cli._output import write_table
 
     write_table(
         ("RULE", "MATCHED", "CHANNEL", "RECIPIENTS", "PHASES", "WHY", "SOURCE"),
@@ -273,7 +273,7 @@ def _tell_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _tell_deliveries(deliveries: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> None:
-    from dispatcher.cli.output import console, state_text, write_table
+    from dispatcher.cli._output import console, state_text, write_table
 
     if not deliveries:
         console.print("nobody is told")
@@ -297,7 +297,7 @@ def _tell_deliveries(deliveries: Sequence[Mapping[str, Any]], sources: Sequence[
 
 
 def _attempt_cells(attempt: Mapping[str, Any]) -> tuple[Any, ...]:
-    from dispatcher.cli.output import state_text, time_text
+    from dispatcher.cli._output import state_text, time_text
 
     return attempt["number"], time_text(attempt["ended_at"]), state_text(attempt["outcome"])
 
@@ -319,7 +319,7 @@ def _path(entity: Mapping[str, str] | None) -> str:
 def _moment(time: Any) -> str:
     from datetime import UTC, datetime
 
-    from dispatcher.cli.output import time_text
+    from dispatcher.cli._output import time_text
 
     moment = datetime.fromisoformat(time) if isinstance(time, str) else time
     return f"{time_text(moment.astimezone(UTC))} (UTC)" if moment is not None else ""

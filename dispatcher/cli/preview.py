@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.options import Config
+from dispatcher.cli._options import Config
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -170,7 +170,7 @@ def _ending(event: Event) -> Event:
 
 def _show(proof: Proof, form: Form, output: Path | None) -> None:
     if form is Form.TERMINAL and output is None:
-        from dispatcher.cli.output import console
+        from dispatcher.cli._output import console
         from dispatcher.preview.terminal import picture
 
         console.print(picture(proof.channel, proof.content))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.options import Config
+from dispatcher.cli._options import Config
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -161,7 +161,7 @@ async def _publish_all(
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from dispatcher.cli.output import console
+    from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
     clock = SystemClock()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli.ledger import ask
-from dispatcher.cli.options import AsJson, Config, moment
+from dispatcher.cli._open_ledger import ask
+from dispatcher.cli._options import AsJson, Config, moment
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -35,7 +35,7 @@ def reconcile(
     as_json: AsJson = False,
 ) -> None:
     """Record the ends that FlyteAdmin knows and no event told of. The running service delivers them."""
-    from dispatcher.cli.output import console, time_text, write_json
+    from dispatcher.cli._output import console, time_text, write_json
     from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load
     from dispatcher.errors import SettingsError

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.ledger import ask
-from dispatcher.cli.options import AsJson, Config, Limit, Since, moment
+from dispatcher.cli._open_ledger import ask
+from dispatcher.cli._options import AsJson, Config, Limit, Since, moment
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -23,7 +23,7 @@ rejected = typer.Typer(help="Messages not understood, or whose rules can't be kn
 @rejected.command("list")
 def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List rejected messages, newest first."""
-    from dispatcher.cli.output import time_text, write_json, write_table
+    from dispatcher.cli._output import time_text, write_json, write_table
     from dispatcher.clock import SystemClock
     from dispatcher.explain import rejected_data
 
@@ -45,7 +45,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one rejected message whole. Why, from where, its headers and what was kept of its bytes."""
-    from dispatcher.cli.output import console, time_text, write_facts, write_json
+    from dispatcher.cli._output import console, time_text, write_facts, write_json
     from dispatcher.explain import rejected_whole
 
     found = ask(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
@@ -80,7 +80,7 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of them.")] = False,
 ) -> None:
     """Try rejected messages again, by the rules of today. The running service delivers what is owed."""
-    from dispatcher.cli.output import console
+    from dispatcher.cli._output import console
     from dispatcher.config.settings import load
     from dispatcher.observability import logs
 
@@ -99,7 +99,7 @@ def replay(
 
 async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry_run: bool) -> int:
     """Let intake try each of them; say what became of each. How many were understood."""
-    from dispatcher.cli.output import console
+    from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles

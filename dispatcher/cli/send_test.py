@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.options import Config
+from dispatcher.cli._options import Config
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Content, Message, Receipt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dispatcher.cli.options import Config
+from dispatcher.cli._options import Config
 
 
 def serve(config: Config = None) -> None:

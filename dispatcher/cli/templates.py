@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dispatcher.cli.options import AsJson, Config
+from dispatcher.cli._options import AsJson, Config
 
 templates = typer.Typer(name="templates", help="Write templates of your own.", no_args_is_help=True)
 
@@ -17,7 +17,7 @@ def variables(as_json: AsJson = False) -> None:
     """List what every template may use. With type, meaning and an example."""
     from dataclasses import asdict
 
-    from dispatcher.cli.output import write_json, write_table
+    from dispatcher.cli._output import write_json, write_table
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.context import context_of
     from dispatcher.rendering.renderer import sample_event
