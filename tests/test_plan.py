@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import Unserved
-from channels.slack import SlackChannel, SlackConfig
+from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.model.delivery import Opened, State, delivery_key
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.planner import Planner

@@ -13,6 +13,6 @@ answers      what a relay's words mean, and what to change
 
 from channels.email.channel import EmailChannel
 from channels.email.config import EmailConfig
-from channels.email.letter import WIDTH, compose, encoded_words, message_id
+from channels.email.mime import WIDTH, compose, encoded_words, message_id
 
 __all__ = ["WIDTH", "EmailChannel", "EmailConfig", "compose", "encoded_words", "message_id"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from channels.contract import Finding, Later, Message, Receipt, Scope, Unserved, Wire
 from channels.email.addresses import mail_address
 from channels.email.config import EmailConfig
-from channels.email.letter import Letter, Stationery
+from channels.email.mime import Letter, Stationery
 
 if TYPE_CHECKING:
     from channels.email.relay import Relay

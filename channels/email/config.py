@@ -20,9 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from channels.common.comma_list import listed
+from channels.common.secret import SecretFile, one_of
 from channels.email.addresses import mail_address
-from channels.listed import listed
-from channels.secret import SecretFile, one_of
 
 NOBODY = "<>"
 """The null envelope sender: bounces go nowhere (RFC 5321, 4.5.5)."""
@@ -76,7 +76,7 @@ class DkimConfig(BaseModel):
     def _can_sign(self) -> Self:
         if importlib.util.find_spec("dkim") is None:
             raise ValueError("signing needs dkimpy: pip install 'flyte-notification-dispatcher[dkim]'")
-        from channels.email.signature import read_key  # noqa: PLC0415 - its library is optional
+        from channels.email.dkim import read_key  # noqa: PLC0415 - its library is optional
 
         read_key(self.key_file)
         return self

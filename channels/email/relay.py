@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import aiosmtplib
 from aiosmtplib import SMTP
 
-from channels.certificates import Certificates
+from channels.common.tls import Certificates
 from channels.contract import Finding, Later, Receipt
-from channels.email.answers import answer, excerpt, said
+from channels.email.auth import Login
 from channels.email.config import RelayConfig
-from channels.email.conversation import Offers, Stale, hand_over
-from channels.email.letter import Letter
-from channels.email.login import Login
-from channels.email.talk import Talk, Trouble
+from channels.email.mime import Letter
+from channels.email.smtp_protocol import Talk, Trouble
+from channels.email.smtp_replies import answer, excerpt, said
+from channels.email.transaction import Offers, Stale, hand_over
 
 OLDEST = 300.0
 """Seconds after which a connection is retired."""

@@ -44,7 +44,7 @@ def lint(
 
     Each problem is told with file and line. Exit status 1 where there is one.
     """
-    from channels.catalog import TEMPLATES
+    from channels.registry import TEMPLATES
     from dispatcher.config.settings import load
     from dispatcher.rendering import Renderer
     from dispatcher.runtime.service import make_renderer

@@ -27,9 +27,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from channels.catalog import KINDS, PROBLEMS
-from channels.listed import listed
-from channels.secret import SecretFile
+from channels.common.comma_list import listed
+from channels.common.secret import SecretFile
+from channels.registry import KINDS, PROBLEMS
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig
 from dispatcher.intake.kafka.consumer import KafkaConfig

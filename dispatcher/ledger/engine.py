@@ -34,8 +34,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from channels.secret import reveal
-from channels.sparing import bare
+from channels.common.lean_imports import bare
+from channels.common.secret import reveal
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
 from dispatcher.ledger.schema import compatibility
 from dispatcher.ledger.sqlite import Turn, Writer

@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 
 import orjson
 
-from channels.sparing import without
+from channels.common.lean_imports import without
 
 with without("rich"):  # which draws tracebacks in colour: 4 MiB
     import structlog

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from channels.listed import listed
+from channels.common.comma_list import listed
 from dispatcher.model.event import Event
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(listed)]

@@ -17,8 +17,8 @@ import structlog
 from starlette.routing import BaseRoute
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from channels.catalog import KINDS, TEMPLATES
 from channels.contract import Channel, Unserved
+from channels.registry import KINDS, TEMPLATES
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.config.settings import LedgerSettings, Settings
 from dispatcher.delivering.worker import Courier

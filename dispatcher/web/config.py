@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from channels.listed import listed
-from channels.secret import SecretFile, one_of, reveal
+from channels.common.comma_list import listed
+from channels.common.secret import SecretFile, one_of, reveal
 from dispatcher.model.rate_limit import Rate, parse_rate
 from dispatcher.parsing.duration import Duration
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
-from channels.sparing import without
+from channels.common.lean_imports import without
 from dispatcher.errors import SettingsError
 from dispatcher.web.config import Tls
 from dispatcher.web.limits import LONGEST_HEAD

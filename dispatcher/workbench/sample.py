@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from channels.catalog import KINDS
 from channels.contract import Content, Message
+from channels.registry import KINDS
 from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import delivery_key

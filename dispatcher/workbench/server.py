@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import typer
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -157,7 +158,6 @@ def _scheme(html: str, scheme: str) -> str:
 
 def run(settings: Settings, event: Event, port: int) -> None:
     """Serve the page until interrupted."""
-    import typer
 
     async def work() -> None:
         bench = Workbench(settings, event)

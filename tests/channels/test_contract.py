@@ -12,10 +12,10 @@ import pytest
 
 from channels.contract import Channel, Content, Message
 from channels.email import EmailChannel, EmailConfig
-from channels.pagerduty import PagerDutyChannel, PagerDutyConfig
-from channels.slack import SlackChannel, SlackConfig
-from channels.teams import TeamsChannel, TeamsConfig
-from channels.webhook import WebhookChannel, WebhookConfig
+from channels.pagerduty.channel import PagerDutyChannel, PagerDutyConfig
+from channels.slack.channel import SlackChannel, SlackConfig
+from channels.teams.channel import TeamsChannel, TeamsConfig
+from channels.webhook.channel import WebhookChannel, WebhookConfig
 from tests.channels.contract import ChannelContract, Mood, Provider
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.mail import CONTENT

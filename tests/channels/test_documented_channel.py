@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from channels.catalog import GROUP
 from channels.contract import Channel, Message
+from channels.registry import GROUP
 from tests.channels.contract import ChannelContract, Mood, Provider
 from tests.channels.test_contract import HttpProvider
 from tests.support.http import Request, ScriptedHttp, answer

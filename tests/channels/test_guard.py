@@ -15,9 +15,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels._post import Post
+from channels.common.http import Post
+from channels.common.ssrf import Forbidden, Guard
 from channels.contract import Later, Never
-from channels.guard import Forbidden, Guard
 from tests.support.http import ScriptedHttp
 from tests.support.service import command
 

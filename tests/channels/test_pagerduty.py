@@ -15,7 +15,7 @@ import trustme
 from starlette.applications import Starlette
 
 from channels.contract import ChannelError, Conversation, Earlier, Later, Message, Never, Unknown, Unserved
-from channels.pagerduty import MASK, PagerDutyChannel, PagerDutyConfig
+from channels.pagerduty.channel import MASK, PagerDutyChannel, PagerDutyConfig
 from dispatcher.demo.fakes.inbox import PagerDutyReceiver
 from dispatcher.demo.fakes.script import Misstep
 from dispatcher.web.server import serving

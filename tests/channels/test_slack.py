@@ -25,7 +25,7 @@ from channels.contract import (
 from channels.contract import (
     Conversation as Talk,
 )
-from channels.slack import SlackChannel, SlackConfig
+from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
 from dispatcher.demo.fakes.script import Misstep
 from dispatcher.web.server import serving

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import ChannelError, Later, Message, Never, Unknown, Unserved
-from channels.teams import LARGEST, TeamsChannel, TeamsConfig
+from channels.teams.channel import LARGEST, TeamsChannel, TeamsConfig
 from tests.support.http import ScriptedHttp, answer
 
 HEADLINE = {"type": "TextBlock", "text": "train.daily failed"}

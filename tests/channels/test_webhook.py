@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from channels.contract import ChannelError, Later, Message, Never, Unknown, Unserved
-from channels.webhook import WebhookChannel, WebhookConfig
+from channels.webhook.channel import WebhookChannel, WebhookConfig
 from tests.support.http import Request, ScriptedHttp, answer
 
 KEY = base64.b64encode(b"the key of the tests").decode()

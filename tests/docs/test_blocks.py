@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from channels.catalog import KINDS
+from channels.registry import KINDS
 from dispatcher.config.settings import Settings
 from tests.docs.world import World, world
 from tests.support.brokers import Broker

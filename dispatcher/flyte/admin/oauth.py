@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 import structlog
 
-from channels.secret import reveal
+from channels.common.secret import reveal
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.admin.config import FlyteAdminConfig

@@ -36,9 +36,9 @@ from aiokafka.errors import (
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
+from channels.common.comma_list import listed
+from channels.common.secret import SecretFile, one_of, reveal
 from channels.contract import Finding
-from channels.listed import listed
-from channels.secret import SecretFile, one_of, reveal
 from dispatcher.errors import DispatcherError
 from dispatcher.intake.source import Batch
 from dispatcher.parsing.duration import Duration

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from channels.secret import reveal
+from channels.common.secret import reveal
 from dispatcher.web.auth.access import Gate, Scope, client_of
 from dispatcher.web.auth.session import Session
 from dispatcher.web.config import Oidc

@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 from pydantic import Field
 
+from channels.common.ssrf import Guard
 from channels.contract import Answer, ChannelError, Content, Finding, Message, Receipt, Scope, Unknown, Unserved, Wire
-from channels.guard import Guard
-from channels.hooks import HookOptions, Hooks, HookTarget, answer_of, meaning, url_of
+from channels.webhook.targets import HookOptions, Hooks, HookTarget, answer_of, meaning, url_of
 
 LARGEST = 28 * 1024
 """Bytes of one message, its wrapping included."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from channels.common.retry_after import retry_after
+from channels.common.secret import SecretFile, one_of, reveal
 from channels.contract import (
     EXCERPT,
     Answer,
@@ -29,11 +31,9 @@ from channels.contract import (
     Unserved,
     Wire,
 )
-from channels.retry_after import retry_after
-from channels.secret import SecretFile, one_of, reveal
 
 if TYPE_CHECKING:
-    from channels._events_api import Reply, Session
+    from channels.pagerduty.client import Reply, Session
 
 LARGEST = 512 * 1024
 """Bytes of one event."""
@@ -142,7 +142,7 @@ class PagerDutyChannel:
         return Wire("application/json", orjson.dumps(event, option=orjson.OPT_INDENT_2))
 
     async def send(self, message: Message) -> Receipt:
-        from channels._events_api import NoAnswer, Unreachable  # noqa: PLC0415 - kept out of the command line's start
+        from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415 - kept out of the command line's start
 
         service = self._config.services.get(message.recipients[0])
         if service is None:
@@ -174,7 +174,7 @@ class PagerDutyChannel:
         return [await self._check_service(name) for name in self._config.services]
 
     async def _check_service(self, name: str) -> Finding:
-        from channels._events_api import NoAnswer, Unreachable  # noqa: PLC0415
+        from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415
 
         service, url = self._config.services[name], self._config.events_url
         try:
@@ -205,7 +205,7 @@ class PagerDutyChannel:
             session.close()
 
     def _post(self, routing_key: str, event: Mapping[str, Any]) -> Reply:
-        from channels._events_api import Session  # noqa: PLC0415
+        from channels.pagerduty.client import Session  # noqa: PLC0415
 
         session: Session | None = getattr(self._own, "session", None)
         if session is None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Self
 from aiosmtplib import SMTP
 
 from channels.contract import Answer, ChannelError, Later, Never, Receipt, Unknown
-from channels.email.answers import CLOSING, WANTS_A_LOGIN, answer, excerpt, most_hopeful, refused
-from channels.email.letter import Letter
-from channels.email.talk import Babble, Gone, Reply, Silent, Trouble
+from channels.email.mime import Letter
+from channels.email.smtp_protocol import Babble, Gone, Reply, Silent, Trouble
+from channels.email.smtp_replies import CLOSING, WANTS_A_LOGIN, answer, excerpt, most_hopeful, refused
 
 if TYPE_CHECKING:
     from channels.email.relay import Line

@@ -13,10 +13,10 @@ from typing import Any
 from aiosmtplib import SMTP, SMTPAuthenticationError
 from pydantic import BaseModel, Field, ValidationError
 
+from channels.common.secret import reveal
 from channels.contract import Later
-from channels.email.answers import login_refused
 from channels.email.config import OAuthConfig, RelayConfig
-from channels.secret import reveal
+from channels.email.smtp_replies import login_refused
 
 _IN_TURN = ("plain", "login", "cram-md5")
 """Over TLS the simplest is the best: CRAM-MD5 makes relays keep passwords readable."""

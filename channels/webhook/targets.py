@@ -12,14 +12,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, SecretStr
 
+from channels.common.comma_list import listed
+from channels.common.retry_after import retry_after
+from channels.common.secret import SecretFile, SecretUrl, reveal
+from channels.common.ssrf import Guard
 from channels.contract import EXCERPT, Answer, ChannelError, Finding, Later, Never, Unknown
-from channels.guard import Guard
-from channels.listed import listed
-from channels.retry_after import retry_after
-from channels.secret import SecretFile, SecretUrl, reveal
 
 if TYPE_CHECKING:
-    from channels._post import Post, Reply
+    from channels.common.http import Post, Reply
 
 MASK = "********"
 SHORTEST_SECRET = 4
@@ -83,7 +83,7 @@ class Hooks:
 
     @property
     def _post(self) -> Post:
-        from channels._post import Post  # noqa: PLC0415 - aiohttp is kept out of the command line's start
+        from channels.common.http import Post  # noqa: PLC0415 - aiohttp is kept out of the command line's start
 
         if self._opened is None:
             self._opened = Post(self.guard, self._options.timeout, ca_file=self._options.ca_file)

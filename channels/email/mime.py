@@ -84,7 +84,7 @@ class Stationery:
         mail = compose(message, config.sender, headers, recipients_visible=config.recipients_visible)
         if config.dkim is None:
             return mail
-        from channels.email.signature import signed  # noqa: PLC0415 - its library is optional
+        from channels.email.dkim import signed  # noqa: PLC0415 - its library is optional
 
         dkim = config.dkim
         return signed(mail, domain=dkim.domain or self._domain, selector=dkim.selector, key_file=dkim.key_file)

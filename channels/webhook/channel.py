@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal, Self
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from channels.common.secret import SecretFile, one_of
+from channels.common.ssrf import Forbidden, Guard, origin
 from channels.contract import Answer, Finding, Message, Never, Receipt, Scope, Unserved, Wire
-from channels.guard import Forbidden, Guard, origin
-from channels.hooks import HookOptions, Hooks, HookTarget, Listed, answer_of, meaning, revealed, url_of
-from channels.secret import SecretFile, one_of
+from channels.webhook.targets import HookOptions, Hooks, HookTarget, Listed, answer_of, meaning, revealed, url_of
 
 EVENT_TYPE = "dispatcher.notification.v1"
 """The CloudEvents type of what we post."""

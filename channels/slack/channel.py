@@ -17,6 +17,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from channels.common.retry_after import retry_after
+from channels.common.secret import SecretFile, SecretUrl, one_of, reveal
 from channels.contract import (
     EXCERPT,
     Answer,
@@ -32,15 +34,13 @@ from channels.contract import (
     Unserved,
     Wire,
 )
-from channels.retry_after import retry_after
-from channels.secret import SecretFile, SecretUrl, one_of, reveal
 
 if TYPE_CHECKING:
     import aiohttp
     from slack_sdk.errors import SlackApiError
     from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
-    from channels._web_api import Client
+    from channels.slack.client import Client
 
 Heard = TypeVar("Heard")
 
@@ -417,7 +417,7 @@ class SlackChannel:
 
     def _ready(self) -> Client:
         if self._client is None:
-            from channels._web_api import Client  # noqa: PLC0415 - kept out of the command line's start
+            from channels.slack.client import Client  # noqa: PLC0415 - kept out of the command line's start
 
             self._client = Client(f"{self._config.api_url.rstrip('/')}/", self._opened())
         try:

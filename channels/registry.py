@@ -9,10 +9,10 @@ from pathlib import Path
 
 from channels.contract import Kind
 from channels.email import EmailChannel, EmailConfig
-from channels.pagerduty import PagerDutyChannel, PagerDutyConfig
-from channels.slack import SlackChannel, SlackConfig
-from channels.teams import TeamsChannel, TeamsConfig
-from channels.webhook import WebhookChannel, WebhookConfig
+from channels.pagerduty.channel import PagerDutyChannel, PagerDutyConfig
+from channels.slack.channel import SlackChannel, SlackConfig
+from channels.teams.channel import TeamsChannel, TeamsConfig
+from channels.webhook.channel import WebhookChannel, WebhookConfig
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 GROUP = "flyte_notification_dispatcher.channels"

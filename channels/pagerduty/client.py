@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from channels.sparing import without
+from channels.common.lean_imports import without
 
 with warnings.catch_warnings(), without("chardet", "charset_normalizer"):
     # An answer that doesn't say how it is encoded is read as UTF-8, not guessed at: 2.5 MiB. That nobody can guess,

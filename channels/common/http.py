@@ -18,9 +18,9 @@ from pathlib import Path
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from channels.certificates import Certificates
+from channels.common.ssrf import Forbidden, Guard, is_address
+from channels.common.tls import Certificates
 from channels.contract import Later, Never, Unknown
-from channels.guard import Forbidden, Guard, is_address
 
 LONGEST_ANSWER = 4096
 """Bytes of an answer that are read: nothing that follows could change its meaning."""

@@ -1,0 +1,1 @@
+"""What several channels need; knows no channel."""
