@@ -77,7 +77,7 @@ sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db
 {{- $known := dict
   "http" (dict "listen" "0.0.0.0:8080" "token_file" "/run/secrets/dispatcher/http-token")
   "ledger" (dict "url" (include "dispatcher.ledgerUrl" .))
-  "grace" (printf "%ds" (int .Values.grace))
+  "shutdown_timeout" (printf "%ds" (int .Values.shutdownTimeoutSeconds))
   "log" "json"
 -}}
 {{- if and .Values.serviceMonitor.enabled (not .Values.serviceMonitor.tokenSecret) }}{{ $_ := set $known.http "metrics" "open" }}{{ end -}}
