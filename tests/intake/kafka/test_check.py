@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dispatcher.intake.kafka.consumer import KafkaConfig, examine
-from tests.kafka.test_kafka import config, numbered, publish, reading
+from tests.intake.kafka.test_consumer import config, numbered, publish, reading
 from tests.support.brokers import Broker
 from tests.support.brokers.mock import Failure, MockBroker, Request
 from tests.support.service import free_port

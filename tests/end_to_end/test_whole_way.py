@@ -22,7 +22,7 @@ from dispatcher.demo.fakes.inbox import Conversation, Inbox, MailReceiver, Pager
 from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
-from tests.kafka.test_traps import offsets, until
+from tests.intake.kafka.test_traps import offsets, until
 from tests.support import samples
 from tests.support.brokers import Broker
 from tests.support.builders import a_launch_plan, an_event

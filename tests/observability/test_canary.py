@@ -23,12 +23,12 @@ from dispatcher.observability.canary import Canary, CanaryConfig, Release, throu
 from dispatcher.observability.metrics import Telemetry
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
-from tests.monitoring.test_metrics import scrape, scraped
+from tests.delivering.test_worker import Scripted, a_courier
+from tests.observability.test_metrics import scrape, scraped
 from tests.support.brokers import Broker
 from tests.support.builders import SECOND
 from tests.support.clock import ManualClock
 from tests.support.running import running
-from tests.test_courier import Scripted, a_courier
 
 MINUTE = timedelta(minutes=1)
 SLOT = ManualClock().now().replace(minute=10, second=0)

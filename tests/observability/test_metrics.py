@@ -23,7 +23,7 @@ from dispatcher.model.delivery import Dead, Retry, Sent, State
 from dispatcher.model.event import Event, ExecutionId, Options
 from dispatcher.model.phase import Phase
 from dispatcher.observability.metrics import Telemetry
-from tests.monitoring.test_rules import needs_promtool, promtool
+from tests.packaging.test_alert_rules import needs_promtool, promtool
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, a_notification, an_event
 from tests.support.running import running

@@ -17,7 +17,7 @@ from aiokafka.record.util import calc_crc32c_py
 
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
 from dispatcher.intake.source import Batch
-from tests.kafka.test_kafka import Reader, config, numbered, publish, reading
+from tests.intake.kafka.test_consumer import Reader, config, numbered, publish, reading
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
 from tests.support.brokers.fixtures import make_topic

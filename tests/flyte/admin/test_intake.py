@@ -19,7 +19,7 @@ from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
 from dispatcher.flyte.encode import Format, Written, write
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
 from dispatcher.model.event import Event, Options
-from tests.kafka.test_kafka import committed
+from tests.intake.kafka.test_consumer import committed
 from tests.support.brokers import Broker
 from tests.support.builders import a_notification, an_event, an_execution
 from tests.support.flyte_admin import an_ended

@@ -19,12 +19,12 @@ from dispatcher.ledger import Ledger
 from dispatcher.model.rate_limit import Breaker
 from dispatcher.observability.metrics import Telemetry
 from dispatcher.observability.watchdog import STATUS, Rounds, Watchdog, WatchdogConfig, whereabouts
+from tests.delivering.test_worker import RECEIPT, Scripted, a_courier
 from tests.ledger.test_ledger import heard
-from tests.monitoring.test_metrics import scraped
+from tests.observability.test_metrics import scraped
 from tests.support.builders import NOW, SECOND, a_delivery
 from tests.support.clock import ManualClock
 from tests.support.service import free_port
-from tests.test_courier import RECEIPT, Scripted, a_courier
 
 MINUTE = timedelta(minutes=1)
 SHORT = WatchdogConfig(stall=timedelta(milliseconds=400))
