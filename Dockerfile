@@ -1,5 +1,5 @@
-# Stage one builds the wheel and an environment of pinned, hashed packages; stage two is that environment alone:
-# no compiler, no pip, nobody's home, and nothing that has to be written but /tmp and the data volume.
+# Stage one builds the wheel and an environment of pinned, hashed packages. Stage two contains only that environment:
+# no compiler, no pip, no home directory. It writes only to /tmp and the data volume.
 FROM python:3.13.9-slim-bookworm AS build
 WORKDIR /build
 COPY requirements/service.txt requirements/build.txt ./
@@ -24,7 +24,7 @@ ENV PATH=/opt/dispatcher/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     DISPATCHER_CONFIG=/etc/dispatcher/dispatcher.yaml
-# Numeric, so that Kubernetes can tell that it is not root.
+# Numeric, so that Kubernetes can verify that it is not root.
 USER 10001:10001
 WORKDIR /var/lib/dispatcher
 VOLUME /var/lib/dispatcher
@@ -34,7 +34,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=40s --retries=3 \
   CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8080, timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["dispatcher"]
 CMD ["serve"]
-# Last, because they change with every build.
+# Last, because these change with every build.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="flyte-notification-dispatcher" \

@@ -17,7 +17,6 @@ import reference  # noqa: E402 - it lies beside this file, which MkDocs loads by
 FROM_TOP = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
-    "DECISIONS.md": "decisions.md",
     "SECURITY.md": "reporting.md",
 }
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
