@@ -35,7 +35,7 @@ from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.rules import PlanKey, PlanRules, Rule, RuleBook, decide
-from dispatcher.runtime import event_loop, garbage_collector
+from dispatcher.runtime import event_loop
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 """Settled deliveries, each of an event of its own and with one attempt."""
@@ -240,7 +240,7 @@ def deciding(rounds: int, sizes: Sequence[int]) -> Costs:
 
 def figures(rounds: int, *, smoke: bool, largest: int = SIZES[-1]) -> Iterable[Figure]:
     sizes = [size for size in SIZES if size <= (10_000 if smoke else largest)]
-    garbage_collector.settle_in()  # as the service does
+    event_loop.freeze_garbage_collector()  # as the service does
     yield from deciding(rounds, BOOKS).figures("launch plans with rules")
     for ledgers in (sqlite, postgresql):
         for costs in event_loop.run(ledgers(rounds, sizes)):

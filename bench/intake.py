@@ -28,15 +28,15 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from bench.figures import Figure, Goal, as_markdown, interleaved
 from bench.workload import DELIVERIES, failed, planner, rules
 from dispatcher.clock import SystemClock
+from dispatcher.flyte.decode import is_foreign
 from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
-from dispatcher.flyte.events import is_foreign
 from dispatcher.intake.kafka.consumer import FETCH_BYTES, PORTION, KafkaConfig, KafkaSource
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
 from dispatcher.observability import logs
 from dispatcher.rules import RuleBook
-from dispatcher.runtime import event_loop, garbage_collector
+from dispatcher.runtime import event_loop
 from tests.support.brokers import start
 from tests.support.brokers.fixtures import make_topic
 
@@ -150,7 +150,7 @@ async def intake(servers: str, topic: str, group: str, count: int, owing: int) -
     source = Watched(KafkaSource(config, is_foreign), Watch(count))
     with TemporaryDirectory() as folder:
         async with Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db") as ledger:
-            garbage_collector.settle_in()  # as the service does
+            event_loop.freeze_garbage_collector()  # as the service does
             intake = Intake(
                 ledger,
                 rules() if owing else lambda: RuleBook({}),

@@ -27,7 +27,7 @@ from bench.workload import DELIVERIES, recorded
 from dispatcher.clock import SystemClock
 from dispatcher.ledger import Ledger, Recorded
 from dispatcher.observability import logs
-from dispatcher.runtime import event_loop, garbage_collector
+from dispatcher.runtime import event_loop
 from tests.support.postgres import Cluster
 
 EVENTS = 3000
@@ -153,7 +153,7 @@ async def sqlite_pair(count: int) -> tuple[float, float]:
     entries = [recorded(number) for number in range(count)]
     with TemporaryDirectory() as folder:
         mine, bare = Path(folder, "ours.db"), Path(folder, "bare.db")
-        garbage_collector.settle_in()  # as the service does
+        event_loop.freeze_garbage_collector()  # as the service does
         found = await ours(f"sqlite+aiosqlite:///{mine}", entries)
         await migrated(f"sqlite+aiosqlite:///{bare}")
         return found, bare_sqlite(bare, sqlite_rows(mine), count)
@@ -162,7 +162,7 @@ async def sqlite_pair(count: int) -> tuple[float, float]:
 async def postgres_pair(count: int, server: str) -> tuple[float, float]:
     entries = [recorded(number) for number in range(count)]
     mine, bare = [await empty_database(server, name) for name in ("ours", "bare")]
-    garbage_collector.settle_in()
+    event_loop.freeze_garbage_collector()
     found = await ours(mine, entries)
     await migrated(bare)
     return found, await bare_postgres(bare, await postgres_rows(mine), count)

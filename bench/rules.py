@@ -33,7 +33,7 @@ from dispatcher.observability import logs
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.runtime import event_loop, garbage_collector
+from dispatcher.runtime import event_loop
 
 ANSWER_SECONDS = 0.02
 EVENTS = 2000
@@ -158,7 +158,7 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
 def measure(count: int, port: int | None) -> float:
     """The same, of a process of its own."""
     logs.configure("json", level=40)
-    garbage_collector.settle_in()  # as the service does
+    event_loop.freeze_garbage_collector()  # as the service does
     with TemporaryDirectory() as folder:
         return event_loop.run(intake(Path(folder), count, port))
 

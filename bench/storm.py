@@ -29,7 +29,7 @@ from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.observability import logs
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.runtime import event_loop, garbage_collector
+from dispatcher.runtime import event_loop
 from dispatcher.runtime.service import Service, make_planner, open_channels
 
 BATCH = 500
@@ -180,7 +180,7 @@ async def _carry(folder: Path, channel: str, owed: list[Written]) -> Ran:
         rooms.create_task(courier.run())
         await intake.run(Topic(owed[:1]))  # templates are compiled and libraries loaded, once in a service's life
         await endings.reach(1)
-        garbage_collector.settle_in()
+        event_loop.freeze_garbage_collector()
         cpu, began = spent(), time.perf_counter()
         await intake.run(Topic(owed[1:]))
         await endings.reach(len(owed))

@@ -13,12 +13,12 @@ def serve(config: Config = None) -> None:
 
     from dispatcher.config.settings import load
     from dispatcher.observability import logs
-    from dispatcher.runtime import event_loop, garbage_collector
+    from dispatcher.runtime import event_loop
     from dispatcher.runtime.service import Service
 
     settings = load(config)
     logs.configure(settings.log, level=logging.getLevelNamesMapping()[settings.log_level.upper()])
-    service = Service(settings, ready=lambda _: garbage_collector.settle_in())
+    service = Service(settings, ready=lambda _: event_loop.freeze_garbage_collector())
 
     async def run() -> None:
         running = asyncio.get_running_loop()

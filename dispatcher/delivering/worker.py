@@ -17,8 +17,9 @@ from channels.contract import Channel, ChannelError, Conversation, Message, Rece
 from dispatcher.clock import Clock
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Ledger, Offer, Settlement
+from dispatcher.model.circuit_breaker import Breaker
 from dispatcher.model.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
-from dispatcher.model.rate_limit import Breaker, Gate, Pace, lesson
+from dispatcher.model.rate_limit import Gate, Pace, lesson
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.planner import Planner
 from dispatcher.tracing import OFF, Span, Tracing

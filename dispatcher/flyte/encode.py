@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from dispatcher.flyte import payloads
-from dispatcher.flyte.events import NATIVE, Headers
+from dispatcher.flyte.decode import NATIVE, Headers
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.notification import CHANNEL_FIELDS
 from dispatcher.model.phase import Phase

@@ -10,7 +10,7 @@ import orjson
 
 from dispatcher.errors import Unreadable
 from dispatcher.flyte import payloads
-from dispatcher.flyte.events import NATIVE, Headers, decode
+from dispatcher.flyte.decode import NATIVE, Headers, decode
 from dispatcher.model.event import Event
 from dispatcher.parsing.cloudevents import load_json
 

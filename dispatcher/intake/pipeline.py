@@ -18,7 +18,7 @@ import structlog
 
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
-from dispatcher.flyte.events import Headers, decode, kind_of, trace_context
+from dispatcher.flyte.decode import Headers, decode, kind_of, trace_context
 from dispatcher.intake.source import Batch, Source
 from dispatcher.ledger import Ledger, Offer, Recorded, Rejected, rejected_id
 from dispatcher.model.delivery import Delivery

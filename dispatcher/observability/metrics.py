@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Hi
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 
-from dispatcher.flyte.events import kind_of
+from dispatcher.flyte.decode import kind_of
 from dispatcher.intake.pipeline import Heard
 from dispatcher.ledger import Backlog, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State

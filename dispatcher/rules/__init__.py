@@ -11,8 +11,8 @@ Sources, each asked only where those before it have no answer: the Options that 
 FlyteAdmin, which has resolved all of the above for its executions; the launch plan files.
 """
 
+from dispatcher.rules.admin_execution import Resolved, Unresolved
 from dispatcher.rules.decide import Considered, Decision, Verdict, decide, decides_itself, silencer
-from dispatcher.rules.effective_rules import Resolved, Unresolved
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
 
 __all__ = [

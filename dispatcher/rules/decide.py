@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from dispatcher.model.event import Event
-from dispatcher.rules.effective_rules import Resolved, Unresolved
+from dispatcher.rules.admin_execution import Resolved, Unresolved
 from dispatcher.rules.rulebook import ANY, Rule, RuleBook
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from dispatcher.model.notification import Notification
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.parsing.yaml import Document, Malformed, Problem, parse
-from dispatcher.rules.packages import MOST_UNPACKED, launch_plan, read_package
+from dispatcher.rules.flytekit_packages import MOST_UNPACKED, launch_plan, read_package
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
 
 log = structlog.get_logger(__name__)

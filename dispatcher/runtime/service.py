@@ -24,7 +24,7 @@ from dispatcher.config.settings import LedgerSettings, Settings
 from dispatcher.delivering.worker import Courier
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
-from dispatcher.flyte.events import is_foreign
+from dispatcher.flyte.decode import is_foreign
 from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.intake.pipeline import Brought, Heard, Intake
 from dispatcher.intake.reconcile import Reconciler
@@ -40,7 +40,7 @@ from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.tracing import OFF, Tracing, open_tracing
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import Gate, Scope, needs
-from dispatcher.web.events import EventsPage, Take
+from dispatcher.web.event_intake import EventsPage, Take
 from dispatcher.web.health import Question, ReadyPage
 from dispatcher.web.metrics import Look, MetricsPage
 from dispatcher.web.server import serving
@@ -348,9 +348,9 @@ class Service:
     def _console(self, intake: Intake, ledger: Ledger) -> Sequence[BaseRoute]:
         """The console's pages and the API's."""
         from dispatcher.operations import Desk  # noqa: PLC0415
+        from dispatcher.web.activity_stream import Feed  # noqa: PLC0415
         from dispatcher.web.api import Api  # noqa: PLC0415 - a start without them is quicker
         from dispatcher.web.console import Shell, routes  # noqa: PLC0415
-        from dispatcher.web.feed import Feed  # noqa: PLC0415
 
         desk = Desk(ledger, intake, self.clock, self._ring)
         feed = Feed(ledger.views, self._stopping)

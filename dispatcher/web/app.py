@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from dispatcher.web import health
 from dispatcher.web.auth.access import Access, Endpoint, Gate, Scope, needs
 from dispatcher.web.auth.login import LoginPages
-from dispatcher.web.events import EventsPage
+from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
 from dispatcher.web.limits import LARGEST, LARGEST_EVENT, Limits

@@ -16,7 +16,6 @@ from dispatcher.model.rate_limit import (
     FRESH,
     LONGEST_PAUSE,
     Admission,
-    Breaker,
     Gate,
     Pace,
     Rate,
@@ -146,31 +145,3 @@ def test_one_destination_never_has_all_the_hands() -> None:
     crowd = gate(pace=Pace(at_once=2))
     went = [crowd.admit(name, FRESH, booked=False) is not None for name in ("#a", "#a", "#a", "#b")]
     assert (went, crowd.crowded) == ([True, True, False, True], ["#a"])
-
-
-def test_a_provider_that_is_away_rests_and_one_finds_out() -> None:
-    breaker = Breaker()
-    assert breaker.hands(5, NOW) == 5
-    rests = []
-    for _ in range(7):
-        breaker.learn(Later("away", everyone=True), NOW)
-        rests.append(next(half for half in range(99) if breaker.hands(5, NOW + half * SECOND / 2)) / 2)
-        assert breaker.hands(5, NOW + 99 * SECOND) == 1
-    assert rests == [0.5, 1, 2, 4, 8, 10, 10]
-    breaker.learn(RECEIPT, NOW)
-    assert breaker.hands(5, NOW) == 5
-
-
-def test_a_provider_that_stopped_answering_rests_too() -> None:
-    breaker = Breaker()
-    for _ in range(ENOUGH - 1):
-        breaker.learn(Unknown("no answer"), NOW)
-    assert breaker.hands(5, NOW) == 5
-    breaker.learn(Unknown("no answer"), NOW)
-    assert breaker.hands(5, NOW) == 0
-
-
-def test_a_providers_own_wish_is_heeded() -> None:
-    breaker = Breaker()
-    breaker.learn(Later("maintenance", everyone=True, retry_after=60 * SECOND), NOW)
-    assert [breaker.hands(5, NOW + after * SECOND) for after in (59, 60)] == [0, 1]

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from dispatcher.flyte.events import NATIVE
+from dispatcher.flyte.decode import NATIVE
 from dispatcher.observability.logs import masked
 from tests.support.http import ScriptedHttp, answer
 from tests.support.service import ROUTING_KEY, Replica, ask, serving

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from channels.contract import Answer, Receipt
 from dispatcher.demo.fakes.inbox import MailReceiver
+from dispatcher.flyte.decode import kind_of
 from dispatcher.flyte.encode import Format, write
-from dispatcher.flyte.events import kind_of
 from dispatcher.intake.pipeline import Heard
 from dispatcher.ledger import Backlog, Recorded, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent, State

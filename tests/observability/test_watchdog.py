@@ -16,7 +16,7 @@ import yaml
 from dispatcher.delivering.worker import Courier
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger
-from dispatcher.model.rate_limit import Breaker
+from dispatcher.model.circuit_breaker import Breaker
 from dispatcher.observability.metrics import Telemetry
 from dispatcher.observability.watchdog import STATUS, Rounds, Watchdog, WatchdogConfig, whereabouts
 from tests.delivering.test_worker import RECEIPT, Scripted, a_courier

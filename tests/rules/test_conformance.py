@@ -16,8 +16,8 @@ from dispatcher.clock import SystemClock
 from dispatcher.config.settings import Settings, load
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte import payloads
+from dispatcher.flyte.decode import NATIVE
 from dispatcher.flyte.encode import Format, write
-from dispatcher.flyte.events import NATIVE
 from dispatcher.intake.pipeline import Brought, Intake
 from dispatcher.ledger import Filed, Filter, Ledger
 from dispatcher.model.delivery import State

@@ -23,13 +23,13 @@ from dispatcher.model.rate_limit import Gate, Pace
 from dispatcher.operations import Desk
 from dispatcher.rules import RuleBook
 from dispatcher.runtime.service import make_planner, open_channels
+from dispatcher.web.activity_stream import Feed
 from dispatcher.web.api import Api
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import Gate as Door
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.console import Shell, routes
-from dispatcher.web.events import EventsPage
-from dispatcher.web.feed import Feed
+from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.health import ReadyPage, alive
 from dispatcher.web.server import serving
 from tests.support.builders import SECOND, a_launch_plan, an_event

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dispatcher.flyte.events import Headers
+from dispatcher.flyte.decode import Headers
 
 FOLDER = Path(__file__).parent.parent / "samples"
 LAUNCH_PLANS = FOLDER / "launch_plans"

@@ -15,7 +15,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from pydantic import ValidationError
 
-from dispatcher.flyte.events import NATIVE, trace_context
+from dispatcher.flyte.decode import NATIVE, trace_context
 from dispatcher.tracing import OFF, UNSEEN, TracingConfig
 from tests.support.brokers import Broker
 from tests.support.collector import Seen, spans

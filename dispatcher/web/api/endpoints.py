@@ -21,11 +21,11 @@ from dispatcher.ledger import Filter, Ledger
 from dispatcher.ledger.queries import Happening
 from dispatcher.model.event import ExecutionId
 from dispatcher.operations import Desk
+from dispatcher.web.activity_stream import Feed
 from dispatcher.web.api import models
-from dispatcher.web.api.operations import Asked, Operation, Problem, document, http_problem
+from dispatcher.web.api.openapi import Asked, Operation, Problem, document, http_problem
 from dispatcher.web.auth.access import caller, needs
 from dispatcher.web.config import Scope
-from dispatcher.web.feed import Feed
 from dispatcher.web.filters import DeliverySearch, ExecutionSearch, RejectedSearch
 from dispatcher.web.responses import problem_details
 

@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher.ledger.queries import Happening
+from dispatcher.web.activity_stream import event_id
 from dispatcher.web.api.endpoints import RANGES
 from dispatcher.web.console import charts
 from dispatcher.web.console.shell import Shell, Sorry
-from dispatcher.web.feed import event_id
 
 SHOWN = 30
 """Happenings, at first."""

@@ -24,10 +24,10 @@ from dispatcher.ledger import Ledger
 from dispatcher.operations import Desk
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.version import __version__
+from dispatcher.web.activity_stream import Feed
 from dispatcher.web.auth.access import Endpoint, caller, needs
 from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
-from dispatcher.web.feed import Feed
 
 ROOT = "/console"
 _TITLES = {"email": "Email", "slack": "Slack", "pagerduty": "PagerDuty", "teams": "Teams", "webhook": "Webhook"}

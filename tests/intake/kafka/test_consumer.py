@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from dispatcher.errors import DispatcherError
-from dispatcher.flyte.events import is_foreign
+from dispatcher.flyte.decode import is_foreign
 from dispatcher.intake.kafka.consumer import FETCH_BYTES, Glance, KafkaConfig, KafkaPublisher, KafkaSource
 from dispatcher.intake.source import Batch
 from tests.support.brokers import Broker

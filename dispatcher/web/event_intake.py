@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from dispatcher.errors import LedgerUnavailable, Unavailable
-from dispatcher.flyte.events import Headers
+from dispatcher.flyte.decode import Headers
 from dispatcher.intake.pipeline import Heard
 from dispatcher.web.responses import problem
 

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from dispatcher.ledger import Ledger
-from dispatcher.web.feed import event_id
+from dispatcher.web.activity_stream import event_id
 from tests.support.builders import SECOND
 from tests.support.console import DEAD, Site, site
 

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.errors import Unreadable
+from dispatcher.flyte.decode import NATIVE, Headers, decode
 from dispatcher.flyte.encode import Format, write, write_lifecycle
 from dispatcher.flyte.event_files import read_event_file, read_messages
-from dispatcher.flyte.events import NATIVE, Headers, decode
 from dispatcher.model.event import Event, Options, Started
 from dispatcher.model.phase import Phase
 from tests.support import samples

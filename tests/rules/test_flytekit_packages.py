@@ -23,7 +23,7 @@ from google.protobuf.json_format import MessageToDict
 
 from dispatcher.rules import PlanKey
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.rules.packages import MOST_MEMBERS, MOST_UNPACKED
+from dispatcher.rules.flytekit_packages import MOST_MEMBERS, MOST_UNPACKED
 from tests.support import samples
 
 FAILED = WorkflowExecution.FAILED
