@@ -20,7 +20,7 @@ from pydantic import AnyUrl, BaseModel, IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
 
 from dispatcher.cli import app
-from dispatcher.settings import PREFIX, Settings
+from dispatcher.config.settings import PREFIX, Settings
 
 _NAMES: Mapping[Any, str] = {
     str: "text",
