@@ -32,7 +32,7 @@ from sqlalchemy import (
 
 from channels.contract import Conversation, Earlier
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State, in_time
-from dispatcher.event import Event, ExecutionId, Started
+from dispatcher.event import Event, ExecutionId
 from dispatcher.ledger import claiming
 from dispatcher.ledger.claiming import Changes
 from dispatcher.ledger.database import TIMEOUT, Database, Schema
@@ -59,7 +59,6 @@ from dispatcher.ledger.rows import (
     filed,
     known,
     rejected_row,
-    start_row,
 )
 from dispatcher.ledger.search import TOLD, conditions, of_execution
 from dispatcher.ledger.standings import Standings
@@ -74,7 +73,6 @@ from dispatcher.ledger.tables import (
     marks,
     matters,
     rejected,
-    starts,
     versions,
 )
 from dispatcher.ledger.views import Views
@@ -151,12 +149,11 @@ class Ledger:
         self,
         heard: Sequence[Recorded],
         refused: Sequence[Rejected],
-        started: Sequence[Started] = (),
         *,
         now: datetime,
         offers: Mapping[str, Offer] = NOBODY,
     ) -> Written:
-        """Write a batch: events with what they owe, messages that were rejected, and whose executions are.
+        """Write a batch: events with what they owe, and messages that were rejected.
 
         What is there already is left alone, whoever wrote it: an event's deliveries are written only with
         the event's first record. A success also owes what ends the conversations about earlier failures, and
@@ -167,9 +164,9 @@ class Ledger:
         """
         written = Written()
         claimed: Mapping[str, Delivery] = {}
-        record = partial(self._record, heard, refused, started, now, offers)
+        record = partial(self._record, heard, refused, now, offers)
         try:
-            if heard or refused or started:
+            if heard or refused:
                 written, claimed = await self._database.write(record)
         finally:
             for channel, offer in offers.items():
@@ -180,7 +177,6 @@ class Ledger:
         self,
         heard: Sequence[Recorded],
         refused: Sequence[Rejected],
-        started: Sequence[Started],
         now: datetime,
         offers: Mapping[str, Offer],
         connection: Connection,
@@ -191,7 +187,6 @@ class Ledger:
         )
         owed, claimed = self._owe(connection, [by_key[key] for key in new], offers)
         self._insert(connection, rejected, [rejected_row(entry) for entry in refused])
-        self._insert(connection, starts, [start_row(entry, now) for entry in started])
         left = [one for one in owed if one.state is State.WAITING and one.key not in claimed]
         return Written(frozenset(new), left), claimed
 
@@ -232,15 +227,6 @@ class Ledger:
         taken = claiming.at_once(connection, later, offers, standing) if offers else {}
         claimed = self._insert_deliveries(connection, later, traces, taken)
         return [*first, *later], claimed
-
-    async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
-        """What is remembered of these executions' starts."""
-        found: dict[ExecutionId, Started] = {}
-        async with self._database.reading() as connection:
-            for some in _in_portions(sorted(set(map(str, executions)))):
-                facts = await connection.scalars(select(starts.c.facts).where(starts.c.execution.in_(some)))
-                found |= {start.execution: start for start in map(Started.model_validate, facts)}
-        return found
 
     async def rejected_of(self, executions: Iterable[ExecutionId]) -> list[Rejected]:
         """The events of these executions that were rejected because nobody knew whose rules hold, not replayed yet."""
@@ -504,8 +490,6 @@ class Ledger:
             await connection.execute(delete(matters).where(*old_news, ~spoken_of))
             forgotten = versions.c.matter.not_in(select(matters.c.name))
             await connection.execute(delete(versions).where(forgotten))
-            past = select(starts.c.execution).where(starts.c.recorded_at < before).limit(limit)
-            await connection.execute(delete(starts).where(starts.c.execution.in_(past)))
             idle = (destinations.c.spent_until < before, func.coalesce(destinations.c.held_until, before) <= before)
             await connection.execute(delete(destinations).where(*idle))
             noise = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)

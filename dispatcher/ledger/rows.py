@@ -10,7 +10,7 @@ from sqlalchemy import Row
 
 from channels.contract import Answer
 from dispatcher.delivery import Dead, Delivery, Retry, Sent, State
-from dispatcher.event import Event, Started
+from dispatcher.event import Event
 from dispatcher.ledger.entries import BODY_KEPT, Attempt, Filed, Known, Recorded, Rejected, Settlement
 from dispatcher.ledger.tables import Json
 
@@ -34,11 +34,6 @@ def event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
         "facts": Json(event.model_dump_json(exclude_defaults=True).encode()),
         "considered": list(entry.considered),
     }
-
-
-def start_row(start: Started, now: datetime) -> dict[str, Any]:
-    facts = start.model_dump(mode="json", exclude_defaults=True)
-    return {"execution": str(start.execution), "facts": facts, "recorded_at": now}
 
 
 def known(row: Row[Any]) -> Known:

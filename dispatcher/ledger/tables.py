@@ -143,16 +143,6 @@ events = Table(
     Index("ix_events_recorded_at", "recorded_at"),
 )
 
-starts = Table(
-    "starts",
-    metadata,
-    Column("execution", String(1024), primary_key=True),
-    Column("facts", Packed, nullable=False),
-    Column("recorded_at", UtcTime, nullable=False),
-    Index("ix_starts_recorded_at", "recorded_at"),
-)
-"""Whose an execution is, for its later events that don't say."""
-
 marks = Table(
     "marks",
     metadata,

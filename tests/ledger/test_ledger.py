@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,19 +16,17 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy.dialects import sqlite
 
 from channels.contract import Answer, Receipt
 from dispatcher.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.event import Event, Started
+from dispatcher.event import Event
 from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Offer, Recorded, Rejected, Settlement, Written
 from dispatcher.ledger.rows import LATE
-from dispatcher.ledger.tables import Packed
 from dispatcher.pacing import ENOUGH, Gate, Lesson, Pace, Rate
 from dispatcher.phase import Phase
 from dispatcher.tracing import Span
-from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event, an_execution
+from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 
 MINUTE = timedelta(minutes=1)
 
@@ -333,12 +330,6 @@ async def test_long_contents_come_back_as_they_were(ledger: Ledger, length: int)
     assert found.delivery.content == content
 
 
-def test_contents_that_earlier_versions_packed_are_read() -> None:
-    content = {"html": "<p>failed</p>" * 1000}
-    packed = zlib.compress(orjson.dumps(content), 1)
-    assert Packed().process_result_value(packed, sqlite.dialect()) == content
-
-
 async def test_a_redrive_puts_back_what_is_dead_and_fits_and_counts_anew(ledger: Ledger) -> None:
     await ledger.record([heard(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
     for delivery in await claim(ledger):
@@ -623,18 +614,6 @@ async def test_a_purge_forgets_destinations_that_were_not_heard_of_for_long(ledg
     await claim_paced(ledger)
     await ledger.purge(NOW + SECOND, limit=10)
     assert (await claim_paced(ledger, at=1.5)).deliveries == []  # the bucket was not full again
-
-
-async def test_starts_are_remembered_once_and_forgotten_when_old(ledger: Ledger) -> None:
-    start = Started(execution=an_execution(), launch_plan=a_launch_plan(), principal="jane.doe")
-    other = start.model_copy(update={"principal": "another"})
-    for told in (start, other):
-        await ledger.record([], [], [told], now=NOW)
-
-    asked = [an_execution(), *(an_execution(f"unknown{number}") for number in range(1200))]
-    assert await ledger.started(asked) == {start.execution: start}
-    await ledger.purge(NOW + SECOND, limit=10)
-    assert await ledger.started(asked) == {}
 
 
 async def test_rejected_messages_are_found_by_the_execution_that_they_name(ledger: Ledger) -> None:

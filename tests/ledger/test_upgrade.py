@@ -200,7 +200,7 @@ async def test_a_migration_that_takes_away_or_narrows_is_found(database: Databas
     def narrow(connection: Connection) -> list[str]:
         before = look(connection)
         operations = Operations(MigrationContext.configure(connection))
-        operations.drop_table("starts")
+        operations.drop_table("versions")
         operations.drop_column("rejected", "size")
         operations.add_column("attempts", sa.Column("fine", sa.Text))
         operations.create_index("ux_events_name", "events", ["name"], unique=True)
@@ -216,5 +216,5 @@ async def test_a_migration_that_takes_away_or_narrows_is_found(database: Databas
             "marks.name is gone",
             "marks.title must be given",
             "rejected.size is gone",
-            "starts is gone",
+            "versions is gone",
         ]

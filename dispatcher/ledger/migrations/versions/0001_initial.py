@@ -1,4 +1,4 @@
-"""The first tables: events, starts, marks, contents, deliveries, matters, versions, destinations, attempts, rejected."""
+"""The first tables: events, marks, contents, deliveries, matters, versions, destinations, attempts, rejected."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -33,14 +33,6 @@ def upgrade() -> None:
     )
     op.create_index("ix_events_execution", "events", ["project", "domain", "name"])
     op.create_index("ix_events_recorded_at", "events", ["recorded_at"])
-    op.create_table(
-        "starts",
-        sa.Column("execution", sa.String(1024), nullable=False),
-        sa.Column("facts", sa.LargeBinary, nullable=False),
-        sa.Column("recorded_at", _TIME, nullable=False),
-        sa.PrimaryKeyConstraint("execution", name="pk_starts"),
-    )
-    op.create_index("ix_starts_recorded_at", "starts", ["recorded_at"])
     op.create_table(
         "marks",
         sa.Column("name", sa.String(32), nullable=False),
