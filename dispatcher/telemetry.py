@@ -182,7 +182,7 @@ class Telemetry:
         if outcome in {"sent", "dead"}:
             self._of(self._deliveries, channel, outcome).inc()
         self._stillborn(ending.follow_ups)
-        if outcome == "sent" and ending.delivery.occurred_at is not None and not ending.delivery.instead_of:
+        if outcome == "sent" and not ending.delivery.instead_of:
             self._of(self._lag, channel).observe(_seconds(ending.ended_at - ending.delivery.occurred_at))
 
     def _stillborn(self, made: Sequence[Delivery]) -> None:

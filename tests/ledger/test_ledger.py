@@ -411,8 +411,8 @@ async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_ur
     database = Database(ledger_url)
     await database.migrate()
     async with database.writing() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        await connection.execute(text("UPDATE compatibility SET oldest = '9999'"))
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999_00000000'"))
+        await connection.execute(text("UPDATE compatibility SET oldest = '9999_00000000'"))
     with pytest.raises(LedgerIncompatible, match="made by a newer one"):
         await database.migrate()
     await database.aclose()
@@ -465,7 +465,9 @@ async def test_a_claim_begins_at_what_is_due_however_much_waits(tmp_path: Path) 
     assert plan[0] == "SEARCH deliveries USING INDEX ix_deliveries_due (channel=? AND due_at<?)"
     others = {"TEMP B-TREE", "ix_deliveries_state_created_at", "ix_deliveries_backlog", "SCAN"}
     assert not [step for step in plan if any(one in step for one in others)]
-    assert [step for step in plan if "ix_deliveries_turn (conversation=? AND state=?)" in step], "not the whole history"
+    assert [step for step in plan if "ix_deliveries_conversation_waiting (conversation=? AND state=?)" in step], (
+        "not the whole history"
+    )
 
 
 async def test_what_is_told_of_one_day_lies_together_among_all_that_is_told(tmp_path: Path) -> None:
@@ -583,8 +585,10 @@ async def test_what_is_put_off_keeps_its_doubt(ledger: Ledger) -> None:
 
 
 async def test_a_conversation_goes_out_in_turn_and_nobody_else_waits_for_it(ledger: Ledger) -> None:
-    told = [slack("#a", number, conversation="incident 1", turn=NOW + number * SECOND) for number in range(3)]
-    await ledger.record([heard(*reversed(told), slack("#a", 7, conversation="incident 2", turn=NOW))], [], now=NOW)
+    told = [slack("#a", number, conversation="incident 1", occurred_at=NOW + number * SECOND) for number in range(3)]
+    await ledger.record(
+        [heard(*reversed(told), slack("#a", 7, conversation="incident 2", occurred_at=NOW))], [], now=NOW
+    )
     pace = Pace(at_once=9)
 
     first = (await claim_paced(ledger, pace=pace)).deliveries
@@ -595,7 +599,7 @@ async def test_a_conversation_goes_out_in_turn_and_nobody_else_waits_for_it(ledg
     (again,) = (await claim_paced(ledger, at=5, pace=pace)).deliveries
     await ledger.settle(ended(again, Dead("no such channel")))
     (second,) = (await claim_paced(ledger, at=6, pace=pace)).deliveries
-    assert (second.key, second.turn) == ("#a001", NOW + SECOND)
+    assert (second.key, second.occurred_at) == ("#a001", NOW + SECOND)
 
 
 async def test_an_ending_that_came_too_late_is_noted_as_such(ledger: Ledger) -> None:
@@ -892,7 +896,7 @@ def failure(
         to=to,
         state=state,
         conversation=f"{plan} {about} {to}",
-        turn=event.occurred_at,
+        occurred_at=event.occurred_at,
         matter=plan,
     )
     return heard(delivery, event=event)
@@ -910,12 +914,12 @@ def success(name: str, at: int, *, plan: str = "train.daily") -> Recorded:
             to=opened.addresses[0],
             key=delivery_key(event.key, opened.conversation, opened.addresses),
             conversation=opened.conversation,
-            turn=event.occurred_at,
+            occurred_at=event.occurred_at,
             matter=plan,
             recovery=True,
         )
 
-    return replace(heard(event=event), recovery=Recovery(matter=plan, turn=event.occurred_at, close=close))
+    return replace(heard(event=event), recovery=Recovery(matter=plan, occurred_at=event.occurred_at, close=close))
 
 
 async def told(ledger: Ledger, *entries: Recorded) -> list[str]:
