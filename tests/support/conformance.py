@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,15 +114,14 @@ def _lines(sections: Sequence[Section]) -> Iterator[str]:
     yield ""
     yield "<!-- Made from tests/rules/conformance.yaml by `python -m tests.support.conformance`. -->"
     yield ""
-    yield (
+    yield from textwrap.wrap(
         f"Each of these {len(cases)} cases is a test: intake records its messages in a real ledger, and the test compares "
         "the deliveries in the ledger with the expected ones. Cases that can occur with FlyteAdmin run a second time, as "
         f"bare v1 events whose rules FlyteAdmin has resolved. In {differing} cases the dispatcher differs from Flyte on "
-        "purpose, and the last column says why."
-    )
-    yield (
+        "purpose, and the last column says why. "
         "Flyte's behaviour was read from the source of flyteadmin and flyteidl 1.16.8 and flytekit 1.16. Flyte itself sends "
-        "only mail: to the addresses in a rule, through one relay, whichever channel the rule names."
+        "only mail: to the addresses in a rule, through one relay, whichever channel the rule names.",
+        width=120,
     )
     for section in sections:
         yield from ("", f"## {section.section}", "", "| case | Flyte | dispatcher | why |", "|---|---|---|---|")
