@@ -58,9 +58,9 @@ SELECT 'flytesnacks/production/' || {name} || '/FAILED', 'flytesnacks', 'product
   {at}, {at}, 'flyte-cloudevents/0@' || n, 'owed', '1 rule matched', {empty}, {empty} FROM {numbers};
 INSERT INTO contents (digest, body) SELECT {digest}, {empty} FROM {numbers};
 INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful, created_at,
-  due_at, owed_since, settled_at, occurred_at, conversation, turn, matter, recovery, booked)
+  due_at, owed_since, settled_at, occurred_at, conversation, matter, recovery, booked)
 SELECT {key}, 'flytesnacks/production/' || {name} || '/FAILED', 'slack', '["#alerts"]', '["C0123456789"]', {digest}, 'test',
-  'sent', '', 1, {false}, {at}, {at}, {at}, {at}, {at}, 'train.' || n % 100, {at}, 'flytesnacks/production/train.' || n % 100,
+  'sent', '', 1, {false}, {at}, {at}, {at}, {at}, {at}, 'train.' || n % 100, 'flytesnacks/production/train.' || n % 100,
   {false}, {false} FROM {numbers};
 INSERT INTO attempts (delivery, number, started_at, ended_at, outcome, status, answer, reason)
 SELECT {key}, 1, {at}, {at}, 'sent', '200', 'ok', '' FROM {numbers};

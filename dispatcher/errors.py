@@ -28,4 +28,4 @@ class FlyteAdminUnavailable(Unavailable):
 
 
 class LedgerIncompatible(DispatcherError):
-    """The ledger was made by a newer version, or is no ledger: waiting won't help."""
+    """A newer or unreleased version made the ledger, or it is another program's database: waiting won't help."""

@@ -1,4 +1,4 @@
-"""Bytes in, an Event or a Started out, or the reason why not.
+"""Bytes in, an Event out, or the reason why not.
 
 `decode` reads one message from Kafka or HTTP; `cloudevents` knows the two modes, `flyte` the engine's
 payloads; the native event is the Event itself. `files` reads events that people keep in files.
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dispatcher.errors import Unreadable
 from dispatcher.flyte import payloads
-from dispatcher.model.event import Event, Started
+from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.cloudevents import (
     Headers,
@@ -31,14 +31,12 @@ NATIVE = "dispatcher.execution.phase_changed.v1"
 _FACTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     payloads.V1: payloads.v1,
     payloads.V2: payloads.v2,
-    payloads.V2_START: payloads.v2_start,
     NATIVE: dict,
 }
 _OURS = {kind.encode(): kind for kind in _FACTS}
 _SHORT = {
     payloads.V1.encode(): "flyte-v1",
     payloads.V2.encode(): "flyte-v2",
-    payloads.V2_START.encode(): "flyte-v2-start",
     NATIVE.encode(): "native",
     None: "structured",
 }
@@ -47,7 +45,7 @@ __all__ = ["NATIVE", "Headers", "decode", "is_foreign", "kind_of", "trace_contex
 
 
 def kind_of(headers: Headers) -> str:
-    """A message's type in a word, for counting: one of six. Of what has its envelope in its body, no more than that."""
+    """A message's type in a word, for counting: one of five. Of what has its envelope in its body, no more than that."""
     return _SHORT.get(type_header(headers), "other")
 
 
@@ -59,7 +57,7 @@ def is_foreign(headers: Headers) -> bool:
     return False
 
 
-def decode(headers: Headers, value: bytes | None) -> Event | Started | None:
+def decode(headers: Headers, value: bytes | None) -> Event | None:
     """Understand one message.
 
     None where it is a CloudEvent of another type: on Flyte's topic that is most of them, and a type
@@ -73,13 +71,11 @@ def decode(headers: Headers, value: bytes | None) -> Event | Started | None:
     return _event(kind, enveloped_data(body)) if kind in _FACTS else None
 
 
-def _event(kind: str, data: Any) -> Event | Started:
+def _event(kind: str, data: Any) -> Event:
     if not isinstance(data, dict):
         raise Unreadable("the event's data is no JSON object")
     try:
         facts = _FACTS[kind](data)
-        if kind == payloads.V2_START:
-            return Started.model_validate(facts)
         event = Event.model_validate(facts)
     except ValidationError as error:
         raise Unreadable(first_problem(error)) from None

@@ -21,7 +21,7 @@ def read_event_file(path: Path) -> Event:
     """Read the one event in a file. Raises Unreadable, or OSError where the file can't be read."""
     headers, value = _as_message(load_json(path.read_bytes()))
     event = decode(headers, value)
-    if not isinstance(event, Event):
+    if event is None:
         raise Unreadable("the file holds an event of another type, not a workflow's phase change")
     return event
 

@@ -8,7 +8,6 @@ from dispatcher.errors import Unreadable
 
 V1 = "com.flyte.resource.flyteidl.admin.WorkflowExecutionEventRequest"
 V2 = "com.flyte.resource.cloudevents.WorkflowExecution"
-V2_START = "com.flyte.resource.cloudevents.ExecutionStart"
 
 
 def v1(data: dict[str, Any]) -> dict[str, Any]:
@@ -27,16 +26,6 @@ def v2(data: dict[str, Any]) -> dict[str, Any]:
     facts["labels"] = data.get("labels")
     facts["principal"] = data.get("principal") or ""
     return facts
-
-
-def v2_start(data: dict[str, Any]) -> dict[str, Any]:
-    """The facts in an `event.CloudEventExecutionStart`, which flyteadmin sends once an execution, and always whole."""
-    return {
-        "execution": _field(data, "executionId", "execution_id"),
-        "launch_plan": _field(data, "launchPlanId", "launch_plan_id"),
-        "workflow": _field(data, "workflowId", "workflow_id"),
-        "principal": data.get("principal") or "",
-    }
 
 
 def _workflow_event(event: Any, name: str) -> dict[str, Any]:

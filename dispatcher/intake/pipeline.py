@@ -22,7 +22,7 @@ from dispatcher.flyte.decode import Headers, decode, kind_of, trace_context
 from dispatcher.intake.source import Batch, Source
 from dispatcher.ledger import Ledger, Offer, Recorded, Rejected, rejected_id
 from dispatcher.model.delivery import Delivery
-from dispatcher.model.event import Event, ExecutionId, Started
+from dispatcher.model.event import Event, ExecutionId
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide, decides_itself
 from dispatcher.tracing import OFF, Span, Tracing
@@ -38,7 +38,6 @@ class Heard:
     rejected: Sequence[Rejected] = ()
     new: frozenset[str] = frozenset()
     """The keys of the events that were not in the ledger before."""
-    started: Sequence[Started] = ()
     source: str = ""
     """`kafka`, or the position that its messages share: `http`, `reconcile`, `canary`."""
     messages: int = 0
@@ -94,10 +93,8 @@ class _Ended:
     span: Span
 
 
-_Read = _Ended | Rejected | Started
-Starts = Mapping[ExecutionId, Started]
-"""What a batch tells of executions' starts."""
-Entry = Recorded | Rejected | Started
+_Read = _Ended | Rejected
+Entry = Recorded | Rejected
 """What a message comes to."""
 
 
@@ -150,7 +147,7 @@ class Intake:
         Raises Unavailable.
         """
         read = [entry for message in messages if (entry := self._read(*message)) is not None]
-        return await self._decided(read, {}, _starts(read))
+        return await self._decided(read, {})
 
     async def try_again(self, refused: Rejected, *, dry_run: bool = False) -> Tried:
         """Try a rejected message with the rules and the reading of today. Raises Unavailable.
@@ -173,17 +170,16 @@ class Intake:
     async def _pass_on(self, batch: Batch, source: Source) -> bool:
         """Bring a batch into the ledger; False where we were stopped before it was there."""
         read = self._glanced(batch)
-        starts = _starts(read)
         messages = len(batch.messages) + len(batch.spoilt) + batch.foreign
         for first in range(0, max(len(read), 1), PORTION):
-            if not await self._pass_some_on(read[first : first + PORTION], starts, messages, source):
+            if not await self._pass_some_on(read[first : first + PORTION], messages, source):
                 return False
             messages = 0  # the first portion stands for all of them
         return True
 
-    async def _pass_some_on(self, read: Sequence[_Read], starts: Starts, messages: int, source: Source) -> bool:
+    async def _pass_some_on(self, read: Sequence[_Read], messages: int, source: Source) -> bool:
         decided: dict[int, Entry] = {}  # what was answered is not asked again, however long the rest takes
-        entries = await _until_done(lambda: self._decided(read, decided, starts), source)
+        entries = await _until_done(lambda: self._decided(read, decided), source)
         if entries is None:
             return False
         record = partial(self._record, entries, source="kafka", messages=messages)
@@ -204,20 +200,16 @@ class Intake:
             return self._reject(str(error), headers, value or b"", position)
         except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
             return self._trip_over(error, headers, value or b"", position)
-        if isinstance(event, Started):  # FlyteAdmin, where it is asked, knows better
-            return event if self.look_up is None else None
         if event is None or not event.phase.terminal:
             return None
         span = self.tracing.intake(partial(trace_context, headers, value))
         return _Ended(event, headers, value or b"", position, span)
 
-    async def _decided(self, read: Sequence[_Read], decided: MutableMapping[int, Entry], starts: Starts) -> list[Entry]:
+    async def _decided(self, read: Sequence[_Read], decided: MutableMapping[int, Entry]) -> list[Entry]:
         """The entries, in the order of what was read; what an event alone doesn't settle is looked up side by side.
 
-        `starts`: those of the whole batch. Raises Unavailable as soon as one can't be looked up; `decided` keeps the
-        others, by their place.
+        Raises Unavailable as soon as one can't be looked up; `decided` keeps the others, by their place.
         """
-        started = await self._recall(read, starts)
         try:
             async with asyncio.TaskGroup() as looking_up:
                 weighed = False
@@ -229,7 +221,7 @@ class Intake:
                     elif self.look_up is None or decides_itself(entry.event):
                         if weighed:
                             await _others_first()
-                        decided[at] = self._weigh(entry, None, started.get(entry.event.execution))
+                        decided[at] = self._weigh(entry, None)
                         weighed = True
                     else:
                         looking_up.create_task(self._look_up(at, entry, self.look_up, decided))
@@ -249,49 +241,28 @@ class Intake:
             decided[at] = self._stumble(error, ended)
         else:
             looking.end()
-            decided[at] = self._weigh(ended, answer, None)
-
-    async def _recall(self, read: Iterable[_Read], starts: Starts) -> Starts:
-        """Whose the executions are whose end doesn't tell: from their starts, in the same batch or in the ledger."""
-        ended = (entry.event for entry in read if isinstance(entry, _Ended))
-        untold = {event.execution for event in ended if event.launch_plan is None} - starts.keys()
-        if untold and self.look_up is None:
-            return {**starts, **await self.ledger.started(untold)}
-        return starts
+            decided[at] = self._weigh(ended, answer)
 
     async def _record(self, entries: Sequence[Entry], *, source: str, messages: int) -> Heard:
         recorded = [entry for entry in entries if isinstance(entry, Recorded)]
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
-        started = [entry for entry in entries if isinstance(entry, Started)]
         recording = [entry.span.part("dispatcher.record") for entry in recorded]
         owes = any(entry.deliveries or entry.version or entry.recovery for entry in recorded)
         offers = await self.offers() if owes else {}
-        written = await self.ledger.record(recorded, rejected, started, now=self.clock.now(), offers=offers)
+        written = await self.ledger.record(recorded, rejected, now=self.clock.now(), offers=offers)
         self.owing(written.left)
-        heard = Heard(recorded, rejected, written.new, started, source, messages)
+        heard = Heard(recorded, rejected, written.new, source, messages)
         for (entry, is_new), part in zip(heard.told_apart(), recording, strict=True):
             part.end()
             verdict = entry.verdict if is_new else "known"
             entry.span.end(event=entry.event.key, verdict=verdict, deliveries=len(entry.deliveries))
-        if started:
-            await self._replay({entry.execution for entry in started})
         _tell(heard)
         self.recorded(heard)
         return heard
 
-    async def _replay(self, executions: Iterable[ExecutionId]) -> None:
-        """Events that came before the start of their execution: phases have no order on Kafka."""
-        for early in await self.ledger.rejected_of(executions):
-            if early.whole:
-                await self.take([(early.headers, early.body, early.position)])
-                await self.ledger.replayed(early.id, now=self.clock.now())
-
-    def _weigh(
-        self, ended: _Ended, answer: Resolved | Unresolved | None, started: Started | None
-    ) -> Recorded | Rejected:
+    def _weigh(self, ended: _Ended, answer: Resolved | Unresolved | None) -> Entry:
         try:
             event = answer.complete(ended.event) if isinstance(answer, Resolved) else ended.event
-            event = started.complete(event) if started is not None else event
             decision = decide(event, self.rules(), answer)
             if not decision.verdict.known:
                 ended.span.end(event=event.key, verdict="rejected", failed=True)
@@ -351,10 +322,6 @@ async def _others_first() -> None:
         if now - latest < IDLE_TURN or now - began > A_WHILE:
             return
         latest = now
-
-
-def _starts(read: Iterable[_Read]) -> Starts:
-    return {entry.execution: entry for entry in read if isinstance(entry, Started)}
 
 
 async def _until_done(step: Callable[[], Awaitable[_Done]], source: Source) -> _Done | None:

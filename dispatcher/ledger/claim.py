@@ -139,10 +139,10 @@ def _due_statement() -> Select[Any]:
             before.c.conversation == deliveries.c.conversation,
             before.c.state == _WAITING,
             or_(
-                before.c.turn < deliveries.c.turn,
-                and_(before.c.turn == deliveries.c.turn, before.c.recovery < deliveries.c.recovery),
+                before.c.occurred_at < deliveries.c.occurred_at,
+                and_(before.c.occurred_at == deliveries.c.occurred_at, before.c.recovery < deliveries.c.recovery),
                 and_(
-                    before.c.turn == deliveries.c.turn,
+                    before.c.occurred_at == deliveries.c.occurred_at,
                     before.c.recovery == deliveries.c.recovery,
                     before.c.key < deliveries.c.key,
                 ),
@@ -166,7 +166,7 @@ def _due_statement() -> Select[Any]:
     )
     recovered_since = (
         select(matters.c.name)
-        .where(matters.c.name == deliveries.c.matter, matters.c.succeeded_at > deliveries.c.turn)
+        .where(matters.c.name == deliveries.c.matter, matters.c.succeeded_at > deliveries.c.occurred_at)
         .exists()
     )
     return (

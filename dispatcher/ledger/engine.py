@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -45,12 +46,15 @@ with bare("sqlalchemy.ext.asyncio"):  # whose sessions bring the whole ORM along
     from sqlalchemy.ext.asyncio.engine import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
-HEAD = "0009"
-"""The newest migration; a test holds it to the scripts."""
-COMPATIBLE = "0005"
-"""The oldest version whose code can work with the tables of HEAD, and read what HEAD's code writes into them. It stands
-in the ledger, so that older replicas may start beside newer ones; it moves only where a migration takes away or narrows
-what older code uses, or where something is written that older code can't read, as contents packed in another way."""
+HEAD = "0001_288864ff"
+"""The newest migration: its number, and a hash of the tables that the migrations make. Tests compare both with the
+scripts."""
+COMPATIBLE = HEAD
+"""The oldest version whose code can work with the tables of HEAD, and read what HEAD's code writes into them. The ledger
+stores it, so that older replicas may start beside newer ones. It moves only when a migration removes or narrows something
+that older code uses, or when HEAD's code writes something that older code can't read, such as contents packed in another
+way."""
+_VERSION = re.compile(r"(\d{4})_[0-9a-f]{8}")
 
 _MIGRATION_LOCK = 0x666C797465  # "flyte": PostgreSQL's advisory lock, so that replicas migrate one after another
 _MIGRATION_PATIENCE = "4s"
@@ -90,13 +94,21 @@ class Schema:
 
     @property
     def newer(self) -> bool:
-        """Whether a version after this one made them what they are."""
-        return self.version is not None and self.version > HEAD
+        """Whether a later release made them."""
+        return _number(self.version) > _number(HEAD)
 
     @property
     def serves(self) -> bool:
         """Whether this code can work with the tables as they are."""
-        return self.version == HEAD or (self.newer and self.oldest is not None and self.oldest <= HEAD)
+        return self.version == HEAD or (
+            self.newer and (self.oldest == HEAD or 0 < _number(self.oldest) < _number(HEAD))
+        )
+
+
+def _number(version: str | None) -> int:
+    """The number by which releases are ordered; 0 for a version without a hash, which no release has."""
+    found = _VERSION.fullmatch(version or "")
+    return int(found[1]) if found else 0
 
 
 class Database:
@@ -124,8 +136,8 @@ class Database:
         """Bring the tables up to date; safe to call from several replicas at once, and beside older ones at work.
 
         Returns what the tables were before. A newer version's are left as they are where they say that this version
-        can work with them. Raises LedgerIncompatible where they don't or are another program's, LedgerUnavailable
-        while the database can't be reached or a table is held by others.
+        can work with them. Raises LedgerIncompatible where they don't, or where an unreleased version or another program
+        made them; LedgerUnavailable while the database can't be reached or others hold a table.
         """
         if self.sqlite:
             async with self.writing() as connection:
@@ -143,7 +155,7 @@ class Database:
             await patient.aclose()
 
     async def schema(self) -> Schema:
-        """What tables there are; nothing is changed."""
+        """What tables there are; nothing is changed. Raises LedgerIncompatible where an unreleased version made them."""
         async with self.reading() as connection:
             return await connection.run_sync(_schema)
 
@@ -404,7 +416,7 @@ def _prepare(engine: Engine, *more: str) -> None:
 
 
 def _schema(connection: Connection) -> Schema:
-    """What tables there are, as Alembic and the tables themselves tell it."""
+    """The version of the tables. Raises LedgerIncompatible for tables that no released version made."""
     tables = inspect(connection)
     version = (
         connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -412,7 +424,20 @@ def _schema(connection: Connection) -> Schema:
         else None
     )
     says = tables.has_table(compatibility.name)
-    return Schema(version, connection.scalar(select(compatibility.c.oldest)) if says else None)
+    found = Schema(version, connection.scalar(select(compatibility.c.oldest)) if says else None)
+    if version is None or found.serves or found.newer or version in _earlier(connection):
+        return found
+    raise LedgerIncompatible(
+        f"the ledger is at version {version}, made by an unreleased version: begin a new ledger; "
+        f"this dispatcher's tables are version {HEAD}"
+    )
+
+
+def _earlier(connection: Connection) -> set[str]:
+    """The versions from which this dispatcher can migrate."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - most starts find the tables at HEAD, and do without it
+
+    return {script.revision for script in ScriptDirectory.from_config(alembic_config(connection)).walk_revisions()}
 
 
 def _upgrade(connection: Connection, place: str) -> Schema:

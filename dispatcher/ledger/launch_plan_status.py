@@ -45,27 +45,27 @@ class Matters:
     def failed(self, delivery: Delivery) -> None:
         """Somebody is to be told of a failure."""
         standing = self._known[delivery.matter]
-        if delivery.turn is not None and (standing.failed_at is None or delivery.turn > standing.failed_at):
-            standing.failed_at = delivery.turn
+        if standing.failed_at is None or delivery.occurred_at > standing.failed_at:
+            standing.failed_at = delivery.occurred_at
 
     def recovered_since(self, delivery: Delivery) -> bool:
         """Whether the launch plan is known to have succeeded after what the delivery tells of."""
         succeeded_at = self._known[delivery.matter].succeeded_at
-        return succeeded_at is not None and delivery.turn is not None and succeeded_at > delivery.turn
+        return succeeded_at is not None and succeeded_at > delivery.occurred_at
 
     def recovered(self, recovery: Recovery) -> list[Opened]:
         """The conversations that a success ends; none where it is old news, or nobody was told of a failure since."""
         standing = self._known[recovery.matter]
         since = standing.succeeded_at
-        if since is not None and recovery.turn <= since:
+        if since is not None and recovery.occurred_at <= since:
             return []
-        standing.succeeded_at = recovery.turn
+        standing.succeeded_at = recovery.occurred_at
         if standing.failed_at is None or (since is not None and standing.failed_at < since):
             return []
         query = select(deliveries).where(deliveries.c.matter == recovery.matter, deliveries.c.state != State.DEAD)
         if since is not None:
-            query = query.where(deliveries.c.turn >= since)
-        ordered = query.order_by(deliveries.c.turn, deliveries.c.recovery, deliveries.c.key)
+            query = query.where(deliveries.c.occurred_at >= since)
+        ordered = query.order_by(deliveries.c.occurred_at, deliveries.c.recovery, deliveries.c.key)
         last_words = {row.conversation: row for row in self._connection.execute(ordered)}
         return [
             Opened(
@@ -76,7 +76,8 @@ class Matters:
                 event=row.event,
             )
             for conversation, row in sorted(last_words.items())
-            if not row.recovery and row.turn <= recovery.turn  # else it has ended, or failed anew since then
+            if not row.recovery
+            and row.occurred_at <= recovery.occurred_at  # else it has ended, or failed anew since then
         ]
 
     def is_new(self, run: NewVersion) -> bool:

@@ -59,7 +59,6 @@ from dispatcher.ledger.rows import (
     filed,
     known,
     rejected_row,
-    start_row,
 )
 from dispatcher.ledger.schema import (
     Json,
@@ -71,13 +70,12 @@ from dispatcher.ledger.schema import (
     marks,
     matters,
     rejected,
-    starts,
     versions,
 )
 from dispatcher.ledger.search import TOLD, conditions, of_execution
 from dispatcher.ledger.statements import Rows, among, asking, changing, into, run
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State, in_time
-from dispatcher.model.event import Event, ExecutionId, Started
+from dispatcher.model.event import Event, ExecutionId
 from dispatcher.model.phase import TERMINAL
 from dispatcher.model.rate_limit import ENOUGH, Gate, Lesson
 
@@ -116,7 +114,7 @@ class Ledger:
         self._settler: asyncio.Task[None] | None = None
 
     async def open(self) -> Self:
-        """Make or update the tables. Raises LedgerIncompatible for a ledger that is too new for this version."""
+        """Make or update the tables. Raises LedgerIncompatible for a ledger that this version can't work with."""
         await self.migrate()
         return self
 
@@ -129,7 +127,7 @@ class Ledger:
         await self._database.make_room()
 
     async def schema(self) -> Schema:
-        """What tables there are; nothing is changed."""
+        """What tables there are; nothing is changed. Raises LedgerIncompatible where an unreleased version made them."""
         return await self._database.schema()
 
     async def aclose(self) -> None:
@@ -151,12 +149,11 @@ class Ledger:
         self,
         heard: Sequence[Recorded],
         refused: Sequence[Rejected],
-        started: Sequence[Started] = (),
         *,
         now: datetime,
         offers: Mapping[str, Offer] = NOBODY,
     ) -> Written:
-        """Write a batch: events with what they owe, messages that were rejected, and whose executions are.
+        """Write a batch: events with what they owe, and messages that were rejected.
 
         What is there already is left alone, whoever wrote it: an event's deliveries are written only with
         the event's first record. A success also owes what ends the conversations about earlier failures, and
@@ -167,9 +164,9 @@ class Ledger:
         """
         written = Written()
         claimed: Mapping[str, Delivery] = {}
-        record = partial(self._record, heard, refused, started, now, offers)
+        record = partial(self._record, heard, refused, now, offers)
         try:
-            if heard or refused or started:
+            if heard or refused:
                 written, claimed = await self._database.write(record)
         finally:
             for channel, offer in offers.items():
@@ -180,7 +177,6 @@ class Ledger:
         self,
         heard: Sequence[Recorded],
         refused: Sequence[Rejected],
-        started: Sequence[Started],
         now: datetime,
         offers: Mapping[str, Offer],
         connection: Connection,
@@ -191,7 +187,6 @@ class Ledger:
         )
         owed, claimed = self._owe(connection, [by_key[key] for key in new], offers)
         self._insert(connection, rejected, [rejected_row(entry) for entry in refused])
-        self._insert(connection, starts, [start_row(entry, now) for entry in started])
         left = [one for one in owed if one.state is State.WAITING and one.key not in claimed]
         return Written(frozenset(new), left), claimed
 
@@ -201,7 +196,7 @@ class Ledger:
         """Write what new events owe; returns all of that, and what of it is claimed for the offers, by key."""
         owed = [delivery for entry in entries for delivery in entry.deliveries]
         failures = [delivery for delivery in owed if delivery.matter]
-        recoveries = sorted((entry.recovery for entry in entries if entry.recovery), key=lambda one: one.turn)
+        recoveries = sorted((entry.recovery for entry in entries if entry.recovery), key=lambda one: one.occurred_at)
         standing = Matters(connection, self._dialect)
         runs = {
             (entry.version.matter, entry.version.version): entry.version for entry in reversed(entries) if entry.version
@@ -232,15 +227,6 @@ class Ledger:
         taken = claim.at_once(connection, later, offers, standing) if offers else {}
         claimed = self._insert_deliveries(connection, later, traces, taken)
         return [*first, *later], claimed
-
-    async def started(self, executions: Iterable[ExecutionId]) -> dict[ExecutionId, Started]:
-        """What is remembered of these executions' starts."""
-        found: dict[ExecutionId, Started] = {}
-        async with self._database.reading() as connection:
-            for some in _in_portions(sorted(set(map(str, executions)))):
-                facts = await connection.scalars(select(starts.c.facts).where(starts.c.execution.in_(some)))
-                found |= {start.execution: start for start in map(Started.model_validate, facts)}
-        return found
 
     async def rejected_of(self, executions: Iterable[ExecutionId]) -> list[Rejected]:
         """The events of these executions that were rejected because nobody knew whose rules hold, not replayed yet."""
@@ -370,20 +356,22 @@ class Ledger:
 
     async def conversation(self, delivery: Delivery) -> Conversation | None:
         """What was said before in a claimed delivery's conversation; None where it stands alone."""
-        if not delivery.conversation or delivery.turn is None:
+        if not delivery.conversation:
             return None
         if delivery.first:
             return Conversation(key=delivery.conversation, recovery=delivery.recovery)
         theirs = deliveries.c.conversation == delivery.conversation
-        before = (theirs, deliveries.c.turn <= delivery.turn, deliveries.c.key != delivery.key)
-        ended = select(func.max(deliveries.c.turn)).where(
+        before = (theirs, deliveries.c.occurred_at <= delivery.occurred_at, deliveries.c.key != delivery.key)
+        ended = select(func.max(deliveries.c.occurred_at)).where(
             *before, deliveries.c.recovery.is_(True), deliveries.c.state == State.SENT
         )
         async with self._database.reading() as connection:
             well = await connection.scalar(select(matters.c.succeeded_at).where(matters.c.name == delivery.matter))
             since = await connection.scalar(ended)
             over = await _over(connection, delivery, well)
-            earlier = await _said(connection, *before, *([deliveries.c.turn > since] if since is not None else []))
+            earlier = await _said(
+                connection, *before, *([deliveries.c.occurred_at > since] if since is not None else [])
+            )
         return Conversation(key=delivery.conversation, earlier=earlier, recovery=delivery.recovery, over=over)
 
     async def event(self, key: str) -> Event | None:
@@ -504,8 +492,6 @@ class Ledger:
             await connection.execute(delete(matters).where(*old_news, ~spoken_of))
             forgotten = versions.c.matter.not_in(select(matters.c.name))
             await connection.execute(delete(versions).where(forgotten))
-            past = select(starts.c.execution).where(starts.c.recorded_at < before).limit(limit)
-            await connection.execute(delete(starts).where(starts.c.execution.in_(past)))
             idle = (destinations.c.spent_until < before, func.coalesce(destinations.c.held_until, before) <= before)
             await connection.execute(delete(destinations).where(*idle))
             noise = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)
@@ -601,7 +587,7 @@ class Ledger:
         claimed = {}
         for delivery in owed:
             body, trace = orjson.dumps(delivery.content), traces.get(delivery.event, "")
-            digest = in_time(hashlib.sha256(body).hexdigest(), delivery.occurred_at or delivery.created_at)
+            digest = in_time(hashlib.sha256(body).hexdigest(), delivery.occurred_at)
             bodies[digest] = Json(body)
             row = delivery
             if (changes := taken.get(delivery.key)) is not None:
@@ -640,18 +626,20 @@ async def _over(connection: AsyncConnection, delivery: Delivery, succeeded_at: d
     """Whether something newer has made this message of a conversation pointless."""
     later = select(deliveries.c.key).where(
         deliveries.c.conversation == delivery.conversation,
-        deliveries.c.turn >= delivery.turn,
+        deliveries.c.occurred_at >= delivery.occurred_at,
         deliveries.c.key != delivery.key,
     )
     if delivery.recovery:
         failed_since = later.where(
-            deliveries.c.turn > delivery.turn, deliveries.c.recovery.is_(False), deliveries.c.state == State.SENT
+            deliveries.c.occurred_at > delivery.occurred_at,
+            deliveries.c.recovery.is_(False),
+            deliveries.c.state == State.SENT,
         )
         return await connection.scalar(failed_since.limit(1)) is not None
-    if succeeded_at is None or delivery.turn is None or succeeded_at <= delivery.turn:
+    if succeeded_at is None or succeeded_at <= delivery.occurred_at:
         return False
     news_waits = and_(deliveries.c.recovery.is_(True), deliveries.c.state == State.WAITING)
-    fails_again = and_(deliveries.c.turn > succeeded_at, deliveries.c.state != State.DEAD)
+    fails_again = and_(deliveries.c.occurred_at > succeeded_at, deliveries.c.state != State.DEAD)
     return await connection.scalar(later.where(or_(news_waits, fails_again)).limit(1)) is None
 
 
@@ -659,10 +647,10 @@ async def _said(connection: AsyncConnection, *conditions: ColumnElement[bool]) -
     """The first and the last of these that arrived, or may have; what told of a success is none of them."""
     arrived = or_(deliveries.c.state == State.SENT, and_(deliveries.c.state == State.DEAD, deliveries.c.doubtful))
     query = select(deliveries).where(*conditions, deliveries.c.recovery.is_(False), arrived)
-    first = (await connection.execute(query.order_by(deliveries.c.turn, deliveries.c.key).limit(1))).first()
+    first = (await connection.execute(query.order_by(deliveries.c.occurred_at, deliveries.c.key).limit(1))).first()
     if first is None:
         return ()
-    backwards = query.order_by(deliveries.c.turn.desc(), deliveries.c.key.desc())
+    backwards = query.order_by(deliveries.c.occurred_at.desc(), deliveries.c.key.desc())
     last = (await connection.execute(backwards.limit(1))).one()
     bodies = await _bodies(connection, {first.content, last.content})
     rows = [first] if first.key == last.key else [first, last]

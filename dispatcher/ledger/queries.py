@@ -338,10 +338,9 @@ def _numbers(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
 def _lags(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
     parts = []
     for at, bound in enumerate(bounds):
-        some = select(deliveries.c.settled_at, deliveries.c.event).where(*_made(State.SENT, *bound))
+        some = select(deliveries.c.settled_at, deliveries.c.occurred_at).where(*_made(State.SENT, *bound))
         some_ = some.order_by(deliveries.c.created_at.desc()).limit(SAMPLE).subquery(f"some_{at}")
-        occurred = select(events.c.occurred_at).where(events.c.key == some_.c.event).scalar_subquery()
-        parts.append(select(literal(at).label("stretch"), some_.c.settled_at, occurred.label("occurred_at")))
+        parts.append(select(literal(at).label("stretch"), some_.c.settled_at, some_.c.occurred_at))
     return union_all(*parts)
 
 

@@ -12,7 +12,7 @@ from channels.contract import Answer
 from dispatcher.ledger.records import BODY_KEPT, Attempt, Filed, Known, Recorded, Rejected, Settlement
 from dispatcher.ledger.schema import Json
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
-from dispatcher.model.event import Event, Started
+from dispatcher.model.event import Event
 
 LATE = "the lease had run out, so this ending counted for nothing"
 
@@ -34,11 +34,6 @@ def event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
         "facts": Json(event.model_dump_json(exclude_defaults=True).encode()),
         "considered": list(entry.considered),
     }
-
-
-def start_row(start: Started, now: datetime) -> dict[str, Any]:
-    facts = start.model_dump(mode="json", exclude_defaults=True)
-    return {"execution": str(start.execution), "facts": facts, "recorded_at": now}
 
 
 def known(row: Row[Any]) -> Known:
@@ -101,7 +96,6 @@ def delivery_row(delivery: Delivery, digest: str, trace: str) -> dict[str, Any]:
         "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
         "reference": None,
         "conversation": delivery.conversation or None,
-        "turn": delivery.turn,
         "matter": delivery.matter or None,
         "recovery": delivery.recovery,
         "instead_of": delivery.instead_of or None,
@@ -130,7 +124,6 @@ def stored(row: Any, content: Any) -> dict[str, Any]:
         "due_at": row.due_at,
         "owed_since": row.owed_since,
         "conversation": row.conversation or "",
-        "turn": row.turn,
         "matter": row.matter or "",
         "recovery": row.recovery,
         "instead_of": row.instead_of or "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -89,7 +88,7 @@ class Packed(TypeDecorator[Any]):
             return None
         if value[:1] == _LZ4:
             return orjson.loads(bytes(cramjam.lz4.decompress_block(value[1:])))
-        return orjson.loads(zlib.decompress(value) if value[:1] == _ZLIB else value)
+        return orjson.loads(value)
 
 
 class Strings(TypeDecorator[tuple[str, ...]]):
@@ -110,8 +109,6 @@ class Strings(TypeDecorator[tuple[str, ...]]):
 _WORTH_PACKING = 4096
 _LZ4 = b"\x04"
 """Put before an LZ4 block; no JSON document begins so."""
-_ZLIB = b"\x78"
-"""How every zlib stream begins, and no JSON document: how earlier versions packed."""
 
 metadata = MetaData(
     naming_convention={
@@ -142,16 +139,6 @@ events = Table(
     Index("ix_events_launch_plan", "launch_plan", "recorded_at"),
     Index("ix_events_recorded_at", "recorded_at"),
 )
-
-starts = Table(
-    "starts",
-    metadata,
-    Column("execution", String(1024), primary_key=True),
-    Column("facts", Packed, nullable=False),
-    Column("recorded_at", UtcTime, nullable=False),
-    Index("ix_starts_recorded_at", "recorded_at"),
-)
-"""Whose an execution is, for its later events that don't say."""
 
 marks = Table(
     "marks",
@@ -191,32 +178,31 @@ deliveries = Table(
     Column("settled_at", UtcTime),
     Column("reference", Packed),
     Column("conversation", String(255)),
-    Column("turn", UtcTime),
     Column("matter", String(1024)),
     Column("recovery", Boolean, nullable=False),
     Column("instead_of", String(64)),
     Column("booked", Boolean, nullable=False),
-    Column("occurred_at", UtcTime),
+    Column("occurred_at", UtcTime, nullable=False),
     Column("trace", String(600)),
     Index("ix_deliveries_event", "event"),
     # On PostgreSQL they are just as partial, by the migrations: said here too, it would load the dialect everywhere.
     Index(
         "ix_deliveries_conversation",
         "conversation",
-        "turn",
+        "occurred_at",
         sqlite_where=text("conversation IS NOT NULL"),
     ),
     Index(
-        "ix_deliveries_turn",
+        "ix_deliveries_conversation_waiting",
         "conversation",
         "state",  # or SQLite would look through the conversation's history
-        "turn",
+        "occurred_at",
         sqlite_where=text("state = 'waiting' AND conversation IS NOT NULL"),
     ),
     Index(
         "ix_deliveries_matter",
         "matter",
-        "turn",
+        "occurred_at",
         sqlite_where=text("matter IS NOT NULL"),
     ),
     Index(
@@ -250,8 +236,8 @@ told = Table(
     Column("delivery", String(64), primary_key=True),
     sqlite_with_rowid=False,
 )
-"""Deliveries by whom they tell: recipients and addresses, in ASCII's lower case. Triggers on `deliveries` keep it, so
-that replicas of every version do; on SQLite the ledger writes it (`search.TOLD`)."""
+"""Deliveries by recipient and address, in ASCII lower case. Triggers on `deliveries` keep it; on SQLite the ledger inserts
+the rows itself (`search.TOLD`)."""
 
 matters = Table(
     "matters",

@@ -51,6 +51,8 @@ class Delivery(NamedTuple):
     """Not before; while claimed, the end of the lease."""
     owed_since: datetime
     """What the retry deadline counts from: when it was made, or put back by a redrive."""
+    occurred_at: datetime
+    """When its event happened."""
     state: State = State.WAITING
     attempt: int = 0
     """Attempts begun. Counted at the claim, so a delivery that kills the process can't do so for ever."""
@@ -61,9 +63,7 @@ class Delivery(NamedTuple):
     reason: str = ""
     """Why it is dead, or why the last attempt failed."""
     conversation: str = ""
-    """What is told to one reader about one matter goes out in the order of `turn`; empty: it stands alone."""
-    turn: datetime | None = None
-    """When what it tells of happened; set in a conversation."""
+    """What is told to one reader about one matter goes out in the order of `occurred_at`; empty: it stands alone."""
     matter: str = ""
     """The launch plan whose next success ends the conversation."""
     recovery: bool = False
@@ -74,8 +74,6 @@ class Delivery(NamedTuple):
     """`due_at` is the slot that its destination's pace gave it."""
     troubled: bool = False
     """Its destination has failed lately; not stored."""
-    occurred_at: datetime | None = None
-    """When what it tells of happened; unknown of what an earlier version recorded."""
     trace: str = ""
     """Its event's (`tracing.Span.trace`); the ledger gives it to all that is owed for an event."""
     first: bool = False
@@ -121,7 +119,7 @@ class Recovery:
     """A launch plan has succeeded, which ends the conversations about its failures. Only the ledger knows them."""
 
     matter: str
-    turn: datetime
+    occurred_at: datetime
     """When it succeeded."""
     close: Callable[[Opened], Delivery | None]
     """Makes what ends a conversation; None where nothing is to be sent there any more."""

@@ -120,20 +120,3 @@ class Event(_Fact):
         Made from the data, never from CloudEvents' id, whose text form differs between builds of Flyte.
         """
         return f"{self.execution}/{self.phase}"
-
-
-class Started(_Fact):
-    """An execution was started: whose it is, which Flyte's later events may not say."""
-
-    execution: ExecutionId
-    launch_plan: EntityId
-    workflow: EntityId | None = None
-    principal: str = ""
-
-    def complete(self, event: Event) -> Event:
-        """The execution's event, with what it doesn't say itself."""
-        added: dict[str, Any] = {}
-        for name in ("launch_plan", "workflow", "principal"):
-            if not getattr(event, name) and getattr(self, name):
-                added[name] = getattr(self, name)
-        return event.model_copy(update=added) if added else event

@@ -102,7 +102,7 @@ class Telemetry:
         source = heard.source if heard.source in SOURCES else REPLAY
         self._of(self._messages, source).inc(heard.messages)
         self._of(self._last_batch, source).set(now.timestamp())
-        if heard.recorded or heard.rejected or heard.started:
+        if heard.recorded or heard.rejected:
             self._entries(heard, source)
 
     def _entries(self, heard: Heard, source: str) -> None:
@@ -113,8 +113,6 @@ class Telemetry:
         for refused in heard.rejected:
             self._event(source, kind_of(refused.headers), _phase(refused), "rejected")
             self._rejected.labels(source).inc()
-        for _ in heard.started:
-            self._event(source, "flyte-v2-start", "", "remembered")
         if source == "reconcile":
             self._reconciled.inc(len(heard.new))
 
@@ -184,7 +182,7 @@ class Telemetry:
         if outcome in {"sent", "dead"}:
             self._of(self._deliveries, channel, outcome).inc()
         self._stillborn(ending.follow_ups)
-        if outcome == "sent" and ending.delivery.occurred_at is not None and not ending.delivery.instead_of:
+        if outcome == "sent" and not ending.delivery.instead_of:
             self._of(self._lag, channel).observe(_seconds(ending.ended_at - ending.delivery.occurred_at))
 
     def _stillborn(self, made: Sequence[Delivery]) -> None:

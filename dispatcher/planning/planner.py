@@ -121,7 +121,7 @@ class Planner:
         if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.scopes:
             return None
         matter = _matter(event.launch_plan)
-        return Recovery(matter=matter, turn=event.occurred_at, close=_Making(self, event, now).close)
+        return Recovery(matter=matter, occurred_at=event.occurred_at, close=_Making(self, event, now).close)
 
     def give_notice(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
         """What tells the fallback recipients that a delivery has died; at most one message each and event."""
@@ -188,11 +188,10 @@ class _Talk(NamedTuple):
     """A delivery's place in a conversation."""
 
     conversation: str
-    turn: datetime | None
     matter: str
 
 
-_ALONE = _Talk("", None, "")
+_ALONE = _Talk("", "")
 
 
 @dataclass(slots=True)
@@ -236,10 +235,6 @@ class _Making:
                 targets.append(target)
         for group in self._alike(targets):
             self._append(fallback, group, delivery.rule, None)
-        # Two replicas may do this at once, one of them a version that knows no other keys than these.
-        self.deliveries = [
-            one._replace(key=delivery_key(one.event, one.channel, one.addresses)) for one in self.deliveries
-        ]
 
     def give_notice(self, dead: Delivery, reason: str) -> None:
         last_resorts = self.planner.last_resorts.get(dead.channel, {})
@@ -263,7 +258,7 @@ class _Making:
                         target.channel, self.event, recipient=target.recipient, undelivered=undelivered
                     ),
                 )
-                key = delivery_key(self._event, f"fallback {target.channel}", notice.addresses)
+                key = self._key(f"fallback {target.channel}", notice.addresses)
                 self.deliveries.append(notice._replace(key=key, instead_of=dead.key))
 
     def changes(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
@@ -290,7 +285,7 @@ class _Making:
             return None
         content = self._content(opened.channel, opened.recipients[0], None)
         rule = f"recovery after {opened.event}"
-        talk = _Talk(opened.conversation, self.event.occurred_at, _matter(self.event.launch_plan))
+        talk = _Talk(opened.conversation, _matter(self.event.launch_plan))
         made = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, talk=talk)
         key = self._key(f"recovery {opened.conversation}", opened.addresses)
         return made._replace(key=key, recovery=True)
@@ -319,7 +314,7 @@ class _Making:
             return _ALONE
         matter = _matter(self.event.launch_plan)
         subject = matter if about == "launch_plan" else f"execution {self.event.execution}"
-        return _Talk(conversation_key(channel, addresses, subject), self.event.occurred_at, matter)
+        return _Talk(conversation_key(channel, addresses, subject), matter)
 
     def _alike(self, targets: Sequence[Target]) -> list[list[Target]]:
         """Those whose messages are made by the same templates, together."""
@@ -335,7 +330,7 @@ class _Making:
             self.deliveries.append(self._delivery(channel, (recipient,), (), rule.source, content, dead=reason))
 
     def _key(self, kind: str, addresses: Sequence[str]) -> str:
-        """Of what is written with the event's first record, and so by one replica."""
+        """The same on every replica: two that reroute a delivery at once write one row."""
         return in_time(delivery_key(self._event, kind, addresses), self.event.occurred_at)
 
     def _delivery(
@@ -364,7 +359,6 @@ class _Making:
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
             conversation=talk.conversation,
-            turn=talk.turn,
             matter=talk.matter,
         )
 

@@ -62,8 +62,6 @@ def _answer(heard: Heard) -> Response:
         refused = heard.rejected[0]
         status = 202 if refused.event else 400  # an event without known rules is understood, and kept for a replay
         return JSONResponse({"status": "rejected", "id": refused.id, "reason": refused.reason}, status)
-    if heard.started:
-        return JSONResponse({"status": "remembered", "execution": str(heard.started[0].execution)}, 202)
     if not heard.recorded:
         return JSONResponse({"status": "ignored", "reason": "not a terminal phase change of a workflow"}, 202)
     entry = heard.recorded[0]

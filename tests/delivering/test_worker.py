@@ -569,7 +569,7 @@ async def test_a_channel_gets_what_was_said_before_in_a_deliverys_conversation(l
             created_at=now,
             due_at=now,
             conversation="talk",
-            turn=now + number * timedelta(seconds=1),
+            occurred_at=now + number * timedelta(seconds=1),
         )
         entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[told])
         await ledger.record([entry], [], now=now)
@@ -623,8 +623,8 @@ async def test_what_is_said_next_in_a_conversation_waits_for_no_glance(ledger: L
 
     async def say(number: int) -> None:
         event = an_event(name=f"run{number}")
-        turn = now + number * timedelta(seconds=1)
-        facts = {"key": f"k{number}", "conversation": "talk", "turn": turn}
+        happened = now + number * timedelta(seconds=1)
+        facts = {"key": f"k{number}", "conversation": "talk", "occurred_at": happened}
         told = a_delivery(event, channel="slack", to="#a", created_at=now, due_at=now, **facts)
         entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[told])
         await ledger.record([entry], [], now=now)

@@ -125,7 +125,7 @@ def each_came_once(inbox: Inbox, events: int) -> bool:
 async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
     inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
 ) -> None:
-    names = [name for name in samples.NAMES if name not in {"v2-workflow-failed-structured", "v2-execution-start"}]
+    names = [name for name in samples.NAMES if name != "v2-workflow-failed-structured"]
     async with serving(tmp_path, settings) as replica:
         # Of all of these only the enriched FAILED and the SUCCEEDED of v2 name their launch plan.
         good = "v2-workflow-succeeded"
@@ -159,21 +159,6 @@ async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
     rejected = await ask(tmp_path / "dispatcher.yaml", "rejected", "list")
     assert all("launch plan unknown" in entry["reason"] for entry in rejected)
     assert {entry["event"].rpartition("/")[2] for entry in rejected} == {"SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"}
-
-
-@pytest.mark.parametrize(
-    "names", [("v2-execution-start", "v2-workflow-failed"), ("v1-workflow-failed", "v2-execution-start")]
-)
-async def test_a_bare_failure_finds_its_launch_plan_by_the_start_of_its_execution(
-    names: tuple[str, ...], inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
-) -> None:
-    async with serving(tmp_path, settings):
-        await publish(broker, topic, [recorded(name) for name in names])
-        assert await inbox.until(lambda box: len(box.arrivals) >= 3, seconds=40)
-
-    (mail,) = inbox.mail.mails
-    assert mail.recipients == ("dev-team@example.com", "on-call@example.com")
-    assert (len(inbox.slack.messages), len(inbox.pagerduty.incidents)) == (1, 1)
 
 
 async def test_noise_is_recorded_as_rejected_and_the_next_message_goes_on(

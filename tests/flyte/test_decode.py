@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.errors import Unreadable
-from dispatcher.flyte.decode import NATIVE, Headers, decode
+from dispatcher.flyte.decode import NATIVE, decode, is_foreign
 from dispatcher.flyte.encode import Format, write, write_lifecycle
 from dispatcher.flyte.event_files import read_event_file, read_messages
-from dispatcher.model.event import Event, Options, Started
+from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import Phase
 from tests.support import samples
 from tests.support.builders import a_launch_plan, a_notification, an_event
@@ -28,16 +28,9 @@ WORKFLOW_SAMPLES = [name for name in samples.NAMES if "-workflow-" in name]
 OTHER_SAMPLES = [name for name in samples.NAMES if "-node-" in name or "-task-" in name]
 
 
-def decoded(headers: Headers, value: bytes | None) -> Event | None:
-    """The event in a message that tells of no start."""
-    event = decode(headers, value)
-    assert not isinstance(event, Started)
-    return event
-
-
 @pytest.mark.parametrize("name", WORKFLOW_SAMPLES)
 def test_every_workflow_sample_is_understood(name: str) -> None:
-    event = decoded(*samples.sample(name))
+    event = decode(*samples.sample(name))
 
     assert event is not None
     assert str(event.execution) == "flytesnacks/production/akx7b9q2vjt5fm4c8h2d"
@@ -56,20 +49,17 @@ def test_what_is_not_ours_is_dropped_by_its_type_before_its_value_is_parsed(name
     assert decode(headers, b"\xff not even JSON") is None
 
 
-def test_a_start_tells_whose_the_execution_is() -> None:
-    start = decode(*samples.sample("v2-execution-start"))
+def test_flytes_type_for_a_started_execution_is_not_ours() -> None:
+    """flyteadmin defines it and never sends it."""
+    headers = [("ce_type", b"com.flyte.resource.cloudevents.ExecutionStart")]
 
-    assert isinstance(start, Started)
-    assert str(start.launch_plan) == "flytesnacks/production/train.daily@v1.4.2"
-    end = start.complete(an_event())
-    assert (end.launch_plan, end.workflow, end.principal) == (start.launch_plan, start.workflow, "jane.doe")
-    told = an_event(launch_plan=a_launch_plan("other"), principal="someone else")
-    assert (start.complete(told).launch_plan, start.complete(told).principal) == (told.launch_plan, "someone else")
+    assert is_foreign(headers)
+    assert decode(headers, b"{}") is None
 
 
 def test_v1_and_v2_tell_of_the_same_failure() -> None:
-    v1 = decoded(*samples.sample("v1-workflow-failed"))
-    v2 = decoded(*samples.sample("v2-workflow-failed"))
+    v1 = decode(*samples.sample("v1-workflow-failed"))
+    v2 = decode(*samples.sample("v2-workflow-failed"))
 
     assert v1 == v2
     assert v1 is not None
@@ -85,7 +75,7 @@ def test_structured_and_binary_mode_tell_the_same() -> None:
 
 
 def test_an_enriched_event_names_its_launch_plan_principal_and_labels() -> None:
-    event = decoded(*samples.sample("v2-workflow-failed-enriched"))
+    event = decode(*samples.sample("v2-workflow-failed-enriched"))
 
     assert event is not None
     assert str(event.launch_plan) == "flytesnacks/production/train.daily@v1.4.2"
@@ -118,7 +108,7 @@ NATIVE_DATA = {
 
 
 def native(**changes: object) -> Event | None:
-    return decoded(NATIVE_HEADERS, json.dumps({**NATIVE_DATA, **changes}).encode())
+    return decode(NATIVE_HEADERS, json.dumps({**NATIVE_DATA, **changes}).encode())
 
 
 def test_the_native_event_takes_every_field_of_flytekits_options() -> None:
@@ -224,7 +214,7 @@ def test_noise_is_refused_with_the_reason(headers: list[tuple[str, bytes]], valu
 def test_half_a_surrogate_pair_does_not_lose_the_event() -> None:
     value = json.dumps({**NATIVE_DATA, "error": {"message": "bad \ud83d"}}).encode()
 
-    event = decoded(NATIVE_HEADERS, value)
+    event = decode(NATIVE_HEADERS, value)
 
     assert event is not None
     assert event.error is not None

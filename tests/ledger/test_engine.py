@@ -115,15 +115,15 @@ async def test_every_command_refuses_a_ledger_from_a_newer_version_in_one_senten
     database = Database(ledger_url)
     await database.migrate()
     async with database.writing() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        await connection.execute(text("UPDATE compatibility SET oldest = '9999'"))
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999_00000000'"))
+        await connection.execute(text("UPDATE compatibility SET oldest = '9999_00000000'"))
     await database.aclose()
 
     config = settings_file(tmp_path, ledger_url)
     for command in (["serve"], ["deliveries", "list"]):
         status, said = await run(*command, "--config", config)
         assert (status, said.count("\n")) == (1, 1), said
-        assert said.startswith("dispatcher: the ledger is at version 9999")
+        assert said.startswith("dispatcher: the ledger is at version 9999_00000000")
         assert "made by a newer one; upgrade this one" in said
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,19 +16,17 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy.dialects import sqlite
 
 from channels.contract import Answer, Receipt
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Offer, Recorded, Rejected, Settlement, Written
 from dispatcher.ledger.rows import LATE
-from dispatcher.ledger.schema import Packed
 from dispatcher.model.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
-from dispatcher.model.event import Event, Started
+from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import ENOUGH, Gate, Lesson, Pace, Rate
 from dispatcher.tracing import Span
-from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event, an_execution
+from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 
 MINUTE = timedelta(minutes=1)
 
@@ -333,12 +330,6 @@ async def test_long_contents_come_back_as_they_were(ledger: Ledger, length: int)
     assert found.delivery.content == content
 
 
-def test_contents_that_earlier_versions_packed_are_read() -> None:
-    content = {"html": "<p>failed</p>" * 1000}
-    packed = zlib.compress(orjson.dumps(content), 1)
-    assert Packed().process_result_value(packed, sqlite.dialect()) == content
-
-
 async def test_a_redrive_puts_back_what_is_dead_and_fits_and_counts_anew(ledger: Ledger) -> None:
     await ledger.record([heard(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
     for delivery in await claim(ledger):
@@ -420,8 +411,8 @@ async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_ur
     database = Database(ledger_url)
     await database.migrate()
     async with database.writing() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        await connection.execute(text("UPDATE compatibility SET oldest = '9999'"))
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999_00000000'"))
+        await connection.execute(text("UPDATE compatibility SET oldest = '9999_00000000'"))
     with pytest.raises(LedgerIncompatible, match="made by a newer one"):
         await database.migrate()
     await database.aclose()
@@ -474,7 +465,9 @@ async def test_a_claim_begins_at_what_is_due_however_much_waits(tmp_path: Path) 
     assert plan[0] == "SEARCH deliveries USING INDEX ix_deliveries_due (channel=? AND due_at<?)"
     others = {"TEMP B-TREE", "ix_deliveries_state_created_at", "ix_deliveries_backlog", "SCAN"}
     assert not [step for step in plan if any(one in step for one in others)]
-    assert [step for step in plan if "ix_deliveries_turn (conversation=? AND state=?)" in step], "not the whole history"
+    assert [step for step in plan if "ix_deliveries_conversation_waiting (conversation=? AND state=?)" in step], (
+        "not the whole history"
+    )
 
 
 async def test_what_is_told_of_one_day_lies_together_among_all_that_is_told(tmp_path: Path) -> None:
@@ -592,8 +585,10 @@ async def test_what_is_put_off_keeps_its_doubt(ledger: Ledger) -> None:
 
 
 async def test_a_conversation_goes_out_in_turn_and_nobody_else_waits_for_it(ledger: Ledger) -> None:
-    told = [slack("#a", number, conversation="incident 1", turn=NOW + number * SECOND) for number in range(3)]
-    await ledger.record([heard(*reversed(told), slack("#a", 7, conversation="incident 2", turn=NOW))], [], now=NOW)
+    told = [slack("#a", number, conversation="incident 1", occurred_at=NOW + number * SECOND) for number in range(3)]
+    await ledger.record(
+        [heard(*reversed(told), slack("#a", 7, conversation="incident 2", occurred_at=NOW))], [], now=NOW
+    )
     pace = Pace(at_once=9)
 
     first = (await claim_paced(ledger, pace=pace)).deliveries
@@ -604,7 +599,7 @@ async def test_a_conversation_goes_out_in_turn_and_nobody_else_waits_for_it(ledg
     (again,) = (await claim_paced(ledger, at=5, pace=pace)).deliveries
     await ledger.settle(ended(again, Dead("no such channel")))
     (second,) = (await claim_paced(ledger, at=6, pace=pace)).deliveries
-    assert (second.key, second.turn) == ("#a001", NOW + SECOND)
+    assert (second.key, second.occurred_at) == ("#a001", NOW + SECOND)
 
 
 async def test_an_ending_that_came_too_late_is_noted_as_such(ledger: Ledger) -> None:
@@ -623,18 +618,6 @@ async def test_a_purge_forgets_destinations_that_were_not_heard_of_for_long(ledg
     await claim_paced(ledger)
     await ledger.purge(NOW + SECOND, limit=10)
     assert (await claim_paced(ledger, at=1.5)).deliveries == []  # the bucket was not full again
-
-
-async def test_starts_are_remembered_once_and_forgotten_when_old(ledger: Ledger) -> None:
-    start = Started(execution=an_execution(), launch_plan=a_launch_plan(), principal="jane.doe")
-    other = start.model_copy(update={"principal": "another"})
-    for told in (start, other):
-        await ledger.record([], [], [told], now=NOW)
-
-    asked = [an_execution(), *(an_execution(f"unknown{number}") for number in range(1200))]
-    assert await ledger.started(asked) == {start.execution: start}
-    await ledger.purge(NOW + SECOND, limit=10)
-    assert await ledger.started(asked) == {}
 
 
 async def test_rejected_messages_are_found_by_the_execution_that_they_name(ledger: Ledger) -> None:
@@ -913,7 +896,7 @@ def failure(
         to=to,
         state=state,
         conversation=f"{plan} {about} {to}",
-        turn=event.occurred_at,
+        occurred_at=event.occurred_at,
         matter=plan,
     )
     return heard(delivery, event=event)
@@ -931,12 +914,12 @@ def success(name: str, at: int, *, plan: str = "train.daily") -> Recorded:
             to=opened.addresses[0],
             key=delivery_key(event.key, opened.conversation, opened.addresses),
             conversation=opened.conversation,
-            turn=event.occurred_at,
+            occurred_at=event.occurred_at,
             matter=plan,
             recovery=True,
         )
 
-    return replace(heard(event=event), recovery=Recovery(matter=plan, turn=event.occurred_at, close=close))
+    return replace(heard(event=event), recovery=Recovery(matter=plan, occurred_at=event.occurred_at, close=close))
 
 
 async def told(ledger: Ledger, *entries: Recorded) -> list[str]:

@@ -12,11 +12,9 @@ from typing import Any
 
 import orjson
 import pytest
-from alembic import command
 from sqlalchemy import event, func, select
 
 from dispatcher.ledger import EventFilter, Filter, Ledger, Settlement
-from dispatcher.ledger.engine import Database, alembic_config
 from dispatcher.ledger.schema import told
 from dispatcher.ledger.search import Cursor
 from dispatcher.model.delivery import Dead, State
@@ -215,14 +213,3 @@ async def test_recipients_are_known_whoever_wrote_the_delivery_and_forgotten_wit
     assert await ledger.purge(later, limit=100) == len(strange)
     async with ledger._database.reading() as connection:
         assert await connection.scalar(select(func.count()).select_from(told)) == 0
-
-
-async def test_a_ledger_that_was_there_before_learns_whom_it_told(ledger_url: str) -> None:
-    database = Database(ledger_url)
-    async with database.writing() as connection:
-        await connection.run_sync(lambda raw: command.upgrade(alembic_config(raw), "0001"))
-    await crowd(database, 90, told=False)
-    await database.aclose()
-    async with Ledger(ledger_url) as ledger:
-        page = await ledger.views.deliveries(Filter(recipient="TEAM-7"), limit=9)
-        assert [line.recipients for line in page.entries] == [("team-7",)] * 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
+import dispatcher.ledger
 from dispatcher.errors import LedgerIncompatible
 from dispatcher.ledger import HEAD, Ledger
 from dispatcher.ledger.engine import COMPATIBLE, Database, alembic_config
@@ -24,6 +27,8 @@ from tests.ledger.test_ledger import claim, heard
 from tests.support.builders import NOW, a_delivery
 from tests.support.next_version import NEXT, NextVersion
 from tests.support.service import COMMAND, command
+
+MIGRATIONS = Path(dispatcher.ledger.__file__).parent / "migrations"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -108,6 +113,29 @@ async def test_an_older_version_refuses_a_ledger_that_has_moved_beyond_it(url: s
     assert f"which serves versions from {NEXT} on" in out
 
 
+@pytest.mark.parametrize("version", ["0001_deadbeef", "0001", "0009"])
+async def test_every_command_refuses_a_ledger_of_an_unreleased_version_in_one_sentence(
+    version: str, url: str, database: Database, tmp_path: Path
+) -> None:
+    await database.migrate()
+    async with database.writing() as connection:
+        await connection.execute(text(f"UPDATE alembic_version SET version_num = '{version}'"))
+    sentence = (
+        f"the ledger is at version {version}, made by an unreleased version: begin a new ledger; this dispatcher's"
+    )
+
+    config = settings(tmp_path, url)
+    for arguments in (["ledger", "status"], ["ledger", "migrate"], ["deliveries", "list"], ["serve"]):
+        status, out, err = await command(*arguments, "--config", config)
+        assert (status, out, err.count("\n")) == (1, "", 1), (arguments, out, err)
+        assert err.startswith(f"dispatcher: {sentence}"), (arguments, err)
+    status, out, _ = await command("check", "--live", "--config", config)
+    assert status == 1
+    assert f"ledger     problem: {sentence}" in out
+    async with database.reading() as connection:
+        assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == version
+
+
 async def test_a_migration_gives_way_where_a_table_is_held_and_comes_again(postgres_url: str, tmp_path: Path) -> None:
     """Waiting for the lock, it would hold up everybody after it: claims, settlements, all."""
     config = settings(tmp_path, postgres_url)
@@ -174,6 +202,22 @@ def narrowed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return problems
 
 
+def test_the_newest_migration_is_named_by_a_hash_of_the_tables() -> None:
+    """Or a ledger that the code made before a change would be taken for one that it makes now."""
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    head = scripts.get_current_head()
+    statements = hashlib.sha256()
+    for dialect in ("sqlite", "postgresql"):
+        sql = io.StringIO()
+        context = MigrationContext.configure(dialect_name=dialect, opts={"as_sql": True, "output_buffer": sql})
+        with Operations.context(context):
+            for script in [*scripts.walk_revisions()][::-1]:
+                script.module.upgrade()
+        statements.update(" ".join(sql.getvalue().split()).encode())
+    named = f"{HEAD[:4]}_{statements.hexdigest()[:8]}"
+    assert named == HEAD == head, f"set HEAD, and `revision` in the newest migration, to {named}"
+
+
 async def test_every_migration_since_the_oldest_compatible_one_only_adds(database: Database) -> None:
     """Or COMPATIBLE has to move, and an upgrade is no longer without a stop."""
 
@@ -200,7 +244,7 @@ async def test_a_migration_that_takes_away_or_narrows_is_found(database: Databas
     def narrow(connection: Connection) -> list[str]:
         before = look(connection)
         operations = Operations(MigrationContext.configure(connection))
-        operations.drop_table("starts")
+        operations.drop_table("versions")
         operations.drop_column("rejected", "size")
         operations.add_column("attempts", sa.Column("fine", sa.Text))
         operations.create_index("ux_events_name", "events", ["name"], unique=True)
@@ -216,5 +260,5 @@ async def test_a_migration_that_takes_away_or_narrows_is_found(database: Databas
             "marks.name is gone",
             "marks.title must be given",
             "rejected.size is gone",
-            "starts is gone",
+            "versions is gone",
         ]

@@ -203,9 +203,7 @@ def test_no_text_from_outside_becomes_a_label() -> None:
     strange = a_delivery(channel="x" * 30, state=State.DEAD)
     noise = rejected([("ce_type", b"whatever")])
     telemetry.heard(
-        Heard(
-            [recorded(strange)], [noise, rejected(event="p/d/n/FAILED")], frozenset({an_event().key}), (), "t/3@9", 3
-        ),
+        Heard([recorded(strange)], [noise, rejected(event="p/d/n/FAILED")], frozenset({an_event().key}), "t/3@9", 3),
         now=NOW,
     )
     telemetry.backlog({"y" * 30: Backlog(NOW, 1, 0, 2, 0), "z" * 30: Backlog(NOW, 2, 0, 3, 0)}, now=NOW + SECOND)
@@ -223,7 +221,6 @@ def test_no_text_from_outside_becomes_a_label() -> None:
 def test_types_are_named_in_a_word() -> None:
     assert kind_of(samples.sample("v1-workflow-failed")[0]) == "flyte-v1"
     assert kind_of(samples.sample("v2-workflow-failed")[0]) == "flyte-v2"
-    assert kind_of(samples.sample("v2-execution-start")[0]) == "flyte-v2-start"
     assert kind_of(samples.sample("v2-workflow-failed-structured")[0]) == "structured"
     assert kind_of(write(an_event(), Format.NATIVE).headers) == "native"
 

@@ -15,7 +15,6 @@ import yaml
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import Settings, load
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
-from dispatcher.flyte import payloads
 from dispatcher.flyte.decode import NATIVE
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Brought, Intake
@@ -74,9 +73,6 @@ def message(case: Case, happening: Happening, position: str) -> Brought:
         facts["launch_plan"] = {**where, "name": name, "version": version}
     if happening.error is not None:
         facts["error"] = {"message": happening.error}
-    if happening.phase == "START":
-        start = {"executionId": facts["execution"], "launchPlanId": facts["launch_plan"]}
-        return [("ce_type", payloads.V2_START.encode())], orjson.dumps(start), position
     options = conformance.options_of(case, happening)
     if happening.form is not Format.NATIVE:
         assert options is None, "Flyte's events carry no options"
@@ -142,7 +138,7 @@ async def test_the_same_are_told_as_by_flyte_but_for_reasons(case: Case, tmp_pat
 
 def by_flyteadmin(case: Case) -> bool:
     """Whether a real FlyteAdmin could have this case: the wire holds a list or a switch, and nothing we add to it."""
-    raw = any(one.options is not None or one.phase == "START" or isinstance(one.phase, int) for one in case.events)
+    raw = any(one.options is not None or isinstance(one.phase, int) for one in case.events)
     return not case.why and not raw and not (case.disable and case.execution is not None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +46,6 @@ class Happening(_Entry):
     """One message that comes in."""
 
     phase: str | int
-    """Or START: Flyte's v2 event of a new execution, which names its launch plan."""
     of: str = "main"
     """The execution's name."""
     plan: str | None = MAIN_PLAN
@@ -86,7 +86,7 @@ class Case(_Entry):
     verdicts: dict[str, str] = {}
     """By EXECUTION/PHASE: what was decided, as the ledger has it."""
     rejected: Annotated[list[str], BeforeValidator(_list)] = []
-    """Words from the reason of each message that was set aside."""
+    """Words from the reason of each message that was rejected."""
     refused: Annotated[list[str], BeforeValidator(_list)] = []
     """Words from what was refused in the rule files."""
     reads: str = ""
@@ -110,20 +110,18 @@ def page(sections: Sequence[Section]) -> str:
 def _lines(sections: Sequence[Section]) -> Iterator[str]:
     cases = [case for section in sections for case in section.cases]
     differing = sum(bool(case.why) for case in cases)
-    yield "# Who is told: Flyte and the dispatcher, case by case"
+    yield "# Who is notified: Flyte and the dispatcher, case by case"
     yield ""
     yield "<!-- Made from tests/rules/conformance.yaml by `python -m tests.support.conformance`. -->"
     yield ""
-    yield (
-        f"Each of these {len(cases)} cases is a test: its messages go through intake into a real ledger, and what the ledger "
-        f"then owes is compared; "
-        "what a FlyteAdmin can have goes through a second time, as bare v1 events whose rules FlyteAdmin has resolved. "
-        f"In {differing} of them the dispatcher differs from Flyte on purpose, and the last column "
-        "says why."
-    )
-    yield (
-        "What Flyte does was read from flyteadmin and flyteidl 1.16.8 and flytekit 1.16. Flyte's own mails go "
-        "to whatever address a rule holds, over one relay, whatever channel the rule names."
+    yield from textwrap.wrap(
+        f"Each of these {len(cases)} cases is a test: intake records its messages in a real ledger, and the test compares "
+        "the deliveries in the ledger with the expected ones. Cases that can occur with FlyteAdmin run a second time, as "
+        f"bare v1 events whose rules FlyteAdmin has resolved. In {differing} cases the dispatcher differs from Flyte on "
+        "purpose, and the last column says why. "
+        "Flyte's behaviour was read from the source of flyteadmin and flyteidl 1.16.8 and flytekit 1.16. Flyte itself sends "
+        "only mail: to the addresses in a rule, through one relay, whichever channel the rule names.",
+        width=120,
     )
     for section in sections:
         yield from ("", f"## {section.section}", "", "| case | Flyte | dispatcher | why |", "|---|---|---|---|")

@@ -22,12 +22,12 @@ _SQLITE = (
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful,
-      created_at, due_at, owed_since, settled_at, recovery, booked)
+      created_at, due_at, owed_since, settled_at, occurred_at, recovery, booked)
     SELECT printf('%032x', i * 3 + j), 'p/d/e' || i || '/FAILED',
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
-      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, 0, at, at, at, at, 0, 0
+      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, 0, at, at, at, at, at, 0, 0
     FROM n, (SELECT 0 AS j UNION ALL SELECT 1 UNION ALL SELECT 2)
     """,
     """
@@ -54,12 +54,12 @@ _POSTGRES = (
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful,
-      created_at, due_at, owed_since, settled_at, recovery, booked)
+      created_at, due_at, owed_since, settled_at, occurred_at, recovery, booked)
     SELECT lpad(to_hex(i * 3 + j), 32, '0'), 'p/d/e' || i || '/FAILED',
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
-      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, false, at, at, at, at,
+      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, false, at, at, at, at, at,
       false, false
     FROM n, generate_series(0, 2) AS j
     """,
@@ -75,15 +75,10 @@ _POSTGRES = (
 )
 
 
-async def crowd(database: Database, deliveries: int, *, told: bool = True) -> None:
-    """Write so many deliveries, with their events; of each event an attempt and a rejected message.
-
-    Not `told`: into the tables that version 0001 has.
-    """
+async def crowd(database: Database, deliveries: int) -> None:
+    """Write so many deliveries, with their events; of each event an attempt and a rejected message."""
     async with database.writing() as connection:
         for statement in _SQLITE if database.sqlite else _POSTGRES:
-            if "INTO told" in statement and not told:
-                continue
             given = {"events": deliveries // EACH} if ":events" in statement else {}
             await connection.execute(text(statement), given)
     if not database.sqlite:  # as autovacuum does soon after

@@ -12,7 +12,7 @@ from dispatcher.ledger.engine import COMPATIBLE, HEAD
 from tests.support.service import command
 
 ROOT = Path(__file__).parents[2]
-NEXT = f"{int(HEAD) + 1:04}"
+NEXT = f"{int(HEAD[:4]) + 1:04}_00000000"
 MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
@@ -40,7 +40,7 @@ class NextVersion:
         (migrations / f"{NEXT}_next.py").write_text(MIGRATION.format(next=NEXT, head=HEAD))
         database = folder / "dispatcher" / "ledger" / "database.py"
         text, head = re.subn(r'(?m)^HEAD = ".*"$', f'HEAD = "{NEXT}"', database.read_text())
-        text, compatible = re.subn(r'(?m)^COMPATIBLE = ".*"$', f'COMPATIBLE = "{oldest}"', text)
+        text, compatible = re.subn(r"(?m)^COMPATIBLE = .*$", f'COMPATIBLE = "{oldest}"', text)
         assert (head, compatible) == (1, 1)
         database.write_text(text)
 

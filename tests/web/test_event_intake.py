@@ -70,21 +70,6 @@ async def test_an_event_whose_rules_nobody_knows_is_kept_for_a_replay(url: str) 
     assert "launch plan unknown" in answer["reason"]
 
 
-async def test_a_start_tells_whose_rules_hold_whether_it_comes_before_the_end_or_after(url: str) -> None:
-    start, bare = samples.sample("v2-execution-start"), samples.sample("v2-workflow-failed")
-    early = await post(url, http_headers(bare[0]), bare[1])
-    assert (early[1]["status"], early[0]) == ("rejected", 202)
-
-    status, answer = await post(url, http_headers(start[0]), start[1])
-    assert (status, answer["status"]) == (202, "remembered")
-    status, answer = await post(url, http_headers(bare[0]), bare[1])
-    assert (status, answer["status"], answer["verdict"]) == (202, "known", "owed")  # the early one was replayed
-
-    headers, value = samples.sample("v2-workflow-timed_out")
-    status, answer = await post(url, http_headers(headers), value)
-    assert (answer["status"], "launch plan unknown" in answer["reason"]) == ("recorded", False)
-
-
 async def test_a_body_without_end_is_refused_and_others_go_on(url: str) -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
