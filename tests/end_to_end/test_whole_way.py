@@ -301,7 +301,7 @@ async def test_while_the_ledger_is_away_intake_rests_keeps_its_place_and_goes_on
 
         await asyncio.to_thread(own_postgres.kill)
         await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 5)])
-        await until(lambda: '"dispatcher.intake"' in replica.log.rpartition('"waiting for the ledger"')[2])
+        await until(lambda: '"dispatcher.intake.pipeline"' in replica.log.rpartition('"waiting for the ledger"')[2])
         process, lines, began = psutil.Process(replica.process.pid), len(replica.log.splitlines()), time.monotonic()
         busy = sum(process.cpu_times()[:2])
         posts = 0

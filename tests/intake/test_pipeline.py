@@ -110,7 +110,7 @@ async def test_of_two_copies_in_a_batch_the_first_is_new_and_the_log_tells_of_it
 async def test_between_two_events_what_is_on_its_way_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int, work: float, a_while: float, least: int, most: int
 ) -> None:
-    monkeypatch.setattr("dispatcher.intake.A_WHILE", a_while)  # a busy machine can take that long over a few turns
+    monkeypatch.setattr("dispatcher.intake.pipeline.A_WHILE", a_while)  # a busy machine can take that long over a few turns
     story: list[str] = []
 
     async def busy() -> None:

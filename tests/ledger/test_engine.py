@@ -210,7 +210,7 @@ async def test_a_wrong_url_is_one_sentence_that_names_the_setting_and_no_passwor
 async def test_serve_ends_with_one_message_where_the_url_leads_nowhere(
     before: str, tmp_path: Path, own_postgres: Cluster
 ) -> None:
-    impatient = f"{before}\nfrom dispatcher import service\nservice.LEDGER_PATIENCE = 0.5"
+    impatient = f"{before}\nfrom dispatcher.runtime import service\nservice.LEDGER_PATIENCE = 0.5"
     server = make_url(own_postgres.url)
     if before:
         urls = {f"postgresql://u:{PASSWORD}@h/x": "PostgreSQL needs the extra: pip install"}

@@ -151,7 +151,7 @@ def written(script: str, form: str = "json", level: int = logging.INFO) -> str:
     before = f"""
 import logging, os, sys, structlog, threading
 log = structlog.get_logger("dispatcher.room")
-from dispatcher import logs
+from dispatcher.observability import logs
 logs.configure({form!r}, level={level})
 """
     done = subprocess.run([sys.executable, "-c", before + script], check=True, capture_output=True, text=True)

@@ -82,16 +82,17 @@ async def test_a_loop_that_hangs_ends_the_process_where_that_is_wanted(tmp_path:
     script = """
 import asyncio, sys, time
 from pathlib import Path
-from dispatcher import logs, loop
-from dispatcher.service import Service
-from dispatcher.settings import load
+from dispatcher.observability import logs
+from dispatcher.runtime import event_loop
+from dispatcher.runtime.service import Service
+from dispatcher.config.settings import load
 
 logs.configure("json")
 
 def hang_soon(_):
     asyncio.get_running_loop().call_later(0.3, time.sleep, 60)
 
-loop.run(Service(load(Path(sys.argv[1])), ready=hang_soon).run())
+event_loop.run(Service(load(Path(sys.argv[1])), ready=hang_soon).run())
 """
     process = await asyncio.create_subprocess_exec(
         sys.executable,

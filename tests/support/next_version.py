@@ -38,7 +38,7 @@ class NextVersion:
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         migrations = folder / "dispatcher" / "ledger" / "migrations" / "versions"
         (migrations / f"{NEXT}_next.py").write_text(MIGRATION.format(next=NEXT, head=HEAD))
-        database = folder / "dispatcher" / "ledger" / "database.py"
+        database = folder / "dispatcher" / "ledger" / "engine.py"
         text, head = re.subn(r'(?m)^HEAD = ".*"$', f'HEAD = "{NEXT}"', database.read_text())
         text, compatible = re.subn(r"(?m)^COMPATIBLE = .*$", f'COMPATIBLE = "{oldest}"', text)
         assert (head, compatible) == (1, 1)

@@ -197,7 +197,7 @@ def test_without_the_section_nothing_is_looked_for_and_nothing_loaded() -> None:
 
     assert OFF.intake(never) is UNSEEN
     assert OFF.attempt(TRACEPARENT, first=True).part("dispatcher.send") is UNSEEN
-    script = "import sys, dispatcher.service, dispatcher.settings; sys.exit('opentelemetry' in sys.modules)"
+    script = "import sys, dispatcher.runtime.service, dispatcher.config.settings; sys.exit('opentelemetry' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

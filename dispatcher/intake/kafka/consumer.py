@@ -457,7 +457,7 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
 
 class KafkaSource:
-    """The topics' messages, in batches. See `dispatcher.source.Source` for what it promises."""
+    """The topics' messages, in batches. See `dispatcher.intake.source.Source` for what it promises."""
 
     def __init__(self, config: KafkaConfig, is_foreign: Glance = lambda _: False) -> None:
         """`is_foreign`: most of Flyte's topic is so, and a batch brings no more of it than the number."""

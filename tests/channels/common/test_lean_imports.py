@@ -25,17 +25,17 @@ SERVING = """
 import asyncio, sys
 from pathlib import Path
 from dispatcher.cli import serve
-from dispatcher import logs
-from dispatcher.service import Service
-from dispatcher.settings import load
+from dispatcher.observability import logs
+from dispatcher.runtime.service import Service
+from dispatcher.config.settings import load
 
 service = Service(load(Path(sys.argv[1])), ready=lambda _: service.stop())
 asyncio.run(service.run())
-import channels._events_api  # as at the first page
+import channels.pagerduty.client  # as at the first page
 print(*sys.modules)
 """
 SPARING = """
-from channels.sparing import bare, without
+from channels.common.lean_imports import bare, without
 
 with bare("sqlalchemy.ext.asyncio"), without("colorsys"):
     from sqlalchemy.ext.asyncio.engine import AsyncEngine
