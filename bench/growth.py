@@ -33,7 +33,7 @@ from dispatcher.model.delivery import Sent
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
-from dispatcher.model.rate_limit import Gate, Pace
+from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.rules import PlanKey, PlanRules, Rule, RuleBook, decide
 from dispatcher.runtime import event_loop
 
@@ -55,10 +55,10 @@ _SETTLED = """
 INSERT INTO events (key, project, domain, name, phase, launch_plan, occurred_at, recorded_at, position, verdict, reason,
   facts, considered)
 SELECT 'flytesnacks/production/' || {name} || '/FAILED', 'flytesnacks', 'production', {name}, 'FAILED', 'train.' || n % 100,
-  {at}, {at}, 'flyte-cloudevents/0@' || n, 'owed', '1 rule matched', {empty}, {empty} FROM {numbers};
-INSERT INTO contents (digest, body) SELECT {digest}, {empty} FROM {numbers};
-INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful, created_at,
-  due_at, owed_since, settled_at, occurred_at, conversation, matter, recovery, booked)
+  {at}, {at}, 'flyte-cloudevents/0@' || n, 'matched', '1 rule matched', {empty}, {empty} FROM {numbers};
+INSERT INTO contents (content_hash, body) SELECT {digest}, {empty} FROM {numbers};
+INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt, created_at,
+  due_at, retry_window_start, settled_at, occurred_at, thread, launch_plan, resolves, slot_reserved)
 SELECT {key}, 'flytesnacks/production/' || {name} || '/FAILED', 'slack', '["#alerts"]', '["C0123456789"]', {digest}, 'test',
   'sent', '', 1, {false}, {at}, {at}, {at}, {at}, {at}, 'train.' || n % 100, 'flytesnacks/production/train.' || n % 100,
   {false}, {false} FROM {numbers};
@@ -67,7 +67,7 @@ SELECT {key}, 1, {at}, {at}, 'sent', '200', 'ok', '' FROM {numbers};
 """
 
 _TOLD = """
-INSERT INTO told (recipient, created_at, delivery)
+INSERT INTO delivery_recipients (recipient, created_at, delivery)
 SELECT name, created_at, key FROM deliveries, (SELECT '#alerts' AS name UNION SELECT 'c0123456789') AS names;
 """
 
@@ -150,7 +150,7 @@ def _keys(sha256: Callable[[str], str], five_digits: Callable[[str], str]) -> di
 
 async def carry(ledger: Ledger, now: datetime) -> int:
     """Claim and settle the mails that wait, as a courier does; how many there were."""
-    gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
     claim = await ledger.claim("email", BATCH, lease="bench", until=now + timedelta(minutes=1), gate=gate)
     async with asyncio.TaskGroup() as settling:
         for one in claim.deliveries:

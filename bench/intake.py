@@ -29,7 +29,7 @@ from bench.figures import Figure, Goal, as_markdown, interleaved
 from bench.workload import DELIVERIES, failed, planner, rules
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.decode import is_foreign
-from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
+from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
 from dispatcher.intake.kafka.consumer import FETCH_BYTES, PORTION, KafkaConfig, KafkaSource
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
@@ -51,7 +51,7 @@ OURS: Mapping[str, int] = {"": DELIVERIES, ", nobody to be told": 0}
 GOAL = Goal("at least", 0.8)
 
 
-def messages(count: int) -> Iterator[tuple[int, Written]]:
+def messages(count: int) -> Iterator[tuple[int, EncodedMessage]]:
     """Messages of about 1 kB with six headers, and their partitions: 99 of nodes and tasks, then one terminal event."""
     for number in range(count // 100):
         event = failed(number)
@@ -59,7 +59,7 @@ def messages(count: int) -> Iterator[tuple[int, Written]]:
         inner = [message for message in before if " n0 " in message.shown]
         for index in range(99):
             one = inner[index % len(inner)]
-            yield number % PARTITIONS, Written(one.key, one.headers, one.value.ljust(len(end.value)), one.shown)
+            yield number % PARTITIONS, EncodedMessage(one.key, one.headers, one.value.ljust(len(end.value)), one.shown)
         yield number % PARTITIONS, write(event, Format.FLYTE_V2)
 
 

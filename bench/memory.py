@@ -23,8 +23,8 @@ from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Api, Manner, Provider, Relay, providing
 from bench.replicas import fill, resident, serving
 from dispatcher.clock import SystemClock
-from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
-from dispatcher.ledger import Ledger, Recorded
+from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
+from dispatcher.ledger import Ledger, RecordedEvent
 from dispatcher.model.delivery import Delivery, delivery_key
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
@@ -140,10 +140,10 @@ def sections(relay: Provider, api: Provider) -> Mapping[str, Any]:
     }
 
 
-def topic_full(count: int) -> Iterator[tuple[int, Written]]:
+def topic_full(count: int) -> Iterator[tuple[int, EncodedMessage]]:
     """One terminal event in a hundred messages; the others are of nodes and tasks, of about 1 kB."""
     noise = [one for one in write_lifecycle(an_owing_event(0), Format.FLYTE_V2) if " n0 " in one.shown]
-    inner = [Written(one.key, one.headers, one.value.ljust(1000), one.shown) for one in noise]
+    inner = [EncodedMessage(one.key, one.headers, one.value.ljust(1000), one.shown) for one in noise]
     for number in range(count // 100):
         for index in range(99):
             yield number % PARTITIONS, inner[index % len(inner)]
@@ -164,14 +164,14 @@ async def make_due(file: Path, count: int) -> None:
             await ledger.record(portion, [], now=now)
 
 
-def owing(number: int, models: Sequence[Delivery]) -> Recorded:
+def owing(number: int, models: Sequence[Delivery]) -> RecordedEvent:
     event = an_owing_event(number, *CHANNELS)
     assert event.options is not None
     told = {one.channel: one.recipients for one in event.options.notifications}
-    return Recorded(
+    return RecordedEvent(
         event=event,
         position=f"bench/0@{number}",
-        verdict="owed",
+        verdict="matched",
         reason="the event's own options",
         considered=[],
         deliveries=[

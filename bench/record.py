@@ -25,7 +25,7 @@ import asyncpg
 from bench.figures import Figure, Goal, as_markdown
 from bench.workload import DELIVERIES, recorded
 from dispatcher.clock import SystemClock
-from dispatcher.ledger import Ledger, Recorded
+from dispatcher.ledger import Ledger, RecordedEvent
 from dispatcher.observability import logs
 from dispatcher.runtime import event_loop
 from tests.support.postgres import Cluster
@@ -47,7 +47,7 @@ def batches(entries: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield entries[begin : begin + BATCH]
 
 
-async def ours(url: str, entries: Sequence[Recorded]) -> float:
+async def ours(url: str, entries: Sequence[RecordedEvent]) -> float:
     """Events a second by `Ledger.record`."""
     now = SystemClock().now()
     async with Ledger(url) as ledger:

@@ -14,7 +14,7 @@ import psutil
 import yaml
 from aiokafka import AIOKafkaProducer
 
-from dispatcher.flyte.encode import Written
+from dispatcher.flyte.encode import EncodedMessage
 from tests.support.service import COMMAND, free_port
 
 PATIENCE = 60.0
@@ -84,7 +84,7 @@ def resident(pid: int, *, most: bool = False) -> float:
     return int(found[1]) / 1024
 
 
-async def fill(servers: str, topic: str, messages: Iterable[tuple[int, Written]]) -> None:
+async def fill(servers: str, topic: str, messages: Iterable[tuple[int, EncodedMessage]]) -> None:
     """Publish messages, each to its partition."""
     producer = AIOKafkaProducer(bootstrap_servers=servers, linger_ms=20, max_batch_size=256 * 1024)
     await producer.start()

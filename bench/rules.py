@@ -23,7 +23,7 @@ from bench.figures import Figure, interleaved
 from dispatcher.clock import SystemClock
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
-from dispatcher.flyte.encode import Format, Written, write
+from dispatcher.flyte.encode import EncodedMessage, Format, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
@@ -49,13 +49,13 @@ PLAN = EntityId(project="flytesnacks", domain="production", name="train.daily", 
 
 @dataclass(slots=True)
 class _Batch:
-    messages: Sequence[Written]
+    messages: Sequence[EncodedMessage]
     first: int
     committed: list[int]
-    spoilt: Sequence[tuple[str, str]] = ()
+    undecodable: Sequence[tuple[str, str]] = ()
     foreign: int = 0
 
-    def position(self, message: Written) -> str:
+    def position(self, message: EncodedMessage) -> str:
         return f"bench/0@{self.first + self.messages.index(message)}"
 
     async def commit(self) -> None:
@@ -66,7 +66,7 @@ class _Batch:
 class _Topic:
     """Messages in memory, a batch at a time."""
 
-    messages: Sequence[Written]
+    messages: Sequence[EncodedMessage]
     committed: list[int] = field(default_factory=list)
 
     async def batches(self) -> AsyncGenerator[Batch]:

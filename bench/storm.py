@@ -20,7 +20,7 @@ import yaml
 
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import load
-from dispatcher.flyte.encode import Format, Written, write
+from dispatcher.flyte.encode import EncodedMessage, Format, write
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger, Settlement
@@ -58,11 +58,11 @@ class Ran:
 
 @dataclass(slots=True)
 class _Batch:
-    messages: Sequence[Written]
-    spoilt: Sequence[tuple[str, str]] = ()
+    messages: Sequence[EncodedMessage]
+    undecodable: Sequence[tuple[str, str]] = ()
     foreign: int = 0
 
-    def position(self, message: Written) -> str:
+    def position(self, message: EncodedMessage) -> str:
         return f"bench/0@{message.shown}"
 
     async def commit(self) -> None:
@@ -73,7 +73,7 @@ class _Batch:
 class Topic:
     """Messages in memory, a batch at a time."""
 
-    messages: Sequence[Written]
+    messages: Sequence[EncodedMessage]
 
     async def batches(self) -> AsyncGenerator[Batch]:
         for first in range(0, len(self.messages), BATCH):
@@ -89,7 +89,7 @@ class Topic:
         return None
 
 
-def events(count: int) -> list[Written]:
+def events(count: int) -> list[EncodedMessage]:
     """Executions that failed, each of a launch plan of its own."""
     now = SystemClock().now()
     words = (
@@ -162,12 +162,12 @@ class _Endings:
                 await self._reached.wait()
 
 
-async def _carry(folder: Path, channel: str, owed: list[Written]) -> Ran:
+async def _carry(folder: Path, channel: str, owed: list[EncodedMessage]) -> Ran:
     settings = load(folder / "dispatcher.yaml")
     service = Service(settings)
     channels = open_channels(settings)
-    planner = make_planner(settings, channels, service.telemetry.template_failed)
-    service.telemetry.channel(channel)
+    planner = make_planner(settings, channels, service.metrics.template_failed)
+    service.metrics.channel(channel)
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as rooms:

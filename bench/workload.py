@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from channels.contract import Scope
 from dispatcher.clock import SystemClock
-from dispatcher.ledger import Recorded
+from dispatcher.ledger import RecordedEvent
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.planning.planner import Planner
@@ -94,11 +94,11 @@ def _of_the_launch_plan(address: str) -> Scope:
     return "launch_plan"
 
 
-def recorded(number: int) -> Recorded:
+def recorded(number: int) -> RecordedEvent:
     """What intake hands to the ledger for it."""
     event = failed(number)
     decision = decide(event, rules()())
-    return Recorded(
+    return RecordedEvent(
         event=event,
         position=f"flyte-cloudevents/0@{number}",
         verdict=decision.verdict,

@@ -14,12 +14,12 @@ Content = Mapping[str, Any]
 """What the templates made: JSON data, in the form that the channel's own module documents."""
 
 
-Scope = Literal["launch_plan", "execution"]
+ThreadBy = Literal["launch_plan", "execution"]
 """What one conversation is about: all that becomes of a launch plan, or of one execution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Earlier:
+class EarlierMessage:
     """A message of the same conversation that has arrived, or may have."""
 
     reference: Mapping[str, str]
@@ -28,14 +28,14 @@ class Earlier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class Thread:
     """What a message belongs to. Its messages go out one after another, in the order of what they tell."""
 
     key: str
     """The same for all messages about one matter to one address: PagerDuty's dedup key."""
-    earlier: tuple[Earlier, ...] = ()
+    earlier: tuple[EarlierMessage, ...] = ()
     """What was said since all was last well, oldest first; of many only the first and the last."""
-    recovery: bool = False
+    resolves: bool = False
     """This message says that all is well again, which ends what the earlier ones began."""
     over: bool = False
     """This message comes too late: of a failure after which all is well again, with nothing left to be sent that says
@@ -53,9 +53,9 @@ class Message:
     content: Content
     created_at: datetime
     """When the message was made, in UTC: the mail's Date, the same at every attempt."""
-    conversation: Conversation | None = None
+    thread: Thread | None = None
     """None where it stands alone."""
-    doubtful: bool = False
+    in_doubt: bool = False
     """An earlier attempt may have arrived: look before repeating, where the provider allows it."""
     trace: Mapping[str, str] = field(default_factory=dict)
     """W3C's `traceparent` and `tracestate` of this attempt, for a provider that carries traces on; empty without."""
@@ -118,7 +118,7 @@ class Never(ChannelError):
     """Repeating is useless: a person has to change something first."""
 
 
-class Unserved(Never):
+class UnknownRecipient(Never):
     """This channel has no such recipient; another channel may have (`fallback: email`).
 
     `by`: the channel and the recipient that are meant, where that is certain.
@@ -129,12 +129,12 @@ class Unserved(Never):
         self.by = by
 
 
-class Unknown(ChannelError):
+class InDoubt(ChannelError):
     """The connection died after the message was handed over: it may have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wire:
+class WirePreview:
     """The exact bytes that `send` would hand over, secrets masked."""
 
     media_type: str
@@ -167,10 +167,10 @@ class Channel(Protocol):
     def destination(self, recipients: tuple[str, ...]) -> str:
         """What the provider's rate limits count by: a Slack channel, a service. Empty: it counts all alike."""
 
-    def scope(self, address: str) -> Scope | None:
+    def thread_by(self, address: str) -> ThreadBy | None:
         """What a conversation with this address is about; None where each message there stands alone."""
 
-    def wire(self, message: Message) -> Wire:
+    def wire_preview(self, message: Message) -> WirePreview:
         """What `send` would hand over for this message; no I/O."""
 
     async def send(self, message: Message) -> Receipt:
@@ -187,7 +187,7 @@ class Channel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class ChannelType:
     """A kind of channel: its options, and how one is made. Making one opens nothing."""
 
     config: type[BaseModel]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from channels.contract import Kind
+from channels.contract import ChannelType
 from channels.email import EmailChannel, EmailConfig
 from channels.pagerduty.channel import PagerDutyChannel, PagerDutyConfig
 from channels.slack.channel import SlackChannel, SlackConfig
@@ -18,21 +18,21 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 GROUP = "flyte_notification_dispatcher.channels"
 """The entry points by which other packages provide channels: a name, and the place of a Kind."""
 
-BUILT_IN: Mapping[str, Kind] = {
-    "email": Kind(config=EmailConfig, open=EmailChannel),
+BUILT_IN: Mapping[str, ChannelType] = {
+    "email": ChannelType(config=EmailConfig, open=EmailChannel),
     # Slack, "Rate limits": one message a second and channel, short bursts are allowed
-    "slack": Kind(config=SlackConfig, open=SlackChannel, rate="1/s", burst=3),
+    "slack": ChannelType(config=SlackConfig, open=SlackChannel, rate="1/s", burst=3),
     # PagerDuty, "Events API v2 rate limits": 120 a minute and integration key
-    "pagerduty": Kind(config=PagerDutyConfig, open=PagerDutyChannel, rate="120/min", burst=10),
+    "pagerduty": ChannelType(config=PagerDutyConfig, open=PagerDutyChannel, rate="120/min", burst=10),
     # our own choice: for workflows Microsoft names no figure, and says to heed 429
-    "teams": Kind(config=TeamsConfig, open=TeamsChannel, rate="2/s", burst=2),
-    "webhook": Kind(config=WebhookConfig, open=WebhookChannel),
+    "teams": ChannelType(config=TeamsConfig, open=TeamsChannel, rate="2/s", burst=2),
+    "webhook": ChannelType(config=WebhookConfig, open=WebhookChannel),
 }
 
 
-def _provided() -> tuple[dict[str, Kind], list[str]]:
+def _provided() -> tuple[dict[str, ChannelType], list[str]]:
     """The channels of other packages, and what is wrong with those that can't be used, a sentence each."""
-    kinds: dict[str, Kind] = {}
+    kinds: dict[str, ChannelType] = {}
     problems = []
     for point in sorted(entry_points(group=GROUP), key=lambda one: one.name):
         whose = f"channel {point.name!r} of {point.dist.name if point.dist is not None else point.value}"
@@ -45,15 +45,15 @@ def _provided() -> tuple[dict[str, Kind], list[str]]:
             problems.append(f"{whose}: there is another channel of that name")
         elif not _NAME.fullmatch(point.name):
             problems.append(f"{whose}: a channel's name is made of a-z, 0-9 and _")
-        elif not isinstance(kind, Kind):
+        elif not isinstance(kind, ChannelType):
             problems.append(f"{whose}: {point.value} is no channels.contract.Kind")
         else:
             kinds[point.name] = kind
     return kinds, problems
 
 
-_provided_kinds, PROBLEMS = _provided()
-KINDS: Mapping[str, Kind] = {**BUILT_IN, **_provided_kinds}
+_provided_types, PROBLEMS = _provided()
+CHANNEL_TYPES: Mapping[str, ChannelType] = {**BUILT_IN, **_provided_types}
 """By the name that settings, rules and the ledger use. What is wrong with other packages' is in `PROBLEMS`."""
-TEMPLATES: Mapping[str, Path | None] = {name: kind.template for name, kind in _provided_kinds.items()}
+TEMPLATES: Mapping[str, Path | None] = {name: kind.template for name, kind in _provided_types.items()}
 """The document templates of other packages' channels."""

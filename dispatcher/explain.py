@@ -9,40 +9,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dispatcher.ledger import Attempt, Filed, Filter, Known, Ledger, Rejected
+from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, Rejected, StoredDelivery, StoredEvent
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import ExecutionId
-from dispatcher.rules import silencer
+from dispatcher.rules import disabled_by_of
 
 REJECTED = "rejected"
 """The verdict on a message from which no event was recorded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class Explanation:
     """All there is to say of one event; each part as `--json` shows it."""
 
     event: Mapping[str, Any]
     """What happened, and beside it: `verdict` and `reason`, and where and when it was heard."""
     rules: Sequence[Mapping[str, Any]] = ()
     deliveries: Sequence[Mapping[str, Any]] = ()
-    silenced_by: str | None = None
+    disabled_by: str | None = None
 
     def as_data(self) -> dict[str, Any]:
         return {
             "event": self.event,
             "rules": self.rules,
             "deliveries": self.deliveries,
-            "silenced_by": self.silenced_by,
+            "disabled_by": self.disabled_by,
         }
 
 
-async def accounts(
+async def explanations(
     ledger: Ledger, execution: ExecutionId, refused: Iterable[Rejected], *, deliveries_at_most: int
-) -> list[Account]:
+) -> list[Explanation]:
     """What the ledger has of an execution: events in the order of their record, then `refused`, the newest last."""
     known = await ledger.known(execution)
-    filed = await ledger.find(Filter(execution=str(execution)), limit=deliveries_at_most) if known else []
+    filed = await ledger.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
     histories = {entry.delivery.key: await ledger.history(entry.delivery.key) for entry in filed}
     return [
         *(
@@ -53,10 +53,12 @@ async def accounts(
     ]
 
 
-def _account(known: Known, filed: Sequence[Filed], histories: Mapping[str, Sequence[Attempt]]) -> Account:
+def _account(
+    known: StoredEvent, filed: Sequence[StoredDelivery], histories: Mapping[str, Sequence[Attempt]]
+) -> Explanation:
     place = {look["source"]: index for index, look in enumerate(known.considered)}
     in_order = sorted(filed, key=lambda entry: (place.get(entry.delivery.rule, len(place)), entry.delivery.created_at))
-    return Account(
+    return Explanation(
         event={
             "key": known.event.key,
             **known.event.model_dump(mode="json", exclude_defaults=True),
@@ -67,19 +69,19 @@ def _account(known: Known, filed: Sequence[Filed], histories: Mapping[str, Seque
         },
         rules=with_told_once(known.considered, [entry.delivery for entry in filed]),
         deliveries=[_delivered(entry, histories[entry.delivery.key]) for entry in in_order],
-        silenced_by=silencer(known.verdict, known.reason),
+        disabled_by=disabled_by_of(known.verdict, known.reason),
     )
 
 
-def _delivered(filed: Filed, history: Sequence[Attempt]) -> dict[str, Any]:
+def _delivered(filed: StoredDelivery, history: Sequence[Attempt]) -> dict[str, Any]:
     data = delivery_data(filed)
     first = {name: data.pop(name) for name in ("channel", "recipients", "state")}
     return {**first, **data, "attempts": [attempt_data(attempt) for attempt in history]}
 
 
-def _rejected(entry: Rejected, execution: ExecutionId) -> Account:
+def _rejected(entry: Rejected, execution: ExecutionId) -> Explanation:
     key = {"key": entry.event, "phase": entry.event.rpartition("/")[2]} if entry.event is not None else {}
-    return Account(
+    return Explanation(
         event={
             **key,
             "execution": execution.model_dump(),
@@ -109,7 +111,7 @@ def with_told_once(looks: Iterable[Mapping[str, Any]], owed: Iterable[Delivery])
     return told
 
 
-def delivery_data(filed: Filed) -> dict[str, Any]:
+def delivery_data(filed: StoredDelivery) -> dict[str, Any]:
     """A delivery as `--json` shows it, without its content and its attempts."""
     delivery = filed.delivery
     project, domain, name, phase = delivery.event.split("/")
@@ -123,7 +125,7 @@ def delivery_data(filed: Filed) -> dict[str, Any]:
         "addresses": delivery.addresses,
         "state": delivery.state,
         "attempt": delivery.attempt,
-        "doubtful": delivery.doubtful,
+        "in_doubt": delivery.in_doubt,
         "reason": delivery.reason,
         "rule": delivery.rule,
         "created_at": delivery.created_at,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.intake.pipeline import Intake, Tried
-from dispatcher.ledger import Filter, Ledger, Rejected
+from dispatcher.intake.pipeline import Intake, ReplayResult
+from dispatcher.ledger import DeliveryFilter, Ledger, Rejected
 from dispatcher.ledger.queries import Count
 from dispatcher.model.delivery import State
 
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Operations:
     """Acts for somebody. Raises Unavailable while the ledger, or FlyteAdmin, is away."""
 
     ledger: Ledger
@@ -29,7 +29,7 @@ class Desk:
     ring: Callable[[], None]
     """There is work for the couriers."""
 
-    async def redrive(self, wanted: Filter, *, by: str) -> int:
+    async def redrive(self, wanted: DeliveryFilter, *, by: str) -> int:
         """Put the dead deliveries back that fit; how many there were."""
         number = await self.ledger.redrive(wanted, now=self.clock.now())
         log.info("redriven", by=by, deliveries=number, keys=len(wanted.keys) or None, asked=_in_words(wanted))
@@ -37,22 +37,22 @@ class Desk:
             self.ring()
         return number
 
-    async def would_redrive(self, wanted: Filter) -> Count:
+    async def would_redrive(self, wanted: DeliveryFilter) -> Count:
         """How many dead deliveries fit."""
-        return await self.ledger.views.count(replace(wanted, states=frozenset({State.DEAD})))
+        return await self.ledger.queries.count(replace(wanted, states=frozenset({State.DEAD})))
 
     async def rejected(self, identity: str) -> Rejected | None:
         found = await self.ledger.find_rejected(limit=2, id_starts=identity)
         return next((entry for entry in found if entry.id == identity), None)
 
-    async def replay(self, refused: Rejected, *, by: str) -> Tried:
+    async def replay(self, refused: Rejected, *, by: str) -> ReplayResult:
         """Try a rejected message again."""
         tried = await self.intake.try_again(refused)
         log.info("replayed", by=by, id=refused.id, understood=tried.understood)
         return tried
 
 
-def _in_words(wanted: Filter) -> str:
+def _in_words(wanted: DeliveryFilter) -> str:
     """What was asked for, without recipients: a log is read by more people than a ledger."""
     named = {"channel": wanted.channel, "execution": wanted.execution, "launch_plan": wanted.launch_plan}
     times = {name: at.isoformat() for name in ("since", "until") if (at := getattr(wanted, name)) is not None}

@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from channels.common.ssrf import Forbidden, Guard, is_address
 from channels.common.tls import Certificates
-from channels.contract import Later, Never, Unknown
+from channels.contract import InDoubt, Later, Never
 
 LONGEST_ANSWER = 4096
 """Bytes of an answer that are read: nothing that follows could change its meaning."""
@@ -109,7 +109,7 @@ class Post:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Later(f"{name} can't be reached: {_told(error)}") from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Unknown(f"{name} did not answer: {type(error).__name__}; it may have taken the message") from None
+            raise InDoubt(f"{name} did not answer: {type(error).__name__}; it may have taken the message") from None
 
     async def reach(self, url: str, name: str) -> None:
         """Connect and hang up, without a word. Raises Never or Later, as `post` does."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from channels.contract import Finding, Later, Message, Receipt, Scope, Unserved, Wire
+from channels.contract import Finding, Later, Message, Receipt, ThreadBy, UnknownRecipient, WirePreview
 from channels.email.addresses import mail_address
 from channels.email.config import EmailConfig
 from channels.email.mime import Letter, Stationery
@@ -35,18 +35,18 @@ class EmailChannel:
         try:
             return mail_address(recipient)
         except ValueError as error:
-            raise Unserved(str(error)) from None
+            raise UnknownRecipient(str(error)) from None
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         del recipients
         return ""
 
-    def scope(self, address: str) -> Scope | None:
+    def thread_by(self, address: str) -> ThreadBy | None:
         del address
         return None  # its mails find together by their headers
 
-    def wire(self, message: Message) -> Wire:
-        return Wire("message/rfc822", self._stationery.write(message))
+    def wire_preview(self, message: Message) -> WirePreview:
+        return WirePreview("message/rfc822", self._stationery.write(message))
 
     async def send(self, message: Message) -> Receipt:
         letter = await self._letter(message)

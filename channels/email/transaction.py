@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from aiosmtplib import SMTP
 
-from channels.contract import Answer, ChannelError, Later, Never, Receipt, Unknown
+from channels.contract import Answer, ChannelError, InDoubt, Later, Never, Receipt
 from channels.email.mime import Letter
 from channels.email.smtp_protocol import Babble, Gone, Reply, Silent, Trouble
 from channels.email.smtp_replies import CLOSING, WANTS_A_LOGIN, answer, excerpt, most_hopeful, refused
@@ -224,7 +224,7 @@ async def _content(line: Line, mail: bytes) -> Answer:
     try:
         reply = await line.talk.hear()
     except Trouble:
-        raise Unknown("the connection broke while the mail was handed over: it may have been taken") from None
+        raise InDoubt("the connection broke while the mail was handed over: it may have been taken") from None
     if reply.code != _TAKEN:
         line.ready = reply.code != CLOSING
         raise refused("mail", reply.code, reply.text)

@@ -22,14 +22,14 @@ from channels.contract import (
     Answer,
     ChannelError,
     Finding,
+    InDoubt,
     Later,
     Message,
     Never,
     Receipt,
-    Scope,
-    Unknown,
-    Unserved,
-    Wire,
+    ThreadBy,
+    UnknownRecipient,
+    WirePreview,
 )
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class PagerDutyConfig(BaseModel):
     """Whether a launch plan's first run in a new version is told as a change event, which pages nobody."""
     severities: tuple[SeverityRule, ...] = ()
     """What templates have as `severity`: by the first that holds, else by the phase."""
-    incident: Scope = "launch_plan"
+    incident: ThreadBy = "launch_plan"
     """What one incident is about. The launch plan's next success resolves it, whichever it is."""
     fallback: Literal["email", "none"] = "none"
     """Where a recipient goes that is no service here."""
@@ -127,35 +127,35 @@ class PagerDutyChannel:
 
     def address(self, recipient: str) -> str:
         if recipient not in self._config.services:
-            raise Unserved("no such PagerDuty service here: add it to channels.pagerduty.services")
+            raise UnknownRecipient("no such PagerDuty service here: add it to channels.pagerduty.services")
         return recipient
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         return recipients[0]
 
-    def scope(self, address: str) -> Scope | None:
+    def thread_by(self, address: str) -> ThreadBy | None:
         del address
         return self._config.incident
 
-    def wire(self, message: Message) -> Wire:
+    def wire_preview(self, message: Message) -> WirePreview:
         event = {"routing_key": MASK, **self._event(message)}
-        return Wire("application/json", orjson.dumps(event, option=orjson.OPT_INDENT_2))
+        return WirePreview("application/json", orjson.dumps(event, option=orjson.OPT_INDENT_2))
 
     async def send(self, message: Message) -> Receipt:
         from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415 - kept out of the command line's start
 
         service = self._config.services.get(message.recipients[0])
         if service is None:
-            raise Unserved("no such PagerDuty service here any more: add it to channels.pagerduty.services")
+            raise UnknownRecipient("no such PagerDuty service here any more: add it to channels.pagerduty.services")
         try:
             key = reveal(service.routing_key, service.routing_key_file) or ""
         except OSError as error:
             raise Later(f"the routing key's file can't be read: {error.strerror}") from None
-        talk = message.conversation
+        talk = message.thread
         if talk is not None and talk.over:
-            since = "nothing was resolved: it has failed" if talk.recovery else "nobody was paged: it has succeeded"
+            since = "nothing was resolved: it has failed" if talk.resolves else "nobody was paged: it has succeeded"
             raise Never(f"{since} since then")
-        if talk is not None and talk.recovery and not talk.earlier:
+        if talk is not None and talk.resolves and not talk.earlier:
             return Receipt(answer=Answer("none", "no trigger had arrived: there was nothing to resolve"))
         event = self._event(message)
         try:
@@ -163,7 +163,7 @@ class PagerDutyChannel:
         except Unreachable as error:
             raise Later(f"PagerDuty can't be reached: {error}", everyone=True) from None
         except NoAnswer as error:
-            raise Unknown(f"PagerDuty did not answer: {error}; it may have taken the event") from None
+            raise InDoubt(f"PagerDuty did not answer: {error}; it may have taken the event") from None
         reference = {"dedup_key": event["dedup_key"]} if "dedup_key" in event else {}
         return _receipt(reply, reference, key)
 
@@ -216,9 +216,9 @@ class PagerDutyChannel:
     def _event(self, message: Message) -> dict[str, Any]:
         if "event_action" not in message.content:  # PagerDuty, "Send change events": they have no dedup key
             return _within_limit(dict(message.content))
-        talk = message.conversation
+        talk = message.thread
         dedup_key = (talk.key if talk is not None else message.key)[:LONGEST_KEY]
-        if talk is not None and talk.recovery:
+        if talk is not None and talk.resolves:
             return {"event_action": "resolve", "dedup_key": dedup_key}
         event = {**message.content, "dedup_key": dedup_key}
         service = self._config.services.get(message.recipients[0])
@@ -263,4 +263,4 @@ def _error(reply: Reply, answer: Answer) -> ChannelError:
             wish = retry_after(reply.headers)
             return Later(f"PagerDuty is in trouble: {status}", answer=answer, retry_after=wish, everyone=True)
         case status:
-            return Unknown(f"PagerDuty gave an answer that means nothing to us: {status}", answer=answer)
+            return InDoubt(f"PagerDuty gave an answer that means nothing to us: {status}", answer=answer)

@@ -25,14 +25,14 @@ from channels.contract import (
     ChannelError,
     Content,
     Finding,
+    InDoubt,
     Later,
     Message,
     Never,
     Receipt,
-    Scope,
-    Unknown,
-    Unserved,
-    Wire,
+    ThreadBy,
+    UnknownRecipient,
+    WirePreview,
 )
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class SlackConfig(BaseModel):
     """Incoming webhooks, by the names that launch plans use for them."""
     join: bool = False
     """Whether the app joins a public channel that it is not in, instead of giving up; needs the scope channels:join."""
-    thread: Scope | Literal["none"] = "launch_plan"
+    thread: ThreadBy | Literal["none"] = "launch_plan"
     """What one thread is about. The launch plan's next success ends it, whichever it is."""
     fallback: Literal["email", "none"] = "none"
     """Where a recipient goes that Slack can't serve."""
@@ -170,14 +170,18 @@ class SlackChannel:
         if recipient in self._config.webhooks:
             return recipient
         if recipient.startswith("https://"):
-            raise Unserved("a webhook's address is a secret: name it in channels.slack.webhooks, and use that name")
+            raise UnknownRecipient(
+                "a webhook's address is a secret: name it in channels.slack.webhooks, and use that name"
+            )
         if self._config.token is None and self._config.token_file is None:
-            raise Unserved("no such webhook in channels.slack.webhooks, and without channels.slack.token nothing else")
+            raise UnknownRecipient(
+                "no such webhook in channels.slack.webhooks, and without channels.slack.token nothing else"
+            )
         target = self._config.recipients.get(recipient, recipient)
         if _CHANNEL_MAILBOX.fullmatch(target):
-            raise Unserved("a Slack channel's own mail address, which takes mail only", by=("email", target))
+            raise UnknownRecipient("a Slack channel's own mail address, which takes mail only", by=("email", target))
         if not any(form.fullmatch(target) for form in (_CHANNEL_NAME, _CHANNEL_ID, _USER_ID, _PERSON)):
-            raise Unserved(
+            raise UnknownRecipient(
                 "neither a #channel, a channel's or user's id, nor a mail address: add it to channels.slack.recipients"
             )
         return target
@@ -185,14 +189,14 @@ class SlackChannel:
     def destination(self, recipients: tuple[str, ...]) -> str:
         return recipients[0]
 
-    def scope(self, address: str) -> Scope | None:
+    def thread_by(self, address: str) -> ThreadBy | None:
         if self._config.thread == "none" or address in self._config.webhooks:
             return None
         return self._config.thread
 
-    def wire(self, message: Message) -> Wire:
+    def wire_preview(self, message: Message) -> WirePreview:
         body = _body(message, message.recipients[0])
-        return Wire("application/json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
+        return WirePreview("application/json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
     async def send(self, message: Message) -> Receipt:
         webhook = self._config.webhooks.get(message.recipients[0])
@@ -200,7 +204,7 @@ class SlackChannel:
             return await self._send_by(webhook, message)
         channel = await self._channel(message.recipients[0])
         thread = _thread_of(message)
-        if message.doubtful and (earlier := await self._earlier(message, thread, channel)) is not None:
+        if message.in_doubt and (earlier := await self._earlier(message, thread, channel)) is not None:
             return earlier
         if thread is not None:
             try:
@@ -212,8 +216,8 @@ class SlackChannel:
 
     async def _go_on(self, message: Message, thread: _Thread) -> Receipt:
         """Reply in the thread; good news changes its first message too, first: changing it twice does no harm."""
-        talk = message.conversation
-        if talk is not None and talk.recovery and not talk.over:
+        talk = message.thread
+        if talk is not None and talk.resolves and not talk.over:
             content = _recovered(thread.content, message.content)
             await self._call("chat.update", {"channel": thread.channel, "ts": thread.ts, **content})
         return await self._post(_body(message, thread.channel, thread=thread.ts))
@@ -237,7 +241,7 @@ class SlackChannel:
         identity = await self._conversation(channel)
         try:
             await self._call("conversations.join", {"channel": identity or channel})
-        except Unknown as error:  # joining twice does no harm
+        except InDoubt as error:  # joining twice does no harm
             raise Later(error.reason, answer=error.answer) from None
 
     async def _send_by(self, webhook: SlackWebhook, message: Message) -> Receipt:
@@ -260,7 +264,7 @@ class SlackChannel:
             reason = error.strerror or type(error).__name__
             raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unknown(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
+            raise InDoubt(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
         return _webhook_receipt(status, said.replace(url, "********"), wish)
 
     async def check(self) -> Sequence[Finding]:
@@ -277,7 +281,7 @@ class SlackChannel:
         """Our name and the workspace's, and our scopes where Slack names them. Raises Later or Never."""
         try:
             response = await self._asked("auth.test", {})
-        except Unknown as error:  # nothing was changed, whatever happened
+        except InDoubt as error:  # nothing was changed, whatever happened
             raise Later("Slack did not answer auth.test: check channels.slack.api_url", answer=error.answer) from None
         data = response.data if isinstance(response.data, dict) else {}
         headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
@@ -298,7 +302,7 @@ class SlackChannel:
             lost = "people can't be found by their mail address"
             findings.append(Finding(f"scope users:read.email is missing, {lost}: {advice}", ok=not named))
         if not scopes & {"channels:history", "groups:history", "im:history"}:
-            lost = "a doubtful message is repeated without a look at what has arrived"
+            lost = "a in_doubt message is repeated without a look at what has arrived"
             findings.append(Finding(f"no history scope, {lost}: channels:history lets the app look"))
         if self._config.join and "channels:join" not in scopes:
             findings.append(Finding(f"scope channels:join is missing, channels can't be joined: {advice}", ok=False))
@@ -314,13 +318,13 @@ class SlackChannel:
             return address
         user = await self._remembered(address, self._user_of)
         if user is None:
-            raise Unserved("nobody in this Slack workspace has that mail address")
+            raise UnknownRecipient("nobody in this Slack workspace has that mail address")
         return user
 
     async def _user_of(self, address: str) -> str | None:
         try:
             answer = await self._look("users.lookupByEmail", {"email": address})
-        except Unserved:
+        except UnknownRecipient:
             return None
         return str(answer["user"]["id"])
 
@@ -390,7 +394,7 @@ class SlackChannel:
         )
         try:
             answer: AsyncSlackResponse = await tries(self._asked, method, query)
-        except Unknown as error:  # nothing was changed, whatever happened
+        except InDoubt as error:  # nothing was changed, whatever happened
             raise Later(error.reason, answer=error.answer) from None
         if not isinstance(answer.data, dict):
             raise Later("Slack gave an answer that is no JSON object")
@@ -438,7 +442,7 @@ class _Thread:
 
 def _thread_of(message: Message) -> _Thread | None:
     """The thread that the last of the earlier messages is in, or has begun; None where none has."""
-    earlier = message.conversation.earlier if message.conversation is not None else ()
+    earlier = message.thread.earlier if message.thread is not None else ()
     placed = [one for one in earlier if one.reference.get("ts") and one.reference.get("channel")]
     if not placed:
         return None
@@ -477,7 +481,7 @@ def _webhook_receipt(status: int, said: str, wish: timedelta | None) -> Receipt:
         case _ if code in _WEBHOOK_LATER:
             raise Later(f"Slack takes no more for now: {code}", answer=answer, retry_after=wish)
         case _ if status >= 500 or status < 300:
-            raise Unknown(f"Slack answered {code or status}: it may have taken the message", answer=answer)
+            raise InDoubt(f"Slack answered {code or status}: it may have taken the message", answer=answer)
         case _:
             advice = _WEBHOOK_ADVICE.get(code, "check the webhook in channels.slack.webhooks")
             raise Never(f"Slack refused: {code or status}; {advice}", answer=answer)
@@ -495,7 +499,7 @@ def _body(message: Message, channel: str, *, thread: str | None = None) -> dict[
 
 
 def _worth_asking_again(error: BaseException) -> bool:
-    return isinstance(error, Unknown) or (isinstance(error, Later) and error.retry_after is None)
+    return isinstance(error, InDoubt) or (isinstance(error, Later) and error.retry_after is None)
 
 
 async def _heard(client: Client, answer: Awaitable[Heard]) -> Heard:
@@ -511,7 +515,7 @@ async def _heard(client: Client, answer: Awaitable[Heard]) -> Heard:
         reason = error.strerror or type(error).__name__
         raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
     except (aiohttp.ClientError, TimeoutError, OSError, SlackClientError, AttributeError, ValueError) as error:
-        raise Unknown(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
+        raise InDoubt(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
 
 
 def _meaning(error: SlackApiError, token: str) -> ChannelError:
@@ -527,9 +531,9 @@ def _meaning(error: SlackApiError, token: str) -> ChannelError:
     if status in {502, 503, 504}:
         return Later(f"Slack is in trouble: {status}", answer=answer, retry_after=wish, everyone=True)
     if code in _UNKNOWN or status >= 500 or not code:
-        return Unknown(f"Slack answered {code or status}: it may have taken the message", answer=answer)
+        return InDoubt(f"Slack answered {code or status}: it may have taken the message", answer=answer)
     if code in _NO_RECIPIENT:
-        return Unserved("no such person in this Slack workspace", answer=answer)
+        return UnknownRecipient("no such person in this Slack workspace", answer=answer)
     advice = _ADVICE.get(code)
     return Never(f"Slack refused: {code}{'; ' + advice if advice else ''}", answer=answer)
 

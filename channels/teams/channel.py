@@ -14,7 +14,18 @@ import orjson
 from pydantic import Field
 
 from channels.common.ssrf import Guard
-from channels.contract import Answer, ChannelError, Content, Finding, Message, Receipt, Scope, Unknown, Unserved, Wire
+from channels.contract import (
+    Answer,
+    ChannelError,
+    Content,
+    Finding,
+    InDoubt,
+    Message,
+    Receipt,
+    ThreadBy,
+    UnknownRecipient,
+    WirePreview,
+)
 from channels.webhook.targets import HookOptions, Hooks, HookTarget, answer_of, meaning, url_of
 
 LARGEST = 28 * 1024
@@ -43,20 +54,20 @@ class TeamsChannel:
         if recipient in self._config.targets:
             return recipient
         if "://" in recipient:
-            raise Unserved(
+            raise UnknownRecipient(
                 "a workflow's URL is a secret: name it in channels.teams.targets, and use that name in rules"
             )
-        raise Unserved("no such Teams workflow here: add it to channels.teams.targets")
+        raise UnknownRecipient("no such Teams workflow here: add it to channels.teams.targets")
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         return recipients[0]
 
-    def scope(self, address: str) -> Scope | None:
+    def thread_by(self, address: str) -> ThreadBy | None:
         del address
         return None
 
-    def wire(self, message: Message) -> Wire:
-        return Wire("application/json", _message(message.content))
+    def wire_preview(self, message: Message) -> WirePreview:
+        return WirePreview("application/json", _message(message.content))
 
     async def send(self, message: Message) -> Receipt:
         """Teams knows no key to tell a repetition by: one after an unknown outcome may show the card twice."""
@@ -85,7 +96,7 @@ def _error(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -
     if inner := _INNER_ERROR.search(answer.text):
         return meaning(int(inner[1]), name, Answer(inner[1], answer.text), headers)
     if "delivery failed" in answer.text or answer.text.startswith("<"):  # a proxy's page, perhaps
-        return Unknown(
+        return InDoubt(
             f"{name} answered {status} with words that are not Teams'; it may have taken the card", answer=answer
         )
     return None

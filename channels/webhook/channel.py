@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 
 from channels.common.secret import SecretFile, one_of
 from channels.common.ssrf import Forbidden, Guard, origin
-from channels.contract import Answer, Finding, Message, Never, Receipt, Scope, Unserved, Wire
+from channels.contract import Answer, Finding, Message, Never, Receipt, ThreadBy, UnknownRecipient, WirePreview
 from channels.webhook.targets import HookOptions, Hooks, HookTarget, Listed, answer_of, meaning, revealed, url_of
 
 EVENT_TYPE = "dispatcher.notification.v1"
@@ -119,13 +119,13 @@ class WebhookChannel:
         if recipient in self._config.targets:
             return recipient
         if not _URL.match(recipient):
-            raise Unserved("no such webhook here: add it to channels.webhook.targets")
+            raise UnknownRecipient("no such webhook here: add it to channels.webhook.targets")
         try:
             url = self._hooks.guard.url(recipient)
         except Forbidden as error:
-            raise Unserved(str(error)) from None
+            raise UnknownRecipient(str(error)) from None
         if not self._hooks.guard.lists(url):
-            raise Unserved("rules may not name URLs of this host: add it to channels.webhook.allow_hosts")
+            raise UnknownRecipient("rules may not name URLs of this host: add it to channels.webhook.allow_hosts")
         return str(url)
 
     def destination(self, recipients: tuple[str, ...]) -> str:
@@ -135,13 +135,13 @@ class WebhookChannel:
         except Forbidden:
             return address
 
-    def scope(self, address: str) -> Scope | None:
+    def thread_by(self, address: str) -> ThreadBy | None:
         del address
         return None
 
-    def wire(self, message: Message) -> Wire:
+    def wire_preview(self, message: Message) -> WirePreview:
         body, headers = self._letter(message)
-        return Wire(headers["Content-Type"].partition(";")[0], body)
+        return WirePreview(headers["Content-Type"].partition(";")[0], body)
 
     async def send(self, message: Message) -> Receipt:
         """The key goes as `Idempotency-Key` and `webhook-id`, so that a repetition is known for one."""

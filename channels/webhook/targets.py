@@ -16,7 +16,7 @@ from channels.common.comma_list import listed
 from channels.common.retry_after import retry_after
 from channels.common.secret import SecretFile, SecretUrl, reveal
 from channels.common.ssrf import Guard
-from channels.contract import EXCERPT, Answer, ChannelError, Finding, Later, Never, Unknown
+from channels.contract import EXCERPT, Answer, ChannelError, Finding, InDoubt, Later, Never
 
 if TYPE_CHECKING:
     from channels.common.http import Post, Reply
@@ -137,4 +137,4 @@ def meaning(status: int, name: str, answer: Answer, headers: Mapping[str, str]) 
                 f"{name} sends us elsewhere ({status}), where we don't follow: give the final URL", answer=answer
             )
         case _:
-            return Unknown(f"{name} gave an answer that means nothing to us: {status}", answer=answer)
+            return InDoubt(f"{name} gave an answer that means nothing to us: {status}", answer=answer)

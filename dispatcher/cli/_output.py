@@ -14,7 +14,7 @@ from rich.text import Text
 
 console = Console(width=None if sys.stdout.isatty() else 200)
 _SHORT = {"KEY", "ID", "STATE", "CHANNEL", "TRIES", "TRY", "TOOK", "BYTES"}
-STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "unknown": "yellow"}
+STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "in_doubt": "yellow"}
 
 
 def write_json(data: Any) -> None:

@@ -12,7 +12,7 @@ from dispatcher.cli._open_ledger import ask
 from dispatcher.cli._options import AsJson, Config, Limit, Since, moment
 
 if TYPE_CHECKING:
-    from dispatcher.ledger import Attempt, Filed, Filter, Ledger
+    from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, StoredDelivery
 
 deliveries = typer.Typer(help="What is owed, what was sent, what is dead and why.", no_args_is_help=True)
 
@@ -76,10 +76,10 @@ def show(
     """Show one delivery whole. What was sent, and each attempt with the provider's answer."""
     from dispatcher.cli._output import console, state_text, time_text, write_facts, write_json, write_table
     from dispatcher.explain import attempt_data, delivery_data
-    from dispatcher.ledger import Filter
+    from dispatcher.ledger import DeliveryFilter
 
-    async def look(ledger: Ledger) -> tuple[list[Filed], list[Attempt]]:
-        found = await ledger.find(Filter(keys=[key]), limit=2)
+    async def look(ledger: Ledger) -> tuple[list[StoredDelivery], list[Attempt]]:
+        found = await ledger.find(DeliveryFilter(keys=[key]), limit=2)
         return found, (await ledger.history(found[0].delivery.key) if len(found) == 1 else [])
 
     found, history = ask(config, look)
@@ -177,13 +177,17 @@ def purge(
     console.print("1 entry is forgotten" if number == 1 else f"{number} entries are forgotten")
 
 
-def _filter(states: Sequence[str] | None, channel: str | None, execution: str | None, since: str | None) -> Filter:
+def _filter(
+    states: Sequence[str] | None, channel: str | None, execution: str | None, since: str | None
+) -> DeliveryFilter:
     from dispatcher.clock import SystemClock
-    from dispatcher.ledger import Filter
+    from dispatcher.ledger import DeliveryFilter
     from dispatcher.model.delivery import State as DeliveryState
 
     try:
         wanted = frozenset(DeliveryState(state.lower()) for state in states or ())
     except ValueError:
         raise typer.BadParameter(f"--state is one of {', '.join(DeliveryState)}") from None
-    return Filter(states=wanted, channel=channel, execution=execution, since=moment(since, now=SystemClock().now()))
+    return DeliveryFilter(
+        states=wanted, channel=channel, execution=execution, since=moment(since, now=SystemClock().now())
+    )

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dispatcher.config.settings import Settings
-    from dispatcher.explain import Account
+    from dispatcher.explain import Explanation
     from dispatcher.model.delivery import Delivery
     from dispatcher.model.event import Event, ExecutionId
-    from dispatcher.rules import Resolved, Unresolved
+    from dispatcher.rules import AdminExecution, UnknownExecution
 
 DELIVERIES_AT_MOST = 10_000
 REJECTED_AT_MOST = 50
@@ -62,14 +62,14 @@ def explain(
     logs.configure("console", level=logging.WARNING)
     file = event if event is not None else Path(what or "")
     if event is not None or _is_file(file):
-        accounts = [_foretold(settings, file)]
+        explanations = [_foretold(settings, file)]
     else:
-        accounts = _recorded(settings, _execution(what or ""))
+        explanations = _recorded(settings, _execution(what or ""))
     if as_json:
-        first, *others = [account.as_data() for account in accounts]
+        first, *others = [account.as_data() for account in explanations]
         write_json({**first, "others": others} if others else first)
         return
-    _tell(accounts)
+    _tell(explanations)
 
 
 def _is_file(path: Path) -> bool:
@@ -96,7 +96,7 @@ def _execution(text: str) -> ExecutionId:
 # -- an event in a file: what would be
 
 
-def _foretold(settings: Settings, file: Path) -> Account:
+def _foretold(settings: Settings, file: Path) -> Explanation:
     """What would become of the event in a file, by the configured rule sources as they stand. Writes nothing.
 
     Raises FlyteAdminUnavailable where it is configured and can't be asked.
@@ -105,7 +105,7 @@ def _foretold(settings: Settings, file: Path) -> Account:
 
     from dispatcher.clock import SystemClock
     from dispatcher.errors import Unreadable
-    from dispatcher.explain import Account, with_told_once
+    from dispatcher.explain import Explanation, with_told_once
     from dispatcher.flyte.event_files import read_event_file
     from dispatcher.rules import decide
     from dispatcher.rules.files import LaunchPlanFiles
@@ -124,25 +124,25 @@ def _foretold(settings: Settings, file: Path) -> Account:
     verdict, reason = (decision.verdict, decision.reason) if event.phase.terminal else (GOES_ON, "only an end is told")
     owed = make_planner(settings, open_channels(settings)).plan(event, decision.matched, now=SystemClock().now())
     facts = event.model_dump(mode="json", exclude_defaults=True)
-    return Account(
+    return Explanation(
         event={"key": event.key, **facts, "verdict": verdict, "reason": reason},
         rules=with_told_once([look.as_data() for look in decision.considered], owed),
         deliveries=[_planned(delivery) for delivery in owed],
-        silenced_by=decision.silenced_by,
+        disabled_by=decision.disabled_by,
     )
 
 
-async def _asked(settings: Settings, event: Event) -> tuple[Event, Resolved | Unresolved | None]:
+async def _asked(settings: Settings, event: Event) -> tuple[Event, AdminExecution | UnknownExecution | None]:
     """The event with what FlyteAdmin adds, and its answer; None where it isn't asked."""
     from dispatcher.clock import SystemClock
-    from dispatcher.rules import Resolved, decides_itself
+    from dispatcher.rules import AdminExecution, decides_itself
     from dispatcher.runtime.service import asking_flyte_admin
 
     async with asking_flyte_admin(settings, SystemClock()) as admin:
         if admin is None or decides_itself(event):
             return event, None
         answer = await admin.look_up(event.execution)
-    return (answer.complete(event) if isinstance(answer, Resolved) else event), answer
+    return (answer.complete(event) if isinstance(answer, AdminExecution) else event), answer
 
 
 def _planned(delivery: Delivery) -> dict[str, Any]:
@@ -161,20 +161,20 @@ def _planned(delivery: Delivery) -> dict[str, Any]:
 # -- an execution in the ledger: what was
 
 
-def _recorded(settings: Settings, execution: ExecutionId) -> list[Account]:
+def _recorded(settings: Settings, execution: ExecutionId) -> list[Explanation]:
     """What the ledger has of an execution: events in the order of their record, then rejected messages.
 
     Exits with status 1 and a list of what to check where it has nothing.
     """
     import asyncio
 
-    from dispatcher.explain import accounts
+    from dispatcher.explain import explanations
     from dispatcher.ledger import Ledger
 
-    async def ask() -> list[Account]:
+    async def ask() -> list[Explanation]:
         async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
             refused = await ledger.find_rejected(limit=REJECTED_AT_MOST, execution=execution)
-            found = await accounts(ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
+            found = await explanations(ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
             if not found:
                 _say_what_to_check(settings, execution, newest=await ledger.newest())
                 raise typer.Exit(1)
@@ -208,11 +208,11 @@ def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tu
 # -- for people
 
 
-def _tell(accounts: Sequence[Account]) -> None:
+def _tell(explanations: Sequence[Explanation]) -> None:
     from dispatcher.cli._output import console
     from dispatcher.explain import REJECTED
 
-    for number, account in enumerate(accounts):
+    for number, account in enumerate(explanations):
         if number:
             console.print()
             console.rule(style="dim")
@@ -225,7 +225,7 @@ def _tell(accounts: Sequence[Account]) -> None:
             _tell_deliveries(account.deliveries, [rule["source"] for rule in account.rules])
 
 
-def _tell_event(account: Account) -> None:
+def _tell_event(account: Explanation) -> None:
     from dispatcher.cli._output import write_facts
     from dispatcher.explain import REJECTED
     from dispatcher.rendering.traceback import tell
@@ -247,7 +247,7 @@ def _tell_event(account: Account) -> None:
             ("replayed", _moment(event.get("replayed_at"))),
             ("verdict", _verdict(str(event["verdict"]))),
             ("because", event["reason"]),
-            ("silenced by", account.silenced_by),
+            ("silenced by", account.disabled_by),
         ]
     )
 
@@ -328,7 +328,7 @@ def _moment(time: Any) -> str:
 def _verdict(verdict: str) -> Text:
     from rich.text import Text
 
-    return Text(verdict, style="green" if verdict == "owed" else "yellow")
+    return Text(verdict, style="green" if verdict == "matched" else "yellow")
 
 
 def _mark(matched: bool) -> Text:

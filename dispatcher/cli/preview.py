@@ -67,7 +67,7 @@ def preview(
     config: Config = None,
 ) -> None:
     """Render messages without sending them. Exit status 1 where a provider would refuse one."""
-    from channels.contract import Unserved
+    from channels.contract import UnknownRecipient
     from dispatcher.config.settings import load
     from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
     from dispatcher.workbench.sample import CHANNELS, Press, changed
@@ -99,7 +99,7 @@ def preview(
     else:
         try:
             proof = press.proof(channels[0], events[0], recipient)
-        except Unserved as error:
+        except UnknownRecipient as error:
             raise typer.BadParameter(f"{recipient}: {error.reason}") from None
         _show(proof, form, output)
         _end(f"{proof.channel} would refuse this: {problem}" for problem in proof.problems)

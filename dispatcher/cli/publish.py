@@ -16,7 +16,7 @@ from dispatcher.cli._options import Config
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
-    from dispatcher.flyte.encode import Format, Written
+    from dispatcher.flyte.encode import EncodedMessage, Format
     from dispatcher.model.event import Event
 
 SHOWN_ONE_BY_ONE = 20
@@ -30,7 +30,7 @@ class Goal(StrEnum):
     HTTP = "http"
 
 
-Publish = Callable[["Written"], Awaitable[str]]
+Publish = Callable[["EncodedMessage"], Awaitable[str]]
 """Hand one message over; where it went, in words."""
 
 
@@ -130,7 +130,7 @@ def _pair(label: str) -> tuple[str, str]:
     return key, value
 
 
-def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> Iterator[list[Written]]:
+def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> Iterator[list[EncodedMessage]]:
     """The messages of each execution; more than one execution get numbered names."""
     from dispatcher.flyte.encode import write, write_lifecycle
 
@@ -142,16 +142,18 @@ def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> I
         yield list(write_lifecycle(one, form)) if lifecycle and one.phase.terminal else [write(one, form)]
 
 
-def _from_file(file: Path) -> Iterator[list[Written]]:
-    from dispatcher.flyte.encode import Written
+def _from_file(file: Path) -> Iterator[list[EncodedMessage]]:
+    from dispatcher.flyte.encode import EncodedMessage
     from dispatcher.flyte.event_files import read_messages
 
     for number, (headers, value) in enumerate(read_messages(file), start=1):
-        yield [Written(key=dict(headers).get("ce_id", b""), headers=headers, value=value, shown=f"line {number}")]
+        yield [
+            EncodedMessage(key=dict(headers).get("ce_id", b""), headers=headers, value=value, shown=f"line {number}")
+        ]
 
 
 async def _publish_all(
-    executions: Iterator[list[Written]],
+    executions: Iterator[list[EncodedMessage]],
     opened: AbstractAsyncContextManager[Publish],
     *,
     pace: timedelta,
@@ -173,7 +175,7 @@ async def _publish_all(
         bar = progress.add_task("publishing", total=total)
         async with opened as send, asyncio.TaskGroup() as group:
 
-            async def hand_over(execution: list[Written]) -> None:
+            async def hand_over(execution: list[EncodedMessage]) -> None:
                 nonlocal number
                 for message in execution:
                     where = await send(message)
@@ -207,7 +209,7 @@ async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: st
     goal = topic or config.topics[0]
     async with KafkaPublisher(config) as publisher:
 
-        async def send(message: Written) -> str:
+        async def send(message: EncodedMessage) -> str:
             sent = await publisher.send(goal, message.value, key=message.key, headers=message.headers)
             return f"{sent.topic}/{sent.partition}@{sent.offset}"
 
@@ -227,7 +229,7 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
     always = {"Authorization": f"Bearer {token}"} if token else {}
     async with aiohttp.ClientSession(headers=always) as session:
 
-        async def send(message: Written) -> str:
+        async def send(message: EncodedMessage) -> str:
             headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
             try:
                 async with session.post(goal, data=message.value, headers=headers) as response:

@@ -30,7 +30,7 @@ def send_test(
     """
     import asyncio
 
-    from channels.contract import ChannelError, Later, Unknown, Unserved
+    from channels.contract import ChannelError, InDoubt, Later, UnknownRecipient
     from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load
     from dispatcher.model.phase import Phase
@@ -56,9 +56,9 @@ def send_test(
         match error:
             case Later():
                 verdict = "not taken for now (a delivery would be tried again)"
-            case Unknown():
+            case InDoubt():
                 verdict = "in doubt: it may have arrived (a delivery would be tried again)"
-            case Unserved():
+            case UnknownRecipient():
                 verdict = "nobody here by that name (a delivery would go to the channel's fallback, or be dead)"
             case _:
                 verdict = "refused (a delivery would be dead)"

@@ -29,11 +29,11 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from channels.common.comma_list import listed
 from channels.common.secret import SecretFile
-from channels.registry import KINDS, PROBLEMS
+from channels.registry import CHANNEL_TYPES, PROBLEMS
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig
 from dispatcher.intake.kafka.consumer import KafkaConfig
-from dispatcher.model.rate_limit import Pace, RateOption
+from dispatcher.model.rate_limit import RateLimit, RateOption
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.observability.canary import CanaryConfig
 from dispatcher.observability.watchdog import WatchdogConfig
@@ -80,7 +80,7 @@ class LedgerSettings(_Section):
         return self
 
 
-class Meant(RootModel[Mapping[str, str]]):
+class RecipientAlias(RootModel[Mapping[str, str]]):
     """A channel and its recipient: `{teams: dev}`."""
 
     model_config = ConfigDict(frozen=True)
@@ -104,7 +104,7 @@ class RulesSettings(_Section):
     """Files and folders of launch plans; read again when they change."""
     flyte_admin: FlyteAdminConfig | None = None
     """Where the engine itself is asked, before any file."""
-    recipients: Mapping[str, Meant] = Field(default_factory=dict)
+    recipients: Mapping[str, RecipientAlias] = Field(default_factory=dict)
     """What recipients in rules stand for on another channel: `{"#dev": {teams: dev}}`. Flyte's launch plans know three
     channels; so they reach the others."""
 
@@ -149,7 +149,7 @@ class RetrySettings(_Section):
         return RetryPolicy(initial=self.initial, ceiling=self.ceiling, deadline=self.deadline)
 
 
-class Carriage(BaseModel):
+class DeliveryOptions(BaseModel):
     """What every channel's section has beside the channel's own options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -164,9 +164,9 @@ class Carriage(BaseModel):
     fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
     """By channel: who is told of a delivery that has died."""
 
-    def pace(self) -> Pace:
+    def pace(self) -> RateLimit:
         """A destination of its own never has more than a quarter of the hands."""
-        return Pace(rate=self.rate, burst=self.burst, at_once=max(self.concurrency // 4, 1))
+        return RateLimit(rate=self.rate, burst=self.burst, at_once=max(self.concurrency // 4, 1))
 
 
 def _channel_sections() -> type[BaseModel]:
@@ -175,14 +175,14 @@ def _channel_sections() -> type[BaseModel]:
         name: (
             create_model(
                 f"{name.title()}Settings",
-                __base__=(Carriage, kind.config),
+                __base__=(DeliveryOptions, kind.config),
                 rate=(RateOption, Field(kind.rate, validate_default=True)),
                 burst=(int, Field(kind.burst, ge=1, le=10_000)),
             )
             | None,
             None,
         )
-        for name, kind in KINDS.items()
+        for name, kind in CHANNEL_TYPES.items()
     }
     return create_model("ChannelSettings", __base__=_Section, **sections)
 
@@ -225,7 +225,7 @@ class Settings(BaseSettings):
     watchdog: WatchdogConfig = WatchdogConfig()
     canary: CanaryConfig | None = None
     tracing: TracingConfig | None = None
-    grace: Duration = timedelta(seconds=20)
+    shutdown_timeout: Duration = timedelta(seconds=20)
     """How long a stop waits for messages that are on their way."""
     log: Literal["json", "console", "auto"] = "auto"
     """`auto`: readable at a terminal, JSON elsewhere."""
@@ -253,7 +253,7 @@ class Settings(BaseSettings):
     @property
     def channel_sections(self) -> Mapping[str, Any]:
         """The channels that are switched on, by name."""
-        sections = {name: getattr(self.channels, name) for name in KINDS}
+        sections = {name: getattr(self.channels, name) for name in CHANNEL_TYPES}
         return {name: section for name, section in sections.items() if section is not None}
 
 

@@ -13,13 +13,13 @@ from random import Random
 import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from channels.contract import Channel, ChannelError, Conversation, Message, Receipt, Unknown
+from channels.contract import Channel, ChannelError, InDoubt, Message, Receipt, Thread
 from dispatcher.clock import Clock
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Ledger, Offer, Settlement
-from dispatcher.model.circuit_breaker import Breaker
-from dispatcher.model.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, judge, split
-from dispatcher.model.rate_limit import Gate, Pace, lesson
+from dispatcher.ledger import DirectDispatch, Ledger, Settlement
+from dispatcher.model.circuit_breaker import CircuitBreaker
+from dispatcher.model.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, classify, split
+from dispatcher.model.rate_limit import AdmissionControl, RateLimit, feedback
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.planner import Planner
 from dispatcher.tracing import OFF, Span, Tracing
@@ -38,7 +38,7 @@ GLANCE = timedelta(seconds=1)
 
 
 @dataclass(slots=True, kw_only=True)
-class Courier:
+class DeliveryWorker:
     """Works through one channel's deliveries until told to stop."""
 
     name: str
@@ -52,7 +52,7 @@ class Courier:
     """Who we are: tells our leases from other replicas'."""
     hands: int
     """How many deliveries are on their way at once."""
-    pace: Pace = field(default_factory=Pace)
+    pace: RateLimit = field(default_factory=RateLimit)
     """What each destination is spared."""
     lease: timedelta = LEASE
     """How long a claim holds."""
@@ -94,7 +94,7 @@ class Courier:
     """Destinations that had something to say of themselves which isn't in the ledger yet."""
     _talking: Counter[str] = field(default_factory=Counter)
     """How many are on their way in each conversation."""
-    _breaker: Breaker = field(default_factory=Breaker)
+    _breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     _alarm: datetime | None = None
     """When something is due that we know of."""
     _more: bool = False
@@ -129,7 +129,7 @@ class Courier:
         """
         return self.hands if self.pace.rate is None else 0
 
-    def offer(self) -> Offer | None:
+    def offer(self) -> DirectDispatch | None:
         """Our free hands, for what is recorded next; None where they are needed for what is due already.
 
         Until it is answered we claim nothing else.
@@ -138,7 +138,9 @@ class Courier:
             return None
         self._offered = True
         now = self.clock.now()
-        return Offer(limit=self._free, lease=self.worker, until=now + self.lease, gate=self._gate(now), take=self._take)
+        return DirectDispatch(
+            limit=self._free, lease=self.worker, until=now + self.lease, gate=self._gate(now), take=self._take
+        )
 
     async def looked(self) -> None:
         """Wait for a look at what is due that is under way: after it hands may be free to offer."""
@@ -186,7 +188,7 @@ class Courier:
 
     def _take_up(self, delivery: Delivery) -> None:
         self._busy[self._destination(delivery)] += 1
-        self._talking[delivery.conversation] += 1
+        self._talking[delivery.thread] += 1
         task = self._group.create_task(self._carry(delivery, probing=self._breaker.open))
         self._carrying.add(task)
         task.add_done_callback(partial(self._put_down, delivery))
@@ -203,10 +205,10 @@ class Courier:
         """It is settled: ring where others of its conversation waited for that."""
         self._settling -= 1
         self._carrying.discard(task)
-        conversation = delivery.conversation
-        _less(self._talking, conversation)
-        awaited = delivery.followed or (bool(conversation) and conversation in self._answered)
-        self._answered.discard(conversation)
+        thread = delivery.thread
+        _less(self._talking, thread)
+        awaited = delivery.followed or (bool(thread) and thread in self._answered)
+        self._answered.discard(thread)
         if awaited:
             self.ring()
 
@@ -254,9 +256,9 @@ class Courier:
         self.claimed_at = now if claim.deliveries else self.claimed_at
         return claim.deliveries
 
-    def _gate(self, now: datetime) -> Gate:
+    def _gate(self, now: datetime) -> AdmissionControl:
         busy = self._busy | Counter(dict.fromkeys(self._wary, self.pace.at_once))
-        return Gate(pace=self.pace, destination=self.channel.destination, now=now, busy=busy)
+        return AdmissionControl(pace=self.pace, destination=self.channel.destination, now=now, busy=busy)
 
     async def _wait_for_work(self) -> None:
         """Until a hand is free, somebody rings, something comes due, or it is time for a glance."""
@@ -308,18 +310,18 @@ class Courier:
             await self._give_back(delivery, due_at=started)
             return None
         try:
-            conversation = await self.ledger.conversation(delivery)
+            thread = await self.ledger.thread(delivery)
         except LedgerUnavailable:
             await self._give_back(delivery, due_at=started + GLANCE)
             return None
         span = self._begun(delivery)
         sending = span.part("dispatcher.send")
         try:
-            result = await self._attempt(delivery, conversation, left, sending)
+            result = await self._attempt(delivery, thread, left, sending)
         except asyncio.CancelledError:
             span.end(outcome="released")
             # It may have arrived: whoever takes it next looks first, where that is possible.
-            await self._give_back(delivery._replace(doubtful=True), due_at=self.clock.now())
+            await self._give_back(delivery._replace(in_doubt=True), due_at=self.clock.now())
             return None
         sending.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
@@ -327,21 +329,23 @@ class Courier:
             took = max((ended - started).total_seconds(), 0.0)  # clocks are set back at times
             self._quickest = min(took, 1.05 * self._quickest + 0.0001)
         self._breaker.learn(result, ended)
-        outcome = judge(delivery, result, now=ended, policy=self.policy, rng=self.rng)
+        outcome = classify(delivery, result, now=ended, policy=self.policy, rng=self.rng)
         _tell(delivery, outcome, span)
         ending = Settlement(
             delivery=delivery,
             outcome=outcome,
             started_at=started,
             ended_at=ended,
-            lesson=lesson(self._destination(delivery), result, ended, troubled=delivery.troubled),
+            feedback=feedback(
+                self._destination(delivery), result, ended, destination_failing=delivery.destination_failing
+            ),
         )
         return ending, span
 
     async def _conclude(self, ending: Settlement, span: Span) -> None:
         """Write down how it ended. What it says of its destination holds from now on, and is the ledger's from then on."""
         destination = self._destination(ending.delivery)
-        if ending.lesson is not None:
+        if ending.feedback is not None:
             self._wary[destination] += 1
         self._let_go(ending.delivery)
         settling = span.part("dispatcher.settle")
@@ -351,7 +355,7 @@ class Courier:
         span.end(outcome=type(outcome).__name__.lower(), failed=not isinstance(outcome, Sent))
         if isinstance(outcome, Retry):
             self._alarm = min(outcome.at, self._alarm or outcome.at)
-        if ending.lesson is not None:
+        if ending.feedback is not None:
             _less(self._wary, destination)
             self.ring()
 
@@ -359,16 +363,14 @@ class Courier:
         """The attempt's span: within the event's trace, unless it was attempted before, or put back since."""
         return self.tracing.attempt(
             delivery.trace,
-            first=delivery.attempt == 1 and delivery.owed_since == delivery.created_at,
+            first=delivery.attempt == 1 and delivery.retry_window_start == delivery.created_at,
             event=delivery.event,
             delivery=delivery.key,
             channel=delivery.channel,
             attempt=delivery.attempt,
         )
 
-    async def _attempt(
-        self, delivery: Delivery, conversation: Conversation | None, limit: timedelta, span: Span
-    ) -> Result:
+    async def _attempt(self, delivery: Delivery, thread: Thread | None, limit: timedelta, span: Span) -> Result:
         """Send once: the receipt, or the exception. The only place where exceptions become values."""
         hand = asyncio.current_task()
         assert hand is not None  # noqa: S101 - we are always in one
@@ -380,14 +382,14 @@ class Courier:
                 recipients=addresses,
                 content=delivery.content,
                 created_at=delivery.created_at,
-                conversation=conversation,
-                doubtful=delivery.doubtful,
+                thread=thread,
+                in_doubt=delivery.in_doubt,
                 trace=span.headers,
             )
             async with asyncio.timeout(limit.total_seconds()):
                 return await self.channel.send(message)
         except TimeoutError:
-            return Unknown(f"no answer within {limit.total_seconds():.1f} s")
+            return InDoubt(f"no answer within {limit.total_seconds():.1f} s")
         except Exception as error:
             if not isinstance(error, ChannelError):
                 log.exception("a channel broke its contract", **_facts(delivery), **span.named)
@@ -433,7 +435,7 @@ class Courier:
             case Sent(receipt):
                 parts = split(delivery, receipt, now=now, policy=self.policy, rng=self.rng)
                 return [*parts, *await self._notices([part for part in parts if part.state is State.DEAD], now)]
-            case Dead(unserved=True) if (event := await self.ledger.event(delivery.event)) is not None:
+            case Dead(unknown_recipient=True) if (event := await self.ledger.event(delivery.event)) is not None:
                 told = await self.ledger.told(delivery.event)
                 rerouted = self.planner.reroute(event, delivery, told, now=now)
                 return rerouted or await self._notices([delivery._replace(reason=outcome.reason)], now)

@@ -32,8 +32,8 @@ from dispatcher.demo.fakes.pagerduty import Incident
 from dispatcher.demo.fakes.slack import SlackMessage
 from dispatcher.demo.fakes.webhooks import Call, Card
 from dispatcher.demo.story import LAUNCH_PLANS, Scene, day
-from dispatcher.flyte.encode import Written, write, write_lifecycle
-from dispatcher.intake.pipeline import Heard
+from dispatcher.flyte.encode import EncodedMessage, write, write_lifecycle
+from dispatcher.intake.pipeline import BatchResult
 from dispatcher.runtime.service import Service
 
 PATIENCE = 30.0
@@ -43,7 +43,7 @@ QUIET = timedelta(seconds=1)
 _ROUTING_KEY = "0123456789abcdef0123456789abcdef"
 _WEBHOOK_SECRET = "of the demo"  # noqa: S105 - no secret: the demo's own
 _HERE = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
-_VERDICTS = {"owed": "green", "unmatched": "yellow", "silenced": "magenta"}
+_VERDICTS = {"matched": "green", "no_matching_rule": "yellow", "disabled": "magenta"}
 
 
 @dataclass(slots=True)
@@ -150,12 +150,12 @@ class Show:
         file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         return file
 
-    def _show_decisions(self, heard: Heard) -> None:
-        for entry, new in heard.told_apart():
+    def _show_decisions(self, heard: BatchResult) -> None:
+        for entry, new in heard.new_or_duplicate():
             if new:
                 self._line(entry.verdict, _VERDICTS.get(entry.verdict, ""), entry.reason)
             else:
-                self._line("known", "yellow", "the ledger has this event already: nothing is owed twice")
+                self._line("duplicate", "yellow", "the ledger has this event already: nothing is owed twice")
         for refused in heard.rejected:
             self._line("rejected", "red", refused.reason)
 
@@ -209,7 +209,7 @@ def _execution_in(body: str) -> str:
     return body.partition("/executions/")[2].partition("|")[0]
 
 
-async def _post(session: aiohttp.ClientSession, url: str, message: Written) -> None:
+async def _post(session: aiohttp.ClientSession, url: str, message: EncodedMessage) -> None:
     headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
     async with session.post(url, data=message.value, headers=headers) as response:
         response.raise_for_status()

@@ -34,7 +34,7 @@ class Format(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class EncodedMessage:
     """One message, ready for Kafka or, with its headers renamed, for HTTP."""
 
     key: bytes
@@ -44,7 +44,7 @@ class Written:
     """What it is, for people: `p/d/n FAILED`."""
 
 
-def write(event: Event, form: Format) -> Written:
+def write(event: Event, form: Format) -> EncodedMessage:
     """The message for one phase change, in binary mode."""
     kind, data = _WRITERS[form](event)
     return _message(
@@ -52,7 +52,7 @@ def write(event: Event, form: Format) -> Written:
     )
 
 
-def write_lifecycle(event: Event, form: Format) -> Iterator[Written]:
+def write_lifecycle(event: Event, form: Format) -> Iterator[EncodedMessage]:
     """All messages of an execution up to the given terminal event: its phases, and a node's and a task's in between."""
     steps = list(_phases_before(event.phase))
     for index, phase in enumerate(steps):
@@ -127,7 +127,7 @@ def _notification(rule: Any) -> dict[str, Any]:
     return {"phases": list(rule.phases), field: body}
 
 
-def _inner_message(event: Event, form: Format, part: str) -> Written:
+def _inner_message(event: Event, form: Format, part: str) -> EncodedMessage:
     """A node's or a task's own event: on a real topic most messages are such, and none is ours."""
     kind = (_V1_TYPE if form is Format.FLYTE_V1 else _V2_TYPE).format(part)
     inner = {"id": {"nodeId": "n0", "executionId": event.execution.model_dump()}, "phase": "RUNNING"}
@@ -141,7 +141,7 @@ def _text_form(execution: ExecutionId, phase: Phase) -> str:
     return f'project:"{execution.project}" domain:"{execution.domain}" name:"{execution.name}".{phase}'
 
 
-def _message(kind: str, data: dict[str, Any], identity: str, time: datetime, shown: str) -> Written:
+def _message(kind: str, data: dict[str, Any], identity: str, time: datetime, shown: str) -> EncodedMessage:
     headers = {
         "ce_specversion": "1.0",
         "ce_id": identity,
@@ -150,7 +150,7 @@ def _message(kind: str, data: dict[str, Any], identity: str, time: datetime, sho
         "ce_time": _time(time),
         "content-type": "application/json",
     }
-    return Written(
+    return EncodedMessage(
         key=identity.encode(),
         headers=[(name, value.encode()) for name, value in headers.items()],
         value=orjson.dumps(data),

@@ -20,21 +20,21 @@ from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
 from dispatcher.flyte.decode import Headers, decode, kind_of, trace_context
 from dispatcher.intake.source import Batch, Source
-from dispatcher.ledger import Ledger, Offer, Recorded, Rejected, rejected_id
+from dispatcher.ledger import DirectDispatch, Ledger, RecordedEvent, Rejected, rejected_id
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.planning.planner import Planner
-from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide, decides_itself
+from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide, decides_itself
 from dispatcher.tracing import OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class BatchResult:
     """What a batch came to."""
 
-    recorded: Sequence[Recorded] = ()
+    recorded: Sequence[RecordedEvent] = ()
     rejected: Sequence[Rejected] = ()
     new: frozenset[str] = frozenset()
     """The keys of the events that were not in the ledger before."""
@@ -43,7 +43,7 @@ class Heard:
     messages: int = 0
     """How many it had, of every type."""
 
-    def told_apart(self) -> Iterator[tuple[Recorded, bool]]:
+    def new_or_duplicate(self) -> Iterator[tuple[RecordedEvent, bool]]:
         """Each of the recorded, and whether it was new: of several copies in the batch the first alone is."""
         new = set(self.new)
         for entry in self.recorded:
@@ -53,7 +53,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class ReplayResult:
     """What came of trying a rejected message again."""
 
     understood: bool
@@ -75,9 +75,9 @@ IDLE_TURN = 0.0001
 LONGEST_PAUSE = timedelta(seconds=15)
 """The rests before FlyteAdmin grow up to this: whoever checks passwords locks out those who show a wrong one often."""
 
-Brought = tuple[Headers, bytes | None, str]
+IncomingMessage = tuple[Headers, bytes | None, str]
 """A message's headers and value, and where it came from, in words."""
-LookUp = Callable[[ExecutionId], Awaitable[Resolved | Unresolved]]
+LookUp = Callable[[ExecutionId], Awaitable[AdminExecution | UnknownExecution]]
 """What FlyteAdmin says of an execution. Raises FlyteAdminUnavailable."""
 _Done = TypeVar("_Done")
 
@@ -94,11 +94,11 @@ class _Ended:
 
 
 _Read = _Ended | Rejected
-Entry = Recorded | Rejected
+Entry = RecordedEvent | Rejected
 """What a message comes to."""
 
 
-async def _no_offers() -> Mapping[str, Offer]:
+async def _no_offers() -> Mapping[str, DirectDispatch]:
     return {}
 
 
@@ -111,11 +111,11 @@ class Intake:
     """The launch plans' rules as they stand now."""
     planner: Planner
     clock: Clock
-    offers: Callable[[], Awaitable[Mapping[str, Offer]]] = _no_offers
+    offers: Callable[[], Awaitable[Mapping[str, DirectDispatch]]] = _no_offers
     """Couriers' free hands, by channel, for what is recorded next: they go to the ledger before anything else is awaited."""
     owing: Callable[[Sequence[Delivery]], None] = lambda _: None
     """Told what is owed and nobody has taken: couriers may have work."""
-    recorded: Callable[[Heard], None] = lambda _: None
+    recorded: Callable[[BatchResult], None] = lambda _: None
     """Told of each batch that is in the ledger."""
     look_up: LookUp | None = None
     """Asks FlyteAdmin; None where rules come from events and files alone."""
@@ -132,7 +132,7 @@ class Intake:
                     return
                 await batch.commit()
 
-    async def take(self, messages: Iterable[Brought]) -> Heard:
+    async def take(self, messages: Iterable[IncomingMessage]) -> BatchResult:
         """Understand, look up, decide, plan and record some messages.
 
         Raises Unavailable; nothing is then recorded, and the same messages may be brought again.
@@ -141,7 +141,7 @@ class Intake:
         entries = await self.understand(brought)
         return await self._record(entries, source=brought[0][2] if brought else "", messages=len(brought))
 
-    async def understand(self, messages: Iterable[Brought]) -> list[Entry]:
+    async def understand(self, messages: Iterable[IncomingMessage]) -> list[Entry]:
         """What messages come to; nothing where one is no event of ours, or the execution goes on.
 
         Raises Unavailable.
@@ -149,28 +149,28 @@ class Intake:
         read = [entry for message in messages if (entry := self._read(*message)) is not None]
         return await self._decided(read, {})
 
-    async def try_again(self, refused: Rejected, *, dry_run: bool = False) -> Tried:
+    async def try_again(self, refused: Rejected, *, dry_run: bool = False) -> ReplayResult:
         """Try a rejected message with the rules and the reading of today. Raises Unavailable.
 
         What is understood now is recorded, unless `dry_run`, and the message noted as replayed.
         """
         if not refused.whole:
-            return Tried(False, f"only its first {len(refused.body)} bytes were kept: publish it again")
+            return ReplayResult(False, f"only its first {len(refused.body)} bytes were kept: publish it again")
         message = (refused.headers, refused.body, refused.position)
         entry = next(iter(await self.understand([message])), None)
         if isinstance(entry, Rejected):
-            return Tried(False, entry.reason)
+            return ReplayResult(False, entry.reason)
         if not dry_run:
             await self.take([message])
             await self.ledger.replayed(refused.id, now=self.clock.now())
-        if isinstance(entry, Recorded):
-            return Tried(True, f"{entry.event.key}: {entry.reason}")
-        return Tried(True, "no end of an execution, by today's reading")
+        if isinstance(entry, RecordedEvent):
+            return ReplayResult(True, f"{entry.event.key}: {entry.reason}")
+        return ReplayResult(True, "no end of an execution, by today's reading")
 
     async def _pass_on(self, batch: Batch, source: Source) -> bool:
         """Bring a batch into the ledger; False where we were stopped before it was there."""
         read = self._glanced(batch)
-        messages = len(batch.messages) + len(batch.spoilt) + batch.foreign
+        messages = len(batch.messages) + len(batch.undecodable) + batch.foreign
         for first in range(0, max(len(read), 1), PORTION):
             if not await self._pass_some_on(read[first : first + PORTION], messages, source):
                 return False
@@ -186,7 +186,7 @@ class Intake:
         return await _until_done(record, source) is not None
 
     def _glanced(self, batch: Batch) -> list[_Read]:
-        read: list[_Read] = [self._reject(reason, (), b"", position) for position, reason in batch.spoilt]
+        read: list[_Read] = [self._reject(reason, (), b"", position) for position, reason in batch.undecodable]
         for message in batch.messages:
             entry = self._read(message.headers, message.value, batch.position(message))
             if entry is not None:
@@ -243,33 +243,33 @@ class Intake:
             looking.end()
             decided[at] = self._weigh(ended, answer)
 
-    async def _record(self, entries: Sequence[Entry], *, source: str, messages: int) -> Heard:
-        recorded = [entry for entry in entries if isinstance(entry, Recorded)]
+    async def _record(self, entries: Sequence[Entry], *, source: str, messages: int) -> BatchResult:
+        recorded = [entry for entry in entries if isinstance(entry, RecordedEvent)]
         rejected = [entry for entry in entries if isinstance(entry, Rejected)]
         recording = [entry.span.part("dispatcher.record") for entry in recorded]
-        owes = any(entry.deliveries or entry.version or entry.recovery for entry in recorded)
+        owes = any(entry.deliveries or entry.version or entry.resolution for entry in recorded)
         offers = await self.offers() if owes else {}
         written = await self.ledger.record(recorded, rejected, now=self.clock.now(), offers=offers)
         self.owing(written.left)
-        heard = Heard(recorded, rejected, written.new, source, messages)
-        for (entry, is_new), part in zip(heard.told_apart(), recording, strict=True):
+        heard = BatchResult(recorded, rejected, written.new, source, messages)
+        for (entry, is_new), part in zip(heard.new_or_duplicate(), recording, strict=True):
             part.end()
-            verdict = entry.verdict if is_new else "known"
+            verdict = entry.verdict if is_new else "duplicate"
             entry.span.end(event=entry.event.key, verdict=verdict, deliveries=len(entry.deliveries))
         _tell(heard)
         self.recorded(heard)
         return heard
 
-    def _weigh(self, ended: _Ended, answer: Resolved | Unresolved | None) -> Entry:
+    def _weigh(self, ended: _Ended, answer: AdminExecution | UnknownExecution | None) -> Entry:
         try:
-            event = answer.complete(ended.event) if isinstance(answer, Resolved) else ended.event
+            event = answer.complete(ended.event) if isinstance(answer, AdminExecution) else ended.event
             decision = decide(event, self.rules(), answer)
             if not decision.verdict.known:
                 ended.span.end(event=event.key, verdict="rejected", failed=True)
                 return self._reject(decision.reason, ended.headers, ended.value, ended.position, event=event.key)
             now = self.clock.now()
-            silenced = decision.verdict is Verdict.SILENCED
-            return Recorded(
+            silenced = decision.verdict is Verdict.DISABLED
+            return RecordedEvent(
                 event=event,
                 position=ended.position,
                 verdict=decision.verdict,
@@ -277,7 +277,7 @@ class Intake:
                 considered=[look.as_data() for look in decision.considered],
                 deliveries=self.planner.plan(event, decision.matched, now=now),
                 version=None if silenced else self.planner.version(event, decision.rules, now=now),
-                recovery=None if silenced else self.planner.recovery(event, now=now),
+                resolution=None if silenced else self.planner.resolution(event, now=now),
                 kind=kind_of(ended.headers),
                 span=ended.span,
             )
@@ -340,8 +340,8 @@ async def _until_done(step: Callable[[], Awaitable[_Done]], source: Source) -> _
             return None
 
 
-def _tell(heard: Heard) -> None:
-    for entry, new in heard.told_apart():
+def _tell(heard: BatchResult) -> None:
+    for entry, new in heard.new_or_duplicate():
         if new:
             log.info(
                 "recorded",

@@ -70,7 +70,7 @@ class Reconciler:
                 span = await self.next_span()
                 await self.sweep(span)
                 if not self.stopping.is_set():
-                    await self.ledger.swept(span.until)
+                    await self.ledger.set_reconciled_until(span.until)
             except Unavailable as error:
                 log.warning("executions could not be compared with their events", reason=str(error))
             except Exception as error:  # a bug in here must not stop what is delivered meanwhile
@@ -83,7 +83,7 @@ class Reconciler:
         nothing.
         """
         span = await self.span(self.clock.now() - self.window)
-        swept = await self.ledger.swept_until()
+        swept = await self.ledger.reconciled_until()
         if swept is None:
             return span
         return Span(max(span.since, swept - self.patience), span.until, span.oldest)
@@ -150,7 +150,7 @@ class Reconciler:
             await self.clock.sleep(PAUSE)
             page = await self.admin.ended(project, domain, since=span.since, until=span.until, token=token)
             news = [event for event in page.ended if event.occurred_at >= span.oldest]
-            known = await self.ledger.heard_of(event.key for event in news)
+            known = await self.ledger.seen_events(event.key for event in news)
             if lost := [event for event in news if event.key not in known]:
                 yield lost
             token = page.following

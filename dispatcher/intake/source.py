@@ -24,7 +24,7 @@ class Batch(Protocol):
     def messages(self) -> Sequence[RawMessage]: ...
 
     @property
-    def spoilt(self) -> Sequence[tuple[str, str]]:
+    def undecodable(self) -> Sequence[tuple[str, str]]:
         """Messages that the source could not even read: position and reason."""
 
     @property

@@ -20,14 +20,14 @@ from sqlalchemy import (
     update,
 )
 
-from dispatcher.ledger.destination_state import Standings
-from dispatcher.ledger.launch_plan_status import Matters
-from dispatcher.ledger.records import Claim, Offer
+from dispatcher.ledger.destination_state import DestinationStates
+from dispatcher.ledger.launch_plan_status import LaunchPlanStatus
+from dispatcher.ledger.records import Claim, DirectDispatch
 from dispatcher.ledger.rows import stored
-from dispatcher.ledger.schema import contents, deliveries, matters
+from dispatcher.ledger.schema import contents, deliveries, launch_plan_status
 from dispatcher.ledger.statements import Row, among, asking, changing, run
 from dispatcher.model.delivery import Delivery, State
-from dispatcher.model.rate_limit import Gate, Standing
+from dispatcher.model.rate_limit import AdmissionControl, DestinationState
 
 Changes = Mapping[str, Any]
 """What is different about a delivery, by the names of its facts."""
@@ -35,11 +35,13 @@ SECOND_LOOKS = (100, 100, 100)
 """So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
 
 
-def claim(connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, gate: Gate) -> Claim:
+def claim(
+    connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, gate: AdmissionControl
+) -> Claim:
     """What a channel has due and the gate admits, oldest first, `limit` at most (`Ledger.claim`)."""
     taken: list[Delivery] = []
     slots: list[datetime] = []
-    standings = Standings(connection, channel)
+    standings = DestinationStates(connection, channel)
     for size in (limit, *SECOND_LOOKS):
         rows = _due(connection, channel, gate, size)
         standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
@@ -62,8 +64,8 @@ def claim(connection: Connection, channel: str, limit: int, *, lease: str, until
 def at_once(
     connection: Connection,
     owed: Sequence[Delivery],
-    offers: Mapping[str, Offer],
-    standing: Matters,
+    offers: Mapping[str, DirectDispatch],
+    standing: LaunchPlanStatus,
 ) -> dict[str, Changes]:
     """Those that couriers take as they are written: by key, what is different about them once they are claimed.
 
@@ -74,21 +76,23 @@ def at_once(
     beginnings = _beginnings(connection, offered, standing)
     for channel, offer in sorted(offers.items()):
         theirs = [one for one in offered if one.channel == channel]
-        free = [one for one in theirs if not one.conversation or one.conversation in beginnings]
-        standings = Standings(connection, channel)
+        free = [one for one in theirs if not one.thread or one.thread in beginnings]
+        standings = DestinationStates(connection, channel)
         standings.load(filter(offer.gate.minds, (offer.gate.destination(_goes_to(one)) for one in free)))
         taken |= dict(_taken(free, offer, standings))
         standings.save()
     return taken
 
 
-def _taken(owed: Iterable[Delivery], offer: Offer, standings: Standings) -> Iterator[tuple[str, Changes]]:
+def _taken(
+    owed: Iterable[Delivery], offer: DirectDispatch, standings: DestinationStates
+) -> Iterator[tuple[str, Changes]]:
     left = offer.limit
     for one in owed:
         if not left:
             return
         name = offer.gate.destination(_goes_to(one))
-        admission = offer.gate.admit(name, standings[name], booked=False)
+        admission = offer.gate.admit(name, standings[name], slot_reserved=False)
         if admission is None or admission.at > offer.gate.now:
             continue
         standings[name] = admission.standing
@@ -99,19 +103,19 @@ def _taken(owed: Iterable[Delivery], offer: Offer, standings: Standings) -> Iter
                 "attempt": one.attempt + 1,
                 "lease": offer.lease,
                 "due_at": offer.until,
-                "troubled": admission.standing.failures > 0,
-                "first": bool(one.conversation),
+                "destination_failing": admission.standing.failures > 0,
+                "first": bool(one.thread),
             },
         )
 
 
-def _beginnings(connection: Connection, owed: Sequence[Delivery], standing: Matters) -> frozenset[str]:
+def _beginnings(connection: Connection, owed: Sequence[Delivery], standing: LaunchPlanStatus) -> frozenset[str]:
     """The conversations that begin with one of these: with it alone, and no success has made it pointless."""
-    number = Counter(one.conversation for one in owed)
+    number = Counter(one.thread for one in owed)
     beginning = [
-        one.conversation
+        one.thread
         for one in owed
-        if number[one.conversation] == 1 and one.matter and not one.recovery and not standing.recovered_since(one)
+        if number[one.thread] == 1 and one.launch_plan and not one.resolves and not standing.recovered_since(one)
     ]
     if not beginning:
         return frozenset()
@@ -121,7 +125,7 @@ def _beginnings(connection: Connection, owed: Sequence[Delivery], standing: Matt
 
 
 _BEGUN = {
-    dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE conversation = value)"  # noqa: S608 - our own names
+    dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE thread = value)"  # noqa: S608 - our own names
     for dialect, names in {"sqlite": "json_each(?)", "postgresql": "json_array_elements_text($1::json)"}.items()
 }
 """Which of some conversations have begun, by their names as JSON: a look at the first row of each."""
@@ -136,14 +140,14 @@ def _due_statement() -> Select[Any]:
     kept_waiting = (
         select(before.c.key)
         .where(
-            before.c.conversation == deliveries.c.conversation,
+            before.c.thread == deliveries.c.thread,
             before.c.state == _WAITING,
             or_(
                 before.c.occurred_at < deliveries.c.occurred_at,
-                and_(before.c.occurred_at == deliveries.c.occurred_at, before.c.recovery < deliveries.c.recovery),
+                and_(before.c.occurred_at == deliveries.c.occurred_at, before.c.resolves < deliveries.c.resolves),
                 and_(
                     before.c.occurred_at == deliveries.c.occurred_at,
-                    before.c.recovery == deliveries.c.recovery,
+                    before.c.resolves == deliveries.c.resolves,
                     before.c.key < deliveries.c.key,
                 ),
             ),
@@ -151,39 +155,40 @@ def _due_statement() -> Select[Any]:
         .exists()
     )
     in_company = (
-        select(other.c.key)
-        .where(other.c.conversation == deliveries.c.conversation, other.c.key != deliveries.c.key)
-        .exists()
+        select(other.c.key).where(other.c.thread == deliveries.c.thread, other.c.key != deliveries.c.key).exists()
     )
     followed = (
         select(other.c.key)
         .where(
-            other.c.conversation == deliveries.c.conversation,
+            other.c.thread == deliveries.c.thread,
             other.c.key != deliveries.c.key,
             other.c.state == _WAITING,
         )
         .exists()
     )
     recovered_since = (
-        select(matters.c.name)
-        .where(matters.c.name == deliveries.c.matter, matters.c.succeeded_at > deliveries.c.occurred_at)
+        select(launch_plan_status.c.name)
+        .where(
+            launch_plan_status.c.name == deliveries.c.launch_plan,
+            launch_plan_status.c.succeeded_at > deliveries.c.occurred_at,
+        )
         .exists()
     )
     return (
         select(
             deliveries,
             contents.c.body,
-            and_(
-                deliveries.c.conversation.is_not(None), ~in_company, or_(deliveries.c.recovery, ~recovered_since)
-            ).label("first"),
-            and_(deliveries.c.conversation.is_not(None), followed).label("followed"),
+            and_(deliveries.c.thread.is_not(None), ~in_company, or_(deliveries.c.resolves, ~recovered_since)).label(
+                "first"
+            ),
+            and_(deliveries.c.thread.is_not(None), followed).label("followed"),
         )
-        .join(contents, contents.c.digest == deliveries.c.content)
+        .join(contents, contents.c.content_hash == deliveries.c.content)
         .where(
             deliveries.c.channel == bindparam("channel"),
             deliveries.c.state == _WAITING,
             deliveries.c.due_at <= bindparam("now"),
-            or_(deliveries.c.conversation.is_(None), ~kept_waiting),
+            or_(deliveries.c.thread.is_(None), ~kept_waiting),
         )
         .order_by(deliveries.c.due_at)
         .limit(bindparam("size"))
@@ -197,7 +202,7 @@ _DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "crowded"))
 """Without those of crowded destinations, or a long backlog of one would hide the others'."""
 
 
-def _due(connection: Connection, channel: str, gate: Gate, size: int) -> Sequence[Row]:
+def _due(connection: Connection, channel: str, gate: AdmissionControl, size: int) -> Sequence[Row]:
     values: dict[str, Any] = {"channel": channel, "now": gate.now, "size": size}
     if crowded := gate.crowded:
         values["crowded"] = [orjson.dumps([name]).decode() for name in crowded]  # as the column has them
@@ -209,28 +214,28 @@ def _goes_to(one: Row | Delivery) -> tuple[str, ...]:
     return to
 
 
-_IN_DOUBT = or_(deliveries.c.doubtful, deliveries.c.lease.is_not(None))
+_IN_DOUBT = or_(deliveries.c.in_doubt, deliveries.c.lease.is_not(None))
 """A lease that ran out unsettled: what its worker sent may have arrived."""
 _TAKE = (
     update(deliveries)
     .where(among(deliveries.c.key, "taken"))
     .values(
         attempt=deliveries.c.attempt + 1,
-        doubtful=_IN_DOUBT,
+        in_doubt=_IN_DOUBT,
         lease=bindparam("by"),
         due_at=bindparam("until"),
-        booked=False,
+        slot_reserved=False,
     )
 )
 _PUT_OFF = (
     update(deliveries)
     .where(deliveries.c.key == bindparam("put_off"))
-    .values(due_at=bindparam("again_at"), booked=bindparam("slot"), doubtful=_IN_DOUBT, lease=None)
+    .values(due_at=bindparam("again_at"), slot_reserved=bindparam("slot"), in_doubt=_IN_DOUBT, lease=None)
 )
 
 
 def _sorted_out(
-    rows: Sequence[Row], gate: Gate, standings: Standings, limit: int
+    rows: Sequence[Row], gate: AdmissionControl, standings: DestinationStates, limit: int
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Who goes now, `limit` at most, and who is put off until when."""
     went: list[Row] = []
@@ -239,25 +244,25 @@ def _sorted_out(
         if len(went) == limit:
             break
         name = gate.destination(_goes_to(row))
-        admission = gate.admit(name, standings[name], booked=row.booked)
+        admission = gate.admit(name, standings[name], slot_reserved=row.slot_reserved)
         if admission is None:
             continue
         standings[name] = admission.standing
         if admission.at > gate.now:
-            put_off.append({"put_off": row.key, "again_at": admission.at, "slot": admission.booked})
+            put_off.append({"put_off": row.key, "again_at": admission.at, "slot": admission.slot_reserved})
         else:
             went.append(row)
     return went, put_off
 
 
-def _claimed(row: Row, lease: str, until: datetime, standing: Standing) -> Delivery:
+def _claimed(row: Row, lease: str, until: datetime, standing: DestinationState) -> Delivery:
     changed = {
         "attempt": row.attempt + 1,
-        "doubtful": row.doubtful or row.lease is not None,
+        "in_doubt": row.in_doubt or row.lease is not None,
         "lease": lease,
         "due_at": until,
-        "booked": False,
-        "troubled": standing.failures > 0,
+        "slot_reserved": False,
+        "destination_failing": standing.failures > 0,
         "first": bool(row.first),
         "followed": bool(row.followed),
     }

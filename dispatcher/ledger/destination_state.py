@@ -8,16 +8,16 @@ from sqlalchemy import Connection, bindparam, select
 
 from dispatcher.ledger.schema import destinations
 from dispatcher.ledger.statements import among, asking, into
-from dispatcher.model.rate_limit import FRESH, Lesson, Standing, learn
+from dispatcher.model.rate_limit import NEW_DESTINATION, DestinationState, Feedback, learn
 
 
-class Standings:
+class DestinationStates:
     """The standings of one channel's destinations, for as long as one transaction lasts."""
 
     def __init__(self, connection: Connection, channel: str) -> None:
         self._connection = connection
         self._channel = channel
-        self._known: dict[str, Standing] = {}
+        self._known: dict[str, DestinationState] = {}
         self._changed: set[str] = set()
 
     def load(self, names: Iterable[str]) -> None:
@@ -26,28 +26,30 @@ class Standings:
         if not missing:
             return
         rows = asking(_STANDING, self._connection.dialect).rows(self._connection, of=self._channel, names=missing)
-        self._known |= dict.fromkeys(missing, FRESH)
+        self._known |= dict.fromkeys(missing, NEW_DESTINATION)
         for row in rows:
-            self._known[row.name] = Standing(
-                spent_until=row.spent_until, held_until=row.held_until, failures=row.failures
+            self._known[row.name] = DestinationState(
+                theoretical_arrival_at=row.theoretical_arrival_at,
+                blocked_until=row.blocked_until,
+                failures=row.failures,
             )
 
-    def __getitem__(self, name: str) -> Standing:
-        return self._known.get(name, FRESH)
+    def __getitem__(self, name: str) -> DestinationState:
+        return self._known.get(name, NEW_DESTINATION)
 
-    def __setitem__(self, name: str, standing: Standing) -> None:
+    def __setitem__(self, name: str, standing: DestinationState) -> None:
         if standing != self[name]:
             self._known[name] = standing
             self._changed.add(name)
 
-    def learn(self, lessons: Iterable[Lesson]) -> None:
+    def learn(self, lessons: Iterable[Feedback]) -> None:
         """Take in what attempts told, and write it."""
-        told = sorted(lessons, key=lambda lesson: lesson.at)
+        told = sorted(lessons, key=lambda feedback: feedback.at)
         if not told:
             return
-        self.load(lesson.destination for lesson in told)
-        for lesson in told:
-            self[lesson.destination] = learn(self[lesson.destination], lesson)
+        self.load(feedback.destination for feedback in told)
+        for feedback in told:
+            self[feedback.destination] = learn(self[feedback.destination], feedback)
         self.save()
 
     def save(self) -> None:
@@ -56,8 +58,8 @@ class Standings:
             {
                 "channel": self._channel,
                 "name": name,
-                "spent_until": standing.spent_until,
-                "held_until": standing.held_until,
+                "theoretical_arrival_at": standing.theoretical_arrival_at,
+                "blocked_until": standing.blocked_until,
                 "failures": standing.failures,
             }
             for name in sorted(self._changed)

@@ -30,25 +30,25 @@ from sqlalchemy import (
     update,
 )
 
-from channels.contract import Conversation, Earlier
+from channels.contract import EarlierMessage, Thread
 from dispatcher.ledger import claim
 from dispatcher.ledger.claim import Changes
-from dispatcher.ledger.destination_state import Standings
+from dispatcher.ledger.destination_state import DestinationStates
 from dispatcher.ledger.engine import TIMEOUT, Database, Schema
-from dispatcher.ledger.launch_plan_status import Matters
-from dispatcher.ledger.queries import Views
+from dispatcher.ledger.launch_plan_status import LaunchPlanStatus
+from dispatcher.ledger.queries import Queries
 from dispatcher.ledger.records import (
     Attempt,
     Backlog,
     Claim,
-    Filed,
-    Filter,
-    Known,
-    Offer,
-    Recorded,
+    DeliveryFilter,
+    DirectDispatch,
+    RecordedEvent,
+    RecordResult,
     Rejected,
     Settlement,
-    Written,
+    StoredDelivery,
+    StoredEvent,
 )
 from dispatcher.ledger.rows import (
     a_rejected,
@@ -61,35 +61,35 @@ from dispatcher.ledger.rows import (
     rejected_row,
 )
 from dispatcher.ledger.schema import (
-    Json,
+    EncodedJson,
     attempts,
+    checkpoints,
     contents,
     deliveries,
     destinations,
     events,
-    marks,
-    matters,
+    launch_plan_status,
+    launch_plan_versions,
     rejected,
-    versions,
 )
 from dispatcher.ledger.search import TOLD, conditions, of_execution
 from dispatcher.ledger.statements import Rows, among, asking, changing, into, run
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State, in_time
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.model.phase import TERMINAL
-from dispatcher.model.rate_limit import ENOUGH, Gate, Lesson
+from dispatcher.model.rate_limit import ENOUGH, AdmissionControl, Feedback
 
 if TYPE_CHECKING:  # `database` has it without the ORM
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 DUE_COUNTED = 10_000
 """Of what is due no more is counted, by channel."""
-_SINCE, _SWEPT, _PINGED = "since", "swept", "pinged"
-_MARK = select(marks.c.at).where(marks.c.name == bindparam("name"))
+_COMPLETE_SINCE, _RECONCILED, _PINGED = "complete_since", "reconciled", "pinged"
+_CHECKPOINT = select(checkpoints.c.at).where(checkpoints.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))
 _Settling = tuple[Settlement, asyncio.Future[bool]]
 """A settlement, and who waits for it to be written."""
-NOBODY: Mapping[str, Offer] = {}
+NOBODY: Mapping[str, DirectDispatch] = {}
 """Nobody offers to carry anything."""
 NOTHING: Mapping[str, Changes] = {}
 """Nothing is claimed at once."""
@@ -108,7 +108,7 @@ class Ledger:
         `timeout`: of one statement on PostgreSQL. `password_file`: see Database.
         """
         self._database = Database(url, timeout, password_file)
-        self.views = Views(self._database)
+        self.queries = Queries(self._database)
         self._dialect = import_module(f"sqlalchemy.dialects.{self._database.dialect.name}")
         self._settling: deque[_Settling] = deque()
         self._settler: asyncio.Task[None] | None = None
@@ -147,12 +147,12 @@ class Ledger:
 
     async def record(
         self,
-        heard: Sequence[Recorded],
+        heard: Sequence[RecordedEvent],
         refused: Sequence[Rejected],
         *,
         now: datetime,
-        offers: Mapping[str, Offer] = NOBODY,
-    ) -> Written:
+        offers: Mapping[str, DirectDispatch] = NOBODY,
+    ) -> RecordResult:
         """Write a batch: events with what they owe, and messages that were rejected.
 
         What is there already is left alone, whoever wrote it: an event's deliveries are written only with
@@ -162,7 +162,7 @@ class Ledger:
         `offers`: by channel; what is owed is claimed for them as it is written, which saves a claim's way there and back.
         Each is answered, whatever happens.
         """
-        written = Written()
+        written = RecordResult()
         claimed: Mapping[str, Delivery] = {}
         record = partial(self._record, heard, refused, now, offers)
         try:
@@ -175,12 +175,12 @@ class Ledger:
 
     def _record(
         self,
-        heard: Sequence[Recorded],
+        heard: Sequence[RecordedEvent],
         refused: Sequence[Rejected],
         now: datetime,
-        offers: Mapping[str, Offer],
+        offers: Mapping[str, DirectDispatch],
         connection: Connection,
-    ) -> tuple[Written, Mapping[str, Delivery]]:
+    ) -> tuple[RecordResult, Mapping[str, Delivery]]:
         by_key = {entry.event.key: entry for entry in reversed(heard)}
         new = into(events, connection.dialect).insert_new(
             connection, [event_row(entry, now) for entry in by_key.values()]
@@ -188,23 +188,27 @@ class Ledger:
         owed, claimed = self._owe(connection, [by_key[key] for key in new], offers)
         self._insert(connection, rejected, [rejected_row(entry) for entry in refused])
         left = [one for one in owed if one.state is State.WAITING and one.key not in claimed]
-        return Written(frozenset(new), left), claimed
+        return RecordResult(frozenset(new), left), claimed
 
     def _owe(
-        self, connection: Connection, entries: Sequence[Recorded], offers: Mapping[str, Offer]
+        self, connection: Connection, entries: Sequence[RecordedEvent], offers: Mapping[str, DirectDispatch]
     ) -> tuple[Sequence[Delivery], Mapping[str, Delivery]]:
         """Write what new events owe; returns all of that, and what of it is claimed for the offers, by key."""
         owed = [delivery for entry in entries for delivery in entry.deliveries]
-        failures = [delivery for delivery in owed if delivery.matter]
-        recoveries = sorted((entry.recovery for entry in entries if entry.recovery), key=lambda one: one.occurred_at)
-        standing = Matters(connection, self._dialect)
+        failures = [delivery for delivery in owed if delivery.launch_plan]
+        recoveries = sorted(
+            (entry.resolution for entry in entries if entry.resolution), key=lambda one: one.occurred_at
+        )
+        standing = LaunchPlanStatus(connection, self._dialect)
         runs = {
-            (entry.version.matter, entry.version.version): entry.version for entry in reversed(entries) if entry.version
+            (entry.version.launch_plan, entry.version.version): entry.version
+            for entry in reversed(entries)
+            if entry.version
         }
         standing.load(
-            [one.matter for one in failures]
-            + [one.matter for one in recoveries]
-            + [one.matter for one in runs.values()]
+            [one.launch_plan for one in failures]
+            + [one.launch_plan for one in recoveries]
+            + [one.launch_plan for one in runs.values()]
         )
         first = failures if recoveries else []  # what a success ends may be among them
         traces = {entry.event.key: entry.span.trace for entry in entries}
@@ -220,7 +224,9 @@ class Ledger:
         standing.save()
         told = {(news.event, news.channel, news.addresses) for news in good_news}
         rest = [
-            one for one in owed if (not first if one.matter else (one.event, one.channel, one.addresses) not in told)
+            one
+            for one in owed
+            if (not first if one.launch_plan else (one.event, one.channel, one.addresses) not in told)
         ]
         changes = [told for run in runs.values() if standing.is_new(run) for told in run.tell()]
         later = [*good_news, *rest, *changes]
@@ -242,7 +248,7 @@ class Ledger:
 
     # -- reconciliation
 
-    async def heard_of(self, events_: Iterable[str]) -> frozenset[str]:
+    async def seen_events(self, events_: Iterable[str]) -> frozenset[str]:
         """Those of the events' keys that were heard of, be it that they were rejected."""
         found: set[str] = set()
         async with self._database.reading() as connection:
@@ -255,7 +261,9 @@ class Ledger:
         """Remember the first start; the oldest event's time where there are events already. Later calls do nothing."""
         async with self._database.writing() as connection:
             oldest = await connection.scalar(_OLDEST)
-            await connection.run_sync(self._insert, marks, [{"name": _SINCE, "at": min(oldest or now, now)}])
+            await connection.run_sync(
+                self._insert, checkpoints, [{"name": _COMPLETE_SINCE, "at": min(oldest or now, now)}]
+            )
 
     async def complete_since(self, *, now: datetime) -> datetime:
         """From when on all that was told is in here: since the first start, or what a purge has left.
@@ -263,25 +271,25 @@ class Ledger:
         Where nothing was ever begun or recorded: since now.
         """
         async with self._database.reading() as connection:
-            since: datetime | None = await connection.scalar(_MARK, {"name": _SINCE})
+            since: datetime | None = await connection.scalar(_CHECKPOINT, {"name": _COMPLETE_SINCE})
             since = since or await connection.scalar(_OLDEST)
         return since or now
 
-    async def swept_until(self) -> datetime | None:
+    async def reconciled_until(self) -> datetime | None:
         """The end of the last time that was looked through for lost events; None before the first."""
         async with self._database.reading() as connection:
-            until: datetime | None = await connection.scalar(_MARK, {"name": _SWEPT})
+            until: datetime | None = await connection.scalar(_CHECKPOINT, {"name": _RECONCILED})
         return until
 
-    async def swept(self, until: datetime) -> None:
+    async def set_reconciled_until(self, until: datetime) -> None:
         """Remember that everything before then was looked through. It never goes back."""
         async with self._database.writing() as connection:
-            await connection.run_sync(self._insert, marks, [{"name": _SWEPT, "at": until}])
-            await _move_mark(connection, _SWEPT, until)
+            await connection.run_sync(self._insert, checkpoints, [{"name": _RECONCILED, "at": until}])
+            await _advance_checkpoint(connection, _RECONCILED, until)
 
     # -- couriers
 
-    async def claim(self, channel: str, limit: int, *, lease: str, until: datetime, gate: Gate) -> Claim:
+    async def claim(self, channel: str, limit: int, *, lease: str, until: datetime, gate: AdmissionControl) -> Claim:
         """Take up to `limit` due deliveries that the gate admits, oldest first, until the lease runs out.
 
         Those that it doesn't admit yet are due again when it says; of a conversation only the first is taken.
@@ -339,40 +347,42 @@ class Ledger:
         )
         traces = {entry.delivery.event: entry.delivery.trace for entry in counting}
         self._insert_deliveries(connection, [follow for entry in counting for follow in entry.follow_ups], traces)
-        lessons: dict[str, list[Lesson]] = {}
+        lessons: dict[str, list[Feedback]] = {}
         for entry in settlements:
-            if entry.lesson is not None:
-                lessons.setdefault(entry.delivery.channel, []).append(entry.lesson)
+            if entry.feedback is not None:
+                lessons.setdefault(entry.delivery.channel, []).append(entry.feedback)
         for channel, told in sorted(lessons.items()):
-            Standings(connection, channel).learn(told)
+            DestinationStates(connection, channel).learn(told)
         return held
 
     async def release(self, delivery: Delivery, *, due_at: datetime) -> None:
         """Give a claimed delivery back, its attempt uncounted."""
-        values = {"due_at": due_at, "doubtful": delivery.doubtful}
+        values = {"due_at": due_at, "in_doubt": delivery.in_doubt}
         release = update(deliveries).where(*_held(delivery))
         release = release.values(lease=None, attempt=deliveries.c.attempt - 1, **values)
         await self._database.write(lambda connection: connection.execute(release))
 
-    async def conversation(self, delivery: Delivery) -> Conversation | None:
+    async def thread(self, delivery: Delivery) -> Thread | None:
         """What was said before in a claimed delivery's conversation; None where it stands alone."""
-        if not delivery.conversation:
+        if not delivery.thread:
             return None
         if delivery.first:
-            return Conversation(key=delivery.conversation, recovery=delivery.recovery)
-        theirs = deliveries.c.conversation == delivery.conversation
+            return Thread(key=delivery.thread, resolves=delivery.resolves)
+        theirs = deliveries.c.thread == delivery.thread
         before = (theirs, deliveries.c.occurred_at <= delivery.occurred_at, deliveries.c.key != delivery.key)
         ended = select(func.max(deliveries.c.occurred_at)).where(
-            *before, deliveries.c.recovery.is_(True), deliveries.c.state == State.SENT
+            *before, deliveries.c.resolves.is_(True), deliveries.c.state == State.SENT
         )
         async with self._database.reading() as connection:
-            well = await connection.scalar(select(matters.c.succeeded_at).where(matters.c.name == delivery.matter))
+            well = await connection.scalar(
+                select(launch_plan_status.c.succeeded_at).where(launch_plan_status.c.name == delivery.launch_plan)
+            )
             since = await connection.scalar(ended)
             over = await _over(connection, delivery, well)
             earlier = await _said(
                 connection, *before, *([deliveries.c.occurred_at > since] if since is not None else [])
             )
-        return Conversation(key=delivery.conversation, earlier=earlier, recovery=delivery.recovery, over=over)
+        return Thread(key=delivery.thread, earlier=earlier, resolves=delivery.resolves, over=over)
 
     async def event(self, key: str) -> Event | None:
         """The event of that key, as it was recorded."""
@@ -396,7 +406,7 @@ class Ledger:
 
     # -- people
 
-    async def find(self, wanted: Filter, *, limit: int) -> list[Filed]:
+    async def find(self, wanted: DeliveryFilter, *, limit: int) -> list[StoredDelivery]:
         """The newest deliveries that fit, newest first."""
         query = select(deliveries).where(*conditions(wanted)).order_by(deliveries.c.created_at.desc(), deliveries.c.key)
         async with self._database.reading() as connection:
@@ -404,7 +414,7 @@ class Ledger:
             bodies = await _bodies(connection, {row.content for row in rows})
         return [filed(row, bodies) for row in rows]
 
-    async def delivery(self, key: str) -> Filed | None:
+    async def delivery(self, key: str) -> StoredDelivery | None:
         """The delivery of that key."""
         async with self._database.reading() as connection:
             row = (await connection.execute(select(deliveries).where(deliveries.c.key == key))).first()
@@ -417,7 +427,7 @@ class Ledger:
             rows = (await connection.execute(query)).all()
         return [an_attempt(row) for row in rows]
 
-    async def known(self, execution: ExecutionId) -> list[Known]:
+    async def known(self, execution: ExecutionId) -> list[StoredEvent]:
         """The terminal events of an execution, in the order in which they were recorded.
 
         Flyte has one for each execution (its database refuses a second); other engines may send more.
@@ -452,13 +462,13 @@ class Ledger:
             rows = (await connection.execute(query)).all()
         return [a_rejected(row) for row in rows]
 
-    async def redrive(self, wanted: Filter, *, now: datetime) -> int:
+    async def redrive(self, wanted: DeliveryFilter, *, now: datetime) -> int:
         """Put dead deliveries back: due at once, patience and attempts counted anew. How many there were.
 
         Only what fits the filter, and only what is dead; a delivery that may have arrived stays doubtful.
         """
         again = update(deliveries).where(*conditions(replace(wanted, states=frozenset({State.DEAD}))))
-        values = {"state": State.WAITING, "due_at": now, "owed_since": now, "attempt": 0, "settled_at": None}
+        values = {"state": State.WAITING, "due_at": now, "retry_window_start": now, "attempt": 0, "settled_at": None}
         async with self._database.writing() as connection:
             return (await connection.execute(again.values(values))).rowcount
 
@@ -485,18 +495,24 @@ class Ledger:
             await connection.execute(delete(events).where(events.c.key.in_(keys)))
             still = select(deliveries.c.content).where(deliveries.c.content.in_(sent))
             await connection.execute(
-                delete(contents).where(contents.c.digest.in_(sent), contents.c.digest.not_in(still))
+                delete(contents).where(contents.c.content_hash.in_(sent), contents.c.content_hash.not_in(still))
             )
-            spoken_of = select(deliveries.c.key).where(deliveries.c.matter == matters.c.name).exists()
-            old_news = (or_(at.is_(None), at < before) for at in (matters.c.failed_at, matters.c.succeeded_at))
-            await connection.execute(delete(matters).where(*old_news, ~spoken_of))
-            forgotten = versions.c.matter.not_in(select(matters.c.name))
-            await connection.execute(delete(versions).where(forgotten))
-            idle = (destinations.c.spent_until < before, func.coalesce(destinations.c.held_until, before) <= before)
+            spoken_of = select(deliveries.c.key).where(deliveries.c.launch_plan == launch_plan_status.c.name).exists()
+            old_news = (
+                or_(at.is_(None), at < before)
+                for at in (launch_plan_status.c.failed_at, launch_plan_status.c.succeeded_at)
+            )
+            await connection.execute(delete(launch_plan_status).where(*old_news, ~spoken_of))
+            forgotten = launch_plan_versions.c.launch_plan.not_in(select(launch_plan_status.c.name))
+            await connection.execute(delete(launch_plan_versions).where(forgotten))
+            idle = (
+                destinations.c.theoretical_arrival_at < before,
+                func.coalesce(destinations.c.blocked_until, before) <= before,
+            )
             await connection.execute(delete(destinations).where(*idle))
             noise = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)
             gone = await connection.execute(delete(rejected).where(rejected.c.id.in_(noise)))
-            await _move_mark(connection, _SINCE, before)
+            await _advance_checkpoint(connection, _COMPLETE_SINCE, before)
         return len(keys) + gone.rowcount
 
     async def counts(self) -> Mapping[tuple[str, State], int]:
@@ -539,8 +555,8 @@ class Ledger:
 
     async def take_turn(self, name: str, at: datetime) -> bool:
         """Whether we are the first of all replicas who come for the turn of that moment."""
-        there = self._dialect.insert(marks).on_conflict_do_nothing().returning(marks.c.name)
-        later = update(marks).where(marks.c.name == name, marks.c.at < at).values(at=at)
+        there = self._dialect.insert(checkpoints).on_conflict_do_nothing().returning(checkpoints.c.name)
+        later = update(checkpoints).where(checkpoints.c.name == name, checkpoints.c.at < at).values(at=at)
         async with self._database.writing() as connection:
             if await connection.scalar(there, {"name": name, "at": at}) is not None:
                 return True
@@ -556,8 +572,8 @@ class Ledger:
         """Return once a row has been written: a full disk answers everything less. Raises LedgerUnavailable."""
 
         def write(connection: Connection) -> None:
-            self._insert(connection, marks, [{"name": _PINGED, "at": now}])
-            connection.execute(update(marks).where(marks.c.name == _PINGED).values(at=now))
+            self._insert(connection, checkpoints, [{"name": _PINGED, "at": now}])
+            connection.execute(update(checkpoints).where(checkpoints.c.name == _PINGED).values(at=now))
 
         await self._database.write(write)
 
@@ -588,13 +604,13 @@ class Ledger:
         for delivery in owed:
             body, trace = orjson.dumps(delivery.content), traces.get(delivery.event, "")
             digest = in_time(hashlib.sha256(body).hexdigest(), delivery.occurred_at)
-            bodies[digest] = Json(body)
+            bodies[digest] = EncodedJson(body)
             row = delivery
             if (changes := taken.get(delivery.key)) is not None:
                 content = delivery.content if _plain(delivery.content) else orjson.loads(body)
                 row = claimed[delivery.key] = delivery._replace(content=content, trace=trace, **changes)
             rows.append(delivery_row(row, digest, trace))
-        self._insert(connection, contents, [{"digest": digest, "body": body} for digest, body in bodies.items()])
+        self._insert(connection, contents, [{"content_hash": digest, "body": body} for digest, body in bodies.items()])
         self._insert(connection, deliveries, rows)
         if rows and self._database.sqlite:
             keys = orjson.dumps([row["key"] for row in rows]).decode()
@@ -606,9 +622,9 @@ class Ledger:
         into(table, connection.dialect).insert(connection, rows)
 
 
-async def _move_mark(connection: AsyncConnection, name: str, at: datetime) -> None:
+async def _advance_checkpoint(connection: AsyncConnection, name: str, at: datetime) -> None:
     """Move a mark that is there forward."""
-    await connection.execute(update(marks).where(marks.c.name == name, marks.c.at < at).values(at=at))
+    await connection.execute(update(checkpoints).where(checkpoints.c.name == name, checkpoints.c.at < at).values(at=at))
 
 
 def _plain(content: Any) -> bool:
@@ -625,28 +641,28 @@ def _in_portions(keys: Sequence[str]) -> Iterator[Sequence[str]]:
 async def _over(connection: AsyncConnection, delivery: Delivery, succeeded_at: datetime | None) -> bool:
     """Whether something newer has made this message of a conversation pointless."""
     later = select(deliveries.c.key).where(
-        deliveries.c.conversation == delivery.conversation,
+        deliveries.c.thread == delivery.thread,
         deliveries.c.occurred_at >= delivery.occurred_at,
         deliveries.c.key != delivery.key,
     )
-    if delivery.recovery:
+    if delivery.resolves:
         failed_since = later.where(
             deliveries.c.occurred_at > delivery.occurred_at,
-            deliveries.c.recovery.is_(False),
+            deliveries.c.resolves.is_(False),
             deliveries.c.state == State.SENT,
         )
         return await connection.scalar(failed_since.limit(1)) is not None
     if succeeded_at is None or succeeded_at <= delivery.occurred_at:
         return False
-    news_waits = and_(deliveries.c.recovery.is_(True), deliveries.c.state == State.WAITING)
+    news_waits = and_(deliveries.c.resolves.is_(True), deliveries.c.state == State.WAITING)
     fails_again = and_(deliveries.c.occurred_at > succeeded_at, deliveries.c.state != State.DEAD)
     return await connection.scalar(later.where(or_(news_waits, fails_again)).limit(1)) is None
 
 
-async def _said(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> tuple[Earlier, ...]:
+async def _said(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> tuple[EarlierMessage, ...]:
     """The first and the last of these that arrived, or may have; what told of a success is none of them."""
-    arrived = or_(deliveries.c.state == State.SENT, and_(deliveries.c.state == State.DEAD, deliveries.c.doubtful))
-    query = select(deliveries).where(*conditions, deliveries.c.recovery.is_(False), arrived)
+    arrived = or_(deliveries.c.state == State.SENT, and_(deliveries.c.state == State.DEAD, deliveries.c.in_doubt))
+    query = select(deliveries).where(*conditions, deliveries.c.resolves.is_(False), arrived)
     first = (await connection.execute(query.order_by(deliveries.c.occurred_at, deliveries.c.key).limit(1))).first()
     if first is None:
         return ()
@@ -654,12 +670,12 @@ async def _said(connection: AsyncConnection, *conditions: ColumnElement[bool]) -
     last = (await connection.execute(backwards.limit(1))).one()
     bodies = await _bodies(connection, {first.content, last.content})
     rows = [first] if first.key == last.key else [first, last]
-    return tuple(Earlier(reference=row.reference or {}, content=bodies[row.content]) for row in rows)
+    return tuple(EarlierMessage(reference=row.reference or {}, content=bodies[row.content]) for row in rows)
 
 
 async def _bodies(connection: AsyncConnection, digests: Iterable[str]) -> dict[str, Any]:
-    rows = await connection.execute(select(contents).where(contents.c.digest.in_(set(digests))))
-    return {row.digest: row.body for row in rows}
+    rows = await connection.execute(select(contents).where(contents.c.content_hash.in_(set(digests))))
+    return {row.content_hash: row.body for row in rows}
 
 
 def _held(delivery: Delivery) -> tuple[Any, ...]:
@@ -687,16 +703,16 @@ _SENT = _ENDED.values(
     state=State.SENT,
     lease=None,
     reason="",
-    doubtful=False,
+    in_doubt=False,
     settled_at=bindparam("at"),
     reference=bindparam("receipt"),
 )
-_AGAIN = _ENDED.values(lease=None, reason=bindparam("why"), doubtful=bindparam("perhaps"), due_at=bindparam("at"))
+_AGAIN = _ENDED.values(lease=None, reason=bindparam("why"), in_doubt=bindparam("perhaps"), due_at=bindparam("at"))
 _DEAD = _ENDED.values(
     state=State.DEAD,
     lease=None,
     reason=bindparam("why"),
-    doubtful=bindparam("perhaps"),
+    in_doubt=bindparam("perhaps"),
     settled_at=bindparam("at"),
 )
 
@@ -710,11 +726,11 @@ def _endings(settlements: Sequence[Settlement]) -> dict[Update, list[dict[str, A
             case Sent(receipt):
                 ending = _SENT
                 row |= {"at": entry.ended_at, "receipt": dict(receipt.reference)}
-            case Retry(at=at, reason=reason, doubtful=doubtful):
+            case Retry(at=at, reason=reason, in_doubt=in_doubt):
                 ending = _AGAIN
-                row |= {"at": at, "why": reason, "perhaps": doubtful}
-            case Dead(reason=reason, doubtful=doubtful):
+                row |= {"at": at, "why": reason, "perhaps": in_doubt}
+            case Dead(reason=reason, in_doubt=in_doubt):
                 ending = _DEAD
-                row |= {"at": entry.ended_at, "why": reason, "perhaps": doubtful}
+                row |= {"at": entry.ended_at, "why": reason, "perhaps": in_doubt}
         found.setdefault(ending, []).append(row)
     return found

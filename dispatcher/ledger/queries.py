@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy import Row, Select, func, literal, select, union_all
 
 from dispatcher.ledger.engine import Database
-from dispatcher.ledger.records import EventFilter, Filter
-from dispatcher.ledger.schema import attempts, deliveries, events, rejected, told
+from dispatcher.ledger.records import DeliveryFilter, EventFilter
+from dispatcher.ledger.schema import attempts, deliveries, delivery_recipients, events, rejected
 from dispatcher.ledger.search import Cursor, conditions, found, found_events, lower, of_execution
 from dispatcher.model.delivery import State
 
@@ -43,7 +43,7 @@ class Page(Generic[_Entry]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryLine:
+class DeliverySummary:
     """A delivery as lists show it."""
 
     key: str
@@ -55,14 +55,14 @@ class DeliveryLine:
     state: State
     reason: str
     attempt: int
-    doubtful: bool
+    in_doubt: bool
     created_at: datetime
     due_at: datetime
     settled_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EventLine:
+class EventSummary:
     """An execution's end as lists show it, with how many deliveries of it stand how."""
 
     key: str
@@ -79,7 +79,7 @@ class EventLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RejectedLine:
+class RejectedSummary:
     """A rejected message as lists show it."""
 
     id: str
@@ -92,7 +92,7 @@ class RejectedLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Happening:
+class Activity:
     """Something that was written into the ledger: an event, an attempt's end, a rejected message."""
 
     id: str
@@ -113,7 +113,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class LedgerStatus:
     """How the ledger stands."""
 
     waiting: Count
@@ -127,7 +127,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
+class TimeBucket:
     """What was made in a stretch of time, how it stands now, and the lags of some that were sent."""
 
     begin: datetime
@@ -143,13 +143,15 @@ class Stretch:
         return self.lags[max(math.ceil(share * len(self.lags)) - 1, 0)].total_seconds()
 
 
-class Views:
+class Queries:
     """Every view raises LedgerUnavailable while the database can't be used."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def deliveries(self, wanted: Filter, *, limit: int, after: Cursor | None = None) -> Page[DeliveryLine]:
+    async def deliveries(
+        self, wanted: DeliveryFilter, *, limit: int, after: Cursor | None = None
+    ) -> Page[DeliverySummary]:
         """A page of the deliveries that fit."""
         bound = limit + 1 if _one_index(wanted) else LOOKED_THROUGH
         query, end = found(wanted, after, limit=limit + 1, bound=max(bound, limit + 1))
@@ -157,13 +159,13 @@ class Views:
             rows, after, cut = await _page(connection, query, end, limit)
         return Page([_delivery_line(row) for row in rows], after, cut)
 
-    async def count(self, wanted: Filter) -> Count:
+    async def count(self, wanted: DeliveryFilter) -> Count:
         """How many deliveries fit."""
         some = select(literal(1)).select_from(deliveries).where(*conditions(wanted)).limit(COUNTED + 1)
         async with self._database.reading() as connection:
             return await _count(connection, some)
 
-    async def reasons(self, wanted: Filter, *, limit: int) -> Sequence[tuple[str, str, int]]:
+    async def reasons(self, wanted: DeliveryFilter, *, limit: int) -> Sequence[tuple[str, str, int]]:
         """Channels and reasons of the deliveries that fit, the most frequent first, of `COUNTED` at most."""
         some = select(deliveries.c.channel, deliveries.c.reason).where(*conditions(wanted)).limit(COUNTED).subquery()
         number = func.count().label("number")
@@ -172,7 +174,7 @@ class Views:
             rows = await connection.execute(query.order_by(number.desc(), some.c.channel, some.c.reason).limit(limit))
             return [(row.channel, row.reason, row.number) for row in rows]
 
-    async def events(self, wanted: EventFilter, *, limit: int, after: Cursor | None = None) -> Page[EventLine]:
+    async def events(self, wanted: EventFilter, *, limit: int, after: Cursor | None = None) -> Page[EventSummary]:
         """A page of the terminal events that fit."""
         named = [getattr(wanted, name) for name in ("launch_plan", "phase", "verdict", "project", "domain")]
         alone = named == [wanted.launch_plan, None, None, None, None] and not (wanted.execution and wanted.launch_plan)
@@ -185,7 +187,7 @@ class Views:
 
     async def rejected(
         self, *, limit: int, after: Cursor | None = None, replayed: bool | None = None
-    ) -> Page[RejectedLine]:
+    ) -> Page[RejectedSummary]:
         """A page of rejected messages; `replayed`: only those that were, or were not."""
         at, key = rejected.c.received_at, rejected.c.id
         columns = [column for column in rejected.c if column.name not in {"headers", "body"}]
@@ -203,7 +205,7 @@ class Views:
             rows, after, cut = await _page(connection, fitting, end.offset(bound - 1).limit(1), limit)
         return Page([_rejected_line(row) for row in rows], after, cut)
 
-    async def latest(self, *, limit: int, since: datetime | None = None) -> list[Happening]:
+    async def latest(self, *, limit: int, since: datetime | None = None) -> list[Activity]:
         """The newest that happened, oldest first, `limit` at most of each kind."""
         heard = select(events).order_by(events.c.recorded_at.desc()).limit(limit)
         refused = select(rejected).order_by(rejected.c.received_at.desc()).limit(limit)
@@ -223,7 +225,7 @@ class Views:
             ]
         return sorted(happenings, key=lambda one: (one.at, one.id))
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> LedgerStatus:
         """How the ledger stands now."""
         state, at = deliveries.c.state, deliveries.c.created_at
         newest = select(rejected.c.replayed_at).order_by(rejected.c.received_at.desc()).limit(COUNTED + 1).subquery()
@@ -234,7 +236,7 @@ class Views:
             ]
             noise = (await connection.scalars(select(newest.c.replayed_at))).all()
             oldest = select(at).where(state == literal(State.WAITING.value)).order_by(at).limit(1)
-            return Standing(
+            return LedgerStatus(
                 waiting=waiting,
                 dead=dead,
                 rejected=Count(number=sum(one is None for one in noise[:COUNTED]), many=len(noise) > COUNTED),
@@ -244,7 +246,7 @@ class Views:
                 ),
             )
 
-    async def stretches(self, begin: datetime, end: datetime, *, number: int) -> list[Stretch]:
+    async def time_buckets(self, begin: datetime, end: datetime, *, number: int) -> list[TimeBucket]:
         """The time between cut into so many stretches, and what was made in each."""
         each = (end - begin) / number
         bounds = [(begin + each * at, begin + each * (at + 1)) for at in range(number)]
@@ -252,7 +254,7 @@ class Views:
             numbers = (await connection.execute(_numbers(bounds))).all()
             lags = (await connection.execute(_lags(bounds))).all()
         return [
-            Stretch(
+            TimeBucket(
                 begin=start,
                 end=stop,
                 numbers={State(row.state): row.number for row in numbers if row.stretch == at},
@@ -267,7 +269,7 @@ class Views:
             "delivery": conditions_of_key(text),
             "execution": select(events.c.key).where(*of_execution(text)),
             "launch_plan": select(events.c.launch_plan).where(events.c.launch_plan == text),
-            "recipient": select(told.c.recipient).where(told.c.recipient == lower(text)),
+            "recipient": select(delivery_recipients.c.recipient).where(delivery_recipients.c.recipient == lower(text)),
             "rejected": select(rejected.c.id).where(rejected.c.id == text),
         }
         async with self._database.reading() as connection:
@@ -277,10 +279,10 @@ class Views:
 
 def conditions_of_key(text: str) -> Select[Any]:
     """A delivery whose key begins so; shorter than 6 digits it could be anything."""
-    return select(deliveries.c.key).where(*conditions(Filter(keys=[text])), literal(len(text) >= 6))
+    return select(deliveries.c.key).where(*conditions(DeliveryFilter(keys=[text])), literal(len(text) >= 6))
 
 
-def _one_index(wanted: Filter) -> bool:
+def _one_index(wanted: DeliveryFilter) -> bool:
     """Whether one index has all that is asked for, so that what it gives first is what is wanted."""
     few = wanted.execution is not None or bool(wanted.keys)
     given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
@@ -344,13 +346,13 @@ def _lags(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
     return union_all(*parts)
 
 
-def _delivery_line(row: Row[Any]) -> DeliveryLine:
-    names = ("key", "event", "channel", "recipients", "addresses", "rule", "reason", "attempt", "doubtful")
+def _delivery_line(row: Row[Any]) -> DeliverySummary:
+    names = ("key", "event", "channel", "recipients", "addresses", "rule", "reason", "attempt", "in_doubt")
     times = ("created_at", "due_at", "settled_at")
-    return DeliveryLine(state=State(row.state), **{name: getattr(row, name) for name in (*names, *times)})
+    return DeliverySummary(state=State(row.state), **{name: getattr(row, name) for name in (*names, *times)})
 
 
-def _event_line(row: Row[Any], numbers: Mapping[State, int]) -> EventLine:
+def _event_line(row: Row[Any], numbers: Mapping[State, int]) -> EventSummary:
     names = (
         "key",
         "project",
@@ -363,26 +365,26 @@ def _event_line(row: Row[Any], numbers: Mapping[State, int]) -> EventLine:
         "verdict",
         "reason",
     )
-    return EventLine(deliveries=numbers, **{name: getattr(row, name) for name in names})
+    return EventSummary(deliveries=numbers, **{name: getattr(row, name) for name in names})
 
 
-def _rejected_line(row: Row[Any]) -> RejectedLine:
+def _rejected_line(row: Row[Any]) -> RejectedSummary:
     names = ("id", "position", "received_at", "reason", "event", "size", "replayed_at")
-    return RejectedLine(**{name: getattr(row, name) for name in names})
+    return RejectedSummary(**{name: getattr(row, name) for name in names})
 
 
-def _of_event(row: Row[Any]) -> Happening:
+def _of_event(row: Row[Any]) -> Activity:
     names = ("key", "project", "domain", "name", "phase", "launch_plan", "verdict", "reason")
     facts = {name: getattr(row, name) for name in names}
-    return Happening(id=f"event {row.key}", kind="event", at=row.recorded_at, facts=facts)
+    return Activity(id=f"event {row.key}", kind="event", at=row.recorded_at, facts=facts)
 
 
-def _of_attempt(row: Row[Any]) -> Happening:
+def _of_attempt(row: Row[Any]) -> Activity:
     names = ("delivery", "number", "channel", "recipients", "event", "outcome", "status", "answer", "reason")
     facts = {name: getattr(row, name) for name in names}
-    return Happening(id=f"attempt {row.id}", kind="attempt", at=row.ended_at, facts=facts)
+    return Activity(id=f"attempt {row.id}", kind="attempt", at=row.ended_at, facts=facts)
 
 
-def _of_rejected(row: Row[Any]) -> Happening:
+def _of_rejected(row: Row[Any]) -> Activity:
     facts = {name: getattr(row, name) for name in ("id", "position", "reason", "event")}
-    return Happening(id=f"rejected {row.id}", kind="rejected", at=row.received_at, facts=facts)
+    return Activity(id=f"rejected {row.id}", kind="rejected", at=row.received_at, facts=facts)

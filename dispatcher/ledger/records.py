@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.model.delivery import Delivery, NewVersion, Outcome, Recovery, State
+from dispatcher.model.delivery import Delivery, NewVersion, Outcome, Resolution, State
 from dispatcher.model.event import Event
-from dispatcher.model.rate_limit import Gate, Lesson
+from dispatcher.model.rate_limit import AdmissionControl, Feedback
 from dispatcher.tracing import UNSEEN, Span
 
 BODY_KEPT = 64 * 1024
@@ -18,7 +18,7 @@ BODY_KEPT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
+class RecordedEvent:
     """One terminal event, what was decided, and what is owed for it."""
 
     event: Event
@@ -28,7 +28,7 @@ class Recorded:
     considered: Sequence[Mapping[str, Any]]
     """Each rule looked at: source, phases, channel, recipients, matched, reason."""
     deliveries: Sequence[Delivery]
-    recovery: Recovery | None = None
+    resolution: Resolution | None = None
     """What the event ends, if it is a success."""
     version: NewVersion | None = None
     """What is told where the launch plan's version is new; None where nobody wants to know."""
@@ -39,7 +39,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
+class DirectDispatch:
     """A courier's free hands, for what its channel owes next: what they take is claimed as it is written."""
 
     limit: int
@@ -47,13 +47,13 @@ class Offer:
     lease: str
     until: datetime
     """How long what they take is theirs."""
-    gate: Gate
+    gate: AdmissionControl
     take: Callable[[Sequence[Delivery]], None]
     """Called once, with what they have got; with nothing where nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class RecordResult:
     """What a record has brought."""
 
     new: frozenset[str] = frozenset()
@@ -63,7 +63,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class StoredEvent:
     """An event as it stands in the ledger, and what was decided of it."""
 
     event: Event
@@ -115,7 +115,7 @@ class Settlement:
     ended_at: datetime
     follow_ups: Sequence[Delivery] = ()
     """Deliveries that this ending gives rise to: refused recipients of a mail, a fallback."""
-    lesson: Lesson | None = None
+    feedback: Feedback | None = None
     """What it says of the destination."""
 
 
@@ -162,7 +162,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filed:
+class StoredDelivery:
     """A delivery as it stands in the ledger, with what became of it."""
 
     delivery: Delivery
@@ -171,7 +171,7 @@ class Filed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class DeliveryFilter:
     """Which deliveries are meant; everything given must hold."""
 
     states: frozenset[State] = frozenset()

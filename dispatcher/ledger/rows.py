@@ -9,15 +9,23 @@ from typing import Any
 from sqlalchemy import Row
 
 from channels.contract import Answer
-from dispatcher.ledger.records import BODY_KEPT, Attempt, Filed, Known, Recorded, Rejected, Settlement
-from dispatcher.ledger.schema import Json
+from dispatcher.ledger.records import (
+    BODY_KEPT,
+    Attempt,
+    RecordedEvent,
+    Rejected,
+    Settlement,
+    StoredDelivery,
+    StoredEvent,
+)
+from dispatcher.ledger.schema import EncodedJson
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.model.event import Event
 
 LATE = "the lease had run out, so this ending counted for nothing"
 
 
-def event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
+def event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
     event = entry.event
     return {
         "key": event.key,
@@ -31,13 +39,13 @@ def event_row(entry: Recorded, now: datetime) -> dict[str, Any]:
         "position": entry.position,
         "verdict": entry.verdict,
         "reason": entry.reason,
-        "facts": Json(event.model_dump_json(exclude_defaults=True).encode()),
+        "facts": EncodedJson(event.model_dump_json(exclude_defaults=True).encode()),
         "considered": list(entry.considered),
     }
 
 
-def known(row: Row[Any]) -> Known:
-    return Known(
+def known(row: Row[Any]) -> StoredEvent:
+    return StoredEvent(
         event=Event.model_validate(row.facts),
         position=row.position,
         recorded_at=row.recorded_at,
@@ -88,18 +96,18 @@ def delivery_row(delivery: Delivery, digest: str, trace: str) -> dict[str, Any]:
         "state": delivery.state,
         "reason": delivery.reason,
         "attempt": delivery.attempt,
-        "doubtful": delivery.doubtful,
+        "in_doubt": delivery.in_doubt,
         "lease": delivery.lease,
         "created_at": delivery.created_at,
         "due_at": delivery.due_at,
-        "owed_since": delivery.owed_since,
+        "retry_window_start": delivery.retry_window_start,
         "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
         "reference": None,
-        "conversation": delivery.conversation or None,
-        "matter": delivery.matter or None,
-        "recovery": delivery.recovery,
-        "instead_of": delivery.instead_of or None,
-        "booked": delivery.booked,
+        "thread": delivery.thread or None,
+        "launch_plan": delivery.launch_plan or None,
+        "resolves": delivery.resolves,
+        "fallback_for": delivery.fallback_for or None,
+        "slot_reserved": delivery.slot_reserved,
         "occurred_at": delivery.occurred_at,
         "trace": trace or None,
     }
@@ -118,16 +126,16 @@ def stored(row: Any, content: Any) -> dict[str, Any]:
         "state": State(row.state),
         "reason": row.reason,
         "attempt": row.attempt,
-        "doubtful": row.doubtful,
+        "in_doubt": row.in_doubt,
         "lease": row.lease,
         "created_at": row.created_at,
         "due_at": row.due_at,
-        "owed_since": row.owed_since,
-        "conversation": row.conversation or "",
-        "matter": row.matter or "",
-        "recovery": row.recovery,
-        "instead_of": row.instead_of or "",
-        "booked": row.booked,
+        "retry_window_start": row.retry_window_start,
+        "thread": row.thread or "",
+        "launch_plan": row.launch_plan or "",
+        "resolves": row.resolves,
+        "fallback_for": row.fallback_for or "",
+        "slot_reserved": row.slot_reserved,
         "occurred_at": row.occurred_at,
         "trace": row.trace or "",
     }
@@ -137,8 +145,8 @@ def a_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
     return Delivery(**stored(row, bodies[row.content]))
 
 
-def filed(row: Row[Any], bodies: Mapping[str, Any]) -> Filed:
-    return Filed(delivery=a_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
+def filed(row: Row[Any], bodies: Mapping[str, Any]) -> StoredDelivery:
+    return StoredDelivery(delivery=a_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
 
 
 def attempt_row(entry: Settlement, *, held: bool) -> dict[str, Any]:
@@ -146,8 +154,8 @@ def attempt_row(entry: Settlement, *, held: bool) -> dict[str, Any]:
     match entry.outcome:
         case Sent(receipt):
             outcome, answer, reason = "sent", receipt.answer, ""
-        case Retry(answer=given, reason=why, doubtful=doubtful):
-            outcome, answer, reason = "unknown" if doubtful else "retry", given, why
+        case Retry(answer=given, reason=why, in_doubt=in_doubt):
+            outcome, answer, reason = "in_doubt" if in_doubt else "retry", given, why
         case Dead(answer=given, reason=why):
             outcome, answer, reason = "dead", given, why
     return {

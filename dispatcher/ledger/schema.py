@@ -47,7 +47,7 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class Words(TypeDecorator[str]):
+class ForeignText(TypeDecorator[str]):
     """Other people's text. PostgreSQL refuses NUL in text, and no database takes half a surrogate pair."""
 
     impl = Text
@@ -60,13 +60,13 @@ class Words(TypeDecorator[str]):
         return value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-class Json(NamedTuple):
+class EncodedJson(NamedTuple):
     """JSON data, written already."""
 
     text: bytes
 
 
-class Packed(TypeDecorator[Any]):
+class CompressedJson(TypeDecorator[Any]):
     """JSON data; compressed where that pays: a mail runs to many kilobytes of text that is much alike.
 
     By LZ4: zlib makes it a quarter smaller, and takes seven times as long on the way of every event.
@@ -79,7 +79,7 @@ class Packed(TypeDecorator[Any]):
         del dialect
         if value is None:
             return None
-        plain = value.text if isinstance(value, Json) else orjson.dumps(value)
+        plain = value.text if isinstance(value, EncodedJson) else orjson.dumps(value)
         return plain if len(plain) < _WORTH_PACKING else _LZ4 + bytes(cramjam.lz4.compress_block(plain))
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:
@@ -91,7 +91,7 @@ class Packed(TypeDecorator[Any]):
         return orjson.loads(value)
 
 
-class Strings(TypeDecorator[tuple[str, ...]]):
+class StringList(TypeDecorator[tuple[str, ...]]):
     """A few strings, in order."""
 
     impl = Text
@@ -130,30 +130,30 @@ events = Table(
     Column("launch_plan", String(255), nullable=False),
     Column("occurred_at", UtcTime, nullable=False),
     Column("recorded_at", UtcTime, nullable=False),
-    Column("position", Words, nullable=False),
+    Column("position", ForeignText, nullable=False),
     Column("verdict", String(32), nullable=False),
-    Column("reason", Words, nullable=False),
-    Column("facts", Packed, nullable=False),
-    Column("considered", Packed, nullable=False),
+    Column("reason", ForeignText, nullable=False),
+    Column("facts", CompressedJson, nullable=False),
+    Column("considered", CompressedJson, nullable=False),
     Index("ix_events_name", "name", info={"only": "postgresql"}),  # SQLite asks the owners (`search.named`)
     Index("ix_events_launch_plan", "launch_plan", "recorded_at"),
     Index("ix_events_recorded_at", "recorded_at"),
 )
 
-marks = Table(
-    "marks",
+checkpoints = Table(
+    "checkpoints",
     metadata,
     Column("name", String(32), primary_key=True),
     Column("at", UtcTime, nullable=False),
 )
-"""Moments to remember: `since` the ledger knows all that was told, what was `swept` for lost events, and when it was
+"""Moments to remember: `since` the ledger knows all that was told, what was `set_reconciled_until` for lost events, and when it was
 last `pinged`."""
 
 contents = Table(
     "contents",
     metadata,
-    Column("digest", String(64), primary_key=True),
-    Column("body", Packed, nullable=False),
+    Column("content_hash", String(64), primary_key=True),
+    Column("body", CompressedJson, nullable=False),
 )
 """What is sent, once, however many deliveries send it."""
 
@@ -163,47 +163,47 @@ deliveries = Table(
     Column("key", String(64), primary_key=True),
     Column("event", String(1024), ForeignKey("events.key"), nullable=False),
     Column("channel", String(32), nullable=False),
-    Column("recipients", Strings, nullable=False),
-    Column("addresses", Strings, nullable=False),
-    Column("content", String(64), ForeignKey("contents.digest"), nullable=False),
+    Column("recipients", StringList, nullable=False),
+    Column("addresses", StringList, nullable=False),
+    Column("content", String(64), ForeignKey("contents.content_hash"), nullable=False),
     Column("rule", Text, nullable=False),
     Column("state", String(8), nullable=False),
-    Column("reason", Words, nullable=False),
+    Column("reason", ForeignText, nullable=False),
     Column("attempt", Integer, nullable=False),
-    Column("doubtful", Boolean, nullable=False),
+    Column("in_doubt", Boolean, nullable=False),
     Column("lease", String(64)),
     Column("created_at", UtcTime, nullable=False),
     Column("due_at", UtcTime, nullable=False),
-    Column("owed_since", UtcTime, nullable=False),
+    Column("retry_window_start", UtcTime, nullable=False),
     Column("settled_at", UtcTime),
-    Column("reference", Packed),
-    Column("conversation", String(255)),
-    Column("matter", String(1024)),
-    Column("recovery", Boolean, nullable=False),
-    Column("instead_of", String(64)),
-    Column("booked", Boolean, nullable=False),
+    Column("reference", CompressedJson),
+    Column("thread", String(255)),
+    Column("launch_plan", String(1024)),
+    Column("resolves", Boolean, nullable=False),
+    Column("fallback_for", String(64)),
+    Column("slot_reserved", Boolean, nullable=False),
     Column("occurred_at", UtcTime, nullable=False),
     Column("trace", String(600)),
     Index("ix_deliveries_event", "event"),
     # On PostgreSQL they are just as partial, by the migrations: said here too, it would load the dialect everywhere.
     Index(
-        "ix_deliveries_conversation",
-        "conversation",
+        "ix_deliveries_thread",
+        "thread",
         "occurred_at",
-        sqlite_where=text("conversation IS NOT NULL"),
+        sqlite_where=text("thread IS NOT NULL"),
     ),
     Index(
-        "ix_deliveries_conversation_waiting",
-        "conversation",
+        "ix_deliveries_thread_waiting",
+        "thread",
         "state",  # or SQLite would look through the conversation's history
         "occurred_at",
-        sqlite_where=text("state = 'waiting' AND conversation IS NOT NULL"),
+        sqlite_where=text("state = 'waiting' AND thread IS NOT NULL"),
     ),
     Index(
-        "ix_deliveries_matter",
-        "matter",
+        "ix_deliveries_launch_plan",
+        "launch_plan",
         "occurred_at",
-        sqlite_where=text("matter IS NOT NULL"),
+        sqlite_where=text("launch_plan IS NOT NULL"),
     ),
     Index(
         "ix_deliveries_due",
@@ -228,8 +228,8 @@ deliveries = Table(
     Index("ix_deliveries_content", "content"),
 )
 
-told = Table(
-    "told",
+delivery_recipients = Table(
+    "delivery_recipients",
     metadata,
     Column("recipient", String(320), primary_key=True),
     Column("created_at", UtcTime, primary_key=True),
@@ -239,8 +239,8 @@ told = Table(
 """Deliveries by recipient and address, in ASCII lower case. Triggers on `deliveries` keep it; on SQLite the ledger inserts
 the rows itself (`search.TOLD`)."""
 
-matters = Table(
-    "matters",
+launch_plan_status = Table(
+    "launch_plan_status",
     metadata,
     Column("name", String(1024), primary_key=True),
     Column("failed_at", UtcTime),
@@ -248,11 +248,11 @@ matters = Table(
 )
 """How launch plans stand that somebody was told about: when they last failed and succeeded (`ledger/matters.py`)."""
 
-versions = Table(
-    "versions",
+launch_plan_versions = Table(
+    "launch_plan_versions",
     metadata,
-    Column("matter", String(1024), primary_key=True),
-    Column("version", Words, primary_key=True),
+    Column("launch_plan", String(1024), primary_key=True),
+    Column("version", ForeignText, primary_key=True),
 )
 """In which versions launch plans have run, where somebody wants to know of new ones."""
 
@@ -261,8 +261,8 @@ destinations = Table(
     metadata,
     Column("channel", String(32), primary_key=True),
     Column("name", String(512), primary_key=True),
-    Column("spent_until", UtcTime, nullable=False),
-    Column("held_until", UtcTime),
+    Column("theoretical_arrival_at", UtcTime, nullable=False),
+    Column("blocked_until", UtcTime),
     Column("failures", Integer, nullable=False),
 )
 """How each destination stands (`dispatcher/model/rate_limit.py`)."""
@@ -276,9 +276,9 @@ attempts = Table(
     Column("started_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime, nullable=False),
     Column("outcome", String(8), nullable=False),
-    Column("status", Words, nullable=False),
-    Column("answer", Words, nullable=False),
-    Column("reason", Words, nullable=False),
+    Column("status", ForeignText, nullable=False),
+    Column("answer", ForeignText, nullable=False),
+    Column("reason", ForeignText, nullable=False),
     Index("ix_attempts_delivery", "delivery", "number"),
 )
 
@@ -286,11 +286,11 @@ rejected = Table(
     "rejected",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("position", Words, nullable=False),
+    Column("position", ForeignText, nullable=False),
     Column("received_at", UtcTime, nullable=False),
-    Column("reason", Words, nullable=False),
+    Column("reason", ForeignText, nullable=False),
     Column("event", String(1024)),
-    Column("headers", Packed, nullable=False),
+    Column("headers", CompressedJson, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("replayed_at", UtcTime),

@@ -14,14 +14,14 @@ from sqlalchemy import ColumnElement, Select, and_, literal, or_, select, union_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from dispatcher.ledger.records import EventFilter, Filter
-from dispatcher.ledger.schema import deliveries, events, told
+from dispatcher.ledger.records import DeliveryFilter, EventFilter
+from dispatcher.ledger.schema import deliveries, delivery_recipients, events
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import TERMINAL
 
 KEY_LENGTH = 32
 TOLD = """
-    INSERT OR IGNORE INTO told (recipient, created_at, delivery)
+    INSERT OR IGNORE INTO delivery_recipients (recipient, created_at, delivery)
     SELECT substr(lower(name.value), 1, 320), made.created_at, made.key
     FROM json_each(?) AS new CROSS JOIN deliveries AS made ON made.key = new.value CROSS JOIN json_each(made.recipients) AS name
     UNION ALL
@@ -52,13 +52,13 @@ class Cursor(NamedTuple):
         return cls(moment, key)
 
 
-def conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+def conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
     """All that must hold of a delivery."""
     within = _range(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
     return [*_rest(wanted, deliveries.c), *_at_hand(wanted), *within]
 
 
-def found(wanted: Filter, after: Cursor | None, *, limit: int, bound: int) -> tuple[Select[Any], Select[Any]]:
+def found(wanted: DeliveryFilter, after: Cursor | None, *, limit: int, bound: int) -> tuple[Select[Any], Select[Any]]:
     """The deliveries that fit, newest first, each with its place in that order, `at`; and where the look ended early.
 
     `bound`: how many rows are looked through at most.
@@ -96,15 +96,17 @@ def _end_of(some: Any, bound: int) -> Select[Any]:
     return select(some.c.at, some.c.key).order_by(some.c.at.desc(), some.c.key.desc()).offset(bound - 1).limit(1)
 
 
-def _window(wanted: Filter, after: Cursor | None, bound: int) -> Select[Any]:
+def _window(wanted: DeliveryFilter, after: Cursor | None, bound: int) -> Select[Any]:
     """The newest deliveries by the index that tells most, each with `at`, what it is ordered by."""
     if wanted.execution is not None or wanted.keys:
         at, key = deliveries.c.created_at, deliveries.c.key
         query = select(deliveries, at.label("at")).where(*_at_hand(wanted))
     elif wanted.recipient is not None:
-        at, key = told.c.created_at, told.c.delivery
-        query = select(deliveries, at.label("at")).join(told, told.c.delivery == deliveries.c.key)
-        query = query.where(told.c.recipient == lower(wanted.recipient))
+        at, key = delivery_recipients.c.created_at, delivery_recipients.c.delivery
+        query = select(deliveries, at.label("at")).join(
+            delivery_recipients, delivery_recipients.c.delivery == deliveries.c.key
+        )
+        query = query.where(delivery_recipients.c.recipient == lower(wanted.recipient))
     elif wanted.launch_plan is not None and not (wanted.states and State.SENT not in wanted.states):
         at, key = events.c.recorded_at, deliveries.c.key
         query = select(deliveries, at.label("at")).join(events, events.c.key == deliveries.c.event)
@@ -115,7 +117,7 @@ def _window(wanted: Filter, after: Cursor | None, bound: int) -> Select[Any]:
     return query.order_by(at.desc(), key.desc()).limit(bound)
 
 
-def _by_state(wanted: Filter, after: Cursor | None, bound: int) -> Select[Any]:
+def _by_state(wanted: DeliveryFilter, after: Cursor | None, bound: int) -> Select[Any]:
     """Each state's newest by its index, and the newest of all of these."""
     at, key = deliveries.c.created_at, deliveries.c.key
     within = _range(at, key, wanted.since, wanted.until, after)
@@ -144,7 +146,7 @@ def _range(at: Any, key: Any, since: datetime | None, until: datetime | None, af
     return limits
 
 
-def _at_hand(wanted: Filter) -> list[ColumnElement[bool]]:
+def _at_hand(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
     """What names few deliveries, found by their keys."""
     limits: list[ColumnElement[bool]] = []
     if wanted.keys:
@@ -206,7 +208,7 @@ _OWNED = """
 """Keys are `project/domain/name/PHASE`, and "0" comes next after "/"."""
 
 
-def _rest(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
+def _rest(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool]]:
     """What is looked at row by row."""
     limits: list[ColumnElement[bool]] = []
     if wanted.states:
@@ -218,7 +220,10 @@ def _rest(wanted: Filter, row: Any) -> list[ColumnElement[bool]]:
         plan = select(events.c.launch_plan).where(events.c.key == row.event).scalar_subquery()
         limits.append(plan == wanted.launch_plan)
     if wanted.recipient is not None:
-        line = (told.c.recipient == lower(wanted.recipient), told.c.created_at == row.created_at)
-        theirs = select(told.c.delivery).where(*line, told.c.delivery == row.key)
+        line = (
+            delivery_recipients.c.recipient == lower(wanted.recipient),
+            delivery_recipients.c.created_at == row.created_at,
+        )
+        theirs = select(delivery_recipients.c.delivery).where(*line, delivery_recipients.c.delivery == row.key)
         limits.append(theirs.scalar_subquery() == row.key)
     return limits

@@ -12,7 +12,7 @@ import orjson
 from sqlalchemy import Boolean, Dialect, TypeDecorator
 from sqlalchemy.types import NullType, TypeEngine
 
-from dispatcher.ledger.schema import Packed, Strings, UtcTime, Words
+from dispatcher.ledger.schema import CompressedJson, ForeignText, StringList, UtcTime
 
 Change = Callable[[Any], Any]
 """What a type does to a value on its way."""
@@ -74,9 +74,9 @@ def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
     match kind:
         case UtcTime():
             return _remembered(_as_text if dialect.name == "sqlite" else _TIME.process_bind_param, dialect)
-        case Strings():
+        case StringList():
             return _remembered(_STRINGS.process_bind_param, dialect)
-        case Words() | Packed() | Keys():  # the driver takes what they make as it is
+        case ForeignText() | CompressedJson() | Keys():  # the driver takes what they make as it is
             return partial(kind.process_bind_param, dialect=dialect)
         case Boolean():
             return None
@@ -89,9 +89,9 @@ def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
     match kind:
         case UtcTime() if dialect.name == "sqlite":
             return _remembered(_from_text, dialect)
-        case Strings():
+        case StringList():
             return _remembered(_STRINGS.process_result_value, dialect)
-        case UtcTime() | Packed():
+        case UtcTime() | CompressedJson():
             return partial(kind.process_result_value, dialect=dialect)
         case Boolean():
             return _truth if dialect.name == "sqlite" else None
@@ -120,4 +120,4 @@ def _truth(number: int | None) -> bool | None:
     return None if number is None else bool(number)
 
 
-_TIME, _STRINGS = UtcTime(), Strings()
+_TIME, _STRINGS = UtcTime(), StringList()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from channels.contract import Later, Unknown
+from channels.contract import InDoubt, Later
 from dispatcher.model.delivery import Result
 from dispatcher.model.rate_limit import ENOUGH
 
@@ -15,7 +15,7 @@ LONGEST_REST = timedelta(seconds=10)
 
 
 @dataclass(slots=True)
-class Breaker:
+class CircuitBreaker:
     """Whether a whole provider is bothered: one that is away, refuses everybody or stopped answering rests.
 
     A little longer with each failure in a row; then a single delivery finds out whether it is back.
@@ -44,7 +44,7 @@ class Breaker:
         if isinstance(result, Later) and result.everyone:
             self._away += 1
             wish = result.retry_after or wish
-        elif isinstance(result, Unknown):
+        elif isinstance(result, InDoubt):
             self._silent += 1
         else:
             self._away, self._silent, self._resting = 0, 0, None

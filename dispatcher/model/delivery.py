@@ -14,7 +14,7 @@ from enum import StrEnum
 from random import Random
 from typing import NamedTuple
 
-from channels.contract import Answer, ChannelError, Content, Later, Never, Receipt, Unknown, Unserved
+from channels.contract import Answer, ChannelError, Content, InDoubt, Later, Never, Receipt, UnknownRecipient
 from dispatcher.model.retry import RetryPolicy
 
 
@@ -49,30 +49,30 @@ class Delivery(NamedTuple):
     created_at: datetime
     due_at: datetime
     """Not before; while claimed, the end of the lease."""
-    owed_since: datetime
+    retry_window_start: datetime
     """What the retry deadline counts from: when it was made, or put back by a redrive."""
     occurred_at: datetime
     """When its event happened."""
     state: State = State.WAITING
     attempt: int = 0
     """Attempts begun. Counted at the claim, so a delivery that kills the process can't do so for ever."""
-    doubtful: bool = False
+    in_doubt: bool = False
     """An earlier attempt may have arrived."""
     lease: str | None = None
     """Who holds it; only the holder may settle."""
     reason: str = ""
     """Why it is dead, or why the last attempt failed."""
-    conversation: str = ""
+    thread: str = ""
     """What is told to one reader about one matter goes out in the order of `occurred_at`; empty: it stands alone."""
-    matter: str = ""
+    launch_plan: str = ""
     """The launch plan whose next success ends the conversation."""
-    recovery: bool = False
+    resolves: bool = False
     """It tells of that success."""
-    instead_of: str = ""
+    fallback_for: str = ""
     """The key of the dead delivery that this one tells the fallback recipients about."""
-    booked: bool = False
+    slot_reserved: bool = False
     """`due_at` is the slot that its destination's pace gave it."""
-    troubled: bool = False
+    destination_failing: bool = False
     """Its destination has failed lately; not stored."""
     trace: str = ""
     """Its event's (`tracing.Span.trace`); the ledger gives it to all that is owed for an event."""
@@ -97,31 +97,31 @@ def in_time(digest: str, at: datetime) -> str:
     return f"{int(at.timestamp()) // 16 % 16**5:05x}{digest}"[: len(digest)]
 
 
-def conversation_key(channel: str, addresses: Sequence[str], subject: str) -> str:
+def thread_key(channel: str, addresses: Sequence[str], subject: str) -> str:
     """The stable key of what is told to `addresses` about `subject` over `channel`."""
-    return delivery_key(subject, f"conversation {channel}", addresses)
+    return delivery_key(subject, f"thread {channel}", addresses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class OpenThread:
     """A conversation in which somebody was told, or is about to be, and not yet that all is well again."""
 
     channel: str
     recipients: tuple[str, ...]
     addresses: tuple[str, ...]
-    conversation: str
+    thread: str
     event: str
     """The key of the last event that it told of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
+class Resolution:
     """A launch plan has succeeded, which ends the conversations about its failures. Only the ledger knows them."""
 
-    matter: str
+    launch_plan: str
     occurred_at: datetime
     """When it succeeded."""
-    close: Callable[[Opened], Delivery | None]
+    close: Callable[[OpenThread], Delivery | None]
     """Makes what ends a conversation; None where nothing is to be sent there any more."""
 
 
@@ -129,7 +129,7 @@ class Recovery:
 class NewVersion:
     """A launch plan has run in a version, which is worth telling if it is new. Only the ledger knows whether it is."""
 
-    matter: str
+    launch_plan: str
     version: str
     tell: Callable[[], Sequence[Delivery]]
     """Makes what is owed where it is."""
@@ -149,7 +149,7 @@ class Retry:
     at: datetime
     reason: str
     answer: Answer | None = None
-    doubtful: bool = False
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +158,9 @@ class Dead:
 
     reason: str
     answer: Answer | None = None
-    unserved: bool = False
+    unknown_recipient: bool = False
     """The channel has no such recipient: a fallback channel may."""
-    doubtful: bool = False
+    in_doubt: bool = False
     """An attempt may have arrived."""
 
 
@@ -168,22 +168,22 @@ Outcome = Sent | Retry | Dead
 Result = Receipt | Exception
 
 
-def judge(delivery: Delivery, result: Result, *, now: datetime, policy: RetryPolicy, rng: Random) -> Outcome:
+def classify(delivery: Delivery, result: Result, *, now: datetime, policy: RetryPolicy, rng: Random) -> Outcome:
     """Decide what an attempt's result means for the delivery. Pure: the same in, the same out."""
     match result:
         case Receipt():
             return Sent(result)
         case Never():
-            unserved = isinstance(result, Unserved)
-            return Dead(result.reason, result.answer, unserved=unserved, doubtful=delivery.doubtful)
+            unknown_recipient = isinstance(result, UnknownRecipient)
+            return Dead(result.reason, result.answer, unknown_recipient=unknown_recipient, in_doubt=delivery.in_doubt)
         case Later():
             wish = now + result.retry_after if result.retry_after is not None else now
             return _again(delivery, result, now=now, not_before=wish, policy=policy, rng=rng)
-        case Unknown():
-            return _again(delivery, result, now=now, not_before=now, policy=policy, rng=rng, doubtful=True)
+        case InDoubt():
+            return _again(delivery, result, now=now, not_before=now, policy=policy, rng=rng, in_doubt=True)
         case _:
             error = ChannelError(f"unexpected {type(result).__name__} while sending; see the log")
-            return _again(delivery, error, now=now, not_before=now, policy=policy, rng=rng, doubtful=True)
+            return _again(delivery, error, now=now, not_before=now, policy=policy, rng=rng, in_doubt=True)
 
 
 def _again(
@@ -194,13 +194,13 @@ def _again(
     not_before: datetime,
     policy: RetryPolicy,
     rng: Random,
-    doubtful: bool = False,
+    in_doubt: bool = False,
 ) -> Outcome:
     at = max(now + policy.delay(delivery.attempt, rng), not_before)
-    if at > delivery.owed_since + policy.deadline:
+    if at > delivery.retry_window_start + policy.deadline:
         tries = "1 attempt" if delivery.attempt == 1 else f"{delivery.attempt} attempts"
-        return Dead(f"gave up after {tries}: {error.reason}", error.answer, doubtful=doubtful or delivery.doubtful)
-    return Retry(at, error.reason, error.answer, doubtful or delivery.doubtful)
+        return Dead(f"gave up after {tries}: {error.reason}", error.answer, in_doubt=in_doubt or delivery.in_doubt)
+    return Retry(at, error.reason, error.answer, in_doubt or delivery.in_doubt)
 
 
 def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryPolicy, rng: Random) -> list[Delivery]:
@@ -215,11 +215,11 @@ def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryP
             addresses=(address,),
             lease=None,
         )
-        match judge(delivery, error, now=now, policy=policy, rng=rng):
-            case Retry(at=at, reason=reason, doubtful=doubtful):
-                parts.append(part._replace(due_at=at, reason=reason, doubtful=doubtful))
-            case Dead(reason=reason, doubtful=doubtful):
-                parts.append(part._replace(state=State.DEAD, reason=reason, doubtful=doubtful))
+        match classify(delivery, error, now=now, policy=policy, rng=rng):
+            case Retry(at=at, reason=reason, in_doubt=in_doubt):
+                parts.append(part._replace(due_at=at, reason=reason, in_doubt=in_doubt))
+            case Dead(reason=reason, in_doubt=in_doubt):
+                parts.append(part._replace(state=State.DEAD, reason=reason, in_doubt=in_doubt))
             case Sent():
                 raise AssertionError("a failure is no receipt")
     return parts

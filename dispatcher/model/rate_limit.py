@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator
 
-from channels.contract import Later, Receipt, Unknown
+from channels.contract import InDoubt, Later, Receipt
 from dispatcher.model.delivery import Result
 
 ENOUGH = 5
@@ -64,7 +64,7 @@ RateOption = Annotated[Rate | None, BeforeValidator(_rate)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class RateLimit:
     """What the destinations of one channel are spared."""
 
     rate: Rate | None = None
@@ -75,12 +75,12 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class DestinationState:
     """How a destination stands."""
 
-    spent_until: datetime
+    theoretical_arrival_at: datetime
     """When its bucket is full again: the virtual clock of the leaky bucket (ITU-T I.371, GCRA)."""
-    held_until: datetime | None = None
+    blocked_until: datetime | None = None
     """It asked for peace, or its breaker is open."""
     failures: int = 0
     """In a row; what it asked to be spared for is none."""
@@ -90,12 +90,12 @@ class Standing:
         return self.failures >= ENOUGH
 
 
-FRESH = Standing(spent_until=datetime(1970, 1, 1, tzinfo=UTC))
+NEW_DESTINATION = DestinationState(theoretical_arrival_at=datetime(1970, 1, 1, tzinfo=UTC))
 """Of a destination that nothing is known of."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Feedback:
     """What an attempt's result says of its destination."""
 
     destination: str
@@ -105,7 +105,7 @@ class Lesson:
     """The destination's own: leave me alone for so long."""
 
 
-def lesson(destination: str, result: Result, now: datetime, *, troubled: bool) -> Lesson | None:
+def feedback(destination: str, result: Result, now: datetime, *, destination_failing: bool) -> Feedback | None:
     """What there is to learn from a result; None where it changes nothing.
 
     `destination` is empty where only the provider counts. A final refusal tells of the message, not of the
@@ -115,43 +115,43 @@ def lesson(destination: str, result: Result, now: datetime, *, troubled: bool) -
         return None
     match result:
         case Receipt():
-            return Lesson(destination, now, worked=True) if troubled else None
+            return Feedback(destination, now, worked=True) if destination_failing else None
         case Later(everyone=False):
-            return Lesson(destination, now, wish=result.retry_after)
-        case Unknown():
-            return Lesson(destination, now)
+            return Feedback(destination, now, wish=result.retry_after)
+        case InDoubt():
+            return Feedback(destination, now)
         case _:
             return None
 
 
-def learn(standing: Standing, told: Lesson) -> Standing:
+def learn(standing: DestinationState, told: Feedback) -> DestinationState:
     """The standing after a lesson."""
     if told.worked:
-        return replace(standing, failures=0, held_until=None)
+        return replace(standing, failures=0, blocked_until=None)
     if told.wish is not None:
-        return replace(standing, held_until=_later(standing.held_until, told.at + told.wish))
+        return replace(standing, blocked_until=_later(standing.blocked_until, told.at + told.wish))
     failures = standing.failures + 1
     pause = _pause(failures)
-    held = _later(standing.held_until, told.at + pause) if pause else standing.held_until
-    return replace(standing, failures=failures, held_until=held)
+    held = _later(standing.blocked_until, told.at + pause) if pause else standing.blocked_until
+    return replace(standing, failures=failures, blocked_until=held)
 
 
 class Admission(NamedTuple):
     """What the gate says to one delivery."""
 
-    standing: Standing
+    standing: DestinationState
     """Its destination's from now on."""
     at: datetime
     """When it may go: the gate's own now, or later."""
-    booked: bool
+    slot_reserved: bool
     """Whether that later time is a slot of the bucket, kept free for it."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Gate:
+class AdmissionControl:
     """Who may go in one claim. Decides; the ledger writes down what was decided, in the same transaction."""
 
-    pace: Pace
+    pace: RateLimit
     destination: Callable[[tuple[str, ...]], str]
     """`Channel.destination`: by a delivery's addresses."""
     now: datetime
@@ -169,31 +169,33 @@ class Gate:
         """The destinations that have all the hands they may have: their deliveries stay where they are."""
         return [name for name, number in self.busy.items() if name and number >= self.pace.at_once]
 
-    def admit(self, name: str, standing: Standing, *, booked: bool) -> Admission | None:
-        """Let one more go, or say when; None where its destination is crowded. `booked`: it has waited for its slot."""
-        if name and standing.held_until is not None and standing.held_until > self.now:
+    def admit(self, name: str, standing: DestinationState, *, slot_reserved: bool) -> Admission | None:
+        """Let one more go, or say when; None where its destination is crowded. `slot_reserved`: it has waited for its slot."""
+        if name and standing.blocked_until is not None and standing.blocked_until > self.now:
             self.put_off += 1
-            return self._book(standing, standing.held_until)
+            return self._book(standing, standing.blocked_until)
         if name and self.busy[name] >= self.pace.at_once:
             return None
-        admission = Admission(standing, self.now, booked) if booked else self._book(standing, self.now)
+        admission = Admission(standing, self.now, slot_reserved) if slot_reserved else self._book(standing, self.now)
         if admission.at > self.now:
             self.put_off += 1
             return admission
         self.busy[name] += 1
         if name and standing.broken:  # half-open: this one finds out, and the others wait for what it finds
             held = self.now + _pause(standing.failures)
-            return admission._replace(standing=replace(admission.standing, held_until=held))
+            return admission._replace(standing=replace(admission.standing, blocked_until=held))
         return admission
 
-    def _book(self, standing: Standing, earliest: datetime) -> Admission:
+    def _book(self, standing: DestinationState, earliest: datetime) -> Admission:
         """The next free slot of the bucket that is not before `earliest`."""
         if self.pace.rate is None:
-            return Admission(standing, earliest, booked=False)
+            return Admission(standing, earliest, slot_reserved=False)
         interval = self.pace.rate.interval
-        slot = max(earliest, standing.spent_until - (self.pace.burst - 1) * interval)
+        slot = max(earliest, standing.theoretical_arrival_at - (self.pace.burst - 1) * interval)
         return Admission(
-            replace(standing, spent_until=max(standing.spent_until, slot) + interval), slot, booked=slot > self.now
+            replace(standing, theoretical_arrival_at=max(standing.theoretical_arrival_at, slot) + interval),
+            slot,
+            slot_reserved=slot > self.now,
         )
 
 

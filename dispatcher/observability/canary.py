@@ -28,8 +28,8 @@ from dispatcher.parsing.duration import Duration
 if TYPE_CHECKING:  # every command reads the settings, and few need these
     from dispatcher.intake.kafka.consumer import KafkaConfig
     from dispatcher.intake.pipeline import Intake
-    from dispatcher.ledger import Filed, Ledger
-    from dispatcher.observability.metrics import Telemetry
+    from dispatcher.ledger import Ledger, StoredDelivery
+    from dispatcher.observability.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +76,7 @@ class Canary:
     config: CanaryConfig
     ledger: Ledger
     clock: Clock
-    telemetry: Telemetry
+    metrics: Metrics
     release: Release
     alarm: Release
     """Takes what tells the fallback recipients: by the shortest way."""
@@ -88,7 +88,7 @@ class Canary:
 
     async def run(self) -> None:
         """Send and judge until stopped."""
-        self.telemetry.canary(self.config.channel)
+        self.metrics.canary(self.config.channel)
         while not await self._stopped_within(self._to_next_slot()):
             try:
                 await self.fly()
@@ -128,10 +128,10 @@ class Canary:
             await self.clock.sleep(GLANCE)
 
     async def _state(self, event: Event) -> datetime | str:
-        from dispatcher.ledger import Filter  # noqa: PLC0415 - see above
+        from dispatcher.ledger import DeliveryFilter  # noqa: PLC0415 - see above
 
         try:
-            found = await self.ledger.find(Filter(execution=str(event.execution)), limit=10)
+            found = await self.ledger.find(DeliveryFilter(execution=str(event.execution)), limit=10)
         except DispatcherError as error:
             return str(error)
         return _judged(found)
@@ -141,14 +141,14 @@ class Canary:
             log.warning("canaries arrive again", execution=event.key, channel=self.config.channel)
         self.missed = None
         if ours:
-            self.telemetry.canary_arrived(self.config.channel, at - event.occurred_at, at=at)
+            self.metrics.canary_arrived(self.config.channel, at - event.occurred_at, at=at)
 
     async def _lost(self, event: Event, reason: str, *, ours: bool) -> None:
         first, self.missed = self.missed is None, reason
         log.error("canary missed", execution=event.key, channel=self.config.channel, reason=reason)
         if not ours:
             return
-        self.telemetry.canary_missed(self.config.channel)
+        self.metrics.canary_missed(self.config.channel)
         if first and self.fallbacks and not reason.startswith(_GIVEN_UP):  # of a dead one they are told anyhow
             try:
                 await self.alarm(self._call_for_help(event, reason))
@@ -199,7 +199,7 @@ class Canary:
 _GIVEN_UP = "given up: "
 
 
-def _judged(found: Sequence[Filed]) -> datetime | str:
+def _judged(found: Sequence[StoredDelivery]) -> datetime | str:
     """When one of a canary's deliveries arrived; or how they stand."""
     for filed in found:
         if filed.delivery.state is State.SENT and filed.settled_at is not None:

@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 
 from dispatcher.flyte.decode import kind_of
-from dispatcher.intake.pipeline import Heard
+from dispatcher.intake.pipeline import BatchResult
 from dispatcher.ledger import Backlog, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.version import __version__
@@ -37,7 +37,7 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class MetricDescription:
     """One metric, for people."""
 
     name: str
@@ -46,12 +46,12 @@ class Described:
     meaning: str
 
 
-class Telemetry:
+class Metrics:
     """The metrics of one service. Counting costs one look-up and one addition; no lock is held for long."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._described: list[Described] = []
+        self._described: list[MetricDescription] = []
         self._channels: set[str] = set()
         self._children: dict[tuple[object, ...], Any] = {}
         ProcessCollector(registry=self._registry)
@@ -64,7 +64,7 @@ class Telemetry:
     # -- the page
 
     @property
-    def described(self) -> Sequence[Described]:
+    def described(self) -> Sequence[MetricDescription]:
         """Every metric of our own."""
         return self._described
 
@@ -97,7 +97,7 @@ class Telemetry:
             self._messages.labels(source)
             self._rejected.labels(source)
 
-    def heard(self, heard: Heard, *, now: datetime) -> None:
+    def heard(self, heard: BatchResult, *, now: datetime) -> None:
         """A batch is in the ledger."""
         source = heard.source if heard.source in SOURCES else REPLAY
         self._of(self._messages, source).inc(heard.messages)
@@ -105,9 +105,9 @@ class Telemetry:
         if heard.recorded or heard.rejected:
             self._entries(heard, source)
 
-    def _entries(self, heard: Heard, source: str) -> None:
-        for entry, new in heard.told_apart():
-            self._event(source, entry.kind, entry.event.phase, entry.verdict if new else "known")
+    def _entries(self, heard: BatchResult, source: str) -> None:
+        for entry, new in heard.new_or_duplicate():
+            self._event(source, entry.kind, entry.event.phase, entry.verdict if new else "duplicate")
             if new:
                 self._stillborn(entry.deliveries)
         for refused in heard.rejected:
@@ -117,7 +117,7 @@ class Telemetry:
             self._reconciled.inc(len(heard.new))
 
     def _event(self, source: str, kind: str, phase: str, decision: str) -> None:
-        self._of(self._events, source, kind, phase, decision.replace(" ", "_")).inc()
+        self._of(self._events, source, kind, phase, decision).inc()
 
     def template_failed(self, channel: str) -> None:
         """A built-in template stood in for one that failed."""
@@ -157,7 +157,7 @@ class Telemetry:
     def channel(self, name: str) -> None:
         """There is a channel of this name: its figures are there from the beginning, at zero."""
         self._channels.add(name)
-        for outcome in ("sent", "retry", "unknown", "dead"):
+        for outcome in ("sent", "retry", "in_doubt", "dead"):
             self._attempts.labels(name, outcome)
         for outcome in ("sent", "dead"):
             self._deliveries.labels(name, outcome)
@@ -170,8 +170,8 @@ class Telemetry:
         match ending.outcome:
             case Sent():
                 outcome = "sent"
-            case Retry(doubtful=doubtful):
-                outcome = "unknown" if doubtful else "retry"
+            case Retry(in_doubt=in_doubt):
+                outcome = "in_doubt" if in_doubt else "retry"
             case Dead():
                 outcome = "dead"
         self._of(self._attempts, channel, outcome).inc()
@@ -182,7 +182,7 @@ class Telemetry:
         if outcome in {"sent", "dead"}:
             self._of(self._deliveries, channel, outcome).inc()
         self._stillborn(ending.follow_ups)
-        if outcome == "sent" and not ending.delivery.instead_of:
+        if outcome == "sent" and not ending.delivery.fallback_for:
             self._of(self._lag, channel).observe(_seconds(ending.ended_at - ending.delivery.occurred_at))
 
     def _stillborn(self, made: Sequence[Delivery]) -> None:
@@ -342,7 +342,7 @@ class Telemetry:
 
     def _made(self, kind: type[_Metric], name: str, meaning: str, labels: tuple[str, ...], **more: Any) -> _Metric:
         metric = kind(f"dispatcher_{name}", meaning, labels, registry=self._registry, **more)
-        self._described.append(Described(f"dispatcher_{name}", kind.__name__.lower(), labels, meaning))
+        self._described.append(MetricDescription(f"dispatcher_{name}", kind.__name__.lower(), labels, meaning))
         return metric
 
 

@@ -26,10 +26,10 @@ from dispatcher.errors import LedgerUnavailable
 from dispatcher.parsing.duration import Duration
 
 if TYPE_CHECKING:  # every command reads the settings, and few need these
-    from dispatcher.delivering.worker import Courier
+    from dispatcher.delivering.worker import DeliveryWorker
     from dispatcher.intake.kafka.consumer import KafkaSource
     from dispatcher.ledger import Ledger
-    from dispatcher.observability.metrics import Telemetry
+    from dispatcher.observability.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Watchdog:
     An extension that hangs and keeps the interpreter's lock stops this thread too; the liveness probe finds that.
     """
 
-    def __init__(self, config: WatchdogConfig, telemetry: Telemetry, leave: Callable[[], None] = _leave) -> None:
+    def __init__(self, config: WatchdogConfig, telemetry: Metrics, leave: Callable[[], None] = _leave) -> None:
         self._config = config
         self._telemetry = telemetry
         self._leave = leave
@@ -136,16 +136,16 @@ class Watchdog:
 
 
 @dataclass(slots=True, kw_only=True)
-class Rounds:
+class ProgressMonitor:
     """Looks from time to time whether each room that has work gets on with it."""
 
     ledger: Ledger
-    couriers: Mapping[str, Courier]
+    couriers: Mapping[str, DeliveryWorker]
     """By the room's name."""
     source: KafkaSource | None
     tasks: Mapping[str, asyncio.Task[None]]
     """The rooms at work, by the same names."""
-    telemetry: Telemetry
+    metrics: Metrics
     clock: Clock
     patience: timedelta
     stopping: asyncio.Event
@@ -159,7 +159,7 @@ class Rounds:
     async def run(self) -> None:
         """Look until stopped."""
         for room in (*self.couriers, *(["intake"] if self.source is not None else [])):
-            self.telemetry.watching(room)
+            self.metrics.watching(room)
         while not await self._stopped_within(self.patience / BEATS):
             try:
                 await self.look()
@@ -181,7 +181,7 @@ class Rounds:
         """For the readiness page."""
         return f"no progress: {', '.join(sorted(self.standing))}" if self.standing else None
 
-    async def _has_left_work(self, courier: Courier, now: datetime) -> bool:
+    async def _has_left_work(self, courier: DeliveryWorker, now: datetime) -> bool:
         """Whether something has been due for long that it could have taken, and it has taken nothing for as long."""
         if self._ended(f"courier {courier.name}"):
             return True
@@ -211,12 +211,12 @@ class Rounds:
     def _judge(self, room: str, *, stalled: bool) -> None:
         if stalled and room not in self.standing:
             self.standing.add(room)
-            self.telemetry.stalled(room)
+            self.metrics.stalled(room)
             task = self.tasks.get(room)
             log.error("stalled: a room makes no progress", room=room, waits_in=whereabouts(task) if task else [])
         elif not stalled and room in self.standing:
             self.standing.discard(room)
-            self.telemetry.moves(room)
+            self.metrics.moves(room)
             log.warning("a room makes progress again", room=room)
 
     async def _stopped_within(self, span: timedelta) -> bool:

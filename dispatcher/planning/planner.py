@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from channels.contract import Content, Scope, Unserved
+from channels.contract import Content, ThreadBy, UnknownRecipient
 from dispatcher.model.delivery import (
     Delivery,
     NewVersion,
-    Opened,
-    Recovery,
+    OpenThread,
+    Resolution,
     State,
-    conversation_key,
     delivery_key,
     in_time,
+    thread_key,
 )
 from dispatcher.model.event import EntityId, Event
 from dispatcher.model.phase import Phase
@@ -83,8 +83,8 @@ class Planner:
     last_resorts: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     """By channel: the channels and recipients that are told where one of its deliveries dies."""
     look: Look = _same
-    scopes: Mapping[str, Callable[[str], Scope | None]] = field(default_factory=dict)
-    """By channel: what a conversation with an address is about (`Channel.scope`)."""
+    thread_by: Mapping[str, Callable[[str], ThreadBy | None]] = field(default_factory=dict)
+    """By channel: what a conversation with an address is about (`Channel.thread_by`)."""
     changes: Mapping[str, Callable[[Event], Content]] = field(default_factory=dict)
     """By channel that wants to know of a launch plan's new version: what tells of it."""
     moved: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -113,15 +113,15 @@ class Planner:
             return None
         making = _Making(self, event, now)
         return NewVersion(
-            matter=_matter(plan), version=plan.version[:LONGEST_VERSION], tell=lambda: making.changes(told)
+            launch_plan=_matter(plan), version=plan.version[:LONGEST_VERSION], tell=lambda: making.changes(told)
         )
 
-    def recovery(self, event: Event, *, now: datetime) -> Recovery | None:
+    def resolution(self, event: Event, *, now: datetime) -> Resolution | None:
         """What a launch plan's success ends; None where the event is none, or nobody would be told of it."""
-        if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.scopes:
+        if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.thread_by:
             return None
-        matter = _matter(event.launch_plan)
-        return Recovery(matter=matter, occurred_at=event.occurred_at, close=_Making(self, event, now).close)
+        launch_plan = _matter(event.launch_plan)
+        return Resolution(launch_plan=launch_plan, occurred_at=event.occurred_at, close=_Making(self, event, now).close)
 
     def give_notice(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
         """What tells the fallback recipients that a delivery has died; at most one message each and event."""
@@ -149,14 +149,14 @@ class Planner:
         for recipient in self.moved:
             try:
                 self.target("", recipient)
-            except Unserved as error:
+            except UnknownRecipient as error:
                 yield f"rules.recipients: {recipient}: {error.reason}"
         for dying, resorts in self.last_resorts.items():
             for channel, recipients in resorts.items():
                 for recipient in recipients:
                     try:
                         self.target(channel, recipient)
-                    except Unserved as error:
+                    except UnknownRecipient as error:
                         yield f"channels.{dying}.fallback_recipients.{channel}: {recipient}: {error.reason}"
 
     def target(self, channel: str, recipient: str) -> Target:
@@ -166,29 +166,29 @@ class Planner:
             return Target(channel, recipient, self._address(channel, meant))
         try:
             return Target(channel, recipient, self._address(channel, recipient))
-        except Unserved as unserved:
-            if unserved.by is not None and unserved.by[0] in self.addresses:
-                channel, meant = unserved.by
+        except UnknownRecipient as unknown_recipient:
+            if unknown_recipient.by is not None and unknown_recipient.by[0] in self.addresses:
+                channel, meant = unknown_recipient.by
                 return Target(channel, recipient, self._address(channel, meant))
             fallback = self.fallbacks.get(channel)
             if fallback is None:
                 raise
             try:
                 return Target(fallback, recipient, self._address(fallback, recipient))
-            except Unserved as neither:
-                raise Unserved(f"{unserved.reason}; nor does {fallback}: {neither.reason}") from None
+            except UnknownRecipient as neither:
+                raise UnknownRecipient(f"{unknown_recipient.reason}; nor does {fallback}: {neither.reason}") from None
 
     def _address(self, channel: str, recipient: str) -> str:
         if channel not in self.addresses:
-            raise Unserved(f"no such channel is configured: add channels.{channel} to the settings")
+            raise UnknownRecipient(f"no such channel is configured: add channels.{channel} to the settings")
         return self.addresses[channel](recipient)
 
 
 class _Talk(NamedTuple):
     """A delivery's place in a conversation."""
 
-    conversation: str
-    matter: str
+    thread: str
+    launch_plan: str
 
 
 _ALONE = _Talk("", "")
@@ -215,7 +215,7 @@ class _Making:
         for recipient in rule.notification.recipients:
             try:
                 target = self.planner.target(rule.notification.channel, recipient)
-            except Unserved as error:
+            except UnknownRecipient as error:
                 self._owe_in_vain(rule, recipient, error.reason)
                 continue
             if self.first_time(target.channel, target.address):
@@ -229,7 +229,7 @@ class _Making:
         for recipient in delivery.recipients:
             try:
                 target = self.planner.target(fallback, recipient)
-            except Unserved:
+            except UnknownRecipient:
                 continue  # the dead delivery it came from says why
             if self.first_time(target.channel, target.address):
                 targets.append(target)
@@ -238,14 +238,14 @@ class _Making:
 
     def give_notice(self, dead: Delivery, reason: str) -> None:
         last_resorts = self.planner.last_resorts.get(dead.channel, {})
-        if dead.instead_of:  # nobody is told that the fallback could not be told: the ledger and the log say so
+        if dead.fallback_for:  # nobody is told that the fallback could not be told: the ledger and the log say so
             return
         undelivered = f"{', '.join(dead.recipients)} could not be told by {dead.channel}: {reason}"
         for channel, recipients in last_resorts.items():
             for recipient in recipients:
                 try:
                     target = self.planner.target(channel, recipient)
-                except Unserved:  # `unreachable` has told the operator
+                except UnknownRecipient:  # `unreachable` has told the operator
                     continue
                 if not self.first_time(f"fallback {target.channel}", target.address):
                     continue
@@ -259,7 +259,7 @@ class _Making:
                     ),
                 )
                 key = self._key(f"fallback {target.channel}", notice.addresses)
-                self.deliveries.append(notice._replace(key=key, instead_of=dead.key))
+                self.deliveries.append(notice._replace(key=key, fallback_for=dead.key))
 
     def changes(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
         """A change event for each service that a rule names; whom nobody serves, a failure will tell."""
@@ -268,7 +268,7 @@ class _Making:
             for recipient in rule.notification.recipients:
                 try:
                     target = self.planner.target(rule.notification.channel, recipient)
-                except Unserved:
+                except UnknownRecipient:
                     continue
                 if target.channel not in self.planner.changes or not self.first_time(target.channel, target.address):
                     continue
@@ -278,17 +278,17 @@ class _Making:
                 made.append(one._replace(key=key))
         return made
 
-    def close(self, opened: Opened) -> Delivery | None:
+    def close(self, opened: OpenThread) -> Delivery | None:
         """The good news for those who had the bad; one message, whether a rule asks for it or not."""
-        scope = self.planner.scopes.get(opened.channel)
+        scope = self.planner.thread_by.get(opened.channel)
         if scope is None or scope(opened.addresses[0]) is None or self.event.launch_plan is None:
             return None
         content = self._content(opened.channel, opened.recipients[0], None)
         rule = f"recovery after {opened.event}"
-        talk = _Talk(opened.conversation, _matter(self.event.launch_plan))
+        talk = _Talk(opened.thread, _matter(self.event.launch_plan))
         made = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, talk=talk)
-        key = self._key(f"recovery {opened.conversation}", opened.addresses)
-        return made._replace(key=key, recovery=True)
+        key = self._key(f"recovery {opened.thread}", opened.addresses)
+        return made._replace(key=key, resolves=True)
 
     def first_time(self, channel: str, address: str) -> bool:
         told = (channel, address.casefold())
@@ -308,13 +308,13 @@ class _Making:
         """What fails in a launch plan belongs together. A success has nothing to add unless something is open, and
         then `close` makes its delivery.
         """
-        scope = self.planner.scopes.get(channel)
+        scope = self.planner.thread_by.get(channel)
         about = scope(addresses[0]) if scope is not None else None
         if about is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
             return _ALONE
-        matter = _matter(self.event.launch_plan)
-        subject = matter if about == "launch_plan" else f"execution {self.event.execution}"
-        return _Talk(conversation_key(channel, addresses, subject), matter)
+        launch_plan = _matter(self.event.launch_plan)
+        subject = launch_plan if about == "launch_plan" else f"execution {self.event.execution}"
+        return _Talk(thread_key(channel, addresses, subject), launch_plan)
 
     def _alike(self, targets: Sequence[Target]) -> list[list[Target]]:
         """Those whose messages are made by the same templates, together."""
@@ -354,12 +354,12 @@ class _Making:
             rule=rule,
             created_at=self.now,
             due_at=self.now,
-            owed_since=self.now,
+            retry_window_start=self.now,
             occurred_at=self.event.occurred_at,
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
-            conversation=talk.conversation,
-            matter=talk.matter,
+            thread=talk.thread,
+            launch_plan=talk.launch_plan,
         )
 
     def _content(self, channel: str, recipient: str, template: str | None) -> Content:

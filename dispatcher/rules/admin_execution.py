@@ -12,7 +12,7 @@ from dispatcher.rules.rulebook import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
+class AdminExecution:
     """An execution as FlyteAdmin knows it (flyteidl `admin.Execution`)."""
 
     launch_plan: EntityId | None = None
@@ -57,7 +57,7 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
-class Unresolved:
+class UnknownExecution:
     """FlyteAdmin answered, and will not say: the execution is unknown to it, or hidden from us."""
 
     reason: str

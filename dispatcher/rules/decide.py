@@ -7,28 +7,28 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from dispatcher.model.event import Event
-from dispatcher.rules.admin_execution import Resolved, Unresolved
+from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
 from dispatcher.rules.rulebook import ANY, Rule, RuleBook
 
 
 class Verdict(StrEnum):
     """What the rules say of an event."""
 
-    OWED = "owed"
+    MATCHED = "matched"
     """Somebody is to be told."""
-    UNMATCHED = "unmatched"
+    NO_MATCHING_RULE = "no_matching_rule"
     """Rules were found, or there are none; none wants this phase."""
-    SILENCED = "silenced"
+    DISABLED = "disabled"
     """Notifications are disabled for this execution."""
-    UNKNOWN_LAUNCH_PLAN = "unknown launch plan"
+    UNKNOWN_LAUNCH_PLAN = "unknown_launch_plan"
     """The event doesn't say whose rules hold, and no `*` rules serve its project and domain."""
-    UNRESOLVED = "unresolved"
+    RULES_UNKNOWN = "rules_unknown"
     """FlyteAdmin doesn't say whose rules hold, and no file does."""
 
     @property
     def known(self) -> bool:
         """Whether it is known who is to be told, be it nobody."""
-        return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.UNRESOLVED}
+        return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.RULES_UNKNOWN}
 
 
 class Considered(NamedTuple):
@@ -60,7 +60,7 @@ class Decision:
     verdict: Verdict
     reason: str
     considered: tuple[Considered, ...] = ()
-    silenced_by: str | None = None
+    disabled_by: str | None = None
 
     @property
     def rules(self) -> list[Rule]:
@@ -77,7 +77,7 @@ def decides_itself(event: Event) -> bool:
     return event.options is not None and (event.options.disable_notifications or bool(event.options.notifications))
 
 
-def decide(event: Event, book: RuleBook, admin: Resolved | Unresolved | None = None) -> Decision:
+def decide(event: Event, book: RuleBook, admin: AdminExecution | UnknownExecution | None = None) -> Decision:
     """Say who is to be told of a terminal event, by which rules.
 
     `admin` is what FlyteAdmin said of the execution; None where it wasn't asked.
@@ -86,29 +86,31 @@ def decide(event: Event, book: RuleBook, admin: Resolved | Unresolved | None = N
     entries = book.entries_for(event)
     plan = entries[0] if entries else None
     if event.options is not None and event.options.disable_notifications:
-        silencer = "options.disable_notifications"
-        looks = _set_aside([*own, *(plan.rules if plan else ())], f"silenced by {silencer}")
-        return Decision(Verdict.SILENCED, f"{silencer} is set", looks, silencer)
+        disabled_by_of = "options.disable_notifications"
+        looks = _set_aside([*own, *(plan.rules if plan else ())], f"silenced by {disabled_by_of}")
+        return Decision(Verdict.DISABLED, f"{disabled_by_of} is set", looks, disabled_by_of)
     if own:
         replaced = _set_aside(plan.rules if plan else (), "replaced by the execution's own list")
         return _verdict(event, (*_match(event, own), *replaced), "the execution's own list")
-    if isinstance(admin, Resolved):
+    if isinstance(admin, AdminExecution):
         return _resolved(event, admin, plan.rules if plan else ())
     if plan is None:
-        return _no_rules(event, book) if admin is None else Decision(Verdict.UNRESOLVED, admin.reason)
+        return _no_rules(event, book) if admin is None else Decision(Verdict.RULES_UNKNOWN, admin.reason)
     instead = f" ({admin.reason})" if admin is not None else ""
     whose = f"the rules of {plan.key}"
     farther = _set_aside([rule for entry in entries[1:] for rule in entry.rules], f"{whose} are closer and hold alone")
     return _verdict(event, (*_match(event, plan.rules), *farther), f"{whose}{instead}")
 
 
-def _resolved(event: Event, admin: Resolved, files: tuple[Rule, ...]) -> Decision:
+def _resolved(event: Event, admin: AdminExecution, files: tuple[Rule, ...]) -> Decision:
     """The decision by what flyteadmin resolved; what the files say is only mentioned."""
     beside = _set_aside(files, "FlyteAdmin's answer goes before files")
     if admin.disabled:
-        silencer = "spec.disable_all"
-        looks = (*_set_aside(admin.replaced, f"silenced by {silencer}"), *beside)
-        return Decision(Verdict.SILENCED, f"{silencer} is set on the execution in FlyteAdmin", looks, silencer)
+        disabled_by_of = "spec.disable_all"
+        looks = (*_set_aside(admin.replaced, f"silenced by {disabled_by_of}"), *beside)
+        return Decision(
+            Verdict.DISABLED, f"{disabled_by_of} is set on the execution in FlyteAdmin", looks, disabled_by_of
+        )
     replaced = _set_aside(admin.replaced, "replaced by the execution's own list")
     whose = "the execution's own list" if admin.own else f"the rules of {admin.launch_plan or 'its launch plan'}"
     decision = _verdict(event, (*_match(event, admin.rules), *replaced, *beside), f"{whose} in FlyteAdmin")
@@ -117,12 +119,12 @@ def _resolved(event: Event, admin: Resolved, files: tuple[Rule, ...]) -> Decisio
     return replace(decision, reason=f"{decision.reason}; can't hold: {'; '.join(admin.refused)}")
 
 
-def silencer(verdict: str, reason: str) -> str | None:
+def disabled_by_of(verdict: str, reason: str) -> str | None:
     """What silenced an event, from the verdict and the reason that the ledger keeps; None where nothing did.
 
     The reason of a silenced event begins with its silencer.
     """
-    return reason.partition(" ")[0] if verdict == Verdict.SILENCED else None
+    return reason.partition(" ")[0] if verdict == Verdict.DISABLED else None
 
 
 def _own_rules(event: Event) -> list[Rule]:
@@ -151,8 +153,8 @@ def _verdict(event: Event, considered: tuple[Considered, ...], whose: str) -> De
     matched = sum([look.matched for look in considered])
     if matched:
         rules = "1 rule" if matched == 1 else f"{matched} rules"
-        return Decision(Verdict.OWED, f"{rules} of {whose} matched", considered)
-    return Decision(Verdict.UNMATCHED, f"nothing in {whose} wants {event.phase}", considered)
+        return Decision(Verdict.MATCHED, f"{rules} of {whose} matched", considered)
+    return Decision(Verdict.NO_MATCHING_RULE, f"nothing in {whose} wants {event.phase}", considered)
 
 
 def _no_rules(event: Event, book: RuleBook) -> Decision:
@@ -165,4 +167,4 @@ def _no_rules(event: Event, book: RuleBook) -> Decision:
         )
     versions = book.versions_of(event.launch_plan)
     known = f" (there are rules for version {', '.join(versions)})" if versions else ""
-    return Decision(Verdict.UNMATCHED, f"no rules for launch plan {event.launch_plan}{known}")
+    return Decision(Verdict.NO_MATCHING_RULE, f"no rules for launch plan {event.launch_plan}{known}")

@@ -17,29 +17,29 @@ import structlog
 from starlette.routing import BaseRoute
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from channels.contract import Channel, Unserved
-from channels.registry import KINDS, TEMPLATES
+from channels.contract import Channel, UnknownRecipient
+from channels.registry import CHANNEL_TYPES, TEMPLATES
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.config.settings import LedgerSettings, Settings
-from dispatcher.delivering.worker import Courier
+from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
 from dispatcher.flyte.decode import is_foreign
 from dispatcher.intake.kafka.consumer import KafkaSource
-from dispatcher.intake.pipeline import Brought, Heard, Intake
+from dispatcher.intake.pipeline import BatchResult, IncomingMessage, Intake
 from dispatcher.intake.reconcile import Reconciler
-from dispatcher.ledger import Ledger, Offer, Schema
+from dispatcher.ledger import DirectDispatch, Ledger, Schema
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
 from dispatcher.observability.canary import Canary, through_intake, through_kafka
-from dispatcher.observability.metrics import Telemetry
-from dispatcher.observability.watchdog import Rounds, Watchdog
+from dispatcher.observability.metrics import Metrics
+from dispatcher.observability.watchdog import ProgressMonitor, Watchdog
 from dispatcher.planning.planner import GROUPED, Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.tracing import OFF, Tracing, open_tracing
 from dispatcher.web.app import application
-from dispatcher.web.auth.access import Gate, Scope, needs
+from dispatcher.web.auth.access import AccessControl, Scope, needs
 from dispatcher.web.event_intake import EventsPage, Take
 from dispatcher.web.health import Question, ReadyPage
 from dispatcher.web.metrics import Look, MetricsPage
@@ -70,14 +70,14 @@ class Service:
     rng: Random = field(default_factory=Random)
     ready: Callable[[str | None], None] = lambda _: None
     """Called once everything runs, with the base URL of the HTTP intake if there is one."""
-    heard: Callable[[Heard], None] = lambda _: None
+    heard: Callable[[BatchResult], None] = lambda _: None
     """Told of every batch that is in the ledger."""
-    telemetry: Telemetry = field(default_factory=Telemetry)
+    metrics: Metrics = field(default_factory=Metrics)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    _couriers: list[Courier] = field(default_factory=list)
+    _couriers: list[DeliveryWorker] = field(default_factory=list)
     _taking: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """The rooms that bring work, or none."""
-    _rounds: Rounds | None = None
+    _rounds: ProgressMonitor | None = None
     _canary: Canary | None = None
     _tracing: Tracing = OFF
     _opening: asyncio.Timeout | None = None
@@ -102,7 +102,7 @@ class Service:
         Raises SettingsError, LedgerUnavailable or LedgerIncompatible where it can't start.
         """
         async with AsyncExitStack() as stack:
-            stack.enter_context(Watchdog(self.settings.watchdog, self.telemetry))
+            stack.enter_context(Watchdog(self.settings.watchdog, self.metrics))
             ledger = Ledger(self.settings.ledger.url, self.settings.ledger.timeout, self.settings.ledger.password_file)
             stack.push_async_callback(ledger.aclose)
             channels = open_channels(self.settings)
@@ -114,9 +114,9 @@ class Service:
             rules.load()
             rules.tell_problems()
             admin = await stack.enter_async_context(asking_flyte_admin(self.settings, self.clock))
-            planner = make_planner(self.settings, channels, self.telemetry.template_failed)
+            planner = make_planner(self.settings, channels, self.metrics.template_failed)
             for name in channels:
-                self.telemetry.channel(name)
+                self.metrics.channel(name)
             self._couriers = [self._courier(name, channel, ledger, planner) for name, channel in channels.items()]
             look_up = admin.look_up if admin is not None else None
             intake = Intake(
@@ -188,7 +188,7 @@ class Service:
             log.info("ready", http=url, channels=sorted(courier.name for courier in self._couriers))
             self.ready(url)
             await self._stopping.wait()
-            log.info("stopping", grace=self.settings.grace.total_seconds())
+            log.info("stopping", shutdown_timeout=self.settings.shutdown_timeout.total_seconds())
             room.cancel()
             if source is not None:
                 source.stop()
@@ -208,7 +208,7 @@ class Service:
             config=config,
             ledger=ledger,
             clock=self.clock,
-            telemetry=self.telemetry,
+            metrics=self.metrics,
             release=through_kafka(kafka) if kafka is not None and config.through == "kafka" else shortest,
             alarm=shortest,
             fallbacks=section.fallback_recipients if section is not None else {},
@@ -217,13 +217,13 @@ class Service:
 
     def _making_rounds(
         self, ledger: Ledger, source: KafkaSource | None, tasks: Mapping[str, asyncio.Task[None]]
-    ) -> Rounds:
-        return Rounds(
+    ) -> ProgressMonitor:
+        return ProgressMonitor(
             ledger=ledger,
             couriers={f"courier {courier.name}": courier for courier in self._couriers},
             source=source,
             tasks=tasks,
-            telemetry=self.telemetry,
+            metrics=self.metrics,
             clock=self.clock,
             patience=self.settings.watchdog.progress,
             stopping=self._stopping,
@@ -247,7 +247,7 @@ class Service:
         for courier in self._couriers:
             courier.stop()
         if carrying:
-            _, late = await asyncio.wait(carrying, timeout=self.settings.grace.total_seconds())
+            _, late = await asyncio.wait(carrying, timeout=self.settings.shutdown_timeout.total_seconds())
             if late:
                 log.warning("the grace period is over: what is still on its way is released")
                 self._abandon()
@@ -256,7 +256,7 @@ class Service:
         for courier in self._couriers:
             courier.abandon()
 
-    async def _offers(self) -> Mapping[str, Offer]:
+    async def _offers(self) -> Mapping[str, DirectDispatch]:
         """The couriers' free hands; for those who just look for work that is waited for, a moment at most.
 
         Nothing is awaited once the first has made his offer: whoever is cancelled leaves none without an answer.
@@ -269,19 +269,19 @@ class Service:
 
     def _send_for(self, owed: Sequence[Delivery]) -> None:
         for courier in self._couriers:
-            if theirs := [delivery.conversation for delivery in owed if delivery.channel == courier.name]:
+            if theirs := [delivery.thread for delivery in owed if delivery.channel == courier.name]:
                 courier.ring(theirs)
 
-    def _announce(self, heard: Heard) -> None:
+    def _announce(self, heard: BatchResult) -> None:
         now = self.clock.now()
-        self.telemetry.heard(heard, now=now)
+        self.metrics.heard(heard, now=now)
         if self._rounds is not None and heard.source == "kafka":
             self._rounds.heard_at = now
         self.heard(heard)
 
-    def _courier(self, name: str, channel: Channel, ledger: Ledger, planner: Planner) -> Courier:
+    def _courier(self, name: str, channel: Channel, ledger: Ledger, planner: Planner) -> DeliveryWorker:
         section = self.settings.channel_sections[name]
-        return Courier(
+        return DeliveryWorker(
             name=name,
             channel=channel,
             ledger=ledger,
@@ -293,8 +293,8 @@ class Service:
             hands=section.concurrency,
             pace=section.pace(),
             lease=self.settings.ledger.lease,
-            settled=self.telemetry.settled,
-            put_off=partial(self.telemetry.put_off, name),
+            settled=self.metrics.settled,
+            put_off=partial(self.metrics.put_off, name),
             tracing=self._tracing,
         )
 
@@ -318,11 +318,11 @@ class Service:
         if self._canary is not None and self._canary.config.readiness:
             questions["canary"] = self._canary.trouble
         ready = ReadyPage(questions)
-        metrics = MetricsPage(self.telemetry.page, self._looks(ready, ledger, source), self.telemetry.collected).get
+        metrics = MetricsPage(self.metrics.page, self._looks(ready, ledger, source), self.metrics.collected).get
         seen = metrics if http.metrics == "open" else needs(Scope.READ, metrics)
         more = self._console(intake, ledger) if http.console else []
         events = EventsPage(self._once_open(intake.take))
-        pages = application(events, ready, seen, Gate(http, self.clock), more)
+        pages = application(events, ready, seen, AccessControl(http, self.clock), more)
         async with serving(pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies) as url:
             yield url
 
@@ -331,32 +331,32 @@ class Service:
 
         async def rooms() -> None:
             for courier in self._couriers:
-                self.telemetry.courier(courier.name, in_hand=courier.in_hand, resting=courier.resting)
-            self.telemetry.readiness(await ready.answers())
+                self.metrics.courier(courier.name, in_hand=courier.in_hand, resting=courier.resting)
+            self.metrics.readiness(await ready.answers())
 
         async def backlog() -> None:
-            self.telemetry.backlog(None, now=self.clock.now())
-            self.telemetry.backlog(await ledger.backlog(now=self.clock.now()), now=self.clock.now())
+            self.metrics.backlog(None, now=self.clock.now())
+            self.metrics.backlog(await ledger.backlog(now=self.clock.now()), now=self.clock.now())
 
         async def kafka() -> None:
             assert source is not None  # noqa: S101 - see below
-            self.telemetry.kafka(None, source.newest())
-            self.telemetry.kafka(await source.lag(), source.newest())
+            self.metrics.kafka(None, source.newest())
+            self.metrics.kafka(await source.lag(), source.newest())
 
         return {"rooms": rooms, "ledger": backlog, **({"kafka": kafka} if source is not None else {})}
 
     def _console(self, intake: Intake, ledger: Ledger) -> Sequence[BaseRoute]:
         """The console's pages and the API's."""
-        from dispatcher.operations import Desk  # noqa: PLC0415
+        from dispatcher.operations import Operations  # noqa: PLC0415
         from dispatcher.web.activity_stream import Feed  # noqa: PLC0415
         from dispatcher.web.api import Api  # noqa: PLC0415 - a start without them is quicker
         from dispatcher.web.console import Shell, routes  # noqa: PLC0415
 
-        desk = Desk(ledger, intake, self.clock, self._ring)
-        feed = Feed(ledger.views, self._stopping)
+        operations = Operations(ledger, intake, self.clock, self._ring)
+        feed = Feed(ledger.queries, self._stopping)
         channels = {courier.name: courier.channel for courier in self._couriers}
-        api = Api(ledger, desk, feed, self.clock)
-        return [*api.routes, *routes(Shell(ledger, desk, feed, self.clock, channels))]
+        api = Api(ledger, operations, feed, self.clock)
+        return [*api.routes, *routes(Shell(ledger, operations, feed, self.clock, channels))]
 
     def _ring(self) -> None:
         for courier in self._couriers:
@@ -365,7 +365,7 @@ class Service:
     def _once_open(self, take: Take) -> Take:
         """Intake for those who come before the ledger is there: they come again."""
 
-        async def taken(messages: Sequence[Brought]) -> Heard:
+        async def taken(messages: Sequence[IncomingMessage]) -> BatchResult:
             if not self._open:
                 raise LedgerUnavailable("the dispatcher is starting: the ledger is not open yet")
             return await take(messages)
@@ -396,7 +396,7 @@ class Service:
 
 def open_channels(settings: Settings) -> dict[str, Channel]:
     """The channels that are switched on. Opens no connection."""
-    return {name: KINDS[name].open(section) for name, section in settings.channel_sections.items()}
+    return {name: CHANNEL_TYPES[name].open(section) for name, section in settings.channel_sections.items()}
 
 
 def make_renderer(
@@ -453,7 +453,7 @@ def make_planner(
             for name, section in settings.channel_sections.items()
             if getattr(section, "change_events", False)
         },
-        scopes={name: channel.scope for name, channel in channels.items() if name not in GROUPED},
+        thread_by={name: channel.thread_by for name, channel in channels.items() if name not in GROUPED},
         last_resorts={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
         moved={recipient: meant.one for recipient, meant in settings.rules.recipients.items()},
     )
@@ -468,7 +468,7 @@ def _unreachable_canary(settings: Settings, planner: Planner) -> Iterator[str]:
     if settings.canary is not None:
         try:
             planner.target(settings.canary.channel, settings.canary.recipient)
-        except Unserved as error:
+        except UnknownRecipient as error:
             yield f"canary: {settings.canary.recipient} by {settings.canary.channel}: {error.reason}"
 
 

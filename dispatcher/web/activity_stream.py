@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger.queries import Happening, Views
+from dispatcher.ledger.queries import Activity, Queries
 from dispatcher.ledger.search import Cursor
 
 EVERY = 1.0
@@ -30,20 +30,20 @@ STREAMS = 32
 """Listeners at once, in this process."""
 OVERLAP = timedelta(seconds=5)
 
-Shown = Callable[[Happening], str]
+Shown = Callable[[Activity], str]
 """A happening as one event's data."""
 
 
 class Feed:
     """The listeners' share of one look at the ledger."""
 
-    def __init__(self, views: Views, stopping: asyncio.Event, *, streams: int = STREAMS) -> None:
-        self._views = views
+    def __init__(self, queries: Queries, stopping: asyncio.Event, *, streams: int = STREAMS) -> None:
+        self._views = queries
         self._stopping = stopping
         self._room = streams
         self._looking = asyncio.Lock()
         self._looked = float("-inf")
-        self._told: OrderedDict[str, tuple[int, Happening]] = OrderedDict()
+        self._told: OrderedDict[str, tuple[int, Activity]] = OrderedDict()
         self._number = 0
 
     def response(self, shown: Shown, *, after: str | None) -> Response | None:
@@ -85,7 +85,7 @@ class Feed:
                 async with asyncio.timeout(EVERY):
                     await self._stopping.wait()
 
-    async def _begin(self, last: Cursor | None) -> tuple[list[Happening], int]:
+    async def _begin(self, last: Cursor | None) -> tuple[list[Activity], int]:
         """What was missed, and the number of the newest that is known."""
         with suppress(LedgerUnavailable):
             await self._look()
@@ -96,7 +96,7 @@ class Feed:
             return [one for one in missed if one.id != last.key], number
         return [], self._number
 
-    async def _since(self, number: int) -> list[tuple[int, Happening]]:
+    async def _since(self, number: int) -> list[tuple[int, Activity]]:
         with suppress(LedgerUnavailable):
             await self._look()
         return [entry for entry in self._told.values() if entry[0] > number]
@@ -129,11 +129,11 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def event_id(happening: Happening) -> str:
+def event_id(happening: Activity) -> str:
     """What a listener shows to go on from here."""
     return str(Cursor(happening.at, happening.id))
 
 
-def _event(happening: Happening, shown: Shown) -> str:
+def _event(happening: Activity, shown: Shown) -> str:
     lines = "".join(f"data: {line}\n" for line in shown(happening).splitlines())
     return f"id: {event_id(happening)}\nevent: {happening.kind}\n{lines}\n"

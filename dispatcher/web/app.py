@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from dispatcher.web import health
-from dispatcher.web.auth.access import Access, Endpoint, Gate, Scope, needs
+from dispatcher.web.auth.access import Access, AccessControl, Endpoint, Scope, needs
 from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.headers import SafeHeaders
@@ -21,7 +21,7 @@ from dispatcher.web.responses import refused
 
 
 def application(
-    events: EventsPage, ready: ReadyPage, metrics: Endpoint, gate: Gate, more: Sequence[BaseRoute] = ()
+    events: EventsPage, ready: ReadyPage, metrics: Endpoint, gate: AccessControl, more: Sequence[BaseRoute] = ()
 ) -> ASGIApp:
     """`metrics`: the page for Prometheus, for whoever may see it; `more`: the console's pages and the API's, where they
     are served.

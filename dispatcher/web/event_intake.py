@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from dispatcher.errors import LedgerUnavailable, Unavailable
 from dispatcher.flyte.decode import Headers
-from dispatcher.intake.pipeline import Heard
+from dispatcher.intake.pipeline import BatchResult
 from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
@@ -24,7 +24,7 @@ PATIENCE = "5"
 
 _KEPT = frozenset({"content-type", "traceparent", "tracestate"})
 
-Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[Heard]]
+Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[BatchResult]]
 
 
 class EventsPage:
@@ -57,7 +57,7 @@ def _kafka_headers(request: Request) -> Headers:
     return kept
 
 
-def _answer(heard: Heard) -> Response:
+def _answer(heard: BatchResult) -> Response:
     if heard.rejected:
         refused = heard.rejected[0]
         status = 202 if refused.event else 400  # an event without known rules is understood, and kept for a replay
@@ -68,7 +68,7 @@ def _answer(heard: Heard) -> Response:
     known = entry.event.key in heard.new
     return JSONResponse(
         {
-            "status": "recorded" if known else "known",
+            "status": "recorded" if known else "duplicate",
             "event": entry.event.key,
             "verdict": entry.verdict,
             "reason": entry.reason,

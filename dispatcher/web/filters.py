@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.ledger import EventFilter, Filter
+from dispatcher.ledger import DeliveryFilter, EventFilter
 from dispatcher.ledger.search import Cursor
 from dispatcher.model.delivery import State
 from dispatcher.parsing.duration import parse_moment
@@ -43,9 +43,9 @@ class About(_Asked):
     since: Moment | None = None
     until: Moment | None = None
 
-    def filter(self, *, now: datetime, states: frozenset[State] = frozenset()) -> Filter:
+    def filter(self, *, now: datetime, states: frozenset[State] = frozenset()) -> DeliveryFilter:
         """Raises ValueError for a moment that can't be read."""
-        return Filter(
+        return DeliveryFilter(
             states=states,
             channel=self.channel,
             recipient=self.recipient,
@@ -73,7 +73,7 @@ class DeliverySearch(About, Paged):
 
     state: Annotated[list[State], Field(description="May be given again.")] = []
 
-    def wanted(self, *, now: datetime) -> Filter:
+    def wanted(self, *, now: datetime) -> DeliveryFilter:
         return self.filter(now=now, states=frozenset(self.state))
 
 
@@ -85,7 +85,7 @@ class ExecutionSearch(Paged):
     project: _Said | None = None
     domain: _Said | None = None
     phase: Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"] | None = None
-    verdict: Literal["owed", "unmatched", "silenced"] | None = None
+    verdict: Literal["matched", "no_matching_rule", "disabled"] | None = None
     since: Moment | None = None
     until: Moment | None = None
 

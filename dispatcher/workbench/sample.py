@@ -12,7 +12,7 @@ import orjson
 from pydantic import ValidationError
 
 from channels.contract import Content, Message
-from channels.registry import KINDS
+from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import delivery_key
@@ -21,7 +21,7 @@ from dispatcher.preview.html import page, plain_text
 from dispatcher.rendering import TemplateError, lint
 from dispatcher.runtime.service import make_renderer
 
-CHANNELS: tuple[str, ...] = tuple(KINDS)
+CHANNELS: tuple[str, ...] = tuple(CHANNEL_TYPES)
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "email": {"host": "localhost", "security": "none", "from": "Flyte <flyte@example.com>"},
     "slack": {"token": "example"},
@@ -93,12 +93,12 @@ class Press:
         section = self._settings.channel_sections.get(channel)
         if section is None and channel not in _EXAMPLES:
             raise SettingsError(f"a preview of {channel} needs channels.{channel} in the settings")
-        section = section or KINDS[channel].config.model_validate(_EXAMPLES[channel])
+        section = section or CHANNEL_TYPES[channel].config.model_validate(_EXAMPLES[channel])
         known = next(filter(None, (getattr(section, name, None) for name in ("services", "recipients", "targets"))), ())
         someone = recipient or next(iter(known), _RECIPIENTS.get(channel, ""))
         example = not someone
         content = self._renderer.draft(channel, event, recipient=someone)
-        opened = KINDS[channel].open(section)
+        opened = CHANNEL_TYPES[channel].open(section)
         address = "example" if example else opened.address(someone)
         message = Message(
             key=delivery_key(event.key, channel, (address,)),
@@ -106,7 +106,7 @@ class Press:
             content=content,
             created_at=event.occurred_at,
         )
-        return Proof(channel, content, opened.wire(message).body, lint(channel, content))
+        return Proof(channel, content, opened.wire_preview(message).body, lint(channel, content))
 
 
 def changed(event: Event, changes: Sequence[str]) -> Event:

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from watchfiles import awatch
 
-from channels.contract import Unserved
+from channels.contract import UnknownRecipient
 from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError
 from dispatcher.model.event import Event
@@ -112,7 +112,7 @@ class Workbench:
             proof = self._press.proof(channel, event, str(asked.get("recipient", "")))
         except DispatcherError as error:
             return _said(error=str(error))
-        except Unserved as error:
+        except UnknownRecipient as error:
             return _said(error=f"this recipient can't be served: {error.reason}")
         return _said(**_forms(proof))
 

@@ -14,9 +14,9 @@ import yaml
 from channels.contract import Answer, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
-from dispatcher.ledger import Ledger, Recorded, Rejected, Settlement
+from dispatcher.ledger import Ledger, RecordedEvent, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent
-from dispatcher.model.rate_limit import Gate, Pace
+from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.version import __version__
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event, an_execution
@@ -278,7 +278,9 @@ async def filled(tmp_path: Path) -> str:
         Dead("no such user", Answer("550", "unknown")),
     ]
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
-        entry = Recorded(event=event, position="t/0@1", verdict="owed", reason="", considered=[], deliveries=owed)
+        entry = RecordedEvent(
+            event=event, position="t/0@1", verdict="matched", reason="", considered=[], deliveries=owed
+        )
         noise = Rejected(
             id="abcdef12",
             position="t/0@2",
@@ -289,7 +291,7 @@ async def filled(tmp_path: Path) -> str:
             size=8,
         )
         await ledger.record([entry], [noise], now=NOW)
-        gate = Gate(pace=Pace(), destination=lambda _: "", now=NOW)
+        gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=NOW)
         claimed = (await ledger.claim("email", 3, lease="w", until=NOW + SECOND, gate=gate)).deliveries
         by_name = {delivery.recipients[0].split("@")[0]: delivery for delivery in claimed}
         for name, end in zip(("sent", "late", "dead"), ends, strict=True):

@@ -21,7 +21,7 @@ from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent
 from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import Phase
-from dispatcher.model.rate_limit import Gate, Pace
+from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.runtime.service import make_planner, open_channels
 from tests.support import samples
@@ -31,7 +31,7 @@ from tests.support.flyte_admin import recorded as recorded_answer
 from tests.support.service import ask, command
 
 EXECUTION = "flytesnacks/production/akx7b9q2vjt5fm4c8h2d"
-FORM = ["event", "rules", "deliveries", "silenced_by"]
+FORM = ["event", "rules", "deliveries", "disabled_by"]
 ENRICHED = str(samples.FOLDER / "v2-workflow-failed-enriched.json")
 
 
@@ -71,7 +71,7 @@ async def settle(config: Path, channel: str, *ends: Sent | Retry | Dead) -> None
     async with Ledger(load(config).ledger.url) as ledger:
         for number, end in enumerate(ends, start=1):
             now = SystemClock().now() + timedelta(minutes=number)
-            gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+            gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
             for delivery in (await ledger.claim(channel, 9, lease="w", until=now + SECOND, gate=gate)).deliveries:
                 await ledger.settle(Settlement(delivery=delivery, outcome=end, started_at=now, ended_at=now + SECOND))
 
@@ -98,7 +98,7 @@ async def test_a_recorded_execution_is_told_with_each_rule_and_what_became_of_ea
     assert list(account) == FORM
     assert (account["event"]["phase"], account["event"]["verdict"], account["event"]["position"]) == (
         "FAILED",
-        "owed",
+        "matched",
         "t/0@0",
     )
     assert list(account["rules"][0]) == ["source", "phases", "channel", "recipients", "matched", "reason"]
@@ -120,7 +120,7 @@ async def test_a_recorded_execution_is_told_with_each_rule_and_what_became_of_ea
         ("retry", "451", "come back"),
         ("sent", "250", "queued as 42"),
     ]
-    assert account["silenced_by"] is None
+    assert account["disabled_by"] is None
 
     status, out, err = await command("explain", EXECUTION, "--config", str(config))
     assert (status, err) == (0, "")
@@ -159,9 +159,9 @@ async def test_what_silenced_an_execution_is_named_before_and_after_it_is_record
 
     for what in (EXECUTION, str(file)):
         account = await ask(config, "explain", what)
-        assert (account["silenced_by"], account["deliveries"]) == ("options.disable_notifications", [])
+        assert (account["disabled_by"], account["deliveries"]) == ("options.disable_notifications", [])
         assert {reason for _, _, reason in rules_in(account)} == {"silenced by options.disable_notifications"}
-        assert account["event"]["verdict"] == "silenced"
+        assert account["event"]["verdict"] == "disabled"
     out = (await command("explain", EXECUTION, "--config", str(config)))[1]
     assert "nobody is told" in out
 
@@ -212,23 +212,23 @@ async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is
     first = await ask(config, "explain", EXECUTION)
 
     assert list(first) == [*FORM, "others"]
-    accounts = [first, *first["others"]]
-    assert [(account["event"].get("phase"), account["event"]["verdict"]) for account in accounts] == [
-        ("FAILED", "owed"),
-        ("ABORTED", "owed"),
+    explanations = [first, *first["others"]]
+    assert [(account["event"].get("phase"), account["event"]["verdict"]) for account in explanations] == [
+        ("FAILED", "matched"),
+        ("ABORTED", "matched"),
         ("FAILED", "rejected"),
         (None, "rejected"),
     ]
     assert [list(account) for account in first["others"]] == [FORM] * 3
-    assert "launch plan unknown" in accounts[2]["event"]["reason"]
-    assert "unknown phase 'EXPLODED'" in accounts[3]["event"]["reason"]
+    assert "launch plan unknown" in explanations[2]["event"]["reason"]
+    assert "unknown phase 'EXPLODED'" in explanations[3]["event"]["reason"]
     assert all(
         delivery["event"].endswith(account["event"]["phase"])
-        for account in accounts[:2]
+        for account in explanations[:2]
         for delivery in account["deliveries"]
     )
     out = (await command("explain", EXECUTION, "--config", str(config)))[1]
-    for words in ("FAILED", "ABORTED", "launch plan unknown", "EXPLODED", accounts[3]["event"]["rejected_id"]):
+    for words in ("FAILED", "ABORTED", "launch plan unknown", "EXPLODED", explanations[3]["event"]["rejected_id"]):
         assert words in out
 
 
@@ -266,13 +266,13 @@ async def test_flyteadmin_is_asked_about_an_event_file_where_it_is_configured(co
         admin = {"endpoint": server.endpoint, "insecure": True, "timeout": "1s"}
         (config.parent / "dispatcher.yaml").write_text(yaml.safe_dump({"rules": {"flyte_admin": admin}}))
         account = await ask(config, "explain", bare)
-        assert account["event"]["verdict"] == "owed"
+        assert account["event"]["verdict"] == "matched"
         assert account["event"]["launch_plan"]["name"] == "train.daily"
         assert [matched for _, matched, _ in rules_in(account)] == [False, True, True, True]
 
         server.add(recorded_answer("execution-notifications-disabled"))
         account = await ask(config, "explain", bare)
-        assert (account["event"]["verdict"], account["silenced_by"]) == ("silenced", "spec.disable_all")
+        assert (account["event"]["verdict"], account["disabled_by"]) == ("disabled", "spec.disable_all")
 
     status, out, err = await command("explain", bare, "--config", str(config))
     assert (status, out) == (1, "")
@@ -285,7 +285,7 @@ async def test_a_refused_rule_is_mentioned_because_it_may_be_the_answer(config: 
     )
     (config.parent / "dispatcher.yaml").write_text("rules: {launch_plans: [plan.yaml]}")
     status, out, err = await command("explain", ENRICHED, "--config", str(config), "--json")
-    assert (status, json.loads(out)["event"]["verdict"]) == (0, "unmatched")
+    assert (status, json.loads(out)["event"]["verdict"]) == (0, "no_matching_rule")
     assert "plan.yaml:1: rule 1: phases: RUNNING is not a terminal phase" in err
 
 

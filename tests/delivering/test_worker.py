@@ -14,14 +14,25 @@ from typing import Any, cast
 
 import pytest
 
-from channels.contract import Answer, Finding, Later, Message, Never, Receipt, Scope, Unknown, Unserved, Wire
+from channels.contract import (
+    Answer,
+    Finding,
+    InDoubt,
+    Later,
+    Message,
+    Never,
+    Receipt,
+    ThreadBy,
+    UnknownRecipient,
+    WirePreview,
+)
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import Settings
-from dispatcher.delivering.worker import SLOW, Courier
+from dispatcher.delivering.worker import SLOW, DeliveryWorker
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Claim, Filed, Filter, Ledger, Offer, Recorded, Settlement
+from dispatcher.ledger import Claim, DeliveryFilter, DirectDispatch, Ledger, RecordedEvent, Settlement, StoredDelivery
 from dispatcher.model.delivery import State
-from dispatcher.model.rate_limit import Pace, Rate
+from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.planner import Planner
 from dispatcher.runtime.service import Service
@@ -44,12 +55,12 @@ class Scripted:
     def destination(self, recipients: tuple[str, ...]) -> str:
         return recipients[0]
 
-    def scope(self, address: str) -> Scope | None:
+    def thread_by(self, address: str) -> ThreadBy | None:
         del address
         return None
 
-    def wire(self, message: Message) -> Wire:
-        return Wire("text/plain", message.key.encode())
+    def wire_preview(self, message: Message) -> WirePreview:
+        return WirePreview("text/plain", message.key.encode())
 
     async def send(self, message: Message) -> Receipt:
         self.sent.append(message)
@@ -74,7 +85,7 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
         yield opened
 
 
-def a_courier(ledger: Ledger, channel: Scripted, **changes: Any) -> Courier:
+def a_courier(ledger: Ledger, channel: Scripted, **changes: Any) -> DeliveryWorker:
     facts: dict[str, Any] = {
         "name": "slack",
         "channel": channel,
@@ -89,7 +100,7 @@ def a_courier(ledger: Ledger, channel: Scripted, **changes: Any) -> Courier:
         "hands": 5,
         **changes,
     }
-    return Courier(**facts)
+    return DeliveryWorker(**facts)
 
 
 def endless(going: asyncio.Event) -> Answers:
@@ -104,7 +115,7 @@ def endless(going: asyncio.Event) -> Answers:
 
 
 @asynccontextmanager
-async def working(courier: Courier) -> AsyncIterator[None]:
+async def working(courier: DeliveryWorker) -> AsyncIterator[None]:
     task = asyncio.create_task(courier.run())
     try:
         yield
@@ -114,15 +125,15 @@ async def working(courier: Courier) -> AsyncIterator[None]:
             await task
 
 
-async def owe(ledger: Ledger, *people: str, name: str = "f1", offer: Offer | None = None) -> None:
+async def owe(ledger: Ledger, *people: str, name: str = "f1", offer: DirectDispatch | None = None) -> None:
     event = an_event(name=name)
     now = SystemClock().now()
     deliveries = [a_delivery(event, channel="slack", to=who, created_at=now, due_at=now) for who in people]
-    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=deliveries)
+    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=deliveries)
     await ledger.record([entry], [], now=now, offers={"slack": offer} if offer is not None else {})
 
 
-async def hands_of(courier: Courier) -> Offer:
+async def hands_of(courier: DeliveryWorker) -> DirectDispatch:
     """Its offer, as soon as it has nothing better to do."""
     async with asyncio.timeout(20):
         while (offer := courier.offer()) is None:
@@ -130,9 +141,9 @@ async def hands_of(courier: Courier) -> Offer:
     return offer
 
 
-async def settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[Filed]:
+async def settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[StoredDelivery]:
     """Wait until so many of the channel's deliveries are settled."""
-    wanted = Filter(states=frozenset({State.SENT, State.DEAD}), channel=channel)
+    wanted = DeliveryFilter(states=frozenset({State.SENT, State.DEAD}), channel=channel)
     async with asyncio.timeout(20):
         while len(found := await ledger.find(wanted, limit=100)) < count:
             await asyncio.sleep(0.02)
@@ -147,21 +158,21 @@ async def test_what_is_owed_is_sent_and_settled_with_its_reference(ledger: Ledge
 
     assert (filed.delivery.state, filed.reference) == (State.SENT, {"ts": "1"})
     (message,) = channel.sent
-    assert (message.recipients, message.doubtful) == (("#a",), False)
+    assert (message.recipients, message.in_doubt) == (("#a",), False)
 
 
 async def test_a_failure_is_retried_and_each_attempt_is_kept(ledger: Ledger) -> None:
-    answers = [Later("busy", answer=Answer("429")), Unknown("no answer"), RECEIPT]
+    answers = [Later("busy", answer=Answer("429")), InDoubt("no answer"), RECEIPT]
     channel = Scripted(lambda _: answers.pop(0))
     await owe(ledger, "#a")
     async with working(a_courier(ledger, channel)):
         (filed,) = await settled(ledger)
 
-    assert [message.doubtful for message in channel.sent] == [False, False, True]
+    assert [message.in_doubt for message in channel.sent] == [False, False, True]
     history = await ledger.history(filed.delivery.key)
     assert [(attempt.number, attempt.outcome, attempt.reason) for attempt in history] == [
         (1, "retry", "busy"),
-        (2, "unknown", "no answer"),
+        (2, "in_doubt", "no answer"),
         (3, "sent", ""),
     ]
 
@@ -178,10 +189,10 @@ async def test_a_final_refusal_is_not_repeated(ledger: Ledger) -> None:
 
 async def test_whom_the_channel_does_not_know_gets_a_mail(ledger: Ledger) -> None:
     await owe(ledger, "Who@x.com")
-    async with working(a_courier(ledger, Scripted(lambda _: Unserved("nobody")))):
+    async with working(a_courier(ledger, Scripted(lambda _: UnknownRecipient("nobody")))):
         await settled(ledger)
 
-    (mail,) = await ledger.find(Filter(channel="email"), limit=5)
+    (mail,) = await ledger.find(DeliveryFilter(channel="email"), limit=5)
     assert (mail.delivery.addresses, mail.delivery.state) == (("who@x.com",), State.WAITING)
 
 
@@ -255,7 +266,7 @@ async def test_where_destinations_have_a_pace_nothing_waits_for_a_hand(ledger: L
     going = asyncio.Event()
 
     await owe(ledger, *(f"#{number}" for number in range(20)))
-    courier = a_courier(ledger, Scripted(endless(going)), hands=4, pace=Pace(rate=Rate(100, "s")))
+    courier = a_courier(ledger, Scripted(endless(going)), hands=4, pace=RateLimit(rate=Rate(100, "s")))
     async with working(courier):
         await going.wait()
         assert courier.in_hand == 4
@@ -276,7 +287,7 @@ async def test_what_waits_for_a_hand_goes_back_untried_when_the_provider_goes_aw
         await released.wait()
 
     assert len(channel.sent) == 1
-    attempts = {filed.delivery.key: filed.delivery.attempt for filed in await ledger.find(Filter(), limit=5)}
+    attempts = {filed.delivery.key: filed.delivery.attempt for filed in await ledger.find(DeliveryFilter(), limit=5)}
     assert attempts.pop(channel.sent[0].key) == 1
     assert [*attempts.values()] == [0]
 
@@ -306,8 +317,8 @@ async def test_what_is_abandoned_is_released_uncounted_and_in_doubt(ledger: Ledg
         courier.stop()
         courier.abandon()
 
-    (filed,) = await ledger.find(Filter(), limit=5)
-    assert (filed.delivery.state, filed.delivery.attempt, filed.delivery.doubtful) == (State.WAITING, 0, True)
+    (filed,) = await ledger.find(DeliveryFilter(), limit=5)
+    assert (filed.delivery.state, filed.delivery.attempt, filed.delivery.in_doubt) == (State.WAITING, 0, True)
     assert filed.delivery.lease is None
 
 
@@ -328,8 +339,8 @@ async def test_what_was_claimed_and_not_yet_sent_when_all_is_abandoned_is_releas
         await claimed.wait()
 
     assert channel.sent == []
-    owed = [filed.delivery for filed in await ledger.find(Filter(), limit=5)]
-    assert [(delivery.lease, delivery.attempt, delivery.doubtful) for delivery in owed] == [(None, 0, False)] * 2
+    owed = [filed.delivery for filed in await ledger.find(DeliveryFilter(), limit=5)]
+    assert [(delivery.lease, delivery.attempt, delivery.in_doubt) for delivery in owed] == [(None, 0, False)] * 2
 
 
 async def test_abandoning_twice_does_not_cut_a_release_short(ledger: Ledger) -> None:
@@ -350,8 +361,8 @@ async def test_abandoning_twice_does_not_cut_a_release_short(ledger: Ledger) -> 
         await releasing.wait()
         courier.abandon()
 
-    (filed,) = await ledger.find(Filter(), limit=5)
-    assert (filed.delivery.lease, filed.delivery.attempt, filed.delivery.doubtful) == (None, 0, True)
+    (filed,) = await ledger.find(DeliveryFilter(), limit=5)
+    assert (filed.delivery.lease, filed.delivery.attempt, filed.delivery.in_doubt) == (None, 0, True)
 
 
 async def test_a_claim_that_comes_back_when_its_lease_is_over_is_not_acted_on(ledger: Ledger) -> None:
@@ -423,7 +434,9 @@ async def test_who_asks_for_peace_gets_it_from_all_deliveries_and_nobody_else_wa
         for number in range(4)
     ]
     calm = [a_delivery(event, channel="slack", to=f"#{number}", created_at=now, due_at=now) for number in range(4)]
-    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[*busy, *calm])
+    entry = RecordedEvent(
+        event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[*busy, *calm]
+    )
     await ledger.record([entry], [], now=now)
     async with working(a_courier(ledger, channel, hands=1)):
         await settled(ledger, 4)
@@ -463,9 +476,11 @@ async def test_a_destination_that_hangs_leaves_hands_for_the_others(ledger: Ledg
     now = SystemClock().now()
     slow = [a_delivery(event, channel="slack", to="#slow", key=f"s{n}", created_at=now, due_at=now) for n in range(50)]
     calm = [a_delivery(event, channel="slack", to=f"#{n}", created_at=now, due_at=now) for n in range(50)]
-    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[*slow, *calm])
+    entry = RecordedEvent(
+        event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[*slow, *calm]
+    )
     await ledger.record([entry], [], now=now)
-    courier = a_courier(ledger, Scripted(hangs), hands=4, pace=Pace(at_once=2))
+    courier = a_courier(ledger, Scripted(hangs), hands=4, pace=RateLimit(at_once=2))
     async with working(courier):
         await settled(ledger, 50)
         courier.abandon()
@@ -481,10 +496,10 @@ async def test_messages_to_one_destination_keep_its_pace(ledger: Ledger) -> None
     event = an_event()
     now = SystemClock().now()
     owed = [a_delivery(event, channel="slack", to="#a", key=f"a{n:02}", created_at=now, due_at=now) for n in range(8)]
-    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=owed)
+    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=owed)
     await ledger.record([entry], [], now=now)
     channel = Scripted(answer)
-    async with working(a_courier(ledger, channel, pace=Pace(rate=Rate(5, "s"), burst=3))):
+    async with working(a_courier(ledger, channel, pace=RateLimit(rate=Rate(5, "s"), burst=3))):
         await settled(ledger, 8)
 
     assert [message.key for message in channel.sent] == [delivery.key for delivery in owed]
@@ -507,12 +522,12 @@ async def test_the_fallback_recipients_hear_of_a_delivery_that_died(ledger: Ledg
     async with working(a_courier(ledger, Scripted(lambda _: Never("is_archived")), planner=planner)):
         await settled(ledger, 2)
 
-    (notice,) = await ledger.find(Filter(channel="email"), limit=9)
-    assert notice.delivery.instead_of in {delivery.delivery.key for delivery in await settled(ledger, 2)}
+    (notice,) = await ledger.find(DeliveryFilter(channel="email"), limit=9)
+    assert notice.delivery.fallback_for in {delivery.delivery.key for delivery in await settled(ledger, 2)}
     async with working(a_courier(ledger, Scripted(lambda _: Never("550")), name="email", planner=planner)):
         (dead,) = await settled(ledger, channel="email")
     assert dead.delivery.state is State.DEAD
-    assert len(await ledger.find(Filter(), limit=9)) == 3
+    assert len(await ledger.find(DeliveryFilter(), limit=9)) == 3
 
 
 async def test_refused_recipients_of_a_mail_are_dead_deliveries_too(ledger: Ledger) -> None:
@@ -526,7 +541,7 @@ async def test_refused_recipients_of_a_mail_are_dead_deliveries_too(ledger: Ledg
     mail = a_delivery(
         event, created_at=now, due_at=now, recipients=("a@x.com", "b@x.com"), addresses=("a@x.com", "b@x.com")
     )
-    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[mail])
+    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[mail])
     await ledger.record([entry], [], now=now)
     refused = {"b@x.com": Never("550 no such user")}
 
@@ -545,11 +560,11 @@ async def test_refused_recipients_of_a_mail_are_dead_deliveries_too(ledger: Ledg
 async def test_without_a_rate_a_backlog_to_one_destination_goes_as_fast_as_its_hands(ledger: Ledger) -> None:
     event, now = an_event(), SystemClock().now()
     owed = [a_delivery(event, channel="slack", to="#a", key=f"a{n:03}", created_at=now, due_at=now) for n in range(200)]
-    entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=owed)
+    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=owed)
     await ledger.record([entry], [], now=now)
     began = time.monotonic()
-    async with working(a_courier(ledger, Scripted(lambda _: RECEIPT), hands=4, pace=Pace(at_once=1))):
-        wanted = Filter(states=frozenset({State.SENT}))
+    async with working(a_courier(ledger, Scripted(lambda _: RECEIPT), hands=4, pace=RateLimit(at_once=1))):
+        wanted = DeliveryFilter(states=frozenset({State.SENT}))
         async with asyncio.timeout(60):
             while len(await ledger.find(wanted, limit=300)) < 200:
                 await asyncio.sleep(0.1)
@@ -568,15 +583,15 @@ async def test_a_channel_gets_what_was_said_before_in_a_deliverys_conversation(l
             key=f"k{number}",
             created_at=now,
             due_at=now,
-            conversation="talk",
+            thread="talk",
             occurred_at=now + number * timedelta(seconds=1),
         )
-        entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[told])
+        entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[told])
         await ledger.record([entry], [], now=now)
     async with working(a_courier(ledger, channel)):
         await settled(ledger, 2)
 
-    first, second = [message.conversation for message in channel.sent]
+    first, second = [message.thread for message in channel.sent]
     assert first is not None
     assert second is not None
     assert (first.key, first.earlier) == ("talk", ())
@@ -585,14 +600,14 @@ async def test_a_channel_gets_what_was_said_before_in_a_deliverys_conversation(l
 
 async def test_a_delivery_whose_conversation_cannot_be_read_is_given_back_uncounted(ledger: Ledger) -> None:
     channel = Scripted(lambda _: RECEIPT)
-    read, away = ledger.conversation, [LedgerUnavailable("away")]
+    read, away = ledger.thread, [LedgerUnavailable("away")]
 
     async def unreadable(delivery: Any) -> Any:
         if away:
             raise away.pop()
         return await read(delivery)
 
-    ledger.conversation = unreadable  # type: ignore[method-assign]  # away once, then itself
+    ledger.thread = unreadable  # type: ignore[method-assign]  # away once, then itself
     await owe(ledger, "#a")
     async with working(a_courier(ledger, channel)):
         (filed,) = await settled(ledger)
@@ -624,9 +639,9 @@ async def test_what_is_said_next_in_a_conversation_waits_for_no_glance(ledger: L
     async def say(number: int) -> None:
         event = an_event(name=f"run{number}")
         happened = now + number * timedelta(seconds=1)
-        facts = {"key": f"k{number}", "conversation": "talk", "occurred_at": happened}
+        facts = {"key": f"k{number}", "thread": "talk", "occurred_at": happened}
         told = a_delivery(event, channel="slack", to="#a", created_at=now, due_at=now, **facts)
-        entry = Recorded(event=event, position="p", verdict="owed", reason="", considered=[], deliveries=[told])
+        entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[told])
         await ledger.record([entry], [], now=now)
 
     async def answer(message: Message) -> Receipt:
@@ -830,5 +845,5 @@ async def test_what_takes_an_offered_hand_when_all_is_abandoned_goes_back_untrie
         courier.abandon()
         await owe(ledger, "#a", offer=offer)
 
-    (filed,) = await ledger.find(Filter(), limit=5)
+    (filed,) = await ledger.find(DeliveryFilter(), limit=5)
     assert (filed.delivery.attempt, filed.delivery.lease, channel.sent) == (0, None, [])

@@ -20,11 +20,11 @@ async def test_the_demo_delivers_what_is_owed_and_ends_by_itself() -> None:
     status, out, err = await command("demo", "--once")
     assert status == 0, err
     for word in (
-        "owed",
-        "silenced",
-        "unmatched",
+        "matched",
+        "disabled",
+        "no_matching_rule",
         "rejected",
-        "known",
+        "duplicate",
         "arrived",
         "11 messages: all that was owed arrived",
     ):

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from channels.registry import KINDS
+from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
 from tests.docs.world import World, world
 from tests.support.brokers import Broker
@@ -88,7 +88,7 @@ async def test_every_piece_of_yaml_is_taken_by_the_one_it_is_for(block: Block, h
         await _checks_out({"rules": {"launch_plans": ["./launch_plans"]}}, here)
     elif set(data) <= set(Settings.model_fields):
         await _checks_out(data, here)
-    elif set(data) <= set(KINDS):
+    elif set(data) <= set(CHANNEL_TYPES):
         await _checks_out({"channels": data}, here)
     elif "cloudEvents" in data or "eventsPublisher" in data:
         events = data.get("cloudEvents", data)

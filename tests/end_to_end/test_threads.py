@@ -17,7 +17,7 @@ from dispatcher.config.settings import load
 from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
 from dispatcher.demo.fakes.script import Misstep
 from dispatcher.flyte.encode import Format, write
-from dispatcher.ledger import Filed, Filter, Ledger
+from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
 from dispatcher.model.event import Options
 from dispatcher.model.phase import Phase
 from dispatcher.runtime.service import Service
@@ -77,14 +77,14 @@ class Team:
         ):
             assert answer.status == 202, await answer.text()
 
-    async def until(self, enough: Callable[[list[Filed]], bool]) -> list[Filed]:
+    async def until(self, enough: Callable[[list[StoredDelivery]], bool]) -> list[StoredDelivery]:
         """Wait until the ledger says so; its deliveries."""
         async with Ledger(self._ledger_url) as ledger, asyncio.timeout(30):
-            while not enough(found := await ledger.find(Filter(), limit=100)):
+            while not enough(found := await ledger.find(DeliveryFilter(), limit=100)):
                 await asyncio.sleep(0.05)
         return found
 
-    async def told(self, count: int) -> list[Filed]:
+    async def told(self, count: int) -> list[StoredDelivery]:
         """Wait until so many deliveries are settled, and no more are owed."""
         return await self.until(lambda all_: len(all_) >= count and all(one.settled_at for one in all_))
 

@@ -19,7 +19,7 @@ import trustme
 from aiokafka import AIOKafkaProducer
 
 from dispatcher.demo.fakes.inbox import Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
-from dispatcher.flyte.encode import Format, Written, write, write_lifecycle
+from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from tests.intake.kafka.test_traps import offsets, until
@@ -91,7 +91,7 @@ def settings(inbox: Inbox, broker: Broker, topic: str, tmp_path: Path) -> dict[s
     }
 
 
-async def publish(broker: Broker, topic: str, messages: list[Written]) -> None:
+async def publish(broker: Broker, topic: str, messages: list[EncodedMessage]) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers, acks="all", max_request_size=16 * 2**20)
     await producer.start()
     for message in messages:
@@ -99,9 +99,9 @@ async def publish(broker: Broker, topic: str, messages: list[Written]) -> None:
     await producer.stop()
 
 
-def recorded(name: str) -> Written:
+def recorded(name: str) -> EncodedMessage:
     headers, value = samples.sample(name)
-    return Written(key=name.encode(), headers=headers, value=value, shown=name)
+    return EncodedMessage(key=name.encode(), headers=headers, value=value, shown=name)
 
 
 def terminal_events(count: int, start: int = 0) -> list[Event]:
@@ -168,7 +168,7 @@ async def test_noise_is_recorded_as_rejected_and_the_next_message_goes_on(
     noise = [b"{oops", b"\xff\xfe\x00", b"[]", b'{"execution": 3}', b"x" * 900_000, b""]
     good = write(an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan()), Format.NATIVE)
     async with serving(tmp_path, settings):
-        await publish(broker, topic, [*(Written(b"k", header, value, "") for value in noise), good])
+        await publish(broker, topic, [*(EncodedMessage(b"k", header, value, "") for value in noise), good])
         assert await inbox.until(lambda box: len(box.mail.mails) == 1, seconds=40)
         async with asyncio.timeout(20):
             while len(await ask(tmp_path / "dispatcher.yaml", "rejected", "list")) < len(noise):

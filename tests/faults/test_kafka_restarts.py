@@ -21,7 +21,7 @@ from tests.support.standins import StandIns
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 EVENTS = 2000
-OWED = ("email", "slack")
+MATCHED = ("email", "slack")
 RESTARTS = (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)
 """How Kafka ends each time."""
 STAY = 5.0
@@ -46,7 +46,7 @@ async def test_kafka_restarts_and_replicas_that_come_and_go_lose_and_double_noth
                 downs = await _restart_again_and_again(apache, rng)
                 over.set()
             published = time.monotonic() - began
-            states = await truth.settled(EVENTS * len(OWED), seconds=90)
+            states = await truth.settled(EVENTS * len(MATCHED), seconds=90)
             for replica in two:
                 await replica.stop()
         rows = await truth.rows()
@@ -60,7 +60,9 @@ async def test_kafka_restarts_and_replicas_that_come_and_go_lose_and_double_noth
         f" {len(stops)} replicas joined and left, the slowest in {max(stops):.1f} s; {EVENTS} events in {published:.0f} s,"
         f" {dict(states)}; lost {len(lost)}; doubled {len(doubled)}; {time.monotonic() - began:.0f} s"
     )
-    assert states == {State.SENT: EVENTS * len(OWED)}, [row for row in rows.values() if row.state is not State.SENT][:5]
+    assert states == {State.SENT: EVENTS * len(MATCHED)}, [row for row in rows.values() if row.state is not State.SENT][
+        :5
+    ]
     assert not lost, lost[:5]
     assert not doubled, [(rows[key], told) for key, told in doubled.items()][:5]
     assert all(row.attempt == 1 for row in rows.values()), [row for row in rows.values() if row.attempt != 1][:5]
@@ -94,7 +96,7 @@ async def _come_and_go(replica: Replica, over: asyncio.Event, rng: Random) -> li
 async def _publish_until(over: asyncio.Event, publish: Publish) -> None:
     """Events all the time, also while Kafka is away; what is left when it is over comes at once."""
     for number in range(EVENTS):
-        await publish(an_owing_event(number, *OWED))
+        await publish(an_owing_event(number, *MATCHED))
         await _unless(over, 0.02)
 
 

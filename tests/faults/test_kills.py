@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 KILLS = int(os.environ.get("FAULT_KILLS", "100"))
 EVENTS = 50 * KILLS
-OWED = ("email", "slack", "pagerduty")
+MATCHED = ("email", "slack", "pagerduty")
 HANDS = 5
 """A courier's hands: each carries one message at a time, and as many may be on their way into the ledger."""
 GAP = (0.3, 3.0)
@@ -49,10 +49,10 @@ async def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
             for replica in two:
                 await replica.ready()
             caught = await _kill_again_and_again(two, publish, truth, rng)
-            states = await truth.settled(EVENTS * len(OWED), seconds=120)
+            states = await truth.settled(EVENTS * len(MATCHED), seconds=120)
             for replica in two:
                 await replica.stop()
-        account = Account(await truth.rows(), standins.handovers, {replica.name: replica.births for replica in two})
+        account = Explanation(await truth.rows(), standins.handovers, {replica.name: replica.births for replica in two})
         figures(
             f"{KILLS} kills, {EVENTS} events, {dict(states)}; {sum(map(bool, caught))} kills caught"
             f" {sum(caught)} deliveries in hand, at most {max(caught)};"
@@ -60,7 +60,7 @@ async def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
             f" at a kill; Slack looked {standins.looks} times; {time.monotonic() - began:.0f} s"
         )
 
-    assert states == {State.SENT: EVENTS * len(OWED)}, account.owed[:5]
+    assert states == {State.SENT: EVENTS * len(MATCHED)}, account.owed[:5]
     assert not account.lost, account.lost[:5]
     account.check()
     assert sum(map(bool, caught)) >= KILLS / 2, "too few kills caught anything in hand to prove anything"
@@ -92,7 +92,7 @@ async def _kill_again_and_again(two: list[Replica], publish: Publish, truth: Tru
         if rng.random() > YOUNG:
             await victim.ready()
         for _ in range(EVENTS // KILLS):
-            await publish(an_owing_event(next(numbers), *OWED))
+            await publish(an_owing_event(next(numbers), *MATCHED))
             await asyncio.sleep(gap * KILLS / EVENTS)
         await victim.kill()
         caught.append((await truth.held_by(victim.pid)).total())
@@ -100,7 +100,7 @@ async def _kill_again_and_again(two: list[Replica], publish: Publish, truth: Tru
     return caught
 
 
-class Account:
+class Explanation:
     """What the providers took, held against the ledger and the kills."""
 
     def __init__(self, rows: dict[str, Row], handovers: list[Handover], births: dict[str, list[float]]) -> None:

@@ -23,7 +23,7 @@ from tests.support.standins import RETRY_AFTER, Handover, Mood, StandIns
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 EVENTS = 100
-OWED = ("email", "slack", "pagerduty")
+MATCHED = ("email", "slack", "pagerduty")
 SLACK_CHANNELS = 20
 HANDS = 20
 DOWN = 60.0
@@ -80,17 +80,17 @@ async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than
             await replica.ready()
             down = time.time()
             for number in range(EVENTS):
-                await publish(an_owing_event(number, *OWED, spread=SLACK_CHANNELS))
+                await publish(an_owing_event(number, *MATCHED, spread=SLACK_CHANNELS))
             await asyncio.sleep(DOWN)
             busy = time.time()
             await standins.open_mail(channels["email"]["port"])
             await asyncio.sleep(BUSY)
             troubles.relay_takes_mail, well = True, time.time()
-            states = await truth.settled(EVENTS * len(OWED), seconds=60)
+            states = await truth.settled(EVENTS * len(MATCHED), seconds=60)
             await replica.stop()
         rows = (await truth.rows()).values()
 
-    asked = {channel: [one for one in standins.handovers if one.channel == channel] for channel in OWED}
+    asked = {channel: [one for one in standins.handovers if one.channel == channel] for channel in MATCHED}
     moods = {channel: Counter(one.mood for one in handovers) for channel, handovers in asked.items()}
     swallowed = moods["pagerduty"][Mood.SILENCE] + moods["pagerduty"][Mood.HANG_UP]
     in_vain = sum(ended < busy for row in rows if row.channel == "email" for _, ended, _ in row.spans)
@@ -106,8 +106,8 @@ async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than
         f" {len({one.key for one in asked['pagerduty']})} incidents; {len(early)} too early; {time.monotonic() - began:.0f} s"
     )
 
-    assert states == {State.SENT: EVENTS * len(OWED)}, [row for row in rows if row.state is not State.SENT][:5]
-    for channel in OWED:
+    assert states == {State.SENT: EVENTS * len(MATCHED)}, [row for row in rows if row.state is not State.SENT][:5]
+    for channel in MATCHED:
         assert {one.key for one in asked[channel]} == {row.key for row in rows if row.channel == channel}
     assert len(asked["email"]) == EVENTS + moods["email"][Mood.REFUSE]
     assert len(asked["slack"]) == EVENTS + moods["slack"][Mood.REFUSE]

@@ -28,14 +28,14 @@ PUBLISHERS = 8
 """So many publishers at once, so that a commit is under way at nearly every moment."""
 LIFE = (0.02, 0.5)
 """Seconds from the first answer of a process to its end."""
-OWED = ("email", "slack")
+MATCHED = ("email", "slack")
 
 INVARIANTS = {
     "the file is whole": "SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
     "every reference leads somewhere": "SELECT * FROM pragma_foreign_key_check",
     "every event has all its deliveries": f"""
         SELECT events.key, count(deliveries.key) AS owed FROM events LEFT JOIN deliveries ON event = events.key
-        GROUP BY events.key HAVING owed <> {len(OWED)}""",
+        GROUP BY events.key HAVING owed <> {len(MATCHED)}""",
     "every delivery has its event": "SELECT key FROM deliveries WHERE event NOT IN (SELECT key FROM events)",
     "every delivery has its content": "SELECT key FROM deliveries WHERE content NOT IN (SELECT digest FROM contents)",
     "every content is sent by a delivery": "SELECT digest FROM contents WHERE digest NOT IN (SELECT content FROM deliveries)",
@@ -70,7 +70,7 @@ class Publishers:
 
     async def _publish(self, session: aiohttp.ClientSession, first_answer: asyncio.Event) -> None:
         while True:
-            event = an_owing_event(next(self._numbers), *OWED)
+            event = an_owing_event(next(self._numbers), *MATCHED)
             message = write(event, Format.NATIVE)
             headers = {name.replace("ce_", "ce-"): value.decode() for name, value in message.headers}
             self.unanswered.add(event.key)

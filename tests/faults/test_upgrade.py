@@ -22,7 +22,7 @@ from tests.support.standins import StandIns
 
 pytestmark = [pytest.mark.faults, pytest.mark.broker, pytest.mark.timeout(400)]
 
-OWED = ("email", "slack")
+MATCHED = ("email", "slack")
 BETWEEN = 0.04
 """Seconds between events."""
 WHILE = 2.0
@@ -52,7 +52,7 @@ async def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(
                     await _upgrade(old, new, after, tmp_path)
                     await _roll_back(old, new)
                     over.set()
-                states = await truth.settled(flow.result() * len(OWED), seconds=120)
+                states = await truth.settled(flow.result() * len(MATCHED), seconds=120)
             finally:
                 for replica in new:
                     await replica.remove()
@@ -67,7 +67,7 @@ async def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(
         f"{flow.result()} events through an upgrade and a rollback, {dict(states)}, carried by {dict(carried)};"
         f" lost {len(lost)}; doubled {len(doubled)}; {time.monotonic() - began:.0f} s"
     )
-    assert states == {State.SENT: flow.result() * len(OWED)}, [
+    assert states == {State.SENT: flow.result() * len(MATCHED)}, [
         row for row in rows.values() if row.state is not State.SENT
     ][:5]
     assert not lost, lost[:5]
@@ -116,7 +116,7 @@ async def _publish_until(over: asyncio.Event, publish: Publish) -> int:
     for number in itertools.count():
         if over.is_set():
             return number
-        await publish(an_owing_event(number, *OWED))
+        await publish(an_owing_event(number, *MATCHED))
         await asyncio.sleep(BETWEEN)
     raise AssertionError
 

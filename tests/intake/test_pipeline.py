@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from dispatcher.clock import SystemClock
-from dispatcher.flyte.encode import Format, Written, write
-from dispatcher.intake.pipeline import A_WHILE, IDLE_TURN, PORTION, TURNS, Heard, Intake
+from dispatcher.flyte.encode import EncodedMessage, Format, write
+from dispatcher.intake.pipeline import A_WHILE, IDLE_TURN, PORTION, TURNS, BatchResult, Intake
 from dispatcher.intake.source import Batch, RawMessage
 from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import State
@@ -27,10 +27,10 @@ from tests.support.builders import a_notification, an_event
 class OneBatch:
     """A source of one batch, which is that batch too."""
 
-    messages: Sequence[Written]
-    spoilt: Sequence[tuple[str, str]] = ()
+    messages: Sequence[EncodedMessage]
+    undecodable: Sequence[tuple[str, str]] = ()
     foreign: int = 0
-    told: list[Heard] = field(default_factory=list)
+    told: list[BatchResult] = field(default_factory=list)
     committed_after: list[int] = field(default_factory=list)
 
     def position(self, message: RawMessage) -> str:
@@ -60,7 +60,9 @@ def an_intake(ledger: Ledger, source: OneBatch) -> Intake:
 async def test_a_large_batch_is_recorded_in_portions_and_committed_once_all_of_it_is_there(tmp_path: Path) -> None:
     options = Options(notifications=(a_notification(),))
     events = [an_event(name=f"e{number}", options=options) for number in range(2 * PORTION + 1)]
-    source = OneBatch([write(event, Format.NATIVE) for event in events], spoilt=[("t/0@7", "unreadable")], foreign=5000)
+    source = OneBatch(
+        [write(event, Format.NATIVE) for event in events], undecodable=[("t/0@7", "unreadable")], foreign=5000
+    )
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         await an_intake(ledger, source).run(source)
         counts = await ledger.counts()
@@ -90,7 +92,7 @@ async def test_of_two_copies_in_a_batch_the_first_is_new_and_the_log_tells_of_it
         await an_intake(ledger, source).run(source)
 
     (heard,) = source.told
-    assert [(entry.event.execution.name, new) for entry, new in heard.told_apart()] == [
+    assert [(entry.event.execution.name, new) for entry, new in heard.new_or_duplicate()] == [
         ("twice", True),
         ("once", True),
         ("twice", False),
@@ -110,7 +112,9 @@ async def test_of_two_copies_in_a_batch_the_first_is_new_and_the_log_tells_of_it
 async def test_between_two_events_what_is_on_its_way_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int, work: float, a_while: float, least: int, most: int
 ) -> None:
-    monkeypatch.setattr("dispatcher.intake.pipeline.A_WHILE", a_while)  # a busy machine can take that long over a few turns
+    monkeypatch.setattr(
+        "dispatcher.intake.pipeline.A_WHILE", a_while
+    )  # a busy machine can take that long over a few turns
     story: list[str] = []
 
     async def busy() -> None:

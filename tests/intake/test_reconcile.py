@@ -48,7 +48,7 @@ def ended(server: LocalFlyteAdmin, name: str, at: datetime, **changes: Any) -> E
 
 
 @dataclass
-class Desk:
+class Operations:
     """A reconciler with a clock that stands still, and what it writes into."""
 
     reconciler: Reconciler
@@ -61,12 +61,12 @@ class Desk:
         """One round, as the service makes it."""
         span = await self.reconciler.next_span()
         found = await self.reconciler.sweep(span)
-        await self.ledger.swept(span.until)
+        await self.ledger.set_reconciled_until(span.until)
         return found
 
 
 @pytest.fixture
-async def desk(server: LocalFlyteAdmin, tmp_path: Path) -> AsyncIterator[Desk]:
+async def operations(server: LocalFlyteAdmin, tmp_path: Path) -> AsyncIterator[Operations]:
     """The dispatcher was first started a day ago, and FlyteAdmin is asked ten minutes back and more."""
     clock = ManualClock()
     planner = Planner(
@@ -79,157 +79,157 @@ async def desk(server: LocalFlyteAdmin, tmp_path: Path) -> AsyncIterator[Desk]:
         await ledger.begin(now=NOW - 24 * HOUR)
         intake = Intake(ledger, RuleBook, planner, clock, look_up=admin.look_up)
         reconciler = Reconciler(admin, ledger, intake, clock, window=12 * HOUR, patience=5 * MINUTE)
-        yield Desk(reconciler, ledger, intake, clock, server)
+        yield Operations(reconciler, ledger, intake, clock, server)
 
 
-async def test_what_no_event_told_is_recorded_whole(desk: Desk) -> None:
+async def test_what_no_event_told_is_recorded_whole(operations: Operations) -> None:
     message = f"ValueError: {'x' * 400} the end"
-    execution = ended(desk.server, "lost", NOW - HOUR, error={"code": "USER", "message": message})
-    assert await desk.sweep() == 1
-    event = await desk.ledger.event(f"{execution}/FAILED")
+    execution = ended(operations.server, "lost", NOW - HOUR, error={"code": "USER", "message": message})
+    assert await operations.sweep() == 1
+    event = await operations.ledger.event(f"{execution}/FAILED")
     assert event is not None
     assert event.occurred_at == NOW - HOUR
     assert (str(event.launch_plan), event.principal) == ("flytesnacks/production/train.daily@v1.4.2", "jane.doe")
     assert event.error is not None
     assert event.error.message == message  # lists cut it
-    assert len(await desk.ledger.told(event.key)) == 4
+    assert len(await operations.ledger.told(event.key)) == 4
 
 
-async def test_what_an_event_told_is_left_alone_and_a_late_event_adds_nothing(desk: Desk) -> None:
-    told = ended(desk.server, "told", NOW - HOUR)
-    lost = ended(desk.server, "lost", NOW - HOUR)
+async def test_what_an_event_told_is_left_alone_and_a_late_event_adds_nothing(operations: Operations) -> None:
+    told = ended(operations.server, "told", NOW - HOUR)
+    lost = ended(operations.server, "lost", NOW - HOUR)
     early = write(an_event(name="told"), Format.FLYTE_V1)
-    await desk.intake.take([(early.headers, early.value, "topic/0@1")])
-    assert (desk.server.looked_up[str(told)], desk.server.looked_up[str(lost)]) == (1, 0)
-    assert await desk.sweep() == 1
-    assert (desk.server.looked_up[str(told)], desk.server.looked_up[str(lost)]) == (1, 1)
+    await operations.intake.take([(early.headers, early.value, "topic/0@1")])
+    assert (operations.server.looked_up[str(told)], operations.server.looked_up[str(lost)]) == (1, 0)
+    assert await operations.sweep() == 1
+    assert (operations.server.looked_up[str(told)], operations.server.looked_up[str(lost)]) == (1, 1)
     late = write(an_event(name="lost"), Format.FLYTE_V1)
-    heard = await desk.intake.take([(late.headers, late.value, "topic/0@2")])
+    heard = await operations.intake.take([(late.headers, late.value, "topic/0@2")])
     assert heard.new == frozenset()
-    assert len(await desk.ledger.told(f"{lost}/FAILED")) == 4
+    assert len(await operations.ledger.told(f"{lost}/FAILED")) == 4
 
 
-async def test_what_has_just_ended_is_not_missed_yet(desk: Desk) -> None:
-    ended(desk.server, "just", NOW - 3 * MINUTE)
-    assert await desk.sweep() == 0
-    desk.clock.advance(3 * MINUTE)
-    assert await desk.sweep() == 1
+async def test_what_has_just_ended_is_not_missed_yet(operations: Operations) -> None:
+    ended(operations.server, "just", NOW - 3 * MINUTE)
+    assert await operations.sweep() == 0
+    operations.clock.advance(3 * MINUTE)
+    assert await operations.sweep() == 1
 
 
-async def test_each_stretch_of_time_is_looked_through_once(desk: Desk) -> None:
-    ended(desk.server, "early", NOW - 2 * HOUR)
-    assert await desk.sweep() == 1
-    desk.clock.advance(HOUR)
+async def test_each_stretch_of_time_is_looked_through_once(operations: Operations) -> None:
+    ended(operations.server, "early", NOW - 2 * HOUR)
+    assert await operations.sweep() == 1
+    operations.clock.advance(HOUR)
     assert (
-        await desk.reconciler.next_span()
+        await operations.reconciler.next_span()
     ).since == NOW - 10 * MINUTE  # where the last look ended, less the patience
-    ended(desk.server, "later", NOW + 30 * MINUTE)
-    assert await desk.sweep() == 1
-    desk.clock.advance(48 * HOUR)
-    assert (await desk.reconciler.next_span()).since == desk.clock.now() - 12 * HOUR
+    ended(operations.server, "later", NOW + 30 * MINUTE)
+    assert await operations.sweep() == 1
+    operations.clock.advance(48 * HOUR)
+    assert (await operations.reconciler.next_span()).since == operations.clock.now() - 12 * HOUR
 
 
-async def test_what_ended_before_the_first_start_is_no_news(desk: Desk, tmp_path: Path) -> None:
+async def test_what_ended_before_the_first_start_is_no_news(operations: Operations, tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'fresh.db'}") as fresh:
-        desk.reconciler.ledger = fresh
+        operations.reconciler.ledger = fresh
         await fresh.begin(now=NOW)
-        ended(desk.server, "old", NOW - HOUR)
-        assert await desk.reconciler.sweep(await desk.reconciler.next_span()) == 0
-        desk.clock.advance(HOUR)
-        ended(desk.server, "new", NOW + 10 * MINUTE)
-        archived = ended(desk.server, "archived", NOW - HOUR)
-        desk.server.written[str(archived)] = NOW + 20 * MINUTE
-        assert await desk.reconciler.sweep(await desk.reconciler.next_span()) == 1
+        ended(operations.server, "old", NOW - HOUR)
+        assert await operations.reconciler.sweep(await operations.reconciler.next_span()) == 0
+        operations.clock.advance(HOUR)
+        ended(operations.server, "new", NOW + 10 * MINUTE)
+        archived = ended(operations.server, "archived", NOW - HOUR)
+        operations.server.written[str(archived)] = NOW + 20 * MINUTE
+        assert await operations.reconciler.sweep(await operations.reconciler.next_span()) == 1
 
 
-async def test_an_execution_that_was_written_late_is_found(desk: Desk) -> None:
-    assert await desk.sweep() == 0
-    desk.clock.advance(HOUR)
-    late = ended(desk.server, "late", NOW - HOUR)  # its cluster was cut off when it ended
-    desk.server.written[str(late)] = NOW + 20 * MINUTE
-    assert await desk.sweep() == 1
+async def test_an_execution_that_was_written_late_is_found(operations: Operations) -> None:
+    assert await operations.sweep() == 0
+    operations.clock.advance(HOUR)
+    late = ended(operations.server, "late", NOW - HOUR)  # its cluster was cut off when it ended
+    operations.server.written[str(late)] = NOW + 20 * MINUTE
+    assert await operations.sweep() == 1
 
 
-async def test_what_was_purged_is_not_told_again(desk: Desk) -> None:
-    ended(desk.server, "lost", NOW - HOUR, notifications=[])
-    assert await desk.sweep() == 1
-    desk.clock.advance(MINUTE)
-    assert await desk.ledger.purge(desk.clock.now(), limit=100) == 1
-    assert await desk.reconciler.sweep(await desk.reconciler.span(NOW - 12 * HOUR)) == 0
+async def test_what_was_purged_is_not_told_again(operations: Operations) -> None:
+    ended(operations.server, "lost", NOW - HOUR, notifications=[])
+    assert await operations.sweep() == 1
+    operations.clock.advance(MINUTE)
+    assert await operations.ledger.purge(operations.clock.now(), limit=100) == 1
+    assert await operations.reconciler.sweep(await operations.reconciler.span(NOW - 12 * HOUR)) == 0
 
 
-async def test_an_event_that_was_rejected_did_come(desk: Desk) -> None:
-    execution = ended(desk.server, "hidden", NOW - HOUR)
-    desk.server.forbidden.add(str(execution))
-    assert await desk.sweep() == 1
-    (rejected,) = await desk.ledger.find_rejected(limit=10)
+async def test_an_event_that_was_rejected_did_come(operations: Operations) -> None:
+    execution = ended(operations.server, "hidden", NOW - HOUR)
+    operations.server.forbidden.add(str(execution))
+    assert await operations.sweep() == 1
+    (rejected,) = await operations.ledger.find_rejected(limit=10)
     assert (rejected.position, rejected.event) == (POSITION, f"{execution}/FAILED")
-    assert await desk.reconciler.sweep(await desk.reconciler.span(NOW - 12 * HOUR)) == 0
+    assert await operations.reconciler.sweep(await operations.reconciler.span(NOW - 12 * HOUR)) == 0
 
 
-async def test_lists_are_read_page_by_page_and_place_by_place_one_question_at_a_time(desk: Desk) -> None:
+async def test_lists_are_read_page_by_page_and_place_by_place_one_question_at_a_time(operations: Operations) -> None:
     for number in range(250):
-        ended(desk.server, f"n{number}", NOW - HOUR - number * timedelta(seconds=1))
+        ended(operations.server, f"n{number}", NOW - HOUR - number * timedelta(seconds=1))
     for number in range(110):
         elsewhere = an_execution("x", project=f"project-{number}", domain="development")
-        ended(desk.server, "x", NOW - HOUR, execution=elsewhere)
-    desk.server.asked.clear()
-    before = desk.clock.now()
+        ended(operations.server, "x", NOW - HOUR, execution=elsewhere)
+    operations.server.asked.clear()
+    before = operations.clock.now()
     lists_at_once = 0
-    async for _ in desk.reconciler.missing(await desk.reconciler.span(NOW - 12 * HOUR)):
-        lists_at_once = max(lists_at_once, desk.server.at_once)
+    async for _ in operations.reconciler.missing(await operations.reconciler.span(NOW - 12 * HOUR)):
+        lists_at_once = max(lists_at_once, operations.server.at_once)
     assert lists_at_once == 1
-    assert desk.server.asked == {"ListProjects": 2, "ListExecutions": 113}
-    assert desk.clock.now() - before >= timedelta(seconds=50)
-    assert await desk.sweep() == 360
+    assert operations.server.asked == {"ListProjects": 2, "ListExecutions": 113}
+    assert operations.clock.now() - before >= timedelta(seconds=50)
+    assert await operations.sweep() == 360
 
 
-async def test_phases_that_are_no_end_and_a_place_that_is_hidden_are_passed_over(desk: Desk) -> None:
-    ended(desk.server, "going-on", NOW - HOUR, phase="RUNNING")
-    ended(desk.server, "aborting", NOW - HOUR, phase="ABORTING")
-    ended(desk.server, "x", NOW - HOUR, execution=an_execution("x", project="a-hidden-one"))
-    ended(desk.server, "no-time", NOW - HOUR).model_dump()
-    desk.server.executions[str(an_execution("no-time"))].id.name = "a/b"
-    ended(desk.server, "aborted", NOW - HOUR, phase="ABORTED")
-    desk.server.forbidden.add("a-hidden-one/production")
-    assert await desk.sweep() == 1
-    assert await desk.ledger.event(f"{an_execution('aborted')}/ABORTED") is not None
+async def test_phases_that_are_no_end_and_a_place_that_is_hidden_are_passed_over(operations: Operations) -> None:
+    ended(operations.server, "going-on", NOW - HOUR, phase="RUNNING")
+    ended(operations.server, "aborting", NOW - HOUR, phase="ABORTING")
+    ended(operations.server, "x", NOW - HOUR, execution=an_execution("x", project="a-hidden-one"))
+    ended(operations.server, "no-time", NOW - HOUR).model_dump()
+    operations.server.executions[str(an_execution("no-time"))].id.name = "a/b"
+    ended(operations.server, "aborted", NOW - HOUR, phase="ABORTED")
+    operations.server.forbidden.add("a-hidden-one/production")
+    assert await operations.sweep() == 1
+    assert await operations.ledger.event(f"{an_execution('aborted')}/ABORTED") is not None
 
 
-async def test_a_sweep_that_meets_trouble_is_made_anew(desk: Desk) -> None:
+async def test_a_sweep_that_meets_trouble_is_made_anew(operations: Operations) -> None:
     for project in ("a", "b"):
-        ended(desk.server, "x", NOW - HOUR, execution=an_execution("x", project=project))
-    desk.server.broken[str(an_execution("x", project="b"))] = grpc.StatusCode.UNAVAILABLE
+        ended(operations.server, "x", NOW - HOUR, execution=an_execution("x", project=project))
+    operations.server.broken[str(an_execution("x", project="b"))] = grpc.StatusCode.UNAVAILABLE
     with pytest.raises(FlyteAdminUnavailable):
-        await desk.sweep()
-    assert await desk.ledger.event(f"{an_execution('x', project='a')}/FAILED") is not None
-    desk.server.broken.clear()
-    assert await desk.sweep() == 1
+        await operations.sweep()
+    assert await operations.ledger.event(f"{an_execution('x', project='a')}/FAILED") is not None
+    operations.server.broken.clear()
+    assert await operations.sweep() == 1
 
 
 async def test_a_place_that_cannot_be_listed_hides_nothing_of_the_others_and_is_looked_through_later(
-    desk: Desk,
+    operations: Operations,
 ) -> None:
     for project in ("a", "b", "c"):
-        ended(desk.server, "x", NOW - HOUR, execution=an_execution("x", project=project))
-    desk.server.broken["b/production"] = grpc.StatusCode.INTERNAL
+        ended(operations.server, "x", NOW - HOUR, execution=an_execution("x", project=project))
+    operations.server.broken["b/production"] = grpc.StatusCode.INTERNAL
     with pytest.raises(FlyteAdminUnavailable):
-        await desk.sweep()
+        await operations.sweep()
     found = [f"{an_execution('x', project=project)}/FAILED" for project in ("a", "b", "c")]
-    assert await desk.ledger.heard_of(found) == {found[0], found[2]}
-    desk.server.broken.clear()
-    assert await desk.sweep() == 1
+    assert await operations.ledger.seen_events(found) == {found[0], found[2]}
+    operations.server.broken.clear()
+    assert await operations.sweep() == 1
 
 
 async def test_where_no_place_can_be_listed_not_all_of_them_are_asked_about(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
+    operations: Operations, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(9):
         execution = an_execution("x", project=f"p{number}")
-        ended(desk.server, "x", NOW - HOUR, execution=execution)
-        desk.server.broken[f"p{number}/production"] = grpc.StatusCode.INTERNAL
+        ended(operations.server, "x", NOW - HOUR, execution=execution)
+        operations.server.broken[f"p{number}/production"] = grpc.StatusCode.INTERNAL
     with pytest.raises(FlyteAdminUnavailable):
-        await desk.sweep()
+        await operations.sweep()
     assert capsys.readouterr().out.count("a place could not be looked through") == AWAY_AFTER - 1
 
 

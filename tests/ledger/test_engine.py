@@ -25,7 +25,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
 
 from dispatcher.errors import DispatcherError, LedgerIncompatible, LedgerUnavailable
-from dispatcher.ledger import Filter, Ledger
+from dispatcher.ledger import DeliveryFilter, Ledger
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.schema import metadata
 from dispatcher.model.delivery import Delivery
@@ -294,7 +294,7 @@ async def test_a_locked_file_is_waited_for_and_then_told_and_nobody_queues_for_l
             assert asyncio.get_running_loop().time() - began < 15
             assert [str(end) for end in ends if isinstance(end, LedgerUnavailable)] == [str(end) for end in ends]
             assert "database is locked" in str(ends[0])
-            assert len(await ledger.find(Filter(), limit=5)) == 1  # who only reads need not wait
+            assert len(await ledger.find(DeliveryFilter(), limit=5)) == 1  # who only reads need not wait
             assert await rows(url) == before
             other.execute("ROLLBACK")
 
@@ -358,7 +358,7 @@ async def test_a_file_that_may_not_be_written_is_told_and_serves_when_it_may(fol
                 LedgerUnavailable, match=r"ledger\.url: the file .*: attempt to write a readonly database"
             ):
                 await call
-        assert len(await ledger.find(Filter(), limit=5)) == 1
+        assert len(await ledger.find(DeliveryFilter(), limit=5)) == 1
     allow(folder / "ledger.db", 0o666)
     with unprivileged():
         with suppress(LedgerUnavailable):
@@ -473,7 +473,7 @@ HALFWAY: dict[str, tuple[Verb, str]] = {
 
 async def as_it_was(ledger: Ledger, taken: Delivery) -> None:
     """Nothing of what broke off can be seen."""
-    found = {filed.delivery.key: filed.delivery for filed in await ledger.find(Filter(), limit=10)}
+    found = {filed.delivery.key: filed.delivery for filed in await ledger.find(DeliveryFilter(), limit=10)}
     assert found[taken.key] == taken
     assert await ledger.history(taken.key) == []
     assert [delivery.lease for delivery in found.values()].count(None) == 1

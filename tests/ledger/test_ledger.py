@@ -19,12 +19,32 @@ from hypothesis import strategies as st
 
 from channels.contract import Answer, Receipt
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Backlog, Claim, Filter, Ledger, Offer, Recorded, Rejected, Settlement, Written
+from dispatcher.ledger import (
+    Backlog,
+    Claim,
+    DeliveryFilter,
+    DirectDispatch,
+    Ledger,
+    RecordedEvent,
+    RecordResult,
+    Rejected,
+    Settlement,
+)
 from dispatcher.ledger.rows import LATE
-from dispatcher.model.delivery import Dead, Delivery, NewVersion, Opened, Recovery, Retry, Sent, State, delivery_key
+from dispatcher.model.delivery import (
+    Dead,
+    Delivery,
+    NewVersion,
+    OpenThread,
+    Resolution,
+    Retry,
+    Sent,
+    State,
+    delivery_key,
+)
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
-from dispatcher.model.rate_limit import ENOUGH, Gate, Lesson, Pace, Rate
+from dispatcher.model.rate_limit import ENOUGH, AdmissionControl, Feedback, Rate, RateLimit
 from dispatcher.tracing import Span
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 
@@ -45,11 +65,11 @@ async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
         yield opened
 
 
-def heard(*deliveries: Delivery, event: Event | None = None) -> Recorded:
-    return Recorded(
+def heard(*deliveries: Delivery, event: Event | None = None) -> RecordedEvent:
+    return RecordedEvent(
         event=event or an_event(),
         position="flyte-cloudevents/0@7",
-        verdict="owed",
+        verdict="matched",
         reason="1 rule matched",
         considered=[],
         deliveries=deliveries,
@@ -73,7 +93,7 @@ def refused(identity: str = "a", **changes: Any) -> Rejected:
 async def claim(
     ledger: Ledger, limit: int = 10, *, lease: str = "me", now: datetime = NOW, lasting: timedelta = MINUTE
 ) -> list[Delivery]:
-    gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
     return [*(await ledger.claim("email", limit, lease=lease, until=now + lasting, gate=gate)).deliveries]
 
 
@@ -89,7 +109,7 @@ async def test_what_is_recorded_can_be_claimed_as_it_was(ledger: Ledger) -> None
 
     written = await ledger.record([heard(delivery)], [], now=NOW)
 
-    assert written == Written(frozenset({an_event().key}), [delivery])
+    assert written == RecordResult(frozenset({an_event().key}), [delivery])
     assert await claim(ledger) == [delivery._replace(attempt=1, lease="me", due_at=NOW + MINUTE)]
 
 
@@ -99,14 +119,14 @@ async def test_the_same_event_again_adds_nothing(ledger: Ledger) -> None:
     again = await ledger.record([heard(a_delivery(to="somebody-else@example.com"))], [], now=NOW + MINUTE)
 
     assert (again.new, again.left) == (frozenset(), [])
-    assert len(await ledger.find(Filter(), limit=10)) == 1
+    assert len(await ledger.find(DeliveryFilter(), limit=10)) == 1
 
 
 async def test_the_same_event_twice_in_one_batch_counts_once(ledger: Ledger) -> None:
     written = await ledger.record([heard(a_delivery()), heard(a_delivery(to="late@example.com"))], [], now=NOW)
 
     assert len(written.new) == 1
-    (filed,) = await ledger.find(Filter(), limit=10)
+    (filed,) = await ledger.find(DeliveryFilter(), limit=10)
     assert filed.delivery.recipients == ("dev-team@example.com",)
 
 
@@ -120,7 +140,7 @@ async def test_two_replicas_recording_the_same_batch_make_one(ledger: Ledger, le
 
     assert len(one.new) + len(two.new) == 50
     assert not one.new & two.new
-    assert len(await ledger.find(Filter(), limit=100)) == 50
+    assert len(await ledger.find(DeliveryFilter(), limit=100)) == 50
 
 
 async def test_a_claimed_delivery_is_nobody_elses_until_its_lease_runs_out(ledger: Ledger) -> None:
@@ -129,7 +149,7 @@ async def test_a_claimed_delivery_is_nobody_elses_until_its_lease_runs_out(ledge
 
     assert await claim(ledger, lease="other", now=NOW + MINUTE - SECOND) == []
     (taken,) = await claim(ledger, lease="other", now=NOW + MINUTE)
-    assert (taken.attempt, taken.lease, taken.doubtful) == (2, "other", True)
+    assert (taken.attempt, taken.lease, taken.in_doubt) == (2, "other", True)
 
 
 async def test_a_worker_that_lost_its_lease_cannot_settle(ledger: Ledger) -> None:
@@ -139,7 +159,7 @@ async def test_a_worker_that_lost_its_lease_cannot_settle(ledger: Ledger) -> Non
 
     assert not await ledger.settle(ended(lost, Dead("no"), a_delivery(to="fallback@example.com")))
     assert await ledger.settle(ended(taken, SENT))
-    (filed,) = await ledger.find(Filter(), limit=10)
+    (filed,) = await ledger.find(DeliveryFilter(), limit=10)
     assert filed.delivery.state is State.SENT
     assert [attempt.number for attempt in await ledger.history(lost.key)] == [1, 2]
 
@@ -174,13 +194,13 @@ async def test_the_oldest_due_is_taken_first_and_what_is_not_due_waits(ledger: L
 async def test_a_retry_is_due_when_it_says_and_keeps_its_doubt(ledger: Ledger) -> None:
     await ledger.record([heard(a_delivery())], [], now=NOW)
     (delivery,) = await claim(ledger)
-    await ledger.settle(ended(delivery, Retry(NOW + 9 * SECOND, "greylisted", Answer("451", "later"), doubtful=True)))
+    await ledger.settle(ended(delivery, Retry(NOW + 9 * SECOND, "greylisted", Answer("451", "later"), in_doubt=True)))
 
     assert await claim(ledger, now=NOW + 8 * SECOND) == []
     (again,) = await claim(ledger, now=NOW + 9 * SECOND)
-    assert (again.attempt, again.doubtful, again.reason) == (2, True, "greylisted")
+    assert (again.attempt, again.in_doubt, again.reason) == (2, True, "greylisted")
     (attempt,) = await ledger.history(delivery.key)
-    assert (attempt.outcome, attempt.status, attempt.answer, attempt.latency) == ("unknown", "451", "later", SECOND)
+    assert (attempt.outcome, attempt.status, attempt.answer, attempt.latency) == ("in_doubt", "451", "later", SECOND)
 
 
 async def test_a_sure_failure_leaves_no_doubt(ledger: Ledger) -> None:
@@ -189,7 +209,7 @@ async def test_a_sure_failure_leaves_no_doubt(ledger: Ledger) -> None:
     await ledger.settle(ended(delivery, Retry(NOW, "connection refused")))
 
     (again,) = await claim(ledger)
-    assert not again.doubtful
+    assert not again.in_doubt
 
 
 async def test_a_settled_delivery_is_not_claimed_again(ledger: Ledger) -> None:
@@ -208,7 +228,7 @@ async def test_follow_ups_are_written_with_the_settlement(ledger: Ledger) -> Non
 
     await ledger.settle(ended(delivery, SENT, a_delivery(to="refused@example.com", state=State.DEAD, reason="550")))
 
-    (dead,) = await ledger.find(Filter(states=frozenset({State.DEAD})), limit=5)
+    (dead,) = await ledger.find(DeliveryFilter(states=frozenset({State.DEAD})), limit=5)
     assert dead.delivery.reason == "550"
 
 
@@ -257,10 +277,10 @@ async def test_a_released_delivery_is_due_when_it_says_and_its_attempt_is_uncoun
     await ledger.record([heard(a_delivery())], [], now=NOW)
     (delivery,) = await claim(ledger)
 
-    await ledger.release(delivery._replace(doubtful=True), due_at=NOW)
+    await ledger.release(delivery._replace(in_doubt=True), due_at=NOW)
 
     (again,) = await claim(ledger, lease="other")
-    assert (again.attempt, again.doubtful) == (1, True)
+    assert (again.attempt, again.in_doubt) == (1, True)
 
 
 async def test_deliveries_are_found_by_state_channel_execution_time_and_key(ledger: Ledger) -> None:
@@ -269,7 +289,7 @@ async def test_deliveries_are_found_by_state_channel_execution_time_and_key(ledg
     await ledger.record([heard(a_delivery(one), event=one), heard(slack, event=two)], [], now=NOW)
 
     async def found(**wanted: Any) -> list[str]:
-        return [filed.delivery.channel for filed in await ledger.find(Filter(**wanted), limit=10)]
+        return [filed.delivery.channel for filed in await ledger.find(DeliveryFilter(**wanted), limit=10)]
 
     assert await found() == ["slack", "email"]
     assert await found(channel="slack") == ["slack"]
@@ -309,7 +329,7 @@ async def test_times_keep_their_moment_whatever_zone_they_came_in(ledger: Ledger
     elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
     await ledger.record([heard(a_delivery(created_at=elsewhere, due_at=elsewhere))], [], now=NOW)
 
-    (filed,) = await ledger.find(Filter(), limit=1)
+    (filed,) = await ledger.find(DeliveryFilter(), limit=1)
     assert filed.delivery.created_at == NOW
     assert filed.delivery.created_at.utcoffset() == timedelta(0)
 
@@ -318,15 +338,15 @@ async def test_what_was_made_on_the_stroke_of_a_second_is_found_since_then(ledge
     """SQLite compares times as text: all of them need their microseconds."""
     assert NOW.microsecond == 0
     await ledger.record([heard(a_delivery())], (), now=NOW)
-    assert await ledger.find(Filter(since=NOW), limit=10)
-    assert not await ledger.find(Filter(since=NOW + timedelta(microseconds=1)), limit=10)
+    assert await ledger.find(DeliveryFilter(since=NOW), limit=10)
+    assert not await ledger.find(DeliveryFilter(since=NOW + timedelta(microseconds=1)), limit=10)
 
 
 @pytest.mark.parametrize("length", [10, 10_000])
 async def test_long_contents_come_back_as_they_were(ledger: Ledger, length: int) -> None:
     content = {"html": "<p>Käse & co.</p>" * length}
     await ledger.record([heard(a_delivery(content=content))], (), now=NOW)
-    (found,) = await ledger.find(Filter(), limit=10)
+    (found,) = await ledger.find(DeliveryFilter(), limit=10)
     assert found.delivery.content == content
 
 
@@ -334,14 +354,19 @@ async def test_a_redrive_puts_back_what_is_dead_and_fits_and_counts_anew(ledger:
     await ledger.record([heard(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
     for delivery in await claim(ledger):
         await ledger.settle(ended(delivery, Dead("gave up")))
-    (one, _) = await ledger.find(Filter(), limit=5)
+    (one, _) = await ledger.find(DeliveryFilter(), limit=5)
 
-    assert await ledger.redrive(Filter(channel="slack"), now=NOW + MINUTE) == 0
-    assert await ledger.redrive(Filter(keys=[one.delivery.key[:8]]), now=NOW + MINUTE) == 1
+    assert await ledger.redrive(DeliveryFilter(channel="slack"), now=NOW + MINUTE) == 0
+    assert await ledger.redrive(DeliveryFilter(keys=[one.delivery.key[:8]]), now=NOW + MINUTE) == 1
 
     (again,) = await claim(ledger, now=NOW + MINUTE)
-    assert (again.key, again.attempt, again.owed_since, again.created_at) == (one.delivery.key, 1, NOW + MINUTE, NOW)
-    assert await ledger.redrive(Filter(), now=NOW + MINUTE) == 1
+    assert (again.key, again.attempt, again.retry_window_start, again.created_at) == (
+        one.delivery.key,
+        1,
+        NOW + MINUTE,
+        NOW,
+    )
+    assert await ledger.redrive(DeliveryFilter(), now=NOW + MINUTE) == 1
 
 
 async def test_a_purge_forgets_what_is_old_and_settled_and_nothing_else(ledger: Ledger) -> None:
@@ -358,7 +383,7 @@ async def test_a_purge_forgets_what_is_old_and_settled_and_nothing_else(ledger: 
     assert await ledger.purge(NOW + SECOND, limit=10) == 1
     assert await ledger.purge(NOW + SECOND, limit=10) == 0
 
-    left = await ledger.find(Filter(), limit=10)
+    left = await ledger.find(DeliveryFilter(), limit=10)
     assert {filed.delivery.event for filed in left} == {open_one.key, young.key}
     assert {filed.delivery.content["subject"] for filed in left} == {"failed", "the same content"}
     assert await ledger.event(old.key) is None
@@ -465,7 +490,7 @@ async def test_a_claim_begins_at_what_is_due_however_much_waits(tmp_path: Path) 
     assert plan[0] == "SEARCH deliveries USING INDEX ix_deliveries_due (channel=? AND due_at<?)"
     others = {"TEMP B-TREE", "ix_deliveries_state_created_at", "ix_deliveries_backlog", "SCAN"}
     assert not [step for step in plan if any(one in step for one in others)]
-    assert [step for step in plan if "ix_deliveries_conversation_waiting (conversation=? AND state=?)" in step], (
+    assert [step for step in plan if "ix_deliveries_thread_waiting (thread=? AND state=?)" in step], (
         "not the whole history"
     )
 
@@ -483,7 +508,7 @@ async def test_what_is_told_of_one_day_lies_together_among_all_that_is_told(tmp_
             batch = [heard(one, event=an_event(name=one.event.split("/")[2])) for one in pair]
             await ledger.record(batch, [], now=NOW)
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
-        bodies = database.execute("SELECT body FROM contents ORDER BY digest").fetchall()
+        bodies = database.execute("SELECT body FROM contents ORDER BY content_hash").fetchall()
     assert [orjson.loads(body)["of"][0] for (body,) in bodies] == [0] * 9 + [1] * 9
 
 
@@ -496,9 +521,9 @@ async def test_a_ping_writes_a_row(ledger: Ledger, ledger_url: str) -> None:
         await ledger.ping(now=now)
         database = Database(ledger_url)
         async with database.reading() as connection:
-            query = text("SELECT extract(epoch FROM at) FROM marks WHERE name = 'pinged'")
+            query = text("SELECT extract(epoch FROM at) FROM checkpoints WHERE name = 'pinged'")
             if database.sqlite:
-                query = text("SELECT unixepoch(at) FROM marks WHERE name = 'pinged'")
+                query = text("SELECT unixepoch(at) FROM checkpoints WHERE name = 'pinged'")
             assert int(await connection.scalar(query)) == NOW.timestamp() + (now - NOW).total_seconds()
         await database.aclose()
 
@@ -515,9 +540,9 @@ def slack(to: str, number: int = 0, **facts: Any) -> Delivery:
     return a_delivery(channel="slack", to=to, key=f"{to}{number:03}", **due | facts)
 
 
-async def claim_paced(ledger: Ledger, limit: int = 10, *, at: float = 1, pace: Pace | None = None) -> Claim:
+async def claim_paced(ledger: Ledger, limit: int = 10, *, at: float = 1, pace: RateLimit | None = None) -> Claim:
     now = NOW + at * SECOND
-    gate = Gate(pace=pace or Pace(rate=Rate(1, "s"), burst=2), destination=lambda to: to[0], now=now)
+    gate = AdmissionControl(pace=pace or RateLimit(rate=Rate(1, "s"), burst=2), destination=lambda to: to[0], now=now)
     return await ledger.claim("slack", limit, lease="me", until=now + MINUTE, gate=gate)
 
 
@@ -549,8 +574,8 @@ async def test_what_a_worker_learns_of_a_destination_holds_for_all_and_survives(
 ) -> None:
     await ledger.record([heard(*(slack("#a", number) for number in range(3)), slack("#b"))], [], now=NOW)
     asked, *_ = (await claim_paced(ledger, 1)).deliveries
-    wish = Lesson("#a", NOW + SECOND, wish=30 * SECOND)
-    await ledger.settle(replace(ended(asked, Retry(NOW + 31 * SECOND, "slow down")), lesson=wish))
+    wish = Feedback("#a", NOW + SECOND, wish=30 * SECOND)
+    await ledger.settle(replace(ended(asked, Retry(NOW + 31 * SECOND, "slow down")), feedback=wish))
 
     async with Ledger(ledger_url) as other:
         others = await claim_paced(other, at=2)
@@ -560,36 +585,34 @@ async def test_what_a_worker_learns_of_a_destination_holds_for_all_and_survives(
 
 
 async def test_of_a_broken_destination_one_delivery_finds_out_and_its_success_frees_the_rest(ledger: Ledger) -> None:
-    pace = Pace(at_once=9)
+    pace = RateLimit(at_once=9)
     await ledger.record([heard(*(slack("#a", number) for number in range(20)))], [], now=NOW)
     failing = (await claim_paced(ledger, ENOUGH, pace=pace)).deliveries
     for delivery in failing:
         failed = ended(delivery, Retry(NOW + MINUTE, "busy"))
-        await ledger.settle(replace(failed, lesson=Lesson("#a", NOW + SECOND)))
+        await ledger.settle(replace(failed, feedback=Feedback("#a", NOW + SECOND)))
 
     assert (await claim_paced(ledger, at=2, pace=pace)).deliveries == []
     (probe,) = (await claim_paced(ledger, at=7, pace=pace)).deliveries
-    assert probe.troubled
-    await ledger.settle(replace(ended(probe, SENT), lesson=Lesson("#a", NOW + 8 * SECOND, worked=True)))
+    assert probe.destination_failing
+    await ledger.settle(replace(ended(probe, SENT), feedback=Feedback("#a", NOW + 8 * SECOND, worked=True)))
     freed = (await claim_paced(ledger, at=13, pace=pace)).deliveries
-    assert (len(freed), {delivery.troubled for delivery in freed}) == (9, {False})
+    assert (len(freed), {delivery.destination_failing for delivery in freed}) == (9, {False})
 
 
 async def test_what_is_put_off_keeps_its_doubt(ledger: Ledger) -> None:
     await ledger.record([heard(slack("#a"), slack("#a", 1))], [], now=NOW)
     assert len((await claim_paced(ledger)).deliveries) == 2  # and their worker dies
-    one_at_a_time = Pace(rate=Rate(1, "min"))
+    one_at_a_time = RateLimit(rate=Rate(1, "min"))
     first = await claim_paced(ledger, at=100, pace=one_at_a_time)
     later = await claim_paced(ledger, at=200, pace=one_at_a_time)
-    assert [(len(claim.deliveries), claim.deliveries[0].doubtful) for claim in (first, later)] == [(1, True)] * 2
+    assert [(len(claim.deliveries), claim.deliveries[0].in_doubt) for claim in (first, later)] == [(1, True)] * 2
 
 
 async def test_a_conversation_goes_out_in_turn_and_nobody_else_waits_for_it(ledger: Ledger) -> None:
-    told = [slack("#a", number, conversation="incident 1", occurred_at=NOW + number * SECOND) for number in range(3)]
-    await ledger.record(
-        [heard(*reversed(told), slack("#a", 7, conversation="incident 2", occurred_at=NOW))], [], now=NOW
-    )
-    pace = Pace(at_once=9)
+    told = [slack("#a", number, thread="incident 1", occurred_at=NOW + number * SECOND) for number in range(3)]
+    await ledger.record([heard(*reversed(told), slack("#a", 7, thread="incident 2", occurred_at=NOW))], [], now=NOW)
+    pace = RateLimit(at_once=9)
 
     first = (await claim_paced(ledger, pace=pace)).deliveries
     assert [delivery.key for delivery in first] == ["#a000", "#a007"]
@@ -674,17 +697,17 @@ async def test_a_ledger_that_was_in_use_before_begins_with_its_oldest_event(ledg
 
 
 async def test_what_was_swept_never_goes_back(ledger: Ledger) -> None:
-    assert await ledger.swept_until() is None
+    assert await ledger.reconciled_until() is None
     for until in (NOW, NOW + MINUTE, NOW - MINUTE):
-        await ledger.swept(until)
-    assert await ledger.swept_until() == NOW + MINUTE
+        await ledger.set_reconciled_until(until)
+    assert await ledger.reconciled_until() == NOW + MINUTE
 
 
 async def test_events_are_known_that_were_recorded_or_rejected(ledger: Ledger) -> None:
     recorded, unresolved, unheard = (an_event(name=name).key for name in ("recorded", "rejected", "neither"))
     await ledger.record([heard(event=an_event(name="recorded"))], [refused(event=unresolved)], now=NOW)
-    assert await ledger.heard_of([recorded, unresolved, unheard]) == {recorded, unresolved}
-    assert await ledger.heard_of([]) == frozenset()
+    assert await ledger.seen_events([recorded, unresolved, unheard]) == {recorded, unresolved}
+    assert await ledger.seen_events([]) == frozenset()
 
 
 async def test_the_newest_event_is_the_one_recorded_last(ledger: Ledger) -> None:
@@ -704,12 +727,14 @@ class Hands:
     channel: str = "pagerduty"
     limit: int = 10
     at: float = 10
-    pace: Pace = field(default_factory=Pace)
+    pace: RateLimit = field(default_factory=RateLimit)
     got: list[Delivery] | None = None
 
-    def offer(self) -> dict[str, Offer]:
+    def offer(self) -> dict[str, DirectDispatch]:
         return {
-            self.channel: Offer(limit=self.limit, lease="me", until=self._until, gate=self._gate(), take=self._take)
+            self.channel: DirectDispatch(
+                limit=self.limit, lease="me", until=self._until, gate=self._gate(), take=self._take
+            )
         }
 
     async def claim(self, ledger: Ledger) -> list[Delivery]:
@@ -721,8 +746,8 @@ class Hands:
     def _until(self) -> datetime:
         return NOW + self.at * SECOND + MINUTE
 
-    def _gate(self) -> Gate:
-        return Gate(pace=self.pace, destination=lambda to: to[0], now=NOW + self.at * SECOND)
+    def _gate(self) -> AdmissionControl:
+        return AdmissionControl(pace=self.pace, destination=lambda to: to[0], now=NOW + self.at * SECOND)
 
     def _take(self, claimed: Sequence[Delivery]) -> None:
         assert self.got is None, "an offer is answered once"
@@ -736,11 +761,11 @@ async def test_what_is_offered_hands_for_is_claimed_as_it_is_written(ledger: Led
 
     written = await ledger.record([entry], [], now=NOW, offers=hands.offer())
 
-    assert written == Written(frozenset({an_event().key}), [])
+    assert written == RecordResult(frozenset({an_event().key}), [])
     assert hands.got == [delivery._replace(trace=Traced().trace, attempt=1, lease="me", due_at=NOW + 70 * SECOND)]
     assert await claim(ledger, now=NOW + 69 * SECOND) == []
     (again,) = await claim(ledger, now=NOW + 71 * SECOND)  # whoever had it is gone
-    assert (again.attempt, again.doubtful) == (2, True)
+    assert (again.attempt, again.in_doubt) == (2, True)
     assert not await ledger.settle(ended(hands.got[0], SENT))
     assert await ledger.settle(ended(again, SENT))
 
@@ -752,7 +777,7 @@ async def test_what_an_offer_takes_is_settled_as_what_was_claimed(ledger: Ledger
 
     assert await ledger.settle(ended(delivery, SENT))
 
-    (filed,) = await ledger.find(Filter(), limit=5)
+    (filed,) = await ledger.find(DeliveryFilter(), limit=5)
     assert (filed.delivery.state, filed.delivery.attempt, filed.delivery.lease) == (State.SENT, 1, None)
 
 
@@ -801,11 +826,11 @@ async def test_good_news_waits_for_a_claim_and_is_told_of(ledger: Ledger) -> Non
 
     written = await ledger.record([success("b", 2)], [], now=NOW, offers=hands.offer())
 
-    assert (hands.got, [delivery.recovery for delivery in written.left]) == ([], [True])
+    assert (hands.got, [delivery.resolves for delivery in written.left]) == ([], [True])
 
 
 async def test_an_offer_spares_a_destination_as_a_claim_does(ledger: Ledger) -> None:
-    hands = Hands("slack", at=1, pace=Pace(rate=Rate(1, "s"), burst=2))
+    hands = Hands("slack", at=1, pace=RateLimit(rate=Rate(1, "s"), burst=2))
 
     written = await ledger.record(
         [heard(*(slack("#a", number) for number in range(4)), slack("#b"))], [], now=NOW, offers=hands.offer()
@@ -820,8 +845,8 @@ async def test_an_offer_spares_a_destination_as_a_claim_does(ledger: Ledger) -> 
 async def test_a_destination_that_asked_for_peace_gets_nothing_through_an_offer(ledger: Ledger) -> None:
     await ledger.record([heard(slack("#a"))], [], now=NOW)
     (delivery,) = (await claim_paced(ledger)).deliveries
-    wish = Lesson("#a", NOW, wish=MINUTE)
-    await ledger.settle(replace(ended(delivery, Retry(NOW + MINUTE, "slow down")), lesson=wish))
+    wish = Feedback("#a", NOW, wish=MINUTE)
+    await ledger.settle(replace(ended(delivery, Retry(NOW + MINUTE, "slow down")), feedback=wish))
     hands = Hands("slack")
 
     event = an_event(name="next")
@@ -835,7 +860,7 @@ async def test_a_record_of_nothing_answers_and_asks_nothing_of_the_database(tmp_
         hands, stranger = Hands(), sqlite3.connect(tmp_path / "ledger.db")
         with closing(stranger):
             stranger.execute("BEGIN IMMEDIATE")
-            assert await ledger.record([], [], now=NOW, offers=hands.offer()) == Written()
+            assert await ledger.record([], [], now=NOW, offers=hands.offer()) == RecordResult()
     assert hands.got == []
 
 
@@ -887,7 +912,7 @@ async def test_what_an_offer_takes_a_claim_would_have_taken_the_same(
 
 def failure(
     name: str, at: int, *, to: str = "ml", plan: str = "train.daily", about: str = "", state: State = State.WAITING
-) -> Recorded:
+) -> RecordedEvent:
     """An execution failed `at` seconds after NOW, and somebody is to be told."""
     event = an_event(name=name, launch_plan=a_launch_plan(plan)).model_copy(update={"occurred_at": NOW + at * SECOND})
     delivery = a_delivery(
@@ -895,34 +920,36 @@ def failure(
         channel="pagerduty",
         to=to,
         state=state,
-        conversation=f"{plan} {about} {to}",
+        thread=f"{plan} {about} {to}",
         occurred_at=event.occurred_at,
-        matter=plan,
+        launch_plan=plan,
     )
     return heard(delivery, event=event)
 
 
-def success(name: str, at: int, *, plan: str = "train.daily") -> Recorded:
+def success(name: str, at: int, *, plan: str = "train.daily") -> RecordedEvent:
     """An execution succeeded `at` seconds after NOW; no rule asks for it."""
     event = an_event(Phase.SUCCEEDED, name=name, launch_plan=a_launch_plan(plan))
     event = event.model_copy(update={"occurred_at": NOW + at * SECOND})
 
-    def close(opened: Opened) -> Delivery:
+    def close(opened: OpenThread) -> Delivery:
         return a_delivery(
             event,
             channel=opened.channel,
             to=opened.addresses[0],
-            key=delivery_key(event.key, opened.conversation, opened.addresses),
-            conversation=opened.conversation,
+            key=delivery_key(event.key, opened.thread, opened.addresses),
+            thread=opened.thread,
             occurred_at=event.occurred_at,
-            matter=plan,
-            recovery=True,
+            launch_plan=plan,
+            resolves=True,
         )
 
-    return replace(heard(event=event), recovery=Recovery(matter=plan, occurred_at=event.occurred_at, close=close))
+    return replace(
+        heard(event=event), resolution=Resolution(launch_plan=plan, occurred_at=event.occurred_at, close=close)
+    )
 
 
-async def told(ledger: Ledger, *entries: Recorded) -> list[str]:
+async def told(ledger: Ledger, *entries: RecordedEvent) -> list[str]:
     """Record these one by one; what is then owed, in the order in which it may go, as `EXECUTION PHASE to ADDRESS`."""
     for entry in entries:
         await ledger.record([entry], [], now=NOW)
@@ -931,11 +958,11 @@ async def told(ledger: Ledger, *entries: Recorded) -> list[str]:
 
 async def carried(ledger: Ledger, *, now: datetime = NOW) -> list[str]:
     """Send all that may go, one conversation's turn after another."""
-    gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
     went = []
     while taken := (await ledger.claim("pagerduty", 10, lease="me", until=now + MINUTE, gate=gate)).deliveries:
-        for delivery in sorted(taken, key=lambda one: one.conversation):
-            talk = await ledger.conversation(delivery)
+        for delivery in sorted(taken, key=lambda one: one.thread):
+            talk = await ledger.thread(delivery)
             assert talk is not None
             told_so = f"{delivery.event.split('/', 2)[2]} to {delivery.addresses[0]}"
             went.append(f"{told_so}{' too late' if talk.over else ''} after {len(talk.earlier)}")
@@ -1021,26 +1048,26 @@ async def test_after_good_news_a_conversation_begins_anew(ledger: Ledger) -> Non
 async def test_a_channel_gets_the_first_and_the_last_of_what_was_said(ledger: Ledger) -> None:
     await told(ledger, *(failure(f"n{number}", number) for number in range(5)))
     await ledger.record([success("s", 9)], [], now=NOW)
-    gate = Gate(pace=Pace(), destination=lambda _: "", now=NOW)
+    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=NOW)
     (delivery,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)).deliveries
 
-    talk = await ledger.conversation(delivery)
+    talk = await ledger.thread(delivery)
 
     assert talk is not None
-    assert (talk.key, talk.recovery) == (delivery.conversation, True)
+    assert (talk.key, talk.resolves) == (delivery.thread, True)
     assert [one.reference["told"] for one in talk.earlier] == ["n0/FAILED to ml", "n4/FAILED to ml"]
     assert talk.earlier[0].content == {"subject": "failed"}
 
 
 async def test_what_died_in_doubt_may_have_been_said_and_what_was_refused_was_not(ledger: Ledger) -> None:
-    for outcome, expected in ((Dead("gave up", doubtful=True), 1), (Dead("refused"), 0)):
+    for outcome, expected in ((Dead("gave up", in_doubt=True), 1), (Dead("refused"), 0)):
         plan = outcome.reason
         await ledger.record([failure(f"a {plan}", 1, plan=plan), failure(f"b {plan}", 2, plan=plan)], [], now=NOW)
-        gate = Gate(pace=Pace(), destination=lambda _: "", now=NOW)
+        gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=NOW)
         claim_one = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)
         await ledger.settle(ended(claim_one.deliveries[0], outcome))
         claim_two = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)
-        talk = await ledger.conversation(claim_two.deliveries[0])
+        talk = await ledger.thread(claim_two.deliveries[0])
         assert talk is not None
         assert len(talk.earlier) == expected
         await ledger.settle(ended(claim_two.deliveries[0], SENT))
@@ -1050,11 +1077,11 @@ async def test_what_died_in_doubt_may_have_been_said_and_what_was_refused_was_no
 async def test_good_news_that_died_is_no_good_any_more_once_something_has_failed_again(ledger: Ledger) -> None:
     await told(ledger, failure("a", 1))
     await ledger.record([success("b", 2)], [], now=NOW)
-    gate = Gate(pace=Pace(), destination=lambda _: "", now=NOW)
+    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=NOW)
     (news,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)).deliveries
     await ledger.settle(ended(news, Dead("gave up")))
     assert await told(ledger, failure("c", 3)) == ["c/FAILED to ml after 1"]
-    await ledger.redrive(Filter(), now=NOW)
+    await ledger.redrive(DeliveryFilter(), now=NOW)
     assert await carried(ledger) == ["b/SUCCEEDED to ml too late after 1"]
     assert await told(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 1"]
 
@@ -1065,14 +1092,14 @@ async def test_what_a_rule_asks_of_a_success_is_the_good_news_where_there_is_any
 
     await ledger.record([failure("a", 1), asked], [], now=NOW)
 
-    of_success = [filed.delivery for filed in await ledger.find(Filter(), limit=9) if filed.delivery.recovery]
+    of_success = [filed.delivery for filed in await ledger.find(DeliveryFilter(), limit=9) if filed.delivery.resolves]
     assert len(of_success) == 1
-    assert len(await ledger.find(Filter(), limit=9)) == 2
+    assert len(await ledger.find(DeliveryFilter(), limit=9)) == 2
     alone = success("d", 4)
     alone = replace(alone, deliveries=[a_delivery(alone.event, channel="pagerduty", to="ml")])
     await ledger.record([alone], [], now=NOW)
-    (news,) = await ledger.find(Filter(execution=str(alone.event.execution)), limit=9)
-    assert (news.delivery.recovery, news.delivery.conversation) == (False, "")
+    (news,) = await ledger.find(DeliveryFilter(execution=str(alone.event.execution)), limit=9)
+    assert (news.delivery.resolves, news.delivery.thread) == (False, "")
 
 
 async def test_replicas_that_record_a_failure_and_a_success_at_once_leave_nothing_open(
@@ -1099,28 +1126,28 @@ async def test_a_purge_forgets_how_launch_plans_stood(ledger: Ledger, ledger_url
     assert await told(ledger, failure("older", 0)) == ["older/FAILED to ml after 0"]
 
 
-def run_of(name: str, version: str, *, plan: str = "train.daily") -> Recorded:
+def run_of(name: str, version: str, *, plan: str = "train.daily") -> RecordedEvent:
     event = an_event(Phase.SUCCEEDED, name=name, launch_plan=a_launch_plan(plan, version))
     change = a_delivery(event, channel="pagerduty", to="ml")
-    return replace(heard(event=event), version=NewVersion(matter=plan, version=version, tell=lambda: [change]))
+    return replace(heard(event=event), version=NewVersion(launch_plan=plan, version=version, tell=lambda: [change]))
 
 
 async def test_a_new_version_is_told_once_whoever_records_it_and_the_first_known_one_is_no_news(
     ledger: Ledger, ledger_url: str
 ) -> None:
     await ledger.record([run_of("a", "v1"), run_of("b", "v1")], [], now=NOW)
-    assert await ledger.find(Filter(), limit=9) == []
+    assert await ledger.find(DeliveryFilter(), limit=9) == []
     async with Ledger(ledger_url) as other:
         await asyncio.gather(
             *(one.record([run_of(f"{number}", "v2")], [], now=NOW) for number, one in enumerate([ledger, other] * 5))
         )
     await ledger.record([run_of("c", "v1"), run_of("d", "v9", plan="other")], [], now=NOW)
 
-    (told_once,) = await ledger.find(Filter(), limit=9)
+    (told_once,) = await ledger.find(DeliveryFilter(), limit=9)
     assert told_once.delivery.channel == "pagerduty"
 
 
 async def test_a_version_may_hold_anything(ledger: Ledger) -> None:
     for number in range(2):
         await ledger.record([run_of(f"a{number}", "v1\0\n'\U0001f680")], [], now=NOW)
-    assert await ledger.find(Filter(), limit=9) == []
+    assert await ledger.find(DeliveryFilter(), limit=9) == []

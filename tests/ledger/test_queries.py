@@ -14,12 +14,12 @@ import orjson
 import pytest
 from sqlalchemy import event, func, select
 
-from dispatcher.ledger import EventFilter, Filter, Ledger, Settlement
-from dispatcher.ledger.schema import told
+from dispatcher.ledger import DeliveryFilter, EventFilter, Ledger, Settlement
+from dispatcher.ledger.schema import delivery_recipients
 from dispatcher.ledger.search import Cursor
 from dispatcher.model.delivery import Dead, State
 from dispatcher.model.event import ExecutionId
-from dispatcher.model.rate_limit import Gate, Pace
+from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from tests.ledger.test_ledger import heard
 from tests.support.builders import a_delivery, an_event
 from tests.support.crowd import EACH, crowd
@@ -39,19 +39,19 @@ Look = Callable[[Ledger], Awaitable[Any]]
 
 
 def deliveries(**wanted: Any) -> Look:
-    return lambda ledger: ledger.views.deliveries(Filter(**wanted), limit=50, after=MIDDLE)
+    return lambda ledger: ledger.queries.deliveries(DeliveryFilter(**wanted), limit=50, after=MIDDLE)
 
 
 def events(**wanted: Any) -> Look:
-    return lambda ledger: ledger.views.events(EventFilter(**wanted), limit=50, after=MIDDLE)
+    return lambda ledger: ledger.queries.events(EventFilter(**wanted), limit=50, after=MIDDLE)
 
 
 def count(**wanted: Any) -> Look:
-    return lambda ledger: ledger.views.count(Filter(states=DEAD, **wanted))
+    return lambda ledger: ledger.queries.count(DeliveryFilter(states=DEAD, **wanted))
 
 
 def meant(text: str) -> Look:
-    return lambda ledger: ledger.views.meant(text)
+    return lambda ledger: ledger.queries.meant(text)
 
 
 LOOKS: dict[str, Look] = {
@@ -73,17 +73,17 @@ LOOKS: dict[str, Look] = {
     "count dead": count(),
     "count dead of a recipient": count(recipient="team-7"),
     "count dead of a launch plan": count(launch_plan="plan-7"),
-    "reasons": lambda ledger: ledger.views.reasons(Filter(states=DEAD), limit=10),
+    "reasons": lambda ledger: ledger.queries.reasons(DeliveryFilter(states=DEAD), limit=10),
     "executions": events(),
     "executions of a launch plan": events(launch_plan="plan-7"),
-    "executions by verdict": events(verdict="silenced"),
+    "executions by verdict": events(verdict="disabled"),
     "executions of a project": events(project="other", phase="FAILED"),
     "executions by name": events(execution="e4711"),
-    "rejected": lambda ledger: ledger.views.rejected(limit=50, after=MIDDLE),
-    "rejected, replayed": lambda ledger: ledger.views.rejected(limit=50, after=MIDDLE, replayed=True),
-    "latest": lambda ledger: ledger.views.latest(limit=200),
-    "standing": lambda ledger: ledger.views.standing(),
-    "stretches": lambda ledger: ledger.views.stretches(NOW - timedelta(days=1), NOW, number=24),
+    "rejected": lambda ledger: ledger.queries.rejected(limit=50, after=MIDDLE),
+    "rejected, replayed": lambda ledger: ledger.queries.rejected(limit=50, after=MIDDLE, replayed=True),
+    "latest": lambda ledger: ledger.queries.latest(limit=200),
+    "standing": lambda ledger: ledger.queries.standing(),
+    "stretches": lambda ledger: ledger.queries.time_buckets(NOW - timedelta(days=1), NOW, number=24),
     "one": lambda ledger: ledger.delivery("0" * 28 + "0001"),
     "history": lambda ledger: ledger.history("0" * 28 + "0001"),
     **{f"meant {text}": meant(text) for text in ("e7", "p/d/e7", "rare", "0" * 28 + "f4")},
@@ -190,10 +190,12 @@ async def test_an_execution_is_found_by_its_name_whoever_owns_it(ledger: Ledger)
 
     for text in {"n", "N", "nobody", "p/p", *parts, *(str(one.execution) for one in ended)}:
         theirs = {one.key for one in ended if text in {one.execution.name, str(one.execution)}}
-        page = await ledger.views.events(EventFilter(execution=text), limit=200)
+        page = await ledger.queries.events(EventFilter(execution=text), limit=200)
         assert {entry.key for entry in page.entries} == theirs, text
-        assert {one.delivery.event for one in await ledger.find(Filter(execution=text), limit=200)} == theirs, text
-        assert await ledger.redrive(Filter(execution=text), now=NOW) == 0, text  # none is dead
+        assert {one.delivery.event for one in await ledger.find(DeliveryFilter(execution=text), limit=200)} == theirs, (
+            text
+        )
+        assert await ledger.redrive(DeliveryFilter(execution=text), now=NOW) == 0, text  # none is dead
 
 
 async def test_recipients_are_known_whoever_wrote_the_delivery_and_forgotten_with_it(ledger: Ledger) -> None:
@@ -202,14 +204,14 @@ async def test_recipients_are_known_whoever_wrote_the_delivery_and_forgotten_wit
         ended = an_event(name=f"e{number}")
         for _ in range(2):
             await ledger.record([heard(a_delivery(ended, to=name), event=ended)], [], now=NOW)
-    assert len(await ledger.find(Filter(), limit=9)) == len(strange)  # none was in the way of its delivery
+    assert len(await ledger.find(DeliveryFilter(), limit=9)) == len(strange)  # none was in the way of its delivery
     for name, found in (("ÜNïCODE@example.com", 1), ("ünïcode@example.com", 0), ("x" * 1000, 1), ("😀", 1)):
-        assert len((await ledger.views.deliveries(Filter(recipient=name), limit=9)).entries) == found, name
+        assert len((await ledger.queries.deliveries(DeliveryFilter(recipient=name), limit=9)).entries) == found, name
 
     later = NOW + timedelta(days=1000)
-    gate = Gate(pace=Pace(), destination=lambda _: "", now=later)
+    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=later)
     for delivery in (await ledger.claim("email", 9, lease="me", until=later, gate=gate)).deliveries:
         await ledger.settle(Settlement(delivery=delivery, outcome=Dead("no"), started_at=NOW, ended_at=NOW))
     assert await ledger.purge(later, limit=100) == len(strange)
     async with ledger._database.reading() as connection:
-        assert await connection.scalar(select(func.count()).select_from(told)) == 0
+        assert await connection.scalar(select(func.count()).select_from(delivery_recipients)) == 0

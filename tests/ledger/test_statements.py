@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-from dispatcher.ledger.schema import Packed, Strings, UtcTime, Words
+from dispatcher.ledger.schema import CompressedJson, ForeignText, StringList, UtcTime
 from dispatcher.ledger.statements import among, asking, run, run_each
 from dispatcher.ledger.values import Bindings
 
@@ -34,11 +34,11 @@ TEXT = st.text(st.characters())
 JSON = st.recursive(
     st.none() | st.booleans() | st.text(), lambda some: st.lists(some) | st.dictionaries(st.text(), some)
 )
-KINDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+CHANNEL_TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "at": (UtcTime, TIMES),
-    "words": (Words, TEXT),
-    "names": (Strings, st.none() | st.lists(st.text()).map(tuple)),
-    "data": (Packed, JSON | st.text(min_size=5000, max_size=6000)),
+    "words": (ForeignText, TEXT),
+    "names": (StringList, st.none() | st.lists(st.text()).map(tuple)),
+    "data": (CompressedJson, JSON | st.text(min_size=5000, max_size=6000)),
     "plain": (String(40), st.none() | st.text("abc/")),
     "perhaps": (Boolean, st.none() | st.booleans()),
     "octets": (LargeBinary, st.none() | st.binary()),
@@ -47,7 +47,7 @@ TABLE = Table(
     "things",
     MetaData(),
     Column("id", Integer, primary_key=True),
-    *(Column(name, one[0]) for name, one in KINDS.items()),
+    *(Column(name, one[0]) for name, one in CHANNEL_TYPES.items()),
 )
 
 READ = select(TABLE).order_by(TABLE.c.id)
@@ -55,7 +55,11 @@ AMONG = select(TABLE.c.plain).where(among(TABLE.c.plain, "keys"))
 NOT_AMONG = select(TABLE.c.plain).where(~among(TABLE.c.plain, "keys"))
 
 
-@given(st.lists(st.fixed_dictionaries({name: values for name, (_, values) in KINDS.items()}), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.fixed_dictionaries({name: values for name, (_, values) in CHANNEL_TYPES.items()}), min_size=1, max_size=5
+    )
+)
 def test_values_are_bound_as_sqlalchemy_binds_them(rows: list[dict[str, object]]) -> None:
     rows = [{"id": number, **row} for number, row in enumerate(rows)]
     engine = create_engine("sqlite://")
@@ -65,8 +69,8 @@ def test_values_are_bound_as_sqlalchemy_binds_them(rows: list[dict[str, object]]
         theirs = _written(connection)
         run(connection, "DELETE FROM things")
         values = Bindings([(column.name, column.type) for column in TABLE.columns], connection.dialect)
-        marks = ", ".join("?" for _ in TABLE.columns)
-        run_each(connection, f"INSERT INTO things VALUES ({marks})", [values.of(row) for row in rows])
+        checkpoints = ", ".join("?" for _ in TABLE.columns)
+        run_each(connection, f"INSERT INTO things VALUES ({checkpoints})", [values.of(row) for row in rows])
 
         assert _written(connection) == theirs
         read = asking(READ, connection.dialect).rows(connection)

@@ -244,21 +244,21 @@ async def test_a_migration_that_takes_away_or_narrows_is_found(database: Databas
     def narrow(connection: Connection) -> list[str]:
         before = look(connection)
         operations = Operations(MigrationContext.configure(connection))
-        operations.drop_table("versions")
+        operations.drop_table("launch_plan_versions")
         operations.drop_column("rejected", "size")
         operations.add_column("attempts", sa.Column("fine", sa.Text))
         operations.create_index("ux_events_name", "events", ["name"], unique=True)
-        with operations.batch_alter_table("marks") as marks:
-            marks.alter_column("name", new_column_name="title")
-            marks.add_column(sa.Column("by", sa.Text, nullable=False))
+        with operations.batch_alter_table("checkpoints") as checkpoints:
+            checkpoints.alter_column("name", new_column_name="title")
+            checkpoints.add_column(sa.Column("by", sa.Text, nullable=False))
         return sorted(narrowed(before, look(connection)))
 
     async with database.writing() as connection:
         assert await connection.run_sync(narrow) == [
             "events obeys ux_events_name",
-            "marks.by must be given",
-            "marks.name is gone",
-            "marks.title must be given",
+            "checkpoints.by must be given",
+            "checkpoints.name is gone",
+            "checkpoints.title must be given",
             "rejected.size is gone",
-            "versions is gone",
+            "launch_plan_versions is gone",
         ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from channels.contract import Answer, Later, Receipt, Unknown
-from dispatcher.model.circuit_breaker import Breaker
+from channels.contract import Answer, InDoubt, Later, Receipt
+from dispatcher.model.circuit_breaker import CircuitBreaker
 from dispatcher.model.rate_limit import ENOUGH
 from tests.support.builders import NOW, SECOND
 
@@ -11,7 +11,7 @@ RECEIPT = Receipt(answer=Answer("ok"))
 
 
 def test_a_provider_that_is_away_rests_and_one_finds_out() -> None:
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     assert breaker.hands(5, NOW) == 5
     rests = []
     for _ in range(7):
@@ -24,15 +24,15 @@ def test_a_provider_that_is_away_rests_and_one_finds_out() -> None:
 
 
 def test_a_provider_that_stopped_answering_rests_too() -> None:
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for _ in range(ENOUGH - 1):
-        breaker.learn(Unknown("no answer"), NOW)
+        breaker.learn(InDoubt("no answer"), NOW)
     assert breaker.hands(5, NOW) == 5
-    breaker.learn(Unknown("no answer"), NOW)
+    breaker.learn(InDoubt("no answer"), NOW)
     assert breaker.hands(5, NOW) == 0
 
 
 def test_a_providers_own_wish_is_heeded() -> None:
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.learn(Later("maintenance", everyone=True, retry_after=60 * SECOND), NOW)
     assert [breaker.hands(5, NOW + after * SECOND) for after in (59, 60)] == [0, 1]

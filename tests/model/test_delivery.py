@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels.contract import Answer, Later, Never, Receipt, Unknown, Unserved
-from dispatcher.model.delivery import Dead, Outcome, Result, Retry, Sent, State, delivery_key, in_time, judge, split
+from channels.contract import Answer, InDoubt, Later, Never, Receipt, UnknownRecipient
+from dispatcher.model.delivery import Dead, Outcome, Result, Retry, Sent, State, classify, delivery_key, in_time, split
 from dispatcher.model.retry import FLOOR, RetryPolicy
 from tests.support.builders import NOW, a_delivery
 
 POLICY = RetryPolicy(initial=timedelta(seconds=2), ceiling=timedelta(minutes=1), deadline=timedelta(hours=1))
 
 
-def judged(result: Result, *, attempt: int = 1, after: timedelta = timedelta(), doubtful: bool = False) -> Outcome:
-    delivery = a_delivery(attempt=attempt, doubtful=doubtful)
-    return judge(delivery, result, now=NOW + after, policy=POLICY, rng=Random(7))
+def judged(result: Result, *, attempt: int = 1, after: timedelta = timedelta(), in_doubt: bool = False) -> Outcome:
+    delivery = a_delivery(attempt=attempt, in_doubt=in_doubt)
+    return classify(delivery, result, now=NOW + after, policy=POLICY, rng=Random(7))
 
 
 def test_a_receipt_is_the_end() -> None:
@@ -29,13 +29,13 @@ def test_a_receipt_is_the_end() -> None:
 
 def test_what_can_never_succeed_is_dead_at_once() -> None:
     assert judged(Never("no such user", answer=Answer("550"))) == Dead("no such user", Answer("550"))
-    assert judged(Unserved("nobody")) == Dead("nobody", unserved=True)
+    assert judged(UnknownRecipient("nobody")) == Dead("nobody", unknown_recipient=True)
 
 
 def test_what_may_succeed_later_waits() -> None:
     outcome = judged(Later("busy", answer=Answer("451")))
     assert isinstance(outcome, Retry)
-    assert (outcome.reason, outcome.doubtful) == ("busy", False)
+    assert (outcome.reason, outcome.in_doubt) == ("busy", False)
     assert NOW + FLOOR <= outcome.at <= NOW + timedelta(seconds=2)
 
 
@@ -45,18 +45,18 @@ def test_the_providers_wish_is_a_floor_under_the_back_off() -> None:
     assert outcome.at >= NOW + timedelta(seconds=30)
 
 
-@pytest.mark.parametrize("result", [Unknown("no answer"), RuntimeError("secret detail")])
+@pytest.mark.parametrize("result", [InDoubt("no answer"), RuntimeError("secret detail")])
 def test_an_unknown_outcome_leaves_a_doubt(result: Exception) -> None:
     outcome = judged(result)
     assert isinstance(outcome, Retry)
-    assert outcome.doubtful
+    assert outcome.in_doubt
     assert "secret detail" not in outcome.reason
 
 
 def test_a_doubt_stays_until_the_message_is_known_to_have_arrived() -> None:
-    outcome = judged(Later("busy"), doubtful=True)
+    outcome = judged(Later("busy"), in_doubt=True)
     assert isinstance(outcome, Retry)
-    assert outcome.doubtful
+    assert outcome.in_doubt
 
 
 def test_past_the_deadline_a_delivery_is_dead_with_its_last_reason() -> None:

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels.contract import Answer, Later, Never, Receipt, Unknown
+from channels.contract import Answer, InDoubt, Later, Never, Receipt
 from dispatcher.model.delivery import Result
 from dispatcher.model.rate_limit import (
     ENOUGH,
     FIRST_PAUSE,
-    FRESH,
     LONGEST_PAUSE,
+    NEW_DESTINATION,
     Admission,
-    Gate,
-    Pace,
+    AdmissionControl,
+    DestinationState,
     Rate,
-    Standing,
+    RateLimit,
+    feedback,
     learn,
-    lesson,
     parse_rate,
 )
 from tests.support.builders import NOW, SECOND
@@ -30,23 +30,27 @@ RECEIPT = Receipt(answer=Answer("ok"))
 ONE_A_SECOND = Rate(1, "s")
 
 
-def gate(at: float = 0, pace: Pace | None = None) -> Gate:
-    return Gate(
-        pace=pace or Pace(rate=ONE_A_SECOND, burst=3), destination=lambda to: to[0], now=NOW + timedelta(seconds=at)
+def gate(at: float = 0, pace: RateLimit | None = None) -> AdmissionControl:
+    return AdmissionControl(
+        pace=pace or RateLimit(rate=ONE_A_SECOND, burst=3),
+        destination=lambda to: to[0],
+        now=NOW + timedelta(seconds=at),
     )
 
 
-def admit(one: Gate, standing: Standing, *, name: str = "#a", booked: bool = False) -> Admission:
+def admit(
+    one: AdmissionControl, standing: DestinationState, *, name: str = "#a", slot_reserved: bool = False
+) -> Admission:
     """What the gate says where nothing is crowded."""
-    admission = one.admit(name, standing, booked=booked)
+    admission = one.admit(name, standing, slot_reserved=slot_reserved)
     assert admission is not None
     return admission
 
 
-def after(*results: Result, standing: Standing = FRESH) -> Standing:
+def after(*results: Result, standing: DestinationState = NEW_DESTINATION) -> DestinationState:
     """The standing after these results, one a second."""
     for second, result in enumerate(results):
-        told = lesson("#a", result, NOW + second * SECOND, troubled=standing.failures > 0)
+        told = feedback("#a", result, NOW + second * SECOND, destination_failing=standing.failures > 0)
         standing = standing if told is None else learn(standing, told)
     return standing
 
@@ -61,7 +65,7 @@ def test_a_rate_is_read_as_people_write_it() -> None:
 
 
 def test_a_burst_goes_at_once_and_the_rest_gets_slots() -> None:
-    now, standing, slots = gate(), FRESH, []
+    now, standing, slots = gate(), NEW_DESTINATION, []
     for _ in range(6):
         standing, at, _ = admit(now, standing)
         slots.append((at - NOW).total_seconds())
@@ -69,8 +73,8 @@ def test_a_burst_goes_at_once_and_the_rest_gets_slots() -> None:
 
 
 def test_a_booked_slot_is_not_paid_twice() -> None:
-    full = Standing(spent_until=NOW + 100 * SECOND)
-    assert gate().admit("#a", full, booked=True) == (full, NOW, True)
+    full = DestinationState(theoretical_arrival_at=NOW + 100 * SECOND)
+    assert gate().admit("#a", full, slot_reserved=True) == (full, NOW, True)
 
 
 @given(
@@ -82,11 +86,11 @@ def test_a_booked_slot_is_not_paid_twice() -> None:
 def test_no_window_ever_takes_more_than_its_rate_and_a_burst(
     arrivals: list[float], burst: int, number: int, unit: str
 ) -> None:
-    pace = Pace(rate=Rate(number, unit), burst=burst, at_once=10_000)
-    standing, slots = FRESH, []
+    pace = RateLimit(rate=Rate(number, unit), burst=burst, at_once=10_000)
+    standing, slots = NEW_DESTINATION, []
     for arrival in sorted(arrivals):
-        standing, at, booked = admit(gate(arrival, pace), standing)
-        assert booked == (at > NOW + timedelta(seconds=arrival))
+        standing, at, slot_reserved = admit(gate(arrival, pace), standing)
+        assert slot_reserved == (at > NOW + timedelta(seconds=arrival))
         slots.append(at)
     assert slots == sorted(slots)  # first come, first served
     assert pace.rate is not None
@@ -97,25 +101,25 @@ def test_no_window_ever_takes_more_than_its_rate_and_a_burst(
 
 def test_a_destination_that_asked_for_peace_gets_it() -> None:
     asked = after(Later("slow down", retry_after=30 * SECOND))
-    assert (asked.failures, asked.held_until) == (0, NOW + 30 * SECOND)
-    for booked in (True, False):
-        assert admit(gate(29), asked, booked=booked).at == NOW + 30 * SECOND
+    assert (asked.failures, asked.blocked_until) == (0, NOW + 30 * SECOND)
+    for slot_reserved in (True, False):
+        assert admit(gate(29), asked, slot_reserved=slot_reserved).at == NOW + 30 * SECOND
     assert admit(gate(30), asked).at == NOW + 30 * SECOND
 
 
 def test_a_shorter_wish_does_not_undo_a_longer_one() -> None:
     asked = after(Later("", retry_after=30 * SECOND), Later("", retry_after=SECOND))
-    assert asked.held_until == NOW + 30 * SECOND
+    assert asked.blocked_until == NOW + 30 * SECOND
 
 
-@pytest.mark.parametrize("failure", [Later("busy"), Unknown("no answer")])
+@pytest.mark.parametrize("failure", [Later("busy"), InDoubt("no answer")])
 def test_a_destination_that_keeps_failing_is_tried_by_one_at_a_time(failure: Result) -> None:
     almost = after(*[failure] * (ENOUGH - 1))
     assert admit(gate(10), almost).at == NOW + 10 * SECOND
 
     broken = after(*[failure] * ENOUGH)
     opened = NOW + (ENOUGH - 1) * SECOND
-    assert broken.held_until == opened + FIRST_PAUSE
+    assert broken.blocked_until == opened + FIRST_PAUSE
     now = gate(60)
     one = admit(now, broken)
     other = admit(now, one.standing)
@@ -124,24 +128,26 @@ def test_a_destination_that_keeps_failing_is_tried_by_one_at_a_time(failure: Res
 
 def test_pauses_grow_to_a_limit_and_a_success_ends_them() -> None:
     broken = after(*[Later("busy")] * 40)
-    assert broken.held_until == NOW + 39 * SECOND + LONGEST_PAUSE
-    assert after(RECEIPT, standing=broken) == Standing(spent_until=FRESH.spent_until)
+    assert broken.blocked_until == NOW + 39 * SECOND + LONGEST_PAUSE
+    assert after(RECEIPT, standing=broken) == DestinationState(
+        theoretical_arrival_at=NEW_DESTINATION.theoretical_arrival_at
+    )
 
 
 @pytest.mark.parametrize(
     "result", [RECEIPT, Never("no such channel"), Later("away", everyone=True), RuntimeError("a bug of ours")]
 )
 def test_what_says_nothing_of_the_destination_teaches_nothing(result: Result) -> None:
-    assert lesson("#a", result, NOW, troubled=False) is None
+    assert feedback("#a", result, NOW, destination_failing=False) is None
 
 
 def test_where_only_the_provider_counts_there_is_no_destination_to_learn_of() -> None:
-    assert lesson("", Unknown("no answer"), NOW, troubled=True) is None
-    crowd = gate(pace=Pace(at_once=1))
-    assert {admit(crowd, FRESH, name="").at for _ in range(9)} == {NOW}
+    assert feedback("", InDoubt("no answer"), NOW, destination_failing=True) is None
+    crowd = gate(pace=RateLimit(at_once=1))
+    assert {admit(crowd, NEW_DESTINATION, name="").at for _ in range(9)} == {NOW}
 
 
 def test_one_destination_never_has_all_the_hands() -> None:
-    crowd = gate(pace=Pace(at_once=2))
-    went = [crowd.admit(name, FRESH, booked=False) is not None for name in ("#a", "#a", "#a", "#b")]
+    crowd = gate(pace=RateLimit(at_once=2))
+    went = [crowd.admit(name, NEW_DESTINATION, slot_reserved=False) is not None for name in ("#a", "#a", "#a", "#b")]
     assert (went, crowd.crowded) == ([True, True, False, True], ["#a"])

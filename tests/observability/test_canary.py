@@ -16,11 +16,11 @@ from channels.contract import Answer, Later, Never, Receipt
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.errors import DispatcherError
 from dispatcher.intake.pipeline import Intake
-from dispatcher.ledger import Filter, Ledger
+from dispatcher.ledger import DeliveryFilter, Ledger
 from dispatcher.model.event import Event
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.observability.canary import Canary, CanaryConfig, Release, through_intake
-from dispatcher.observability.metrics import Telemetry
+from dispatcher.observability.metrics import Metrics
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from tests.delivering.test_worker import Scripted, a_courier
@@ -70,7 +70,7 @@ def a_canary(ledger: Ledger, clock: ManualClock, release: Release | None = None,
         "config": CanaryConfig(channel="slack", recipient="#canary"),
         "ledger": ledger,
         "clock": clock,
-        "telemetry": Telemetry(),
+        "telemetry": Metrics(),
         "release": release or way,
         "alarm": way,
         "fallbacks": {"email": ("on-call@example.com",)},
@@ -86,7 +86,7 @@ async def into_the_void(event: Event) -> None:
 
 async def told(ledger: Ledger) -> dict[str, tuple[str, ...]]:
     """Who is owed what, by event."""
-    return {one.delivery.event: one.delivery.recipients for one in await ledger.find(Filter(), limit=20)}
+    return {one.delivery.event: one.delivery.recipients for one in await ledger.find(DeliveryFilter(), limit=20)}
 
 
 async def test_a_canary_that_arrives_is_counted_with_the_time_it_took(ledger: Ledger) -> None:
@@ -97,7 +97,7 @@ async def test_a_canary_that_arrives_is_counted_with_the_time_it_took(ledger: Le
     assert await canary.trouble() is None
     assert await told(ledger) == {f"{NAME}/SUCCEEDED": ("#canary",)}
     assert len(clock.channel.sent) == 1
-    seen = scraped(canary.telemetry)
+    seen = scraped(canary.metrics)
     assert (seen["canaries_total", "slack", "arrived"], seen.get("canaries_total", "slack", "missed")) == (1, None)
     assert 2 <= seen["canary_duration_seconds_sum", "slack"] < 5
     assert seen["canary_last_arrival_timestamp_seconds", "slack"] > SLOT.timestamp()
@@ -116,7 +116,7 @@ async def test_what_never_reaches_us_is_missed_and_the_fallback_recipients_are_t
     assert "did not arrive by slack within 60 s: it is not in the ledger" in alarm.event.error.message
     clock.advance(5 * MINUTE)
     await canary.fly()
-    assert scraped(canary.telemetry)["canaries_total", "slack", "missed"] == 2
+    assert scraped(canary.metrics)["canaries_total", "slack", "missed"] == 2
     assert len(await told(ledger)) == 1
 
 
@@ -171,7 +171,7 @@ async def test_of_several_replicas_one_sends_and_all_judge(ledger: Ledger) -> No
         clock.advance(5 * MINUTE)
         assert len(released) == len(set(released)) == slot + 1
     assert [await replica.trouble() for replica in replicas] == [None] * 3
-    counted = [scraped(one.telemetry).get("canaries_total", "slack", "arrived") or 0 for one in replicas]
+    counted = [scraped(one.metrics).get("canaries_total", "slack", "arrived") or 0 for one in replicas]
     assert sum(counted) == 3
 
 
@@ -220,7 +220,7 @@ async def test_it_flies_the_whole_way_to_a_mailbox(tmp_path: Path, relay: MailRe
         await arrives(url)
     assert relay.mails[0].recipients == ("canary@example.com",)
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
-        (filed, *_) = await ledger.find(Filter(), limit=5)
+        (filed, *_) = await ledger.find(DeliveryFilter(), limit=5)
     assert filed.delivery.event.startswith("dispatcher/canary/")
 
 
@@ -232,7 +232,7 @@ async def test_it_flies_the_whole_way_through_kafka(
     async with running(tmp_path, {**settings(relay), "kafka": kafka}) as url:
         await arrives(url)
         seen = await scrape(url)
-    assert (seen.get("events_total", "owed", "SUCCEEDED", "kafka", "native") or 0) >= 1
+    assert (seen.get("events_total", "matched", "SUCCEEDED", "kafka", "native") or 0) >= 1
     assert relay.mails
 
 

@@ -17,12 +17,12 @@ from channels.contract import Answer, Receipt
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.flyte.decode import kind_of
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake.pipeline import Heard
-from dispatcher.ledger import Backlog, Recorded, Rejected, Settlement
+from dispatcher.intake.pipeline import BatchResult
+from dispatcher.ledger import Backlog, RecordedEvent, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent, State
 from dispatcher.model.event import Event, ExecutionId, Options
 from dispatcher.model.phase import Phase
-from dispatcher.observability.metrics import Telemetry
+from dispatcher.observability.metrics import Metrics
 from tests.packaging.test_alert_rules import needs_promtool, promtool
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, a_notification, an_event
@@ -49,7 +49,7 @@ class Scrape:
         return self.series.get(series)
 
 
-def scraped(telemetry: Telemetry) -> Scrape:
+def scraped(telemetry: Metrics) -> Scrape:
     return Scrape(telemetry.page()[0].decode())
 
 
@@ -105,8 +105,8 @@ async def test_an_events_way_can_be_followed_in_the_figures(tmp_path: Path, rela
         seen = await until(url, lambda figures: figures["deliveries_total", "email", "sent"] == 1)
 
     assert seen["messages_total", "http"] == 2
-    assert seen["events_total", "owed", "FAILED", "http", "native"] == 1
-    assert seen["events_total", "known", "FAILED", "http", "native"] == 1
+    assert seen["events_total", "matched", "FAILED", "http", "native"] == 1
+    assert seen["events_total", "duplicate", "FAILED", "http", "native"] == 1
     assert seen["attempts_total", "email", "sent"] == 1
     assert seen["attempt_duration_seconds_count", "email"] == 1
     assert seen["delivery_lag_seconds_bucket", "email", "30.0"] == 0
@@ -167,8 +167,10 @@ async def test_what_is_looked_up_is_kept_for_a_while(tmp_path: Path, relay: Mail
         assert second["messages_total", "http"] == 1  # what is counted is never old
 
 
-def recorded(*deliveries: Any, event: Event | None = None, verdict: str = "owed", kind: str = "flyte-v2") -> Recorded:
-    return Recorded(
+def recorded(
+    *deliveries: Any, event: Event | None = None, verdict: str = "matched", kind: str = "flyte-v2"
+) -> RecordedEvent:
+    return RecordedEvent(
         event=event or an_event(),
         position="t/0@1",
         verdict=verdict,
@@ -186,24 +188,26 @@ def rejected(headers: Any = (), event: str | None = None) -> Rejected:
 
 
 def test_two_copies_in_one_batch_are_one_event_and_a_known_one() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics()
     entry = recorded()
-    telemetry.heard(Heard([entry, entry], new=frozenset({entry.event.key}), source="kafka", messages=9), now=NOW)
+    telemetry.heard(BatchResult([entry, entry], new=frozenset({entry.event.key}), source="kafka", messages=9), now=NOW)
 
     seen = scraped(telemetry)
     assert seen["messages_total", "kafka"] == 9
-    assert seen["events_total", "owed", "FAILED", "kafka", "flyte-v2"] == 1
-    assert seen["events_total", "known", "FAILED", "kafka", "flyte-v2"] == 1
+    assert seen["events_total", "matched", "FAILED", "kafka", "flyte-v2"] == 1
+    assert seen["events_total", "duplicate", "FAILED", "kafka", "flyte-v2"] == 1
     assert seen["last_batch_timestamp_seconds", "kafka"] == NOW.timestamp()
 
 
 def test_no_text_from_outside_becomes_a_label() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics()
     telemetry.channel("email")
     strange = a_delivery(channel="x" * 30, state=State.DEAD)
     noise = rejected([("ce_type", b"whatever")])
     telemetry.heard(
-        Heard([recorded(strange)], [noise, rejected(event="p/d/n/FAILED")], frozenset({an_event().key}), "t/3@9", 3),
+        BatchResult(
+            [recorded(strange)], [noise, rejected(event="p/d/n/FAILED")], frozenset({an_event().key}), "t/3@9", 3
+        ),
         now=NOW,
     )
     telemetry.backlog({"y" * 30: Backlog(NOW, 1, 0, 2, 0), "z" * 30: Backlog(NOW, 2, 0, 3, 0)}, now=NOW + SECOND)
@@ -226,10 +230,10 @@ def test_types_are_named_in_a_word() -> None:
 
 
 def test_reconciled_ends_are_counted_once() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics()
     entry = recorded(kind="native")
     for new in (frozenset({entry.event.key}), frozenset[str]()):
-        telemetry.heard(Heard([entry], new=new, source="reconcile", messages=1), now=NOW)
+        telemetry.heard(BatchResult([entry], new=new, source="reconcile", messages=1), now=NOW)
     assert scraped(telemetry)["reconciled_total"] == 1
 
 
@@ -239,17 +243,17 @@ def ending(outcome: Sent | Retry | Dead, **facts: Any) -> Settlement:
 
 
 def test_each_ending_is_counted_and_only_what_counted_settles() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics()
     telemetry.channel("email")
-    for outcome in (SENT, Retry(NOW, "later"), Retry(NOW, "lost", doubtful=True), Dead("never")):
+    for outcome in (SENT, Retry(NOW, "later"), Retry(NOW, "lost", in_doubt=True), Dead("never")):
         telemetry.settled(ending(outcome), True)
     telemetry.settled(ending(SENT), False)
     refused = a_delivery(state=State.DEAD)
-    telemetry.settled(replace(ending(SENT, instead_of="another"), follow_ups=[refused]), True)
+    telemetry.settled(replace(ending(SENT, fallback_for="another"), follow_ups=[refused]), True)
 
     seen = scraped(telemetry)
-    attempts = {outcome: seen["attempts_total", "email", outcome] for outcome in ("sent", "retry", "unknown", "dead")}
-    assert attempts == {"sent": 3, "retry": 1, "unknown": 1, "dead": 1}
+    attempts = {outcome: seen["attempts_total", "email", outcome] for outcome in ("sent", "retry", "in_doubt", "dead")}
+    assert attempts == {"sent": 3, "retry": 1, "in_doubt": 1, "dead": 1}
     assert (seen["deliveries_total", "email", "sent"], seen["deliveries_total", "email", "dead"]) == (2, 2)
     assert seen["lost_leases_total", "email"] == 1
     assert seen["delivery_lag_seconds_count", "email"] == 1  # neither what came late nor what tells of a dead one
@@ -257,13 +261,13 @@ def test_each_ending_is_counted_and_only_what_counted_settles() -> None:
 
 
 def test_a_clock_that_goes_wrong_makes_no_negative_lag() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics()
     telemetry.settled(replace(ending(SENT), delivery=a_delivery(occurred_at=NOW + timedelta(hours=1))), True)
     assert scraped(telemetry)["delivery_lag_seconds_sum", "email"] == 0
 
 
 def test_what_can_not_be_looked_up_is_left_out() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics()
     telemetry.channel("email")
     telemetry.backlog({}, now=NOW)
     telemetry.kafka({("t", 0): 5}, {("t", 0): 1.0})

@@ -13,12 +13,12 @@ import pytest
 import structlog.testing
 import yaml
 
-from dispatcher.delivering.worker import Courier
+from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
 from dispatcher.ledger import Ledger
-from dispatcher.model.circuit_breaker import Breaker
-from dispatcher.observability.metrics import Telemetry
-from dispatcher.observability.watchdog import STATUS, Rounds, Watchdog, WatchdogConfig, whereabouts
+from dispatcher.model.circuit_breaker import CircuitBreaker
+from dispatcher.observability.metrics import Metrics
+from dispatcher.observability.watchdog import STATUS, ProgressMonitor, Watchdog, WatchdogConfig, whereabouts
 from tests.delivering.test_worker import RECEIPT, Scripted, a_courier
 from tests.ledger.test_ledger import heard
 from tests.observability.test_metrics import scraped
@@ -37,7 +37,7 @@ async def until(what: Callable[[], bool]) -> None:
 
 
 async def test_a_loop_that_hangs_is_told_once_with_its_task_and_its_place() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics()
 
     async def hang() -> None:
         time.sleep(1.5)  # noqa: ASYNC251 - what a channel of another package might do
@@ -59,7 +59,7 @@ async def test_a_loop_that_hangs_is_told_once_with_its_task_and_its_place() -> N
 
 
 async def test_a_loop_that_is_busy_and_turns_is_none_of_its_business() -> None:
-    telemetry = Telemetry()
+    telemetry = Metrics()
     with structlog.testing.capture_logs() as logs, Watchdog(SHORT, telemetry):
         for _ in range(20):
             time.sleep(0.05)  # noqa: ASYNC251
@@ -68,7 +68,7 @@ async def test_a_loop_that_is_busy_and_turns_is_none_of_its_business() -> None:
 
 
 async def test_a_watchdog_that_is_switched_off_starts_no_thread() -> None:
-    with Watchdog(WatchdogConfig(stall=timedelta()), Telemetry()) as watchdog:
+    with Watchdog(WatchdogConfig(stall=timedelta()), Metrics()) as watchdog:
         assert not watchdog._thread.is_alive()
 
 
@@ -145,20 +145,22 @@ class Lagging(KafkaSource):
         return {("t", 0): self.behind, ("t", 1): 0}
 
 
-def rounds(ledger: Ledger, clock: ManualClock, *couriers: Courier, source: KafkaSource | None = None) -> Rounds:
-    return Rounds(
+def rounds(
+    ledger: Ledger, clock: ManualClock, *couriers: DeliveryWorker, source: KafkaSource | None = None
+) -> ProgressMonitor:
+    return ProgressMonitor(
         ledger=ledger,
         couriers={f"courier {one.name}": one for one in couriers},
         source=source,
         tasks={},
-        telemetry=Telemetry(),
+        metrics=Metrics(),
         clock=clock,
         patience=MINUTE,
         stopping=asyncio.Event(),
     )
 
 
-def a_lazy_courier(ledger: Ledger, clock: ManualClock) -> Courier:
+def a_lazy_courier(ledger: Ledger, clock: ManualClock) -> DeliveryWorker:
     return a_courier(ledger, Scripted(lambda _: RECEIPT), clock=clock)
 
 
@@ -181,7 +183,7 @@ async def test_a_courier_that_leaves_what_is_due_stands_still_until_it_takes_som
         await looking.look()
     assert await looking.trouble() is None
     assert [entry["event"] for entry in logs][1:] == ["a room makes progress again"]
-    assert scraped(looking.telemetry)["stalls_total", "courier slack"] == 1
+    assert scraped(looking.metrics)["stalls_total", "courier slack"] == 1
 
 
 async def test_nothing_to_do_a_provider_that_rests_and_what_is_not_due_are_no_standstill(ledger: Ledger) -> None:
@@ -196,10 +198,10 @@ async def test_nothing_to_do_a_provider_that_rests_and_what_is_not_due_are_no_st
     assert await looking.trouble() is None
 
     clock.advance(10 * MINUTE)
-    courier._breaker = Breaker(_resting=clock.now())
+    courier._breaker = CircuitBreaker(_resting=clock.now())
     await looking.look()
     assert await looking.trouble() is None
-    courier._breaker = Breaker()
+    courier._breaker = CircuitBreaker()
     await looking.look()
     assert await looking.trouble() == "no progress: courier slack"
 

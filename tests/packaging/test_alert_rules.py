@@ -17,7 +17,7 @@ import typer.testing
 import yaml
 
 from dispatcher.cli import app
-from dispatcher.observability.metrics import Described, Telemetry
+from dispatcher.observability.metrics import MetricDescription, Metrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules.yaml"
@@ -29,7 +29,7 @@ METRICS = (ROOT / "docs/metrics.md").read_text()
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool on this machine (Debian: prometheus)")
 
-OURS = {one.name: one for one in Telemetry().described}
+OURS = {one.name: one for one in Metrics().described}
 TABLE = re.compile(r"^\| `(dispatcher_\w+)` \| (\w+) \| (.*?) \| (.*?) \| `(.*)` \|$", re.MULTILINE)
 SELECTOR = re.compile(r"\b(dispatcher_\w+)(?:\{([^}]*)\})?")
 GIVEN_BY_PROMETHEUS = {"job", "instance", "le"}
@@ -60,7 +60,7 @@ def all_queries() -> list[str]:
     return [*queries_of_the_dashboard(), *(rule["expr"] for rule in alerts()), *documented]
 
 
-def metric(name: str) -> Described:
+def metric(name: str) -> MetricDescription:
     """The metric that a series belongs to."""
     if name not in OURS:
         name = re.sub(r"_(bucket|sum|count)$", "", name)
@@ -69,7 +69,7 @@ def metric(name: str) -> Described:
 
 
 def test_the_list_of_metrics_says_what_the_code_counts() -> None:
-    def row(one: Described) -> tuple[str, str, str, str]:
+    def row(one: MetricDescription) -> tuple[str, str, str, str]:
         return one.name, one.kind, ", ".join(f"`{label}`" for label in one.labels) or "none", one.meaning
 
     assert [row[:4] for row in TABLE.findall(METRICS)] == [row(one) for one in OURS.values()]

@@ -105,8 +105,8 @@ def test_our_containers_are_locked_down_and_get_the_time_that_a_stop_needs(monke
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-    grace = load(ROOT / "deploy" / "compose" / "dispatcher.yaml").grace.total_seconds()
-    assert int(SERVICES["dispatcher"]["stop_grace_period"].removesuffix("s")) >= grace + 15
+    shutdown_timeout = load(ROOT / "deploy" / "compose" / "dispatcher.yaml").shutdown_timeout.total_seconds()
+    assert int(SERVICES["dispatcher"]["stop_grace_period"].removesuffix("s")) >= shutdown_timeout + 15
 
 
 def test_the_image_runs_as_nobody_in_particular_and_gets_signals_itself(dockerfile: DockerfileParser) -> None:

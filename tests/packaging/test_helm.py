@@ -199,9 +199,9 @@ def test_a_pod_gets_longer_to_stop_than_the_dispatcher_takes(tmp_path: Path) -> 
     spec = pods(manifests)["Deployment"]
     (container,) = spec["containers"]
     waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    grace = parse_duration(settings["grace"]).total_seconds()
-    assert grace == 90
-    assert spec["terminationGracePeriodSeconds"] >= grace + waits + 20
+    shutdown_timeout = parse_duration(settings["grace"]).total_seconds()
+    assert shutdown_timeout == 90
+    assert spec["terminationGracePeriodSeconds"] >= shutdown_timeout + waits + 20
 
 
 def test_an_sqlite_ledger_is_one_pods_alone_and_outlives_the_release(tmp_path: Path) -> None:

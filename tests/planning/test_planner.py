@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels.contract import Unserved
+from channels.contract import UnknownRecipient
 from channels.slack.channel import SlackChannel, SlackConfig
-from dispatcher.model.delivery import Opened, State
+from dispatcher.model.delivery import OpenThread, State
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import Rule
@@ -18,14 +18,14 @@ from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, a_not
 
 def mail_address(recipient: str) -> str:
     if "@" not in recipient:
-        raise Unserved("not a mail address")
+        raise UnknownRecipient("not a mail address")
     return recipient.lower()
 
 
 def slack_address(recipient: str) -> str:
     known = {"#dev": "C1", "C1": "C1", "#ops": "C2"}
     if recipient not in known:
-        raise Unserved("neither a channel nor a person")
+        raise UnknownRecipient("neither a channel nor a person")
     return known[recipient]
 
 
@@ -123,7 +123,7 @@ def test_the_fallback_recipients_are_told_of_what_is_dead_from_the_start() -> No
 
     assert (dev.state, nowhere.state) == (WAITING, DEAD)
     for notice, address in ((mail, "oncall@x.com"), (message, "C2")):
-        assert (notice.state, notice.addresses, notice.instead_of) == (WAITING, (address,), nowhere.key)
+        assert (notice.state, notice.addresses, notice.fallback_for) == (WAITING, (address,), nowhere.key)
         assert notice.content["undelivered"].startswith("#nowhere could not be told by slack: neither")
 
 
@@ -140,7 +140,7 @@ def test_a_fallback_recipient_is_told_once_an_event_and_beside_what_it_gets_anyw
 
 def test_nobody_is_told_that_a_fallback_recipient_could_not_be_told() -> None:
     planner = a_planner_with_last_resorts(email=["oncall@x.com"])
-    notice = a_delivery(channel="slack", to="#dev", instead_of="another")
+    notice = a_delivery(channel="slack", to="#dev", fallback_for="another")
     assert planner.give_notice(an_event(), notice, "is_archived", now=NOW) == ()
 
 
@@ -195,14 +195,14 @@ def test_every_recipient_is_accounted_for_exactly_once_and_keys_are_stable(given
 
 
 def a_talking_planner(scope: str | None = "launch_plan", **changes: Any) -> Planner:
-    return a_planner(scopes={"slack": lambda _: scope}, **changes)
+    return a_planner(thread_by={"slack": lambda _: scope}, **changes)
 
 
 def talk_of(planner: Planner, *recipients: str, **facts: Any) -> list[str]:
     """The conversations of a Slack rule's deliveries."""
     facts = {"launch_plan": a_launch_plan(), **facts}
     rule = a_rule(*(recipients or ("#dev",)), channel="slack", phases=tuple(TERMINAL))
-    return [made.conversation for made in planner.plan(an_event(**facts), [rule], now=NOW)]
+    return [made.thread for made in planner.plan(an_event(**facts), [rule], now=NOW)]
 
 
 def test_one_conversation_is_about_a_launch_plan_in_any_version_at_one_address() -> None:
@@ -225,21 +225,21 @@ def test_what_cannot_be_talked_about_and_what_succeeded_stands_alone() -> None:
     assert talk_of(a_talking_planner(), phase=Phase.SUCCEEDED) == [""]
     assert talk_of(a_talking_planner(), launch_plan=None) == [""]
     (mail,) = a_talking_planner().plan(an_event(), [a_rule("a@x.com")], now=NOW)
-    assert (mail.conversation, mail.matter) == ("", "")
+    assert (mail.thread, mail.launch_plan) == ("", "")
 
 
 def test_a_success_ends_what_was_opened_with_a_message_of_its_own_key() -> None:
     planner = a_talking_planner()
     event = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan())
-    recovery = planner.recovery(event, now=NOW)
+    recovery = planner.resolution(event, now=NOW)
     assert recovery is not None
-    assert (recovery.matter, recovery.occurred_at) == ("flytesnacks/production/train.daily", event.occurred_at)
+    assert (recovery.launch_plan, recovery.occurred_at) == ("flytesnacks/production/train.daily", event.occurred_at)
     opened = [
-        Opened(channel="slack", recipients=("#dev",), addresses=("C1",), conversation=talk, event="p/d/n/FAILED")
+        OpenThread(channel="slack", recipients=("#dev",), addresses=("C1",), thread=talk, event="p/d/n/FAILED")
         for talk in ("one", "two")
     ]
     made = [recovery.close(one) for one in opened]
-    assert [(one.recovery, one.conversation, one.addresses, one.event) for one in made if one] == [
+    assert [(one.resolves, one.thread, one.addresses, one.event) for one in made if one] == [
         (True, "one", ("C1",), event.key),
         (True, "two", ("C1",), event.key),
     ]
@@ -250,13 +250,13 @@ def test_a_success_ends_what_was_opened_with_a_message_of_its_own_key() -> None:
 
 def test_nothing_is_ended_where_nobody_is_talked_with_any_more() -> None:
     success = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan())
-    assert a_planner().recovery(success, now=NOW) is None
-    assert a_talking_planner().recovery(an_event(launch_plan=a_launch_plan()), now=NOW) is None
-    assert a_talking_planner().recovery(an_event(Phase.SUCCEEDED), now=NOW) is None
-    recovery = a_talking_planner(None).recovery(success, now=NOW)
+    assert a_planner().resolution(success, now=NOW) is None
+    assert a_talking_planner().resolution(an_event(launch_plan=a_launch_plan()), now=NOW) is None
+    assert a_talking_planner().resolution(an_event(Phase.SUCCEEDED), now=NOW) is None
+    recovery = a_talking_planner(None).resolution(success, now=NOW)
     assert recovery is not None
     for channel in ("slack", "pagerduty"):
-        opened = Opened(channel=channel, recipients=("#dev",), addresses=("C1",), conversation="c", event="e")
+        opened = OpenThread(channel=channel, recipients=("#dev",), addresses=("C1",), thread="c", event="e")
         assert recovery.close(opened) is None
 
 
@@ -268,9 +268,9 @@ def test_a_new_version_is_told_to_whom_any_rule_names_once() -> None:
     run = planner.version(event, rules, now=NOW)
 
     assert run is not None
-    assert (run.matter, run.version) == ("flytesnacks/production/train.daily", "v2")
+    assert (run.launch_plan, run.version) == ("flytesnacks/production/train.daily", "v2")
     told = run.tell()
-    assert [(one.addresses, one.content, one.conversation) for one in told] == [
+    assert [(one.addresses, one.content, one.thread) for one in told] == [
         (("C1",), {"version": "v2"}, ""),
         (("C2",), {"version": "v2"}, ""),
     ]

@@ -17,8 +17,8 @@ from dispatcher.config.settings import Settings, load
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.decode import NATIVE
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake.pipeline import Brought, Intake
-from dispatcher.ledger import Filed, Filter, Ledger
+from dispatcher.intake.pipeline import IncomingMessage, Intake
+from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.rules import RuleBook
@@ -60,7 +60,7 @@ def write_plans(folder: Path, plans: dict[str, list[dict[str, Any]]]) -> None:
         (folder / "plans" / f"{number}.yaml").write_text(yaml.safe_dump(document))
 
 
-def message(case: Case, happening: Happening, position: str) -> Brought:
+def message(case: Case, happening: Happening, position: str) -> IncomingMessage:
     """The message as its sender would write it: Flyte's own forms by the encoder, the native one by hand."""
     facts: dict[str, Any] = {
         "execution": {"project": happening.project, "domain": happening.domain, "name": happening.of},
@@ -83,12 +83,12 @@ def message(case: Case, happening: Happening, position: str) -> Brought:
     return [("ce_type", NATIVE.encode())], orjson.dumps(facts), position
 
 
-def batches(case: Case) -> Iterator[list[Brought]]:
+def batches(case: Case) -> Iterator[list[IncomingMessage]]:
     messages = [message(case, happening, f"t/0@{at}") for at, happening in enumerate(case.events)]
     yield from [messages] if case.together else [[one] for one in messages]
 
 
-def owed(filed: list[Filed], *, dead: bool) -> Counter[str]:
+def owed(filed: list[StoredDelivery], *, dead: bool) -> Counter[str]:
     """Deliveries as the table writes them."""
     return Counter(
         f"{name} {phase} {one.delivery.channel} {', '.join(one.delivery.recipients)}".removeprefix("main ")
@@ -115,7 +115,7 @@ async def test_the_same_are_told_as_by_flyte_but_for_reasons(case: Case, tmp_pat
                 files.load()
             await intake.take(batch)
 
-        filed = await ledger.find(Filter(), limit=1000)
+        filed = await ledger.find(DeliveryFilter(), limit=1000)
         rejected = await ledger.find_rejected(limit=1000)
         executions = {name: ExecutionId.parse(f"p/d/{name}") for name in (key.split("/")[0] for key in case.verdicts)}
         known = {
@@ -175,7 +175,7 @@ async def test_a_bare_event_and_what_flyteadmin_resolved_tell_the_same(case: Cas
             bare = happening.model_copy(update={"form": Format.FLYTE_V1, "plan": None, "options": None})
             await intake.take([message(BARE, bare, f"t/0@{at}")])
 
-        filed = await ledger.find(Filter(), limit=1000)
+        filed = await ledger.find(DeliveryFilter(), limit=1000)
         assert await ledger.find_rejected(limit=1) == []
         for key, verdict in case.verdicts.items():
             (known,) = await ledger.known(ExecutionId.parse(f"p/d/{key.split('/')[0]}"))

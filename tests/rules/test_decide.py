@@ -12,12 +12,12 @@ from dispatcher.model.event import Options
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.rules import (
     ANY,
+    AdminExecution,
     PlanKey,
     PlanRules,
-    Resolved,
     Rule,
     RuleBook,
-    Unresolved,
+    UnknownExecution,
     Verdict,
     decide,
     decides_itself,
@@ -101,12 +101,12 @@ def test_an_event_without_a_launch_plan_and_without_rules_for_all_is_not_decided
 
 def test_options_of_its_own_decide_an_event_whose_launch_plan_nobody_knows() -> None:
     assert told(an_event(options=options("own@example.com")), RuleBook()) == ["own@example.com"]
-    assert decide(an_event(options=options(disable=True)), RuleBook()).verdict is Verdict.SILENCED
+    assert decide(an_event(options=options(disable=True)), RuleBook()).verdict is Verdict.DISABLED
 
 
 def test_a_launch_plan_without_rules_tells_which_versions_have_some() -> None:
     decision = decide(an_event(launch_plan=a_launch_plan()), a_book(("train.daily", "v9", a_rule())))
-    assert decision.verdict is Verdict.UNMATCHED
+    assert decision.verdict is Verdict.NO_MATCHING_RULE
     assert "rules for version v9" in decision.reason
 
 
@@ -122,7 +122,7 @@ def test_every_rule_looked_at_is_explained() -> None:
 
 def test_flyteadmin_goes_before_files_and_options_go_before_both() -> None:
     book = a_book((ANY, ANY, a_rule("file@example.com")))
-    admin = Resolved(rules=(a_rule("admin@example.com"),), launch_plan=a_launch_plan())
+    admin = AdminExecution(rules=(a_rule("admin@example.com"),), launch_plan=a_launch_plan())
 
     decision = decide(an_event(), book, admin)
     assert [(look.rule.notification.recipients[0], look.matched, look.reason) for look in decision.considered] == [
@@ -136,18 +136,18 @@ def test_flyteadmin_goes_before_files_and_options_go_before_both() -> None:
 
 
 def test_nobody_is_an_answer_of_flyteadmins_too() -> None:
-    decision = decide(an_event(), a_book((ANY, ANY, a_rule())), Resolved(launch_plan=a_launch_plan()))
-    assert (decision.verdict, decision.matched) == (Verdict.UNMATCHED, [])
+    decision = decide(an_event(), a_book((ANY, ANY, a_rule())), AdminExecution(launch_plan=a_launch_plan()))
+    assert (decision.verdict, decision.matched) == (Verdict.NO_MATCHING_RULE, [])
     assert "the rules of flytesnacks/production/train.daily@v1.4.2 in FlyteAdmin" in decision.reason
 
 
 def test_files_answer_where_flyteadmin_will_not_and_else_its_reason_stands() -> None:
-    no = Unresolved("FlyteAdmin doesn't know it")
+    no = UnknownExecution("FlyteAdmin doesn't know it")
     decision = decide(an_event(), a_book((ANY, ANY, a_rule("file@example.com"))), no)
-    assert (decision.verdict, len(decision.matched)) == (Verdict.OWED, 1)
+    assert (decision.verdict, len(decision.matched)) == (Verdict.MATCHED, 1)
     assert decision.reason == "1 rule of the rules of flytesnacks/production/* (FlyteAdmin doesn't know it) matched"
     decision = decide(an_event(launch_plan=a_launch_plan()), RuleBook(), no)
-    assert (decision.verdict, decision.reason, decision.verdict.known) == (Verdict.UNRESOLVED, no.reason, False)
+    assert (decision.verdict, decision.reason, decision.verdict.known) == (Verdict.RULES_UNKNOWN, no.reason, False)
 
 
 def test_the_rules_of_farther_entries_are_explained_too() -> None:
@@ -180,4 +180,4 @@ def test_nobody_is_told_whom_no_rule_names_and_nobody_is_while_silenced(
     assert [rule.notification for rule in decision.matched] == expected
     assert len(decision.considered) == len(own) + len(plan)
     assert all(look.reason for look in decision.considered)
-    assert (decision.silenced_by is not None) is disable
+    assert (decision.disabled_by is not None) is disable

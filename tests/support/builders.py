@@ -63,7 +63,7 @@ def a_delivery(
         "rule": "test",
         "created_at": NOW,
         "due_at": NOW,
-        "owed_since": facts.get("created_at", NOW),
+        "retry_window_start": facts.get("created_at", NOW),
         "occurred_at": NOW,
         **facts,
     }

@@ -19,14 +19,14 @@ from dispatcher.ledger import Ledger, Settlement
 from dispatcher.model.delivery import Dead, Delivery, Outcome, Retry, Sent
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
-from dispatcher.model.rate_limit import Gate, Pace
-from dispatcher.operations import Desk
+from dispatcher.model.rate_limit import AdmissionControl, RateLimit
+from dispatcher.operations import Operations
 from dispatcher.rules import RuleBook
 from dispatcher.runtime.service import make_planner, open_channels
 from dispatcher.web.activity_stream import Feed
 from dispatcher.web.api import Api
 from dispatcher.web.app import application
-from dispatcher.web.auth.access import Gate as Door
+from dispatcher.web.auth.access import AccessControl
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.console import Shell, routes
 from dispatcher.web.event_intake import EventsPage
@@ -101,7 +101,7 @@ class Site:
     async def arrives(self, channel: str, outcome: Outcome | None = None) -> list[Delivery]:
         """What is due on a channel is sent, or what else the outcome says."""
         now = self.clock.now()
-        gate = Gate(pace=Pace(), destination=lambda _: "", now=now)
+        gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
         taken: list[Delivery] = []
         while True:  # of a conversation one message goes after another
             claim = await self.ledger.claim(channel, 500, lease="test", until=now + timedelta(minutes=1), gate=gate)
@@ -142,10 +142,10 @@ async def site(
     async with Ledger(ledger_url) as ledger:
         intake = Intake(ledger, RuleBook, make_planner(settings, channels), time)
         made = Site(ledger, intake, time)
-        desk = Desk(ledger, intake, time, lambda: made.rung.append(1))
-        feed = Feed(ledger.views, made.stopping, streams=streams)
-        more = [*Api(ledger, desk, feed, time).routes, *routes(Shell(ledger, desk, feed, time, channels))]
-        door = Door(HttpConfig.model_validate({"console": True, **http}), time)
+        operations = Operations(ledger, intake, time, lambda: made.rung.append(1))
+        feed = Feed(ledger.queries, made.stopping, streams=streams)
+        more = [*Api(ledger, operations, feed, time).routes, *routes(Shell(ledger, operations, feed, time, channels))]
+        door = AccessControl(HttpConfig.model_validate({"console": True, **http}), time)
         pages = application(EventsPage(intake.take), ReadyPage({}), alive, door, more)
         async with serving(pages, "127.0.0.1", 0) as made.url:
             yield made

@@ -17,12 +17,12 @@ _SQLITE = (
     "INSERT INTO contents VALUES ('c', CAST('{}' AS BLOB))",
     """
     INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
-      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'owed', '1 rule matched',
+      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched', '1 rule matched',
       CAST('{}' AS BLOB), CAST('[]' AS BLOB) FROM n
     """,
     """
-    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful,
-      created_at, due_at, owed_since, settled_at, occurred_at, recovery, booked)
+    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
+      created_at, due_at, retry_window_start, settled_at, occurred_at, resolves, slot_reserved)
     SELECT printf('%032x', i * 3 + j), 'p/d/e' || i || '/FAILED',
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
@@ -31,7 +31,7 @@ _SQLITE = (
     FROM n, (SELECT 0 AS j UNION ALL SELECT 1 UNION ALL SELECT 2)
     """,
     """
-    INSERT OR IGNORE INTO told SELECT name.value, made.created_at, made.key
+    INSERT OR IGNORE INTO delivery_recipients SELECT name.value, made.created_at, made.key
     FROM deliveries AS made, json_each(made.recipients) AS name
     """,
     """
@@ -49,12 +49,12 @@ _POSTGRES = (
     "INSERT INTO contents VALUES ('c', convert_to('{}', 'UTF8'))",
     """
     INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
-      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'owed', '1 rule matched',
+      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched', '1 rule matched',
       convert_to('{}', 'UTF8'), convert_to('[]', 'UTF8') FROM n
     """,
     """
-    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, doubtful,
-      created_at, due_at, owed_since, settled_at, occurred_at, recovery, booked)
+    INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
+      created_at, due_at, retry_window_start, settled_at, occurred_at, resolves, slot_reserved)
     SELECT lpad(to_hex(i * 3 + j), 32, '0'), 'p/d/e' || i || '/FAILED',
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),

@@ -100,7 +100,7 @@ async def test_an_events_trace_goes_on_from_its_kafka_header_to_the_provider(
     seen = spans(collector)
     ours = [span for span in seen if span.trace == TRACE]
     intakes = {span.facts["dispatcher.verdict"]: span for span in ours if span.name == "dispatcher.intake"}
-    known = intakes.pop("known")
+    known = intakes.pop("duplicate")
     (new,) = intakes.values()
     assert new.parent == PARENT
     assert new.state == "vendor=its-own"
@@ -197,7 +197,9 @@ def test_without_the_section_nothing_is_looked_for_and_nothing_loaded() -> None:
 
     assert OFF.intake(never) is UNSEEN
     assert OFF.attempt(TRACEPARENT, first=True).part("dispatcher.send") is UNSEEN
-    script = "import sys, dispatcher.runtime.service, dispatcher.config.settings; sys.exit('opentelemetry' in sys.modules)"
+    script = (
+        "import sys, dispatcher.runtime.service, dispatcher.config.settings; sys.exit('opentelemetry' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

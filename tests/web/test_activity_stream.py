@@ -58,7 +58,7 @@ async def listening(place: Site, *, last: str = "", status: int = 200) -> AsyncI
 
 
 async def newest(place: Site) -> str:
-    return event_id((await place.ledger.views.latest(limit=1))[-1])
+    return event_id((await place.ledger.queries.latest(limit=1))[-1])
 
 
 async def test_what_another_replica_writes_is_told_to_everybody_who_listens(place: Site) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import schemathesis
 
-from dispatcher.ledger import Filter
+from dispatcher.ledger import DeliveryFilter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from tests.support.builders import SECOND
@@ -136,7 +136,7 @@ async def test_dead_deliveries_are_redriven_by_key_and_by_filter_and_only_those(
     ] == 1
     assert (await ask(place, "/deliveries/redrive", json={"filter": {"recipient": "#dev-alerts"}}))["deliveries"] == 1
     assert len(place.rung) == 3
-    states = [filed.delivery.state for filed in await place.ledger.find(Filter(channel="slack"), limit=9)]
+    states = [filed.delivery.state for filed in await place.ledger.find(DeliveryFilter(channel="slack"), limit=9)]
     assert states == [State.WAITING] * 3
 
 
@@ -163,7 +163,7 @@ async def test_who_may_only_read_changes_nothing(place: Site) -> None:
     assert refused["detail"] == "dashboard has no scope operate"
     await ask(place, "/deliveries", token=READER)
     await ask(place, "/deliveries", token="", status=401)
-    (filed,) = await place.ledger.find(Filter(), limit=2)
+    (filed,) = await place.ledger.find(DeliveryFilter(), limit=2)
     assert filed.delivery.state is State.DEAD
 
 
@@ -194,11 +194,11 @@ async def test_how_the_ledger_stands_and_how_it_went(place: Site) -> None:
     place.clock.advance(SECOND)
     status = await ask(place, "/status")
     assert (status["dead"]["number"], status["waiting"]["number"], status["rejected"]["number"]) == (1, 1, 0)
-    stretches = (await ask(place, "/lag?range=1h"))["stretches"]
-    assert len(stretches) == 12
-    assert stretches[-1]["numbers"] == {"sent": 1, "dead": 1, "waiting": 1}
-    assert stretches[-1]["lag_p50_seconds"] == pytest.approx(10.18, abs=0.01)
-    assert stretches[0]["lag_p95_seconds"] is None
+    time_buckets = (await ask(place, "/lag?range=1h"))["stretches"]
+    assert len(time_buckets) == 12
+    assert time_buckets[-1]["numbers"] == {"sent": 1, "dead": 1, "waiting": 1}
+    assert time_buckets[-1]["lag_p50_seconds"] == pytest.approx(10.18, abs=0.01)
+    assert time_buckets[0]["lag_p95_seconds"] is None
 
 
 async def test_what_is_not_there_and_what_cannot_be_asked_are_problems(place: Site) -> None:
@@ -215,7 +215,7 @@ async def test_real_answers_are_as_the_document_says(place: Site) -> None:
     await place.ends("one", told=["slack", "email"])
     dead = await place.arrives("slack", DEAD)
     await place.intake.take([([("content-type", b"application/cloudevents+json")], b"{oops", "t/0@1")])
-    refused = (await place.ledger.views.rejected(limit=1)).entries[0]
+    refused = (await place.ledger.queries.rejected(limit=1)).entries[0]
     schema = schemathesis.openapi.from_dict(await ask(place, "/openapi.json"))
     asked: list[tuple[str, str, dict[str, Any]]] = [
         ("/status", "GET", {}),

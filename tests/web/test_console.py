@@ -16,7 +16,7 @@ import structlog
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from dispatcher.ledger import EventFilter, Filter
+from dispatcher.ledger import DeliveryFilter, EventFilter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from tests.support.console import DEAD, Site, a_busy_day, site
@@ -72,11 +72,13 @@ async def html(place: Site, path: str, *, status: int = 200, headers: Mapping[st
 
 async def some_pages(place: Site) -> Mapping[str, str]:
     """A page of each kind, by name."""
-    views = place.ledger.views
-    dead = (await views.deliveries(Filter(states=frozenset({State.DEAD})), limit=1)).entries[0]
-    mail = (await views.deliveries(Filter(channel="email", states=frozenset({State.SENT})), limit=1)).entries[0]
-    failed = (await views.events(EventFilter(phase="FAILED", verdict="owed"), limit=3)).entries[-1]
-    refused = (await views.rejected(limit=1)).entries[0]
+    queries = place.ledger.queries
+    dead = (await queries.deliveries(DeliveryFilter(states=frozenset({State.DEAD})), limit=1)).entries[0]
+    mail = (await queries.deliveries(DeliveryFilter(channel="email", states=frozenset({State.SENT})), limit=1)).entries[
+        0
+    ]
+    failed = (await queries.events(EventFilter(phase="FAILED", verdict="matched"), limit=3)).entries[-1]
+    refused = (await queries.rejected(limit=1)).entries[0]
     return {
         "overview": "/console/",
         "deliveries": "/console/deliveries?state=dead",
@@ -185,7 +187,7 @@ async def test_dead_deliveries_are_redriven_by_keyboard_after_a_look(page: Page,
         await page.get_by_role("button", name="Redrive 2").press("Enter")
         await expect(page.get_by_role("status")).to_have_text("2 deliveries are due again.")
     assert [(line["by"], line["deliveries"]) for line in said if line["event"] == "redriven"] == [("this machine", 2)]
-    waiting = await place.ledger.find(Filter(states=frozenset({State.WAITING})), limit=9)
+    waiting = await place.ledger.find(DeliveryFilter(states=frozenset({State.WAITING})), limit=9)
     assert (len(waiting), len(place.rung)) == (2, 1)
 
 
@@ -234,7 +236,7 @@ async def test_a_message_is_seen_as_its_reader_sees_it_and_can_do_nothing(page: 
         opened.append(dialog)
 
     page.on("dialog", hear)
-    for filed in await place.ledger.find(Filter(), limit=9):
+    for filed in await place.ledger.find(DeliveryFilter(), limit=9):
         await page.goto(f"{place.url}/console/deliveries/{filed.delivery.key}")
         seen = page.frame_locator("iframe.seen")
         await expect(seen.locator("body")).to_contain_text("<script>alert(1)</script>")
@@ -258,8 +260,8 @@ async def test_what_strangers_wrote_never_becomes_markup(place: Site) -> None:
     await place.intake.take(
         [([("content-type", b"application/cloudevents+json"), (HOSTILE, HOSTILE.encode())], body, HOSTILE)]
     )
-    (ended,) = (await place.ledger.views.events(EventFilter(), limit=2)).entries
-    (refused,) = (await place.ledger.views.rejected(limit=2)).entries
+    (ended,) = (await place.ledger.queries.events(EventFilter(), limit=2)).entries
+    (refused,) = (await place.ledger.queries.rejected(limit=2)).entries
     paths = [
         "/console/",
         "/console/deliveries",
@@ -268,7 +270,7 @@ async def test_what_strangers_wrote_never_becomes_markup(place: Site) -> None:
         "/console/rejected",
         f"/console/rejected/{refused.id}",
         "/console/redrive",
-        *(f"/console/deliveries/{filed.delivery.key}" for filed in await place.ledger.find(Filter(), limit=9)),
+        *(f"/console/deliveries/{filed.delivery.key}" for filed in await place.ledger.find(DeliveryFilter(), limit=9)),
     ]
     asked = f"/console/deliveries?recipient={quoted(HOSTILE)}&since={quoted(HOSTILE)}"
     for path, status in [*((path, 200) for path in paths), (asked, 400), (f"/console/search?q={quoted(HOSTILE)}", 200)]:
@@ -285,7 +287,7 @@ def quoted(text: str) -> str:
 
 async def test_a_message_has_a_policy_of_its_own_under_which_nothing_runs(place: Site) -> None:
     await place.ends("one")
-    (filed,) = await place.ledger.find(Filter(), limit=2)
+    (filed,) = await place.ledger.find(DeliveryFilter(), limit=2)
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{place.url}/console/deliveries/{filed.delivery.key}/html") as answer:
             policy = answer.headers["Content-Security-Policy"]
@@ -310,7 +312,7 @@ async def test_who_may_not_is_told_so_and_nothing_changes(tmp_path: Path) -> Non
                 assert answer.status == 403
             async with session.post(f"{place.url}/console/redrive", data=form) as answer:
                 assert answer.status == 401
-        (filed,) = await place.ledger.find(Filter(), limit=2)
+        (filed,) = await place.ledger.find(DeliveryFilter(), limit=2)
         assert filed.delivery.state is State.DEAD
 
 
@@ -320,14 +322,14 @@ async def test_a_form_from_elsewhere_changes_nothing(place: Site) -> None:
     form = {"key": dead.key, "csrf_token": "guessed"}
     async with aiohttp.ClientSession() as session, session.post(f"{place.url}/console/redrive", data=form) as answer:
         assert answer.status == 403
-    (filed,) = await place.ledger.find(Filter(), limit=2)
+    (filed,) = await place.ledger.find(DeliveryFilter(), limit=2)
     assert filed.delivery.state is State.DEAD
 
 
 async def test_one_word_finds_what_it_names(place: Site) -> None:
     await place.ends("a7failed", told=["slack"])
     await place.ends("train.daily", Phase.ABORTED, told=["slack"])
-    (filed, *_) = await place.ledger.find(Filter(execution="a7failed"), limit=2)
+    (filed, *_) = await place.ledger.find(DeliveryFilter(execution="a7failed"), limit=2)
 
     async def goes(text: str) -> str:
         async with (

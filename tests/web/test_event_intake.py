@@ -42,11 +42,11 @@ def http_headers(pairs: Any) -> dict[str, str]:
 async def test_binary_and_structured_events_are_recorded_once(url: str) -> None:
     headers, value = samples.sample("v2-workflow-failed-enriched")
     status, answer = await post(url, http_headers(headers), value)
-    assert (status, answer["status"], answer["verdict"], len(answer["deliveries"])) == (202, "recorded", "owed", 4)
+    assert (status, answer["status"], answer["verdict"], len(answer["deliveries"])) == (202, "recorded", "matched", 4)
 
     headers, value = samples.sample("v2-workflow-failed-structured")
     status, answer = await post(url, http_headers(headers), value)
-    assert (status, answer["status"]) == (202, "known")
+    assert (status, answer["status"]) == (202, "duplicate")
 
 
 async def test_what_is_no_end_of_an_execution_is_ignored(url: str) -> None:

@@ -33,7 +33,7 @@ from dispatcher.flyte.admin.mapping import ended_between, ended_of, execution_of
 from dispatcher.flyte.admin.oauth import Doorway, Login, Token
 from dispatcher.flyte.admin.single_flight import Merged
 from dispatcher.model.event import EntityId, Event, ExecutionId
-from dispatcher.rules import Resolved, Rule, Unresolved
+from dispatcher.rules import AdminExecution, Rule, UnknownExecution
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class FlyteAdmin:
         self._credentials = None if config.insecure else grpc.ssl_channel_credentials(_certificates(config))
         self._login = Login(config, clock) if config.client_id else None
         self._slots = asyncio.Semaphore(PARALLEL)
-        self._look_ups: Merged[ExecutionId, Resolved | Unresolved] = Merged()
+        self._look_ups: Merged[ExecutionId, AdminExecution | UnknownExecution] = Merged()
         self._plans: OrderedDict[EntityId, tuple[Rule, ...]] = OrderedDict()
         self._plan_look_ups: Merged[EntityId, tuple[Rule, ...]] = Merged()
         self._seconds = config.timeout.total_seconds()
@@ -99,7 +99,7 @@ class FlyteAdmin:
         for limit in self._limits:
             limit.reschedule(min(limit.when() or soon, soon))
 
-    async def look_up(self, execution: ExecutionId) -> Resolved | Unresolved:
+    async def look_up(self, execution: ExecutionId) -> AdminExecution | UnknownExecution:
         """What FlyteAdmin knows of an execution (`AdminService.GetExecution`).
 
         Raises FlyteAdminUnavailable where it can't be asked now, or doesn't let us in.
@@ -175,17 +175,17 @@ class FlyteAdmin:
             raise FlyteAdminUnavailable(f"{self._config.endpoint} answered what can't be understood to {what}")
         return answer
 
-    async def _look_up(self, execution: ExecutionId) -> Resolved | Unresolved:
+    async def _look_up(self, execution: ExecutionId) -> AdminExecution | UnknownExecution:
         async with self._slots:
             try:
                 return await self._resolved(execution)
             except Denied as no:
-                return Unresolved(str(no))
+                return UnknownExecution(str(no))
             except Failing as error:
                 if not await self._answers_others():
                     raise
                 # It would hold up everything behind it, for as long as this one question fails.
-                return Unresolved(str(error))
+                return UnknownExecution(str(error))
 
     async def _execution(self, execution: ExecutionId) -> Any:
         request = execution_pb2.WorkflowExecutionGetRequest(
@@ -205,7 +205,7 @@ class FlyteAdmin:
             )
         return message
 
-    async def _resolved(self, execution: ExecutionId) -> Resolved:
+    async def _resolved(self, execution: ExecutionId) -> AdminExecution:
         resolved = execution_of(await self._execution(execution))
         if resolved.launch_plan is not None and (resolved.own or resolved.disabled):
             return replace(resolved, replaced=await self._rules_of_plan(resolved.launch_plan))
@@ -289,7 +289,7 @@ class FlyteAdmin:
         except grpc.aio.AioRpcError as error:
             if self._login is None or error.code() is not grpc.StatusCode.UNAUTHENTICATED:
                 raise self._told(error, what) from None
-        token = await self._login.token(find_doorway, instead_of=token)
+        token = await self._login.token(find_doorway, fallback_for=token)
         try:
             return await ask(request, metadata=_metadata(token))
         except grpc.aio.AioRpcError as error:

@@ -16,18 +16,18 @@ from dispatcher.model.event import EntityId, Event, ExecutionError
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.validation_errors import first_problem
-from dispatcher.rules import Resolved, Rule
+from dispatcher.rules import AdminExecution, Rule
 
 _KINDS = ("UNKNOWN", "USER", "SYSTEM")
 """`flyteidl.core.ExecutionError.ErrorKind`, in its numbering."""
 
 
-def execution_of(message: Any) -> Resolved:
+def execution_of(message: Any) -> AdminExecution:
     """What a `flyteidl.admin.Execution` says. Raises Denied where it can't be understood."""
     spec, closure = message.spec, message.closure
     rules, refused = rules_of(closure.notifications, "flyte_admin:closure.notifications")
     try:
-        return Resolved(
+        return AdminExecution(
             launch_plan=_entity(spec.launch_plan),
             workflow=_entity(closure.workflow_id),
             principal=spec.metadata.principal,

@@ -71,14 +71,14 @@ class Login:
         self.trouble: FlyteAdminUnavailable | None = None
         """Why the last request brought no token; None where it did."""
 
-    async def token(self, find_doorway: FindDoorway, *, instead_of: Token | None = None) -> Token:
-        """The token to show; a new one where `instead_of` was refused.
+    async def token(self, find_doorway: FindDoorway, *, fallback_for: Token | None = None) -> Token:
+        """The token to show; a new one where `fallback_for` was refused.
 
         Raises FlyteAdminUnavailable, naming the setting.
         """
         async with self._asking:
             held = self._token
-            if held is None or held is instead_of or self._clock.now() >= held.stale_at:
+            if held is None or held is fallback_for or self._clock.now() >= held.stale_at:
                 self._token = None
                 try:
                     held = self._token = await self._fetch(await find_doorway())

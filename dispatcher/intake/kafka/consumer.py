@@ -163,21 +163,21 @@ class _Found:
 
     generation: int
     records: list[ConsumerRecord] = field(default_factory=list)
-    spoilt: list[tuple[str, str]] = field(default_factory=list)
+    undecodable: list[tuple[str, str]] = field(default_factory=list)
     foreign: int = 0
     """How many records were passed over."""
     following: dict[TopicPartition, int] = field(default_factory=dict)
     """The offset after the last of them, by partition."""
 
     def __len__(self) -> int:
-        return len(self.records) + len(self.spoilt) + self.foreign
+        return len(self.records) + len(self.undecodable) + self.foreign
 
     def belong(self, generation: int) -> None:
         """What was found before a rebalance comes again, to whoever has it now: drop it."""
         if generation != self.generation:
             self.generation = generation
             self.records.clear()
-            self.spoilt.clear()
+            self.undecodable.clear()
             self.foreign = 0
             self.following.clear()
 
@@ -185,7 +185,7 @@ class _Found:
 @dataclass(frozen=True, slots=True)
 class _KafkaBatch:
     messages: Sequence[ConsumerRecord]
-    spoilt: Sequence[tuple[str, str]]
+    undecodable: Sequence[tuple[str, str]]
     foreign: int
     _reading: _Reading
     _generation: int
@@ -204,7 +204,7 @@ class _KafkaBatch:
 
     def found(self) -> _Found:
         """What it has, to be gone on with."""
-        return _Found(self._generation, [*self.messages], [*self.spoilt], self.foreign, {**self._following})
+        return _Found(self._generation, [*self.messages], [*self.undecodable], self.foreign, {**self._following})
 
 
 class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
@@ -295,7 +295,7 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
     def _batch(self, found: _Found) -> _KafkaBatch | None:
         if not found or found.generation != self.generation:
             return None
-        return _KafkaBatch(found.records, found.spoilt, found.foreign, self, found.generation, found.following)
+        return _KafkaBatch(found.records, found.undecodable, found.foreign, self, found.generation, found.following)
 
     async def flush(self) -> None:
         """Commit what is done with. A commit that comes too late is only re-read work."""
@@ -382,7 +382,7 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
     async def _step_over(self, found: _Found, partition: TopicPartition, *, most: int) -> None:
         """Read a partition one record at a time, up to what can't be read, and over it."""
-        spoilt = False
+        undecodable = False
         for _ in range(most):
             offset = await self._position(partition)
             try:
@@ -390,12 +390,12 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             except _UNREADABLE as error:
                 found.belong(self.generation)
                 where = f"{partition.topic}/{partition.partition}@{offset}"
-                found.spoilt.append((where, _why_unreadable(error)))
+                found.undecodable.append((where, _why_unreadable(error)))
                 found.following[partition] = offset + 1
                 self.consumer.seek(partition, offset + 1)
-                spoilt = True
+                undecodable = True
             else:
-                if spoilt or not taken:
+                if undecodable or not taken:
                     return
 
     async def _begin(self, partition: TopicPartition) -> None:

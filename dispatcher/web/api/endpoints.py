@@ -16,11 +16,11 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from dispatcher.clock import Clock
-from dispatcher.explain import accounts
-from dispatcher.ledger import Filter, Ledger
-from dispatcher.ledger.queries import Happening
+from dispatcher.explain import explanations
+from dispatcher.ledger import DeliveryFilter, Ledger
+from dispatcher.ledger.queries import Activity
 from dispatcher.model.event import ExecutionId
-from dispatcher.operations import Desk
+from dispatcher.operations import Operations
 from dispatcher.web.activity_stream import Feed
 from dispatcher.web.api import models
 from dispatcher.web.api.openapi import Asked, Operation, Problem, document, http_problem
@@ -40,9 +40,9 @@ _Read = TypeVar("_Read")
 class Api:
     """Reads the ledger's views; acts through the desk."""
 
-    def __init__(self, ledger: Ledger, desk: Desk, feed: Feed, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, operations: Operations, feed: Feed, clock: Clock) -> None:
         self._ledger = ledger
-        self._desk = desk
+        self._desk = operations
         self._feed = feed
         self._clock = clock
         self.operations = self._table()
@@ -176,18 +176,18 @@ class Api:
         ]
 
     async def _status(self, _: Asked) -> BaseModel:
-        return models.Status.of(await self._ledger.views.standing())
+        return models.Status.of(await self._ledger.queries.standing())
 
     async def _lag(self, asked: Asked) -> BaseModel:
         span, number = RANGES[asked.query.range]
         now = self._clock.now()
-        stretches = await self._ledger.views.stretches(now - span, now, number=number)
-        return models.Lag(stretches=[models.StretchOfTime.of(stretch) for stretch in stretches])
+        time_buckets = await self._ledger.queries.time_buckets(now - span, now, number=number)
+        return models.Lag(time_buckets=[models.StretchOfTime.of(stretch) for stretch in time_buckets])
 
     async def _executions(self, asked: Asked) -> BaseModel:
         search: ExecutionSearch = asked.query
         wanted, after = _readable(lambda: (search.wanted(now=self._clock.now()), search.cursor))
-        return models.Executions.of(await self._ledger.views.events(wanted, limit=search.limit, after=after))
+        return models.Executions.of(await self._ledger.queries.events(wanted, limit=search.limit, after=after))
 
     async def _explained(self, asked: Asked) -> BaseModel:
         path = {name: asked.path[name] for name in ("project", "domain", "name")}
@@ -196,7 +196,7 @@ class Api:
         except ValidationError:
             raise Problem(404, "there can be no such execution") from None
         refused = await self._ledger.rejected_of([execution])
-        found = await accounts(self._ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
+        found = await explanations(self._ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
         if not found:
             raise Problem(404, f"nothing is recorded of {execution}")
         return models.Explained.of(path, found)
@@ -204,7 +204,7 @@ class Api:
     async def _deliveries(self, asked: Asked) -> BaseModel:
         search: DeliverySearch = asked.query
         wanted, after = _readable(lambda: (search.wanted(now=self._clock.now()), search.cursor))
-        return models.Deliveries.of(await self._ledger.views.deliveries(wanted, limit=search.limit, after=after))
+        return models.Deliveries.of(await self._ledger.queries.deliveries(wanted, limit=search.limit, after=after))
 
     async def _delivery(self, asked: Asked) -> BaseModel:
         key = asked.path["key"]
@@ -221,17 +221,17 @@ class Api:
         number = await self._desk.redrive(wanted, by=caller(asked.request))
         return models.Redriven(deliveries=number, many=False, dry_run=False)
 
-    def _meant(self, body: models.RedriveKeys | models.RedriveAll) -> Filter:
+    def _meant(self, body: models.RedriveKeys | models.RedriveAll) -> DeliveryFilter:
         match body:
             case models.RedriveKeys(keys=keys):
-                return Filter(keys=keys)
+                return DeliveryFilter(keys=keys)
             case models.RedriveAll(filter=about):
                 return about.filter(now=self._clock.now())
 
     async def _rejected(self, asked: Asked) -> BaseModel:
         search: RejectedSearch = asked.query
         after = _readable(lambda: search.cursor)
-        page = await self._ledger.views.rejected(limit=search.limit, after=after, replayed=search.replayed)
+        page = await self._ledger.queries.rejected(limit=search.limit, after=after, replayed=search.replayed)
         return models.RejectedMessages.of(page)
 
     async def _one_rejected(self, asked: Asked) -> BaseModel:
@@ -268,5 +268,5 @@ def _readable(read: Callable[[], _Read]) -> _Read:
         raise Problem(400, str(error)) from None
 
 
-def _data(happening: Happening) -> str:
+def _data(happening: Activity) -> str:
     return orjson.dumps({"at": happening.at, **happening.facts}).decode()

@@ -9,9 +9,17 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.explain import Account, attempt_data, delivery_data, rejected_whole
-from dispatcher.ledger import Attempt, Filed, Rejected
-from dispatcher.ledger.queries import Count, DeliveryLine, EventLine, Page, RejectedLine, Standing, Stretch
+from dispatcher.explain import Explanation, attempt_data, delivery_data, rejected_whole
+from dispatcher.ledger import Attempt, Rejected, StoredDelivery
+from dispatcher.ledger.queries import (
+    Count,
+    DeliverySummary,
+    EventSummary,
+    LedgerStatus,
+    Page,
+    RejectedSummary,
+    TimeBucket,
+)
 from dispatcher.model.delivery import State
 from dispatcher.web.filters import About
 
@@ -51,13 +59,13 @@ class Delivery(_Given):
     state: State
     reason: str
     attempt: int
-    doubtful: bool
+    in_doubt: bool
     created_at: datetime
     due_at: datetime
     settled_at: datetime | None
 
     @classmethod
-    def of(cls, line: DeliveryLine) -> Self:
+    def of(cls, line: DeliverySummary) -> Self:
         project, domain, name, phase = line.event.split("/")
         execution = {"project": project, "domain": domain, "name": name}
         return cls.model_validate({**asdict(line), "execution": execution, "phase": phase})
@@ -85,7 +93,7 @@ class WholeDelivery(DeliveryWithAttempts):
     content: Mapping[str, Any]
 
     @classmethod
-    def of_filed(cls, filed: Filed, history: Sequence[Attempt]) -> Self:
+    def of_filed(cls, filed: StoredDelivery, history: Sequence[Attempt]) -> Self:
         facts = {"content": filed.delivery.content, "attempts": [attempt_data(one) for one in history]}
         return cls.model_validate({**delivery_data(filed), **facts})
 
@@ -104,7 +112,7 @@ class Ended(_Given):
     deliveries: Mapping[State, int]
 
     @classmethod
-    def of(cls, line: EventLine) -> Self:
+    def of(cls, line: EventSummary) -> Self:
         execution = {"project": line.project, "domain": line.domain, "name": line.name}
         return cls.model_validate({**asdict(line), "execution": execution})
 
@@ -126,18 +134,18 @@ class AccountGiven(_Given):
     event: Annotated[Mapping[str, Any], Field(description="What happened, with `verdict` and `reason`.")]
     rules: Sequence[Look]
     deliveries: Sequence[DeliveryWithAttempts]
-    silenced_by: str | None
+    disabled_by: str | None
 
 
 class Explained(_Given):
     """As `dispatcher explain` tells it: an account for each end that the execution had."""
 
     execution: Execution
-    accounts: Sequence[AccountGiven]
+    explanations: Sequence[AccountGiven]
 
     @classmethod
-    def of(cls, execution: Mapping[str, str], accounts: Sequence[Account]) -> Self:
-        return cls.model_validate({"execution": execution, "accounts": [one.as_data() for one in accounts]})
+    def of(cls, execution: Mapping[str, str], explanations: Sequence[Explanation]) -> Self:
+        return cls.model_validate({"execution": execution, "accounts": [one.as_data() for one in explanations]})
 
 
 class RejectedMessage(_Given):
@@ -152,7 +160,7 @@ class RejectedMessage(_Given):
     replayed_at: datetime | None
 
     @classmethod
-    def of(cls, line: RejectedLine) -> Self:
+    def of(cls, line: RejectedSummary) -> Self:
         return cls.model_validate(asdict(line))
 
 
@@ -187,7 +195,7 @@ class Deliveries(Listed[Delivery]):
     """A page of deliveries, newest first."""
 
     @classmethod
-    def of(cls, page: Page[DeliveryLine]) -> Self:
+    def of(cls, page: Page[DeliverySummary]) -> Self:
         return cls(entries=[Delivery.of(line) for line in page.entries], next=_next(page), cut=page.cut)
 
 
@@ -195,7 +203,7 @@ class Executions(Listed[Ended]):
     """A page of executions' ends, newest first."""
 
     @classmethod
-    def of(cls, page: Page[EventLine]) -> Self:
+    def of(cls, page: Page[EventSummary]) -> Self:
         return cls(entries=[Ended.of(line) for line in page.entries], next=_next(page), cut=page.cut)
 
 
@@ -203,7 +211,7 @@ class RejectedMessages(Listed[RejectedMessage]):
     """A page of rejected messages, newest first."""
 
     @classmethod
-    def of(cls, page: Page[RejectedLine]) -> Self:
+    def of(cls, page: Page[RejectedSummary]) -> Self:
         return cls(entries=[RejectedMessage.of(line) for line in page.entries], next=_next(page), cut=page.cut)
 
 
@@ -221,7 +229,7 @@ class Status(_Given):
     newest_event: datetime | None
 
     @classmethod
-    def of(cls, standing: Standing) -> Self:
+    def of(cls, standing: LedgerStatus) -> Self:
         return cls(
             waiting=Number.of(standing.waiting),
             dead=Number.of(standing.dead),
@@ -247,7 +255,7 @@ class StretchOfTime(_Given):
     lag_p95_seconds: float | None
 
     @classmethod
-    def of(cls, stretch: Stretch) -> Self:
+    def of(cls, stretch: TimeBucket) -> Self:
         return cls(
             begin=stretch.begin,
             end=stretch.end,
@@ -260,7 +268,7 @@ class StretchOfTime(_Given):
 class Lag(_Given):
     """Outcomes and lags over time, oldest first; lags from a sample of each stretch's newest."""
 
-    stretches: Sequence[StretchOfTime]
+    time_buckets: Sequence[StretchOfTime]
 
 
 class _Order(BaseModel):

@@ -27,7 +27,7 @@ from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
 from dispatcher.web.limits import Buckets, neighbourhood, too_many
 from dispatcher.web.responses import problem
 
-__all__ = ["Access", "Caller", "Endpoint", "Gate", "Scope", "Stranger", "caller", "needs"]
+__all__ = ["Access", "AccessControl", "Caller", "Endpoint", "Scope", "Stranger", "caller", "needs"]
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +68,7 @@ class Stranger:
     reason: str
 
 
-class Gate:
+class AccessControl:
     """Knows the callers. Files of tokens are read at each request, so they may rotate."""
 
     def __init__(self, config: HttpConfig, clock: Clock) -> None:
@@ -174,7 +174,7 @@ def _digest(text: str) -> bytes:
 class Access:
     """ASGI middleware: who asks is in the request's scope, for `needs`; pages have `request.state.csrf_token`."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: AccessControl) -> None:
         self._app = app
         self._gate = gate
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.auth.access import Gate, Scope, client_of, is_foreign, needs
+from dispatcher.web.auth.access import AccessControl, Scope, client_of, is_foreign, needs
 from dispatcher.web.auth.oidc import HOME, OidcPages, local
 from dispatcher.web.limits import too_many
 from dispatcher.web.responses import problem
@@ -24,7 +24,7 @@ _PAGES = Path(__file__).parent / "pages"
 class LoginPages:
     """The form, its style, and the way out."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: AccessControl) -> None:
         self._gate = gate
         templates = Environment(loader=FileSystemLoader(_PAGES), autoescape=True, undefined=StrictUndefined)
         self._provider = urlsplit(gate.oidc.issuer).hostname if gate.oidc is not None else ""

@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from channels.common.secret import reveal
-from dispatcher.web.auth.access import Gate, Scope, client_of
+from dispatcher.web.auth.access import AccessControl, Scope, client_of
 from dispatcher.web.auth.session import Session
 from dispatcher.web.config import Oidc
 from dispatcher.web.limits import too_many
@@ -40,7 +40,7 @@ ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]
 class OidcPages:
     """/login/oidc sends a person to the provider, /oidc/callback hears what it says."""
 
-    def __init__(self, gate: Gate, config: Oidc) -> None:
+    def __init__(self, gate: AccessControl, config: Oidc) -> None:
         self._gate = gate
         self._config = config
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.ledger.queries import Stretch
+from dispatcher.ledger.queries import TimeBucket
 from dispatcher.model.delivery import State
 
 WIDTH, HEIGHT = 400, 180
@@ -51,16 +51,16 @@ class Chart:
     lines: Sequence[Line] = ()
 
 
-def outcomes(stretches: Sequence[Stretch]) -> Chart:
+def outcomes(time_buckets: Sequence[TimeBucket]) -> Chart:
     """Bars: what was made in each stretch, by how it stands now."""
-    top = _round_up(max(sum(one.numbers.values()) for one in stretches))
+    top = _round_up(max(sum(one.numbers.values()) for one in time_buckets))
     ground = HEIGHT - BOTTOM
 
     def height(number: int) -> float:
         return (ground - TOP) * number / top
 
     bars = []
-    for at, stretch in enumerate(stretches):
+    for at, stretch in enumerate(time_buckets):
         y = float(ground)
         for state in _ORDER:
             number = stretch.numbers.get(state, 0)
@@ -68,14 +68,14 @@ def outcomes(stretches: Sequence[Stretch]) -> Chart:
                 tall = max(height(number), 1.5)  # one dead delivery among thousands is seen
                 y -= tall
                 says = f"{number:,} {state}, made {stretch.begin:%d %b %H:%M} to {stretch.end:%H:%M} UTC"
-                bars.append(Bar(_x(at, stretches) + 1, y, _step(stretches) - 2, tall, state, says))
+                bars.append(Bar(_x(at, time_buckets) + 1, y, _step(time_buckets) - 2, tall, state, says))
     rows = [Tick(ground - height(number), f"{number:,}") for number in (0, top // 2, top) if number or not top % 2]
-    return Chart(rows, _columns(stretches), bars=bars)
+    return Chart(rows, _columns(time_buckets), bars=bars)
 
 
-def lags(stretches: Sequence[Stretch]) -> Chart:
+def lags(time_buckets: Sequence[TimeBucket]) -> Chart:
     """Lines: half and 95 % of the deliveries were accepted within so long after the execution's end; logarithmic."""
-    known = [lag for one in stretches for share in (0.5, 0.95) if (lag := one.lag(share)) is not None]
+    known = [lag for one in time_buckets for share in (0.5, 0.95) if (lag := one.lag(share)) is not None]
     low = max((tick for tick in _LAGS if tick <= max(min(known, default=0.1), _LAGS[0])), default=_LAGS[0])
     high = next((tick for tick in _LAGS if tick >= max(known, default=10.0) and tick > low), _LAGS[-1])
     ground = HEIGHT - BOTTOM
@@ -85,11 +85,11 @@ def lags(stretches: Sequence[Stretch]) -> Chart:
         return ground - (ground - TOP) * math.log(bounded / low) / math.log(high / low)
 
     lines = [
-        Line(name, *_traced([(at, one.lag(share)) for at, one in enumerate(stretches)], stretches, y, name))
+        Line(name, *_traced([(at, one.lag(share)) for at, one in enumerate(time_buckets)], time_buckets, y, name))
         for name, share in (("p95", 0.95), ("p50", 0.5))
     ]
     rows = [Tick(y(tick), span(tick)) for tick in _LAGS if low <= tick <= high]
-    return Chart(rows, _columns(stretches), lines=lines)
+    return Chart(rows, _columns(time_buckets), lines=lines)
 
 
 def span(seconds: float) -> str:
@@ -101,7 +101,7 @@ def span(seconds: float) -> str:
 
 
 def _traced(
-    values: Sequence[tuple[int, float | None]], stretches: Sequence[Stretch], y: object, name: str
+    values: Sequence[tuple[int, float | None]], time_buckets: Sequence[TimeBucket], y: object, name: str
 ) -> tuple[list[str], list[tuple[float, float, str]]]:
     assert callable(y)  # noqa: S101 - the scale
     paths: list[str] = []
@@ -111,33 +111,33 @@ def _traced(
         if seconds is None:
             paths, path = [*paths, " ".join(path)], []
             continue
-        x, height = round(_x(at, stretches) + _step(stretches) / 2, 1), round(y(seconds), 1)
+        x, height = round(_x(at, time_buckets) + _step(time_buckets) / 2, 1), round(y(seconds), 1)
         path.append(f"{x},{height}")
-        points.append((x, height, f"{name} {span(seconds)}, {stretches[at].begin:%d %b %H:%M} UTC"))
+        points.append((x, height, f"{name} {span(seconds)}, {time_buckets[at].begin:%d %b %H:%M} UTC"))
     return [one for one in (*paths, " ".join(path)) if one], points
 
 
-def _columns(stretches: Sequence[Stretch]) -> list[Tick]:
-    return [Tick(x, label) for x, label in _labelled(stretches)]
+def _columns(time_buckets: Sequence[TimeBucket]) -> list[Tick]:
+    return [Tick(x, label) for x, label in _labelled(time_buckets)]
 
 
-def _labelled(stretches: Sequence[Stretch]) -> Iterator[tuple[float, str]]:
-    every = max(len(stretches) // 4, 1)
-    days = (stretches[-1].end - stretches[0].begin).days > 1
-    for at in range(0, len(stretches), every):
-        yield _x(at, stretches), _label(stretches[at].begin, days=days)
+def _labelled(time_buckets: Sequence[TimeBucket]) -> Iterator[tuple[float, str]]:
+    every = max(len(time_buckets) // 4, 1)
+    days = (time_buckets[-1].end - time_buckets[0].begin).days > 1
+    for at in range(0, len(time_buckets), every):
+        yield _x(at, time_buckets), _label(time_buckets[at].begin, days=days)
 
 
 def _label(at: datetime, *, days: bool) -> str:
     return f"{at:%d %b}" if days else f"{at:%H:%M}"
 
 
-def _step(stretches: Sequence[Stretch]) -> float:
-    return (WIDTH - LEFT - RIGHT) / len(stretches)
+def _step(time_buckets: Sequence[TimeBucket]) -> float:
+    return (WIDTH - LEFT - RIGHT) / len(time_buckets)
 
 
-def _x(at: int, stretches: Sequence[Stretch]) -> float:
-    return round(LEFT + at * _step(stretches), 1)
+def _x(at: int, time_buckets: Sequence[TimeBucket]) -> float:
+    return round(LEFT + at * _step(time_buckets), 1)
 
 
 def _round_up(number: int) -> int:

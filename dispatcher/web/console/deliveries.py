@@ -30,7 +30,7 @@ async def get(shell: Shell, request: Request) -> Response:
     except ValueError as error:
         wrong = wrong or str(error)
     if not wrong:
-        page = await shell.ledger.views.deliveries(wanted, limit=search.limit, after=after)
+        page = await shell.ledger.queries.deliveries(wanted, limit=search.limit, after=after)
     asked = search.model_dump(exclude_defaults=True, exclude={"after"}, mode="json")
     about = {name: value for name, value in asked.items() if name not in {"state", "limit"}}
     redriven = request.query_params.get("redriven", "")

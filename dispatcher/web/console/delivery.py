@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 
 from channels.contract import ChannelError, Message
 from dispatcher.explain import attempt_data, delivery_data
-from dispatcher.ledger import Filed
+from dispatcher.ledger import StoredDelivery
 from dispatcher.model.delivery import Delivery
 from dispatcher.preview.html import page as drawn_page
 from dispatcher.preview.html import plain_text
@@ -51,7 +51,7 @@ async def message(shell: Shell, request: Request) -> Response:
     return HTMLResponse(html, headers={"Content-Security-Policy": FRAMED})
 
 
-async def _filed(shell: Shell, request: Request) -> Filed:
+async def _filed(shell: Shell, request: Request) -> StoredDelivery:
     filed = await shell.ledger.delivery(request.path_params["key"])
     if filed is None:
         raise Sorry(404, "There is no such delivery. Its event may be older than ledger.retention.")
@@ -79,7 +79,7 @@ def _wire(shell: Shell, delivery: Delivery) -> bytes | None:
         created_at=delivery.created_at,
     )
     try:
-        return channel.wire(message).body
+        return channel.wire_preview(message).body
     except (ChannelError, LookupError, TypeError, ValueError):  # content that no template of ours made
         return None
 

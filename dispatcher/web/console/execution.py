@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher.explain import REJECTED, Account, accounts
+from dispatcher.explain import REJECTED, Explanation, explanations
 from dispatcher.model.event import ExecutionId
 from dispatcher.rendering.traceback import tell
 from dispatcher.web.api.endpoints import DELIVERIES_AT_MOST
@@ -22,15 +22,15 @@ async def get(shell: Shell, request: Request) -> Response:
     except ValidationError:
         raise Sorry(404, "There can be no such execution.") from None
     refused = await shell.ledger.rejected_of([execution])
-    found = await accounts(shell.ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
+    found = await explanations(shell.ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
     if not found:
         return shell.draw(request, "unknown.html.j2", status=404, execution=execution)
     return shell.draw(
-        request, "execution.html.j2", execution=execution, accounts=[_shown(account) for account in found]
+        request, "execution.html.j2", execution=execution, explanations=[_shown(account) for account in found]
     )
 
 
-def _shown(account: Account) -> Mapping[str, Any]:
+def _shown(account: Explanation) -> Mapping[str, Any]:
     error = account.event.get("error") or {}
     return {
         **account.as_data(),

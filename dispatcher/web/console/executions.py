@@ -14,8 +14,8 @@ from dispatcher.web.filters import ExecutionSearch
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
     ("All", {}),
     ("Failed", {"phase": "FAILED"}),
-    ("Nobody told", {"verdict": "unmatched"}),
-    ("Silenced", {"verdict": "silenced"}),
+    ("Nobody told", {"verdict": "no_matching_rule"}),
+    ("Silenced", {"verdict": "disabled"}),
     ("Last 24 hours", {"since": "24h"}),
 )
 
@@ -28,7 +28,7 @@ async def get(shell: Shell, request: Request) -> Response:
     except ValueError as error:
         wrong = wrong or str(error)
     if not wrong:
-        page = await shell.ledger.views.events(wanted, limit=search.limit, after=after)
+        page = await shell.ledger.queries.events(wanted, limit=search.limit, after=after)
     asked = search.model_dump(exclude_defaults=True, exclude={"after"}, mode="json")
     return shell.draw(
         request,

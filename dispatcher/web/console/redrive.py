@@ -9,7 +9,7 @@ from starlette.datastructures import FormData, QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatcher.ledger import Filter
+from dispatcher.ledger import DeliveryFilter
 from dispatcher.model.delivery import State
 from dispatcher.web.auth.access import caller
 from dispatcher.web.console.shell import Shell, Sorry, url
@@ -26,21 +26,21 @@ async def get(shell: Shell, request: Request) -> Response:
     if "selected" in request.query_params and not keys:
         raise Sorry(400, "No delivery was chosen: tick some of them first.")
     wanted = _filter(shell, keys, about)
-    views = shell.ledger.views
+    queries = shell.ledger.queries
     return shell.draw(
         request,
         "redrive.html.j2",
         keys=keys,
         about=about.model_dump(exclude_defaults=True),
-        count=await views.count(wanted),
-        reasons=await views.reasons(wanted, limit=SHOWN),
-        page=await views.deliveries(wanted, limit=SHOWN),
+        count=await queries.count(wanted),
+        reasons=await queries.reasons(wanted, limit=SHOWN),
+        page=await queries.deliveries(wanted, limit=SHOWN),
     )
 
 
 async def post(shell: Shell, request: Request) -> Response:
     keys, about = _asked(await request.form())
-    number = await shell.desk.redrive(_filter(shell, keys, about), by=caller(request))
+    number = await shell.operations.redrive(_filter(shell, keys, about), by=caller(request))
     if len(keys) == 1:
         return RedirectResponse(url("deliveries", keys[0]), 303)
     return RedirectResponse(url("deliveries", **about.model_dump(exclude_defaults=True), redriven=str(number)), 303)
@@ -57,9 +57,9 @@ def _asked(given: QueryParams | FormData) -> tuple[Sequence[str], About]:
         raise Sorry(400, "That filter can't be read.") from None
 
 
-def _filter(shell: Shell, keys: Sequence[str], about: About) -> Filter:
+def _filter(shell: Shell, keys: Sequence[str], about: About) -> DeliveryFilter:
     if keys:
-        return Filter(states=_DEAD, keys=keys)
+        return DeliveryFilter(states=_DEAD, keys=keys)
     try:
         return about.filter(now=shell.clock.now(), states=_DEAD)
     except ValueError as error:

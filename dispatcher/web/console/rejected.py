@@ -30,7 +30,7 @@ async def list_(shell: Shell, request: Request) -> Response:
     except ValueError:
         wrong = wrong or "that page is gone: begin with the newest"
     if not wrong:
-        page = await shell.ledger.views.rejected(limit=search.limit, after=after, replayed=search.replayed)
+        page = await shell.ledger.queries.rejected(limit=search.limit, after=after, replayed=search.replayed)
     asked = {"replayed": str(search.replayed).lower()} if search.replayed is not None else {}
     return shell.draw(
         request,
@@ -51,7 +51,7 @@ async def get(shell: Shell, request: Request) -> Response:
 async def replay(shell: Shell, request: Request) -> Response:
     entry = await _entry(shell, request)
     if entry.replayed_at is None:
-        tried = await shell.desk.replay(entry, by=caller(request))
+        tried = await shell.operations.replay(entry, by=caller(request))
         if not tried.understood:
             return _page(shell, request, entry, wrong=tried.says)
     return RedirectResponse(url("rejected", entry.id), 303)
@@ -63,7 +63,7 @@ def _page(shell: Shell, request: Request, entry: Rejected, *, wrong: str = "") -
 
 
 async def _entry(shell: Shell, request: Request) -> Rejected:
-    entry = await shell.desk.rejected(request.path_params["id"])
+    entry = await shell.operations.rejected(request.path_params["id"])
     if entry is None:
         raise Sorry(404, "There is no such rejected message. It may be older than ledger.retention.")
     return entry

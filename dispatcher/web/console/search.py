@@ -12,7 +12,7 @@ LONGEST = 800
 
 async def get(shell: Shell, request: Request) -> Response:
     text = request.query_params.get("q", "").replace("\0", "").strip()[:LONGEST]
-    meant = await shell.ledger.views.meant(text) if text else {}
+    meant = await shell.ledger.queries.meant(text) if text else {}
     places = [_place(what, found, text) for what, found in meant.items()]
     if len(places) == 1:
         return RedirectResponse(places[0][1], 303)

@@ -21,7 +21,7 @@ from channels.contract import Channel
 from dispatcher.clock import Clock
 from dispatcher.errors import Unavailable
 from dispatcher.ledger import Ledger
-from dispatcher.operations import Desk
+from dispatcher.operations import Operations
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.version import __version__
 from dispatcher.web.activity_stream import Feed
@@ -48,7 +48,7 @@ class Shell:
     """Draws pages and answers for them."""
 
     ledger: Ledger
-    desk: Desk
+    operations: Operations
     feed: Feed
     clock: Clock
     channels: Mapping[str, Channel]

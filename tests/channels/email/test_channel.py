@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from channels.contract import Later, Never, Unknown, Unserved
+from channels.contract import InDoubt, Later, Never, UnknownRecipient
 from channels.email import WIDTH, EmailChannel, compose, encoded_words
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.rendering.text import one_line
@@ -56,7 +56,7 @@ async def test_a_mail_arrives_as_text_and_html_with_the_headers_of_a_good_sender
     assert mail.part("html") == "<p>größer</p>\n"
     assert receipt.reference == {"message_id": "<k1@example.com>"}
     assert mail.message_id == "<k1@example.com>"
-    assert mail.raw == channel.wire(message("a@example.com", "b@example.com")).body
+    assert mail.raw == channel.wire_preview(message("a@example.com", "b@example.com")).body
 
 
 async def test_connections_are_kept_for_the_next_mail(relay: MailReceiver, channel: EmailChannel) -> None:
@@ -138,7 +138,7 @@ async def test_where_one_recipient_may_yet_be_served_all_wait(relay: MailReceive
         ("data", "421 4.3.2 closing", Later, True),
         ("data", "451 4.3.0 try later", Later, False),
         ("data", "554 5.7.1 spam", Never, False),
-        ("data", "take and drop", Unknown, False),
+        ("data", "take and drop", InDoubt, False),
     ],
 )
 async def test_every_answer_has_its_meaning_and_the_next_mail_goes_out(
@@ -157,10 +157,10 @@ async def test_every_answer_has_its_meaning_and_the_next_mail_goes_out(
 
 async def test_a_repeated_mail_is_the_same_mail(relay: MailReceiver, channel: EmailChannel) -> None:
     relay.script = [("data", "take and drop")]
-    with pytest.raises(Unknown):
+    with pytest.raises(InDoubt):
         await channel.send(message())
 
-    await channel.send(message(doubtful=True))
+    await channel.send(message(in_doubt=True))
 
     one, two = relay.mails
     assert one.raw == two.raw
@@ -253,7 +253,7 @@ def test_secrets_do_not_show() -> None:
     ["", "a", "a@", "@b", "a b@c.d", "a@b\r\nBcc: x@y.z", "#alerts", "a@b@c", "<a@b.c>", "a@" + "x" * 70 + ".com"],
 )
 def test_what_is_no_mail_address_is_not_served(bad: str) -> None:
-    with pytest.raises(Unserved):
+    with pytest.raises(UnknownRecipient):
         EmailChannel(config(25)).address(bad)
 
 

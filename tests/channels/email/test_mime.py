@@ -43,7 +43,9 @@ def written(about: Any = None, **changes: Any) -> Any:
     """A mail as it would go out, parsed."""
     content = {**CONTENT, **({"about": about} if about else {})}
     return read(
-        EmailChannel(config(25, **changes)).wire(message("a@example.com", "b@example.com", content=content)).body
+        EmailChannel(config(25, **changes))
+        .wire_preview(message("a@example.com", "b@example.com", content=content))
+        .body
     )
 
 
@@ -225,16 +227,16 @@ async def test_recipients_that_had_to_be_left_out_leave_a_signature_that_holds(
 
 def test_a_key_of_another_domain_signs_for_it(key: rsa.RSAPrivateKey, key_file: Path) -> None:
     dkim_options = {"selector": "flyte", "key_file": key_file, "domain": "example.org"}
-    raw = EmailChannel(config(25, dkim=dkim_options)).wire(message()).body
+    raw = EmailChannel(config(25, dkim=dkim_options)).wire_preview(message()).body
     assert verified(raw, key, domain="example.org")
 
 
 def test_a_key_that_is_renewed_is_read_again(key_file: Path) -> None:
     channel = EmailChannel(config(25, dkim={"selector": "flyte", "key_file": key_file}))
-    channel.wire(message())
+    channel.wire_preview(message())
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     key_file.write_bytes(pem(other))
-    assert verified(channel.wire(message()).body, other)
+    assert verified(channel.wire_preview(message()).body, other)
 
 
 async def test_mail_waits_for_a_key_that_is_gone_and_does_not_go_out_unsigned(

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from channels.contract import ChannelError, Later, Never, Unknown
+from channels.contract import ChannelError, InDoubt, Later, Never
 from channels.email import EmailChannel, relay
 from channels.email.channel import PASSED_OVER
 from tests.support.mail import config, message, several
@@ -65,8 +65,8 @@ async def test_a_kept_connection_is_used_again_reset_where_it_needs_it_and_close
         ("MAIL", DROP, Later),
         ("RCPT", DROP, Later),
         ("DATA", DROP, Later),
-        ("mail", DROP, Unknown),
-        ("mail", TAKE_AND_DROP, Unknown),
+        ("mail", DROP, InDoubt),
+        ("mail", TAKE_AND_DROP, InDoubt),
         ("connect", "garbage", Later),
         ("connect", "421 4.3.2 shutting down", Later),
         ("connect", "554 5.7.1 we don't know you", Later),
@@ -75,7 +75,7 @@ async def test_a_kept_connection_is_used_again_reset_where_it_needs_it_and_close
         ("RCPT", "421 4.7.0 enough", Later),
         ("RCPT", "\x1b[2Jgarbage", Later),
         ("DATA", "garbage", Later),
-        ("mail", "garbage", Unknown),
+        ("mail", "garbage", InDoubt),
         ("DATA", "421 4.7.0 enough", Later),
         ("DATA", "451 4.3.0 busy", Later),
         ("DATA", "554 5.5.1 no valid recipients", Never),
@@ -133,7 +133,7 @@ async def test_a_relay_that_falls_silent_at_any_step_is_given_up_in_time(server:
     server.script = [(step, HANG)]
     channel = EmailChannel(config(server.port, timeout=0.3))
 
-    with pytest.raises(Unknown if step == "mail" else Later):
+    with pytest.raises(InDoubt if step == "mail" else Later):
         await channel.send(message())
 
     await channel.send(message())
@@ -283,7 +283,7 @@ async def test_what_one_relay_does_not_take_for_now_goes_to_the_next(
 
 @pytest.mark.parametrize(
     ("step", "words", "kind"),
-    [("MAIL", "550 5.7.1 no", Never), ("RCPT", "550 5.1.1 nobody", Never), ("mail", TAKE_AND_DROP, Unknown)],
+    [("MAIL", "550 5.7.1 no", Never), ("RCPT", "550 5.1.1 nobody", Never), ("mail", TAKE_AND_DROP, InDoubt)],
 )
 async def test_what_is_final_or_in_doubt_goes_to_no_other_relay(
     server: ScriptedRelay, second: ScriptedRelay, step: str, words: str, kind: type[ChannelError]

@@ -14,7 +14,16 @@ import pytest
 import trustme
 from starlette.applications import Starlette
 
-from channels.contract import ChannelError, Conversation, Earlier, Later, Message, Never, Unknown, Unserved
+from channels.contract import (
+    ChannelError,
+    EarlierMessage,
+    InDoubt,
+    Later,
+    Message,
+    Never,
+    Thread,
+    UnknownRecipient,
+)
 from channels.pagerduty.channel import MASK, PagerDutyChannel, PagerDutyConfig
 from dispatcher.demo.fakes.inbox import PagerDutyReceiver
 from dispatcher.demo.fakes.script import Misstep
@@ -27,11 +36,9 @@ PAYLOAD = {"summary": "train.daily failed", "source": "p/d/n", "severity": "erro
 EVENT = {"event_action": "trigger", "payload": PAYLOAD}
 
 
-def message(
-    to: str = "ml", *, key: str = "k1", content: Any = EVENT, conversation: Conversation | None = None
-) -> Message:
+def message(to: str = "ml", *, key: str = "k1", content: Any = EVENT, thread: Thread | None = None) -> Message:
     made = datetime(2026, 11, 20, tzinfo=UTC)
-    return Message(key=key, recipients=(to,), content=content, created_at=made, conversation=conversation)
+    return Message(key=key, recipients=(to,), content=content, created_at=made, thread=thread)
 
 
 def config(url: str, **service: Any) -> PagerDutyConfig:
@@ -82,16 +89,16 @@ async def test_a_trigger_opens_an_incident_and_its_repetition_merges(
     assert [(incident.dedup_key, len(incident.events)) for incident in account.incidents] == [("k1", 2), ("k2", 1)]
 
 
-SAID = (Earlier(reference={"dedup_key": "talk"}, content=EVENT),)
-TALK, FAILED_AGAIN = Conversation(key="talk"), Conversation(key="talk", earlier=SAID)
-WELL = Conversation(key="talk", earlier=SAID, recovery=True)
+SAID = (EarlierMessage(reference={"dedup_key": "talk"}, content=EVENT),)
+TALK, FAILED_AGAIN = Thread(key="talk"), Thread(key="talk", earlier=SAID)
+WELL = Thread(key="talk", earlier=SAID, resolves=True)
 
 
 async def test_a_conversation_is_one_incident_and_its_recovery_resolves_it(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
     for key, talk in (("k1", TALK), ("k2", FAILED_AGAIN), ("k3", WELL), ("k3", WELL), ("k4", TALK)):
-        receipt = await channel.send(message(key=key, conversation=talk))
+        receipt = await channel.send(message(key=key, thread=talk))
         assert receipt.reference == {"dedup_key": "talk"}
 
     told = [([event["event_action"] for event in one.events], one.status) for one in account.incidents]
@@ -101,11 +108,11 @@ async def test_a_conversation_is_one_incident_and_its_recovery_resolves_it(
 async def test_nothing_is_resolved_that_was_not_triggered_and_what_is_over_pages_nobody(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
-    receipt = await channel.send(message(conversation=Conversation(key="talk", recovery=True)))
+    receipt = await channel.send(message(thread=Thread(key="talk", resolves=True)))
     with pytest.raises(Never, match="nobody was paged: it has succeeded since then"):
-        await channel.send(message(conversation=Conversation(key="talk", over=True)))
+        await channel.send(message(thread=Thread(key="talk", over=True)))
     with pytest.raises(Never, match="nothing was resolved: it has failed since then"):
-        await channel.send(message(conversation=Conversation(key="talk", earlier=SAID, recovery=True, over=True)))
+        await channel.send(message(thread=Thread(key="talk", earlier=SAID, resolves=True, over=True)))
 
     assert (account.requests, receipt.answer.status) == (0, "none")
 
@@ -113,7 +120,7 @@ async def test_nothing_is_resolved_that_was_not_triggered_and_what_is_over_pages
 def test_incidents_are_about_what_the_settings_say() -> None:
     for incident in ("launch_plan", "execution"):
         settings = PagerDutyConfig(incident=incident)
-        assert PagerDutyChannel(settings).scope("ml") == incident
+        assert PagerDutyChannel(settings).thread_by("ml") == incident
 
 
 async def test_a_services_own_severity_goes_first(url: str, account: PagerDutyReceiver) -> None:
@@ -172,8 +179,8 @@ async def test_details_that_pagerduty_takes_are_kept_in_whichever_letters(
         (Misstep(429, b"{}"), Later),
         (Misstep(500), Later),
         (Misstep(503), Later),
-        (Misstep(200, b"<html>"), Unknown),
-        (Misstep(202, b"", accept=True, delay=3), Unknown),
+        (Misstep(200, b"<html>"), InDoubt),
+        (Misstep(202, b"", accept=True, delay=3), InDoubt),
     ],
 )
 async def test_every_answer_has_its_meaning_at_the_first_try(
@@ -247,7 +254,7 @@ async def test_a_redirect_takes_every_event_along(account: PagerDutyReceiver, ur
 async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: bytes) -> None:
     async with breaking_server(answer) as base:
         channel = PagerDutyChannel(config(base))
-        with pytest.raises(Unknown):
+        with pytest.raises(InDoubt):
             await channel.send(message())
         await channel.aclose()
 
@@ -266,7 +273,7 @@ async def test_the_loop_goes_on_while_pagerduty_is_slow(account: PagerDutyReceiv
 
 def test_who_is_no_service_here_is_unserved_with_advice() -> None:
     channel = PagerDutyChannel(config("http://127.0.0.1:1"))
-    with pytest.raises(Unserved, match=r"channels\.pagerduty\.services"):
+    with pytest.raises(UnknownRecipient, match=r"channels\.pagerduty\.services"):
         channel.address("on-call@example.com")
     assert channel.address("ml") == "ml"
 
@@ -276,9 +283,9 @@ async def test_routing_keys_do_not_show(account: PagerDutyReceiver, channel: Pag
     with pytest.raises(Never) as caught:
         await channel.send(message())
 
-    shown = f"{caught.value!r} {caught.value.answer} {config(url)!r} {channel.wire(message()).body.decode()}"
+    shown = f"{caught.value!r} {caught.value.answer} {config(url)!r} {channel.wire_preview(message()).body.decode()}"
     assert KEY not in shown
-    assert orjson.loads(channel.wire(message()).body)["routing_key"] == MASK
+    assert orjson.loads(channel.wire_preview(message()).body)["routing_key"] == MASK
 
 
 async def test_a_check_reaches_pagerduty_and_opens_no_incident(

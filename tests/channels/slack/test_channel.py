@@ -14,16 +14,16 @@ from starlette.applications import Starlette
 
 from channels.contract import (
     ChannelError,
-    Earlier,
+    EarlierMessage,
+    InDoubt,
     Later,
     Message,
     Never,
     Receipt,
-    Unknown,
-    Unserved,
+    UnknownRecipient,
 )
 from channels.contract import (
-    Conversation as Talk,
+    Thread as Talk,
 )
 from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
@@ -35,15 +35,15 @@ TOKEN = "xoxb-secret-of-the-tests"
 
 
 def message(
-    to: str = "#alerts", *, key: str = "k1", doubtful: bool = False, talk: Talk | None = None, **content: Any
+    to: str = "#alerts", *, key: str = "k1", in_doubt: bool = False, talk: Talk | None = None, **content: Any
 ) -> Message:
     return Message(
         key=key,
         recipients=(to,),
         content=content or {"text": "train.daily failed"},
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
-        conversation=talk,
-        doubtful=doubtful,
+        thread=talk,
+        in_doubt=in_doubt,
     )
 
 
@@ -131,7 +131,7 @@ def test_recipients_as_people_write_them_have_addresses(channel: SlackChannel, r
 
 @pytest.mark.parametrize("recipient", ["alerts", "abc-12345@team.slack.com", "", "<!channel>", "#a b"])
 def test_what_slack_cannot_reach_is_unserved(channel: SlackChannel, recipient: str) -> None:
-    with pytest.raises(Unserved):
+    with pytest.raises(UnknownRecipient):
         channel.address(recipient)
 
 
@@ -150,7 +150,7 @@ async def test_a_person_whom_slack_does_not_know_is_unserved_and_asked_for_once(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
     for _ in range(2):
-        with pytest.raises(Unserved, match="nobody in this Slack workspace"):
+        with pytest.raises(UnknownRecipient, match="nobody in this Slack workspace"):
             await channel.send(message("who@example.com"))
     assert workspace.requests == 1
 
@@ -188,14 +188,14 @@ async def test_a_wrong_token_says_so_without_showing_it(url: str) -> None:
         (Misstep(200, b'{"ok":false,"error":"ratelimited"}'), Later),
         (Misstep(200, b'{"ok":false,"error":"service_unavailable"}'), Later),
         (Misstep(503, b"upstream"), Later),
-        (Misstep(200, b'{"ok":false,"error":"internal_error"}'), Unknown),
-        (Misstep(200, b'{"ok":false,"error":"fatal_error"}'), Unknown),
-        (Misstep(500, b'{"ok":false,"error":"something"}'), Unknown),
-        (Misstep(200, b"<html>garbage</html>"), Unknown),
-        (Misstep(200, b"[1]"), Unknown),
+        (Misstep(200, b'{"ok":false,"error":"internal_error"}'), InDoubt),
+        (Misstep(200, b'{"ok":false,"error":"fatal_error"}'), InDoubt),
+        (Misstep(500, b'{"ok":false,"error":"something"}'), InDoubt),
+        (Misstep(200, b"<html>garbage</html>"), InDoubt),
+        (Misstep(200, b"[1]"), InDoubt),
         (Misstep(200, b'{"ok":false,"error":"invalid_blocks"}'), Never),
         (Misstep(200, b'{"ok":false,"error":"never_heard_of"}'), Never),
-        (Misstep(delay=4), Unknown),
+        (Misstep(delay=4), InDoubt),
     ],
 )
 async def test_every_answer_has_its_meaning(
@@ -216,18 +216,18 @@ async def test_a_doubtful_message_that_had_arrived_is_found_and_not_sent_again(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
     workspace.script.steps = [Misstep(500, b"{}", accept=True)]
-    with pytest.raises(Unknown):
+    with pytest.raises(InDoubt):
         await channel.send(message())
 
-    receipt = await channel.send(message(doubtful=True))
+    receipt = await channel.send(message(in_doubt=True))
 
     (arrived,) = workspace.messages
     assert receipt.reference == {"channel": "C0000001", "ts": arrived.ts}
 
 
 async def test_a_doubtful_message_that_had_not_arrived_is_sent(workspace: SlackReceiver, channel: SlackChannel) -> None:
-    await channel.send(message(doubtful=True))
-    await channel.send(message("U0000001", key="k2", doubtful=True))
+    await channel.send(message(in_doubt=True))
+    await channel.send(message("U0000001", key="k2", in_doubt=True))
 
     assert [arrived.key for arrived in workspace.messages] == ["k1", "k2"]
 
@@ -246,7 +246,7 @@ async def test_slack_that_is_not_there_is_everyones_trouble() -> None:
 async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: bytes) -> None:
     async with breaking_server(answer) as base:
         channel = SlackChannel(SlackConfig(token=TOKEN, api_url=f"{base}/api/", timeout=2))
-        with pytest.raises(Unknown):
+        with pytest.raises(InDoubt):
             await channel.send(message())
         await channel.aclose()
 
@@ -278,7 +278,7 @@ async def test_every_message_goes_by_the_environments_proxy_with_the_librarys_he
 async def test_an_answer_that_is_none_of_slacks_leaves_a_doubt(answer: bytes) -> None:
     async with a_way_there(b"HTTP/1.1 200 OK", answer) as (base, _):
         channel = SlackChannel(SlackConfig(token=TOKEN, api_url=base))
-        with pytest.raises(Unknown, match="may have taken the message"):
+        with pytest.raises(InDoubt, match="may have taken the message"):
             await channel.send(message())
         await channel.aclose()
 
@@ -371,10 +371,10 @@ WELL: dict[str, Any] = {
 }
 
 
-def after(*receipts: Receipt, recovery: bool = False) -> Talk:
+def after(*receipts: Receipt, resolves: bool = False) -> Talk:
     """The conversation in which these were said, all with the content `FAILED`."""
-    earlier = tuple(Earlier(reference=receipt.reference, content=FAILED) for receipt in receipts)
-    return Talk(key="talk", earlier=earlier, recovery=recovery)
+    earlier = tuple(EarlierMessage(reference=receipt.reference, content=FAILED) for receipt in receipts)
+    return Talk(key="talk", earlier=earlier, resolves=resolves)
 
 
 async def test_later_messages_reply_to_the_first_and_never_to_a_reply(
@@ -394,7 +394,7 @@ async def test_a_recovery_changes_the_first_message_and_replies(
 ) -> None:
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
     second = await channel.send(message(key="k2", talk=after(first), **FAILED))
-    await channel.send(message(key="k3", talk=after(first, second, recovery=True), **WELL))
+    await channel.send(message(key="k3", talk=after(first, second, resolves=True), **WELL))
 
     root, _, reply = workspace.messages
     assert (root.edits, root.key, root.body["text"]) == (1, "k1", "train.daily succeeded")
@@ -407,7 +407,7 @@ async def test_a_recovery_that_is_over_replies_and_changes_nothing(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    await channel.send(message(key="k2", talk=replace(after(first, recovery=True), over=True), **WELL))
+    await channel.send(message(key="k2", talk=replace(after(first, resolves=True), over=True), **WELL))
     assert [(arrived.key, arrived.edits) for arrived in workspace.messages] == [("k1", 0), ("k2", 0)]
 
 
@@ -415,7 +415,9 @@ async def test_a_first_message_of_text_alone_keeps_its_words_below_the_good_news
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
     first = await channel.send(message(talk=after(), text="it failed"))
-    talk = Talk(key="t", earlier=(Earlier(reference=first.reference, content={"text": "it failed"}),), recovery=True)
+    talk = Talk(
+        key="t", earlier=(EarlierMessage(reference=first.reference, content={"text": "it failed"}),), resolves=True
+    )
     await channel.send(message(key="k2", talk=talk, text="it works"))
     assert workspace.messages[0].body["text"] == "it works\nit failed"
 
@@ -425,9 +427,9 @@ async def test_a_recovery_whose_first_message_is_gone_or_cannot_be_changed_is_po
 ) -> None:
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
     workspace.edit_window = -1
-    await channel.send(message(key="k2", talk=after(first, recovery=True), **WELL))
+    await channel.send(message(key="k2", talk=after(first, resolves=True), **WELL))
     del workspace.messages[0]
-    await channel.send(message(key="k3", talk=after(first, recovery=True), **WELL))
+    await channel.send(message(key="k3", talk=after(first, resolves=True), **WELL))
     again = await channel.send(message(key="k4", talk=after(first), **FAILED))
 
     assert [(arrived.key, arrived.thread) for arrived in workspace.messages] == [
@@ -442,7 +444,7 @@ async def test_what_followed_a_new_post_replies_to_that(workspace: SlackReceiver
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
     workspace.messages.clear()
     second = await channel.send(message(key="k2", talk=after(first), **FAILED))
-    await channel.send(message(key="k3", talk=after(first, second, recovery=True), **WELL))
+    await channel.send(message(key="k3", talk=after(first, second, resolves=True), **WELL))
 
     root, reply = workspace.messages
     assert (root.key, root.edits, reply.thread) == ("k2", 1, root.ts)
@@ -454,8 +456,8 @@ async def test_a_thread_in_an_archived_channel_goes_on_in_the_channel_that_has_t
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
     workspace.channels[0] = Conversation("C0000001", "alerts-old", archived=True)
     workspace.channels.append(Conversation("C0000007", "alerts"))
-    for recovery in (False, True):
-        await channel.send(message(key="k2", talk=after(first, recovery=recovery), **WELL))
+    for resolves in (False, True):
+        await channel.send(message(key="k2", talk=after(first, resolves=resolves), **WELL))
     assert [(arrived.channel, arrived.thread) for arrived in workspace.messages[1:]] == [("C0000007", None)] * 2
 
     del workspace.channels[-1]
@@ -464,18 +466,18 @@ async def test_a_thread_in_an_archived_channel_goes_on_in_the_channel_that_has_t
         await channel.send(message(key="k3", talk=after(first), **WELL))
 
 
-@pytest.mark.parametrize("recovery", [False, True])
+@pytest.mark.parametrize("resolves", [False, True])
 async def test_a_doubtful_reply_that_had_arrived_is_found_in_its_thread(
-    workspace: SlackReceiver, channel: SlackChannel, recovery: bool
+    workspace: SlackReceiver, channel: SlackChannel, resolves: bool
 ) -> None:
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    well = [Misstep(200, b'{"ok":true}', accept=True)] if recovery else []
+    well = [Misstep(200, b'{"ok":true}', accept=True)] if resolves else []
     workspace.script.steps = [*well, Misstep(500, b"{}", accept=True)]
-    talk = after(first, recovery=recovery)
-    with pytest.raises(Unknown):
+    talk = after(first, resolves=resolves)
+    with pytest.raises(InDoubt):
         await channel.send(message(key="k2", talk=talk, **WELL))
 
-    receipt = await channel.send(message(key="k2", doubtful=True, talk=talk, **WELL))
+    receipt = await channel.send(message(key="k2", in_doubt=True, talk=talk, **WELL))
 
     _, reply = workspace.messages
     assert receipt.reference == {"channel": "C0000001", "ts": reply.ts, "thread_ts": first.reference["ts"]}
@@ -487,7 +489,7 @@ async def test_a_doubtful_new_post_is_found_in_the_channel_where_its_thread_is_g
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
     workspace.messages.clear()
     await channel.send(message(key="k2", talk=after(first), **FAILED))
-    receipt = await channel.send(message(key="k2", doubtful=True, talk=after(first), **FAILED))
+    receipt = await channel.send(message(key="k2", in_doubt=True, talk=after(first), **FAILED))
 
     (arrived,) = workspace.messages
     assert receipt.reference == {"channel": "C0000001", "ts": arrived.ts}
@@ -497,7 +499,7 @@ async def test_a_reply_that_has_to_wait_changes_the_first_message_again_and_is_s
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    good = after(first, recovery=True)
+    good = after(first, resolves=True)
     workspace.script.steps = [Misstep(200, b'{"ok":true}', accept=True), Misstep(503)]
     with pytest.raises(Later):
         await channel.send(message(key="k2", talk=good, **WELL))
@@ -507,7 +509,7 @@ async def test_a_reply_that_has_to_wait_changes_the_first_message_again_and_is_s
 
 def test_threads_are_about_what_the_settings_say() -> None:
     for thread, scope in (("launch_plan", "launch_plan"), ("execution", "execution"), ("none", None)):
-        assert SlackChannel(SlackConfig(token=TOKEN, thread=thread)).scope("#a") == scope
+        assert SlackChannel(SlackConfig(token=TOKEN, thread=thread)).thread_by("#a") == scope
 
 
 # -- joining
@@ -561,12 +563,12 @@ async def test_a_webhook_posts_without_a_token_and_its_address_never_shows(
 ) -> None:
     receipt = await by_webhook.send(message("#ops"))
     assert [arrived.name for arrived in workspace.messages] == ["alerts"]
-    assert (receipt.reference, by_webhook.address("#ops"), by_webhook.scope("#ops")) == ({}, "#ops", None)
-    assert "secret-of-the-webhook" not in f"{receipt} {by_webhook.wire(message('#ops'))} {by_webhook._config!r}"
-    with pytest.raises(Unserved, match=r"name it in channels\.slack\.webhooks") as caught:
+    assert (receipt.reference, by_webhook.address("#ops"), by_webhook.thread_by("#ops")) == ({}, "#ops", None)
+    assert "secret-of-the-webhook" not in f"{receipt} {by_webhook.wire_preview(message('#ops'))} {by_webhook._config!r}"
+    with pytest.raises(UnknownRecipient, match=r"name it in channels\.slack\.webhooks") as caught:
         by_webhook.address(f"https://hooks.slack.com/services/{PATH}")
     assert "secret" not in str(caught.value).replace("is a secret", "")
-    with pytest.raises(Unserved):
+    with pytest.raises(UnknownRecipient):
         by_webhook.address("#alerts")
 
 
@@ -581,8 +583,8 @@ async def test_a_webhook_posts_without_a_token_and_its_address_never_shows(
         ("#ops", Misstep(429, b"rate_limited", {"Retry-After": "7"}), Later, "429"),
         ("#ops", Misstep(500, b"rollup_error"), Later, "rollup_error"),
         ("#ops", Misstep(503, b"<html>"), Later, "503"),
-        ("#ops", Misstep(500, b"oops!"), Unknown, "500"),
-        ("#ops", Misstep(delay=2), Unknown, "did not answer"),
+        ("#ops", Misstep(500, b"oops!"), InDoubt, "500"),
+        ("#ops", Misstep(delay=2), InDoubt, "did not answer"),
     ],
 )
 async def test_every_answer_to_a_webhook_has_its_meaning(

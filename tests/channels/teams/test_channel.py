@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels.contract import ChannelError, Later, Message, Never, Unknown, Unserved
+from channels.contract import ChannelError, InDoubt, Later, Message, Never, UnknownRecipient
 from channels.teams.channel import LARGEST, TeamsChannel, TeamsConfig
 from tests.support.http import ScriptedHttp, answer
 
@@ -80,8 +80,8 @@ async def test_a_card_is_taken_by_workflows_and_connectors(
         (200, FAILED + b"503 with ContextId tcid=1", Later),
         (200, FAILED + b"413 with ContextId tcid=1", Never),
         (200, FAILED + b"403 with ContextId tcid=1", Never),
-        (200, b"Webhook message delivery failed with error: something else", Unknown),
-        (200, b"<html>please log in</html>", Unknown),
+        (200, b"Webhook message delivery failed with error: something else", InDoubt),
+        (200, b"<html>please log in</html>", InDoubt),
         (400, b'{"error":{"code":"InvalidRequest"}}', Never),
         (401, b'{"error":{"code":"DirectApiAuthorizationRequired"}}', Never),
         (404, b'{"error":{"code":"WorkflowNotFound"}}', Never),
@@ -127,7 +127,7 @@ async def test_details_go_before_a_card_is_too_large(server: ScriptedHttp, chann
 @given(st.lists(st.integers(0, 30_000), max_size=8))
 def test_a_card_with_a_headline_always_fits(sizes: list[int]) -> None:
     body = [HEADLINE, *({"type": "TextBlock", "text": "x" * size} for size in sizes)]
-    written = teams("https://example.com").wire(message({**CARD, "body": body})).body
+    written = teams("https://example.com").wire_preview(message({**CARD, "body": body})).body
     kept = orjson.loads(written)["attachments"][0]["content"]["body"]
     assert len(written) <= LARGEST
     assert kept[0] == HEADLINE
@@ -138,9 +138,9 @@ def test_a_card_with_a_headline_always_fits(sizes: list[int]) -> None:
 def test_rules_name_workflows_by_alias_alone() -> None:
     channel = teams("https://example.com")
     assert channel.address("ml") == "ml"
-    with pytest.raises(Unserved, match=r"add it to channels\.teams\.targets"):
+    with pytest.raises(UnknownRecipient, match=r"add it to channels\.teams\.targets"):
         channel.address("nobody")
-    with pytest.raises(Unserved, match="is a secret") as caught:
+    with pytest.raises(UnknownRecipient, match="is a secret") as caught:
         channel.address("https://prod-1.example.com/workflows/hidden")
     assert "hidden" not in str(caught.value)
 

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from channels.contract import ChannelError, Later, Message, Never, Unknown, Unserved
+from channels.contract import ChannelError, InDoubt, Later, Message, Never, UnknownRecipient
 from channels.webhook.channel import WebhookChannel, WebhookConfig
 from tests.support.http import Request, ScriptedHttp, answer
 
@@ -65,7 +65,7 @@ async def test_the_templates_json_arrives_with_its_key(server: ScriptedHttp) -> 
     assert (request.headers["content-type"], request.headers["idempotency-key"]) == ("application/json", "k1")
     assert "webhook-signature" not in request.headers
     assert receipt.reference == {"idempotency_key": "k1"}
-    assert request.body == hook.wire(message()).body
+    assert request.body == hook.wire_preview(message()).body
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ async def test_a_cloud_event_carries_the_message_as_its_data(server: ScriptedHtt
         (500, Later),
         (502, Later),
         (503, Later),
-        (600, Unknown),
+        (600, InDoubt),
     ],
 )
 async def test_every_status_has_its_meaning(server: ScriptedHttp, status: int, kind: type[ChannelError]) -> None:
@@ -197,7 +197,7 @@ async def test_a_url_of_a_rules_is_posted_to_where_the_settings_allow_it(server:
 )
 def test_whom_a_rule_may_not_name(url: str, words: str) -> None:
     hook = WebhookChannel(WebhookConfig(allow_hosts=("hooks.example.com", "1*", "[*")))
-    with pytest.raises(Unserved, match=words):
+    with pytest.raises(UnknownRecipient, match=words):
         hook.address(url)
     assert hook.address("https://hooks.example.com/a") == "https://hooks.example.com/a"
 
@@ -205,7 +205,7 @@ def test_whom_a_rule_may_not_name(url: str, words: str) -> None:
 async def test_what_the_settings_no_longer_allow_is_not_sent(server: ScriptedHttp) -> None:
     hook = channel()
     for address in (f"{server.url}/x", "ops"):
-        with pytest.raises(Unserved):
+        with pytest.raises(UnknownRecipient):
             await hook.send(message(address))
     await hook.aclose()
     assert server.requests == []
@@ -260,6 +260,6 @@ async def test_a_check_names_what_is_reached(server: ScriptedHttp) -> None:
 
 def test_what_would_be_sent_is_shown_without_secrets() -> None:
     hook = channel("https://hooks.example.com", secret="whsec_hidden", mode="structured")
-    wire = hook.wire(message())
+    wire = hook.wire_preview(message())
     assert (wire.media_type, orjson.loads(wire.body)["data"]) == ("application/cloudevents+json", CONTENT)
     assert "hidden" not in f"{wire} {hook._config!r}"

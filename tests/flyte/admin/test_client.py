@@ -15,7 +15,7 @@ from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.admin.client import PARALLEL, FlyteAdmin
 from dispatcher.model.phase import Phase
-from dispatcher.rules import Resolved, RuleBook, Unresolved, Verdict, decide
+from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide
 from tests.support.builders import a_launch_plan, an_event, an_execution
 from tests.support.flyte_admin import an_ended, asking, recorded
 from tests.support.servers import Line
@@ -36,13 +36,13 @@ async def admin(server: LocalFlyteAdmin) -> AsyncIterator[FlyteAdmin]:
         yield opened
 
 
-async def resolved(admin: FlyteAdmin) -> Resolved:
+async def resolved(admin: FlyteAdmin) -> AdminExecution:
     answer = await admin.look_up(EXECUTION)
-    assert isinstance(answer, Resolved)
+    assert isinstance(answer, AdminExecution)
     return answer
 
 
-def recipients(answer: Resolved, phase: Phase = Phase.FAILED) -> list[str]:
+def recipients(answer: AdminExecution, phase: Phase = Phase.FAILED) -> list[str]:
     decision = decide(an_event(phase), RuleBook(), answer)
     return [recipient for rule in decision.matched for recipient in rule.notification.recipients]
 
@@ -118,7 +118,7 @@ async def test_disabled_notifications_silence_and_show_whom_they_silenced(
     server.add(recorded("execution-notifications-disabled"))
     server.add_launch_plan(recorded("train.daily.launch_plan"))
     decision = decide(an_event(), RuleBook(), await resolved(admin))
-    assert (decision.verdict, decision.silenced_by, decision.matched) == (Verdict.SILENCED, "spec.disable_all", [])
+    assert (decision.verdict, decision.disabled_by, decision.matched) == (Verdict.DISABLED, "spec.disable_all", [])
     assert [look.reason for look in decision.considered] == ["silenced by spec.disable_all"] * 4
 
 
@@ -132,7 +132,7 @@ async def test_an_executions_own_list_replaces_and_the_launch_plan_is_asked_for_
         server.add(an_ended(execution, spec={"notifications": own}, closure=own))
     for execution in executions:
         answer = await admin.look_up(execution)
-        assert isinstance(answer, Resolved)
+        assert isinstance(answer, AdminExecution)
         assert recipients(answer) == ["own@example.com"]
         decision = decide(an_event(), RuleBook(), answer)
         assert "the execution's own list in FlyteAdmin" in decision.reason
@@ -163,11 +163,11 @@ async def test_a_clear_no_is_an_answer(
     if forbidden:
         server.forbidden.add(str(EXECUTION))
     answer = await admin.look_up(EXECUTION)
-    assert isinstance(answer, Unresolved)
+    assert isinstance(answer, UnknownExecution)
     assert f"FlyteAdmin {words}" in answer.reason
     assert str(EXECUTION) in answer.reason
     assert server.asked == {"GetExecution": 1}
-    assert decide(an_event(), RuleBook(), answer).verdict is Verdict.UNRESOLVED
+    assert decide(an_event(), RuleBook(), answer).verdict is Verdict.RULES_UNKNOWN
 
 
 async def test_look_ups_of_one_execution_are_one_question(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
@@ -186,7 +186,7 @@ async def test_who_gives_up_takes_nobody_else_along(server: LocalFlyteAdmin, adm
     first, second = (asyncio.create_task(admin.look_up(EXECUTION)) for _ in range(2))
     await asyncio.sleep(0.1)
     first.cancel()
-    assert isinstance(await second, Resolved)
+    assert isinstance(await second, AdminExecution)
     assert server.asked == {"GetExecution": 1}
 
 
@@ -203,7 +203,7 @@ async def test_a_question_that_nobody_waits_for_ends(server: LocalFlyteAdmin, ad
         while server.open:
             await asyncio.sleep(0.01)
     server.answering.set()
-    assert isinstance(await admin.look_up(EXECUTION), Resolved)
+    assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_many_executions_are_looked_up_side_by_side_within_bounds(
@@ -220,14 +220,14 @@ async def test_many_executions_are_looked_up_side_by_side_within_bounds(
 async def test_what_passes_is_asked_again(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
     server.add(an_ended())
     server.failing += [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED]
-    assert isinstance(await admin.look_up(EXECUTION), Resolved)
+    assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
     assert server.asked == {"GetExecution": 4}
 
 
 async def test_a_server_that_comes_back_is_found_again(server: LocalFlyteAdmin) -> None:
     server.add(an_ended())
     async with asking(server, timeout="500ms") as admin:
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
         await server.stop()
         with pytest.raises(FlyteAdminUnavailable, match=r"rules\.flyte_admin\.endpoint: .* can't be asked now"):
             await admin.look_up(EXECUTION)
@@ -236,7 +236,7 @@ async def test_a_server_that_comes_back_is_found_again(server: LocalFlyteAdmin) 
         async with asyncio.timeout(10):
             while await admin.trouble() is not None:
                 await asyncio.sleep(0.1)
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_a_server_that_never_answers_has_a_deadline(server: LocalFlyteAdmin) -> None:
@@ -248,17 +248,17 @@ async def test_a_server_that_never_answers_has_a_deadline(server: LocalFlyteAdmi
             await admin.look_up(EXECUTION)
         assert 0.25 < time.monotonic() - began < 1
         server.answering.set()
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_a_connection_that_has_died_without_a_word_is_replaced(server: LocalFlyteAdmin) -> None:
     server.add(an_ended())
     async with Line(server.port) as line, asking(server, endpoint=f"127.0.0.1:{line.port}", timeout="500ms") as admin:
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
         line.cut()
         with pytest.raises(FlyteAdminUnavailable, match="no answer"):
             await asyncio.gather(*(admin.look_up(an_execution(f"n{number}")) for number in range(5)))
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_who_stops_does_not_wait_for_an_answer(server: LocalFlyteAdmin) -> None:
@@ -277,7 +277,7 @@ async def test_one_execution_at_which_flyteadmin_fails_does_not_hold_up_the_othe
     server.broken[str(EXECUTION)] = grpc.StatusCode.INTERNAL
     async with asking(server, timeout="300ms") as admin:
         answer = await admin.look_up(EXECUTION)
-    assert isinstance(answer, Unresolved)
+    assert isinstance(answer, UnknownExecution)
     assert "failed at execution" in answer.reason
     assert "INTERNAL" in answer.reason
 
@@ -295,11 +295,11 @@ async def test_garbage_is_an_answer_that_names_the_setting(
 ) -> None:
     server.garbage = garbage
     answer = await admin.look_up(EXECUTION)
-    assert isinstance(answer, Unresolved)
+    assert isinstance(answer, UnknownExecution)
     assert "rules.flyte_admin.endpoint" in answer.reason
     server.garbage = None
     server.add(an_ended())
-    assert isinstance(await admin.look_up(EXECUTION), Resolved)
+    assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_a_time_out_of_the_calendar_is_an_answer_that_cannot_be_understood(
@@ -307,5 +307,5 @@ async def test_a_time_out_of_the_calendar_is_an_answer_that_cannot_be_understood
 ) -> None:
     server.add(an_ended()).closure.started_at.seconds = 10**15
     answer = await admin.look_up(EXECUTION)
-    assert isinstance(answer, Unresolved)
+    assert isinstance(answer, UnknownExecution)
     assert "can't be understood" in answer.reason

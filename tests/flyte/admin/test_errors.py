@@ -17,7 +17,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
-from dispatcher.rules import Resolved
+from dispatcher.rules import AdminExecution
 from tests.support.builders import an_execution
 from tests.support.flyte_admin import an_ended, asking
 from tests.support.servers import stranger
@@ -54,7 +54,7 @@ async def refusal(server: LocalFlyteAdmin, **changes: Any) -> str:
 
 async def test_a_trusted_certificate_is_enough(encrypted: LocalFlyteAdmin, ca_file: Path) -> None:
     async with asking(encrypted, ca_file=ca_file, endpoint=f"dns:///{encrypted.endpoint}") as admin:
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_plaintext_against_tls(encrypted: LocalFlyteAdmin) -> None:

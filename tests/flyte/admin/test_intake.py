@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
-from dispatcher.flyte.encode import Format, Written, write
+from dispatcher.flyte.encode import EncodedMessage, Format, write
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
 from dispatcher.model.event import Event, Options
 from tests.intake.kafka.test_consumer import committed
@@ -48,7 +48,7 @@ async def dispatching(folder: Path, server: LocalFlyteAdmin, **settings: Any) ->
         yield replica
 
 
-async def post(replica: Replica, message: Written) -> tuple[int, dict[str, Any], str | None]:
+async def post(replica: Replica, message: EncodedMessage) -> tuple[int, dict[str, Any], str | None]:
     headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
     async with (
         aiohttp.ClientSession() as session,
@@ -63,7 +63,7 @@ async def ready(replica: Replica) -> dict[str, Any]:
         return said
 
 
-def bare(name: str = an_execution().name) -> Written:
+def bare(name: str = an_execution().name) -> EncodedMessage:
     """A failure as Flyte tells it by default: it names no launch plan."""
     return write(an_event(name=name), Format.FLYTE_V1)
 
@@ -81,7 +81,7 @@ async def test_a_bare_failure_is_told_to_whom_flyteadmin_names(server: LocalFlyt
     server.add(an_ended())
     async with dispatching(tmp_path, server) as replica:
         status, answer, _ = await post(replica, bare())
-    assert (status, answer["status"], answer["verdict"], len(answer["deliveries"])) == (202, "recorded", "owed", 4)
+    assert (status, answer["status"], answer["verdict"], len(answer["deliveries"])) == (202, "recorded", "matched", 4)
     deliveries = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")
     assert sorted(recipient for entry in deliveries for recipient in entry["recipients"]) == [
         "#dev-alerts",
@@ -96,7 +96,7 @@ async def test_an_event_that_decides_for_itself_asks_nobody(server: LocalFlyteAd
     async with dispatching(tmp_path, server) as replica:
         for number, options in enumerate((own, Options(disable_notifications=True))):
             _, answer, _ = await post(replica, write(an_event(name=f"n{number}", options=options), Format.NATIVE))
-            assert answer["verdict"] == ("owed", "silenced")[number]
+            assert answer["verdict"] == ("matched", "disabled")[number]
     assert server.asked["GetExecution"] == 0
 
 

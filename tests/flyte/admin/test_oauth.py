@@ -12,7 +12,7 @@ import trustme
 
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
 from dispatcher.errors import FlyteAdminUnavailable
-from dispatcher.rules import Resolved
+from dispatcher.rules import AdminExecution
 from tests.support.builders import an_execution
 from tests.support.clock import ManualClock
 from tests.support.flyte_admin import an_ended, asking
@@ -39,7 +39,7 @@ async def test_a_token_is_fetched_once_as_the_service_says_it(server: LocalFlyte
         for execution in (an_execution("a"), an_execution("b"), EXECUTION):
             server.add(an_ended(execution))
         answers = await asyncio.gather(*(admin.look_up(an_execution(name)) for name in ("a", "b", EXECUTION.name)))
-    assert all(isinstance(answer, Resolved) for answer in answers)
+    assert all(isinstance(answer, AdminExecution) for answer in answers)
     assert login.requested == [{"grant_type": "client_credentials", "scope": "all offline", "audience": "flyte"}]
     assert server.asked == {"GetPublicClientConfig": 1, "GetOAuth2Metadata": 1, "GetExecution": 3}
 
@@ -47,7 +47,7 @@ async def test_a_token_is_fetched_once_as_the_service_says_it(server: LocalFlyte
 async def test_scopes_and_token_endpoint_can_be_set(server: LocalFlyteAdmin, login: Login) -> None:
     login.scopes = ("all", "offline")
     async with asking(server, token_endpoint=server.token_url, scopes="offline") as admin:
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
     assert login.requested[0]["scope"] == "offline"
     assert server.asked["GetOAuth2Metadata"] == 0
 
@@ -57,7 +57,7 @@ async def test_a_token_is_renewed_before_it_expires(server: LocalFlyteAdmin, log
     async with asking(server, clock) as admin:
         for minutes, requests in ((0, 1), (58, 1), (1.5, 2), (58, 2), (2, 3)):
             clock.advance(timedelta(minutes=minutes))
-            assert isinstance(await admin.look_up(EXECUTION), Resolved)
+            assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
             assert len(login.requested) == requests
     assert server.asked["GetExecution"] == 5  # none of them refused
 
@@ -70,7 +70,7 @@ async def test_a_refused_token_is_renewed_once(server: LocalFlyteAdmin, login: L
         for execution in executions:
             server.add(an_ended(execution))
         answers = await asyncio.gather(*(admin.look_up(execution) for execution in executions))
-    assert all(isinstance(answer, Resolved) for answer in answers)
+    assert all(isinstance(answer, AdminExecution) for answer in answers)
     assert len(login.requested) == 2
 
 
@@ -80,7 +80,7 @@ async def test_a_token_that_is_refused_again_is_a_clear_error(server: LocalFlyte
         with pytest.raises(FlyteAdminUnavailable, match=r"rules\.flyte_admin\.client_id: .* token parse error"):
             await admin.look_up(EXECUTION)
         assert (len(login.requested), server.asked["GetExecution"]) == (2, 2)
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_nobody_is_let_in_without_a_login(server: LocalFlyteAdmin) -> None:
@@ -102,7 +102,7 @@ async def test_an_expired_secret_names_its_setting_and_a_new_one_is_taken_up(
         assert "expired-secret" not in str(caught.value)
         assert len(login.requested) == 1  # showing a wrong secret again and again locks a client out
         secret.write_text(f"{login.client_secret}\n")
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
         secret.unlink()
         login.valid.clear()
         with pytest.raises(FlyteAdminUnavailable, match=r"rules\.flyte_admin\.client_secret_file: can't be read"):
@@ -131,13 +131,13 @@ async def test_a_token_endpoint_that_is_wrong_is_named(
     async with asking(server) as admin:
         with pytest.raises(FlyteAdminUnavailable, match=rf"rules\.flyte_admin\.{words}"):
             await admin.look_up(EXECUTION)
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_a_token_endpoint_that_stumbles_is_asked_again(server: LocalFlyteAdmin, login: Login) -> None:
     login.scripted += [(503, b""), (429, b"{}")]
     async with asking(server) as admin:
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
     assert len(login.requested) == 3
 
 
@@ -163,9 +163,9 @@ async def test_a_life_that_makes_no_sense_does_no_harm(server: LocalFlyteAdmin, 
     clock = ManualClock()
     async with asking(server, clock) as admin:
         for _ in range(3):
-            assert isinstance(await admin.look_up(EXECUTION), Resolved)
+            assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
         clock.advance(timedelta(days=2))
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
     assert len(login.requested) == 2
 
 
@@ -178,7 +178,7 @@ async def test_a_clock_that_is_wrong_or_set_right_does_no_harm(
         await admin.look_up(EXECUTION)
         clock.advance(skew)
         login.valid.clear()
-        assert isinstance(await admin.look_up(EXECUTION), Resolved)
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
     assert len(login.requested) == 2
 
 
@@ -195,7 +195,7 @@ async def test_the_secret_does_not_travel_in_the_clear_because_a_server_says_so(
                 await admin.look_up(EXECUTION)
         assert login.requested == []
         async with asking(server, ca_file=tmp_path / "ca.pem", token_endpoint=server.token_url) as admin:
-            assert isinstance(await admin.look_up(EXECUTION), Resolved)
+            assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
 async def test_a_flyteadmin_that_asks_nobody_to_log_in_says_how_to_go_on() -> None:

@@ -49,14 +49,14 @@ class Reader:
         self.source = source
         self.values: list[bytes] = []
         self.positions: list[str] = []
-        self.spoilt: list[tuple[str, str]] = []
+        self.undecodable: list[tuple[str, str]] = []
         self._handle = handle
 
     async def run(self) -> None:
         async for batch in self.source.batches():
             if self._handle is not None:
                 await self._handle(batch)
-            self.spoilt.extend(batch.spoilt)
+            self.undecodable.extend(batch.undecodable)
             for message in batch.messages:
                 self.values.append(message.value or b"")
                 self.positions.append(batch.position(message))
@@ -368,7 +368,7 @@ async def test_a_corrupt_record_is_set_aside_and_its_neighbours_are_read(apache:
         await reader.until(lambda: b"three" in reader.values)
 
     assert reader.values == [b"one", b"three"]
-    assert reader.spoilt == [("corrupt/0@1", "corrupt record: its checksum does not fit its bytes")]
+    assert reader.undecodable == [("corrupt/0@1", "corrupt record: its checksum does not fit its bytes")]
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,10 @@ async def test_a_corrupt_batch_costs_its_own_records_and_none_of_its_neighbours(
     tamper(segment(apache, TopicPartition(topic, 2)), b"2-1-7", b"2-X-7", sealed=False)
 
     async with reading(config(apache.bootstrap_servers, topic)) as reader:
-        await reader.until(lambda: len(reader.values) + len(reader.spoilt) >= 240)
+        await reader.until(lambda: len(reader.values) + len(reader.undecodable) >= 240)
 
     lost = {f"{topic}/2@{offset}" for offset in range(20, 40)}
-    assert {where for where, _ in reader.spoilt} == lost
+    assert {where for where, _ in reader.undecodable} == lost
     assert len(set(reader.positions)) == 220
     assert len(reader.positions) == 220
 
@@ -105,10 +105,10 @@ async def test_a_header_that_is_no_text_is_set_aside(apache: ApacheKafka, topic:
     tamper(segment(apache, partition), b"bad_type", b"b\xffd_type", sealed=True)
 
     async with reading(config(apache.bootstrap_servers, topic)) as reader:
-        await reader.until(lambda: len(reader.values) + len(reader.spoilt) >= 3)
+        await reader.until(lambda: len(reader.values) + len(reader.undecodable) >= 3)
 
     assert reader.values == [b"one", b"three"]
-    assert reader.spoilt == [(f"{topic}/1@1", "unreadable record: the name of a header is not UTF-8")]
+    assert reader.undecodable == [(f"{topic}/1@1", "unreadable record: the name of a header is not UTF-8")]
 
 
 async def test_what_could_not_be_read_is_committed_with_the_rest(apache: ApacheKafka, topic: str) -> None:
@@ -119,7 +119,7 @@ async def test_what_could_not_be_read_is_committed_with_the_rest(apache: ApacheK
     settings = config(apache.bootstrap_servers, topic)
 
     async with reading(settings) as reader:
-        await reader.until(lambda: len(reader.spoilt) == 1)
+        await reader.until(lambda: len(reader.undecodable) == 1)
 
     assert await offsets(apache.bootstrap_servers, settings.group_id, topic) == [2]
 

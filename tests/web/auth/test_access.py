@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dispatcher.clock import SystemClock
-from dispatcher.web.auth.access import Access, Gate, Scope, needs
+from dispatcher.web.auth.access import Access, AccessControl, Scope, needs
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.server import serving
@@ -47,7 +47,7 @@ async def guarded(**http: Any) -> AsyncIterator[str]:
             Route("/console/", needs(Scope.READ, _token)),
             Route("/redrive", needs(Scope.OPERATE, _change), methods=["POST"]),
         ],
-        middleware=[Middleware(Access, gate=Gate(HttpConfig.model_validate(http), SystemClock()))],
+        middleware=[Middleware(Access, gate=AccessControl(HttpConfig.model_validate(http), SystemClock()))],
     )
     async with serving(SafeHeaders(pages), "127.0.0.1", 0) as url:
         yield url

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.auth.access import Access, Gate, Scope, needs
+from dispatcher.web.auth.access import Access, AccessControl, Scope, needs
 from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.auth.oidc import local
 from dispatcher.web.config import HttpConfig
@@ -37,7 +37,7 @@ async def _redrive(request: Request) -> Response:
 
 
 @asynccontextmanager
-async def console(gate: Gate) -> AsyncIterator[str]:
+async def console(gate: AccessControl) -> AsyncIterator[str]:
     pages = Starlette(
         routes=[
             Route("/console/", needs(Scope.READ, _console)),
@@ -51,10 +51,10 @@ async def console(gate: Gate) -> AsyncIterator[str]:
         yield url
 
 
-def a_gate(clock: ManualClock, file: Path, **options: Any) -> Gate:
+def a_gate(clock: ManualClock, file: Path, **options: Any) -> AccessControl:
     scopes = options.pop("scopes", ["publish", "read", "operate"])
     caller = {"name": "oncall", "token_file": str(file), "scopes": scopes}
-    return Gate(HttpConfig.model_validate({"tokens": [caller], **options}), clock)
+    return AccessControl(HttpConfig.model_validate({"tokens": [caller], **options}), clock)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.auth.access import Access, Gate, Scope, needs
+from dispatcher.web.auth.access import Access, AccessControl, Scope, needs
 from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
@@ -109,7 +109,7 @@ async def console(provider: Provider, folder: Path, **options: Any) -> AsyncIter
     key.write_text("a key of the sessions")
     oidc = {"issuer": provider.url, "client_id": "dispatcher", "client_secret_file": str(secret), "read": ["team"]}
     config = {"console": True, "session_key_file": str(key), "oidc": {**oidc, "operate": ["oncall"], **options}}
-    gate = Gate(HttpConfig.model_validate(config), provider.clock)
+    gate = AccessControl(HttpConfig.model_validate(config), provider.clock)
     pages = Starlette(
         routes=[Route("/console/", needs(Scope.READ, _console)), *LoginPages(gate).routes()],
         middleware=[Middleware(Access, gate=gate)],

@@ -7,23 +7,23 @@ another state of this file made is refused (`database.Schema`).
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_288864ff"
+revision = "0001_b8caccb3"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _WAITING = sa.text("state = 'waiting'")
 _DEAD = sa.text("state = 'dead'")
-_IN_CONVERSATION = sa.text("conversation IS NOT NULL")
-_WAITING_IN_CONVERSATION = sa.text("state = 'waiting' AND conversation IS NOT NULL")
-_OF_A_MATTER = sa.text("matter IS NOT NULL")
+_IN_CONVERSATION = sa.text("thread IS NOT NULL")
+_WAITING_IN_CONVERSATION = sa.text("state = 'waiting' AND thread IS NOT NULL")
+_OF_A_LAUNCH_PLAN = sa.text("launch_plan IS NOT NULL")
 
-# Triggers keep `told`. On SQLite only the one for deletions: there triggers fire for each row, and the ledger writes the
+# Triggers keep `delivery_recipients`. On SQLite only the one for deletions: there triggers fire for each row, and the ledger writes the
 # rows itself while it records (`search.TOLD`).
 _SQLITE = (
     """
-    CREATE TRIGGER told_ends AFTER DELETE ON deliveries BEGIN
-      DELETE FROM told WHERE created_at = OLD.created_at AND delivery = OLD.key AND recipient IN (
+    CREATE TRIGGER recipients_delete AFTER DELETE ON deliveries BEGIN
+      DELETE FROM delivery_recipients WHERE created_at = OLD.created_at AND delivery = OLD.key AND recipient IN (
         SELECT substr(lower(value), 1, 320) FROM json_each(OLD.recipients)
         UNION SELECT substr(lower(value), 1, 320) FROM json_each(OLD.addresses)
       );
@@ -34,7 +34,7 @@ _SQLITE = (
 # Collation "C": ASCII's lower case alone, as SQLite has it.
 _POSTGRES = (
     r"""
-    CREATE FUNCTION told_names(recipients text, addresses text) RETURNS SETOF text LANGUAGE sql STABLE AS $$
+    CREATE FUNCTION recipient_names(recipients text, addresses text) RETURNS SETOF text LANGUAGE sql STABLE AS $$
       SELECT left(lower(name COLLATE "C"), 320) FROM json_array_elements_text(
         CASE WHEN position('\u0000' IN recipients) = 0 THEN recipients::json ELSE '[]'::json END) AS name
       UNION
@@ -43,27 +43,27 @@ _POSTGRES = (
     $$
     """,
     """
-    CREATE FUNCTION told_begins() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-      INSERT INTO told (recipient, created_at, delivery)
-      SELECT name, made.created_at, made.key FROM made, told_names(made.recipients, made.addresses) AS name
+    CREATE FUNCTION recipients_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      INSERT INTO delivery_recipients (recipient, created_at, delivery)
+      SELECT name, made.created_at, made.key FROM made, recipient_names(made.recipients, made.addresses) AS name
       ON CONFLICT DO NOTHING;
       RETURN NULL;
     END $$
     """,
     """
-    CREATE FUNCTION told_ends() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-      DELETE FROM told USING gone, told_names(gone.recipients, gone.addresses) AS name
-      WHERE told.recipient = name AND told.created_at = gone.created_at AND told.delivery = gone.key;
+    CREATE FUNCTION recipients_delete() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      DELETE FROM delivery_recipients USING gone, recipient_names(gone.recipients, gone.addresses) AS name
+      WHERE delivery_recipients.recipient = name AND delivery_recipients.created_at = gone.created_at AND delivery_recipients.delivery = gone.key;
       RETURN NULL;
     END $$
     """,
     """
-    CREATE TRIGGER told_begins AFTER INSERT ON deliveries
-    REFERENCING NEW TABLE AS made FOR EACH STATEMENT EXECUTE FUNCTION told_begins()
+    CREATE TRIGGER recipients_insert AFTER INSERT ON deliveries
+    REFERENCING NEW TABLE AS made FOR EACH STATEMENT EXECUTE FUNCTION recipients_insert()
     """,
     """
-    CREATE TRIGGER told_ends AFTER DELETE ON deliveries
-    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION told_ends()
+    CREATE TRIGGER recipients_delete AFTER DELETE ON deliveries
+    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION recipients_delete()
     """,
 )
 
@@ -91,16 +91,16 @@ def upgrade() -> None:
     op.create_index("ix_events_launch_plan", "events", ["launch_plan", "recorded_at"])
     op.create_index("ix_events_recorded_at", "events", ["recorded_at"])
     op.create_table(
-        "marks",
+        "checkpoints",
         sa.Column("name", sa.String(32), nullable=False),
         sa.Column("at", _TIME, nullable=False),
-        sa.PrimaryKeyConstraint("name", name="pk_marks"),
+        sa.PrimaryKeyConstraint("name", name="pk_checkpoints"),
     )
     op.create_table(
         "contents",
-        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("content_hash", sa.String(64), nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
-        sa.PrimaryKeyConstraint("digest", name="pk_contents"),
+        sa.PrimaryKeyConstraint("content_hash", name="pk_contents"),
     )
     op.create_table(
         "deliveries",
@@ -114,45 +114,45 @@ def upgrade() -> None:
         sa.Column("state", sa.String(8), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
-        sa.Column("doubtful", sa.Boolean, nullable=False),
+        sa.Column("in_doubt", sa.Boolean, nullable=False),
         sa.Column("lease", sa.String(64)),
         sa.Column("created_at", _TIME, nullable=False),
         sa.Column("due_at", _TIME, nullable=False),
-        sa.Column("owed_since", _TIME, nullable=False),
+        sa.Column("retry_window_start", _TIME, nullable=False),
         sa.Column("settled_at", _TIME),
         sa.Column("reference", sa.LargeBinary),
-        sa.Column("conversation", sa.String(255)),
-        sa.Column("matter", sa.String(1024)),
-        sa.Column("recovery", sa.Boolean, nullable=False),
-        sa.Column("instead_of", sa.String(64)),
-        sa.Column("booked", sa.Boolean, nullable=False),
+        sa.Column("thread", sa.String(255)),
+        sa.Column("launch_plan", sa.String(1024)),
+        sa.Column("resolves", sa.Boolean, nullable=False),
+        sa.Column("fallback_for", sa.String(64)),
+        sa.Column("slot_reserved", sa.Boolean, nullable=False),
         sa.Column("occurred_at", _TIME, nullable=False),
         sa.Column("trace", sa.String(600)),
         sa.PrimaryKeyConstraint("key", name="pk_deliveries"),
         sa.ForeignKeyConstraint(["event"], ["events.key"], name="fk_deliveries_event"),
-        sa.ForeignKeyConstraint(["content"], ["contents.digest"], name="fk_deliveries_content"),
+        sa.ForeignKeyConstraint(["content"], ["contents.content_hash"], name="fk_deliveries_content"),
     )
     op.create_index("ix_deliveries_event", "deliveries", ["event"])
     op.create_index(
-        "ix_deliveries_conversation",
+        "ix_deliveries_thread",
         "deliveries",
-        ["conversation", "occurred_at"],
+        ["thread", "occurred_at"],
         sqlite_where=_IN_CONVERSATION,
         postgresql_where=_IN_CONVERSATION,
     )
     op.create_index(
-        "ix_deliveries_conversation_waiting",
+        "ix_deliveries_thread_waiting",
         "deliveries",
-        ["conversation", "state", "occurred_at"],
+        ["thread", "state", "occurred_at"],
         sqlite_where=_WAITING_IN_CONVERSATION,
         postgresql_where=_WAITING_IN_CONVERSATION,
     )
     op.create_index(
-        "ix_deliveries_matter",
+        "ix_deliveries_launch_plan",
         "deliveries",
-        ["matter", "occurred_at"],
-        sqlite_where=_OF_A_MATTER,
-        postgresql_where=_OF_A_MATTER,
+        ["launch_plan", "occurred_at"],
+        sqlite_where=_OF_A_LAUNCH_PLAN,
+        postgresql_where=_OF_A_LAUNCH_PLAN,
     )
     op.create_index(
         "ix_deliveries_due",
@@ -178,34 +178,34 @@ def upgrade() -> None:
     op.create_index("ix_deliveries_state_created_at", "deliveries", ["state", "created_at"])
     op.create_index("ix_deliveries_content", "deliveries", ["content"])
     op.create_table(
-        "told",
+        "delivery_recipients",
         sa.Column("recipient", sa.String(320), nullable=False),
         sa.Column("created_at", _TIME, nullable=False),
         sa.Column("delivery", sa.String(64), nullable=False),
-        sa.PrimaryKeyConstraint("recipient", "created_at", "delivery", name="pk_told"),
+        sa.PrimaryKeyConstraint("recipient", "created_at", "delivery", name="pk_delivery_recipients"),
         sqlite_with_rowid=False,
     )
     for statement in _SQLITE if op.get_context().dialect.name == "sqlite" else _POSTGRES:
         op.execute(statement)
     op.create_table(
-        "matters",
+        "launch_plan_status",
         sa.Column("name", sa.String(1024), nullable=False),
         sa.Column("failed_at", _TIME),
         sa.Column("succeeded_at", _TIME),
-        sa.PrimaryKeyConstraint("name", name="pk_matters"),
+        sa.PrimaryKeyConstraint("name", name="pk_launch_plan_status"),
     )
     op.create_table(
-        "versions",
-        sa.Column("matter", sa.String(1024), nullable=False),
+        "launch_plan_versions",
+        sa.Column("launch_plan", sa.String(1024), nullable=False),
         sa.Column("version", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("matter", "version", name="pk_versions"),
+        sa.PrimaryKeyConstraint("launch_plan", "version", name="pk_launch_plan_versions"),
     )
     op.create_table(
         "destinations",
         sa.Column("channel", sa.String(32), nullable=False),
         sa.Column("name", sa.String(512), nullable=False),
-        sa.Column("spent_until", _TIME, nullable=False),
-        sa.Column("held_until", _TIME),
+        sa.Column("theoretical_arrival_at", _TIME, nullable=False),
+        sa.Column("blocked_until", _TIME),
         sa.Column("failures", sa.Integer, nullable=False),
         sa.PrimaryKeyConstraint("channel", "name", name="pk_destinations"),
     )
