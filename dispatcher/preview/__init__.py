@@ -1,1 +1,1 @@
-"""Messages as their readers see them: as HTML and in a terminal."""
+"""Shows messages as their readers see them, as HTML and in a terminal."""

@@ -1,6 +1,6 @@
-"""Messages as their readers see them: Slack's blocks, PagerDuty's events and Teams' cards drawn as HTML or plain text.
+"""Shows Slack's blocks, PagerDuty's events and Teams' cards as HTML or plain text, for previews and the demo's inbox.
 
-For previews and for the demo's inbox. What is drawn came from anywhere, so everything is escaped.
+A message contains text from outside, so everything is escaped.
 """
 
 from __future__ import annotations
@@ -49,47 +49,47 @@ STYLE = """
 
 
 def page(channel: str, content: Content) -> str:
-    """A whole HTML page with one message."""
-    drawn = draw(channel, content)
+    """Return a whole HTML page with one message."""
+    body = to_html(channel, content)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-    return f'{head}<title>{channel}</title><style>{STYLE}</style><body style="max-width:680px;margin:24px auto;padding:0 12px">{drawn}</body></html>\n'
+    return f'{head}<title>{channel}</title><style>{STYLE}</style><body style="max-width:680px;margin:24px auto;padding:0 12px">{body}</body></html>\n'
 
 
-def draw(channel: str, content: Content) -> Markup:
-    """One message as HTML; of any channel but `email`, one we don't know as the data it is."""
-    drawers = {"slack": _slack, "pagerduty": _incident, "teams": _card}
-    return drawers.get(channel, _data)(content)
+def to_html(channel: str, content: Content) -> Markup:
+    """Return one message as HTML: any channel's but `email`'s. An unknown channel's message is shown as JSON."""
+    renderers = {"slack": _slack, "pagerduty": _incident, "teams": _card}
+    return renderers.get(channel, _data)(content)
 
 
 def plain_text(channel: str, content: Content) -> str:
-    """One message for a terminal."""
+    """Return one message as plain text, without colours."""
     if channel == "email":
         return f"Subject: {content['subject']}\n\n{content['text']}"
-    liners = {"slack": _slack_lines, "pagerduty": _incident_lines, "teams": _card_lines}
-    return "\n".join(liners.get(channel, _data_lines)(content)).strip() + "\n"
+    renderers = {"slack": _slack_lines, "pagerduty": _incident_lines, "teams": _card_lines}
+    return "\n".join(renderers.get(channel, _data_lines)(content)).strip() + "\n"
 
 
 def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
-    """A page that shows many messages. Each entry: its name, its files beside the page, what is wrong with it."""
+    """Return a page that shows many messages. An entry has a name, the names of its files next to the page, and problems."""
     parts = []
     for name, files, problems in entries:
         links = Markup(" ").join(Markup('<a href="{0}">{0}</a>').format(file) for file in files)
-        wrong = Markup("").join(Markup("<p>⚠ {}</p>").format(problem) for problem in problems)
-        seen = next((file for file in files if file.endswith(".html")), "")
-        frame = Markup('<iframe title="{}" sandbox="" src="{}"></iframe>').format(name, seen) if seen else ""
-        parts.append(Markup("<section><h2>{}</h2>{}<p>{}</p>{}</section>").format(name, wrong, links, frame))
+        warnings = Markup("").join(Markup("<p>⚠ {}</p>").format(problem) for problem in problems)
+        html_file = next((file for file in files if file.endswith(".html")), "")
+        frame = Markup('<iframe title="{}" sandbox="" src="{}"></iframe>').format(name, html_file) if html_file else ""
+        parts.append(Markup("<section><h2>{}</h2>{}<p>{}</p>{}</section>").format(name, warnings, links, frame))
     style = (
         "body{font:15px/22px system-ui,sans-serif;margin:24px;color:#1d1c1d;background:#fff}"
         "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(420px,1fr));gap:24px}"
         "iframe{width:100%;height:520px;border:1px solid #ccc;border-radius:6px;background:#fff}"
     )
-    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Every message</title>'
-    return f"{head}<style>{style}</style><h1>Every message</h1><main>{Markup('').join(parts)}</main></html>\n"
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>All messages</title>'
+    return f"{head}<style>{style}</style><h1>All messages</h1><main>{Markup('').join(parts)}</main></html>\n"
 
 
 def _slack(content: Content) -> Markup:
     blocks = _mappings(content.get("blocks"))
-    # Slack shows the text where there are no blocks of the message's own, attachments or not
+    # without top-level blocks, Slack shows the text, even if there are attachments
     parts = [_blocks(blocks) if blocks else Markup("<p>{}</p>").format(mrkdwn(str(content.get("text", ""))))]
     for attachment in _mappings(content.get("attachments")):
         color = str(attachment.get("color", ""))
@@ -138,7 +138,7 @@ def _text(text: Any) -> Markup:
 
 
 def mrkdwn(text: str) -> Markup:
-    """Slack's mark-up as HTML."""
+    """Convert Slack's mrkdwn to HTML."""
     parts = []
     for index, part in enumerate(_FENCE.split(text)):
         if index % 2:
@@ -164,11 +164,11 @@ def _marked(text: str) -> Markup:
     html = str(escape(_plain(text)))
     for pattern, tag in _MARKS:
         html = pattern.sub(rf"<{tag}>\1</{tag}>", html)
-    return Markup(html.replace("\n", "<br>"))  # noqa: S704 - escaped above, the tags are ours
+    return Markup(html.replace("\n", "<br>"))  # noqa: S704 - escaped above, only our tags are added
 
 
 def _plain(text: str) -> str:
-    """Slack's three entities as the characters they stand for."""
+    """Replace Slack's three entities by their characters."""
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
@@ -177,7 +177,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    """The parts that can be drawn; what is wrong with the others, the lint says."""
+    """The mappings in a list; `lint` reports other values."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
@@ -240,8 +240,8 @@ def _element(element: Mapping[str, Any]) -> Markup:
 
 
 def _run(run: Mapping[str, Any]) -> Markup:
-    looks = " ".join(str(run.get(part, "")).lower() for part in ("size", "weight", "fontType"))
-    return Markup('<span class="{}">{}</span>').format(looks, run.get("text", ""))
+    classes = " ".join(str(run.get(part, "")).lower() for part in ("size", "weight", "fontType"))
+    return Markup('<span class="{}">{}</span>').format(classes, run.get("text", ""))
 
 
 def _fact(fact: Mapping[str, Any]) -> tuple[str, str]:
@@ -249,7 +249,7 @@ def _fact(fact: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def unmarked(text: str) -> str:
-    """Markdown's escaped characters as themselves."""
+    """Remove the backslashes of Markdown's escaped characters."""
     return _ESCAPED.sub(r"\1", text)
 
 
@@ -258,11 +258,11 @@ def _data(content: Content) -> Markup:
 
 
 def _card_lines(content: Content) -> Iterator[str]:
-    waiting = _mappings(content.get("body"))
-    while waiting:
-        element, *waiting = waiting
+    queue = _mappings(content.get("body"))
+    while queue:
+        element, *queue = queue
         if element.get("type") == "Container":
-            waiting = [*_parts(element, "items"), *waiting]
+            queue = [*_parts(element, "items"), *queue]
             continue
         lines = [
             "".join(str(run.get("text", "")) for run in _parts(element, "inlines")),

@@ -1,4 +1,4 @@
-"""Messages drawn in a terminal, as near to their readers' screens as it gets. What is drawn is never taken for markup."""
+"""Shows messages in a terminal, similar to the reader's screen. Text of a message is never read as Rich's markup."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _SEVERITIES = {
 }
 
 
-def picture(channel: str, content: Content) -> RenderableType:
-    """One message, with its frame."""
+def to_panel(channel: str, content: Content) -> RenderableType:
+    """Return one message in a frame with the channel's name."""
     bodies = {"email": _mail, "slack": _slack, "pagerduty": _incident, "teams": _card}
     inner = bodies[channel](content) if channel in bodies else [Text(plain_text(channel, content).strip("\n"))]
     title = Text(_TITLES.get(channel, channel))
@@ -56,7 +56,7 @@ def _mail(content: Content) -> Iterator[RenderableType]:
 
 def _slack(content: Content) -> Iterator[RenderableType]:
     blocks = _mappings(content.get("blocks"))
-    if not blocks:  # Slack shows the text where there are no blocks of the message's own
+    if not blocks:  # without top-level blocks, Slack shows the text
         yield _mrkdwn(str(content.get("text", "")))
     yield from _blocks(blocks)
     for attachment in _mappings(content.get("attachments")):
@@ -70,7 +70,7 @@ def _blocks(blocks: list[Mapping[str, Any]]) -> Iterator[RenderableType]:
     for block in blocks:
         match block.get("type"):
             case "header":
-                yield Padding(Text(_words(block.get("text")), style="bold"), _BELOW)
+                yield Padding(Text(_text_of(block.get("text")), style="bold"), _BELOW)
             case "section":
                 if block.get("text"):
                     yield Padding(_text(block["text"]), _BELOW)
@@ -78,10 +78,10 @@ def _blocks(blocks: list[Mapping[str, Any]]) -> Iterator[RenderableType]:
                     yield Padding(_fields(_mappings(block["fields"])), _BELOW)
             case "context":
                 elements = _mappings(block.get("elements"))
-                yield Text("  ").join(Text(_mrkdwn(_words(element)).plain, style="dim") for element in elements)
+                yield Text("  ").join(Text(_mrkdwn(_text_of(element)).plain, style="dim") for element in elements)
             case "actions":
                 for button in _mappings(block.get("elements")):
-                    label = f" {_words(button.get('text'))} "
+                    label = f" {_text_of(button.get('text'))} "
                     yield Padding(Text(label, style=Style(reverse=True, link=str(button.get("url", "")))), _BELOW)
             case "divider":
                 yield Text("─" * (WIDTH - 8), style="dim")
@@ -99,23 +99,23 @@ def _fields(fields: list[Mapping[str, Any]]) -> RenderableType:
 
 
 def _text(text: Any) -> RenderableType:
-    words = _words(text)
-    return _mrkdwn(words) if isinstance(text, Mapping) and text.get("type") == "mrkdwn" else Text(words)
+    plain = _text_of(text)
+    return _mrkdwn(plain) if isinstance(text, Mapping) and text.get("type") == "mrkdwn" else Text(plain)
 
 
 def _mrkdwn(text: str) -> Text:
-    drawn = Text()
+    formatted = Text()
     end = 0
     for piece in _PIECES.finditer(text):
-        drawn.append(_plain(text[end : piece.start()]))
+        formatted.append(_plain(text[end : piece.start()]))
         if piece["code"] is not None:
-            drawn.append(_plain(piece["code"]), style="on grey15")
+            formatted.append(_plain(piece["code"]), style="on grey15")
         elif piece["url"] is not None:
-            drawn.append(_plain(piece["label"] or piece["url"]), style=_link(_plain(piece["url"])))
+            formatted.append(_plain(piece["label"] or piece["url"]), style=_link(_plain(piece["url"])))
         else:
-            drawn.append(_plain(piece["bold"]), style="bold")
+            formatted.append(_plain(piece["bold"]), style="bold")
         end = piece.end()
-    return drawn.append(_plain(text[end:]))
+    return formatted.append(_plain(text[end:]))
 
 
 def _incident(content: Content) -> Iterator[RenderableType]:
@@ -181,14 +181,14 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    """The parts that can be drawn; what is wrong with the others, the lint says."""
+    """The mappings in a list; `lint` reports other values."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
-def _words(text: Any) -> str:
+def _text_of(text: Any) -> str:
     return str(text.get("text", "")) if isinstance(text, Mapping) else str(text or "")
 
 
 def _plain(text: str) -> str:
-    """Slack's three entities as the characters they stand for."""
+    """Replace Slack's three entities by their characters."""
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

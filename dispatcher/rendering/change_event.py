@@ -1,4 +1,4 @@
-"""A launch plan's new version, as a change event of PagerDuty's Events API v2 ("Send change events")."""
+"""Builds the change event for a launch plan's new version: PagerDuty's Events API v2, "Send change events"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dispatcher.rendering.text import cut
 
 
 def change_event(context: Context) -> Content:
-    """What is told of the first run in a version, once it has ended. It has no look of its own to be changed."""
+    """Build the event when the version's first execution finishes. It has no template."""
     plan = context.launch_plan
     summary = f"{plan.name} has run in version {plan.version} for the first time: it {context.done}"
     details = {

@@ -1,6 +1,7 @@
-"""How templates are compiled: Jinja's own way, but what HTML shows is escaped to plain text.
+"""Compiles templates as Jinja does, except that HTML escaping returns `str` instead of `Markup`.
 
-All of it is joined at once, so marking each piece as safe (`Markup`) is for nothing, and takes longer than escaping it.
+The output is joined once at the end, so no piece needs to be marked as safe, and creating a `Markup` takes longer than
+the escaping itself.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from jinja2.compiler import CodeGenerator, Frame
 
 
 class Compiler(CodeGenerator):
-    """For environments that have an `escape`."""
+    """For environments with a method `escape`."""
 
     def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> None:
         if frame.eval_ctx.volatile or not frame.eval_ctx.autoescape:

@@ -1,4 +1,4 @@
-"""What templates see: plain, cleaned values; whatever an event doesn't say is empty, never None."""
+"""The variables of templates: cleaned values, empty (never None) if the event doesn't supply them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import humanize
 from dispatcher.model.event import EntityId, Event
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.text import clean, cut, one_line
-from dispatcher.rendering.traceback import tell
+from dispatcher.rendering.traceback import summarize
 
 LONGEST_URL = 1500
-"""Characters, with each & counted as mark-up writes it."""
+"""Characters, with `&` counted as the five of `&amp;`."""
 LONGEST_NAME = 255
 LABELS = 20
-"""So many labels are shown; an event may bring thousands."""
+"""The most labels that templates get; an event may have thousands."""
 _URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20\x7f]+")
 _SECOND, _MINUTE, _HOUR, _DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
 _DONE = {
@@ -37,7 +37,7 @@ _DONE = {
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A launch plan or a workflow; all empty where the event doesn't name it."""
+    """A launch plan or a workflow; all fields are empty if the event doesn't name it."""
 
     project: str = ""
     """Its project."""
@@ -51,24 +51,24 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The execution's error; all empty where there is none."""
+    """The execution's error; all fields are empty if there is none."""
 
     summary: str = ""
-    """The exception's line."""
+    """The line with the exception."""
     frames: str = ""
     """The last frames of the user's own code."""
     message: str = ""
-    """All of it, without terminal colours."""
+    """The whole error message, without terminal colours."""
     code: str = ""
-    """As Flyte has it: `USER:Unknown`."""
+    """Flyte's error code: `USER:Unknown`."""
     kind: str = ""
-    """`user` or `system`: whose fault the engine thinks it is; empty where it doesn't know."""
+    """Flyte's error kind: `user` or `system`; empty if unknown."""
     node: str = ""
-    """The node that failed, where the message names it."""
+    """The node that failed, if the message names it."""
 
 
 class Context(NamedTuple):
-    """The variables of every template. One is made for each event: a frozen dataclass of so many fields takes longer."""
+    """The variables of every template. A NamedTuple, because a frozen dataclass of this size is slower to create."""
 
     project: str
     """The execution's project."""
@@ -77,11 +77,11 @@ class Context(NamedTuple):
     name: str
     """The execution's name."""
     what: str
-    """What ran, as people call it: the launch plan's name, else the workflow's, else the execution's."""
+    """The name of the launch plan, else of the workflow, else of the execution."""
     phase: str
     """`succeeded`, `failed`, `aborted` or `timed_out`."""
     done: str
-    """What happened, as a verb: `succeeded`, `failed`, `was aborted`, `timed out`."""
+    """The phase as a verb: `succeeded`, `failed`, `was aborted`, `timed out`."""
     severity: str
     """PagerDuty's severity for the phase: critical, error, warning or info."""
     color: str
@@ -99,21 +99,21 @@ class Context(NamedTuple):
     url: str = ""
     """The execution's page in Flyte's console."""
     logs_url: str = ""
-    """Where the execution's logs are, by the setting of that name."""
+    """The execution's logs, from the setting `logs_url`."""
     occurred_at: str = ""
-    """When it ended, in UTC: `2026-11-20 09:14:21 UTC`."""
+    """When it finished, in UTC: `2026-11-20 09:14:21 UTC`."""
     timestamp: str = ""
-    """When it ended, ISO 8601 with zone."""
+    """When it finished, ISO 8601 with zone."""
     started_at: str = ""
     """When it started, in UTC."""
     duration: str = ""
     """How long it took: `14 minutes and 17 seconds`."""
     error: Failure = Failure()
-    """Why it failed: summary, frames, message, code, kind, node."""
+    """The error: summary, frames, message, code, kind, node."""
     undelivered: str = ""
-    """For fallback recipients: who could not be told, and why."""
+    """For fallback recipients: who could not be notified, and why."""
     test: str = ""
-    """For a test notification: a sentence that says it is one; `what` then begins with `TEST: `."""
+    """For a test notification: a sentence that says so; `what` then begins with `TEST: `."""
 
     def variables(self) -> dict[str, Any]:
         return self._asdict()
@@ -123,11 +123,11 @@ VARIABLES = Context._fields
 
 
 def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: str | None = None) -> Context:
-    """What templates may say of a terminal event. `severity`: PagerDuty's, where it isn't the phase's own."""
-    done, usual_severity, color, symbol = _DONE[event.phase]
+    """Build the variables from a terminal event. `severity`: overrides the phase's severity for PagerDuty."""
+    done, default_severity, color, symbol = _DONE[event.phase]
     plan, workflow = _entity(event.launch_plan), _entity(event.workflow)
     execution = event.execution
-    ended = _in_utc(event.occurred_at)
+    finished = _in_utc(event.occurred_at)
     started = _in_utc(event.started_at) if event.started_at is not None else None
     return Context(
         project=one_line(execution.project),
@@ -136,80 +136,88 @@ def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: 
         what=plan.name or workflow.name or one_line(execution.name),
         phase=event.phase.lower(),
         done=done,
-        severity=severity or usual_severity,
+        severity=severity or default_severity,
         color=color,
         symbol=symbol,
         launch_plan=plan,
         workflow=workflow,
-        principal=_name(event.principal),
-        labels={_name(name): _name(value) for name, value in islice(event.labels.items(), LABELS)},
+        principal=_short(event.principal),
+        labels={_short(name): _short(value) for name, value in islice(event.labels.items(), LABELS)},
         url=_url(event, console_url),
         logs_url=_logs_url(event, logs_url),
-        occurred_at=_for_people(ended),
-        timestamp=ended.isoformat(),
-        started_at=_for_people(started) if started is not None else "",
-        duration=_spoken(ended - started) if started is not None else "",
+        occurred_at=_format_time(finished),
+        timestamp=finished.isoformat(),
+        started_at=_format_time(started) if started is not None else "",
+        duration=_duration(finished - started) if started is not None else "",
         error=_failure(event),
     )
 
 
-@lru_cache(maxsize=1024)  # many executions are of few launch plans and workflows
+@lru_cache(maxsize=1024)  # many executions share few launch plans and workflows
 def _entity(entity: EntityId | None) -> Entity:
     if entity is None:
         return Entity()
-    return Entity(one_line(entity.project), one_line(entity.domain), one_line(entity.name), _name(entity.version))
+    return Entity(one_line(entity.project), one_line(entity.domain), one_line(entity.name), _short(entity.version))
 
 
 def _failure(event: Event) -> Failure:
     if event.error is None:
         return Failure()
-    story = tell(event.error.message)
+    parts = summarize(event.error.message)
     kind = event.error.kind.lower()
     return Failure(
-        summary=story.summary,
-        frames=story.frames,
-        message=story.message,
-        code=_name(event.error.code),
+        summary=parts.summary,
+        frames=parts.frames,
+        message=parts.message,
+        code=_short(event.error.code),
         kind=kind if kind in {"user", "system"} else "",
-        node=story.node,
+        node=parts.node,
     )
 
 
-def _name(text: str) -> str:
-    """What has no limit of its own where it comes from, kept as short as names are."""
+def _short(text: str) -> str:
+    """One line of at most `LONGEST_NAME` characters; the event itself sets no limit."""
     return cut(one_line(text[: 4 * LONGEST_NAME]), LONGEST_NAME)
 
 
 def _in_utc(time: datetime) -> datetime:
-    """The same moment in UTC; at the calendar's very ends, where there is none, as it is written."""
+    """Convert to UTC. A time at the limits of the calendar, which has no UTC equivalent, keeps its written digits."""
     try:
         return time.astimezone(UTC)
     except OverflowError:
         return time.replace(tzinfo=UTC)
 
 
-def _for_people(time: datetime) -> str:
+def _format_time(time: datetime) -> str:
     return f"{time.isoformat(' ', 'seconds')[:19]} UTC"
 
 
-def _spoken(span: timedelta) -> str:
-    """A span at a glance: no seconds beside hours, no minutes beside days; empty where it can't be right."""
-    if span < _SECOND:
-        return "under 1 second" if span > timedelta() else ""
-    unit, one = ("hours", _HOUR) if span >= _DAY else ("minutes", _MINUTE) if span >= _HOUR else ("seconds", _SECOND)
-    return _in_words(span // one, unit)
+def _duration(elapsed: timedelta) -> str:
+    """Format a duration, without seconds from an hour on and without minutes from a day on.
+
+    Empty if the duration isn't positive: the event's times are then wrong.
+    """
+    if elapsed < _SECOND:
+        return "under 1 second" if elapsed > timedelta() else ""
+    unit, length = (
+        ("hours", _HOUR) if elapsed >= _DAY else ("minutes", _MINUTE) if elapsed >= _HOUR else ("seconds", _SECOND)
+    )
+    return _format_duration(elapsed // length, unit)
 
 
-@lru_cache(maxsize=4096)  # a quarter of what the context costs, and the same few durations come again and again
-def _in_words(number: int, unit: str) -> str:
+@lru_cache(maxsize=4096)  # a quarter of the time for a context; durations repeat
+def _format_duration(number: int, unit: str) -> str:
     try:
         return humanize.precisedelta(timedelta(**{unit: number}), minimum_unit=unit, format="%d")
-    except OverflowError:  # longer than the calendar
+    except OverflowError:  # more than a timedelta can be
         return ""
 
 
 def _url(event: Event, console_url: str) -> str:
-    """The page of the execution, at most `LONGEST_URL`; an address that could be anything but a link is none."""
+    """Return the address of the execution's page in Flyte's console, at most `LONGEST_URL` long, or an empty text.
+
+    The event's own address is used if it is a plain http(s) link; otherwise the address is built from `console_url`.
+    """
     if event.url.isprintable() and _URL.fullmatch(event.url[: LONGEST_URL + 1]):
         url = event.url if event.url.isascii() else quote(event.url, safe=printable)
         if _fits(url):
@@ -218,22 +226,22 @@ def _url(event: Event, console_url: str) -> str:
         return ""
     execution = event.execution
     path = ("projects", execution.project, "domains", execution.domain, "executions", execution.name)
-    url = "/".join([console_url.rstrip("/"), *map(_quoted, path)])
+    url = "/".join([console_url.rstrip("/"), *map(_path_segment, path)])
     return url if _fits(url) else ""
 
 
 def _logs_url(event: Event, pattern: str) -> str:
-    """The page of the execution's logs, at most `LONGEST_URL`; empty where the settings name none."""
+    """Fill in the setting `logs_url`; empty if it isn't set, or the result is longer than `LONGEST_URL`."""
     if not pattern:
         return ""
     url = pattern
     for name, value in event.execution.model_dump().items():
-        url = url.replace(f"{{{name}}}", _quoted(value))
+        url = url.replace(f"{{{name}}}", _path_segment(value))
     return url if _fits(url) else ""
 
 
-def _quoted(text: str) -> str:
-    """As one part of a URL's path."""
+def _path_segment(text: str) -> str:
+    """Percent-encode a text as one segment of a URL's path."""
     return text if text.isascii() and text.isalnum() else quote(clean(text), safe="")
 
 

@@ -1,7 +1,7 @@
-"""Document templates: YAML whose structure is data and whose strings are templates.
+"""Document templates: YAML whose strings are Jinja templates.
 
-The result is JSON built as data, so no quote in an error message can break it. An empty string drops out;
-so does a mapping whose `when` comes out empty or False, whose own text, href or url does, or all of whose templates do.
+The result is built as data, so a quote in an error message can't break the JSON. A string that renders empty is dropped.
+A mapping is dropped if its `when` renders empty or False, its own text, href or url renders empty, or all its templates do.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from jinja2.runtime import Context as JinjaContext
 
 from dispatcher.parsing.yaml import Document
 
-LARGEST = 5000
-"""Values in a document, with each alias counted as what it stands for."""
+MAX_VALUES = 5000
+"""Values in a document, with YAML aliases expanded."""
 _DROPPED = object()
-_NO = (_DROPPED, "False")
-_TELLING = frozenset({"text", "href", "url"})
+_FALSY = (_DROPPED, "False")
+_REQUIRED = frozenset({"text", "href", "url"})
+"""A mapping is useless without these, so it is dropped if one of them renders empty."""
 
 Place = tuple[str | int, ...]
-"""The keys and indices that lead to a value."""
+"""The keys and indices from the document's root to a value."""
 Render = Callable[["Variables"], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """Where a string of the document ends up, and so how it is escaped and how long it may be."""
+    """How a string of the document is escaped (by its environment) and cut, and its limit in UTF-16 units."""
 
     environment: Environment
     cut: Callable[[str, int], str]
     budget: int
 
 
-Choose = Callable[[Place, Mapping[str, Any]], Sink]
-"""By a string's place and the mapping it stands in."""
+SinkFor = Callable[[Place, Mapping[str, Any]], Sink]
+"""Returns the sink of a string, by its place and the mapping that contains it."""
 
 
 class Variables(dict[Environment, JinjaContext]):
-    """A message's variables, made ready once for each environment: for short strings that is most of the cost."""
+    """A message's variables as one Jinja context per environment: for short strings, creating it is most of the cost."""
 
     __slots__ = ("_values",)
 
@@ -48,25 +49,25 @@ class Variables(dict[Environment, JinjaContext]):
         self._values = values
 
     def __missing__(self, environment: Environment) -> JinjaContext:
-        known = {**environment.globals, **self._values}
-        context = self[environment] = environment.context_class(environment, known, None, {})
+        all_variables = {**environment.globals, **self._values}
+        context = self[environment] = environment.context_class(environment, all_variables, None, {})
         return context
 
 
 class BadDocument(Exception):
-    """A template in the document can't be compiled, or failed."""
+    """The document, or a template in it, is invalid or failed to render. `line` is its line in the file."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
         self.line = line
 
 
-def compile_document(document: Document, choose: Choose) -> Callable[[Variables], dict[str, Any]]:
-    """Compile all strings once. Raises BadDocument, with the line, and so does the result."""
+def compile_document(document: Document, sink_for: SinkFor) -> Callable[[Variables], dict[str, Any]]:
+    """Compile all strings, and return a function that renders the document. Both raise BadDocument."""
     if not isinstance(document.data, dict):
         raise BadDocument("a mapping was expected", 1)
-    _measure(document.data)
-    whole = _compile(document.data, (), {}, document, choose)
+    _check_size(document.data)
+    whole = _compile(document.data, (), {}, document, sink_for)
 
     def render(variables: Variables) -> dict[str, Any]:
         rendered = whole.value if isinstance(whole, _Constant) else whole(variables)
@@ -78,20 +79,20 @@ def compile_document(document: Document, choose: Choose) -> Callable[[Variables]
     return render
 
 
-def _measure(data: Any) -> None:
-    """Raises BadDocument where YAML's aliases, even one inside itself, make more of it than a message can be."""
-    waiting, seen = [data], 0
-    while waiting:
-        node = waiting.pop()
-        seen += 1
-        if seen > LARGEST:
-            raise BadDocument(f"more than {LARGEST} values: does an alias repeat itself?", 1)
+def _check_size(data: Any) -> None:
+    """Raises BadDocument for more than MAX_VALUES values: YAML aliases can make a short document large or endless."""
+    queue, count = [data], 0
+    while queue:
+        node = queue.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise BadDocument(f"more than {MAX_VALUES} values: does an alias repeat itself?", 1)
         if isinstance(node, dict | list):
-            waiting += node.values() if isinstance(node, dict) else node
+            queue += node.values() if isinstance(node, dict) else node
 
 
 def strings_of(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
-    """Each string that is a template, and where it stands."""
+    """Yield each string that is a template, with its place."""
     if isinstance(node, dict | list):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from strings_of(value, (*place, key))
@@ -101,21 +102,21 @@ def strings_of(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Constant:
-    """A part without templates: the same in every message."""
+    """A part of the document without templates: the same in every message."""
 
     value: Any
 
 
 def _compile(
-    node: Any, place: Place, parent: Mapping[str, Any], document: Document, choose: Choose
+    node: Any, place: Place, parent: Mapping[str, Any], document: Document, sink_for: SinkFor
 ) -> Render | _Constant:
     if isinstance(node, dict):
-        parts = {key: _compile(value, (*place, key), node, document, choose) for key, value in node.items()}
+        parts = {key: _compile(value, (*place, key), node, document, sink_for) for key, value in node.items()}
         return _mapping(parts, node)
     if isinstance(node, list):
-        return _list([_compile(item, (*place, index), parent, document, choose) for index, item in enumerate(node)])
+        return _list([_compile(item, (*place, index), parent, document, sink_for) for index, item in enumerate(node)])
     if _is_template(node):
-        return _leaf(node, choose(place, parent), document.line_of(place))
+        return _leaf(node, sink_for(place, parent), document.line_of(place))
     return _Constant(node)
 
 
@@ -123,27 +124,31 @@ def _mapping(parts: Mapping[str, Render | _Constant], node: Mapping[str, Any]) -
     condition = parts.get("when")
     if isinstance(condition, _Constant):
         condition = None if condition.value else lambda _: _DROPPED
-    shape = {key: part.value if isinstance(part, _Constant) else None for key, part in parts.items() if key != "when"}
-    made = [
-        (key, part, key in _TELLING) for key, part in parts.items() if key in shape and not isinstance(part, _Constant)
+    constants = {
+        key: part.value if isinstance(part, _Constant) else None for key, part in parts.items() if key != "when"
+    }
+    templated = [
+        (key, part, key in _REQUIRED)
+        for key, part in parts.items()
+        if key in constants and not isinstance(part, _Constant)
     ]
-    if not made and condition is None:
-        return _Constant(shape)
+    if not templated and condition is None:
+        return _Constant(constants)
 
     def render(variables: Variables) -> Any:
-        if condition is not None and condition(variables) in _NO:
+        if condition is not None and condition(variables) in _FALSY:
             return _DROPPED
-        rendered, speaks = shape.copy(), not made
-        for key, part, telling in made:
+        rendered, has_content = constants.copy(), not templated
+        for key, part, required in templated:
             value = part(variables)
             if value is not _DROPPED:
                 rendered[key] = value
-                speaks = True
-            elif telling and isinstance(node[key], str):
+                has_content = True
+            elif required and isinstance(node[key], str):
                 return _DROPPED
             else:
                 del rendered[key]
-        return rendered if speaks else _DROPPED
+        return rendered if has_content else _DROPPED
 
     return render
 
@@ -165,13 +170,13 @@ def _list(items: list[Render | _Constant]) -> Render | _Constant:
 def _leaf(source: str, sink: Sink, line: int) -> Render:
     environment, cut, budget = sink.environment, sink.cut, sink.budget
     try:
-        produce = environment.from_string(source).root_render_func
+        render_template = environment.from_string(source).root_render_func
     except TemplateSyntaxError as error:
         raise BadDocument(error.message or "syntax error", line) from None
 
     def render(variables: Variables) -> Any:
         try:
-            text = "".join(produce(variables[environment])).strip()
+            text = "".join(render_template(variables[environment])).strip()
         except Exception as error:
             raise BadDocument(str(error) or type(error).__name__, line) from error
         return cut(text, budget) if text else _DROPPED

@@ -1,7 +1,7 @@
-"""A launch plan's own mail template, as Flyte's documentation promises it and flyteadmin never did.
+"""Fills in a launch plan's own mail template, which Flyte documents but flyteadmin ignores.
 
-It comes from the author of a launch plan, not from the operator: thirteen variables in one pass, values
-escaped for HTML, and nothing else is evaluated (flyteadmin `notifications/email.go` lists the variables).
+The launch plan's author is not trusted. So the thirteen variables (flyteadmin's `notifications/email.go`) are replaced in
+one pass, their values are escaped for HTML, and nothing else is evaluated.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _JINJA_ERROR = (
 )
 _TAG = re.compile(r"<(?P<name>/?[a-z][a-z0-9]*|!)(?P<rest>[^<>]*)>", re.IGNORECASE)
 _HREF = re.compile(r"\bhref\s*=\s*[\"']?(https?://[^\s\"'<>]+)", re.IGNORECASE)
-_UNREAD = frozenset({"head", "script", "style", "title"})
-_BREAKING = frozenset(
+_INVISIBLE = frozenset({"head", "script", "style", "title"})
+_LINE_BREAKS = frozenset(
     {"br", "hr", "/p", "/div", "/tr", "/li", "/pre", "/table", *(f"/h{level}" for level in range(1, 7))}
 )
 _BLANKS = re.compile(r"[ \t\xa0]+")
@@ -42,11 +42,11 @@ _GAPS = re.compile(r"\s*\n\s*\n\s*")
 
 
 class TooLarge(Exception):
-    """With its variables filled in, the template is larger than a mail may be."""
+    """The filled-in template is larger than a mail may be."""
 
 
 def substitute(template: str, context: Context, *, budget: int) -> str:
-    """The template's HTML with the variables filled in; an unknown one stays as it is written.
+    """Fill in the template's variables and return the HTML. An unknown variable is left unchanged.
 
     Raises TooLarge as soon as the result has more than `budget` bytes.
     """
@@ -66,19 +66,19 @@ def substitute(template: str, context: Context, *, budget: int) -> str:
 
 
 def as_text(html: str) -> str:
-    """The same for readers without HTML; empty where it holds no words."""
+    """Convert HTML to plain text for mail programs that show no HTML. Empty if the HTML has no text."""
     pieces: list[str] = []
-    unread = href = ""
+    invisible = href = ""
     end = 0
     for tag in _TAG.finditer(html):
         name = tag["name"].lower()
-        if not unread:
+        if not invisible:
             pieces.append(html[end : tag.start()])
-        if unread:
-            unread = "" if name == f"/{unread}" else unread
-        elif name in _UNREAD:
-            unread = name
-        elif name in _BREAKING:
+        if invisible:
+            invisible = "" if name == f"/{invisible}" else invisible
+        elif name in _INVISIBLE:
+            invisible = name
+        elif name in _LINE_BREAKS:
             pieces.append("\n")
         elif name == "a":
             link = _HREF.search(tag["rest"])
@@ -86,16 +86,14 @@ def as_text(html: str) -> str:
         elif name == "/a":
             pieces.append(href)
         end = tag.end()
-    if not unread:
+    if not invisible:
         pieces.append(html[end:])
     text = _GAPS.sub("\n\n", _BLANKS.sub(" ", clean(unescape("".join(pieces))))).strip()
     return f"{text}\n" if text else ""
 
 
 def as_jinja(template: str) -> str:
-    """The same as a template of an operator's own: Flyte's variables become ours, all else stays text, whatever it looks
-    like to Jinja.
-    """
+    """Convert a Flyte template to a Jinja template: Flyte's variables become Jinja's, everything else becomes plain text."""
     pieces: list[str] = []
     end = 0
     for variable in _VARIABLE.finditer(template):

@@ -1,4 +1,4 @@
-"""What each provider takes: the budgets that rendering keeps, and the check that it kept them."""
+"""The providers' limits: constants that rendering cuts texts to, and `lint`, which checks a whole message."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from channels.contract import Content
 
 # Slack counts UTF-16 units. Sources: docs.slack.dev, "Blocks", each block's and object's own page; chat.postMessage.
 SLACK_TEXT = 4000
-"""Recommended by chat.postMessage; cut past 40,000, and chat.update refuses more than this."""
+"""chat.postMessage recommends it and truncates at 40,000; chat.update refuses more."""
 SLACK_BLOCKS = 50
 SLACK_FIELDS = 10
 SLACK_BUDGETS = {"header": 150, "section": 3000, "field": 2000, "context": 2000, "button": 75, "url": 3000}
 SLACK_ELEMENTS = {"context": 10, "actions": 25}
 
-# Source: PagerDuty's Events API v2 overview and its OpenAPI schema; the single fields are bounded by our own choice.
+# Source: PagerDuty's Events API v2 overview and its OpenAPI schema; the limits of single fields are our choice.
 PAGERDUTY_SUMMARY = 1024
 PAGERDUTY_FIELD = 1000
 PAGERDUTY_DETAIL = 20_000
@@ -27,28 +27,29 @@ PAGERDUTY_EVENT = 512 * 1024
 PAGERDUTY_SEVERITIES = ("critical", "error", "warning", "info")
 PAGERDUTY_ACTIONS = ("trigger", "acknowledge", "resolve")
 
-# Source: Microsoft's Teams platform documentation, "Create and send messages"; the single texts by our own choice.
+# Source: Microsoft's Teams platform documentation, "Create and send messages"; the limits of single texts are our choice.
 TEAMS_MESSAGE = 28 * 1024
-"""Bytes, with what is put around the card."""
-TEAMS_AROUND = 150
+"""Bytes, with the JSON around the card."""
+TEAMS_ENVELOPE = 150
+"""Bytes for the JSON around the card."""
 TEAMS_TEXT = 3000
 TEAMS_URL = 2000
 
 WEBHOOK_TEXT = 20_000
 WEBHOOK_BODY = 256 * 1024
-"""By our own choice: more than any receiver we know of refuses."""
+"""Bytes; our choice."""
 
 MAIL_SUBJECT = 200
-"""RFC 5322, 2.1.1 would let a line have 998; no reader shows as many."""
+"""Characters. RFC 5322, 2.1.1 allows 998 in a line, but mail programs show fewer."""
 MAIL_TEXT = 60_000
 MAIL_HTML = 100_000
 """Bytes; Gmail clips larger mails at 102 kB."""
 
 
 def lint(channel: str, content: Content) -> list[str]:
-    """What the provider would refuse, a sentence each; empty where it would take the message."""
+    """Return the reasons for which the provider would refuse the message, a sentence each; empty if it would accept it."""
     checks = {"email": _mail, "slack": _slack, "pagerduty": _pagerduty, "teams": _teams}
-    largest = {"pagerduty": PAGERDUTY_EVENT, "teams": TEAMS_MESSAGE - TEAMS_AROUND, "webhook": WEBHOOK_BODY}
+    largest = {"pagerduty": PAGERDUTY_EVENT, "teams": TEAMS_MESSAGE - TEAMS_ENVELOPE, "webhook": WEBHOOK_BODY}
     try:
         body = orjson.dumps(content)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""What mail programs don't show as it is written: Gmail, Outlook and Apple Mail are what the built-in mail holds in.
+"""Finds HTML and CSS that Gmail, Outlook or Apple Mail don't support. The built-in mail works in all three.
 
 Sources: Gmail's list of supported CSS (developers.google.com/gmail/design/css), Microsoft's list of what
 Outlook's Word engine renders, and the Can I email tables.
@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 
 _CONSTRUCTS = tuple(
-    (re.compile(pattern, re.IGNORECASE), advice)
-    for pattern, advice in (
+    (re.compile(pattern, re.IGNORECASE), message)
+    for pattern, message in (
         (r"<script\b|<iframe\b|<object\b|<embed\b", "is removed by every mail program"),
         (r"<form\b|<input\b|<textarea\b|<select\b", "is removed or dead in most mail programs: link to a page"),
         (r"<video\b|<audio\b|<svg\b|<canvas\b", "is not shown by Gmail and Outlook"),
@@ -28,7 +28,7 @@ _CONSTRUCTS = tuple(
 
 
 def unsupported(source: str) -> Iterator[tuple[int, str]]:
-    """What an HTML template uses and mail programs don't support: its line, counted from 1, and a sentence."""
-    for pattern, advice in _CONSTRUCTS:
+    """Yield each unsupported construct of an HTML template: its line, counted from 1, and a sentence."""
+    for pattern, message in _CONSTRUCTS:
         for found in pattern.finditer(source):
-            yield source.count("\n", 0, found.start()) + 1, f"{' '.join(found[0].split())} {advice}"
+            yield source.count("\n", 0, found.start()) + 1, f"{' '.join(found[0].split())} {message}"

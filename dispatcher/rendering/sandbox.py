@@ -1,16 +1,17 @@
-"""Where templates run. Those that nobody has reviewed have a budget for each message, and are stopped where it ends.
+"""The sandbox in which templates run. Custom templates have a budget for each message and are stopped when it is used up.
 
-In CPython nothing outside can stop a running template: a signal reaches the main thread alone, between two
-bytecodes, and is the service's own; a thread can't be ended; a process for each message costs more than the
-message. So a template counts for itself. Wherever its work can grow it is made to pay, by its syntax tree
-before it is compiled and by the hooks of Jinja's sandbox: for a loop's turns, calls, filters, tests,
-comparisons, operators, for what is put into a list, for what is shown. The price is 1 for the step and 1 for
-each `UNIT` characters or each item that it touches, so that no single step is long and `BUDGET` bounds time
-and memory alike. It is the same on every machine: whether a message goes out as the operator wrote it never
-depends on how busy the processor was. What can't be paid for in advance is not there: `center` and the like,
-recursive loops, methods of text that make it longer. Files and Python's inside are closed by Jinja's sandbox.
+CPython can't stop a running template from outside: signals go to the main thread, between two bytecodes, and belong to
+the service; a thread can't be killed; a process for each message costs more than the message. So a template counts its
+own work. Every step that can grow is charged to a `Meter`, by changes to the syntax tree before compilation and by the
+hooks of Jinja's sandbox: loop iterations, calls, filters, tests, comparisons, operators, list items, output.
 
-The built-in templates run without: what they do is bounded by the event, and tested.
+A step costs 1, plus 1 for each `UNIT` characters or each item that it touches. So no single step takes long, and
+`BUDGET` limits both time and memory. The count is the same on every machine: whether a custom template is used never
+depends on how busy the processor is. Operations whose cost can't be known in advance are not available: `center` and
+similar filters, recursive loops, text methods that make a text longer. Jinja's sandbox denies access to files and to
+Python's internals.
+
+The built-in templates have no meter: the event's size limits their work, and tests check it.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from dispatcher.rendering.context import Entity, Failure
 from dispatcher.rendering.text import cut, escape_html
 
 BUDGET = 200_000
-"""Steps for one message. The built-in mail takes about a thousand; a step lasts one to four microseconds."""
+"""Steps for one message. The built-in mail needs about a thousand; a step takes one to four microseconds."""
 UNIT = 16
 """Characters that cost as much as one step."""
 DEPTH = 30
-"""Macros inside one another."""
+"""Nested macro calls."""
 INCLUDES = 100
-"""Templates that one message may include, import or extend, each time counted."""
+"""Includes, imports and extensions of templates in one message."""
 LONGEST_SOURCE = 200_000
-"""Characters of a template."""
+"""Characters of one template file."""
 LARGEST_NUMBER = 4096
-"""Bits."""
+"""Bits of an integer that an operator may produce."""
 
 FILTERS = frozenset({
     "abs", "capitalize", "count", "cut", "d", "default", "dictsort", "e", "escape", "filesizeformat", "first",
@@ -54,7 +55,7 @@ FILTERS = frozenset({
     "selectattr", "sort", "string", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
     "wordwrap",
 })  # fmt: skip
-"""Those of Jinja's filters whose result is hardly longer than what they are given, or whose price is known before."""
+"""Jinja's filters whose result is hardly longer than their input, or whose cost is known before the call."""
 GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 METHODS = frozenset({
     "capitalize", "casefold", "count", "endswith", "find", "get", "index", "isalnum", "isalpha", "isascii",
@@ -62,27 +63,27 @@ METHODS = frozenset({
     "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit", "rstrip",
     "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "values",
 })  # fmt: skip
-"""Of text, numbers and collections: those that make nothing longer."""
+"""Methods of text, numbers and collections whose result is no longer than their input."""
 
-_HARMLESS: Mapping[type, frozenset[str]] = {
-    **{ours: frozenset(field.name for field in fields(ours)) for ours in (Entity, Failure)},
+_SAFE_ATTRIBUTES: Mapping[type, frozenset[str]] = {
+    **{kind: frozenset(field.name for field in fields(kind)) for kind in (Entity, Failure)},
     dict: frozenset({"get", "items", "keys", "values"}),
 }
-"""Attributes that need no proof of harmlessness, which takes longer than all else about them."""
+"""Attributes that skip Jinja's safety check: the check takes longer than the rest of an attribute access."""
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _COLLECTIONS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, range, *_VIEWS)
 _REPEATABLE = (str, list, tuple)
 _BUILT_IN = (str, int, float, bytes, *_COLLECTIONS)
 _CONVERSION = re.compile(r"%(?:\([^()%]*\))?[-#0 +]*\d{0,2}(?:\.\d{0,2})?[a-zA-Z%]")
-"""In a format: `%s`, `%(name)-20s`, `%.2f`, `%%`."""
+"""A conversion in a `%` format: `%s`, `%(name)-20s`, `%.2f`, `%%`."""
 
 
 class Stopped(TemplateRuntimeError):
-    """A template went past a limit."""
+    """A template exceeded a limit."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with our settings: an unknown name is an error."""
+    """Jinja's sandbox, in which an unknown name is an error."""
 
     code_generator_class: type[CodeGenerator] = Compiler
     escape = staticmethod(escape_html)
@@ -102,48 +103,48 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters[name] = function
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if attribute in _HARMLESS.get(type(obj), ()):
+        if attribute in _SAFE_ATTRIBUTES.get(type(obj), ()):
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
     def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063 - as Jinja has it
-        """A macro is a template's own: neither its safety nor what it wants handed to it has to be found out."""
+        """Call a template's macro directly: Jinja would first check its safety and its signature, which takes longer."""
         if type(__obj) is not Macro:
             return super().call(__context, __obj, *args, **kwargs)
         kwargs.pop("_loop_vars", None)
         kwargs.pop("_block_vars", None)
-        left = len(__obj.arguments) - len(args)
-        if kwargs or left < 0 or __obj.catch_kwargs or __obj.catch_varargs or __obj.caller:
+        omitted = len(__obj.arguments) - len(args)
+        if kwargs or omitted < 0 or __obj.catch_kwargs or __obj.catch_varargs or __obj.caller:
             return __obj(__context.eval_ctx, *args, **kwargs)
-        text = __obj._func(*args, *(missing,) * left)  # noqa: SLF001 - all that is left
+        text = __obj._func(*args, *(missing,) * omitted)  # noqa: SLF001 - what Macro itself calls in the end
         return str.__new__(Markup, text) if __context.eval_ctx.autoescape else text
 
 
 class Meter:
-    """What is left of one message's budget."""
+    """Counts the work of one message, and raises Stopped when it exceeds a limit."""
 
     __slots__ = ("_depth", "_includes", "_left")
 
     def __init__(self) -> None:
-        self.fill()
+        self.reset()
 
-    def fill(self) -> None:
-        """A new message begins."""
+    def reset(self) -> None:
+        """Start a new message."""
         self._left, self._includes, self._depth = BUDGET, 0, 0
 
-    def pay(self, price: int = 1) -> None:
-        """Raises Stopped where that is more than is left."""
-        self._left -= price
+    def charge(self, cost: int = 1) -> None:
+        """Subtract from the budget. Raises Stopped if it is used up."""
+        self._left -= cost
         if self._left < 0:
             raise Stopped(f"stopped after {BUDGET} steps: it loops too long, or makes too much")
 
-    def include(self) -> None:
+    def count_include(self) -> None:
         self._includes += 1
         if self._includes > INCLUDES:
             raise Stopped(f"stopped after {INCLUDES} includes: does it include itself?")
 
-    def deeper(self, function: Callable[[], Any]) -> Any:
-        """Call it, one level deeper."""
+    def nested(self, function: Callable[[], Any]) -> Any:
+        """Call the function, counted as one more level of nesting."""
         self._depth += 1
         if self._depth > DEPTH:
             raise Stopped(f"stopped at {DEPTH} macros inside one another: does one call itself?")
@@ -152,69 +153,76 @@ class Meter:
         finally:
             self._depth -= 1
 
-    def weigh(self, value: Any) -> Any:
-        """Pay for all of a value, however deep, and give it back."""
-        waiting = [value]
-        while waiting:
-            item = waiting.pop()
+    def charge_value(self, value: Any) -> Any:
+        """Charge a value with everything nested in it, and return it."""
+        queue = [value]
+        while queue:
+            item = queue.pop()
             if isinstance(item, str):
-                self.pay(1 + len(item) // UNIT)
+                self.charge(1 + len(item) // UNIT)
             elif isinstance(item, range):
-                self.pay(1 + len(item))
+                self.charge(1 + len(item))
             elif isinstance(item, _COLLECTIONS):
-                self.pay(1 + len(item))
-                waiting += item
+                self.charge(1 + len(item))
+                queue += item
                 if isinstance(item, dict):
-                    waiting += item.values()
+                    queue += item.values()
             elif isinstance(item, Namespace):
                 raise Stopped("a namespace can't be handed on: name its parts")
             else:
-                self.pay()
+                self.charge()
         return value
 
-    def price(self, value: Any) -> int:
-        """Weigh, and tell what it cost."""
+    def cost_of(self, value: Any) -> int:
+        """Charge a value, and return its cost."""
         before = self._left
-        self.weigh(value)
+        self.charge_value(value)
         return before - self._left
 
-    def shown(self, value: Any) -> Any:
-        """Pay for what a template shows: text and numbers. A list or a mapping would be a programmer's view of it."""
+    def charge_output(self, value: Any) -> Any:
+        """Charge a value that the template prints, and return it.
+
+        Raises Stopped for a collection: it would be printed in Python's syntax.
+        """
         if isinstance(value, (*_COLLECTIONS, Namespace, Macro)):
             raise Stopped(f"a {type(value).__name__.lower()} can't be shown: choose a part of it, or use join")
-        self.pay(1 + len(value) // UNIT if isinstance(value, str) else 1)
+        self.charge(1 + len(value) // UNIT if isinstance(value, str) else 1)
         return value
 
-    def turns(self, items: Iterable[Any], price: int = 1) -> Iterator[Any]:
-        """The items of a loop, each turn paid for."""
+    def iterate(self, items: Iterable[Any], cost: int = 1) -> Iterator[Any]:
+        """Yield the items, and charge `cost` for each iteration."""
         for item in items:
-            self.pay(price)
+            self.charge(cost)
             yield item
 
 
 class MeteredSandbox(Sandbox):
-    """A sandbox whose templates pay for what they do."""
+    """A sandbox whose templates charge their work to a meter."""
 
     intercepted_binops = frozenset({"*", "**", "+", "%"})
 
     def __init__(
         self, loader: BaseLoader, meter: Meter, *, finalize: Callable[[Any], Any] | None = None, **options: Any
     ) -> None:
-        shown = meter.shown if finalize is None else lambda value: finalize(meter.shown(value))
+        output = meter.charge_output if finalize is None else lambda value: finalize(meter.charge_output(value))
         self._meter = meter
-        super().__init__(loader, finalize=shown, optimized=False, **options)
+        super().__init__(loader, finalize=output, optimized=False, **options)
         for name in self.filters.keys() - FILTERS:
             del self.filters[name]
         for name in self.globals.keys() - GLOBALS:
             del self.globals[name]
         for name in self.filters.keys() - {"cut"}:
             self.add_filter(name, cast(Callable[..., Any], self.filters[name]))
-        self.tests = {name: _paying(cast(Callable[..., Any], test), meter) for name, test in self.tests.items()}
-        self.filters |= {"_turns": meter.turns, "_weigh": meter.weigh, "_shown": meter.shown}
+        self.tests = {name: _metered(cast(Callable[..., Any], test), meter) for name, test in self.tests.items()}
+        self.filters |= {
+            "_iterate": meter.iterate,
+            "_charge_value": meter.charge_value,
+            "_charge_output": meter.charge_output,
+        }
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
-        """A filter, made to pay."""
-        self.filters[name] = _paying(function, self._meter, _PRICES.get(name))
+        """Add a filter that charges its input and output."""
+        self.filters[name] = _metered(function, self._meter, _CHARGES.get(name))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > LONGEST_SOURCE:
@@ -229,11 +237,11 @@ class MeteredSandbox(Sandbox):
         return tree
 
     def get_template(self, name: Any, parent: str | None = None, globals: Any = None) -> Template:  # noqa: A002 - Jinja's
-        self._meter.include()
+        self._meter.count_include()
         return super().get_template(name, parent, globals)
 
     def select_template(self, names: Any, parent: str | None = None, globals: Any = None) -> Template:  # noqa: A002
-        self._meter.include()
+        self._meter.count_include()
         return super().select_template(names, parent, globals)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -243,155 +251,159 @@ class MeteredSandbox(Sandbox):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         if isinstance(argument, tuple):
-            self._meter.weigh(argument)
+            self._meter.charge_value(argument)
         elif isinstance(argument, str) and not isinstance(obj, Mapping):
             return self.getattr(obj, argument)
         return super().getitem(obj, argument)
 
     def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063 - as Jinja has it
         meter = __self._meter
-        meter.weigh(args)
-        meter.weigh(kwargs)
+        meter.charge_value(args)
+        meter.charge_value(kwargs)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, _BUILT_IN):
-            meter.weigh(owner)
-        result = meter.deeper(lambda: super(MeteredSandbox, __self).call(__context, __obj, *args, **kwargs))
-        return result if isinstance(result, Namespace) else meter.weigh(result)
+            meter.charge_value(owner)
+        result = meter.nested(lambda: super(MeteredSandbox, __self).call(__context, __obj, *args, **kwargs))
+        return result if isinstance(result, Namespace) else meter.charge_value(result)
 
     def call_binop(self, context: JinjaContext, operator: str, left: Any, right: Any) -> Any:
-        """`* ** + %`, whose results can be much larger than their operands, are paid for beforehand."""
+        """Charge `*`, `**`, `+` and `%` before they run: their results can be much larger than their operands."""
         meter = self._meter
         if isinstance(left, int) and isinstance(right, int):
-            meter.pay()
+            meter.charge()
             bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
             if bits > LARGEST_NUMBER:
                 raise Stopped(f"stopped at a number of more than {LARGEST_NUMBER} bits")
         elif operator == "%" and isinstance(left, str):
-            _price_of_format(meter, left, right)
+            _charge_format(meter, left, right)
         elif operator == "*" and isinstance(left, int) and isinstance(right, _REPEATABLE):
-            meter.pay(meter.price(right) * max(left, 0))
+            meter.charge(meter.cost_of(right) * max(left, 0))
         elif operator == "*" and isinstance(right, int) and isinstance(left, _REPEATABLE):
-            meter.pay(meter.price(left) * max(right, 0))
+            meter.charge(meter.cost_of(left) * max(right, 0))
         else:
-            meter.weigh(left)
-            meter.weigh(right)
+            meter.charge_value(left)
+            meter.charge_value(right)
         return super().call_binop(context, operator, left, right)
 
 
-def _paying(function: Callable[..., Any], meter: Meter, price: Callable[..., None] | None = None) -> Callable[..., Any]:
-    """A filter or test that pays for what it is given, and for each turn of what it yields."""
-    given = 1 if hasattr(function, "jinja_pass_arg") else 0
+def _metered(
+    function: Callable[..., Any], meter: Meter, charge: Callable[..., None] | None = None
+) -> Callable[..., Any]:
+    """Wrap a filter or test so that it charges its arguments, and each item that it yields.
 
-    @wraps(function)  # it also keeps what tells Jinja to hand it the context
-    def paying(*args: Any, **kwargs: Any) -> Any:
-        values = [list(value) if isinstance(value, Iterator) else value for value in args[given:]]
-        meter.weigh(values)
-        meter.weigh(kwargs)
-        if price is not None:
-            price(meter, *values, **kwargs)
-        result = function(*args[:given], *values, **kwargs)
-        return meter.turns(result) if isinstance(result, Iterator) else result
+    `charge` adds the cost of a result that can be larger than the arguments.
+    """
+    passed = 1 if hasattr(function, "jinja_pass_arg") else 0
 
-    return paying
+    @wraps(function)  # also copies the attribute by which Jinja passes the context
+    def metered(*args: Any, **kwargs: Any) -> Any:
+        values = [list(value) if isinstance(value, Iterator) else value for value in args[passed:]]
+        meter.charge_value(values)
+        meter.charge_value(kwargs)
+        if charge is not None:
+            charge(meter, *values, **kwargs)
+        result = function(*args[:passed], *values, **kwargs)
+        return meter.iterate(result) if isinstance(result, Iterator) else result
+
+    return metered
 
 
-def _price_of_format(meter: Meter, template: Any, *values: Any, **named: Any) -> None:
+def _charge_format(meter: Meter, template: Any, *values: Any, **named: Any) -> None:
     rest, conversions = _CONVERSION.subn("", str(template))
     if "%" in rest:
         raise Stopped("a format that can't be read; a width has two digits at most")
-    meter.pay(meter.price([values, named]) * (1 + conversions))
+    meter.charge(meter.cost_of([values, named]) * (1 + conversions))
 
 
-def _price_of_replace(meter: Meter, text: Any, old: Any, new: Any, count: Any = None) -> None:
+def _charge_replace(meter: Meter, text: Any, old: Any, new: Any, count: Any = None) -> None:
     del count
-    meter.pay(1 + str(text).count(str(old)) * (1 + len(str(new)) // UNIT))
+    meter.charge(1 + str(text).count(str(old)) * (1 + len(str(new)) // UNIT))
 
 
-def _price_of_join(meter: Meter, items: Any, d: Any = "", attribute: Any = None) -> None:
+def _charge_join(meter: Meter, items: Any, d: Any = "", attribute: Any = None) -> None:
     del attribute
     if isinstance(items, _COLLECTIONS):
         for item in items:
-            meter.shown(item)
-    meter.pay(1 + len(items) * (1 + len(str(d)) // UNIT))
+            meter.charge_output(item)
+    meter.charge(1 + len(items) * (1 + len(str(d)) // UNIT))
 
 
-def _price_of_indent(meter: Meter, text: Any, width: Any = 4, *rest: Any, **flags: Any) -> None:
+def _charge_indent(meter: Meter, text: Any, width: Any = 4, *rest: Any, **flags: Any) -> None:
     del rest, flags
     margin = len(width) if isinstance(width, str) else int(width)
-    meter.pay(1 + (1 + str(text).count("\n")) * (1 + max(margin, 0) // UNIT))
+    meter.charge(1 + (1 + str(text).count("\n")) * (1 + max(margin, 0) // UNIT))
 
 
-def _price_of_wordwrap(
+def _charge_wordwrap(
     meter: Meter, text: Any, width: Any = 79, break_long_words: Any = None, wrapstring: Any = None, *rest: Any
 ) -> None:
     del break_long_words, rest
     length = len(str(text))
-    per_character = (
-        1 + len(wrapstring or "") // UNIT + length // (10_000 * max(int(width), 1))
-    )  # textwrap copies the rest
-    meter.pay(length * per_character)
+    # textwrap copies the remaining text for each line
+    per_character = 1 + len(wrapstring or "") // UNIT + length // (10_000 * max(int(width), 1))
+    meter.charge(length * per_character)
 
 
-def _price_of_round(meter: Meter, value: Any, precision: Any = 0, method: Any = "common") -> None:
+def _charge_round(meter: Meter, value: Any, precision: Any = 0, method: Any = "common") -> None:
     del value, method
-    meter.pay()
+    meter.charge()
     if abs(int(precision)) > 30:
         raise Stopped("round takes a precision of 30 at most")
 
 
-def _price_of_cut(meter: Meter, text: Any, limit: Any) -> None:
-    meter.pay(1 + min(len(str(text)), int(limit)) // 4)
+def _charge_cut(meter: Meter, text: Any, limit: Any) -> None:
+    meter.charge(1 + min(len(str(text)), int(limit)) // 4)
 
 
-_PRICES: Mapping[str, Callable[..., None]] = {
-    "cut": _price_of_cut,
-    "format": _price_of_format,
-    "indent": _price_of_indent,
-    "join": _price_of_join,
-    "replace": _price_of_replace,
-    "round": _price_of_round,
-    "wordwrap": _price_of_wordwrap,
+_CHARGES: Mapping[str, Callable[..., None]] = {
+    "cut": _charge_cut,
+    "format": _charge_format,
+    "indent": _charge_indent,
+    "join": _charge_join,
+    "replace": _charge_replace,
+    "round": _charge_round,
+    "wordwrap": _charge_wordwrap,
 }
 
 
 class _Instrument(NodeTransformer):
-    """Puts prices into a template's syntax tree."""
+    """Inserts the meter's filters into a template's syntax tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's names
         if node.recursive:
             raise TemplateSyntaxError("recursive loops are not supported: use a macro", node.lineno)
         text = sum(len(data.data) for part in node.body for data in part.find_all(nodes.TemplateData))
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, "_turns", nodes.Const(1 + text // UNIT))
+        node.iter = _filtered(node.iter, "_iterate", nodes.Const(1 + text // UNIT))
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.expr = _filtered(node.expr, "_weigh")
+        node.expr = _filtered(node.expr, "_charge_value")
         for operand in node.ops:
-            operand.expr = _filtered(operand.expr, "_weigh")
+            operand.expr = _filtered(operand.expr, "_charge_value")
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.nodes = [_filtered(part, "_shown") for part in node.nodes]
+        node.nodes = [_filtered(part, "_charge_output") for part in node.nodes]
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _filtered(node, "_weigh") if isinstance(node.arg, nodes.Slice) else node
+        return _filtered(node, "_charge_value") if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _filtered(node, "_weigh")
+        return _filtered(node, "_charge_value")
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _filtered(node, "_weigh")
+        return _filtered(node, "_charge_value")
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _filtered(node, "_weigh") if node.ctx == "load" else node
+        return _filtered(node, "_charge_value") if node.ctx == "load" else node
 
 
 def _filtered(node: Any, name: str, *arguments: nodes.Expr) -> nodes.Expr:

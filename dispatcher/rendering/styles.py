@@ -1,9 +1,9 @@
-"""A mail's style sheet, written into its tags when a template is loaded: mail programs read no other reliably.
+"""Writes a mail's style sheet into the tags of its HTML when a template is loaded.
 
-`email/style.css` holds for all HTML templates of the mail, partials too. css-inline knows HTML, but no Jinja:
-so what is Jinja's is hidden from it, in a comment where it stands between tags (a table may hold comments,
-but no text) and in a word elsewhere, and put back afterwards. A template's own `<style>` is inlined too and stays,
-for the rules that can't be inlined, as those for dark mode.
+Mail programs support `style` attributes more reliably than any other CSS. `email/style.css` applies to all HTML templates
+of the mail, partials too. css-inline parses HTML but not Jinja. So Jinja's expressions are replaced by placeholders first
+and restored afterwards: by a comment between tags (a table may contain comments but no text), by a word elsewhere. A
+template's own `<style>` is inlined and also kept, for rules that can't be inlined, such as those for dark mode.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import re
 import css_inline
 
 _JINJA = re.compile(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}", re.DOTALL)
-_HIDDEN = re.compile(r"<!--jinja(\d+)-->|jinja(\d+)end")
+_PLACEHOLDER = re.compile(r"<!--jinja(\d+)-->|jinja(\d+)end")
 _TAG = re.compile(r"<(/?[a-zA-Z][a-zA-Z0-9]*)\b")
-_WORDS = re.compile(
+_NO_COMMENT = re.compile(
     r"<(title|style|textarea)\b.*?</\1\s*>|<[a-zA-Z/](?:[^<>\"']|\"[^\"]*\"|'[^']*')*>", re.DOTALL | re.IGNORECASE
 )
-"""Where a comment would be text: inside a tag, and in elements that hold only text."""
+"""Places where a comment would be read as text: inside a tag, and in elements that contain only text."""
 _BODY = re.compile(r"<body\b", re.IGNORECASE)
-_ROWS = {"tr": "<table><tbody>|</tbody></table>", "td": "<table><tbody><tr>|</tr></tbody></table>"}
+_TABLE_AROUND = {"tr": "<table><tbody>|</tbody></table>", "td": "<table><tbody><tr>|</tr></tbody></table>"}
+"""The table that a fragment needs around it to be valid HTML, by the fragment's first tag; `|` marks its place."""
 
 
 class NotInlined(Exception):
-    """Read as HTML the template has other tags than those that are written in it."""
+    """An HTML parser changes the template's tags, so inlining would damage it."""
 
 
 def inline(source: str, css: str) -> str:
-    """The template with the rules in its tags; they go before a tag's own `style`, which wins.
+    """Return the template with the rules in its tags. A tag's own `style` wins over the style sheet.
 
-    Raises NotInlined where a tag isn't closed in the template, or stands where HTML doesn't allow it.
+    Raises NotInlined if a tag isn't closed in the template, or HTML doesn't allow it in that place.
     """
     if not css.strip() or "<" not in source:
         return source
@@ -40,19 +41,19 @@ def inline(source: str, css: str) -> str:
     if _BODY.search(plain):
         inlined = _inliner(css).inline(plain)
         start, end = _BODY.search(inlined), _BODY.search(plain)
-        if start and end:  # the head stays as it is written, so that lines keep their numbers
+        if start and end:  # keep the original head, so that line numbers stay the same
             inlined = plain[: end.start()] + inlined[start.start() :]
     else:
-        before, _, after = _ROWS.get(next(iter(tags), "").lower(), "<div>|</div>").partition("|")
+        before, _, after = _TABLE_AROUND.get(next(iter(tags), "").lower(), "<div>|</div>").partition("|")
         inlined = _inliner("").inline_fragment(f"{before}{plain}{after}", css)
         inlined = inlined.strip().removeprefix(before).removesuffix(after)
-    if "tbody" not in tags:  # HTML puts it there by itself
+    if "tbody" not in tags:  # the parser adds it
         inlined = inlined.replace("<tbody>", "").replace("</tbody>", "")
     if [tag.lower() for tag in _TAG.findall(inlined)] != [tag.lower() for tag in tags]:
         raise NotInlined(
             "email/style.css has no effect here: a tag isn't closed in this file, or stands in the wrong place"
         )
-    return _HIDDEN.sub(lambda found: hidden[int(found[1] or found[2])], inlined)
+    return _PLACEHOLDER.sub(lambda found: hidden[int(found[1] or found[2])], inlined)
 
 
 def _inliner(css: str) -> css_inline.CSSInliner:
@@ -60,20 +61,20 @@ def _inliner(css: str) -> css_inline.CSSInliner:
 
 
 def _hide(source: str, hidden: list[str]) -> str:
-    """Jinja's parts become `jinja0end`, and comments where they stand between tags."""
+    """Replace Jinja's expressions by `jinja0end`, or by a comment between tags. Appends the originals to `hidden`."""
 
-    def word(found: re.Match[str]) -> str:
+    def placeholder(found: re.Match[str]) -> str:
         hidden.append(found[0])
         return f"jinja{len(hidden) - 1}end"
 
-    worded = _JINJA.sub(word, source)
+    replaced = _JINJA.sub(placeholder, source)
     pieces: list[str] = []
     end = 0
-    for place in _WORDS.finditer(worded):
-        pieces += [_commented(worded[end : place.start()]), place[0]]
+    for place in _NO_COMMENT.finditer(replaced):
+        pieces += [_as_comments(replaced[end : place.start()]), place[0]]
         end = place.end()
-    return "".join([*pieces, _commented(worded[end:])])
+    return "".join([*pieces, _as_comments(replaced[end:])])
 
 
-def _commented(text: str) -> str:
-    return _HIDDEN.sub(lambda found: f"<!--jinja{found[2]}-->", text)
+def _as_comments(text: str) -> str:
+    return _PLACEHOLDER.sub(lambda found: f"<!--jinja{found[2]}-->", text)

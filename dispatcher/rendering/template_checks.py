@@ -1,4 +1,4 @@
-"""Names in a template that mean nothing, found without running it: a branch that no sample takes is read too."""
+"""Finds undefined names in a template's syntax tree, so in branches too that no sample event reaches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _PARTS = {
 
 
 def undefined_names(tree: nodes.Template, environment: Environment) -> Iterator[tuple[int, str]]:
-    """Each unknown variable, and unknown part of one: its line in the template, and what is wrong."""
-    outer = find_undeclared_variables(tree)
-    unknown = outer - _KNOWN - environment.globals.keys()
+    """Yield each unknown variable and each unknown part of a variable: its line, and a sentence for the operator."""
+    undeclared = find_undeclared_variables(tree)
+    unknown = undeclared - _KNOWN - environment.globals.keys()
     for name in tree.find_all(nodes.Name):
         if name.name in unknown:
-            yield name.lineno, _complaint(name.name, _KNOWN)
+            yield name.lineno, _undefined(name.name, _KNOWN)
     for access in tree.find_all(nodes.Getattr):
         owner = access.node.name if isinstance(access.node, nodes.Name) else ""
-        if owner in outer & _PARTS.keys() and f"{owner}.{access.attr}" not in _PARTS[owner]:
-            yield access.lineno, _complaint(f"{owner}.{access.attr}", _PARTS[owner])
+        if owner in undeclared & _PARTS.keys() and f"{owner}.{access.attr}" not in _PARTS[owner]:
+            yield access.lineno, _undefined(f"{owner}.{access.attr}", _PARTS[owner])
 
 
-def _complaint(name: str, known: set[str]) -> str:
+def _undefined(name: str, known: set[str]) -> str:
     close = get_close_matches(name, sorted(known), n=1)
     return f"{name!r} is undefined{f'; did you mean {close[0]!r}?' if close else ''}"

@@ -1,4 +1,4 @@
-"""The useful part of an error: the exception's own line, and the last frames of the user's code."""
+"""Extracts from an error message the line with the exception, the last frames of the user's code and the node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dispatcher.rendering.text import clean, cut, one_line
 
 LONGEST = 100_000
-"""Characters of an error that are looked at; of a longer one the beginning and, rather, the end."""
+"""Characters of an error message that are read. A longer one is cut in the middle: most of it is kept from its end."""
 LONGEST_SUMMARY = 1000
 FRAMES = 3
 LONGEST_LINE = 300
@@ -21,17 +21,17 @@ _NODE = re.compile(r"\bNode\[([\w-]{1,100})\]")
 _MARGIN = " \t|"
 
 
-class Story(NamedTuple):
-    """What an error message tells, in the order in which people want to know."""
+class ErrorSummary(NamedTuple):
+    """The parts of an error message, the most useful first."""
 
     summary: str
-    """The exception line; the first line where it is no traceback."""
+    """The line with the exception; the first line if the message is no traceback."""
     frames: str
     """The last frames of the user's own code, a few lines each."""
     node: str
-    """The node that failed, where the message names it."""
+    """The node that failed, if the message names it."""
     message: str
-    """All of it, cleaned."""
+    """The whole message, cleaned."""
 
 
 class _Frame(NamedTuple):
@@ -41,8 +41,8 @@ class _Frame(NamedTuple):
     file: str
 
 
-def tell(message: str) -> Story:
-    """Read an error message as Flyte brings it."""
+def summarize(message: str) -> ErrorSummary:
+    """Extract the parts of the error message of a Flyte event."""
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 5]}\n…\n{message[-LONGEST * 4 // 5 :]}"
     text = clean(message).strip()
@@ -50,7 +50,7 @@ def tell(message: str) -> Story:
     frames = _frames(lines) if 'File "' in text else []
     node = _NODE.search(text) if "Node[" in text else None
     summary = cut(one_line(_summary(lines, frames)), LONGEST_SUMMARY)
-    return Story(summary, _own(frames, lines), node[1] if node else "", text)
+    return ErrorSummary(summary, _user_frames(frames, lines), node[1] if node else "", text)
 
 
 def _frames(lines: list[str]) -> list[_Frame]:
@@ -63,25 +63,26 @@ def _frames(lines: list[str]) -> list[_Frame]:
 
 def _summary(lines: list[str], frames: list[_Frame]) -> str:
     for index, line in enumerate(lines):
-        if line.strip() == "Message:":  # flytekit's own way to close a traceback
+        if line.strip() == "Message:":  # flytekit puts the exception after this line
             return next((after for after in lines[index + 1 :] if after.strip()), "")
-    if frames:  # the exception follows its frames, and stands further left
+    if frames:  # the exception follows its frames, with a smaller indent
         last = frames[-1]
         for line in lines[last.line + 1 :]:
-            said = line.lstrip(_MARGIN)
-            if said and len(line) - len(said) < len(last.margin):
-                return said
+            text = line.lstrip(_MARGIN)
+            if text and len(line) - len(text) < len(last.margin):
+                return text
     for line in reversed(lines):
         if _EXCEPTION.match(line.strip()):
             return line
-    return next((said for line in lines if (said := _ATTEMPT.sub("", line).strip())), "")
+    return next((text for line in lines if (text := _ATTEMPT.sub("", line).strip())), "")
 
 
-def _own(frames: list[_Frame], lines: list[str]) -> str:
-    own = [frame for frame in frames if not _in_library(frame.file)] or frames
+def _user_frames(frames: list[_Frame], lines: list[str]) -> str:
+    """Format the last frames outside of libraries, each with its source line; library frames if there are no others."""
+    selected = [frame for frame in frames if not _in_library(frame.file)] or frames
     heads = {frame.line for frame in frames}
     shown = []
-    for frame in own[-FRAMES:]:
+    for frame in selected[-FRAMES:]:
         shown.append(frame.head)
         source = lines[frame.line + 1].strip(_MARGIN) if frame.line + 1 < len(lines) else ""
         if source and frame.line + 1 not in heads:
@@ -89,6 +90,6 @@ def _own(frames: list[_Frame], lines: list[str]) -> str:
     return "\n".join(shown)
 
 
-@lru_cache(maxsize=1024)  # the same files fail again and again
+@lru_cache(maxsize=1024)  # failures come from few files
 def _in_library(file: str) -> bool:
     return _LIBRARY.search(file) is not None

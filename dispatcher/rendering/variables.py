@@ -1,4 +1,4 @@
-"""What templates may say, as a list for people: read from `Context` and its docstrings, so that it can't drift."""
+"""Lists the variables of templates for people, from the fields of `Context` and their docstrings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dispatcher.rendering.context import Context
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One name that a template may use."""
+    """One variable of a template, or one part of a variable."""
 
     name: str
     """As a template writes it: `error.summary`."""
@@ -22,28 +22,28 @@ class Variable:
     """`text`, or `mapping of text to text`."""
     meaning: str
     example: str
-    """From the example context; empty where that doesn't say it."""
+    """From the example context; empty if that has no value for it."""
 
 
 def variables(example: Context) -> Iterator[Variable]:
-    """Every variable, in the order of `Context`; parts follow what they belong to."""
+    """Yield every variable, in the order of `Context`, and instead of an object its parts."""
     yield from _variables(type(example), example, "")
 
 
 def _variables(kind: type[Any], example: Any, prefix: str) -> Iterator[Variable]:
     meanings = _meanings(kind)
-    for own, hint in get_type_hints(kind).items():
-        value, name = getattr(example, own), f"{prefix}{own}"
+    for field, hint in get_type_hints(kind).items():
+        value, name = getattr(example, field), f"{prefix}{field}"
         if is_dataclass(hint):
             yield from _variables(type(value), value, f"{name}.")
         else:
-            yield Variable(name, _called(value), meanings[own], _shown(value))
+            yield Variable(name, _type_name(value), meanings[field], _example(value))
 
 
 def _meanings(kind: type[Any]) -> Mapping[str, str]:
-    """The docstring below each field."""
-    (owner,) = ast.parse(inspect.getsource(kind)).body
-    body = getattr(owner, "body", [])
+    """The docstring of each field."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    body = getattr(definition, "body", [])
     return {
         field.target.id: inspect.cleandoc(below.value.value)
         for field, below in pairwise(body)
@@ -52,12 +52,12 @@ def _meanings(kind: type[Any]) -> Mapping[str, str]:
     }
 
 
-def _called(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return "mapping of text to text" if isinstance(value, Mapping) else "text"
 
 
-def _shown(value: Any) -> str:
+def _example(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}={one}" for name, one in value.items())
+        return ", ".join(f"{name}={text}" for name, text in value.items())
     first, *more = str(value).split("\n")
     return f"{first} …" if more else first

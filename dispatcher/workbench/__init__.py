@@ -1,1 +1,1 @@
-"""The template workbench: sample messages on a page that follows every change."""
+"""The template workbench: a page that shows sample messages and reloads them when a template changes."""

@@ -1,4 +1,4 @@
-"""Proofs: messages made exactly as they would be sent, and shown instead."""
+"""Sample messages: made exactly as for sending, then shown instead of sent."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _RECIPIENTS = {"email": "you@example.com", "slack": "#alerts"}
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """One message, in every form in which it can be looked at."""
+class Sample:
+    """One message in every form that the preview shows."""
 
     channel: str
     content: Content
     wire: bytes
-    """What would be sent, byte for byte."""
+    """The bytes that the channel would send."""
     problems: list[str]
-    """What the provider would refuse, a sentence each."""
+    """Reasons for which the provider would refuse the message, a sentence each."""
 
     @property
     def headline(self) -> str:
-        """What a reader sees first: a mail's subject, Slack's notification, an incident's summary."""
+        """The line that a reader sees first: a mail's subject, Slack's notification, an incident's summary."""
         match self.channel:
             case "email":
                 return str(self.content.get("subject", ""))
@@ -59,7 +59,7 @@ class Proof:
 
     @property
     def html(self) -> str:
-        """A page: a mail's own HTML, another message as its readers see it."""
+        """A whole page: a mail's own HTML, or another channel's message as its readers see it."""
         return str(self.content["html"]) if self.channel == "email" else page(self.channel, self.content)
 
     @property
@@ -68,55 +68,68 @@ class Proof:
 
     @property
     def json(self) -> bytes:
-        """The message as data, in an order and form that people can compare."""
+        """The content as indented JSON, for people to read and compare."""
         return orjson.dumps(self.content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """Every form, by the ending of a file that holds it."""
+        """Every form of the message, by file name extension."""
         forms = {"html": self.html.encode(), "txt": self.text.encode()}
         return {**forms, "eml": self.wire} if self.channel == "email" else {**forms, "json": self.json}
 
 
-class Press:
-    """Makes proofs with the settings' templates and channels; a channel that isn't configured is an example's."""
+class SampleRenderer:
+    """Renders samples with the templates and channels of the settings.
+
+    A built-in channel that the settings don't configure gets an example configuration.
+    """
 
     def __init__(self, settings: Settings, first: Sequence[Path] = ()) -> None:
-        """`first`: folders of templates that go before the settings'. Raises TemplateError, as Renderer does."""
+        """`first`: template folders that are searched before those of the settings.
+
+        Raises TemplateError for a folder that doesn't exist.
+        """
         self._settings = settings
         self._renderer = make_renderer(settings, first)
 
-    def proof(self, channel: str, event: Event, recipient: str = "") -> Proof:
-        """`recipient`: as a rule writes it; without, one that the channel serves, or an example. Raises TemplateError,
-        SettingsError where nothing is known of such a channel, and Unserved.
+    def render(self, channel: str, event: Event, recipient: str = "") -> Sample:
+        """Render the message that the channel would send.
+
+        `recipient`: as a rule writes it; if empty, one from the channel's settings, or an example.
+
+        Raises TemplateError, UnknownRecipient, and SettingsError if another package's channel isn't configured.
         """
         section = self._settings.channel_sections.get(channel)
         if section is None and channel not in _EXAMPLES:
             raise SettingsError(f"a preview of {channel} needs channels.{channel} in the settings")
         section = section or CHANNEL_TYPES[channel].config.model_validate(_EXAMPLES[channel])
-        known = next(filter(None, (getattr(section, name, None) for name in ("services", "recipients", "targets"))), ())
-        someone = recipient or next(iter(known), _RECIPIENTS.get(channel, ""))
-        example = not someone
-        content = self._renderer.draft(channel, event, recipient=someone)
+        aliases = next(
+            filter(None, (getattr(section, name, None) for name in ("services", "recipients", "targets"))), ()
+        )
+        recipient = recipient or next(iter(aliases), _RECIPIENTS.get(channel, ""))
+        content = self._renderer.draft(channel, event, recipient=recipient)
         opened = CHANNEL_TYPES[channel].open(section)
-        address = "example" if example else opened.address(someone)
+        address = opened.address(recipient) if recipient else "example"
         message = Message(
             key=delivery_key(event.key, channel, (address,)),
             recipients=(address,),
             content=content,
             created_at=event.occurred_at,
         )
-        return Proof(channel, content, opened.wire_preview(message).body, lint(channel, content))
+        return Sample(channel, content, opened.wire_preview(message).body, lint(channel, content))
 
 
-def changed(event: Event, changes: Sequence[str]) -> Event:
-    """The event with `NAME=VALUE` applied, `error.message=boom` for a part. Raises Unreadable, naming the change."""
-    facts = event.model_dump(mode="json")
-    named: list[list[str]] = []
+def with_changes(event: Event, changes: Sequence[str]) -> Event:
+    """Return the event with each `NAME=VALUE` applied; `error.message=boom` changes one part.
+
+    Raises Unreadable, naming the change.
+    """
+    data = event.model_dump(mode="json")
+    paths: list[list[str]] = []
     for change in changes:
         name, equals, value = change.partition("=")
         *owners, last = name.split(".")
-        part = facts
+        part = data
         for owner in owners:
             if not isinstance(part.get(owner), dict):
                 part[owner] = {}
@@ -124,37 +137,40 @@ def changed(event: Event, changes: Sequence[str]) -> Event:
         if not equals or not last:
             raise Unreadable(f"{change!r} is no change: write NAME=VALUE, as error.message=boom")
         part[last] = value
-        named.append([*owners, last])
+        paths.append([*owners, last])
     try:
-        event = Event.model_validate(facts)
+        event = Event.model_validate(data)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise Unreadable(f"no event any more with {', '.join(changes)}: {wrong}") from None
-    understood = event.model_dump(mode="json")
-    for path in named:
-        if not _says(understood, path):
+    validated = event.model_dump(mode="json")
+    for path in paths:
+        if not _has_path(validated, path):
             raise Unreadable(f"an event has no {'.'.join(path)}")
     return event
 
 
-def _says(facts: Any, name: Sequence[str]) -> bool:
-    for step in name:
-        if not isinstance(facts, dict) or step not in facts:
+def _has_path(data: Any, path: Sequence[str]) -> bool:
+    for key in path:
+        if not isinstance(data, dict) or key not in data:
             return False
-        facts = facts[step]
+        data = data[key]
     return True
 
 
-def difference(before: Proof, after: Proof, name: str) -> str:
-    """What a reader would notice, line by line; empty where nothing changes."""
+def difference(before: Sample, after: Sample, name: str) -> str:
+    """Return a unified diff of the two messages, empty if a reader would see no difference.
+
+    Mail is compared by its text and HTML, other channels by their JSON. `name` becomes the diff's file name.
+    """
     pairs = [(before.json, after.json)] if before.channel != "email" else []
     if before.channel == "email":
         pairs = [(before.text.encode(), after.text.encode()), (before.html.encode(), after.html.encode())]
     lines: list[str] = []
-    for (old, new), kind in zip(pairs, ("txt", "html") if before.channel == "email" else ("json",), strict=True):
+    for (old, new), extension in zip(pairs, ("txt", "html") if before.channel == "email" else ("json",), strict=True):
         left, right = (side.decode().splitlines(keepends=True) for side in (old, new))
-        lines += unified_diff(left, right, f"{name}.{kind}", f"{name}.{kind} (with the other templates)")
+        lines += unified_diff(left, right, f"{name}.{extension}", f"{name}.{extension} (with the other templates)")
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-__all__ = ["CHANNELS", "Press", "Proof", "TemplateError", "changed", "difference"]
+__all__ = ["CHANNELS", "Sample", "SampleRenderer", "TemplateError", "difference", "with_changes"]

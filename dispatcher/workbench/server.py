@@ -1,7 +1,7 @@
-"""`dispatcher preview --serve`: a page on which templates are worked on, beside what they make.
+"""`dispatcher preview --serve`: a page that shows the message while its templates are edited.
 
-It listens on this machine alone, reads the templates and writes nothing. What is shown comes from an event
-that anybody may have written, so it is drawn in frames without scripts.
+The server listens on loopback only, and only reads the templates. Anybody may have written the event's text, so the page
+shows messages in sandboxed frames without scripts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL
 from dispatcher.rendering.renderer import built_in_folder, sample_event
 from dispatcher.web.server import serving
-from dispatcher.workbench.sample import CHANNELS, Press, Proof
+from dispatcher.workbench.sample import CHANNELS, Sample, SampleRenderer
 
 HOST = "127.0.0.1"
 _PAGES = Path(__file__).parent / "pages"
@@ -41,45 +41,45 @@ _POLICY = (
     "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-_DARK = re.compile(r"\(\s*prefers-color-scheme\s*:\s*(dark|light)\s*\)")
+_COLOR_SCHEME = re.compile(r"\(\s*prefers-color-scheme\s*:\s*(dark|light)\s*\)")
 
 
 class Workbench:
-    """The page's server. Templates are read anew whenever one of their files changes."""
+    """The page's server. It loads all templates again when a template file changes."""
 
     def __init__(self, settings: Settings, event: Event) -> None:
-        """`event`: what the page begins with. Raises TemplateError, as Renderer does."""
+        """`event`: the event that the page shows first. Raises TemplateError for a folder that doesn't exist."""
         self._settings = settings
         self._event = event
-        self._press = Press(settings)
+        self._renderer = SampleRenderer(settings)
         self._stopping = asyncio.Event()
 
     @property
     def folders(self) -> Sequence[Path]:
-        """Where templates may change."""
+        """The folders that are watched for changes."""
         templates = self._settings.templates
-        own = [path for match in templates.match for path in match.path]
-        return [*own, *templates.path, built_in_folder()]
+        matched = [path for entry in templates.match for path in entry.path]
+        return [*matched, *templates.path, built_in_folder()]
 
     def stop(self) -> None:
         self._stopping.set()
 
-    async def run(self, port: int, ready: Any) -> None:
-        """Serve until stopped. `ready` is called with the page's address."""
+    async def run(self, port: int, on_ready: Any) -> None:
+        """Serve until stopped. `on_ready` is called with the page's address."""
         application = Starlette(
             routes=[
                 Route("/", self._file),
                 Route("/{name}", self._file),
                 Route("/events/first", self._first),
-                Route("/events/{phase}", self._sample),
-                Route("/proof", self._proof, methods=["POST"]),
+                Route("/events/{phase}", self._sample_event),
+                Route("/sample", self._render, methods=["POST"]),
                 Route("/changes/stream", self._changes),
             ],
-            # a page elsewhere could reach this server by a name of its own
+            # against DNS rebinding: a website's own domain name may resolve to 127.0.0.1
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
         )
         async with serving(application, HOST, port) as url:
-            ready(url)
+            on_ready(url)
             await self._stopping.wait()
 
     async def _file(self, request: Request) -> Response:
@@ -89,81 +89,83 @@ class Workbench:
         return Response((_PAGES / name).read_bytes(), media_type=_TYPES[name], headers=_HEADERS)
 
     async def _first(self, _: Request) -> Response:
-        return _event(self._event)
+        return _event_response(self._event)
 
-    async def _sample(self, request: Request) -> Response:
+    async def _sample_event(self, request: Request) -> Response:
         phases = {phase.lower(): phase for phase in TERMINAL}
         phase = phases.get(request.path_params["phase"])
-        return _event(sample_event(phase)) if phase is not None else Response("no such phase\n", status_code=404)
+        return (
+            _event_response(sample_event(phase)) if phase is not None else Response("no such phase\n", status_code=404)
+        )
 
-    async def _proof(self, request: Request) -> Response:
-        """One message in every form; where there is none, `error` says why."""
+    async def _render(self, request: Request) -> Response:
+        """One message in every form; if it can't be rendered, `error` says why."""
         try:
-            asked = orjson.loads(await request.body())
-            channel, event = asked["channel"], Event.model_validate(asked["event"])
+            body = orjson.loads(await request.body())
+            channel, event = body["channel"], Event.model_validate(body["event"])
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            return _said(error=f"no JSON that can be read: {error}")
+            return _json(error=f"no JSON that can be read: {error}")
         except ValidationError as error:
             wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            return _said(error=f"no event: {'; '.join(wrong)}")
+            return _json(error=f"no event: {'; '.join(wrong)}")
         if channel not in CHANNELS or not event.phase.terminal:
-            return _said(error=f"nobody is told of {event.phase} by {channel}")
+            return _json(error=f"no message for {event.phase} on {channel}")
         try:
-            proof = self._press.proof(channel, event, str(asked.get("recipient", "")))
+            sample = self._renderer.render(channel, event, str(body.get("recipient", "")))
         except DispatcherError as error:
-            return _said(error=str(error))
+            return _json(error=str(error))
         except UnknownRecipient as error:
-            return _said(error=f"this recipient can't be served: {error.reason}")
-        return _said(**_forms(proof))
+            return _json(error=f"this recipient can't be served: {error.reason}")
+        return _json(**_forms(sample))
 
     async def _changes(self, _: Request) -> Response:
-        """A line for each change of a template, as server-sent events."""
+        """A server-sent event for each change of a template file."""
         return StreamingResponse(self._watch(), media_type="text/event-stream", headers=_HEADERS)
 
     async def _watch(self) -> AsyncIterator[bytes]:
         yield b": watching\n\n"
         async for _ in awatch(*self.folders, stop_event=self._stopping, rust_timeout=500):
             try:
-                self._press = Press(self._settings)
-            except DispatcherError:  # a folder is gone for the moment
+                self._renderer = SampleRenderer(self._settings)
+            except DispatcherError:  # a folder is missing, perhaps only during an editor's save
                 continue
             yield b"data: changed\n\n"
 
 
-def _event(event: Event) -> Response:
-    return _said(event=orjson.loads(event.model_dump_json(exclude_none=True, exclude_defaults=True)))
+def _event_response(event: Event) -> Response:
+    return _json(event=orjson.loads(event.model_dump_json(exclude_none=True, exclude_defaults=True)))
 
 
-def _said(**facts: Any) -> Response:
-    return JSONResponse(facts, headers=_HEADERS)
+def _json(**data: Any) -> Response:
+    return JSONResponse(data, headers=_HEADERS)
 
 
-def _forms(proof: Proof) -> Mapping[str, Any]:
+def _forms(sample: Sample) -> Mapping[str, Any]:
     return {
-        "headline": proof.headline,
-        "light": _scheme(proof.html, "light"),
-        "dark": _scheme(proof.html, "dark"),
-        "text": proof.text,
-        "source": proof.wire.decode(errors="replace") if proof.channel == "email" else proof.json.decode(),
-        "problems": proof.problems,
+        "headline": sample.headline,
+        "light": _in_scheme(sample.html, "light"),
+        "dark": _in_scheme(sample.html, "dark"),
+        "text": sample.text,
+        "source": sample.wire.decode(errors="replace") if sample.channel == "email" else sample.json.decode(),
+        "problems": sample.problems,
     }
 
 
-def _scheme(html: str, scheme: str) -> str:
-    """The page as it looks in one colour scheme, whatever the browser's own is."""
-    html = _DARK.sub(lambda found: "(min-width: 0)" if found[1] == scheme else "(max-width: 0)", html)
-    ground, ink = ("#1a1d21", "#e8e8e8") if scheme == "dark" else ("#ffffff", "#1d1c1d")
-    return f"{html}<style>:root{{color-scheme:{scheme};background:{ground};color:{ink}}}</style>"
+def _in_scheme(html: str, scheme: str) -> str:
+    """The HTML fixed to one colour scheme, whichever the browser prefers."""
+    html = _COLOR_SCHEME.sub(lambda found: "(min-width: 0)" if found[1] == scheme else "(max-width: 0)", html)
+    background, text = ("#1a1d21", "#e8e8e8") if scheme == "dark" else ("#ffffff", "#1d1c1d")
+    return f"{html}<style>:root{{color-scheme:{scheme};background:{background};color:{text}}}</style>"
 
 
 def run(settings: Settings, event: Event, port: int) -> None:
     """Serve the page until interrupted."""
 
-    async def work() -> None:
-        bench = Workbench(settings, event)
+    async def serve() -> None:
+        workbench = Workbench(settings, event)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, bench.stop)
-        await bench.run(port, lambda url: typer.echo(f"work on templates at {url} (Ctrl+C ends it)"))
+            loop.add_signal_handler(number, workbench.stop)
+        await workbench.run(port, lambda url: typer.echo(f"edit templates at {url} (Ctrl+C stops the server)"))
 
-    asyncio.run(work())
+    asyncio.run(serve())

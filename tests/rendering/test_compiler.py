@@ -1,4 +1,4 @@
-"""Our sandboxes take shortcuts where they show text and call macros: what comes out is what Jinja alone makes."""
+"""The sandboxes' shortcuts for output and macros render the same as plain Jinja."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VARIABLES = {"text": '<a href="x">&\'</a>', "number": 7, "nothing": None, "items
         "{% macro mark(caller='-') %}{{ caller }}{% endmacro %}{{ mark(text) }}{{ mark() }}",
     ],
 )
-def test_html_comes_out_as_jinja_alone_makes_it(source: str, sandbox: Sandbox) -> None:
+def test_html_is_the_same_as_plain_jinjas(source: str, sandbox: Sandbox) -> None:
     assert sandbox.from_string(source).render(VARIABLES) == JINJA.from_string(source).render(VARIABLES)
 
 
@@ -51,14 +51,14 @@ def test_html_comes_out_as_jinja_alone_makes_it(source: str, sandbox: Sandbox) -
         "{% macro box() %}{{ caller() }}{% endmacro %}{{ box() }}",
     ],
 )
-def test_what_jinja_alone_refuses_is_refused_in_its_words(source: str, sandbox: Sandbox) -> None:
-    with pytest.raises(Exception, match=r"\w") as theirs:
+def test_errors_are_the_same_as_plain_jinjas(source: str, sandbox: Sandbox) -> None:
+    with pytest.raises(Exception, match=r"\w") as expected:
         JINJA.from_string(source).render(VARIABLES)
-    with pytest.raises(type(theirs.value)) as ours:
+    with pytest.raises(type(expected.value)) as actual:
         sandbox.from_string(source).render(VARIABLES)
-    assert str(ours.value) == str(theirs.value)
+    assert str(actual.value) == str(expected.value)
 
 
 @given(st.one_of(st.text(), st.text().map(Markup), st.integers(), st.none()))
-def test_what_is_escaped_for_html_is_what_markupsafe_makes_of_it(value: Any) -> None:
+def test_escape_html_is_the_same_as_markupsafes_escape(value: Any) -> None:
     assert escape_html(value) == escape(value)

@@ -1,4 +1,4 @@
-"""What templates see: everything cleaned, in UTC, and of bounded size."""
+"""The variables of templates: cleaned texts, times in UTC, and a bounded size."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from dispatcher.rendering.context import LABELS, context_of
 
 CONSOLE = "https://flyte.example.com/console"
 EAST = timezone(timedelta(hours=2))
-ENDED = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)
+FINISHED = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)
 
 
-def told(**facts: Any) -> Event:
-    """An event with only these facts beside what each must have."""
+def event_with(**fields: Any) -> Event:
+    """An event with these fields and the required ones."""
     execution = {"project": "p q", "domain": "d", "name": "n&é"}
-    return Event.model_validate({"execution": execution, "phase": "FAILED", "occurred_at": ENDED, **facts})
+    return Event.model_validate({"execution": execution, "phase": "FAILED", "occurred_at": FINISHED, **fields})
 
 
-def test_times_are_told_in_utc_whatever_zone_they_came_in() -> None:
-    seen = context_of(told(occurred_at=ENDED.astimezone(EAST), started_at=ENDED - timedelta(minutes=14)), "")
-    assert (seen.occurred_at, seen.timestamp) == ("2026-11-20 09:14:21 UTC", "2026-11-20T09:14:21+00:00")
-    assert (seen.started_at, seen.duration) == ("2026-11-20 09:00:21 UTC", "14 minutes")
+def test_times_from_other_zones_are_in_utc() -> None:
+    context = context_of(
+        event_with(occurred_at=FINISHED.astimezone(EAST), started_at=FINISHED - timedelta(minutes=14)), ""
+    )
+    assert (context.occurred_at, context.timestamp) == ("2026-11-20 09:14:21 UTC", "2026-11-20T09:14:21+00:00")
+    assert (context.started_at, context.duration) == ("2026-11-20 09:00:21 UTC", "14 minutes")
 
 
 @pytest.mark.parametrize("zone", [timezone(timedelta(hours=14)), timezone(timedelta(hours=-14))])
 @pytest.mark.parametrize("year", [1, 9999])
-def test_the_ends_of_the_calendar_are_times_too(year: int, zone: timezone) -> None:
+def test_times_at_the_limits_of_the_calendar_are_formatted(year: int, zone: timezone) -> None:
     edge = datetime(year, 1 if year == 1 else 12, 1 if year == 1 else 31, 12, tzinfo=zone)
-    for event in (told(occurred_at=edge, started_at=ENDED), told(started_at=edge)):
+    for event in (event_with(occurred_at=edge, started_at=FINISHED), event_with(started_at=edge)):
         assert context_of(event, "").occurred_at.endswith(" UTC")
 
 
 @pytest.mark.parametrize(
-    ("span", "words"),
+    ("duration", "text"),
     [
         (timedelta(seconds=-5), ""),
         (timedelta(), ""),
@@ -48,8 +50,8 @@ def test_the_ends_of_the_calendar_are_times_too(year: int, zone: timezone) -> No
         (timedelta(days=2, hours=23, minutes=59), "2 days and 23 hours"),
     ],
 )
-def test_a_duration_is_told_at_a_glance(span: timedelta, words: str) -> None:
-    assert context_of(told(occurred_at=ENDED, started_at=ENDED - span), "").duration == words
+def test_a_duration_has_no_seconds_from_an_hour_on_and_no_minutes_from_a_day_on(duration: timedelta, text: str) -> None:
+    assert context_of(event_with(occurred_at=FINISHED, started_at=FINISHED - duration), "").duration == text
 
 
 @pytest.mark.parametrize(
@@ -66,22 +68,23 @@ def test_a_duration_is_told_at_a_glance(span: timedelta, words: str) -> None:
         ("", None),
     ],
 )
-def test_only_what_can_be_nothing_but_a_link_is_taken_for_one_else_the_console_is(url: str, link: str | None) -> None:
-    event = told(url=url)
+def test_the_url_is_the_events_plain_link_else_built_from_the_console_url(url: str, link: str | None) -> None:
+    event = event_with(url=url)
     assert context_of(event, CONSOLE).url == (link or f"{CONSOLE}/projects/p%20q/domains/d/executions/n%26%C3%A9")
     assert context_of(event, "").url == (link or "")
 
 
-def test_what_has_no_limit_where_it_comes_from_gets_one() -> None:
+def test_principal_and_labels_are_cut_and_limited_in_number() -> None:
     labels = {f"{number}": "v" * 100_000 for number in range(5000)}
-    seen = context_of(told(principal="x" * 1_000_000, labels=labels), "")
-    assert (len(seen.principal), len(seen.labels), len(seen.labels["0"])) == (255, LABELS, 255)
+    context = context_of(event_with(principal="x" * 1_000_000, labels=labels), "")
+    assert (len(context.principal), len(context.labels), len(context.labels["0"])) == (255, LABELS, 255)
 
 
-def test_what_ran_is_called_by_the_best_name_there_is() -> None:
+def test_what_is_the_launch_plans_name_else_the_workflows_else_the_executions() -> None:
     workflow = {"project": "p", "domain": "d", "name": "train.wf"}
-    assert context_of(told(), "").what == "n&é"
-    assert context_of(told(workflow=workflow), "").what == "train.wf"
+    assert context_of(event_with(), "").what == "n&é"
+    assert context_of(event_with(workflow=workflow), "").what == "train.wf"
     assert (
-        context_of(told(workflow=workflow, launch_plan={**workflow, "name": "train.daily"}), "").what == "train.daily"
+        context_of(event_with(workflow=workflow, launch_plan={**workflow, "name": "train.daily"}), "").what
+        == "train.daily"
     )

@@ -1,4 +1,4 @@
-"""docs/templates.md says what is so. REWRITE_SNAPSHOTS=1 writes its table anew."""
+"""docs/templates.md has the code's variables and limits. REWRITE_SNAPSHOTS=1 rewrites its table of variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import sandbox
 from dispatcher.rendering.context import context_of
-from dispatcher.rendering.documents import LARGEST
+from dispatcher.rendering.documents import MAX_VALUES
 from dispatcher.rendering.renderer import sample_event
 from dispatcher.rendering.variables import variables
 
@@ -16,9 +16,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "templates.md"
 BEGIN, END = "<!-- variables: written by the tests -->\n", "<!-- end -->\n"
 
 
-def test_the_table_of_variables_is_that_of_the_code() -> None:
+def test_the_pages_table_of_variables_equals_the_codes() -> None:
     example = context_of(sample_event(Phase.FAILED), "")
-    rows = [f"| `{one.name}` | {one.type} | {one.meaning} |" for one in variables(example)]
+    rows = [f"| `{variable.name}` | {variable.type} | {variable.meaning} |" for variable in variables(example)]
     table = "\n".join(["| variable | type | meaning |", "|---|---|---|", *rows, ""])
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
@@ -29,15 +29,15 @@ def test_the_table_of_variables_is_that_of_the_code() -> None:
     assert written == PAGE.read_text(encoding="utf-8")
 
 
-def test_the_limits_are_those_of_the_code() -> None:
+def test_the_pages_limits_equal_the_codes() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for limit in (
         f"| steps | {sandbox.BUDGET:,}:",
-        f"{sandbox.UNIT} characters made or looked at",
+        f"{sandbox.UNIT} characters produced or read",
         f"| includes, imports | {sandbox.INCLUDES} |",
         f"| macros inside one another | {sandbox.DEPTH} |",
         f"| a template's length | {sandbox.LONGEST_SOURCE:,} characters |",
         f"| numbers | {sandbox.LARGEST_NUMBER:,} bits |",
-        f"| values in a YAML document | {LARGEST:,},",
+        f"| values in a YAML document | {MAX_VALUES:,},",
     ):
         assert limit in text

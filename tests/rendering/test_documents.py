@@ -1,4 +1,4 @@
-"""Documents: YAML whose structure is data and whose strings are templates."""
+"""Document templates: YAML whose strings are Jinja templates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_string_is_cut_to_its_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("yaml", "left"),
+    ("yaml", "rendering"),
     [
         ("k: '{{ no }}'", {}),
         ("k: {when: '{{ no }}', a: 1}", {}),
@@ -55,21 +55,21 @@ def test_a_string_is_cut_to_its_budget() -> None:
         ("k: {a: {}, b: []}", {"k": {"a": {}, "b": []}}),
     ],
 )
-def test_what_says_nothing_drops_out(yaml: str, left: dict[str, Any]) -> None:
+def test_empty_parts_are_dropped(yaml: str, rendering: dict[str, Any]) -> None:
     assert rendered(f"always: here\nand: '{{{{ yes }}}}'\n{yaml}", yes="y", no="") == {
         "always": "here",
         "and": "y",
-        **left,
+        **rendering,
     }
 
 
-def test_a_failure_names_its_line() -> None:
-    with pytest.raises(BadDocument, match="'nonsense' is undefined") as failure:
+def test_an_error_names_its_line() -> None:
+    with pytest.raises(BadDocument, match="'nonsense' is undefined") as error:
         rendered("a: b\nc:\n  - d: '{{ nonsense }}'")
-    assert failure.value.line == 3
+    assert error.value.line == 3
 
 
-def test_its_templates_can_be_listed() -> None:
+def test_strings_of_yields_the_strings_that_are_templates() -> None:
     assert list(strings_of({"a": "x", "b": [{"c": "{{ x }}"}, "{% if %}"]})) == [
         (("b", 0, "c"), "{{ x }}"),
         (("b", 1), "{% if %}"),

@@ -1,4 +1,4 @@
-"""The lint says what a provider would refuse, before it is asked."""
+"""`lint` reports everything for which a provider would refuse a message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dispatcher.rendering.renderer import sample_event
 
 FAILED = sample_event(Phase.FAILED)
 CARD = Renderer().render("teams", FAILED)
-MAIL, SLACK, PAGE = (Renderer().render(channel, FAILED) for channel in ("email", "slack", "pagerduty"))
+MAIL, SLACK, INCIDENT = (Renderer().render(channel, FAILED) for channel in ("email", "slack", "pagerduty"))
 
 
 def _block(**block: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def _text(text: str, kind: str = "mrkdwn") -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         ({"text": ""}, "no text"),
         ({"text": "😀" * 2001}, "text: longer than 4000"),
@@ -46,34 +46,34 @@ def _text(text: str, kind: str = "mrkdwn") -> dict[str, str]:
         (_block(type="actions", elements=[{"type": "button", "url": "https://x/" + "y" * 3000}]), "too long"),
     ],
 )
-def test_slack(change: dict[str, Any], words: str) -> None:
+def test_lint_reports_what_slack_would_refuse(change: dict[str, Any], expected: str) -> None:
     assert lint("slack", SLACK) == []
-    assert any(words in problem for problem in lint("slack", {**SLACK, **change}))
+    assert any(expected in problem for problem in lint("slack", {**SLACK, **change}))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         ({"event_action": "shout"}, "event_action"),
         ({"payload": "x"}, "summary is missing"),
-        ({"payload": {**PAGE["payload"], "summary": ""}}, "summary is missing"),
-        ({"payload": {**PAGE["payload"], "summary": "x" * 1025}}, "longer than 1024"),
-        ({"payload": {**PAGE["payload"], "source": ""}}, "source is missing"),
-        ({"payload": {**PAGE["payload"], "severity": "bad"}}, "severity is none of"),
-        ({"payload": {**PAGE["payload"], "timestamp": "2026-11-20T09:14:21"}}, "with a zone"),
-        ({"payload": {**PAGE["payload"], "timestamp": "yesterday"}}, "with a zone"),
-        ({"payload": {**PAGE["payload"], "custom_details": {"x": "y" * 600_000}}}, "larger than 524288 bytes"),
+        ({"payload": {**INCIDENT["payload"], "summary": ""}}, "summary is missing"),
+        ({"payload": {**INCIDENT["payload"], "summary": "x" * 1025}}, "longer than 1024"),
+        ({"payload": {**INCIDENT["payload"], "source": ""}}, "source is missing"),
+        ({"payload": {**INCIDENT["payload"], "severity": "bad"}}, "severity is none of"),
+        ({"payload": {**INCIDENT["payload"], "timestamp": "2026-11-20T09:14:21"}}, "with a zone"),
+        ({"payload": {**INCIDENT["payload"], "timestamp": "yesterday"}}, "with a zone"),
+        ({"payload": {**INCIDENT["payload"], "custom_details": {"x": "y" * 600_000}}}, "larger than 524288 bytes"),
         ({"links": [{"text": "x"}]}, "without href"),
         ({"client": "\ud800"}, "no JSON"),
     ],
 )
-def test_pagerduty(change: dict[str, Any], words: str) -> None:
-    assert lint("pagerduty", PAGE) == []
-    assert any(words in problem for problem in lint("pagerduty", {**PAGE, **change}))
+def test_lint_reports_what_pagerduty_would_refuse(change: dict[str, Any], expected: str) -> None:
+    assert lint("pagerduty", INCIDENT) == []
+    assert any(expected in problem for problem in lint("pagerduty", {**INCIDENT, **change}))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         ({"subject": " "}, "no subject"),
         ({"subject": "a\r\nBcc: x"}, "line break"),
@@ -83,13 +83,13 @@ def test_pagerduty(change: dict[str, Any], words: str) -> None:
         ({"html": "\ud800"}, "no JSON"),
     ],
 )
-def test_email(change: dict[str, Any], words: str) -> None:
+def test_lint_reports_what_a_mail_relay_or_gmail_would_refuse(change: dict[str, Any], expected: str) -> None:
     assert lint("email", MAIL) == []
-    assert any(words in problem for problem in lint("email", {**MAIL, **change}))
+    assert any(expected in problem for problem in lint("email", {**MAIL, **change}))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         ({"type": "MessageCard"}, "not AdaptiveCard"),
         ({"version": 1.4}, "version is missing"),
@@ -99,12 +99,12 @@ def test_email(change: dict[str, Any], words: str) -> None:
         ({"body": [{"type": "TextBlock", "text": "x" * 28_700}]}, "larger than"),
     ],
 )
-def test_teams(change: dict[str, Any], words: str) -> None:
+def test_lint_reports_what_teams_would_refuse(change: dict[str, Any], expected: str) -> None:
     assert lint("teams", CARD) == []
-    assert any(words in problem for problem in lint("teams", {**CARD, **change}))
+    assert any(expected in problem for problem in lint("teams", {**CARD, **change}))
 
 
-def test_a_webhook_takes_any_json_of_some_size() -> None:
+def test_lint_accepts_any_json_for_webhooks_up_to_a_size() -> None:
     assert lint("webhook", {"anything": [1, None]}) == []
     assert lint("webhook", {"anything": "x" * 300_000}) == ["it is larger than 262144 bytes"]
     assert "no JSON" in lint("webhook", {"anything": object()})[0]

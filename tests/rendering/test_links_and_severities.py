@@ -1,4 +1,4 @@
-"""Where messages link to, and how severe PagerDuty is told that it is: by the settings."""
+"""The settings decide a message's links and PagerDuty's severity."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def settings(folder: Path, **options: Any) -> Settings:
 
 
 def event(phase: Phase = Phase.FAILED, *, name: str = "a1", domain: str = "production", **labels: str) -> Event:
-    made = an_event(phase, labels=labels, launch_plan=a_launch_plan())
-    return made.model_copy(update={"execution": an_execution(name, domain=domain)})
+    finished = an_event(phase, labels=labels, launch_plan=a_launch_plan())
+    return finished.model_copy(update={"execution": an_execution(name, domain=domain)})
 
 
 @pytest.mark.parametrize(
-    ("told", "severity"),
+    ("finished", "severity"),
     [
         (event(), "error"),
         (event(Phase.TIMED_OUT, team="ml-ops"), "critical"),
@@ -48,37 +48,37 @@ def event(phase: Phase = Phase.FAILED, *, name: str = "a1", domain: str = "produ
         (event(Phase.SUCCEEDED, team="ml-ops"), "info"),
     ],
 )
-def test_the_first_severity_that_holds_is_told_else_the_phases_own(tmp_path: Path, told: Event, severity: str) -> None:
-    content = make_renderer(settings(tmp_path)).render("pagerduty", told)
+def test_the_first_matching_severity_wins_else_the_phases_own(tmp_path: Path, finished: Event, severity: str) -> None:
+    content = make_renderer(settings(tmp_path)).render("pagerduty", finished)
     assert content["payload"]["severity"] == severity
 
 
 def test_messages_link_to_the_console_and_to_the_logs(tmp_path: Path) -> None:
     renderer = make_renderer(settings(tmp_path, logs_url=LOGS, console_url="https://flyte.example.com/console"))
-    told = event(name="a&b é")
+    finished = event(name="a&b é")
     logs = "https://logs.example.com/?q=flytesnacks.production.a%26b%20%C3%A9&from=now-1d"
 
-    links = renderer.render("pagerduty", told)["links"]
+    links = renderer.render("pagerduty", finished)["links"]
     assert [link["text"] for link in links] == ["Open the execution", "Open the logs"]
     assert links[1]["href"] == logs
-    slack = renderer.render("slack", told)
+    slack = renderer.render("slack", finished)
     assert lint("slack", slack) == []
     (buttons,) = [block for block in slack["attachments"][0]["blocks"] if block["type"] == "actions"]
     assert [button["url"] for button in buttons["elements"]][1] == logs
 
 
-def test_without_addresses_nothing_is_linked_to(tmp_path: Path) -> None:
+def test_without_addresses_in_the_settings_there_are_no_links(tmp_path: Path) -> None:
     renderer = make_renderer(settings(tmp_path))
     assert "links" not in renderer.render("pagerduty", event())
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "expected"),
     [
         ({"logs_url": "javascript:alert(1)"}, "logs_url"),
         ({"logs_url": "https://x y"}, "logs_url"),
     ],
 )
-def test_what_is_no_link_is_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(SettingsError, match=words):
+def test_a_logs_url_that_is_no_link_is_refused(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SettingsError, match=expected):
         settings(tmp_path, **options)

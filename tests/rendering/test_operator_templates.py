@@ -1,4 +1,4 @@
-"""Operators change any message by a file of the same name; a bad one is found, and never costs a message."""
+"""A custom template replaces the built-in file of the same name. A bad one is reported, and the message is still sent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.builders import an_event
 FAILED = sample_event(Phase.FAILED)
 
 
-def own(folder: Path, file: str, text: str) -> Renderer:
-    """A Renderer with one template of the operator's own."""
+def renderer_with(folder: Path, file: str, text: str) -> Renderer:
+    """A Renderer with one custom template."""
     (folder / file).parent.mkdir(parents=True)
     (folder / file).write_text(text)
     return Renderer([folder])
@@ -26,15 +26,15 @@ def test_the_built_in_templates_have_no_problem() -> None:
     assert Renderer().check() == []
 
 
-def test_an_operators_template_replaces_the_built_in_one(tmp_path: Path) -> None:
-    renderer = own(tmp_path, "email/subject.txt.j2", "{{ what }}: {{ phase }}")
+def test_a_custom_template_replaces_the_built_in_one(tmp_path: Path) -> None:
+    renderer = renderer_with(tmp_path, "email/subject.txt.j2", "{{ what }}: {{ phase }}")
     assert renderer.check() == []
     assert renderer.render("email", FAILED)["subject"] == "train.daily: failed"
     assert renderer.render("email", FAILED)["html"] == Renderer().render("email", FAILED)["html"]
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "line", "words"),
+    ("file", "text", "line", "expected"),
     [
         ("email/subject.txt.j2", "x\n{{ nonsense }}", 2, "'nonsense' is undefined"),
         ("email/subject.txt.j2", "{{ 1 // 0 }}", 1, "by zero"),
@@ -59,16 +59,16 @@ def test_an_operators_template_replaces_the_built_in_one(tmp_path: Path) -> None
         ),
     ],
 )
-def test_a_template_that_cannot_work_is_found_with_its_line_and_the_message_goes_out_all_the_same(
-    tmp_path: Path, file: str, text: str, line: int, words: str
+def test_a_template_that_cannot_work_is_reported_with_its_line_and_the_built_in_one_is_used(
+    tmp_path: Path, file: str, text: str, line: int, expected: str
 ) -> None:
-    renderer = own(tmp_path, file, text)
+    renderer = renderer_with(tmp_path, file, text)
     channel = file.split("/", maxsplit=1)[0]
 
     problem = renderer.check()[0]
     assert problem.line == line
-    assert words in problem.message
-    if "nowhere" not in text and words != "the mail has no subject":
+    assert expected in problem.message
+    if "nowhere" not in text and expected != "the mail has no subject":
         assert problem.file == tmp_path / file
 
     event = an_event()
@@ -77,11 +77,11 @@ def test_a_template_that_cannot_work_is_found_with_its_line_and_the_message_goes
     assert [(entry["log_level"], entry["channel"], entry["execution"]) for entry in logs] == [
         ("error", channel, event.key)
     ]
-    assert words in logs[0]["reason"]
+    assert expected in logs[0]["reason"]
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "line", "words"),
+    ("file", "text", "line", "expected"),
     [
         ("email/text.txt.j2", "a\n{% if phase == 'never' %}\n{{ proyect }}\n{% endif %}", 3, "did you mean 'project'?"),
         ("email/text.txt.j2", "{{ name }}{% if not error.sumary %}x{% endif %}", 1, "did you mean 'error.summary'?"),
@@ -93,25 +93,27 @@ def test_a_template_that_cannot_work_is_found_with_its_line_and_the_message_goes
         ),
     ],
 )
-def test_an_unknown_name_is_found_in_a_branch_that_no_sample_takes(
-    tmp_path: Path, file: str, text: str, line: int, words: str
+def test_an_unknown_name_is_reported_in_a_branch_that_no_sample_reaches(
+    tmp_path: Path, file: str, text: str, line: int, expected: str
 ) -> None:
-    (problem,) = own(tmp_path, file, text).check()
+    (problem,) = renderer_with(tmp_path, file, text).check()
     assert (problem.file, problem.line) == (tmp_path / file, line)
-    assert words in problem.message
+    assert expected in problem.message
 
 
-def test_names_that_a_template_makes_itself_are_known(tmp_path: Path) -> None:
+def test_names_that_a_template_defines_are_not_reported(tmp_path: Path) -> None:
     text = "{% set error = {'sumary': 1} %}{% for error in range(2) %}{{ error.any }}{% endfor %}{{ loopy() }}"
     text += "{% macro loopy() %}{{ what }}{% endmacro %}"
     assert [
-        problem.message for problem in own(tmp_path, "email/text.txt.j2", text).check() if "error." in problem.message
+        problem.message
+        for problem in renderer_with(tmp_path, "email/text.txt.j2", text).check()
+        if "error." in problem.message
     ] == []
 
 
-def test_every_file_with_a_problem_is_named_at_once(tmp_path: Path) -> None:
-    own(tmp_path / "a", "email/text.txt.j2", "{{ nonsense }}")
-    own(tmp_path / "b", "email/subject.txt.j2", "{% if %}")
+def test_every_file_with_a_problem_is_reported(tmp_path: Path) -> None:
+    renderer_with(tmp_path / "a", "email/text.txt.j2", "{{ nonsense }}")
+    renderer_with(tmp_path / "b", "email/subject.txt.j2", "{% if %}")
     renderer = Renderer(
         [
             tmp_path / "a",
@@ -121,22 +123,22 @@ def test_every_file_with_a_problem_is_named_at_once(tmp_path: Path) -> None:
     assert sorted(problem.file.name for problem in renderer.check()) == ["subject.txt.j2", "text.txt.j2"]
 
 
-def test_a_draft_is_the_operators_message_even_where_the_provider_would_refuse_it(tmp_path: Path) -> None:
-    renderer = own(tmp_path / "a", "slack/message.yaml", "text: hi\nblocks: [{type: header}]")
+def test_a_draft_uses_the_custom_template_even_if_the_provider_would_refuse_the_message(tmp_path: Path) -> None:
+    renderer = renderer_with(tmp_path / "a", "slack/message.yaml", "text: hi\nblocks: [{type: header}]")
     assert renderer.draft("slack", FAILED) == {"text": "hi", "blocks": [{"type": "header"}]}
     assert renderer.render("slack", FAILED) == Renderer().render("slack", FAILED)
 
-    broken = own(tmp_path / "b", "slack/message.yaml", "text: '{{ nonsense }}'")
+    broken = renderer_with(tmp_path / "b", "slack/message.yaml", "text: '{{ nonsense }}'")
     with pytest.raises(TemplateError, match=r"message\.yaml:1: 'nonsense' is undefined"):
         broken.draft("slack", FAILED)
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_a_draft_by_the_built_in_templates_is_what_is_sent(channel: str) -> None:
+def test_a_draft_with_the_built_in_templates_equals_the_message_to_send(channel: str) -> None:
     assert Renderer().draft(channel, FAILED) == Renderer().render(channel, FAILED)
 
 
-def test_a_template_reaches_neither_python_nor_files(tmp_path: Path) -> None:
+def test_a_template_has_no_access_to_python_or_files(tmp_path: Path) -> None:
     for number, escape in enumerate(
         (
             "{{ error.__class__.__mro__ }}",
@@ -151,11 +153,11 @@ def test_a_template_reaches_neither_python_nor_files(tmp_path: Path) -> None:
             "{% include '../../pyproject.toml' %}",
         )
     ):
-        renderer = own(tmp_path / str(number), "email/subject.txt.j2", escape)
+        renderer = renderer_with(tmp_path / str(number), "email/subject.txt.j2", escape)
         assert renderer.check()
         assert renderer.render("email", FAILED) == Renderer().render("email", FAILED)
 
 
-def test_a_template_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_template_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match="no such folder"):
         Renderer([tmp_path / "nowhere"])

@@ -1,4 +1,4 @@
-"""Messages people like, and rendering that can't fail: whatever the data, the provider takes the result."""
+"""The built-in messages, and that every event renders to a message that its provider accepts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from channels.contract import Message
 from channels.email import compose
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
-from dispatcher.preview.html import draw, plain_text
+from dispatcher.preview.html import plain_text, to_html
 from dispatcher.rendering import Renderer, lint
 from dispatcher.rendering.renderer import CHANNELS, sample_event
 from dispatcher.rendering.text import ELLIPSIS, clean, cut, cut_for_slack, cut_mrkdwn, escape_slack
@@ -30,12 +30,12 @@ SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
 RENDERER = Renderer(console_url="https://flyte.example.com/console")
 
 
-def _shown(channel: str, content: Any) -> dict[str, str]:
-    """Everything as text that can be compared; the mail with its bytes, whose lines end in CR LF."""
+def _snapshots(channel: str, content: Any) -> dict[str, str]:
+    """The message as text, by file name: a mail's bytes, text and HTML, or another channel's JSON."""
     if channel == "email":
-        facts = Message(key="golden", recipients=("dev-team@example.com",), content=content, created_at=NOW)
+        message = Message(key="golden", recipients=("dev-team@example.com",), content=content, created_at=NOW)
         return {
-            f"{channel}.eml": compose(facts, "Flyte <flyte@example.com>").decode("ascii"),
+            f"{channel}.eml": compose(message, "Flyte <flyte@example.com>").decode("ascii"),
             f"{channel}.txt": f"Subject: {content['subject']}\n\n{content['text']}",
             f"{channel}.html": content["html"],
         }
@@ -44,11 +44,11 @@ def _shown(channel: str, content: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_the_built_in_messages_are_those_in_the_repository(channel: str, phase: Phase) -> None:
-    """REWRITE_SNAPSHOTS=1 writes them anew; the difference is then reviewed like code."""
+def test_the_built_in_messages_equal_their_snapshots(channel: str, phase: Phase) -> None:
+    """REWRITE_SNAPSHOTS=1 rewrites the snapshots; the difference is then reviewed like code."""
     content = RENDERER.render(channel, sample_event(phase))
     assert lint(channel, content) == []
-    for name, text in _shown(channel, content).items():
+    for name, text in _snapshots(channel, content).items():
         file = SNAPSHOTS / f"{phase.lower()}.{name}"
         if os.environ.get("REWRITE_SNAPSHOTS"):
             file.write_bytes(text.encode())
@@ -56,10 +56,10 @@ def test_the_built_in_messages_are_those_in_the_repository(channel: str, phase: 
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_fallback_recipients_read_who_could_not_be_told_and_why(channel: str) -> None:
-    why = "#dev could not be told by slack: is_archived"
+def test_a_fallback_message_says_who_could_not_be_notified_and_why(channel: str) -> None:
+    why = "#dev could not be notified through slack: is_archived"
     content = RENDERER.render(channel, sample_event(Phase.FAILED), undelivered=why)
-    for name, text in _shown(channel, content).items():
+    for name, text in _snapshots(channel, content).items():
         assert why in text or name.endswith("eml")
     headline = {"email": "subject", "slack": "text", "pagerduty": "payload", "teams": "body", "webhook": "text"}[
         channel
@@ -68,8 +68,8 @@ def test_fallback_recipients_read_who_could_not_be_told_and_why(channel: str) ->
     assert "Not delivered" not in str(RENDERER.render(channel, sample_event(Phase.FAILED)))
 
 
-anything = st.text(st.characters() | st.sampled_from("<>&`*_~|@#\"'{}%\r\n\0\u202e\u200d\ud800\x1b"), max_size=80)
-nasty = anything | st.sampled_from(
+any_text = st.text(st.characters() | st.sampled_from("<>&`*_~|@#\"'{}%\r\n\0\u202e\u200d\ud800\x1b"), max_size=80)
+hostile_text = any_text | st.sampled_from(
     [
         "<!channel> <@U123> <https://evil.example|click>",
         "{{ 7 * 7 }} {% for x in range(10**9) %}{% endfor %}",
@@ -107,16 +107,16 @@ def events(draw: Any) -> Event:
                 | st.builds(
                     lambda name, version: {"project": "p", "domain": "d", "name": name, "version": version},
                     names,
-                    nasty,
+                    hostile_text,
                 )
             ),
-            "principal": draw(nasty),
-            "labels": draw(st.dictionaries(nasty, nasty, max_size=3) | st.just(MANY_LABELS)),
-            "url": draw(nasty | st.builds("https://flyte.example.com/{}".format, nasty)),
+            "principal": draw(hostile_text),
+            "labels": draw(st.dictionaries(hostile_text, hostile_text, max_size=3) | st.just(MANY_LABELS)),
+            "url": draw(hostile_text | st.builds("https://flyte.example.com/{}".format, hostile_text)),
             "error": draw(
                 st.none()
                 | st.fixed_dictionaries(
-                    {"code": nasty, "message": nasty, "kind": st.sampled_from(["USER", "SYSTEM", "x"])}
+                    {"code": hostile_text, "message": hostile_text, "kind": st.sampled_from(["USER", "SYSTEM", "x"])}
                 )
             ),
         }
@@ -139,8 +139,8 @@ SLACK_MARKUP = re.compile(r"<[^>]*>")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(events(), nasty)
-def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(event: Event, undelivered: str) -> None:
+@given(events(), hostile_text)
+def test_every_event_renders_to_a_valid_message_without_injected_markup(event: Event, undelivered: str) -> None:
     mail = RENDERER.render("email", event, undelivered=undelivered)
     slack = RENDERER.render("slack", event, undelivered=undelivered)
     page = RENDERER.render("pagerduty", event, undelivered=undelivered)
@@ -149,7 +149,7 @@ def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(eve
 
     assert (lint("email", mail), lint("slack", slack), lint("pagerduty", page)) == ([], [], [])
     assert (lint("teams", card), lint("webhook", body)) == ([], [])
-    for text in _facts(card):
+    for text in _fact_values(card):
         assert not re.search(r"[`*_~\[\]()]", re.sub(r"\\.", "", text)), "Markdown"
     tags = Tags()
     tags.feed(str(mail["html"]))
@@ -158,31 +158,31 @@ def test_whatever_the_data_the_provider_takes_it_and_it_never_becomes_markup(eve
     for text in _strings(slack, "mrkdwn"):
         for markup in SLACK_MARKUP.findall(text):
             assert re.fullmatch(r"<https?://[^|<>\s]+\|[^<>]*>", markup), markup
-        assert "<" not in SLACK_MARKUP.sub("", text), "a torn link"
-        assert text.count("```") % 2 == 0, "a torn code block"
+        assert "<" not in SLACK_MARKUP.sub("", text), "an incomplete link"
+        assert text.count("```") % 2 == 0, "an open code block"
     assert not {"\r", "\n"} & set(mail["subject"])
     for channel, content in (("slack", slack), ("pagerduty", page), ("teams", card), ("webhook", body)):
-        drawn = Tags()
-        drawn.feed(str(draw(channel, content)))
-        assert "script" not in drawn.seen
-        assert "img" not in drawn.seen
+        preview = Tags()
+        preview.feed(str(to_html(channel, content)))
+        assert "script" not in preview.seen
+        assert "img" not in preview.seen
         assert plain_text(channel, content)
 
 
-def _facts(card: Any) -> list[str]:
-    """What Teams reads as Markdown in the built-in card."""
+def _fact_values(card: Any) -> list[str]:
+    """The texts of the built-in card that Teams reads as Markdown."""
     return [fact["value"] for part in card["body"] if part["type"] == "FactSet" for fact in part["facts"]]
 
 
 def _strings(node: Any, kind: str) -> list[str]:
-    """The texts of that kind in a Slack message; the fallback is read as mrkdwn too."""
+    """The texts of that type in a Slack message, and its top-level text."""
     if isinstance(node, dict):
         own = [node["text"]] if node.get("type") == kind or ("attachments" in node and "text" in node) else []
         return own + [text for value in node.values() for text in _strings(value, kind)]
     return [text for value in node for text in _strings(value, kind)] if isinstance(node, list) else []
 
 
-def test_an_event_that_says_next_to_nothing_renders_without_gaps() -> None:
+def test_an_event_with_the_required_fields_only_renders_without_gaps() -> None:
     for channel in CHANNELS:
         shown = orjson.dumps(RENDERER.render(channel, an_event())).decode()
         for gap in ("None", "()", "[]", "''", ": ,", "undefined"):
@@ -190,26 +190,26 @@ def test_an_event_that_says_next_to_nothing_renders_without_gaps() -> None:
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_the_failed_node_is_told_where_it_is_known(channel: str) -> None:
+def test_the_message_names_the_failed_node(channel: str) -> None:
     shown = orjson.dumps(RENDERER.render(channel, an_event(error={"message": "failed at Node[n1-dn0]. boom"}))).decode()
     assert re.search(r"[Ff]ailed[ _]node[^<]*(<[^>]*>)*[^<]*n1-dn0", shown)
 
 
 @given(st.text(), st.integers(2, 60))
-def test_a_cut_text_fits_and_shows_that_it_was_cut(text: str, limit: int) -> None:
+def test_a_cut_text_fits_its_limit_and_ends_in_an_ellipsis(text: str, limit: int) -> None:
     short = cut(text, limit)
     assert len(short.encode("utf-16-le", "surrogatepass")) // 2 <= limit
     assert short == text or short.endswith(ELLIPSIS)
 
 
-def test_a_cut_tears_neither_a_character_nor_an_entity() -> None:
+def test_cut_splits_neither_a_grapheme_nor_an_entity() -> None:
     assert cut("ab👩‍👩‍👧‍👦cd", 8) == f"ab{ELLIPSIS}"
     assert cut("AT&T, Bell and others", 5) == f"AT&T{ELLIPSIS}"
     assert cut_for_slack("aaaa&bbbb", 8) == f"aaaa{ELLIPSIS}"
 
 
 @pytest.mark.parametrize("limit", range(10, 50))
-def test_a_cut_leaves_no_link_or_code_block_of_slacks_torn(limit: int) -> None:
+def test_cut_mrkdwn_leaves_no_incomplete_link_or_open_code_block(limit: int) -> None:
     short = cut_mrkdwn("see <https://x.example|a page> and ```the code of it``` there", limit)
     assert len(short) <= limit
     assert short.count("<") == short.count(">")
@@ -217,7 +217,7 @@ def test_a_cut_leaves_no_link_or_code_block_of_slacks_torn(limit: int) -> None:
     assert ELLIPSIS in short
 
 
-def test_the_largest_event_makes_a_mail_that_nobody_clips() -> None:
+def test_the_largest_event_renders_within_every_limit() -> None:
     most = "&" * 255
     launch_plan = {"project": "p", "domain": "d", "name": most, "version": "&" * 9999}
     frame = f'  File "{most}", line 1, in f\n    {most * 9}'
@@ -237,54 +237,54 @@ def test_the_largest_event_makes_a_mail_that_nobody_clips() -> None:
 
 
 @given(st.text(), st.integers(2, 80))
-def test_what_is_escaped_for_slack_holds_no_markup_however_it_is_cut(text: str, limit: int) -> None:
+def test_text_escaped_for_slack_has_no_markup_at_any_length(text: str, limit: int) -> None:
     for escaped in (escape_slack(text), cut_for_slack(text, limit)):
         assert not set("<>") & set(escaped)
         assert re.sub(r"&(amp|lt|gt);", "", escaped).count("&") == 0
 
 
 @given(st.text())
-def test_cleaned_text_prints_harmlessly(text: str) -> None:
+def test_cleaned_text_has_no_control_characters_or_bidirectional_overrides(text: str) -> None:
     cleaned = clean(text)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", cleaned)
     cleaned.encode()
 
 
-def test_times_are_told_in_utc_whatever_zone_the_engine_wrote_them_in() -> None:
+def test_times_from_other_zones_are_shown_in_utc() -> None:
     elsewhere = an_event(started_at="2026-11-20T14:13:21+05:00").model_copy(
         update={"occurred_at": NOW.astimezone(timezone(timedelta(hours=5)))}
     )
     shown = RENDERER.render("email", elsewhere)["text"]
-    assert "Ended       2026-11-20 09:14:21 UTC" in shown
-    assert "Took        1 minute\n" in shown
+    assert "Finished    2026-11-20 09:14:21 UTC" in shown
+    assert "Duration    1 minute\n" in shown
 
 
-def test_thousands_of_labels_and_a_megabyte_of_error_leave_a_mail_that_is_read_whole() -> None:
+def test_thousands_of_labels_and_a_megabyte_of_error_render_within_the_mails_limits() -> None:
     event = an_event(labels={f"label{number}": "x" * 100 for number in range(5000)}, error={"message": "y" * 1_000_000})
     assert lint("email", RENDERER.render("email", event)) == []
     assert lint("email", RENDERER.render("email", event, template="{{ error }}")) == []
 
 
-def test_a_channel_without_templates_gets_the_webhooks_json_and_none_is_kept_for_each_name() -> None:
+def test_channels_without_templates_share_the_webhooks_one_compiled_document() -> None:
     event = sample_event(Phase.FAILED)
     for name in ("matrix", "../../x", "Slack"):
         assert RENDERER.render(name, event) == RENDERER.render("webhook", event)
     assert set(RENDERER._built_in._documents) <= set(CHANNELS)
 
 
-def test_two_threads_never_make_a_message_at_the_same_time() -> None:
-    inside, met = threading.Lock(), threading.Event()
+def test_only_one_thread_renders_at_a_time() -> None:
+    rendering, overlap = threading.Lock(), threading.Event()
 
     def severity(_: Event) -> None:
-        if not inside.acquire(blocking=False):
-            met.set()
+        if not rendering.acquire(blocking=False):
+            overlap.set()
             return
-        met.wait(0.2)
-        inside.release()
+        overlap.wait(0.2)
+        rendering.release()
 
     renderer = Renderer(severity=severity)
     events = [an_event(name=name) for name in ("first", "second")]
     with ThreadPoolExecutor(2) as threads:
-        made = list(threads.map(lambda event: renderer.render("pagerduty", event), events))
-    assert not met.is_set()
-    assert ["first" in str(made[0]), "second" in str(made[1])] == [True, True]
+        messages = list(threads.map(lambda event: renderer.render("pagerduty", event), events))
+    assert not overlap.is_set()
+    assert ["first" in str(messages[0]), "second" in str(messages[1])] == [True, True]

@@ -1,4 +1,4 @@
-"""The mail's style sheet ends up in the tags, and Jinja's parts stay where they were."""
+"""The mail's style sheet is inlined into the tags, and Jinja's expressions are unchanged."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ FAILED = sample_event(Phase.FAILED)
          '<table>{% for r in rows %}<tr><td class="a" style="color: red;">{{ r }}</td></tr>{% endfor %}{{ more() }}</table>'),
     ],
 )  # fmt: skip
-def test_rules_go_into_tags_and_jinja_stays_where_it_was(source: str, inlined: str) -> None:
+def test_rules_are_inlined_into_tags_and_jinja_is_unchanged(source: str, inlined: str) -> None:
     assert inline(source, CSS) == inlined
 
 
 @pytest.mark.parametrize(
     "source", ["<table class='a'>", "</td></tr>", "<table><p class='a'>moved</p></table>", "<b><i></b></i>"]
 )
-def test_what_a_browser_would_repair_is_left_alone(source: str) -> None:
+def test_html_that_a_browser_would_repair_is_not_inlined(source: str) -> None:
     with pytest.raises(NotInlined):
         inline(source, CSS)
 
 
-def test_the_built_in_mail_has_its_styles_in_the_tags_and_lines_keep_their_numbers() -> None:
+def test_the_built_in_mail_has_inlined_styles_and_unchanged_line_numbers() -> None:
     html = str(Renderer().render("email", FAILED)["html"])
     assert 'class="title strong" style="' in html
     assert 'style="color: #616061;padding: 3px 12px 3px 0;' in html
@@ -56,14 +56,14 @@ def test_the_built_in_mail_has_its_styles_in_the_tags_and_lines_keep_their_numbe
 
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
-def test_the_built_in_mail_needs_nothing_from_elsewhere_and_has_two_schemes(phase: Phase) -> None:
+def test_the_built_in_mail_loads_nothing_and_supports_light_and_dark(phase: Phase) -> None:
     html = str(Renderer().render("email", sample_event(phase))["html"])
     assert not re.search(r"<(img|link|script)\b|url\(|@import", html)
     assert '<meta name="color-scheme" content="light dark">' in html
     assert len(html.encode()) < 20_000
 
 
-def test_an_operators_style_sheet_alone_changes_the_built_in_mail(tmp_path: Path) -> None:
+def test_a_custom_style_sheet_changes_the_built_in_mail(tmp_path: Path) -> None:
     (tmp_path / "email").mkdir()
     (tmp_path / "email" / "style.css").write_text(".button { background: #00aa00 }")
     renderer = Renderer([tmp_path])
@@ -73,7 +73,7 @@ def test_an_operators_style_sheet_alone_changes_the_built_in_mail(tmp_path: Path
     assert 'style="background: #00aa00;"' in html
 
 
-def test_an_operators_template_that_can_not_be_inlined_works_and_is_told(tmp_path: Path) -> None:
+def test_a_custom_template_that_cannot_be_inlined_is_used_and_reported(tmp_path: Path) -> None:
     (tmp_path / "email").mkdir()
     (tmp_path / "email" / "top.html.j2").write_text("<html><body><table class='page'>")
     (tmp_path / "email" / "html.html.j2").write_text(
@@ -82,5 +82,5 @@ def test_an_operators_template_that_can_not_be_inlined_works_and_is_told(tmp_pat
     renderer = Renderer([tmp_path])
     assert renderer.draft("email", FAILED)["html"].startswith("<html><body><table class='page'>")
     assert renderer.check() == []
-    assert {problem.file.name for problem in renderer.advice()} == {"top.html.j2", "html.html.j2"}
-    assert all("email/style.css has no effect here" in problem.message for problem in renderer.advice())
+    assert {problem.file.name for problem in renderer.mail_client_problems()} == {"top.html.j2", "html.html.j2"}
+    assert all("email/style.css has no effect here" in problem.message for problem in renderer.mail_client_problems())

@@ -1,4 +1,4 @@
-"""The useful part of an error: what was raised, where in the user's own code, and in which node."""
+"""The parts of an error message: the exception, the frames of the user's code, and the failed node."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.renderer import sample_event
-from dispatcher.rendering.traceback import tell
+from dispatcher.rendering.traceback import summarize
 
 GROUP = """  + Exception Group Traceback (most recent call last):
   |   File "/root/a.py", line 3, in f
@@ -37,13 +37,13 @@ and a second line of it
 """
 
 
-def test_the_useful_part_of_flytes_own_error_is_found() -> None:
+def test_exception_and_user_frames_are_found_in_flytes_sample_error() -> None:
     error = sample_event(Phase.FAILED).error
     assert error is not None
-    story = tell(error.message)
-    assert story.summary == "ValueError: bad learning rate: <lr> & 'momentum' must be > 0"
-    assert story.frames.startswith('File "/root/train.py", line 41')
-    assert "site-packages" not in story.frames
+    parts = summarize(error.message)
+    assert parts.summary == "ValueError: bad learning rate: <lr> & 'momentum' must be > 0"
+    assert parts.frames.startswith('File "/root/train.py", line 41')
+    assert "site-packages" not in parts.frames
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_the_useful_part_of_flytes_own_error_is_found() -> None:
         ("Message:\n\n", ""),
     ],
 )
-def test_the_summary_is_the_line_that_says_what_was_raised(message: str, summary: str) -> None:
-    assert tell(message).summary == summary
+def test_the_summary_is_the_line_with_the_exception(message: str, summary: str) -> None:
+    assert summarize(message).summary == summary
 
 
 def test_the_frames_are_the_last_of_the_users_own_code() -> None:
@@ -84,18 +84,18 @@ def test_the_frames_are_the_last_of_the_users_own_code() -> None:
         'File "/usr/lib/python3.11/json/decoder.py", line 1, in decode',
     ]
     message = "Traceback (most recent call last):\n" + "\n".join(f"  {frame}\n    code()" for frame in frames)
-    assert [line for line in tell(message).frames.split("\n") if "File" in line] == frames[2:5]
-    assert "four.py" not in tell(frames[0]).frames
-    assert tell(frames[0]).frames == frames[0], "where all is library code, that is better than nothing"
+    assert [line for line in summarize(message).frames.split("\n") if "File" in line] == frames[2:5]
+    assert "four.py" not in summarize(frames[0]).frames
+    assert summarize(frames[0]).frames == frames[0], "library frames are shown if there are no others"
 
 
-def test_the_failed_node_is_found_where_the_message_names_it() -> None:
-    assert tell("failed at Node[n1-n0]. RuntimeExecutionError: x").node == "n1-n0"
-    assert tell("failed at Node[<b>]").node == ""
+def test_the_failed_node_is_found_if_the_message_names_it() -> None:
+    assert summarize("failed at Node[n1-n0]. RuntimeExecutionError: x").node == "n1-n0"
+    assert summarize("failed at Node[<b>]").node == ""
 
 
 @given(st.text(st.sampled_from('FileTracbk"Message:, line1\n |+-Error<>\x1b[m'), max_size=400))
-def test_any_error_tells_something(message: str) -> None:
-    story = tell(message)
-    assert bool(story.summary) == bool(story.message) or "Message:" in message
-    assert "\n" not in story.summary
+def test_every_message_with_text_has_a_one_line_summary(message: str) -> None:
+    parts = summarize(message)
+    assert bool(parts.summary) == bool(parts.message) or "Message:" in message
+    assert "\n" not in parts.summary

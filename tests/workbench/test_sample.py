@@ -1,4 +1,4 @@
-"""What `dispatcher preview` shows is what would be sent, and it says where a template is wrong."""
+"""`dispatcher preview` shows every message as its readers would see it, and reports template errors with file and line."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dispatcher.model.phase import TERMINAL, Phase
-from dispatcher.preview.html import draw, plain_text
-from dispatcher.preview.terminal import picture
+from dispatcher.preview.html import plain_text, to_html
+from dispatcher.preview.terminal import to_panel
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import CHANNELS, sample_event
 from tests.support.service import command
 
 
-def shown(channel: str, content: Any) -> str:
+def on_terminal(channel: str, content: Any) -> str:
+    """The message as `dispatcher preview` prints it on a colour terminal."""
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="truecolor")
-    console.print(picture(channel, content))
+    console.print(to_panel(channel, content))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -30,57 +31,57 @@ def shown(channel: str, content: Any) -> str:
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_the_picture_shows_what_ran_and_how_it_ended(channel: str, phase: Phase) -> None:
-    drawn = shown(channel, Renderer().render(channel, sample_event(phase)))
-    assert "train.daily" in drawn
-    assert ("failed" in drawn) == (phase is Phase.FAILED)
+def test_the_terminal_preview_names_the_launch_plan_and_the_phase(channel: str, phase: Phase) -> None:
+    printed = on_terminal(channel, Renderer().render(channel, sample_event(phase)))
+    assert "train.daily" in printed
+    assert ("failed" in printed) == (phase is Phase.FAILED)
 
 
-def test_slacks_picture_has_the_phases_colour_the_link_and_the_data_as_it_is() -> None:
-    drawn = shown("slack", Renderer().render("slack", sample_event(Phase.FAILED)))
-    assert "\x1b[38;2;224;30;90m▌" in drawn
-    assert "https://flyte.example.com/console/projects/flytesnacks" in drawn
-    assert "bad learning rate: <lr> &" in drawn
+def test_slacks_terminal_preview_has_the_phases_colour_the_link_and_the_error_unescaped() -> None:
+    printed = on_terminal("slack", Renderer().render("slack", sample_event(Phase.FAILED)))
+    assert "\x1b[38;2;224;30;90m▌" in printed
+    assert "https://flyte.example.com/console/projects/flytesnacks" in printed
+    assert "bad learning rate: <lr> &" in printed
 
 
-def test_slacks_picture_shows_the_text_where_slack_would_show_it() -> None:
-    assert "told twice" in shown("slack", {"text": "told twice", "attachments": []})
-    assert "fallback" not in shown("slack", {"text": "fallback", "blocks": [{"type": "divider"}]})
+def test_slacks_terminal_preview_shows_the_text_only_if_there_are_no_blocks() -> None:
+    assert "the text" in on_terminal("slack", {"text": "the text", "attachments": []})
+    assert "fallback" not in on_terminal("slack", {"text": "fallback", "blocks": [{"type": "divider"}]})
 
 
-def test_data_is_no_markup_in_the_picture() -> None:
+def test_rich_markup_in_the_data_is_printed_as_text() -> None:
     block = {
         "type": "section",
         "text": {"type": "mrkdwn", "text": "[bold red]x[/] [link=https://evil.example]y[/link]"},
     }
-    assert "[bold red]x[/] [link=https://evil.example]y[/link]" in shown("slack", {"text": "", "blocks": [block]})
+    assert "[bold red]x[/] [link=https://evil.example]y[/link]" in on_terminal("slack", {"text": "", "blocks": [block]})
 
 
-words = st.sampled_from(
+keys = st.sampled_from(
     ["type", "text", "blocks", "attachments", "fields", "elements", "payload", "links", "url", "href"]
 )
-kinds = st.sampled_from(["header", "section", "context", "actions", "button", "mrkdwn", "divider", "not a url", "[/]"])
-trees = st.recursive(kinds | st.none() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(words, inner))
+values = st.sampled_from(["header", "section", "context", "actions", "button", "mrkdwn", "divider", "not a url", "[/]"])
+trees = st.recursive(values | st.none() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(keys, inner))
 
 
 @settings(deadline=None)
-@given(st.dictionaries(words, trees), st.sampled_from(["slack", "pagerduty"]))
-def test_anything_that_an_operators_template_makes_can_be_drawn(content: dict[str, Any], channel: str) -> None:
-    assert shown(channel, content)
-    assert draw(channel, content)
+@given(st.dictionaries(keys, trees), st.sampled_from(["slack", "pagerduty"]))
+def test_whatever_content_a_template_produces_every_preview_shows_it(content: dict[str, Any], channel: str) -> None:
+    assert on_terminal(channel, content)
+    assert to_html(channel, content)
     assert plain_text(channel, content)
 
 
-@pytest.mark.parametrize("form", [draw, plain_text])
-def test_slacks_text_is_seen_where_the_message_has_attachments_alone(form: Any) -> None:
+@pytest.mark.parametrize("form", [to_html, plain_text])
+def test_slacks_text_is_shown_if_the_message_has_only_attachments(form: Any) -> None:
     attachment = {"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "inside"}}]}
-    alone = str(form("slack", {"text": "told twice", "attachments": [attachment]}))
-    assert "told twice" in alone
-    assert "inside" in alone
-    assert "told twice" not in str(form("slack", {"text": "told twice", "blocks": attachment["blocks"]}))
+    preview = str(form("slack", {"text": "the text", "attachments": [attachment]}))
+    assert "the text" in preview
+    assert "inside" in preview
+    assert "the text" not in str(form("slack", {"text": "the text", "blocks": attachment["blocks"]}))
 
 
-async def test_a_template_that_fails_is_told_with_its_place(tmp_path: Path) -> None:
+async def test_a_failing_template_is_reported_with_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "own" / "email").mkdir(parents=True)
     (tmp_path / "own" / "email" / "subject.txt.j2").write_text("a\n{{ nonsense }}")
     config = tmp_path / "dispatcher.yaml"

@@ -1,4 +1,4 @@
-"""The page on which templates are worked on, in a real browser: clicked through, by keyboard too, and looked at."""
+"""The template workbench in a real browser: by mouse, by keyboard, with axe, and with screenshots for docs/pictures."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ async def url(tmp_path: Path) -> AsyncIterator[str]:
     assert process.stdout is not None
     try:
         async with asyncio.timeout(30):
-            said = (await process.stdout.readline()).decode()
-        found = re.search(r"http://\S+", said)
-        assert found, said
-        yield found[0]
+            line = (await process.stdout.readline()).decode()
+        address = re.search(r"http://\S+", line)
+        assert address, line
+        yield address[0]
     finally:
         process.terminate()
         async with asyncio.timeout(20):
@@ -52,64 +52,64 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest.fixture
 async def page(browser: Browser, url: str) -> AsyncIterator[Page]:
     page = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
-    wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     await page.goto(url)
     await expect(page.locator("#state")).to_have_text("Within the provider's limits")
     yield page
-    assert wrong == []
+    assert errors == []
 
 
-async def picture(seen: Page | Locator, name: str) -> None:
-    """docs/pictures, written anew with REWRITE_SNAPSHOTS=1."""
-    taken = await seen.screenshot()
+async def screenshot(part: Page | Locator, name: str) -> None:
+    """Check that docs/pictures has the screenshot, in under 200 kB. REWRITE_SNAPSHOTS=1 replaces the file."""
+    image = await part.screenshot()
     if os.environ.get("REWRITE_SNAPSHOTS"):
         PICTURES.mkdir(exist_ok=True)
-        (PICTURES / f"{name}.png").write_bytes(taken)
+        (PICTURES / f"{name}.png").write_bytes(image)
     assert (PICTURES / f"{name}.png").stat().st_size < 200_000
 
 
 def mail(page: Page) -> Any:
-    return page.frame_locator("#seen")
+    return page.frame_locator("#rendered")
 
 
 @needs_a_browser
-async def test_every_message_is_seen_as_its_readers_see_it(page: Page) -> None:
+async def test_every_channel_phase_screen_and_view_can_be_chosen(page: Page) -> None:
     await expect(mail(page).locator(".title")).to_have_text("train.daily failed")
     await expect(page.locator("#headline")).to_have_text(re.compile("train.daily failed · flytesnacks/production"))
-    await picture(page, "workbench")
+    await screenshot(page, "workbench")
     await page.get_by_label("Dark").check()
     await expect(mail(page).locator(".card")).to_have_css("background-color", "rgb(34, 37, 41)")
     await page.get_by_label("Phone").check()
     await expect(mail(page).locator(".part").first).to_have_css("padding-left", "12px")
-    await picture(page.locator("#seen"), "email-phone-dark")
+    await screenshot(page.locator("#rendered"), "email-phone-dark")
     await page.get_by_label("Light").check()
     await page.get_by_label("Desktop").check()
     await page.get_by_label("Slack").check()
     await expect(mail(page).locator(".slack h3")).to_contain_text("train.daily failed")
     await expect(page.locator("#headline")).to_contain_text("train.daily failed in flytesnacks/production: ValueError")
-    await picture(page.locator("#seen"), "slack")
+    await screenshot(page.locator("#rendered"), "slack")
     await page.get_by_label("PagerDuty").check()
     await expect(mail(page).locator(".incident .tag")).to_have_text("error")
-    await picture(page.locator("#seen"), "pagerduty")
+    await screenshot(page.locator("#rendered"), "pagerduty")
     await page.get_by_label("Source").check()
-    await expect(page.locator("#words")).to_contain_text('"event_action": "trigger"')
+    await expect(page.locator("#plain")).to_contain_text('"event_action": "trigger"')
     await page.get_by_label("Email").check()
-    await expect(page.locator("#words")).to_contain_text("Auto-Submitted: auto-generated")
+    await expect(page.locator("#plain")).to_contain_text("Auto-Submitted: auto-generated")
     await page.get_by_label("Text", exact=True).check()
-    await expect(page.locator("#words")).to_contain_text("Subject: ❌ train.daily failed")
+    await expect(page.locator("#plain")).to_contain_text("Subject: ❌ train.daily failed")
     await page.get_by_label("Phase").select_option("succeeded")
-    await expect(page.locator("#words")).to_contain_text("Subject: ✅ train.daily succeeded")
+    await expect(page.locator("#plain")).to_contain_text("Subject: ✅ train.daily succeeded")
 
 
 @needs_a_browser
-async def test_the_page_follows_the_template_and_tells_what_is_wrong(page: Page, tmp_path: Path) -> None:
+async def test_the_page_reloads_when_a_template_changes_and_shows_its_problems(page: Page, tmp_path: Path) -> None:
     await page.get_by_label("Text", exact=True).check()
     subject = tmp_path / "own" / "email" / "subject.txt.j2"
     await asyncio.sleep(0.5)
     subject.write_text("{{ what }} of mine")
-    await expect(page.locator("#words")).to_contain_text("Subject: train.daily of mine")
+    await expect(page.locator("#plain")).to_contain_text("Subject: train.daily of mine")
     subject.write_text("{{ wat }}")
     await expect(page.locator("#problems")).to_contain_text("subject.txt.j2:1: 'wat' is undefined")
     subject.write_text(" ")
@@ -147,7 +147,7 @@ async def test_the_page_is_used_by_keyboard_and_passes_axe(page: Page) -> None:
         assert results.violations_count == 0, results.generate_report()
 
 
-async def test_the_server_is_for_this_machine_and_serves_nothing_else(url: str) -> None:
+async def test_the_server_answers_only_its_own_paths_and_loopback_host_names(url: str) -> None:
     async with aiohttp.ClientSession() as session:
         for path in ("/../preview.py", "/page.py", "/events/running"):
             async with session.get(f"{url}{path}") as answer:
@@ -156,5 +156,5 @@ async def test_the_server_is_for_this_machine_and_serves_nothing_else(url: str) 
             assert answer.status == 400
         async with session.get(url) as answer:
             assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-        async with session.post(f"{url}/proof", data=b"no json") as answer:
+        async with session.post(f"{url}/sample", data=b"no json") as answer:
             assert "no JSON" in (await answer.json())["error"]

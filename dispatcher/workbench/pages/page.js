@@ -1,64 +1,64 @@
-// Shows what the server makes of the event in the form; asks again when the form or a template changes.
+// Shows the message that the server renders from the form. Requests it again when the form or a template changes.
 "use strict";
-const by = (id) => document.getElementById(id);
-const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
-let proof = null;
-let asked = 0;
-let waiting = 0;
+const element = (id) => document.getElementById(id);
+const selected = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+let sample = null;
+let latestRequest = 0;
+let timer = 0;
 
 function show() {
-  const view = chosen("view");
-  by("seen").hidden = view !== "seen" || !proof || Boolean(proof.error);
-  by("words").hidden = view === "seen" || !proof || Boolean(proof.error);
-  if (!proof) return;
-  const wrong = proof.error ? [proof.error] : proof.problems.map((one) => `would be refused: ${one}`);
-  by("problems").textContent = wrong.join("\n");
-  by("state").textContent = wrong.length ? "Something is wrong" : "Within the provider's limits";
-  by("headline").textContent = proof.headline || "";
-  if (proof.error) return;
-  by("seen").className = chosen("width");
-  const page = proof[chosen("scheme")];
-  if (by("seen").srcdoc !== page) by("seen").srcdoc = page;
-  by("words").textContent = view === "source" ? proof.source : proof.text;
+  const view = selected("view");
+  element("rendered").hidden = view !== "rendered" || !sample || Boolean(sample.error);
+  element("plain").hidden = view === "rendered" || !sample || Boolean(sample.error);
+  if (!sample) return;
+  const problems = sample.error ? [sample.error] : sample.problems.map((problem) => `would be refused: ${problem}`);
+  element("problems").textContent = problems.join("\n");
+  element("state").textContent = problems.length ? "Problems found" : "Within the provider's limits";
+  element("headline").textContent = sample.headline || "";
+  if (sample.error) return;
+  element("rendered").className = selected("width");
+  const page = sample[selected("scheme")];
+  if (element("rendered").srcdoc !== page) element("rendered").srcdoc = page;
+  element("plain").textContent = view === "source" ? sample.source : sample.text;
 }
 
-async function ask() {
-  const mine = ++asked;
+async function request() {
+  const thisRequest = ++latestRequest;
   let event;
   try {
-    event = JSON.parse(by("event").value);
+    event = JSON.parse(element("event").value);
   } catch (error) {
-    proof = { error: `the event is no JSON: ${error.message}` };
+    sample = { error: `the event is no JSON: ${error.message}` };
     return show();
   }
-  const body = JSON.stringify({ channel: chosen("channel"), recipient: by("recipient").value, event });
+  const body = JSON.stringify({ channel: selected("channel"), recipient: element("recipient").value, event });
   try {
-    const answer = await fetch("/proof", { method: "POST", headers: { "Content-Type": "application/json" }, body });
-    const made = await answer.json();
-    if (mine === asked) proof = made;
+    const response = await fetch("/sample", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    const rendered = await response.json();
+    if (thisRequest === latestRequest) sample = rendered;
   } catch {
-    proof = { error: "the server is gone: start dispatcher preview --serve again" };
+    sample = { error: "the server does not answer: start dispatcher preview --serve again" };
   }
   show();
 }
 
 async function load() {
-  const answer = await fetch(`/events/${by("phase").value}`);
-  by("event").value = JSON.stringify((await answer.json()).event, null, 2);
-  await ask();
+  const response = await fetch(`/events/${element("phase").value}`);
+  element("event").value = JSON.stringify((await response.json()).event, null, 2);
+  await request();
 }
 
-function soon() {
-  clearTimeout(waiting);
-  waiting = setTimeout(ask, 200);
+function requestSoon() {
+  clearTimeout(timer);
+  timer = setTimeout(request, 200);
 }
 
-by("phase").addEventListener("change", load);
-by("event").addEventListener("input", soon);
-by("recipient").addEventListener("input", soon);
+element("phase").addEventListener("change", load);
+element("event").addEventListener("input", requestSoon);
+element("recipient").addEventListener("input", requestSoon);
 for (const input of document.querySelectorAll("input[type=radio]")) {
-  input.addEventListener("change", input.name === "channel" ? ask : show);
+  input.addEventListener("change", input.name === "channel" ? request : show);
 }
-by("form").addEventListener("submit", (event) => event.preventDefault());
-new EventSource("/changes/stream").onmessage = ask;
+element("form").addEventListener("submit", (event) => event.preventDefault());
+new EventSource("/changes/stream").onmessage = request;
 load();
