@@ -1,8 +1,8 @@
-"""The durable truth, and the only SQL: what was heard, what is owed, and how it ended.
+"""The ledger, a transactional outbox in SQLite or PostgreSQL: events, deliveries, attempts. All SQL is in this package.
 
-Intake ends here and couriers begin here. `Ledger` is all that other rooms use; `entries` is what goes in
-and out, `tables` and `rows` how it lies, `claiming` who gets what is due, `database` how it is opened, and
-`writer`, `statements` and `values` what makes it quick.
+Other packages use only `Ledger` (`ledger.py`) and the values in `records.py`. `schema` and `rows` define the tables and
+their rows, `claim` selects due deliveries, `engine` opens the database; `sqlite`, `statements` and `values` make frequent
+statements fast.
 """
 
 from dispatcher.ledger.engine import HEAD, Schema

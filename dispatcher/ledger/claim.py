@@ -1,4 +1,4 @@
-"""Taking what is due: what waits in the ledger, and what is about to be written there."""
+"""Claims due deliveries: those that wait in the ledger, and those that are being inserted."""
 
 from __future__ import annotations
 
@@ -23,121 +23,122 @@ from sqlalchemy import (
 from dispatcher.ledger.destination_state import DestinationStates
 from dispatcher.ledger.launch_plan_status import LaunchPlanStatus
 from dispatcher.ledger.records import Claim, DirectDispatch
-from dispatcher.ledger.rows import stored
+from dispatcher.ledger.rows import delivery_fields
 from dispatcher.ledger.schema import contents, deliveries, launch_plan_status
-from dispatcher.ledger.statements import Row, among, asking, changing, run
+from dispatcher.ledger.statements import Row, among, prepare_select, prepare_update, run
 from dispatcher.model.delivery import Delivery, State
 from dispatcher.model.rate_limit import AdmissionControl, DestinationState
 
 Changes = Mapping[str, Any]
-"""What is different about a delivery, by the names of its facts."""
-SECOND_LOOKS = (100, 100, 100)
-"""So many more due deliveries a claim looks at where the first had to wait for slots; the next claim goes on."""
+"""The changed fields of a delivery, by name."""
+EXTRA_READS = (100, 100, 100)
+"""How many further due deliveries a claim reads, batch by batch, if too many of the first ones were deferred. After the
+last batch the next claim continues."""
 
 
 def claim(
-    connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, gate: AdmissionControl
+    connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, admission: AdmissionControl
 ) -> Claim:
-    """What a channel has due and the gate admits, oldest first, `limit` at most (`Ledger.claim`)."""
-    taken: list[Delivery] = []
-    slots: list[datetime] = []
-    standings = DestinationStates(connection, channel)
-    for size in (limit, *SECOND_LOOKS):
-        rows = _due(connection, channel, gate, size)
-        standings.load(filter(gate.minds, (gate.destination(_goes_to(row)) for row in rows)))
-        went, put_off = _sorted_out(rows, gate, standings, limit - len(taken))
-        if went:
-            take = {"taken": [row.key for row in went], "by": lease, "until": until}
-            changing(_TAKE, connection.dialect).change(connection, [take])
-        if put_off:
-            changing(_PUT_OFF, connection.dialect).change(connection, put_off)
-            slots.extend(entry["again_at"] for entry in put_off)
-        taken += (_claimed(row, lease, until, standings[gate.destination(_goes_to(row))]) for row in went)
-        if len(taken) == limit or len(rows) < size:
+    """Claim up to `limit` due deliveries of a channel that `admission` lets go, oldest first (`Ledger.claim`)."""
+    claimed: list[Delivery] = []
+    deferred_until: list[datetime] = []
+    states = DestinationStates(connection, channel)
+    for size in (limit, *EXTRA_READS):
+        rows = _due(connection, channel, admission, size)
+        states.load(filter(admission.tracks, (admission.destination(_addresses(row)) for row in rows)))
+        admitted, deferred = _admit(rows, admission, states, limit - len(claimed))
+        if admitted:
+            parameters = {"keys": [row.key for row in admitted], "by": lease, "until": until}
+            prepare_update(_CLAIM, connection.dialect).update(connection, [parameters])
+        if deferred:
+            prepare_update(_DEFER, connection.dialect).update(connection, deferred)
+            deferred_until.extend(entry["next_due_at"] for entry in deferred)
+        claimed += (_claimed(row, lease, until, states[admission.destination(_addresses(row))]) for row in admitted)
+        if len(claimed) == limit or len(rows) < size:
             break
-    standings.save()
-    taken.sort(key=lambda delivery: (delivery.created_at, delivery.key))
-    more = len(taken) == limit or len(rows) == size
-    return Claim(taken, min(slots, default=None), more=more)
+    states.save()
+    claimed.sort(key=lambda delivery: (delivery.created_at, delivery.key))
+    more = len(claimed) == limit or len(rows) == size
+    return Claim(claimed, min(deferred_until, default=None), more=more)
 
 
-def at_once(
+def claim_on_insert(
     connection: Connection,
-    owed: Sequence[Delivery],
-    offers: Mapping[str, DirectDispatch],
-    standing: LaunchPlanStatus,
+    new: Sequence[Delivery],
+    direct_dispatch: Mapping[str, DirectDispatch],
+    status: LaunchPlanStatus,
 ) -> dict[str, Changes]:
-    """Those that couriers take as they are written: by key, what is different about them once they are claimed.
+    """Claim new deliveries for the workers' free slots before they are inserted; the changes to each, by its key.
 
-    It is what a claim would take as well; what has to wait for a slot of its destination is left to be put off.
+    `direct_dispatch`: free slots by channel. Takes only what `claim` would take. A delivery that has to wait for its
+    destination's rate limit is not taken; `claim` will defer it.
     """
-    taken: dict[str, Changes] = {}
-    offered = [one for one in owed if one.channel in offers and one.state is State.WAITING]
-    beginnings = _beginnings(connection, offered, standing)
-    for channel, offer in sorted(offers.items()):
-        theirs = [one for one in offered if one.channel == channel]
-        free = [one for one in theirs if not one.thread or one.thread in beginnings]
-        standings = DestinationStates(connection, channel)
-        standings.load(filter(offer.gate.minds, (offer.gate.destination(_goes_to(one)) for one in free)))
-        taken |= dict(_taken(free, offer, standings))
-        standings.save()
-    return taken
+    claimed: dict[str, Changes] = {}
+    candidates = [one for one in new if one.channel in direct_dispatch and one.state is State.WAITING]
+    openings = _openings(connection, candidates, status)
+    for channel, slots in sorted(direct_dispatch.items()):
+        in_channel = [one for one in candidates if one.channel == channel]
+        ready = [one for one in in_channel if not one.thread or one.thread in openings]
+        states = DestinationStates(connection, channel)
+        states.load(filter(slots.admission.tracks, (slots.admission.destination(_addresses(one)) for one in ready)))
+        claimed |= dict(_claimed_on_insert(ready, slots, states))
+        states.save()
+    return claimed
 
 
-def _taken(
-    owed: Iterable[Delivery], offer: DirectDispatch, standings: DestinationStates
+def _claimed_on_insert(
+    ready: Iterable[Delivery], slots: DirectDispatch, states: DestinationStates
 ) -> Iterator[tuple[str, Changes]]:
-    left = offer.limit
-    for one in owed:
-        if not left:
+    free = slots.limit
+    for one in ready:
+        if not free:
             return
-        name = offer.gate.destination(_goes_to(one))
-        admission = offer.gate.admit(name, standings[name], slot_reserved=False)
-        if admission is None or admission.at > offer.gate.now:
+        name = slots.admission.destination(_addresses(one))
+        decision = slots.admission.admit(name, states[name], slot_reserved=False)
+        if decision is None or decision.at > slots.admission.now:
             continue
-        standings[name] = admission.standing
-        left -= 1
+        states[name] = decision.state
+        free -= 1
         yield (
             one.key,
             {
                 "attempt": one.attempt + 1,
-                "lease": offer.lease,
-                "due_at": offer.until,
-                "destination_failing": admission.standing.failures > 0,
-                "first": bool(one.thread),
+                "lease": slots.lease,
+                "due_at": slots.until,
+                "destination_failing": decision.state.failures > 0,
+                "opens_thread": bool(one.thread),
             },
         )
 
 
-def _beginnings(connection: Connection, owed: Sequence[Delivery], standing: LaunchPlanStatus) -> frozenset[str]:
-    """The conversations that begin with one of these: with it alone, and no success has made it pointless."""
-    number = Counter(one.thread for one in owed)
-    beginning = [
+def _openings(connection: Connection, candidates: Sequence[Delivery], status: LaunchPlanStatus) -> frozenset[str]:
+    """The new threads that have only one delivery, a failure after which the launch plan has not succeeded."""
+    number = Counter(one.thread for one in candidates)
+    single = [
         one.thread
-        for one in owed
-        if number[one.thread] == 1 and one.launch_plan and not one.resolves and not standing.recovered_since(one)
+        for one in candidates
+        if number[one.thread] == 1 and one.launch_plan and not one.resolves and not status.succeeded_since(one)
     ]
-    if not beginning:
+    if not single:
         return frozenset()
-    asked = (orjson.dumps(beginning).decode(),)
-    begun = run(connection, _BEGUN[connection.dialect.name], asked)
-    return frozenset(beginning).difference(name for (name,) in begun)
+    existing = run(connection, _EXISTING_THREADS[connection.dialect.name], (orjson.dumps(single).decode(),))
+    return frozenset(single).difference(name for (name,) in existing)
 
 
-_BEGUN = {
+_EXISTING_THREADS = {
     dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE thread = value)"  # noqa: S608 - our own names
     for dialect, names in {"sqlite": "json_each(?)", "postgresql": "json_array_elements_text($1::json)"}.items()
 }
-"""Which of some conversations have begun, by their names as JSON: a look at the first row of each."""
+"""Which threads of a JSON list have deliveries: one index lookup for each."""
 
 
 _WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
-"""Not bound, or no database sees that the indexes of what waits will do."""
+"""A literal, not a parameter: otherwise the databases do not use the partial indexes of waiting deliveries."""
 
 
 def _due_statement() -> Select[Any]:
     before, other = deliveries.alias("before"), deliveries.alias("other")
-    kept_waiting = (
+    blocked_by_earlier = (
         select(before.c.key)
         .where(
             before.c.thread == deliveries.c.thread,
@@ -154,10 +155,10 @@ def _due_statement() -> Select[Any]:
         )
         .exists()
     )
-    in_company = (
+    thread_has_others = (
         select(other.c.key).where(other.c.thread == deliveries.c.thread, other.c.key != deliveries.c.key).exists()
     )
-    followed = (
+    blocks_others = (
         select(other.c.key)
         .where(
             other.c.thread == deliveries.c.thread,
@@ -166,7 +167,7 @@ def _due_statement() -> Select[Any]:
         )
         .exists()
     )
-    recovered_since = (
+    succeeded_since = (
         select(launch_plan_status.c.name)
         .where(
             launch_plan_status.c.name == deliveries.c.launch_plan,
@@ -178,17 +179,17 @@ def _due_statement() -> Select[Any]:
         select(
             deliveries,
             contents.c.body,
-            and_(deliveries.c.thread.is_not(None), ~in_company, or_(deliveries.c.resolves, ~recovered_since)).label(
-                "first"
-            ),
-            and_(deliveries.c.thread.is_not(None), followed).label("followed"),
+            and_(
+                deliveries.c.thread.is_not(None), ~thread_has_others, or_(deliveries.c.resolves, ~succeeded_since)
+            ).label("opens_thread"),
+            and_(deliveries.c.thread.is_not(None), blocks_others).label("blocks_thread"),
         )
         .join(contents, contents.c.content_hash == deliveries.c.content)
         .where(
             deliveries.c.channel == bindparam("channel"),
             deliveries.c.state == _WAITING,
             deliveries.c.due_at <= bindparam("now"),
-            or_(deliveries.c.thread.is_(None), ~kept_waiting),
+            or_(deliveries.c.thread.is_(None), ~blocked_by_earlier),
         )
         .order_by(deliveries.c.due_at)
         .limit(bindparam("size"))
@@ -197,28 +198,28 @@ def _due_statement() -> Select[Any]:
 
 
 DUE = _due_statement()
-"""The deliveries that are due, oldest first, with what they send: of a conversation only the one whose turn it is."""
-_DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "crowded"))
-"""Without those of crowded destinations, or a long backlog of one would hide the others'."""
+"""The due deliveries with their contents, oldest first; of a thread only its earliest waiting delivery."""
+_DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "saturated"))
+"""`DUE` without saturated destinations: the long backlog of one would fill the limit, and hide other deliveries."""
 
 
-def _due(connection: Connection, channel: str, gate: AdmissionControl, size: int) -> Sequence[Row]:
-    values: dict[str, Any] = {"channel": channel, "now": gate.now, "size": size}
-    if crowded := gate.crowded:
-        values["crowded"] = [orjson.dumps([name]).decode() for name in crowded]  # as the column has them
-    return asking(_DUE_ELSEWHERE if crowded else DUE, connection.dialect).rows(connection, **values)
+def _due(connection: Connection, channel: str, admission: AdmissionControl, size: int) -> Sequence[Row]:
+    values: dict[str, Any] = {"channel": channel, "now": admission.now, "size": size}
+    if saturated := admission.saturated:
+        values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]  # the column's own form
+    return prepare_select(_DUE_ELSEWHERE if saturated else DUE, connection.dialect).rows(connection, **values)
 
 
-def _goes_to(one: Row | Delivery) -> tuple[str, ...]:
-    to: tuple[str, ...] = one.addresses or one.recipients
-    return to
+def _addresses(one: Row | Delivery) -> tuple[str, ...]:
+    addresses: tuple[str, ...] = one.addresses or one.recipients
+    return addresses
 
 
 _IN_DOUBT = or_(deliveries.c.in_doubt, deliveries.c.lease.is_not(None))
-"""A lease that ran out unsettled: what its worker sent may have arrived."""
-_TAKE = (
+"""A delivery that still has a lease was never settled: its attempt may have arrived."""
+_CLAIM = (
     update(deliveries)
-    .where(among(deliveries.c.key, "taken"))
+    .where(among(deliveries.c.key, "keys"))
     .values(
         attempt=deliveries.c.attempt + 1,
         in_doubt=_IN_DOUBT,
@@ -227,43 +228,43 @@ _TAKE = (
         slot_reserved=False,
     )
 )
-_PUT_OFF = (
+_DEFER = (
     update(deliveries)
-    .where(deliveries.c.key == bindparam("put_off"))
-    .values(due_at=bindparam("again_at"), slot_reserved=bindparam("slot"), in_doubt=_IN_DOUBT, lease=None)
+    .where(deliveries.c.key == bindparam("deferred"))
+    .values(due_at=bindparam("next_due_at"), slot_reserved=bindparam("slot"), in_doubt=_IN_DOUBT, lease=None)
 )
 
 
-def _sorted_out(
-    rows: Sequence[Row], gate: AdmissionControl, standings: DestinationStates, limit: int
+def _admit(
+    rows: Sequence[Row], admission: AdmissionControl, states: DestinationStates, limit: int
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Who goes now, `limit` at most, and who is put off until when."""
-    went: list[Row] = []
-    put_off = []
+    """The rows that may go now, up to `limit`, and the parameters of `_DEFER` for those that may go only later."""
+    admitted: list[Row] = []
+    deferred = []
     for row in rows:
-        if len(went) == limit:
+        if len(admitted) == limit:
             break
-        name = gate.destination(_goes_to(row))
-        admission = gate.admit(name, standings[name], slot_reserved=row.slot_reserved)
-        if admission is None:
+        name = admission.destination(_addresses(row))
+        decision = admission.admit(name, states[name], slot_reserved=row.slot_reserved)
+        if decision is None:
             continue
-        standings[name] = admission.standing
-        if admission.at > gate.now:
-            put_off.append({"put_off": row.key, "again_at": admission.at, "slot": admission.slot_reserved})
+        states[name] = decision.state
+        if decision.at > admission.now:
+            deferred.append({"deferred": row.key, "next_due_at": decision.at, "slot": decision.slot_reserved})
         else:
-            went.append(row)
-    return went, put_off
+            admitted.append(row)
+    return admitted, deferred
 
 
-def _claimed(row: Row, lease: str, until: datetime, standing: DestinationState) -> Delivery:
-    changed = {
+def _claimed(row: Row, lease: str, until: datetime, state: DestinationState) -> Delivery:
+    changes = {
         "attempt": row.attempt + 1,
         "in_doubt": row.in_doubt or row.lease is not None,
         "lease": lease,
         "due_at": until,
         "slot_reserved": False,
-        "destination_failing": standing.failures > 0,
-        "first": bool(row.first),
-        "followed": bool(row.followed),
+        "destination_failing": state.failures > 0,
+        "opens_thread": bool(row.opens_thread),
+        "blocks_thread": bool(row.blocks_thread),
     }
-    return Delivery(**stored(row, row.body) | changed)
+    return Delivery(**delivery_fields(row, row.body) | changes)

@@ -1,4 +1,4 @@
-"""How destinations stand, read and written within another transaction."""
+"""Reads and writes the state of destinations (rate limit, circuit breaker) within a transaction of the ledger."""
 
 from __future__ import annotations
 
@@ -7,71 +7,71 @@ from collections.abc import Iterable
 from sqlalchemy import Connection, bindparam, select
 
 from dispatcher.ledger.schema import destinations
-from dispatcher.ledger.statements import among, asking, into
-from dispatcher.model.rate_limit import NEW_DESTINATION, DestinationState, Feedback, learn
+from dispatcher.ledger.statements import among, prepare_insert, prepare_select
+from dispatcher.model.rate_limit import NEW_DESTINATION, DestinationState, Feedback, apply
 
 
 class DestinationStates:
-    """The standings of one channel's destinations, for as long as one transaction lasts."""
+    """The states of one channel's destinations, by name, within one transaction. `save` writes the changed ones."""
 
     def __init__(self, connection: Connection, channel: str) -> None:
         self._connection = connection
         self._channel = channel
-        self._known: dict[str, DestinationState] = {}
+        self._loaded: dict[str, DestinationState] = {}
         self._changed: set[str] = set()
 
     def load(self, names: Iterable[str]) -> None:
-        """Read those that are not known yet, and keep other writers from them until the transaction ends."""
-        missing = sorted(set(names) - self._known.keys())
+        """Read the states that are not loaded yet, and lock their rows until the transaction ends."""
+        missing = sorted(set(names) - self._loaded.keys())
         if not missing:
             return
-        rows = asking(_STANDING, self._connection.dialect).rows(self._connection, of=self._channel, names=missing)
-        self._known |= dict.fromkeys(missing, NEW_DESTINATION)
-        for row in rows:
-            self._known[row.name] = DestinationState(
+        query = prepare_select(_SELECT, self._connection.dialect)
+        self._loaded |= dict.fromkeys(missing, NEW_DESTINATION)
+        for row in query.rows(self._connection, of=self._channel, names=missing):
+            self._loaded[row.name] = DestinationState(
                 theoretical_arrival_at=row.theoretical_arrival_at,
                 blocked_until=row.blocked_until,
                 failures=row.failures,
             )
 
     def __getitem__(self, name: str) -> DestinationState:
-        return self._known.get(name, NEW_DESTINATION)
+        return self._loaded.get(name, NEW_DESTINATION)
 
-    def __setitem__(self, name: str, standing: DestinationState) -> None:
-        if standing != self[name]:
-            self._known[name] = standing
+    def __setitem__(self, name: str, state: DestinationState) -> None:
+        if state != self[name]:
+            self._loaded[name] = state
             self._changed.add(name)
 
-    def learn(self, lessons: Iterable[Feedback]) -> None:
-        """Take in what attempts told, and write it."""
-        told = sorted(lessons, key=lambda feedback: feedback.at)
-        if not told:
+    def apply(self, feedback: Iterable[Feedback]) -> None:
+        """Apply the feedback of attempts in the order of time, and write the new states."""
+        in_order = sorted(feedback, key=lambda one: one.at)
+        if not in_order:
             return
-        self.load(feedback.destination for feedback in told)
-        for feedback in told:
-            self[feedback.destination] = learn(self[feedback.destination], feedback)
+        self.load(one.destination for one in in_order)
+        for one in in_order:
+            self[one.destination] = apply(self[one.destination], one)
         self.save()
 
     def save(self) -> None:
-        """Write what has changed."""
+        """Write the changed states."""
         rows = [
             {
                 "channel": self._channel,
                 "name": name,
-                "theoretical_arrival_at": standing.theoretical_arrival_at,
-                "blocked_until": standing.blocked_until,
-                "failures": standing.failures,
+                "theoretical_arrival_at": state.theoretical_arrival_at,
+                "blocked_until": state.blocked_until,
+                "failures": state.failures,
             }
             for name in sorted(self._changed)
-            for standing in [self._known[name]]
+            for state in [self._loaded[name]]
         ]
-        into(destinations, self._connection.dialect, overwriting=True).insert(self._connection, rows)
+        prepare_insert(destinations, self._connection.dialect, overwrite=True).insert(self._connection, rows)
         self._changed.clear()
 
 
-_STANDING = (
+_SELECT = (
     select(destinations)
     .where(destinations.c.channel == bindparam("of"), among(destinations.c.name, "names"))
-    .order_by(destinations.c.name)  # the same order everywhere, so that no two lock each other out
+    .order_by(destinations.c.name)  # every transaction locks rows in the same order, so that none deadlock
     .with_for_update()
 )

@@ -1,7 +1,8 @@
-"""How launch plans stand, read and written within another transaction: what a success ends, and what comes too late.
+"""Reads and writes the status of launch plans within a transaction of the ledger.
 
-A launch plan stands as its newest end says, whatever order the events arrive in. Its row is locked while an event of
-it is recorded, so that of a failure and a success on two replicas one sees the other.
+A launch plan's status is that of its newest terminal event, in whatever order the events arrive. Its row is locked
+while one of its events is recorded: if two replicas record a failure and a success at the same time, the second sees
+the first.
 """
 
 from __future__ import annotations
@@ -14,61 +15,65 @@ from types import ModuleType
 from sqlalchemy import Connection, select
 
 from dispatcher.ledger.schema import deliveries, launch_plan_status, launch_plan_versions
-from dispatcher.ledger.statements import among, asking, into
+from dispatcher.ledger.statements import among, prepare_insert, prepare_select
 from dispatcher.model.delivery import Delivery, NewVersion, OpenThread, Resolution, State
 
 
 @dataclass(slots=True)
-class _Standing:
+class _Status:
     failed_at: datetime | None = None
     succeeded_at: datetime | None = None
 
 
 class LaunchPlanStatus:
-    """The launch plans of one batch, for as long as its transaction lasts."""
+    """The status of the launch plans of one batch of events, within its transaction."""
 
     def __init__(self, connection: Connection, dialect: ModuleType) -> None:
         self._connection = connection
         self._dialect = dialect
-        self._known: dict[str, _Standing] = {}
+        self._loaded: dict[str, _Status] = {}
 
     def load(self, names: Iterable[str]) -> None:
-        """Read them, and keep other writers from them until the transaction ends."""
-        ordered = sorted(set(names))  # the same order everywhere, so that no two lock each other out
+        """Read the launch plans, and lock their rows until the transaction ends."""
+        ordered = sorted(set(names))  # every transaction locks rows in the same order, so that none deadlock
         if not ordered:
             return
-        unknown = [{"name": name, "failed_at": None, "succeeded_at": None} for name in ordered]
-        into(launch_plan_status, self._connection.dialect).insert(self._connection, unknown)
-        for row in asking(_STANDING, self._connection.dialect).rows(self._connection, names=ordered):
-            self._known[row.name] = _Standing(row.failed_at, row.succeeded_at)
+        empty = [{"name": name, "failed_at": None, "succeeded_at": None} for name in ordered]
+        prepare_insert(launch_plan_status, self._connection.dialect).insert(self._connection, empty)
+        query = prepare_select(_SELECT, self._connection.dialect)
+        for row in query.rows(self._connection, names=ordered):
+            self._loaded[row.name] = _Status(row.failed_at, row.succeeded_at)
 
-    def failed(self, delivery: Delivery) -> None:
-        """Somebody is to be told of a failure."""
-        standing = self._known[delivery.launch_plan]
-        if standing.failed_at is None or delivery.occurred_at > standing.failed_at:
-            standing.failed_at = delivery.occurred_at
+    def record_failure(self, delivery: Delivery) -> None:
+        """Note the time of a failure that has a delivery."""
+        status = self._loaded[delivery.launch_plan]
+        if status.failed_at is None or delivery.occurred_at > status.failed_at:
+            status.failed_at = delivery.occurred_at
 
-    def recovered_since(self, delivery: Delivery) -> bool:
-        """Whether the launch plan is known to have succeeded after what the delivery tells of."""
-        succeeded_at = self._known[delivery.launch_plan].succeeded_at
+    def succeeded_since(self, delivery: Delivery) -> bool:
+        """True if the launch plan succeeded after the delivery's event."""
+        succeeded_at = self._loaded[delivery.launch_plan].succeeded_at
         return succeeded_at is not None and succeeded_at > delivery.occurred_at
 
-    def recovered(self, recovery: Resolution) -> list[OpenThread]:
-        """The conversations that a success ends; none where it is old news, or nobody was told of a failure since."""
-        standing = self._known[recovery.launch_plan]
-        since = standing.succeeded_at
-        if since is not None and recovery.occurred_at <= since:
+    def record_success(self, success: Resolution) -> list[OpenThread]:
+        """Note the time of a success, and return the open threads that it ends.
+
+        Empty if a later success is recorded already, or if no failure was recorded since the last success.
+        """
+        status = self._loaded[success.launch_plan]
+        since = status.succeeded_at
+        if since is not None and success.occurred_at <= since:
             return []
-        standing.succeeded_at = recovery.occurred_at
-        if standing.failed_at is None or (since is not None and standing.failed_at < since):
+        status.succeeded_at = success.occurred_at
+        if status.failed_at is None or (since is not None and status.failed_at < since):
             return []
         query = select(deliveries).where(
-            deliveries.c.launch_plan == recovery.launch_plan, deliveries.c.state != State.DEAD
+            deliveries.c.launch_plan == success.launch_plan, deliveries.c.state != State.DEAD
         )
         if since is not None:
             query = query.where(deliveries.c.occurred_at >= since)
         ordered = query.order_by(deliveries.c.occurred_at, deliveries.c.resolves, deliveries.c.key)
-        last_words = {row.thread: row for row in self._connection.execute(ordered)}
+        last_in_thread = {row.thread: row for row in self._connection.execute(ordered)}
         return [
             OpenThread(
                 channel=row.channel,
@@ -77,20 +82,20 @@ class LaunchPlanStatus:
                 thread=thread,
                 event=row.event,
             )
-            for thread, row in sorted(last_words.items())
-            if not row.resolves
-            and row.occurred_at <= recovery.occurred_at  # else it has ended, or failed anew since then
+            for thread, row in sorted(last_in_thread.items())
+            if not row.resolves  # else the thread has ended
+            and row.occurred_at <= success.occurred_at  # else there was another failure after this success
         ]
 
-    def is_new(self, run: NewVersion) -> bool:
-        """Whether the launch plan ran in other versions before, and never in this one. It is remembered."""
-        there = (
+    def record_version(self, run: NewVersion) -> bool:
+        """Record the version of a run. True if it is new and the launch plan has run in other versions before."""
+        insert = (
             self._dialect.insert(launch_plan_versions)
             .on_conflict_do_nothing()
             .returning(launch_plan_versions.c.version)
         )
         row = {"launch_plan": run.launch_plan, "version": run.version}
-        if (self._connection.scalar(there, row)) is None:
+        if (self._connection.scalar(insert, row)) is None:
             return False
         others = select(launch_plan_versions.c.version).where(
             launch_plan_versions.c.launch_plan == run.launch_plan, launch_plan_versions.c.version != run.version
@@ -98,15 +103,15 @@ class LaunchPlanStatus:
         return (self._connection.scalar(others.limit(1))) is not None
 
     def save(self) -> None:
-        """Write how they stand now."""
+        """Write the status of all loaded launch plans."""
         rows = [
-            {"name": name, "failed_at": standing.failed_at, "succeeded_at": standing.succeeded_at}
-            for name, standing in sorted(self._known.items())
+            {"name": name, "failed_at": status.failed_at, "succeeded_at": status.succeeded_at}
+            for name, status in sorted(self._loaded.items())
         ]
-        into(launch_plan_status, self._connection.dialect, overwriting=True).insert(self._connection, rows)
+        prepare_insert(launch_plan_status, self._connection.dialect, overwrite=True).insert(self._connection, rows)
 
 
-_STANDING = (
+_SELECT = (
     select(launch_plan_status)
     .where(among(launch_plan_status.c.name, "names"))
     .order_by(launch_plan_status.c.name)

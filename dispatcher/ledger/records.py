@@ -1,4 +1,4 @@
-"""What is written into the ledger, and what is read out of it, beside the deliveries themselves."""
+"""Values that the ledger's methods take and return, besides `Delivery`."""
 
 from __future__ import annotations
 
@@ -11,60 +11,60 @@ from typing import Any
 from dispatcher.model.delivery import Delivery, NewVersion, Outcome, Resolution, State
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import AdmissionControl, Feedback
-from dispatcher.tracing import UNSEEN, Span
+from dispatcher.tracing import NO_SPAN, Span
 
 BODY_KEPT = 64 * 1024
-"""Bytes of a rejected message that are kept."""
+"""How many bytes of a rejected message are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedEvent:
-    """One terminal event, what was decided, and what is owed for it."""
+    """A terminal event to record, with its verdict and its deliveries."""
 
     event: Event
     position: str
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
-    """Each rule looked at: source, phases, channel, recipients, matched, reason."""
+    """Each rule considered: defined_at, phases, channel, recipients, matched, reason."""
     deliveries: Sequence[Delivery]
     resolution: Resolution | None = None
-    """What the event ends, if it is a success."""
+    """For a success: ends the open threads of the launch plan."""
     version: NewVersion | None = None
-    """What is told where the launch plan's version is new; None where nobody wants to know."""
+    """Reports the launch plan's version if it is new; None if no rule asks for change events."""
     kind: str = ""
-    """What the message was (`decode.kind_of`); not stored."""
-    span: Span = UNSEEN
-    """The event's way into the ledger; its deliveries keep its trace."""
+    """The message's type (`decode.type_label`); not stored."""
+    span: Span = NO_SPAN
+    """The event's span from message to ledger; its deliveries store the trace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectDispatch:
-    """A courier's free hands, for what its channel owes next: what they take is claimed as it is written."""
+    """A worker's free slots for the deliveries recorded next: `Ledger.record` claims deliveries for them at once."""
 
     limit: int
-    """How many deliveries they take."""
+    """The number of free slots."""
     lease: str
     until: datetime
-    """How long what they take is theirs."""
-    gate: AdmissionControl
-    take: Callable[[Sequence[Delivery]], None]
-    """Called once, with what they have got; with nothing where nothing was written."""
+    """When the lease of the claimed deliveries ends."""
+    admission: AdmissionControl
+    accept: Callable[[Sequence[Delivery]], None]
+    """Called exactly once, with the claimed deliveries; with an empty list if none was claimed or the write failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordResult:
-    """What a record has brought."""
+    """The result of `Ledger.record`."""
 
     new: frozenset[str] = frozenset()
-    """The keys of the events that were not in the ledger before."""
-    left: Sequence[Delivery] = ()
-    """What is owed for them and to be sent, and nobody has taken yet."""
+    """Keys of the events that were recorded for the first time."""
+    unclaimed: Sequence[Delivery] = ()
+    """Their waiting deliveries, without those claimed by direct dispatch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:
-    """An event as it stands in the ledger, and what was decided of it."""
+    """A recorded event and its verdict."""
 
     event: Event
     position: str
@@ -72,12 +72,12 @@ class StoredEvent:
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
-    """Each rule looked at: source, phases, channel, recipients, matched, reason."""
+    """Each rule considered: defined_at, phases, channel, recipients, matched, reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A message that could not be understood, or an event whose rules can't be known; kept for a replay."""
+    """A message that could not be read, or an event whose rules are unknown; kept for a replay."""
 
     id: str
     position: str
@@ -85,20 +85,21 @@ class Rejected:
     reason: str
     headers: Sequence[tuple[str, bytes]]
     body: bytes
-    """The first `BODY_KEPT` bytes."""
+    """The stored bytes: the first `BODY_KEPT`."""
     size: int
+    """Bytes of the whole message."""
     event: str | None = None
-    """The event's key, where that much was understood."""
+    """The event's key; None if the message has none that could be read."""
     replayed_at: datetime | None = None
 
     @property
     def whole(self) -> bool:
-        """Whether the body was kept whole, so that a replay can read it."""
+        """True if all bytes are stored, so that the message can be replayed."""
         return len(self.body) == self.size
 
 
 def rejected_id(position: str, value: bytes) -> str:
-    """The same for the same message read again: from its position and its bytes."""
+    """The id of a rejected message, computed from position and bytes: the same if the message is read again."""
     digest = hashlib.sha256(position.encode())
     digest.update(b"\0")
     digest.update(value)
@@ -107,46 +108,46 @@ def rejected_id(position: str, value: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """How one attempt ended, and what follows from it."""
+    """The outcome of one attempt, and its consequences."""
 
     delivery: Delivery
     outcome: Outcome
     started_at: datetime
     ended_at: datetime
     follow_ups: Sequence[Delivery] = ()
-    """Deliveries that this ending gives rise to: refused recipients of a mail, a fallback."""
+    """New deliveries caused by the outcome: for refused recipients of a mail, or to a fallback."""
     feedback: Feedback | None = None
-    """What it says of the destination."""
+    """Its effect on the destination's state; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a worker got, and when it is worth its while to ask again."""
+    """The result of `Ledger.claim`: claimed deliveries, and when to claim again."""
 
     deliveries: Sequence[Delivery]
     next_at: datetime | None = None
-    """The first slot of those that had to wait; None where none had to."""
+    """When the first of the deferred deliveries is due; None if none was deferred."""
     more: bool = False
-    """Whether more may be due that nobody looked at."""
+    """True if there may be further due deliveries, which this claim did not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What one channel has still to do, and has given up."""
+    """Numbers of one channel's waiting and dead deliveries."""
 
     oldest: datetime | None = None
-    """When the oldest of those that wait was made."""
+    """When the oldest waiting delivery was created."""
     waiting: int = 0
     due: int = 0
-    """Those of the waiting that could go now and are in nobody's hands, as far as they were counted."""
+    """Waiting deliveries that are due and not in flight, counted up to `ledger.DUE_COUNTED`."""
     dead: int = 0
-    broken: int = 0
-    """Destinations whose breaker is open."""
+    open_breakers: int = 0
+    """Destinations whose circuit breaker is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One attempt, as it ended."""
+    """One finished attempt."""
 
     number: int
     started_at: datetime
@@ -163,7 +164,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDelivery:
-    """A delivery as it stands in the ledger, with what became of it."""
+    """A delivery in the ledger, with the time at which it finished and the receipt's reference."""
 
     delivery: Delivery
     settled_at: datetime | None
@@ -172,26 +173,27 @@ class StoredDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryFilter:
-    """Which deliveries are meant; everything given must hold."""
+    """Selects deliveries that meet all given conditions."""
 
     states: frozenset[State] = frozenset()
     channel: str | None = None
     since: datetime | None = None
+    """Created then or later."""
     until: datetime | None = None
-    """Made before then."""
+    """Created before then."""
     execution: str | None = None
     """`project/domain/name`, or a name alone."""
     launch_plan: str | None = None
-    """Its name."""
+    """The launch plan's name."""
     recipient: str | None = None
-    """Whole, as a rule names it or as the channel addresses it; the case of ASCII's letters doesn't count."""
+    """The whole recipient, as a rule names it or as the channel's address; the case of ASCII letters is ignored."""
     keys: Sequence[str] = ()
-    """Keys, or their beginnings."""
+    """Keys or prefixes of keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventFilter:
-    """Which terminal events are meant; everything given must hold."""
+    """Selects terminal events that meet all given conditions."""
 
     execution: str | None = None
     """`project/domain/name`, or a name alone."""

@@ -1,4 +1,4 @@
-"""What a row holds: from our words to the tables' columns, and back."""
+"""Converts values to rows of the tables, and rows back to values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from dispatcher.ledger.schema import EncodedJson
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.model.event import Event
 
-LATE = "the lease had run out, so this ending counted for nothing"
+LEASE_LOST = "the lease had run out, so this outcome was ignored"
+"""Reason of an attempt that ended after its lease."""
 
 
 def event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
     }
 
 
-def known(row: Row[Any]) -> StoredEvent:
+def read_event(row: Row[Any]) -> StoredEvent:
     return StoredEvent(
         event=Event.model_validate(row.facts),
         position=row.position,
@@ -69,7 +70,7 @@ def rejected_row(entry: Rejected) -> dict[str, Any]:
     }
 
 
-def a_rejected(row: Row[Any]) -> Rejected:
+def read_rejected(row: Row[Any]) -> Rejected:
     return Rejected(
         id=row.id,
         position=row.position,
@@ -83,15 +84,15 @@ def a_rejected(row: Row[Any]) -> Rejected:
     )
 
 
-def delivery_row(delivery: Delivery, digest: str, trace: str) -> dict[str, Any]:
-    """`digest`: of its content. `trace`: its event's."""
+def delivery_row(delivery: Delivery, content_hash: str, trace: str) -> dict[str, Any]:
+    """The row of a new delivery. `content_hash`: key of its content. `trace`: the trace of its event."""
     return {
         "key": delivery.key,
         "event": delivery.event,
         "channel": delivery.channel,
         "recipients": delivery.recipients,
         "addresses": delivery.addresses,
-        "content": digest,
+        "content": content_hash,
         "rule": delivery.rule,
         "state": delivery.state,
         "reason": delivery.reason,
@@ -113,8 +114,8 @@ def delivery_row(delivery: Delivery, digest: str, trace: str) -> dict[str, Any]:
     }
 
 
-def stored(row: Any, content: Any) -> dict[str, Any]:
-    """A delivery's facts, as its row has them, whoever read it: its columns by name."""
+def delivery_fields(row: Any, content: Any) -> dict[str, Any]:
+    """The fields of the delivery in a row. The row may come from SQLAlchemy or from a prepared query."""
     return {
         "key": row.key,
         "event": row.event,
@@ -141,15 +142,16 @@ def stored(row: Any, content: Any) -> dict[str, Any]:
     }
 
 
-def a_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
-    return Delivery(**stored(row, bodies[row.content]))
+def read_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
+    """`bodies`: contents by hash."""
+    return Delivery(**delivery_fields(row, bodies[row.content]))
 
 
-def filed(row: Row[Any], bodies: Mapping[str, Any]) -> StoredDelivery:
-    return StoredDelivery(delivery=a_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
+def read_stored_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> StoredDelivery:
+    return StoredDelivery(delivery=read_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
 
 
-def attempt_row(entry: Settlement, *, held: bool) -> dict[str, Any]:
+def attempt_row(entry: Settlement, *, lease_held: bool) -> dict[str, Any]:
     answer: Answer | None
     match entry.outcome:
         case Sent(receipt):
@@ -166,11 +168,11 @@ def attempt_row(entry: Settlement, *, held: bool) -> dict[str, Any]:
         "outcome": outcome,
         "status": answer.status if answer is not None else "",
         "answer": answer.text if answer is not None else "",
-        "reason": reason if held else f"{LATE}{reason and f': {reason}'}",
+        "reason": reason if lease_held else f"{LEASE_LOST}{reason and f': {reason}'}",
     }
 
 
-def an_attempt(row: Row[Any]) -> Attempt:
+def read_attempt(row: Row[Any]) -> Attempt:
     return Attempt(
         number=row.number,
         started_at=row.started_at,

@@ -1,7 +1,7 @@
-"""Statements as the driver takes them: SQLAlchemy makes them and knows their types, once.
+"""Prepared statements: SQLAlchemy compiles each statement once, and the driver executes it.
 
-Its own `execute` prepares each statement anew and looks at every value of every row, which costs more than the
-database's work on them.
+SQLAlchemy's own `execute` compiles each statement again and inspects every value of every row, which costs more time
+than the database itself.
 """
 
 from __future__ import annotations
@@ -19,81 +19,81 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from dispatcher.ledger.values import Bindings, Keys, Readings
+from dispatcher.ledger.values import BindProcessors, KeyList, ResultProcessors
 
 Rows = Sequence[Mapping[str, Any]]
 Row = Any
-"""What a query found, its columns by name."""
+"""A row of a query's result, a named tuple with the column names."""
 
 
 def run(connection: Connection, sql: str, values: tuple[Any, ...] = ()) -> Sequence[Sequence[Any]]:
-    """Have a statement of the driver's own carried out; the rows that it gives. Raises DBAPIError.
+    """Execute SQL in the driver's own syntax and return the rows, if any. Raises DBAPIError.
 
-    On SQLite by the driver's cursor: what SQLAlchemy does for each statement costs more there than the statement.
+    On SQLite it bypasses SQLAlchemy, whose overhead for each statement exceeds the statement's own cost there.
     """
     if connection.dialect.name != "sqlite":
-        done = connection.exec_driver_sql(sql, values or None)
-        return done.all() if done.returns_rows else ()
-    return _driven(connection, sql, "execute", values)
+        result = connection.exec_driver_sql(sql, values or None)
+        return result.all() if result.returns_rows else ()
+    return _run_on_sqlite(connection, sql, "execute", values)
 
 
 def run_each(connection: Connection, sql: str, values: list[tuple[Any, ...]]) -> None:
-    """The same, once with each of the values; nothing without any. Raises DBAPIError."""
+    """Execute SQL once for each tuple of values; do nothing for an empty list. Raises DBAPIError."""
     if not values:
         return
     if connection.dialect.name == "sqlite":
-        _driven(connection, sql, "executemany", values)
+        _run_on_sqlite(connection, sql, "executemany", values)
     else:
         connection.exec_driver_sql(sql, values)
 
 
-def _driven(connection: Connection, sql: str, how: str, values: Any) -> Sequence[Sequence[Any]]:
-    """By SQLite's own cursor; its errors come out as SQLAlchemy's."""
+def _run_on_sqlite(connection: Connection, sql: str, method: str, values: Any) -> Sequence[Sequence[Any]]:
+    """Execute with SQLite's cursor, and raise its errors as SQLAlchemy's."""
     try:
         with closing(connection.connection.cursor()) as cursor:
-            getattr(cursor, how)(sql, values)
+            getattr(cursor, method)(sql, values)
             return cursor.fetchall()
     except sqlite3.Error as error:
         raise DBAPIError.instance(sql, None, error, sqlite3.Error) from error
 
 
-class among(ColumnElement[bool]):  # noqa: N801 - as SQLAlchemy's own
-    """Whether a column is one of the keys that a statement is given under that name; for `asking` and `changing` alone.
+class among(ColumnElement[bool]):  # noqa: N801 - lower case like SQLAlchemy's functions
+    """`column IN (…)` with a list of keys as one parameter, named `name`.
 
-    Whatever their number the database knows but one statement.
+    For `prepare_select` and `prepare_update` only. Lists of any length give the same SQL text, so that the database prepares it only once.
     """
 
     inherit_cache: bool | None = False
 
     def __init__(self, column: ColumnElement[Any], name: str) -> None:
         self.column = column
-        self.keys = bindparam(name, type_=Keys())
+        self.keys = bindparam(name, type_=KeyList())
 
 
 @compiles(among, "sqlite")
-def _in_json(element: among, compiler: SQLCompiler, **how: Any) -> str:
-    keys = compiler.process(element.keys, **how)
-    return f"{compiler.process(element.column, **how)} IN (SELECT value FROM json_each({keys}))"  # noqa: S608 - compiled
+def _in_json(element: among, compiler: SQLCompiler, **options: Any) -> str:
+    keys = compiler.process(element.keys, **options)
+    return f"{compiler.process(element.column, **options)} IN (SELECT value FROM json_each({keys}))"  # noqa: S608 - compiled
 
 
 @compiles(among, "postgresql")
-def _in_array(element: among, compiler: SQLCompiler, **how: Any) -> str:
-    return f"{compiler.process(element.column, **how)} = ANY ({compiler.process(element.keys, **how)}::text[])"
+def _in_array(element: among, compiler: SQLCompiler, **options: Any) -> str:
+    return f"{compiler.process(element.column, **options)} = ANY ({compiler.process(element.keys, **options)}::text[])"
 
 
 @lru_cache(maxsize=64)
-def into(table: Table, dialect: Dialect, *, overwriting: bool = False) -> Insertion:
-    """What inserts rows of that table; made once."""
-    return Insertion(table, dialect, overwriting=overwriting)
+def prepare_insert(table: Table, dialect: Dialect, *, overwrite: bool = False) -> PreparedInsert:
+    """The prepared insert of a table, compiled at the first call."""
+    return PreparedInsert(table, dialect, overwrite=overwrite)
 
 
-class Insertion:
-    """`INSERT … ON CONFLICT DO NOTHING` of one table's rows; `overwriting`: `DO UPDATE`, with all that isn't the key."""
+class PreparedInsert:
+    """`INSERT … ON CONFLICT DO NOTHING` into one table; with `overwrite`, `DO UPDATE` of all columns but the key."""
 
-    def __init__(self, table: Table, dialect: Dialect, *, overwriting: bool) -> None:
-        columns = [column for column in table.columns if column.autoincrement is not True]  # those number themselves
+    def __init__(self, table: Table, dialect: Dialect, *, overwrite: bool) -> None:
+        columns = [column for column in table.columns if column.autoincrement is not True]  # the database fills those
         self._key = columns[0]
-        self._bindings = Bindings([(column.name, column.type) for column in columns], dialect)
+        self._bind = BindProcessors([(column.name, column.type) for column in columns], dialect)
         self._in_arrays = dialect.name == "postgresql"
         values = f"VALUES ({', '.join('?' for _ in columns)})"
         if self._in_arrays:
@@ -103,89 +103,89 @@ class Insertion:
         names = ", ".join(column.name for column in columns)
         keys = ", ".join(column.name for column in table.primary_key)
         changes = ", ".join(f"{one.name} = excluded.{one.name}" for one in columns if not one.primary_key)
-        conflict = f"({keys}) DO UPDATE SET {changes}" if overwriting else "DO NOTHING"
+        conflict = f"({keys}) DO UPDATE SET {changes}" if overwrite else "DO NOTHING"
         self._sql = f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT {conflict}"
         self._dialect = dialect
 
     def insert(self, connection: Connection, rows: Rows) -> None:
-        """Insert the rows whose keys are not there yet, and overwrite the others where that was asked for."""
+        """Insert the rows. Rows whose key exists already are skipped, or overwritten with `overwrite`."""
         if rows:
-            (run if self._in_arrays else run_each)(connection, self._sql, self._bound(rows))
+            (run if self._in_arrays else run_each)(connection, self._sql, self._parameters(rows))
 
     def insert_new(self, connection: Connection, rows: Rows) -> list[str]:
-        """The same; the keys of those that were not there."""
+        """Insert the rows whose key does not exist yet, and return their keys."""
         if not rows:
             return []
         if self._in_arrays:
             returning = f"{self._sql} RETURNING {self._key.name}"
-            return [key for (key,) in run(connection, returning, self._bound(rows))]
+            return [key for (key,) in run(connection, returning, self._parameters(rows))]
         name = self._key.name
-        there = {key for (key,) in self._there.rows(connection, keys=[row[name] for row in rows])}
-        missing = [row for row in rows if row[name] not in there]  # SQLite's one writer are we: it stays so
+        existing = {key for (key,) in self._existing.rows(connection, keys=[row[name] for row in rows])}
+        missing = [row for row in rows if row[name] not in existing]  # no race: SQLite has one writer, this transaction
         self.insert(connection, missing)
         return [row[name] for row in missing]
 
     @cached_property
-    def _there(self) -> Query:
-        """Which of some keys are there."""
-        return Query(select(self._key).where(among(self._key, "keys")), self._dialect)
+    def _existing(self) -> PreparedSelect:
+        """Finds which of the given keys exist."""
+        return PreparedSelect(select(self._key).where(among(self._key, "keys")), self._dialect)
 
-    def _bound(self, rows: Rows) -> Any:
-        """The values as the driver takes them, in the keys' order.
+    def _parameters(self, rows: Rows) -> Any:
+        """The driver's parameters for the rows, sorted by key.
 
-        It is the same everywhere, so that two replicas that write the same rows can't lock each other out.
-        PostgreSQL gets an array a column: one statement for all, for which its triggers run once.
+        The order is the same in all replicas, so that two that write the same rows can't deadlock. PostgreSQL gets one
+        array for each column: a single statement inserts all rows, and its triggers run once.
         """
-        bound = [self._bindings.of(row) for row in sorted(rows, key=itemgetter(self._key.name))]
+        bound = [self._bind.process(row) for row in sorted(rows, key=itemgetter(self._key.name))]
         return tuple(map(list, zip(*bound, strict=True))) if self._in_arrays else bound
 
 
 def _array_type(column: Column[Any], dialect: Dialect) -> str:
-    """A cast to VARCHAR(n) would cut what is too long, where TEXT leaves it to be refused."""
+    """The array type of a column. TEXT for strings: a cast to VARCHAR(n) would truncate, TEXT lets the insert fail."""
     return f"{'TEXT' if isinstance(column.type, String) else column.type.compile(dialect)}[]"
 
 
 @lru_cache(maxsize=64)
-def changing(statement: Update, dialect: Dialect) -> Amendment:
-    """What changes rows by that statement, one of a module's own; made once."""
-    return Amendment(statement, dialect)
+def prepare_update(statement: Update, dialect: Dialect) -> PreparedUpdate:
+    """The prepared form of an update that is a module's constant, compiled at the first call."""
+    return PreparedUpdate(statement, dialect)
 
 
-class Amendment:
-    """An `UPDATE`, to be carried out once for each of several sets of values, by their names."""
+class PreparedUpdate:
+    """An `UPDATE` with named parameters."""
 
     def __init__(self, statement: Update, dialect: Dialect) -> None:
-        self._sql, self._bindings = _compiled(statement, dialect)
+        self._sql, self._bind = _compiled(statement, dialect)
 
-    def change(self, connection: Connection, rows: Rows) -> None:
-        """Carry it out with each row's values."""
-        run_each(connection, self._sql, [self._bindings.of(row) for row in rows])
+    def update(self, connection: Connection, rows: Rows) -> None:
+        """Execute the update once for each row of parameters."""
+        run_each(connection, self._sql, [self._bind.process(row) for row in rows])
 
 
 @lru_cache(maxsize=64)
-def asking(statement: Select[Any], dialect: Dialect) -> Query:
-    """What reads rows by that statement, one of a module's own; made once."""
-    return Query(statement, dialect)
+def prepare_select(statement: Select[Any], dialect: Dialect) -> PreparedSelect:
+    """The prepared form of a query that is a module's constant, compiled at the first call."""
+    return PreparedSelect(statement, dialect)
 
 
-class Query:
-    """A `SELECT`, by its values' names."""
+class PreparedSelect:
+    """A `SELECT` with named parameters."""
 
     def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
-        self._sql, self._bindings = _compiled(statement, dialect)
+        self._sql, self._bind = _compiled(statement, dialect)
         columns = statement.selected_columns
         row: Any = namedtuple("Row", [str(column.key) for column in columns])  # type: ignore[misc]  # noqa: PYI024 - made here
         self._row = row._make
-        self._readings = Readings([column.type for column in columns], dialect)
+        self._read = ResultProcessors([column.type for column in columns], dialect)
 
     def rows(self, connection: Connection, **values: Any) -> list[Row]:
-        """What it finds with these values. Raises DBAPIError."""
-        found = run(connection, self._sql, self._bindings.of(values))
-        return [self._row(self._readings.of(row)) for row in found]
+        """Execute the query with these parameters and return its rows. Raises DBAPIError."""
+        return [self._row(self._read.process(row)) for row in run(connection, self._sql, self._bind.process(values))]
 
 
-def _compiled(statement: Update | Select[Any], dialect: Dialect) -> tuple[str, Bindings]:
+def _compiled(statement: Update | Select[Any], dialect: Dialect) -> tuple[str, BindProcessors]:
     compiled = statement.compile(dialect=dialect)
     binds = compiled.binds
-    always = {name: one.effective_value for name, one in binds.items() if not one.required}
-    return str(compiled), Bindings([(name, binds[name].type) for name in compiled.positiontup or ()], dialect, always)
+    constants = {name: one.effective_value for name, one in binds.items() if not one.required}
+    named = [(name, binds[name].type) for name in compiled.positiontup or ()]
+    return str(compiled), BindProcessors(named, dialect, constants)

@@ -1,4 +1,4 @@
-"""Values as the driver takes and gives them, by our columns' types and without SQLAlchemy's detours."""
+"""Converts values to and from the driver's types with the column types' own rules, but faster than SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sqlalchemy.types import NullType, TypeEngine
 
 from dispatcher.ledger.schema import CompressedJson, ForeignText, StringList, UtcTime
 
-Change = Callable[[Any], Any]
-"""What a type does to a value on its way."""
+Processor = Callable[[Any], Any]
+"""Converts one value."""
 
 
-class Keys(TypeDecorator[Sequence[str]]):
-    """Some keys at once, for `statements.among`; no column's."""
+class KeyList(TypeDecorator[Sequence[str]]):
+    """A list of keys as one parameter, for `statements.among`; no column has this type."""
 
     impl: TypeEngine[Any] | type[TypeEngine[Any]] = NullType
     cache_ok: bool | None = True
@@ -29,54 +29,56 @@ class Keys(TypeDecorator[Sequence[str]]):
         return orjson.dumps(keys).decode() if dialect.name == "sqlite" else keys
 
 
-class Bindings:
-    """The values of a row as the driver takes them, in the order of a statement."""
+class BindProcessors:
+    """Converts a row, given by column names, to a tuple of the driver's values in the order of a statement."""
 
     def __init__(
-        self, named: Sequence[tuple[str, TypeEngine[Any]]], dialect: Dialect, always: Mapping[str, Any] | None = None
+        self, named: Sequence[tuple[str, TypeEngine[Any]]], dialect: Dialect, constants: Mapping[str, Any] | None = None
     ) -> None:
-        """`named`: the names and types, in that order. `always`: the values of some of them."""
+        """`named`: names and types in the statement's order. `constants`: values that need not be in each row."""
         names = [name for name, _ in named]
         self._pick = itemgetter(*names) if len(names) > 1 else lambda row: [row[name] for name in names]
-        self._changes = _changes((kind for _, kind in named), dialect, _binder)
-        self._always = dict(always or {})
+        self._processors = _processors((kind for _, kind in named), dialect, _bind_processor)
+        self._constants = dict(constants or {})
 
-    def of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
-        values = [*self._pick({**self._always, **row} if self._always else row)]
-        for at, bind in self._changes:
+    def process(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        values = [*self._pick({**self._constants, **row} if self._constants else row)]
+        for at, bind in self._processors:
             values[at] = bind(values[at])
         return tuple(values)
 
 
-class Readings:
-    """What the driver gave, as we know it."""
+class ResultProcessors:
+    """Converts a row of the driver's values to Python's types."""
 
     def __init__(self, kinds: Iterable[TypeEngine[Any]], dialect: Dialect) -> None:
-        self._changes = _changes(kinds, dialect, _reader)
+        self._processors = _processors(kinds, dialect, _result_processor)
 
-    def of(self, row: Sequence[Any]) -> Sequence[Any]:
+    def process(self, row: Sequence[Any]) -> Sequence[Any]:
         values = [*row]
-        for at, read in self._changes:
+        for at, read in self._processors:
             values[at] = read(values[at])
         return values
 
 
-def _changes(
-    kinds: Iterable[TypeEngine[Any]], dialect: Dialect, changing: Callable[[TypeEngine[Any], Dialect], Change | None]
-) -> list[tuple[int, Change]]:
-    """By their places, what is to be done with the values of those types; most need nothing."""
-    changes = ((at, changing(kind, dialect)) for at, kind in enumerate(kinds))
-    return [(at, change) for at, change in changes if change is not None]
+def _processors(
+    kinds: Iterable[TypeEngine[Any]],
+    dialect: Dialect,
+    processor: Callable[[TypeEngine[Any], Dialect], Processor | None],
+) -> list[tuple[int, Processor]]:
+    """The processors by the position of their value; most types need none."""
+    found = ((at, processor(kind, dialect)) for at, kind in enumerate(kinds))
+    return [(at, process) for at, process in found if process is not None]
 
 
-def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
-    """None where the driver takes values as they are."""
+def _bind_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
+    """Converts a type's values for the driver; None if the driver takes them unchanged."""
     match kind:
         case UtcTime():
-            return _remembered(_as_text if dialect.name == "sqlite" else _TIME.process_bind_param, dialect)
+            return _cached(_as_text if dialect.name == "sqlite" else _TIME.process_bind_param, dialect)
         case StringList():
-            return _remembered(_STRINGS.process_bind_param, dialect)
-        case ForeignText() | CompressedJson() | Keys():  # the driver takes what they make as it is
+            return _cached(_STRINGS.process_bind_param, dialect)
+        case ForeignText() | CompressedJson() | KeyList():  # the driver takes their results unchanged
             return partial(kind.process_bind_param, dialect=dialect)
         case Boolean():
             return None
@@ -84,29 +86,29 @@ def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
             return kind.dialect_impl(dialect).bind_processor(dialect)
 
 
-def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Change | None:
-    """None where the driver gives values as they are."""
+def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
+    """Converts the driver's values of a type; None if they stay unchanged."""
     match kind:
         case UtcTime() if dialect.name == "sqlite":
-            return _remembered(_from_text, dialect)
+            return _cached(_from_text, dialect)
         case StringList():
-            return _remembered(_STRINGS.process_result_value, dialect)
+            return _cached(_STRINGS.process_result_value, dialect)
         case UtcTime() | CompressedJson():
             return partial(kind.process_result_value, dialect=dialect)
         case Boolean():
-            return _truth if dialect.name == "sqlite" else None
+            return _to_bool if dialect.name == "sqlite" else None
         case _:
             return kind.dialect_impl(dialect).result_processor(dialect, None)
 
 
 @lru_cache(maxsize=16)
-def _remembered(change: Callable[..., Any], dialect: Dialect) -> Change:
-    """A batch has many times and readers, and few different ones. One memory for all columns of the type."""
-    return lru_cache(maxsize=256)(partial(change, dialect=dialect))
+def _cached(process: Callable[..., Any], dialect: Dialect) -> Processor:
+    """The processor with a cache of 256 values, shared by all columns of the type: a batch repeats few values often."""
+    return lru_cache(maxsize=256)(partial(process, dialect=dialect))
 
 
 def _as_text(value: datetime | None, dialect: Dialect) -> str | None:
-    """Times as SQLAlchemy keeps them in SQLite, which has none."""
+    """A time as SQLAlchemy stores it in SQLite, which has no type for times."""
     naive = _TIME.process_bind_param(value, dialect)
     return None if naive is None else naive.isoformat(" ", "microseconds")
 
@@ -115,8 +117,8 @@ def _from_text(text: str | None, dialect: Dialect) -> datetime | None:
     return None if text is None else _TIME.process_result_value(datetime.fromisoformat(text), dialect)
 
 
-def _truth(number: int | None) -> bool | None:
-    """SQLite has numbers for it."""
+def _to_bool(number: int | None) -> bool | None:
+    """SQLite stores booleans as 0 and 1."""
     return None if number is None else bool(number)
 
 

@@ -1,1 +1,1 @@
-"""Values and state machines: events, notifications, deliveries, retry, rate limits. No I/O and no asyncio."""
+"""Events, notifications, deliveries, retries, rate limits and circuit breakers: values and pure functions, no I/O."""

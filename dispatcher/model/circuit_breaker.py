@@ -1,4 +1,4 @@
-"""The circuit breaker of a whole provider. Each replica keeps its own, in memory."""
+"""The circuit breaker of a provider. Each replica has its own, in memory."""
 
 from __future__ import annotations
 
@@ -7,48 +7,49 @@ from datetime import datetime, timedelta
 
 from channels.contract import InDoubt, Later
 from dispatcher.model.delivery import Result
-from dispatcher.model.rate_limit import ENOUGH
+from dispatcher.model.rate_limit import FAILURES_TO_OPEN
 
-FIRST_REST = timedelta(milliseconds=500)
-LONGEST_REST = timedelta(seconds=10)
-"""A provider that is back is found out about no later than this."""
+MIN_OPEN_TIME = timedelta(milliseconds=500)
+MAX_OPEN_TIME = timedelta(seconds=10)
+"""The breaker stays open no longer than this before it lets a probe through, unless the provider asks for more."""
 
 
 @dataclass(slots=True)
 class CircuitBreaker:
-    """Whether a whole provider is bothered: one that is away, refuses everybody or stopped answering rests.
+    """Stops sends to a provider that is down, refuses every message or does not answer.
 
-    A little longer with each failure in a row; then a single delivery finds out whether it is back.
+    The breaker stays open longer after each failure in a row. Then it lets one delivery through, the probe: a success
+    closes it.
     """
 
-    _away: int = 0
-    """Failures in a row that meant everybody."""
-    _silent: int = 0
+    _outages: int = 0
+    """Failures in a row that concern every destination (`Later.provider_wide`)."""
+    _unanswered: int = 0
     """Sends in a row that got no answer."""
-    _resting: datetime | None = None
+    _open_until: datetime | None = None
 
     @property
     def open(self) -> bool:
-        """Whether it rests, or a single delivery finds out whether it is back."""
-        return self._resting is not None
+        """True if the breaker is open or half-open (one probe is allowed)."""
+        return self._open_until is not None
 
-    def hands(self, hands: int, now: datetime) -> int:
-        """How many of our hands may reach for this provider now: none, one to try, or all."""
-        if self._resting is None:
-            return hands
-        return 0 if now < self._resting else 1
+    def allowed(self, slots: int, now: datetime) -> int:
+        """How many sends may be in flight now: all `slots` if closed, 0 if open, 1 if half-open."""
+        if self._open_until is None:
+            return slots
+        return 0 if now < self._open_until else 1
 
-    def learn(self, result: Result, now: datetime) -> None:
-        """Take in how an attempt ended."""
-        wish = timedelta()
-        if isinstance(result, Later) and result.everyone:
-            self._away += 1
-            wish = result.retry_after or wish
+    def record(self, result: Result, now: datetime) -> None:
+        """Count an attempt's result, and open or close the breaker."""
+        retry_after = timedelta()
+        if isinstance(result, Later) and result.provider_wide:
+            self._outages += 1
+            retry_after = result.retry_after or retry_after
         elif isinstance(result, InDoubt):
-            self._silent += 1
+            self._unanswered += 1
         else:
-            self._away, self._silent, self._resting = 0, 0, None
-        trouble = self._away + max(self._silent - ENOUGH + 1, 0)
-        if trouble:
-            rest = min(FIRST_REST * (1 << min(trouble - 1, 10)), LONGEST_REST)
-            self._resting = now + max(rest, wish)
+            self._outages, self._unanswered, self._open_until = 0, 0, None
+        failures = self._outages + max(self._unanswered - FAILURES_TO_OPEN + 1, 0)
+        if failures:
+            open_time = min(MIN_OPEN_TIME * (1 << min(failures - 1, 10)), MAX_OPEN_TIME)
+            self._open_until = now + max(open_time, retry_after)

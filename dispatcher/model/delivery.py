@@ -1,6 +1,6 @@
-"""One message owed, and what becomes of it. The whole state machine is here, pure.
+"""A delivery and its state machine. Pure functions; the ledger stores the results.
 
-waiting --claim--> waiting, leased --judge--> sent | dead | waiting (due later)
+waiting --claim--> waiting, leased --settle--> sent | dead | waiting (due later)
 dead --redrive--> waiting
 """
 
@@ -19,132 +19,134 @@ from dispatcher.model.retry import RetryPolicy
 
 
 class State(StrEnum):
-    """Where a delivery stands."""
+    """The state of a delivery."""
 
     WAITING = "waiting"
-    """Owed: due now or later, perhaps in somebody's hands."""
+    """Pending: due now or later, or in flight."""
     SENT = "sent"
-    """The provider took it."""
+    """The provider accepted it."""
     DEAD = "dead"
-    """Given up, for a reason that can be read."""
+    """Given up; `reason` says why."""
 
 
 class Delivery(NamedTuple):
-    """One message owed to one target over one channel. Several are made for each message that goes out: a frozen
-    dataclass of so many fields takes four times as long.
+    """One message to one target on one channel.
+
+    A NamedTuple, because several copies are created for each message sent, and a frozen dataclass with this many fields
+    takes four times as long to create.
     """
 
     key: str
-    """The same whenever the same is owed: the mail's Message-ID, Slack's metadata, PagerDuty's dedup key."""
+    """Stable identity, the same at every attempt: the mail's Message-ID, Slack's metadata, PagerDuty's dedup key."""
     event: str
-    """The key of the event it tells of."""
+    """The key of its event."""
     channel: str
     recipients: tuple[str, ...]
-    """As the rule names them."""
+    """As written in the rule."""
     addresses: tuple[str, ...]
-    """What the channel made of them; for mail in the same order, else exactly one."""
+    """The channel's addresses for `recipients`: for mail in the same order, for other channels exactly one."""
     content: Content
     rule: str
-    """The rule that owed it, in words: `options[0]`, `launch_plans/train.yaml:12`."""
+    """Where the matched rule is defined: `options[0]`, `launch_plans/train.yaml:12`."""
     created_at: datetime
     due_at: datetime
-    """Not before; while claimed, the end of the lease."""
+    """No attempt is made before this time; while the delivery is claimed, the end of the lease."""
     retry_window_start: datetime
-    """What the retry deadline counts from: when it was made, or put back by a redrive."""
+    """The retry deadline counts from here: the time of creation, or of the last redrive."""
     occurred_at: datetime
     """When its event happened."""
     state: State = State.WAITING
     attempt: int = 0
-    """Attempts begun. Counted at the claim, so a delivery that kills the process can't do so for ever."""
+    """Attempts so far. Counted at the claim, so that a delivery that crashes the process is not attempted forever."""
     in_doubt: bool = False
     """An earlier attempt may have arrived."""
     lease: str | None = None
-    """Who holds it; only the holder may settle."""
+    """The worker that claimed it; only that worker may settle it."""
     reason: str = ""
     """Why it is dead, or why the last attempt failed."""
     thread: str = ""
-    """What is told to one reader about one matter goes out in the order of `occurred_at`; empty: it stands alone."""
+    """The key of its thread (`thread_key`), which is sent in the order of `occurred_at`; empty if it has none."""
     launch_plan: str = ""
-    """The launch plan whose next success ends the conversation."""
+    """The launch plan whose next success ends the thread; empty if none does."""
     resolves: bool = False
-    """It tells of that success."""
+    """True for a resolved notice: it reports that success."""
     fallback_for: str = ""
-    """The key of the dead delivery that this one tells the fallback recipients about."""
+    """The key of the dead delivery that this delivery reports to the fallback recipients."""
     slot_reserved: bool = False
-    """`due_at` is the slot that its destination's pace gave it."""
+    """`due_at` is a slot of its destination's rate limit, reserved for it."""
     destination_failing: bool = False
-    """Its destination has failed lately; not stored."""
+    """At the claim its destination had failures in a row (`DestinationState.failures`); not stored."""
     trace: str = ""
-    """Its event's (`tracing.Span.trace`); the ledger gives it to all that is owed for an event."""
-    first: bool = False
-    """Nothing else was said in its conversation when it was claimed, and nothing made it pointless; not stored."""
-    followed: bool = False
-    """Something else in its conversation waited for it when it was claimed; not stored."""
+    """The trace of its event (`tracing.Span.trace`); the ledger sets it on all deliveries of the event."""
+    opens_thread: bool = False
+    """At the claim its thread had no other delivery, and no later success had made it obsolete; not stored."""
+    blocks_thread: bool = False
+    """At the claim another delivery of its thread waited for it; not stored."""
 
 
 def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:
-    """The stable key of what `event` owes to `addresses` over `channel`."""
+    """The stable key of the delivery for `event` to `addresses` on `channel`."""
     parts = "\0".join((event, channel, *addresses))
     return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def in_time(digest: str, at: datetime) -> str:
-    """The digest behind five digits that tell when, in steps of 16 seconds; as long as it was.
+def time_prefixed(digest: str, at: datetime) -> str:
+    """The digest with its start replaced by the time: five hexadecimal digits, in steps of 16 seconds. Same length.
 
-    Neighbours in time are then neighbours in an index: where each goes to a page of its own, what a ledger takes
-    in costs the more the larger it is. The digits begin anew every 194 days, which does no harm.
+    Keys of the same time are then neighbours in the index. Random keys would each go to another page of the index, and
+    inserts would become slower as the ledger grows. The digits repeat after 194 days, which does no harm.
     """
     return f"{int(at.timestamp()) // 16 % 16**5:05x}{digest}"[: len(digest)]
 
 
 def thread_key(channel: str, addresses: Sequence[str], subject: str) -> str:
-    """The stable key of what is told to `addresses` about `subject` over `channel`."""
+    """The stable key of the thread about `subject` to `addresses` on `channel`."""
     return delivery_key(subject, f"thread {channel}", addresses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenThread:
-    """A conversation in which somebody was told, or is about to be, and not yet that all is well again."""
+    """A thread with failures, sent or pending, and no resolved notice yet."""
 
     channel: str
     recipients: tuple[str, ...]
     addresses: tuple[str, ...]
     thread: str
     event: str
-    """The key of the last event that it told of."""
+    """The key of the last event in the thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """A launch plan has succeeded, which ends the conversations about its failures. Only the ledger knows them."""
+    """The success of a launch plan, which ends the threads about its failures. Only the ledger knows open threads."""
 
     launch_plan: str
     occurred_at: datetime
     """When it succeeded."""
-    close: Callable[[OpenThread], Delivery | None]
-    """Makes what ends a conversation; None where nothing is to be sent there any more."""
+    plan_resolved_notice: Callable[[OpenThread], Delivery | None]
+    """Returns the resolved notice for an open thread; None if its channel no longer has threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVersion:
-    """A launch plan has run in a version, which is worth telling if it is new. Only the ledger knows whether it is."""
+    """A run of a launch plan in a version that may be new. Only the ledger knows whether it is."""
 
     launch_plan: str
     version: str
-    tell: Callable[[], Sequence[Delivery]]
-    """Makes what is owed where it is."""
+    plan_deliveries: Callable[[], Sequence[Delivery]]
+    """Returns the deliveries that report the version, if it is new."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The provider took it."""
+    """The provider accepted the message."""
 
     receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Not yet: due again at `at`."""
+    """Not sent; due again at `at`."""
 
     at: datetime
     reason: str
@@ -154,14 +156,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Given up; a person has to change something before a redrive can help."""
+    """Given up; a redrive helps only after a person has changed something."""
 
     reason: str
     answer: Answer | None = None
     unknown_recipient: bool = False
-    """The channel has no such recipient: a fallback channel may."""
+    """The channel can't reach the recipient; a fallback channel may."""
     in_doubt: bool = False
-    """An attempt may have arrived."""
+    """The message may have arrived."""
 
 
 Outcome = Sent | Retry | Dead
@@ -169,7 +171,7 @@ Result = Receipt | Exception
 
 
 def classify(delivery: Delivery, result: Result, *, now: datetime, policy: RetryPolicy, rng: Random) -> Outcome:
-    """Decide what an attempt's result means for the delivery. Pure: the same in, the same out."""
+    """The outcome for the delivery of an attempt's result. Pure: equal arguments give an equal outcome."""
     match result:
         case Receipt():
             return Sent(result)
@@ -177,16 +179,16 @@ def classify(delivery: Delivery, result: Result, *, now: datetime, policy: Retry
             unknown_recipient = isinstance(result, UnknownRecipient)
             return Dead(result.reason, result.answer, unknown_recipient=unknown_recipient, in_doubt=delivery.in_doubt)
         case Later():
-            wish = now + result.retry_after if result.retry_after is not None else now
-            return _again(delivery, result, now=now, not_before=wish, policy=policy, rng=rng)
+            not_before = now + result.retry_after if result.retry_after is not None else now
+            return _retry_or_give_up(delivery, result, now=now, not_before=not_before, policy=policy, rng=rng)
         case InDoubt():
-            return _again(delivery, result, now=now, not_before=now, policy=policy, rng=rng, in_doubt=True)
+            return _retry_or_give_up(delivery, result, now=now, not_before=now, policy=policy, rng=rng, in_doubt=True)
         case _:
             error = ChannelError(f"unexpected {type(result).__name__} while sending; see the log")
-            return _again(delivery, error, now=now, not_before=now, policy=policy, rng=rng, in_doubt=True)
+            return _retry_or_give_up(delivery, error, now=now, not_before=now, policy=policy, rng=rng, in_doubt=True)
 
 
-def _again(
+def _retry_or_give_up(
     delivery: Delivery,
     error: ChannelError,
     *,
@@ -198,13 +200,13 @@ def _again(
 ) -> Outcome:
     at = max(now + policy.delay(delivery.attempt, rng), not_before)
     if at > delivery.retry_window_start + policy.deadline:
-        tries = "1 attempt" if delivery.attempt == 1 else f"{delivery.attempt} attempts"
-        return Dead(f"gave up after {tries}: {error.reason}", error.answer, in_doubt=in_doubt or delivery.in_doubt)
+        attempts = "1 attempt" if delivery.attempt == 1 else f"{delivery.attempt} attempts"
+        return Dead(f"gave up after {attempts}: {error.reason}", error.answer, in_doubt=in_doubt or delivery.in_doubt)
     return Retry(at, error.reason, error.answer, in_doubt or delivery.in_doubt)
 
 
 def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryPolicy, rng: Random) -> list[Delivery]:
-    """The deliveries of their own that a mail's unaccepted recipients become, dead or due again."""
+    """One new delivery, dead or due again, for each recipient whom the mail relay did not accept."""
     parts = []
     for recipient, address in zip(delivery.recipients, delivery.addresses, strict=True):
         if (error := receipt.failures.get(address)) is None:

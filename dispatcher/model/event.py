@@ -1,4 +1,4 @@
-"""What happened to an execution: the facts every other room reasons about. Knows no wire format."""
+"""Events of executions, independent of the wire format that they arrive in."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 
 
-class _Fact(BaseModel):
-    """Comes from outside: unknown fields pass, names are read in snake_case and lowerCamelCase."""
+class _Incoming(BaseModel):
+    """Base of models read from messages: unknown fields are ignored; names may be snake_case or lowerCamelCase."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -30,11 +30,11 @@ class _Fact(BaseModel):
 
 
 Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
-"""flyteadmin's own limit is 255; a slash or a control character could make two executions look like one."""
+"""At most 255 characters, as in flyteadmin. With a slash or a control character two executions could look like one."""
 
 
-class ExecutionId(_Fact):
-    """One run: `project/domain/name`."""
+class ExecutionId(_Incoming):
+    """An execution: `project/domain/name`."""
 
     project: Name
     domain: Name
@@ -53,8 +53,8 @@ class ExecutionId(_Fact):
         return cls(project=project, domain=domain, name=name)
 
 
-class EntityId(_Fact):
-    """A launch plan or a workflow, in one version."""
+class EntityId(_Incoming):
+    """A launch plan or workflow and its version."""
 
     project: Name
     domain: Name
@@ -66,17 +66,17 @@ class EntityId(_Fact):
         return f"{self.project}/{self.domain}/{self.name}{version}"
 
 
-class ExecutionError(_Fact):
-    """`flyteidl.core.ExecutionError`: why it failed, often with a whole traceback."""
+class ExecutionError(_Incoming):
+    """`flyteidl.core.ExecutionError`: why the execution failed, often with a traceback."""
 
     code: str = ""
     message: str = ""
     kind: str = "UNKNOWN"
-    """USER, SYSTEM or UNKNOWN: whose fault the engine thinks it is."""
+    """Whom Flyte blames: USER, SYSTEM or UNKNOWN."""
 
 
 def _plain_map(value: Any) -> Any:
-    """Flytekit's Labels and Annotations serialise as `{"values": {…}}`; people write the map itself."""
+    """Unwrap `{"values": {…}}`, flytekit's form of Labels and Annotations; people write the map without it."""
     if isinstance(value, dict) and set(value) == {"values"} and isinstance(value["values"], dict):
         return value["values"]
     return value
@@ -85,8 +85,8 @@ def _plain_map(value: Any) -> Any:
 Labels = Annotated[dict[str, str], BeforeValidator(_plain_map)]
 
 
-class Options(_Fact):
-    """flytekit's `Options` as given to one execution; the fields that decide nothing here pass unread."""
+class Options(_Incoming):
+    """flytekit's `Options` of one execution; fields without meaning for notifications are ignored."""
 
     notifications: tuple[Notification, ...] = ()
     disable_notifications: bool = False
@@ -94,11 +94,11 @@ class Options(_Fact):
     annotations: Labels = Field(default_factory=dict)
 
 
-class Event(_Fact):
+class Event(_Incoming):
     """An execution entered a phase.
 
-    Only `execution`, `phase` and `occurred_at` are always known: Flyte's own events say more, or not,
-    by version, phase and setting (flyteadmin `cloudevents`).
+    Only `execution`, `phase` and `occurred_at` are always set. Whether Flyte's events have the other fields depends on
+    version, phase and settings (flyteadmin `cloudevents`).
     """
 
     execution: ExecutionId
@@ -115,8 +115,8 @@ class Event(_Fact):
 
     @property
     def key(self) -> str:
-        """The same for every copy of this event: `project/domain/name/PHASE`.
+        """Identifies the event, the same for every copy of it: `project/domain/name/PHASE`.
 
-        Made from the data, never from CloudEvents' id, whose text form differs between builds of Flyte.
+        Not taken from CloudEvents' id, whose text form differs between builds of Flyte.
         """
         return f"{self.execution}/{self.phase}"

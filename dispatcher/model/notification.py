@@ -1,4 +1,4 @@
-"""One notification as a launch plan or an execution's Options carries it: phases, a channel, recipients."""
+"""A notification of a launch plan or of an execution's Options: phases, a channel and its recipients."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ CHANNEL_FIELDS = {
     "teams": "teams",
     "webhook": "webhook",
 }
-"""The oneof of `flyteidl.admin.Notification`, in each spelling, and the channel it means; then what only our own rules name."""
+"""Field of the notification -> channel: the oneof of `flyteidl.admin.Notification` in each spelling, then the channels
+that Flyte does not have.
+"""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-"""No channel's address has one, and no database finds a text with NUL in it again."""
+"""Control characters: no address of any channel has one, and databases can't search for text with NUL."""
 _RECIPIENT_FIELDS = ("recipients_email", "recipientsEmail", "recipients")
 
 
 class Notification(BaseModel):
-    """Who is told, over which channel, in which terminal phases.
+    """The recipients to notify, the channel, and the terminal phases in which to notify them.
 
-    Also reads `teams` and `webhook` in the same way, which Flyte's definition doesn't know, and `{phases: […], channel: NAME,
-    recipients: […]}` for any channel at all.
+    Reads Flyte's form, `{phases: […], email|slack|pagerDuty: {recipientsEmail: […], template}}`, in snake_case and
+    lowerCamelCase, also with the fields `teams` and `webhook`, which Flyte does not have. Any other channel is written
+    `{phases: […], channel: NAME, recipients: […]}`.
 
-    Reads Flyte's shape, `{phases: […], email|slack|pagerDuty: {recipientsEmail: […], template}}`, in
-    snake_case and lowerCamelCase. Refuses what flytekit or flyteadmin refuse (flytekit
-    `core/notification.py`, flyteadmin `notifications/validators`): no phases, a phase that is not
-    terminal, no recipients, an empty recipient, no channel or more than one; and recipients with control characters.
+    Rejects what flytekit and flyteadmin reject (flytekit `core/notification.py`, flyteadmin
+    `notifications/validators`): no phases, a phase that is not terminal, no recipients, an empty recipient, no channel
+    or several. Also rejects recipients with control characters.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""The phases of an execution, as Flyte names and numbers them."""
+"""The phases of an execution, with Flyte's names and numbers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Phase(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether the execution has ended: only then is anyone told."""
+        """True if the execution has finished. Only terminal phases cause notifications."""
         return self in TERMINAL
 
     @classmethod
     def parse(cls, value: object) -> Phase:
         """Read a phase as protobuf JSON writes it: by name (any case) or by number.
 
-        Raises ValueError, naming the phases there are, for anything else.
+        Raises ValueError, listing the phases, for anything else.
         """
         if isinstance(value, cls):
             return value
@@ -37,8 +37,8 @@ class Phase(StrEnum):
             return named
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(_NUMBERED):
             return _NUMBERED[value]
-        known = ", ".join(cls)
-        raise ValueError(f"unknown phase {_shown(value)}; the phases are {known}")
+        phases = ", ".join(cls)
+        raise ValueError(f"unknown phase {_shown(value)}; the phases are {phases}")
 
 
 TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED, Phase.TIMED_OUT})
@@ -47,5 +47,7 @@ _NAMED = {phase.name: phase for phase in Phase}
 
 
 def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str) else reprlib.repr(value)  # what is nested deeply has no repr
+    text = (
+        repr(value) if isinstance(value, str) else reprlib.repr(value)
+    )  # repr of a deeply nested value fails; reprlib limits the depth
     return text if len(text) <= 60 else f"{text[:57]}..."

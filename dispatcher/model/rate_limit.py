@@ -1,9 +1,9 @@
-"""How fast, and who is left alone: token buckets and circuit breakers, per destination and per provider.
+"""Rate limits and circuit breakers: which deliveries of a claim may go now, and when the others may.
 
-A destination (a Slack channel, a PagerDuty service) has its standing in the ledger, so that replicas share it
-and restarts keep it: the bucket, the time until which it asked for peace (`Retry-After`), its failures in a
-row. A delivery that can't go yet books the next free slot and is due then, so nothing polls and the backlog of
-one destination stands in nobody's way. A provider as a whole rests in memory: each replica finds out by itself.
+The state of a destination (a Slack channel, a PagerDuty service) is in the ledger, so that all replicas share it and a
+restart keeps it: its bucket, the end of its pause (`Retry-After` or an open breaker) and its failures in a row. A
+delivery that may not go yet reserves the next free slot and is due then. So nothing polls, and the backlog of one
+destination does not delay other destinations. The breaker of a whole provider is in `circuit_breaker`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from pydantic import BeforeValidator
 from channels.contract import InDoubt, Later, Receipt
 from dispatcher.model.delivery import Result
 
-ENOUGH = 5
-"""Failures in a row after which a destination's breaker opens."""
+FAILURES_TO_OPEN = 5
+"""Failures in a row that open a destination's breaker."""
 FIRST_PAUSE = timedelta(seconds=5)
 LONGEST_PAUSE = timedelta(minutes=5)
-"""An open breaker lets one delivery through after each pause; the pauses double between these."""
-_WRITTEN = re.compile(r"\s*(\d+)\s*/\s*(s|min|h)\s*")
+"""An open breaker lets one delivery through after each pause. The pause doubles from the first to the longest."""
+_RATE = re.compile(r"\s*(\d+)\s*/\s*(s|min|h)\s*")
 _UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1)}
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many messages in a span, as `1/s`, `120/min`, `500/h`."""
+    """Messages per unit of time, such as `1/s`, `120/min`, `500/h`."""
 
     number: int
     unit: str
 
     @property
     def interval(self) -> timedelta:
-        """From one message to the next."""
+        """Time from one message to the next."""
         return _UNITS[self.unit] / self.number
 
     def __str__(self) -> str:
@@ -46,163 +46,170 @@ class Rate:
 
 
 def parse_rate(text: str) -> Rate:
-    """Read a rate. Raises ValueError, showing the form, for anything else."""
-    match = _WRITTEN.fullmatch(text)
+    """Read a rate such as `120/min`. Raises ValueError, with examples, for anything else."""
+    match = _RATE.fullmatch(text)
     if match is None or not int(match[1]):
         raise ValueError(f"{text[:30]!r} is no rate: write 1/s, 120/min or 500/h")
     return Rate(int(match[1]), match[2])
 
 
-def _rate(value: Any) -> Any:
+def _rate_or_none(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return None if value.strip() == "none" else parse_rate(value)
 
 
-RateOption = Annotated[Rate | None, BeforeValidator(_rate)]
-"""A rate as settings write it; `none` for no limit."""
+RateOption = Annotated[Rate | None, BeforeValidator(_rate_or_none)]
+"""A rate as written in settings; `none` means no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
-    """What the destinations of one channel are spared."""
+    """Limits for each destination of one channel."""
 
     rate: Rate | None = None
     burst: int = 1
-    """So many may go at once where the bucket is full."""
-    at_once: int = 1000
-    """So many may be on their way to one destination: a slow one never takes all the hands."""
+    """Deliveries that may go at once when the bucket is full."""
+    max_in_flight: int = 1000
+    """Deliveries in flight to one destination, so that a slow destination cannot occupy all slots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationState:
-    """How a destination stands."""
+    """Rate limit and breaker state of one destination."""
 
     theoretical_arrival_at: datetime
-    """When its bucket is full again: the virtual clock of the leaky bucket (ITU-T I.371, GCRA)."""
+    """When the bucket is full again: the theoretical arrival time of GCRA (ITU-T I.371)."""
     blocked_until: datetime | None = None
-    """It asked for peace, or its breaker is open."""
+    """Nothing is sent before then: the destination sent `Retry-After`, or its breaker is open."""
     failures: int = 0
-    """In a row; what it asked to be spared for is none."""
+    """Failures in a row; a `Retry-After` is not counted."""
 
     @property
-    def broken(self) -> bool:
-        return self.failures >= ENOUGH
+    def breaker_open(self) -> bool:
+        return self.failures >= FAILURES_TO_OPEN
 
 
 NEW_DESTINATION = DestinationState(theoretical_arrival_at=datetime(1970, 1, 1, tzinfo=UTC))
-"""Of a destination that nothing is known of."""
+"""The state of a destination that the ledger has no row for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What an attempt's result says of its destination."""
+    """One attempt's effect on the state of its destination: success, `Retry-After`, or (neither) a failure."""
 
     destination: str
     at: datetime
-    worked: bool = False
-    wish: timedelta | None = None
-    """The destination's own: leave me alone for so long."""
+    succeeded: bool = False
+    retry_after: timedelta | None = None
+    """The pause that the destination asked for."""
 
 
 def feedback(destination: str, result: Result, now: datetime, *, destination_failing: bool) -> Feedback | None:
-    """What there is to learn from a result; None where it changes nothing.
+    """The feedback of an attempt's result; None if the destination's state stays the same.
 
-    `destination` is empty where only the provider counts. A final refusal tells of the message, not of the
-    destination; what fails for everyone is the provider's. A success is worth writing only after failures.
+    `destination` is empty if the channel limits only the provider as a whole. A permanent refusal (`Never`) concerns
+    the message and a provider-wide failure the provider: neither changes the destination's state. A success changes it
+    only after failures (`destination_failing`).
     """
     if not destination:
         return None
     match result:
         case Receipt():
-            return Feedback(destination, now, worked=True) if destination_failing else None
-        case Later(everyone=False):
-            return Feedback(destination, now, wish=result.retry_after)
+            return Feedback(destination, now, succeeded=True) if destination_failing else None
+        case Later(provider_wide=False):
+            return Feedback(destination, now, retry_after=result.retry_after)
         case InDoubt():
             return Feedback(destination, now)
         case _:
             return None
 
 
-def learn(standing: DestinationState, told: Feedback) -> DestinationState:
-    """The standing after a lesson."""
-    if told.worked:
-        return replace(standing, failures=0, blocked_until=None)
-    if told.wish is not None:
-        return replace(standing, blocked_until=_later(standing.blocked_until, told.at + told.wish))
-    failures = standing.failures + 1
+def apply(state: DestinationState, feedback: Feedback) -> DestinationState:
+    """The destination's state after the feedback."""
+    if feedback.succeeded:
+        return replace(state, failures=0, blocked_until=None)
+    if feedback.retry_after is not None:
+        return replace(state, blocked_until=_later(state.blocked_until, feedback.at + feedback.retry_after))
+    failures = state.failures + 1
     pause = _pause(failures)
-    held = _later(standing.blocked_until, told.at + pause) if pause else standing.blocked_until
-    return replace(standing, failures=failures, blocked_until=held)
+    blocked_until = _later(state.blocked_until, feedback.at + pause) if pause else state.blocked_until
+    return replace(state, failures=failures, blocked_until=blocked_until)
 
 
-class Admission(NamedTuple):
-    """What the gate says to one delivery."""
+class AdmissionDecision(NamedTuple):
+    """When one delivery may go."""
 
-    standing: DestinationState
-    """Its destination's from now on."""
+    state: DestinationState
+    """The new state of its destination."""
     at: datetime
-    """When it may go: the gate's own now, or later."""
+    """The time at which it may go: `AdmissionControl.now`, or later."""
     slot_reserved: bool
-    """Whether that later time is a slot of the bucket, kept free for it."""
+    """True if `at` is a slot of the rate limit that is reserved for this delivery."""
 
 
 @dataclass(slots=True, kw_only=True)
 class AdmissionControl:
-    """Who may go in one claim. Decides; the ledger writes down what was decided, in the same transaction."""
+    """Decides for one claim which deliveries may go now. The ledger stores the decisions in the claim's transaction."""
 
-    pace: RateLimit
+    rate_limit: RateLimit
     destination: Callable[[tuple[str, ...]], str]
-    """`Channel.destination`: by a delivery's addresses."""
+    """A delivery's destination, given its addresses (`Channel.destination`)."""
     now: datetime
-    busy: Counter[str] = field(default_factory=Counter)
-    """How many are on their way to each destination."""
-    put_off: int = 0
-    """How many were told to come later."""
+    in_flight: Counter[str] = field(default_factory=Counter)
+    """Deliveries in flight, by destination."""
+    deferred: int = 0
+    """Deliveries that may go only later, counted in this claim."""
 
-    def minds(self, name: str) -> bool:
-        """Whether it matters how the destination stands."""
-        return bool(name) or self.pace.rate is not None
+    def tracks(self, name: str) -> bool:
+        """True if decisions about this destination depend on its stored state."""
+        return bool(name) or self.rate_limit.rate is not None
 
     @property
-    def crowded(self) -> list[str]:
-        """The destinations that have all the hands they may have: their deliveries stay where they are."""
-        return [name for name, number in self.busy.items() if name and number >= self.pace.at_once]
+    def saturated(self) -> list[str]:
+        """Destinations with `max_in_flight` deliveries in flight; further deliveries to them stay in the ledger."""
+        return [name for name, number in self.in_flight.items() if name and number >= self.rate_limit.max_in_flight]
 
-    def admit(self, name: str, standing: DestinationState, *, slot_reserved: bool) -> Admission | None:
-        """Let one more go, or say when; None where its destination is crowded. `slot_reserved`: it has waited for its slot."""
-        if name and standing.blocked_until is not None and standing.blocked_until > self.now:
-            self.put_off += 1
-            return self._book(standing, standing.blocked_until)
-        if name and self.busy[name] >= self.pace.at_once:
+    def admit(self, name: str, state: DestinationState, *, slot_reserved: bool) -> AdmissionDecision | None:
+        """Decide when one more delivery to the destination may go; None if the destination is saturated.
+
+        `slot_reserved`: the delivery was deferred to a slot of the rate limit, which has come now.
+        """
+        if name and state.blocked_until is not None and state.blocked_until > self.now:
+            self.deferred += 1
+            return self._reserve(state, state.blocked_until)
+        if name and self.in_flight[name] >= self.rate_limit.max_in_flight:
             return None
-        admission = Admission(standing, self.now, slot_reserved) if slot_reserved else self._book(standing, self.now)
-        if admission.at > self.now:
-            self.put_off += 1
-            return admission
-        self.busy[name] += 1
-        if name and standing.broken:  # half-open: this one finds out, and the others wait for what it finds
-            held = self.now + _pause(standing.failures)
-            return admission._replace(standing=replace(admission.standing, blocked_until=held))
-        return admission
+        decision = (
+            AdmissionDecision(state, self.now, slot_reserved) if slot_reserved else self._reserve(state, self.now)
+        )
+        if decision.at > self.now:
+            self.deferred += 1
+            return decision
+        self.in_flight[name] += 1
+        if name and state.breaker_open:  # half-open: this delivery is the probe, and no other goes before its result
+            blocked_until = self.now + _pause(state.failures)
+            return decision._replace(state=replace(decision.state, blocked_until=blocked_until))
+        return decision
 
-    def _book(self, standing: DestinationState, earliest: datetime) -> Admission:
-        """The next free slot of the bucket that is not before `earliest`."""
-        if self.pace.rate is None:
-            return Admission(standing, earliest, slot_reserved=False)
-        interval = self.pace.rate.interval
-        slot = max(earliest, standing.theoretical_arrival_at - (self.pace.burst - 1) * interval)
-        return Admission(
-            replace(standing, theoretical_arrival_at=max(standing.theoretical_arrival_at, slot) + interval),
+    def _reserve(self, state: DestinationState, earliest: datetime) -> AdmissionDecision:
+        """Reserve the first free slot of the rate limit that is not before `earliest`."""
+        if self.rate_limit.rate is None:
+            return AdmissionDecision(state, earliest, slot_reserved=False)
+        interval = self.rate_limit.rate.interval
+        slot = max(earliest, state.theoretical_arrival_at - (self.rate_limit.burst - 1) * interval)
+        return AdmissionDecision(
+            replace(state, theoretical_arrival_at=max(state.theoretical_arrival_at, slot) + interval),
             slot,
             slot_reserved=slot > self.now,
         )
 
 
 def _pause(failures: int) -> timedelta:
-    if failures < ENOUGH:
+    """How long a destination's breaker stays open after this many failures in a row."""
+    if failures < FAILURES_TO_OPEN:
         return timedelta()
-    return min(FIRST_PAUSE * (1 << min(failures - ENOUGH, 10)), LONGEST_PAUSE)
+    return min(FIRST_PAUSE * (1 << min(failures - FAILURES_TO_OPEN, 10)), LONGEST_PAUSE)
 
 
 def _later(one: datetime | None, other: datetime) -> datetime:

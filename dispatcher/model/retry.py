@@ -1,7 +1,7 @@
-"""When to try again: exponential back-off with full jitter, between a floor and a ceiling, until a deadline.
+"""When to retry: exponential back-off with full jitter, between a floor and a ceiling, until a deadline.
 
-Each attempt is a row in the ledger and may be made by another process than the last one, so no loop in
-memory can do the retrying; tenacity's wait strategy gives the curve, the ledger keeps the place on it.
+The attempts of a delivery are counted in the ledger, because each may be made by another process: no retry loop in
+memory can span them. Only the curve comes from tenacity (`wait_exponential`).
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from random import Random
 from tenacity import RetryCallState, Retrying, wait_exponential
 
 FLOOR = timedelta(milliseconds=500)
-"""Full jitter may draw next to nothing; even then a provider gets this much peace."""
+"""Minimum delay: full jitter alone may give almost none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How patient a channel is."""
+    """How long and how often a channel retries."""
 
     initial: timedelta = timedelta(seconds=2)
-    """The bound of the first wait; it doubles with each attempt."""
+    """Upper bound of the first delay; the bound doubles with each attempt."""
     ceiling: timedelta = timedelta(minutes=10)
-    """The bound never grows past this."""
+    """The bound never exceeds this."""
     deadline: timedelta = timedelta(hours=24)
-    """Counted from when the delivery was made, or put back; past it the delivery is dead."""
+    """Counted from `Delivery.retry_window_start`; a delivery that can't be retried before it is dead."""
 
     def bound(self, attempt: int) -> timedelta:
-        """The longest wait after the `attempt`th failure, counted from 1."""
+        """Upper bound of the delay after this attempt, counted from 1."""
         curve = wait_exponential(multiplier=self.initial.total_seconds(), max=self.ceiling.total_seconds())
         state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
         state.attempt_number = max(attempt, 1)
         return timedelta(seconds=curve(state))
 
     def delay(self, attempt: int, rng: Random) -> timedelta:
-        """How long to wait after the `attempt`th failure: anything up to the bound, but no less than the floor."""
+        """The delay after this attempt, counted from 1: random between 0 and the bound, but at least `FLOOR`."""
         drawn = timedelta(seconds=rng.uniform(0, self.bound(attempt).total_seconds()))
         return max(drawn, FLOOR)

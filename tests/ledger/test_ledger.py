@@ -30,7 +30,7 @@ from dispatcher.ledger import (
     Rejected,
     Settlement,
 )
-from dispatcher.ledger.rows import LATE
+from dispatcher.ledger.rows import LEASE_LOST
 from dispatcher.model.delivery import (
     Dead,
     Delivery,
@@ -44,7 +44,7 @@ from dispatcher.model.delivery import (
 )
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
-from dispatcher.model.rate_limit import ENOUGH, AdmissionControl, Feedback, Rate, RateLimit
+from dispatcher.model.rate_limit import FAILURES_TO_OPEN, AdmissionControl, Feedback, Rate, RateLimit
 from dispatcher.tracing import Span
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
 
@@ -81,7 +81,7 @@ def refused(identity: str = "a", **changes: Any) -> Rejected:
         "id": identity,
         "position": "t/0@1",
         "received_at": NOW,
-        "reason": "broken JSON",
+        "reason": "open_breakers JSON",
         "headers": [("ce_type", b"\xff")],
         "body": b"\0\xff",
         "size": 2,
@@ -93,8 +93,8 @@ def refused(identity: str = "a", **changes: Any) -> Rejected:
 async def claim(
     ledger: Ledger, limit: int = 10, *, lease: str = "me", now: datetime = NOW, lasting: timedelta = MINUTE
 ) -> list[Delivery]:
-    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
-    return [*(await ledger.claim("email", limit, lease=lease, until=now + lasting, gate=gate)).deliveries]
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
+    return [*(await ledger.claim("email", limit, lease=lease, until=now + lasting, admission=admission)).deliveries]
 
 
 def ended(delivery: Delivery, outcome: Sent | Retry | Dead, *follow_ups: Delivery) -> Settlement:
@@ -118,7 +118,7 @@ async def test_the_same_event_again_adds_nothing(ledger: Ledger) -> None:
 
     again = await ledger.record([heard(a_delivery(to="somebody-else@example.com"))], [], now=NOW + MINUTE)
 
-    assert (again.new, again.left) == (frozenset(), [])
+    assert (again.new, again.unclaimed) == (frozenset(), [])
     assert len(await ledger.find(DeliveryFilter(), limit=10)) == 1
 
 
@@ -322,7 +322,7 @@ async def test_rejected_messages_are_kept_once_with_their_bytes(ledger: Ledger) 
 async def test_whom_an_event_told_is_known(ledger: Ledger) -> None:
     await ledger.record([heard(a_delivery(), a_delivery(channel="slack", to="#a"))], [], now=NOW)
 
-    assert await ledger.told(an_event().key) == {("email", "dev-team@example.com"), ("slack", "#a")}
+    assert await ledger.notified(an_event().key) == {("email", "dev-team@example.com"), ("slack", "#a")}
 
 
 async def test_times_keep_their_moment_whatever_zone_they_came_in(ledger: Ledger) -> None:
@@ -391,7 +391,7 @@ async def test_a_purge_forgets_what_is_old_and_settled_and_nothing_else(ledger: 
 
 async def test_a_replayed_message_is_noted(ledger: Ledger) -> None:
     await ledger.record([], [refused()], now=NOW)
-    await ledger.replayed("a", now=NOW + MINUTE)
+    await ledger.mark_replayed("a", now=NOW + MINUTE)
     (entry,) = await ledger.find_rejected(limit=5)
     assert entry.replayed_at == NOW + MINUTE
 
@@ -451,8 +451,8 @@ async def test_what_is_to_be_done_is_counted_by_channel(ledger: Ledger) -> None:
     assert len(await claim(ledger, 1)) == 1
 
     assert await ledger.backlog(now=NOW + SECOND) == {
-        "email": Backlog(oldest=NOW, waiting=3, due=0, dead=0, broken=0),
-        "slack": Backlog(oldest=NOW - MINUTE, waiting=1, due=1, dead=1, broken=0),
+        "email": Backlog(oldest=NOW, waiting=3, due=0, dead=0, open_breakers=0),
+        "slack": Backlog(oldest=NOW - MINUTE, waiting=1, due=1, dead=1, open_breakers=0),
     }
     assert (await ledger.backlog(now=NOW + MINUTE))["email"].due == 2
 
@@ -540,10 +540,10 @@ def slack(to: str, number: int = 0, **facts: Any) -> Delivery:
     return a_delivery(channel="slack", to=to, key=f"{to}{number:03}", **due | facts)
 
 
-async def claim_paced(ledger: Ledger, limit: int = 10, *, at: float = 1, pace: RateLimit | None = None) -> Claim:
+async def claim_paced(ledger: Ledger, limit: int = 10, *, at: float = 1, rate_limit: RateLimit | None = None) -> Claim:
     now = NOW + at * SECOND
-    gate = AdmissionControl(pace=pace or RateLimit(rate=Rate(1, "s"), burst=2), destination=lambda to: to[0], now=now)
-    return await ledger.claim("slack", limit, lease="me", until=now + MINUTE, gate=gate)
+    admission = AdmissionControl(rate_limit=rate_limit or RateLimit(rate=Rate(1, "s"), burst=2), destination=lambda to: to[0], now=now)
+    return await ledger.claim("slack", limit, lease="me", until=now + MINUTE, admission=admission)
 
 
 async def test_a_destination_gets_its_burst_and_then_one_at_each_slot(ledger: Ledger) -> None:
@@ -574,7 +574,7 @@ async def test_what_a_worker_learns_of_a_destination_holds_for_all_and_survives(
 ) -> None:
     await ledger.record([heard(*(slack("#a", number) for number in range(3)), slack("#b"))], [], now=NOW)
     asked, *_ = (await claim_paced(ledger, 1)).deliveries
-    wish = Feedback("#a", NOW + SECOND, wish=30 * SECOND)
+    wish = Feedback("#a", NOW + SECOND, retry_after=30 * SECOND)
     await ledger.settle(replace(ended(asked, Retry(NOW + 31 * SECOND, "slow down")), feedback=wish))
 
     async with Ledger(ledger_url) as other:
@@ -585,18 +585,18 @@ async def test_what_a_worker_learns_of_a_destination_holds_for_all_and_survives(
 
 
 async def test_of_a_broken_destination_one_delivery_finds_out_and_its_success_frees_the_rest(ledger: Ledger) -> None:
-    pace = RateLimit(at_once=9)
+    rate_limit = RateLimit(max_in_flight=9)
     await ledger.record([heard(*(slack("#a", number) for number in range(20)))], [], now=NOW)
-    failing = (await claim_paced(ledger, ENOUGH, pace=pace)).deliveries
+    failing = (await claim_paced(ledger, FAILURES_TO_OPEN, rate_limit=rate_limit)).deliveries
     for delivery in failing:
         failed = ended(delivery, Retry(NOW + MINUTE, "busy"))
         await ledger.settle(replace(failed, feedback=Feedback("#a", NOW + SECOND)))
 
-    assert (await claim_paced(ledger, at=2, pace=pace)).deliveries == []
-    (probe,) = (await claim_paced(ledger, at=7, pace=pace)).deliveries
+    assert (await claim_paced(ledger, at=2, rate_limit=rate_limit)).deliveries == []
+    (probe,) = (await claim_paced(ledger, at=7, rate_limit=rate_limit)).deliveries
     assert probe.destination_failing
-    await ledger.settle(replace(ended(probe, SENT), feedback=Feedback("#a", NOW + 8 * SECOND, worked=True)))
-    freed = (await claim_paced(ledger, at=13, pace=pace)).deliveries
+    await ledger.settle(replace(ended(probe, SENT), feedback=Feedback("#a", NOW + 8 * SECOND, succeeded=True)))
+    freed = (await claim_paced(ledger, at=13, rate_limit=rate_limit)).deliveries
     assert (len(freed), {delivery.destination_failing for delivery in freed}) == (9, {False})
 
 
@@ -604,24 +604,24 @@ async def test_what_is_put_off_keeps_its_doubt(ledger: Ledger) -> None:
     await ledger.record([heard(slack("#a"), slack("#a", 1))], [], now=NOW)
     assert len((await claim_paced(ledger)).deliveries) == 2  # and their worker dies
     one_at_a_time = RateLimit(rate=Rate(1, "min"))
-    first = await claim_paced(ledger, at=100, pace=one_at_a_time)
-    later = await claim_paced(ledger, at=200, pace=one_at_a_time)
+    first = await claim_paced(ledger, at=100, rate_limit=one_at_a_time)
+    later = await claim_paced(ledger, at=200, rate_limit=one_at_a_time)
     assert [(len(claim.deliveries), claim.deliveries[0].in_doubt) for claim in (first, later)] == [(1, True)] * 2
 
 
 async def test_a_conversation_goes_out_in_turn_and_nobody_else_waits_for_it(ledger: Ledger) -> None:
     told = [slack("#a", number, thread="incident 1", occurred_at=NOW + number * SECOND) for number in range(3)]
     await ledger.record([heard(*reversed(told), slack("#a", 7, thread="incident 2", occurred_at=NOW))], [], now=NOW)
-    pace = RateLimit(at_once=9)
+    rate_limit = RateLimit(max_in_flight=9)
 
-    first = (await claim_paced(ledger, pace=pace)).deliveries
+    first = (await claim_paced(ledger, rate_limit=rate_limit)).deliveries
     assert [delivery.key for delivery in first] == ["#a000", "#a007"]
-    assert (await claim_paced(ledger, at=2, pace=pace)).deliveries == []
+    assert (await claim_paced(ledger, at=2, rate_limit=rate_limit)).deliveries == []
     await ledger.settle(ended(first[0], Retry(NOW + 5 * SECOND, "busy")))
-    assert (await claim_paced(ledger, at=4, pace=pace)).deliveries == []  # its trigger is still being retried
-    (again,) = (await claim_paced(ledger, at=5, pace=pace)).deliveries
+    assert (await claim_paced(ledger, at=4, rate_limit=rate_limit)).deliveries == []  # its trigger is still being retried
+    (again,) = (await claim_paced(ledger, at=5, rate_limit=rate_limit)).deliveries
     await ledger.settle(ended(again, Dead("no such channel")))
-    (second,) = (await claim_paced(ledger, at=6, pace=pace)).deliveries
+    (second,) = (await claim_paced(ledger, at=6, rate_limit=rate_limit)).deliveries
     assert (second.key, second.occurred_at) == ("#a001", NOW + SECOND)
 
 
@@ -633,7 +633,7 @@ async def test_an_ending_that_came_too_late_is_noted_as_such(ledger: Ledger) -> 
     assert not await ledger.settle(ended(lost, Retry(NOW + 2 * MINUTE, "greylisted")))
     assert await ledger.settle(ended(taken, SENT))
     late, counted = await ledger.history(lost.key)
-    assert (late.reason, counted.reason) == (f"{LATE}: greylisted", "")
+    assert (late.reason, counted.reason) == (f"{LEASE_LOST}: greylisted", "")
 
 
 async def test_a_purge_forgets_destinations_that_were_not_heard_of_for_long(ledger: Ledger) -> None:
@@ -668,7 +668,7 @@ async def test_an_executions_events_are_known_in_the_order_of_their_record(ledge
     await ledger.record([heard(event=aborted)], [], now=NOW)
     await ledger.record([heard(event=failed), heard(event=other)], [], now=NOW + MINUTE)
 
-    known = await ledger.known(failed.execution)
+    known = await ledger.stored_events(failed.execution)
 
     assert [entry.event for entry in known] == [aborted, failed]
     assert (known[0].recorded_at, known[0].position, known[0].reason) == (
@@ -680,8 +680,8 @@ async def test_an_executions_events_are_known_in_the_order_of_their_record(ledge
 
 async def test_the_first_start_is_remembered_and_a_purge_moves_it_forward(ledger: Ledger) -> None:
     assert await ledger.complete_since(now=NOW) == NOW
-    await ledger.begin(now=NOW)
-    await ledger.begin(now=NOW + MINUTE)
+    await ledger.record_first_start(now=NOW)
+    await ledger.record_first_start(now=NOW + MINUTE)
     assert await ledger.complete_since(now=NOW + MINUTE) == NOW
     await ledger.purge(NOW - MINUTE, limit=10)
     assert await ledger.complete_since(now=NOW + MINUTE) == NOW
@@ -692,7 +692,7 @@ async def test_the_first_start_is_remembered_and_a_purge_moves_it_forward(ledger
 async def test_a_ledger_that_was_in_use_before_begins_with_its_oldest_event(ledger: Ledger) -> None:
     await ledger.record([heard()], [], now=NOW - MINUTE)
     assert await ledger.complete_since(now=NOW) == NOW - MINUTE
-    await ledger.begin(now=NOW)
+    await ledger.record_first_start(now=NOW)
     assert await ledger.complete_since(now=NOW) == NOW - MINUTE
 
 
@@ -727,19 +727,19 @@ class Hands:
     channel: str = "pagerduty"
     limit: int = 10
     at: float = 10
-    pace: RateLimit = field(default_factory=RateLimit)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
     got: list[Delivery] | None = None
 
     def offer(self) -> dict[str, DirectDispatch]:
         return {
             self.channel: DirectDispatch(
-                limit=self.limit, lease="me", until=self._until, gate=self._gate(), take=self._take
+                limit=self.limit, lease="me", until=self._until, admission=self._gate(), accept=self._take
             )
         }
 
     async def claim(self, ledger: Ledger) -> list[Delivery]:
         """The same by a claim."""
-        claim = await ledger.claim(self.channel, self.limit, lease="me", until=self._until, gate=self._gate())
+        claim = await ledger.claim(self.channel, self.limit, lease="me", until=self._until, admission=self._gate())
         return [*claim.deliveries]
 
     @property
@@ -747,7 +747,7 @@ class Hands:
         return NOW + self.at * SECOND + MINUTE
 
     def _gate(self) -> AdmissionControl:
-        return AdmissionControl(pace=self.pace, destination=lambda to: to[0], now=NOW + self.at * SECOND)
+        return AdmissionControl(rate_limit=self.rate_limit, destination=lambda to: to[0], now=NOW + self.at * SECOND)
 
     def _take(self, claimed: Sequence[Delivery]) -> None:
         assert self.got is None, "an offer is answered once"
@@ -759,7 +759,7 @@ async def test_what_is_offered_hands_for_is_claimed_as_it_is_written(ledger: Led
     entry = replace(heard(delivery), span=Traced())
     hands = Hands("email")
 
-    written = await ledger.record([entry], [], now=NOW, offers=hands.offer())
+    written = await ledger.record([entry], [], now=NOW, direct_dispatch=hands.offer())
 
     assert written == RecordResult(frozenset({an_event().key}), [])
     assert hands.got == [delivery._replace(trace=Traced().trace, attempt=1, lease="me", due_at=NOW + 70 * SECOND)]
@@ -772,7 +772,7 @@ async def test_what_is_offered_hands_for_is_claimed_as_it_is_written(ledger: Led
 
 async def test_what_an_offer_takes_is_settled_as_what_was_claimed(ledger: Ledger) -> None:
     hands = Hands("email")
-    await ledger.record([heard(a_delivery())], [], now=NOW, offers=hands.offer())
+    await ledger.record([heard(a_delivery())], [], now=NOW, direct_dispatch=hands.offer())
     (delivery,) = hands.got or []
 
     assert await ledger.settle(ended(delivery, SENT))
@@ -786,20 +786,20 @@ async def test_an_offer_takes_no_more_than_it_has_hands_and_nothing_of_other_cha
     mail, dead = a_delivery(), slack("#dead", state=State.DEAD)
 
     written = await ledger.record(
-        [heard(mail, dead, *(slack("#a", number) for number in range(3)))], [], now=NOW, offers=hands.offer()
+        [heard(mail, dead, *(slack("#a", number) for number in range(3)))], [], now=NOW, direct_dispatch=hands.offer()
     )
 
     assert [delivery.key for delivery in hands.got or []] == ["#a000", "#a001"]
-    assert [delivery.key for delivery in written.left] == [mail.key, "#a002"]
+    assert [delivery.key for delivery in written.unclaimed] == [mail.key, "#a002"]
 
 
 async def test_what_was_there_before_is_nobodys_anew(ledger: Ledger) -> None:
     await ledger.record([heard(a_delivery())], [], now=NOW)
     hands = Hands("email")
 
-    written = await ledger.record([heard(a_delivery())], [], now=NOW, offers=hands.offer())
+    written = await ledger.record([heard(a_delivery())], [], now=NOW, direct_dispatch=hands.offer())
 
-    assert (hands.got, written.left) == ([], [])
+    assert (hands.got, written.unclaimed) == ([], [])
 
 
 async def test_of_a_conversation_its_beginning_alone_is_taken(ledger: Ledger) -> None:
@@ -814,30 +814,30 @@ async def test_of_a_conversation_its_beginning_alone_is_taken(ledger: Ledger) ->
         failure("e", 2, plan="late", to="too late"),
     ]
 
-    written = await ledger.record(entries, [], now=NOW, offers=hands.offer())
+    written = await ledger.record(entries, [], now=NOW, direct_dispatch=hands.offer())
 
-    assert [(delivery.recipients, delivery.first) for delivery in hands.got or []] == [(("alone",), True)]
-    assert sorted(delivery.recipients[0] for delivery in written.left) == ["both", "both", "known", "too late"]
+    assert [(delivery.recipients, delivery.opens_thread) for delivery in hands.got or []] == [(("alone",), True)]
+    assert sorted(delivery.recipients[0] for delivery in written.unclaimed) == ["both", "both", "known", "too late"]
 
 
 async def test_good_news_waits_for_a_claim_and_is_told_of(ledger: Ledger) -> None:
     await told(ledger, failure("a", 1))
     hands = Hands()
 
-    written = await ledger.record([success("b", 2)], [], now=NOW, offers=hands.offer())
+    written = await ledger.record([success("b", 2)], [], now=NOW, direct_dispatch=hands.offer())
 
-    assert (hands.got, [delivery.resolves for delivery in written.left]) == ([], [True])
+    assert (hands.got, [delivery.resolves for delivery in written.unclaimed]) == ([], [True])
 
 
 async def test_an_offer_spares_a_destination_as_a_claim_does(ledger: Ledger) -> None:
-    hands = Hands("slack", at=1, pace=RateLimit(rate=Rate(1, "s"), burst=2))
+    hands = Hands("slack", at=1, rate_limit=RateLimit(rate=Rate(1, "s"), burst=2))
 
     written = await ledger.record(
-        [heard(*(slack("#a", number) for number in range(4)), slack("#b"))], [], now=NOW, offers=hands.offer()
+        [heard(*(slack("#a", number) for number in range(4)), slack("#b"))], [], now=NOW, direct_dispatch=hands.offer()
     )
 
     assert [delivery.key for delivery in hands.got or []] == ["#a000", "#a001", "#b000"]
-    assert [delivery.key for delivery in written.left] == ["#a002", "#a003"]
+    assert [delivery.key for delivery in written.unclaimed] == ["#a002", "#a003"]
     assert (await claim_paced(ledger, at=1)).next_at == NOW + 2 * SECOND
     assert [delivery.key for delivery in (await claim_paced(ledger, at=2)).deliveries] == ["#a002"]
 
@@ -845,32 +845,32 @@ async def test_an_offer_spares_a_destination_as_a_claim_does(ledger: Ledger) -> 
 async def test_a_destination_that_asked_for_peace_gets_nothing_through_an_offer(ledger: Ledger) -> None:
     await ledger.record([heard(slack("#a"))], [], now=NOW)
     (delivery,) = (await claim_paced(ledger)).deliveries
-    wish = Feedback("#a", NOW, wish=MINUTE)
+    wish = Feedback("#a", NOW, retry_after=MINUTE)
     await ledger.settle(replace(ended(delivery, Retry(NOW + MINUTE, "slow down")), feedback=wish))
     hands = Hands("slack")
 
     event = an_event(name="next")
-    await ledger.record([heard(slack("#a", 7, event=event), event=event)], [], now=NOW, offers=hands.offer())
+    await ledger.record([heard(slack("#a", 7, event=event), event=event)], [], now=NOW, direct_dispatch=hands.offer())
 
     assert hands.got == []
 
 
 async def test_a_record_of_nothing_answers_and_asks_nothing_of_the_database(tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        hands, stranger = Hands(), sqlite3.connect(tmp_path / "ledger.db")
-        with closing(stranger):
-            stranger.execute("BEGIN IMMEDIATE")
-            assert await ledger.record([], [], now=NOW, offers=hands.offer()) == RecordResult()
+        hands, other_process = Hands(), sqlite3.connect(tmp_path / "ledger.db")
+        with closing(other_process):
+            other_process.execute("BEGIN IMMEDIATE")
+            assert await ledger.record([], [], now=NOW, direct_dispatch=hands.offer()) == RecordResult()
     assert hands.got == []
 
 
 async def test_an_offer_is_answered_where_nothing_could_be_written(tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        hands, stranger = Hands("email"), sqlite3.connect(tmp_path / "ledger.db")
-        with closing(stranger):
-            stranger.execute("BEGIN IMMEDIATE")
+        hands, other_process = Hands("email"), sqlite3.connect(tmp_path / "ledger.db")
+        with closing(other_process):
+            other_process.execute("BEGIN IMMEDIATE")
             with pytest.raises(LedgerUnavailable):
-                await ledger.record([heard(a_delivery())], [], now=NOW, offers=hands.offer())
+                await ledger.record([heard(a_delivery())], [], now=NOW, direct_dispatch=hands.offer())
     assert hands.got == []
 
 
@@ -898,13 +898,13 @@ async def test_what_an_offer_takes_a_claim_would_have_taken_the_same(
     async with Ledger(f"{url}/offered.db") as offered, Ledger(f"{url}/claimed.db") as claimed:
         for ledger in (offered, claimed):
             await told(ledger, *entries[:before])
-        written = await offered.record(entries[before:], [], now=NOW, offers=hands.offer())
+        written = await offered.record(entries[before:], [], now=NOW, direct_dispatch=hands.offer())
         again = await claimed.record(entries[before:], [], now=NOW)
         as_claimed = {delivery.key: delivery for delivery in await Hands().claim(claimed)}
 
     taken = {delivery.key: delivery for delivery in hands.got or []}
     assert taken.items() <= as_claimed.items()
-    assert taken.keys() | {delivery.key for delivery in written.left} == {delivery.key for delivery in again.left}
+    assert taken.keys() | {delivery.key for delivery in written.unclaimed} == {delivery.key for delivery in again.unclaimed}
 
 
 # -- conversations
@@ -945,7 +945,7 @@ def success(name: str, at: int, *, plan: str = "train.daily") -> RecordedEvent:
         )
 
     return replace(
-        heard(event=event), resolution=Resolution(launch_plan=plan, occurred_at=event.occurred_at, close=close)
+        heard(event=event), resolution=Resolution(launch_plan=plan, occurred_at=event.occurred_at, plan_resolved_notice=close)
     )
 
 
@@ -958,14 +958,14 @@ async def told(ledger: Ledger, *entries: RecordedEvent) -> list[str]:
 
 async def carried(ledger: Ledger, *, now: datetime = NOW) -> list[str]:
     """Send all that may go, one conversation's turn after another."""
-    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
     went = []
-    while taken := (await ledger.claim("pagerduty", 10, lease="me", until=now + MINUTE, gate=gate)).deliveries:
+    while taken := (await ledger.claim("pagerduty", 10, lease="me", until=now + MINUTE, admission=admission)).deliveries:
         for delivery in sorted(taken, key=lambda one: one.thread):
             talk = await ledger.thread(delivery)
             assert talk is not None
             told_so = f"{delivery.event.split('/', 2)[2]} to {delivery.addresses[0]}"
-            went.append(f"{told_so}{' too late' if talk.over else ''} after {len(talk.earlier)}")
+            went.append(f"{told_so}{' too late' if talk.superseded else ''} after {len(talk.earlier)}")
             receipt = Receipt(answer=Answer("202"), reference={"told": told_so})
             assert await ledger.settle(ended(delivery, Sent(receipt)))
     return went
@@ -1048,8 +1048,8 @@ async def test_after_good_news_a_conversation_begins_anew(ledger: Ledger) -> Non
 async def test_a_channel_gets_the_first_and_the_last_of_what_was_said(ledger: Ledger) -> None:
     await told(ledger, *(failure(f"n{number}", number) for number in range(5)))
     await ledger.record([success("s", 9)], [], now=NOW)
-    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=NOW)
-    (delivery,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)).deliveries
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
+    (delivery,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)).deliveries
 
     talk = await ledger.thread(delivery)
 
@@ -1063,10 +1063,10 @@ async def test_what_died_in_doubt_may_have_been_said_and_what_was_refused_was_no
     for outcome, expected in ((Dead("gave up", in_doubt=True), 1), (Dead("refused"), 0)):
         plan = outcome.reason
         await ledger.record([failure(f"a {plan}", 1, plan=plan), failure(f"b {plan}", 2, plan=plan)], [], now=NOW)
-        gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=NOW)
-        claim_one = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)
+        admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
+        claim_one = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)
         await ledger.settle(ended(claim_one.deliveries[0], outcome))
-        claim_two = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)
+        claim_two = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)
         talk = await ledger.thread(claim_two.deliveries[0])
         assert talk is not None
         assert len(talk.earlier) == expected
@@ -1077,8 +1077,8 @@ async def test_what_died_in_doubt_may_have_been_said_and_what_was_refused_was_no
 async def test_good_news_that_died_is_no_good_any_more_once_something_has_failed_again(ledger: Ledger) -> None:
     await told(ledger, failure("a", 1))
     await ledger.record([success("b", 2)], [], now=NOW)
-    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=NOW)
-    (news,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, gate=gate)).deliveries
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
+    (news,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)).deliveries
     await ledger.settle(ended(news, Dead("gave up")))
     assert await told(ledger, failure("c", 3)) == ["c/FAILED to ml after 1"]
     await ledger.redrive(DeliveryFilter(), now=NOW)
@@ -1129,7 +1129,7 @@ async def test_a_purge_forgets_how_launch_plans_stood(ledger: Ledger, ledger_url
 def run_of(name: str, version: str, *, plan: str = "train.daily") -> RecordedEvent:
     event = an_event(Phase.SUCCEEDED, name=name, launch_plan=a_launch_plan(plan, version))
     change = a_delivery(event, channel="pagerduty", to="ml")
-    return replace(heard(event=event), version=NewVersion(launch_plan=plan, version=version, tell=lambda: [change]))
+    return replace(heard(event=event), version=NewVersion(launch_plan=plan, version=version, plan_deliveries=lambda: [change]))
 
 
 async def test_a_new_version_is_told_once_whoever_records_it_and_the_first_known_one_is_no_news(

@@ -1,4 +1,4 @@
-"""Token buckets and breakers: what is admitted when, whatever arrives."""
+"""Rate limits and breakers of destinations: which delivery may go when."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from channels.contract import Answer, InDoubt, Later, Never, Receipt
 from dispatcher.model.delivery import Result
 from dispatcher.model.rate_limit import (
-    ENOUGH,
+    FAILURES_TO_OPEN,
     FIRST_PAUSE,
     LONGEST_PAUSE,
     NEW_DESTINATION,
-    Admission,
     AdmissionControl,
+    AdmissionDecision,
     DestinationState,
     Rate,
     RateLimit,
+    apply,
     feedback,
-    learn,
     parse_rate,
 )
 from tests.support.builders import NOW, SECOND
@@ -30,32 +30,32 @@ RECEIPT = Receipt(answer=Answer("ok"))
 ONE_A_SECOND = Rate(1, "s")
 
 
-def gate(at: float = 0, pace: RateLimit | None = None) -> AdmissionControl:
+def admission(at: float = 0, rate_limit: RateLimit | None = None) -> AdmissionControl:
     return AdmissionControl(
-        pace=pace or RateLimit(rate=ONE_A_SECOND, burst=3),
+        rate_limit=rate_limit or RateLimit(rate=ONE_A_SECOND, burst=3),
         destination=lambda to: to[0],
         now=NOW + timedelta(seconds=at),
     )
 
 
 def admit(
-    one: AdmissionControl, standing: DestinationState, *, name: str = "#a", slot_reserved: bool = False
-) -> Admission:
-    """What the gate says where nothing is crowded."""
-    admission = one.admit(name, standing, slot_reserved=slot_reserved)
-    assert admission is not None
-    return admission
+    control: AdmissionControl, state: DestinationState, *, name: str = "#a", slot_reserved: bool = False
+) -> AdmissionDecision:
+    """The decision for a delivery to a destination that is not saturated."""
+    decision = control.admit(name, state, slot_reserved=slot_reserved)
+    assert decision is not None
+    return decision
 
 
-def after(*results: Result, standing: DestinationState = NEW_DESTINATION) -> DestinationState:
-    """The standing after these results, one a second."""
+def after(*results: Result, state: DestinationState = NEW_DESTINATION) -> DestinationState:
+    """The destination's state after these results, a second apart."""
     for second, result in enumerate(results):
-        told = feedback("#a", result, NOW + second * SECOND, destination_failing=standing.failures > 0)
-        standing = standing if told is None else learn(standing, told)
-    return standing
+        change = feedback("#a", result, NOW + second * SECOND, destination_failing=state.failures > 0)
+        state = state if change is None else apply(state, change)
+    return state
 
 
-def test_a_rate_is_read_as_people_write_it() -> None:
+def test_rates_are_parsed_with_and_without_spaces_and_others_are_rejected() -> None:
     assert parse_rate(" 120 / min ") == Rate(120, "min")
     assert parse_rate("120/min").interval == timedelta(milliseconds=500)
     assert str(parse_rate("2/h")) == "2/h"
@@ -64,17 +64,17 @@ def test_a_rate_is_read_as_people_write_it() -> None:
             parse_rate(wrong)
 
 
-def test_a_burst_goes_at_once_and_the_rest_gets_slots() -> None:
-    now, standing, slots = gate(), NEW_DESTINATION, []
+def test_a_burst_goes_at_once_and_later_deliveries_get_one_slot_each() -> None:
+    control, state, slots = admission(), NEW_DESTINATION, []
     for _ in range(6):
-        standing, at, _ = admit(now, standing)
+        state, at, _ = admit(control, state)
         slots.append((at - NOW).total_seconds())
     assert slots == [0, 0, 0, 1, 2, 3]
 
 
-def test_a_booked_slot_is_not_paid_twice() -> None:
+def test_a_delivery_with_a_reserved_slot_takes_no_other_slot() -> None:
     full = DestinationState(theoretical_arrival_at=NOW + 100 * SECOND)
-    assert gate().admit("#a", full, slot_reserved=True) == (full, NOW, True)
+    assert admission().admit("#a", full, slot_reserved=True) == (full, NOW, True)
 
 
 @given(
@@ -83,71 +83,73 @@ def test_a_booked_slot_is_not_paid_twice() -> None:
     st.integers(1, 600),
     st.sampled_from(["s", "min"]),
 )
-def test_no_window_ever_takes_more_than_its_rate_and_a_burst(
+def test_any_period_admits_at_most_its_rate_plus_a_burst(
     arrivals: list[float], burst: int, number: int, unit: str
 ) -> None:
-    pace = RateLimit(rate=Rate(number, unit), burst=burst, at_once=10_000)
-    standing, slots = NEW_DESTINATION, []
+    rate_limit = RateLimit(rate=Rate(number, unit), burst=burst, max_in_flight=10_000)
+    state, slots = NEW_DESTINATION, []
     for arrival in sorted(arrivals):
-        standing, at, slot_reserved = admit(gate(arrival, pace), standing)
+        state, at, slot_reserved = admit(admission(arrival, rate_limit), state)
         assert slot_reserved == (at > NOW + timedelta(seconds=arrival))
         slots.append(at)
     assert slots == sorted(slots)  # first come, first served
-    assert pace.rate is not None
+    assert rate_limit.rate is not None
     for index, first in enumerate(slots):
         for count, last in enumerate(slots[index:], 1):
-            assert count <= burst + (last - first) / pace.rate.interval + 1e-6
+            assert count <= burst + (last - first) / rate_limit.rate.interval + 1e-6
 
 
-def test_a_destination_that_asked_for_peace_gets_it() -> None:
-    asked = after(Later("slow down", retry_after=30 * SECOND))
-    assert (asked.failures, asked.blocked_until) == (0, NOW + 30 * SECOND)
+def test_nothing_goes_to_a_destination_before_its_retry_after() -> None:
+    state = after(Later("slow down", retry_after=30 * SECOND))
+    assert (state.failures, state.blocked_until) == (0, NOW + 30 * SECOND)
     for slot_reserved in (True, False):
-        assert admit(gate(29), asked, slot_reserved=slot_reserved).at == NOW + 30 * SECOND
-    assert admit(gate(30), asked).at == NOW + 30 * SECOND
+        assert admit(admission(29), state, slot_reserved=slot_reserved).at == NOW + 30 * SECOND
+    assert admit(admission(30), state).at == NOW + 30 * SECOND
 
 
-def test_a_shorter_wish_does_not_undo_a_longer_one() -> None:
-    asked = after(Later("", retry_after=30 * SECOND), Later("", retry_after=SECOND))
-    assert asked.blocked_until == NOW + 30 * SECOND
+def test_a_shorter_retry_after_does_not_shorten_a_longer_one() -> None:
+    state = after(Later("", retry_after=30 * SECOND), Later("", retry_after=SECOND))
+    assert state.blocked_until == NOW + 30 * SECOND
 
 
 @pytest.mark.parametrize("failure", [Later("busy"), InDoubt("no answer")])
-def test_a_destination_that_keeps_failing_is_tried_by_one_at_a_time(failure: Result) -> None:
-    almost = after(*[failure] * (ENOUGH - 1))
-    assert admit(gate(10), almost).at == NOW + 10 * SECOND
+def test_failures_in_a_row_open_the_breaker_which_lets_one_probe_through(failure: Result) -> None:
+    almost = after(*[failure] * (FAILURES_TO_OPEN - 1))
+    assert admit(admission(10), almost).at == NOW + 10 * SECOND
 
-    broken = after(*[failure] * ENOUGH)
-    opened = NOW + (ENOUGH - 1) * SECOND
-    assert broken.blocked_until == opened + FIRST_PAUSE
-    now = gate(60)
-    one = admit(now, broken)
-    other = admit(now, one.standing)
-    assert (one.at, other.at) == (now.now, now.now + FIRST_PAUSE)
+    opened = after(*[failure] * FAILURES_TO_OPEN)
+    opened_at = NOW + (FAILURES_TO_OPEN - 1) * SECOND
+    assert opened.blocked_until == opened_at + FIRST_PAUSE
+    control = admission(60)
+    probe = admit(control, opened)
+    other = admit(control, probe.state)
+    assert (probe.at, other.at) == (control.now, control.now + FIRST_PAUSE)
 
 
-def test_pauses_grow_to_a_limit_and_a_success_ends_them() -> None:
-    broken = after(*[Later("busy")] * 40)
-    assert broken.blocked_until == NOW + 39 * SECOND + LONGEST_PAUSE
-    assert after(RECEIPT, standing=broken) == DestinationState(
+def test_pauses_grow_to_the_longest_and_a_success_ends_them() -> None:
+    opened = after(*[Later("busy")] * 40)
+    assert opened.blocked_until == NOW + 39 * SECOND + LONGEST_PAUSE
+    assert after(RECEIPT, state=opened) == DestinationState(
         theoretical_arrival_at=NEW_DESTINATION.theoretical_arrival_at
     )
 
 
 @pytest.mark.parametrize(
-    "result", [RECEIPT, Never("no such channel"), Later("away", everyone=True), RuntimeError("a bug of ours")]
+    "result", [RECEIPT, Never("no such channel"), Later("away", provider_wide=True), RuntimeError("a bug of ours")]
 )
-def test_what_says_nothing_of_the_destination_teaches_nothing(result: Result) -> None:
+def test_results_that_do_not_concern_the_destination_give_no_feedback(result: Result) -> None:
     assert feedback("#a", result, NOW, destination_failing=False) is None
 
 
-def test_where_only_the_provider_counts_there_is_no_destination_to_learn_of() -> None:
+def test_without_a_destination_there_is_no_feedback_and_no_limit_in_flight() -> None:
     assert feedback("", InDoubt("no answer"), NOW, destination_failing=True) is None
-    crowd = gate(pace=RateLimit(at_once=1))
-    assert {admit(crowd, NEW_DESTINATION, name="").at for _ in range(9)} == {NOW}
+    control = admission(rate_limit=RateLimit(max_in_flight=1))
+    assert {admit(control, NEW_DESTINATION, name="").at for _ in range(9)} == {NOW}
 
 
-def test_one_destination_never_has_all_the_hands() -> None:
-    crowd = gate(pace=RateLimit(at_once=2))
-    went = [crowd.admit(name, NEW_DESTINATION, slot_reserved=False) is not None for name in ("#a", "#a", "#a", "#b")]
-    assert (went, crowd.crowded) == ([True, True, False, True], ["#a"])
+def test_a_destination_with_max_in_flight_deliveries_gets_no_more() -> None:
+    control = admission(rate_limit=RateLimit(max_in_flight=2))
+    admitted = [
+        control.admit(name, NEW_DESTINATION, slot_reserved=False) is not None for name in ("#a", "#a", "#a", "#b")
+    ]
+    assert (admitted, control.saturated) == ([True, True, False, True], ["#a"])
