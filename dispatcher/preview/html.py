@@ -70,7 +70,7 @@ def plain_text(channel: str, content: Content) -> str:
 
 
 def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
-    """Return a page that shows many messages. An entry has a name, the names of its files next to the page, and problems."""
+    """Return a page that shows many messages. An entry: its name, its files in the page's folder, its problems."""
     parts = []
     for name, files, problems in entries:
         links = Markup(" ").join(Markup('<a href="{0}">{0}</a>').format(file) for file in files)
@@ -177,7 +177,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    """The mappings in a list; `lint` reports other values."""
+    """The mappings in a list. Other values can't be shown and are left out."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 

@@ -205,7 +205,7 @@ def _duration(elapsed: timedelta) -> str:
     return _format_duration(elapsed // length, unit)
 
 
-@lru_cache(maxsize=4096)  # a quarter of the time for a context; durations repeat
+@lru_cache(maxsize=4096)  # formatting takes a quarter of the time for a context, and durations repeat
 def _format_duration(number: int, unit: str) -> str:
     try:
         return humanize.precisedelta(timedelta(**{unit: number}), minimum_unit=unit, format="%d")

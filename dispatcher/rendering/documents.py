@@ -1,7 +1,8 @@
 """Document templates: YAML whose strings are Jinja templates.
 
-The result is built as data, so a quote in an error message can't break the JSON. A string that renders empty is dropped.
-A mapping is dropped if its `when` renders empty or False, its own text, href or url renders empty, or all its templates do.
+The result is built as data, so a quote in an error message can't break the JSON. A string that renders empty is
+dropped. A mapping is dropped if its `when` renders empty or False, if its own text, href or url renders empty, or if
+all its templates render empty.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ SinkFor = Callable[[Place, Mapping[str, Any]], Sink]
 
 
 class Variables(dict[Environment, JinjaContext]):
-    """A message's variables as one Jinja context per environment: for short strings, creating it is most of the cost."""
+    """A message's variables, as one Jinja context per environment: creating one costs more than a short string."""
 
     __slots__ = ("_values",)
 

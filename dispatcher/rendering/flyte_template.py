@@ -1,7 +1,7 @@
 """Fills in a launch plan's own mail template, which Flyte documents but flyteadmin ignores.
 
-The launch plan's author is not trusted. So the thirteen variables (flyteadmin's `notifications/email.go`) are replaced in
-one pass, their values are escaped for HTML, and nothing else is evaluated.
+The launch plan's author is not trusted. So the thirteen variables (flyteadmin's `notifications/email.go`) are replaced
+in one pass, their values are escaped for HTML, and nothing else is evaluated.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def as_text(html: str) -> str:
 
 
 def as_jinja(template: str) -> str:
-    """Convert a Flyte template to a Jinja template: Flyte's variables become Jinja's, everything else becomes plain text."""
+    """Convert a Flyte template to a Jinja template: Flyte's variables become Jinja's, the rest becomes plain text."""
     pieces: list[str] = []
     end = 0
     for variable in _VARIABLE.finditer(template):

@@ -27,7 +27,7 @@ PAGERDUTY_EVENT = 512 * 1024
 PAGERDUTY_SEVERITIES = ("critical", "error", "warning", "info")
 PAGERDUTY_ACTIONS = ("trigger", "acknowledge", "resolve")
 
-# Source: Microsoft's Teams platform documentation, "Create and send messages"; the limits of single texts are our choice.
+# Source: Microsoft's Teams documentation, "Create and send messages"; the limits of single texts are our choice.
 TEAMS_MESSAGE = 28 * 1024
 """Bytes, with the JSON around the card."""
 TEAMS_ENVELOPE = 150
@@ -47,7 +47,7 @@ MAIL_HTML = 100_000
 
 
 def lint(channel: str, content: Content) -> list[str]:
-    """Return the reasons for which the provider would refuse the message, a sentence each; empty if it would accept it."""
+    """Return the reasons for which the provider would refuse the message, a sentence each; empty if there are none."""
     checks = {"email": _mail, "slack": _slack, "pagerduty": _pagerduty, "teams": _teams}
     largest = {"pagerduty": PAGERDUTY_EVENT, "teams": TEAMS_MESSAGE - TEAMS_ENVELOPE, "webhook": WEBHOOK_BODY}
     try:

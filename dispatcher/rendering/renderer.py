@@ -45,7 +45,7 @@ DOCUMENTS = {
 }
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 SKIP_AFTER_STOP = 100
-"""Messages that use the built-in template after a custom one exceeded a limit: each such attempt takes up to a second."""
+"""Messages that use the built-in template after a custom one exceeded a limit, which takes up to a second each time."""
 STYLE_SHEET = "email/style.css"
 CHANNELS = ("email", *DOCUMENTS)
 
@@ -112,16 +112,16 @@ class Renderer:
         self._severity = severity
         self._on_failure = on_failure
         self._lock = Lock()
-        """Lets one thread render at a time: the event loop renders, and so does the ledger's thread while it records."""
+        """Lets one thread render at a time: the event loop's, or the ledger's, which renders while it records."""
         self._latest: tuple[Event, Context] | None = None
         self._provided = provided or {}
         self._built_in = _CompiledTemplates([built_in_folder()], self._provided, metered=False)
         self._compiled: dict[TemplateSetKey, _CompiledTemplates] = {}
         self._messages_to_skip: dict[tuple[str, TemplateSetKey], int] = {}
-        """By channel and template set: for how many more messages the built-in template is used."""
+        """By channel and template set: the number of next messages that use the built-in template."""
 
     def template_set(self, event: Event, recipient: str = "") -> TemplateSetKey:
-        """Return which template sets apply. Recipients with the same key share one message for each event and channel."""
+        """Return which template sets apply. An event's recipients with the same key share one message."""
         return tuple([index for index, entry in enumerate(self._template_sets) if entry.applies_to(event, recipient)])
 
     def render(

@@ -1,4 +1,4 @@
-"""The sandbox in which templates run. Custom templates have a budget for each message and are stopped when it is used up.
+"""The sandbox in which templates run. Custom templates have a budget for each message, and stop when it is used up.
 
 CPython can't stop a running template from outside: signals go to the main thread, between two bytecodes, and belong to
 the service; a thread can't be killed; a process for each message costs more than the message. So a template counts its
@@ -46,7 +46,7 @@ INCLUDES = 100
 LONGEST_SOURCE = 200_000
 """Characters of one template file."""
 LARGEST_NUMBER = 4096
-"""Bits of an integer that an operator may produce."""
+"""Bits of the integers that `*`, `**`, `+` and `%` may produce."""
 
 FILTERS = frozenset({
     "abs", "capitalize", "count", "cut", "d", "default", "dictsort", "e", "escape", "filesizeformat", "first",
@@ -108,7 +108,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063 - as Jinja has it
-        """Call a template's macro directly: Jinja would first check its safety and its signature, which takes longer."""
+        """Call a macro directly: Jinja first checks whether it is safe and which arguments it takes, which is slower."""
         if type(__obj) is not Macro:
             return super().call(__context, __obj, *args, **kwargs)
         kwargs.pop("_loop_vars", None)

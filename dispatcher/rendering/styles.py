@@ -1,9 +1,10 @@
 """Writes a mail's style sheet into the tags of its HTML when a template is loaded.
 
-Mail programs support `style` attributes more reliably than any other CSS. `email/style.css` applies to all HTML templates
-of the mail, partials too. css-inline parses HTML but not Jinja. So Jinja's expressions are replaced by placeholders first
-and restored afterwards: by a comment between tags (a table may contain comments but no text), by a word elsewhere. A
-template's own `<style>` is inlined and also kept, for rules that can't be inlined, such as those for dark mode.
+Mail programs support `style` attributes more reliably than any other CSS. `email/style.css` applies to all HTML
+templates of the mail, partials too. css-inline parses HTML but not Jinja. So Jinja's expressions are replaced by
+placeholders first and restored afterwards. A placeholder is a comment between tags (a table may contain comments but no
+text) and a word elsewhere. A template's own `<style>` is inlined and also kept, for rules that can't be inlined, such as
+those for dark mode.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes outside text safe to show: cleans it, cuts it with a visible ellipsis, escapes it for HTML, Slack or Markdown."""
+"""Makes outside text safe to show: cleans it, cuts it with an ellipsis, escapes it for HTML, Slack or Markdown."""
 
 from __future__ import annotations
 

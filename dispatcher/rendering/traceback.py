@@ -90,6 +90,6 @@ def _user_frames(frames: list[_Frame], lines: list[str]) -> str:
     return "\n".join(shown)
 
 
-@lru_cache(maxsize=1024)  # failures come from few files
+@lru_cache(maxsize=1024)  # tracebacks name the same files again and again
 def _in_library(file: str) -> bool:
     return _LIBRARY.search(file) is not None

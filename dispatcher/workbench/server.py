@@ -1,7 +1,7 @@
 """`dispatcher preview --serve`: a page that shows the message while its templates are edited.
 
-The server listens on loopback only, and only reads the templates. Anybody may have written the event's text, so the page
-shows messages in sandboxed frames without scripts.
+The server listens on loopback only, and only reads the templates. Anybody may have written the event's text, so the
+page shows messages in sandboxed frames without scripts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A template that loops forever or grows without limit is stopped in time, with a reason, and the message is still sent."""
+"""A template that loops forever or grows without limit is stopped with a reason, and the message is still sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A custom template replaces the built-in file of the same name. A bad one is reported, and the message is still sent."""
+"""A custom template replaces the built-in file of the same name. A bad one is reported; the message is still sent."""
 
 from __future__ import annotations
 

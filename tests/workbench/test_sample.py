@@ -1,4 +1,4 @@
-"""`dispatcher preview` shows every message as its readers would see it, and reports template errors with file and line."""
+"""`dispatcher preview` shows messages as their readers would see them, and reports template errors with their place."""
 
 from __future__ import annotations
 

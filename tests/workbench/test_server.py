@@ -70,28 +70,28 @@ async def screenshot(part: Page | Locator, name: str) -> None:
     assert (PICTURES / f"{name}.png").stat().st_size < 200_000
 
 
-def mail(page: Page) -> Any:
+def message(page: Page) -> Any:
     return page.frame_locator("#rendered")
 
 
 @needs_a_browser
 async def test_every_channel_phase_screen_and_view_can_be_chosen(page: Page) -> None:
-    await expect(mail(page).locator(".title")).to_have_text("train.daily failed")
+    await expect(message(page).locator(".title")).to_have_text("train.daily failed")
     await expect(page.locator("#headline")).to_have_text(re.compile("train.daily failed · flytesnacks/production"))
     await screenshot(page, "workbench")
     await page.get_by_label("Dark").check()
-    await expect(mail(page).locator(".card")).to_have_css("background-color", "rgb(34, 37, 41)")
+    await expect(message(page).locator(".card")).to_have_css("background-color", "rgb(34, 37, 41)")
     await page.get_by_label("Phone").check()
-    await expect(mail(page).locator(".part").first).to_have_css("padding-left", "12px")
+    await expect(message(page).locator(".part").first).to_have_css("padding-left", "12px")
     await screenshot(page.locator("#rendered"), "email-phone-dark")
     await page.get_by_label("Light").check()
     await page.get_by_label("Desktop").check()
     await page.get_by_label("Slack").check()
-    await expect(mail(page).locator(".slack h3")).to_contain_text("train.daily failed")
+    await expect(message(page).locator(".slack h3")).to_contain_text("train.daily failed")
     await expect(page.locator("#headline")).to_contain_text("train.daily failed in flytesnacks/production: ValueError")
     await screenshot(page.locator("#rendered"), "slack")
     await page.get_by_label("PagerDuty").check()
-    await expect(mail(page).locator(".incident .tag")).to_have_text("error")
+    await expect(message(page).locator(".incident .tag")).to_have_text("error")
     await screenshot(page.locator("#rendered"), "pagerduty")
     await page.get_by_label("Source").check()
     await expect(page.locator("#plain")).to_contain_text('"event_action": "trigger"')
@@ -123,8 +123,8 @@ async def test_the_event_is_edited_in_place_and_never_becomes_markup(page: Page)
     event = page.get_by_label("Event", exact=True)
     text = await event.input_value()
     await event.fill(text.replace("train.daily", "<img src=x onerror=alert(1)>"))
-    await expect(mail(page).locator(".title")).to_have_text("<img src=x onerror=alert(1)> failed")
-    assert await mail(page).locator("img").count() == 0
+    await expect(message(page).locator(".title")).to_have_text("<img src=x onerror=alert(1)> failed")
+    assert await message(page).locator("img").count() == 0
     await event.fill("{")
     await expect(page.locator("#problems")).to_contain_text("the event is no JSON")
     await event.fill('{"phase": "FAILED"}')
@@ -137,7 +137,7 @@ async def test_the_page_is_used_by_keyboard_and_passes_axe(page: Page) -> None:
     await page.keyboard.press("Tab")
     await page.keyboard.press("ArrowDown")
     await expect(page.get_by_label("Slack")).to_be_checked()
-    await expect(mail(page).locator(".slack h3")).to_be_visible()
+    await expect(message(page).locator(".slack h3")).to_be_visible()
     for _ in range(5):
         await page.keyboard.press("Tab")
     await expect(page.get_by_label("Event", exact=True)).to_be_focused()
