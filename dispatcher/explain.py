@@ -1,6 +1,6 @@
-"""Accounts: all there is to say of an execution's end, of a delivery and its attempts, as data.
+"""Explains an execution's notifications: events, evaluated rules, deliveries and attempts, as data.
 
-For `dispatcher explain` and `deliveries`, for the console and its API: each shows the same, each in its own way.
+`dispatcher explain` and `dispatcher deliveries`, the console and its API all show this data.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dispatcher.model.event import ExecutionId
 from dispatcher.rules import disabled_by_of
 
 REJECTED = "rejected"
-"""The verdict on a message from which no event was recorded."""
+"""The verdict that is shown for a rejected message. No event was recorded for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All there is to say of one event; each part as `--json` shows it."""
+    """One event with its decision and deliveries, in the form of `--json`."""
 
     event: Mapping[str, Any]
-    """What happened, and beside it: `verdict` and `reason`, and where and when it was heard."""
+    """The event's fields, with `verdict`, `reason`, and the position and time at which it was received."""
     rules: Sequence[Mapping[str, Any]] = ()
     deliveries: Sequence[Mapping[str, Any]] = ()
     disabled_by: str | None = None
@@ -40,41 +40,46 @@ class Explanation:
 async def explanations(
     ledger: Ledger, execution: ExecutionId, refused: Iterable[Rejected], *, deliveries_at_most: int
 ) -> list[Explanation]:
-    """What the ledger has of an execution: events in the order of their record, then `refused`, the newest last."""
-    known = await ledger.known(execution)
-    filed = await ledger.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
-    histories = {entry.delivery.key: await ledger.history(entry.delivery.key) for entry in filed}
+    """Explain each event of an execution in the order of recording, then each message of `refused`, newest last.
+
+    `deliveries_at_most`: limit for all deliveries together.
+    """
+    known = await ledger.stored_events(execution)
+    stored = await ledger.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
+    histories = {entry.delivery.key: await ledger.history(entry.delivery.key) for entry in stored}
     return [
         *(
-            _account(entry, [one for one in filed if one.delivery.event == entry.event.key], histories)
+            _explanation(entry, [one for one in stored if one.delivery.event == entry.event.key], histories)
             for entry in known
         ),
         *(_rejected(entry, execution) for entry in sorted(refused, key=lambda entry: entry.received_at)),
     ]
 
 
-def _account(
-    known: StoredEvent, filed: Sequence[StoredDelivery], histories: Mapping[str, Sequence[Attempt]]
+def _explanation(
+    stored: StoredEvent, deliveries: Sequence[StoredDelivery], histories: Mapping[str, Sequence[Attempt]]
 ) -> Explanation:
-    place = {look["source"]: index for index, look in enumerate(known.considered)}
-    in_order = sorted(filed, key=lambda entry: (place.get(entry.delivery.rule, len(place)), entry.delivery.created_at))
+    rank = {rule["defined_at"]: index for index, rule in enumerate(stored.considered)}
+    in_rule_order = sorted(
+        deliveries, key=lambda entry: (rank.get(entry.delivery.rule, len(rank)), entry.delivery.created_at)
+    )
     return Explanation(
         event={
-            "key": known.event.key,
-            **known.event.model_dump(mode="json", exclude_defaults=True),
-            "verdict": known.verdict,
-            "reason": known.reason,
-            "position": known.position,
-            "recorded_at": known.recorded_at,
+            "key": stored.event.key,
+            **stored.event.model_dump(mode="json", exclude_defaults=True),
+            "verdict": stored.verdict,
+            "reason": stored.reason,
+            "position": stored.position,
+            "recorded_at": stored.recorded_at,
         },
-        rules=with_told_once(known.considered, [entry.delivery for entry in filed]),
-        deliveries=[_delivered(entry, histories[entry.delivery.key]) for entry in in_order],
-        disabled_by=disabled_by_of(known.verdict, known.reason),
+        rules=with_deduplicated_recipients(stored.considered, [entry.delivery for entry in deliveries]),
+        deliveries=[_with_attempts(entry, histories[entry.delivery.key]) for entry in in_rule_order],
+        disabled_by=disabled_by_of(stored.verdict, stored.reason),
     )
 
 
-def _delivered(filed: StoredDelivery, history: Sequence[Attempt]) -> dict[str, Any]:
-    data = delivery_data(filed)
+def _with_attempts(stored: StoredDelivery, history: Sequence[Attempt]) -> dict[str, Any]:
+    data = delivery_data(stored)
     first = {name: data.pop(name) for name in ("channel", "recipients", "state")}
     return {**first, **data, "attempts": [attempt_data(attempt) for attempt in history]}
 
@@ -95,25 +100,27 @@ def _rejected(entry: Rejected, execution: ExecutionId) -> Explanation:
     )
 
 
-def with_told_once(looks: Iterable[Mapping[str, Any]], owed: Iterable[Delivery]) -> list[Mapping[str, Any]]:
-    """The rules looked at; where one matched and another one's message tells its recipient, the reason says so."""
+def with_deduplicated_recipients(
+    rules: Iterable[Mapping[str, Any]], deliveries: Iterable[Delivery]
+) -> list[Mapping[str, Any]]:
+    """Return the evaluated rules; the reason of a matched rule names recipients that another rule's message notifies."""
     by_rule: dict[str, set[str]] = {}
-    for delivery in owed:
+    for delivery in deliveries:
         by_rule.setdefault(delivery.rule, set()).update(delivery.recipients)
-    told: list[Mapping[str, Any]] = []
-    for look in looks:
-        spared = [one for one in look["recipients"] if one not in by_rule.get(look["source"], ())]
-        if look["matched"] and spared:
-            words = f"{look['reason']}; {', '.join(spared)} told once, by another rule's message"
-            told.append({**look, "reason": words})
+    explained: list[Mapping[str, Any]] = []
+    for rule in rules:
+        duplicates = [one for one in rule["recipients"] if one not in by_rule.get(rule["defined_at"], ())]
+        if rule["matched"] and duplicates:
+            reason = f"{rule['reason']}; {', '.join(duplicates)} notified once, through another rule's message"
+            explained.append({**rule, "reason": reason})
         else:
-            told.append(look)
-    return told
+            explained.append(rule)
+    return explained
 
 
-def delivery_data(filed: StoredDelivery) -> dict[str, Any]:
-    """A delivery as `--json` shows it, without its content and its attempts."""
-    delivery = filed.delivery
+def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
+    """A delivery in the form of `--json`, without its content and attempts."""
+    delivery = stored.delivery
     project, domain, name, phase = delivery.event.split("/")
     return {
         "key": delivery.key,
@@ -130,13 +137,13 @@ def delivery_data(filed: StoredDelivery) -> dict[str, Any]:
         "rule": delivery.rule,
         "created_at": delivery.created_at,
         "due_at": delivery.due_at,
-        "settled_at": filed.settled_at,
-        "reference": filed.reference,
+        "settled_at": stored.settled_at,
+        "reference": stored.reference,
     }
 
 
 def attempt_data(attempt: Attempt) -> dict[str, Any]:
-    """An attempt as `--json` shows it."""
+    """An attempt in the form of `--json`."""
     return {
         "number": attempt.number,
         "started_at": attempt.started_at,
@@ -150,7 +157,7 @@ def attempt_data(attempt: Attempt) -> dict[str, Any]:
 
 
 def rejected_data(entry: Rejected) -> dict[str, Any]:
-    """A rejected message as `--json` lists it."""
+    """A rejected message in the form of `--json`, without headers and body."""
     return {
         "id": entry.id,
         "position": entry.position,
@@ -162,11 +169,11 @@ def rejected_data(entry: Rejected) -> dict[str, Any]:
     }
 
 
-def rejected_whole(entry: Rejected) -> dict[str, Any]:
-    """The same with its headers and what was kept of its bytes, as text."""
+def rejected_details(entry: Rejected) -> dict[str, Any]:
+    """A rejected message with its headers and the stored part of its body, as text."""
     return {
         **rejected_data(entry),
         "headers": [[name, value.decode(errors="replace")] for name, value in entry.headers],
         "body": entry.body.decode(errors="replace"),
-        "whole": entry.whole,
+        "complete": entry.whole,
     }

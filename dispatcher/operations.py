@@ -1,7 +1,4 @@
-"""What people do through the console and its API: put dead deliveries back, try rejected messages again.
-
-Each deed is logged with who did it.
-"""
+"""Redrives and replays that people start from the console or its API. The log records who did it."""
 
 from __future__ import annotations
 
@@ -21,40 +18,41 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Acts for somebody. Raises Unavailable while the ledger, or FlyteAdmin, is away."""
+    """Redrive and replay. Raises Unavailable while the ledger or FlyteAdmin can't be reached."""
 
     ledger: Ledger
     intake: Intake
     clock: Clock
-    ring: Callable[[], None]
-    """There is work for the couriers."""
+    notify: Callable[[], None]
+    """Called after a redrive: workers have deliveries to claim."""
 
     async def redrive(self, wanted: DeliveryFilter, *, by: str) -> int:
-        """Put the dead deliveries back that fit; how many there were."""
+        """Make the matching dead deliveries due again; return their number. `by`: the caller, for the log."""
         number = await self.ledger.redrive(wanted, now=self.clock.now())
-        log.info("redriven", by=by, deliveries=number, keys=len(wanted.keys) or None, asked=_in_words(wanted))
+        log.info("redriven", by=by, deliveries=number, keys=len(wanted.keys) or None, filter=_in_words(wanted))
         if number:
-            self.ring()
+            self.notify()
         return number
 
-    async def would_redrive(self, wanted: DeliveryFilter) -> Count:
-        """How many dead deliveries fit."""
+    async def count_redrivable(self, wanted: DeliveryFilter) -> Count:
+        """Count the matching dead deliveries."""
         return await self.ledger.queries.count(replace(wanted, states=frozenset({State.DEAD})))
 
     async def rejected(self, identity: str) -> Rejected | None:
+        """The rejected message with exactly this id, or None."""
         found = await self.ledger.find_rejected(limit=2, id_starts=identity)
         return next((entry for entry in found if entry.id == identity), None)
 
     async def replay(self, refused: Rejected, *, by: str) -> ReplayResult:
-        """Try a rejected message again."""
-        tried = await self.intake.try_again(refused)
-        log.info("replayed", by=by, id=refused.id, understood=tried.understood)
-        return tried
+        """Process a rejected message again. `by`: the caller, for the log."""
+        result = await self.intake.replay(refused)
+        log.info("replayed", by=by, id=refused.id, accepted=result.accepted)
+        return result
 
 
 def _in_words(wanted: DeliveryFilter) -> str:
-    """What was asked for, without recipients: a log is read by more people than a ledger."""
-    named = {"channel": wanted.channel, "execution": wanted.execution, "launch_plan": wanted.launch_plan}
+    """The filter's conditions, without recipients' names: more people can read the log than the ledger."""
+    names = {"channel": wanted.channel, "execution": wanted.execution, "launch_plan": wanted.launch_plan}
     times = {name: at.isoformat() for name in ("since", "until") if (at := getattr(wanted, name)) is not None}
-    said = [f"{name} {value}" for name, value in {**named, **times}.items() if value is not None]
-    return ", ".join([*said, *(["a recipient"] if wanted.recipient is not None else [])]) or "all"
+    conditions = [f"{name} {value}" for name, value in {**names, **times}.items() if value is not None]
+    return ", ".join([*conditions, *(["a recipient"] if wanted.recipient is not None else [])]) or "all"

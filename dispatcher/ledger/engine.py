@@ -1,4 +1,4 @@
-"""Opening the database: one engine for SQLite or PostgreSQL, its migrations, and its faults in our words."""
+"""Opens the ledger's database, SQLite or PostgreSQL: URL checks, engines, migrations, transactions, error messages."""
 
 from __future__ import annotations
 
@@ -35,49 +35,52 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from channels.common.lean_imports import bare
+from channels.common.lean_imports import without_package_init
 from channels.common.secret import reveal
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
 from dispatcher.ledger.schema import compatibility
-from dispatcher.ledger.sqlite import Turn, Writer
+from dispatcher.ledger.sqlite import Writer, WriterLock
 from dispatcher.ledger.statements import run
 
-with bare("sqlalchemy.ext.asyncio"):  # whose sessions bring the whole ORM along: 8 MiB
+with without_package_init("sqlalchemy.ext.asyncio"):  # the package's __init__ imports the ORM: 8 MiB
     from sqlalchemy.ext.asyncio.engine import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
-HEAD = "0001_b8caccb3"
-"""The newest migration: its number, and a hash of the tables that the migrations make. Tests compare both with the
-scripts."""
+HEAD = "0001_aaaf4d13"
+"""The newest migration: its number, and a hash of the tables that all migrations create. A test checks both."""
 COMPATIBLE = HEAD
-"""The oldest version whose code can work with the tables of HEAD, and read what HEAD's code writes into them. The ledger
-stores it, so that older replicas may start beside newer ones. It moves only when a migration removes or narrows something
-that older code uses, or when HEAD's code writes something that older code can't read, such as contents packed in another
-way."""
+"""The oldest version whose code can work with HEAD's tables and read the rows that HEAD's code writes.
+
+The ledger stores it, so that older replicas may start beside newer ones. Raise it only when a migration removes or
+narrows something that older code uses, or when HEAD's code writes something that older code can't read, such as another
+compression of contents.
+"""
 _VERSION = re.compile(r"(\d{4})_[0-9a-f]{8}")
 
-_MIGRATION_LOCK = 0x666C797465  # "flyte": PostgreSQL's advisory lock, so that replicas migrate one after another
-_MIGRATION_PATIENCE = "4s"
-"""How long a migration waits for a table on PostgreSQL: whoever comes after it waits too, so it gives way and tries
-again rather than hold up all deliveries behind one long transaction."""
+_MIGRATION_LOCK = 0x666C797465  # "flyte": key of PostgreSQL's advisory lock, so that replicas migrate one after another
+_MIGRATION_LOCK_TIMEOUT = "4s"
+"""How long a migration waits for a table's lock on PostgreSQL. Every later transaction queues behind the migration, so
+it gives up and tries again: otherwise one long transaction would stop all deliveries."""
 _BUSY_SECONDS = 10
-"""How long a transaction waits for others, or for the server to answer that we may connect."""
+"""How long to wait for a lock, a pooled connection or a new connection to the server."""
 TIMEOUT = timedelta(seconds=30)
 """How long one statement may take on PostgreSQL."""
-_UNINTERRUPTED_SECONDS = 0.5
-"""How long of this SQLite waits at a stretch."""
-_TROUBLES = ("08", "25006", "28", "3D", "40", "42501", "53", "55", "57", "58", "F0", "XX")
-"""How PostgreSQL's codes begin where the statement is right and the database can't carry it out: connections,
-a standby, logins, no such database, deadlocks, permissions, full disks, locks, shutdowns, input and output,
-its files. Source: PostgreSQL's manual, appendix A."""
+_BUSY_POLL_SECONDS = 0.5
+"""SQLite's own wait for a locked file. It can't be cancelled, so it is short, and we repeat it up to `_BUSY_SECONDS`.
+"""
+_UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "40", "42501", "53", "55", "57", "58", "F0", "XX")
+"""Prefixes of PostgreSQL's error codes that mean: the statement is correct, but the database can't execute it now. In
+this order: connection, read-only standby, login, no such database, deadlock, permission, full disk, lock, shutdown,
+I/O, broken files. Source: PostgreSQL's manual, appendix A."""
 _CACHE = "cache_size=-4096"
-"""The writer's, in KiB. A batch of 100 events changes a thousand pages of 4 KiB in a large ledger: by SQLite's own 2 MiB
-it would read half of them twice."""
-_LOG_PAGES, _PAGE_BYTES = 8000, 4096
-"""SQLite's write-ahead log goes back into the file every 32 MB: in a large ledger each batch changes pages all over it.
+"""The writer's page cache in KiB. In a large ledger a batch of 100 events changes a thousand pages of 4 KiB; with
+SQLite's default of 2 MiB it would read half of them twice."""
+_WAL_PAGES, _PAGE_BYTES = 8000, 4096
+"""SQLite copies its write-ahead log into the database file every 32 MB. The limit is high because each batch changes
+pages in all parts of a large ledger.
 
-By the commit that finds it full. Beside the writing it would hold up fewer, but before 3.51.3 that can lose commits:
-sqlite.org/wal.html#walresetbug.
+The commit that reaches the limit does the copy. A background thread would delay fewer commits, but before SQLite 3.51.3
+that can lose commits: sqlite.org/wal.html#walresetbug.
 """
 _DUPLICATE_TABLE = "42P07"
 _IN_MEMORY = ":memory:"
@@ -85,84 +88,86 @@ _IN_MEMORY = ":memory:"
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What tables a ledger has."""
+    """The version of a ledger's tables."""
 
     version: str | None
-    """The newest migration that they have seen; None where there are none."""
+    """The last migration that was applied; None if the ledger has no tables."""
     oldest: str | None
-    """The oldest version whose code can work with them, as they say."""
+    """The oldest version whose code can work with the tables, as stored in the table `compatibility`."""
 
     @property
     def newer(self) -> bool:
-        """Whether a later release made them."""
+        """True if a later release created the tables."""
         return _number(self.version) > _number(HEAD)
 
     @property
-    def serves(self) -> bool:
-        """Whether this code can work with the tables as they are."""
+    def compatible(self) -> bool:
+        """True if this code can work with the tables without a migration."""
         return self.version == HEAD or (
             self.newer and (self.oldest == HEAD or 0 < _number(self.oldest) < _number(HEAD))
         )
 
 
 def _number(version: str | None) -> int:
-    """The number by which releases are ordered; 0 for a version without a hash, which no release has."""
-    found = _VERSION.fullmatch(version or "")
-    return int(found[1]) if found else 0
+    """The version's number, by which releases are ordered; 0 for a version without a hash: no release has one."""
+    parsed = _VERSION.fullmatch(version or "")
+    return int(parsed[1]) if parsed else 0
 
 
 class Database:
-    """Transactions on the ledger's database. Every fault of the database comes out as LedgerUnavailable."""
+    """Transactions on the ledger's database. Raises LedgerUnavailable while the database can't be used."""
 
     def __init__(self, url: str, timeout: timedelta | None = TIMEOUT, password_file: Path | None = None) -> None:
-        """Opens nothing yet. Raises SettingsError for a URL that can't be used.
+        """Check the URL; open no connection yet. Raises SettingsError for a URL that can't be used.
 
-        `timeout`: of one statement on PostgreSQL, or a server that hangs would keep a verb for ever; None: however
-        long it takes. `password_file`: holds PostgreSQL's password, and is read at each connection.
+        `timeout`: limit for one statement on PostgreSQL, so that a hanging server does not block a caller for ever;
+        None: no limit. `password_file`: contains PostgreSQL's password; read again for each connection.
         """
         self._password_file = password_file
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._place = _place(self.url)
         self._engine = _sqlite_engine(self.url) if self.sqlite else _postgres_engine(self.url, timeout, password_file)
-        self._one_writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
-        self._writer = _writer(self.url, self._turn) if self.sqlite and self.url.database != _IN_MEMORY else None
+        self._write_lock: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
+        self._writer = _writer(self.url, self._locked) if self.sqlite and self.url.database != _IN_MEMORY else None
 
     @property
     def dialect(self) -> Dialect:
         return self._engine.dialect
 
     async def migrate(self) -> Schema:
-        """Bring the tables up to date; safe to call from several replicas at once, and beside older ones at work.
+        """Create or upgrade the tables, and return the schema from before.
 
-        Returns what the tables were before. A newer version's are left as they are where they say that this version
-        can work with them. Raises LedgerIncompatible where they don't, or where an unreleased version or another program
-        made them; LedgerUnavailable while the database can't be reached or others hold a table.
+        Several replicas may call this at once, and older replicas may keep running. A newer version's tables are left
+        unchanged if they are compatible with this version. Raises LedgerIncompatible if they aren't, or if an
+        unreleased version or another program created the tables; LedgerUnavailable while the database can't be reached
+        or another transaction locks a table.
         """
         if self.sqlite:
             async with self.writing() as connection:
                 return await connection.run_sync(_upgrade, self._place)
-        found = await self.schema()
-        if found.serves:
-            return found
-        patient = Database(self.url.render_as_string(hide_password=False), None, self._password_file)
-        try:  # an index over millions of rows takes its time, and so do others who make it first
-            async with patient.writing() as connection:
+        schema = await self.schema()
+        if schema.compatible:
+            return schema
+        # No statement timeout: an index over millions of rows takes long, and so does waiting for another replica's.
+        unlimited = Database(self.url.render_as_string(hide_password=False), None, self._password_file)
+        try:
+            async with unlimited.writing() as connection:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-                await connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_PATIENCE}'"))
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_LOCK_TIMEOUT}'"))
                 return await connection.run_sync(_upgrade, self._place)
         finally:
-            await patient.aclose()
+            await unlimited.aclose()
 
     async def schema(self) -> Schema:
-        """What tables there are; nothing is changed. Raises LedgerIncompatible where an unreleased version made them."""
+        """Read the version of the tables. Raises LedgerIncompatible if an unreleased version created them."""
         async with self.reading() as connection:
             return await connection.run_sync(_schema)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes: committed at the end, rolled back when anything is raised."""
-        async with self._turn(), self._transaction("write") as connection:
+        """A transaction that writes: committed at the end of the block, rolled back if the block raises."""
+        async with self._locked(), self._transaction("write") as connection:
             yield connection
 
     @asynccontextmanager
@@ -171,53 +176,58 @@ class Database:
         async with self._transaction("read") as connection:
             yield connection
 
-    async def write(self, work: Callable[[Connection], T], *, patient: bool = False) -> T:
-        """What `work` returns, run as one transaction that writes: the quick way of what is done all the time.
+    async def write(self, work: Callable[[Connection], T], *, low_priority: bool = False) -> T:
+        """Run `work` in a transaction and return its result: the fast path for frequent writes.
 
-        On SQLite it may share its transaction with others' work, and holds or fails alone all the same. `patient`: it may
-        wait a few milliseconds for them.
+        On SQLite, writes that wait at the same time share one transaction, each in its own savepoint, so that one can
+        fail alone. `low_priority`: wait a few milliseconds for an urgent write to share a transaction with.
         """
         if self._writer is None:
             async with self.writing() as connection:
                 return await connection.run_sync(work)
-        with self._troubles():
-            return await self._writer.write(work, patient=patient)
+        with self._translated_errors():
+            return await self._writer.write(work, low_priority=low_priority)
 
-    async def make_room(self) -> None:
-        """Give SQLite's write-ahead log its full size at once, where there is room for it.
+    async def preallocate(self) -> None:
+        """Give SQLite's write-ahead log its full size now, if the disk has space for it.
 
-        A commit that makes a file larger waits for the file system's own journal too, and for whoever else writes there.
+        Otherwise each commit makes the file larger, and then also waits for the file system's journal and its other
+        writers.
         """
         if self._writer is not None:
-            with suppress(_Undone, LedgerUnavailable):
-                await self.write(_stretch)
+            with suppress(_RollBack, LedgerUnavailable):
+                await self.write(_fill_log)
 
     async def aclose(self) -> None:
         if self._writer is not None:
             await self._writer.aclose()
-        with suppress(TimeoutError):  # a server that hangs takes no leave
+        with suppress(TimeoutError):  # a hanging server does not answer the goodbye
             async with asyncio.timeout(_BUSY_SECONDS):
                 await self._engine.dispose()
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """SQLite has one writer at a time; while a stranger locks the file, nobody waits long for his turn either."""
-        with self._troubles():
-            async with asyncio.timeout(_BUSY_SECONDS) as limit, self._one_writer:
+    async def _locked(self) -> AsyncIterator[None]:
+        """Hold the process's write lock: SQLite has one writer at a time.
+
+        Raises LedgerUnavailable after `_BUSY_SECONDS`: the writer that has the lock waits for another process that
+        locks the file.
+        """
+        with self._translated_errors():
+            async with asyncio.timeout(_BUSY_SECONDS) as limit, self._write_lock:
                 limit.reschedule(None)
                 yield
 
     @asynccontextmanager
     async def _transaction(self, purpose: str) -> AsyncIterator[AsyncConnection]:
-        with self._troubles():
-            async with self._connected() as raw, AsyncExitStack() as ending:
+        with self._translated_errors():
+            async with self._connected() as raw, AsyncExitStack() as commit:
                 try:
                     connection = await raw.execution_options(purpose=purpose)
-                    await _begin(connection, ending)
+                    await _begin(connection, commit)
                     yield connection
-                    await ending.aclose()
+                    await commit.aclose()
                 except DBAPIError:
-                    # What SQLite could only open for reading stays so, even where that is mended.
+                    # SQLite keeps a connection read-only if it was opened while the file was read-only.
                     await raw.invalidate()
                     raise
 
@@ -226,42 +236,45 @@ class Database:
         async with AsyncExitStack() as stack:
             try:
                 connection = await stack.enter_async_context(self._engine.connect())
-            except (TypeError, ValueError, OverflowError) as error:  # parts of the URL that only the driver looks at
+            except (TypeError, ValueError, OverflowError) as error:  # parts of the URL that only the driver checks
                 raise SettingsError(f"ledger.url: {self._place} can't be connected to: {_cause(error)}") from error
             yield connection
 
     @contextmanager
-    def _troubles(self) -> Iterator[None]:
-        """The database's faults in our words. A mistake of ours goes through as it is."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Turn errors of the database into LedgerUnavailable. Wrong statements, our own bugs, are raised unchanged."""
         try:
             yield
         except (TimeoutError, PoolTimeout, OSError) as error:
             raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
         except DBAPIError as error:
-            if not _is_trouble(error):
+            if not _is_unavailable(error):
                 raise
             raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
 
 
-class _Undone(Exception):
-    """Its transaction has done what it was for, and is to leave no other trace."""
+class _RollBack(Exception):
+    """Raised to roll the transaction back; not an error."""
 
 
-def _stretch(connection: Connection) -> None:
-    """Write more than the cache holds: SQLite puts it into the log, and goes back to where it was."""
-    run(connection, "CREATE TABLE stretching (room BLOB)")
-    for _ in range(_LOG_PAGES * _PAGE_BYTES >> 20):
-        run(connection, "INSERT INTO stretching VALUES (zeroblob(1048576))")
-    raise _Undone
+def _fill_log(connection: Connection) -> None:
+    """Write more than the cache can hold, so that SQLite writes it to the log; then roll back. The log keeps its size."""
+    run(connection, "CREATE TABLE filler (data BLOB)")
+    for _ in range(_WAL_PAGES * _PAGE_BYTES >> 20):
+        run(connection, "INSERT INTO filler VALUES (zeroblob(1048576))")
+    raise _RollBack
 
 
-async def _begin(connection: AsyncConnection, ending: AsyncExitStack) -> None:
-    """Begin, by short waits for a locked file: SQLite's own can't be cut short, and readiness has to answer."""
+async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
+    """Begin a transaction; while the file is locked, try again until `_BUSY_SECONDS` have passed.
+
+    Many short waits instead of one long wait of SQLite's, which can't be cancelled: readiness has to answer in time.
+    """
     now = asyncio.get_running_loop().time
     deadline = now() + _BUSY_SECONDS
     while True:
         try:
-            _ = await ending.enter_async_context(connection.begin())
+            _ = await commit.enter_async_context(connection.begin())
         except OperationalError as error:
             if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or now() >= deadline:
                 raise
@@ -269,12 +282,13 @@ async def _begin(connection: AsyncConnection, ending: AsyncExitStack) -> None:
             return
 
 
-def _is_trouble(error: DBAPIError) -> bool:
+def _is_unavailable(error: DBAPIError) -> bool:
+    """True if the database can't execute a correct statement now; False for a wrong statement."""
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return True
     if isinstance(error.orig, sqlite3.Error):
-        return type(error) is DatabaseError  # the file is spoilt, or no database
-    return str(getattr(error.orig, "sqlstate", None)).startswith(_TROUBLES)
+        return type(error) is DatabaseError  # the file is damaged, or not a database
+    return str(getattr(error.orig, "sqlstate", None)).startswith(_UNAVAILABLE_SQLSTATES)
 
 
 def _checked(url: str) -> URL:
@@ -296,11 +310,11 @@ def _checked_sqlite(url: URL) -> URL:
     if url.query:
         raise SettingsError(f"ledger.url: a file takes no options, and there is {next(iter(url.query))!r}")
     if url.database != _IN_MEMORY:
-        _look_at(Path(url.database))
+        _check_file(Path(url.database))
     return url
 
 
-def _look_at(file: Path) -> None:
+def _check_file(file: Path) -> None:
     try:
         if not _is_folder(file.parent):
             raise SettingsError(f"ledger.url: no such folder: {file.parent}")
@@ -313,8 +327,9 @@ def _look_at(file: Path) -> None:
 
 
 def _is_folder(path: Path) -> bool:
-    """As `Path.is_dir`, which says no to what can't be looked at, since Python 3.14. Raises OSError there, and
-    ValueError for what is no name.
+    """Like `Path.is_dir`, but raises OSError if the path can't be read, where Python 3.14 and later return False.
+
+    Raises ValueError for an invalid name.
     """
     try:
         return S_ISDIR(path.stat().st_mode)
@@ -323,7 +338,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _place(url: URL) -> str:
-    """Where the ledger is, for people: without user and password."""
+    """The database's location for messages, without user and password."""
     if url.get_backend_name() == "sqlite":
         return f"the file {url.database}"
     server = f" at {url.host}{f':{url.port}' if url.port else ''}" if url.host else ""
@@ -347,8 +362,8 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
         ) from None
 
     @event.listens_for(engine.sync_engine, "checkout")
-    def try_out(connection: Any, record: Any, _proxy: object) -> None:
-        # As SQLAlchemy's own pre-ping, which takes a server's silence for an error of ours.
+    def ping(connection: Any, record: Any, _proxy: object) -> None:
+        # Like SQLAlchemy's own pre-ping, which raises a server's timeout instead of replacing the connection.
         if not record.fresh:
             try:
                 connection.ping()
@@ -359,9 +374,9 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
         return engine
 
     @event.listens_for(engine.sync_engine, "connect")
-    def bound(connection: Any, _record: object) -> None:
-        # Should we vanish in mid-transaction, the server lets go of our locks. As statements: PgBouncer refuses
-        # to open connections with such settings.
+    def set_timeouts(connection: Any, _record: object) -> None:
+        # The server releases our locks if this process dies in a transaction. Set with statements, because PgBouncer
+        # refuses connections that ask for such settings.
         cursor = connection.cursor()
         cursor.execute(f"SET idle_in_transaction_session_timeout = {2 * int(1000 * seconds)}")
         cursor.execute(f"SET lock_timeout = {int(1000 * min(seconds, _BUSY_SECONDS))}")
@@ -369,8 +384,8 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
         connection.commit()
 
     @event.listens_for(engine.sync_engine, "handle_error")
-    def give_up(context: ExceptionContext) -> None:
-        # A connection that doesn't answer is of no more use, not even for a rollback; nor are its neighbours.
+    def drop_after_timeout(context: ExceptionContext) -> None:
+        # A connection that doesn't answer can't even roll back. SQLAlchemy then drops the pool's other connections too.
         if isinstance(context.original_exception, TimeoutError):
             context.is_disconnect = True
 
@@ -378,73 +393,73 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
 
 
 def _sqlite_engine(url: URL) -> AsyncEngine:
-    engine = create_async_engine(url, connect_args={"timeout": _UNINTERRUPTED_SECONDS})
+    engine = create_async_engine(url, connect_args={"timeout": _BUSY_POLL_SECONDS})
     _prepare(engine.sync_engine)
     return engine
 
 
-def _writer(url: URL, turn: Turn) -> Writer:
+def _writer(url: URL, lock: WriterLock) -> Writer:
     engine = create_engine(
-        url.set(drivername="sqlite+pysqlite"), pool_size=1, connect_args={"timeout": _UNINTERRUPTED_SECONDS}
+        url.set(drivername="sqlite+pysqlite"), pool_size=1, connect_args={"timeout": _BUSY_POLL_SECONDS}
     )
     _prepare(engine, _CACHE)
-    return Writer(engine, turn, patience=_BUSY_SECONDS)
+    return Writer(engine, lock, busy_seconds=_BUSY_SECONDS)
 
 
 def _prepare(engine: Engine, *more: str) -> None:
-    """SQLite as we want it, on every connection and at every beginning; `more`: pragmas of this engine alone."""
+    """Set pragmas on every new SQLite connection, and choose how each transaction begins. `more`: further pragmas."""
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # we begin transactions ourselves
+        connection.isolation_level = None  # no implicit BEGIN: `begin` below sends it
         try:
             cursor = connection.cursor()
-            # FULL: a Kafka offset is committed on the strength of our commit, so it must survive a power cut.
-            checkpoints = f"wal_autocheckpoint={_LOG_PAGES}"
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", checkpoints, *more):
+            # FULL: the Kafka offset is committed after our commit, so our commit must survive a power cut.
+            autocheckpoint = f"wal_autocheckpoint={_WAL_PAGES}"
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", autocheckpoint, *more):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
         except sqlite3.Error:
-            connection.close()  # SQLAlchemy drops it as it is, and its thread and its file would stay
+            connection.close()  # SQLAlchemy would drop it without closing it: its thread and its file would stay open
             raise
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A transaction that reads first and writes later would fail at once where another wrote in between.
+        # IMMEDIATE: a transaction that reads first and writes later would fail if another one wrote in between.
         reads = connection.get_execution_options().get("purpose") == "read"
         run(connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def _schema(connection: Connection) -> Schema:
-    """The version of the tables. Raises LedgerIncompatible for tables that no released version made."""
+    """Read the version of the tables. Raises LedgerIncompatible if an unreleased version created them."""
     tables = inspect(connection)
     version = (
         connection.scalar(text("SELECT version_num FROM alembic_version"))
         if tables.has_table("alembic_version")
         else None
     )
-    says = tables.has_table(compatibility.name)
-    found = Schema(version, connection.scalar(select(compatibility.c.oldest)) if says else None)
-    if version is None or found.serves or found.newer or version in _earlier(connection):
-        return found
+    stored = tables.has_table(compatibility.name)
+    schema = Schema(version, connection.scalar(select(compatibility.c.oldest)) if stored else None)
+    if version is None or schema.compatible or schema.newer or version in _upgradable_versions(connection):
+        return schema
     raise LedgerIncompatible(
         f"the ledger is at version {version}, made by an unreleased version: begin a new ledger; "
         f"this dispatcher's tables are version {HEAD}"
     )
 
 
-def _earlier(connection: Connection) -> set[str]:
+def _upgradable_versions(connection: Connection) -> set[str]:
     """The versions from which this dispatcher can migrate."""
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 - most starts find the tables at HEAD, and do without it
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - most starts find the tables at HEAD and don't need it
 
     return {script.revision for script in ScriptDirectory.from_config(alembic_config(connection)).walk_revisions()}
 
 
 def _upgrade(connection: Connection, place: str) -> Schema:
     before = _schema(connection)
-    if before.serves:
+    if before.compatible:
         return before
-    from alembic import command  # noqa: PLC0415 - most starts find nothing to do, and do without its megabytes
+    from alembic import command  # noqa: PLC0415 - most starts have nothing to migrate; it takes megabytes
     from alembic.util import CommandError  # noqa: PLC0415
 
     try:
@@ -455,10 +470,10 @@ def _upgrade(connection: Connection, place: str) -> Schema:
             "it was made by a newer one; upgrade this one"
         ) from error
     except DBAPIError as error:
-        if not _is_taken(error):
+        if not _is_duplicate_table(error):
             raise
         raise LedgerIncompatible(
-            f"ledger.url: {place} has another program's tables ({_cause(error)}): the ledger wants a database of its own"
+            f"ledger.url: {place} has another program's tables ({_cause(error)}): the ledger needs its own database"
         ) from error
     compatibility.create(connection, checkfirst=True)
     connection.execute(delete(compatibility))
@@ -466,13 +481,13 @@ def _upgrade(connection: Connection, place: str) -> Schema:
     return before
 
 
-def _is_taken(error: DBAPIError) -> bool:
-    """Whether a table of ours could not be made because there is one of that name."""
+def _is_duplicate_table(error: DBAPIError) -> bool:
+    """True if a table could not be created because another one has its name."""
     return getattr(error.orig, "sqlstate", None) == _DUPLICATE_TABLE or "already exists" in str(error.orig)
 
 
 def alembic_config(connection: Connection) -> Any:
-    """Alembic's configuration for our scripts, on an open connection."""
+    """Alembic's configuration for the ledger's migrations on an open connection."""
     from alembic.config import Config  # noqa: PLC0415
 
     config = Config()
@@ -482,7 +497,7 @@ def alembic_config(connection: Connection) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """The driver's own words: without the statement, and without the URL and its password."""
+    """The driver's error message, without the statement and without the URL and its password."""
     origin = error.orig if isinstance(error, DBAPIError) else None
     match (origin and origin.__cause__) or origin or error:
         case socket.gaierror() as inner:

@@ -1,6 +1,6 @@
-"""What people look at: pages of what is recorded, owed and refused; how it stands; what has just happened.
+"""Read-only queries for the console and its API: pages of deliveries, events and rejected messages, status, activity.
 
-Reads alone, each from an index, a bounded number of rows at a time: the ledger may hold millions.
+Each query starts from an index and reads a bounded number of rows, because a ledger may have millions.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ from sqlalchemy import Row, Select, func, literal, select, union_all
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.records import DeliveryFilter, EventFilter
 from dispatcher.ledger.schema import attempts, deliveries, delivery_recipients, events, rejected
-from dispatcher.ledger.search import Cursor, conditions, found, found_events, lower, of_execution
+from dispatcher.ledger.search import (
+    Cursor,
+    conditions,
+    lower,
+    matching_deliveries,
+    matching_events,
+    of_execution,
+)
 from dispatcher.model.delivery import State
 
-if TYPE_CHECKING:  # `database` has it without the ORM
+if TYPE_CHECKING:  # importing this at run time would import the ORM; `engine` avoids that
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-LOOKED_THROUGH = 10_000
-"""Rows that one page looks through at most, where not everything that it asks for is in one index."""
-COUNTED = 10_000
-"""Beyond this a number is `many`."""
-SAMPLE = 200
-"""Deliveries whose lag is looked at, for each stretch of time."""
+MAX_ROWS_READ = 10_000
+"""How many rows one page reads at most, if no single index covers all its conditions."""
+MAX_COUNT = 10_000
+"""Where a count stops."""
+LAG_SAMPLE = 200
+"""How many deliveries of each time bucket are used for its lags."""
 _Entry = TypeVar("_Entry")
 
 
@@ -37,14 +44,14 @@ class Page(Generic[_Entry]):
 
     entries: Sequence[_Entry]
     after: Cursor | None
-    """Where the next page begins; None where there is nothing older."""
+    """Pass it to get the next page; None if there are no older entries."""
     cut: bool = False
-    """Enough was looked through before the page was full: there may be older ones that fit."""
+    """True if the search stopped at `MAX_ROWS_READ` before the page was full: older entries may match."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverySummary:
-    """A delivery as lists show it."""
+    """A delivery in a list."""
 
     key: str
     event: str
@@ -63,7 +70,7 @@ class DeliverySummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventSummary:
-    """An execution's end as lists show it, with how many deliveries of it stand how."""
+    """A terminal event in a list, with the number of its deliveries in each state."""
 
     key: str
     project: str
@@ -80,7 +87,7 @@ class EventSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedSummary:
-    """A rejected message as lists show it."""
+    """A rejected message in a list."""
 
     id: str
     position: str
@@ -93,58 +100,60 @@ class RejectedSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
-    """Something that was written into the ledger: an event, an attempt's end, a rejected message."""
+    """A recorded event, a finished attempt or a rejected message."""
 
     id: str
-    """The same whenever it is read."""
+    """Stable: made of the kind and the row's key."""
     kind: str
     """`event`, `attempt` or `rejected`."""
     at: datetime
-    facts: Mapping[str, Any]
+    details: Mapping[str, Any]
+    """Columns of the row, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """How many there are, as far as was counted."""
+    """A number of rows, counted up to `MAX_COUNT`."""
 
     number: int
-    many: bool = False
-    """There are more."""
+    more: bool = False
+    """True if there are more than `number`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerStatus:
-    """How the ledger stands."""
+    """The numbers at the top of the console."""
 
     waiting: Count
     dead: Count
     rejected: Count
-    """Not replayed yet."""
+    """Rejected messages that were not replayed, among the newest `MAX_COUNT`."""
     oldest_waiting: datetime | None
-    """When the oldest delivery that still waits was made."""
+    """When the oldest waiting delivery was created."""
     newest_event: datetime | None
-    """When the last event was recorded."""
+    """When the newest event was recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeBucket:
-    """What was made in a stretch of time, how it stands now, and the lags of some that were sent."""
+    """The deliveries that were created in one interval: their present states, and the lags of a sample."""
 
     begin: datetime
     end: datetime
-    numbers: Mapping[State, int]
+    by_state: Mapping[State, int]
+    """The number of deliveries in each state."""
     lags: Sequence[timedelta]
-    """From an event's own time to the provider's acceptance, ascending; of the newest `SAMPLE`."""
+    """Times from the event's `occurred_at` to the provider's acceptance, ascending; of the newest `LAG_SAMPLE` sent."""
 
-    def lag(self, share: float) -> float | None:
-        """Seconds within which that share of the sample was accepted; None where there is none."""
+    def lag(self, quantile: float) -> float | None:
+        """The quantile (0 to 1) of the lags in seconds; None if nothing was sent."""
         if not self.lags:
             return None
-        return self.lags[max(math.ceil(share * len(self.lags)) - 1, 0)].total_seconds()
+        return self.lags[max(math.ceil(quantile * len(self.lags)) - 1, 0)].total_seconds()
 
 
 class Queries:
-    """Every view raises LedgerUnavailable while the database can't be used."""
+    """Every method raises LedgerUnavailable while the database can't be used."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -152,22 +161,25 @@ class Queries:
     async def deliveries(
         self, wanted: DeliveryFilter, *, limit: int, after: Cursor | None = None
     ) -> Page[DeliverySummary]:
-        """A page of the deliveries that fit."""
-        bound = limit + 1 if _one_index(wanted) else LOOKED_THROUGH
-        query, end = found(wanted, after, limit=limit + 1, bound=max(bound, limit + 1))
+        """A page of the matching deliveries."""
+        max_rows = limit + 1 if _one_index(wanted) else MAX_ROWS_READ
+        query, last_read = matching_deliveries(wanted, after, limit=limit + 1, max_rows=max(max_rows, limit + 1))
         async with self._database.reading() as connection:
-            rows, after, cut = await _page(connection, query, end, limit)
-        return Page([_delivery_line(row) for row in rows], after, cut)
+            rows, after, cut = await _page(connection, query, last_read, limit)
+        return Page([_delivery_summary(row) for row in rows], after, cut)
 
     async def count(self, wanted: DeliveryFilter) -> Count:
-        """How many deliveries fit."""
-        some = select(literal(1)).select_from(deliveries).where(*conditions(wanted)).limit(COUNTED + 1)
+        """Count the matching deliveries, up to `MAX_COUNT`."""
+        some = select(literal(1)).select_from(deliveries).where(*conditions(wanted)).limit(MAX_COUNT + 1)
         async with self._database.reading() as connection:
             return await _count(connection, some)
 
     async def reasons(self, wanted: DeliveryFilter, *, limit: int) -> Sequence[tuple[str, str, int]]:
-        """Channels and reasons of the deliveries that fit, the most frequent first, of `COUNTED` at most."""
-        some = select(deliveries.c.channel, deliveries.c.reason).where(*conditions(wanted)).limit(COUNTED).subquery()
+        """The most frequent reasons of the matching deliveries, as (channel, reason, number of deliveries).
+
+        Reads `MAX_COUNT` deliveries at most.
+        """
+        some = select(deliveries.c.channel, deliveries.c.reason).where(*conditions(wanted)).limit(MAX_COUNT).subquery()
         number = func.count().label("number")
         query = select(some.c.channel, some.c.reason, number).group_by(some.c.channel, some.c.reason)
         async with self._database.reading() as connection:
@@ -175,71 +187,75 @@ class Queries:
             return [(row.channel, row.reason, row.number) for row in rows]
 
     async def events(self, wanted: EventFilter, *, limit: int, after: Cursor | None = None) -> Page[EventSummary]:
-        """A page of the terminal events that fit."""
-        named = [getattr(wanted, name) for name in ("launch_plan", "phase", "verdict", "project", "domain")]
-        alone = named == [wanted.launch_plan, None, None, None, None] and not (wanted.execution and wanted.launch_plan)
-        bound = limit + 1 if alone else LOOKED_THROUGH
-        query, end = found_events(wanted, after, limit=limit + 1, bound=max(bound, limit + 1))
+        """A page of the matching terminal events."""
+        given = [getattr(wanted, name) for name in ("launch_plan", "phase", "verdict", "project", "domain")]
+        one_index = given == [wanted.launch_plan, None, None, None, None] and not (
+            wanted.execution and wanted.launch_plan
+        )
+        max_rows = limit + 1 if one_index else MAX_ROWS_READ
+        query, last_read = matching_events(wanted, after, limit=limit + 1, max_rows=max(max_rows, limit + 1))
         async with self._database.reading() as connection:
-            rows, after, cut = await _page(connection, query, end, limit)
-            numbers = await _tallies(connection, [row.key for row in rows])
-        return Page([_event_line(row, numbers.get(row.key, {})) for row in rows], after, cut)
+            rows, after, cut = await _page(connection, query, last_read, limit)
+            counts = await _counts_by_state(connection, [row.key for row in rows])
+        return Page([_event_summary(row, counts.get(row.key, {})) for row in rows], after, cut)
 
     async def rejected(
         self, *, limit: int, after: Cursor | None = None, replayed: bool | None = None
     ) -> Page[RejectedSummary]:
-        """A page of rejected messages; `replayed`: only those that were, or were not."""
+        """A page of rejected messages; `replayed`: True for only replayed messages, False for only the others."""
         at, key = rejected.c.received_at, rejected.c.id
         columns = [column for column in rejected.c if column.name not in {"headers", "body"}]
         some = select(*columns, at.label("at"), key.label("key"))
         if after is not None:
             some = some.where(at <= after.at, (at < after.at) | (key < after.key))
-        bound = limit + 1 if replayed is None else LOOKED_THROUGH
-        window = some.order_by(at.desc(), key.desc()).limit(bound).subquery("some")
-        fitting = select(window).order_by(window.c.at.desc(), window.c.key.desc()).limit(limit + 1)
+        max_rows = limit + 1 if replayed is None else MAX_ROWS_READ
+        window = some.order_by(at.desc(), key.desc()).limit(max_rows).subquery("some")
+        matching = select(window).order_by(window.c.at.desc(), window.c.key.desc()).limit(limit + 1)
         if replayed is not None:
-            there = window.c.replayed_at
-            fitting = fitting.where(there.is_not(None) if replayed else there.is_(None))
-        end = select(window.c.at, window.c.key).order_by(window.c.at.desc(), window.c.key.desc())
+            replayed_at = window.c.replayed_at
+            matching = matching.where(replayed_at.is_not(None) if replayed else replayed_at.is_(None))
+        last_read = select(window.c.at, window.c.key).order_by(window.c.at.desc(), window.c.key.desc())
         async with self._database.reading() as connection:
-            rows, after, cut = await _page(connection, fitting, end.offset(bound - 1).limit(1), limit)
-        return Page([_rejected_line(row) for row in rows], after, cut)
+            rows, after, cut = await _page(connection, matching, last_read.offset(max_rows - 1).limit(1), limit)
+        return Page([_rejected_summary(row) for row in rows], after, cut)
 
     async def latest(self, *, limit: int, since: datetime | None = None) -> list[Activity]:
-        """The newest that happened, oldest first, `limit` at most of each kind."""
-        heard = select(events).order_by(events.c.recorded_at.desc()).limit(limit)
-        refused = select(rejected).order_by(rejected.c.received_at.desc()).limit(limit)
+        """The newest activity, oldest first, with at most `limit` entries of each kind."""
+        newest_events = select(events).order_by(events.c.recorded_at.desc()).limit(limit)
+        newest_rejected = select(rejected).order_by(rejected.c.received_at.desc()).limit(limit)
         if since is not None:
-            heard = heard.where(events.c.recorded_at >= since)
-            refused = refused.where(rejected.c.received_at >= since)
-        tried = select(attempts).order_by(attempts.c.id.desc()).limit(limit).subquery("tried")
-        carried = select(tried, deliveries.c.channel, deliveries.c.recipients, deliveries.c.event)
-        carried = carried.join(deliveries, deliveries.c.key == tried.c.delivery)
+            newest_events = newest_events.where(events.c.recorded_at >= since)
+            newest_rejected = newest_rejected.where(rejected.c.received_at >= since)
+        some = select(attempts).order_by(attempts.c.id.desc()).limit(limit).subquery("some")
+        newest_attempts = select(some, deliveries.c.channel, deliveries.c.recipients, deliveries.c.event)
+        newest_attempts = newest_attempts.join(deliveries, deliveries.c.key == some.c.delivery)
         if since is not None:
-            carried = carried.where(tried.c.ended_at >= since)
+            newest_attempts = newest_attempts.where(some.c.ended_at >= since)
         async with self._database.reading() as connection:
-            happenings = [
-                *(_of_event(row) for row in await connection.execute(heard)),
-                *(_of_attempt(row) for row in await connection.execute(carried)),
-                *(_of_rejected(row) for row in await connection.execute(refused)),
+            activity = [
+                *(_event_activity(row) for row in await connection.execute(newest_events)),
+                *(_attempt_activity(row) for row in await connection.execute(newest_attempts)),
+                *(_rejected_activity(row) for row in await connection.execute(newest_rejected)),
             ]
-        return sorted(happenings, key=lambda one: (one.at, one.id))
+        return sorted(activity, key=lambda one: (one.at, one.id))
 
-    async def standing(self) -> LedgerStatus:
-        """How the ledger stands now."""
+    async def status(self) -> LedgerStatus:
+        """Count what waits, what is dead and what was rejected."""
         state, at = deliveries.c.state, deliveries.c.created_at
-        newest = select(rejected.c.replayed_at).order_by(rejected.c.received_at.desc()).limit(COUNTED + 1).subquery()
+        newest = select(rejected.c.replayed_at).order_by(rejected.c.received_at.desc()).limit(MAX_COUNT + 1).subquery()
         async with self._database.reading() as connection:
             waiting, dead = [
-                await _count(connection, select(literal(1)).where(state == literal(one.value)).limit(COUNTED + 1))
+                await _count(connection, select(literal(1)).where(state == literal(one.value)).limit(MAX_COUNT + 1))
                 for one in (State.WAITING, State.DEAD)
             ]
-            noise = (await connection.scalars(select(newest.c.replayed_at))).all()
+            replayed_at = (await connection.scalars(select(newest.c.replayed_at))).all()
             oldest = select(at).where(state == literal(State.WAITING.value)).order_by(at).limit(1)
             return LedgerStatus(
                 waiting=waiting,
                 dead=dead,
-                rejected=Count(number=sum(one is None for one in noise[:COUNTED]), many=len(noise) > COUNTED),
+                rejected=Count(
+                    number=sum(one is None for one in replayed_at[:MAX_COUNT]), more=len(replayed_at) > MAX_COUNT
+                ),
                 oldest_waiting=await connection.scalar(oldest),
                 newest_event=await connection.scalar(
                     select(events.c.recorded_at).order_by(events.c.recorded_at.desc()).limit(1)
@@ -247,87 +263,95 @@ class Queries:
             )
 
     async def time_buckets(self, begin: datetime, end: datetime, *, number: int) -> list[TimeBucket]:
-        """The time between cut into so many stretches, and what was made in each."""
-        each = (end - begin) / number
-        bounds = [(begin + each * at, begin + each * (at + 1)) for at in range(number)]
+        """Divide the time between `begin` and `end` into `number` buckets, and read each bucket's deliveries."""
+        width = (end - begin) / number
+        bounds = [(begin + width * at, begin + width * (at + 1)) for at in range(number)]
         async with self._database.reading() as connection:
-            numbers = (await connection.execute(_numbers(bounds))).all()
-            lags = (await connection.execute(_lags(bounds))).all()
+            counts = (await connection.execute(_bucket_counts(bounds))).all()
+            lags = (await connection.execute(_bucket_lags(bounds))).all()
         return [
             TimeBucket(
                 begin=start,
                 end=stop,
-                numbers={State(row.state): row.number for row in numbers if row.stretch == at},
-                lags=sorted(max(row.settled_at - row.occurred_at, timedelta()) for row in lags if row.stretch == at),
+                by_state={State(row.state): row.number for row in counts if row.bucket == at},
+                lags=sorted(max(row.settled_at - row.occurred_at, timedelta()) for row in lags if row.bucket == at),
             )
             for at, (start, stop) in enumerate(bounds)
         ]
 
-    async def meant(self, text: str) -> Mapping[str, str]:
-        """What a word that somebody searches for may be: `delivery`, `execution`, `launch_plan`, `recipient`, `rejected`."""
-        asked = {
-            "delivery": conditions_of_key(text),
+    async def identify(self, text: str) -> Mapping[str, str]:
+        """Find what a search text names: an example of each kind that has such an entry.
+
+        Keys: `delivery`, `execution`, `launch_plan`, `recipient`, `rejected`. Values: the entry's key, name or id.
+        """
+        queries = {
+            "delivery": _by_key_prefix(text),
             "execution": select(events.c.key).where(*of_execution(text)),
             "launch_plan": select(events.c.launch_plan).where(events.c.launch_plan == text),
             "recipient": select(delivery_recipients.c.recipient).where(delivery_recipients.c.recipient == lower(text)),
             "rejected": select(rejected.c.id).where(rejected.c.id == text),
         }
         async with self._database.reading() as connection:
-            answers = {what: await connection.scalar(query.limit(1)) for what, query in asked.items()}
-        return {what: str(answer) for what, answer in answers.items() if answer is not None}
+            found = {kind: await connection.scalar(query.limit(1)) for kind, query in queries.items()}
+        return {kind: str(key) for kind, key in found.items() if key is not None}
 
 
-def conditions_of_key(text: str) -> Select[Any]:
-    """A delivery whose key begins so; shorter than 6 digits it could be anything."""
+def _by_key_prefix(text: str) -> Select[Any]:
+    """Select deliveries whose key begins with the text; none if it has fewer than 6 digits, because too many match."""
     return select(deliveries.c.key).where(*conditions(DeliveryFilter(keys=[text])), literal(len(text) >= 6))
 
 
 def _one_index(wanted: DeliveryFilter) -> bool:
-    """Whether one index has all that is asked for, so that what it gives first is what is wanted."""
+    """True if one index covers all conditions: then the first rows of the index are the page."""
     few = wanted.execution is not None or bool(wanted.keys)
     given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
     return wanted.channel is None and sum(given) <= 1
 
 
 async def _page(
-    connection: AsyncConnection, query: Select[Any], end: Select[Any], limit: int
+    connection: AsyncConnection, query: Select[Any], last_read: Select[Any], limit: int
 ) -> tuple[Sequence[Row[Any]], Cursor | None, bool]:
+    """Run `query`; return the rows, the cursor of the next page, and True if the search stopped at its row limit.
+
+    `last_read`: selects the last row that the search read if it stopped there, else nothing.
+    """
     rows = (await connection.execute(query)).all()
     if len(rows) > limit:
         last = rows[limit - 1]
         return rows[:limit], Cursor(last.at, last.key), False
-    stopped = (await connection.execute(end)).first()
+    stopped = (await connection.execute(last_read)).first()
     return rows, Cursor(stopped.at, stopped.key) if stopped is not None else None, stopped is not None
 
 
 async def _count(connection: AsyncConnection, some: Select[Any]) -> Count:
     number: int = await connection.scalar(select(func.count()).select_from(some.subquery())) or 0
-    return Count(number=min(number, COUNTED), many=number > COUNTED)
+    return Count(number=min(number, MAX_COUNT), more=number > MAX_COUNT)
 
 
-async def _tallies(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Mapping[State, int]]:
+async def _counts_by_state(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Mapping[State, int]]:
+    """Count the deliveries of each event, by state."""
     query = select(deliveries.c.event, deliveries.c.state, func.count().label("number"))
     query = query.where(deliveries.c.event.in_(keys)).group_by(deliveries.c.event, deliveries.c.state)
-    numbers: dict[str, dict[State, int]] = {}
+    counts: dict[str, dict[State, int]] = {}
     for row in await connection.execute(query):
-        numbers.setdefault(row.event, {})[State(row.state)] = row.number
-    return numbers
+        counts.setdefault(row.event, {})[State(row.state)] = row.number
+    return counts
 
 
-def _made(state: State, begin: datetime, end: datetime) -> tuple[Any, ...]:
+def _created_between(state: State, begin: datetime, end: datetime) -> tuple[Any, ...]:
     at = deliveries.c.created_at
     return deliveries.c.state == literal(state.value), at >= begin, at < end
 
 
-def _numbers(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
+def _bucket_counts(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
     return union_all(
         *(
             select(
-                literal(at).label("stretch"),
+                literal(at).label("bucket"),
                 literal(state.value).label("state"),
                 select(func.count())
                 .select_from(deliveries)
-                .where(*_made(state, *bound))
+                .where(*_created_between(state, *bound))
                 .scalar_subquery()
                 .label("number"),
             )
@@ -337,22 +361,22 @@ def _numbers(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
     )
 
 
-def _lags(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
+def _bucket_lags(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
     parts = []
     for at, bound in enumerate(bounds):
-        some = select(deliveries.c.settled_at, deliveries.c.occurred_at).where(*_made(State.SENT, *bound))
-        some_ = some.order_by(deliveries.c.created_at.desc()).limit(SAMPLE).subquery(f"some_{at}")
-        parts.append(select(literal(at).label("stretch"), some_.c.settled_at, some_.c.occurred_at))
+        sent = select(deliveries.c.settled_at, deliveries.c.occurred_at).where(*_created_between(State.SENT, *bound))
+        sample = sent.order_by(deliveries.c.created_at.desc()).limit(LAG_SAMPLE).subquery(f"sample_{at}")
+        parts.append(select(literal(at).label("bucket"), sample.c.settled_at, sample.c.occurred_at))
     return union_all(*parts)
 
 
-def _delivery_line(row: Row[Any]) -> DeliverySummary:
+def _delivery_summary(row: Row[Any]) -> DeliverySummary:
     names = ("key", "event", "channel", "recipients", "addresses", "rule", "reason", "attempt", "in_doubt")
     times = ("created_at", "due_at", "settled_at")
     return DeliverySummary(state=State(row.state), **{name: getattr(row, name) for name in (*names, *times)})
 
 
-def _event_line(row: Row[Any], numbers: Mapping[State, int]) -> EventSummary:
+def _event_summary(row: Row[Any], by_state: Mapping[State, int]) -> EventSummary:
     names = (
         "key",
         "project",
@@ -365,26 +389,26 @@ def _event_line(row: Row[Any], numbers: Mapping[State, int]) -> EventSummary:
         "verdict",
         "reason",
     )
-    return EventSummary(deliveries=numbers, **{name: getattr(row, name) for name in names})
+    return EventSummary(deliveries=by_state, **{name: getattr(row, name) for name in names})
 
 
-def _rejected_line(row: Row[Any]) -> RejectedSummary:
+def _rejected_summary(row: Row[Any]) -> RejectedSummary:
     names = ("id", "position", "received_at", "reason", "event", "size", "replayed_at")
     return RejectedSummary(**{name: getattr(row, name) for name in names})
 
 
-def _of_event(row: Row[Any]) -> Activity:
+def _event_activity(row: Row[Any]) -> Activity:
     names = ("key", "project", "domain", "name", "phase", "launch_plan", "verdict", "reason")
-    facts = {name: getattr(row, name) for name in names}
-    return Activity(id=f"event {row.key}", kind="event", at=row.recorded_at, facts=facts)
+    details = {name: getattr(row, name) for name in names}
+    return Activity(id=f"event {row.key}", kind="event", at=row.recorded_at, details=details)
 
 
-def _of_attempt(row: Row[Any]) -> Activity:
+def _attempt_activity(row: Row[Any]) -> Activity:
     names = ("delivery", "number", "channel", "recipients", "event", "outcome", "status", "answer", "reason")
-    facts = {name: getattr(row, name) for name in names}
-    return Activity(id=f"attempt {row.id}", kind="attempt", at=row.ended_at, facts=facts)
+    details = {name: getattr(row, name) for name in names}
+    return Activity(id=f"attempt {row.id}", kind="attempt", at=row.ended_at, details=details)
 
 
-def _of_rejected(row: Row[Any]) -> Activity:
-    facts = {name: getattr(row, name) for name in ("id", "position", "reason", "event")}
-    return Activity(id=f"rejected {row.id}", kind="rejected", at=row.received_at, facts=facts)
+def _rejected_activity(row: Row[Any]) -> Activity:
+    details = {name: getattr(row, name) for name in ("id", "position", "reason", "event")}
+    return Activity(id=f"rejected {row.id}", kind="rejected", at=row.received_at, details=details)

@@ -1,4 +1,4 @@
-"""The ledger's tables, as SQLAlchemy sees them. The migrations make them; a test holds the two together."""
+"""The ledger's tables for SQLAlchemy. Migrations create them; a test compares both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sqlalchemy.sql import text
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment. Refuses naive ones; SQLite, which drops offsets in silence, gets and gives UTC."""
+    """A timestamp. Raises ValueError for one without a time zone. SQLite would drop the zone, so it stores UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -48,7 +48,7 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class ForeignText(TypeDecorator[str]):
-    """Other people's text. PostgreSQL refuses NUL in text, and no database takes half a surrogate pair."""
+    """Text from outside. Replaces NUL, which PostgreSQL refuses, and unpaired surrogates, which no database takes."""
 
     impl = Text
     cache_ok = True
@@ -61,15 +61,15 @@ class ForeignText(TypeDecorator[str]):
 
 
 class EncodedJson(NamedTuple):
-    """JSON data, written already."""
+    """Data that is already encoded as JSON."""
 
     text: bytes
 
 
 class CompressedJson(TypeDecorator[Any]):
-    """JSON data; compressed where that pays: a mail runs to many kilobytes of text that is much alike.
+    """JSON data, compressed with LZ4 from 4 KiB on: a mail has many kilobytes of repetitive text.
 
-    By LZ4: zlib makes it a quarter smaller, and takes seven times as long on the way of every event.
+    zlib's result is a quarter smaller, but takes seven times as long, for every event.
     """
 
     impl = LargeBinary
@@ -80,7 +80,7 @@ class CompressedJson(TypeDecorator[Any]):
         if value is None:
             return None
         plain = value.text if isinstance(value, EncodedJson) else orjson.dumps(value)
-        return plain if len(plain) < _WORTH_PACKING else _LZ4 + bytes(cramjam.lz4.compress_block(plain))
+        return plain if len(plain) < _MIN_COMPRESSED_BYTES else _LZ4 + bytes(cramjam.lz4.compress_block(plain))
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:
         del dialect
@@ -92,7 +92,7 @@ class CompressedJson(TypeDecorator[Any]):
 
 
 class StringList(TypeDecorator[tuple[str, ...]]):
-    """A few strings, in order."""
+    """A short list of strings, stored as JSON."""
 
     impl = Text
     cache_ok = True
@@ -106,9 +106,9 @@ class StringList(TypeDecorator[tuple[str, ...]]):
         return None if value is None else tuple(orjson.loads(value))
 
 
-_WORTH_PACKING = 4096
+_MIN_COMPRESSED_BYTES = 4096
 _LZ4 = b"\x04"
-"""Put before an LZ4 block; no JSON document begins so."""
+"""First byte of a compressed value. No JSON document starts with it."""
 
 metadata = MetaData(
     naming_convention={
@@ -135,7 +135,7 @@ events = Table(
     Column("reason", ForeignText, nullable=False),
     Column("facts", CompressedJson, nullable=False),
     Column("considered", CompressedJson, nullable=False),
-    Index("ix_events_name", "name", info={"only": "postgresql"}),  # SQLite asks the owners (`search.named`)
+    Index("ix_events_name", "name", info={"only": "postgresql"}),  # not on SQLite: see `search.has_name`
     Index("ix_events_launch_plan", "launch_plan", "recorded_at"),
     Index("ix_events_recorded_at", "recorded_at"),
 )
@@ -146,8 +146,8 @@ checkpoints = Table(
     Column("name", String(32), primary_key=True),
     Column("at", UtcTime, nullable=False),
 )
-"""Moments to remember: `since` the ledger knows all that was told, what was `set_reconciled_until` for lost events, and when it was
-last `pinged`."""
+"""Stored timestamps: since when the ledger has all events (`complete_since`), up to when it was compared with
+FlyteAdmin (`reconciled`), and when readiness last checked that it can write (`pinged`)."""
 
 contents = Table(
     "contents",
@@ -155,7 +155,7 @@ contents = Table(
     Column("content_hash", String(64), primary_key=True),
     Column("body", CompressedJson, nullable=False),
 )
-"""What is sent, once, however many deliveries send it."""
+"""The content of messages. Deliveries with the same content share a row."""
 
 deliveries = Table(
     "deliveries",
@@ -185,7 +185,7 @@ deliveries = Table(
     Column("occurred_at", UtcTime, nullable=False),
     Column("trace", String(600)),
     Index("ix_deliveries_event", "event"),
-    # On PostgreSQL they are just as partial, by the migrations: said here too, it would load the dialect everywhere.
+    # The migrations make these indexes partial on PostgreSQL too. `postgresql_where` here would import its dialect.
     Index(
         "ix_deliveries_thread",
         "thread",
@@ -195,7 +195,7 @@ deliveries = Table(
     Index(
         "ix_deliveries_thread_waiting",
         "thread",
-        "state",  # or SQLite would look through the conversation's history
+        "state",  # without it, SQLite would read all earlier messages of the thread
         "occurred_at",
         sqlite_where=text("state = 'waiting' AND thread IS NOT NULL"),
     ),
@@ -213,7 +213,7 @@ deliveries = Table(
     ),
     Index(
         "ix_deliveries_backlog",
-        "state",  # or SQLite would look at each row after all
+        "state",  # without it, SQLite would also read each row of the table
         "channel",
         "created_at",
         sqlite_where=text("state = 'waiting'"),
@@ -236,8 +236,8 @@ delivery_recipients = Table(
     Column("delivery", String(64), primary_key=True),
     sqlite_with_rowid=False,
 )
-"""Deliveries by recipient and address, in ASCII lower case. Triggers on `deliveries` keep it; on SQLite the ledger inserts
-the rows itself (`search.TOLD`)."""
+"""Deliveries by recipient and address, with ASCII letters in lower case. Triggers on `deliveries` maintain it, except
+that on SQLite the ledger inserts the rows itself (`search.INSERT_RECIPIENTS`)."""
 
 launch_plan_status = Table(
     "launch_plan_status",
@@ -246,7 +246,7 @@ launch_plan_status = Table(
     Column("failed_at", UtcTime),
     Column("succeeded_at", UtcTime),
 )
-"""How launch plans stand that somebody was told about: when they last failed and succeeded (`ledger/matters.py`)."""
+"""When launch plans with notified failures last failed and succeeded (`ledger/launch_plan_status.py`)."""
 
 launch_plan_versions = Table(
     "launch_plan_versions",
@@ -254,7 +254,7 @@ launch_plan_versions = Table(
     Column("launch_plan", String(1024), primary_key=True),
     Column("version", ForeignText, primary_key=True),
 )
-"""In which versions launch plans have run, where somebody wants to know of new ones."""
+"""The versions in which launch plans have run, for launch plans whose rules ask for change events."""
 
 destinations = Table(
     "destinations",
@@ -265,7 +265,7 @@ destinations = Table(
     Column("blocked_until", UtcTime),
     Column("failures", Integer, nullable=False),
 )
-"""How each destination stands (`dispatcher/model/rate_limit.py`)."""
+"""The rate limit and failures of each destination (`dispatcher/model/rate_limit.py`)."""
 
 attempts = Table(
     "attempts",
@@ -299,4 +299,4 @@ rejected = Table(
 )
 
 compatibility = Table("compatibility", metadata, Column("oldest", String(32), nullable=False))
-"""One row, written with each migration and by none of them: the oldest version whose code can work with these tables."""
+"""One row: the oldest version whose code can work with these tables. `engine` writes it after each migration."""

@@ -1,7 +1,7 @@
-"""What a search means in SQL, and where it begins: always at an index, however many rows there are.
+"""Turns filters into SQL that always starts from an index.
 
-The rows that the index gives in order are looked through up to a bound; what else is asked for is looked at
-among those. So no search reads the whole ledger, whatever is asked for together.
+The index gives rows in order, up to `max_rows`; the other conditions filter those rows. So no combination of conditions
+reads the whole ledger.
 """
 
 from __future__ import annotations
@@ -20,21 +20,26 @@ from dispatcher.model.delivery import State
 from dispatcher.model.phase import TERMINAL
 
 KEY_LENGTH = 32
-TOLD = """
+INSERT_RECIPIENTS = """
     INSERT OR IGNORE INTO delivery_recipients (recipient, created_at, delivery)
-    SELECT substr(lower(name.value), 1, 320), made.created_at, made.key
-    FROM json_each(?) AS new CROSS JOIN deliveries AS made ON made.key = new.value CROSS JOIN json_each(made.recipients) AS name
+    SELECT substr(lower(name.value), 1, 320), new.created_at, new.key
+    FROM json_each(?) AS keys CROSS JOIN deliveries AS new ON new.key = keys.value
+    CROSS JOIN json_each(new.recipients) AS name
     UNION ALL
-    SELECT substr(lower(name.value), 1, 320), made.created_at, made.key
-    FROM json_each(?) AS new CROSS JOIN deliveries AS made ON made.key = new.value CROSS JOIN json_each(made.addresses) AS name
-    WHERE made.addresses <> made.recipients
+    SELECT substr(lower(name.value), 1, 320), new.created_at, new.key
+    FROM json_each(?) AS keys CROSS JOIN deliveries AS new ON new.key = keys.value
+    CROSS JOIN json_each(new.addresses) AS name
+    WHERE new.addresses <> new.recipients
 """
-"""Notes whom deliveries tell, by their keys as JSON. On PostgreSQL a trigger does it, once a statement; SQLite's fire for
-each row, and cost more than twice as much."""
+"""Adds the recipients and addresses of new deliveries, whose keys are given twice as a JSON list.
+
+For SQLite only: on PostgreSQL a trigger does the same once for each statement. SQLite's triggers run for each row,
+which costs more than twice as much.
+"""
 
 
 class Cursor(NamedTuple):
-    """Where a page ends: the next one begins after it. Newest first, so after means older."""
+    """The last row of a page. Pages are sorted newest first, so the next page has older rows."""
 
     at: datetime
     key: str
@@ -44,34 +49,37 @@ class Cursor(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError for what is no cursor of ours."""
+        """Parse a cursor's text. Raises ValueError if it is not a cursor."""
         at, tilde, key = text.partition("~")
-        moment = datetime.fromisoformat(at)
-        if not tilde or not key or "\0" in key or moment.tzinfo is None:
+        time = datetime.fromisoformat(at)
+        if not tilde or not key or "\0" in key or time.tzinfo is None:
             raise ValueError("no cursor")
-        return cls(moment, key)
+        return cls(time, key)
 
 
 def conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
-    """All that must hold of a delivery."""
+    """All conditions of the filter on the table `deliveries`."""
     within = _range(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
-    return [*_rest(wanted, deliveries.c), *_at_hand(wanted), *within]
+    return [*_row_conditions(wanted, deliveries.c), *_key_conditions(wanted), *within]
 
 
-def found(wanted: DeliveryFilter, after: Cursor | None, *, limit: int, bound: int) -> tuple[Select[Any], Select[Any]]:
-    """The deliveries that fit, newest first, each with its place in that order, `at`; and where the look ended early.
-
-    `bound`: how many rows are looked through at most.
-    """
-    some = _window(wanted, after, bound).subquery("some")
-    fitting = select(some).where(*_rest(wanted, some.c)).order_by(some.c.at.desc(), some.c.key.desc()).limit(limit)
-    return fitting, _end_of(some, bound)
-
-
-def found_events(
-    wanted: EventFilter, after: Cursor | None, *, limit: int, bound: int
+def matching_deliveries(
+    wanted: DeliveryFilter, after: Cursor | None, *, limit: int, max_rows: int
 ) -> tuple[Select[Any], Select[Any]]:
-    """The same of events."""
+    """Two queries: the matching deliveries, newest first; and the last row that the search read.
+
+    `max_rows`: how many rows the search reads at most. The second query returns no row if it reads fewer. Both have
+    `at`, the time by which rows are sorted.
+    """
+    some = _newest_rows(wanted, after, max_rows).subquery("some")
+    matching = select(some).where(*_row_conditions(wanted, some.c))
+    return matching.order_by(some.c.at.desc(), some.c.key.desc()).limit(limit), _last_row(some, max_rows)
+
+
+def matching_events(
+    wanted: EventFilter, after: Cursor | None, *, limit: int, max_rows: int
+) -> tuple[Select[Any], Select[Any]]:
+    """Like `matching_deliveries`, for terminal events."""
     columns = [column for column in events.c if column.name not in {"facts", "considered"}]
     at = events.c.recorded_at
     query = select(*columns, at.label("at")).where(*_range(at, events.c.key, wanted.since, wanted.until, after))
@@ -79,28 +87,28 @@ def found_events(
         query = query.where(*of_execution(wanted.execution))
     elif wanted.launch_plan is not None:
         query = query.where(events.c.launch_plan == wanted.launch_plan)
-    some = query.order_by(at.desc(), events.c.key.desc()).limit(bound).subquery("some")
-    others = ("launch_plan", "phase", "verdict", "project", "domain")
-    rest = [some.c[name] == value for name in others if (value := getattr(wanted, name)) is not None]
-    fitting = select(some).where(*rest).order_by(some.c.at.desc(), some.c.key.desc()).limit(limit)
-    return fitting, _end_of(some, bound)
+    some = query.order_by(at.desc(), events.c.key.desc()).limit(max_rows).subquery("some")
+    names = ("launch_plan", "phase", "verdict", "project", "domain")
+    rest = [some.c[name] == value for name in names if (value := getattr(wanted, name)) is not None]
+    matching = select(some).where(*rest).order_by(some.c.at.desc(), some.c.key.desc()).limit(limit)
+    return matching, _last_row(some, max_rows)
 
 
 def lower(text: str) -> str:
-    """As the triggers write it: ASCII's letters alone, and no longer than the column."""
+    """A recipient as `delivery_recipients` has it: ASCII letters in lower case, cut to the column's length, no NUL."""
     return "".join(chr(ord(char) + 32) if "A" <= char <= "Z" else char for char in text)[:320].replace("\0", "")
 
 
-def _end_of(some: Any, bound: int) -> Select[Any]:
-    """The last row of a window that was full; none where there was nothing more to look at."""
-    return select(some.c.at, some.c.key).order_by(some.c.at.desc(), some.c.key.desc()).offset(bound - 1).limit(1)
+def _last_row(some: Any, max_rows: int) -> Select[Any]:
+    """Select the row at position `max_rows`; no row if the subquery has fewer."""
+    return select(some.c.at, some.c.key).order_by(some.c.at.desc(), some.c.key.desc()).offset(max_rows - 1).limit(1)
 
 
-def _window(wanted: DeliveryFilter, after: Cursor | None, bound: int) -> Select[Any]:
-    """The newest deliveries by the index that tells most, each with `at`, what it is ordered by."""
+def _newest_rows(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
+    """The newest deliveries from the index that the filter narrows most. `at`: the time by which the index is sorted."""
     if wanted.execution is not None or wanted.keys:
         at, key = deliveries.c.created_at, deliveries.c.key
-        query = select(deliveries, at.label("at")).where(*_at_hand(wanted))
+        query = select(deliveries, at.label("at")).where(*_key_conditions(wanted))
     elif wanted.recipient is not None:
         at, key = delivery_recipients.c.created_at, delivery_recipients.c.delivery
         query = select(deliveries, at.label("at")).join(
@@ -112,13 +120,13 @@ def _window(wanted: DeliveryFilter, after: Cursor | None, bound: int) -> Select[
         query = select(deliveries, at.label("at")).join(events, events.c.key == deliveries.c.event)
         query = query.where(events.c.launch_plan == wanted.launch_plan)
     else:
-        return _by_state(wanted, after, bound)
+        return _by_state(wanted, after, max_rows)
     query = query.where(*_range(at, key, wanted.since, wanted.until, after))
-    return query.order_by(at.desc(), key.desc()).limit(bound)
+    return query.order_by(at.desc(), key.desc()).limit(max_rows)
 
 
-def _by_state(wanted: DeliveryFilter, after: Cursor | None, bound: int) -> Select[Any]:
-    """Each state's newest by its index, and the newest of all of these."""
+def _by_state(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
+    """Read the newest deliveries of each wanted state from the index on state, and take the newest of them."""
     at, key = deliveries.c.created_at, deliveries.c.key
     within = _range(at, key, wanted.since, wanted.until, after)
     parts = [
@@ -126,13 +134,13 @@ def _by_state(wanted: DeliveryFilter, after: Cursor | None, bound: int) -> Selec
             select(deliveries, at.label("at"))
             .where(deliveries.c.state == literal(state.value), *within)
             .order_by(at.desc(), key.desc())
-            .limit(bound)
+            .limit(max_rows)
             .subquery(f"some_{state}")
         )
         for state in sorted(wanted.states or State)
     ]
     every = union_all(*parts).subquery("every")
-    return select(every).order_by(every.c.at.desc(), every.c.key.desc()).limit(bound)
+    return select(every).order_by(every.c.at.desc(), every.c.key.desc()).limit(max_rows)
 
 
 def _range(at: Any, key: Any, since: datetime | None, until: datetime | None, after: Cursor | None) -> list[Any]:
@@ -146,35 +154,36 @@ def _range(at: Any, key: Any, since: datetime | None, until: datetime | None, af
     return limits
 
 
-def _at_hand(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
-    """What names few deliveries, found by their keys."""
+def _key_conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
+    """The conditions that select few deliveries by an index: delivery keys and an execution."""
     limits: list[ColumnElement[bool]] = []
     if wanted.keys:
-        whole = [key for key in wanted.keys if len(key) >= KEY_LENGTH]
-        begun = [_begins(key) for key in wanted.keys if len(key) < KEY_LENGTH]
-        limits.append(or_(*([deliveries.c.key.in_(whole)] if whole else []), *begun))
+        full = [key for key in wanted.keys if len(key) >= KEY_LENGTH]
+        prefixes = [_starts_with(key) for key in wanted.keys if len(key) < KEY_LENGTH]
+        limits.append(or_(*([deliveries.c.key.in_(full)] if full else []), *prefixes))
     if wanted.execution is not None:
         limits.append(deliveries.c.event.in_(select(events.c.key).where(*of_execution(wanted.execution))))
     return limits
 
 
-def _begins(key: str) -> ColumnElement[bool]:
-    """Keys are hexadecimal, and "g" comes after all its digits. LIKE would pass the index by."""
-    return and_(deliveries.c.key >= key, deliveries.c.key < f"{key}g")
+def _starts_with(prefix: str) -> ColumnElement[bool]:
+    """A range of delivery keys. Keys are hexadecimal, and "g" comes after all digits. LIKE would not use the index."""
+    return and_(deliveries.c.key >= prefix, deliveries.c.key < f"{prefix}g")
 
 
 def of_execution(text: str) -> list[ColumnElement[bool]]:
-    """An event of it: `project/domain/name`, or a name alone."""
+    """Conditions on `events` for an execution: `project/domain/name`, or a name in any project and domain."""
     if "/" not in text:
-        return [named(text)]
+        return [has_name(text)]
     return [events.c.key.in_([f"{text}/{phase}" for phase in sorted(TERMINAL)])]
 
 
-class named(ColumnElement[bool]):  # noqa: N801 - as SQLAlchemy's own
-    """Whether an event is of an execution of that name, whoever's it is.
+class has_name(ColumnElement[bool]):  # noqa: N801 - lower case like SQLAlchemy's own functions
+    """True for events of executions with this name, in any project and domain.
 
-    On SQLite the owners are looked up, one after another by the key's own index, and then their executions: an index of
-    names would be one more page to write for each event.
+    PostgreSQL has an index on the name. SQLite has none, because each event would write one more page: there the query
+    first lists the places (project and domain), each with one look-up in the primary key, and then looks up the event
+    keys that the name can have there.
     """
 
     inherit_cache: bool | None = False
@@ -183,47 +192,48 @@ class named(ColumnElement[bool]):  # noqa: N801 - as SQLAlchemy's own
         self.name = name
 
 
-@compiles(named, "postgresql")
-def _by_index(element: named, compiler: SQLCompiler, **how: Any) -> str:
-    return compiler.process(events.c.name == element.name, **how)
+@compiles(has_name, "postgresql")
+def _by_index(element: has_name, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(events.c.name == element.name, **options)
 
 
-@compiles(named, "sqlite")
-def _by_owners(element: named, compiler: SQLCompiler, **how: Any) -> str:
-    key, name = (compiler.process(one, **how) for one in (events.c.key, literal(element.name)))
-    phases = compiler.process(literal(orjson.dumps(sorted(TERMINAL)).decode()), **how)
-    return f"{key} IN ({_OWNED.format(name=name, phases=phases)})"
+@compiles(has_name, "sqlite")
+def _by_places(element: has_name, compiler: SQLCompiler, **options: Any) -> str:
+    key, name = (compiler.process(one, **options) for one in (events.c.key, literal(element.name)))
+    phases = compiler.process(literal(orjson.dumps(sorted(TERMINAL)).decode()), **options)
+    return f"{key} IN ({_KEYS_IN_ALL_PLACES.format(name=name, phases=phases)})"
 
 
-_OWNED = """
-    WITH RECURSIVE owners (project, domain) AS (
+_KEYS_IN_ALL_PLACES = """
+    WITH RECURSIVE places (project, domain) AS (
       SELECT * FROM (SELECT project, domain FROM events ORDER BY key LIMIT 1)
       UNION
-      SELECT next.project, next.domain FROM owners JOIN events AS next
-      ON next.key = (SELECT min(key) FROM events WHERE key > owners.project || '/' || owners.domain || '0')
+      SELECT next.project, next.domain FROM places JOIN events AS next
+      ON next.key = (SELECT min(key) FROM events WHERE key > places.project || '/' || places.domain || '0')
     )
-    SELECT owners.project || '/' || owners.domain || '/' || {name} || '/' || phase.value
-    FROM owners CROSS JOIN json_each({phases}) AS phase
+    SELECT places.project || '/' || places.domain || '/' || {name} || '/' || phase.value
+    FROM places CROSS JOIN json_each({phases}) AS phase
 """
-"""Keys are `project/domain/name/PHASE`, and "0" comes next after "/"."""
+"""Keys are `project/domain/name/PHASE`. "0" is the character after "/", so `project/domain0` follows all keys of a
+place."""
 
 
-def _rest(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool]]:
-    """What is looked at row by row."""
+def _row_conditions(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool]]:
+    """The conditions that are checked on each row."""
     limits: list[ColumnElement[bool]] = []
     if wanted.states:
         limits.append(row.state.in_(sorted(wanted.states)))
     if wanted.channel is not None:
         limits.append(row.channel == wanted.channel)
     if wanted.launch_plan is not None:
-        # A scalar, so that no planner turns it into a join that begins with the launch plan's million events.
+        # A scalar subquery, so that the planner can't turn it into a join that starts from the launch plan's events.
         plan = select(events.c.launch_plan).where(events.c.key == row.event).scalar_subquery()
         limits.append(plan == wanted.launch_plan)
     if wanted.recipient is not None:
-        line = (
+        its_entry = select(delivery_recipients.c.delivery).where(
             delivery_recipients.c.recipient == lower(wanted.recipient),
             delivery_recipients.c.created_at == row.created_at,
+            delivery_recipients.c.delivery == row.key,
         )
-        theirs = select(delivery_recipients.c.delivery).where(*line, delivery_recipients.c.delivery == row.key)
-        limits.append(theirs.scalar_subquery() == row.key)
+        limits.append(its_entry.scalar_subquery() == row.key)
     return limits

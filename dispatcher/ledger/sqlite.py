@@ -1,4 +1,4 @@
-"""SQLite's one writer: pieces of work in a thread of their own, all that wait in one transaction."""
+"""The one writer of a SQLite ledger: runs writes in a thread, and commits all that wait in one transaction."""
 
 from __future__ import annotations
 
@@ -16,176 +16,183 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from dispatcher.ledger.statements import run
 
-COMPANY = 0.005
-"""Seconds that patient work waits for some that isn't."""
+LOW_PRIORITY_WAIT = 0.005
+"""Seconds that a low-priority write waits for an urgent one, to share its transaction."""
 T = TypeVar("T")
-Turn = Callable[[], AbstractAsyncContextManager[None]]
-"""While it is held, nobody else in this process writes."""
+WriterLock = Callable[[], AbstractAsyncContextManager[None]]
+"""Returns a context manager that locks out all other writers in this process."""
 
 
 @dataclass(slots=True, eq=False)
-class _Piece:
-    """One caller's work, and what came of it."""
+class _Write:
+    """One caller's work and its result."""
 
     work: Callable[[Connection], Any]
     done: asyncio.Future[Any]
-    """The caller waits for it; cancelled where he has given up."""
-    patient: bool
-    """It may wait a moment for company."""
-    writing: Future[None] | None = None
-    """The transaction that it is in."""
-    value: Any = None
-    trouble: Exception | None = None
+    """The caller waits for it. It is cancelled if the caller was cancelled."""
+    low_priority: bool
+    transaction: Future[None] | None = None
+    """The transaction that the work runs in; None while it still waits."""
+    result: Any = None
+    error: Exception | None = None
 
-    def tell(self, trouble: Exception | None = None) -> None:
-        """Tell the caller what came of it, or of the whole transaction."""
-        trouble = trouble or self.trouble
+    def complete(self, transaction_error: Exception | None = None) -> None:
+        """Give the caller the result, the work's error, or the error of the whole transaction."""
+        error = transaction_error or self.error
         if self.done.done():
             return
-        if trouble is not None:
-            self.done.set_exception(trouble)
+        if error is not None:
+            self.done.set_exception(error)
         else:
-            self.done.set_result(self.value)
+            self.done.set_result(self.result)
 
 
 class Writer:
-    """Carries pieces of work out one after another, from BEGIN to COMMIT without coming back to the event loop.
+    """Runs writes one after another in a thread, from BEGIN to COMMIT without a switch to the event loop.
 
-    Handing each statement over to a thread and waiting for it costs many times the statement itself. And a commit, which
-    waits for the disk, costs the same for one piece as for many: what comes while others are written shares the next
-    transaction. Each piece holds whole or not at all, whatever becomes of its neighbours.
+    To send each statement to a thread and wait for it costs many times the statement itself. And a commit, which waits
+    for the disk, costs the same for one write as for many: the writes that arrive during a transaction share the next
+    one. Each write is committed completely or not at all, even if others in the same transaction fail.
     """
 
-    def __init__(self, engine: Engine, turn: Turn, *, patience: float) -> None:
-        """`turn`: taken for each transaction. `patience`: seconds that one waits for a file that a stranger has locked."""
+    def __init__(self, engine: Engine, lock: WriterLock, *, busy_seconds: float) -> None:
+        """`lock`: held during each transaction. `busy_seconds`: how long to wait while another process has the file."""
         self._engine = engine
-        self._turn = turn
-        self._patience = patience
-        self._waiting: list[_Piece] = []
-        self._at_work: asyncio.Task[None] | None = None
+        self._lock = lock
+        self._busy_seconds = busy_seconds
+        self._waiting: list[_Write] = []
+        self._task: asyncio.Task[None] | None = None
+        """Runs while writes wait."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._connection: Connection | None = None
-        """The thread's, kept: taking one out of the engine's pool and putting it back costs as much as a statement."""
-        self._hurry = asyncio.Event()
-        """Somebody has come who can't wait."""
+        """The thread's connection, kept open: a checkout from the engine's pool costs as much as a statement."""
+        self._urgent_write = asyncio.Event()
+        """Set when a write arrives that is not low-priority."""
 
-    async def write(self, work: Callable[[Connection], T], *, patient: bool = False) -> T:
-        """What `work` returns, committed. Whoever is cancelled meanwhile has written nothing, or all of it.
+    async def write(self, work: Callable[[Connection], T], *, low_priority: bool = False) -> T:
+        """Run `work`, commit, and return its result. If the caller is cancelled, all of it is committed or nothing.
 
-        `patient`: a transaction of its own is not worth its while if somebody else's begins in a moment.
+        `low_priority`: wait `LOW_PRIORITY_WAIT` for an urgent write, whose transaction this one can share.
         """
-        piece = _Piece(work, asyncio.get_running_loop().create_future(), patient)
-        self._waiting.append(piece)
-        if not patient:
-            self._hurry.set()
-        if self._at_work is None or self._at_work.done():
-            self._at_work = asyncio.create_task(self._write_waiting())  # noqa: TID251 - `aclose` waits for it
+        write = _Write(work, asyncio.get_running_loop().create_future(), low_priority)
+        self._waiting.append(write)
+        if not low_priority:
+            self._urgent_write.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._write_waiting())  # noqa: TID251 - `aclose` waits for it
         try:
-            value: T = await piece.done
+            result: T = await write.done
         except asyncio.CancelledError:
-            if piece.writing is None:
-                self._waiting.remove(piece)
+            if write.transaction is None:
+                self._waiting.remove(write)
             else:
-                await _ended(piece.writing)
+                await _finished(write.transaction)
             raise
-        return value
+        return result
 
     async def aclose(self) -> None:
-        """Let what is being written end."""
-        if self._at_work is not None:
-            await asyncio.wait([self._at_work])
+        """Finish the waiting writes, then close the connection and the thread."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
         await asyncio.to_thread(self._thread.shutdown)
         if self._connection is not None:
             self._connection.close()
         self._engine.dispose()
 
     async def _write_waiting(self) -> None:
-        """Write what waits, and what comes meanwhile. On its own: whoever is cancelled leaves the others' work alone."""
-        group: list[_Piece] = []
+        """Run transactions until no write waits. Its own task, so that a cancelled caller doesn't cancel other writes."""
+        group: list[_Write] = []
         while self._waiting:
-            await self._company()
+            await self._wait_for_urgent_write()
             try:
-                async with self._turn():
+                async with self._lock():
                     group, self._waiting = self._waiting, []
-                    await self._written(group)
-            except Exception as trouble:  # noqa: BLE001 - each caller gets it, at its own await
-                for piece in [*group, *self._waiting]:  # a file that is locked for some is so for all
-                    piece.tell(trouble)
+                    await self._run_group(group)
+            except Exception as error:  # noqa: BLE001 - each caller gets it, at its own await
+                for write in [*group, *self._waiting]:  # the waiting writes would meet the same locked file
+                    write.complete(error)
                 self._waiting.clear()
-            for piece in group:
-                piece.tell()
-            await asyncio.sleep(0)  # noqa: TID251 - what those who were told bring next is in time for the next transaction
+            for write in group:
+                write.complete()
+            await asyncio.sleep(0)  # noqa: TID251 - callers may add their next writes to the next transaction
 
-    async def _company(self) -> None:
-        """Where nobody is in a hurry, wait a moment for somebody who is: one commit is cheaper than two."""
-        if any(not piece.patient for piece in self._waiting):
+    async def _wait_for_urgent_write(self) -> None:
+        """If only low-priority writes wait, wait up to `LOW_PRIORITY_WAIT` for an urgent one: one commit for both."""
+        if any(not write.low_priority for write in self._waiting):
             return
-        self._hurry.clear()
+        self._urgent_write.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(COMPANY):
-                await self._hurry.wait()
+            async with asyncio.timeout(LOW_PRIORITY_WAIT):
+                await self._urgent_write.wait()
 
-    async def _written(self, group: Sequence[_Piece]) -> None:
-        writing = self._thread.submit(self._transaction, group)
-        for piece in group:
-            piece.writing = writing
-        await asyncio.wrap_future(writing)
+    async def _run_group(self, group: Sequence[_Write]) -> None:
+        transaction = self._thread.submit(self._transaction, group)
+        for write in group:
+            write.transaction = transaction
+        await asyncio.wrap_future(transaction)
 
-    def _transaction(self, group: Sequence[_Piece]) -> None:
+    def _transaction(self, group: Sequence[_Write]) -> None:
         connection = self._connection = self._connection or self._engine.connect()
         try:
-            with self._begun(connection, group) as transaction:
-                for piece in group:
-                    _carry_out(piece, connection, in_company=len(group) > 1)
-                if all(piece.trouble is not None for piece in group):
+            with self._begin(connection, group) as transaction:
+                for write in group:
+                    _run_work(write, connection, with_savepoint=len(group) > 1)
+                if all(write.error is not None for write in group):
                     transaction.rollback()
         except Exception:
-            self._renounce(connection)
+            self._drop(connection)
             raise
-        if any(isinstance(piece.trouble, DBAPIError) for piece in group):
-            self._renounce(connection)
+        if any(isinstance(write.error, DBAPIError) for write in group):
+            self._drop(connection)
 
-    def _renounce(self, connection: Connection) -> None:
-        """Open a new one next time: nothing of what went wrong may stay with this one.
+    def _drop(self, connection: Connection) -> None:
+        """Close the connection after an error; the next transaction opens a new one.
 
-        What SQLite could only open for reading stays so, even where that is mended.
+        SQLite keeps a connection read-only if it was opened while the file was read-only.
         """
         self._connection = None
         connection.invalidate()
         connection.close()
 
-    def _begun(self, connection: Connection, group: Sequence[_Piece]) -> RootTransaction:
-        """Begin, by short waits for a locked file: SQLite's own can't be cut short."""
-        deadline = time.monotonic() + self._patience
+    def _begin(self, connection: Connection, group: Sequence[_Write]) -> RootTransaction:
+        """Begin a transaction; while the file is locked, try again until `busy_seconds` have passed.
+
+        Many short waits instead of one long wait of SQLite's, which can't be cancelled.
+        """
+        deadline = time.monotonic() + self._busy_seconds
         while True:
             try:
                 return connection.begin()
             except OperationalError as error:
                 busy = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-                given_up = all(piece.done.cancelled() for piece in group)
-                if not busy or given_up or time.monotonic() >= deadline:
+                all_cancelled = all(write.done.cancelled() for write in group)
+                if not busy or all_cancelled or time.monotonic() >= deadline:
                     raise
 
 
-def _carry_out(piece: _Piece, connection: Connection, *, in_company: bool) -> None:
-    """Do the work, or undo all of it. Raises where SQLite has given up the whole transaction over it, as on a full disk."""
-    if in_company:
-        run(connection, "SAVEPOINT piece")
+def _run_work(write: _Write, connection: Connection, *, with_savepoint: bool) -> None:
+    """Do the work, or undo all of it and keep its error.
+
+    Raises the error if SQLite has rolled back the whole transaction because of it, as on a full disk.
+    """
+    if with_savepoint:
+        run(connection, "SAVEPOINT one_write")
     try:
-        piece.value = piece.work(connection)
-    except Exception as trouble:  # noqa: BLE001 - the caller gets it
-        piece.trouble = trouble
-        if in_company:
+        write.result = write.work(connection)
+    except Exception as error:  # noqa: BLE001 - the caller gets it
+        write.error = error
+        if with_savepoint:
             try:
-                run(connection, "ROLLBACK TO piece")
+                run(connection, "ROLLBACK TO one_write")
             except DBAPIError:
-                raise trouble from None
-    if in_company:
-        run(connection, "RELEASE piece")
+                raise error from None
+    if with_savepoint:
+        run(connection, "RELEASE one_write")
 
 
-async def _ended(writing: Future[None]) -> None:
-    ended = asyncio.Event()
+async def _finished(transaction: Future[None]) -> None:
+    """Wait until the transaction is committed or has failed; the error is not raised here."""
+    finished = asyncio.Event()
     loop = asyncio.get_running_loop()
-    writing.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
-    await ended.wait()
+    transaction.add_done_callback(lambda _: loop.call_soon_threadsafe(finished.set))
+    await finished.wait()

@@ -1,4 +1,4 @@
-"""What may be asked for, in the console's addresses and in the API's alike."""
+"""Query parameters of the console's and the API's searches."""
 
 from __future__ import annotations
 
@@ -10,87 +10,89 @@ from pydantic import BaseModel, ConfigDict, Field
 from dispatcher.ledger import DeliveryFilter, EventFilter
 from dispatcher.ledger.search import Cursor
 from dispatcher.model.delivery import State
-from dispatcher.parsing.duration import parse_moment
+from dispatcher.parsing.duration import parse_time
 
-LONGEST_PAGE = 500
+MAX_PAGE_SIZE = 500
 
 
-_Said = Annotated[str, Field(min_length=1, max_length=800, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Moment = Annotated[
+_Text = Annotated[str, Field(min_length=1, max_length=800, pattern=r"^[^\x00-\x1f\x7f]+$")]
+TimeArgument = Annotated[
     str,
     Field(
         min_length=1,
         max_length=40,
-        description="A span of time ago (`30m`, `24h`, `7d`), or a time (`2026-11-20T09:00Z`).",
+        description="A duration before now (`30m`, `24h`, `7d`), or a timestamp (`2026-11-20T09:00Z`).",
         examples=["24h", "2026-11-20T09:00:00Z"],
     ),
 ]
 
 
-class _Asked(BaseModel):
+class _Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class About(_Asked):
-    """Which deliveries are meant; everything given must hold."""
+class DeliveryCriteria(_Parameters):
+    """Selects deliveries that meet all given conditions."""
 
-    channel: Annotated[_Said | None, Field(description="`email`, `slack`, …")] = None
+    channel: Annotated[_Text | None, Field(description="`email`, `slack`, …")] = None
     recipient: Annotated[
-        _Said | None, Field(description="Whole, as a rule names it; the case of ASCII letters doesn't count.")
+        _Text | None,
+        Field(description="In full, as the rule or the channel writes it; ASCII letters match in either case."),
     ] = None
-    launch_plan: Annotated[_Said | None, Field(description="Its name.")] = None
-    execution: Annotated[_Said | None, Field(description="`project/domain/name`, or a name alone.")] = None
-    since: Moment | None = None
-    until: Moment | None = None
+    launch_plan: Annotated[_Text | None, Field(description="Name of the launch plan.")] = None
+    execution: Annotated[_Text | None, Field(description="`project/domain/name`, or only the name.")] = None
+    since: TimeArgument | None = None
+    until: TimeArgument | None = None
 
     def filter(self, *, now: datetime, states: frozenset[State] = frozenset()) -> DeliveryFilter:
-        """Raises ValueError for a moment that can't be read."""
+        """The filter for the ledger. Raises ValueError for an invalid `since` or `until`."""
         return DeliveryFilter(
             states=states,
             channel=self.channel,
             recipient=self.recipient,
             launch_plan=self.launch_plan,
             execution=self.execution,
-            since=_moment(self.since, now),
-            until=_moment(self.until, now),
+            since=_parse_time(self.since, now),
+            until=_parse_time(self.until, now),
         )
 
 
-class Paged(_Asked):
-    """A page of a list, newest first."""
+class PageParameters(_Parameters):
+    """Selects a page of a list, newest first."""
 
-    after: Annotated[str | None, Field(max_length=1200, description="`next` of the page before.")] = None
-    limit: Annotated[int, Field(ge=1, le=LONGEST_PAGE, description="Entries at most.")] = 50
+    after: Annotated[str | None, Field(max_length=1200, description="`next` of the previous page.")] = None
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE, description="Maximum number of entries.")] = 50
 
     @property
     def cursor(self) -> Cursor | None:
-        """Raises ValueError for what is no cursor."""
+        """`after`, parsed. Raises ValueError if it is not a cursor."""
         return Cursor.parse(self.after) if self.after is not None else None
 
 
-class DeliverySearch(About, Paged):
+class DeliverySearch(DeliveryCriteria, PageParameters):
     """A search for deliveries."""
 
-    state: Annotated[list[State], Field(description="May be given again.")] = []
+    state: Annotated[list[State], Field(description="May be repeated to match several states.")] = []
 
     def wanted(self, *, now: datetime) -> DeliveryFilter:
+        """The filter for the ledger. Raises ValueError for an invalid `since` or `until`."""
         return self.filter(now=now, states=frozenset(self.state))
 
 
-class ExecutionSearch(Paged):
-    """A search for executions' ends."""
+class ExecutionSearch(PageParameters):
+    """A search for terminal events."""
 
-    execution: Annotated[_Said | None, Field(description="`project/domain/name`, or a name alone.")] = None
-    launch_plan: _Said | None = None
-    project: _Said | None = None
-    domain: _Said | None = None
+    execution: Annotated[_Text | None, Field(description="`project/domain/name`, or only the name.")] = None
+    launch_plan: _Text | None = None
+    project: _Text | None = None
+    domain: _Text | None = None
     phase: Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"] | None = None
     verdict: Literal["matched", "no_matching_rule", "disabled"] | None = None
-    since: Moment | None = None
-    until: Moment | None = None
+    since: TimeArgument | None = None
+    until: TimeArgument | None = None
 
     def wanted(self, *, now: datetime) -> EventFilter:
-        """Raises ValueError for a moment that can't be read."""
+        """The filter for the ledger. Raises ValueError for an invalid `since` or `until`."""
         return EventFilter(
             execution=self.execution,
             launch_plan=self.launch_plan,
@@ -98,16 +100,18 @@ class ExecutionSearch(Paged):
             domain=self.domain,
             phase=self.phase,
             verdict=self.verdict,
-            since=_moment(self.since, now),
-            until=_moment(self.until, now),
+            since=_parse_time(self.since, now),
+            until=_parse_time(self.until, now),
         )
 
 
-class RejectedSearch(Paged):
+class RejectedSearch(PageParameters):
     """A search for rejected messages."""
 
-    replayed: Annotated[bool | None, Field(description="Only those that were replayed, or were not.")] = None
+    replayed: Annotated[
+        bool | None, Field(description="true: only replayed messages; false: only messages that were not replayed.")
+    ] = None
 
 
-def _moment(text: str | None, now: datetime) -> datetime | None:
-    return parse_moment(text, now=now) if text is not None else None
+def _parse_time(text: str | None, now: datetime) -> datetime | None:
+    return parse_time(text, now=now) if text is not None else None

@@ -1,4 +1,4 @@
-"""What is written at once shares a transaction, and holds or fails alone."""
+"""The SQLite writer: writes that wait together share a transaction, and each is committed or fails alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def a_database(folder: Path) -> AsyncIterator[Database]:
         await database.aclose()
 
 
-def adding(*names: str) -> Work:
+def insert(*names: str) -> Work:
     def work(connection: Connection) -> str:
         for name in names:
             connection.exec_driver_sql("INSERT INTO t VALUES (?)", (name,))
@@ -40,202 +40,204 @@ def adding(*names: str) -> Work:
     return work
 
 
-def there(folder: Path) -> list[str]:
+def names_in_table(folder: Path) -> list[str]:
     with closing(sqlite3.connect(folder / "x.db")) as other:
         return [name for (name,) in other.execute("SELECT name FROM t ORDER BY name")]
 
 
-class Held:
-    """Work that keeps the writer at it until it is let go: what comes meanwhile comes together."""
+class BlockingWork:
+    """Work that blocks the writer until `release` is set, so that later writes wait together."""
 
     def __init__(self) -> None:
-        self.go = threading.Event()
-        self._begun = threading.Event()
+        self.release = threading.Event()
+        self._started = threading.Event()
 
     def __call__(self, connection: Connection) -> str:
-        self._begun.set()
-        self.go.wait(10)
-        return adding("first")(connection)
+        self._started.set()
+        self.release.wait(10)
+        return insert("first")(connection)
 
-    async def begun(self) -> None:
-        assert await asyncio.to_thread(self._begun.wait, 10)
+    async def started(self) -> None:
+        assert await asyncio.to_thread(self._started.wait, 10)
 
 
-async def behind_one_another(database: Database, works: Sequence[Work]) -> list[str | BaseException]:
-    """What becomes of works that come while another is written."""
-    held = Held()
-    first = asyncio.create_task(database.write(held))
-    await held.begun()
+async def write_together(database: Database, works: Sequence[Work]) -> list[str | BaseException]:
+    """Write works that all arrive during another write; return their results or errors."""
+    blocker = BlockingWork()
+    first = asyncio.create_task(database.write(blocker))
+    await blocker.started()
     others = [asyncio.create_task(database.write(work)) for work in works]
-    await asyncio.sleep(0)  # they have come
-    held.go.set()
+    await asyncio.sleep(0)  # they wait now
+    blocker.release.set()
     await first
     return await asyncio.gather(*others, return_exceptions=True)
 
 
-async def test_what_comes_while_others_are_written_is_one_transaction(tmp_path: Path) -> None:
-    begun: list[object] = []
+async def test_writes_that_arrive_during_another_share_one_transaction(tmp_path: Path) -> None:
+    transactions: list[object] = []
 
-    def noted(connection: Connection) -> str:
-        begun.append(connection.get_transaction())
-        return adding(f"n{len(begun)}")(connection)
+    def record_transaction(connection: Connection) -> str:
+        transactions.append(connection.get_transaction())
+        return insert(f"n{len(transactions)}")(connection)
 
     async with a_database(tmp_path) as database:
-        ends = await behind_one_another(database, [noted] * 5)
+        results = await write_together(database, [record_transaction] * 5)
 
-    assert ends == ["n1", "n2", "n3", "n4", "n5"]
-    assert len(set(map(id, begun))) == 1
-    assert there(tmp_path) == ["first", "n1", "n2", "n3", "n4", "n5"]
+    assert results == ["n1", "n2", "n3", "n4", "n5"]
+    assert len(set(map(id, transactions))) == 1
+    assert names_in_table(tmp_path) == ["first", "n1", "n2", "n3", "n4", "n5"]
 
 
-async def test_patient_work_shares_the_transaction_of_what_comes_in_a_moment_and_is_done_alone_where_nothing_does(
+async def test_a_low_priority_write_shares_an_urgent_ones_transaction_and_is_written_alone_without_one(
     tmp_path: Path,
 ) -> None:
-    begun = []
+    transactions = []
 
-    def noted(connection: Connection) -> str:
-        begun.append(connection.get_transaction())
-        return adding(f"n{len(begun)}")(connection)
+    def record_transaction(connection: Connection) -> str:
+        transactions.append(connection.get_transaction())
+        return insert(f"n{len(transactions)}")(connection)
 
     async with a_database(tmp_path) as database:
-        for _ in range(5):  # the machine may be busy with others for longer than that moment
-            begun.clear()
+        for _ in range(5):  # on a busy machine the urgent write may come too late
+            transactions.clear()
             await database.write(lambda connection: connection.exec_driver_sql("DELETE FROM t"))
-            patient = asyncio.create_task(database.write(noted, patient=True))
+            low_priority = asyncio.create_task(database.write(record_transaction, low_priority=True))
             await asyncio.sleep(0)
-            await database.write(noted)
-            await patient
-            if begun[0] is begun[1]:
+            await database.write(record_transaction)
+            await low_priority
+            if transactions[0] is transactions[1]:
                 break
-        assert begun[0] is begun[1]
-        assert await database.write(adding("alone"), patient=True) == "alone"
+        assert transactions[0] is transactions[1]
+        assert await database.write(insert("alone"), low_priority=True) == "alone"
 
-    assert there(tmp_path) == ["alone", "n1", "n2"]
+    assert names_in_table(tmp_path) == ["alone", "n1", "n2"]
 
 
-async def test_what_fails_in_company_is_undone_whole_and_costs_its_neighbours_nothing(tmp_path: Path) -> None:
-    def stumbling(connection: Connection) -> str:
-        adding("half")(connection)
-        raise RuntimeError("a mistake of ours")
+async def test_a_write_that_fails_is_undone_completely_and_the_others_are_committed(tmp_path: Path) -> None:
+    def failing(connection: Connection) -> str:
+        insert("half")(connection)
+        raise RuntimeError("a bug")
 
     async with a_database(tmp_path) as database:
-        ends = await behind_one_another(
-            database, [adding("a"), stumbling, adding("b", "b"), adding("c", "first"), adding("d")]
+        results = await write_together(
+            database, [insert("a"), failing, insert("b", "b"), insert("c", "first"), insert("d")]
         )
 
-    assert ends[0] == "a"
-    assert isinstance(ends[1], RuntimeError)
-    assert isinstance(ends[2], IntegrityError)
-    assert isinstance(ends[3], IntegrityError)
-    assert ends[4] == "d"
-    assert there(tmp_path) == ["a", "d", "first"]
+    assert results[0] == "a"
+    assert isinstance(results[1], RuntimeError)
+    assert isinstance(results[2], IntegrityError)
+    assert isinstance(results[3], IntegrityError)
+    assert results[4] == "d"
+    assert names_in_table(tmp_path) == ["a", "d", "first"]
 
 
-async def test_what_sqlite_gives_up_whole_fails_for_all_and_nothing_of_it_stays(tmp_path: Path) -> None:
-    def giving_up(connection: Connection) -> str:
+async def test_if_sqlite_rolls_back_the_whole_transaction_all_writes_fail_and_nothing_is_stored(tmp_path: Path) -> None:
+    def rolling_back(connection: Connection) -> str:
         return str(connection.exec_driver_sql("INSERT OR ROLLBACK INTO t VALUES ('first')"))
 
     async with a_database(tmp_path) as database:
-        ends = await behind_one_another(database, [adding("a"), giving_up, adding("b")])
-        assert all(isinstance(end, IntegrityError | LedgerUnavailable) for end in ends)
-        assert there(tmp_path) == ["first"]
-        assert await database.write(adding("after")) == "after"
+        results = await write_together(database, [insert("a"), rolling_back, insert("b")])
+        assert all(isinstance(result, IntegrityError | LedgerUnavailable) for result in results)
+        assert names_in_table(tmp_path) == ["first"]
+        assert await database.write(insert("after")) == "after"
 
 
-async def test_a_mistake_of_ours_that_cost_the_whole_transaction_leaves_nothing_to_the_next(tmp_path: Path) -> None:
-    def stumbling(connection: Connection) -> str:
+async def test_a_bug_that_rolls_back_the_whole_transaction_does_not_affect_the_next_one(tmp_path: Path) -> None:
+    def failing(connection: Connection) -> str:
         try:
             connection.exec_driver_sql("INSERT OR ROLLBACK INTO t VALUES ('first')")
         except IntegrityError as error:
-            raise RuntimeError("a mistake of ours") from error
+            raise RuntimeError("a bug") from error
         return "never"
 
     async with a_database(tmp_path) as database:
-        ends = await behind_one_another(database, [adding("a"), stumbling, adding("b")])
-        assert all(isinstance(end, RuntimeError) for end in ends)
-        assert await database.write(adding("after")) == "after"
-        assert there(tmp_path) == ["after", "first"]
+        results = await write_together(database, [insert("a"), failing, insert("b")])
+        assert all(isinstance(result, RuntimeError) for result in results)
+        assert await database.write(insert("after")) == "after"
+        assert names_in_table(tmp_path) == ["after", "first"]
 
 
-async def test_who_gives_up_while_he_waits_has_written_nothing(tmp_path: Path) -> None:
+async def test_a_write_cancelled_while_it_waits_writes_nothing(tmp_path: Path) -> None:
     async with a_database(tmp_path) as database:
-        held = Held()
-        first = asyncio.create_task(database.write(held))
-        await held.begun()
-        waiting, other = (asyncio.create_task(database.write(adding(name))) for name in ("waiting", "other"))
-        await asyncio.sleep(0)  # they have come
+        blocker = BlockingWork()
+        first = asyncio.create_task(database.write(blocker))
+        await blocker.started()
+        waiting, other = (asyncio.create_task(database.write(insert(name))) for name in ("waiting", "other"))
+        await asyncio.sleep(0)  # they wait now
         waiting.cancel()
-        held.go.set()
-        ends = await asyncio.gather(first, waiting, other, return_exceptions=True)
+        blocker.release.set()
+        results = await asyncio.gather(first, waiting, other, return_exceptions=True)
 
-    assert isinstance(ends[1], asyncio.CancelledError)
-    assert there(tmp_path) == ["first", "other"]
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert names_in_table(tmp_path) == ["first", "other"]
 
 
-async def test_who_gives_up_in_the_middle_comes_back_when_it_is_written(tmp_path: Path) -> None:
+async def test_a_write_cancelled_in_its_transaction_returns_after_the_commit(tmp_path: Path) -> None:
     async with a_database(tmp_path) as database:
-        held = Held()
-        first = asyncio.create_task(database.write(held))
-        await held.begun()
+        blocker = BlockingWork()
+        first = asyncio.create_task(database.write(blocker))
+        await blocker.started()
         first.cancel()
         await asyncio.sleep(0.05)
         assert not first.done()
-        held.go.set()
+        blocker.release.set()
         with pytest.raises(asyncio.CancelledError):
             await first
-        assert there(tmp_path) == ["first"]
+        assert names_in_table(tmp_path) == ["first"]
 
 
 @settings(max_examples=20, deadline=None)
 @given(plan=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))
-def test_each_piece_holds_whole_or_not_at_all(
+def test_each_write_is_committed_completely_or_not_at_all(
     tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[bool, bool]]
 ) -> None:
-    """By (fails, is cancelled); who was cancelled may have written all or nothing."""
-    folder = tmp_path_factory.mktemp("pieces")
+    """`plan`: for each write, if it fails and if it is cancelled. A cancelled one has written everything or nothing."""
+    folder = tmp_path_factory.mktemp("writes")
 
-    def piece(number: int, *, fails: bool) -> Work:
-        return adding(f"{number:02}a", f"{number:02}b", *(["first"] if fails else []))
+    def numbered(number: int, *, fails: bool) -> Work:
+        return insert(f"{number:02}a", f"{number:02}b", *(["first"] if fails else []))
 
     async def run() -> list[str | BaseException]:
         async with a_database(folder) as database:
-            await database.write(adding("first"))
-            tasks = [asyncio.create_task(database.write(piece(at, fails=fails))) for at, (fails, _) in enumerate(plan)]
+            await database.write(insert("first"))
+            tasks = [
+                asyncio.create_task(database.write(numbered(at, fails=fails))) for at, (fails, _) in enumerate(plan)
+            ]
             for task, (_, cancelled) in zip(tasks, plan, strict=True):
                 await asyncio.sleep(0)
                 if cancelled:
                     task.cancel()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
-    ends = asyncio.run(run())
+    results = asyncio.run(run())
 
-    found = there(folder)
-    for at, (end, (fails, cancelled)) in enumerate(zip(ends, plan, strict=True)):
+    found = names_in_table(folder)
+    for at, (result, (fails, cancelled)) in enumerate(zip(results, plan, strict=True)):
         rows = [name for name in found if name.startswith(f"{at:02}")]
         if fails or not cancelled:
             assert len(rows) == (0 if fails else 2)
         assert len(rows) in {0, 2}
-        assert isinstance(end, BaseException) == (fails or isinstance(end, asyncio.CancelledError))
+        assert isinstance(result, BaseException) == (fails or isinstance(result, asyncio.CancelledError))
 
 
-async def test_the_log_gets_its_full_size_at_once_and_nothing_else_is_left_of_it(tmp_path: Path) -> None:
+async def test_preallocate_gives_the_log_its_full_size_and_leaves_no_other_trace(tmp_path: Path) -> None:
     log = tmp_path / "x.db-wal"
     async with a_database(tmp_path) as database:
-        await asyncio.gather(database.make_room(), database.write(adding("a")))
-        grown = log.stat().st_size
-        assert grown > 20 * 1024**2
+        await asyncio.gather(database.preallocate(), database.write(insert("a")))
+        full_size = log.stat().st_size
+        assert full_size > 20 * 1024**2
         for name in "bcd":
-            await database.write(adding(name))
-        assert log.stat().st_size == grown
-        assert there(tmp_path) == ["a", "b", "c", "d"]
+            await database.write(insert(name))
+        assert log.stat().st_size == full_size
+        assert names_in_table(tmp_path) == ["a", "b", "c", "d"]
         async with database.reading() as connection:
             tables = await connection.run_sync(lambda one: inspect(one).get_table_names())
         assert tables == ["t"]
 
 
-async def test_where_the_disk_has_no_room_for_the_log_things_go_on_without(tmp_path: Path) -> None:
+async def test_preallocate_without_disk_space_is_ignored(tmp_path: Path) -> None:
     async with a_database(tmp_path) as database:
         await database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 100"))
-        await database.make_room()
-        await database.write(adding("a"))
-    assert "a" in there(tmp_path)
+        await database.preallocate()
+        await database.write(insert("a"))
+    assert "a" in names_in_table(tmp_path)

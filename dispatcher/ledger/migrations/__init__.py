@@ -1,1 +1,1 @@
-"""Alembic's scripts: how a ledger of any version becomes one of this version."""
+"""Alembic's scripts: they upgrade a ledger from any released version to this one."""

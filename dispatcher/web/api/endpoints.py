@@ -1,4 +1,4 @@
-"""What the API does."""
+"""The API's operations."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dispatcher.ledger import DeliveryFilter, Ledger
 from dispatcher.ledger.queries import Activity
 from dispatcher.model.event import ExecutionId
 from dispatcher.operations import Operations
-from dispatcher.web.activity_stream import Feed
+from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import models
-from dispatcher.web.api.openapi import Asked, Operation, Problem, document, http_problem
+from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document, http_problem
 from dispatcher.web.auth.access import caller, needs
 from dispatcher.web.config import Scope
 from dispatcher.web.filters import DeliverySearch, ExecutionSearch, RejectedSearch
@@ -31,34 +31,34 @@ from dispatcher.web.responses import problem_details
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
-"""How long a chart looks back, in how many stretches."""
+"""The time range of the charts, and their number of time buckets."""
 DELIVERIES_AT_MOST = 500
-"""Of one execution."""
-_Read = TypeVar("_Read")
+"""How many deliveries of one execution are shown."""
+_Parsed = TypeVar("_Parsed")
 
 
 class Api:
-    """Reads the ledger's views; acts through the desk."""
+    """Reads with the ledger's queries; redrives and replays with `Operations`."""
 
-    def __init__(self, ledger: Ledger, operations: Operations, feed: Feed, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, operations: Operations, activity_stream: ActivityStream, clock: Clock) -> None:
         self._ledger = ledger
-        self._desk = operations
-        self._feed = feed
+        self._operations = operations
+        self._activity_stream = activity_stream
         self._clock = clock
-        self.operations = self._table()
-        self._document = orjson.dumps(document(self.operations, root=ROOT))
+        self._endpoints = self._table()
+        self._document = orjson.dumps(document(self._endpoints, root=ROOT))
 
     @property
     def routes(self) -> list[Mount]:
-        described = Route("/openapi.json", needs(Scope.READ, self._described, problem=problem_details))
+        openapi = Route("/openapi.json", needs(Scope.READ, self._openapi, problem=problem_details))
         pages = Starlette(
-            routes=[*(operation.route for operation in self.operations), described],
+            routes=[*(operation.route for operation in self._endpoints), openapi],
             exception_handlers={HTTPException: http_problem},
         )
-        mount = Mount(ROOT, pages, max_body_size=2**31)  # what is too large an operation says itself, as a problem
+        mount = Mount(ROOT, pages, max_body_size=2**31)  # operations check the size, and answer with problem details
         mount.path_regex = re.compile(
             mount.path_regex.pattern, re.DOTALL
-        )  # a line break in a path is answered here too
+        )  # a path with a line break must match too, to get problem details
         return [mount]
 
     def _table(self) -> list[Operation]:
@@ -68,205 +68,205 @@ class Api:
                 method="GET",
                 path="/status",
                 name="status",
-                says="How the ledger stands.",
+                summary="Numbers of waiting and dead deliveries and rejected messages.",
                 scope=read,
                 endpoint=self._status,
-                answer=models.Status,
+                response=models.Status,
             ),
             Operation(
                 method="GET",
                 path="/lag",
                 name="lag",
-                says="Outcomes and lags over time.",
+                summary="Outcomes and lags over time.",
                 scope=read,
                 endpoint=self._lag,
-                answer=models.Lag,
-                query=models.Range,
+                response=models.Lag,
+                query=models.LagParameters,
             ),
             Operation(
                 method="GET",
                 path="/executions",
                 name="listExecutions",
-                says="Executions' ends, and what was decided of each.",
+                summary="Terminal events of executions, with the verdict on each.",
                 scope=read,
                 endpoint=self._executions,
-                answer=models.Executions,
+                response=models.Executions,
                 query=ExecutionSearch,
             ),
             Operation(
                 method="GET",
                 path="/executions/{project}/{domain}/{name}",
                 name="explainExecution",
-                says="Why somebody was told of an execution's end, or was not.",
+                summary="Why people were notified of an execution, or were not.",
                 scope=read,
-                endpoint=self._explained,
-                answer=models.Explained,
+                endpoint=self._explain,
+                response=models.ExecutionExplanation,
                 problems=(404,),
             ),
             Operation(
                 method="GET",
                 path="/deliveries",
                 name="listDeliveries",
-                says="What is owed, what was sent, what is dead and why.",
+                summary="Deliveries: waiting, sent or dead, with the reason.",
                 scope=read,
                 endpoint=self._deliveries,
-                answer=models.Deliveries,
+                response=models.Deliveries,
                 query=DeliverySearch,
             ),
             Operation(
                 method="POST",
                 path="/deliveries/redrive",
                 name="redriveDeliveries",
-                says="Put dead deliveries back: they are tried again as if they were new.",
+                summary="Make dead deliveries due again, with a full retry budget.",
                 scope=operate,
                 endpoint=self._redrive,
-                answer=models.Redriven,
-                body=models.RedriveKeys | models.RedriveAll,
+                response=models.RedriveResult,
+                body=models.RedriveByKeys | models.RedriveByFilter,
                 problems=(413, 415),
             ),
             Operation(
                 method="GET",
                 path="/deliveries/{key}",
                 name="getDelivery",
-                says="A delivery: what is sent, and each attempt with the provider's answer.",
+                summary="A delivery with its content and each attempt with the provider's answer.",
                 scope=read,
                 endpoint=self._delivery,
-                answer=models.WholeDelivery,
+                response=models.DeliveryDetails,
                 problems=(404,),
             ),
             Operation(
                 method="GET",
                 path="/rejected",
                 name="listRejected",
-                says="Messages that could not be understood, or whose rules can't be known.",
+                summary="Messages that could not be read, or whose rules are unknown.",
                 scope=read,
                 endpoint=self._rejected,
-                answer=models.RejectedMessages,
+                response=models.RejectedMessages,
                 query=RejectedSearch,
             ),
             Operation(
                 method="GET",
                 path="/rejected/{id}",
                 name="getRejected",
-                says="A rejected message: why, its headers, and what was kept of its bytes.",
+                summary="A rejected message with the reason, its headers and the stored part of its body.",
                 scope=read,
-                endpoint=self._one_rejected,
-                answer=models.WholeRejected,
+                endpoint=self._rejected_message,
+                response=models.RejectedMessageDetails,
                 problems=(404,),
             ),
             Operation(
                 method="POST",
                 path="/rejected/{id}/replay",
                 name="replayRejected",
-                says="Try a rejected message again, with the rules and the reading of today.",
+                summary="Process a rejected message again with the current rules and decoder.",
                 scope=operate,
                 endpoint=self._replay,
-                answer=models.Replayed,
+                response=models.ReplayResult,
                 problems=(404, 409),
             ),
             Operation(
                 method="GET",
                 path="/stream",
                 name="stream",
-                says="What happens, as server-sent events `event`, `attempt` and `rejected`; Last-Event-ID goes on from there.",
+                summary="Activity as server-sent events `event`, `attempt` and `rejected`; Last-Event-ID resumes it.",
                 scope=read,
                 endpoint=self._stream,
-                answer=None,
+                response=None,
             ),
         ]
 
-    async def _status(self, _: Asked) -> BaseModel:
-        return models.Status.of(await self._ledger.queries.standing())
+    async def _status(self, _: ApiRequest) -> BaseModel:
+        return models.Status.of(await self._ledger.queries.status())
 
-    async def _lag(self, asked: Asked) -> BaseModel:
-        span, number = RANGES[asked.query.range]
+    async def _lag(self, request: ApiRequest) -> BaseModel:
+        length, number = RANGES[request.query.range]
         now = self._clock.now()
-        time_buckets = await self._ledger.queries.time_buckets(now - span, now, number=number)
-        return models.Lag(time_buckets=[models.StretchOfTime.of(stretch) for stretch in time_buckets])
+        time_buckets = await self._ledger.queries.time_buckets(now - length, now, number=number)
+        return models.Lag(time_buckets=[models.LagBucket.of(bucket) for bucket in time_buckets])
 
-    async def _executions(self, asked: Asked) -> BaseModel:
-        search: ExecutionSearch = asked.query
-        wanted, after = _readable(lambda: (search.wanted(now=self._clock.now()), search.cursor))
+    async def _executions(self, request: ApiRequest) -> BaseModel:
+        search: ExecutionSearch = request.query
+        wanted, after = _parsed(lambda: (search.wanted(now=self._clock.now()), search.cursor))
         return models.Executions.of(await self._ledger.queries.events(wanted, limit=search.limit, after=after))
 
-    async def _explained(self, asked: Asked) -> BaseModel:
-        path = {name: asked.path[name] for name in ("project", "domain", "name")}
+    async def _explain(self, request: ApiRequest) -> BaseModel:
+        path = {name: request.path[name] for name in ("project", "domain", "name")}
         try:
             execution = ExecutionId(**path)
         except ValidationError:
             raise Problem(404, "there can be no such execution") from None
-        refused = await self._ledger.rejected_of([execution])
-        found = await explanations(self._ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
-        if not found:
+        rejected = await self._ledger.rejected_events([execution])
+        explained = await explanations(self._ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST)
+        if not explained:
             raise Problem(404, f"nothing is recorded of {execution}")
-        return models.Explained.of(path, found)
+        return models.ExecutionExplanation.of(path, explained)
 
-    async def _deliveries(self, asked: Asked) -> BaseModel:
-        search: DeliverySearch = asked.query
-        wanted, after = _readable(lambda: (search.wanted(now=self._clock.now()), search.cursor))
+    async def _deliveries(self, request: ApiRequest) -> BaseModel:
+        search: DeliverySearch = request.query
+        wanted, after = _parsed(lambda: (search.wanted(now=self._clock.now()), search.cursor))
         return models.Deliveries.of(await self._ledger.queries.deliveries(wanted, limit=search.limit, after=after))
 
-    async def _delivery(self, asked: Asked) -> BaseModel:
-        key = asked.path["key"]
-        filed = await self._ledger.delivery(key)
-        if filed is None:
+    async def _delivery(self, request: ApiRequest) -> BaseModel:
+        key = request.path["key"]
+        stored = await self._ledger.delivery(key)
+        if stored is None:
             raise Problem(404, "no such delivery; a key has 32 digits")
-        return models.WholeDelivery.of_filed(filed, await self._ledger.history(key))
+        return models.DeliveryDetails.of_stored(stored, await self._ledger.history(key))
 
-    async def _redrive(self, asked: Asked) -> BaseModel:
-        wanted = _readable(lambda: self._meant(asked.body))
-        if asked.body.dry_run:
-            count = await self._desk.would_redrive(wanted)
-            return models.Redriven(deliveries=count.number, many=count.many, dry_run=True)
-        number = await self._desk.redrive(wanted, by=caller(asked.request))
-        return models.Redriven(deliveries=number, many=False, dry_run=False)
+    async def _redrive(self, request: ApiRequest) -> BaseModel:
+        wanted = _parsed(lambda: self._redrive_filter(request.body))
+        if request.body.dry_run:
+            count = await self._operations.count_redrivable(wanted)
+            return models.RedriveResult(deliveries=count.number, more=count.more, dry_run=True)
+        number = await self._operations.redrive(wanted, by=caller(request.http))
+        return models.RedriveResult(deliveries=number, more=False, dry_run=False)
 
-    def _meant(self, body: models.RedriveKeys | models.RedriveAll) -> DeliveryFilter:
+    def _redrive_filter(self, body: models.RedriveByKeys | models.RedriveByFilter) -> DeliveryFilter:
         match body:
-            case models.RedriveKeys(keys=keys):
+            case models.RedriveByKeys(keys=keys):
                 return DeliveryFilter(keys=keys)
-            case models.RedriveAll(filter=about):
-                return about.filter(now=self._clock.now())
+            case models.RedriveByFilter(filter=criteria):
+                return criteria.filter(now=self._clock.now())
 
-    async def _rejected(self, asked: Asked) -> BaseModel:
-        search: RejectedSearch = asked.query
-        after = _readable(lambda: search.cursor)
+    async def _rejected(self, request: ApiRequest) -> BaseModel:
+        search: RejectedSearch = request.query
+        after = _parsed(lambda: search.cursor)
         page = await self._ledger.queries.rejected(limit=search.limit, after=after, replayed=search.replayed)
         return models.RejectedMessages.of(page)
 
-    async def _one_rejected(self, asked: Asked) -> BaseModel:
-        entry = await self._desk.rejected(asked.path["id"])
+    async def _rejected_message(self, request: ApiRequest) -> BaseModel:
+        entry = await self._operations.rejected(request.path["id"])
         if entry is None:
             raise Problem(404, "no such rejected message")
-        return models.WholeRejected.of_whole(entry)
+        return models.RejectedMessageDetails.of_stored(entry)
 
-    async def _replay(self, asked: Asked) -> BaseModel:
-        entry = await self._desk.rejected(asked.path["id"])
+    async def _replay(self, request: ApiRequest) -> BaseModel:
+        entry = await self._operations.rejected(request.path["id"])
         if entry is None:
             raise Problem(404, "no such rejected message")
         if entry.replayed_at is not None:
             raise Problem(409, "it was replayed already")
-        tried = await self._desk.replay(entry, by=caller(asked.request))
-        return models.Replayed(id=entry.id, understood=tried.understood, says=tried.says)
+        result = await self._operations.replay(entry, by=caller(request.http))
+        return models.ReplayResult(id=entry.id, accepted=result.accepted, message=result.message)
 
-    async def _stream(self, asked: Asked) -> Response:
-        last = asked.request.headers.get("last-event-id")
-        response = _readable(lambda: self._feed.response(_data, after=last))
+    async def _stream(self, request: ApiRequest) -> Response:
+        last = request.http.headers.get("last-event-id")
+        response = _parsed(lambda: self._activity_stream.response(_data, after=last))
         if response is None:
             raise Problem(503, "too many listen already", headers={"Retry-After": "30"})
         return response
 
-    async def _described(self, _: Request) -> Response:
+    async def _openapi(self, _: Request) -> Response:
         return Response(self._document, media_type="application/json")
 
 
-def _readable(read: Callable[[], _Read]) -> _Read:
-    """What was read. A moment or a cursor that can't be is the asker's mistake."""
+def _parsed(parse: Callable[[], _Parsed]) -> _Parsed:
+    """Return what `parse` returns. An invalid time or cursor is the client's mistake: 400."""
     try:
-        return read()
+        return parse()
     except ValueError as error:
         raise Problem(400, str(error)) from None
 
 
-def _data(happening: Activity) -> str:
-    return orjson.dumps({"at": happening.at, **happening.facts}).decode()
+def _data(activity: Activity) -> str:
+    return orjson.dumps({"at": activity.at, **activity.details}).decode()

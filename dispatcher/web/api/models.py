@@ -1,4 +1,4 @@
-"""What the API takes and gives."""
+"""The models of the API's request and response bodies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.explain import Explanation, attempt_data, delivery_data, rejected_whole
+from dispatcher.explain import Explanation, attempt_data, delivery_data, rejected_details
 from dispatcher.ledger import Attempt, Rejected, StoredDelivery
 from dispatcher.ledger.queries import (
     Count,
@@ -21,32 +21,32 @@ from dispatcher.ledger.queries import (
     TimeBucket,
 )
 from dispatcher.model.delivery import State
-from dispatcher.web.filters import About
+from dispatcher.web.filters import DeliveryCriteria
 
 _Entry = TypeVar("_Entry", bound=BaseModel)
 
 
-class _Given(BaseModel):
+class _Response(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Execution(_Given):
+class Execution(_Response):
     project: str
     domain: str
     name: str
 
 
-class Number(_Given):
+class BoundedCount(_Response):
     number: int
-    many: Annotated[bool, Field(description="There are more than were counted.")]
+    more: Annotated[bool, Field(description="There are more than `number`.")]
 
     @classmethod
     def of(cls, count: Count) -> Self:
-        return cls(number=count.number, many=count.many)
+        return cls(number=count.number, more=count.more)
 
 
-class Delivery(_Given):
-    """One message owed to one target over one channel."""
+class Delivery(_Response):
+    """One message to one target on one channel."""
 
     key: str
     event: str
@@ -65,13 +65,13 @@ class Delivery(_Given):
     settled_at: datetime | None
 
     @classmethod
-    def of(cls, line: DeliverySummary) -> Self:
-        project, domain, name, phase = line.event.split("/")
+    def of(cls, summary: DeliverySummary) -> Self:
+        project, domain, name, phase = summary.event.split("/")
         execution = {"project": project, "domain": domain, "name": name}
-        return cls.model_validate({**asdict(line), "execution": execution, "phase": phase})
+        return cls.model_validate({**asdict(summary), "execution": execution, "phase": phase})
 
 
-class AttemptMade(_Given):
+class DeliveryAttempt(_Response):
     number: int
     started_at: datetime
     ended_at: datetime
@@ -84,22 +84,22 @@ class AttemptMade(_Given):
 
 class DeliveryWithAttempts(Delivery):
     reference: Mapping[str, str]
-    attempts: Sequence[AttemptMade]
+    attempts: Sequence[DeliveryAttempt]
 
 
-class WholeDelivery(DeliveryWithAttempts):
-    """A delivery with what is sent and each attempt."""
+class DeliveryDetails(DeliveryWithAttempts):
+    """A delivery with its content and attempts."""
 
     content: Mapping[str, Any]
 
     @classmethod
-    def of_filed(cls, filed: StoredDelivery, history: Sequence[Attempt]) -> Self:
-        facts = {"content": filed.delivery.content, "attempts": [attempt_data(one) for one in history]}
-        return cls.model_validate({**delivery_data(filed), **facts})
+    def of_stored(cls, stored: StoredDelivery, history: Sequence[Attempt]) -> Self:
+        details = {"content": stored.delivery.content, "attempts": [attempt_data(one) for one in history]}
+        return cls.model_validate({**delivery_data(stored), **details})
 
 
-class Ended(_Given):
-    """An execution's end, what was decided, and how many deliveries of it stand how."""
+class TerminalEvent(_Response):
+    """A terminal event, its verdict, and the number of its deliveries in each state."""
 
     key: str
     execution: Execution
@@ -112,15 +112,15 @@ class Ended(_Given):
     deliveries: Mapping[State, int]
 
     @classmethod
-    def of(cls, line: EventSummary) -> Self:
-        execution = {"project": line.project, "domain": line.domain, "name": line.name}
-        return cls.model_validate({**asdict(line), "execution": execution})
+    def of(cls, summary: EventSummary) -> Self:
+        execution = {"project": summary.project, "domain": summary.domain, "name": summary.name}
+        return cls.model_validate({**asdict(summary), "execution": execution})
 
 
-class Look(_Given):
-    """A rule that was looked at."""
+class EvaluatedRule(_Response):
+    """A rule, and whether it matched the event."""
 
-    source: str
+    defined_at: str
     phases: Sequence[str]
     channel: str
     recipients: Sequence[str]
@@ -128,28 +128,28 @@ class Look(_Given):
     reason: str
 
 
-class AccountGiven(_Given):
-    """All there is to say of one end of an execution, or of a rejected message about it."""
+class EventExplanation(_Response):
+    """The decision about one terminal event, or a rejected message about the execution."""
 
-    event: Annotated[Mapping[str, Any], Field(description="What happened, with `verdict` and `reason`.")]
-    rules: Sequence[Look]
+    event: Annotated[Mapping[str, Any], Field(description="The event, with `verdict` and `reason`.")]
+    rules: Sequence[EvaluatedRule]
     deliveries: Sequence[DeliveryWithAttempts]
     disabled_by: str | None
 
 
-class Explained(_Given):
-    """As `dispatcher explain` tells it: an account for each end that the execution had."""
+class ExecutionExplanation(_Response):
+    """As in `dispatcher explain`: an explanation for each terminal event of the execution."""
 
     execution: Execution
-    explanations: Sequence[AccountGiven]
+    explanations: Sequence[EventExplanation]
 
     @classmethod
     def of(cls, execution: Mapping[str, str], explanations: Sequence[Explanation]) -> Self:
-        return cls.model_validate({"execution": execution, "accounts": [one.as_data() for one in explanations]})
+        return cls.model_validate({"execution": execution, "explanations": [one.as_data() for one in explanations]})
 
 
-class RejectedMessage(_Given):
-    """A message that could not be understood, or an event whose rules can't be known."""
+class RejectedMessage(_Response):
+    """A message that could not be read, or an event whose rules are unknown."""
 
     id: str
     position: str
@@ -160,144 +160,153 @@ class RejectedMessage(_Given):
     replayed_at: datetime | None
 
     @classmethod
-    def of(cls, line: RejectedSummary) -> Self:
-        return cls.model_validate(asdict(line))
+    def of(cls, summary: RejectedSummary) -> Self:
+        return cls.model_validate(asdict(summary))
 
 
-class Header(_Given):
+class Header(_Response):
     name: str
     value: str
 
 
-class WholeRejected(RejectedMessage):
-    """The same with its headers and what was kept of its bytes."""
+class RejectedMessageDetails(RejectedMessage):
+    """A rejected message with its headers and the stored part of its body."""
 
     headers: Sequence[Header]
     body: str
-    whole: Annotated[bool, Field(description="Whether all its bytes were kept, so that it can be replayed.")]
+    complete: Annotated[bool, Field(description="The whole body is stored, so the message can be replayed.")]
 
     @classmethod
-    def of_whole(cls, entry: Rejected) -> Self:
-        facts = rejected_whole(entry)
-        headers = [{"name": name, "value": value} for name, value in facts["headers"]]
-        return cls.model_validate({**facts, "headers": headers})
+    def of_stored(cls, stored: Rejected) -> Self:
+        details = rejected_details(stored)
+        headers = [{"name": name, "value": value} for name, value in details["headers"]]
+        return cls.model_validate({**details, "headers": headers})
 
 
-class Listed(_Given, Generic[_Entry]):
+class EntryPage(_Response, Generic[_Entry]):
     entries: Sequence[_Entry]
-    next: Annotated[str | None, Field(description="`after` of the next page; null where there is nothing older.")]
+    next: Annotated[
+        str | None, Field(description="Pass it as `after` to get the next page; null if there are no older entries.")
+    ]
     cut: Annotated[
-        bool, Field(description="Enough was looked through before the page was full: go on with `next` for older ones.")
+        bool,
+        Field(description="The search stopped at its row limit before the page was full: continue with `next`."),
     ]
 
 
-class Deliveries(Listed[Delivery]):
+class Deliveries(EntryPage[Delivery]):
     """A page of deliveries, newest first."""
 
     @classmethod
     def of(cls, page: Page[DeliverySummary]) -> Self:
-        return cls(entries=[Delivery.of(line) for line in page.entries], next=_next(page), cut=page.cut)
+        return cls(entries=[Delivery.of(entry) for entry in page.entries], next=_next(page), cut=page.cut)
 
 
-class Executions(Listed[Ended]):
-    """A page of executions' ends, newest first."""
+class Executions(EntryPage[TerminalEvent]):
+    """A page of terminal events, newest first."""
 
     @classmethod
     def of(cls, page: Page[EventSummary]) -> Self:
-        return cls(entries=[Ended.of(line) for line in page.entries], next=_next(page), cut=page.cut)
+        return cls(entries=[TerminalEvent.of(entry) for entry in page.entries], next=_next(page), cut=page.cut)
 
 
-class RejectedMessages(Listed[RejectedMessage]):
+class RejectedMessages(EntryPage[RejectedMessage]):
     """A page of rejected messages, newest first."""
 
     @classmethod
     def of(cls, page: Page[RejectedSummary]) -> Self:
-        return cls(entries=[RejectedMessage.of(line) for line in page.entries], next=_next(page), cut=page.cut)
+        return cls(entries=[RejectedMessage.of(entry) for entry in page.entries], next=_next(page), cut=page.cut)
 
 
 def _next(page: Page[Any]) -> str | None:
     return str(page.after) if page.after is not None else None
 
 
-class Status(_Given):
-    """How the ledger stands."""
+class Status(_Response):
+    """Numbers of deliveries and rejected messages."""
 
-    waiting: Number
-    dead: Number
-    rejected: Annotated[Number, Field(description="Not replayed yet, among the newest 10,000.")]
-    oldest_waiting: Annotated[datetime | None, Field(description="When the oldest that still waits was made.")]
-    newest_event: datetime | None
+    waiting: BoundedCount
+    dead: BoundedCount
+    rejected: Annotated[
+        BoundedCount, Field(description="Messages that were not replayed, among the newest 10,000 rejected ones.")
+    ]
+    oldest_waiting: Annotated[datetime | None, Field(description="When the oldest waiting delivery was created.")]
+    newest_event: Annotated[datetime | None, Field(description="When the newest event was recorded.")]
 
     @classmethod
-    def of(cls, standing: LedgerStatus) -> Self:
+    def of(cls, status: LedgerStatus) -> Self:
         return cls(
-            waiting=Number.of(standing.waiting),
-            dead=Number.of(standing.dead),
-            rejected=Number.of(standing.rejected),
-            oldest_waiting=standing.oldest_waiting,
-            newest_event=standing.newest_event,
+            waiting=BoundedCount.of(status.waiting),
+            dead=BoundedCount.of(status.dead),
+            rejected=BoundedCount.of(status.rejected),
+            oldest_waiting=status.oldest_waiting,
+            newest_event=status.newest_event,
         )
 
 
-class Range(BaseModel):
-    """Which time to look at."""
+class LagParameters(BaseModel):
+    """The time range, ending now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     range: Literal["1h", "24h", "7d"] = "24h"
 
 
-class StretchOfTime(_Given):
+class LagBucket(_Response):
     begin: datetime
     end: datetime
-    numbers: Annotated[Mapping[State, int], Field(description="Deliveries made then, by how they stand now.")]
-    lag_p50_seconds: Annotated[float | None, Field(description="From an execution's end to the provider's acceptance.")]
-    lag_p95_seconds: float | None
+    by_state: Annotated[
+        Mapping[State, int], Field(description="Deliveries that were created in this interval, by their present state.")
+    ]
+    lag_p50_seconds: Annotated[
+        float | None, Field(description="Median time from an execution's terminal event to the provider's acceptance.")
+    ]
+    lag_p95_seconds: Annotated[float | None, Field(description="95th percentile of the same time.")]
 
     @classmethod
-    def of(cls, stretch: TimeBucket) -> Self:
+    def of(cls, bucket: TimeBucket) -> Self:
         return cls(
-            begin=stretch.begin,
-            end=stretch.end,
-            numbers=stretch.numbers,
-            lag_p50_seconds=stretch.lag(0.5),
-            lag_p95_seconds=stretch.lag(0.95),
+            begin=bucket.begin,
+            end=bucket.end,
+            by_state=bucket.by_state,
+            lag_p50_seconds=bucket.lag(0.5),
+            lag_p95_seconds=bucket.lag(0.95),
         )
 
 
-class Lag(_Given):
-    """Outcomes and lags over time, oldest first; lags from a sample of each stretch's newest."""
+class Lag(_Response):
+    """Outcomes and lags over time, oldest first. Lags come from a sample of each bucket's newest deliveries."""
 
-    time_buckets: Sequence[StretchOfTime]
+    time_buckets: Sequence[LagBucket]
 
 
-class _Order(BaseModel):
+class _RedriveRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dry_run: Annotated[bool, Field(strict=True, description="Only say how many there are.")] = False
+    dry_run: Annotated[bool, Field(strict=True, description="Only count the deliveries.")] = False
 
 
-class RedriveKeys(_Order):
-    """These dead deliveries."""
+class RedriveByKeys(_RedriveRequest):
+    """Redrive the dead deliveries with these keys."""
 
     keys: Annotated[list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]], Field(min_length=1, max_length=1000)]
 
 
-class RedriveAll(_Order):
-    """All dead deliveries that fit; an empty filter means every one."""
+class RedriveByFilter(_RedriveRequest):
+    """Redrive all dead deliveries that match; an empty filter matches every one."""
 
-    filter: About
+    filter: DeliveryCriteria
 
 
-class Redriven(_Given):
-    deliveries: Annotated[int, Field(description="How many were dead and are due again, or would be.")]
-    many: Annotated[bool, Field(description="A dry run counts 10,000 at most: there are more.")]
+class RedriveResult(_Response):
+    deliveries: Annotated[int, Field(description="Number of dead deliveries that are due again, or would be.")]
+    more: Annotated[bool, Field(description="Only after a dry run: there are more than the 10,000 that it counted.")]
     dry_run: bool
 
 
-class Replayed(_Given):
-    """What came of a rejected message's second try."""
+class ReplayResult(_Response):
+    """The result of processing a rejected message again."""
 
     id: str
-    understood: bool
-    says: str
+    accepted: Annotated[bool, Field(description="false: the message was rejected again.")]
+    message: Annotated[str, Field(description="What the message was decoded as, or why it was rejected again.")]

@@ -1,4 +1,4 @@
-"""An operation of the API, and what is made of it: a route that reads, checks and answers; its part of the document."""
+"""`Operation`: one entry of the API's table. Its route and its part of the OpenAPI document are generated from it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from dispatcher.version import __version__
 from dispatcher.web.auth.access import needs
 from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
-from dispatcher.web.responses import PROBLEM, ProblemDetails, problem_details
+from dispatcher.web.responses import PROBLEM_JSON, ProblemDetails, problem_details
 
-LARGEST = 256 * 1024
-"""Bytes of a request's body."""
+MAX_BODY_BYTES = 256 * 1024
 _REF = "#/components/schemas/{model}"
 
 
 class Problem(Exception):
-    """What went wrong, as RFC 9457 has it."""
+    """An error that the client gets as problem details (RFC 9457)."""
 
     def __init__(self, status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -38,36 +37,36 @@ class Problem(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request, read."""
+class ApiRequest:
+    """A request with its validated query parameters and body."""
 
-    request: Request
+    http: Request
     query: Any = None
     body: Any = None
 
     @property
     def path(self) -> Mapping[str, str]:
-        return self.request.path_params
+        return self.http.path_params
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One thing that can be asked for."""
+    """A method on a path: what it takes, what it returns, and the function that does it."""
 
     method: str
     path: str
     name: str
-    says: str
-    """What it does, in a sentence."""
+    summary: str
+    """One sentence for the OpenAPI document."""
     scope: Scope
-    endpoint: Callable[[Asked], Awaitable[BaseModel | Response]]
-    answer: type[BaseModel] | None
+    endpoint: Callable[[ApiRequest], Awaitable[BaseModel | Response]]
+    response: type[BaseModel] | None
     """None for a stream of events."""
     query: type[BaseModel] | None = None
     body: Any = None
-    """A model, or a union of them."""
+    """A model or a union of models."""
     problems: Sequence[int] = ()
-    """What may go wrong beside what may always."""
+    """Error statuses in addition to the ones that every operation has."""
 
     @property
     def route(self) -> Route:
@@ -77,7 +76,7 @@ class Operation:
         try:
             query = _query(self.query, request)
             body = await _body(self.body, request) if self.body is not None else None
-            answer = await self.endpoint(Asked(request, query, body))
+            answer = await self.endpoint(ApiRequest(request, query, body))
         except Problem as problem:
             return problem_details(problem.status, problem.detail, problem.headers)
         except Unavailable as error:
@@ -88,7 +87,7 @@ class Operation:
 
 
 async def http_problem(_: Request, error: Exception) -> Response:
-    """No such page, no such method."""
+    """Answer an unknown path or method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
     return problem_details(error.status_code, error.detail, error.headers)
 
@@ -113,8 +112,8 @@ async def _body(model: Any, request: Request) -> Any:
     try:
         async for chunk in request.stream():
             received += chunk
-            if len(received) > LARGEST:
-                raise Problem(413, f"a body may have {LARGEST} bytes")
+            if len(received) > MAX_BODY_BYTES:
+                raise Problem(413, f"a body may have {MAX_BODY_BYTES} bytes")
         data = orjson.loads(bytes(received))
     except (ClientDisconnect, orjson.JSONDecodeError):
         raise Problem(400, "the body is no JSON") from None
@@ -136,20 +135,20 @@ def _checked(adapter: TypeAdapter[Any], data: Any) -> Any:
 def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these operations."""
     adapters = [TypeAdapter(operation.body) for operation in operations if operation.body is not None]
-    models: list[type[BaseModel]] = [ProblemDetails, *(one.answer for one in operations if one.answer is not None)]
+    models: list[type[BaseModel]] = [ProblemDetails, *(one.response for one in operations if one.response is not None)]
     _, definitions = models_json_schema([(model, "serialization") for model in models], ref_template=_REF)
     schemas: dict[str, Any] = dict(definitions.get("$defs", {}))
     for adapter in adapters:
         schemas |= adapter.json_schema(ref_template=_REF).get("$defs", {})
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation_document(operation)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Flyte notification dispatcher",
             "version": __version__,
-            "summary": "What was heard, what is owed, how it ended; and how to mend it.",
+            "summary": "Read events, deliveries and rejected messages; redrive and replay them.",
         },
         "servers": [{"url": root}],
         "security": [{"token": []}, {"session": []}, {}],
@@ -162,41 +161,41 @@ def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
                     "type": "apiKey",
                     "in": "cookie",
                     "name": COOKIE,
-                    "description": "A login at the console. What changes something needs X-CSRF-Token too.",
+                    "description": "A login at the console. Requests that change something also need X-CSRF-Token.",
                 },
             },
         },
     }
 
 
-def _described(operation: Operation) -> dict[str, Any]:
+def _operation_document(operation: Operation) -> dict[str, Any]:
     always = (400, 401, 403, 503)
-    described: dict[str, Any] = {
+    documented: dict[str, Any] = {
         "operationId": operation.name,
-        "summary": operation.says,
+        "summary": operation.summary,
         "description": f"Needs the scope `{operation.scope}`.",
         "parameters": [*_path_parameters(operation), *_query_parameters(operation)],
         "responses": {
             "200": {"description": "Done", "content": _content(operation)},
-            **{str(status): _refused(status) for status in sorted({*always, *operation.problems})},
+            **{str(status): _problem_response(status) for status in sorted({*always, *operation.problems})},
         },
     }
     if operation.body is not None:
         schema = TypeAdapter(operation.body).json_schema(ref_template=_REF)
         schema.pop("$defs", None)
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    return described
+        documented["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return documented
 
 
 def _content(operation: Operation) -> dict[str, Any]:
-    if operation.answer is None:
+    if operation.response is None:
         return {"text/event-stream": {"schema": {"type": "string"}}}
-    return {"application/json": {"schema": {"$ref": _REF.format(model=operation.answer.__name__)}}}
+    return {"application/json": {"schema": {"$ref": _REF.format(model=operation.response.__name__)}}}
 
 
-def _refused(status: int) -> dict[str, Any]:
+def _problem_response(status: int) -> dict[str, Any]:
     schema = {"$ref": _REF.format(model=ProblemDetails.__name__)}
-    return {"description": HTTPStatus(status).phrase, "content": {PROBLEM: {"schema": schema}}}
+    return {"description": HTTPStatus(status).phrase, "content": {PROBLEM_JSON: {"schema": schema}}}
 
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
@@ -213,16 +212,16 @@ def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
     parameters = []
     for name, field in schema["properties"].items():
         shape = {key: value for key, value in field.items() if key not in {"title", "description"}}
-        kinds = [kind for kind in shape.pop("anyOf", ()) if kind != {"type": "null"}]
-        if kinds and shape.get("default", "") is None:
-            shape = {**kinds[0], **{key: value for key, value in shape.items() if key != "default"}}
-        described = {"description": field["description"]} if "description" in field else {}
-        parameters.append({"name": name, "in": "query", "schema": _inlined(shape, schema), **described})
+        types = [type_ for type_ in shape.pop("anyOf", ()) if type_ != {"type": "null"}]
+        if types and shape.get("default", "") is None:
+            shape = {**types[0], **{key: value for key, value in shape.items() if key != "default"}}
+        documented = {"description": field["description"]} if "description" in field else {}
+        parameters.append({"name": name, "in": "query", "schema": _inlined(shape, schema), **documented})
     return parameters
 
 
 def _inlined(shape: Any, schema: Mapping[str, Any]) -> Any:
-    """A parameter's schema, without references to definitions of its model alone."""
+    """A parameter's schema with its model's own definitions copied in place of references to them."""
     match shape:
         case {"$ref": str(reference)}:
             return _inlined(schema["$defs"][reference.rpartition("/")[2]], schema)

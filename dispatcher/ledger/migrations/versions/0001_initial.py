@@ -1,25 +1,25 @@
 """All tables of the ledger.
 
-Until 0.1.0 is released, changes to the tables go into this file, and the revision ends in their hash: a ledger that
-another state of this file made is refused (`database.Schema`).
+Until 0.1.0 is released, changes to the tables go into this file. The revision ends in a hash of the tables: a ledger
+that an earlier version of this file created is refused (`engine.Schema`).
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_b8caccb3"
+revision = "0001_aaaf4d13"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _WAITING = sa.text("state = 'waiting'")
 _DEAD = sa.text("state = 'dead'")
-_IN_CONVERSATION = sa.text("thread IS NOT NULL")
-_WAITING_IN_CONVERSATION = sa.text("state = 'waiting' AND thread IS NOT NULL")
-_OF_A_LAUNCH_PLAN = sa.text("launch_plan IS NOT NULL")
+_HAS_THREAD = sa.text("thread IS NOT NULL")
+_WAITING_WITH_THREAD = sa.text("state = 'waiting' AND thread IS NOT NULL")
+_HAS_LAUNCH_PLAN = sa.text("launch_plan IS NOT NULL")
 
-# Triggers keep `delivery_recipients`. On SQLite only the one for deletions: there triggers fire for each row, and the ledger writes the
-# rows itself while it records (`search.TOLD`).
+# Triggers maintain `delivery_recipients`. SQLite has one only for deletions: its triggers run for each row, so the
+# ledger inserts the rows itself (`search.INSERT_RECIPIENTS`).
 _SQLITE = (
     """
     CREATE TRIGGER recipients_delete AFTER DELETE ON deliveries BEGIN
@@ -30,8 +30,8 @@ _SQLITE = (
     END
     """,
 )
-# PostgreSQL's text has no NUL: a list with one is left out of the search, and never in the way of its delivery.
-# Collation "C": ASCII's lower case alone, as SQLite has it.
+# PostgreSQL's text can't contain NUL: recipients with a NUL can't be searched, but their deliveries are stored.
+# Collation "C" changes only ASCII letters to lower case, like SQLite.
 _POSTGRES = (
     r"""
     CREATE FUNCTION recipient_names(recipients text, addresses text) RETURNS SETOF text LANGUAGE sql STABLE AS $$
@@ -45,25 +45,27 @@ _POSTGRES = (
     """
     CREATE FUNCTION recipients_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
       INSERT INTO delivery_recipients (recipient, created_at, delivery)
-      SELECT name, made.created_at, made.key FROM made, recipient_names(made.recipients, made.addresses) AS name
+      SELECT name, inserted.created_at, inserted.key
+      FROM inserted, recipient_names(inserted.recipients, inserted.addresses) AS name
       ON CONFLICT DO NOTHING;
       RETURN NULL;
     END $$
     """,
     """
     CREATE FUNCTION recipients_delete() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-      DELETE FROM delivery_recipients USING gone, recipient_names(gone.recipients, gone.addresses) AS name
-      WHERE delivery_recipients.recipient = name AND delivery_recipients.created_at = gone.created_at AND delivery_recipients.delivery = gone.key;
+      DELETE FROM delivery_recipients USING deleted, recipient_names(deleted.recipients, deleted.addresses) AS name
+      WHERE delivery_recipients.recipient = name AND delivery_recipients.created_at = deleted.created_at
+        AND delivery_recipients.delivery = deleted.key;
       RETURN NULL;
     END $$
     """,
     """
     CREATE TRIGGER recipients_insert AFTER INSERT ON deliveries
-    REFERENCING NEW TABLE AS made FOR EACH STATEMENT EXECUTE FUNCTION recipients_insert()
+    REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION recipients_insert()
     """,
     """
     CREATE TRIGGER recipients_delete AFTER DELETE ON deliveries
-    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION recipients_delete()
+    REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION recipients_delete()
     """,
 )
 
@@ -86,7 +88,7 @@ def upgrade() -> None:
         sa.Column("considered", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_events"),
     )
-    if op.get_context().dialect.name == "postgresql":  # SQLite finds a name by its owners (`search.named`)
+    if op.get_context().dialect.name == "postgresql":  # SQLite doesn't need it (`search.has_name`)
         op.create_index("ix_events_name", "events", ["name"])
     op.create_index("ix_events_launch_plan", "events", ["launch_plan", "recorded_at"])
     op.create_index("ix_events_recorded_at", "events", ["recorded_at"])
@@ -137,22 +139,22 @@ def upgrade() -> None:
         "ix_deliveries_thread",
         "deliveries",
         ["thread", "occurred_at"],
-        sqlite_where=_IN_CONVERSATION,
-        postgresql_where=_IN_CONVERSATION,
+        sqlite_where=_HAS_THREAD,
+        postgresql_where=_HAS_THREAD,
     )
     op.create_index(
         "ix_deliveries_thread_waiting",
         "deliveries",
         ["thread", "state", "occurred_at"],
-        sqlite_where=_WAITING_IN_CONVERSATION,
-        postgresql_where=_WAITING_IN_CONVERSATION,
+        sqlite_where=_WAITING_WITH_THREAD,
+        postgresql_where=_WAITING_WITH_THREAD,
     )
     op.create_index(
         "ix_deliveries_launch_plan",
         "deliveries",
         ["launch_plan", "occurred_at"],
-        sqlite_where=_OF_A_LAUNCH_PLAN,
-        postgresql_where=_OF_A_LAUNCH_PLAN,
+        sqlite_where=_HAS_LAUNCH_PLAN,
+        postgresql_where=_HAS_LAUNCH_PLAN,
     )
     op.create_index(
         "ix_deliveries_due",
