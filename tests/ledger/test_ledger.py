@@ -1,4 +1,4 @@
-"""The ledger's promises, on real SQLite and real PostgreSQL."""
+"""The ledger's behaviour, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
         yield opened
 
 
-def heard(*deliveries: Delivery, event: Event | None = None) -> RecordedEvent:
+def recorded(*deliveries: Delivery, event: Event | None = None) -> RecordedEvent:
     return RecordedEvent(
         event=event or an_event(),
         position="flyte-cloudevents/0@7",
@@ -76,18 +76,18 @@ def heard(*deliveries: Delivery, event: Event | None = None) -> RecordedEvent:
     )
 
 
-def refused(identity: str = "a", **changes: Any) -> Rejected:
-    facts: dict[str, Any] = {
+def rejected(identity: str = "a", **changes: Any) -> Rejected:
+    fields: dict[str, Any] = {
         "id": identity,
         "position": "t/0@1",
         "received_at": NOW,
-        "reason": "open_breakers JSON",
+        "reason": "broken JSON",
         "headers": [("ce_type", b"\xff")],
         "body": b"\0\xff",
         "size": 2,
         **changes,
     }
-    return Rejected(**facts)
+    return Rejected(**fields)
 
 
 async def claim(
@@ -97,42 +97,42 @@ async def claim(
     return [*(await ledger.claim("email", limit, lease=lease, until=now + lasting, admission=admission)).deliveries]
 
 
-def ended(delivery: Delivery, outcome: Sent | Retry | Dead, *follow_ups: Delivery) -> Settlement:
+def settlement(delivery: Delivery, outcome: Sent | Retry | Dead, *follow_ups: Delivery) -> Settlement:
     return Settlement(delivery=delivery, outcome=outcome, started_at=NOW, ended_at=NOW + SECOND, follow_ups=follow_ups)
 
 
 SENT = Sent(Receipt(answer=Answer("250", "queued as 42"), reference={"message_id": "<1@x>"}))
 
 
-async def test_what_is_recorded_can_be_claimed_as_it_was(ledger: Ledger) -> None:
+async def test_a_recorded_delivery_is_claimed_unchanged(ledger: Ledger) -> None:
     delivery = a_delivery(content={"subject": "größer", "html": "<p>" * 1000})
 
-    written = await ledger.record([heard(delivery)], [], now=NOW)
+    written = await ledger.record([recorded(delivery)], [], now=NOW)
 
     assert written == RecordResult(frozenset({an_event().key}), [delivery])
     assert await claim(ledger) == [delivery._replace(attempt=1, lease="me", due_at=NOW + MINUTE)]
 
 
-async def test_the_same_event_again_adds_nothing(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+async def test_an_event_that_is_recorded_again_adds_nothing(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
 
-    again = await ledger.record([heard(a_delivery(to="somebody-else@example.com"))], [], now=NOW + MINUTE)
+    again = await ledger.record([recorded(a_delivery(to="somebody-else@example.com"))], [], now=NOW + MINUTE)
 
     assert (again.new, again.unclaimed) == (frozenset(), [])
     assert len(await ledger.find(DeliveryFilter(), limit=10)) == 1
 
 
-async def test_the_same_event_twice_in_one_batch_counts_once(ledger: Ledger) -> None:
-    written = await ledger.record([heard(a_delivery()), heard(a_delivery(to="late@example.com"))], [], now=NOW)
+async def test_an_event_twice_in_one_batch_is_recorded_once(ledger: Ledger) -> None:
+    written = await ledger.record([recorded(a_delivery()), recorded(a_delivery(to="late@example.com"))], [], now=NOW)
 
     assert len(written.new) == 1
-    (filed,) = await ledger.find(DeliveryFilter(), limit=10)
-    assert filed.delivery.recipients == ("dev-team@example.com",)
+    (found,) = await ledger.find(DeliveryFilter(), limit=10)
+    assert found.delivery.recipients == ("dev-team@example.com",)
 
 
-async def test_two_replicas_recording_the_same_batch_make_one(ledger: Ledger, ledger_url: str) -> None:
+async def test_two_replicas_that_record_the_same_batch_record_each_event_once(ledger: Ledger, ledger_url: str) -> None:
     events = [an_event(name=f"e{number}") for number in range(50)]
-    batch = [heard(a_delivery(event), event=event) for event in events]
+    batch = [recorded(a_delivery(event), event=event) for event in events]
     async with Ledger(ledger_url) as other:
         one, two = await asyncio.gather(
             ledger.record(batch, [], now=NOW), other.record(list(reversed(batch)), [], now=NOW)
@@ -143,8 +143,8 @@ async def test_two_replicas_recording_the_same_batch_make_one(ledger: Ledger, le
     assert len(await ledger.find(DeliveryFilter(), limit=100)) == 50
 
 
-async def test_a_claimed_delivery_is_nobody_elses_until_its_lease_runs_out(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+async def test_a_claimed_delivery_is_not_claimed_again_until_its_lease_runs_out(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
     await claim(ledger)
 
     assert await claim(ledger, lease="other", now=NOW + MINUTE - SECOND) == []
@@ -153,28 +153,28 @@ async def test_a_claimed_delivery_is_nobody_elses_until_its_lease_runs_out(ledge
 
 
 async def test_a_worker_that_lost_its_lease_cannot_settle(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
     (lost,) = await claim(ledger)
     (taken,) = await claim(ledger, lease="other", now=NOW + MINUTE)
 
-    assert not await ledger.settle(ended(lost, Dead("no"), a_delivery(to="fallback@example.com")))
-    assert await ledger.settle(ended(taken, SENT))
-    (filed,) = await ledger.find(DeliveryFilter(), limit=10)
-    assert filed.delivery.state is State.SENT
+    assert not await ledger.settle(settlement(lost, Dead("no"), a_delivery(to="fallback@example.com")))
+    assert await ledger.settle(settlement(taken, SENT))
+    (found,) = await ledger.find(DeliveryFilter(), limit=10)
+    assert found.delivery.state is State.SENT
     assert [attempt.number for attempt in await ledger.history(lost.key)] == [1, 2]
 
 
-async def test_the_same_worker_cannot_settle_an_attempt_whose_lease_it_lost_to_itself(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+async def test_a_worker_cannot_settle_an_attempt_after_it_claimed_the_delivery_again(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
     (first,) = await claim(ledger)
     await claim(ledger, now=NOW + MINUTE)
 
-    assert not await ledger.settle(ended(first, Dead("too late")))
+    assert not await ledger.settle(settlement(first, Dead("too late")))
 
 
 async def test_claims_never_exceed_their_limit_and_never_overlap(ledger: Ledger) -> None:
     events = [an_event(name=f"e{number}") for number in range(60)]
-    await ledger.record([heard(a_delivery(event), event=event) for event in events], [], now=NOW)
+    await ledger.record([recorded(a_delivery(event), event=event) for event in events], [], now=NOW)
 
     claims = await asyncio.gather(*(claim(ledger, 10, lease=f"w{worker}") for worker in range(8)))
 
@@ -183,18 +183,20 @@ async def test_claims_never_exceed_their_limit_and_never_overlap(ledger: Ledger)
     assert len(keys) == len(set(keys)) == 60
 
 
-async def test_the_oldest_due_is_taken_first_and_what_is_not_due_waits(ledger: Ledger) -> None:
+async def test_the_oldest_due_delivery_is_claimed_first_and_others_wait_until_they_are_due(ledger: Ledger) -> None:
     deliveries = [a_delivery(to=f"{number}@example.com", due_at=NOW - number * SECOND) for number in (0, 5, -5)]
-    await ledger.record([heard(*deliveries)], [], now=NOW)
+    await ledger.record([recorded(*deliveries)], [], now=NOW)
 
     assert [delivery.recipients for delivery in await claim(ledger, 1)] == [("5@example.com",)]
     assert [delivery.recipients for delivery in await claim(ledger, 5)] == [("0@example.com",)]
 
 
-async def test_a_retry_is_due_when_it_says_and_keeps_its_doubt(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+async def test_a_retry_is_due_at_its_time_and_stays_in_doubt(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
     (delivery,) = await claim(ledger)
-    await ledger.settle(ended(delivery, Retry(NOW + 9 * SECOND, "greylisted", Answer("451", "later"), in_doubt=True)))
+    await ledger.settle(
+        settlement(delivery, Retry(NOW + 9 * SECOND, "greylisted", Answer("451", "later"), in_doubt=True))
+    )
 
     assert await claim(ledger, now=NOW + 8 * SECOND) == []
     (again,) = await claim(ledger, now=NOW + 9 * SECOND)
@@ -203,67 +205,69 @@ async def test_a_retry_is_due_when_it_says_and_keeps_its_doubt(ledger: Ledger) -
     assert (attempt.outcome, attempt.status, attempt.answer, attempt.latency) == ("in_doubt", "451", "later", SECOND)
 
 
-async def test_a_sure_failure_leaves_no_doubt(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+async def test_a_retry_after_a_certain_failure_is_not_in_doubt(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
     (delivery,) = await claim(ledger)
-    await ledger.settle(ended(delivery, Retry(NOW, "connection refused")))
+    await ledger.settle(settlement(delivery, Retry(NOW, "connection refused")))
 
     (again,) = await claim(ledger)
     assert not again.in_doubt
 
 
 async def test_a_settled_delivery_is_not_claimed_again(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
+    await ledger.record([recorded(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
     one, other = await claim(ledger)
-    await ledger.settle(ended(one, SENT))
-    await ledger.settle(ended(other, Dead("550 no such user")))
+    await ledger.settle(settlement(one, SENT))
+    await ledger.settle(settlement(other, Dead("550 no such user")))
 
     assert await claim(ledger, now=NOW + 100 * MINUTE) == []
     assert await ledger.counts() == {("email", State.SENT): 1, ("email", State.DEAD): 1}
 
 
 async def test_follow_ups_are_written_with_the_settlement(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
     (delivery,) = await claim(ledger)
 
-    await ledger.settle(ended(delivery, SENT, a_delivery(to="refused@example.com", state=State.DEAD, reason="550")))
+    await ledger.settle(
+        settlement(delivery, SENT, a_delivery(to="refused@example.com", state=State.DEAD, reason="550"))
+    )
 
     (dead,) = await ledger.find(DeliveryFilter(states=frozenset({State.DEAD})), limit=5)
     assert dead.delivery.reason == "550"
 
 
 class Traced(Span):
-    """An event whose trace is known."""
+    """A span with a fixed trace."""
 
     @property
     def trace(self) -> str:
         return "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 vendor=its-own"
 
 
-async def test_all_that_is_owed_for_an_event_keeps_its_trace(ledger: Ledger) -> None:
-    await ledger.record([replace(heard(a_delivery()), span=Traced())], [], now=NOW)
+async def test_all_deliveries_of_an_event_store_its_trace(ledger: Ledger) -> None:
+    await ledger.record([replace(recorded(a_delivery()), span=Traced())], [], now=NOW)
     (claimed,) = await claim(ledger)
     follow_up = a_delivery(to="fallback@example.com")
-    await ledger.settle(ended(claimed, Dead("no such mailbox"), follow_up))
+    await ledger.settle(settlement(claimed, Dead("no such mailbox"), follow_up))
     (next_one,) = await claim(ledger)
     assert claimed.trace == next_one.trace == Traced().trace
 
 
 async def test_many_settlements_at_once_are_all_written(ledger: Ledger) -> None:
     events = [an_event(name=f"e{number}") for number in range(40)]
-    await ledger.record([heard(a_delivery(event), event=event) for event in events], [], now=NOW)
+    await ledger.record([recorded(a_delivery(event), event=event) for event in events], [], now=NOW)
     claimed = await claim(ledger, 40)
 
-    held = await asyncio.gather(*(ledger.settle(ended(delivery, SENT)) for delivery in claimed))
+    held = await asyncio.gather(*(ledger.settle(settlement(delivery, SENT)) for delivery in claimed))
 
     assert held == [True] * 40
     assert await ledger.counts() == {("email", State.SENT): 40}
 
 
-async def test_a_cancelled_settle_does_not_lose_the_others(ledger: Ledger) -> None:
+async def test_a_cancelled_settle_does_not_stop_other_settlements(ledger: Ledger) -> None:
     events = [an_event(name=f"e{number}") for number in range(20)]
-    await ledger.record([heard(a_delivery(event), event=event) for event in events], [], now=NOW)
-    tasks = [asyncio.create_task(ledger.settle(ended(delivery, SENT))) for delivery in await claim(ledger, 20)]
+    await ledger.record([recorded(a_delivery(event), event=event) for event in events], [], now=NOW)
+    tasks = [asyncio.create_task(ledger.settle(settlement(delivery, SENT))) for delivery in await claim(ledger, 20)]
     await asyncio.sleep(0)
     tasks[0].cancel()
 
@@ -273,8 +277,8 @@ async def test_a_cancelled_settle_does_not_lose_the_others(ledger: Ledger) -> No
     assert results[1:] == [True] * 19
 
 
-async def test_a_released_delivery_is_due_when_it_says_and_its_attempt_is_uncounted(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+async def test_a_released_delivery_is_due_at_its_time_and_its_attempt_is_not_counted(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
     (delivery,) = await claim(ledger)
 
     await ledger.release(delivery._replace(in_doubt=True), due_at=NOW)
@@ -286,10 +290,10 @@ async def test_a_released_delivery_is_due_when_it_says_and_its_attempt_is_uncoun
 async def test_deliveries_are_found_by_state_channel_execution_time_and_key(ledger: Ledger) -> None:
     one, two = an_event(name="one"), an_event(name="on")
     slack = a_delivery(two, channel="slack", to="#a", created_at=NOW + MINUTE)
-    await ledger.record([heard(a_delivery(one), event=one), heard(slack, event=two)], [], now=NOW)
+    await ledger.record([recorded(a_delivery(one), event=one), recorded(slack, event=two)], [], now=NOW)
 
     async def found(**wanted: Any) -> list[str]:
-        return [filed.delivery.channel for filed in await ledger.find(DeliveryFilter(**wanted), limit=10)]
+        return [one.delivery.channel for one in await ledger.find(DeliveryFilter(**wanted), limit=10)]
 
     assert await found() == ["slack", "email"]
     assert await found(channel="slack") == ["slack"]
@@ -299,61 +303,61 @@ async def test_deliveries_are_found_by_state_channel_execution_time_and_key(ledg
     assert await found(keys=[slack.key[:10]]) == ["slack"]
 
 
-async def test_events_come_back_as_they_were(ledger: Ledger) -> None:
+async def test_events_are_read_as_they_were_recorded(ledger: Ledger) -> None:
     event = an_event(labels={"team": "a"}, error={"message": "boom\0\x1b[31m", "kind": "USER"})
-    await ledger.record([heard(event=event)], [], now=NOW)
+    await ledger.record([recorded(event=event)], [], now=NOW)
 
     assert await ledger.event(event.key) == event
     assert await ledger.event("no/such/event/FAILED") is None
 
 
-async def test_rejected_messages_are_kept_once_with_their_bytes(ledger: Ledger) -> None:
-    big = refused("big", body=b"x" * 100_000, size=100_000, received_at=NOW + SECOND, reason="nul \0 inside")
+async def test_rejected_messages_are_stored_once_with_their_first_bytes(ledger: Ledger) -> None:
+    big = rejected("big", body=b"x" * 100_000, size=100_000, received_at=NOW + SECOND, reason="nul \0 inside")
 
-    await ledger.record([], [refused(), big], now=NOW)
-    await ledger.record([], [refused(), big], now=NOW)
+    await ledger.record([], [rejected(), big], now=NOW)
+    await ledger.record([], [rejected(), big], now=NOW)
 
     newest, oldest = await ledger.find_rejected(limit=10)
     assert (newest.id, len(newest.body), newest.size, newest.whole) == ("big", 65536, 100_000, False)
-    assert oldest == refused()
+    assert oldest == rejected()
     assert await ledger.find_rejected(limit=10, id_starts="b") == [newest]
 
 
-async def test_whom_an_event_told_is_known(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery(), a_delivery(channel="slack", to="#a"))], [], now=NOW)
+async def test_notified_returns_the_channels_and_addresses_of_an_events_deliveries(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery(), a_delivery(channel="slack", to="#a"))], [], now=NOW)
 
     assert await ledger.notified(an_event().key) == {("email", "dev-team@example.com"), ("slack", "#a")}
 
 
-async def test_times_keep_their_moment_whatever_zone_they_came_in(ledger: Ledger) -> None:
+async def test_times_of_other_zones_are_read_as_the_same_time_in_utc(ledger: Ledger) -> None:
     elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
-    await ledger.record([heard(a_delivery(created_at=elsewhere, due_at=elsewhere))], [], now=NOW)
+    await ledger.record([recorded(a_delivery(created_at=elsewhere, due_at=elsewhere))], [], now=NOW)
 
-    (filed,) = await ledger.find(DeliveryFilter(), limit=1)
-    assert filed.delivery.created_at == NOW
-    assert filed.delivery.created_at.utcoffset() == timedelta(0)
+    (found,) = await ledger.find(DeliveryFilter(), limit=1)
+    assert found.delivery.created_at == NOW
+    assert found.delivery.created_at.utcoffset() == timedelta(0)
 
 
-async def test_what_was_made_on_the_stroke_of_a_second_is_found_since_then(ledger: Ledger) -> None:
-    """SQLite compares times as text: all of them need their microseconds."""
+async def test_a_delivery_created_at_a_full_second_is_found_since_that_second(ledger: Ledger) -> None:
+    """SQLite compares times as text, so every stored time needs its microseconds."""
     assert NOW.microsecond == 0
-    await ledger.record([heard(a_delivery())], (), now=NOW)
+    await ledger.record([recorded(a_delivery())], (), now=NOW)
     assert await ledger.find(DeliveryFilter(since=NOW), limit=10)
     assert not await ledger.find(DeliveryFilter(since=NOW + timedelta(microseconds=1)), limit=10)
 
 
 @pytest.mark.parametrize("length", [10, 10_000])
-async def test_long_contents_come_back_as_they_were(ledger: Ledger, length: int) -> None:
+async def test_long_contents_are_read_as_they_were_recorded(ledger: Ledger, length: int) -> None:
     content = {"html": "<p>Käse & co.</p>" * length}
-    await ledger.record([heard(a_delivery(content=content))], (), now=NOW)
+    await ledger.record([recorded(a_delivery(content=content))], (), now=NOW)
     (found,) = await ledger.find(DeliveryFilter(), limit=10)
     assert found.delivery.content == content
 
 
-async def test_a_redrive_puts_back_what_is_dead_and_fits_and_counts_anew(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
+async def test_a_redrive_makes_matching_dead_deliveries_due_with_a_new_retry_budget(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery(), a_delivery(to="b@example.com"))], [], now=NOW)
     for delivery in await claim(ledger):
-        await ledger.settle(ended(delivery, Dead("gave up")))
+        await ledger.settle(settlement(delivery, Dead("gave up")))
     (one, _) = await ledger.find(DeliveryFilter(), limit=5)
 
     assert await ledger.redrive(DeliveryFilter(channel="slack"), now=NOW + MINUTE) == 0
@@ -369,34 +373,36 @@ async def test_a_redrive_puts_back_what_is_dead_and_fits_and_counts_anew(ledger:
     assert await ledger.redrive(DeliveryFilter(), now=NOW + MINUTE) == 1
 
 
-async def test_a_purge_forgets_what_is_old_and_settled_and_nothing_else(ledger: Ledger) -> None:
+async def test_a_purge_deletes_old_finished_events_and_nothing_else(ledger: Ledger) -> None:
     old, open_one, young = an_event(name="old"), an_event(name="open"), an_event(name="young")
     same = {"subject": "the same content"}
     await ledger.record(
-        [heard(a_delivery(old, content=same), event=old), heard(a_delivery(open_one), event=open_one)], [], now=NOW
+        [recorded(a_delivery(old, content=same), event=old), recorded(a_delivery(open_one), event=open_one)],
+        [],
+        now=NOW,
     )
-    await ledger.record([heard(a_delivery(young, content=same), event=young)], [], now=NOW + MINUTE)
+    await ledger.record([recorded(a_delivery(young, content=same), event=young)], [], now=NOW + MINUTE)
     for delivery in await claim(ledger):
         if delivery.event != open_one.key:
-            await ledger.settle(ended(delivery, SENT))
+            await ledger.settle(settlement(delivery, SENT))
 
     assert await ledger.purge(NOW + SECOND, limit=10) == 1
     assert await ledger.purge(NOW + SECOND, limit=10) == 0
 
-    left = await ledger.find(DeliveryFilter(), limit=10)
-    assert {filed.delivery.event for filed in left} == {open_one.key, young.key}
-    assert {filed.delivery.content["subject"] for filed in left} == {"failed", "the same content"}
+    remaining = await ledger.find(DeliveryFilter(), limit=10)
+    assert {one.delivery.event for one in remaining} == {open_one.key, young.key}
+    assert {one.delivery.content["subject"] for one in remaining} == {"failed", "the same content"}
     assert await ledger.event(old.key) is None
 
 
-async def test_a_replayed_message_is_noted(ledger: Ledger) -> None:
-    await ledger.record([], [refused()], now=NOW)
+async def test_a_replayed_message_has_its_time_of_replay(ledger: Ledger) -> None:
+    await ledger.record([], [rejected()], now=NOW)
     await ledger.mark_replayed("a", now=NOW + MINUTE)
     (entry,) = await ledger.find_rejected(limit=5)
     assert entry.replayed_at == NOW + MINUTE
 
 
-async def test_the_migrations_make_the_tables_that_the_code_expects(ledger_url: str) -> None:
+async def test_the_migrations_create_the_tables_that_the_code_expects(ledger_url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -412,10 +418,10 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(ledger_url: 
     def differences(connection: Connection) -> list[Any]:
         assert ScriptDirectory.from_config(alembic_config(connection)).get_current_head() == HEAD
 
-        def meant(made: Any, *_: object) -> bool:
-            return bool(made.info.get("only", connection.dialect.name) == connection.dialect.name)
+        def for_this_dialect(table: Any, *_: object) -> bool:
+            return bool(table.info.get("only", connection.dialect.name) == connection.dialect.name)
 
-        context = MigrationContext.configure(connection, opts={"include_object": meant})
+        context = MigrationContext.configure(connection, opts={"include_object": for_this_dialect})
         return list(compare_metadata(context, metadata))
 
     def indexes(connection: Connection) -> set[str | None]:
@@ -427,7 +433,7 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(ledger_url: 
     await database.aclose()
 
 
-async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_url: str) -> None:
+async def test_a_ledger_of_a_newer_incompatible_version_is_refused(ledger_url: str) -> None:
     from sqlalchemy import text
 
     from dispatcher.errors import LedgerIncompatible
@@ -443,11 +449,11 @@ async def test_a_ledger_from_a_newer_version_is_refused_in_plain_words(ledger_ur
     await database.aclose()
 
 
-async def test_what_is_to_be_done_is_counted_by_channel(ledger: Ledger) -> None:
+async def test_the_backlog_counts_waiting_due_and_dead_deliveries_by_channel(ledger: Ledger) -> None:
     waiting = [a_delivery(key=f"w{number}", due_at=NOW + number * MINUTE) for number in range(3)]
     dead = [a_delivery(key="d", channel="slack", state=State.DEAD)]
     older = a_delivery(key="o", channel="slack", created_at=NOW - MINUTE)
-    await ledger.record([heard(*waiting, *dead, older)], [], now=NOW)
+    await ledger.record([recorded(*waiting, *dead, older)], [], now=NOW)
     assert len(await claim(ledger, 1)) == 1
 
     assert await ledger.backlog(now=NOW + SECOND) == {
@@ -457,14 +463,14 @@ async def test_what_is_to_be_done_is_counted_by_channel(ledger: Ledger) -> None:
     assert (await ledger.backlog(now=NOW + MINUTE))["email"].due == 2
 
 
-async def test_counting_what_is_to_be_done_reads_no_settled_delivery(tmp_path: Path) -> None:
+async def test_the_backlog_reads_only_indexes_of_waiting_and_dead_deliveries(tmp_path: Path) -> None:
     from sqlalchemy import event
 
     asked: list[tuple[str, Any]] = []
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        await ledger.record([heard(a_delivery())], [], now=NOW)
+        await ledger.record([recorded(a_delivery())], [], now=NOW)
         engine = ledger._database._engine.sync_engine
-        event.listen(engine, "before_cursor_execute", lambda *facts: asked.append((facts[2], facts[3])))
+        event.listen(engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
         await ledger.backlog(now=NOW)
     asked = [(query, given) for query, given in asked if "FROM deliveries" in query]
     assert len(asked) == 3
@@ -475,10 +481,10 @@ async def test_counting_what_is_to_be_done_reads_no_settled_delivery(tmp_path: P
             assert any(index in step for step in plan for index in indexes), plan
 
 
-async def test_a_claim_begins_at_what_is_due_however_much_waits(tmp_path: Path) -> None:
+async def test_a_claim_reads_due_deliveries_by_index_and_not_all_waiting_ones(tmp_path: Path) -> None:
     asked: list[str] = []
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        await ledger.record([heard(a_delivery())], [], now=NOW)
+        await ledger.record([recorded(a_delivery())], [], now=NOW)
         assert ledger._database._writer is not None
         assert ledger._database._writer._connection is not None
         driver: Any = ledger._database._writer._connection.connection.driver_connection
@@ -488,14 +494,14 @@ async def test_a_claim_begins_at_what_is_due_however_much_waits(tmp_path: Path) 
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
         plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}")]
     assert plan[0] == "SEARCH deliveries USING INDEX ix_deliveries_due (channel=? AND due_at<?)"
-    others = {"TEMP B-TREE", "ix_deliveries_state_created_at", "ix_deliveries_backlog", "SCAN"}
-    assert not [step for step in plan if any(one in step for one in others)]
+    unwanted = {"TEMP B-TREE", "ix_deliveries_state_created_at", "ix_deliveries_backlog", "SCAN"}
+    assert not [step for step in plan if any(one in step for one in unwanted)]
     assert [step for step in plan if "ix_deliveries_thread_waiting (thread=? AND state=?)" in step], (
         "not the whole history"
     )
 
 
-async def test_what_is_told_of_one_day_lies_together_among_all_that_is_told(tmp_path: Path) -> None:
+async def test_contents_of_one_day_are_neighbours_in_the_index(tmp_path: Path) -> None:
     days = [
         [
             a_delivery(event, content={"of": [day, event.key]}, occurred_at=NOW + timedelta(days=day))
@@ -505,7 +511,7 @@ async def test_what_is_told_of_one_day_lies_together_among_all_that_is_told(tmp_
     ]
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         for pair in zip(*days, strict=True):
-            batch = [heard(one, event=an_event(name=one.event.split("/")[2])) for one in pair]
+            batch = [recorded(one, event=an_event(name=one.event.split("/")[2])) for one in pair]
             await ledger.record(batch, [], now=NOW)
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
         bodies = database.execute("SELECT body FROM contents ORDER BY content_hash").fetchall()
@@ -528,132 +534,135 @@ async def test_a_ping_writes_a_row(ledger: Ledger, ledger_url: str) -> None:
         await database.aclose()
 
 
-async def test_a_purge_forgets_old_rejected_messages_too(ledger: Ledger) -> None:
-    await ledger.record([], [refused(), refused("young", received_at=NOW + MINUTE)], now=NOW)
+async def test_a_purge_deletes_old_rejected_messages(ledger: Ledger) -> None:
+    await ledger.record([], [rejected(), rejected("young", received_at=NOW + MINUTE)], now=NOW)
 
     assert await ledger.purge(NOW + SECOND, limit=10) == 1
     assert [entry.id for entry in await ledger.find_rejected(limit=5)] == ["young"]
 
 
-def slack(to: str, number: int = 0, **facts: Any) -> Delivery:
+def slack(to: str, number: int = 0, **fields: Any) -> Delivery:
     due = {"created_at": NOW, "due_at": NOW + number * SECOND / 1000}
-    return a_delivery(channel="slack", to=to, key=f"{to}{number:03}", **due | facts)
+    return a_delivery(channel="slack", to=to, key=f"{to}{number:03}", **due | fields)
 
 
-async def claim_paced(ledger: Ledger, limit: int = 10, *, at: float = 1, rate_limit: RateLimit | None = None) -> Claim:
+async def claim_slack(ledger: Ledger, limit: int = 10, *, at: float = 1, rate_limit: RateLimit | None = None) -> Claim:
     now = NOW + at * SECOND
-    admission = AdmissionControl(rate_limit=rate_limit or RateLimit(rate=Rate(1, "s"), burst=2), destination=lambda to: to[0], now=now)
+    admission = AdmissionControl(
+        rate_limit=rate_limit or RateLimit(rate=Rate(1, "s"), burst=2), destination=lambda to: to[0], now=now
+    )
     return await ledger.claim("slack", limit, lease="me", until=now + MINUTE, admission=admission)
 
 
-async def test_a_destination_gets_its_burst_and_then_one_at_each_slot(ledger: Ledger) -> None:
-    await ledger.record([heard(*(slack("#a", number) for number in range(250)), slack("#b", 300))], [], now=NOW)
+async def test_a_destination_gets_its_burst_and_then_one_delivery_at_each_slot(ledger: Ledger) -> None:
+    await ledger.record([recorded(*(slack("#a", number) for number in range(250)), slack("#b", 300))], [], now=NOW)
 
-    first = await claim_paced(ledger)
+    first = await claim_slack(ledger)
     assert [delivery.key for delivery in first.deliveries] == ["#a000", "#a001", "#b300"]
     assert first.next_at == NOW + 2 * SECOND
     for second in (2, 3, 4):
-        slot = await claim_paced(ledger, at=second)
+        slot = await claim_slack(ledger, at=second)
         assert [delivery.key for delivery in slot.deliveries] == [f"#a{second:03}"]
-    assert (await claim_paced(ledger, at=4.5)).deliveries == []
+    assert (await claim_slack(ledger, at=4.5)).deliveries == []
 
 
-async def test_replicas_share_a_destinations_bucket(ledger: Ledger, ledger_url: str) -> None:
-    await ledger.record([heard(*(slack("#a", number) for number in range(40)))], [], now=NOW)
-    await claim_paced(ledger)
+async def test_replicas_share_a_destinations_rate_limit(ledger: Ledger, ledger_url: str) -> None:
+    await ledger.record([recorded(*(slack("#a", number) for number in range(40)))], [], now=NOW)
+    await claim_slack(ledger)
     async with Ledger(ledger_url) as other:
-        claims = await asyncio.gather(*(claim_paced(one, at=11) for one in (ledger, other) * 3))
+        claims = await asyncio.gather(*(claim_slack(one, at=11) for one in (ledger, other) * 3))
 
     assert sorted(delivery.key for claim in claims for delivery in claim.deliveries) == [
         f"#a{n:03}" for n in range(2, 12)
     ]
 
 
-async def test_what_a_worker_learns_of_a_destination_holds_for_all_and_survives(
-    ledger: Ledger, ledger_url: str
-) -> None:
-    await ledger.record([heard(*(slack("#a", number) for number in range(3)), slack("#b"))], [], now=NOW)
-    asked, *_ = (await claim_paced(ledger, 1)).deliveries
-    wish = Feedback("#a", NOW + SECOND, retry_after=30 * SECOND)
-    await ledger.settle(replace(ended(asked, Retry(NOW + 31 * SECOND, "slow down")), feedback=wish))
+async def test_a_retry_after_of_a_destination_applies_to_all_replicas(ledger: Ledger, ledger_url: str) -> None:
+    await ledger.record([recorded(*(slack("#a", number) for number in range(3)), slack("#b"))], [], now=NOW)
+    delivery, *_ = (await claim_slack(ledger, 1)).deliveries
+    asked_pause = Feedback("#a", NOW + SECOND, retry_after=30 * SECOND)
+    await ledger.settle(replace(settlement(delivery, Retry(NOW + 31 * SECOND, "slow down")), feedback=asked_pause))
 
     async with Ledger(ledger_url) as other:
-        others = await claim_paced(other, at=2)
+        others = await claim_slack(other, at=2)
         assert [delivery.key for delivery in others.deliveries] == ["#b000"]
-        assert (await claim_paced(other, at=30.9)).deliveries == []
-        assert len((await claim_paced(other, at=33)).deliveries) == 3
+        assert (await claim_slack(other, at=30.9)).deliveries == []
+        assert len((await claim_slack(other, at=33)).deliveries) == 3
 
 
-async def test_of_a_broken_destination_one_delivery_finds_out_and_its_success_frees_the_rest(ledger: Ledger) -> None:
+async def test_an_open_breaker_lets_one_probe_through_and_its_success_closes_it(ledger: Ledger) -> None:
     rate_limit = RateLimit(max_in_flight=9)
-    await ledger.record([heard(*(slack("#a", number) for number in range(20)))], [], now=NOW)
-    failing = (await claim_paced(ledger, FAILURES_TO_OPEN, rate_limit=rate_limit)).deliveries
+    await ledger.record([recorded(*(slack("#a", number) for number in range(20)))], [], now=NOW)
+    failing = (await claim_slack(ledger, FAILURES_TO_OPEN, rate_limit=rate_limit)).deliveries
     for delivery in failing:
-        failed = ended(delivery, Retry(NOW + MINUTE, "busy"))
+        failed = settlement(delivery, Retry(NOW + MINUTE, "busy"))
         await ledger.settle(replace(failed, feedback=Feedback("#a", NOW + SECOND)))
 
-    assert (await claim_paced(ledger, at=2, rate_limit=rate_limit)).deliveries == []
-    (probe,) = (await claim_paced(ledger, at=7, rate_limit=rate_limit)).deliveries
+    assert (await claim_slack(ledger, at=2, rate_limit=rate_limit)).deliveries == []
+    (probe,) = (await claim_slack(ledger, at=7, rate_limit=rate_limit)).deliveries
     assert probe.destination_failing
-    await ledger.settle(replace(ended(probe, SENT), feedback=Feedback("#a", NOW + 8 * SECOND, succeeded=True)))
-    freed = (await claim_paced(ledger, at=13, rate_limit=rate_limit)).deliveries
+    await ledger.settle(replace(settlement(probe, SENT), feedback=Feedback("#a", NOW + 8 * SECOND, succeeded=True)))
+    freed = (await claim_slack(ledger, at=13, rate_limit=rate_limit)).deliveries
     assert (len(freed), {delivery.destination_failing for delivery in freed}) == (9, {False})
 
 
-async def test_what_is_put_off_keeps_its_doubt(ledger: Ledger) -> None:
-    await ledger.record([heard(slack("#a"), slack("#a", 1))], [], now=NOW)
-    assert len((await claim_paced(ledger)).deliveries) == 2  # and their worker dies
+async def test_a_deferred_delivery_stays_in_doubt(ledger: Ledger) -> None:
+    await ledger.record([recorded(slack("#a"), slack("#a", 1))], [], now=NOW)
+    assert len((await claim_slack(ledger)).deliveries) == 2  # their worker crashes and never settles them
     one_at_a_time = RateLimit(rate=Rate(1, "min"))
-    first = await claim_paced(ledger, at=100, rate_limit=one_at_a_time)
-    later = await claim_paced(ledger, at=200, rate_limit=one_at_a_time)
+    first = await claim_slack(ledger, at=100, rate_limit=one_at_a_time)
+    later = await claim_slack(ledger, at=200, rate_limit=one_at_a_time)
     assert [(len(claim.deliveries), claim.deliveries[0].in_doubt) for claim in (first, later)] == [(1, True)] * 2
 
 
-async def test_a_conversation_goes_out_in_turn_and_nobody_else_waits_for_it(ledger: Ledger) -> None:
-    told = [slack("#a", number, thread="incident 1", occurred_at=NOW + number * SECOND) for number in range(3)]
-    await ledger.record([heard(*reversed(told), slack("#a", 7, thread="incident 2", occurred_at=NOW))], [], now=NOW)
+async def test_a_threads_deliveries_are_claimed_one_after_another_and_delay_no_other_thread(ledger: Ledger) -> None:
+    incident = [slack("#a", number, thread="incident 1", occurred_at=NOW + number * SECOND) for number in range(3)]
+    await ledger.record(
+        [recorded(*reversed(incident), slack("#a", 7, thread="incident 2", occurred_at=NOW))], [], now=NOW
+    )
     rate_limit = RateLimit(max_in_flight=9)
 
-    first = (await claim_paced(ledger, rate_limit=rate_limit)).deliveries
+    first = (await claim_slack(ledger, rate_limit=rate_limit)).deliveries
     assert [delivery.key for delivery in first] == ["#a000", "#a007"]
-    assert (await claim_paced(ledger, at=2, rate_limit=rate_limit)).deliveries == []
-    await ledger.settle(ended(first[0], Retry(NOW + 5 * SECOND, "busy")))
-    assert (await claim_paced(ledger, at=4, rate_limit=rate_limit)).deliveries == []  # its trigger is still being retried
-    (again,) = (await claim_paced(ledger, at=5, rate_limit=rate_limit)).deliveries
-    await ledger.settle(ended(again, Dead("no such channel")))
-    (second,) = (await claim_paced(ledger, at=6, rate_limit=rate_limit)).deliveries
+    assert (await claim_slack(ledger, at=2, rate_limit=rate_limit)).deliveries == []
+    await ledger.settle(settlement(first[0], Retry(NOW + 5 * SECOND, "busy")))
+    # The first delivery of the thread waits for its retry.
+    assert (await claim_slack(ledger, at=4, rate_limit=rate_limit)).deliveries == []
+    (again,) = (await claim_slack(ledger, at=5, rate_limit=rate_limit)).deliveries
+    await ledger.settle(settlement(again, Dead("no such channel")))
+    (second,) = (await claim_slack(ledger, at=6, rate_limit=rate_limit)).deliveries
     assert (second.key, second.occurred_at) == ("#a001", NOW + SECOND)
 
 
-async def test_an_ending_that_came_too_late_is_noted_as_such(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
+async def test_an_outcome_after_the_lease_is_stored_with_that_reason(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
     (lost,) = await claim(ledger)
     (taken,) = await claim(ledger, lease="other", now=NOW + MINUTE)
 
-    assert not await ledger.settle(ended(lost, Retry(NOW + 2 * MINUTE, "greylisted")))
-    assert await ledger.settle(ended(taken, SENT))
-    late, counted = await ledger.history(lost.key)
-    assert (late.reason, counted.reason) == (f"{LEASE_LOST}: greylisted", "")
+    assert not await ledger.settle(settlement(lost, Retry(NOW + 2 * MINUTE, "greylisted")))
+    assert await ledger.settle(settlement(taken, SENT))
+    late, valid = await ledger.history(lost.key)
+    assert (late.reason, valid.reason) == (f"{LEASE_LOST}: greylisted", "")
 
 
-async def test_a_purge_forgets_destinations_that_were_not_heard_of_for_long(ledger: Ledger) -> None:
-    await ledger.record([heard(slack("#a"), slack("#a", 1), slack("#a", 2))], [], now=NOW)
-    await claim_paced(ledger)
+async def test_a_purge_keeps_destinations_whose_bucket_is_not_full_again(ledger: Ledger) -> None:
+    await ledger.record([recorded(slack("#a"), slack("#a", 1), slack("#a", 2))], [], now=NOW)
+    await claim_slack(ledger)
     await ledger.purge(NOW + SECOND, limit=10)
-    assert (await claim_paced(ledger, at=1.5)).deliveries == []  # the bucket was not full again
+    assert (await claim_slack(ledger, at=1.5)).deliveries == []  # the state of "#a" was kept
 
 
-async def test_rejected_messages_are_found_by_the_execution_that_they_name(ledger: Ledger) -> None:
+async def test_rejected_messages_are_found_by_the_execution_in_their_key_or_bytes(ledger: Ledger) -> None:
     execution = an_event().execution
     named = b'{"project":"flytesnacks","domain":"production","name":"akx7b9q2vjt5fm4c8h2d"}\xff'
     await ledger.record(
         [],
         [
-            refused("understood", event=f"{execution}/FAILED"),
-            refused("named", body=named, size=len(named)),
-            refused("longer", body=named.replace(b"8h2d", b"8h2d2"), size=len(named) + 1),
-            refused("elsewhere", body=named.replace(b"production", b"staging"), size=len(named) - 3),
-            refused("neighbour", event=f"{execution}2/FAILED", body=named, size=len(named)),
+            rejected("understood", event=f"{execution}/FAILED"),
+            rejected("named", body=named, size=len(named)),
+            rejected("longer", body=named.replace(b"8h2d", b"8h2d2"), size=len(named) + 1),
+            rejected("elsewhere", body=named.replace(b"production", b"staging"), size=len(named) - 3),
+            rejected("neighbour", event=f"{execution}2/FAILED", body=named, size=len(named)),
         ],
         now=NOW,
     )
@@ -663,22 +672,22 @@ async def test_rejected_messages_are_found_by_the_execution_that_they_name(ledge
     assert {entry.id for entry in found} == {"understood", "named"}
 
 
-async def test_an_executions_events_are_known_in_the_order_of_their_record(ledger: Ledger) -> None:
+async def test_an_executions_events_are_returned_in_the_order_of_recording(ledger: Ledger) -> None:
     aborted, failed, other = an_event(Phase.ABORTED), an_event(Phase.FAILED), an_event(name="akx7b9q2vjt5fm4c8h2d2")
-    await ledger.record([heard(event=aborted)], [], now=NOW)
-    await ledger.record([heard(event=failed), heard(event=other)], [], now=NOW + MINUTE)
+    await ledger.record([recorded(event=aborted)], [], now=NOW)
+    await ledger.record([recorded(event=failed), recorded(event=other)], [], now=NOW + MINUTE)
 
-    known = await ledger.stored_events(failed.execution)
+    stored = await ledger.stored_events(failed.execution)
 
-    assert [entry.event for entry in known] == [aborted, failed]
-    assert (known[0].recorded_at, known[0].position, known[0].reason) == (
+    assert [entry.event for entry in stored] == [aborted, failed]
+    assert (stored[0].recorded_at, stored[0].position, stored[0].reason) == (
         NOW,
         "flyte-cloudevents/0@7",
         "1 rule matched",
     )
 
 
-async def test_the_first_start_is_remembered_and_a_purge_moves_it_forward(ledger: Ledger) -> None:
+async def test_the_ledger_is_complete_since_its_first_start_or_the_last_purge(ledger: Ledger) -> None:
     assert await ledger.complete_since(now=NOW) == NOW
     await ledger.record_first_start(now=NOW)
     await ledger.record_first_start(now=NOW + MINUTE)
@@ -689,123 +698,126 @@ async def test_the_first_start_is_remembered_and_a_purge_moves_it_forward(ledger
     assert await ledger.complete_since(now=NOW + MINUTE) == NOW + SECOND
 
 
-async def test_a_ledger_that_was_in_use_before_begins_with_its_oldest_event(ledger: Ledger) -> None:
-    await ledger.record([heard()], [], now=NOW - MINUTE)
+async def test_a_ledger_with_older_events_is_complete_since_its_oldest_event(ledger: Ledger) -> None:
+    await ledger.record([recorded()], [], now=NOW - MINUTE)
     assert await ledger.complete_since(now=NOW) == NOW - MINUTE
     await ledger.record_first_start(now=NOW)
     assert await ledger.complete_since(now=NOW) == NOW - MINUTE
 
 
-async def test_what_was_swept_never_goes_back(ledger: Ledger) -> None:
+async def test_reconciled_until_never_goes_back(ledger: Ledger) -> None:
     assert await ledger.reconciled_until() is None
     for until in (NOW, NOW + MINUTE, NOW - MINUTE):
         await ledger.set_reconciled_until(until)
     assert await ledger.reconciled_until() == NOW + MINUTE
 
 
-async def test_events_are_known_that_were_recorded_or_rejected(ledger: Ledger) -> None:
-    recorded, unresolved, unheard = (an_event(name=name).key for name in ("recorded", "rejected", "neither"))
-    await ledger.record([heard(event=an_event(name="recorded"))], [refused(event=unresolved)], now=NOW)
-    assert await ledger.seen_events([recorded, unresolved, unheard]) == {recorded, unresolved}
+async def test_seen_events_are_those_recorded_or_rejected(ledger: Ledger) -> None:
+    recorded_key, rejected_key, unseen = (an_event(name=name).key for name in ("recorded", "rejected", "neither"))
+    await ledger.record([recorded(event=an_event(name="recorded"))], [rejected(event=rejected_key)], now=NOW)
+    assert await ledger.seen_events([recorded_key, rejected_key, unseen]) == {recorded_key, rejected_key}
     assert await ledger.seen_events([]) == frozenset()
 
 
 async def test_the_newest_event_is_the_one_recorded_last(ledger: Ledger) -> None:
     assert await ledger.newest() is None
     for minute, name in enumerate(("first", "second")):
-        await ledger.record([heard(event=an_event(name=name))], [], now=NOW + minute * MINUTE)
+        await ledger.record([recorded(event=an_event(name=name))], [], now=NOW + minute * MINUTE)
     assert await ledger.newest() == (an_event(name="second").key, NOW + MINUTE)
 
 
-# -- offers
+# -- direct dispatch
 
 
 @dataclass(slots=True)
-class Hands:
-    """A courier's, as the ledger knows them: what they offered, and what they got for it."""
+class FreeSlots:
+    """A worker's free slots, and the deliveries that the ledger claimed for them."""
 
     channel: str = "pagerduty"
     limit: int = 10
     at: float = 10
     rate_limit: RateLimit = field(default_factory=RateLimit)
-    got: list[Delivery] | None = None
+    accepted: list[Delivery] | None = None
 
-    def offer(self) -> dict[str, DirectDispatch]:
+    def direct_dispatch(self) -> dict[str, DirectDispatch]:
         return {
             self.channel: DirectDispatch(
-                limit=self.limit, lease="me", until=self._until, admission=self._gate(), accept=self._take
+                limit=self.limit, lease="me", until=self._until, admission=self._admission(), accept=self._accept
             )
         }
 
     async def claim(self, ledger: Ledger) -> list[Delivery]:
-        """The same by a claim."""
-        claim = await ledger.claim(self.channel, self.limit, lease="me", until=self._until, admission=self._gate())
+        """Claim the same number of deliveries without direct dispatch."""
+        claim = await ledger.claim(self.channel, self.limit, lease="me", until=self._until, admission=self._admission())
         return [*claim.deliveries]
 
     @property
     def _until(self) -> datetime:
         return NOW + self.at * SECOND + MINUTE
 
-    def _gate(self) -> AdmissionControl:
+    def _admission(self) -> AdmissionControl:
         return AdmissionControl(rate_limit=self.rate_limit, destination=lambda to: to[0], now=NOW + self.at * SECOND)
 
-    def _take(self, claimed: Sequence[Delivery]) -> None:
-        assert self.got is None, "an offer is answered once"
-        self.got = [*claimed]
+    def _accept(self, claimed: Sequence[Delivery]) -> None:
+        assert self.accepted is None, "accept is called once"
+        self.accepted = [*claimed]
 
 
-async def test_what_is_offered_hands_for_is_claimed_as_it_is_written(ledger: Ledger) -> None:
+async def test_direct_dispatch_claims_a_delivery_when_it_is_recorded(ledger: Ledger) -> None:
     delivery = a_delivery(content={"subject": "größer", "lines": [1, 2.5, None]})
-    entry = replace(heard(delivery), span=Traced())
-    hands = Hands("email")
+    entry = replace(recorded(delivery), span=Traced())
+    slots = FreeSlots("email")
 
-    written = await ledger.record([entry], [], now=NOW, direct_dispatch=hands.offer())
+    written = await ledger.record([entry], [], now=NOW, direct_dispatch=slots.direct_dispatch())
 
     assert written == RecordResult(frozenset({an_event().key}), [])
-    assert hands.got == [delivery._replace(trace=Traced().trace, attempt=1, lease="me", due_at=NOW + 70 * SECOND)]
+    assert slots.accepted == [delivery._replace(trace=Traced().trace, attempt=1, lease="me", due_at=NOW + 70 * SECOND)]
     assert await claim(ledger, now=NOW + 69 * SECOND) == []
-    (again,) = await claim(ledger, now=NOW + 71 * SECOND)  # whoever had it is gone
+    (again,) = await claim(ledger, now=NOW + 71 * SECOND)  # the lease has run out
     assert (again.attempt, again.in_doubt) == (2, True)
-    assert not await ledger.settle(ended(hands.got[0], SENT))
-    assert await ledger.settle(ended(again, SENT))
+    assert not await ledger.settle(settlement(slots.accepted[0], SENT))
+    assert await ledger.settle(settlement(again, SENT))
 
 
-async def test_what_an_offer_takes_is_settled_as_what_was_claimed(ledger: Ledger) -> None:
-    hands = Hands("email")
-    await ledger.record([heard(a_delivery())], [], now=NOW, direct_dispatch=hands.offer())
-    (delivery,) = hands.got or []
+async def test_a_delivery_claimed_by_direct_dispatch_is_settled_like_any_other(ledger: Ledger) -> None:
+    slots = FreeSlots("email")
+    await ledger.record([recorded(a_delivery())], [], now=NOW, direct_dispatch=slots.direct_dispatch())
+    (delivery,) = slots.accepted or []
 
-    assert await ledger.settle(ended(delivery, SENT))
+    assert await ledger.settle(settlement(delivery, SENT))
 
-    (filed,) = await ledger.find(DeliveryFilter(), limit=5)
-    assert (filed.delivery.state, filed.delivery.attempt, filed.delivery.lease) == (State.SENT, 1, None)
+    (found,) = await ledger.find(DeliveryFilter(), limit=5)
+    assert (found.delivery.state, found.delivery.attempt, found.delivery.lease) == (State.SENT, 1, None)
 
 
-async def test_an_offer_takes_no_more_than_it_has_hands_and_nothing_of_other_channels_or_dead(ledger: Ledger) -> None:
-    hands = Hands("slack", limit=2)
+async def test_direct_dispatch_claims_only_waiting_deliveries_of_its_channel_up_to_the_limit(ledger: Ledger) -> None:
+    slots = FreeSlots("slack", limit=2)
     mail, dead = a_delivery(), slack("#dead", state=State.DEAD)
 
     written = await ledger.record(
-        [heard(mail, dead, *(slack("#a", number) for number in range(3)))], [], now=NOW, direct_dispatch=hands.offer()
+        [recorded(mail, dead, *(slack("#a", number) for number in range(3)))],
+        [],
+        now=NOW,
+        direct_dispatch=slots.direct_dispatch(),
     )
 
-    assert [delivery.key for delivery in hands.got or []] == ["#a000", "#a001"]
+    assert [delivery.key for delivery in slots.accepted or []] == ["#a000", "#a001"]
     assert [delivery.key for delivery in written.unclaimed] == [mail.key, "#a002"]
 
 
-async def test_what_was_there_before_is_nobodys_anew(ledger: Ledger) -> None:
-    await ledger.record([heard(a_delivery())], [], now=NOW)
-    hands = Hands("email")
+async def test_direct_dispatch_claims_nothing_of_an_event_that_was_recorded_before(ledger: Ledger) -> None:
+    await ledger.record([recorded(a_delivery())], [], now=NOW)
+    slots = FreeSlots("email")
 
-    written = await ledger.record([heard(a_delivery())], [], now=NOW, direct_dispatch=hands.offer())
+    written = await ledger.record([recorded(a_delivery())], [], now=NOW, direct_dispatch=slots.direct_dispatch())
 
-    assert (hands.got, written.unclaimed) == ([], [])
+    assert (slots.accepted, written.unclaimed) == ([], [])
 
 
-async def test_of_a_conversation_its_beginning_alone_is_taken(ledger: Ledger) -> None:
+async def test_direct_dispatch_claims_only_the_single_delivery_that_opens_a_thread(ledger: Ledger) -> None:
     await ledger.record([failure("before", 1, to="known")], [], now=NOW)
     await ledger.record([success("well", 9, plan="late")], [], now=NOW)
-    hands = Hands()
+    slots = FreeSlots()
     entries = [
         failure("a", 2, to="known"),
         failure("b", 2, to="both"),
@@ -814,106 +826,113 @@ async def test_of_a_conversation_its_beginning_alone_is_taken(ledger: Ledger) ->
         failure("e", 2, plan="late", to="too late"),
     ]
 
-    written = await ledger.record(entries, [], now=NOW, direct_dispatch=hands.offer())
+    written = await ledger.record(entries, [], now=NOW, direct_dispatch=slots.direct_dispatch())
 
-    assert [(delivery.recipients, delivery.opens_thread) for delivery in hands.got or []] == [(("alone",), True)]
+    assert [(delivery.recipients, delivery.opens_thread) for delivery in slots.accepted or []] == [(("alone",), True)]
     assert sorted(delivery.recipients[0] for delivery in written.unclaimed) == ["both", "both", "known", "too late"]
 
 
-async def test_good_news_waits_for_a_claim_and_is_told_of(ledger: Ledger) -> None:
-    await told(ledger, failure("a", 1))
-    hands = Hands()
+async def test_direct_dispatch_leaves_a_resolved_notice_to_the_next_claim(ledger: Ledger) -> None:
+    await record_and_send(ledger, failure("a", 1))
+    slots = FreeSlots()
 
-    written = await ledger.record([success("b", 2)], [], now=NOW, direct_dispatch=hands.offer())
+    written = await ledger.record([success("b", 2)], [], now=NOW, direct_dispatch=slots.direct_dispatch())
 
-    assert (hands.got, [delivery.resolves for delivery in written.unclaimed]) == ([], [True])
+    assert (slots.accepted, [delivery.resolves for delivery in written.unclaimed]) == ([], [True])
 
 
-async def test_an_offer_spares_a_destination_as_a_claim_does(ledger: Ledger) -> None:
-    hands = Hands("slack", at=1, rate_limit=RateLimit(rate=Rate(1, "s"), burst=2))
+async def test_direct_dispatch_obeys_the_rate_limit_like_a_claim(ledger: Ledger) -> None:
+    slots = FreeSlots("slack", at=1, rate_limit=RateLimit(rate=Rate(1, "s"), burst=2))
 
     written = await ledger.record(
-        [heard(*(slack("#a", number) for number in range(4)), slack("#b"))], [], now=NOW, direct_dispatch=hands.offer()
+        [recorded(*(slack("#a", number) for number in range(4)), slack("#b"))],
+        [],
+        now=NOW,
+        direct_dispatch=slots.direct_dispatch(),
     )
 
-    assert [delivery.key for delivery in hands.got or []] == ["#a000", "#a001", "#b000"]
+    assert [delivery.key for delivery in slots.accepted or []] == ["#a000", "#a001", "#b000"]
     assert [delivery.key for delivery in written.unclaimed] == ["#a002", "#a003"]
-    assert (await claim_paced(ledger, at=1)).next_at == NOW + 2 * SECOND
-    assert [delivery.key for delivery in (await claim_paced(ledger, at=2)).deliveries] == ["#a002"]
+    assert (await claim_slack(ledger, at=1)).next_at == NOW + 2 * SECOND
+    assert [delivery.key for delivery in (await claim_slack(ledger, at=2)).deliveries] == ["#a002"]
 
 
-async def test_a_destination_that_asked_for_peace_gets_nothing_through_an_offer(ledger: Ledger) -> None:
-    await ledger.record([heard(slack("#a"))], [], now=NOW)
-    (delivery,) = (await claim_paced(ledger)).deliveries
-    wish = Feedback("#a", NOW, retry_after=MINUTE)
-    await ledger.settle(replace(ended(delivery, Retry(NOW + MINUTE, "slow down")), feedback=wish))
-    hands = Hands("slack")
+async def test_direct_dispatch_claims_nothing_for_a_destination_before_its_retry_after(ledger: Ledger) -> None:
+    await ledger.record([recorded(slack("#a"))], [], now=NOW)
+    (delivery,) = (await claim_slack(ledger)).deliveries
+    asked_pause = Feedback("#a", NOW, retry_after=MINUTE)
+    await ledger.settle(replace(settlement(delivery, Retry(NOW + MINUTE, "slow down")), feedback=asked_pause))
+    slots = FreeSlots("slack")
 
     event = an_event(name="next")
-    await ledger.record([heard(slack("#a", 7, event=event), event=event)], [], now=NOW, direct_dispatch=hands.offer())
+    await ledger.record(
+        [recorded(slack("#a", 7, event=event), event=event)], [], now=NOW, direct_dispatch=slots.direct_dispatch()
+    )
 
-    assert hands.got == []
+    assert slots.accepted == []
 
 
-async def test_a_record_of_nothing_answers_and_asks_nothing_of_the_database(tmp_path: Path) -> None:
+async def test_recording_nothing_calls_accept_and_does_not_use_the_database(tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        hands, other_process = Hands(), sqlite3.connect(tmp_path / "ledger.db")
+        slots, other_process = FreeSlots(), sqlite3.connect(tmp_path / "ledger.db")
         with closing(other_process):
             other_process.execute("BEGIN IMMEDIATE")
-            assert await ledger.record([], [], now=NOW, direct_dispatch=hands.offer()) == RecordResult()
-    assert hands.got == []
+            assert await ledger.record([], [], now=NOW, direct_dispatch=slots.direct_dispatch()) == RecordResult()
+    assert slots.accepted == []
 
 
-async def test_an_offer_is_answered_where_nothing_could_be_written(tmp_path: Path) -> None:
+async def test_accept_is_called_if_the_write_fails(tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        hands, other_process = Hands("email"), sqlite3.connect(tmp_path / "ledger.db")
+        slots, other_process = FreeSlots("email"), sqlite3.connect(tmp_path / "ledger.db")
         with closing(other_process):
             other_process.execute("BEGIN IMMEDIATE")
             with pytest.raises(LedgerUnavailable):
-                await ledger.record([heard(a_delivery())], [], now=NOW, direct_dispatch=hands.offer())
-    assert hands.got == []
+                await ledger.record([recorded(a_delivery())], [], now=NOW, direct_dispatch=slots.direct_dispatch())
+    assert slots.accepted == []
 
 
-_PEOPLE = ("a", "b", "c")
+_RECIPIENTS = ("a", "b", "c")
 
 
 @given(
-    ends=st.lists(
-        st.tuples(st.booleans(), st.sampled_from(_PEOPLE), st.sampled_from(("train", "score")), st.integers(0, 5)),
+    runs=st.lists(
+        st.tuples(st.booleans(), st.sampled_from(_RECIPIENTS), st.sampled_from(("train", "score")), st.integers(0, 5)),
         max_size=6,
     ),
     before=st.integers(0, 6),
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_what_an_offer_takes_a_claim_would_have_taken_the_same(
-    tmp_path: Path, ends: list[tuple[bool, str, str, int]], before: int
+async def test_direct_dispatch_claims_only_what_a_claim_would_claim(
+    tmp_path: Path, runs: list[tuple[bool, str, str, int]], before: int
 ) -> None:
     entries = [
-        failure(f"{number}", at, to=to, plan=plan) if bad else success(f"{number}", at, plan=plan)
-        for number, (bad, to, plan, at) in enumerate(ends)
+        failure(f"{number}", at, to=to, plan=plan) if failed else success(f"{number}", at, plan=plan)
+        for number, (failed, to, plan, at) in enumerate(runs)
     ]
     folder = mkdtemp(dir=tmp_path)
     url = f"sqlite+aiosqlite:///{folder}"
-    hands = Hands()
-    async with Ledger(f"{url}/offered.db") as offered, Ledger(f"{url}/claimed.db") as claimed:
-        for ledger in (offered, claimed):
-            await told(ledger, *entries[:before])
-        written = await offered.record(entries[before:], [], now=NOW, direct_dispatch=hands.offer())
+    slots = FreeSlots()
+    async with Ledger(f"{url}/direct.db") as direct, Ledger(f"{url}/claimed.db") as claimed:
+        for ledger in (direct, claimed):
+            await record_and_send(ledger, *entries[:before])
+        written = await direct.record(entries[before:], [], now=NOW, direct_dispatch=slots.direct_dispatch())
         again = await claimed.record(entries[before:], [], now=NOW)
-        as_claimed = {delivery.key: delivery for delivery in await Hands().claim(claimed)}
+        as_claimed = {delivery.key: delivery for delivery in await FreeSlots().claim(claimed)}
 
-    taken = {delivery.key: delivery for delivery in hands.got or []}
-    assert taken.items() <= as_claimed.items()
-    assert taken.keys() | {delivery.key for delivery in written.unclaimed} == {delivery.key for delivery in again.unclaimed}
+    dispatched = {delivery.key: delivery for delivery in slots.accepted or []}
+    assert dispatched.items() <= as_claimed.items()
+    assert dispatched.keys() | {delivery.key for delivery in written.unclaimed} == {
+        delivery.key for delivery in again.unclaimed
+    }
 
 
-# -- conversations
+# -- threads
 
 
 def failure(
     name: str, at: int, *, to: str = "ml", plan: str = "train.daily", about: str = "", state: State = State.WAITING
 ) -> RecordedEvent:
-    """An execution failed `at` seconds after NOW, and somebody is to be told."""
+    """An execution failed `at` seconds after NOW, and a rule notifies `to`."""
     event = an_event(name=name, launch_plan=a_launch_plan(plan)).model_copy(update={"occurred_at": NOW + at * SECOND})
     delivery = a_delivery(
         event,
@@ -924,15 +943,15 @@ def failure(
         occurred_at=event.occurred_at,
         launch_plan=plan,
     )
-    return heard(delivery, event=event)
+    return recorded(delivery, event=event)
 
 
 def success(name: str, at: int, *, plan: str = "train.daily") -> RecordedEvent:
-    """An execution succeeded `at` seconds after NOW; no rule asks for it."""
+    """An execution succeeded `at` seconds after NOW; no rule matches."""
     event = an_event(Phase.SUCCEEDED, name=name, launch_plan=a_launch_plan(plan))
     event = event.model_copy(update={"occurred_at": NOW + at * SECOND})
 
-    def close(opened: OpenThread) -> Delivery:
+    def plan_resolved_notice(opened: OpenThread) -> Delivery:
         return a_delivery(
             event,
             channel=opened.channel,
@@ -945,34 +964,39 @@ def success(name: str, at: int, *, plan: str = "train.daily") -> RecordedEvent:
         )
 
     return replace(
-        heard(event=event), resolution=Resolution(launch_plan=plan, occurred_at=event.occurred_at, plan_resolved_notice=close)
+        recorded(event=event),
+        resolution=Resolution(
+            launch_plan=plan, occurred_at=event.occurred_at, plan_resolved_notice=plan_resolved_notice
+        ),
     )
 
 
-async def told(ledger: Ledger, *entries: RecordedEvent) -> list[str]:
-    """Record these one by one; what is then owed, in the order in which it may go, as `EXECUTION PHASE to ADDRESS`."""
+async def record_and_send(ledger: Ledger, *entries: RecordedEvent) -> list[str]:
+    """Record the entries one by one and send all deliveries; returns what was sent (see `sent`)."""
     for entry in entries:
         await ledger.record([entry], [], now=NOW)
-    return await carried(ledger)
+    return await sent(ledger)
 
 
-async def carried(ledger: Ledger, *, now: datetime = NOW) -> list[str]:
-    """Send all that may go, one conversation's turn after another."""
+async def sent(ledger: Ledger, *, now: datetime = NOW) -> list[str]:
+    """Send all waiting deliveries; returns `EXECUTION/PHASE to ADDRESS after N`, N: earlier messages in the thread."""
     admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
-    went = []
-    while taken := (await ledger.claim("pagerduty", 10, lease="me", until=now + MINUTE, admission=admission)).deliveries:
+    messages = []
+    while taken := (
+        await ledger.claim("pagerduty", 10, lease="me", until=now + MINUTE, admission=admission)
+    ).deliveries:
         for delivery in sorted(taken, key=lambda one: one.thread):
-            talk = await ledger.thread(delivery)
-            assert talk is not None
-            told_so = f"{delivery.event.split('/', 2)[2]} to {delivery.addresses[0]}"
-            went.append(f"{told_so}{' too late' if talk.superseded else ''} after {len(talk.earlier)}")
-            receipt = Receipt(answer=Answer("202"), reference={"told": told_so})
-            assert await ledger.settle(ended(delivery, Sent(receipt)))
-    return went
+            thread = await ledger.thread(delivery)
+            assert thread is not None
+            name = f"{delivery.event.split('/', 2)[2]} to {delivery.addresses[0]}"
+            messages.append(f"{name}{' superseded' if thread.superseded else ''} after {len(thread.earlier)}")
+            receipt = Receipt(answer=Answer("202"), reference={"name": name})
+            assert await ledger.settle(settlement(delivery, Sent(receipt)))
+    return messages
 
 
-async def test_a_success_ends_each_open_conversation_of_its_launch_plan_once(ledger: Ledger) -> None:
-    went = await told(
+async def test_a_success_resolves_each_open_thread_of_its_launch_plan_once(ledger: Ledger) -> None:
+    messages = await record_and_send(
         ledger,
         failure("a", 1),
         failure("b", 2),
@@ -981,7 +1005,7 @@ async def test_a_success_ends_each_open_conversation_of_its_launch_plan_once(led
         success("d", 4),
         success("e", 5),
     )
-    assert went == [
+    assert messages == [
         "c/FAILED to ml after 0",
         "a/FAILED to ml after 0",
         "b2/FAILED to ops after 0",
@@ -994,44 +1018,44 @@ async def test_a_success_ends_each_open_conversation_of_its_launch_plan_once(led
 async def test_recording_a_success_again_adds_nothing(ledger: Ledger) -> None:
     await ledger.record([failure("a", 1), success("b", 2), success("b", 2)], [], now=NOW)
     await ledger.record([success("b", 2)], [], now=NOW)
-    assert await carried(ledger) == ["a/FAILED to ml after 0", "b/SUCCEEDED to ml after 1"]
+    assert await sent(ledger) == ["a/FAILED to ml after 0", "b/SUCCEEDED to ml after 1"]
 
 
-async def test_a_success_without_a_failure_before_it_owes_nothing(ledger: Ledger) -> None:
-    assert await told(ledger, success("a", 1)) == []
-    assert await told(ledger, failure("b", 2, state=State.DEAD), success("c", 3)) == []
+async def test_a_success_without_an_earlier_failure_sends_nothing(ledger: Ledger) -> None:
+    assert await record_and_send(ledger, success("a", 1)) == []
+    assert await record_and_send(ledger, failure("b", 2, state=State.DEAD), success("c", 3)) == []
 
 
-async def test_a_failure_older_than_a_success_that_is_known_opens_nothing(ledger: Ledger) -> None:
-    assert await told(ledger, success("b", 2), failure("a", 1)) == ["a/FAILED to ml too late after 0"]
-    assert await told(ledger, success("c", 3)) == []
+async def test_a_failure_older_than_a_recorded_success_opens_no_thread(ledger: Ledger) -> None:
+    assert await record_and_send(ledger, success("b", 2), failure("a", 1)) == ["a/FAILED to ml superseded after 0"]
+    assert await record_and_send(ledger, success("c", 3)) == []
 
 
-async def test_a_late_failure_whose_good_news_still_waits_is_told_before_it(ledger: Ledger) -> None:
-    assert await told(ledger, failure("a", 1), success("c", 3), failure("b", 2)) == [
+async def test_a_late_failure_is_sent_before_the_waiting_resolved_notice(ledger: Ledger) -> None:
+    assert await record_and_send(ledger, failure("a", 1), success("c", 3), failure("b", 2)) == [
         "a/FAILED to ml after 0",
         "b/FAILED to ml after 1",
         "c/SUCCEEDED to ml after 2",
     ]
 
 
-async def test_a_success_older_than_a_failure_that_is_known_ends_nothing_and_the_next_one_does(ledger: Ledger) -> None:
-    assert await told(ledger, failure("a", 1), failure("c", 3), success("b", 2)) == [
+async def test_a_success_older_than_a_recorded_failure_resolves_nothing_and_the_next_one_does(ledger: Ledger) -> None:
+    assert await record_and_send(ledger, failure("a", 1), failure("c", 3), success("b", 2)) == [
         "a/FAILED to ml after 0",
         "c/FAILED to ml after 1",
     ]
-    assert await told(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 2"]
+    assert await record_and_send(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 2"]
 
 
-async def test_each_executions_conversation_ends_with_the_launch_plans_success(ledger: Ledger) -> None:
-    went = await told(
+async def test_a_success_resolves_the_threads_of_all_earlier_executions(ledger: Ledger) -> None:
+    messages = await record_and_send(
         ledger,
         failure("a", 1, about="a"),
         failure("b", 2, about="b"),
         failure("d", 4, about="d"),
         success("c", 3),
     )
-    assert sorted(went) == [
+    assert sorted(messages) == [
         "a/FAILED to ml after 0",
         "b/FAILED to ml after 0",
         "c/SUCCEEDED to ml after 1",
@@ -1040,69 +1064,72 @@ async def test_each_executions_conversation_ends_with_the_launch_plans_success(l
     ]
 
 
-async def test_after_good_news_a_conversation_begins_anew(ledger: Ledger) -> None:
-    await told(ledger, failure("a", 1), success("b", 2))
-    assert await told(ledger, failure("c", 3), failure("d", 4)) == ["c/FAILED to ml after 0", "d/FAILED to ml after 1"]
+async def test_after_a_resolved_notice_a_failure_opens_the_thread_again(ledger: Ledger) -> None:
+    await record_and_send(ledger, failure("a", 1), success("b", 2))
+    assert await record_and_send(ledger, failure("c", 3), failure("d", 4)) == [
+        "c/FAILED to ml after 0",
+        "d/FAILED to ml after 1",
+    ]
 
 
-async def test_a_channel_gets_the_first_and_the_last_of_what_was_said(ledger: Ledger) -> None:
-    await told(ledger, *(failure(f"n{number}", number) for number in range(5)))
+async def test_a_thread_has_the_first_and_the_last_of_its_earlier_messages(ledger: Ledger) -> None:
+    await record_and_send(ledger, *(failure(f"n{number}", number) for number in range(5)))
     await ledger.record([success("s", 9)], [], now=NOW)
     admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
     (delivery,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)).deliveries
 
-    talk = await ledger.thread(delivery)
+    thread = await ledger.thread(delivery)
 
-    assert talk is not None
-    assert (talk.key, talk.resolves) == (delivery.thread, True)
-    assert [one.reference["told"] for one in talk.earlier] == ["n0/FAILED to ml", "n4/FAILED to ml"]
-    assert talk.earlier[0].content == {"subject": "failed"}
+    assert thread is not None
+    assert (thread.key, thread.resolves) == (delivery.thread, True)
+    assert [one.reference["name"] for one in thread.earlier] == ["n0/FAILED to ml", "n4/FAILED to ml"]
+    assert thread.earlier[0].content == {"subject": "failed"}
 
 
-async def test_what_died_in_doubt_may_have_been_said_and_what_was_refused_was_not(ledger: Ledger) -> None:
+async def test_a_dead_message_is_an_earlier_message_only_if_it_is_in_doubt(ledger: Ledger) -> None:
     for outcome, expected in ((Dead("gave up", in_doubt=True), 1), (Dead("refused"), 0)):
         plan = outcome.reason
         await ledger.record([failure(f"a {plan}", 1, plan=plan), failure(f"b {plan}", 2, plan=plan)], [], now=NOW)
         admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
         claim_one = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)
-        await ledger.settle(ended(claim_one.deliveries[0], outcome))
+        await ledger.settle(settlement(claim_one.deliveries[0], outcome))
         claim_two = await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)
-        talk = await ledger.thread(claim_two.deliveries[0])
-        assert talk is not None
-        assert len(talk.earlier) == expected
-        await ledger.settle(ended(claim_two.deliveries[0], SENT))
-        await carried(ledger)
+        thread = await ledger.thread(claim_two.deliveries[0])
+        assert thread is not None
+        assert len(thread.earlier) == expected
+        await ledger.settle(settlement(claim_two.deliveries[0], SENT))
+        await sent(ledger)
 
 
-async def test_good_news_that_died_is_no_good_any_more_once_something_has_failed_again(ledger: Ledger) -> None:
-    await told(ledger, failure("a", 1))
+async def test_a_dead_resolved_notice_is_superseded_by_a_newer_failure(ledger: Ledger) -> None:
+    await record_and_send(ledger, failure("a", 1))
     await ledger.record([success("b", 2)], [], now=NOW)
     admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
-    (news,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)).deliveries
-    await ledger.settle(ended(news, Dead("gave up")))
-    assert await told(ledger, failure("c", 3)) == ["c/FAILED to ml after 1"]
+    (notice,) = (await ledger.claim("pagerduty", 10, lease="me", until=NOW + MINUTE, admission=admission)).deliveries
+    await ledger.settle(settlement(notice, Dead("gave up")))
+    assert await record_and_send(ledger, failure("c", 3)) == ["c/FAILED to ml after 1"]
     await ledger.redrive(DeliveryFilter(), now=NOW)
-    assert await carried(ledger) == ["b/SUCCEEDED to ml too late after 1"]
-    assert await told(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 1"]
+    assert await sent(ledger) == ["b/SUCCEEDED to ml superseded after 1"]
+    assert await record_and_send(ledger, success("d", 4)) == ["d/SUCCEEDED to ml after 1"]
 
 
-async def test_what_a_rule_asks_of_a_success_is_the_good_news_where_there_is_any(ledger: Ledger) -> None:
+async def test_a_resolved_notice_replaces_a_rules_delivery_for_the_same_success(ledger: Ledger) -> None:
     asked = success("b", 2)
     asked = replace(asked, deliveries=[a_delivery(asked.event, channel="pagerduty", to="ml")])
 
     await ledger.record([failure("a", 1), asked], [], now=NOW)
 
-    of_success = [filed.delivery for filed in await ledger.find(DeliveryFilter(), limit=9) if filed.delivery.resolves]
+    of_success = [one.delivery for one in await ledger.find(DeliveryFilter(), limit=9) if one.delivery.resolves]
     assert len(of_success) == 1
     assert len(await ledger.find(DeliveryFilter(), limit=9)) == 2
     alone = success("d", 4)
     alone = replace(alone, deliveries=[a_delivery(alone.event, channel="pagerduty", to="ml")])
     await ledger.record([alone], [], now=NOW)
-    (news,) = await ledger.find(DeliveryFilter(execution=str(alone.event.execution)), limit=9)
-    assert (news.delivery.resolves, news.delivery.thread) == (False, "")
+    (notice,) = await ledger.find(DeliveryFilter(execution=str(alone.event.execution)), limit=9)
+    assert (notice.delivery.resolves, notice.delivery.thread) == (False, "")
 
 
-async def test_replicas_that_record_a_failure_and_a_success_at_once_leave_nothing_open(
+async def test_a_failure_and_a_success_recorded_at_once_by_two_replicas_leave_no_thread_open(
     ledger: Ledger, ledger_url: str
 ) -> None:
     plans = [f"plan{number}" for number in range(30)]
@@ -1112,27 +1139,29 @@ async def test_replicas_that_record_a_failure_and_a_success_at_once_leave_nothin
             *(other.record([success(f"s-{plan}", 2, plan=plan)], [], now=NOW) for plan in plans),
         )
 
-    went = await carried(ledger)
+    lines = await sent(ledger)
     for plan in plans:
-        about = [line for line in went if line.partition("/")[0] in {f"f-{plan}", f"s-{plan}"}]
-        too_late = [f"f-{plan}/FAILED to ml too late after 0"]
+        messages = [line for line in lines if line.partition("/")[0] in {f"f-{plan}", f"s-{plan}"}]
+        superseded = [f"f-{plan}/FAILED to ml superseded after 0"]
         in_order = [f"f-{plan}/FAILED to ml after 0", f"s-{plan}/SUCCEEDED to ml after 1"]
-        assert about in (too_late, in_order)
+        assert messages in (superseded, in_order)
 
 
-async def test_a_purge_forgets_how_launch_plans_stood(ledger: Ledger, ledger_url: str) -> None:
-    await told(ledger, failure("a", 1), success("b", 2))
+async def test_a_purge_deletes_the_status_of_launch_plans(ledger: Ledger, ledger_url: str) -> None:
+    await record_and_send(ledger, failure("a", 1), success("b", 2))
     await ledger.purge(NOW + MINUTE, limit=10)
-    assert await told(ledger, failure("older", 0)) == ["older/FAILED to ml after 0"]
+    assert await record_and_send(ledger, failure("older", 0)) == ["older/FAILED to ml after 0"]
 
 
 def run_of(name: str, version: str, *, plan: str = "train.daily") -> RecordedEvent:
     event = an_event(Phase.SUCCEEDED, name=name, launch_plan=a_launch_plan(plan, version))
     change = a_delivery(event, channel="pagerduty", to="ml")
-    return replace(heard(event=event), version=NewVersion(launch_plan=plan, version=version, plan_deliveries=lambda: [change]))
+    return replace(
+        recorded(event=event), version=NewVersion(launch_plan=plan, version=version, plan_deliveries=lambda: [change])
+    )
 
 
-async def test_a_new_version_is_told_once_whoever_records_it_and_the_first_known_one_is_no_news(
+async def test_a_new_version_is_reported_once_and_a_launch_plans_first_version_never(
     ledger: Ledger, ledger_url: str
 ) -> None:
     await ledger.record([run_of("a", "v1"), run_of("b", "v1")], [], now=NOW)
@@ -1143,11 +1172,11 @@ async def test_a_new_version_is_told_once_whoever_records_it_and_the_first_known
         )
     await ledger.record([run_of("c", "v1"), run_of("d", "v9", plan="other")], [], now=NOW)
 
-    (told_once,) = await ledger.find(DeliveryFilter(), limit=9)
-    assert told_once.delivery.channel == "pagerduty"
+    (reported,) = await ledger.find(DeliveryFilter(), limit=9)
+    assert reported.delivery.channel == "pagerduty"
 
 
-async def test_a_version_may_hold_anything(ledger: Ledger) -> None:
+async def test_a_version_may_contain_any_character(ledger: Ledger) -> None:
     for number in range(2):
         await ledger.record([run_of(f"a{number}", "v1\0\n'\U0001f680")], [], now=NOW)
     assert await ledger.find(DeliveryFilter(), limit=9) == []

@@ -1,4 +1,4 @@
-"""Events, rules and deliveries for tests: name what matters, the rest is filled in."""
+"""Events, rules and deliveries for tests. A test passes the fields that matter to it; the others have defaults."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def an_event(
     name: str = "akx7b9q2vjt5fm4c8h2d",
     launch_plan: EntityId | None = None,
     options: Options | None = None,
-    **facts: Any,
+    **fields: Any,
 ) -> Event:
     return Event(
-        execution=an_execution(name), phase=phase, occurred_at=NOW, launch_plan=launch_plan, options=options, **facts
+        execution=an_execution(name), phase=phase, occurred_at=NOW, launch_plan=launch_plan, options=options, **fields
     )
 
 
@@ -44,13 +44,13 @@ def a_notification(
 
 
 def a_rule(
-    *recipients: str, channel: str = "email", phases: tuple[Phase, ...] = (Phase.FAILED,), source: str = "test"
+    *recipients: str, channel: str = "email", phases: tuple[Phase, ...] = (Phase.FAILED,), defined_at: str = "test"
 ) -> Rule:
-    return Rule(a_notification(*recipients, channel=channel, phases=phases), source)
+    return Rule(a_notification(*recipients, channel=channel, phases=phases), defined_at)
 
 
 def a_delivery(
-    event: Event | None = None, *, channel: str = "email", to: str = "dev-team@example.com", **facts: Any
+    event: Event | None = None, *, channel: str = "email", to: str = "dev-team@example.com", **fields: Any
 ) -> Delivery:
     event = event or an_event()
     given: dict[str, Any] = {
@@ -63,9 +63,9 @@ def a_delivery(
         "rule": "test",
         "created_at": NOW,
         "due_at": NOW,
-        "retry_window_start": facts.get("created_at", NOW),
+        "retry_window_start": fields.get("created_at", NOW),
         "occurred_at": NOW,
-        **facts,
+        **fields,
     }
     return Delivery(**given)
 
