@@ -1,4 +1,4 @@
-"""The only asker of the time: handed in, so that tests advance it and never sleep."""
+"""The clock that other modules get as a parameter, so that tests can advance the time without sleeping."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time and waits."""
+    """Returns the time and waits."""
 
     def now(self) -> datetime:
-        """The time, in UTC."""
+        """Return the current time, in UTC."""
 
-    async def sleep(self, span: timedelta) -> None:
-        """Return once `span` has passed."""
+    async def sleep(self, duration: timedelta) -> None:
+        """Return once `duration` has passed."""
 
 
 class SystemClock:
-    """The clock on the wall."""
+    """The system's clock."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    async def sleep(self, span: timedelta) -> None:
-        await asyncio.sleep(max(span.total_seconds(), 0))
+    async def sleep(self, duration: timedelta) -> None:
+        await asyncio.sleep(max(duration.total_seconds(), 0))

@@ -1,31 +1,31 @@
-"""The errors of our own making; each message is a sentence an operator can act on."""
+"""The dispatcher's own errors. Each message is a sentence that an operator can act on."""
 
 from __future__ import annotations
 
 
 class DispatcherError(Exception):
-    """The root: everything the dispatcher raises on purpose."""
+    """Base class of all errors that the dispatcher raises on purpose."""
 
 
 class SettingsError(DispatcherError):
-    """The configuration can't be used; the message names the keys and how to mend them."""
+    """The settings are invalid; the message names the keys and how to fix them."""
 
 
 class Unreadable(DispatcherError):
-    """A message from a source that can't be understood; the message says why."""
+    """An incoming message can't be decoded; the error's text says why."""
 
 
 class Unavailable(DispatcherError):
-    """Something that intake can't do without is away; intake waits, nothing is lost."""
+    """The ledger or FlyteAdmin is unavailable; intake waits and loses nothing."""
 
 
 class LedgerUnavailable(Unavailable):
-    """The ledger can't be read or written now."""
+    """The ledger can't be read or written now; a later attempt may succeed."""
 
 
 class FlyteAdminUnavailable(Unavailable):
-    """FlyteAdmin can't be asked now; the message names the setting that may be wrong."""
+    """FlyteAdmin does not answer or refuses the request; the message names the setting that may be wrong."""
 
 
 class LedgerIncompatible(DispatcherError):
-    """A newer or unreleased version made the ledger, or it is another program's database: waiting won't help."""
+    """A newer or unreleased version created the ledger, or the database is another program's. A retry won't help."""

@@ -1,4 +1,7 @@
-"""Carries deliveries: claim, send, judge, settle. One courier a channel, so none waits for another's provider."""
+"""Delivers the messages of one channel: claim, send, classify, settle.
+
+Each channel has a worker of its own, so a slow provider delays no other channel.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,33 @@ from dispatcher.tracing import OFF, Span, Tracing
 log = structlog.get_logger(__name__)
 
 LEASE = timedelta(minutes=3)
-"""How long a claimed delivery is ours. A worker that dies leaves its deliveries to others after this."""
+"""How long a claimed delivery belongs to its worker. If the worker crashes, other replicas can claim it after this."""
 SENDING_SHARE = 2 / 3
-"""An attempt ends by this share of the lease, counted from the claim, whatever its channel promises; the rest is for
-settling."""
+"""Part of the lease, counted from the claim, in which an attempt must end. The rest is for settling. It applies in
+addition to the channel's own timeouts."""
 SLOW = 0.02
-"""Seconds; a provider that lately took no message sooner takes its time."""
-GLANCE = timedelta(seconds=1)
-"""How often the ledger is asked for work that another process may have recorded."""
+"""Seconds. A provider counts as slow if its fastest recent send took longer."""
+POLL_INTERVAL = timedelta(seconds=1)
+"""How often an idle worker asks the ledger for deliveries that other processes may have recorded."""
 
 
 @dataclass(slots=True, kw_only=True)
 class DeliveryWorker:
-    """Works through one channel's deliveries until told to stop."""
+    """Claims, sends and settles the deliveries of one channel until it is stopped.
+
+    How its counters and sets belong together:
+
+    - Each claimed delivery has a task in `_tasks` until it is settled or released. Sending takes one of `concurrency`
+      send slots, settling one of as many settle slots.
+    - Tasks before and in their send are `len(_tasks) - _returned`. A claim brings them to `concurrency + _prefetch` at
+      most, and `_in_flight_by_destination` counts them by destination.
+    - `_in_flight_by_thread` counts all tasks by thread. `_threads_with_new` is a subset of its keys.
+    - A destination is in `_blocked_destinations` from the time its feedback is known until the ledger has stored it.
+      Nothing is sent to it meanwhile. `_saturated_destinations` are those that the last claim skipped.
+    - While a `DirectDispatch` is with intake (`_dispatch_pending`), the free slots are intake's: nothing is claimed.
+    - `_more_due` and `_next_due_at` are what the last claim learned about deliveries that it did not take. `_wakeup`
+      ends the wait for new work; without it the ledger is polled every `POLL_INTERVAL`.
+    """
 
     name: str
     channel: Channel
@@ -48,118 +65,127 @@ class DeliveryWorker:
     policy: RetryPolicy
     clock: Clock
     rng: Random
-    worker: str
-    """Who we are: tells our leases from other replicas'."""
-    hands: int
-    """How many deliveries are on their way at once."""
-    pace: RateLimit = field(default_factory=RateLimit)
-    """What each destination is spared."""
+    worker_id: str
+    """The owner that this worker's leases name; differs between replicas."""
+    concurrency: int
+    """How many messages are sent at the same time."""
+    rate_limit: RateLimit = field(default_factory=RateLimit)
+    """Limits for each destination."""
     lease: timedelta = LEASE
-    """How long a claim holds."""
-    settled: Callable[[Settlement, bool], None] = lambda *_: None
-    """Told of each ending that is in the ledger, and whether it counted: the lease was still ours."""
-    put_off: Callable[[int], None] = lambda _: None
-    """Told how many deliveries a claim found due and put off, for their destinations' sake."""
+    """How long a claim is valid."""
+    on_settled: Callable[[Settlement, bool], None] = lambda *_: None
+    """Called after each settlement, with True if it counted and False if the lease was lost."""
+    on_deferred: Callable[[int], None] = lambda _: None
+    """Called after each claim, with the number of due deliveries that a rate limit or a blocked destination deferred."""
     tracing: Tracing = OFF
     claimed_at: datetime | None = None
-    """When it last got something to carry."""
-    _bell: asyncio.Event = field(default_factory=asyncio.Event)
+    """When it last claimed a delivery."""
+    _wakeup: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there may be work; cleared before each claim."""
     _stopping: bool = False
     _abandoned: bool = False
-    """Nothing more is sent: what is claimed goes straight back."""
-    _carrying: set[asyncio.Task[None]] = field(default_factory=set)
+    """Nothing more is sent; claimed deliveries are released."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    """One task for each delivery that is claimed and neither settled nor released."""
     _sending: set[asyncio.Task[None]] = field(default_factory=set)
-    _room: asyncio.Semaphore = field(init=False)
-    """A place for each hand."""
-    _desk: asyncio.Semaphore = field(init=False)
-    """Where what has come back is written down: as many places, for a crash doubles what stands here too."""
-    _line: asyncio.Semaphore = field(init=False)
-    """A place for each hand that may begin at a turn of the event loop, with a provider that takes its time."""
-    _quickest: float = 0.0
-    """Seconds that the quickest message took to be taken; each later one lets it grow by a twentieth."""
-    _settling_share: timedelta = field(init=False)
-    """Of the lease, once the attempt has ended."""
+    """The tasks that are waiting for the provider's answer."""
+    _send_slots: asyncio.Semaphore = field(init=False)
+    """Limits concurrent sends to `concurrency`."""
+    _settle_slots: asyncio.Semaphore = field(init=False)
+    """Limits concurrent settlements to `concurrency`: after a crash, the deliveries that were sent and not settled are
+    sent twice."""
+    _start_slots: asyncio.Semaphore = field(init=False)
+    """Limits how many sends start in one event-loop iteration, if the provider is slow."""
+    _fastest_send: float = 0.0
+    """Seconds of the fastest recent send. Each slower send raises it by 5 %."""
+    _settle_time: timedelta = field(init=False)
+    """Part of the lease that is kept for settling."""
     _group: asyncio.TaskGroup = field(init=False)
-    _offered: bool = False
-    """Our free hands are offered to intake, which hasn't answered yet."""
-    _listening: bool = False
-    """We wait for the bell."""
-    _looked: asyncio.Event = field(default_factory=asyncio.Event)
-    """Cleared while we look whether anything is due, and expect little."""
-    _settling: int = 0
-    """How many of what we carry have come back from the provider."""
-    _busy: Counter[str] = field(default_factory=Counter)
-    """How many are on their way to each destination."""
-    _wary: Counter[str] = field(default_factory=Counter)
-    """Destinations that had something to say of themselves which isn't in the ledger yet."""
-    _talking: Counter[str] = field(default_factory=Counter)
-    """How many are on their way in each conversation."""
+    _dispatch_pending: bool = False
+    """Intake has a `DirectDispatch` of this worker and has not answered yet."""
+    _waiting: bool = False
+    """The worker waits for `_wakeup`."""
+    _idle_poll_done: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared during a claim that will probably find nothing."""
+    _returned: int = 0
+    """How many of `_tasks` are past their send."""
+    _in_flight_by_destination: Counter[str] = field(default_factory=Counter)
+    _blocked_destinations: Counter[str] = field(default_factory=Counter)
+    """How many attempts to each destination have feedback that is not stored in the ledger yet."""
+    _in_flight_by_thread: Counter[str] = field(default_factory=Counter)
     _breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
-    _alarm: datetime | None = None
-    """When something is due that we know of."""
-    _more: bool = False
-    """The last claim left something that any hand could take."""
-    _crowded: frozenset[str] = frozenset()
-    """Destinations that had all the hands they may have when the last claim looked."""
-    _answered: set[str] = field(default_factory=set)
-    """Conversations of what we carry in which more is to be said since."""
+    _next_due_at: datetime | None = None
+    """The earliest known time at which a delivery becomes due."""
+    _more_due: bool = False
+    """The last claim left deliveries that may be claimed as soon as a slot is free."""
+    _saturated_destinations: frozenset[str] = frozenset()
+    """Destinations that already had `rate_limit.max_in_flight` deliveries in flight at the last claim."""
+    _threads_with_new: set[str] = field(default_factory=set)
+    """Threads with a delivery in flight and a newer one recorded since."""
 
     def __post_init__(self) -> None:
-        self._room = asyncio.Semaphore(self.hands)
-        self._desk = asyncio.Semaphore(self.hands)
-        self._line = asyncio.Semaphore(max(2, self.hands // 16))
-        self._settling_share = self.lease * (1 - SENDING_SHARE)
-        self._looked.set()
+        self._send_slots = asyncio.Semaphore(self.concurrency)
+        self._settle_slots = asyncio.Semaphore(self.concurrency)
+        self._start_slots = asyncio.Semaphore(max(2, self.concurrency // 16))
+        self._settle_time = self.lease * (1 - SENDING_SHARE)
+        self._idle_poll_done.set()
 
     @property
-    def resting(self) -> bool:
-        """Whether the breaker of the whole provider is open."""
+    def breaker_open(self) -> bool:
+        """Whether the circuit breaker of the whole provider is open."""
         return self._breaker.open
 
     @property
-    def in_hand(self) -> int:
-        """How many deliveries are being carried."""
-        return len(self._carrying)
+    def in_flight(self) -> int:
+        """How many deliveries are claimed and neither settled nor released."""
+        return len(self._tasks)
 
     @property
-    def _ahead(self) -> int:
-        """How many may be claimed beyond what hands can take, so that no hand waits for the ledger.
+    def _prefetch(self) -> int:
+        """How many deliveries may be claimed beyond the free slots, so that no slot waits for the ledger.
 
-        None where destinations have a pace: what is let go now is to be on its way now.
+        0 if destinations have a rate limit: a delivery that the limit lets through must be sent at once.
         """
-        return self.hands if self.pace.rate is None else 0
+        return self.concurrency if self.rate_limit.rate is None else 0
 
-    def offer(self) -> DirectDispatch | None:
-        """Our free hands, for what is recorded next; None where they are needed for what is due already.
+    def direct_dispatch(self) -> DirectDispatch | None:
+        """The free slots, for deliveries that intake records next; None if deliveries that are due already need them.
 
-        Until it is answered we claim nothing else.
+        Until intake has answered, the worker claims nothing.
         """
-        if self._offered or self._stopping or not self._idle:
+        if self._dispatch_pending or self._stopping or not self._idle:
             return None
-        self._offered = True
+        self._dispatch_pending = True
         now = self.clock.now()
         return DirectDispatch(
-            limit=self._free, lease=self.worker, until=now + self.lease, gate=self._gate(now), take=self._take
+            limit=self._free_slots,
+            lease=self.worker_id,
+            until=now + self.lease,
+            admission=self._admission(now),
+            accept=self._accept,
         )
 
-    async def looked(self) -> None:
-        """Wait for a look at what is due that is under way: after it hands may be free to offer."""
-        await self._looked.wait()
+    async def idle_poll_done(self) -> None:
+        """Wait for the end of a poll that will probably find nothing: after it, slots may be free for intake."""
+        await self._idle_poll_done.wait()
 
-    def ring(self, conversations: Iterable[str] = ()) -> None:
-        """There may be work: look now, and again once what we carry of these conversations is settled."""
-        self._answered.update(one for one in conversations if one and self._talking[one])
-        self._bell.set()
+    def notify(self, threads: Iterable[str] = ()) -> None:
+        """Claim now, because there may be work.
+
+        `threads`: threads that got a new delivery. The worker also claims once its delivery of such a thread is settled.
+        """
+        self._threads_with_new.update(thread for thread in threads if thread and self._in_flight_by_thread[thread])
+        self._wakeup.set()
 
     def stop(self) -> None:
-        """Claim nothing more; `run` returns once what is in hand has ended."""
+        """Claim nothing more; `run` returns once all deliveries in flight are settled."""
         self._stopping = True
-        self.ring()
+        self.notify()
 
     def abandon(self) -> None:
-        """Cancel the sends in hand: each delivery is released, for whoever comes next. Endings are still written.
+        """Stop, cancel the sends and release their deliveries to other workers. Known outcomes are still stored.
 
-        A send that has not begun is not cancelled, or nobody would release its delivery: it finds out by itself.
+        A task whose send has not started is not cancelled, because it has to release its delivery. It sees `_abandoned`.
         """
         self._abandoned = True
         self.stop()
@@ -167,171 +193,189 @@ class DeliveryWorker:
             task.cancel()
 
     async def run(self) -> None:
-        """Claim and carry until stopped. While the ledger is away, wait."""
+        """Claim and deliver until stopped. While the ledger is unavailable, wait."""
         async with asyncio.TaskGroup() as self._group:
-            while self._offered or not self._stopping:
-                self._bell.clear()
+            while self._dispatch_pending or not self._stopping:
+                self._wakeup.clear()
                 claimed = await self._claim()
                 for delivery in claimed:
-                    self._take_up(delivery)
-                if not claimed or not self._more or not self._hungry:
+                    self._start(delivery)
+                if not claimed or not self._more_due or not self._can_claim:
                     await self._wait_for_work()
 
-    def _take(self, claimed: Sequence[Delivery]) -> None:
-        """The answer to our offer."""
-        self._offered = False
+    def _accept(self, claimed: Sequence[Delivery]) -> None:
+        """Start the deliveries that intake claimed for the `DirectDispatch`."""
+        self._dispatch_pending = False
         self.claimed_at = self.clock.now() if claimed else self.claimed_at
         for delivery in claimed:
-            self._take_up(delivery)
-        if self._more or self._stopping:
-            self.ring()
+            self._start(delivery)
+        if self._more_due or self._stopping:
+            self.notify()
 
-    def _take_up(self, delivery: Delivery) -> None:
-        self._busy[self._destination(delivery)] += 1
-        self._talking[delivery.thread] += 1
-        task = self._group.create_task(self._carry(delivery, probing=self._breaker.open))
-        self._carrying.add(task)
-        task.add_done_callback(partial(self._put_down, delivery))
+    def _start(self, delivery: Delivery) -> None:
+        self._in_flight_by_destination[self._destination(delivery)] += 1
+        self._in_flight_by_thread[delivery.thread] += 1
+        task = self._group.create_task(self._deliver(delivery, probing=self._breaker.open))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._task_done, delivery))
 
-    def _let_go(self, delivery: Delivery) -> None:
-        """It is on its way no more: ring where that lets others go."""
-        self._settling += 1
+    def _send_returned(self, delivery: Delivery) -> None:
+        """Free the destination and the slot, and notify if another delivery can now be claimed."""
+        self._returned += 1
         destination = self._destination(delivery)
-        _less(self._busy, destination)
-        if destination in self._crowded or (self._listening and self._more and self._hungry):
-            self.ring()
+        _decrement(self._in_flight_by_destination, destination)
+        if destination in self._saturated_destinations or (self._waiting and self._more_due and self._can_claim):
+            self.notify()
 
-    def _put_down(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        """It is settled: ring where others of its conversation waited for that."""
-        self._settling -= 1
-        self._carrying.discard(task)
+    def _task_done(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        """Free the thread, and notify if its next delivery waited for this one."""
+        self._returned -= 1
+        self._tasks.discard(task)
         thread = delivery.thread
-        _less(self._talking, thread)
-        awaited = delivery.followed or (bool(thread) and thread in self._answered)
-        self._answered.discard(thread)
+        _decrement(self._in_flight_by_thread, thread)
+        awaited = delivery.blocks_thread or (bool(thread) and thread in self._threads_with_new)
+        self._threads_with_new.discard(thread)
         if awaited:
-            self.ring()
+            self.notify()
 
     def _destination(self, delivery: Delivery) -> str:
         return self.channel.destination(delivery.addresses or delivery.recipients)
 
     @property
-    def _free(self) -> int:
-        """How many more we could take: hands without work, and what may wait for a hand."""
-        hands = self._breaker.hands(self.hands, self.clock.now())
-        if hands < self.hands:
-            return hands - len(self._carrying)
-        return hands + self._ahead - (len(self._carrying) - self._settling)
+    def _free_slots(self) -> int:
+        """How many more deliveries may be claimed: free send slots, and what may wait for one."""
+        allowed = self._breaker.allowed(self.concurrency, self.clock.now())
+        if allowed < self.concurrency:
+            return allowed - len(self._tasks)
+        return allowed + self._prefetch - (len(self._tasks) - self._returned)
 
     @property
     def _idle(self) -> bool:
-        """Whether nothing is due that the last claim knew of, and what comes now finds a hand."""
-        heard = self._bell.is_set() or self._more or self._breaker.open
-        return self._listening and not heard and self._hungry
+        """True if the last claim left nothing due and a slot is free."""
+        work_known = self._wakeup.is_set() or self._more_due or self._breaker.open
+        return self._waiting and not work_known and self._can_claim
 
     @property
-    def _hungry(self) -> bool:
-        """Whether a claim is worth its while, if there is work: a hand has none, or half of what waited has found one."""
-        return self._free > (self._ahead // 2 if self._room.locked() else 0)
+    def _can_claim(self) -> bool:
+        """Whether a claim is worth a query: a send slot is free, or half of the prefetched deliveries have got one."""
+        return self._free_slots > (self._prefetch // 2 if self._send_slots.locked() else 0)
 
     async def _claim(self) -> Sequence[Delivery]:
-        if self._offered or not self._hungry:
-            self._more = True
+        if self._dispatch_pending or not self._can_claim:
+            self._more_due = True
             return []
-        now, free = self.clock.now(), self._free
-        gate = self._gate(now)
-        if not self._more:
-            self._looked.clear()
+        now, limit = self.clock.now(), self._free_slots
+        admission = self._admission(now)
+        if not self._more_due:
+            self._idle_poll_done.clear()
         try:
-            claim = await self.ledger.claim(self.name, free, lease=self.worker, until=now + self.lease, gate=gate)
+            claim = await self.ledger.claim(
+                self.name, limit, lease=self.worker_id, until=now + self.lease, admission=admission
+            )
         except LedgerUnavailable as error:
             log.warning("waiting for the ledger", channel=self.name, reason=str(error))
-            self._more = False
+            self._more_due = False
             return []
         finally:
-            self._looked.set()
-        self._more, self._crowded = claim.more, frozenset(gate.crowded)
-        self._alarm = min((at for at in (self._alarm, claim.next_at) if at is not None and at > now), default=None)
-        self.put_off(gate.put_off)
+            self._idle_poll_done.set()
+        self._more_due, self._saturated_destinations = claim.more, frozenset(admission.saturated)
+        due_times = (self._next_due_at, claim.next_at)
+        self._next_due_at = min((at for at in due_times if at is not None and at > now), default=None)
+        self.on_deferred(admission.deferred)
         self.claimed_at = now if claim.deliveries else self.claimed_at
         return claim.deliveries
 
-    def _gate(self, now: datetime) -> AdmissionControl:
-        busy = self._busy | Counter(dict.fromkeys(self._wary, self.pace.at_once))
-        return AdmissionControl(pace=self.pace, destination=self.channel.destination, now=now, busy=busy)
+    def _admission(self, now: datetime) -> AdmissionControl:
+        """The admission control for one claim; blocked destinations count as full."""
+        blocked = Counter(dict.fromkeys(self._blocked_destinations, self.rate_limit.max_in_flight))
+        return AdmissionControl(
+            rate_limit=self.rate_limit,
+            destination=self.channel.destination,
+            now=now,
+            in_flight=self._in_flight_by_destination | blocked,
+        )
 
     async def _wait_for_work(self) -> None:
-        """Until a hand is free, somebody rings, something comes due, or it is time for a glance."""
-        wait = GLANCE
-        if self._alarm is not None and (left := self._alarm - self.clock.now()) < GLANCE:
-            wait, self._alarm = max(left, timedelta()), None  # heeded once, or a passed one would keep us spinning
+        """Wait until `_wakeup` is set, a delivery becomes due, or `POLL_INTERVAL` has passed."""
+        wait = POLL_INTERVAL
+        if self._next_due_at is not None and (left := self._next_due_at - self.clock.now()) < POLL_INTERVAL:
+            wait, self._next_due_at = (
+                max(left, timedelta()),
+                None,
+            )  # used once: a time in the past would make a busy loop
         try:
             async with asyncio.timeout(wait.total_seconds()):
-                self._listening = True
-                await self._bell.wait()
+                self._waiting = True
+                await self._wakeup.wait()
         except TimeoutError:
             return
         finally:
-            self._listening = False
+            self._waiting = False
 
-    async def _carry(self, delivery: Delivery, *, probing: bool) -> None:
-        """Send it once a hand is free, and settle it. `probing`: it finds out whether a provider that rested is back."""
-        async with self._room:
-            if self._quickest > SLOW:
-                await self._stand_in_line()
-            tried = await self._try(delivery, probing=probing)
-            if tried is not None:
-                await self._desk.acquire()
-        if tried is None:
-            self._let_go(delivery)
+    async def _deliver(self, delivery: Delivery, *, probing: bool) -> None:
+        """Send the delivery once a slot is free, and settle it.
+
+        `probing`: the provider's breaker is open, and this delivery tests whether it works again.
+        """
+        async with self._send_slots:
+            if self._fastest_send > SLOW:
+                await self._wait_for_start_slot()
+            sent = await self._send(delivery, probing=probing)
+            if sent is not None:
+                await self._settle_slots.acquire()
+        if sent is None:
+            self._send_returned(delivery)
             return
         try:
-            await self._conclude(*tried)
+            await self._settle(*sent)
         finally:
-            self._desk.release()
+            self._settle_slots.release()
 
-    async def _stand_in_line(self) -> None:
-        """Wait for a turn of the event loop at which few others begin.
+    async def _wait_for_start_slot(self) -> None:
+        """Wait for an event-loop iteration in which few other sends start.
 
-        Sends that begin together take turns at the core: each is done only when the last nearly is, their answers come
-        together too, and meanwhile few messages are with the provider. Where answers come at once that is no loss, and
-        many times the same in a row costs the core less.
+        Sends that start together share the CPU: all of them are ready late, their answers come back together, and
+        meanwhile few messages are at the provider. With a fast provider this costs nothing, and running many similar
+        steps in a row saves CPU, so a fast provider has no such limit.
         """
-        await self._line.acquire()
-        asyncio.get_running_loop().call_soon(self._line.release)
+        await self._start_slots.acquire()
+        asyncio.get_running_loop().call_soon(self._start_slots.release)
 
-    async def _try(self, delivery: Delivery, *, probing: bool) -> tuple[Settlement, Span] | None:
-        """Send it; None where it goes back instead, its attempt uncounted."""
+    async def _send(self, delivery: Delivery, *, probing: bool) -> tuple[Settlement, Span] | None:
+        """Send the delivery; None if it is released instead and the attempt is not counted."""
         started = self.clock.now()
-        left = delivery.due_at - self._settling_share - started
-        late = left <= timedelta()  # the ledger was slow over the claim, or hands were, and others may have it
-        unwelcome = (self._breaker.open and not probing) or self._destination(delivery) in self._wary  # since the claim
-        if self._abandoned or late or unwelcome:
-            await self._give_back(delivery, due_at=started)
+        left = delivery.due_at - self._settle_time - started
+        late = (
+            left <= timedelta()
+        )  # the claim or the wait for a slot took too long: the lease may be another worker's soon
+        # The breaker or the destination may have changed since the claim.
+        blocked = (self._breaker.open and not probing) or self._destination(delivery) in self._blocked_destinations
+        if self._abandoned or late or blocked:
+            await self._release(delivery, due_at=started)
             return None
         try:
             thread = await self.ledger.thread(delivery)
         except LedgerUnavailable:
-            await self._give_back(delivery, due_at=started + GLANCE)
+            await self._release(delivery, due_at=started + POLL_INTERVAL)
             return None
-        span = self._begun(delivery)
-        sending = span.part("dispatcher.send")
+        span = self._attempt_span(delivery)
+        send_span = span.child("dispatcher.send")
         try:
-            result = await self._attempt(delivery, thread, left, sending)
+            result = await self._attempt(delivery, thread, left, send_span)
         except asyncio.CancelledError:
             span.end(outcome="released")
-            # It may have arrived: whoever takes it next looks first, where that is possible.
-            await self._give_back(delivery._replace(in_doubt=True), due_at=self.clock.now())
+            # The message may have arrived: the next attempt asks the provider first, if the channel can.
+            await self._release(delivery._replace(in_doubt=True), due_at=self.clock.now())
             return None
-        sending.end(failed=isinstance(result, Exception))
+        send_span.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
         if isinstance(result, Receipt):
-            took = max((ended - started).total_seconds(), 0.0)  # clocks are set back at times
-            self._quickest = min(took, 1.05 * self._quickest + 0.0001)
-        self._breaker.learn(result, ended)
+            seconds = max((ended - started).total_seconds(), 0.0)  # a clock may be set back
+            self._fastest_send = min(seconds, 1.05 * self._fastest_send + 0.0001)
+        self._breaker.record(result, ended)
         outcome = classify(delivery, result, now=ended, policy=self.policy, rng=self.rng)
-        _tell(delivery, outcome, span)
-        ending = Settlement(
+        _log_outcome(delivery, outcome, span)
+        settlement = Settlement(
             delivery=delivery,
             outcome=outcome,
             started_at=started,
@@ -340,27 +384,27 @@ class DeliveryWorker:
                 self._destination(delivery), result, ended, destination_failing=delivery.destination_failing
             ),
         )
-        return ending, span
+        return settlement, span
 
-    async def _conclude(self, ending: Settlement, span: Span) -> None:
-        """Write down how it ended. What it says of its destination holds from now on, and is the ledger's from then on."""
-        destination = self._destination(ending.delivery)
-        if ending.feedback is not None:
-            self._wary[destination] += 1
-        self._let_go(ending.delivery)
-        settling = span.part("dispatcher.settle")
-        await self._settle(ending)
-        settling.end()
-        outcome = ending.outcome
+    async def _settle(self, settlement: Settlement, span: Span) -> None:
+        """Store the outcome. Until the ledger has the destination's feedback, the destination is blocked here."""
+        destination = self._destination(settlement.delivery)
+        if settlement.feedback is not None:
+            self._blocked_destinations[destination] += 1
+        self._send_returned(settlement.delivery)
+        settle_span = span.child("dispatcher.settle")
+        await self._store(settlement)
+        settle_span.end()
+        outcome = settlement.outcome
         span.end(outcome=type(outcome).__name__.lower(), failed=not isinstance(outcome, Sent))
         if isinstance(outcome, Retry):
-            self._alarm = min(outcome.at, self._alarm or outcome.at)
-        if ending.feedback is not None:
-            _less(self._wary, destination)
-            self.ring()
+            self._next_due_at = min(outcome.at, self._next_due_at or outcome.at)
+        if settlement.feedback is not None:
+            _decrement(self._blocked_destinations, destination)
+            self.notify()
 
-    def _begun(self, delivery: Delivery) -> Span:
-        """The attempt's span: within the event's trace, unless it was attempted before, or put back since."""
+    def _attempt_span(self, delivery: Delivery) -> Span:
+        """The attempt's span; part of the event's trace only for the first attempt before any redrive."""
         return self.tracing.attempt(
             delivery.trace,
             first=delivery.attempt == 1 and delivery.retry_window_start == delivery.created_at,
@@ -371,10 +415,10 @@ class DeliveryWorker:
         )
 
     async def _attempt(self, delivery: Delivery, thread: Thread | None, limit: timedelta, span: Span) -> Result:
-        """Send once: the receipt, or the exception. The only place where exceptions become values."""
-        hand = asyncio.current_task()
-        assert hand is not None  # noqa: S101 - we are always in one
-        self._sending.add(hand)
+        """Send once and return the receipt or the exception. The only place where exceptions become values."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - coroutines always run in a task
+        self._sending.add(task)
         try:
             addresses = delivery.addresses or tuple(map(self.channel.address, delivery.recipients))
             message = Message(
@@ -392,52 +436,61 @@ class DeliveryWorker:
             return InDoubt(f"no answer within {limit.total_seconds():.1f} s")
         except Exception as error:
             if not isinstance(error, ChannelError):
-                log.exception("a channel broke its contract", **_facts(delivery), **span.named)
+                log.exception("a channel broke its contract", **_log_fields(delivery), **span.log_fields)
             return error
         finally:
-            self._sending.discard(hand)  # what is written from here on must not be cut short
+            self._sending.discard(task)  # `abandon` must not cancel the settlement that follows
 
-    async def _settle(self, ending: Settlement) -> None:
-        """Write the ending down, for as long as the lease is ours: what was sent must not be sent again."""
+    async def _store(self, settlement: Settlement) -> None:
+        """Store the outcome if the lease is still held. Retry while it is: a delivery that was sent must not be sent again."""
         try:
-            held: bool | None = await self._write(ending)
+            counted: bool | None = await self._store_once(settlement)
         except LedgerUnavailable:
-            held = await self._write_patiently(ending)
-        if held is None:
-            log.error("an ending could not be written: it will be tried again", **_facts(ending.delivery))
-        elif not held:
-            log.warning("the lease had run out: another worker's word counts", **_facts(ending.delivery))
+            counted = await self._store_with_retries(settlement)
+        if counted is None:
+            log.error(
+                "the outcome could not be stored: the delivery will be attempted again",
+                **_log_fields(settlement.delivery),
+            )
+        elif not counted:
+            log.warning("the lease was lost: this outcome does not count", **_log_fields(settlement.delivery))
 
-    async def _write_patiently(self, ending: Settlement) -> bool | None:
-        """Again and again while the ledger is away; None where that lasts too long."""
-        pauses = wait_random_exponential(multiplier=0.1, max=5)
-        patiently = AsyncRetrying(
-            retry=retry_if_exception_type(LedgerUnavailable), wait=pauses, stop=stop_after_delay(self._settling_share)
+    async def _store_with_retries(self, settlement: Settlement) -> bool | None:
+        """Retry until the ledger is available again; None if that takes longer than `_settle_time`."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(LedgerUnavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+            stop=stop_after_delay(self._settle_time),
         )
         try:
-            held: bool = await patiently(self._write, ending)
+            counted: bool = await retrying(self._store_once, settlement)
         except RetryError:
             return None
-        return held
+        return counted
 
-    async def _write(self, ending: Settlement) -> bool:
-        follow_ups = await self._follow_ups(ending.delivery, ending.outcome, ending.ended_at)
-        whole = replace(ending, follow_ups=follow_ups) if follow_ups else ending
-        held = await self.ledger.settle(whole)
-        self.settled(whole, held)
+    async def _store_once(self, settlement: Settlement) -> bool:
+        """Settle in the ledger, with follow-ups; False if the lease was lost. Raises LedgerUnavailable."""
+        follow_ups = await self._follow_ups(settlement.delivery, settlement.outcome, settlement.ended_at)
+        complete = replace(settlement, follow_ups=follow_ups) if follow_ups else settlement
+        counted = await self.ledger.settle(complete)
+        self.on_settled(complete, counted)
         if follow_ups:
-            self.ring()
-        return held
+            self.notify()
+        return counted
 
     async def _follow_ups(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
-        """What the ending gives rise to: refused recipients stand alone, an unserved one goes to the fallback."""
+        """The deliveries that an outcome creates.
+
+        A mail's refused recipients get their own deliveries. A recipient that the channel does not know goes to the
+        fallback channel. The fallback recipients are notified of dead deliveries.
+        """
         match outcome:
             case Sent(receipt):
                 parts = split(delivery, receipt, now=now, policy=self.policy, rng=self.rng)
                 return [*parts, *await self._notices([part for part in parts if part.state is State.DEAD], now)]
             case Dead(unknown_recipient=True) if (event := await self.ledger.event(delivery.event)) is not None:
-                told = await self.ledger.told(delivery.event)
-                rerouted = self.planner.reroute(event, delivery, told, now=now)
+                notified = await self.ledger.notified(delivery.event)
+                rerouted = self.planner.reroute(event, delivery, notified, now=now)
                 return rerouted or await self._notices([delivery._replace(reason=outcome.reason)], now)
             case Dead(reason=reason):
                 return await self._notices([delivery._replace(reason=reason)], now)
@@ -445,22 +498,24 @@ class DeliveryWorker:
                 return ()
 
     async def _notices(self, dead: Sequence[Delivery], now: datetime) -> Sequence[Delivery]:
-        """What tells the fallback recipients, each once, of deliveries of one event that have died."""
+        """Deliveries that notify the fallback recipients, each at most once, of one event's dead deliveries."""
         if not dead or (event := await self.ledger.event(dead[0].event)) is None:
             return ()
-        notices = [self.planner.give_notice(event, delivery, delivery.reason, now=now) for delivery in dead]
+        notices = [self.planner.notify_fallback(event, delivery, delivery.reason, now=now) for delivery in dead]
         return [notice for several in notices for notice in several]
 
-    async def _give_back(self, delivery: Delivery, *, due_at: datetime) -> None:
-        """Let go of a delivery, its attempt uncounted."""
+    async def _release(self, delivery: Delivery, *, due_at: datetime) -> None:
+        """Give the delivery back to the ledger; the attempt is not counted."""
         try:
             await self.ledger.release(delivery, due_at=due_at)
         except LedgerUnavailable:
-            log.warning("could not release a delivery: it is due again when its lease runs out", **_facts(delivery))
+            log.warning(
+                "could not release a delivery: it is due again when its lease runs out", **_log_fields(delivery)
+            )
 
 
-def _facts(delivery: Delivery) -> dict[str, str | int]:
-    """What every line about a delivery says."""
+def _log_fields(delivery: Delivery) -> dict[str, str | int]:
+    """The fields of every log line about a delivery."""
     return {
         "execution": delivery.event,
         "channel": delivery.channel,
@@ -469,20 +524,20 @@ def _facts(delivery: Delivery) -> dict[str, str | int]:
     }
 
 
-def _tell(delivery: Delivery, outcome: Outcome, span: Span) -> None:
-    facts = {**_facts(delivery), **span.named}
-    log.debug("attempted", **facts, recipients=delivery.recipients, addresses=delivery.addresses, outcome=outcome)
+def _log_outcome(delivery: Delivery, outcome: Outcome, span: Span) -> None:
+    fields = {**_log_fields(delivery), **span.log_fields}
+    log.debug("attempted", **fields, recipients=delivery.recipients, addresses=delivery.addresses, outcome=outcome)
     match outcome:
         case Sent(receipt):
-            log.info("sent", **facts, answer=receipt.answer.status, refused=len(receipt.failures))
+            log.info("sent", **fields, status=receipt.answer.status, refused=len(receipt.failures))
         case Retry(at=at, reason=reason):
-            log.warning("not sent yet", **facts, reason=reason, again=at.isoformat(timespec="seconds"))
+            log.warning("not sent yet", **fields, reason=reason, retry_at=at.isoformat(timespec="seconds"))
         case Dead(reason=reason):
-            log.error("given up", **facts, reason=reason)
+            log.error("given up", **fields, reason=reason)
 
 
-def _less(counts: Counter[str], name: str) -> None:
-    """One less; what has come to nothing is forgotten."""
+def _decrement(counts: Counter[str], name: str) -> None:
+    """Subtract one, and remove the key at zero: `Counter` would keep it."""
     counts[name] -= 1
     if not counts[name]:
         del counts[name]

@@ -1,6 +1,6 @@
-"""From messages to the ledger: understand, look up, decide, plan, record; only then commit.
+"""Turns messages into recorded deliveries: decode, look up, decide, plan, record; then the source may commit.
 
-Nothing is silently skipped: what can't be understood is recorded with the reason, and the next goes on.
+No message is lost: one that can't be decoded or decided is recorded as rejected, with the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import structlog
 
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
-from dispatcher.flyte.decode import Headers, decode, kind_of, trace_context
+from dispatcher.flyte.decode import Headers, decode, trace_context, type_label
 from dispatcher.intake.source import Batch, Source
 from dispatcher.ledger import DirectDispatch, Ledger, RecordedEvent, Rejected, rejected_id
 from dispatcher.model.delivery import Delivery
@@ -32,19 +32,19 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What a batch came to."""
+    """The recorded results of a batch of messages."""
 
     recorded: Sequence[RecordedEvent] = ()
     rejected: Sequence[Rejected] = ()
     new: frozenset[str] = frozenset()
     """The keys of the events that were not in the ledger before."""
     source: str = ""
-    """`kafka`, or the position that its messages share: `http`, `reconcile`, `canary`."""
+    """`kafka`, or the position that all messages share: `http`, `reconcile`, `canary`."""
     messages: int = 0
-    """How many it had, of every type."""
+    """How many messages of any type the batch had."""
 
     def new_or_duplicate(self) -> Iterator[tuple[RecordedEvent, bool]]:
-        """Each of the recorded, and whether it was new: of several copies in the batch the first alone is."""
+        """Yield each recorded event, with True if it was new. Of several copies in the batch only the first is new."""
         new = set(self.new)
         for entry in self.recorded:
             key = entry.event.key
@@ -54,37 +54,37 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What came of trying a rejected message again."""
+    """Result of processing a rejected message again."""
 
-    understood: bool
-    says: str
-    """What it was understood as, or why it was not."""
+    accepted: bool
+    message: str
+    """What the message was decoded as, or why it is rejected again."""
 
 
-PAUSE = timedelta(seconds=1)
-"""How long a batch rests before the ledger is tried again, and at first before FlyteAdmin is."""
-PORTION = 100
-"""So many entries of a batch are recorded at once: no courier waits long for its own transaction, and the first are on
-their way while the others are decided."""
-TURNS = 10
-"""Turns of the event loop that all else has before the next event is weighed; a send takes a few."""
-A_WHILE = 0.02
-"""Seconds after which there is no further turn: however much is due, intake goes on."""
-IDLE_TURN = 0.0001
-"""Seconds; in a turn that is shorter hardly anybody had anything to do."""
-LONGEST_PAUSE = timedelta(seconds=15)
-"""The rests before FlyteAdmin grow up to this: whoever checks passwords locks out those who show a wrong one often."""
+RETRY_PAUSE = timedelta(seconds=1)
+"""Time between two attempts while the ledger is unavailable, and the first pause while FlyteAdmin is."""
+MAX_RETRY_PAUSE = timedelta(seconds=15)
+"""Pauses for FlyteAdmin double up to this: identity providers lock clients out that often send a wrong password."""
+CHUNK = 100
+"""Results that are recorded in one transaction. Workers don't wait long for their own transactions, and the first
+deliveries are sent while later events are decided."""
+MAX_YIELDS = 10
+"""Event-loop iterations for other tasks between two events; one send takes a few."""
+MAX_YIELD_SECONDS = 0.02
+"""Time for other tasks between two events: intake goes on even if many deliveries are due."""
+IDLE_ITERATION = 0.0001
+"""Seconds. After a shorter event-loop iteration, other tasks have nothing to do."""
 
 IncomingMessage = tuple[Headers, bytes | None, str]
-"""A message's headers and value, and where it came from, in words."""
+"""A message's headers, its value and its position: where it came from, as text."""
 LookUp = Callable[[ExecutionId], Awaitable[AdminExecution | UnknownExecution]]
-"""What FlyteAdmin says of an execution. Raises FlyteAdminUnavailable."""
-_Done = TypeVar("_Done")
+"""Returns FlyteAdmin's data about an execution. Raises FlyteAdminUnavailable."""
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
-    """A message that tells of an execution's end, understood and not yet decided."""
+class _TerminalEvent:
+    """A decoded message with a terminal event, before the decision."""
 
     event: Event
     headers: Headers
@@ -93,202 +93,212 @@ class _Ended:
     span: Span
 
 
-_Read = _Ended | Rejected
-Entry = RecordedEvent | Rejected
-"""What a message comes to."""
+_Decoded = _TerminalEvent | Rejected
+IntakeResult = RecordedEvent | Rejected
+"""What intake makes of a message."""
 
 
-async def _no_offers() -> Mapping[str, DirectDispatch]:
+async def _no_direct_dispatch() -> Mapping[str, DirectDispatch]:
     return {}
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """The way from messages to the ledger, the same for every source."""
+    """Processes messages from any source and records the results in the ledger."""
 
     ledger: Ledger
     rules: Callable[[], RuleBook]
-    """The launch plans' rules as they stand now."""
+    """Returns the current rules of the rule files."""
     planner: Planner
     clock: Clock
-    offers: Callable[[], Awaitable[Mapping[str, DirectDispatch]]] = _no_offers
-    """Couriers' free hands, by channel, for what is recorded next: they go to the ledger before anything else is awaited."""
-    owing: Callable[[Sequence[Delivery]], None] = lambda _: None
-    """Told what is owed and nobody has taken: couriers may have work."""
-    recorded: Callable[[BatchResult], None] = lambda _: None
-    """Told of each batch that is in the ledger."""
+    direct_dispatch: Callable[[], Awaitable[Mapping[str, DirectDispatch]]] = _no_direct_dispatch
+    """Returns the workers' free slots, by channel, just before deliveries are recorded. They are passed to the ledger
+    without another `await` between, because a worker claims nothing until it has an answer."""
+    on_pending: Callable[[Sequence[Delivery]], None] = lambda _: None
+    """Called with the recorded deliveries that no worker has claimed yet."""
+    on_batch: Callable[[BatchResult], None] = lambda _: None
+    """Called after each batch is recorded."""
     look_up: LookUp | None = None
-    """Asks FlyteAdmin; None where rules come from events and files alone."""
+    """Asks FlyteAdmin for an execution; None if rules come from events and files only."""
     tracing: Tracing = OFF
 
     async def run(self, source: Source) -> None:
-        """Take batches until the source ends.
+        """Process the source's batches until it ends.
 
-        While FlyteAdmin or the ledger is away a batch waits, and so does the source.
+        While FlyteAdmin or the ledger is unavailable, the batch waits, and the source with it.
         """
         async with aclosing(source.batches()) as batches:
             async for batch in batches:
-                if not await self._pass_on(batch, source):
+                if not await self._process(batch, source):
                     return
                 await batch.commit()
 
-    async def take(self, messages: Iterable[IncomingMessage]) -> BatchResult:
-        """Understand, look up, decide, plan and record some messages.
+    async def ingest(self, messages: Iterable[IncomingMessage]) -> BatchResult:
+        """Process and record some messages.
 
-        Raises Unavailable; nothing is then recorded, and the same messages may be brought again.
+        Raises Unavailable; then nothing is recorded, and the caller may send the same messages again.
         """
-        brought = list(messages)
-        entries = await self.understand(brought)
-        return await self._record(entries, source=brought[0][2] if brought else "", messages=len(brought))
+        listed = list(messages)
+        results = await self.evaluate(listed)
+        return await self._record(results, source=listed[0][2] if listed else "", messages=len(listed))
 
-    async def understand(self, messages: Iterable[IncomingMessage]) -> list[Entry]:
-        """What messages come to; nothing where one is no event of ours, or the execution goes on.
+    async def evaluate(self, messages: Iterable[IncomingMessage]) -> list[IntakeResult]:
+        """Decode, decide and plan without recording. Messages without a terminal event give no result.
 
         Raises Unavailable.
         """
-        read = [entry for message in messages if (entry := self._read(*message)) is not None]
-        return await self._decided(read, {})
+        decoded = [entry for message in messages if (entry := self._decode(*message)) is not None]
+        return await self._decide_all(decoded, {})
 
-    async def try_again(self, refused: Rejected, *, dry_run: bool = False) -> ReplayResult:
-        """Try a rejected message with the rules and the reading of today. Raises Unavailable.
+    async def replay(self, rejected: Rejected, *, dry_run: bool = False) -> ReplayResult:
+        """Process a rejected message with today's rules and decoder.
 
-        What is understood now is recorded, unless `dry_run`, and the message noted as replayed.
+        If it is accepted, record it and mark the message as replayed, unless `dry_run`. Raises Unavailable.
         """
-        if not refused.whole:
-            return ReplayResult(False, f"only its first {len(refused.body)} bytes were kept: publish it again")
-        message = (refused.headers, refused.body, refused.position)
-        entry = next(iter(await self.understand([message])), None)
-        if isinstance(entry, Rejected):
-            return ReplayResult(False, entry.reason)
+        if not rejected.whole:
+            return ReplayResult(False, f"only its first {len(rejected.body)} bytes were kept: publish it again")
+        message = (rejected.headers, rejected.body, rejected.position)
+        result = next(iter(await self.evaluate([message])), None)
+        if isinstance(result, Rejected):
+            return ReplayResult(False, result.reason)
         if not dry_run:
-            await self.take([message])
-            await self.ledger.replayed(refused.id, now=self.clock.now())
-        if isinstance(entry, RecordedEvent):
-            return ReplayResult(True, f"{entry.event.key}: {entry.reason}")
-        return ReplayResult(True, "no end of an execution, by today's reading")
+            await self.ingest([message])
+            await self.ledger.mark_replayed(rejected.id, now=self.clock.now())
+        if isinstance(result, RecordedEvent):
+            return ReplayResult(True, f"{result.event.key}: {result.reason}")
+        return ReplayResult(True, "today's decoder finds no terminal event in it")
 
-    async def _pass_on(self, batch: Batch, source: Source) -> bool:
-        """Bring a batch into the ledger; False where we were stopped before it was there."""
-        read = self._glanced(batch)
-        messages = len(batch.messages) + len(batch.undecodable) + batch.foreign
-        for first in range(0, max(len(read), 1), PORTION):
-            if not await self._pass_some_on(read[first : first + PORTION], messages, source):
+    async def _process(self, batch: Batch, source: Source) -> bool:
+        """Record a batch in chunks; False if the source was stopped before the end."""
+        decoded = self._decode_batch(batch)
+        messages = len(batch.messages) + len(batch.undecodable) + batch.skipped
+        for first in range(0, max(len(decoded), 1), CHUNK):
+            if not await self._process_chunk(decoded[first : first + CHUNK], messages, source):
                 return False
-            messages = 0  # the first portion stands for all of them
+            messages = 0  # the first chunk reports the messages of the whole batch
         return True
 
-    async def _pass_some_on(self, read: Sequence[_Read], messages: int, source: Source) -> bool:
-        decided: dict[int, Entry] = {}  # what was answered is not asked again, however long the rest takes
-        entries = await _until_done(lambda: self._decided(read, decided), source)
-        if entries is None:
+    async def _process_chunk(self, decoded: Sequence[_Decoded], messages: int, source: Source) -> bool:
+        results: dict[int, IntakeResult] = {}  # kept over retries: FlyteAdmin is not asked again about a decided event
+        ordered = await _retry_until_done(lambda: self._decide_all(decoded, results), source)
+        if ordered is None:
             return False
-        record = partial(self._record, entries, source="kafka", messages=messages)
-        return await _until_done(record, source) is not None
+        record = partial(self._record, ordered, source="kafka", messages=messages)
+        return await _retry_until_done(record, source) is not None
 
-    def _glanced(self, batch: Batch) -> list[_Read]:
-        read: list[_Read] = [self._reject(reason, (), b"", position) for position, reason in batch.undecodable]
+    def _decode_batch(self, batch: Batch) -> list[_Decoded]:
+        decoded: list[_Decoded] = [self._reject(reason, (), b"", position) for position, reason in batch.undecodable]
         for message in batch.messages:
-            entry = self._read(message.headers, message.value, batch.position(message))
+            entry = self._decode(message.headers, message.value, batch.position(message))
             if entry is not None:
-                read.append(entry)
-        return read
+                decoded.append(entry)
+        return decoded
 
-    def _read(self, headers: Headers, value: bytes | None, position: str) -> _Read | None:
+    def _decode(self, headers: Headers, value: bytes | None, position: str) -> _Decoded | None:
+        """Decode a message; None if it has no terminal event."""
         try:
             event = decode(headers, value)
         except Unreadable as error:
             return self._reject(str(error), headers, value or b"", position)
-        except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
-            return self._trip_over(error, headers, value or b"", position)
+        except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the others
+            return self._internal_error(error, headers, value or b"", position)
         if event is None or not event.phase.terminal:
             return None
         span = self.tracing.intake(partial(trace_context, headers, value))
-        return _Ended(event, headers, value or b"", position, span)
+        return _TerminalEvent(event, headers, value or b"", position, span)
 
-    async def _decided(self, read: Sequence[_Read], decided: MutableMapping[int, Entry]) -> list[Entry]:
-        """The entries, in the order of what was read; what an event alone doesn't settle is looked up side by side.
+    async def _decide_all(
+        self, decoded: Sequence[_Decoded], results: MutableMapping[int, IntakeResult]
+    ) -> list[IntakeResult]:
+        """Return the results in the order of `decoded`. FlyteAdmin is asked about several executions at the same time.
 
-        Raises Unavailable as soon as one can't be looked up; `decided` keeps the others, by their place.
+        Raises Unavailable as soon as one look-up fails. `results`, by index in `decoded`, keeps those that are done.
         """
         try:
-            async with asyncio.TaskGroup() as looking_up:
-                weighed = False
-                for at, entry in enumerate(read):
-                    if at in decided:
+            async with asyncio.TaskGroup() as look_ups:
+                decided_one = False
+                for index, entry in enumerate(decoded):
+                    if index in results:
                         continue
-                    if not isinstance(entry, _Ended):
-                        decided[at] = entry
+                    if not isinstance(entry, _TerminalEvent):
+                        results[index] = entry
                     elif self.look_up is None or decides_itself(entry.event):
-                        if weighed:
-                            await _others_first()
-                        decided[at] = self._weigh(entry, None)
-                        weighed = True
+                        if decided_one:
+                            await _yield_to_other_tasks()
+                        results[index] = self._decide(entry, None)
+                        decided_one = True
                     else:
-                        looking_up.create_task(self._look_up(at, entry, self.look_up, decided))
-        except ExceptionGroup as away:
-            raise away.exceptions[0] from None
-        return [decided[at] for at in range(len(read))]
+                        look_ups.create_task(self._look_up(index, entry, self.look_up, results))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return [results[index] for index in range(len(decoded))]
 
-    async def _look_up(self, at: int, ended: _Ended, look_up: LookUp, decided: MutableMapping[int, Entry]) -> None:
-        looking = ended.span.part("dispatcher.look_up")
+    async def _look_up(
+        self, index: int, terminal: _TerminalEvent, look_up: LookUp, results: MutableMapping[int, IntakeResult]
+    ) -> None:
+        """Ask FlyteAdmin about the execution, decide, and store the result in `results`. Raises Unavailable."""
+        span = terminal.span.child("dispatcher.look_up")
         try:
-            answer = await look_up(ended.event.execution)
+            answer = await look_up(terminal.event.execution)
         except Unavailable:
-            looking.end(failed=True)
+            span.end(failed=True)
             raise
-        except Exception as error:  # noqa: BLE001 - one execution that trips over a bug of ours must not hold up the others
-            looking.end(failed=True)
-            decided[at] = self._stumble(error, ended)
+        except Exception as error:  # noqa: BLE001 - a bug with one execution must not stop the others
+            span.end(failed=True)
+            results[index] = self._undecidable(error, terminal)
         else:
-            looking.end()
-            decided[at] = self._weigh(ended, answer)
+            span.end()
+            results[index] = self._decide(terminal, answer)
 
-    async def _record(self, entries: Sequence[Entry], *, source: str, messages: int) -> BatchResult:
-        recorded = [entry for entry in entries if isinstance(entry, RecordedEvent)]
-        rejected = [entry for entry in entries if isinstance(entry, Rejected)]
-        recording = [entry.span.part("dispatcher.record") for entry in recorded]
-        owes = any(entry.deliveries or entry.version or entry.resolution for entry in recorded)
-        offers = await self.offers() if owes else {}
-        written = await self.ledger.record(recorded, rejected, now=self.clock.now(), offers=offers)
-        self.owing(written.left)
-        heard = BatchResult(recorded, rejected, written.new, source, messages)
-        for (entry, is_new), part in zip(heard.new_or_duplicate(), recording, strict=True):
-            part.end()
+    async def _record(self, results: Sequence[IntakeResult], *, source: str, messages: int) -> BatchResult:
+        recorded = [entry for entry in results if isinstance(entry, RecordedEvent)]
+        rejected = [entry for entry in results if isinstance(entry, Rejected)]
+        record_spans = [entry.span.child("dispatcher.record") for entry in recorded]
+        has_deliveries = any(entry.deliveries or entry.version or entry.resolution for entry in recorded)
+        direct_dispatch = await self.direct_dispatch() if has_deliveries else {}
+        record = await self.ledger.record(recorded, rejected, now=self.clock.now(), direct_dispatch=direct_dispatch)
+        self.on_pending(record.unclaimed)
+        batch = BatchResult(recorded, rejected, record.new, source, messages)
+        for (entry, is_new), record_span in zip(batch.new_or_duplicate(), record_spans, strict=True):
+            record_span.end()
             verdict = entry.verdict if is_new else "duplicate"
             entry.span.end(event=entry.event.key, verdict=verdict, deliveries=len(entry.deliveries))
-        _tell(heard)
-        self.recorded(heard)
-        return heard
+        _log_batch(batch)
+        self.on_batch(batch)
+        return batch
 
-    def _weigh(self, ended: _Ended, answer: AdminExecution | UnknownExecution | None) -> Entry:
+    def _decide(self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None) -> IntakeResult:
+        """Decide and plan. `answer`: FlyteAdmin's, or None if it was not asked."""
         try:
-            event = answer.complete(ended.event) if isinstance(answer, AdminExecution) else ended.event
+            event = answer.complete(terminal.event) if isinstance(answer, AdminExecution) else terminal.event
             decision = decide(event, self.rules(), answer)
             if not decision.verdict.known:
-                ended.span.end(event=event.key, verdict="rejected", failed=True)
-                return self._reject(decision.reason, ended.headers, ended.value, ended.position, event=event.key)
+                terminal.span.end(event=event.key, verdict="rejected", failed=True)
+                return self._reject(
+                    decision.reason, terminal.headers, terminal.value, terminal.position, event=event.key
+                )
             now = self.clock.now()
-            silenced = decision.verdict is Verdict.DISABLED
+            disabled = decision.verdict is Verdict.DISABLED
             return RecordedEvent(
                 event=event,
-                position=ended.position,
+                position=terminal.position,
                 verdict=decision.verdict,
                 reason=decision.reason,
-                considered=[look.as_data() for look in decision.considered],
+                considered=[rule.as_data() for rule in decision.considered],
                 deliveries=self.planner.plan(event, decision.matched, now=now),
-                version=None if silenced else self.planner.version(event, decision.rules, now=now),
-                resolution=None if silenced else self.planner.resolution(event, now=now),
-                kind=kind_of(ended.headers),
-                span=ended.span,
+                version=None if disabled else self.planner.new_version(event, decision.rules, now=now),
+                resolution=None if disabled else self.planner.resolution(event, now=now),
+                kind=type_label(terminal.headers),
+                span=terminal.span,
             )
-        except Exception as error:  # noqa: BLE001 - one message that trips over a bug of ours must not hold up the others
-            return self._stumble(error, ended)
+        except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the others
+            return self._undecidable(error, terminal)
 
-    def _stumble(self, error: Exception, ended: _Ended) -> Rejected:
-        ended.span.end(event=ended.event.key, verdict="rejected", failed=True)
-        return self._trip_over(error, ended.headers, ended.value, ended.position, ended.event.key)
+    def _undecidable(self, error: Exception, terminal: _TerminalEvent) -> Rejected:
+        terminal.span.end(event=terminal.event.key, verdict="rejected", failed=True)
+        return self._internal_error(error, terminal.headers, terminal.value, terminal.position, terminal.event.key)
 
-    def _trip_over(
+    def _internal_error(
         self, error: Exception, headers: Headers, value: bytes, position: str, event: str | None = None
     ) -> Rejected:
         log.error("a message could not be handled", execution=event, position=position, exc_info=error)
@@ -309,39 +319,39 @@ class Intake:
         )
 
 
-async def _others_first() -> None:
-    """Let what is on its way go on until it waits for something, `TURNS` turns of the loop and `A_WHILE` at most.
+async def _yield_to_other_tasks() -> None:
+    """Let other tasks run until they wait, for `MAX_YIELDS` event-loop iterations and `MAX_YIELD_SECONDS` at most.
 
-    Rendering takes a while, and what is due goes out meanwhile: most of a send at a time, for in turns with rendering it
-    takes longer.
+    Planning renders templates, which takes the CPU for a while. Deliveries go out meanwhile, and several iterations in
+    a row finish most of a send: one iteration after each rendering would make it slower.
     """
     began = latest = time.perf_counter()
-    for _ in range(TURNS):
-        await asyncio.sleep(0)  # noqa: TID251 - a turn is the loop's own measure
+    for _ in range(MAX_YIELDS):
+        await asyncio.sleep(0)  # noqa: TID251 - it counts event-loop iterations, not time
         now = time.perf_counter()
-        if now - latest < IDLE_TURN or now - began > A_WHILE:
+        if now - latest < IDLE_ITERATION or now - began > MAX_YIELD_SECONDS:
             return
         latest = now
 
 
-async def _until_done(step: Callable[[], Awaitable[_Done]], source: Source) -> _Done | None:
-    """Try a step until what it needs is there; None where the source was stopped first."""
-    pause = PAUSE
+async def _retry_until_done(step: Callable[[], Awaitable[_Result]], source: Source) -> _Result | None:
+    """Retry a step while it raises Unavailable; None if the source was stopped first."""
+    admin_pause = RETRY_PAUSE
     while True:
         try:
             return await step()
         except FlyteAdminUnavailable as error:
             log.warning("waiting for FlyteAdmin", reason=str(error))
-            rest, pause = pause, min(pause * 2, LONGEST_PAUSE)
+            pause, admin_pause = admin_pause, min(admin_pause * 2, MAX_RETRY_PAUSE)
         except Unavailable as error:
             log.warning("waiting for the ledger", reason=str(error))
-            rest = PAUSE
-        if not await source.wait(rest):
+            pause = RETRY_PAUSE
+        if not await source.wait(pause):
             return None
 
 
-def _tell(heard: BatchResult) -> None:
-    for entry, new in heard.new_or_duplicate():
+def _log_batch(batch: BatchResult) -> None:
+    for entry, new in batch.new_or_duplicate():
         if new:
             log.info(
                 "recorded",
@@ -349,9 +359,9 @@ def _tell(heard: BatchResult) -> None:
                 verdict=entry.verdict,
                 reason=entry.reason,
                 deliveries=len(entry.deliveries),
-                **entry.span.named,
+                **entry.span.log_fields,
             )
-    for refused in heard.rejected:
+    for rejected in batch.rejected:
         log.warning(
-            "rejected", id=refused.id, position=refused.position, execution=refused.event, reason=refused.reason
+            "rejected", id=rejected.id, position=rejected.position, execution=rejected.event, reason=rejected.reason
         )

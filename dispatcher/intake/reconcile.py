@@ -1,7 +1,7 @@
-"""Executions that ended and whose event never came: found by comparing FlyteAdmin's lists with the ledger.
+"""Finds executions that finished without an event, by comparing FlyteAdmin's lists with the ledger.
 
-flyteadmin publishes an event once, from a goroutine without retry: one can be lost before Kafka. What is found goes
-through intake as a native event; should the lost event turn up after all, it has the same key and adds nothing.
+flyteadmin publishes an event once, from a goroutine without retries, so an event can be lost before Kafka. Intake
+records a missing event as a native event. If the lost event arrives later, it has the same key and changes nothing.
 """
 
 from __future__ import annotations
@@ -29,142 +29,149 @@ if TYPE_CHECKING:  # it needs an extra to be loaded
 log = structlog.get_logger(__name__)
 
 POSITION = "reconcile"
-"""Where such an event came from, as the ledger keeps it."""
+"""The position that the ledger stores for such an event."""
 PAUSE = timedelta(seconds=0.5)
-"""Between two questions to FlyteAdmin: a list costs its database more than a look-up."""
-AWAY_AFTER = 3
-"""So many places in a row that can't be looked through are FlyteAdmin's trouble and not theirs."""
-NAMED = 5
-"""So many of the executions that were found are named in the log."""
+"""Time before each list request to FlyteAdmin: a list costs its database more than a look-up."""
+MAX_FAILED_PLACES = 3
+"""After this many failed places in a row, FlyteAdmin itself counts as unavailable. A place is a project and domain."""
+LOGGED_EXECUTIONS = 5
+"""How many of the missing events the log line names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """The time that is looked through."""
+class TimeRange:
+    """The time range to reconcile, by the time at which FlyteAdmin last wrote an execution."""
 
     since: datetime
     until: datetime
     oldest: datetime
-    """What ended before this is no news, whenever FlyteAdmin last wrote it."""
+    """Executions that finished before this time are left out, even if FlyteAdmin wrote them later."""
 
 
 @dataclass(slots=True)
 class Reconciler:
-    """Looks through each stretch of time once, whoever of the replicas does it, after a restart too."""
+    """Reconciles each time range once: the replicas share a checkpoint in the ledger, which survives restarts."""
 
     admin: FlyteAdmin
     ledger: Ledger
     intake: Intake
     clock: Clock
-    window: timedelta
-    """How far back is looked at most, as after a long stop."""
-    patience: timedelta
-    """How long after an execution's end its event is not missed yet: Kafka, or we, may be behind."""
+    look_back: timedelta
+    """How far back it looks at most, for example after a long downtime."""
+    min_age: timedelta
+    """How long after the execution finished its event counts as missing; before that, it may still be in Kafka."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Once set, `run` and `sweep` end after the question in hand."""
+    """Once it is set, `run` and `reconcile` end after the current request."""
 
     async def run(self, every: timedelta, rng: Random) -> None:
-        """Sweep again and again until stopped. What is away then is waited for until the next time."""
-        while not await self._stopped_within(every * rng.uniform(0.9, 1.1)):  # replicas don't all ask at once
+        """Reconcile periodically until stopped. If FlyteAdmin or the ledger is unavailable, retry at the next time."""
+        while not await self._stopped_within(every * rng.uniform(0.9, 1.1)):  # so that replicas don't ask all at once
             try:
-                span = await self.next_span()
-                await self.sweep(span)
+                time_range = await self.next_range()
+                await self.reconcile(time_range)
                 if not self.stopping.is_set():
-                    await self.ledger.set_reconciled_until(span.until)
+                    await self.ledger.set_reconciled_until(time_range.until)
             except Unavailable as error:
                 log.warning("executions could not be compared with their events", reason=str(error))
-            except Exception as error:  # a bug in here must not stop what is delivered meanwhile
+            except Exception as error:  # a bug in here must not stop the deliveries
                 log.error("executions could not be compared with their events", exc_info=error)
 
-    async def next_span(self) -> Span:
-        """What was not looked through yet. Raises LedgerUnavailable.
+    async def next_range(self) -> TimeRange:
+        """Return the time range since the checkpoint. Raises LedgerUnavailable.
 
-        Somewhat more than that, so that a clock of FlyteAdmin's that differs from ours by less than `patience` hides
-        nothing.
+        It overlaps the last range by `min_age`, so that FlyteAdmin's clock may differ from this one by up to that.
         """
-        span = await self.span(self.clock.now() - self.window)
-        swept = await self.ledger.reconciled_until()
-        if swept is None:
-            return span
-        return Span(max(span.since, swept - self.patience), span.until, span.oldest)
+        time_range = await self.range_since(self.clock.now() - self.look_back)
+        checkpoint = await self.ledger.reconciled_until()
+        if checkpoint is None:
+            return time_range
+        return TimeRange(max(time_range.since, checkpoint - self.min_age), time_range.until, time_range.oldest)
 
-    async def span(self, since: datetime) -> Span:
-        """From then on, but not from before what the ledger can know, up to what is missed by now.
+    async def range_since(self, since: datetime) -> TimeRange:
+        """Return the range from `since`, or from where the ledger is complete, up to `min_age` ago.
 
         Raises LedgerUnavailable.
         """
         now = self.clock.now()
         oldest = max(since, await self.ledger.complete_since(now=now))
-        return Span(oldest, now - self.patience, oldest)
+        return TimeRange(oldest, now - self.min_age, oldest)
 
-    async def sweep(self, span: Span) -> int:
-        """Record what no event brought; how many executions those were.
+    async def reconcile(self, time_range: TimeRange) -> int:
+        """Record the missing events of a time range and return their number.
 
-        Raises Unavailable where FlyteAdmin or the ledger is away: what was recorded stays, and the rest is for the next
-        sweep of that span.
+        Raises Unavailable if FlyteAdmin or the ledger is; events recorded before stay, and the next call finds the rest.
         """
         found: list[str] = []
         try:
-            async with aclosing(self.missing(span)) as pages:
-                async for lost in pages:
-                    found += await self.record(lost)
+            async with aclosing(self.missing(time_range)) as pages:
+                async for events in pages:
+                    found += await self.record(events)
         finally:
             if found:
-                named = found[:NAMED]
-                log.warning("no event told of executions that ended: recorded now", found=len(found), executions=named)
+                log.warning(
+                    "recorded executions that finished without an event",
+                    found=len(found),
+                    executions=found[:LOGGED_EXECUTIONS],
+                )
         return len(found)
 
-    async def record(self, lost: Sequence[Event]) -> list[str]:
-        """Let intake have the ends; the keys of those that were still new to it. Raises Unavailable."""
-        heard = await self.intake.take(_brought(lost))
-        return sorted(heard.new) + [entry.event or "" for entry in heard.rejected]
+    async def record(self, missing: Sequence[Event]) -> list[str]:
+        """Let intake record missing events; returns the keys of those that were still new. Raises Unavailable."""
+        batch = await self.intake.ingest(_as_messages(missing))
+        return sorted(batch.new) + [entry.event or "" for entry in batch.rejected]
 
-    async def missing(self, span: Span) -> AsyncGenerator[Sequence[Event]]:
-        """The ends of executions that the ledger has not heard of, a page's at a time. Changes nothing.
+    async def missing(self, time_range: TimeRange) -> AsyncGenerator[Sequence[Event]]:
+        """Yield the terminal events that the ledger does not have, page by page. Changes nothing.
 
-        One question at a time, with a pause after each. Raises Unavailable; where FlyteAdmin fails at the executions of
-        one place, after it has looked at the others.
+        One request at a time, with a pause before each. Raises Unavailable. If FlyteAdmin fails for one place only, the
+        error is raised after the other places.
         """
-        if span.until <= span.since:
+        if time_range.until <= time_range.since:
             return
         failed: list[FlyteAdminUnavailable] = []
         in_a_row = 0
         for project, domain in await self.admin.places():
             try:
-                async with aclosing(self._missing_of(project, domain, span)) as pages:
-                    async for lost in pages:
-                        yield lost
+                async with aclosing(self._missing_in_place(project, domain, time_range)) as pages:
+                    async for events in pages:
+                        yield events
                 in_a_row = 0
             except FlyteAdminUnavailable as error:
                 failed.append(error)
                 in_a_row += 1
-                if in_a_row == AWAY_AFTER:
+                if in_a_row == MAX_FAILED_PLACES:
                     raise
-                log.warning("a place could not be looked through", project=project, domain=domain, reason=str(error))
+                log.warning(
+                    "executions of a place could not be listed", project=project, domain=domain, reason=str(error)
+                )
         if failed:
             raise failed[0]
 
-    async def _missing_of(self, project: str, domain: str, span: Span) -> AsyncGenerator[Sequence[Event]]:
+    async def _missing_in_place(
+        self, project: str, domain: str, time_range: TimeRange
+    ) -> AsyncGenerator[Sequence[Event]]:
         token = ""
         while not self.stopping.is_set():
             await self.clock.sleep(PAUSE)
-            page = await self.admin.ended(project, domain, since=span.since, until=span.until, token=token)
-            news = [event for event in page.ended if event.occurred_at >= span.oldest]
-            known = await self.ledger.seen_events(event.key for event in news)
-            if lost := [event for event in news if event.key not in known]:
-                yield lost
-            token = page.following
+            page = await self.admin.list_finished(
+                project, domain, since=time_range.since, until=time_range.until, token=token
+            )
+            recent = [event for event in page.events if event.occurred_at >= time_range.oldest]
+            known = await self.ledger.seen_events(event.key for event in recent)
+            if missing := [event for event in recent if event.key not in known]:
+                yield missing
+            token = page.next_token
             if not token:
                 return
 
-    async def _stopped_within(self, span: timedelta) -> bool:
+    async def _stopped_within(self, duration: timedelta) -> bool:
         with suppress(TimeoutError):
-            async with asyncio.timeout(span.total_seconds()):
+            async with asyncio.timeout(duration.total_seconds()):
                 await self.stopping.wait()
         return self.stopping.is_set()
 
 
-def _brought(lost: Sequence[Event]) -> list[tuple[Sequence[tuple[str, bytes]], bytes, str]]:
-    """The messages that the events would have been."""
-    messages = [write(event, Format.NATIVE) for event in lost]
+def _as_messages(events: Sequence[Event]) -> list[tuple[Sequence[tuple[str, bytes]], bytes, str]]:
+    """The events as intake's messages."""
+    messages = [write(event, Format.NATIVE) for event in events]
     return [(message.headers, message.value, POSITION) for message in messages]

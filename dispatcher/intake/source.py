@@ -1,4 +1,4 @@
-"""The seam where messages come in by themselves: what a source of batches promises."""
+"""The interface of a source of batches, such as Kafka."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class RawMessage(Protocol):
-    """One message, as aiokafka's ConsumerRecord has it: nothing is wrapped, most messages are only glanced at."""
+    """One message, with the attributes of aiokafka's ConsumerRecord, so that records need no wrapper."""
 
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
@@ -18,43 +18,43 @@ class RawMessage(Protocol):
 
 
 class Batch(Protocol):
-    """Messages that belong together until they are recorded."""
+    """Messages that are committed together."""
 
     @property
     def messages(self) -> Sequence[RawMessage]: ...
 
     @property
     def undecodable(self) -> Sequence[tuple[str, str]]:
-        """Messages that the source could not even read: position and reason."""
+        """Position and reason of each message that the source could not read."""
 
     @property
-    def foreign(self) -> int:
-        """How many more there were, of types that the source was told to pass over."""
+    def skipped(self) -> int:
+        """How many further messages the source's filter skipped."""
 
     def position(self, message: RawMessage) -> str:
-        """Where one of its messages lies, in words: `topic/partition@offset`."""
+        """Return where the message came from, as `topic/partition@offset`."""
 
     async def commit(self) -> None:
-        """The batch is in the ledger: never bring it again, unless a rebalance has taken it from us meanwhile."""
+        """Note that the batch is recorded: the source won't yield it again, unless a rebalance has moved its partitions."""
 
 
 class Source(Protocol):
-    """Brings batches, one at a time and in order.
+    """Yields batches, one at a time and in order.
 
-    Backpressure: while a batch is in hand at most one more is fetched; however long that takes, the source keeps
-    its place in the group. A batch that is never committed comes again. Shutdown: after `stop`,
-    `batches` ends once the batch in hand is done with, and leaves the group within seconds even where the
-    broker is away. Cancelled, or closed early, it does the same: use it by `contextlib.aclosing`.
+    Backpressure: while the caller works on a batch, at most one more is fetched. However long that takes, the source
+    stays a member of its consumer group. A batch that is never committed is yielded again after a restart.
+    Shutdown: after `stop`, `batches` ends when the caller asks for the next batch, and leaves the group within seconds,
+    even if the broker is down. It does the same if it is cancelled or closed early: use it with `contextlib.aclosing`.
     """
 
     def batches(self) -> AsyncGenerator[Batch]:
-        """The batches, until stopped. Failures of the source are its own business: it tries again for ever."""
+        """Yield batches until stopped. The source handles its own failures: it retries forever and raises nothing."""
 
-    async def wait(self, span: timedelta) -> bool:
-        """Let time pass with a batch in hand; False where we are stopped: leave the batch, it comes again."""
+    async def wait(self, duration: timedelta) -> bool:
+        """Wait before a retry of the current batch; False if stopped: drop the batch, it is yielded again later."""
 
     def stop(self) -> None:
-        """End `batches`."""
+        """Make `batches` end."""
 
-    async def trouble(self) -> str | None:
-        """What keeps messages from coming, for the readiness page; None where all is well."""
+    async def unready_reason(self) -> str | None:
+        """Why no messages arrive, for /readyz; None if the source is ready."""

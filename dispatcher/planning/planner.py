@@ -1,8 +1,8 @@
-"""What is owed for an event: the matched rules become deliveries, each with its key and finished content.
+"""Turns the matched rules of an event into deliveries with a key and rendered content.
 
-For mail one delivery is a rule's whole recipient list, as Flyte sends it, or one for each look where the
-operator gives some of them other templates; everywhere else one target is one delivery. Nobody is told the
-same thing twice over one channel, however many rules name them.
+For mail, one delivery has a rule's whole recipient list, as in Flyte, or the recipients that share a template set. On
+every other channel, one delivery has one address. An address gets an event once per channel, even if several rules
+name it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from dispatcher.model.delivery import (
     Resolution,
     State,
     delivery_key,
-    in_time,
     thread_key,
+    time_prefixed,
 )
 from dispatcher.model.event import EntityId, Event
 from dispatcher.model.phase import Phase
 from dispatcher.rules import Rule
 
 GROUPED = frozenset({"email"})
-"""Channels on which one message goes to a whole list of recipients."""
+"""Channels on which one message has several recipients."""
 
-LONGEST_VERSION = 255
-"""Characters of a launch plan's version by which it is known; flyteadmin has no more, other engines may."""
+MAX_VERSION_LENGTH = 255
+"""Characters of a launch plan's version that are stored; flyteadmin allows no more, other engines may."""
 
 Address = Callable[[str], str]
-"""`Channel.address`: a rule's recipient becomes an address, or raises Unserved."""
+"""`Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
 
 
 class Render(Protocol):
-    """A channel's message for an event."""
+    """Renders a channel's message for an event."""
 
     def __call__(
         self,
@@ -49,18 +49,20 @@ class Render(Protocol):
         template: str | None = None,
         undelivered: str = "",
     ) -> Content:
-        """`recipient`: any of those who get it. `template`: the notification's own. `undelivered`: who could
-        not be told, and why.
+        """Return the content.
+
+        `recipient`: one of the recipients, who share a template set. `template`: the rule's own template.
+        `undelivered`: for a notice to fallback recipients, who could not be notified and why.
         """
 
 
-class Look(Protocol):
-    """By which templates a recipient's message is made: those of one look share one message."""
+class TemplateSetOf(Protocol):
+    """Returns the template set of a recipient. Recipients with equal template sets share a message."""
 
     def __call__(self, event: Event, recipient: str) -> Hashable: ...
 
 
-def _same(event: Event, recipient: str) -> Hashable:
+def _same_templates(event: Event, recipient: str) -> Hashable:
     del event, recipient
     return ()
 
@@ -73,103 +75,109 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Makes deliveries. Knows the configured channels only by what they call an address."""
+    """Plans deliveries. It knows a configured channel only by its function for addresses."""
 
     addresses: Mapping[str, Address]
-    """The configured channels."""
+    """By configured channel: the function that returns a recipient's address."""
     fallbacks: Mapping[str, str]
-    """Which channel serves the recipients that another one can't: `slack` -> `email`."""
+    """By channel: the channel for recipients that the first one does not know, such as `slack` -> `email`."""
     render: Render
-    last_resorts: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    """By channel: the channels and recipients that are told where one of its deliveries dies."""
-    look: Look = _same
+    fallback_recipients: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """By channel: the channels and recipients that are notified when one of its deliveries is dead."""
+    template_set: TemplateSetOf = _same_templates
     thread_by: Mapping[str, Callable[[str], ThreadBy | None]] = field(default_factory=dict)
-    """By channel: what a conversation with an address is about (`Channel.thread_by`)."""
-    changes: Mapping[str, Callable[[Event], Content]] = field(default_factory=dict)
-    """By channel that wants to know of a launch plan's new version: what tells of it."""
-    moved: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Recipients as rules write them, and the channel and recipient that they stand for instead."""
+    """By channel: whether messages to an address are threaded by launch plan or execution (`Channel.thread_by`)."""
+    change_events: Mapping[str, Callable[[Event], Content]] = field(default_factory=dict)
+    """By channel with change events: the function that renders one for a launch plan's new version."""
+    aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """By recipient in a rule: the channel and recipient that replace it (`rules.recipients`)."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
-        """The deliveries that the matched rules owe.
+        """Return the deliveries for the matched rules.
 
-        A recipient that no channel can serve makes a delivery all the same, dead from the start, with the
-        reason: it is owed, and somebody has to mend it.
+        A recipient that no channel knows gets an undeliverable delivery: dead from the start, with the reason, so that
+        an operator can fix the rule.
         """
-        making = _Making(self, event, now)
+        event_plan = _EventPlan(self, event, now)
         for rule in rules:
-            making.add(rule)
-        for stillborn in [delivery for delivery in making.deliveries if delivery.state is State.DEAD]:
-            making.give_notice(stillborn, stillborn.reason)
-        return tuple(making.deliveries)
+            event_plan.add_rule(rule)
+        for undeliverable in [delivery for delivery in event_plan.deliveries if delivery.state is State.DEAD]:
+            event_plan.notify_fallback(undeliverable, undeliverable.reason)
+        return tuple(event_plan.deliveries)
 
-    def version(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> NewVersion | None:
-        """What is told where the event's launch plan ran in a new version, to those whom any of its rules names;
-        None where nobody wants to know.
+    def new_version(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> NewVersion | None:
+        """Return the change events to send if the launch plan ran in this version for the first time.
+
+        They go to the recipients of all `rules`. None if no channel of the rules has change events.
         """
-        told = [rule for rule in rules if rule.notification.channel in self.changes]
+        wanting = [rule for rule in rules if rule.notification.channel in self.change_events]
         plan = event.launch_plan
-        if plan is None or not plan.version or not told:
+        if plan is None or not plan.version or not wanting:
             return None
-        making = _Making(self, event, now)
+        event_plan = _EventPlan(self, event, now)
         return NewVersion(
-            launch_plan=_matter(plan), version=plan.version[:LONGEST_VERSION], tell=lambda: making.changes(told)
+            launch_plan=_launch_plan_key(plan),
+            version=plan.version[:MAX_VERSION_LENGTH],
+            plan_deliveries=lambda: event_plan.change_events(wanting),
         )
 
     def resolution(self, event: Event, *, now: datetime) -> Resolution | None:
-        """What a launch plan's success ends; None where the event is none, or nobody would be told of it."""
+        """Return the resolved notices to send after a launch plan's success; None if no channel has threads."""
         if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.thread_by:
             return None
-        launch_plan = _matter(event.launch_plan)
-        return Resolution(launch_plan=launch_plan, occurred_at=event.occurred_at, close=_Making(self, event, now).close)
+        return Resolution(
+            launch_plan=_launch_plan_key(event.launch_plan),
+            occurred_at=event.occurred_at,
+            plan_resolved_notice=_EventPlan(self, event, now).plan_resolved_notice,
+        )
 
-    def give_notice(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
-        """What tells the fallback recipients that a delivery has died; at most one message each and event."""
-        making = _Making(self, event, now)
-        making.give_notice(delivery, reason)
-        return tuple(making.deliveries)
+    def notify_fallback(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
+        """Return notices to the fallback recipients about a dead delivery, at most one for each recipient and event."""
+        event_plan = _EventPlan(self, event, now)
+        event_plan.notify_fallback(delivery, reason)
+        return tuple(event_plan.deliveries)
 
     def reroute(
-        self, event: Event, delivery: Delivery, told: Iterable[tuple[str, str]], *, now: datetime
+        self, event: Event, delivery: Delivery, notified: Iterable[tuple[str, str]], *, now: datetime
     ) -> tuple[Delivery, ...]:
-        """What becomes of a delivery whose channel found no such recipient: the fallback's, or nothing.
+        """Return deliveries on the fallback channel for a delivery whose channel does not know the recipient.
 
-        `told`: the channels and addresses that the event has deliveries for already.
+        `notified`: the channels and addresses that have a delivery of this event already. They get no second one.
         """
         fallback = self.fallbacks.get(delivery.channel)
-        making = _Making(self, event, now)
-        for channel, address in told:
-            making.first_time(channel, address)
+        event_plan = _EventPlan(self, event, now)
+        for channel, address in notified:
+            event_plan.register(channel, address)
         if fallback is not None:
-            making.reroute(delivery, fallback)
-        return tuple(making.deliveries)
+            event_plan.reroute(delivery, fallback)
+        return tuple(event_plan.deliveries)
 
     def unreachable(self) -> Iterator[str]:
-        """The settings' recipients that nobody can serve, each with the reason."""
-        for recipient in self.moved:
+        """Yield a problem for each recipient in the settings that no channel knows."""
+        for recipient in self.aliases:
             try:
                 self.target("", recipient)
             except UnknownRecipient as error:
                 yield f"rules.recipients: {recipient}: {error.reason}"
-        for dying, resorts in self.last_resorts.items():
-            for channel, recipients in resorts.items():
+        for dead_channel, fallback in self.fallback_recipients.items():
+            for channel, recipients in fallback.items():
                 for recipient in recipients:
                     try:
                         self.target(channel, recipient)
                     except UnknownRecipient as error:
-                        yield f"channels.{dying}.fallback_recipients.{channel}: {recipient}: {error.reason}"
+                        yield f"channels.{dead_channel}.fallback_recipients.{channel}: {recipient}: {error.reason}"
 
     def target(self, channel: str, recipient: str) -> Target:
-        """Who serves this recipient, at which address. Raises Unserved where nobody does."""
-        if recipient in self.moved:
-            channel, meant = self.moved[recipient]
-            return Target(channel, recipient, self._address(channel, meant))
+        """Return the channel and address for a rule's recipient. Raises UnknownRecipient if no channel knows it."""
+        if recipient in self.aliases:
+            channel, alias = self.aliases[recipient]
+            return Target(channel, recipient, self._address(channel, alias))
         try:
             return Target(channel, recipient, self._address(channel, recipient))
         except UnknownRecipient as unknown_recipient:
-            if unknown_recipient.by is not None and unknown_recipient.by[0] in self.addresses:
-                channel, meant = unknown_recipient.by
-                return Target(channel, recipient, self._address(channel, meant))
+            if unknown_recipient.reachable_by is not None and unknown_recipient.reachable_by[0] in self.addresses:
+                channel, alias = unknown_recipient.reachable_by
+                return Target(channel, recipient, self._address(channel, alias))
             fallback = self.fallbacks.get(channel)
             if fallback is None:
                 raise
@@ -184,19 +192,19 @@ class Planner:
         return self.addresses[channel](recipient)
 
 
-class _Talk(NamedTuple):
-    """A delivery's place in a conversation."""
+class _ThreadPosition(NamedTuple):
+    """The thread of a delivery, and the launch plan whose success resolves it."""
 
     thread: str
     launch_plan: str
 
 
-_ALONE = _Talk("", "")
+_NO_THREAD = _ThreadPosition("", "")
 
 
 @dataclass(slots=True)
-class _Making:
-    """The deliveries of one event, in the making."""
+class _EventPlan:
+    """Collects the deliveries of one event."""
 
     planner: Planner
     event: Event
@@ -204,50 +212,55 @@ class _Making:
     deliveries: list[Delivery] = field(default_factory=list)
     _event: str = field(init=False)
     """The event's key."""
-    _told: set[tuple[str, str]] = field(default_factory=set)
+    _registered: set[tuple[str, str]] = field(default_factory=set)
+    """The channels and addresses that have a delivery."""
     _contents: dict[tuple[str, str | None, Hashable], Content] = field(default_factory=dict)
+    """Rendered content, by channel, the rule's own template and template set."""
 
     def __post_init__(self) -> None:
         self._event = self.event.key
 
-    def add(self, rule: Rule) -> None:
-        served: dict[str, list[Target]] = {}
+    def add_rule(self, rule: Rule) -> None:
+        """Add the deliveries of one matched rule."""
+        by_channel: dict[str, list[Target]] = {}
         for recipient in rule.notification.recipients:
             try:
                 target = self.planner.target(rule.notification.channel, recipient)
             except UnknownRecipient as error:
-                self._owe_in_vain(rule, recipient, error.reason)
+                self._add_undeliverable(rule, recipient, error.reason)
                 continue
-            if self.first_time(target.channel, target.address):
-                served.setdefault(target.channel, []).append(target)
-        for channel, targets in served.items():
-            for group in self._alike(targets) if channel in GROUPED else [[target] for target in targets]:
-                self._append(channel, group, rule.source, rule.notification.template if channel == "email" else None)
+            if self.register(target.channel, target.address):
+                by_channel.setdefault(target.channel, []).append(target)
+        for channel, targets in by_channel.items():
+            template = rule.notification.template if channel == "email" else None
+            for group in self._by_template_set(targets) if channel in GROUPED else [[target] for target in targets]:
+                self._add_delivery(channel, group, rule.defined_at, template)
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
+        """Add deliveries on the fallback channel for the recipients that it knows."""
         targets = []
         for recipient in delivery.recipients:
             try:
                 target = self.planner.target(fallback, recipient)
             except UnknownRecipient:
-                continue  # the dead delivery it came from says why
-            if self.first_time(target.channel, target.address):
+                continue  # the dead delivery has the reason
+            if self.register(target.channel, target.address):
                 targets.append(target)
-        for group in self._alike(targets):
-            self._append(fallback, group, delivery.rule, None)
+        for group in self._by_template_set(targets):
+            self._add_delivery(fallback, group, delivery.rule, None)
 
-    def give_notice(self, dead: Delivery, reason: str) -> None:
-        last_resorts = self.planner.last_resorts.get(dead.channel, {})
-        if dead.fallback_for:  # nobody is told that the fallback could not be told: the ledger and the log say so
+    def notify_fallback(self, dead: Delivery, reason: str) -> None:
+        """Add notices about a dead delivery to the fallback recipients of its channel."""
+        if dead.fallback_for:  # no notice about a failed notice: the ledger and the log have it
             return
-        undelivered = f"{', '.join(dead.recipients)} could not be told by {dead.channel}: {reason}"
-        for channel, recipients in last_resorts.items():
+        undelivered = f"{', '.join(dead.recipients)} could not be notified through {dead.channel}: {reason}"
+        for channel, recipients in self.planner.fallback_recipients.get(dead.channel, {}).items():
             for recipient in recipients:
                 try:
                     target = self.planner.target(channel, recipient)
-                except UnknownRecipient:  # `unreachable` has told the operator
+                except UnknownRecipient:  # `unreachable` reports it at the start
                     continue
-                if not self.first_time(f"fallback {target.channel}", target.address):
+                if not self.register(f"fallback {target.channel}", target.address):
                     continue
                 notice = self._delivery(
                     target.channel,
@@ -261,77 +274,81 @@ class _Making:
                 key = self._key(f"fallback {target.channel}", notice.addresses)
                 self.deliveries.append(notice._replace(key=key, fallback_for=dead.key))
 
-    def changes(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
-        """A change event for each service that a rule names; whom nobody serves, a failure will tell."""
-        made = []
+    def change_events(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
+        """Return a change event for each service that a rule names. Unknown recipients are left out: a failure of the
+        launch plan reports them.
+        """
+        deliveries = []
         for rule in rules:
             for recipient in rule.notification.recipients:
                 try:
                     target = self.planner.target(rule.notification.channel, recipient)
                 except UnknownRecipient:
                     continue
-                if target.channel not in self.planner.changes or not self.first_time(target.channel, target.address):
+                render = self.planner.change_events.get(target.channel)
+                if render is None or not self.register(target.channel, target.address):
                     continue
-                content = self.planner.changes[target.channel](self.event)
-                one = self._delivery(target.channel, (recipient,), (target.address,), rule.source, content)
-                key = self._key(f"version {target.channel}", one.addresses)
-                made.append(one._replace(key=key))
-        return made
+                delivery = self._delivery(
+                    target.channel, (recipient,), (target.address,), rule.defined_at, render(self.event)
+                )
+                key = self._key(f"version {target.channel}", delivery.addresses)
+                deliveries.append(delivery._replace(key=key))
+        return deliveries
 
-    def close(self, opened: OpenThread) -> Delivery | None:
-        """The good news for those who had the bad; one message, whether a rule asks for it or not."""
-        scope = self.planner.thread_by.get(opened.channel)
-        if scope is None or scope(opened.addresses[0]) is None or self.event.launch_plan is None:
+    def plan_resolved_notice(self, opened: OpenThread) -> Delivery | None:
+        """Return the resolved notice of a thread, whether or not a rule asks for successes.
+
+        None if the channel is not configured or does not thread messages to this address any more.
+        """
+        thread_by = self.planner.thread_by.get(opened.channel)
+        if thread_by is None or thread_by(opened.addresses[0]) is None or self.event.launch_plan is None:
             return None
         content = self._content(opened.channel, opened.recipients[0], None)
-        rule = f"recovery after {opened.event}"
-        talk = _Talk(opened.thread, _matter(self.event.launch_plan))
-        made = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, talk=talk)
-        key = self._key(f"recovery {opened.thread}", opened.addresses)
-        return made._replace(key=key, resolves=True)
+        rule = f"resolved notice after {opened.event}"
+        position = _ThreadPosition(opened.thread, _launch_plan_key(self.event.launch_plan))
+        notice = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, position=position)
+        return notice._replace(key=self._key(f"resolved {opened.thread}", opened.addresses), resolves=True)
 
-    def first_time(self, channel: str, address: str) -> bool:
-        told = (channel, address.casefold())
-        if told in self._told:
+    def register(self, channel: str, address: str) -> bool:
+        """Note that an address has a delivery on this channel; False if it had one already."""
+        pair = (channel, address.casefold())
+        if pair in self._registered:
             return False
-        self._told.add(told)
+        self._registered.add(pair)
         return True
 
-    def _append(self, channel: str, targets: Sequence[Target], rule: str, template: str | None) -> None:
+    def _add_delivery(self, channel: str, targets: Sequence[Target], rule: str, template: str | None) -> None:
         addresses = tuple([target.address for target in targets])
         recipients = tuple([target.recipient for target in targets])
         content = self._content(channel, recipients[0], template)
-        talk = self._talk(channel, addresses)
-        self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content, talk=talk))
+        position = self._thread_position(channel, addresses)
+        self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content, position=position))
 
-    def _talk(self, channel: str, addresses: Sequence[str]) -> _Talk:
-        """What fails in a launch plan belongs together. A success has nothing to add unless something is open, and
-        then `close` makes its delivery.
-        """
-        scope = self.planner.thread_by.get(channel)
-        about = scope(addresses[0]) if scope is not None else None
-        if about is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
-            return _ALONE
-        launch_plan = _matter(self.event.launch_plan)
-        subject = launch_plan if about == "launch_plan" else f"execution {self.event.execution}"
-        return _Talk(thread_key(channel, addresses, subject), launch_plan)
+    def _thread_position(self, channel: str, addresses: Sequence[str]) -> _ThreadPosition:
+        """The thread of a failure. A success gets none here: if a thread is open, `plan_resolved_notice` adds to it."""
+        thread_by = self.planner.thread_by.get(channel)
+        unit = thread_by(addresses[0]) if thread_by is not None else None
+        if unit is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
+            return _NO_THREAD
+        launch_plan = _launch_plan_key(self.event.launch_plan)
+        subject = launch_plan if unit == "launch_plan" else f"execution {self.event.execution}"
+        return _ThreadPosition(thread_key(channel, addresses, subject), launch_plan)
 
-    def _alike(self, targets: Sequence[Target]) -> list[list[Target]]:
-        """Those whose messages are made by the same templates, together."""
+    def _by_template_set(self, targets: Sequence[Target]) -> list[list[Target]]:
         groups: dict[Hashable, list[Target]] = {}
         for target in targets:
-            groups.setdefault(self.planner.look(self.event, target.recipient), []).append(target)
+            groups.setdefault(self.planner.template_set(self.event, target.recipient), []).append(target)
         return list(groups.values())
 
-    def _owe_in_vain(self, rule: Rule, recipient: str, reason: str) -> None:
+    def _add_undeliverable(self, rule: Rule, recipient: str, reason: str) -> None:
         channel = rule.notification.channel
-        if self.first_time(channel, recipient):
+        if self.register(channel, recipient):
             content = self._content(channel, recipient, None)
-            self.deliveries.append(self._delivery(channel, (recipient,), (), rule.source, content, dead=reason))
+            self.deliveries.append(self._delivery(channel, (recipient,), (), rule.defined_at, content, dead=reason))
 
     def _key(self, kind: str, addresses: Sequence[str]) -> str:
-        """The same on every replica: two that reroute a delivery at once write one row."""
-        return in_time(delivery_key(self._event, kind, addresses), self.event.occurred_at)
+        """The delivery key. It is the same on every replica, so two that reroute a delivery at once write one row."""
+        return time_prefixed(delivery_key(self._event, kind, addresses), self.event.occurred_at)
 
     def _delivery(
         self,
@@ -341,7 +358,7 @@ class _Making:
         rule: str,
         content: Content,
         *,
-        talk: _Talk = _ALONE,
+        position: _ThreadPosition = _NO_THREAD,
         dead: str = "",
     ) -> Delivery:
         return Delivery(
@@ -358,18 +375,18 @@ class _Making:
             occurred_at=self.event.occurred_at,
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
-            thread=talk.thread,
-            launch_plan=talk.launch_plan,
+            thread=position.thread,
+            launch_plan=position.launch_plan,
         )
 
     def _content(self, channel: str, recipient: str, template: str | None) -> Content:
-        """The message for this recipient and all others of its look, rendered once."""
-        key = (channel, template, self.planner.look(self.event, recipient))
+        """The message for this recipient. It is rendered once for all recipients with the same template set."""
+        key = (channel, template, self.planner.template_set(self.event, recipient))
         if key not in self._contents:
             self._contents[key] = self.planner.render(channel, self.event, recipient=recipient, template=template)
         return self._contents[key]
 
 
-def _matter(plan: EntityId) -> str:
-    """The launch plan, whatever its version."""
+def _launch_plan_key(plan: EntityId) -> str:
+    """`project/domain/name`, without the version."""
     return f"{plan.project}/{plan.domain}/{plan.name}"

@@ -1,4 +1,4 @@
-"""Couriers on a real ledger, over a channel that does what the test says."""
+"""DeliveryWorker with a real ledger and a scripted channel."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ RECEIPT = Receipt(answer=Answer("ok"), reference={"ts": "1"})
 Answers = Callable[[Message], Any]
 
 
-class Scripted:
-    """A channel that answers as it is told; an exception is raised, a coroutine awaited."""
+class ScriptedChannel:
+    """A channel that answers with the result of a function. An exception is raised, a coroutine awaited."""
 
     def __init__(self, answer: Answers) -> None:
         self.sent: list[Message] = []
@@ -85,8 +85,8 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
         yield opened
 
 
-def a_courier(ledger: Ledger, channel: Scripted, **changes: Any) -> DeliveryWorker:
-    facts: dict[str, Any] = {
+def a_worker(ledger: Ledger, channel: ScriptedChannel, **changes: Any) -> DeliveryWorker:
+    arguments: dict[str, Any] = {
         "name": "slack",
         "channel": channel,
         "ledger": ledger,
@@ -96,18 +96,18 @@ def a_courier(ledger: Ledger, channel: Scripted, **changes: Any) -> DeliveryWork
         "policy": RetryPolicy(initial=timedelta(milliseconds=10)),
         "clock": SystemClock(),
         "rng": Random(7),
-        "worker": "test",
-        "hands": 5,
+        "worker_id": "test",
+        "concurrency": 5,
         **changes,
     }
-    return DeliveryWorker(**facts)
+    return DeliveryWorker(**arguments)
 
 
-def endless(going: asyncio.Event) -> Answers:
-    """An answer that doesn't come, and tells that somebody waits for it."""
+def unanswered(sending: asyncio.Event) -> Answers:
+    """A provider that takes 60 seconds to answer. `sending` is set when the first message is there."""
 
     async def answer(_: Message) -> Receipt:
-        going.set()
+        sending.set()
         await asyncio.sleep(60)
         return RECEIPT
 
@@ -115,34 +115,40 @@ def endless(going: asyncio.Event) -> Answers:
 
 
 @asynccontextmanager
-async def working(courier: DeliveryWorker) -> AsyncIterator[None]:
-    task = asyncio.create_task(courier.run())
+async def running(worker: DeliveryWorker) -> AsyncIterator[None]:
+    task = asyncio.create_task(worker.run())
     try:
         yield
     finally:
-        courier.stop()
+        worker.stop()
         async with asyncio.timeout(20):
             await task
 
 
-async def owe(ledger: Ledger, *people: str, name: str = "f1", offer: DirectDispatch | None = None) -> None:
+async def record(
+    ledger: Ledger, *recipients: str, name: str = "f1", direct_dispatch: DirectDispatch | None = None
+) -> None:
     event = an_event(name=name)
     now = SystemClock().now()
-    deliveries = [a_delivery(event, channel="slack", to=who, created_at=now, due_at=now) for who in people]
+    deliveries = [
+        a_delivery(event, channel="slack", to=recipient, created_at=now, due_at=now) for recipient in recipients
+    ]
     entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=deliveries)
-    await ledger.record([entry], [], now=now, offers={"slack": offer} if offer is not None else {})
+    await ledger.record(
+        [entry], [], now=now, direct_dispatch={"slack": direct_dispatch} if direct_dispatch is not None else {}
+    )
 
 
-async def hands_of(courier: DeliveryWorker) -> DirectDispatch:
-    """Its offer, as soon as it has nothing better to do."""
+async def offered_slots(worker: DeliveryWorker) -> DirectDispatch:
+    """The worker's direct dispatch, as soon as it is idle."""
     async with asyncio.timeout(20):
-        while (offer := courier.offer()) is None:
+        while (dispatch := worker.direct_dispatch()) is None:
             await asyncio.sleep(0.01)
-    return offer
+    return dispatch
 
 
-async def settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[StoredDelivery]:
-    """Wait until so many of the channel's deliveries are settled."""
+async def wait_settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[StoredDelivery]:
+    """Wait until `count` of the channel's deliveries are settled, and return them."""
     wanted = DeliveryFilter(states=frozenset({State.SENT, State.DEAD}), channel=channel)
     async with asyncio.timeout(20):
         while len(found := await ledger.find(wanted, limit=100)) < count:
@@ -150,26 +156,26 @@ async def settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> lis
     return found
 
 
-async def test_what_is_owed_is_sent_and_settled_with_its_reference(ledger: Ledger) -> None:
-    channel = Scripted(lambda _: RECEIPT)
-    await owe(ledger, "#a")
-    async with working(a_courier(ledger, channel)):
-        (filed,) = await settled(ledger)
+async def test_a_recorded_delivery_is_sent_and_settled_with_its_reference(ledger: Ledger) -> None:
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    await record(ledger, "#a")
+    async with running(a_worker(ledger, channel)):
+        (stored,) = await wait_settled(ledger)
 
-    assert (filed.delivery.state, filed.reference) == (State.SENT, {"ts": "1"})
+    assert (stored.delivery.state, stored.reference) == (State.SENT, {"ts": "1"})
     (message,) = channel.sent
     assert (message.recipients, message.in_doubt) == (("#a",), False)
 
 
-async def test_a_failure_is_retried_and_each_attempt_is_kept(ledger: Ledger) -> None:
+async def test_a_failure_is_retried_and_each_attempt_is_recorded(ledger: Ledger) -> None:
     answers = [Later("busy", answer=Answer("429")), InDoubt("no answer"), RECEIPT]
-    channel = Scripted(lambda _: answers.pop(0))
-    await owe(ledger, "#a")
-    async with working(a_courier(ledger, channel)):
-        (filed,) = await settled(ledger)
+    channel = ScriptedChannel(lambda _: answers.pop(0))
+    await record(ledger, "#a")
+    async with running(a_worker(ledger, channel)):
+        (stored,) = await wait_settled(ledger)
 
     assert [message.in_doubt for message in channel.sent] == [False, False, True]
-    history = await ledger.history(filed.delivery.key)
+    history = await ledger.history(stored.delivery.key)
     assert [(attempt.number, attempt.outcome, attempt.reason) for attempt in history] == [
         (1, "retry", "busy"),
         (2, "in_doubt", "no answer"),
@@ -177,38 +183,38 @@ async def test_a_failure_is_retried_and_each_attempt_is_kept(ledger: Ledger) -> 
     ]
 
 
-async def test_a_final_refusal_is_not_repeated(ledger: Ledger) -> None:
-    channel = Scripted(lambda _: Never("channel_not_found"))
-    await owe(ledger, "#a")
-    async with working(a_courier(ledger, channel)):
-        (filed,) = await settled(ledger)
+async def test_a_permanent_error_is_not_retried(ledger: Ledger) -> None:
+    channel = ScriptedChannel(lambda _: Never("channel_not_found"))
+    await record(ledger, "#a")
+    async with running(a_worker(ledger, channel)):
+        (stored,) = await wait_settled(ledger)
 
-    assert (filed.delivery.state, filed.delivery.reason) == (State.DEAD, "channel_not_found")
+    assert (stored.delivery.state, stored.delivery.reason) == (State.DEAD, "channel_not_found")
     assert len(channel.sent) == 1
 
 
-async def test_whom_the_channel_does_not_know_gets_a_mail(ledger: Ledger) -> None:
-    await owe(ledger, "Who@x.com")
-    async with working(a_courier(ledger, Scripted(lambda _: UnknownRecipient("nobody")))):
-        await settled(ledger)
+async def test_a_recipient_that_the_channel_does_not_know_gets_a_mail(ledger: Ledger) -> None:
+    await record(ledger, "Who@x.com")
+    async with running(a_worker(ledger, ScriptedChannel(lambda _: UnknownRecipient("nobody")))):
+        await wait_settled(ledger)
 
     (mail,) = await ledger.find(DeliveryFilter(channel="email"), limit=5)
     assert (mail.delivery.addresses, mail.delivery.state) == (("who@x.com",), State.WAITING)
 
 
-async def test_a_channel_that_breaks_its_contract_costs_one_delivery_and_not_the_courier(ledger: Ledger) -> None:
+async def test_an_unexpected_exception_of_the_channel_is_retried_and_the_worker_goes_on(ledger: Ledger) -> None:
     failures = [RuntimeError("token=secret")]
-    channel = Scripted(lambda _: failures.pop() if failures else RECEIPT)
-    await owe(ledger, "#a", "#b")
-    async with working(a_courier(ledger, channel, hands=1)):
-        found = await settled(ledger, 2)
+    channel = ScriptedChannel(lambda _: failures.pop() if failures else RECEIPT)
+    await record(ledger, "#a", "#b")
+    async with running(a_worker(ledger, channel, concurrency=1)):
+        found = await wait_settled(ledger, 2)
 
-    assert {filed.delivery.state for filed in found} == {State.SENT}
-    reasons = [attempt.reason for filed in found for attempt in await ledger.history(filed.delivery.key)]
+    assert {stored.delivery.state for stored in found} == {State.SENT}
+    reasons = [attempt.reason for stored in found for attempt in await ledger.history(stored.delivery.key)]
     assert not any("secret" in reason for reason in reasons)
 
 
-async def test_no_more_are_on_their_way_than_there_are_hands(ledger: Ledger) -> None:
+async def test_no_more_messages_are_sent_at_once_than_the_concurrency_allows(ledger: Ledger) -> None:
     at_once = most = 0
 
     async def slow(_: Message) -> Receipt:
@@ -219,14 +225,14 @@ async def test_no_more_are_on_their_way_than_there_are_hands(ledger: Ledger) -> 
         at_once -= 1
         return RECEIPT
 
-    await owe(ledger, *(f"#{number}" for number in range(20)))
-    async with working(a_courier(ledger, Scripted(slow), hands=4)):
-        await settled(ledger, 20)
+    await record(ledger, *(f"#{number}" for number in range(20)))
+    async with running(a_worker(ledger, ScriptedChannel(slow), concurrency=4)):
+        await wait_settled(ledger, 20)
 
     assert most == 4
 
 
-async def test_a_hand_takes_the_next_while_the_last_is_written_down(ledger: Ledger) -> None:
+async def test_a_slot_sends_the_next_message_while_the_last_one_is_settled(ledger: Ledger) -> None:
     settle, both_sent = ledger.settle, asyncio.Event()
 
     def answer(_: Message) -> Receipt:
@@ -234,19 +240,19 @@ async def test_a_hand_takes_the_next_while_the_last_is_written_down(ledger: Ledg
             both_sent.set()
         return RECEIPT
 
-    channel = Scripted(answer)
+    channel = ScriptedChannel(answer)
 
     async def after_both(ending: Settlement) -> bool:
         await both_sent.wait()
         return await settle(ending)
 
-    ledger.settle = after_both  # type: ignore[method-assign,assignment]  # passes on, later
-    await owe(ledger, "#a", "#b")
-    async with working(a_courier(ledger, channel, hands=1)):
-        await settled(ledger, 2)
+    ledger.settle = after_both  # type: ignore[method-assign,assignment]  # settles later
+    await record(ledger, "#a", "#b")
+    async with running(a_worker(ledger, channel, concurrency=1)):
+        await wait_settled(ledger, 2)
 
 
-async def test_a_backlog_is_claimed_many_at_a_time(ledger: Ledger) -> None:
+async def test_a_backlog_is_claimed_many_deliveries_at_a_time(ledger: Ledger) -> None:
     claim, claims = ledger.claim, 0
 
     async def counted(*arguments: Any, **options: Any) -> Any:
@@ -254,97 +260,101 @@ async def test_a_backlog_is_claimed_many_at_a_time(ledger: Ledger) -> None:
         claims += 1
         return await claim(*arguments, **options)
 
-    ledger.claim = counted  # type: ignore[method-assign]  # passes on, and counts
-    await owe(ledger, *(f"#{number}" for number in range(100)))
-    async with working(a_courier(ledger, Scripted(lambda _: asyncio.sleep(0.001, RECEIPT)), hands=20)):
-        await settled(ledger, 100)
+    ledger.claim = counted  # type: ignore[method-assign]  # counts the claims
+    await record(ledger, *(f"#{number}" for number in range(100)))
+    async with running(a_worker(ledger, ScriptedChannel(lambda _: asyncio.sleep(0.001, RECEIPT)), concurrency=20)):
+        await wait_settled(ledger, 100)
 
-    assert claims <= 100 / 10 + 3  # half of what may wait for hands at least; and a few that find nothing
-
-
-async def test_where_destinations_have_a_pace_nothing_waits_for_a_hand(ledger: Ledger) -> None:
-    going = asyncio.Event()
-
-    await owe(ledger, *(f"#{number}" for number in range(20)))
-    courier = a_courier(ledger, Scripted(endless(going)), hands=4, pace=RateLimit(rate=Rate(100, "s")))
-    async with working(courier):
-        await going.wait()
-        assert courier.in_hand == 4
-        courier.abandon()
+    assert claims <= 100 / 10 + 3  # each claim takes at least half of what may wait for a slot; a few find nothing
 
 
-async def test_what_waits_for_a_hand_goes_back_untried_when_the_provider_goes_away(ledger: Ledger) -> None:
+async def test_with_a_rate_limit_no_delivery_is_claimed_without_a_free_slot(ledger: Ledger) -> None:
+    sending = asyncio.Event()
+
+    await record(ledger, *(f"#{number}" for number in range(20)))
+    worker = a_worker(
+        ledger, ScriptedChannel(unanswered(sending)), concurrency=4, rate_limit=RateLimit(rate=Rate(100, "s"))
+    )
+    async with running(worker):
+        await sending.wait()
+        assert worker.in_flight == 4
+        worker.abandon()
+
+
+async def test_deliveries_that_wait_for_a_slot_are_released_unattempted_when_the_breaker_opens(ledger: Ledger) -> None:
     release, released = ledger.release, asyncio.Event()
 
     async def noted(*arguments: Any, **options: Any) -> None:
         await release(*arguments, **options)
         released.set()
 
-    ledger.release = noted  # type: ignore[method-assign]  # passes on, and tells
-    channel = Scripted(lambda _: Later("can't be reached", everyone=True, retry_after=timedelta(minutes=5)))
-    await owe(ledger, "#a", "#b")
-    async with working(a_courier(ledger, channel, hands=1)):
+    ledger.release = noted  # type: ignore[method-assign]  # sets an event
+    channel = ScriptedChannel(lambda _: Later("can't be reached", provider_wide=True, retry_after=timedelta(minutes=5)))
+    await record(ledger, "#a", "#b")
+    async with running(a_worker(ledger, channel, concurrency=1)):
         await released.wait()
 
     assert len(channel.sent) == 1
-    attempts = {filed.delivery.key: filed.delivery.attempt for filed in await ledger.find(DeliveryFilter(), limit=5)}
+    attempts = {stored.delivery.key: stored.delivery.attempt for stored in await ledger.find(DeliveryFilter(), limit=5)}
     assert attempts.pop(channel.sent[0].key) == 1
     assert [*attempts.values()] == [0]
 
 
-async def test_a_stop_lets_what_is_in_hand_finish(ledger: Ledger) -> None:
-    going = asyncio.Event()
+async def test_after_a_stop_deliveries_in_flight_are_finished(ledger: Ledger) -> None:
+    sending = asyncio.Event()
 
     async def slow(_: Message) -> Receipt:
-        going.set()
+        sending.set()
         await asyncio.sleep(0.3)
         return RECEIPT
 
-    await owe(ledger, "#a")
-    async with working(a_courier(ledger, Scripted(slow))):
-        await going.wait()
+    await record(ledger, "#a")
+    async with running(a_worker(ledger, ScriptedChannel(slow))):
+        await sending.wait()
 
-    assert (await settled(ledger))[0].delivery.state is State.SENT
-
-
-async def test_what_is_abandoned_is_released_uncounted_and_in_doubt(ledger: Ledger) -> None:
-    going = asyncio.Event()
-
-    await owe(ledger, "#a")
-    courier = a_courier(ledger, Scripted(endless(going)))
-    async with working(courier):
-        await going.wait()
-        courier.stop()
-        courier.abandon()
-
-    (filed,) = await ledger.find(DeliveryFilter(), limit=5)
-    assert (filed.delivery.state, filed.delivery.attempt, filed.delivery.in_doubt) == (State.WAITING, 0, True)
-    assert filed.delivery.lease is None
+    assert (await wait_settled(ledger))[0].delivery.state is State.SENT
 
 
-async def test_what_was_claimed_and_not_yet_sent_when_all_is_abandoned_is_released_at_once(ledger: Ledger) -> None:
+async def test_an_abandoned_delivery_is_released_uncounted_and_in_doubt(ledger: Ledger) -> None:
+    sending = asyncio.Event()
+
+    await record(ledger, "#a")
+    worker = a_worker(ledger, ScriptedChannel(unanswered(sending)))
+    async with running(worker):
+        await sending.wait()
+        worker.stop()
+        worker.abandon()
+
+    (stored,) = await ledger.find(DeliveryFilter(), limit=5)
+    assert (stored.delivery.state, stored.delivery.attempt, stored.delivery.in_doubt) == (State.WAITING, 0, True)
+    assert stored.delivery.lease is None
+
+
+async def test_claimed_deliveries_that_are_not_sent_yet_are_released_when_the_worker_is_abandoned(
+    ledger: Ledger,
+) -> None:
     claim, claimed = ledger.claim, asyncio.Event()
 
     async def abandoned(*arguments: Any, **options: Any) -> Any:
         taken = await claim(*arguments, **options)
         claimed.set()
-        asyncio.get_running_loop().call_soon(courier.abandon)  # after the sends are made, before they begin
+        asyncio.get_running_loop().call_soon(worker.abandon)  # after the tasks are created, before they run
         return taken
 
-    ledger.claim = abandoned  # type: ignore[method-assign]  # passes on, and abandons
-    channel = Scripted(lambda _: RECEIPT)
-    await owe(ledger, "#a", "#b")
-    courier = a_courier(ledger, channel)
-    async with working(courier):
+    ledger.claim = abandoned  # type: ignore[method-assign]  # abandons after the claim
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    await record(ledger, "#a", "#b")
+    worker = a_worker(ledger, channel)
+    async with running(worker):
         await claimed.wait()
 
     assert channel.sent == []
-    owed = [filed.delivery for filed in await ledger.find(DeliveryFilter(), limit=5)]
-    assert [(delivery.lease, delivery.attempt, delivery.in_doubt) for delivery in owed] == [(None, 0, False)] * 2
+    deliveries = [stored.delivery for stored in await ledger.find(DeliveryFilter(), limit=5)]
+    assert [(delivery.lease, delivery.attempt, delivery.in_doubt) for delivery in deliveries] == [(None, 0, False)] * 2
 
 
-async def test_abandoning_twice_does_not_cut_a_release_short(ledger: Ledger) -> None:
-    going, releasing = asyncio.Event(), asyncio.Event()
+async def test_abandoning_twice_does_not_cancel_a_release(ledger: Ledger) -> None:
+    sending, releasing = asyncio.Event(), asyncio.Event()
     release = ledger.release
 
     async def slow(*arguments: Any, **options: Any) -> None:
@@ -352,20 +362,20 @@ async def test_abandoning_twice_does_not_cut_a_release_short(ledger: Ledger) -> 
         await asyncio.sleep(0.1)
         await release(*arguments, **options)
 
-    ledger.release = slow  # type: ignore[method-assign]  # passes on, a little later
-    await owe(ledger, "#a")
-    courier = a_courier(ledger, Scripted(endless(going)))
-    async with working(courier):
-        await going.wait()
-        courier.abandon()
+    ledger.release = slow  # type: ignore[method-assign]  # releases later
+    await record(ledger, "#a")
+    worker = a_worker(ledger, ScriptedChannel(unanswered(sending)))
+    async with running(worker):
+        await sending.wait()
+        worker.abandon()
         await releasing.wait()
-        courier.abandon()
+        worker.abandon()
 
-    (filed,) = await ledger.find(DeliveryFilter(), limit=5)
-    assert (filed.delivery.lease, filed.delivery.attempt, filed.delivery.in_doubt) == (None, 0, True)
+    (stored,) = await ledger.find(DeliveryFilter(), limit=5)
+    assert (stored.delivery.lease, stored.delivery.attempt, stored.delivery.in_doubt) == (None, 0, True)
 
 
-async def test_a_claim_that_comes_back_when_its_lease_is_over_is_not_acted_on(ledger: Ledger) -> None:
+async def test_a_claim_that_returns_after_its_lease_is_not_sent(ledger: Ledger) -> None:
     claim, claimed, returned = ledger.claim, asyncio.Event(), asyncio.Event()
 
     async def late_at_first(*arguments: Any, **options: Any) -> Any:
@@ -376,14 +386,14 @@ async def test_a_claim_that_comes_back_when_its_lease_is_over_is_not_acted_on(le
             returned.set()
         return answer
 
-    ledger.claim = late_at_first  # type: ignore[method-assign]  # a database that stalls over its answer
-    channel = Scripted(lambda _: RECEIPT)
+    ledger.claim = late_at_first  # type: ignore[method-assign]  # a database that answers late
+    channel = ScriptedChannel(lambda _: RECEIPT)
     lease = timedelta(seconds=2)
-    await owe(ledger, "#a")
-    async with working(a_courier(ledger, channel, worker="late", lease=lease)):
+    await record(ledger, "#a")
+    async with running(a_worker(ledger, channel, worker_id="late", lease=lease)):
         await claimed.wait()
-        async with working(a_courier(ledger, channel, worker="quick", lease=lease)):
-            await settled(ledger)
+        async with running(a_worker(ledger, channel, worker_id="quick", lease=lease)):
+            await wait_settled(ledger)
             await returned.wait()
 
     assert len(channel.sent) == 1
@@ -394,14 +404,14 @@ async def test_a_slow_recipient_does_not_delay_the_others(ledger: Ledger) -> Non
         await asyncio.sleep(3 if message.recipients == ("#slow",) else 0)
         return RECEIPT
 
-    await owe(ledger, "#slow", *(f"#{number}" for number in range(10)))
+    await record(ledger, "#slow", *(f"#{number}" for number in range(10)))
     began = asyncio.get_running_loop().time()
-    async with working(a_courier(ledger, Scripted(one_is_slow))):
-        await settled(ledger, 10)
+    async with running(a_worker(ledger, ScriptedChannel(one_is_slow))):
+        await wait_settled(ledger, 10)
         assert asyncio.get_running_loop().time() - began < 2.5
 
 
-async def test_an_idle_courier_does_not_spin(ledger: Ledger) -> None:
+async def test_an_idle_worker_polls_once_a_second(ledger: Ledger) -> None:
     claims = 0
     claim = ledger.claim
 
@@ -410,14 +420,14 @@ async def test_an_idle_courier_does_not_spin(ledger: Ledger) -> None:
         claims += 1
         return await claim(*arguments, **options)
 
-    ledger.claim = counted  # type: ignore[method-assign]  # counts, and passes on
-    async with working(a_courier(ledger, Scripted(lambda _: RECEIPT))):
+    ledger.claim = counted  # type: ignore[method-assign]  # counts the claims
+    async with running(a_worker(ledger, ScriptedChannel(lambda _: RECEIPT))):
         await asyncio.sleep(2.5)
 
     assert claims <= 5
 
 
-async def test_who_asks_for_peace_gets_it_from_all_deliveries_and_nobody_else_waits(ledger: Ledger) -> None:
+async def test_retry_after_pauses_all_deliveries_to_its_destination_and_no_others(ledger: Ledger) -> None:
     asked: list[float] = []
 
     def answer(message: Message) -> Any:
@@ -426,47 +436,47 @@ async def test_who_asks_for_peace_gets_it_from_all_deliveries_and_nobody_else_wa
             return Later("slow down", retry_after=timedelta(seconds=1.5))
         return RECEIPT
 
-    channel = Scripted(answer)
+    channel = ScriptedChannel(answer)
     event = an_event()
     now = SystemClock().now()
     busy = [
         a_delivery(event, channel="slack", to="#busy", key=f"busy{number}", created_at=now, due_at=now)
         for number in range(4)
     ]
-    calm = [a_delivery(event, channel="slack", to=f"#{number}", created_at=now, due_at=now) for number in range(4)]
+    others = [a_delivery(event, channel="slack", to=f"#{number}", created_at=now, due_at=now) for number in range(4)]
     entry = RecordedEvent(
-        event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[*busy, *calm]
+        event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[*busy, *others]
     )
     await ledger.record([entry], [], now=now)
-    async with working(a_courier(ledger, channel, hands=1)):
-        await settled(ledger, 4)
+    async with running(a_worker(ledger, channel, concurrency=1)):
+        await wait_settled(ledger, 4)
         first_four = [message.recipients for message in channel.sent]
-        await settled(ledger, 8)
+        await wait_settled(ledger, 8)
 
-    assert first_four.count(("#busy",)) <= 1  # what is due at the same time goes in any order
+    assert first_four.count(("#busy",)) <= 1  # deliveries due at the same time are sent in any order
     assert time.monotonic() - asked[0] >= 1.5
     history = [attempt for delivery in busy for attempt in await ledger.history(delivery.key)]
     assert sorted(attempt.outcome for attempt in history) == ["retry", "sent", "sent", "sent", "sent"]
 
 
-async def test_a_provider_that_is_away_is_not_hammered_and_its_return_is_found_by_one(ledger: Ledger) -> None:
+async def test_an_open_breaker_lets_single_probes_through_until_the_provider_is_back(ledger: Ledger) -> None:
     back = time.monotonic() + 2.5
-    knocks: list[float] = []
+    probes: list[float] = []
 
     def answer(_: Message) -> Any:
         if time.monotonic() < back:
-            knocks.append(time.monotonic())
-            return Later("can't be reached", everyone=True)
+            probes.append(time.monotonic())
+            return Later("can't be reached", provider_wide=True)
         return RECEIPT
 
-    await owe(ledger, *(f"#{number}" for number in range(40)))
-    async with working(a_courier(ledger, Scripted(answer), hands=5)):
-        await settled(ledger, 40)
+    await record(ledger, *(f"#{number}" for number in range(40)))
+    async with running(a_worker(ledger, ScriptedChannel(answer), concurrency=5)):
+        await wait_settled(ledger, 40)
 
-    assert len(knocks) <= 5 + 6
+    assert len(probes) <= 5 + 6
 
 
-async def test_a_destination_that_hangs_leaves_hands_for_the_others(ledger: Ledger) -> None:
+async def test_a_destination_that_hangs_leaves_slots_for_the_others(ledger: Ledger) -> None:
     async def hangs(message: Message) -> Receipt:
         if message.recipients == ("#slow",):
             await asyncio.sleep(60)
@@ -475,18 +485,18 @@ async def test_a_destination_that_hangs_leaves_hands_for_the_others(ledger: Ledg
     event = an_event()
     now = SystemClock().now()
     slow = [a_delivery(event, channel="slack", to="#slow", key=f"s{n}", created_at=now, due_at=now) for n in range(50)]
-    calm = [a_delivery(event, channel="slack", to=f"#{n}", created_at=now, due_at=now) for n in range(50)]
+    others = [a_delivery(event, channel="slack", to=f"#{n}", created_at=now, due_at=now) for n in range(50)]
     entry = RecordedEvent(
-        event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[*slow, *calm]
+        event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[*slow, *others]
     )
     await ledger.record([entry], [], now=now)
-    courier = a_courier(ledger, Scripted(hangs), hands=4, pace=RateLimit(at_once=2))
-    async with working(courier):
-        await settled(ledger, 50)
-        courier.abandon()
+    worker = a_worker(ledger, ScriptedChannel(hangs), concurrency=4, rate_limit=RateLimit(max_in_flight=2))
+    async with running(worker):
+        await wait_settled(ledger, 50)
+        worker.abandon()
 
 
-async def test_messages_to_one_destination_keep_its_pace(ledger: Ledger) -> None:
+async def test_messages_to_one_destination_keep_its_rate_limit(ledger: Ledger) -> None:
     sent: list[float] = []
 
     def answer(_: Message) -> Receipt:
@@ -495,20 +505,22 @@ async def test_messages_to_one_destination_keep_its_pace(ledger: Ledger) -> None
 
     event = an_event()
     now = SystemClock().now()
-    owed = [a_delivery(event, channel="slack", to="#a", key=f"a{n:02}", created_at=now, due_at=now) for n in range(8)]
-    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=owed)
+    deliveries = [
+        a_delivery(event, channel="slack", to="#a", key=f"a{n:02}", created_at=now, due_at=now) for n in range(8)
+    ]
+    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=deliveries)
     await ledger.record([entry], [], now=now)
-    channel = Scripted(answer)
-    async with working(a_courier(ledger, channel, pace=RateLimit(rate=Rate(5, "s"), burst=3))):
-        await settled(ledger, 8)
+    channel = ScriptedChannel(answer)
+    async with running(a_worker(ledger, channel, rate_limit=RateLimit(rate=Rate(5, "s"), burst=3))):
+        await wait_settled(ledger, 8)
 
-    assert [message.key for message in channel.sent] == [delivery.key for delivery in owed]
+    assert [message.key for message in channel.sent] == [delivery.key for delivery in deliveries]
     assert sent[-1] - sent[0] >= 5 / 5 * 0.95
     assert sent[-1] - sent[0] < 3
-    assert {len(await ledger.history(delivery.key)) for delivery in owed} == {1}
+    assert {len(await ledger.history(delivery.key)) for delivery in deliveries} == {1}
 
 
-async def test_the_fallback_recipients_hear_of_a_delivery_that_died(ledger: Ledger) -> None:
+async def test_the_fallback_recipients_are_notified_of_a_dead_delivery(ledger: Ledger) -> None:
     def render(*_: Any, undelivered: str = "", **__: Any) -> dict[str, str]:
         return {"subject": undelivered}
 
@@ -516,26 +528,26 @@ async def test_the_fallback_recipients_hear_of_a_delivery_that_died(ledger: Ledg
         addresses={"email": str.lower, "slack": str},
         fallbacks={},
         render=render,
-        last_resorts={"slack": {"email": ["oncall@x.com"]}, "email": {"email": ["oncall@x.com"]}},
+        fallback_recipients={"slack": {"email": ["oncall@x.com"]}, "email": {"email": ["oncall@x.com"]}},
     )
-    await owe(ledger, "#a", "#b")
-    async with working(a_courier(ledger, Scripted(lambda _: Never("is_archived")), planner=planner)):
-        await settled(ledger, 2)
+    await record(ledger, "#a", "#b")
+    async with running(a_worker(ledger, ScriptedChannel(lambda _: Never("is_archived")), planner=planner)):
+        await wait_settled(ledger, 2)
 
     (notice,) = await ledger.find(DeliveryFilter(channel="email"), limit=9)
-    assert notice.delivery.fallback_for in {delivery.delivery.key for delivery in await settled(ledger, 2)}
-    async with working(a_courier(ledger, Scripted(lambda _: Never("550")), name="email", planner=planner)):
-        (dead,) = await settled(ledger, channel="email")
+    assert notice.delivery.fallback_for in {delivery.delivery.key for delivery in await wait_settled(ledger, 2)}
+    async with running(a_worker(ledger, ScriptedChannel(lambda _: Never("550")), name="email", planner=planner)):
+        (dead,) = await wait_settled(ledger, channel="email")
     assert dead.delivery.state is State.DEAD
     assert len(await ledger.find(DeliveryFilter(), limit=9)) == 3
 
 
-async def test_refused_recipients_of_a_mail_are_dead_deliveries_too(ledger: Ledger) -> None:
+async def test_refused_recipients_of_a_mail_become_dead_deliveries(ledger: Ledger) -> None:
     planner = Planner(
         addresses={"email": str.lower},
         fallbacks={},
         render=lambda *_, **__: {"subject": "not delivered"},
-        last_resorts={"email": {"email": ["oncall@x.com"]}},
+        fallback_recipients={"email": {"email": ["oncall@x.com"]}},
     )
     event, now = an_event(), SystemClock().now()
     mail = a_delivery(
@@ -548,22 +560,26 @@ async def test_refused_recipients_of_a_mail_are_dead_deliveries_too(ledger: Ledg
     def answer(message: Message) -> Receipt:
         return Receipt(answer=Answer("250"), failures=refused if "b@x.com" in message.recipients else {})
 
-    async with working(a_courier(ledger, Scripted(answer), name="email", planner=planner)):
-        found = await settled(ledger, 3, channel="email")
-    assert {(filed.delivery.addresses[-1], filed.delivery.state) for filed in found} == {
+    async with running(a_worker(ledger, ScriptedChannel(answer), name="email", planner=planner)):
+        found = await wait_settled(ledger, 3, channel="email")
+    assert {(stored.delivery.addresses[-1], stored.delivery.state) for stored in found} == {
         ("b@x.com", State.SENT),
         ("b@x.com", State.DEAD),
         ("oncall@x.com", State.SENT),
     }
 
 
-async def test_without_a_rate_a_backlog_to_one_destination_goes_as_fast_as_its_hands(ledger: Ledger) -> None:
+async def test_without_a_rate_limit_a_backlog_to_one_destination_is_limited_by_its_slots_only(ledger: Ledger) -> None:
     event, now = an_event(), SystemClock().now()
-    owed = [a_delivery(event, channel="slack", to="#a", key=f"a{n:03}", created_at=now, due_at=now) for n in range(200)]
-    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=owed)
+    deliveries = [
+        a_delivery(event, channel="slack", to="#a", key=f"a{n:03}", created_at=now, due_at=now) for n in range(200)
+    ]
+    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=deliveries)
     await ledger.record([entry], [], now=now)
     began = time.monotonic()
-    async with working(a_courier(ledger, Scripted(lambda _: RECEIPT), hands=4, pace=RateLimit(at_once=1))):
+    async with running(
+        a_worker(ledger, ScriptedChannel(lambda _: RECEIPT), concurrency=4, rate_limit=RateLimit(max_in_flight=1))
+    ):
         wanted = DeliveryFilter(states=frozenset({State.SENT}))
         async with asyncio.timeout(60):
             while len(await ledger.find(wanted, limit=300)) < 200:
@@ -571,51 +587,53 @@ async def test_without_a_rate_a_backlog_to_one_destination_goes_as_fast_as_its_h
     assert time.monotonic() - began < 40  # a second for each would be 200
 
 
-async def test_a_channel_gets_what_was_said_before_in_a_deliverys_conversation(ledger: Ledger) -> None:
-    channel = Scripted(lambda message: Receipt(answer=Answer("ok"), reference={"ts": message.key}))
+async def test_a_channel_gets_the_earlier_messages_of_a_deliverys_thread(ledger: Ledger) -> None:
+    channel = ScriptedChannel(lambda message: Receipt(answer=Answer("ok"), reference={"ts": message.key}))
     now = SystemClock().now()
     for number in range(2):
         event = an_event(name=f"run{number}")
-        told = a_delivery(
+        delivery = a_delivery(
             event,
             channel="slack",
             to="#a",
             key=f"k{number}",
             created_at=now,
             due_at=now,
-            thread="talk",
+            thread="thread",
             occurred_at=now + number * timedelta(seconds=1),
         )
-        entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[told])
+        entry = RecordedEvent(
+            event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[delivery]
+        )
         await ledger.record([entry], [], now=now)
-    async with working(a_courier(ledger, channel)):
-        await settled(ledger, 2)
+    async with running(a_worker(ledger, channel)):
+        await wait_settled(ledger, 2)
 
     first, second = [message.thread for message in channel.sent]
     assert first is not None
     assert second is not None
-    assert (first.key, first.earlier) == ("talk", ())
+    assert (first.key, first.earlier) == ("thread", ())
     assert [one.reference for one in second.earlier] == [{"ts": "k0"}]
 
 
-async def test_a_delivery_whose_conversation_cannot_be_read_is_given_back_uncounted(ledger: Ledger) -> None:
-    channel = Scripted(lambda _: RECEIPT)
-    read, away = ledger.thread, [LedgerUnavailable("away")]
+async def test_a_delivery_whose_thread_cannot_be_read_is_released_uncounted(ledger: Ledger) -> None:
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    read, failures = ledger.thread, [LedgerUnavailable("away")]
 
     async def unreadable(delivery: Any) -> Any:
-        if away:
-            raise away.pop()
+        if failures:
+            raise failures.pop()
         return await read(delivery)
 
-    ledger.thread = unreadable  # type: ignore[method-assign]  # away once, then itself
-    await owe(ledger, "#a")
-    async with working(a_courier(ledger, channel)):
-        (filed,) = await settled(ledger)
+    ledger.thread = unreadable  # type: ignore[method-assign]  # fails once
+    await record(ledger, "#a")
+    async with running(a_worker(ledger, channel)):
+        (stored,) = await wait_settled(ledger)
 
-    assert (filed.delivery.attempt, len(channel.sent)) == (1, 1)
+    assert (stored.delivery.attempt, len(channel.sent)) == (1, 1)
 
 
-async def test_for_a_lone_delivery_the_ledger_is_asked_once(ledger: Ledger) -> None:
+async def test_a_single_delivery_needs_one_claim(ledger: Ledger) -> None:
     claims = 0
     claim = ledger.claim
 
@@ -624,226 +642,230 @@ async def test_for_a_lone_delivery_the_ledger_is_asked_once(ledger: Ledger) -> N
         claims += 1
         return await claim(*arguments, **options)
 
-    ledger.claim = counted  # type: ignore[method-assign]  # counts, and passes on
+    ledger.claim = counted  # type: ignore[method-assign]  # counts the claims
     began = asyncio.get_running_loop().time()
-    await owe(ledger, "#a")
-    async with working(a_courier(ledger, Scripted(lambda _: RECEIPT))):
-        await settled(ledger)
-        glances = int(asyncio.get_running_loop().time() - began)
-        assert claims <= 1 + glances
+    await record(ledger, "#a")
+    async with running(a_worker(ledger, ScriptedChannel(lambda _: RECEIPT))):
+        await wait_settled(ledger)
+        polls = int(asyncio.get_running_loop().time() - began)
+        assert claims <= 1 + polls
 
 
-async def test_what_is_said_next_in_a_conversation_waits_for_no_glance(ledger: Ledger) -> None:
+async def test_the_next_delivery_of_a_thread_does_not_wait_for_a_poll(ledger: Ledger) -> None:
     now = SystemClock().now()
 
-    async def say(number: int) -> None:
+    async def record_run(number: int) -> None:
         event = an_event(name=f"run{number}")
-        happened = now + number * timedelta(seconds=1)
-        facts = {"key": f"k{number}", "thread": "talk", "occurred_at": happened}
-        told = a_delivery(event, channel="slack", to="#a", created_at=now, due_at=now, **facts)
-        entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[told])
+        occurred_at = now + number * timedelta(seconds=1)
+        fields = {"key": f"k{number}", "thread": "thread", "occurred_at": occurred_at}
+        delivery = a_delivery(event, channel="slack", to="#a", created_at=now, due_at=now, **fields)
+        entry = RecordedEvent(
+            event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[delivery]
+        )
         await ledger.record([entry], [], now=now)
 
     async def answer(message: Message) -> Receipt:
-        if message.key == "k4":  # the rest is recorded while this one is on its way
+        if message.key == "k4":  # the rest is recorded while this one is in flight
             for number in range(5, 10):
-                await say(number)
-            courier.ring(["talk"])
+                await record_run(number)
+            worker.notify(["thread"])
         return RECEIPT
 
     for number in range(5):
-        await say(number)
-    courier = a_courier(ledger, Scripted(answer))
-    async with working(courier), asyncio.timeout(8):  # of ten glances, each takes a second
-        assert len(await settled(ledger, 10)) == 10
+        await record_run(number)
+    worker = a_worker(ledger, ScriptedChannel(answer))
+    async with running(worker), asyncio.timeout(8):  # ten polls would take ten seconds
+        assert len(await wait_settled(ledger, 10)) == 10
 
 
-async def test_what_takes_an_offered_hand_is_sent_without_a_claim(ledger: Ledger) -> None:
-    channel = Scripted(lambda _: RECEIPT)
-    courier = a_courier(ledger, channel)
-    async with working(courier):
-        await owe(ledger, "#a", "#b", offer=await hands_of(courier))
-        assert courier.in_hand == 2
-        found = await settled(ledger, 2)
-        assert courier.claimed_at is not None
+async def test_a_directly_dispatched_delivery_is_sent_without_a_claim(ledger: Ledger) -> None:
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    worker = a_worker(ledger, channel)
+    async with running(worker):
+        await record(ledger, "#a", "#b", direct_dispatch=await offered_slots(worker))
+        assert worker.in_flight == 2
+        found = await wait_settled(ledger, 2)
+        assert worker.claimed_at is not None
 
-    assert [(filed.delivery.state, filed.delivery.attempt) for filed in found] == [(State.SENT, 1)] * 2
+    assert [(stored.delivery.state, stored.delivery.attempt) for stored in found] == [(State.SENT, 1)] * 2
     assert sorted(message.recipients[0] for message in channel.sent) == ["#a", "#b"]
 
 
-async def test_hands_are_offered_once_and_nothing_is_claimed_until_the_answer(ledger: Ledger) -> None:
-    courier = a_courier(ledger, Scripted(lambda _: RECEIPT))
-    async with working(courier):
-        offer = await hands_of(courier)
-        assert offer.limit == 10  # five hands, and as many that wait for one
-        assert courier.offer() is None
-        await owe(ledger, "#a")
-        courier.ring()
+async def test_slots_are_offered_once_and_nothing_is_claimed_until_the_answer(ledger: Ledger) -> None:
+    worker = a_worker(ledger, ScriptedChannel(lambda _: RECEIPT))
+    async with running(worker):
+        dispatch = await offered_slots(worker)
+        assert dispatch.limit == 10  # five slots, and as many deliveries that wait for one
+        assert worker.direct_dispatch() is None
+        await record(ledger, "#a")
+        worker.notify()
         await asyncio.sleep(0.1)
-        assert courier.in_hand == 0
+        assert worker.in_flight == 0
 
-        offer.take([])
+        dispatch.accept([])
 
-        await settled(ledger, 1)
-
-
-async def test_hands_that_are_needed_for_what_is_due_are_not_offered(ledger: Ledger) -> None:
-    going = asyncio.Event()
-    courier = a_courier(ledger, Scripted(endless(going)), hands=2)
-    assert courier.offer() is None  # it hasn't looked yet
-    await owe(ledger, *(f"#{number}" for number in range(9)))
-    async with working(courier):
-        await going.wait()
-        assert courier.offer() is None
-        courier.abandon()
-    assert courier.offer() is None
+        await wait_settled(ledger, 1)
 
 
-class Gated:
-    """A ledger whose claims wait for a gate."""
+async def test_slots_are_not_offered_while_deliveries_are_due(ledger: Ledger) -> None:
+    sending = asyncio.Event()
+    worker = a_worker(ledger, ScriptedChannel(unanswered(sending)), concurrency=2)
+    assert worker.direct_dispatch() is None  # it has not claimed yet
+    await record(ledger, *(f"#{number}" for number in range(9)))
+    async with running(worker):
+        await sending.wait()
+        assert worker.direct_dispatch() is None
+        worker.abandon()
+    assert worker.direct_dispatch() is None
+
+
+class GatedLedger:
+    """A ledger whose claims wait until `open` is set."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.asked = asyncio.Event()
+        self.claiming = asyncio.Event()
         self.open = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ledger, name)
 
-    async def claim(self, *facts: Any, **more: Any) -> Claim:
-        self.asked.set()
+    async def claim(self, *arguments: Any, **options: Any) -> Claim:
+        self.claiming.set()
         async with asyncio.timeout(20):
             await self.open.wait()
-        return await self._ledger.claim(*facts, **more)
+        return await self._ledger.claim(*arguments, **options)
 
 
-async def test_what_is_recorded_next_can_wait_for_a_courier_that_just_looks(ledger: Ledger) -> None:
-    """Else each record would leave what it owes to a claim, and the claim would miss the next record."""
-    gated = Gated(ledger)
-    courier = a_courier(cast("Ledger", gated), Scripted(lambda _: RECEIPT))
-    async with working(courier):
-        await gated.asked.wait()
-        assert courier.offer() is None
-        looked = asyncio.create_task(courier.looked())
+async def test_intake_can_wait_for_the_end_of_an_idle_poll(ledger: Ledger) -> None:
+    """Otherwise each record would leave its deliveries to a claim, and the worker would be claiming at the next one."""
+    gated = GatedLedger(ledger)
+    worker = a_worker(cast("Ledger", gated), ScriptedChannel(lambda _: RECEIPT))
+    async with running(worker):
+        await gated.claiming.wait()
+        assert worker.direct_dispatch() is None
+        poll_done = asyncio.create_task(worker.idle_poll_done())
         await asyncio.sleep(0)
-        assert not looked.done()
+        assert not poll_done.done()
         gated.open.set()
         async with asyncio.timeout(20):
-            await looked
-        offer = courier.offer()
-        assert offer is not None
-        await owe(ledger, "#a", offer=offer)
-        assert courier.in_hand == 1
-        await settled(ledger)
+            await poll_done
+        dispatch = worker.direct_dispatch()
+        assert dispatch is not None
+        await record(ledger, "#a", direct_dispatch=dispatch)
+        assert worker.in_flight == 1
+        await wait_settled(ledger)
 
 
-@pytest.mark.parametrize("takes", [0.0, 2 * SLOW])
-async def test_with_a_provider_that_takes_its_time_hands_begin_a_few_at_a_time(ledger: Ledger, takes: float) -> None:
-    began: list[int] = []
-    turn = 0
+@pytest.mark.parametrize("send_seconds", [0.0, 2 * SLOW])
+async def test_with_a_slow_provider_only_a_few_sends_start_in_one_loop_iteration(
+    ledger: Ledger, send_seconds: float
+) -> None:
+    started: list[int] = []
+    iteration = 0
 
-    async def count_turns() -> None:
-        nonlocal turn
+    async def count_iterations() -> None:
+        nonlocal iteration
         while True:
-            turn += 1
+            iteration += 1
             await asyncio.sleep(0)
 
     async def answer(_: Message) -> Receipt:
-        began.append(turn)
-        await asyncio.sleep(takes)
+        started.append(iteration)
+        await asyncio.sleep(send_seconds)
         return RECEIPT
 
     for name in ("f1", "f2", "f3", "f4"):
-        await owe(ledger, *(f"#{number}" for number in range(100)), name=name)
-    turns = asyncio.create_task(count_turns())
-    courier = a_courier(ledger, Scripted(answer), hands=32)
+        await record(ledger, *(f"#{number}" for number in range(100)), name=name)
+    counting = asyncio.create_task(count_iterations())
+    worker = a_worker(ledger, ScriptedChannel(answer), concurrency=32)
     try:
-        async with working(courier), asyncio.timeout(20):
-            while len(began) < 400:
+        async with running(worker), asyncio.timeout(20):
+            while len(started) < 400:
                 await asyncio.sleep(0.01)
     finally:
-        turns.cancel()
+        counting.cancel()
 
-    most = max(Counter(began[-200:]).values())
-    assert most <= 2 if takes else most > 2
+    most = max(Counter(started[-200:]).values())
+    assert most <= 2 if send_seconds else most > 2
 
 
-async def test_nobody_waits_for_a_courier_that_knows_of_more_than_it_looks_for(ledger: Ledger) -> None:
-    gated = Gated(ledger)
+async def test_a_claim_for_known_deliveries_is_no_idle_poll(ledger: Ledger) -> None:
+    gated = GatedLedger(ledger)
     gated.open.set()
-    await owe(ledger, *(f"#{number}" for number in range(9)))
+    await record(ledger, *(f"#{number}" for number in range(9)))
     done = asyncio.Event()
 
     async def answer(_: Message) -> Receipt:
-        if not done.is_set():  # what is claimed next waits, and there is more
+        if not done.is_set():  # the next claim waits, and more deliveries are due
             gated.open.clear()
-            gated.asked.clear()
+            gated.claiming.clear()
         await done.wait()
         return RECEIPT
 
-    courier = a_courier(cast("Ledger", gated), Scripted(answer), hands=2)
-    async with working(courier):
+    worker = a_worker(cast("Ledger", gated), ScriptedChannel(answer), concurrency=2)
+    async with running(worker):
         async with asyncio.timeout(20):
-            while courier.in_hand < 4:
+            while worker.in_flight < 4:
                 await asyncio.sleep(0.01)
             done.set()
-            await gated.asked.wait()
-            await courier.looked()
+            await gated.claiming.wait()
+            await worker.idle_poll_done()
         gated.open.set()
-        await settled(ledger, 9)
+        await wait_settled(ledger, 9)
 
 
-async def test_a_look_that_takes_long_holds_no_record_up(ledger: Ledger) -> None:
-    gated = Gated(ledger)
-    slow = a_courier(cast("Ledger", gated), Scripted(lambda _: RECEIPT))
-    idle = a_courier(ledger, Scripted(lambda _: RECEIPT), name="idle")
-    service = Service(Settings(), _couriers=[slow, idle])
-    async with working(slow), working(idle):
-        await gated.asked.wait()
+async def test_a_slow_idle_poll_does_not_delay_a_record(ledger: Ledger) -> None:
+    gated = GatedLedger(ledger)
+    slow = a_worker(cast("Ledger", gated), ScriptedChannel(lambda _: RECEIPT))
+    idle = a_worker(ledger, ScriptedChannel(lambda _: RECEIPT), name="idle")
+    service = Service(Settings(), _workers=[slow, idle])
+    async with running(slow), running(idle):
+        await gated.claiming.wait()
         async with asyncio.timeout(20):
-            while not (offers := await service._offers()):
+            while not (direct_dispatch := await service._direct_dispatches()):
                 pass
-        assert list(offers) == ["idle"]
-        offers["idle"].take([])
+        assert list(direct_dispatch) == ["idle"]
+        direct_dispatch["idle"].accept([])
         gated.open.set()
         async with asyncio.timeout(20):
-            while "slack" not in offers:
-                offers = await service._offers()
-                for offer in offers.values():
-                    offer.take([])
+            while "slack" not in direct_dispatch:
+                direct_dispatch = await service._direct_dispatches()
+                for dispatch in direct_dispatch.values():
+                    dispatch.accept([])
 
 
-async def test_a_provider_that_rests_is_offered_nothing(ledger: Ledger) -> None:
-    channel = Scripted(lambda _: Later("can't be reached", everyone=True, retry_after=timedelta(minutes=5)))
-    courier = a_courier(ledger, channel)
-    await owe(ledger, "#a")
-    async with working(courier):
+async def test_no_slots_are_offered_while_the_breaker_is_open(ledger: Ledger) -> None:
+    channel = ScriptedChannel(lambda _: Later("can't be reached", provider_wide=True, retry_after=timedelta(minutes=5)))
+    worker = a_worker(ledger, channel)
+    await record(ledger, "#a")
+    async with running(worker):
         async with asyncio.timeout(20):
-            while not courier.resting:
+            while not worker.breaker_open:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
-        assert courier.offer() is None
+        assert worker.direct_dispatch() is None
 
 
-async def test_what_takes_an_offered_hand_after_a_stop_is_still_sent(ledger: Ledger) -> None:
-    channel = Scripted(lambda _: RECEIPT)
-    courier = a_courier(ledger, channel)
-    async with working(courier):
-        offer = await hands_of(courier)
-        courier.stop()
+async def test_a_direct_dispatch_accepted_after_a_stop_is_still_sent(ledger: Ledger) -> None:
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    worker = a_worker(ledger, channel)
+    async with running(worker):
+        dispatch = await offered_slots(worker)
+        worker.stop()
         await asyncio.sleep(0.05)
-        await owe(ledger, "#a", offer=offer)
+        await record(ledger, "#a", direct_dispatch=dispatch)
 
-    assert [filed.delivery.state for filed in await settled(ledger, 1)] == [State.SENT]
+    assert [stored.delivery.state for stored in await wait_settled(ledger, 1)] == [State.SENT]
 
 
-async def test_what_takes_an_offered_hand_when_all_is_abandoned_goes_back_untried(ledger: Ledger) -> None:
-    channel = Scripted(lambda _: RECEIPT)
-    courier = a_courier(ledger, channel)
-    async with working(courier):
-        offer = await hands_of(courier)
-        courier.abandon()
-        await owe(ledger, "#a", offer=offer)
+async def test_a_direct_dispatch_accepted_after_abandon_is_released_unattempted(ledger: Ledger) -> None:
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    worker = a_worker(ledger, channel)
+    async with running(worker):
+        dispatch = await offered_slots(worker)
+        worker.abandon()
+        await record(ledger, "#a", direct_dispatch=dispatch)
 
-    (filed,) = await ledger.find(DeliveryFilter(), limit=5)
-    assert (filed.delivery.attempt, filed.delivery.lease, channel.sent) == (0, None, [])
+    (stored,) = await ledger.find(DeliveryFilter(), limit=5)
+    assert (stored.delivery.attempt, stored.delivery.lease, channel.sent) == (0, None, [])

@@ -1,4 +1,4 @@
-"""A launch plan's story by mail: fail, fail, succeed is one thread, whatever happens between its mails."""
+"""A launch plan's mails: two failures and a success are one thread, whatever happens between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dispatcher.model.phase import Phase
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.service import Replica, free_port, serving
 
-STORY = (("one", Phase.FAILED), ("two", Phase.FAILED), ("three", Phase.SUCCEEDED))
+RUNS = (("one", Phase.FAILED), ("two", Phase.FAILED), ("three", Phase.SUCCEEDED))
 PLAN = """
 launch_plan: {project: flytesnacks, domain: production, name: train.daily}
 notifications:
@@ -51,14 +51,14 @@ async def arrived(relay: MailReceiver, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_fail_fail_succeed_is_one_thread_through_restarts_and_with_the_relays_away_during_the_second(
+async def test_two_failures_and_a_success_are_one_thread_through_restarts_and_a_relay_outage(
     tmp_path: Path,
 ) -> None:
     relay = MailReceiver()
     await relay.start(0)
     port = relay.port
     config = settings(tmp_path, port)
-    for number, (name, phase) in enumerate(STORY, start=1):
+    for number, (name, phase) in enumerate(RUNS, start=1):
         if number == 2:
             await relay.__aexit__(None, None, None)
         async with serving(tmp_path, config) as replica:

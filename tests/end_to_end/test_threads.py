@@ -1,4 +1,4 @@
-"""Whole conversations through the real service: failures and a success, with restarts and a provider that is away."""
+"""Whole threads through the real service: failures and a success, with restarts and a provider outage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 from dispatcher.config.settings import load
 from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver
-from dispatcher.demo.fakes.script import Misstep
+from dispatcher.demo.fakes.script import ScriptedReply
 from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
 from dispatcher.model.event import Options
@@ -31,11 +31,11 @@ RULES = {
         {"phases": ["FAILED"], "pager_duty": {"recipients_email": ["ml"]}},
     ],
 }
-DOWN = [Misstep(503) for _ in range(1000)]
+DOWN = [ScriptedReply(503) for _ in range(1000)]
 
 
 class Team:
-    """A team's Slack and PagerDuty, and the dispatcher that tells them."""
+    """A team's Slack and PagerDuty, and the dispatcher that notifies them."""
 
     def __init__(self, inbox: Inbox, folder: Path, ledger_url: str, options: dict[str, Any]) -> None:
         self.inbox = inbox
@@ -47,10 +47,10 @@ class Team:
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
-        """The dispatcher runs while the block lasts; it finds the ledger as the last one left it."""
+        """Run the dispatcher during the block. The ledger is kept between runs."""
         service = Service(load(self._settings()))
         started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        service.ready = started.set_result
+        service.on_ready = started.set_result
         running = asyncio.create_task(service.run())
         running.add_done_callback(lambda _: started.done() or started.cancel())
         try:
@@ -60,10 +60,10 @@ class Team:
             service.stop()
             await running
 
-    async def ends(
+    async def finish(
         self, name: str, phase: Phase, *, minute: int | None = None, version: str = "v1", options: Options | None = None
     ) -> None:
-        """An execution ends, a minute after the last one or when it is said, and its event arrives."""
+        """Post the event of an execution that finishes a minute after the last one, or at `minute`."""
         self._minutes += 1
         at = NOW + timedelta(minutes=self._minutes if minute is None else minute)
         event = an_event(phase, name=name, launch_plan=a_launch_plan(version=version), options=options).model_copy(
@@ -78,14 +78,14 @@ class Team:
             assert answer.status == 202, await answer.text()
 
     async def until(self, enough: Callable[[list[StoredDelivery]], bool]) -> list[StoredDelivery]:
-        """Wait until the ledger says so; its deliveries."""
+        """Wait until `enough` is true of the ledger's deliveries, and return them."""
         async with Ledger(self._ledger_url) as ledger, asyncio.timeout(30):
             while not enough(found := await ledger.find(DeliveryFilter(), limit=100)):
                 await asyncio.sleep(0.05)
         return found
 
-    async def told(self, count: int) -> list[StoredDelivery]:
-        """Wait until so many deliveries are settled, and no more are owed."""
+    async def settled(self, count: int) -> list[StoredDelivery]:
+        """Wait until there are at least `count` deliveries and all of them are settled."""
         return await self.until(lambda all_: len(all_) >= count and all(one.settled_at for one in all_))
 
     @property
@@ -94,7 +94,7 @@ class Team:
 
     @property
     def actions(self) -> list[list[str]]:
-        """What each incident was told."""
+        """The actions of each incident's events."""
         return [[event["event_action"] for event in incident.events] for incident in self.inbox.pagerduty.incidents]
 
     def _settings(self) -> Path:
@@ -136,7 +136,7 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def options() -> dict[str, Any]:
-    """Of the channels, where a test wants others."""
+    """Additional channel settings; tests override this fixture."""
     return {}
 
 
@@ -150,8 +150,8 @@ async def team(tmp_path: Path, ledger_url: str, options: dict[str, Any]) -> Asyn
         yield Team(inbox, tmp_path, ledger_url, options)
 
 
-def one_thread(team: Team) -> None:
-    """Two failures and a success: one thread with a changed first message, one incident, opened and resolved once."""
+def assert_one_thread(team: Team) -> None:
+    """Two failures and a success made one thread with an edited first message, and one incident, resolved once."""
     root, *replies = team.slack.messages
     assert root.thread is None
     assert root.edits == 1
@@ -166,54 +166,54 @@ def one_thread(team: Team) -> None:
 STEPS = [("one", Phase.FAILED, 2), ("two", Phase.FAILED, 4), ("three", Phase.SUCCEEDED, 6)]
 
 
-async def test_fail_fail_succeed_is_one_thread_and_one_incident(team: Team) -> None:
+async def test_two_failures_and_a_success_are_one_thread_and_one_incident(team: Team) -> None:
     async with team.served():
         for name, phase, deliveries in STEPS:
-            await team.ends(name, phase)
-            await team.told(deliveries)
-        one_thread(team)
-        await team.ends("four", Phase.SUCCEEDED)
-        await team.ends("three", Phase.SUCCEEDED, minute=3)  # Kafka brings it again
-        await team.ends("five", Phase.FAILED)
-        await team.told(8)
+            await team.finish(name, phase)
+            await team.settled(deliveries)
+        assert_one_thread(team)
+        await team.finish("four", Phase.SUCCEEDED)
+        await team.finish("three", Phase.SUCCEEDED, minute=3)  # a duplicate
+        await team.finish("five", Phase.FAILED)
+        await team.settled(8)
 
     assert len(team.actions) == 2
     assert team.actions[1] == ["trigger"]
     assert [message.thread for message in team.slack.messages][-1] is None
 
 
-async def test_the_same_with_a_restart_between_each_step(team: Team) -> None:
+async def test_two_failures_and_a_success_are_one_thread_with_a_restart_after_each(team: Team) -> None:
     for name, phase, deliveries in STEPS:
         async with team.served():
-            await team.ends(name, phase)
-            await team.told(deliveries)
-    one_thread(team)
+            await team.finish(name, phase)
+            await team.settled(deliveries)
+    assert_one_thread(team)
 
 
-async def test_the_same_with_the_providers_away_during_the_second(team: Team) -> None:
+async def test_two_failures_and_a_success_are_one_thread_with_an_outage_during_the_second(team: Team) -> None:
     async with team.served():
-        await team.ends("one", Phase.FAILED)
-        await team.told(2)
+        await team.finish("one", Phase.FAILED)
+        await team.settled(2)
         team.slack.script.steps, team.inbox.pagerduty.script.steps = [*DOWN], [*DOWN]
-        await team.ends("two", Phase.FAILED)
+        await team.finish("two", Phase.FAILED)
         await team.until(lambda all_: sum(one.delivery.attempt > 1 for one in all_) >= 2)
-        await team.ends("three", Phase.SUCCEEDED)
+        await team.finish("three", Phase.SUCCEEDED)
         waiting = await team.until(lambda all_: len(all_) == 6)
         assert sum(one.settled_at is None for one in waiting) == 4
     async with team.served():
         team.slack.script.steps, team.inbox.pagerduty.script.steps = [], []
-        await team.told(6)
-    one_thread(team)
+        await team.settled(6)
+    assert_one_thread(team)
 
 
-async def test_a_trigger_that_still_waits_goes_before_its_resolve(team: Team) -> None:
+async def test_a_waiting_trigger_is_sent_before_its_resolve(team: Team) -> None:
     team.slack.script.steps, team.inbox.pagerduty.script.steps = [*DOWN], [*DOWN]
     async with team.served():
-        await team.ends("one", Phase.FAILED)
-        await team.ends("two", Phase.SUCCEEDED)
+        await team.finish("one", Phase.FAILED)
+        await team.finish("two", Phase.SUCCEEDED)
         await team.until(lambda all_: len(all_) == 4)
         team.slack.script.steps, team.inbox.pagerduty.script.steps = [], []
-        await team.told(4)
+        await team.settled(4)
     assert team.actions == [["trigger", "resolve"]]
     root, reply = team.slack.messages
     assert (root.edits, reply.thread) == (1, root.ts)
@@ -221,11 +221,11 @@ async def test_a_trigger_that_still_waits_goes_before_its_resolve(team: Team) ->
 
 async def test_a_failure_that_arrives_after_a_newer_success_pages_nobody(team: Team) -> None:
     async with team.served():
-        await team.ends("new", Phase.SUCCEEDED, minute=9)
-        await team.ends("old", Phase.FAILED, minute=5)
-        found = await team.told(2)
-        await team.ends("newest", Phase.SUCCEEDED, minute=10)
-        await team.told(2)
+        await team.finish("new", Phase.SUCCEEDED, minute=9)
+        await team.finish("old", Phase.FAILED, minute=5)
+        found = await team.settled(2)
+        await team.finish("newest", Phase.SUCCEEDED, minute=10)
+        await team.settled(2)
     assert team.actions == []
     reasons = {one.delivery.channel: (one.delivery.state, one.delivery.reason) for one in found}
     assert reasons == {
@@ -234,27 +234,27 @@ async def test_a_failure_that_arrives_after_a_newer_success_pages_nobody(team: T
     }
 
 
-async def test_an_execution_that_was_silenced_ends_nothing(team: Team) -> None:
+async def test_a_success_with_disabled_notifications_resolves_nothing(team: Team) -> None:
     async with team.served():
-        await team.ends("one", Phase.FAILED)
-        await team.ends("two", Phase.SUCCEEDED, options=Options(disable_notifications=True))
-        await team.told(2)
+        await team.finish("one", Phase.FAILED)
+        await team.finish("two", Phase.SUCCEEDED, options=Options(disable_notifications=True))
+        await team.settled(2)
         assert team.actions == [["trigger"]]
-        await team.ends("three", Phase.SUCCEEDED)
-        await team.told(4)
+        await team.finish("three", Phase.SUCCEEDED)
+        await team.settled(4)
     assert team.actions == [["trigger", "resolve"]]
 
 
 @pytest.mark.parametrize("options", [{"slack": {"thread": "execution"}, "pagerduty": {"incident": "execution"}}])
-async def test_executions_on_their_own_end_together_with_the_launch_plans_success(team: Team) -> None:
+async def test_threads_by_execution_are_all_resolved_by_the_launch_plans_success(team: Team) -> None:
     async with team.served():
         for name, phase, deliveries in [
             ("one", Phase.FAILED, 2),
             ("two", Phase.FAILED, 4),
             ("three", Phase.SUCCEEDED, 8),
         ]:
-            await team.ends(name, phase)
-            await team.told(deliveries)
+            await team.finish(name, phase)
+            await team.settled(deliveries)
     assert team.actions == [["trigger", "resolve"]] * 2
     first, second, *replies = team.slack.messages
     assert (first.thread, second.thread, first.edits, second.edits) == (None, None, 1, 1)
@@ -262,15 +262,15 @@ async def test_executions_on_their_own_end_together_with_the_launch_plans_succes
 
 
 @pytest.mark.parametrize("options", [{"slack": {"thread": "none"}}])
-async def test_without_threads_a_success_that_no_rule_asks_for_is_not_told_on_slack(team: Team) -> None:
+async def test_without_threads_slack_gets_no_resolved_notice(team: Team) -> None:
     async with team.served():
         for name, phase, deliveries in [
             ("one", Phase.FAILED, 2),
             ("two", Phase.FAILED, 4),
             ("three", Phase.SUCCEEDED, 5),
         ]:
-            await team.ends(name, phase)
-            await team.told(deliveries)
+            await team.finish(name, phase)
+            await team.settled(deliveries)
     assert [(message.thread, message.edits) for message in team.slack.messages] == [(None, 0)] * 2
     assert team.actions == [["trigger", "trigger", "resolve"]]
 
@@ -279,10 +279,10 @@ async def test_without_threads_a_success_that_no_rule_asks_for_is_not_told_on_sl
 async def test_the_first_run_in_a_new_version_is_one_change_event_that_pages_nobody(team: Team) -> None:
     for version in ("v1", "v1", "v2", "v2", "v1", "v3"):
         async with team.served():
-            await team.ends(f"run-{version}", Phase.SUCCEEDED, version=version)
-            await team.ends(f"again-{version}", Phase.SUCCEEDED, version=version)
+            await team.finish(f"run-{version}", Phase.SUCCEEDED, version=version)
+            await team.finish(f"again-{version}", Phase.SUCCEEDED, version=version)
     async with team.served():
-        await team.told(2)
+        await team.settled(2)
 
     changes = [change["payload"]["custom_details"]["version"] for change in team.inbox.pagerduty.changes]
     assert changes == ["v2", "v3"]
@@ -290,9 +290,9 @@ async def test_the_first_run_in_a_new_version_is_one_change_event_that_pages_nob
     assert team.actions == []
 
 
-async def test_without_being_asked_for_nothing_is_told_of_new_versions(team: Team) -> None:
+async def test_without_the_setting_a_new_version_sends_no_change_event(team: Team) -> None:
     async with team.served():
         for version in ("v1", "v2"):
-            await team.ends(f"run-{version}", Phase.FAILED, version=version)
-        await team.told(4)
+            await team.finish(f"run-{version}", Phase.FAILED, version=version)
+        await team.settled(4)
     assert team.inbox.pagerduty.changes == []

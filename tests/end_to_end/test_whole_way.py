@@ -1,4 +1,4 @@
-"""The main job as users meet it: real Kafka, a real SMTP server with STARTTLS and login, a process of its own."""
+"""The whole way in a separate process: real Kafka, a real SMTP server with STARTTLS and login."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def settings(inbox: Inbox, broker: Broker, topic: str, tmp_path: Path) -> dict[s
             },
             "pagerduty": {
                 "rate": "none",
-                "incident": "execution",  # the executions here are one launch plan's, and each is counted
+                "incident": "execution",  # all executions have the same launch plan, and each needs an incident
                 "events_url": inbox.pagerduty_url,
                 "services": {"pagerduty-service-key@example.com": {"routing_key": ROUTING_KEY, "severity": "critical"}},
             },
@@ -101,7 +101,7 @@ async def publish(broker: Broker, topic: str, messages: list[EncodedMessage]) ->
 
 def recorded(name: str) -> EncodedMessage:
     headers, value = samples.sample(name)
-    return EncodedMessage(key=name.encode(), headers=headers, value=value, shown=name)
+    return EncodedMessage(key=name.encode(), headers=headers, value=value, summary=name)
 
 
 def terminal_events(count: int, start: int = 0) -> list[Event]:
@@ -109,25 +109,25 @@ def terminal_events(count: int, start: int = 0) -> list[Event]:
 
 
 def assignments(replica: Replica) -> list[list[str]]:
-    """The partitions that the group gave to the replica, each time."""
-    facts = [json.loads(line) for line in replica.log.splitlines() if '"partitions assigned"' in line]
-    return [fact["partitions"] for fact in facts]
+    """The partitions of each assignment in the replica's log."""
+    lines = [json.loads(text) for text in replica.log.splitlines() if '"partitions assigned"' in text]
+    return [line["partitions"] for line in lines]
 
 
-def each_came_once(inbox: Inbox, events: int) -> bool:
-    """All that was owed for so many failures has arrived, and nothing twice."""
+def each_arrived_once(inbox: Inbox, events: int) -> bool:
+    """Whether every channel got exactly one message for each of the events."""
     mails = [mail.message_id for mail in inbox.mail.mails]
     slack = [message.key for message in inbox.slack.messages]
     pages = [incident.dedup_key for incident in inbox.pagerduty.incidents for _ in incident.events]
     return all(len(keys) == len(set(keys)) == events for keys in (mails, slack, pages))
 
 
-async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
+async def test_flytes_own_events_reach_exactly_the_launch_plans_recipients(
     inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
 ) -> None:
     names = [name for name in samples.NAMES if name != "v2-workflow-failed-structured"]
     async with serving(tmp_path, settings) as replica:
-        # Of all of these only the enriched FAILED and the SUCCEEDED of v2 name their launch plan.
+        # Of these samples only the enriched FAILED and the SUCCEEDED of v2 name their launch plan.
         good = "v2-workflow-succeeded"
         await publish(broker, topic, [recorded(name) for name in names if name != good for _copy in range(2)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 3, seconds=40), replica.log[-3000:]
@@ -139,9 +139,9 @@ async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
     assert set(mails) == {("manager@example.com",), ("dev-team@example.com", "on-call@example.com")}
     assert len(inbox.mail.mails) == 2
     assert mails["manager@example.com",].subject.startswith("✅ train.daily succeeded")
-    told = mails["dev-team@example.com", "on-call@example.com"]
+    mail = mails["dev-team@example.com", "on-call@example.com"]
     assert (
-        told.part("html").strip().startswith("<p>train.daily failed in production.")
+        mail.part("html").strip().startswith("<p>train.daily failed in production.")
     )  # the launch plan's own template
     (thread,) = {str(mail.parsed["references"]) for mail in inbox.mail.mails}
     assert thread.startswith("<thread-")
@@ -161,7 +161,7 @@ async def test_flytes_own_events_reach_exactly_those_whom_the_launch_plan_names(
     assert {entry["event"].rpartition("/")[2] for entry in rejected} == {"SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"}
 
 
-async def test_noise_is_recorded_as_rejected_and_the_next_message_goes_on(
+async def test_undecodable_messages_are_rejected_and_the_next_one_is_processed(
     inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
 ) -> None:
     header = [("ce_type", b"dispatcher.execution.phase_changed.v1")]
@@ -212,17 +212,17 @@ async def test_a_killed_process_loses_nothing(
     replica.process = (await start(tmp_path, settings)).process
     waiting = ("deliveries", "list", "--state", "waiting", "--limit", "500")
     async with asyncio.timeout(60):
-        # What was in a dead worker's hands comes free when its lease runs out; all else is delivered now.
+        # Deliveries that the killed process had claimed wait for their leases; all others are delivered now.
         while any(entry["attempt"] == 0 for entry in await ask(tmp_path / "dispatcher.yaml", *waiting)):
             await asyncio.sleep(0.5)
-    in_hands = {entry["key"] for entry in await ask(tmp_path / "dispatcher.yaml", *waiting)}
+    claimed = {entry["key"] for entry in await ask(tmp_path / "dispatcher.yaml", *waiting)}
     await replica.stop()
 
     everything = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list", "--limit", "500")
     assert len(everything) == 120
     done = {entry["key"] for entry in everything if entry["state"] == "sent"}
-    assert done | in_hands == {entry["key"] for entry in everything}
-    assert len(in_hands) <= 60
+    assert done | claimed == {entry["key"] for entry in everything}
+    assert len(claimed) <= 60
     assert Counter(message.key for message in inbox.slack.messages).most_common(1)[0][1] == 1
 
 
@@ -240,12 +240,12 @@ async def test_two_replicas_in_one_group_share_the_work(
 
 
 @pytest.mark.slow
-async def test_a_replica_frozen_beyond_its_session_is_replaced_and_comes_back_without_telling_anyone_twice(
+async def test_a_replica_frozen_beyond_its_session_is_replaced_and_sends_nothing_twice_afterwards(
     inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path, postgres_url: str
 ) -> None:
     settings["ledger"] = {"url": postgres_url}
     settings["kafka"]["session_timeout"] = "3s"
-    unhurried(settings)
+    without_rate_limits(settings)
     group = settings["kafka"]["group_id"]
     async with serving(tmp_path, settings, name="frozen") as frozen, serving(tmp_path, settings, name="other") as other:
         await until(lambda: [len(assignments(one)[-1]) for one in (frozen, other) if assignments(one)] == [2, 2])
@@ -261,7 +261,7 @@ async def test_a_replica_frozen_beyond_its_session_is_replaced_and_comes_back_wi
             before = assignments(frozen)
         finally:
             frozen.process.send_signal(signal.SIGCONT)
-        await until(lambda: assignments(frozen) != before)  # it has found out, and joined anew
+        await until(lambda: assignments(frozen) != before)  # it has noticed, and joined again
         assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 50
         await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(10, 50)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 180, seconds=40)
@@ -269,12 +269,12 @@ async def test_a_replica_frozen_beyond_its_session_is_replaced_and_comes_back_wi
             while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 60:
                 await asyncio.sleep(0.2)
 
-    assert each_came_once(inbox, 60)
+    assert each_arrived_once(inbox, 60)
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[Cluster]:
-    """A server that may be stopped."""
+    """A PostgreSQL server that the test may stop."""
     cluster = Cluster()
     cluster.start()
     yield cluster
@@ -282,13 +282,13 @@ def own_postgres() -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-async def test_while_the_ledger_is_away_intake_rests_keeps_its_place_and_goes_on_by_itself(
+async def test_while_the_ledger_is_down_intake_waits_in_its_group_and_continues_afterwards(
     inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path, own_postgres: Cluster
 ) -> None:
     session = 2
     settings["ledger"] = {"url": own_postgres.url}
     settings["kafka"]["session_timeout"] = f"{session}s"
-    unhurried(settings)
+    without_rate_limits(settings)
     group = settings["kafka"]["group_id"]
     headers, value = samples.sample("v2-workflow-succeeded")
     shown = {name.replace("ce_", "ce-"): text.decode() for name, text in headers}
@@ -303,17 +303,17 @@ async def test_while_the_ledger_is_away_intake_rests_keeps_its_place_and_goes_on
         await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 5)])
         await until(lambda: '"dispatcher.intake.pipeline"' in replica.log.rpartition('"waiting for the ledger"')[2])
         process, lines, began = psutil.Process(replica.process.pid), len(replica.log.splitlines()), time.monotonic()
-        busy = sum(process.cpu_times()[:2])
+        cpu_before = sum(process.cpu_times()[:2])
         posts = 0
         while time.monotonic() < began + 3 * session:
             posts += 1
             async with session_.post(f"{replica.url}/events", data=value, headers=shown) as answer:
                 assert (answer.status, answer.headers.get("Retry-After")) == (503, "5")
             await asyncio.sleep(0.5)
-        rested = time.monotonic() - began
-        assert sum(process.cpu_times()[:2]) - busy < rested / 4
-        # three couriers and intake, once a second, each from its beginning to its end; and a line for each publisher
-        assert len(replica.log.splitlines()) - lines - posts <= 4 * (rested + 1)
+        seconds = time.monotonic() - began
+        assert sum(process.cpu_times()[:2]) - cpu_before < seconds / 4
+        # One line a second from each of three workers and intake, one more from each at the edges, and one for each POST.
+        assert len(replica.log.splitlines()) - lines - posts <= 4 * (seconds + 1)
         assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 5
 
         await asyncio.to_thread(own_postgres.start)
@@ -329,13 +329,13 @@ async def test_while_the_ledger_is_away_intake_rests_keeps_its_place_and_goes_on
     assert len({message.key for message in inbox.slack.messages}) == len(inbox.slack.messages) == 25
 
 
-def unhurried(settings: dict[str, Any]) -> None:
-    """As many as come: pacing is not what is looked at."""
+def without_rate_limits(settings: dict[str, Any]) -> None:
+    """Remove rate limits, which these tests are not about."""
     for channel in ("slack", "pagerduty"):
         settings["channels"][channel] |= {"rate": "none", "concurrency": 100}
 
 
-async def test_publish_says_where_each_message_went(
+async def test_publish_prints_where_each_message_is(
     inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
 ) -> None:
     async with serving(tmp_path, settings) as replica:

@@ -1,4 +1,4 @@
-"""The clock that tests turn by hand."""
+"""A clock that tests advance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.builders import NOW
 
 
 class ManualClock:
-    """Stands still until it is advanced."""
+    """A clock that only moves when a test advances it or code sleeps."""
 
     def __init__(self, now: datetime = NOW) -> None:
         self._now = now
@@ -16,8 +16,8 @@ class ManualClock:
     def now(self) -> datetime:
         return self._now
 
-    async def sleep(self, span: timedelta) -> None:
-        self._now += span
+    async def sleep(self, duration: timedelta) -> None:
+        self._now += duration
 
-    def advance(self, span: timedelta) -> None:
-        self._now += span
+    def advance(self, duration: timedelta) -> None:
+        self._now += duration

@@ -1,4 +1,4 @@
-"""The service inside the test's own loop, with settings as an operator writes them."""
+"""Runs the service in the test's event loop, with settings from a YAML file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dispatcher.runtime.service import Service
 
 @asynccontextmanager
 async def running(folder: Path, settings: Mapping[str, Any]) -> AsyncIterator[str]:
-    """Run it while the block lasts; gives the base URL. `http.listen` is a free port unless the settings say one."""
+    """Run the service during the block; yields its base URL. `http.listen` defaults to a free port."""
     http = {"listen": "127.0.0.1:0", **settings.get("http", {})}
     file = folder / "dispatcher.yaml"
     file.write_text(yaml.safe_dump({**settings, "http": http}))
     ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    service = Service(load(file), ready=ready.set_result)
+    service = Service(load(file), on_ready=ready.set_result)
     task = asyncio.create_task(service.run())
     await asyncio.wait([ready, task], return_when=asyncio.FIRST_COMPLETED)
     try:
         if not ready.done():
-            await task  # it says why it couldn't start
+            await task  # raises the reason why it did not start
         yield ready.result() or ""
     finally:
         service.stop()

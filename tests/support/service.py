@@ -1,4 +1,4 @@
-"""The dispatcher as users run it: a process of its own, with a settings file, stopped by signals."""
+"""Runs the dispatcher like a user: in a separate process, with a settings file, stopped by signals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Replica:
         return self._log.read_text()
 
     async def stop(self, number: int = signal.SIGTERM, *, seconds: float = 40) -> int:
-        """Send the signal and wait; the exit status."""
+        """Send the signal, wait, and return the exit status."""
         if self.process.returncode is None:
             self.process.send_signal(number)
         async with asyncio.timeout(seconds):
@@ -69,7 +69,7 @@ async def start(folder: Path, settings: Mapping[str, Any], *, name: str = "dispa
 
 @asynccontextmanager
 async def serving(folder: Path, settings: Mapping[str, Any], *, name: str = "dispatcher") -> AsyncIterator[Replica]:
-    """A replica while the block lasts; it must then stop cleanly."""
+    """Run a replica during the block. It must stop with status 0 afterwards."""
     replica = await start(folder, settings, name=name)
     try:
         yield replica
@@ -97,7 +97,7 @@ async def _ready(replica: Replica) -> None:
 async def command(
     *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> tuple[int, str, str]:
-    """Run one command of the dispatcher: its exit status, standard output and standard error."""
+    """Run a dispatcher command; returns its exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=env, cwd=cwd)
     async with asyncio.timeout(90):
         out, err = await process.communicate()
@@ -105,7 +105,7 @@ async def command(
 
 
 async def ask(config: Path, *arguments: str) -> Any:
-    """What a command says with --json."""
+    """Run a command with --json and return its parsed output."""
     status, out, err = await command(*arguments, "--config", str(config), "--json")
     assert status == 0, err
     return json.loads(out)

@@ -1,8 +1,11 @@
-"""Kafka, by aiokafka: a source that keeps its place in the group whatever happens, and a publisher for tests.
+"""Kafka through aiokafka: the source of events, and a publisher for test events.
 
-A consumer object that has failed is never mended but replaced; every call has a deadline; a poll of a consumer
-that lives on is never cancelled. Offsets are committed by us alone, after the ledger's transaction, and never
-for work begun before a rebalance: what is read twice is a no-op in the ledger.
+The source survives every failure of the broker and every rebalance:
+
+- A consumer object that has failed is replaced, never reused. Every call has a deadline. A poll is cancelled only when
+  its consumer is given up.
+- Offsets are committed after the ledger's transaction, and not for work that began before a rebalance. Messages that
+  are read twice change nothing in the ledger.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ from aiokafka.errors import (
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from channels.common.comma_list import listed
-from channels.common.secret import SecretFile, one_of, reveal
+from channels.common.comma_list import comma_list
+from channels.common.secret import SecretFile, reject_both, reveal
 from channels.contract import Finding
 from dispatcher.errors import DispatcherError
 from dispatcher.intake.source import Batch
@@ -45,37 +48,37 @@ from dispatcher.parsing.duration import Duration
 
 log = structlog.get_logger(__name__)
 
-Glance = Callable[[Sequence[tuple[str, bytes]]], bool]
-"""Whether a message's headers tell that nobody here wants it."""
+HeaderFilter = Callable[[Sequence[tuple[str, bytes]]], bool]
+"""Returns True if a message can be skipped because of its headers."""
 
 FETCH_BYTES = 256 * 1024
-"""Of a partition, fetched at once and held until it is read. aiokafka has an answer of the broker three times over while
-it takes it apart, and of the one before once."""
-PORTION = 500
-"""Messages taken out of aiokafka's buffers at a time: what is foreign among them is let go while it is still in the
-processor's caches."""
-MANY = 100
-"""So many messages at one look are a backlog's."""
+"""How much is fetched from a partition at once and buffered. While aiokafka parses a response, the buffer is in memory
+three times, and the response before it once."""
+CHUNK = 500
+"""Messages taken out of aiokafka's buffers at a time. Skipped messages are freed while the CPU caches still have them."""
+BACKLOG_SIZE = 100
+"""A fetch with at least this many messages means that there is a backlog."""
 GATHER_SECONDS = 0.05
-"""How long a batch of a backlog may wait for more: it costs its transaction, however few of its messages are ours."""
+"""How long a batch may collect further messages during a backlog, because each batch costs a transaction even if most
+of its messages are skipped."""
 POLL_MS = 500
-"""How long an empty poll lasts, and so how soon a stop is noticed."""
+"""How long an empty poll lasts, and so how long a stop takes at most."""
 CALL_SECONDS = 15
-"""The deadline of any single call to the broker."""
+"""Deadline of a call to the broker."""
 CLOSE_SECONDS = 3
-"""The deadline while we are stopping; a consumer that takes longer to leave ends in the background."""
-CALM_SECONDS = 60
-"""A consumer that has lived so long was well: the next failure is a first one."""
+"""Deadline of a call during a stop. A consumer that takes longer to close does so in the background."""
+HEALTHY_SECONDS = 60
+"""A consumer that has worked this long counts as healthy: after its next failure the retry pauses start anew."""
 COMMIT_EVERY = 1.0
-"""Seconds. Offsets lag behind the ledger by that much; a crash re-reads it, and the ledger knows it already."""
-NEVER_MS = 10**12
-"""aiokafka's own poll interval is switched off: intake may hold a batch for as long as the ledger is away.
-Heartbeats and rejoining go on without polls, and what is prefetched stays (pausing would throw it away)."""
+"""Seconds between two commits. After a crash, this much is read again and found in the ledger as duplicates."""
+NO_LIMIT_MS = 10**12
+"""Switches aiokafka's `max_poll_interval_ms` off: intake may keep a batch for as long as the ledger is unavailable.
+Heartbeats and rejoining need no polls, and fetched messages stay buffered, unlike with `pause`."""
 
-_LOST = (KafkaError, TimeoutError, OSError)
-"""What a consumer object doesn't outlive."""
+_CONNECTION_ERRORS = (KafkaError, TimeoutError, OSError)
+"""Errors after which a consumer object is replaced."""
 _DENIED = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
-_UNREADABLE = (
+_UNDECODABLE = (
     CorruptRecordException,
     UnicodeDecodeError,
     cramjam.DecompressionError,
@@ -83,7 +86,7 @@ _UNREADABLE = (
     zlib.error,
     EOFError,
 )
-"""What aiokafka raises, for ever, over bytes that it can't take apart."""
+"""What aiokafka raises, at every attempt, for records that it can't decode."""
 
 
 def _comma_separated(value: Any) -> Any:
@@ -91,36 +94,36 @@ def _comma_separated(value: Any) -> Any:
 
 
 class KafkaConfig(BaseModel):
-    """Where the engine's events are, and how to get in."""
+    """Where Flyte's events are, and how to connect."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), Field(min_length=1)]
-    """HOST:PORT, several with commas."""
-    topics: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = ("flyte-cloudevents",)
+    """HOST:PORT; several are separated by commas."""
+    topics: Annotated[tuple[str, ...], BeforeValidator(comma_list), Field(min_length=1)] = ("flyte-cloudevents",)
     group_id: str = Field("notification-dispatcher", min_length=1)
     group_instance_id: str | None = None
-    """A name of its own for each replica: a quick restart then doesn't make the group share out anew."""
+    """A name that differs between replicas. A quick restart then causes no rebalance."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     username: str | None = None
     password: SecretStr | None = None
     password_file: SecretFile | None = None
     ca_file: SecretFile | None = None
-    """Certificates to trust, PEM; without it those of the system."""
+    """Certificate authorities to trust, PEM; default: the system's."""
     cert_file: SecretFile | None = None
-    """Our own certificate, PEM, where the broker asks for one."""
+    """Client certificate, PEM, if the broker asks for one."""
     key_file: SecretFile | None = None
     session_timeout: Duration = Field(timedelta(seconds=15), ge=timedelta(seconds=1))
-    """A replica that dies leaves its partitions silent for so long."""
+    """How long until a crashed replica's partitions are reassigned."""
     stall_timeout: Duration = Field(timedelta(seconds=60), gt=timedelta())
-    """So long without a message, while the broker has some for us, and the consumer is replaced."""
+    """The consumer is replaced if it reads nothing for this long although the broker has messages."""
     max_poll_records: int = Field(5000, ge=1, le=100_000)
-    """Messages a batch at most."""
+    """Maximum number of messages in a batch."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        one_of("password", self.password, self.password_file)
+        reject_both("password", self.password, self.password_file)
         has_password = self.password is not None or self.password_file is not None
         if self.security_protocol.startswith("SASL"):
             if self.username is None or not has_password:
@@ -135,15 +138,15 @@ class KafkaConfig(BaseModel):
         return self
 
     def connection(self) -> dict[str, Any]:
-        """Aiokafka's options for reaching the cluster, for consumers and producers alike.
+        """Return aiokafka's connection options, for consumers and producers.
 
-        Raises OSError where a file can't be read, or holds no certificate.
+        Raises OSError if a file can't be read or has no certificate.
         """
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers,
             "client_id": "flyte-notification-dispatcher",
             "security_protocol": self.security_protocol,
-            "metadata_max_age_ms": 10_000,  # a topic that appears later is found this soon
+            "metadata_max_age_ms": 10_000,  # how soon a new topic is found
         }
         if self.security_protocol.endswith("SSL"):
             context = ssl.create_default_context(cafile=self.ca_file)
@@ -158,61 +161,63 @@ class KafkaConfig(BaseModel):
 
 
 @dataclass(slots=True)
-class _Found:
-    """What one look at the broker has brought, all of one generation."""
+class FetchResult:
+    """Messages of one generation, fetched in one or several polls."""
 
     generation: int
     records: list[ConsumerRecord] = field(default_factory=list)
     undecodable: list[tuple[str, str]] = field(default_factory=list)
-    foreign: int = 0
-    """How many records were passed over."""
-    following: dict[TopicPartition, int] = field(default_factory=dict)
-    """The offset after the last of them, by partition."""
+    skipped: int = 0
+    """How many records the filter skipped."""
+    next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    """By partition: the offset after its last message here."""
 
     def __len__(self) -> int:
-        return len(self.records) + len(self.undecodable) + self.foreign
+        return len(self.records) + len(self.undecodable) + self.skipped
 
-    def belong(self, generation: int) -> None:
-        """What was found before a rebalance comes again, to whoever has it now: drop it."""
+    def start_over(self, generation: int) -> None:
+        """Drop everything if there was a rebalance: the partitions' new owners read it again."""
         if generation != self.generation:
             self.generation = generation
             self.records.clear()
             self.undecodable.clear()
-            self.foreign = 0
-            self.following.clear()
+            self.skipped = 0
+            self.next_offsets.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class _KafkaBatch:
     messages: Sequence[ConsumerRecord]
     undecodable: Sequence[tuple[str, str]]
-    foreign: int
-    _reading: _Reading
+    skipped: int
+    _session: ConsumerSession
     _generation: int
-    _following: Mapping[TopicPartition, int]
+    _next_offsets: Mapping[TopicPartition, int]
 
     def position(self, message: ConsumerRecord) -> str:
         return f"{message.topic}/{message.partition}@{message.offset}"
 
     async def commit(self) -> None:
-        if self._generation == self._reading.generation:
-            self._reading.done.update(self._following)
+        if self._generation == self._session.generation:
+            self._session.done.update(self._next_offsets)
 
-    def is_of(self, reading: _Reading | None) -> bool:
-        """Whether that consumer has read it, and still has all of its partitions."""
-        return self._reading is reading and self._generation == self._reading.generation
+    def belongs_to(self, session: ConsumerSession | None) -> bool:
+        """Whether this session has read the batch, and there was no rebalance since."""
+        return self._session is session and self._generation == self._session.generation
 
-    def found(self) -> _Found:
-        """What it has, to be gone on with."""
-        return _Found(self._generation, [*self.messages], [*self.undecodable], self.foreign, {**self._following})
+    def as_fetch_result(self) -> FetchResult:
+        """A copy of the contents, to add further messages to."""
+        return FetchResult(
+            self._generation, [*self.messages], [*self.undecodable], self.skipped, {**self._next_offsets}
+        )
 
 
-class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """One consumer's life, from joining the group to the first error that it doesn't outlive."""
+class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """One Kafka consumer, from joining the group to its first fatal error."""
 
-    def __init__(self, config: KafkaConfig, is_foreign: Glance) -> None:
+    def __init__(self, config: KafkaConfig, skip: HeaderFilter) -> None:
         self._config = config
-        self._is_foreign = is_foreign
+        self._skip = skip
         session_ms = int(config.session_timeout.total_seconds() * 1000)
         self.consumer = AIOKafkaConsumer(
             **config.connection(),
@@ -220,85 +225,85 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             group_instance_id=config.group_instance_id,
             enable_auto_commit=False,
             max_partition_fetch_bytes=FETCH_BYTES,
-            auto_offset_reset="none",  # `_begin` and `_skip_gap` decide, and say so
+            auto_offset_reset="none",  # `_seek_to_beginning` and `_reset_offset` do it, and log it
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 5,
-            request_timeout_ms=session_ms + CALL_SECONDS * 1000,  # joining may take a whole session
-            max_poll_interval_ms=NEVER_MS,
+            request_timeout_ms=session_ms + CALL_SECONDS * 1000,  # joining may take a whole session timeout
+            max_poll_interval_ms=NO_LIMIT_MS,
         )
         self._poll_seconds = 2 * session_ms / 1000 + CALL_SECONDS
         self._call_seconds = math.inf
-        self._limits: set[asyncio.Timeout] = set()
+        self._timeouts: set[asyncio.Timeout] = set()
         self._committing: asyncio.Timeout | None = None
         self._committed_at = _now()
-        self._moved: dict[TopicPartition, float] = {}
+        self._last_read_at: dict[TopicPartition, float] = {}
         self.joined = False
         self.generation = 0
-        """Counts rebalances: work begun in an earlier one must not be committed in this one."""
+        """Number of rebalances. Work that began in an earlier generation must not be committed."""
         self.done: dict[TopicPartition, int] = {}
-        """Offsets to commit at the next occasion."""
-        self.newest: dict[TopicPartition, float] = {}
-        """When the last message of each partition was written, in seconds since 1970."""
+        """Offsets for the next commit."""
+        self.last_timestamps: dict[TopicPartition, float] = {}
+        """By partition: the timestamp of the last message read, in seconds since 1970."""
 
     async def open(self) -> None:
-        """Connect; the group is joined by the first read. A topic that isn't there yet keeps nobody waiting."""
+        """Connect and subscribe. The first `read` joins the group. Missing topics are no error."""
         async with self._deadline():
             await self.consumer.start()
         self.consumer.subscribe(topics=list(self._config.topics), listener=self)
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """The assignors are eager: every rebalance takes all partitions away. Nothing slow may happen here.
+        """Start a new generation. With aiokafka's eager assignors, every rebalance revokes all partitions.
 
-        A commit still on its way is given up before we join anew: repeated in the next generation, the broker
-        would take it, and a partition that is another's by then would be set back.
+        This must be quick, because the rebalance waits for it. A running commit is cancelled: if aiokafka repeated it
+        in the next generation, the broker would accept it and set back a partition that may have a new owner.
         """
         self.joined = False
         self.generation += 1
         self.done.clear()
-        self._moved.clear()
+        self._last_read_at.clear()
         if self._committing is not None:
             self._committing.reschedule(_now())
-        log.info("partitions revoked", partitions=_named(revoked))
+        log.info("partitions revoked", partitions=_names(revoked))
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         self.joined = True
-        self._moved = dict.fromkeys(assigned, _now())
-        log.info("partitions assigned", partitions=_named(assigned))
+        self._last_read_at = dict.fromkeys(assigned, _now())
+        log.info("partitions assigned", partitions=_names(assigned))
 
-    def hurry(self) -> None:
-        """We are stopping: a call that hangs, as a poll does in a rebalance with the broker away, is soon given up."""
+    def shorten_deadlines(self) -> None:
+        """For a stop: cancel calls that take longer than `CLOSE_SECONDS`, such as a poll while the broker is down."""
         self._call_seconds = CLOSE_SECONDS
         soon = _now() + CLOSE_SECONDS
-        for limit in self._limits:
+        for limit in self._timeouts:
             limit.reschedule(min(limit.when() or soon, soon))
 
     async def read(self) -> _KafkaBatch | None:
-        """The next messages, or None where none came within `POLL_MS`."""
+        """Return the next batch, or None if no message came within `POLL_MS`."""
         if _now() - self._committed_at >= COMMIT_EVERY:
             await self.flush()
-        found = _Found(self.generation)
-        await self._look(found, wait_ms=POLL_MS)
-        await self._gather(found)
-        self._moved.update(dict.fromkeys(found.following, _now()))
+        found = FetchResult(self.generation)
+        await self._fetch(found, wait_ms=POLL_MS)
+        await self._fetch_backlog(found)
+        self._last_read_at.update(dict.fromkeys(found.next_offsets, _now()))
         if not found:
             await self.flush()
-        await self._look_for_stall()
+        await self._check_stall()
         return self._batch(found)
 
-    async def read_on(self, batch: _KafkaBatch) -> _KafkaBatch | None:
-        """The same batch, with what has come since it was read."""
-        found = batch.found()
-        await self._take_all(found)
-        self._moved.update(dict.fromkeys(found.following, _now()))
+    async def extend(self, batch: _KafkaBatch) -> _KafkaBatch | None:
+        """Return the same batch with the messages that have arrived since."""
+        found = batch.as_fetch_result()
+        await self._drain_buffers(found)
+        self._last_read_at.update(dict.fromkeys(found.next_offsets, _now()))
         return self._batch(found)
 
-    def _batch(self, found: _Found) -> _KafkaBatch | None:
+    def _batch(self, found: FetchResult) -> _KafkaBatch | None:
         if not found or found.generation != self.generation:
             return None
-        return _KafkaBatch(found.records, found.undecodable, found.foreign, self, found.generation, found.following)
+        return _KafkaBatch(found.records, found.undecodable, found.skipped, self, found.generation, found.next_offsets)
 
     async def flush(self) -> None:
-        """Commit what is done with. A commit that comes too late is only re-read work."""
+        """Commit the offsets in `done`. If that fails, the messages are only read again."""
         done, self.done = self.done, {}
         self._committed_at = _now()
         if not done:
@@ -307,104 +312,104 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             async with self._deadline() as self._committing:
                 await self.consumer.commit(done)
         except (KafkaError, TimeoutError) as error:
-            log.warning("offsets were not committed: those messages may be read again", reason=_words(error))
+            log.warning("offsets were not committed: those messages may be read again", reason=_describe(error))
         finally:
             self._committing = None
 
     async def lag(self) -> dict[TopicPartition, int]:
-        """How many messages each of our partitions holds that we have not read."""
+        """Return the number of unread messages of each assigned partition."""
         partitions = list(self.consumer.assignment())
         async with self._deadline():
             ends = await self.consumer.end_offsets(partitions) if partitions else {}
             return {part: max(end - await self.consumer.position(part), 0) for part, end in ends.items()}
 
-    async def _gather(self, found: _Found) -> None:
-        """Look again while many come and few of them are ours, for a moment at most."""
+    async def _fetch_backlog(self, found: FetchResult) -> None:
+        """Fetch more during a backlog of mostly skipped messages, for `GATHER_SECONDS` at most."""
         until, before = _now() + GATHER_SECONDS, 0
-        while len(found) - before >= MANY and len(found.records) < PORTION and self._room(found):
+        while len(found) - before >= BACKLOG_SIZE and len(found.records) < CHUNK and self._capacity(found):
             before = len(found)
             if (left := until - _now()) > 0:
-                await self._look(found, wait_ms=math.ceil(1000 * left))
+                await self._fetch(found, wait_ms=math.ceil(1000 * left))
 
-    async def _look(self, found: _Found, *, wait_ms: int) -> None:
-        """Wait for one record, then take what lies ready, partition by partition.
+    async def _fetch(self, found: FetchResult, *, wait_ms: int) -> None:
+        """Wait for one record, then empty aiokafka's buffers partition by partition.
 
-        Never several partitions in one call: where aiokafka raises over one of them, it has already taken the
-        records of the others out of its buffers, and would go on behind them.
+        A call never asks for several partitions: if aiokafka raises for one of them, it has already taken the others'
+        records out of its buffers and would continue after them, so they would be lost.
         """
         try:
             await self._poll(found, wait_ms=wait_ms, most=1)
         except NoOffsetForPartitionError as error:
-            await self._begin(error.args[0])
+            await self._seek_to_beginning(error.args[0])
         except OffsetOutOfRangeError as error:
             for partition, offset in error.args[0].items():
-                await self._skip_gap(partition, offset)
-        except _UNREADABLE:
-            for partition in self._assigned():  # one of them, it isn't said which
-                await self._step_over(found, partition, most=1)
+                await self._reset_offset(partition, offset)
+        except _UNDECODABLE:
+            for partition in self._assigned():  # the error does not say which partition
+                await self._skip_undecodable(found, partition, most=1)
         if found:
-            await self._take_all(found)
+            await self._drain_buffers(found)
 
-    async def _take_all(self, found: _Found) -> None:
-        """Take what lies ready of all partitions, as far as there is room."""
+    async def _drain_buffers(self, found: FetchResult) -> None:
+        """Take the buffered records of all partitions, up to `max_poll_records`."""
         for partition in self._assigned():
             try:
-                await self._take(found, partition)
+                await self._drain_partition(found, partition)
             except (NoOffsetForPartitionError, OffsetOutOfRangeError):
-                continue  # the next look meets it again
-            except _UNREADABLE:
-                await self._step_over(found, partition, most=self._room(found))
+                continue  # the next `_fetch` raises it again
+            except _UNDECODABLE:
+                await self._skip_undecodable(found, partition, most=self._capacity(found))
 
-    async def _take(self, found: _Found, partition: TopicPartition) -> None:
-        """Take what lies ready of a partition, as far as there is room."""
-        while most := min(self._room(found), PORTION):
+    async def _drain_partition(self, found: FetchResult, partition: TopicPartition) -> None:
+        """Take the buffered records of one partition, up to `max_poll_records`."""
+        while most := min(self._capacity(found), CHUNK):
             if await self._poll(found, partition, most=most) < most:
                 return
 
-    def _room(self, found: _Found) -> int:
+    def _capacity(self, found: FetchResult) -> int:
         return max(self._config.max_poll_records - len(found), 0)
 
     def _assigned(self) -> list[TopicPartition]:
-        """Our partitions; those that waited longest first, so that a busy one starves nobody."""
-        return sorted(self.consumer.assignment(), key=lambda part: self._moved.get(part, 0.0))
+        """The assigned partitions, least recently read first, so that a busy one does not starve the others."""
+        return sorted(self.consumer.assignment(), key=lambda part: self._last_read_at.get(part, 0.0))
 
-    async def _poll(self, found: _Found, *partitions: TopicPartition, wait_ms: int = 0, most: int) -> int:
+    async def _poll(self, found: FetchResult, *partitions: TopicPartition, wait_ms: int = 0, most: int) -> int:
         async with self._deadline(self._poll_seconds):
             taken = await self.consumer.getmany(*partitions, timeout_ms=wait_ms, max_records=most)
-        found.belong(self.generation)
+        found.start_over(self.generation)
         for partition, records in taken.items():
-            ours = [record for record in records if not self._is_foreign(record.headers)]
-            found.records += ours
-            found.foreign += len(records) - len(ours)
-            found.following[partition] = records[-1].offset + 1
-            self.newest[partition] = records[-1].timestamp / 1000
+            wanted = [record for record in records if not self._skip(record.headers)]
+            found.records += wanted
+            found.skipped += len(records) - len(wanted)
+            found.next_offsets[partition] = records[-1].offset + 1
+            self.last_timestamps[partition] = records[-1].timestamp / 1000
         return sum(map(len, taken.values()))
 
-    async def _step_over(self, found: _Found, partition: TopicPartition, *, most: int) -> None:
-        """Read a partition one record at a time, up to what can't be read, and over it."""
+    async def _skip_undecodable(self, found: FetchResult, partition: TopicPartition, *, most: int) -> None:
+        """Read a partition one record at a time, until the undecodable records are noted and skipped."""
         undecodable = False
         for _ in range(most):
             offset = await self._position(partition)
             try:
                 taken = await self._poll(found, partition, wait_ms=POLL_MS, most=1)
-            except _UNREADABLE as error:
-                found.belong(self.generation)
+            except _UNDECODABLE as error:
+                found.start_over(self.generation)
                 where = f"{partition.topic}/{partition.partition}@{offset}"
-                found.undecodable.append((where, _why_unreadable(error)))
-                found.following[partition] = offset + 1
+                found.undecodable.append((where, _undecodable_reason(error)))
+                found.next_offsets[partition] = offset + 1
                 self.consumer.seek(partition, offset + 1)
                 undecodable = True
             else:
                 if undecodable or not taken:
                     return
 
-    async def _begin(self, partition: TopicPartition) -> None:
-        log.info("no offset was ever committed: reading from the beginning", partitions=_named([partition]))
+    async def _seek_to_beginning(self, partition: TopicPartition) -> None:
+        log.info("no offset was ever committed: reading from the beginning", partitions=_names([partition]))
         async with self._deadline():
             await self.consumer.seek_to_beginning(partition)
 
-    async def _skip_gap(self, partition: TopicPartition, expected: int) -> None:
-        """The broker no longer has what we wanted, or never had: go on with the oldest that it has."""
+    async def _reset_offset(self, partition: TopicPartition, expected: int) -> None:
+        """Continue with the oldest message, because the broker does not have the wanted offset (any more)."""
         async with self._deadline():
             await self.consumer.seek_to_beginning(partition)
         first = await self._position(partition)
@@ -418,7 +423,7 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
             )
         else:
             log.error(
-                "the topic is shorter than what we have read of it: was it made anew? Reading from its beginning",
+                "the topic ends before the committed offset: was it recreated? Reading from its beginning",
                 partition=f"{partition.topic}/{partition.partition}",
                 expected=expected,
                 first=first,
@@ -431,108 +436,109 @@ class _Reading(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is 
 
     @asynccontextmanager
     async def _deadline(self, seconds: float = CALL_SECONDS) -> AsyncIterator[asyncio.Timeout]:
-        """Calls of aiokafka may never return while the broker is away. Raises TimeoutError."""
+        """Give the calls inside a deadline, which `shorten_deadlines` can move. Raises TimeoutError."""
         async with asyncio.timeout(min(seconds, self._call_seconds)) as limit:
-            self._limits.add(limit)
+            self._timeouts.add(limit)
             try:
                 yield limit
             finally:
-                self._limits.discard(limit)
+                self._timeouts.discard(limit)
 
-    async def _look_for_stall(self) -> None:
-        """A consumer can look healthy while nothing arrives (aiokafka #1037): then the broker knows more than we.
+    async def _check_stall(self) -> None:
+        """Raise KafkaError if nothing was read for `stall_timeout` although the broker has messages.
 
-        Raises KafkaError.
+        A consumer can look healthy while it gets no messages (aiokafka #1037).
         """
-        patience = self._config.stall_timeout.total_seconds()
+        limit = self._config.stall_timeout.total_seconds()
         now = _now()
-        quiet = [part for part, moved in self._moved.items() if now - moved >= patience]
+        quiet = [part for part, read_at in self._last_read_at.items() if now - read_at >= limit]
         if not quiet:
             return
         lag = await self.lag()
         for partition in quiet:
             if lag.get(partition):
-                raise KafkaError(f"no message of {_named([partition])[0]} for {patience:.0f} s, though there are some")
-            self._moved[partition] = now
+                raise KafkaError(f"no message of {_names([partition])[0]} for {limit:.0f} s, though there are some")
+            self._last_read_at[partition] = now
 
 
 class KafkaSource:
-    """The topics' messages, in batches. See `dispatcher.intake.source.Source` for what it promises."""
+    """The topics' messages, in batches; implements `dispatcher.intake.source.Source`."""
 
-    def __init__(self, config: KafkaConfig, is_foreign: Glance = lambda _: False) -> None:
-        """`is_foreign`: most of Flyte's topic is so, and a batch brings no more of it than the number."""
+    def __init__(self, config: KafkaConfig, skip: HeaderFilter = lambda _: False) -> None:
+        """`skip`: filter for messages that batches only count. On Flyte's topic that is most of them."""
         self._config = config
-        self._is_foreign = is_foreign
+        self._skip = skip
         self._stopping = asyncio.Event()
-        self._reading: _Reading | None = None
-        self._trouble = "not connected yet"
-        """Why no messages come, for as long as we are not in the group."""
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._session: ConsumerSession | None = None
+        self._unready_reason = "not connected yet"
+        """Why no messages arrive; used while the consumer is not in the group."""
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def batches(self) -> AsyncGenerator[Batch]:
-        reading: asyncio.Task[_KafkaBatch | None] | None = None
+        next_read: asyncio.Task[_KafkaBatch | None] | None = None
         try:
             while not self._stopping.is_set():
-                waited = reading is not None and reading.done()
-                batch = await (reading or self._persistently())
-                reading = None
-                if waited and batch is not None:
-                    batch = await self._persistently(batch)
+                read_ahead = next_read is not None and next_read.done()
+                batch = await (next_read or self._read_with_retries())
+                next_read = None
+                if read_ahead and batch is not None:
+                    batch = await self._read_with_retries(batch)
                 if batch is not None:
-                    # The next one is read while this one is being recorded.
-                    reading = asyncio.create_task(self._persistently())  # noqa: TID251 - no group spans a yield
+                    # The next batch is read while the caller records this one.
+                    next_read = asyncio.create_task(self._read_with_retries())  # noqa: TID251 - no group spans a yield
                     yield batch
         finally:
             self.stop()
-            if reading is not None:
-                await asyncio.wait({reading})
-            await self._leave(flush=True)
+            if next_read is not None:
+                await asyncio.wait({next_read})
+            await self._close(flush=True)
 
-    async def wait(self, span: timedelta) -> bool:
-        await self._pause(span.total_seconds())
+    async def wait(self, duration: timedelta) -> bool:
+        await self._pause(duration.total_seconds())
         return not self._stopping.is_set()
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._reading is not None:
-            self._reading.hurry()
+        if self._session is not None:
+            self._session.shorten_deadlines()
 
-    async def trouble(self) -> str | None:
-        reading = self._reading
-        if reading is None or not reading.joined:
-            return self._trouble
-        missing = [topic for topic in self._config.topics if not reading.consumer.partitions_for_topic(topic)]
+    async def unready_reason(self) -> str | None:
+        session = self._session
+        if session is None or not session.joined:
+            return self._unready_reason
+        missing = [topic for topic in self._config.topics if not session.consumer.partitions_for_topic(topic)]
         return f"no such topic, so far: {', '.join(missing)}" if missing else None
 
     async def lag(self) -> Mapping[tuple[str, int], int]:
-        """How many messages each of our partitions, by topic and number, holds that we have not read; for metrics.
+        """Return the number of unread messages of each assigned partition, by topic and partition number.
 
-        Raises KafkaError or TimeoutError while the broker doesn't answer.
+        Raises KafkaError or TimeoutError if the broker does not answer.
         """
-        lag = await self._reading.lag() if self._reading is not None else {}
+        lag = await self._session.lag() if self._session is not None else {}
         return {(part.topic, part.partition): behind for part, behind in lag.items()}
 
-    def newest(self) -> Mapping[tuple[str, int], float]:
-        """When the last message that we have read of each partition was written, in seconds since 1970."""
-        if self._reading is None:
+    def last_timestamps(self) -> Mapping[tuple[str, int], float]:
+        """Return the timestamp of the last message read from each assigned partition, in seconds since 1970."""
+        if self._session is None:
             return {}
-        ours = self._reading.consumer.assignment()
-        return {(part.topic, part.partition): at for part, at in self._reading.newest.items() if part in ours}
+        assigned = self._session.consumer.assignment()
+        timestamps = self._session.last_timestamps.items()
+        return {(part.topic, part.partition): at for part, at in timestamps if part in assigned}
 
-    async def _persistently(self, waiting: _KafkaBatch | None = None) -> _KafkaBatch | None:
-        """As `_next_batch`, with a new consumer after each that fails.
+    async def _read_with_retries(self, read_ahead: _KafkaBatch | None = None) -> _KafkaBatch | None:
+        """Call `_next_batch`, and again with a new consumer after each failure.
 
-        Only then by tenacity, which looks closely at all that it calls; the failure counts as its first try.
+        The first call does without tenacity, whose bookkeeping is slow. Its failure counts as tenacity's first attempt.
         """
         try:
-            return await self._next_batch(waiting)
-        except _LOST as error:
+            return await self._next_batch(read_ahead)
+        except _CONNECTION_ERRORS as error:
             failed: Exception | None = error
-        again = AsyncRetrying(
-            retry=retry_if_exception_type(_LOST),
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_CONNECTION_ERRORS),
             wait=wait_random_exponential(multiplier=0.5, max=15),
             sleep=self._pause,
-            before_sleep=self._tell,
+            before_sleep=self._log_retry,
         )
 
         async def attempt() -> _KafkaBatch | None:
@@ -542,66 +548,66 @@ class KafkaSource:
                 raise first
             return await self._next_batch()
 
-        found: _KafkaBatch | None = await again(attempt)
-        return found
+        batch: _KafkaBatch | None = await retrying(attempt)
+        return batch
 
-    async def _next_batch(self, waiting: _KafkaBatch | None = None) -> _KafkaBatch | None:
-        """The next batch; None where none came for a good while, or we are stopping. `waiting`: one that was read ahead
-        and may have become more.
+    async def _next_batch(self, read_ahead: _KafkaBatch | None = None) -> _KafkaBatch | None:
+        """Return the next batch, or None if stopped or without messages for `HEALTHY_SECONDS`.
 
-        A consumer that fails is left here, for good, and the error raised.
+        `read_ahead`: a batch that was read some time ago; messages that have arrived since are added to it.
+        If the consumer fails, it is closed and the error is raised.
         """
         try:
-            if self._reading is not None and waiting is not None and waiting.is_of(self._reading):
-                return await self._reading.read_on(waiting)
-            calm = _now() + CALM_SECONDS
-            while not self._stopping.is_set() and _now() < calm:
-                reading = self._reading or await self._join()
-                batch = await reading.read()
-                self._trouble = f"joining the group {self._config.group_id}"
+            if self._session is not None and read_ahead is not None and read_ahead.belongs_to(self._session):
+                return await self._session.extend(read_ahead)
+            healthy_at = _now() + HEALTHY_SECONDS
+            while not self._stopping.is_set() and _now() < healthy_at:
+                session = self._session or await self._connect()
+                batch = await session.read()
+                self._unready_reason = f"joining the group {self._config.group_id}"
                 if batch is not None:
                     return batch
-        except _LOST as error:
-            self._trouble = _words(error)
-            await self._leave()
+        except _CONNECTION_ERRORS as error:
+            self._unready_reason = _describe(error)
+            await self._close()
             if not self._stopping.is_set():
                 raise
         return None
 
-    async def _join(self) -> _Reading:
-        self._reading = _Reading(self._config, self._is_foreign)
-        await self._reading.open()
+    async def _connect(self) -> ConsumerSession:
+        self._session = ConsumerSession(self._config, self._skip)
+        await self._session.open()
         log.info("connected to Kafka", topics=self._config.topics, group=self._config.group_id)
-        return self._reading
+        return self._session
 
-    async def _leave(self, *, flush: bool = False) -> None:
-        """Close the consumer. One that doesn't end in time ends in the background: cancelled, it would haunt the group.
+    async def _close(self, *, flush: bool = False) -> None:
+        """Close the consumer; if that takes longer than `CLOSE_SECONDS`, it goes on in the background.
 
-        aiokafka's tasks would outlive it, and their heartbeats would keep partitions that nobody reads.
+        It is never cancelled: aiokafka's tasks would go on, and their heartbeats would keep partitions without a reader.
         """
-        reading, self._reading = self._reading, None
-        if reading is None:
+        session, self._session = self._session, None
+        if session is None:
             return
         if flush:
-            await reading.flush()
-        leaving = asyncio.create_task(reading.consumer.stop())  # noqa: TID251 - may have to outlive us, see above
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._left)
-        await asyncio.wait({leaving}, timeout=CLOSE_SECONDS)
-        if not leaving.done():
-            log.warning("the consumer did not close in time: it ends in the background")
+            await session.flush()
+        closing = asyncio.create_task(session.consumer.stop())  # noqa: TID251 - may outlive this call, see above
+        self._closing.add(closing)
+        closing.add_done_callback(self._log_close_error)
+        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+        if not closing.done():
+            log.warning("the consumer did not close in time: it closes in the background")
 
-    def _left(self, leaving: asyncio.Task[None]) -> None:
-        self._leaving.discard(leaving)
-        if not leaving.cancelled() and (error := leaving.exception()) is not None:
-            log.warning("the consumer did not close in order", reason=_words(error))
+    def _log_close_error(self, closing: asyncio.Task[None]) -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            log.warning("the consumer did not close in order", reason=_describe(error))
 
-    def _tell(self, state: RetryCallState) -> None:
+    def _log_retry(self, state: RetryCallState) -> None:
         pause = round(state.upcoming_sleep, 1)
-        log.warning("Kafka is in trouble: connecting anew", reason=self._trouble, after_seconds=pause)
+        log.warning("Kafka failed: reconnecting", reason=self._unready_reason, after_seconds=pause)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, unless we are stopped."""
+        """Wait; return at once when stopped."""
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -609,7 +615,7 @@ class KafkaSource:
             return
 
 
-def _named(partitions: Collection[TopicPartition]) -> list[str]:
+def _names(partitions: Collection[TopicPartition]) -> list[str]:
     return sorted(f"{part.topic}/{part.partition}" for part in partitions)
 
 
@@ -618,47 +624,47 @@ def _now() -> float:
 
 
 async def _bounded(call: Any, seconds: float = CALL_SECONDS) -> Any:
-    """Calls of aiokafka may never return while the broker is away. Raises TimeoutError."""
+    """Await a call with a deadline: aiokafka may wait forever for a broker that is down. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         return await call
 
 
-def _why_unreadable(error: Exception) -> str:
+def _undecodable_reason(error: Exception) -> str:
     match error:
         case CorruptRecordException():
             return "corrupt record: its checksum does not fit its bytes"
         case UnicodeDecodeError():
             return "unreadable record: the name of a header is not UTF-8"
         case _:
-            return f"unreadable record: its batch can't be unpacked: {_words(error)}"
+            return f"unreadable record: its batch can't be unpacked: {_describe(error)}"
 
 
-class _LastWords(logging.Handler):
-    """aiokafka only logs why a connection failed, and raises that it failed: the reason is what people need."""
+class _LastError(logging.Handler):
+    """Keeps aiokafka's last logged error: it logs why a connection failed, and raises only that it failed."""
 
-    words = ""
+    message = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.words = record.getMessage()
+        self.message = record.getMessage()
 
 
-_last_words = _LastWords(logging.ERROR)
-logging.getLogger("aiokafka").addHandler(_last_words)
+_last_error = _LastError(logging.ERROR)
+logging.getLogger("aiokafka").addHandler(_last_error)
 
 
-def _words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if not isinstance(error, KafkaConnectionError) or not _last_words.words:
-        return said
-    reason, _last_words.words = _last_words.words, ""
-    return f"{said}; {reason}"
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if not isinstance(error, KafkaConnectionError) or not _last_error.message:
+        return text
+    reason, _last_error.message = _last_error.message, ""
+    return f"{text}; {reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a message went."""
+    """Where a published message is."""
 
     topic: str
     partition: int
@@ -666,7 +672,7 @@ class Published:
 
 
 class KafkaPublisher:
-    """Writes messages; for test events, so that it needs nothing of the broker but to accept them."""
+    """Publishes test events. It needs no right on the cluster except to write to the topic."""
 
     def __init__(self, config: KafkaConfig) -> None:
         self._producer = AIOKafkaProducer(
@@ -683,7 +689,7 @@ class KafkaPublisher:
             await _bounded(self._producer.start())
         except (KafkaError, TimeoutError, OSError) as error:
             await _bounded(self._producer.stop())
-            raise DispatcherError(f"Kafka at {self._servers} can't be reached: {_words(error)}") from None
+            raise DispatcherError(f"Kafka at {self._servers} can't be reached: {_describe(error)}") from None
         return self
 
     async def __aexit__(
@@ -694,26 +700,26 @@ class KafkaPublisher:
     async def send(
         self, topic: str, value: bytes, *, key: bytes | None = None, headers: Sequence[tuple[str, bytes]] = ()
     ) -> Published:
-        """Write one message and wait until the broker has it. Raises DispatcherError where it doesn't take it."""
+        """Write one message and wait for the broker's acknowledgement. Raises DispatcherError."""
         try:
             sent = await _bounded(
                 self._producer.send_and_wait(topic, value, key=key, headers=list(headers)), 2 * CALL_SECONDS
             )
         except (KafkaError, TimeoutError) as error:
-            raise DispatcherError(f"Kafka did not take the message: {_words(error)}") from None
+            raise DispatcherError(f"Kafka did not take the message: {_describe(error)}") from None
         return Published(sent.topic, sent.partition, sent.offset)
 
 
-async def examine(config: KafkaConfig) -> list[Finding]:
-    """Whether the brokers are reached, the topics are there and can be read, and how far behind the group is.
+async def check(config: KafkaConfig) -> list[Finding]:
+    """Check that the brokers answer and the topics can be read, and how far the group is behind.
 
-    Joins no group, creates no topic, commits nothing. Raises nothing.
+    Joins no group, creates no topic, commits nothing and raises nothing.
     """
     servers = config.bootstrap_servers
     try:
         options = config.connection()
-    except OSError as error:  # ssl's errors too
-        return [Finding(f"kafka.ca_file, cert_file or password_file can't be used: {_words(error)}", ok=False)]
+    except OSError as error:  # includes ssl.SSLError
+        return [Finding(f"kafka.ca_file, cert_file or password_file can't be used: {_describe(error)}", ok=False)]
     admin = AIOKafkaAdminClient(**options, request_timeout_ms=CALL_SECONDS * 1000)
     consumer = AIOKafkaConsumer(
         **options, group_id=config.group_id, enable_auto_commit=False, request_timeout_ms=CALL_SECONDS * 1000
@@ -721,53 +727,53 @@ async def examine(config: KafkaConfig) -> list[Finding]:
     findings: list[Finding] = []
     try:
         await _bounded(admin.start())
-        there = {topic["topic"]: topic for topic in await _bounded(admin.describe_topics())}
+        existing = {topic["topic"]: topic for topic in await _bounded(admin.describe_topics())}
         findings.append(Finding(f"{servers} is reached"))
         await _bounded(consumer.start())
         for topic in config.topics:
-            findings += await _examine_topic(consumer, config, topic, there.get(topic))
-    except _LOST as error:
+            findings += await _check_topic(consumer, config, topic, existing.get(topic))
+    except _CONNECTION_ERRORS as error:
         what = "answered with an error" if findings else "can't be reached"
         advice = "check kafka.bootstrap_servers, security_protocol and the login"
-        findings.append(Finding(f"{servers} {what}: {_words(error)}; {advice}", ok=False))
+        findings.append(Finding(f"{servers} {what}: {_describe(error)}; {advice}", ok=False))
     finally:
-        for opened in (consumer.stop, admin.close):
-            with suppress(*_LOST):
-                await _bounded(opened(), CLOSE_SECONDS)
+        for close in (consumer.stop, admin.close):
+            with suppress(*_CONNECTION_ERRORS):
+                await _bounded(close(), CLOSE_SECONDS)
     return findings
 
 
-async def _examine_topic(
-    consumer: AIOKafkaConsumer, config: KafkaConfig, topic: str, told: Mapping[str, Any] | None
+async def _check_topic(
+    consumer: AIOKafkaConsumer, config: KafkaConfig, topic: str, description: Mapping[str, Any] | None
 ) -> list[Finding]:
-    """Raises what aiokafka raises where the connection is lost."""
-    if told is None:
+    """`description`: the topic's, from the admin API; None if it is missing. Raises `_CONNECTION_ERRORS`."""
+    if description is None:
         advice = "is flyteadmin's cloudEvents.eventsPublisher.topicName the same, and may our user DESCRIBE it?"
         return [Finding(f"topic {topic} isn't there, or is hidden from us: {advice}", ok=False)]
-    partitions = [TopicPartition(topic, partition["partition"]) for partition in told["partitions"]]
+    partitions = [TopicPartition(topic, partition["partition"]) for partition in description["partitions"]]
     group = f"group {config.group_id}"
     try:
         first = await _bounded(consumer.beginning_offsets(partitions))
         ends = await _bounded(consumer.end_offsets(partitions))
-        newest = await _newest(consumer, [part for part in partitions if ends[part] > first[part]], ends)
+        newest = await _newest_message(consumer, [part for part in partitions if ends[part] > first[part]], ends)
     except _DENIED as error:
-        return [Finding(f"topic {topic} may not be read by our user, give it READ: {_words(error)}", ok=False)]
+        return [Finding(f"topic {topic} may not be read by our user, give it READ: {_describe(error)}", ok=False)]
     findings = [Finding(f"topic {topic} is there, {len(partitions)} partitions; {newest}")]
     try:
-        reached = {part: await _bounded(consumer.committed(part)) for part in partitions}
+        committed = {part: await _bounded(consumer.committed(part)) for part in partitions}
     except _DENIED as error:
-        return [*findings, Finding(f"{group} may not be used by our user, give it READ: {_words(error)}", ok=False)]
-    lag = sum(max(ends[part] - max(reached[part] or 0, first[part]), 0) for part in partitions)
-    begun = any(offset is not None for offset in reached.values())
-    untold = "" if begun else "; it has read nothing yet, and begins with the oldest"
-    findings.append(Finding(f"{group} is {lag} messages behind on {topic}{untold}"))
+        return [*findings, Finding(f"{group} may not be used by our user, give it READ: {_describe(error)}", ok=False)]
+    lag = sum(max(ends[part] - max(committed[part] or 0, first[part]), 0) for part in partitions)
+    has_committed = any(offset is not None for offset in committed.values())
+    not_begun = "" if has_committed else "; it has read nothing yet, and begins with the oldest"
+    findings.append(Finding(f"{group} is {lag} messages behind on {topic}{not_begun}"))
     return findings
 
 
-async def _newest(
+async def _newest_message(
     consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], ends: Mapping[TopicPartition, int]
 ) -> str:
-    """When the topic's newest message was written, in words: read to see that we may."""
+    """Describe when the topic's newest message was written. Reading it also tests the right to read."""
     consumer.assign(partitions)
     for partition in partitions:
         consumer.seek(partition, ends[partition] - 1)

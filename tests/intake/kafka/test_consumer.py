@@ -1,4 +1,4 @@
-"""The Kafka source against a real broker: nothing lost, nothing wedged, whatever the broker and the group do."""
+"""The Kafka source with a real broker: no message is lost and the source never hangs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from dispatcher.errors import DispatcherError
-from dispatcher.flyte.decode import is_foreign
-from dispatcher.intake.kafka.consumer import FETCH_BYTES, Glance, KafkaConfig, KafkaPublisher, KafkaSource
+from dispatcher.flyte.decode import is_other_type
+from dispatcher.intake.kafka.consumer import FETCH_BYTES, HeaderFilter, KafkaConfig, KafkaPublisher, KafkaSource
 from dispatcher.intake.source import Batch
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
@@ -43,7 +43,7 @@ async def publish(servers: str, topic: str, values: Sequence[bytes], **options: 
 
 
 class Reader:
-    """Reads a source in the background and remembers what came."""
+    """Reads a source in the background and keeps the messages."""
 
     def __init__(self, source: KafkaSource, *, handle: Callable[[Batch], Any] | None = None) -> None:
         self.source = source
@@ -73,9 +73,9 @@ class Reader:
 
 @asynccontextmanager
 async def reading(
-    settings: KafkaConfig, *, is_foreign: Glance = lambda _: False, handle: Callable[[Batch], Any] | None = None
+    settings: KafkaConfig, *, skip: HeaderFilter = lambda _: False, handle: Callable[[Batch], Any] | None = None
 ) -> AsyncIterator[Reader]:
-    reader = Reader(KafkaSource(settings, is_foreign), handle=handle)
+    reader = Reader(KafkaSource(settings, skip), handle=handle)
     task = asyncio.create_task(reader.run())
     try:
         yield reader
@@ -100,41 +100,39 @@ def numbered(count: int, start: int = 0) -> list[bytes]:
     return [str(number).encode() for number in range(start, start + count)]
 
 
-async def test_what_is_foreign_is_passed_over_counted_and_committed(broker: Broker, topic: str) -> None:
+async def test_skipped_messages_are_counted_and_committed(broker: Broker, topic: str) -> None:
     await publish(broker.bootstrap_servers, topic, numbered(500))
-    foreign: list[int] = []
+    skipped: list[int] = []
     settings = config(broker.bootstrap_servers, topic)
 
     async def count(batch: Batch) -> None:
-        foreign.append(batch.foreign)
+        skipped.append(batch.skipped)
 
-    async with reading(settings, is_foreign=is_foreign, handle=count) as reader:
-        await reader.until(lambda: sum(foreign) >= 500)
+    async with reading(settings, skip=is_other_type, handle=count) as reader:
+        await reader.until(lambda: sum(skipped) >= 500)
 
-    assert (sum(foreign), reader.values) == (500, [])
+    assert (sum(skipped), reader.values) == (500, [])
     assert await committed(broker.bootstrap_servers, settings) == 500
 
 
-async def test_a_backlog_of_what_is_foreign_is_passed_over_in_larger_batches_than_are_fetched_at_once(
+async def test_a_backlog_of_skipped_messages_is_read_in_batches_larger_than_one_fetch(
     broker: Broker, topic: str
 ) -> None:
     await publish(broker.bootstrap_servers, topic, [bytes(1000)] * 4000, linger_ms=20, max_batch_size=64 * 1024)
-    foreign: list[int] = []
+    skipped: list[int] = []
 
     async def count(batch: Batch) -> None:
-        foreign.append(batch.foreign)
+        skipped.append(batch.skipped)
 
     settings = config(broker.bootstrap_servers, topic)
-    async with reading(settings, is_foreign=is_foreign, handle=count) as reader:
-        await reader.until(lambda: sum(foreign) >= 4000)
+    async with reading(settings, skip=is_other_type, handle=count) as reader:
+        await reader.until(lambda: sum(skipped) >= 4000)
 
-    assert sum(foreign) == 4000
-    assert max(foreign) > 4 * FETCH_BYTES / 1000  # of the four partitions
+    assert sum(skipped) == 4000
+    assert max(skipped) > 4 * FETCH_BYTES / 1000  # four partitions
 
 
-async def test_the_next_batch_is_read_while_one_is_in_hand_and_only_what_was_committed_counts(
-    broker: Broker, topic: str
-) -> None:
+async def test_the_next_batch_is_read_ahead_and_not_committed_with_the_current_one(broker: Broker, topic: str) -> None:
     await publish(broker.bootstrap_servers, topic, numbered(40))
     settings = config(broker.bootstrap_servers, topic, max_poll_records=10)
     source = KafkaSource(settings)
@@ -157,14 +155,14 @@ async def test_all_partitions_are_read_from_the_beginning_and_committed(broker: 
 
     async with reading(settings) as reader:
         await reader.count(500)
-        assert await reader.source.trouble() is None
+        assert await reader.source.unready_reason() is None
 
     assert sorted(reader.values) == sorted(numbered(500))
     assert len(set(reader.positions)) == 500
     assert await committed(broker.bootstrap_servers, settings) == 500
 
 
-async def test_what_was_not_committed_comes_again_after_a_restart(broker: Broker, topic: str) -> None:
+async def test_uncommitted_messages_are_read_again_after_a_restart(broker: Broker, topic: str) -> None:
     await publish(broker.bootstrap_servers, topic, numbered(20))
     settings = config(broker.bootstrap_servers, topic)
     source = KafkaSource(settings)
@@ -172,7 +170,7 @@ async def test_what_was_not_committed_comes_again_after_a_restart(broker: Broker
     first = await anext(batches)
     assert first.messages
     source.stop()
-    assert await anext(batches, None) is None  # stopped with the batch in hand, never committed
+    assert await anext(batches, None) is None  # stopped before the batch was committed
 
     async with reading(settings) as reader:
         await reader.count(20)
@@ -180,7 +178,7 @@ async def test_what_was_not_committed_comes_again_after_a_restart(broker: Broker
     assert sorted(reader.values) == sorted(numbered(20))
 
 
-async def test_what_was_committed_does_not_come_again(broker: Broker, topic: str) -> None:
+async def test_committed_messages_are_not_read_again(broker: Broker, topic: str) -> None:
     settings = config(broker.bootstrap_servers, topic)
     await publish(broker.bootstrap_servers, topic, numbered(20))
     async with reading(settings) as first:
@@ -200,7 +198,7 @@ async def test_two_consumers_of_one_group_share_the_work_and_lose_nothing(broker
         await one.count(200)
         async with reading(settings) as other:
             await one.until(
-                lambda: other.source._reading is not None and bool(other.source._reading.consumer.assignment())
+                lambda: other.source._session is not None and bool(other.source._session.consumer.assignment())
             )
             await publish(broker.bootstrap_servers, topic, numbered(400, start=200))
             await one.until(lambda: len({*one.values, *other.values}) >= 600)
@@ -211,25 +209,27 @@ async def test_two_consumers_of_one_group_share_the_work_and_lose_nothing(broker
     assert {*one.values, *other.values} == set(numbered(700))
 
 
-async def test_work_begun_before_a_rebalance_is_not_committed_after_it(broker: Broker, topic: str) -> None:
+async def test_work_that_began_before_a_rebalance_is_not_committed_after_it(broker: Broker, topic: str) -> None:
     settings = config(broker.bootstrap_servers, topic)
     await publish(broker.bootstrap_servers, topic, numbered(50))
     source = KafkaSource(settings)
     batches = source.batches()
     batch = await anext(batches)
-    assert source._reading is not None
+    assert source._session is not None
 
-    source._reading.on_partitions_revoked([])  # as aiokafka calls it when somebody joins
+    source._session.on_partitions_revoked([])  # as aiokafka calls it when a member joins
     await batch.commit()
 
-    assert source._reading.done == {}
+    assert source._session.done == {}
     source.stop()
     await anext(batches, None)
     assert await committed(broker.bootstrap_servers, settings) == 0
 
 
-async def test_a_batch_that_waits_keeps_its_place_and_loses_nothing(broker: Broker, topic: str) -> None:
-    """Longer than the session time-out: without polls and heartbeats the group would give our partitions away."""
+async def test_while_a_batch_waits_the_consumer_stays_in_the_group_and_loses_nothing(
+    broker: Broker, topic: str
+) -> None:
+    """It waits longer than the session timeout: without heartbeats the group would reassign the partitions."""
     waited = False
 
     async def hold(_: Batch) -> None:
@@ -243,16 +243,14 @@ async def test_a_batch_that_waits_keeps_its_place_and_loses_nothing(broker: Brok
     await publish(broker.bootstrap_servers, topic, numbered(30))
     async with reading(config(broker.bootstrap_servers, topic), handle=hold) as reader:
         await reader.count(60)
-        assert reader.source._reading is not None
-        assert reader.source._reading.generation <= 1
+        assert reader.source._session is not None
+        assert reader.source._session.generation <= 1
 
     assert sorted(reader.values) == sorted(numbered(60))
 
 
-async def test_what_comes_while_a_batch_is_worked_on_joins_the_one_that_was_read_ahead(
-    broker: Broker, topic: str
-) -> None:
-    """That one is read as soon as its first message is there; those that came later need not wait for one more."""
+async def test_messages_that_arrive_while_a_batch_is_processed_join_the_next_batch(broker: Broker, topic: str) -> None:
+    """The next batch is read ahead as soon as its first message arrives; later messages are added to it."""
     sizes: list[int] = []
 
     async def slow(batch: Batch) -> None:
@@ -296,13 +294,13 @@ async def test_a_large_message_does_not_stop_the_others(apache: ApacheKafka) -> 
 async def test_a_topic_that_appears_later_is_found(apache: ApacheKafka) -> None:
     async with reading(config(apache.bootstrap_servers, "appears-later")) as reader:
         await asyncio.sleep(1)
-        assert "appears-later" in (await reader.source.trouble() or "")
+        assert "appears-later" in (await reader.source.unready_reason() or "")
         await make_topic(apache.bootstrap_servers, "appears-later")
         await publish(apache.bootstrap_servers, "appears-later", numbered(10))
         await reader.count(10)
 
 
-async def test_messages_that_expired_unread_are_told_of_and_reading_goes_on(
+async def test_messages_that_expired_unread_are_logged_and_reading_continues(
     apache: ApacheKafka, topic: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = config(apache.bootstrap_servers, topic)
@@ -323,7 +321,7 @@ async def test_messages_that_expired_unread_are_told_of_and_reading_goes_on(
 
 
 @pytest.mark.slow
-async def test_a_broker_that_is_killed_and_comes_back_costs_nothing_but_time(apache: ApacheKafka, topic: str) -> None:
+async def test_a_killed_broker_that_comes_back_loses_no_message(apache: ApacheKafka, topic: str) -> None:
     settings = config(apache.bootstrap_servers, topic)
     async with reading(settings) as reader:
         await publish(apache.bootstrap_servers, topic, numbered(50))
@@ -336,11 +334,11 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_nothing_but_time(apa
 
 
 @pytest.mark.slow
-async def test_stopping_while_the_broker_is_away_does_not_hang(topic: str, apache: ApacheKafka) -> None:
+async def test_a_stop_while_the_broker_is_down_does_not_hang(topic: str, apache: ApacheKafka) -> None:
     source = KafkaSource(config("127.0.0.1:9", topic))
     task = asyncio.create_task(Reader(source).run())
     await asyncio.sleep(2)
-    assert await source.trouble() is not None
+    assert await source.unready_reason() is not None
 
     source.stop()
 
@@ -356,7 +354,7 @@ def _corrupt(log: Path, marker: bytes) -> None:
 
 
 @pytest.mark.slow
-async def test_a_corrupt_record_is_set_aside_and_its_neighbours_are_read(apache: ApacheKafka) -> None:
+async def test_a_corrupt_record_is_undecodable_and_its_neighbours_are_read(apache: ApacheKafka) -> None:
     await make_topic(apache.bootstrap_servers, "corrupt", partitions=1)
     for value in (b"one", b"two-to-be-broken", b"three"):
         await publish(apache.bootstrap_servers, "corrupt", [value])
@@ -381,7 +379,7 @@ async def test_a_corrupt_record_is_set_aside_and_its_neighbours_are_read(apache:
         ("SASL_SSL", "SCRAM-SHA-512"),
     ],
 )
-async def test_every_security_protocol_gets_in(apache: ApacheKafka, topic: str, protocol: str, mechanism: str) -> None:
+async def test_every_security_protocol_connects(apache: ApacheKafka, topic: str, protocol: str, mechanism: str) -> None:
     security: dict[str, Any] = {"security_protocol": protocol}
     if protocol.endswith("SSL"):
         security["ca_file"] = apache.ca_file
@@ -398,7 +396,9 @@ async def test_every_security_protocol_gets_in(apache: ApacheKafka, topic: str, 
     assert PASSWORD not in repr(settings)
 
 
-async def test_a_wrong_password_is_a_trouble_that_can_be_read(apache: ApacheKafka, topic: str) -> None:
+async def test_a_wrong_password_raises_an_error_that_names_authentication_and_not_the_password(
+    apache: ApacheKafka, topic: str
+) -> None:
     wrong = config(
         apache.address("SASL_PLAINTEXT"), topic, security_protocol="SASL_PLAINTEXT", username=USER, password="wrong-one"
     )
@@ -409,6 +409,6 @@ async def test_a_wrong_password_is_a_trouble_that_can_be_read(apache: ApacheKafk
     assert "wrong-one" not in str(caught.value)
 
 
-def test_a_password_without_a_protocol_that_uses_it_is_no_guess() -> None:
+def test_a_sasl_protocol_without_a_password_is_refused() -> None:
     with pytest.raises(ValueError, match="SASL_SSL needs username and password"):
         KafkaConfig(bootstrap_servers="a:1", security_protocol="SASL_SSL")

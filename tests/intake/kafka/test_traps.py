@@ -1,4 +1,4 @@
-"""aiokafka's traps, each sprung: what is spoilt, stalls, freezes or is taken away costs time, and no message."""
+"""Known pitfalls of aiokafka: corrupt data, stalls, frozen brokers and rebalances lose no message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mock_topic(mock_broker: MockBroker) -> str:
 
 
 async def publish_batch(servers: str, partition: TopicPartition, values: list[bytes], header: str = "ce_type") -> None:
-    """One batch, as it will lie on disk."""
+    """Publish one record batch, which the broker stores as it is."""
     async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
         batch = producer.create_batch()
         for value in values:
@@ -46,7 +46,7 @@ def segment(apache: ApacheKafka, partition: TopicPartition) -> Path:
 
 
 def tamper(log: Path, old: bytes, new: bytes, *, sealed: bool) -> None:
-    """Change what a broker has on disk, under its hands; `sealed` makes the batch's checksum fit again."""
+    """Change a running broker's log file; `sealed` corrects the batch's checksum."""
     content = bytearray(log.read_bytes())
     at = content.index(old)
     content[at : at + len(old)] = new
@@ -76,10 +76,8 @@ async def until(ready: Callable[[], bool], seconds: float = 30) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_corrupt_batch_costs_its_own_records_and_none_of_its_neighbours(
-    apache: ApacheKafka, topic: str
-) -> None:
-    """aiokafka has taken the other partitions' records out of its buffers when it raises over one of them."""
+async def test_a_corrupt_batch_loses_its_own_records_only(apache: ApacheKafka, topic: str) -> None:
+    """When aiokafka raises for one partition, it has already taken the others' records out of its buffers."""
     for number in range(4):
         for part in range(3):
             await publish_batch(
@@ -98,7 +96,7 @@ async def test_a_corrupt_batch_costs_its_own_records_and_none_of_its_neighbours(
     assert len(reader.positions) == 220
 
 
-async def test_a_header_that_is_no_text_is_set_aside(apache: ApacheKafka, topic: str) -> None:
+async def test_a_record_whose_header_name_is_not_utf8_is_undecodable(apache: ApacheKafka, topic: str) -> None:
     partition = TopicPartition(topic, 1)
     for value, header in ((b"one", "ce_type"), (b"two", "bad_type"), (b"three", "ce_type")):
         await publish_batch(apache.bootstrap_servers, partition, [value], header)
@@ -111,7 +109,7 @@ async def test_a_header_that_is_no_text_is_set_aside(apache: ApacheKafka, topic:
     assert reader.undecodable == [(f"{topic}/1@1", "unreadable record: the name of a header is not UTF-8")]
 
 
-async def test_what_could_not_be_read_is_committed_with_the_rest(apache: ApacheKafka, topic: str) -> None:
+async def test_undecodable_records_are_committed_with_the_rest(apache: ApacheKafka, topic: str) -> None:
     partition = TopicPartition(topic, 0)
     for value in (b"one", b"two-is-last"):
         await publish_batch(apache.bootstrap_servers, partition, [value])
@@ -124,15 +122,15 @@ async def test_what_could_not_be_read_is_committed_with_the_rest(apache: ApacheK
     assert await offsets(apache.bootstrap_servers, settings.group_id, topic) == [2]
 
 
-async def test_one_server_error_to_a_heartbeat_costs_the_consumer_and_nothing_else(
+async def test_a_server_error_to_a_heartbeat_replaces_the_consumer_and_loses_nothing(
     mock_broker: MockBroker, mock_topic: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with reading(config(mock_broker.bootstrap_servers, mock_topic)) as reader:
         await publish(mock_broker.bootstrap_servers, mock_topic, numbered(5))
         await reader.count(5)
         mock_broker.fail(Request.HEARTBEAT, Failure.UNKNOWN_SERVER_ERROR)
-        first = reader.source._reading
-        await until(lambda: reader.source._reading not in {first, None})
+        first = reader.source._session
+        await until(lambda: reader.source._session not in {first, None})
         await publish(mock_broker.bootstrap_servers, mock_topic, numbered(5, start=5))
         await reader.count(10)
 
@@ -140,25 +138,21 @@ async def test_one_server_error_to_a_heartbeat_costs_the_consumer_and_nothing_el
     assert "heartbeat" in capsys.readouterr().out
 
 
-async def test_a_consumer_that_looks_well_but_brings_nothing_is_replaced(
-    mock_broker: MockBroker, mock_topic: str
-) -> None:
+async def test_a_consumer_that_gets_no_messages_is_replaced(mock_broker: MockBroker, mock_topic: str) -> None:
     settings = config(mock_broker.bootstrap_servers, mock_topic, stall_timeout="2s")
     async with reading(settings) as reader:
         await publish(mock_broker.bootstrap_servers, mock_topic, numbered(1))
         await reader.count(1)
         mock_broker.fail(Request.FETCH, Failure.UNKNOWN_SERVER_ERROR, times=10_000)
         await publish(mock_broker.bootstrap_servers, mock_topic, numbered(1, start=1))
-        first = reader.source._reading
-        await until(lambda: reader.source._reading is not first)
-        mock_broker.mend(Request.FETCH)
+        first = reader.source._session
+        await until(lambda: reader.source._session is not first)
+        mock_broker.clear(Request.FETCH)
         await until(lambda: b"1" in reader.values)
 
 
-async def test_a_commit_on_its_way_is_given_up_when_a_rebalance_begins(
-    mock_broker: MockBroker, mock_topic: str
-) -> None:
-    """Repeated in the next generation it would be accepted, and set back whoever has the partition by then."""
+async def test_a_running_commit_is_cancelled_when_a_rebalance_begins(mock_broker: MockBroker, mock_topic: str) -> None:
+    """If it were repeated in the next generation, the broker would accept it and set back the partition's new owner."""
     settings = config(mock_broker.bootstrap_servers, mock_topic)
     await publish(mock_broker.bootstrap_servers, mock_topic, numbered(5))
     mock_broker.fail(Request.OFFSET_COMMIT, Failure.NOT_COORDINATOR, times=10_000)
@@ -166,14 +160,14 @@ async def test_a_commit_on_its_way_is_given_up_when_a_rebalance_begins(
     batches = source.batches()
     batch = await anext(batches)
     await batch.commit()
-    reading_ = source._reading
-    assert reading_ is not None
-    flush = asyncio.create_task(reading_.flush())
-    await until(lambda: reading_._committing is not None)
+    session = source._session
+    assert session is not None
+    flush = asyncio.create_task(session.flush())
+    await until(lambda: session._committing is not None)
 
     mock_broker.fail(Request.HEARTBEAT, Failure.REBALANCE_IN_PROGRESS)
-    await until(lambda: reading_.generation == 2 and reading_.joined)
-    mock_broker.mend(Request.OFFSET_COMMIT)
+    await until(lambda: session.generation == 2 and session.joined)
+    mock_broker.clear(Request.OFFSET_COMMIT)
 
     async with asyncio.timeout(5):
         await flush
@@ -188,18 +182,18 @@ async def test_a_late_commit_does_not_set_the_group_back(broker: Broker, topic: 
     slow = KafkaSource(settings)
     held = slow.batches()
     late = await anext(held)
-    async with reading(settings) as other:  # takes some partitions, and reads them to their end
+    async with reading(settings) as other:  # gets some partitions and reads them to their end
         await other.until(lambda: bool(other.values))
-        mine = {part.partition for part in slow._reading.consumer.assignment()} if slow._reading else set()
+        kept = {part.partition for part in slow._session.consumer.assignment()} if slow._session else set()
         await asyncio.sleep(1)
-    assert mine
-    assert len(mine) < 4
+    assert kept
+    assert len(kept) < 4
     before = await offsets(broker.bootstrap_servers, settings.group_id, topic, 4)
-    await until(lambda: slow._reading is not None and len(slow._reading.consumer.assignment()) == 4)
+    await until(lambda: slow._session is not None and len(slow._session.consumer.assignment()) == 4)
 
-    await late.commit()  # all four partitions are ours again; this work is from before
-    assert slow._reading is not None
-    await slow._reading.flush()
+    await late.commit()  # all four partitions are assigned again, but this batch is older
+    assert slow._session is not None
+    await slow._session.flush()
 
     after = await offsets(broker.bootstrap_servers, settings.group_id, topic, 4)
     assert all((now or 0) >= (then or 0) for now, then in zip(after, before, strict=True))
@@ -208,28 +202,28 @@ async def test_a_late_commit_does_not_set_the_group_back(broker: Broker, topic: 
     await anext(held, None)
 
 
-async def test_a_batch_in_hand_holds_up_no_rebalance_and_keeps_the_membership(broker: Broker, topic: str) -> None:
-    """Longer than the session time-out, without a call into the source."""
+async def test_a_batch_in_process_does_not_delay_a_rebalance_or_leave_the_group(broker: Broker, topic: str) -> None:
+    """Longer than the session timeout, without a call to the source."""
     settings = config(broker.bootstrap_servers, topic).model_copy(update={"session_timeout": timedelta(seconds=2)})
     await publish(broker.bootstrap_servers, topic, numbered(20))
     source = KafkaSource(settings)
     batches = source.batches()
     await anext(batches)
-    reading_ = source._reading
-    assert reading_ is not None
+    session = source._session
+    assert session is not None
 
     await asyncio.sleep(5)
 
-    assert (reading_.generation, reading_.joined) == (1, True)
+    assert (session.generation, session.joined) == (1, True)
     async with reading(settings) as other:
-        await other.until(lambda: other.source._reading is not None and other.source._reading.joined)
-        await until(lambda: len(reading_.consumer.assignment()) == 2)
-    assert reading_.consumer._coordinator._max_poll_interval > timedelta(days=365).total_seconds()
+        await other.until(lambda: other.source._session is not None and other.source._session.joined)
+        await until(lambda: len(session.consumer.assignment()) == 2)
+    assert session.consumer._coordinator._max_poll_interval > timedelta(days=365).total_seconds()
     source.stop()
     await anext(batches, None)
 
 
-async def test_a_loop_that_was_blocked_longer_than_the_session_recovers(broker: Broker, topic: str) -> None:
+async def test_an_event_loop_blocked_longer_than_the_session_timeout_recovers(broker: Broker, topic: str) -> None:
     settings = config(broker.bootstrap_servers, topic).model_copy(update={"session_timeout": timedelta(seconds=1)})
     blocked = False
 
@@ -237,7 +231,7 @@ async def test_a_loop_that_was_blocked_longer_than_the_session_recovers(broker: 
         nonlocal blocked
         if not blocked:
             blocked = True
-            time.sleep(3)  # noqa: ASYNC251 - the trap itself
+            time.sleep(3)  # noqa: ASYNC251 - the test blocks the event loop on purpose
 
     await publish(broker.bootstrap_servers, topic, numbered(20))
     async with reading(settings, handle=block) as reader:
@@ -249,14 +243,14 @@ async def test_a_loop_that_was_blocked_longer_than_the_session_recovers(broker: 
                 await asyncio.sleep(0.1)
 
 
-async def test_a_topic_made_anew_is_read_from_its_beginning(apache: ApacheKafka, topic: str) -> None:
+async def test_a_recreated_topic_is_read_from_its_beginning(apache: ApacheKafka, topic: str) -> None:
     settings = config(apache.bootstrap_servers, topic)
-    for part in range(4):  # more in each than comes later: of an offset that the new topic has too nobody can tell
+    for part in range(4):  # more in each than later: an offset that the new topic has too would not be noticed
         old = numbered(10, start=10 * part)
         await publish_batch(apache.bootstrap_servers, TopicPartition(topic, part), old)
     async with reading(settings) as reader:
         await reader.count(40)
-    kept = await offsets(apache.bootstrap_servers, settings.group_id, topic, 4)
+    before = await offsets(apache.bootstrap_servers, settings.group_id, topic, 4)
     admin = AIOKafkaAdminClient(bootstrap_servers=apache.bootstrap_servers)
     await admin.start()
     await admin.delete_topics([topic])
@@ -266,9 +260,9 @@ async def test_a_topic_made_anew_is_read_from_its_beginning(apache: ApacheKafka,
     await admin.close()
     await make_topic(apache.bootstrap_servers, topic)
     consumer = AIOKafkaConsumer(bootstrap_servers=apache.bootstrap_servers, group_id=settings.group_id)
-    await consumer.start()  # the group still believes what it had committed
+    await consumer.start()  # the group still has its committed offsets
     consumer.assign([TopicPartition(topic, number) for number in range(4)])
-    await consumer.commit({TopicPartition(topic, n): offset for n, offset in enumerate(kept) if offset})
+    await consumer.commit({TopicPartition(topic, n): offset for n, offset in enumerate(before) if offset})
     await consumer.stop()
     await publish(apache.bootstrap_servers, topic, numbered(4, start=100))
 
@@ -277,7 +271,7 @@ async def test_a_topic_made_anew_is_read_from_its_beginning(apache: ApacheKafka,
     assert sum(offset or 0 for offset in await offsets(apache.bootstrap_servers, settings.group_id, topic, 4)) < 40
 
 
-async def test_a_frozen_broker_does_not_keep_us_from_stopping(apache: ApacheKafka, topic: str) -> None:
+async def test_a_frozen_broker_does_not_prevent_a_stop(apache: ApacheKafka, topic: str) -> None:
     settings = config(apache.bootstrap_servers, topic)
     await publish(apache.bootstrap_servers, topic, numbered(5))
     reader = Reader(KafkaSource(settings))
@@ -290,21 +284,21 @@ async def test_a_frozen_broker_does_not_keep_us_from_stopping(apache: ApacheKafk
             await task
     finally:
         apache.signal(signal.SIGCONT)
-    await until(lambda: not reader.source._leaving, 40)
+    await until(lambda: not reader.source._closing, 40)
 
 
-async def test_while_kafka_is_away_the_reason_can_be_read_and_shows_no_password(
+async def test_the_unready_reason_names_the_failed_login_and_not_the_password(
     apache: ApacheKafka, topic: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = {"security_protocol": "SASL_PLAINTEXT", "username": USER, "password": f"not-{PASSWORD}"}
     async with reading(config(apache.address("SASL_PLAINTEXT"), topic, **wrong)) as reader:
         async with asyncio.timeout(20):
-            while "Authentication" not in (await reader.source.trouble() or ""):
+            while "Authentication" not in (await reader.source.unready_reason() or ""):
                 await asyncio.sleep(0.05)
     assert PASSWORD not in capsys.readouterr().out
 
 
-async def test_a_password_that_was_replaced_is_taken_up_by_the_next_try(
+async def test_a_replaced_password_file_is_used_by_the_next_connection(
     apache: ApacheKafka, topic: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "password"
@@ -313,19 +307,19 @@ async def test_a_password_that_was_replaced_is_taken_up_by_the_next_try(
     await publish_batch(apache.bootstrap_servers, TopicPartition(topic, 0), numbered(1))
     async with reading(config(apache.address("SASL_PLAINTEXT"), topic, **security)) as reader:
         async with asyncio.timeout(20):
-            while "Authentication" not in (await reader.source.trouble() or ""):
+            while "Authentication" not in (await reader.source.unready_reason() or ""):
                 await asyncio.sleep(0.05)
         file.write_text(f"{PASSWORD}\n")
         await reader.count(1)
 
 
-async def test_lag_counts_what_is_still_to_be_read(broker: Broker, topic: str, apache: ApacheKafka) -> None:
+async def test_lag_counts_unread_messages(broker: Broker, topic: str, apache: ApacheKafka) -> None:
     settings = config(broker.bootstrap_servers, topic, max_poll_records=1)
     await publish_batch(broker.bootstrap_servers, TopicPartition(topic, 1), numbered(20))
     source = KafkaSource(settings)
     batches = source.batches()
     await anext(batches)
-    async with asyncio.timeout(20):  # one is in hand and one is read ahead, soon
+    async with asyncio.timeout(20):  # one message is in process and one is read ahead
         while (lag := await source.lag())[(topic, 1)] != 18:
             await asyncio.sleep(0.02)
     assert lag == {(topic, 0): 0, (topic, 1): 18, (topic, 2): 0, (topic, 3): 0}
@@ -345,6 +339,6 @@ async def test_lag_counts_what_is_still_to_be_read(broker: Broker, topic: str, a
         ({"bootstrap_server": "a:1"}, "bootstrap_server"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(given: dict[str, object], complaint: str) -> None:
+def test_contradictory_settings_are_refused(given: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         KafkaConfig.model_validate({"bootstrap_servers": "a:1"} | given)

@@ -1,7 +1,7 @@
-"""Brokers for the tests: real Apache Kafka where Java and Maven are, else a lighter one from PyPI.
+"""Brokers for the tests: Apache Kafka if Java and Maven are installed, otherwise a lighter one from PyPI.
 
-KAFKA_BOOTSTRAP_SERVERS points at any other cluster; BROKER=apache|light|auto chooses (auto is the default).
-`python -m tests.support.brokers` starts the chosen one and prints where it listens.
+KAFKA_BOOTSTRAP_SERVERS selects an existing cluster, BROKER=apache|light|auto a kind of broker (default: auto).
+`python -m tests.support.brokers` starts that broker and prints its address.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tests.support.brokers.light import LightBroker
 
 
 class Broker(Protocol):
-    """A broker that the tests own, or were pointed at."""
+    """A broker that the tests started, or an existing cluster."""
 
     name: str
-    """What it is, for the report."""
+    """What the broker is, for the test report."""
 
     @property
     def bootstrap_servers(self) -> str: ...
@@ -26,22 +26,22 @@ class Broker(Protocol):
     def stop(self) -> None: ...
 
 
-class Elsewhere:
-    """A cluster that somebody else runs."""
+class ExistingCluster:
+    """A cluster that the tests did not start."""
 
     def __init__(self, bootstrap_servers: str) -> None:
         self.bootstrap_servers = bootstrap_servers
         self.name = f"the cluster at {bootstrap_servers}"
 
     def stop(self) -> None:
-        """It is not ours to stop."""
+        """Do nothing: the tests did not start it."""
 
 
 def start() -> Broker:
-    """Start the broker that the environment asks for. Raises Unobtainable where BROKER=apache can't be had."""
+    """Start the broker that the environment selects. Raises Unobtainable if BROKER=apache can't be started."""
     given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if given:
-        return Elsewhere(given)
+        return ExistingCluster(given)
     wanted = os.environ.get("BROKER", "auto") or "auto"
     if wanted == "light":
         return LightBroker().start()

@@ -1,4 +1,4 @@
-"""Start a broker for trying things by hand: `python -m tests.support.brokers [TOPIC …]` makes these topics, too."""
+"""Starts a broker for manual tests: `python -m tests.support.brokers [TOPIC …]` also creates the topics."""
 
 from __future__ import annotations
 

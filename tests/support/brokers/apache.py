@@ -1,4 +1,4 @@
-"""Real Apache Kafka, from Maven's repository: resolved once, one KRaft node on free loopback ports."""
+"""Apache Kafka from Maven's repository, downloaded once: one KRaft node on free loopback ports."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.
 
 
 class Unobtainable(Exception):
-    """Apache Kafka can't be had here; the message says why."""
+    """Apache Kafka can't be started here; the message says why."""
 
 
 class ApacheKafka:
-    """One broker with every security protocol; it can be stopped, killed and started again on its data."""
+    """A broker with every security protocol. It can be stopped, killed and started again with its data."""
 
     def __init__(self) -> None:
         self.name = f"Apache Kafka {VERSION}"
@@ -51,7 +51,7 @@ class ApacheKafka:
         return self.address("PLAINTEXT")
 
     def address(self, protocol: str) -> str:
-        """Where that security protocol listens."""
+        """The address for a security protocol."""
         return f"localhost:{self._ports[protocol]}"
 
     def start(self) -> Self:
@@ -73,7 +73,7 @@ class ApacheKafka:
         return self
 
     def halt(self, number: int = signal.SIGTERM) -> None:
-        """End the process; the data stays for the next start."""
+        """Stop the process and keep the data for the next start."""
         if self._process is not None:
             self._process.send_signal(number)
             self._process.wait(60)
@@ -84,7 +84,7 @@ class ApacheKafka:
         return self._process is not None
 
     def signal(self, number: int) -> None:
-        """SIGSTOP freezes it: connections stay, nothing answers; SIGCONT thaws it."""
+        """Send a signal. SIGSTOP freezes the broker: connections stay open without answers; SIGCONT continues it."""
         if self._process is not None:
             self._process.send_signal(number)
 
@@ -99,7 +99,7 @@ class ApacheKafka:
         self._authority.cert_pem.write_to_path(str(self.ca_file))
         certificate = self._authority.issue_cert("localhost", "127.0.0.1")
         key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
-        pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())  # the only form that Kafka reads
+        pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())  # Kafka reads PKCS #8 only
         chain = b"".join(part.bytes() for part in certificate.cert_chain_pems)
         (self.folder / "broker.pem").write_bytes(pkcs8 + chain)
 
@@ -151,7 +151,7 @@ class ApacheKafka:
             "share.coordinator.state.topic.replication.factor": "1",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
-            "broker.session.timeout.ms": "3000",  # so long a broker that was killed can't come back
+            "broker.session.timeout.ms": "3000",  # a killed broker can come back after this
             "broker.heartbeat.interval.ms": "500",
             "auto.create.topics.enable": "false",
             "log.retention.check.interval.ms": "500",
@@ -170,7 +170,7 @@ class ApacheKafka:
 
 
 def _jars() -> str:
-    """The class path: resolved through Maven's own settings, once for all runs."""
+    """The class path. Maven resolves it with its own settings, once for all test runs."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""Fixtures: `broker`, one for the session; `topic`, a fresh one for a test; `apache` where nothing lighter will do;
+"""Fixtures: `broker`, one per session; `topic`, a new one per test; `apache` for tests that need Apache Kafka;
 `mock_broker`, which fails on request.
 
-What the broker tests ran against, and what the light broker could not run, is said at the end of the run.
+The test report ends with the brokers that were used and the tests that the light broker could not run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tests.support.brokers import Broker, start
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.brokers.mock import MockBroker
 
-LEFT_OUT = "needs an Apache Kafka of our own"
+SKIPPED = "needs an Apache Kafka that the tests started"
 _RAN_AGAINST = "ran against"
 _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
-    """The broker that the environment asks for."""
+    """The broker that the environment selects."""
     started = start()
     yield started
     started.stop()
@@ -36,12 +36,12 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture
 def apache(broker: Broker) -> Iterator[ApacheKafka]:
-    """The session's broker where it is Apache Kafka of our own; else the test is left out, and that is said loudly.
+    """The session's broker if the tests started it as Apache Kafka; otherwise skip the test and report it in red.
 
-    It runs again after the test, whatever that did to it.
+    After the test the broker is running again, even if the test stopped or froze it.
     """
     if not isinstance(broker, ApacheKafka):
-        pytest.skip(f"{LEFT_OUT}, this is {broker.name}")
+        pytest.skip(f"{SKIPPED}, this is {broker.name}")
     yield broker
     broker.signal(signal.SIGCONT)
     if not broker.running:
@@ -56,7 +56,7 @@ def mock_broker() -> Iterator[MockBroker]:
 
 @pytest.fixture
 async def topic(broker: Broker) -> str:
-    """A fresh topic with four partitions."""
+    """A new topic with four partitions."""
     name = f"events-{os.getpid()}-{next(_numbers)}"
     await make_topic(broker.bootstrap_servers, name)
     return name
@@ -64,12 +64,12 @@ async def topic(broker: Broker) -> str:
 
 async def make_topic(servers: str, name: str, *, partitions: int = 4, **options: str) -> None:
     async with asyncio.timeout(30):
-        while not await _made(servers, NewTopic(name, partitions, 1, topic_configs=options)):
+        while not await _create(servers, NewTopic(name, partitions, 1, topic_configs=options)):
             await asyncio.sleep(0.1)
 
 
-async def _made(servers: str, topic: NewTopic) -> bool:
-    """Whether the broker took it: one that just started, or was frozen, listens before it counts itself in."""
+async def _create(servers: str, topic: NewTopic) -> bool:
+    """Create a topic; False if the broker is not ready. After a start it listens before it has joined its cluster."""
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     try:
         await admin.start()
@@ -87,7 +87,7 @@ async def _made(servers: str, topic: NewTopic) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Note with each broker test which broker it had: only the report reaches the summary from a worker of xdist."""
+    """Add the broker's name to each broker test's report: only reports get from xdist's workers to the summary."""
     arguments = getattr(item, "funcargs", {})
     if call.when == "call" and "broker" in arguments:
         item.user_properties.append((_RAN_AGAINST, arguments["broker"].name))
@@ -101,5 +101,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, count in names.items():
         terminalreporter.write_line(f"{count} broker tests ran against {name}")
     for report in stats.get("skipped", []):
-        if LEFT_OUT in str(report.longrepr):
+        if SKIPPED in str(report.longrepr):
             terminalreporter.write_line(f"NOT RUN on this broker: {report.nodeid}", red=True)

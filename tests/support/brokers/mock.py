@@ -1,6 +1,6 @@
-"""librdkafka's mock cluster: one make-believe broker that answers with the errors a healthy one won't give.
+"""librdkafka's mock cluster: one simulated broker that returns errors on request.
 
-Can't: two members in one group, the admin API, transactions. It lives in this process, in threads of its own.
+It supports neither two members in one group, nor the admin API, nor transactions. It runs in threads of this process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PRODUCER = 0
 
 
 class Request(IntEnum):
-    """Kafka's numbers for the requests that can be made to fail."""
+    """Kafka's API keys of the requests that can fail on request."""
 
     PRODUCE = 0
     FETCH = 1
@@ -31,7 +31,7 @@ class Request(IntEnum):
 
 
 class Failure(IntEnum):
-    """Kafka's numbers for what may go wrong."""
+    """Kafka's error codes."""
 
     UNKNOWN_SERVER_ERROR = -1
     OFFSET_OUT_OF_RANGE = 1
@@ -45,7 +45,7 @@ class Failure(IntEnum):
 
 
 def _library() -> ctypes.CDLL:
-    """The librdkafka that confluent-kafka's wheel carries."""
+    """The librdkafka in confluent-kafka's wheel."""
     package = importlib.util.find_spec("confluent_kafka")
     assert package is not None
     assert package.origin is not None
@@ -58,7 +58,7 @@ def _library() -> ctypes.CDLL:
 
 
 class MockBroker:
-    """A cluster of one. `with` it, so that its threads end."""
+    """A cluster of one broker. A context manager, so that its threads end."""
 
     name = "librdkafka's mock cluster"
 
@@ -87,12 +87,12 @@ class MockBroker:
         self._library.rd_kafka_mock_topic_create(self._cluster, topic.encode(), partitions, 1)
 
     def fail(self, request: Request, failure: Failure, *, times: int = 1) -> None:
-        """Answer the next requests of this kind with an error."""
+        """Answer the next `times` requests of this kind with an error."""
         failures = (ctypes.c_int * times)(*([failure] * times))
         self._library.rd_kafka_mock_push_request_errors_array(
             self._cluster, ctypes.c_int16(request), ctypes.c_size_t(times), failures
         )
 
-    def mend(self, request: Request) -> None:
-        """Answer this kind of request as usual again."""
+    def clear(self, request: Request) -> None:
+        """Stop failing requests of this kind."""
         self._library.rd_kafka_mock_clear_request_errors(self._cluster, ctypes.c_int16(request))
