@@ -68,10 +68,10 @@ def claim_on_insert(
     direct_dispatch: Mapping[str, DirectDispatch],
     status: LaunchPlanStatus,
 ) -> dict[str, Changes]:
-    """Claim new deliveries for the workers' free slots before they are inserted; the changes to each, by its key.
+    """Claim new deliveries for free slots of workers, just before they are inserted; their changed fields, by key.
 
-    `direct_dispatch`: free slots by channel. Takes only what `claim` would take. A delivery that has to wait for its
-    destination's rate limit is not taken; `claim` will defer it.
+    `direct_dispatch`: free slots by channel. Claims only deliveries that `claim` would claim too. A delivery that has
+    to wait for its destination's rate limit is left to `claim`, which defers it.
     """
     claimed: dict[str, Changes] = {}
     candidates = [one for one in new if one.channel in direct_dispatch and one.state is State.WAITING]

@@ -311,7 +311,7 @@ class Ledger:
         return await done
 
     async def _settle_pending(self) -> None:
-        """Write the pending settlements in groups. A task of its own: a cancelled caller does not stop other settlements."""
+        """Write the pending settlements in groups, in a task that no cancelled caller can stop."""
         while self._pending:
             group: list[_PendingSettlement] = []
             try:
@@ -482,10 +482,11 @@ class Ledger:
     async def purge(self, before: datetime, *, limit: int) -> int:
         """Delete up to `limit` events that were recorded before this time and have no waiting delivery.
 
-        Their deliveries and attempts are deleted too, and contents that no other delivery sends; also up to `limit`
-        rejected messages of that age, and the status of launch plans and destinations that have not changed since. A
-        small limit keeps the transaction short, so that deliveries go on meanwhile. Returns how many events and
-        rejected messages were deleted. `complete_since` moves to this time.
+        Their deliveries and attempts are deleted too, and contents that no other delivery sends. So are up to `limit`
+        rejected messages of that age, the status and versions of launch plans without deliveries and without later
+        events, and the state of destinations that is out of date. Returns how many events and rejected messages were
+        deleted. `complete_since` moves to this time. A small limit keeps the transaction short, so that workers do not
+        wait for it.
         """
         waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
         old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
@@ -570,7 +571,7 @@ class Ledger:
             return (await connection.execute(later)).rowcount == 1
 
     async def overdue(self, channel: str, *, before: datetime) -> bool:
-        """True if a delivery of the channel was due at `before` and could be claimed, but is not in flight."""
+        """True if a delivery has been due since `before`, is not in flight and waits for no other delivery."""
         async with self._database.reading() as connection:
             found = await connection.execute(claim.DUE, {"channel": channel, "now": before, "size": 1})
             return found.first() is not None

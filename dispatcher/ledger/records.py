@@ -23,6 +23,7 @@ class RecordedEvent:
 
     event: Event
     position: str
+    """Origin of the message: `TOPIC/PARTITION@OFFSET` in Kafka, or the name of another source."""
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
@@ -40,7 +41,7 @@ class RecordedEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectDispatch:
-    """A worker's free slots for the deliveries recorded next: `Ledger.record` claims deliveries for them at once."""
+    """A worker's free slots: `Ledger.record` claims new deliveries for them in the transaction that inserts them."""
 
     limit: int
     """The number of free slots."""

@@ -79,7 +79,7 @@ class Delivery(NamedTuple):
     trace: str = ""
     """The trace of its event (`tracing.Span.trace`); the ledger sets it on all deliveries of the event."""
     opens_thread: bool = False
-    """At the claim its thread had no other delivery, and no later success had made it obsolete; not stored."""
+    """At the claim its thread had no other delivery, and the launch plan had no later success; not stored."""
     blocks_thread: bool = False
     """At the claim another delivery of its thread waited for it; not stored."""
 
@@ -146,7 +146,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Not sent; due again at `at`."""
+    """The next attempt is due at `at`."""
 
     at: datetime
     reason: str
