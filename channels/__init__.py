@@ -1,5 +1,5 @@
-"""The transports. Each takes content and an address, and answers with a receipt or says why not.
+"""Channels send a message to an address through a provider: mail, Slack, PagerDuty, Teams, webhooks.
 
-`contract` is what all of them promise; `catalog` is the list of them; one module each does the sending.
-Nothing here knows of events, rules or ledgers.
+`contract` is the interface that every channel implements; `registry` lists the channels; each channel has a package.
+Channels know nothing of events, rules or the ledger.
 """

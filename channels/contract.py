@@ -1,4 +1,6 @@
-"""What every channel promises: one message in; a receipt out, or an error that says what to do next."""
+"""The interface that every channel implements: `send` takes one message and returns a receipt, or raises an error that
+says whether to retry it.
+"""
 
 from __future__ import annotations
 
@@ -11,64 +13,65 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 Content = Mapping[str, Any]
-"""What the templates made: JSON data, in the form that the channel's own module documents."""
+"""A rendered template: JSON data. Each channel's class documents the keys that it expects."""
 
 
 ThreadBy = Literal["launch_plan", "execution"]
-"""What one conversation is about: all that becomes of a launch plan, or of one execution."""
+"""What one thread covers: all executions of a launch plan, or a single execution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierMessage:
-    """A message of the same conversation that has arrived, or may have."""
+    """A message that was sent earlier in the same thread, or is in doubt."""
 
     reference: Mapping[str, str]
-    """Its receipt's; empty where it only may have arrived."""
+    """`reference` of its receipt; empty if the message is in doubt."""
     content: Content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thread:
-    """What a message belongs to. Its messages go out one after another, in the order of what they tell."""
+    """The thread that a message belongs to. Its messages are sent one after another, in the order of their events."""
 
     key: str
-    """The same for all messages about one matter to one address: PagerDuty's dedup key."""
+    """The same for all messages to one address about one launch plan (or execution): PagerDuty's dedup key."""
     earlier: tuple[EarlierMessage, ...] = ()
-    """What was said since all was last well, oldest first; of many only the first and the last."""
+    """The messages since the last resolved notice, oldest first; if there are many, only the first and the last."""
     resolves: bool = False
-    """This message says that all is well again, which ends what the earlier ones began."""
-    over: bool = False
-    """This message comes too late: of a failure after which all is well again, with nothing left to be sent that says
-    so; or of a recovery after which something newer has failed, and been told."""
+    """True for a resolved notice: the message reports a success, which closes the thread."""
+    superseded: bool = False
+    """True if the message is outdated: it reports a failure, but a success came later and no resolved notice waits; or
+    it is a resolved notice, but a newer failure was sent already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message to hand over."""
+    """One message to send."""
 
     key: str
-    """The same at every attempt: becomes Message-ID, Slack metadata, and PagerDuty's dedup key of what stands alone."""
+    """The delivery's key, the same at every attempt: used in Message-ID and Slack metadata, and as PagerDuty's dedup
+    key if the message has no thread."""
     recipients: tuple[str, ...]
-    """Addresses as `Channel.address` gave them; more than one only by mail."""
+    """Addresses that `Channel.address` returned. Only mail gets more than one."""
     content: Content
     created_at: datetime
-    """When the message was made, in UTC: the mail's Date, the same at every attempt."""
+    """When the delivery was created, in UTC: the mail's Date, the same at every attempt."""
     thread: Thread | None = None
-    """None where it stands alone."""
+    """None if the message belongs to no thread."""
     in_doubt: bool = False
-    """An earlier attempt may have arrived: look before repeating, where the provider allows it."""
+    """True if an earlier attempt may have arrived. If the provider can be searched, search before sending again."""
     trace: Mapping[str, str] = field(default_factory=dict)
-    """W3C's `traceparent` and `tracestate` of this attempt, for a provider that carries traces on; empty without."""
+    """W3C `traceparent` and `tracestate` of this attempt, for providers that propagate traces; empty without tracing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The provider's own words, kept with the attempt. Never holds a token, a key or a whole body."""
+    """The provider's answer, stored with the attempt. It never contains a token, a key or a whole body."""
 
     status: str
-    """The code it answered with: `250`, `429`, `channel_not_found`."""
+    """The provider's code: `250`, `429`, `channel_not_found`."""
     text: str = ""
-    """An excerpt of what it said, at most `EXCERPT` characters."""
+    """The start of the provider's text, at most `EXCERPT` characters."""
 
 
 EXCERPT = 500
@@ -76,17 +79,17 @@ EXCERPT = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """The provider has taken the message."""
+    """Proof that the provider accepted the message."""
 
     answer: Answer
     reference: Mapping[str, str] = field(default_factory=dict)
-    """What a later message needs to refer to this one: Message-ID, channel and ts, dedup key."""
+    """What later messages need to refer to this one: Message-ID, Slack's channel and ts, dedup key."""
     failures: Mapping[str, ChannelError] = field(default_factory=dict)
-    """Mail only: the recipients that were not accepted, each with its own error."""
+    """Mail only: the recipients that the relay did not accept, each with its error."""
 
 
 class ChannelError(Exception):
-    """The message was not taken. `str()` is a sentence for the operator, free of secrets and bodies."""
+    """The message was not sent, or is in doubt. `str()` is a sentence for the operator, without secrets and bodies."""
 
     def __init__(self, reason: str, *, answer: Answer | None = None) -> None:
         super().__init__(reason)
@@ -95,10 +98,10 @@ class ChannelError(Exception):
 
 
 class Later(ChannelError):
-    """Not now: the same message may succeed later.
+    """A temporary failure: retry the same message later.
 
-    `retry_after` is the provider's own wish, a floor under the back-off. `everyone` is true where the
-    whole provider is meant (unreachable, overloaded, refusing our credentials) and not this one destination.
+    `retry_after` is the provider's `Retry-After`: no retry is earlier than that. `provider_wide` is true if the whole
+    provider fails (unreachable, overloaded, refusing our credentials), and false if only this destination does.
     """
 
     def __init__(
@@ -107,35 +110,37 @@ class Later(ChannelError):
         *,
         answer: Answer | None = None,
         retry_after: timedelta | None = None,
-        everyone: bool = False,
+        provider_wide: bool = False,
     ) -> None:
         super().__init__(reason, answer=answer)
         self.retry_after = retry_after
-        self.everyone = everyone
+        self.provider_wide = provider_wide
 
 
 class Never(ChannelError):
-    """Repeating is useless: a person has to change something first."""
+    """A permanent failure: retrying is useless until a person changes something."""
 
 
 class UnknownRecipient(Never):
-    """This channel has no such recipient; another channel may have (`fallback: email`).
+    """This channel can't reach the recipient; another channel may (`fallback: email`).
 
-    `by`: the channel and the recipient that are meant, where that is certain.
+    `reachable_by`: the channel and the recipient to use instead, if that is certain.
     """
 
-    def __init__(self, reason: str, *, answer: Answer | None = None, by: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, reason: str, *, answer: Answer | None = None, reachable_by: tuple[str, str] | None = None
+    ) -> None:
         super().__init__(reason, answer=answer)
-        self.by = by
+        self.reachable_by = reachable_by
 
 
 class InDoubt(ChannelError):
-    """The connection died after the message was handed over: it may have arrived."""
+    """The connection failed after the message was sent: the message may have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class WirePreview:
-    """The exact bytes that `send` would hand over, secrets masked."""
+    """The exact bytes that `send` would transmit, with secrets masked."""
 
     media_type: str
     body: bytes
@@ -143,58 +148,59 @@ class WirePreview:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was tried, and how it went."""
+    """The result of one step of `Channel.check`."""
 
-    says: str
-    """What is well, or what is wrong and what to change; a sentence free of secrets."""
+    message: str
+    """What works, or what is wrong and which setting to change: a sentence without secrets."""
     ok: bool = True
 
 
 class Channel(Protocol):
-    """One way to reach people.
+    """A way to send messages to recipients through one provider.
 
-    Constructing one opens nothing. `send` is safe to call concurrently; each call ends within the
-    channel's own time-outs. A cancelled `send` leaves no connection behind that could spoil the next one.
+    The constructor opens no connection. `send` may be called concurrently, and each call ends within the channel's own
+    timeouts. A cancelled `send` must not leave a connection in a state that breaks the next `send`.
     """
 
     def address(self, recipient: str) -> str:
-        """The address that a rule's recipient stands for, by alias or as it is; no I/O.
+        """Return the address for a rule's recipient: resolve an alias of the settings, or validate it; no I/O.
 
-        The result is stored and shown: an alias for a secret stays an alias.
-        Raises Unserved where this channel can't reach such a recipient.
+        The address is stored and shown to users, so an alias for a secret is returned unresolved.
+        Raises UnknownRecipient if this channel can't reach the recipient.
         """
 
     def destination(self, recipients: tuple[str, ...]) -> str:
-        """What the provider's rate limits count by: a Slack channel, a service. Empty: it counts all alike."""
+        """Return the key of the rate limit and circuit breaker: a Slack channel, a service. Empty: one for all."""
 
     def thread_by(self, address: str) -> ThreadBy | None:
-        """What a conversation with this address is about; None where each message there stands alone."""
+        """Return what a thread at this address covers; None if messages to it form no threads."""
 
     def wire_preview(self, message: Message) -> WirePreview:
-        """What `send` would hand over for this message; no I/O."""
+        """Return what `send` would transmit for this message; no I/O."""
 
     async def send(self, message: Message) -> Receipt:
-        """Hand the message over. Raises Later, Never (or Unserved) or Unknown, and nothing else."""
+        """Send the message. Raises only Later, Never, UnknownRecipient or InDoubt."""
 
     async def check(self) -> Sequence[Finding]:
-        """Try what can be tried without telling anybody: reach the provider, log in, look at the rights.
+        """Test the connection, the login and the permissions without notifying anyone.
 
-        Raises nothing; ends within the channel's own time-outs.
+        Raises nothing; ends within the channel's own timeouts.
         """
 
     async def aclose(self) -> None:
-        """Close what is open; in-flight sends have ended or been cancelled before."""
+        """Close all connections. Every `send` has returned or was cancelled before this call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelType:
-    """A kind of channel: its options, and how one is made. Making one opens nothing."""
+    """A type of channel: the model of its settings, and the function that creates a channel from them."""
 
     config: type[BaseModel]
     open: Callable[[Any], Channel]
+    """Takes an instance of `config` and returns the channel; opens no connection."""
     rate: str = "none"
-    """What the provider takes for one destination, where the settings don't say (`1/s`, `120/min`)."""
+    """The default rate limit for each destination (`1/s`, `120/min`): what the provider allows."""
     burst: int = 1
-    """So many may go at once after a quiet while."""
+    """How many messages may be sent at once after an idle period."""
     template: Path | None = None
-    """A channel of another package's: its document template. Without one it gets the webhooks' JSON."""
+    """Only for a channel of another package: its template file. Without it, the webhooks' JSON is used."""

@@ -1,10 +1,10 @@
-"""Lists that may also be written with commas, as environment variables want them."""
+"""A pydantic validator for list settings that may also be written with commas, as in environment variables."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def listed(value: Any) -> Any:
-    """The parts of a text that holds several; anything else as it is. For pydantic's BeforeValidator."""
+def comma_list(value: Any) -> Any:
+    """Split a string at its commas and strip the parts; any other value is returned unchanged. For BeforeValidator."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Taking a library without what it would bring along for uses that nobody here has: each is resident for good."""
+"""Import a library without optional modules that we don't use, because imported modules stay in memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from importlib.util import find_spec, module_from_spec
 
 
 @contextmanager
-def without(*names: str) -> Iterator[None]:
-    """While the block imports, these modules are as if they weren't installed; what is loaded already stays."""
+def without_modules(*names: str) -> Iterator[None]:
+    """Within the block, importing these modules fails as if they were not installed. Loaded modules are not affected."""
     hidden = [name for name in names if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # "import of … halted"
@@ -22,10 +22,10 @@ def without(*names: str) -> Iterator[None]:
 
 
 @contextmanager
-def bare(package: str) -> Iterator[None]:
-    """While the block imports modules of this package, it is no more than their folder.
+def without_package_init(package: str) -> Iterator[None]:
+    """Within the block, the package's `__init__` is not run, so one of its modules can be imported alone.
 
-    Whoever imports the package itself later gets all of it, with the same modules in it.
+    A later import of the package runs its `__init__` as usual and uses the modules that are loaded already.
     """
     spec = find_spec(package)
     if package in sys.modules or spec is None:

@@ -1,4 +1,4 @@
-"""The Retry-After header: seconds, or a date (RFC 9110, 10.2.3)."""
+"""Reads the Retry-After header: seconds, or a date (RFC 9110, 10.2.3)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
-LONGEST = timedelta(hours=24)
+MAX_DELAY = timedelta(hours=24)
 
 
 def retry_after(headers: Mapping[str, str]) -> timedelta | None:
-    """How long the server wants to be left alone; None where it doesn't say, or makes no sense."""
+    """Return the header's delay, between 0 and 24 hours; None if the header is missing or invalid."""
     text = headers.get("Retry-After") or headers.get("retry-after") or ""
     try:
-        wish = timedelta(seconds=float(text))
+        delay = timedelta(seconds=float(text))
     except (ValueError, OverflowError):
         try:
-            wish = parsedate_to_datetime(text) - datetime.now(UTC)  # noqa: TID251 - the header names a wall-clock time
+            delay = parsedate_to_datetime(text) - datetime.now(UTC)  # noqa: TID251 - the header names a wall-clock time
         except (ValueError, TypeError):
             return None
-    return min(max(wish, timedelta()), LONGEST)
+    return min(max(delay, timedelta()), MAX_DELAY)

@@ -1,6 +1,7 @@
-"""Where we may post to: the guard against addresses that lead into a network of our own (SSRF). Opens nothing.
+"""The SSRF guard: decides whether a message may be sent to a URL or an IP address; opens no connection.
 
-Whoever writes a launch plan may name a URL, and our network may hold servers that trust whoever reaches them.
+The author of a launch plan may name a URL, and a server in the dispatcher's network may trust every client that can
+reach it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# IANA, "IPv4 Special-Purpose Address Registry", and multicast (RFC 5771). `ipaddress.is_global` differs between Pythons.
+# IANA, "IPv4 Special-Purpose Address Registry", and multicast (RFC 5771). Not `ipaddress.is_global`: its result depends
+# on the Python version.
 _CLOSED_V4 = [
     IPv4Network(network)
     for network in (
@@ -37,39 +39,43 @@ _CLOSED_V4 = [
         "203.0.113.0/24",
         "224.0.0.0/4",
         "240.0.0.0/4",
-        "168.63.129.16/32",  # Azure's servers of its virtual machines, at a public address
+        "168.63.129.16/32",  # Azure's platform services for its virtual machines: a public address
     )
 ]
 _OPEN_V6 = IPv6Network("2000::/3")
-"""All that IANA has given out as global unicast addresses (RFC 4291, 2.4); the registry's exceptions within it follow."""
+"""The global unicast addresses that IANA has allocated (RFC 4291, 2.4), except `_CLOSED_V6`."""
 _CLOSED_V6 = [
     IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 ]
 _NAT64 = IPv6Network("64:ff9b::/96")
-"""An IPv4 address in its last 32 bits, and so on the way to it (RFC 6052)."""
+"""NAT64: the last 32 bits are the IPv4 address that packets are sent on to (RFC 6052)."""
 _PORTS = {"https": 443, "http": 80}
 _NUMBER = re.compile(r"(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 
 
 class Forbidden(Exception):
-    """We don't go there. `str()` is a sentence that says why, free of the URL's path and query."""
+    """The guard refuses the URL or address. `str()` is the reason, without the URL's path and query."""
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """What is allowed, as the settings say."""
+class SsrfGuard:
+    """The rules for URLs and addresses, from the settings of one channel."""
 
     section: str
-    """Where the settings say it: `channels.webhook`."""
+    """The section of the settings, for error messages: `channels.webhook`."""
     hosts: Sequence[str] = ()
-    """Hosts that URLs in rules may name: `hooks.example.com`, `*.example.com`, `example.com:8443`; a host without a port
-    stands for the usual one."""
+    """Hosts that URLs in rules may use: `hooks.example.com`, `*.example.com`, `example.com:8443`; without a port, the
+    scheme's default port is meant."""
     networks: Sequence[Network] = ()
-    """Addresses that are allowed though they are no public ones."""
+    """Networks that are allowed although they are private or reserved."""
     plain_http: bool = False
 
-    def url(self, text: str) -> URL:
-        """The URL, read as it will be used. Raises Forbidden where it could be no address for us."""
+    def check_url(self, text: str) -> URL:
+        """Parse the URL and return it without its fragment. Raises Forbidden if it may not be used.
+
+        Checks that the scheme is allowed and that there is no login. If the host is an IP address, checks it too; the
+        addresses of a host name are checked when it is resolved.
+        """
         from yarl import URL  # noqa: PLC0415 - kept out of the command line's start
 
         try:
@@ -83,56 +89,58 @@ class Guard:
             raise Forbidden(f"the URL is not https: change it, or set {self.section}.allow_http")
         if url.raw_user is not None or url.raw_password is not None:
             raise Forbidden("the URL holds a login: give it as a header instead")
-        literal = _literal(host)
+        literal = _parse_address(host)
         if literal is None and _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):  # 127.1, 0x7f000001
             raise Forbidden("the URL's host is neither a name nor an address as it is usually written")
         if literal is not None:
-            self.pass_on(host)  # a literal is never looked up, so nobody else would look at it
+            self.allowed_addresses(host)  # an IP address is not resolved, so the resolver can't check it
         return url.with_fragment(None)
 
-    def lists(self, url: URL) -> bool:
-        """Whether a rule may name this host and port."""
+    def allows_host(self, url: URL) -> bool:
+        """Whether a rule may use the URL's host and port."""
         host = (url.raw_host or "").rstrip(".").lower()
         host = f"[{host}]" if ":" in host else host
-        named = host if url.port == _PORTS.get(url.scheme) else f"{host}:{url.port}"
-        return any(fnmatchcase(named, pattern.lower()) for pattern in self.hosts)
+        host_and_port = host if url.port == _PORTS.get(url.scheme) else f"{host}:{url.port}"
+        return any(fnmatchcase(host_and_port, pattern.lower()) for pattern in self.hosts)
 
-    def admits(self, address: str) -> bool:
-        """Whether a connection to this IP address may be made, also where an IPv6 address stands for an IPv4 one."""
-        found = _literal(address)
-        if found is None:
+    def allows_address(self, address: str) -> bool:
+        """Whether a connection to this IP address is allowed. Of an IPv6 address with an IPv4 address in it, the latter counts."""
+        parsed = _parse_address(address)
+        if parsed is None:
             return False
-        meant = _meant(found)
-        if any(one in network for network in self.networks for one in (found, meant) if one.version == network.version):
+        target = _embedded_ipv4(parsed)
+        if any(
+            one in network for network in self.networks for one in (parsed, target) if one.version == network.version
+        ):
             return True
-        if isinstance(meant, IPv4Address):
-            return not any(meant in network for network in _CLOSED_V4)
-        return meant.scope_id is None and meant in _OPEN_V6 and not any(meant in network for network in _CLOSED_V6)
+        if isinstance(target, IPv4Address):
+            return not any(target in network for network in _CLOSED_V4)
+        return target.scope_id is None and target in _OPEN_V6 and not any(target in network for network in _CLOSED_V6)
 
-    def pass_on(self, *addresses: str) -> list[str]:
-        """Those of a host's addresses that may be used. Raises Forbidden where none may."""
-        admitted = [address for address in addresses if self.admits(address)]
-        if not admitted:
+    def allowed_addresses(self, *addresses: str) -> list[str]:
+        """Return the addresses that are allowed. Raises Forbidden if none is."""
+        allowed = [address for address in addresses if self.allows_address(address)]
+        if not allowed:
             raise Forbidden(
                 f"the URL leads to a private, local or reserved address: if it must, add it to {self.section}.allow_networks"
             )
-        return admitted
+        return allowed
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is an IP address, so that nobody looks it up."""
-    return _literal(host) is not None
+    """Whether a host is an IP address, which needs no DNS."""
+    return _parse_address(host) is not None
 
 
-def _literal(host: str) -> Address | None:
+def _parse_address(host: str) -> Address | None:
     try:
         return ip_address(host.strip("[]"))
     except ValueError:
         return None
 
 
-def _meant(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, else itself."""
+def _embedded_ipv4(address: Address) -> Address:
+    """The IPv4 address that an IPv6 address embeds (mapped or NAT64); any other address unchanged."""
     if isinstance(address, IPv4Address):
         return address
     if address.ipv4_mapped is not None:
@@ -141,5 +149,5 @@ def _meant(address: Address) -> Address:
 
 
 def origin(url: URL) -> str:
-    """Scheme, host and port, without what may be secret."""
+    """Scheme, host and port of the URL: the path and query may be secret."""
     return str(url.origin())

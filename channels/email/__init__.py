@@ -1,14 +1,15 @@
-"""Mail, by aiosmtplib over kept connections, through one relay or the first of several that takes it.
+"""The mail channel: sends mail over kept SMTP connections, to one relay or to the first of several that accepts it.
 
-config       the options
-channel      EmailChannel: addresses, and the order in which relays are tried
-letter       the mail's bytes and its envelope
-signature    its DKIM signature
-relay        one relay and the connections kept to it
-login        STARTTLS is required, then a password or a token is shown
-conversation MAIL, RCPT, DATA: one mail over one connection
-talk         commands and answers on a connection, whatever they mean
-answers      what a relay's words mean, and what to change
+config         the settings
+addresses      validation and DNS form of mail addresses
+channel        EmailChannel: addresses, and the order in which relays are tried
+mime           the mail's bytes and its envelope
+dkim           its DKIM signature
+relay          one relay and its connection pool
+auth           login with a password or a token, after TLS
+transaction    MAIL, RCPT, DATA: one mail over one connection
+smtp_protocol  commands and replies on a connection
+smtp_replies   the meaning of a relay's reply, and what to change
 """
 
 from channels.email.channel import EmailChannel

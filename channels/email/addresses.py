@@ -1,4 +1,4 @@
-"""Mail addresses: which texts are one, and how the wire writes it."""
+"""Validates mail addresses and converts their domain to its DNS form."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _ADDRESS = re.compile(r"[^@\s<>\"(),:;\\\[\]\x00-\x1f\x7f]{1,64}@[^@\s<>\"(),:;\
 
 
 def mail_address(text: str) -> str:
-    """The address with its domain as DNS has it: lower case, and IDNA 2008 for what is beyond ASCII (RFC 5891,
-    mapped by UTS 46), so that `ß` is not taken for `ss`. What is before the @ stays as it is (RFC 5321, 2.4).
+    """Return the address with its domain in lower case and in ASCII.
 
-    Raises ValueError where no such address can exist.
+    Non-ASCII domains are encoded by IDNA 2008 (RFC 5891, mapped by UTS 46); the older IDNA 2003 would turn `ß` into
+    `ss`. The part before the @ is not changed (RFC 5321, 2.4). Raises ValueError if the text is no mail address.
     """
     if not _ADDRESS.fullmatch(text):
         raise ValueError("not a mail address")
     local, _, domain = text.rpartition("@")
-    return f"{local}@{_in_dns(domain)}"
+    return f"{local}@{_ascii_domain(domain)}"
 
 
-def _in_dns(domain: str) -> str:
+def _ascii_domain(domain: str) -> str:
     if domain.isascii():
         if not all(1 <= len(label) <= 63 for label in domain.split(".")):
             raise ValueError("not a mail address: no such domain can exist")

@@ -1,4 +1,4 @@
-"""The mail channel: which addresses it serves, what it writes, and which relay gets it."""
+"""EmailChannel: validates addresses, builds the mail, and sends it through the first relay that accepts it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 from channels.contract import Finding, Later, Message, Receipt, ThreadBy, UnknownRecipient, WirePreview
 from channels.email.addresses import mail_address
 from channels.email.config import EmailConfig
-from channels.email.mime import Letter, Stationery
+from channels.email.mime import MailMessage, MessageBuilder
 
 if TYPE_CHECKING:
     from channels.email.relay import Relay
 
-PASSED_OVER = 30.0
-"""Seconds for which a relay that took nothing from anybody is tried after the others."""
+FAILED_RELAY_LAST = 30.0
+"""Seconds for which a relay that failed is tried after the others."""
 
 
 class EmailChannel:
-    """Mail through a relay, or the first of several that takes it.
+    """Sends mail through one relay, or through the first of several that accepts it.
 
     Content: `{"subject": str, "text": str, "html": str}`, and optionally `"about": {"project": str, "domain": str,
-    "launch_plan": str}`, which gives the mail its List-Id and its thread.
+    "launch_plan": str}`, from which the List-Id and thread headers are derived.
     """
 
     def __init__(self, config: EmailConfig) -> None:
         self._config = config
-        self._stationery = Stationery(config)
+        self._builder = MessageBuilder(config)
         self._relays: list[Relay] = []
         self._failed_at: dict[Relay, float] = {}
 
@@ -43,60 +43,61 @@ class EmailChannel:
 
     def thread_by(self, address: str) -> ThreadBy | None:
         del address
-        return None  # its mails find together by their headers
+        return None  # mail programs form threads by the headers
 
     def wire_preview(self, message: Message) -> WirePreview:
-        return WirePreview("message/rfc822", self._stationery.write(message))
+        return WirePreview("message/rfc822", self._builder.render(message))
 
     async def send(self, message: Message) -> Receipt:
-        letter = await self._letter(message)
+        mail = await self._build(message)
         refusals: list[Later] = []
-        for relay in self._in_turn():
+        for relay in self._relays_in_order():
             try:
-                receipt = await relay.take(letter)
-            except Later as refusal:  # nothing was taken: another relay may
+                receipt = await relay.send(mail)
+            except Later as refusal:  # the relay accepted nothing: try the next one
                 refusals.append(refusal)
-                if refusal.everyone:
+                if refusal.provider_wide:
                     self._failed_at[relay] = asyncio.get_running_loop().time()
             else:
                 self._failed_at.pop(relay, None)
                 return receipt
-        raise _together(refusals)
+        raise _combined(refusals)
 
     async def check(self) -> Sequence[Finding]:
-        """Connects to each relay, encrypts and logs in; says nothing of any mail."""
-        return [await relay.check() for relay in self._in_turn()]
+        """Connect to each relay, start TLS and log in, without sending a mail."""
+        return [await relay.check() for relay in self._relays_in_order()]
 
     async def aclose(self) -> None:
         for relay in self._relays:
             await relay.aclose()
 
-    async def _letter(self, message: Message) -> Letter:
+    async def _build(self, message: Message) -> MailMessage:
         if self._config.dkim is None:
-            return self._stationery.letter(message)
-        return await asyncio.to_thread(self._stationery.letter, message)  # a signature takes a while
+            return self._builder.build(message)
+        return await asyncio.to_thread(self._builder.build, message)  # signing takes milliseconds of CPU time
 
-    def _in_turn(self) -> list[Relay]:
-        """The relays as the settings name them, those that failed lately last."""
+    def _relays_in_order(self) -> list[Relay]:
+        """Return the relays in the order of the settings, but those that failed recently last."""
         if not self._relays:
-            from channels.email.relay import Relay  # noqa: PLC0415 - aiosmtplib is kept out of the command line's start
+            from channels.email.relay import Relay  # noqa: PLC0415 - aiosmtplib would slow down the start of every command
 
             self._relays = [Relay(route) for route in self._config.routes]
         if not self._failed_at:
             return self._relays
         now = asyncio.get_running_loop().time()
-        turns = sorted(
-            self._relays, key=lambda relay: self._failed_at.get(relay, now - PASSED_OVER) > now - PASSED_OVER
+        ordered = sorted(
+            self._relays,
+            key=lambda relay: self._failed_at.get(relay, now - FAILED_RELAY_LAST) > now - FAILED_RELAY_LAST,
         )
-        if turns[0] in self._failed_at:  # this mail finds out whether it is back, and the others don't wait for that
-            self._failed_at[turns[0]] = now
-        return turns
+        if ordered[0] in self._failed_at:  # this mail tests the relay; concurrent mails still use the others
+            self._failed_at[ordered[0]] = now
+        return ordered
 
 
-def _together(refusals: list[Later]) -> Later:
-    """No relay took it: each says why. It is everyone's trouble only where it is at each of them."""
+def _combined(refusals: list[Later]) -> Later:
+    """Return one error with every relay's reason; `provider_wide` only if that holds for each of them."""
     if len(refusals) == 1:
         return refusals[0]
     reasons = dict.fromkeys(refusal.reason for refusal in refusals)
-    everyone = all(refusal.everyone for refusal in refusals)
-    return Later("; ".join(reasons), answer=refusals[-1].answer, everyone=everyone)
+    provider_wide = all(refusal.provider_wide for refusal in refusals)
+    return Later("; ".join(reasons), answer=refusals[-1].answer, provider_wide=provider_wide)

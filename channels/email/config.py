@@ -1,4 +1,4 @@
-"""The options of mail: the relays, how to log in to them, and what the letters say of their sender."""
+"""The settings of the mail channel: relays, logins, sender and signature."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from pydantic import (
     model_validator,
 )
 
-from channels.common.comma_list import listed
-from channels.common.secret import SecretFile, one_of
+from channels.common.comma_list import comma_list
+from channels.common.secret import SecretFile, reject_both
 from channels.email.addresses import mail_address
 
-NOBODY = "<>"
-"""The null envelope sender: bounces go nowhere (RFC 5321, 4.5.5)."""
+NULL_SENDER = "<>"
+"""The null reverse-path: no bounces are sent (RFC 5321, 4.5.5)."""
 _PORTS = {"none": 25, "starttls": 587, "tls": 465}
 _BREAKS = re.compile(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]")
-_LOGIN = frozenset({"username", "password", "password_file", "auth", "oauth"})
-"""What is said together or not at all."""
+_LOGIN_OPTIONS = frozenset({"username", "password", "password_file", "auth", "oauth"})
+"""A relay inherits all of these options or none."""
 
 
 class OAuthConfig(BaseModel):
-    """Where the access token for XOAUTH2 comes from: a file that somebody renews, or the client-credentials flow."""
+    """The source of the access token for XOAUTH2: a file that another program renews, or the client-credentials flow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token_file: SecretFile | None = None
     """Read at each login."""
     token_url: AnyUrl | None = None
-    """The token endpoint (RFC 6749, 4.4), https but on loopback."""
+    """The token endpoint (RFC 6749, 4.4). It must use https, except on loopback."""
     client_id: str = ""
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
@@ -48,7 +48,7 @@ class OAuthConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        one_of("client_secret", self.client_secret, self.client_secret_file)
+        reject_both("client_secret", self.client_secret, self.client_secret_file)
         if (self.token_file is None) == (self.token_url is None):
             raise ValueError("give token_file, or token_url with client_id and client_secret_file")
         if self.token_url is None:
@@ -66,9 +66,9 @@ class DkimConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     selector: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")
-    """The key's public half is the TXT record `SELECTOR._domainkey.DOMAIN`."""
+    """The public key is published in the TXT record `SELECTOR._domainkey.DOMAIN`."""
     domain: str = ""
-    """Empty: that of `from`."""
+    """Empty: the domain of `from`."""
     key_file: SecretFile
     """An RSA key, PEM, without a passphrase; at least 1024 bits, better 2048 (RFC 8301)."""
 
@@ -76,14 +76,14 @@ class DkimConfig(BaseModel):
     def _can_sign(self) -> Self:
         if importlib.util.find_spec("dkim") is None:
             raise ValueError("signing needs dkimpy: pip install 'flyte-notification-dispatcher[dkim]'")
-        from channels.email.dkim import read_key  # noqa: PLC0415 - its library is optional
+        from channels.email.dkim import read_key  # noqa: PLC0415 - dkimpy is optional
 
         read_key(self.key_file)
         return self
 
 
 class RelayConfig(BaseModel):
-    """One relay, and how we show who we are."""
+    """One relay, and the login to it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -91,32 +91,32 @@ class RelayConfig(BaseModel):
     port: int = Field(0, ge=0, le=65535)
     """0: 587 for starttls, 465 for tls, 25 for none."""
     security: Literal["none", "starttls", "tls"] = "starttls"
-    """`starttls` is required, never merely tried (RFC 8314)."""
+    """With `starttls` a relay without STARTTLS is an error; there is no opportunistic mode (RFC 8314)."""
     username: str | None = None
     password: SecretStr | None = None
     password_file: SecretFile | None = None
     auth: Literal["auto", "plain", "login", "cram-md5"] = "auto"
-    """How the password is shown; `auto`: the first of these that the relay offers."""
+    """The mechanism for the password; `auto`: the first of the others that the relay offers."""
     oauth: OAuthConfig | None = None
     """A token instead of a password, by XOAUTH2."""
     connections: int = Field(5, ge=1, le=500)
-    """Connections to the relay at once."""
+    """Maximum number of connections to the relay."""
     timeout: float = Field(30, gt=0, le=100)
-    """Seconds for each step of the conversation with the relay."""
+    """Seconds to connect, and to wait for each reply."""
     ca_file: SecretFile | None = None
-    """Certificates to trust, PEM; without it those of the system."""
+    """Certificates to trust instead of the system's, PEM."""
     cert_file: SecretFile | None = None
-    """Our own certificate, PEM, for relays that ask for one."""
+    """The dispatcher's client certificate, PEM, for relays that require one."""
     key_file: SecretFile | None = None
-    """Its key, without a passphrase, where `cert_file` doesn't hold it too."""
+    """The certificate's key, without a passphrase, if it is not in `cert_file`."""
 
     @property
     def address(self) -> tuple[str, int]:
         return self.host, self.port or _PORTS[self.security]
 
     @model_validator(mode="after")
-    def _login_is_whole_and_guarded(self) -> Self:
-        one_of("password", self.password, self.password_file)
+    def _login_is_complete_and_encrypted(self) -> Self:
+        reject_both("password", self.password, self.password_file)
         has_password = self.password is not None or self.password_file is not None
         if self.oauth is not None and (has_password or self.auth != "auto"):
             raise ValueError("oauth shows a token: take password and auth away")
@@ -133,44 +133,44 @@ class RelayConfig(BaseModel):
         return self
 
 
-Addresses = Annotated[tuple[str, ...], BeforeValidator(listed)]
+Addresses = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
 
 
 class EmailConfig(RelayConfig):
-    """The relay, or several, and who the mail is from."""
+    """The relays and the sender."""
 
     relays: tuple[RelayConfig, ...] = ()
-    """Instead of `host`: tried in this order. What one doesn't say, the section's own options say."""
+    """Several relays instead of `host`, tried in this order. Options that a relay lacks are inherited from this section."""
     sender: str = Field(alias="from")
     """`flyte@example.com` or `Flyte <flyte@example.com>`."""
     envelope_from: str = ""
-    """Where bounces go; empty: to `from`; `<>`: nowhere."""
+    """The address for bounces; empty: `from`; `<>`: no bounces."""
     reply_to: Addresses = ()
     list_unsubscribe: str = ""
-    """A page or an address where readers can leave: `https://…` or `mailto:…` (RFC 2369)."""
+    """Page or address for unsubscribing: `https://…` or `mailto:…` (RFC 2369)."""
     recipients_visible: bool = True
-    """False: no reader sees who else was told."""
-    dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(listed)] = ()
-    """What the envelope sender wants to hear of, where the relay offers DSN (RFC 3461); empty: the relay decides."""
+    """False: recipients don't see the other recipients."""
+    dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(comma_list)] = ()
+    """The events that the envelope sender is notified of, if the relay offers DSN (RFC 3461); empty: the relay decides."""
     dkim: DkimConfig | None = None
 
     @property
     def routes(self) -> tuple[RelayConfig, ...]:
-        """The relays in the order in which they are tried."""
+        """The relays, in the order in which they are tried."""
         return self.relays or (self,)
 
     @property
     def bounces(self) -> str:
-        """The envelope sender; empty for none."""
-        return "" if self.envelope_from == NOBODY else self.envelope_from or parseaddr(self.sender)[1]
+        """The envelope sender; empty for the null reverse-path."""
+        return "" if self.envelope_from == NULL_SENDER else self.envelope_from or parseaddr(self.sender)[1]
 
     @model_validator(mode="before")
     @classmethod
-    def _relays_take_what_they_do_not_say(cls, data: Any) -> Any:
+    def _relays_inherit_options(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("relays"), list | tuple):
             return data
         common = {name: data[name] for name in RelayConfig.model_fields if name in data and name != "host"}
-        return {**data, "relays": [_completed(relay, common) for relay in data["relays"]]}
+        return {**data, "relays": [_with_inherited(relay, common) for relay in data["relays"]]}
 
     @field_validator("sender")
     @classmethod
@@ -188,23 +188,23 @@ class EmailConfig(RelayConfig):
 
     @field_validator("envelope_from")
     @classmethod
-    def _bounces_go_to_an_address(cls, value: str) -> str:
-        return value if value in {"", NOBODY} else _ascii_address(value)
+    def _envelope_from_is_an_address(cls, value: str) -> str:
+        return value if value in {"", NULL_SENDER} else _ascii_address(value)
 
     @field_validator("reply_to")
     @classmethod
-    def _replies_go_to_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _reply_to_has_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(_ascii_address, value))
 
     @field_validator("list_unsubscribe")
     @classmethod
-    def _readers_can_leave(cls, value: str) -> str:
+    def _list_unsubscribe_is_a_url(cls, value: str) -> str:
         if value and not re.fullmatch(r"(https://|mailto:)[!-;=?-~]+", value):
             raise ValueError("write https://… or mailto:…, in ASCII and without spaces")
         return value
 
     @model_validator(mode="after")
-    def _somewhere_to_go(self) -> Self:
+    def _relays_are_complete(self) -> Self:
         if bool(self.host) == bool(self.relays):
             raise ValueError(
                 "name the relay as host, or several as relays" if not self.host else "host or relays, not both"
@@ -216,15 +216,17 @@ class EmailConfig(RelayConfig):
         return self
 
 
-def _completed(relay: Any, common: Mapping[str, Any]) -> Any:
+def _with_inherited(relay: Any, common: Mapping[str, Any]) -> Any:
     if not isinstance(relay, dict):
         return relay
-    own = {name: value for name, value in common.items() if not (name in _LOGIN and _LOGIN & relay.keys())}
+    own = {
+        name: value for name, value in common.items() if not (name in _LOGIN_OPTIONS and _LOGIN_OPTIONS & relay.keys())
+    }
     return {**own, **relay}
 
 
 def _ascii_address(text: str) -> str:
-    """An address of ours: every relay must be able to carry it, so nothing beyond ASCII stands before the @."""
+    """Validate one of the sender's addresses. It must be ASCII before the @, because not every relay supports SMTPUTF8."""
     address = mail_address(text)
     if not address.isascii():
         raise ValueError("an address of ours must be ASCII before the @, or few relays could carry it")

@@ -1,7 +1,7 @@
-"""A mail's bytes, put together once a send, and its envelope.
+"""Builds a mail's bytes and its envelope.
 
-The standard library's EmailMessage costs more than all the rest of a delivery, so the few headers and the
-two parts are written by hand; the tests read them back with the standard library's parser.
+The standard library's EmailMessage takes longer than the rest of a delivery, so headers and parts are formatted here. The
+tests parse them with the standard library.
 """
 
 from __future__ import annotations
@@ -20,81 +20,83 @@ from channels.contract import Content, Message
 from channels.email.config import EmailConfig
 
 WIDTH = 76
-"""Characters of a header's line that holds an encoded word (RFC 2047, 2)."""
-LONGEST_WORD = 75
+"""Maximum length of a header line with an encoded word (RFC 2047, 2)."""
+MAX_ENCODED_WORD = 75
 _BREAKS = re.compile(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _NOT_IN_A_LABEL = re.compile(r"[^a-z0-9_-]+")
 _NOT_IN_LABELS = re.compile(r"[^a-z0-9_.-]+|\.{2,}")
-_LONGEST_LABEL = 60
-LONGEST_LINE = 998
-"""Octets of a line without its end, in any mail (RFC 5322, 2.1.1)."""
+_MAX_LABEL = 60
+MAX_LINE = 998
+"""Maximum number of octets in a line, without its line end (RFC 5322, 2.1.1)."""
 _SAFE = bytes(range(ord(" "), 0x7F)) + b"\t\n"
-# Lines that mailboxes and relays change, a boundary of ours, and blanks at an end; the line end is first as it is found quickly.
+# Lines that mailboxes or relays would change (From, a lone dot, trailing blanks), and a MIME boundary. The pattern starts
+# with the line end because the search is then fast.
 _UNSAFE_LINE = re.compile(r"\n(?:From |\.\n|--=_|(?<=[ \t]\n))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
+class MailMessage:
     """A mail and its envelope."""
 
     key: str
-    """The delivery's: the envelope's id in bounces (RFC 3461, 4.4)."""
+    """The delivery's key, which bounces return as the envelope id (RFC 3461, 4.4)."""
     sender: str
-    """Where bounces go; empty for nowhere."""
+    """The envelope sender, which gets the bounces; empty: no bounces are sent."""
     recipients: tuple[str, ...]
     notify: tuple[str, ...]
-    """What the sender wants to hear of: `failure`, `delay`, `success`, or `never`."""
+    """DSN: the events that the envelope sender is notified of (`failure`, `delay`, `success`), or `never`.
+    Empty: the relay decides."""
     message_id: str
-    write: Callable[[tuple[str, ...]], bytes]
-    """The mail's bytes, naming these recipients."""
+    render: Callable[[tuple[str, ...]], bytes]
+    """Returns the mail's bytes with these recipients in its To header."""
 
 
-class Stationery:
-    """Writes letters as the settings want them."""
+class MessageBuilder:
+    """Builds mails with the sender, headers and signature of the settings."""
 
     def __init__(self, config: EmailConfig) -> None:
         self._config = config
         self._bounces = config.bounces
         self._domain = parseaddr(config.sender)[1].rpartition("@")[2]
-        self._always: list[str] = []
+        self._fixed_headers: list[str] = []
         if config.reply_to:
-            self._always.append(f"Reply-To: {_folded(config.reply_to)}")
+            self._fixed_headers.append(f"Reply-To: {_folded(config.reply_to)}")
         if config.list_unsubscribe:
-            self._always.append(_header("List-Unsubscribe", f"<{config.list_unsubscribe}>"))
+            self._fixed_headers.append(_header("List-Unsubscribe", f"<{config.list_unsubscribe}>"))
 
-    def letter(self, message: Message) -> Letter:
-        mail = self.write(message)
+    def build(self, message: Message) -> MailMessage:
+        mail = self.render(message)
 
-        def write(recipients: tuple[str, ...]) -> bytes:
-            return mail if recipients == message.recipients else self.write(replace(message, recipients=recipients))
+        def render(recipients: tuple[str, ...]) -> bytes:
+            return mail if recipients == message.recipients else self.render(replace(message, recipients=recipients))
 
-        return Letter(
+        return MailMessage(
             key=message.key,
             sender=self._bounces,
             recipients=message.recipients,
             notify=self._config.dsn,
             message_id=f"<{message.key}@{self._domain}>",
-            write=write,
+            render=render,
         )
 
-    def write(self, message: Message) -> bytes:
-        """The mail's bytes, signed if the settings have a key."""
+    def render(self, message: Message) -> bytes:
+        """Return the mail's bytes, signed if the settings have a DKIM key."""
         config = self._config
-        headers = [*self._always, *about_headers(message.content.get("about"), self._domain)]
+        headers = [*self._fixed_headers, *thread_headers(message.content.get("about"), self._domain)]
         mail = compose(message, config.sender, headers, recipients_visible=config.recipients_visible)
         if config.dkim is None:
             return mail
-        from channels.email.dkim import signed  # noqa: PLC0415 - its library is optional
+        from channels.email.dkim import sign  # noqa: PLC0415 - dkimpy is optional
 
         dkim = config.dkim
-        return signed(mail, domain=dkim.domain or self._domain, selector=dkim.selector, key_file=dkim.key_file)
+        return sign(mail, domain=dkim.domain or self._domain, selector=dkim.selector, key_file=dkim.key_file)
 
 
-def about_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, ...]:
-    """What tells a mail program which mails belong together; nothing where the launch plan isn't known.
+def thread_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, ...]:
+    """Return the headers that let mail programs group a launch plan's mails; none if the launch plan is unknown.
 
-    The List-Id is the launch plan's (RFC 2919). The thread's first message is one that never was: its id is made of
-    the launch plan's name alone, so nothing has to be looked up, and nobody's thread depends on who was told first.
+    The List-Id is derived from the launch plan (RFC 2919). References and In-Reply-To name a message that does not exist:
+    its id is a hash of the launch plan's name. So no earlier mail has to be found, and every recipient sees the same thread.
     """
     if not about or not about.get("launch_plan"):
         return ()
@@ -102,41 +104,45 @@ def about_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, ..
 
 
 @lru_cache(maxsize=256)
-def _list_and_thread(launch_plan: str, domain: str, project: str, ours: str) -> tuple[str, ...]:
-    """A storm's mails are about few launch plans."""
+def _list_and_thread(launch_plan: str, domain: str, project: str, mail_domain: str) -> tuple[str, ...]:
+    """Cached, because many mails concern few launch plans. `domain`: the Flyte domain; `mail_domain`: that of `from`."""
     names = (launch_plan, domain, project)
-    labels = (_plain(launch_plan, _NOT_IN_LABELS), _plain(domain, _NOT_IN_A_LABEL), _plain(project, _NOT_IN_A_LABEL))
+    labels = (
+        _list_id_label(launch_plan, _NOT_IN_LABELS),
+        _list_id_label(domain, _NOT_IN_A_LABEL),
+        _list_id_label(project, _NOT_IN_A_LABEL),
+    )
     root = hashlib.sha256("\0".join(names).encode(errors="replace")).hexdigest()[:32]
     return (
-        _header("List-Id", f"<{'.'.join(filter(None, labels))}.{ours}>"),
-        _header("In-Reply-To", f"<thread-{root}@{ours}>"),
-        _header("References", f"<thread-{root}@{ours}>"),
+        _header("List-Id", f"<{'.'.join(filter(None, labels))}.{mail_domain}>"),
+        _header("In-Reply-To", f"<thread-{root}@{mail_domain}>"),
+        _header("References", f"<thread-{root}@{mail_domain}>"),
     )
 
 
 def _header(name: str, value: str) -> str:
-    """One header, its value on a line of its own where both are longer than RFC 5322 (2.1.1) likes."""
+    """Format one header. The value gets its own line if one line would be longer than RFC 5322 (2.1.1) recommends."""
     return f"{name}: {value}" if len(name) + len(value) <= 76 else f"{name}:\r\n {value}"
 
 
-def _plain(name: str, unfit: re.Pattern[str]) -> str:
-    """A name as a List-Id can have it: told apart by a few digits where something had to be left out."""
-    plain = unfit.sub("-", name.lower())[:_LONGEST_LABEL].strip(".-")
-    if plain == name:
-        return plain
+def _list_id_label(name: str, invalid: re.Pattern[str]) -> str:
+    """Convert a name for a List-Id. If characters had to be replaced, a hash is appended, so that names stay distinct."""
+    label = invalid.sub("-", name.lower())[:_MAX_LABEL].strip(".-")
+    if label == name:
+        return label
     digits = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:6]
-    return f"{plain}-{digits}" if plain else digits
+    return f"{label}-{digits}" if label else digits
 
 
 def compose(
-    message: Message, sender: str, headers_too: Sequence[str] = (), *, recipients_visible: bool = True
+    message: Message, sender: str, extra_headers: Sequence[str] = (), *, recipients_visible: bool = True
 ) -> bytes:
-    """The mail as it goes over the wire: text and HTML of the same content (RFC 2046, 5.1.4), in lines ended by CRLF.
+    """Return the mail's bytes with CRLF line ends: the content as text and as HTML (RFC 2046, 5.1.4).
 
-    A part in ASCII that arrives as it is goes out as it is, another one quoted-printable in lines up to 76.
+    A part that no relay changes is sent unencoded, any other as quoted-printable in lines of up to 76 characters.
 
-    `sender`: an address, with a name or without, as `EmailConfig.sender` has it. `headers_too`: more headers, whole
-    and folded, without their line ends.
+    `sender`: an address with or without a name, as in `EmailConfig.sender`. `extra_headers`: additional headers, folded,
+    without their final line end.
     """
     content = message.content
     author, domain = _author(sender)
@@ -149,7 +155,7 @@ def compose(
         f"Message-ID: <{message.key}@{domain}>",
         "MIME-Version: 1.0",
         "Auto-Submitted: auto-generated",
-        *headers_too,
+        *extra_headers,
         f'Content-Type: multipart/alternative; boundary="{boundary}"',
     ]
     parts = [_part("plain", content["text"]), _part("html", content["html"])]
@@ -159,19 +165,19 @@ def compose(
 
 
 def message_id(key: str, sender: str) -> str:
-    """The same for the same delivery at every attempt, at the sender's own domain (RFC 5322, 3.6.4)."""
+    """Return the Message-ID of a delivery, the same at every attempt, in the sender's domain (RFC 5322, 3.6.4)."""
     return f"<{key}@{_author(sender)[1]}>"
 
 
 @lru_cache(maxsize=16)
-def _date(moment: datetime) -> str:
-    """A batch's mails were all made at once."""
-    return format_datetime(moment)
+def _date(timestamp: datetime) -> str:
+    """Cached, because the mails of one batch have the same date."""
+    return format_datetime(timestamp)
 
 
 @lru_cache(maxsize=16)
 def _author(sender: str) -> tuple[str, str]:
-    """The From header and the domain of a sender, read once: it is the same in every mail."""
+    """Return the From header and the domain of a sender. Cached, because the sender is the same in every mail."""
     name, address = parseaddr(sender)
     return formataddr((name, address)), address.rpartition("@")[2].encode("idna").decode()
 
@@ -180,25 +186,25 @@ def _subject(content: Content) -> str:
     text = _BREAKS.sub(" ", str(content["subject"])).strip()
     if text.isascii() and text.isprintable() and len(text) <= 66 and "=?" not in text:
         return text
-    return encoded_words(text, room=WIDTH - len("Subject: "))
+    return encoded_words(text, first_line=WIDTH - len("Subject: "))
 
 
-def encoded_words(text: str, *, room: int = WIDTH) -> str:
-    """A header's text beyond ASCII, as base64 words on lines of their own (RFC 2047, 2).
+def encoded_words(text: str, *, first_line: int = WIDTH) -> str:
+    """Encode a header's non-ASCII text as base64 encoded words, one on each line (RFC 2047, 2).
 
-    A word has at most 75 characters, a line `WIDTH`, and no word ends inside a character. `room`: how many
-    characters the first line has left beside the header's name. What UTF-8 can't say becomes a question mark.
-    The standard library's Header does the same at forty times the cost.
+    A word has at most 75 characters, a line at most `WIDTH`, and no character is split between words. `first_line`: the
+    number of characters that fit on the first line, after the header's name. Characters that UTF-8 can't encode become
+    question marks. The standard library's Header does the same, but takes forty times as long.
     """
     octets = text.encode(errors="replace")
     words = []
-    start = 0
+    start, line_length = 0, first_line
     while start < len(octets):
-        end = min(start + (min(room, LONGEST_WORD) - len("=?utf-8?b??=")) // 4 * 3, len(octets))
+        end = min(start + (min(line_length, MAX_ENCODED_WORD) - len("=?utf-8?b??=")) // 4 * 3, len(octets))
         while end < len(octets) and octets[end] & 0xC0 == 0x80:  # inside a character
             end -= 1
         words.append(f"=?utf-8?b?{binascii.b2a_base64(octets[start:end], newline=False).decode()}?=")
-        start, room = end, WIDTH - 1
+        start, line_length = end, WIDTH - 1
     return "\r\n ".join(words)
 
 
@@ -207,8 +213,8 @@ def _folded(addresses: Sequence[str]) -> str:
 
 
 def _part(kind: str, text: str) -> bytes:
-    """In lines that all end by CRLF, whatever ended them before."""
-    if _arrives_as_it_is(text):
+    """Return a MIME part with its headers; all line ends become CRLF."""
+    if _needs_no_encoding(text):
         encoding, octets = "7bit", text.removesuffix("\n").encode().replace(b"\n", b"\r\n") + b"\r\n"
     else:
         encoding, octets = "quoted-printable", _quoted(text.replace("\0", "").splitlines())
@@ -217,19 +223,19 @@ def _part(kind: str, text: str) -> bytes:
 
 
 def _quoted(lines: Sequence[str]) -> bytes:
-    """Quoted-printable (RFC 2045, 6.7), in which no line begins as mailboxes want to change it."""
+    """Encode as quoted-printable (RFC 2045, 6.7). `From` at a line start is encoded too, because mailboxes change it."""
     text = "\r\n" + "\r\n".join(lines) + "\r\n"
     octets = binascii.b2a_qp(text.encode(errors="replace"), istext=True)
     return octets.replace(b"\r\nFrom ", b"\r\nF=\r\nrom ").removeprefix(b"\r\n")
 
 
-def _arrives_as_it_is(text: str) -> bool:
-    """Whether the text needs no encoding (RFC 2045, 2.7) and nobody changes it on its way, so that a signature holds."""
+def _needs_no_encoding(text: str) -> bool:
+    """Whether the text is valid 7bit (RFC 2045, 2.7) and no relay or mailbox changes it, which would break a signature."""
     if not text.isascii() or text.encode().translate(None, _SAFE) or _UNSAFE_LINE.search(f"\n{text}\n"):
         return False
     start = 0
-    while len(text) - start > LONGEST_LINE:
-        start = text.rfind("\n", start, start + LONGEST_LINE + 1) + 1  # past as many lines as one could hold
+    while len(text) - start > MAX_LINE:
+        start = text.rfind("\n", start, start + MAX_LINE + 1) + 1  # skip all lines that end within the limit
         if start == 0:
             return False
     return True

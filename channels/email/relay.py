@@ -1,4 +1,4 @@
-"""One relay, and the connections kept to it."""
+"""One relay and its pool of SMTP connections."""
 
 from __future__ import annotations
 
@@ -10,200 +10,204 @@ from dataclasses import dataclass
 import aiosmtplib
 from aiosmtplib import SMTP
 
-from channels.common.tls import Certificates
+from channels.common.tls import ReloadingContext
 from channels.contract import Finding, Later, Receipt
-from channels.email.auth import Login
+from channels.email.auth import SmtpAuth
 from channels.email.config import RelayConfig
-from channels.email.mime import Letter
-from channels.email.smtp_protocol import Talk, Trouble
-from channels.email.smtp_replies import answer, excerpt, said
-from channels.email.transaction import Offers, Stale, hand_over
+from channels.email.mime import MailMessage
+from channels.email.smtp_protocol import ConnectionFailed, SmtpProtocol
+from channels.email.smtp_replies import answer, code_and_text, excerpt
+from channels.email.transaction import Extensions, StaleConnection, send_mail
 
-OLDEST = 300.0
-"""Seconds after which a connection is retired."""
-MOST_MESSAGES = 100
-"""Mails after which a connection is retired: many relays allow no more."""
-LONGEST_IDLE = 60.0
-"""Seconds after which a connection that nobody needs is closed: relays count them."""
-ONE_MORE = 60.0
-"""Seconds between tries whether a relay that refused a connection takes one more meanwhile."""
-PROBING = 5.0
-"""Seconds that a kept connection has to show that it is alive."""
-TRUSTED = 1.0
-"""Seconds for which one that has just taken a mail need not show it."""
-PATIENCE = 60.0
-"""Seconds that a mail waits for a connection while others have them all."""
-_DONE = 250
+MAX_AGE = 300.0
+"""Seconds after which a connection is closed."""
+MAX_MAILS = 100
+"""Mails after which a connection is closed: many relays allow no more."""
+MAX_IDLE = 60.0
+"""Seconds after which an idle connection is closed, because relays limit the number of connections."""
+LIMIT_PROBE_INTERVAL = 60.0
+"""After the relay refused a connection: seconds before the pool tries to open one more."""
+RSET_TIMEOUT = 5.0
+"""Seconds that an idle connection has to answer RSET; otherwise it is replaced."""
+SKIP_RSET = 1.0
+"""Seconds after an accepted mail in which the connection is used again without RSET."""
+ACQUIRE_TIMEOUT = 60.0
+"""Seconds that a mail waits for a connection while all of them are in use."""
+_OK = 250
 
 
 @dataclass(slots=True, eq=False)
-class Line:
-    """One connection to the relay, logged in."""
+class Connection:
+    """One connection to the relay, after the login."""
 
-    talk: Talk
-    offers: Offers
+    protocol: SmtpProtocol
+    extensions: Extensions
     opened_at: float
     idle_since: float = 0.0
     mails: int = 0
-    """So many were begun on it."""
+    """Number of transactions that were started on it."""
     ready: bool = True
-    """False in the middle of a mail: a line that is put down so is closed."""
+    """False during a transaction. A connection that is released like this is closed."""
     clean: bool = True
-    """False where the relay may remember something of a mail that it did not take."""
+    """False if the relay may still have state of a transaction that failed, so RSET is needed."""
     loses_commands: bool = False
-    """The relay did not answer all that it was told at once."""
+    """True if pipelined commands got no reply: from then on, commands are sent one by one."""
 
 
 class Relay:
-    """Takes letters, over at most so many connections as the settings allow and the relay takes."""
+    """Sends mails, over at most as many connections as the settings and the relay allow.
+
+    `_slots` has one permit for each connection that may be in use. If the relay refuses a connection while others are
+    open, a permit is withheld, so that the pool shrinks to the relay's limit; later the pool probes for one more.
+    """
 
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
         host, port = config.address
         self._where = f"mail relay {host}:{port}"
-        self._login = Login(config, self._where)
-        self._room = asyncio.Semaphore(config.connections)
+        self._auth = SmtpAuth(config, self._where)
+        self._slots = asyncio.Semaphore(config.connections)
         self._withheld = 0
-        """Permits of `_room` that are kept back: the relay takes fewer connections than the settings allow."""
-        self._one_more_at = 0.0
-        self._idle: list[Line] = []
+        """Permits of `_slots` that are not used, because the relay allows fewer connections than the settings."""
+        self._probe_limit_at = 0.0
+        self._idle: list[Connection] = []
         self._open = 0
         self._loses_commands = False
         self._opening = 0
-        self._news = asyncio.Event()
-        """Pulsed when a connection has come to be, or failed to."""
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._certificates = Certificates((config.ca_file, config.cert_file, config.key_file), self._make_context)
+        self._connect_finished = asyncio.Event()
+        """Set and cleared each time an attempt to connect has succeeded or failed."""
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._tls_context = ReloadingContext((config.ca_file, config.cert_file, config.key_file), self._create_context)
 
-    async def take(self, letter: Letter) -> Receipt:
-        """Hand the letter over. Raises Later, Never or Unknown."""
+    async def send(self, mail: MailMessage) -> Receipt:
+        """Send the mail. Raises Later, Never or InDoubt."""
         while True:
-            line = await self._pick_up()
-            fresh = not line.mails
-            line.mails += 1
+            connection = await self._acquire()
+            is_new = not connection.mails
+            connection.mails += 1
             try:
-                return await hand_over(line, letter)
-            except Stale:  # nothing was said on it: a kept connection is closed at times, and another may stand
-                if fresh:
-                    raise Later(f"{self._where} closed the connection at once", everyone=True) from None
+                return await send_mail(connection, mail)
+            except StaleConnection:  # nothing was sent; if it was a kept connection, try the next one
+                if is_new:
+                    raise Later(f"{self._where} closed the connection at once", provider_wide=True) from None
             finally:
-                self._put_down(line)
+                self._release(connection)
 
     async def check(self) -> Finding:
-        """Connect, encrypt and log in; say nothing of any mail."""
+        """Connect, start TLS and log in, without sending a mail."""
         try:
-            self._put_down(await self._pick_up())
+            self._release(await self._acquire())
         except Later as error:
             return Finding(error.reason, ok=False)
         who = f"logged in as {self._config.username}" if self._config.username else "it asks nobody to log in"
         return Finding(f"{self._where} takes connections, {who}")
 
     async def aclose(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        async with asyncio.TaskGroup() as partings:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        async with asyncio.TaskGroup() as group:
             while self._idle:
-                partings.create_task(self._idle.pop().talk.leave())
-                self._one_less()
+                group.create_task(self._idle.pop().protocol.quit())
+                self._connection_closed()
 
-    async def _pick_up(self) -> Line:
-        """A connection, kept or new, for one mail."""
+    async def _acquire(self) -> Connection:
+        """Return an idle or new connection for one mail. Raises Later."""
         now = asyncio.get_running_loop().time()
-        if self._withheld and now >= self._one_more_at:
+        if self._withheld and now >= self._probe_limit_at:
             self._withheld -= 1
-            self._one_more_at = now + ONE_MORE
-            self._room.release()
+            self._probe_limit_at = now + LIMIT_PROBE_INTERVAL
+            self._slots.release()
         while True:
-            await self._wait_for_room()
+            await self._acquire_slot()
             try:
-                return await self._kept() or await self._new()
-            except _Crowded:  # its permit is kept back: the next line is one that somebody puts down
+                return await self._reuse_idle() or await self._open_new()
+            except _Saturated:  # withhold this permit, and wait for a connection that is released
                 self._withheld += 1
-                self._one_more_at = asyncio.get_running_loop().time() + ONE_MORE
+                self._probe_limit_at = asyncio.get_running_loop().time() + LIMIT_PROBE_INTERVAL
             except BaseException:
-                self._room.release()
+                self._slots.release()
                 raise
 
-    async def _wait_for_room(self) -> None:
-        """Take a permit. Raises Later where others keep them all for too long."""
-        if not self._room.locked():  # as a rule: no timer is needed
-            await self._room.acquire()
+    async def _acquire_slot(self) -> None:
+        """Take a permit. Raises Later if none is free within `ACQUIRE_TIMEOUT`."""
+        if not self._slots.locked():  # the usual case needs no timer
+            await self._slots.acquire()
             return
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._room.acquire()
+            async with asyncio.timeout(ACQUIRE_TIMEOUT):
+                await self._slots.acquire()
         except TimeoutError:
             raise Later(f"{self._where} keeps all its connections busy") from None
 
-    def _put_down(self, line: Line) -> None:
-        if line.ready:
-            line.idle_since = asyncio.get_running_loop().time()
-            self._idle.append(line)
-            self._sweep_later()
+    def _release(self, connection: Connection) -> None:
+        if connection.ready:
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+            self._schedule_idle_timer()
         else:
-            self._part_with(line)
-        self._loses_commands |= line.loses_commands
-        self._room.release()
+            self._close(connection)
+        self._loses_commands |= connection.loses_commands
+        self._slots.release()
 
-    def _part_with(self, line: Line) -> None:
-        line.talk.close(politely=line.ready)
-        self._one_less()
+    def _close(self, connection: Connection) -> None:
+        connection.protocol.close(send_quit=connection.ready)
+        self._connection_closed()
 
-    def _one_less(self) -> None:
+    def _connection_closed(self) -> None:
         self._open -= 1
-        if not self._open:  # what was learned of the relay's limit may be out of date
+        if not self._open:  # the relay's limit may have changed: use all permits again
             while self._withheld:
                 self._withheld -= 1
-                self._room.release()
+                self._slots.release()
 
-    async def _kept(self) -> Line | None:
-        """A connection that has been used before, reset and alive."""
+    async def _reuse_idle(self) -> Connection | None:
+        """Return an idle connection that is usable, after RSET if needed; None if there is none. Closes unusable ones."""
         while self._idle:
-            line = self._idle.pop()
-            ready, line.ready = line.ready, False
+            connection = self._idle.pop()
+            ready, connection.ready = connection.ready, False
             try:
-                if await self._still_good(line):
-                    line.ready = ready
-                    return line
+                if await self._is_usable(connection):
+                    connection.ready = ready
+                    return connection
             except BaseException:
-                self._part_with(line)
+                self._close(connection)
                 raise
-            self._part_with(line)
+            self._close(connection)
         return None
 
-    async def _still_good(self, line: Line) -> bool:
-        """Look whether a kept connection can take one more mail. The relay has heard of the end of one that can't."""
+    async def _is_usable(self, connection: Connection) -> bool:
+        """Whether an idle connection can send one more mail. One that is too old or was used too often is closed with QUIT."""
         now = asyncio.get_running_loop().time()
-        if now - line.opened_at >= OLDEST or line.mails >= MOST_MESSAGES:
-            await line.talk.leave()
+        if now - connection.opened_at >= MAX_AGE or connection.mails >= MAX_MAILS:
+            await connection.protocol.quit()
             return False
-        if not line.talk.quiet:
+        if not connection.protocol.usable:
             return False
-        if line.clean and now - line.idle_since < TRUSTED:
+        if connection.clean and now - connection.idle_since < SKIP_RSET:
             return True
         try:
-            line.talk.say(b"RSET\r\n")
-            reply = await line.talk.hear(min(PROBING, self._config.timeout))
-        except Trouble:
+            connection.protocol.write(b"RSET\r\n")
+            reply = await connection.protocol.read_reply(min(RSET_TIMEOUT, self._config.timeout))
+        except ConnectionFailed:
             return False
-        return reply.code == _DONE
+        return reply.code == _OK
 
-    def _sweep_later(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(LONGEST_IDLE, self._sweep)
+    def _schedule_idle_timer(self) -> None:
+        if self._idle_timer is None:
+            self._idle_timer = asyncio.get_running_loop().call_later(MAX_IDLE, self._close_idle)
 
-    def _sweep(self) -> None:
-        """Close what nobody has needed for a while."""
-        self._sweeper = None
+    def _close_idle(self) -> None:
+        """Close the connections that were idle for `MAX_IDLE`."""
+        self._idle_timer = None
         now = asyncio.get_running_loop().time()
-        for line in [line for line in self._idle if now - line.idle_since >= LONGEST_IDLE - 1]:
-            self._idle.remove(line)
-            self._part_with(line)
+        for connection in [one for one in self._idle if now - one.idle_since >= MAX_IDLE - 1]:
+            self._idle.remove(connection)
+            self._close(connection)
         if self._idle:
-            self._sweep_later()
+            self._schedule_idle_timer()
 
-    async def _new(self) -> Line:
-        """A new connection. Raises _Crowded where the relay has taken others and wants no more; else Later."""
+    async def _open_new(self) -> Connection:
+        """Open a connection. Raises Later, and _Saturated if the relay refuses it while other connections are open."""
         self._opening += 1
         try:
             smtp = await self._connect()
@@ -211,19 +215,21 @@ class Relay:
         except Later as error:
             refusal = error
         else:
-            talk = Talk(smtp, self._config.timeout)
+            protocol = SmtpProtocol(smtp, self._config.timeout)
             now = asyncio.get_running_loop().time()
-            return Line(talk, Offers.of(smtp), now, loses_commands=self._loses_commands)
+            return Connection(protocol, Extensions.of(smtp), now, loses_commands=self._loses_commands)
         finally:
             self._opening -= 1
-            self._news.set()
-            self._news.clear()
-        if not isinstance(refusal, _TooMany):
+            self._connect_finished.set()
+            self._connect_finished.clear()
+        if not isinstance(refusal, _LimitSuspected):
             raise refusal
-        while self._opening and not self._open:  # the others that are knocking tell whether it takes any
-            await self._news.wait()
+        while (
+            self._opening and not self._open
+        ):  # whether the relay accepts any connection depends on the other attempts
+            await self._connect_finished.wait()
         if self._open:
-            raise _Crowded
+            raise _Saturated
         raise refusal
 
     async def _connect(self) -> SMTP:
@@ -233,59 +239,61 @@ class Relay:
             port=config.address[1],
             use_tls=config.security == "tls",
             start_tls=config.security == "starttls",
-            tls_context=self._context() if config.security != "none" else None,
+            tls_context=self._tls_context_or_later() if config.security != "none" else None,
             timeout=config.timeout,
             local_hostname=socket.gethostname() or "localhost",
         )
         try:
             await smtp.connect()
-            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - STARTTLS forgets what EHLO said (RFC 3207, 4.2)
-            await self._login.show(smtp)
-        except Later as error:  # the login's; one that is refused for now may be one too many
+            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - after STARTTLS, EHLO must be sent again (RFC 3207, 4.2)
+            await self._auth.authenticate(smtp)
+        except Later as error:  # raised by the login; a temporary refusal (4yz) may mean too many connections
             smtp.close()
             if error.answer is not None and error.answer.status.startswith("4"):
-                raise _TooMany(error.reason, answer=error.answer, everyone=True) from None
+                raise _LimitSuspected(error.reason, answer=error.answer, provider_wide=True) from None
             raise
         except aiosmtplib.SMTPResponseException as error:
             smtp.close()
-            raise _TooMany(
-                f"{where} does not take mail now: {said(error.code, error.message)}{_about_certificate(error.message)}",
+            raise _LimitSuspected(
+                f"{where} does not take mail now: {code_and_text(error.code, error.message)}{_certificate_advice(error.message)}",
                 answer=answer(error.code, error.message),
-                everyone=True,
+                provider_wide=True,
             ) from None
         except (aiosmtplib.SMTPConnectTimeoutError, aiosmtplib.SMTPReadTimeoutError):
             smtp.close()
-            raise Later(f"{where} gives no answer within {config.timeout:g} s", everyone=True) from None
+            raise Later(f"{where} gives no answer within {config.timeout:g} s", provider_wide=True) from None
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             smtp.close()
-            kind = _TooMany if _hung_up(error) else Later
-            raise kind(f"{where} {_unreachable(error)}", everyone=True) from None
+            error_type = _LimitSuspected if _hung_up(error) else Later
+            raise error_type(f"{where} {_unreachable(error)}", provider_wide=True) from None
         except BaseException:
             smtp.close()
             raise
         return smtp
 
-    def _context(self) -> ssl.SSLContext:
-        """One for all connections."""
+    def _tls_context_or_later(self) -> ssl.SSLContext:
+        """Return the TLS context that all connections share. Raises Later if a certificate file can't be used."""
         try:
-            return self._certificates.context()
+            return self._tls_context.context()
         except (OSError, ValueError) as error:
             advice = "check channels.email.ca_file, cert_file and key_file"
-            raise Later(f"the certificates can't be used: {excerpt(str(error))}; {advice}", everyone=True) from None
+            raise Later(
+                f"the certificates can't be used: {excerpt(str(error))}; {advice}", provider_wide=True
+            ) from None
 
-    def _make_context(self) -> ssl.SSLContext:
+    def _create_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=self._config.ca_file)
         if self._config.cert_file is not None:
             context.load_cert_chain(self._config.cert_file, self._config.key_file, password=_no_passphrase)
         return context
 
 
-class _TooMany(Later):
-    """The relay answered, or hung up, instead of taking the connection: perhaps it has enough of us."""
+class _LimitSuspected(Later):
+    """The relay refused the connection or closed it: perhaps it allows no more connections."""
 
 
-class _Crowded(Exception):
-    """The relay takes no more connections than it has."""
+class _Saturated(Exception):
+    """The relay allows no more connections than those that are open."""
 
 
 def _no_passphrase() -> str:
@@ -293,18 +301,18 @@ def _no_passphrase() -> str:
 
 
 def _hung_up(error: Exception) -> bool:
-    """Whether the relay is there, and didn't want to talk."""
+    """Whether the relay was reached and closed or refused the connection; false for TLS and DNS errors."""
     if any(isinstance(cause, ssl.SSLError | socket.gaierror) for cause in (error, error.__cause__)):
         return False
     return isinstance(error, aiosmtplib.SMTPServerDisconnected | aiosmtplib.SMTPConnectError | ConnectionError)
 
 
-def _about_certificate(words: str) -> str:
-    return "; see channels.email.cert_file" if "certificate" in words.lower() else ""
+def _certificate_advice(text: str) -> str:
+    return "; see channels.email.cert_file" if "certificate" in text.lower() else ""
 
 
 def _unreachable(error: Exception) -> str:
-    """Why there is no connection; aiosmtplib sometimes wraps the cause."""
+    """Describe why the connection failed. aiosmtplib sometimes wraps the cause."""
     for cause in (error, error.__cause__):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"has a certificate that is not trusted ({cause.verify_message}): see channels.email.ca_file"
@@ -313,7 +321,7 @@ def _unreachable(error: Exception) -> str:
         if isinstance(cause, ssl.SSLError):
             return f"speaks no TLS that we understand ({cause.reason}): see channels.email.security and port"
     if any(isinstance(cause, aiosmtplib.SMTPServerDisconnected) for cause in (error, error.__cause__)):
-        # in TLS 1.3 a server refuses a client's certificate after the client's handshake is done (RFC 8446, 4.4.2.4)
+        # in TLS 1.3 a server refuses the client's certificate after the client has finished the handshake (RFC 8446, 4.4.2.4)
         return "hung up before taking any mail; where it wants a certificate of ours: see channels.email.cert_file"
     if "STARTTLS" in str(error):
         return "offers no STARTTLS: see channels.email.security and port"

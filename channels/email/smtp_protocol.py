@@ -1,7 +1,7 @@
-"""What is said on a connection to a relay, and what it answers (RFC 5321, 4.2), whatever any of it means.
+"""Sends SMTP commands on a connection and reads the replies in order (RFC 5321, 4.2); it does not interpret them.
 
-aiosmtplib opens a connection, encrypts it and logs in. It reads one answer to one command, though, and throws away what
-comes sooner, so what follows is heard here: asyncio lets a transport change the protocol that listens to it.
+aiosmtplib connects, starts TLS and logs in. After that it can't be used for pipelining: it reads one reply per command
+and discards replies that arrive earlier. So `SmtpProtocol` replaces aiosmtplib's protocol on the same transport.
 """
 
 from __future__ import annotations
@@ -13,123 +13,131 @@ from typing import NamedTuple, cast
 
 from aiosmtplib import SMTP
 
-LONGEST_ANSWER = 32 * 1024
-"""Bytes; an answer of many recipients' worth is far shorter."""
-FAREWELL = 2.0
-"""Seconds that a relay has to answer QUIT."""
+MAX_REPLY_BYTES = 32 * 1024
+"""A longer reply is a protocol error; replies for many recipients are far shorter."""
+QUIT_TIMEOUT = 2.0
+"""Seconds to wait for the reply to QUIT."""
 
 
 class Reply(NamedTuple):
-    """One answer, its lines joined by line ends."""
+    """One reply; the lines of a multiline reply are joined by line ends."""
 
     code: int
     text: str
 
 
-class Trouble(Exception):
-    """There will be no answer, and the connection can't be used any more."""
+class ConnectionFailed(Exception):
+    """No further reply can be read, and the connection can't be used any more."""
 
 
-class Gone(Trouble):
+class Disconnected(ConnectionFailed):
     """The connection is closed."""
 
 
-class Silent(Trouble):
-    """No answer came in time."""
+class ReplyTimeout(ConnectionFailed):
+    """No reply arrived in time."""
 
 
-class Babble(Trouble):
-    """What came is no SMTP, or answers nothing that was asked."""
+class ProtocolError(ConnectionFailed):
+    """The relay sent something that is not SMTP, or a reply without a command."""
 
 
-class Talk(asyncio.Protocol):
-    """Says commands, and hears their answers in the order of the commands (RFC 2920, 3.2)."""
+class SmtpProtocol(asyncio.Protocol):
+    """Sends commands, and reads their replies in the order of the commands (RFC 2920, 3.2)."""
 
     def __init__(self, smtp: SMTP, timeout: float) -> None:
-        """Takes the connection over; `smtp` must have an answer to all that it said. `timeout`: seconds for an answer."""
+        """Take over the connection of `smtp`, which must have read all its replies. `timeout`: seconds for each reply."""
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._replies: deque[Reply] = deque()
-        self._begun: list[bytes] = []
-        """The lines of an answer that is not whole yet, and what has come of the next line."""
-        self._rest = b""
-        self._trouble: Trouble | None = None
-        self._listener: asyncio.Future[None] | None = None
+        self._partial_lines: list[bytes] = []
+        """Complete lines of a multiline reply whose last line has not arrived yet."""
+        self._buffer = b""
+        """The start of a line whose end has not arrived yet."""
+        self._error: ConnectionFailed | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        """Set while `read_reply` waits."""
         self._transport = cast("asyncio.Transport", smtp.transport)
         self._transport.set_protocol(self)
 
     @property
-    def quiet(self) -> bool:
-        """Whether the connection stands, and nothing came that nobody has asked for: a farewell, as a rule."""
-        return not (self._replies or self._begun or self._rest or self._trouble or self._transport.is_closing())
+    def usable(self) -> bool:
+        """Whether the connection is open and no unrequested reply has arrived (usually a 421 before the relay closes)."""
+        return not (self._replies or self._partial_lines or self._buffer or self._error or self._transport.is_closing())
 
-    def say(self, words: bytes) -> None:
-        """Say one command or several, whole with their line ends, or a mail. Raises Gone or Babble, and then nothing was said."""
-        if self._trouble is not None:
-            raise self._trouble
+    def write(self, data: bytes) -> None:
+        """Send whole commands with their line ends, or a mail.
+
+        Raises Disconnected or ProtocolError; then nothing was sent.
+        """
+        if self._error is not None:
+            raise self._error
         if self._transport.is_closing():
-            raise Gone
-        if not self.quiet:
-            raise Babble("an answer to nothing that was asked")
-        self._transport.write(words)
+            raise Disconnected
+        if not self.usable:
+            raise ProtocolError("a reply without a command")
+        self._transport.write(data)
 
-    async def hear(self, patience: float | None = None) -> Reply:
-        """The next answer; `patience`: seconds, where they are not the usual ones. Raises Gone, Silent or Babble."""
+    async def read_reply(self, seconds: float | None = None) -> Reply:
+        """Wait for the next reply. `seconds`: the time limit, instead of the connection's usual timeout.
+
+        Raises Disconnected, ReplyTimeout or ProtocolError.
+        """
         if not self._replies:
-            if self._trouble is not None:
-                raise self._trouble
-            self._listener = self._loop.create_future()
-            alarm = self._loop.call_later(patience or self._timeout, self._fail, Silent())
+            if self._error is not None:
+                raise self._error
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(seconds or self._timeout, self._fail, ReplyTimeout())
             try:
-                await self._listener
+                await self._waiter
             finally:
-                alarm.cancel()
-                self._listener = None
+                timer.cancel()
+                self._waiter = None
         return self._replies.popleft()
 
-    async def leave(self) -> None:
-        """Say goodbye, and hang up once the relay has heard it."""
-        with suppress(Trouble):
-            self.say(b"QUIT\r\n")
-            await self.hear(FAREWELL)
+    async def quit(self) -> None:
+        """Send QUIT, wait for its reply, and close the connection."""
+        with suppress(ConnectionFailed):
+            self.write(b"QUIT\r\n")
+            await self.read_reply(QUIT_TIMEOUT)
         self._transport.close()
 
-    def close(self, *, politely: bool = False) -> None:
-        """Hang up; `politely`: with a goodbye, and without waiting for the answer."""
-        if politely and self.quiet:
+    def close(self, *, send_quit: bool = False) -> None:
+        """Close the connection at once. `send_quit`: send QUIT before, without waiting for the reply."""
+        if send_quit and self.usable:
             self._transport.write(b"QUIT\r\n")
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            self._begun.append(line)
+            self._partial_lines.append(line)
             if line[3:4] != b"-":
-                self._heard(self._begun)
-                self._begun = []
-        if len(self._rest) + sum(map(len, self._begun)) > LONGEST_ANSWER:
-            self._fail(Babble("an answer without an end"))
+                self._reply_received(self._partial_lines)
+                self._partial_lines = []
+        if len(self._buffer) + sum(map(len, self._partial_lines)) > MAX_REPLY_BYTES:
+            self._fail(ProtocolError("a reply that is too long"))
 
     def eof_received(self) -> None:
-        self._fail(Gone())
+        self._fail(Disconnected())
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._fail(Gone())
+        self._fail(Disconnected())
 
-    def _heard(self, lines: list[bytes]) -> None:
+    def _reply_received(self, lines: list[bytes]) -> None:
         text = "\n".join(line[4:].strip().decode(errors="replace") for line in lines)
         code = lines[-1][:3]
         if not code.isdigit():
-            self._fail(Babble(b" ".join(lines).decode(errors="replace")))
-        elif self._trouble is None:
+            self._fail(ProtocolError(b" ".join(lines).decode(errors="replace")))
+        elif self._error is None:
             self._replies.append(Reply(int(code), text))
-            if self._listener is not None and not self._listener.done():
-                self._listener.set_result(None)
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
 
-    def _fail(self, trouble: Trouble) -> None:
-        """What was heard before can still be read; after it comes the trouble."""
-        if self._trouble is None:
-            self._trouble = trouble
-        if self._listener is not None and not self._listener.done():
-            self._listener.set_exception(self._trouble)
+    def _fail(self, error: ConnectionFailed) -> None:
+        """Record the connection's first error. Replies that arrived before it can still be read."""
+        if self._error is None:
+            self._error = error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(self._error)

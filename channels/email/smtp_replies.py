@@ -1,6 +1,6 @@
-"""What a relay's words mean: the kind of error, and what the operator or the user should change.
+"""The meaning of a relay's reply: the error to raise, and what the operator or the rule's author should change.
 
-Codes by RFC 5321 (4.2.3), RFC 4954 (logins) and RFC 3463 (the enhanced codes in their text).
+Reply codes: RFC 5321, 4.2.3; RFC 4954 for logins; RFC 3463 for the enhanced status codes in the text.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from channels.contract import EXCERPT, Answer, ChannelError, Later, Never
 
-_ENHANCED = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
+_ENHANCED_CODE = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
 CLOSING = 421
-WANTS_A_LOGIN = frozenset({530, 534, 535, 538})
-"""The login is what is wrong: mended in the settings, so the mail waits."""
+LOGIN_FAILED = frozenset({530, 534, 535, 538})
+"""The login is missing or wrong. The operator fixes that in the settings, so the mail is retried until then."""
 _ADVICE = {
     "login": {
         454: "its login service is out of order",
@@ -35,11 +35,11 @@ _ADVICE = {
         450: "its mailbox is busy, or it is greylisted",
         451: "it is greylisted, or the relay can't check it now",
         452: "too many recipients, or its mailbox is full",
-        501: "the address is malformed: mend it in the rule",
-        550: "no such mailbox: mend the address in the rule",
-        551: "the mailbox has moved: mend the address in the rule",
+        501: "the address is malformed: fix it in the rule",
+        550: "no such mailbox: fix the address in the rule",
+        551: "the mailbox has moved: fix the address in the rule",
         552: "too many recipients, or its mailbox is full",
-        553: "the address is not allowed: mend it in the rule",
+        553: "the address is not allowed: fix it in the rule",
         554: "the relay doesn't carry mail for this address",
     },
     "mail": {
@@ -48,15 +48,15 @@ _ADVICE = {
         554: "its filter wants neither this sender nor this content: ask its operator",
     },
 }
-_REFINED = {
+_ENHANCED_ADVICE = {
     ("sender", "5.2.2"): "its mailbox is full",
-    ("recipient", "5.2.1"): "the mailbox is switched off: mend the address in the rule",
+    ("recipient", "5.2.1"): "the mailbox is switched off: fix the address in the rule",
     ("recipient", "5.2.2"): "the mailbox is full",
     ("recipient", "5.7.1"): "the relay may not carry mail there for us: let it, or log in",
     ("mail", "5.2.2"): "the mailbox is full",
     ("sender", "5.7.60"): "the login may not send as channels.email.from",
 }
-"""Where the enhanced code says more than the code."""
+"""Advice for enhanced status codes that are more specific than the reply code."""
 
 
 def answer(code: int, text: str) -> Answer:
@@ -64,38 +64,41 @@ def answer(code: int, text: str) -> Answer:
 
 
 def excerpt(text: str) -> str:
-    """One line that any terminal and any database takes."""
-    words = " ".join(text.split())[:EXCERPT]
-    return words if words.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in words)
+    """Return the start of the text as one printable line, at most `EXCERPT` characters."""
+    line = " ".join(text.split())[:EXCERPT]
+    return line if line.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
-def said(code: int, text: str) -> str:
+def code_and_text(code: int, text: str) -> str:
     return f"{code} {excerpt(text)}"
 
 
-def refused(what: str, code: int, text: str) -> ChannelError:
-    """The error for a refusal of the `sender`, a `recipient` or the `mail` itself."""
-    words = f"{said(code, text)}{_because(what, code, text)}"
+def refusal_error(what: str, code: int, text: str) -> ChannelError:
+    """Return the error for a reply that refuses the `sender`, a `recipient` or the `mail`; `what` is one of these words."""
+    reply = f"{code_and_text(code, text)}{_advice(what, code, text)}"
     if code == CLOSING:
-        return Later(f"the relay closes: {words}", answer=answer(code, text), everyone=True)
-    if code in WANTS_A_LOGIN:
-        return Later(f"the relay takes nothing from us: {words}", answer=answer(code, text), everyone=True)
-    # 552 to a recipient means too many of them, and is to be taken for 452 (RFC 5321, 4.5.3.1.10).
+        return Later(f"the relay closes: {reply}", answer=answer(code, text), provider_wide=True)
+    if code in LOGIN_FAILED:
+        return Later(f"the relay takes nothing from us: {reply}", answer=answer(code, text), provider_wide=True)
+    # 552 to a recipient means too many recipients, and must be treated like 452 (RFC 5321, 4.5.3.1.10).
     if 400 <= code < 500 or (what == "recipient" and code == 552):
-        return Later(f"the relay did not take the {what} yet: {words}", answer=answer(code, text))
-    return Never(f"the relay refused the {what}: {words}", answer=answer(code, text))
+        return Later(f"the relay did not take the {what} yet: {reply}", answer=answer(code, text))
+    return Never(f"the relay refused the {what}: {reply}", answer=answer(code, text))
 
 
 def login_refused(where: str, code: int, text: str, *, token: bool) -> Later:
-    """A login that failed is mended in the settings or at the relay, so the mail waits."""
-    words = f"{said(code, text)}{_because('login', code, text)}"
+    """Return the error for a refused login: the operator fixes it in the settings or at the relay; the mail is retried.
+
+    `token`: the login used a token instead of a password.
+    """
+    reply = f"{code_and_text(code, text)}{_advice('login', code, text)}"
     if token and code == 535:
-        words = f"{said(code, text)}; check channels.email.oauth: its scope, and that the mailbox grants access to it"
-    return Later(f"{where} refused the login: {words}", answer=answer(code, text), everyone=True)
+        reply = f"{code_and_text(code, text)}; check channels.email.oauth: its scope, and that the mailbox grants access to it"
+    return Later(f"{where} refused the login: {reply}", answer=answer(code, text), provider_wide=True)
 
 
-def most_hopeful(failures: Mapping[str, ChannelError]) -> ChannelError:
-    """All recipients failed: one that may still succeed speaks for all, else all speak."""
+def most_retryable(failures: Mapping[str, ChannelError]) -> ChannelError:
+    """Return one error for a mail that no recipient gets: the first Later if there is one, else all reasons in one Never."""
     for failure in failures.values():
         if isinstance(failure, Later):
             return failure
@@ -107,8 +110,8 @@ def most_hopeful(failures: Mapping[str, ChannelError]) -> ChannelError:
     )
 
 
-def _because(what: str, code: int, text: str) -> str:
-    found = _ENHANCED.search(text)
-    refined = _REFINED.get((what, found[0])) if found is not None else None
-    advice = refined or _ADVICE[what].get(code)
+def _advice(what: str, code: int, text: str) -> str:
+    enhanced_code = _ENHANCED_CODE.search(text)
+    specific = _ENHANCED_ADVICE.get((what, enhanced_code[0])) if enhanced_code is not None else None
+    advice = specific or _ADVICE[what].get(code)
     return f"; {advice}" if advice else ""

@@ -1,7 +1,7 @@
-"""One letter over one connection: MAIL, RCPT for each recipient, DATA (RFC 5321, 3.3).
+"""One mail transaction over one connection: MAIL, RCPT for each recipient, DATA (RFC 5321, 3.3).
 
-Where the relay takes them together (PIPELINING, RFC 2920) they are one message to it, and a mail is two round trips
-instead of four or more. Each answer means the same either way.
+If the relay offers PIPELINING (RFC 2920), these commands are sent together, so a mail takes two round trips instead of
+four or more. Each reply has the same meaning with and without pipelining.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from typing import TYPE_CHECKING, Self
 from aiosmtplib import SMTP
 
 from channels.contract import Answer, ChannelError, InDoubt, Later, Never, Receipt
-from channels.email.mime import Letter
-from channels.email.smtp_protocol import Babble, Gone, Reply, Silent, Trouble
-from channels.email.smtp_replies import CLOSING, WANTS_A_LOGIN, answer, excerpt, most_hopeful, refused
+from channels.email.mime import MailMessage
+from channels.email.smtp_protocol import ConnectionFailed, Disconnected, ProtocolError, Reply, ReplyTimeout
+from channels.email.smtp_replies import CLOSING, LOGIN_FAILED, answer, excerpt, most_retryable, refusal_error
 
 if TYPE_CHECKING:
-    from channels.email.relay import Line
+    from channels.email.relay import Connection
 
-_TAKES_DATA = 354
-_TAKEN = 250
-_SERVED = frozenset({250, 251})
-"""251: it forwards the mail itself (RFC 5321, 3.4)."""
+_START_MAIL_INPUT = 354
+_OK = 250
+_RECIPIENT_ACCEPTED = frozenset({250, 251})
+"""251: the relay forwards the mail itself (RFC 5321, 3.4)."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_CUT_OFF = "the relay closed the connection before taking the mail"
+_CLOSED_EARLY = "the relay closed the connection before taking the mail"
 
 
-class Stale(Exception):
-    """The relay closed the connection before anything was said on it."""
+class StaleConnection(Exception):
+    """The relay had closed the connection before it received the mail's first command."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offers:
-    """What the relay said that it can."""
+class Extensions:
+    """The service extensions that the relay announced in its reply to EHLO."""
 
     pipelining: bool
-    """Several commands at once (RFC 2920)."""
+    """Several commands may be sent together (RFC 2920)."""
     smtputf8: bool
     dsn: bool
     size: int | None
-    """The largest mail that it takes; 0 where it names no limit; None where it doesn't want to hear of sizes (RFC 1870)."""
+    """The maximum size of a mail in bytes; 0 if the relay names no limit, None if it lacks the extension (RFC 1870)."""
 
     @classmethod
     def of(cls, smtp: SMTP) -> Self:
@@ -55,182 +55,189 @@ class Offers:
         )
 
 
-async def hand_over(line: Line, letter: Letter) -> Receipt:
-    """Hand the letter over to whom the relay takes it for.
+async def send_mail(connection: Connection, mail: MailMessage) -> Receipt:
+    """Send the mail to those recipients that the relay accepts.
 
-    `line.ready` says afterwards whether the connection can take another one. Raises Later, Never or Unknown, and
-    Stale where the relay wanted to hear nothing at all.
+    Afterwards `connection.ready` is true if the connection can be used for another mail. Raises Later, Never or InDoubt,
+    and StaleConnection if the relay had closed the connection before.
     """
-    served, failures = _carried(line.offers, letter)
-    mail = letter.write(served)
-    _check_size(line.offers, mail)
-    envelope = _Envelope(line, [_mail(line.offers, letter, served, mail), *_rcpts(line.offers, letter, served)])
-    line.ready = line.clean = False
-    await _sender(line, envelope)
-    failures |= await _recipients(envelope, served)
-    if len(failures) == len(letter.recipients):
-        line.ready = await envelope.call_off()
-        raise most_hopeful(failures)
-    await _data(line, envelope)
-    taken = await _content(line, mail)
-    line.ready = line.clean = True
-    in_order = {name: failures[name] for name in letter.recipients if name in failures}
-    return Receipt(answer=taken, reference={"message_id": letter.message_id}, failures=in_order)
+    recipients, failures = _supported_recipients(connection.extensions, mail)
+    content = mail.render(recipients)
+    _check_size(connection.extensions, content)
+    commands = [
+        _mail_command(connection.extensions, mail, recipients, content),
+        *_rcpt_commands(connection.extensions, mail, recipients),
+    ]
+    envelope = _Envelope(connection, commands)
+    connection.ready = connection.clean = False
+    await _send_sender(connection, envelope)
+    failures |= await _send_recipients(envelope, recipients)
+    if len(failures) == len(mail.recipients):
+        connection.ready = await envelope.abort()
+        raise most_retryable(failures)
+    await _send_data_command(connection, envelope)
+    receipt_answer = await _send_content(connection, content)
+    connection.ready = connection.clean = True
+    in_order = {name: failures[name] for name in mail.recipients if name in failures}
+    return Receipt(answer=receipt_answer, reference={"message_id": mail.message_id}, failures=in_order)
 
 
-def _carried(offers: Offers, letter: Letter) -> tuple[tuple[str, ...], dict[str, ChannelError]]:
-    """Whom the relay can carry mail to, and why not the others.
+def _supported_recipients(extensions: Extensions, mail: MailMessage) -> tuple[tuple[str, ...], dict[str, ChannelError]]:
+    """Split the recipients into those that the relay can address, and an error for each of the others.
 
-    An address beyond ASCII has no ASCII form, so where the relay has no SMTPUTF8 its mail can't be sent (RFC 6531,
-    3.2), and the others' mail must not name it either.
+    An address with non-ASCII characters has no ASCII form, so it needs SMTPUTF8 (RFC 6531, 3.2). Without SMTPUTF8, the
+    mail to the other recipients must not contain that address either.
     """
-    if offers.smtputf8 or all(map(str.isascii, letter.recipients)):
-        return letter.recipients, {}
+    if extensions.smtputf8 or all(map(str.isascii, mail.recipients)):
+        return mail.recipients, {}
     reason = (
         "the relay can't carry mail to addresses beyond ASCII (no SMTPUTF8): use an ASCII address, or another relay"
     )
-    failures: dict[str, ChannelError] = {name: Never(reason) for name in letter.recipients if not name.isascii()}
-    served = tuple(filter(str.isascii, letter.recipients))
-    if not served:
-        raise most_hopeful(failures)
-    return served, failures
+    failures: dict[str, ChannelError] = {name: Never(reason) for name in mail.recipients if not name.isascii()}
+    supported = tuple(filter(str.isascii, mail.recipients))
+    if not supported:
+        raise most_retryable(failures)
+    return supported, failures
 
 
-def _check_size(offers: Offers, mail: bytes) -> None:
-    """Raise Never for a mail above the relay's own limit (RFC 1870, 4), before anything is said."""
-    if offers.size and offers.size < len(mail):
+def _check_size(extensions: Extensions, content: bytes) -> None:
+    """Raise Never if the mail exceeds the relay's limit (RFC 1870, 4), before any command is sent."""
+    if extensions.size and extensions.size < len(content):
         advice = "shorten the template, or raise the relay's limit"
-        raise Never(f"the mail has {len(mail)} bytes and the relay takes {offers.size}: {advice}")
+        raise Never(f"the mail has {len(content)} bytes and the relay takes {extensions.size}: {advice}")
 
 
-def _mail(offers: Offers, letter: Letter, served: Sequence[str], mail: bytes) -> bytes:
-    options = []
-    if offers.size is not None:
-        options.append(f" SIZE={len(mail)}")
-    if not all(map(str.isascii, served)):
-        options.append(" BODY=8BITMIME SMTPUTF8")
-    if offers.dsn:
-        options.append(f" RET=HDRS ENVID={letter.key}")
-    return _command(f"MAIL FROM:<{letter.sender}>{''.join(options)}")
+def _mail_command(extensions: Extensions, mail: MailMessage, recipients: Sequence[str], content: bytes) -> bytes:
+    parameters = []
+    if extensions.size is not None:
+        parameters.append(f" SIZE={len(content)}")
+    if not all(map(str.isascii, recipients)):
+        parameters.append(" BODY=8BITMIME SMTPUTF8")
+    if extensions.dsn:
+        parameters.append(f" RET=HDRS ENVID={mail.key}")
+    return _command(f"MAIL FROM:<{mail.sender}>{''.join(parameters)}")
 
 
-def _rcpts(offers: Offers, letter: Letter, served: Sequence[str]) -> list[bytes]:
-    notify = f" NOTIFY={','.join(letter.notify).upper()}" if letter.notify and offers.dsn else ""
-    return [_command(f"RCPT TO:<{recipient}>{notify}") for recipient in served]
+def _rcpt_commands(extensions: Extensions, mail: MailMessage, recipients: Sequence[str]) -> list[bytes]:
+    notify = f" NOTIFY={','.join(mail.notify).upper()}" if mail.notify and extensions.dsn else ""
+    return [_command(f"RCPT TO:<{recipient}>{notify}") for recipient in recipients]
 
 
-def _command(words: str) -> bytes:
-    if _CONTROL.search(words):  # whatever let it come so far: it would be read as another command
+def _command(text: str) -> bytes:
+    if _CONTROL.search(text):  # the relay would read a line break as the start of another command
         raise Never("an address has characters in it that no address can have")
-    return f"{words}\r\n".encode()
+    return f"{text}\r\n".encode()
 
 
 class _Envelope:
-    """The commands before the mail itself: said at once where the relay takes that, else each after the last one's answer."""
+    """The commands from MAIL to DATA: sent together with PIPELINING, else each after the previous one's reply."""
 
-    def __init__(self, line: Line, commands: list[bytes]) -> None:
-        self._line = line
-        self._together = line.offers.pipelining and not line.loses_commands
-        self._unsaid = [*commands, b"DATA\r\n"]
-        self._unheard = 0
+    def __init__(self, connection: Connection, commands: list[bytes]) -> None:
+        self._connection = connection
+        self._pipelined = connection.extensions.pipelining and not connection.loses_commands
+        self._unsent = [*commands, b"DATA\r\n"]
+        self._pending_replies = 0
+        """Number of commands that were sent and have no reply yet."""
 
-    async def answer(self) -> Reply:
-        """The answer to the next command. Raises Gone, Silent or Babble."""
-        if not self._unheard:
-            now = len(self._unsaid) if self._together else 1
-            self._line.talk.say(b"".join(self._unsaid[:now]))
-            del self._unsaid[:now]
-            self._unheard = now
+    async def next_reply(self) -> Reply:
+        """Read the reply to the next command. Raises Disconnected, ReplyTimeout or ProtocolError."""
+        if not self._pending_replies:
+            count = len(self._unsent) if self._pipelined else 1
+            self._connection.protocol.write(b"".join(self._unsent[:count]))
+            del self._unsent[:count]
+            self._pending_replies = count
         try:
-            reply = await self._line.talk.hear()
-        except Silent:
-            self._line.loses_commands |= self._together
+            reply = await self._connection.protocol.read_reply()
+        except ReplyTimeout:
+            self._connection.loses_commands |= self._pipelined
             raise
-        self._unheard -= 1
+        self._pending_replies -= 1
         return reply
 
-    async def call_off(self, *, accepted: bool = True) -> bool:
-        """No mail follows: hear what is said already. `accepted`: the sender was. Whether the connection can take another mail.
+    async def abort(self, *, sender_accepted: bool = True) -> bool:
+        """End the transaction without a mail: read the pending replies. Returns whether the connection stays usable.
 
-        A relay may want the mail although it serves nobody; it gets a lone dot, so that there is none (RFC 2920, 3.1).
+        A relay may reply 354 to DATA although it accepted no recipient. Then a lone dot ends the mail, so that it is
+        empty (RFC 2920, 3.1).
         """
         reply = None
         try:
-            while self._unheard:
-                reply = await self.answer()
-            if reply is not None and reply.code == _TAKES_DATA:
-                if not accepted:  # for whom, it alone knows: hanging up is the only way to send nothing
+            while self._pending_replies:
+                reply = await self.next_reply()
+            if reply is not None and reply.code == _START_MAIL_INPUT:
+                if not sender_accepted:  # the relay may deliver even an empty mail, so only closing prevents one
                     return False
-                self._line.talk.say(b".\r\n")
-                reply = await self._line.talk.hear()
-        except Trouble:
+                self._connection.protocol.write(b".\r\n")
+                reply = await self._connection.protocol.read_reply()
+        except ConnectionFailed:
             return False
         return reply is None or reply.code != CLOSING
 
 
-async def _sender(line: Line, envelope: _Envelope) -> None:
+async def _send_sender(connection: Connection, envelope: _Envelope) -> None:
     try:
-        reply = await envelope.answer()
-    except Silent:
-        raise Later("the relay gives no answer", everyone=True) from None
-    except Babble as error:
-        raise Later(f"the relay speaks no SMTP: {excerpt(str(error))}", everyone=True) from None
-    except Gone:
-        raise Stale from None
-    if reply.code == _TAKEN:
+        reply = await envelope.next_reply()
+    except ReplyTimeout:
+        raise Later("the relay gives no answer", provider_wide=True) from None
+    except ProtocolError as error:
+        raise Later(f"the relay speaks no SMTP: {excerpt(str(error))}", provider_wide=True) from None
+    except Disconnected:
+        raise StaleConnection from None
+    if reply.code == _OK:
         return
     if reply.code == CLOSING:
-        if line.mails > 1:
-            raise Stale
-    elif reply.code not in WANTS_A_LOGIN:
-        line.ready = await envelope.call_off(accepted=False)
-    raise refused("sender", reply.code, reply.text)
+        if connection.mails > 1:
+            raise StaleConnection
+    elif reply.code not in LOGIN_FAILED:
+        connection.ready = await envelope.abort(sender_accepted=False)
+    raise refusal_error("sender", reply.code, reply.text)
 
 
-async def _recipients(envelope: _Envelope, served: Sequence[str]) -> dict[str, ChannelError]:
-    """Those that were not accepted, and why."""
+async def _send_recipients(envelope: _Envelope, recipients: Sequence[str]) -> dict[str, ChannelError]:
+    """Return the recipients that the relay refused, each with its error."""
     failures: dict[str, ChannelError] = {}
-    for recipient in served:
-        reply = await _before_the_mail(envelope)
-        if reply.code in _SERVED:
+    for recipient in recipients:
+        reply = await _next_reply_or_later(envelope)
+        if reply.code in _RECIPIENT_ACCEPTED:
             continue
-        failure = refused("recipient", reply.code, reply.text)
-        if isinstance(failure, Later) and failure.everyone:
+        failure = refusal_error("recipient", reply.code, reply.text)
+        if isinstance(failure, Later) and failure.provider_wide:
             raise failure
         failures[recipient] = failure
     return failures
 
 
-async def _data(line: Line, envelope: _Envelope) -> None:
-    reply = await _before_the_mail(envelope)
-    if reply.code != _TAKES_DATA:
-        line.ready = reply.code != CLOSING
-        raise refused("mail", reply.code, reply.text)
+async def _send_data_command(connection: Connection, envelope: _Envelope) -> None:
+    reply = await _next_reply_or_later(envelope)
+    if reply.code != _START_MAIL_INPUT:
+        connection.ready = reply.code != CLOSING
+        raise refusal_error("mail", reply.code, reply.text)
 
 
-async def _before_the_mail(envelope: _Envelope) -> Reply:
+async def _next_reply_or_later(envelope: _Envelope) -> Reply:
+    """Read the reply to the next command. Raises Later if the connection fails: the mail was not sent yet."""
     try:
-        return await envelope.answer()
-    except Trouble:
-        raise Later(_CUT_OFF) from None
+        return await envelope.next_reply()
+    except ConnectionFailed:
+        raise Later(_CLOSED_EARLY) from None
 
 
-async def _content(line: Line, mail: bytes) -> Answer:
-    """The mail itself. Until its last dot is on its way nothing was handed over; from then on, all may have been."""
+async def _send_content(connection: Connection, content: bytes) -> Answer:
+    """Send the mail itself. If the connection fails before its last line is sent, Later is raised; afterwards InDoubt."""
     try:
-        line.talk.say(_stuffed(mail))
-    except Trouble:
-        raise Later(_CUT_OFF) from None
+        connection.protocol.write(_dot_stuffed(content))
+    except ConnectionFailed:
+        raise Later(_CLOSED_EARLY) from None
     try:
-        reply = await line.talk.hear()
-    except Trouble:
+        reply = await connection.protocol.read_reply()
+    except ConnectionFailed:
         raise InDoubt("the connection broke while the mail was handed over: it may have been taken") from None
-    if reply.code != _TAKEN:
-        line.ready = reply.code != CLOSING
-        raise refused("mail", reply.code, reply.text)
+    if reply.code != _OK:
+        connection.ready = reply.code != CLOSING
+        raise refusal_error("mail", reply.code, reply.text)
     return answer(reply.code, reply.text)
 
 
-def _stuffed(mail: bytes) -> bytes:
-    """Dots that begin a line doubled, and the dot that ends the mail (RFC 5321, 4.5.2)."""
-    return (b"." if mail.startswith(b".") else b"") + mail.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+def _dot_stuffed(content: bytes) -> bytes:
+    """Double the dots at line starts, and add the line with the dot that ends the mail (RFC 5321, 4.5.2)."""
+    return (b"." if content.startswith(b".") else b"") + content.replace(b"\r\n.", b"\r\n..") + b".\r\n"

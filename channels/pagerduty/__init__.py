@@ -1,1 +1,1 @@
-"""PagerDuty."""
+"""The PagerDuty channel: opens and resolves incidents through the Events API v2."""

@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from channels.common.retry_after import retry_after
-from channels.common.secret import SecretFile, one_of, reveal
+from channels.common.secret import SecretFile, reject_both, reveal
 from channels.contract import (
     EXCERPT,
     Answer,
@@ -81,7 +81,7 @@ class PagerDutyService(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_key(self) -> Self:
-        one_of("routing_key", self.routing_key, self.routing_key_file)
+        reject_both("routing_key", self.routing_key, self.routing_key_file)
         if self.routing_key is None and self.routing_key_file is None:
             raise ValueError("give routing_key or routing_key_file: the integration key of the service's Events API v2")
         return self
@@ -152,7 +152,7 @@ class PagerDutyChannel:
         except OSError as error:
             raise Later(f"the routing key's file can't be read: {error.strerror}") from None
         talk = message.thread
-        if talk is not None and talk.over:
+        if talk is not None and talk.superseded:
             since = "nothing was resolved: it has failed" if talk.resolves else "nobody was paged: it has succeeded"
             raise Never(f"{since} since then")
         if talk is not None and talk.resolves and not talk.earlier:
@@ -161,7 +161,7 @@ class PagerDutyChannel:
         try:
             reply = await asyncio.get_running_loop().run_in_executor(self._threads, self._post, key, event)
         except Unreachable as error:
-            raise Later(f"PagerDuty can't be reached: {error}", everyone=True) from None
+            raise Later(f"PagerDuty can't be reached: {error}", provider_wide=True) from None
         except NoAnswer as error:
             raise InDoubt(f"PagerDuty did not answer: {error}; it may have taken the event") from None
         reference = {"dedup_key": event["dedup_key"]} if "dedup_key" in event else {}
@@ -261,6 +261,6 @@ def _error(reply: Reply, answer: Answer) -> ChannelError:
             return Later("PagerDuty takes no more events of this service for now", answer=answer, retry_after=wish)
         case status if status >= 500:
             wish = retry_after(reply.headers)
-            return Later(f"PagerDuty is in trouble: {status}", answer=answer, retry_after=wish, everyone=True)
+            return Later(f"PagerDuty is in trouble: {status}", answer=answer, retry_after=wish, provider_wide=True)
         case status:
             return InDoubt(f"PagerDuty gave an answer that means nothing to us: {status}", answer=answer)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from channels.common.lean_imports import without
+from channels.common.lean_imports import without_modules
 
-with warnings.catch_warnings(), without("chardet", "charset_normalizer"):
+with warnings.catch_warnings(), without_modules("chardet", "charset_normalizer"):
     # An answer that doesn't say how it is encoded is read as UTF-8, not guessed at: 2.5 MiB. That nobody can guess,
     # and that pdpyras is deprecated, is our business, not our users'.
     warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from channels.common.retry_after import retry_after
-from channels.common.secret import SecretFile, SecretUrl, one_of, reveal
+from channels.common.secret import SecretFile, SecretUrl, reject_both, reveal
 from channels.contract import (
     EXCERPT,
     Answer,
@@ -150,7 +150,7 @@ class SlackConfig(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_token(self) -> Self:
-        one_of("token", self.token, self.token_file)
+        reject_both("token", self.token, self.token_file)
         if self.token is None and self.token_file is None and not self.webhooks:
             raise ValueError("give token or token_file: the bot token of your Slack app (xoxb-…)")
         return self
@@ -179,7 +179,9 @@ class SlackChannel:
             )
         target = self._config.recipients.get(recipient, recipient)
         if _CHANNEL_MAILBOX.fullmatch(target):
-            raise UnknownRecipient("a Slack channel's own mail address, which takes mail only", by=("email", target))
+            raise UnknownRecipient(
+                "a Slack channel's own mail address, which takes mail only", reachable_by=("email", target)
+            )
         if not any(form.fullmatch(target) for form in (_CHANNEL_NAME, _CHANNEL_ID, _USER_ID, _PERSON)):
             raise UnknownRecipient(
                 "neither a #channel, a channel's or user's id, nor a mail address: add it to channels.slack.recipients"
@@ -217,7 +219,7 @@ class SlackChannel:
     async def _go_on(self, message: Message, thread: _Thread) -> Receipt:
         """Reply in the thread; good news changes its first message too, first: changing it twice does no harm."""
         talk = message.thread
-        if talk is not None and talk.resolves and not talk.over:
+        if talk is not None and talk.resolves and not talk.superseded:
             content = _recovered(thread.content, message.content)
             await self._call("chat.update", {"channel": thread.channel, "ts": thread.ts, **content})
         return await self._post(_body(message, thread.channel, thread=thread.ts))
@@ -262,7 +264,7 @@ class SlackChannel:
             raise Never("the webhook's address is no URL: check channels.slack.webhooks") from None
         except aiohttp.ClientConnectorError as error:
             reason = error.strerror or type(error).__name__
-            raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
+            raise Later(f"Slack can't be reached: {reason}", provider_wide=True) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise InDoubt(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
         return _webhook_receipt(status, said.replace(url, "********"), wish)
@@ -427,7 +429,7 @@ class SlackChannel:
         try:
             self._client.token = reveal(self._config.token, self._config.token_file)
         except OSError as error:
-            raise Later(f"channels.slack.token_file can't be read: {error.strerror}", everyone=True) from None
+            raise Later(f"channels.slack.token_file can't be read: {error.strerror}", provider_wide=True) from None
         return self._client
 
 
@@ -477,7 +479,7 @@ def _webhook_receipt(status: int, said: str, wish: timedelta | None) -> Receipt:
         case 429:
             raise Later("Slack takes no more for now: 429", answer=answer, retry_after=wish)
         case 502 | 503 | 504:
-            raise Later(f"Slack is in trouble: {status}", answer=answer, retry_after=wish, everyone=True)
+            raise Later(f"Slack is in trouble: {status}", answer=answer, retry_after=wish, provider_wide=True)
         case _ if code in _WEBHOOK_LATER:
             raise Later(f"Slack takes no more for now: {code}", answer=answer, retry_after=wish)
         case _ if status >= 500 or status < 300:
@@ -513,7 +515,7 @@ async def _heard(client: Client, answer: Awaitable[Heard]) -> Heard:
         raise _meaning(error, client.token or "") from None
     except aiohttp.ClientConnectorError as error:
         reason = error.strerror or type(error).__name__
-        raise Later(f"Slack can't be reached: {reason}", everyone=True) from None
+        raise Later(f"Slack can't be reached: {reason}", provider_wide=True) from None
     except (aiohttp.ClientError, TimeoutError, OSError, SlackClientError, AttributeError, ValueError) as error:
         raise InDoubt(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
 
@@ -529,7 +531,7 @@ def _meaning(error: SlackApiError, token: str) -> ChannelError:
     if status == 429 or code in _LATER:
         return Later(f"Slack takes no more for now: {code or status}", answer=answer, retry_after=wish)
     if status in {502, 503, 504}:
-        return Later(f"Slack is in trouble: {status}", answer=answer, retry_after=wish, everyone=True)
+        return Later(f"Slack is in trouble: {status}", answer=answer, retry_after=wish, provider_wide=True)
     if code in _UNKNOWN or status >= 500 or not code:
         return InDoubt(f"Slack answered {code or status}: it may have taken the message", answer=answer)
     if code in _NO_RECIPIENT:

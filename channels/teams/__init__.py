@@ -1,1 +1,1 @@
-"""Microsoft Teams."""
+"""The Microsoft Teams channel: posts Adaptive Cards to the webhooks of workflows."""

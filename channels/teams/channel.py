@@ -1,7 +1,7 @@
-"""Microsoft Teams by a workflow's webhook ("When a Teams webhook request is received"): an Adaptive Card, POSTed.
+"""The Teams channel: POSTs an Adaptive Card to a workflow's webhook ("When a Teams webhook request is received").
 
-Limits and answers: Microsoft's Teams platform documentation, "Create and send messages" of webhooks and connectors: a message
-has at most 28 kB; a failure behind the webhook is told in the text of an answer with HTTP status 200.
+Limits and answers follow Microsoft's Teams platform documentation, webhooks and connectors, "Create and send messages":
+a message has at most 28 kB; an answer with HTTP status 200 may report a failure in its text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from pydantic import Field
 
-from channels.common.ssrf import Guard
+from channels.common.ssrf import SsrfGuard
 from channels.contract import (
     Answer,
     ChannelError,
@@ -26,29 +26,29 @@ from channels.contract import (
     UnknownRecipient,
     WirePreview,
 )
-from channels.webhook.targets import HookOptions, Hooks, HookTarget, answer_of, meaning, url_of
+from channels.webhook.targets import Target, TargetOptions, Targets, error_for_status, masked_answer, url_of
 
-LARGEST = 28 * 1024
-"""Bytes of one message, its wrapping included."""
+MAX_BYTES = 28 * 1024
+"""Bytes of one message, including the JSON around the card."""
 CARD = "application/vnd.microsoft.card.adaptive"
-_LEFT_OUT = "Some of it was too large for Teams and is left out."
+_TRUNCATED_NOTE = "Some of it was too large for Teams and is left out."
 _INNER_ERROR = re.compile(r"HTTP error (\d{3})")
 _HEADERS = {"Content-Type": "application/json"}
 
 
-class TeamsConfig(HookOptions):
-    """The workflows, by the names that rules use for them."""
+class TeamsConfig(TargetOptions):
+    """The workflows, by the alias that rules use."""
 
-    targets: Mapping[str, HookTarget] = Field(default_factory=dict)
+    targets: Mapping[str, Target] = Field(default_factory=dict)
 
 
 class TeamsChannel:
-    """Cards for channels and chats. Content: an Adaptive Card."""
+    """Sends cards to channels and chats. Content: an Adaptive Card."""
 
     def __init__(self, config: TeamsConfig) -> None:
         self._config = config
-        guard = Guard("channels.teams", (), config.allow_networks, config.allow_http)
-        self._hooks = Hooks(guard, config)
+        guard = SsrfGuard("channels.teams", (), config.allow_networks, config.allow_http)
+        self._targets = Targets(guard, config)
 
     def address(self, recipient: str) -> str:
         if recipient in self._config.targets:
@@ -70,32 +70,35 @@ class TeamsChannel:
         return WirePreview("application/json", _message(message.content))
 
     async def send(self, message: Message) -> Receipt:
-        """Teams knows no key to tell a repetition by: one after an unknown outcome may show the card twice."""
+        """Teams has no deduplication key: if the outcome is in doubt, the retry may show the card twice."""
         (name,) = message.recipients
         url = url_of(self._config.targets[self.address(name)], name)
-        reply = await self._hooks.post(url, _message(message.content), _HEADERS, name)
-        answer = answer_of(reply, url)
-        if (error := _error(reply.status, name, answer, reply.headers)) is not None:
+        response = await self._targets.post(url, _message(message.content), _HEADERS, name)
+        answer = masked_answer(response, url)
+        if (error := _error(response.status, name, answer, response.headers)) is not None:
             raise error
         return Receipt(answer=answer)
 
     async def check(self) -> Sequence[Finding]:
-        """Connects to each workflow's server, and says nothing."""
+        """Connect to each workflow's server without sending a request."""
         if not self._config.targets:
-            return [Finding("channels.teams.targets is empty: nobody can be told", ok=False)]
-        return await self._hooks.check(self._config.targets)
+            return [Finding("channels.teams.targets is empty: nobody can be notified", ok=False)]
+        return await self._targets.check(self._config.targets)
 
     async def aclose(self) -> None:
-        await self._hooks.aclose()
+        await self._targets.aclose()
 
 
 def _error(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError | None:
-    """What an answer means; None where the card was taken: a workflow says 202 and nothing, a connector 200 and `1`."""
+    """Return the error for an answer; None if the card was accepted.
+
+    A workflow accepts with 202 and an empty body, a connector with 200 and `1`.
+    """
     if not 200 <= status <= 299:
-        return meaning(status, name, answer, headers)
+        return error_for_status(status, name, answer, headers)
     if inner := _INNER_ERROR.search(answer.text):
-        return meaning(int(inner[1]), name, Answer(inner[1], answer.text), headers)
-    if "delivery failed" in answer.text or answer.text.startswith("<"):  # a proxy's page, perhaps
+        return error_for_status(int(inner[1]), name, Answer(inner[1], answer.text), headers)
+    if "delivery failed" in answer.text or answer.text.startswith("<"):  # an HTML page, probably from a proxy
         return InDoubt(
             f"{name} answered {status} with words that are not Teams'; it may have taken the card", answer=answer
         )
@@ -103,17 +106,17 @@ def _error(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -
 
 
 def _message(card: Content) -> bytes:
-    """The message that carries the card. From one that is too large its largest parts go, the headline never."""
+    """Return the message with the card. If it is too large, the largest parts are removed first, never the headline."""
     body: Any = card.get("body")
-    written = _written(card)
-    while len(written) > LARGEST and isinstance(body, list) and len(body) > 1:
+    encoded = _encode(card)
+    while len(encoded) > MAX_BYTES and isinstance(body, list) and len(body) > 1:
         sizes = [len(orjson.dumps(part)) for part in body]
         largest = max(range(1, len(body)), key=sizes.__getitem__)
         body = body[:largest] + body[largest + 1 :]
-        written = _written({**card, "body": [*body, {"type": "TextBlock", "text": _LEFT_OUT, "wrap": True}]})
-    return written
+        encoded = _encode({**card, "body": [*body, {"type": "TextBlock", "text": _TRUNCATED_NOTE, "wrap": True}]})
+    return encoded
 
 
-def _written(card: Mapping[str, Any]) -> bytes:
+def _encode(card: Mapping[str, Any]) -> bytes:
     attachment = {"contentType": CARD, "contentUrl": None, "content": card}
     return orjson.dumps({"type": "message", "attachments": [attachment]})

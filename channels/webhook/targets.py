@@ -1,6 +1,6 @@
-"""What webhooks and Teams share: targets behind aliases, the way to them, and what an HTTP status means.
+"""Shared by webhooks and Teams: targets that rules name by an alias, requests to them, and the meaning of HTTP statuses.
 
-A target's URL lets whoever knows it post, so it is a secret: outside this package it is known by its alias alone.
+Anyone who knows a target's URL can post to it, so the URL is a secret: other packages see only the alias.
 """
 
 from __future__ import annotations
@@ -12,116 +12,115 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, SecretStr
 
-from channels.common.comma_list import listed
+from channels.common.comma_list import comma_list
 from channels.common.retry_after import retry_after
 from channels.common.secret import SecretFile, SecretUrl, reveal
-from channels.common.ssrf import Guard
+from channels.common.ssrf import SsrfGuard
 from channels.contract import EXCERPT, Answer, ChannelError, Finding, InDoubt, Later, Never
 
 if TYPE_CHECKING:
-    from channels.common.http import Post, Reply
+    from channels.common.http import HttpClient, Response
 
 MASK = "********"
-SHORTEST_SECRET = 4
-"""Characters: what is shorter is not looked for in answers, it would be found in any."""
+MIN_SECRET_LENGTH = 4
+"""Characters. Shorter secrets are not masked in answers, because they would match ordinary text."""
 
 
 Item = TypeVar("Item")
-Listed = Annotated[tuple[Item, ...], BeforeValidator(listed)]
+CommaList = Annotated[tuple[Item, ...], BeforeValidator(comma_list)]
 
 
-class HookTarget(SecretUrl):
-    """Where an alias leads."""
+class Target(SecretUrl):
+    """A receiver's URL; its alias is the key in the settings."""
 
 
-class HookOptions(BaseModel):
-    """How far the guard opens, and how patient we are."""
+class TargetOptions(BaseModel):
+    """Options for the requests to all targets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    allow_networks: Listed[IPvAnyNetwork] = ()
-    """Addresses that may be posted to though they are private, local or reserved: `10.20.0.0/16`."""
+    allow_networks: CommaList[IPvAnyNetwork] = ()
+    """Private, local or reserved networks that messages may be sent to: `10.20.0.0/16`."""
     allow_http: bool = False
-    """Also without TLS: whoever listens on the way then reads all, and learns the URL."""
+    """Allow http URLs. Without TLS, anyone on the network path can read the messages and the URL."""
     timeout: float = Field(20, gt=0, le=100)
     """Seconds to wait for an answer."""
     ca_file: SecretFile | None = None
-    """Certificates to trust besides the system's, PEM: a company's own authority."""
+    """Certificates to trust in addition to the system's, PEM: for example your company's own authority."""
 
 
-class Hooks:
-    """The way to targets. Opens nothing before something is posted."""
+class Targets:
+    """Sends requests to targets. Opens no connection before the first request."""
 
-    def __init__(self, guard: Guard, options: HookOptions) -> None:
+    def __init__(self, guard: SsrfGuard, options: TargetOptions) -> None:
         self.guard = guard
         self._options = options
-        self._opened: Post | None = None
+        self._client: HttpClient | None = None
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str], name: str) -> Reply:
-        """Hand the body over, once. `name`: what to call the target in errors.
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], name: str) -> Response:
+        """Send the body, once. `name`: the target's name in error messages.
 
-        Raises Never where the guard forbids it, Later where nothing was handed over, Unknown where that is in doubt.
+        Raises Never if the guard forbids the URL, Later if nothing was sent, InDoubt if the server may have received it.
         """
-        return await self._post.post(url, body, headers, name)
+        return await self._http.post(url, body, headers, name)
 
-    async def check(self, targets: Mapping[str, HookTarget]) -> Sequence[Finding]:
-        """Connects to each target and says nothing: any word would be a message."""
+    async def check(self, targets: Mapping[str, Target]) -> Sequence[Finding]:
+        """Connect to each target without sending a request, because any request would be a message."""
         async with asyncio.TaskGroup() as group:
-            reaching = [group.create_task(self._check(name, target)) for name, target in targets.items()]
-        return [task.result() for task in reaching]
+            checks = [group.create_task(self._check(name, target)) for name, target in targets.items()]
+        return [task.result() for task in checks]
 
-    async def _check(self, name: str, target: HookTarget) -> Finding:
+    async def _check(self, name: str, target: Target) -> Finding:
         try:
-            await self._post.reach(url_of(target, name), name)
+            await self._http.test_connection(url_of(target, name), name)
         except ChannelError as error:
             return Finding(error.reason, ok=False)
-        return Finding(f"{name} is reached; whether it takes messages, send-test tells")
+        return Finding(f"{name} is reached; run send-test to find out whether it takes messages")
 
     async def aclose(self) -> None:
-        if self._opened is not None:
-            await self._opened.close()
+        if self._client is not None:
+            await self._client.close()
 
     @property
-    def _post(self) -> Post:
-        from channels.common.http import Post  # noqa: PLC0415 - aiohttp is kept out of the command line's start
+    def _http(self) -> HttpClient:
+        from channels.common.http import HttpClient  # noqa: PLC0415 - aiohttp would slow down the start of every command
 
-        if self._opened is None:
-            self._opened = Post(self.guard, self._options.timeout, ca_file=self._options.ca_file)
-        return self._opened
-
-
-def url_of(target: HookTarget, name: str) -> str:
-    """The target's URL, for the moment of use only. Raises Later where its file can't be read."""
-    return revealed(target.url, target.url_file, f"{name}: url_file") or ""
+        if self._client is None:
+            self._client = HttpClient(self.guard, self._options.timeout, ca_file=self._options.ca_file)
+        return self._client
 
 
-def revealed(value: SecretStr | None, file: SecretFile | None, called: str) -> str | None:
-    """The secret, read anew. Raises Later, naming what it is called, where its file can't be read."""
+def url_of(target: Target, name: str) -> str:
+    """Return the target's URL; do not store it. Raises Later if its file can't be read."""
+    return reveal_or_later(target.url, target.url_file, f"{name}: url_file") or ""
+
+
+def reveal_or_later(value: SecretStr | None, file: SecretFile | None, name: str) -> str | None:
+    """Return the secret, as `reveal` does. Raises Later with `name` in the reason if its file can't be read."""
     try:
         return reveal(value, file)
     except OSError as error:
-        raise Later(f"{called} can't be read: {error.strerror}") from None
+        raise Later(f"{name} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise Later(f"{called} is no UTF-8 text") from None
+        raise Later(f"{name} is no UTF-8 text") from None
 
 
-def answer_of(reply: Reply, url: str, secrets: Iterable[str] = ()) -> Answer:
-    """The server's words, without the URL, its parts and the other secrets that it repeats."""
-    text = " ".join(reply.text.split())
+def masked_answer(response: Response, url: str, secrets: Iterable[str] = ()) -> Answer:
+    """Return the server's answer, with the URL, the URL's parts and the other secrets masked."""
+    text = " ".join(response.text.split())
     parts = urlsplit(url)
-    told = [url, parts.path, *parts.path.split("/"), parts.query, *(value for _, value in parse_qsl(parts.query))]
-    for secret in sorted([*told, *secrets], key=len, reverse=True):
-        if len(secret) >= SHORTEST_SECRET:
+    url_parts = [url, parts.path, *parts.path.split("/"), parts.query, *(value for _, value in parse_qsl(parts.query))]
+    for secret in sorted([*url_parts, *secrets], key=len, reverse=True):
+        if len(secret) >= MIN_SECRET_LENGTH:
             text = text.replace(secret, MASK)
-    return Answer(str(reply.status), text[:EXCERPT])
+    return Answer(str(response.status), text[:EXCERPT])
 
 
-def meaning(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError:
-    """What an answer that is no 2xx means (RFC 9110, 15). The way is open, so it is this target's trouble alone."""
+def error_for_status(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError:
+    """Return the error for a status other than 2xx (RFC 9110, 15). It concerns this target only, so not `provider_wide`."""
     match status:
         case 408 | 425 | 429:
-            wish = retry_after(headers)
-            return Later(f"{name} takes no more for now: {status}", answer=answer, retry_after=wish)
+            return Later(f"{name} takes no more for now: {status}", answer=answer, retry_after=retry_after(headers))
         case _ if 500 <= status <= 599:
             return Later(f"{name} is in trouble: {status}", answer=answer, retry_after=retry_after(headers))
         case 410:

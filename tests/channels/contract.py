@@ -1,6 +1,7 @@
-"""What every channel must keep of `channels/contract.py`, whatever its provider does.
+"""Tests of the promises in `channels/contract.py`, for any channel.
 
-A channel's test subclasses `ChannelContract`, and says with four fixtures which provider it talks to, and how it is asked.
+A channel's test subclasses `ChannelContract` and defines four fixtures: the provider (a server on loopback), the channel
+with and without that server, and a function that creates a message.
 """
 
 from __future__ import annotations
@@ -14,79 +15,79 @@ import pytest
 
 from channels.contract import Channel, ChannelError, InDoubt, Later, Message, Never, Receipt
 
-PATIENCE = 8.0
-"""Seconds in which a channel with a time-out of one second must be done with anything."""
+TIME_LIMIT = 8.0
+"""Seconds in which a channel with a timeout of one second must finish any call."""
 
 
-class Mood(Enum):
-    """What the provider does with the next message, once it has it in whole. Then it behaves again."""
+class Reaction(Enum):
+    """What the provider does with the next message, once it has received all of it. Later messages are accepted."""
 
-    LATER = auto()
-    """Says: not now."""
+    TRY_LATER = auto()
+    """Answers with a temporary failure."""
     REFUSE = auto()
-    """Says: never."""
-    DROP = auto()
-    """Hangs up without a word."""
-    HOLD = auto()
-    """Says nothing, and doesn't hang up."""
-    HALF = auto()
-    """Hangs up in the middle of its answer."""
-    GARBAGE = auto()
-    """Says what is no answer at all."""
+    """Answers with a permanent failure."""
+    DISCONNECT = auto()
+    """Closes the connection without an answer."""
+    NO_ANSWER = auto()
+    """Sends no answer and keeps the connection open."""
+    PARTIAL_ANSWER = auto()
+    """Closes the connection in the middle of its answer."""
+    INVALID_ANSWER = auto()
+    """Sends bytes that do not follow the provider's protocol."""
 
 
 class Provider(Protocol):
-    """A server that takes messages, on loopback. Open while the fixture's test lasts."""
+    """A server on loopback that receives messages while one test runs."""
 
-    def next(self, mood: Mood) -> None:
-        """Treat one message so; called again, the one after it too."""
+    def next(self, reaction: Reaction) -> None:
+        """Queue the reaction to one message: the first call is for the next message, the second for the one after."""
 
     @property
     def seen(self) -> Sequence[str]:
-        """The key of each message that came in whole, in order, taken or not."""
+        """The key of each message that was received completely, in order, accepted or not."""
 
     @property
     def open(self) -> int:
-        """Connections now."""
+        """Number of connections that are open now."""
 
     @property
     def connections(self) -> int:
-        """Connections ever."""
+        """Number of connections since the start."""
 
-    async def until(self, what: Callable[[], bool]) -> None:
-        """Wait until something is so; fails after ten seconds."""
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition is true; fails after ten seconds."""
 
 
 class ChannelContract:
-    """The contract, a test for each promise. Subclasses give the fixtures and `secrets`."""
+    """One test for each promise of the contract. Subclasses define the fixtures and `secrets`."""
 
     secrets: Sequence[str] = ()
-    """What must never show."""
+    """Strings that no error, preview, finding or `repr` may contain."""
 
     @pytest.fixture
     def provider(self) -> AsyncIterator[Provider]:
-        """Open while one test lasts."""
+        """The server; stopped after the test."""
         raise NotImplementedError
 
     @pytest.fixture
-    def opened(self, provider: Provider) -> Channel:
-        """The channel, with a time-out of one second."""
+    def new_channel(self, provider: Provider) -> Channel:
+        """A channel that sends to `provider` with a timeout of one second. The tests close it."""
         raise NotImplementedError
 
     @pytest.fixture
-    def deserted(self) -> Channel:
-        """The channel, where no provider listens."""
+    def unreachable_channel(self) -> Channel:
+        """The same channel with an address at which no server listens."""
         raise NotImplementedError
 
     @pytest.fixture
     def message(self) -> Callable[[str], Message]:
-        """A message with that key, for somebody whom the channel serves."""
+        """A function that creates a message with the given key, to a recipient that the channel can reach."""
         raise NotImplementedError
 
     @pytest.fixture
-    async def channel(self, opened: Channel) -> AsyncIterator[Channel]:
-        yield opened
-        await opened.aclose()
+    async def channel(self, new_channel: Channel) -> AsyncIterator[Channel]:
+        yield new_channel
+        await new_channel.aclose()
 
     async def test_a_message_is_sent_once_and_gives_a_receipt(
         self, provider: Provider, channel: Channel, message: Callable[[str], Message]
@@ -97,7 +98,7 @@ class ChannelContract:
         assert receipt.failures == {}
         assert provider.seen == ["k1"]
 
-    async def test_nothing_is_opened_before_something_is_sent(
+    async def test_a_channel_opens_no_connection_before_the_first_send(
         self, provider: Provider, channel: Channel, message: Callable[[str], Message]
     ) -> None:
         first = channel.wire_preview(message("k1"))
@@ -108,30 +109,30 @@ class ChannelContract:
         assert provider.connections == 0
 
     @pytest.mark.parametrize(
-        ("mood", "kind"),
+        ("reaction", "error_type"),
         [
-            (Mood.LATER, Later),
-            (Mood.REFUSE, Never),
-            (Mood.DROP, InDoubt),
-            (Mood.HOLD, InDoubt),
-            (Mood.HALF, InDoubt),
-            (Mood.GARBAGE, InDoubt),
+            (Reaction.TRY_LATER, Later),
+            (Reaction.REFUSE, Never),
+            (Reaction.DISCONNECT, InDoubt),
+            (Reaction.NO_ANSWER, InDoubt),
+            (Reaction.PARTIAL_ANSWER, InDoubt),
+            (Reaction.INVALID_ANSWER, InDoubt),
         ],
     )
-    async def test_each_answer_has_its_meaning_at_one_try_and_spoils_no_other(
+    async def test_each_reaction_raises_its_error_after_one_request_and_the_next_send_succeeds(
         self,
         provider: Provider,
         channel: Channel,
         message: Callable[[str], Message],
-        mood: Mood,
-        kind: type[ChannelError],
+        reaction: Reaction,
+        error_type: type[ChannelError],
     ) -> None:
-        provider.next(mood)
-        async with asyncio.timeout(PATIENCE):
+        provider.next(reaction)
+        async with asyncio.timeout(TIME_LIMIT):
             with pytest.raises(ChannelError) as caught:
                 await channel.send(message("k1"))
         error = caught.value
-        assert isinstance(error, kind), error
+        assert isinstance(error, error_type), error
         assert error.reason[0].isalpha()
         assert "\n" not in error.reason
         assert provider.seen == ["k1"]
@@ -141,41 +142,41 @@ class ChannelContract:
         await channel.send(message("k2"))
         assert provider.seen == ["k1", "k2"]
 
-    async def test_a_provider_that_is_not_there_means_later(
-        self, deserted: Channel, message: Callable[[str], Message]
+    async def test_an_unreachable_provider_raises_later(
+        self, unreachable_channel: Channel, message: Callable[[str], Message]
     ) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIME_LIMIT):
             with pytest.raises(ChannelError) as caught:
-                await deserted.send(message("k1"))
-            await deserted.aclose()
+                await unreachable_channel.send(message("k1"))
+            await unreachable_channel.aclose()
         assert isinstance(caught.value, Later)
         assert not [secret for secret in self.secrets if secret in f"{caught.value!r}"]
 
-    async def test_a_send_that_is_cancelled_midway_spoils_no_other(
+    async def test_the_send_after_a_cancelled_one_succeeds(
         self, provider: Provider, channel: Channel, message: Callable[[str], Message]
     ) -> None:
-        provider.next(Mood.HOLD)
+        provider.next(Reaction.NO_ANSWER)
         sending = asyncio.ensure_future(channel.send(message("k1")))
         await provider.until(lambda: len(provider.seen) == 1)
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIME_LIMIT):
             await channel.send(message("k2"))
         assert provider.seen == ["k1", "k2"]
 
-    async def test_many_at_once_arrive_once_each(
+    async def test_concurrent_sends_arrive_once_each(
         self, provider: Provider, channel: Channel, message: Callable[[str], Message]
     ) -> None:
         keys = [f"k{number}" for number in range(20)]
         await asyncio.gather(*(channel.send(message(key)) for key in keys))
         assert sorted(provider.seen) == sorted(keys)
 
-    async def test_a_slow_one_does_not_hold_up_the_others(
+    async def test_a_slow_send_does_not_delay_another_send(
         self, provider: Provider, channel: Channel, message: Callable[[str], Message]
     ) -> None:
-        provider.next(Mood.HOLD)
+        provider.next(Reaction.NO_ANSWER)
         slow = asyncio.ensure_future(channel.send(message("slow")))
         await provider.until(lambda: len(provider.seen) == 1)
         await channel.send(message("quick"))
@@ -183,29 +184,29 @@ class ChannelContract:
         with pytest.raises(InDoubt):
             await slow
 
-    async def test_a_shutdown_with_sends_in_flight_is_prompt_and_leaves_nothing_open(
-        self, provider: Provider, opened: Channel, message: Callable[[str], Message]
+    async def test_a_shutdown_with_sends_in_flight_is_prompt_and_closes_all_connections(
+        self, provider: Provider, new_channel: Channel, message: Callable[[str], Message]
     ) -> None:
         for _ in range(3):
-            provider.next(Mood.HOLD)
-        sending = [asyncio.ensure_future(opened.send(message(f"k{number}"))) for number in range(3)]
+            provider.next(Reaction.NO_ANSWER)
+        sending = [asyncio.ensure_future(new_channel.send(message(f"k{number}"))) for number in range(3)]
         await provider.until(lambda: len(provider.seen) == 3)
         for task in sending:
             task.cancel()
-        async with asyncio.timeout(PATIENCE):
-            ended = await asyncio.gather(*sending, return_exceptions=True)
-            await opened.aclose()
-        assert all(isinstance(one, asyncio.CancelledError) for one in ended)
+        async with asyncio.timeout(TIME_LIMIT):
+            results = await asyncio.gather(*sending, return_exceptions=True)
+            await new_channel.aclose()
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
         await provider.until(lambda: provider.open == 0)
 
-    async def test_a_check_tells_nobody_and_raises_nothing(
-        self, provider: Provider, channel: Channel, deserted: Channel, message: Callable[[str], Message]
+    async def test_a_check_notifies_nobody_and_raises_nothing(
+        self, provider: Provider, channel: Channel, unreachable_channel: Channel
     ) -> None:
-        async with asyncio.timeout(PATIENCE):
-            found = [*await channel.check(), *await deserted.check()]
-            await deserted.aclose()
-        assert any(not finding.ok for finding in found)
-        shown = " ".join(finding.says for finding in found)
+        async with asyncio.timeout(TIME_LIMIT):
+            findings = [*await channel.check(), *await unreachable_channel.check()]
+            await unreachable_channel.aclose()
+        assert any(not finding.ok for finding in findings)
+        shown = " ".join(finding.message for finding in findings)
         assert shown
         assert not [secret for secret in self.secrets if secret in shown]
         assert provider.seen == []

@@ -1,4 +1,4 @@
-"""Each channel keeps the contract."""
+"""Runs the contract tests for each built-in channel."""
 
 from __future__ import annotations
 
@@ -16,46 +16,47 @@ from channels.pagerduty.channel import PagerDutyChannel, PagerDutyConfig
 from channels.slack.channel import SlackChannel, SlackConfig
 from channels.teams.channel import TeamsChannel, TeamsConfig
 from channels.webhook.channel import WebhookChannel, WebhookConfig
-from tests.channels.contract import ChannelContract, Mood, Provider
+from tests.channels.contract import ChannelContract, Provider, Reaction
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.mail import CONTENT
 from tests.support.smtp import HALF, HANG, TAKE_AND_DROP, ScriptedRelay
 
 NOW = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)
-NOWHERE = "http://127.0.0.1:1"
+UNREACHABLE_URL = "http://127.0.0.1:1"
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
-def to(recipient: str, content: Content) -> Callable[[str], Message]:
+def messages_to(recipient: str, content: Content) -> Callable[[str], Message]:
+    """A function that creates a message with the given key."""
     return lambda key: Message(key=key, recipients=(recipient,), content=content, created_at=NOW)
 
 
 @dataclass(slots=True)
 class HttpProvider:
-    """A provider behind HTTP: its answers, and where it keeps a message's key. One without a key is answered with 599."""
+    """A provider with an HTTP API. `answers` has its answers for TRY_LATER and REFUSE; the others are the same for all."""
 
     server: ScriptedHttp
     key_of: Callable[[Request], str | None]
-    """None: no message."""
-    answers: Mapping[Mood, bytes]
+    """Finds the message's key in a request; None if the request is no message."""
+    answers: Mapping[Reaction, bytes]
     seen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.server.seen = self._note
+        self.server.seen = self._record
 
-    def _note(self, request: Request) -> None:
+    def _record(self, request: Request) -> None:
         if (key := self.key_of(request)) is not None:
             self.seen.append(key)
 
-    def next(self, mood: Mood) -> None:
-        broken: dict[Mood, bytes | None] = {
-            Mood.DROP: b"",
-            Mood.HOLD: None,
-            Mood.HALF: answer(200, b"a" * 50)[:-20],
-            Mood.GARBAGE: b"220 stand-in ESMTP\r\n\r\n",
+    def next(self, reaction: Reaction) -> None:
+        common: dict[Reaction, bytes | None] = {
+            Reaction.DISCONNECT: b"",
+            Reaction.NO_ANSWER: None,
+            Reaction.PARTIAL_ANSWER: answer(200, b"a" * 50)[:-20],
+            Reaction.INVALID_ANSWER: b"220 stand-in ESMTP\r\n\r\n",
         }
-        whole = self.answers.get(mood, b"").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
-        self.server.steps.append(broken.get(mood, whole))
+        whole = self.answers.get(reaction, b"").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        self.server.steps.append(common.get(reaction, whole))
 
     @property
     def open(self) -> int:
@@ -65,30 +66,30 @@ class HttpProvider:
     def connections(self) -> int:
         return self.server.connections
 
-    async def until(self, what: Callable[[], bool]) -> None:
-        await self.server.until(what)
+    async def until(self, condition: Callable[[], bool]) -> None:
+        await self.server.until(condition)
 
 
 @dataclass(slots=True)
 class MailProvider:
-    """A relay; a message's key is in its Message-ID."""
+    """A mail relay. The message's key is in its Message-ID."""
 
     relay: ScriptedRelay
 
-    def next(self, mood: Mood) -> None:
-        words = {
-            Mood.LATER: "451 4.3.0 not now",
-            Mood.REFUSE: "554 5.6.0 refused",
-            Mood.DROP: TAKE_AND_DROP,
-            Mood.HOLD: HANG,
-            Mood.HALF: HALF,
-            Mood.GARBAGE: "HTTP/1.1 400 Bad Request",
+    def next(self, reaction: Reaction) -> None:
+        replies = {
+            Reaction.TRY_LATER: "451 4.3.0 not now",
+            Reaction.REFUSE: "554 5.6.0 refused",
+            Reaction.DISCONNECT: TAKE_AND_DROP,
+            Reaction.NO_ANSWER: HANG,
+            Reaction.PARTIAL_ANSWER: HALF,
+            Reaction.INVALID_ANSWER: "HTTP/1.1 400 Bad Request",
         }
-        self.relay.script.append(("mail", words[mood]))
+        self.relay.script.append(("mail", replies[reaction]))
 
     @property
     def seen(self) -> Sequence[str]:
-        found = (re.search(rb"\r\nMessage-ID: <([^@>]+)@", raw) for raw in self.relay.offered)
+        found = (re.search(rb"\r\nMessage-ID: <([^@>]+)@", raw) for raw in self.relay.received)
         return [match[1].decode() if match else "a mail without a Message-ID" for match in found]
 
     @property
@@ -97,10 +98,10 @@ class MailProvider:
 
     @property
     def connections(self) -> int:
-        return len(self.relay.conversations)
+        return len(self.relay.sessions)
 
-    async def until(self, what: Callable[[], bool]) -> None:
-        await self.relay.until(what)
+    async def until(self, condition: Callable[[], bool]) -> None:
+        await self.relay.until(condition)
 
 
 class TestEmail(ChannelContract):
@@ -108,20 +109,20 @@ class TestEmail(ChannelContract):
 
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
-        async with ScriptedRelay(offers=("AUTH PLAIN",), always={"AUTH": "235 welcome"}) as relay:
+        async with ScriptedRelay(extensions=("AUTH PLAIN",), always={"AUTH": "235 welcome"}) as relay:
             yield MailProvider(relay)
 
     @pytest.fixture
-    def opened(self, provider: MailProvider) -> Channel:
+    def new_channel(self, provider: MailProvider) -> Channel:
         return self._channel(provider.relay.port)
 
     @pytest.fixture
-    def deserted(self) -> Channel:
+    def unreachable_channel(self) -> Channel:
         return self._channel(1)
 
     @pytest.fixture
     def message(self) -> Callable[[str], Message]:
-        return to("a@example.com", CONTENT)
+        return messages_to("a@example.com", CONTENT)
 
     def _channel(self, port: int) -> Channel:
         options = {"host": "127.0.0.1", "port": port, "security": "none", "from": "flyte@example.com", "timeout": 1}
@@ -136,22 +137,22 @@ class TestSlack(ChannelContract):
     async def provider(self) -> AsyncIterator[Provider]:
         async with ScriptedHttp(usual=answer(200, b'{"ok":true,"channel":"C0000001","ts":"1.2"}')) as server:
             answers = {
-                Mood.LATER: answer(429, b'{"ok":false,"error":"ratelimited"}'),
-                Mood.REFUSE: answer(200, b'{"ok":false,"error":"invalid_blocks"}'),
+                Reaction.TRY_LATER: answer(429, b'{"ok":false,"error":"ratelimited"}'),
+                Reaction.REFUSE: answer(200, b'{"ok":false,"error":"invalid_blocks"}'),
             }
             yield HttpProvider(server, self._key, answers)
 
     @pytest.fixture
-    def opened(self, provider: HttpProvider) -> Channel:
+    def new_channel(self, provider: HttpProvider) -> Channel:
         return self._channel(provider.server.url)
 
     @pytest.fixture
-    def deserted(self) -> Channel:
-        return self._channel(NOWHERE)
+    def unreachable_channel(self) -> Channel:
+        return self._channel(UNREACHABLE_URL)
 
     @pytest.fixture
     def message(self) -> Callable[[str], Message]:
-        return to("C0000001", {"text": "train.daily failed"})
+        return messages_to("C0000001", {"text": "train.daily failed"})
 
     def _channel(self, url: str) -> Channel:
         return SlackChannel(SlackConfig(token=self.secrets[0], api_url=f"{url}/api/", timeout=1))
@@ -170,21 +171,21 @@ class TestPagerDuty(ChannelContract):
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
         async with ScriptedHttp(usual=answer(202, b'{"status":"success"}')) as server:
-            answers = {Mood.LATER: answer(429, b"{}"), Mood.REFUSE: answer(400, SECRET.encode())}
+            answers = {Reaction.TRY_LATER: answer(429, b"{}"), Reaction.REFUSE: answer(400, SECRET.encode())}
             yield HttpProvider(server, self._key, answers)
 
     @pytest.fixture
-    def opened(self, provider: HttpProvider) -> Channel:
+    def new_channel(self, provider: HttpProvider) -> Channel:
         return self._channel(provider.server.url)
 
     @pytest.fixture
-    def deserted(self) -> Channel:
-        return self._channel(NOWHERE)
+    def unreachable_channel(self) -> Channel:
+        return self._channel(UNREACHABLE_URL)
 
     @pytest.fixture
     def message(self) -> Callable[[str], Message]:
         payload = {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}
-        return to("ml", {"event_action": "trigger", "payload": payload})
+        return messages_to("ml", {"event_action": "trigger", "payload": payload})
 
     def _channel(self, url: str) -> Channel:
         services = {"ml": {"routing_key": SECRET}}
@@ -193,7 +194,7 @@ class TestPagerDuty(ChannelContract):
     def _key(self, request: Request) -> str | None:
         event: Any = request.json
         assert event["routing_key"] == SECRET
-        if event["event_action"] == "none":  # the check's
+        if event["event_action"] == "none":  # sent by check()
             return None
         key: str = event["dedup_key"]
         return key
@@ -205,24 +206,24 @@ class TestTeams(ChannelContract):
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
         async with ScriptedHttp(usual=answer(202)) as server:
-            words = b"Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error "
+            failed = b"Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error "
             answers = {
-                Mood.LATER: answer(200, words + b"429 with ContextId x"),
-                Mood.REFUSE: answer(400, SECRET.encode()),
+                Reaction.TRY_LATER: answer(200, failed + b"429 with ContextId x"),
+                Reaction.REFUSE: answer(400, SECRET.encode()),
             }
             yield HttpProvider(server, self._key, answers)
 
     @pytest.fixture
-    def opened(self, provider: HttpProvider) -> Channel:
+    def new_channel(self, provider: HttpProvider) -> Channel:
         return self._channel(provider.server.url)
 
     @pytest.fixture
-    def deserted(self) -> Channel:
-        return self._channel(NOWHERE)
+    def unreachable_channel(self) -> Channel:
+        return self._channel(UNREACHABLE_URL)
 
     @pytest.fixture
     def message(self) -> Callable[[str], Message]:
-        """Teams knows no keys: the card says it."""
+        """A Teams message has no key, so the card's text is the key."""
         return lambda key: Message(
             key=key,
             recipients=("ml",),
@@ -250,22 +251,22 @@ class TestWebhook(ChannelContract):
     async def provider(self) -> AsyncIterator[Provider]:
         async with ScriptedHttp(usual=answer(204)) as server:
             answers = {
-                Mood.LATER: answer(503, b"", Retry_After="3"),
-                Mood.REFUSE: answer(422, " ".join(self.secrets).encode()),
+                Reaction.TRY_LATER: answer(503, b"", Retry_After="3"),
+                Reaction.REFUSE: answer(422, " ".join(self.secrets).encode()),
             }
             yield HttpProvider(server, self._key, answers)
 
     @pytest.fixture
-    def opened(self, provider: HttpProvider) -> Channel:
+    def new_channel(self, provider: HttpProvider) -> Channel:
         return self._channel(provider.server.url)
 
     @pytest.fixture
-    def deserted(self) -> Channel:
-        return self._channel(NOWHERE)
+    def unreachable_channel(self) -> Channel:
+        return self._channel(UNREACHABLE_URL)
 
     @pytest.fixture
     def message(self) -> Callable[[str], Message]:
-        return to("ops", {"text": "train.daily failed"})
+        return messages_to("ops", {"text": "train.daily failed"})
 
     def _channel(self, url: str) -> Channel:
         secret, header, path = self.secrets

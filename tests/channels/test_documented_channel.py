@@ -1,4 +1,4 @@
-"""The channel in docs/channels.md is complete: it keeps the contract, and works once its package is installed."""
+"""The ntfy channel that docs/channels.md shows: it passes the contract tests and works as an installed package."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from channels.contract import Channel, Message
-from channels.registry import GROUP
-from tests.channels.contract import ChannelContract, Mood, Provider
+from channels.registry import ENTRY_POINT_GROUP
+from tests.channels.contract import ChannelContract, Provider, Reaction
 from tests.channels.test_contract import HttpProvider
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.service import command
@@ -28,6 +28,7 @@ CREATED = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 def block(language: str) -> str:
+    """The section's first code block in that language."""
     found = re.search(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
     assert found is not None
     return found[1]
@@ -35,32 +36,32 @@ def block(language: str) -> str:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The package as an installer lays it out."""
+    """A folder with the package as pip installs it."""
     (tmp_path / "dispatcher_ntfy.py").write_text(block("python"))
     (tmp_path / "ntfy.yaml").write_text(block("yaml"))
-    facts = tmp_path / "dispatcher_ntfy-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: dispatcher-ntfy\nVersion: 1.0\n")
+    metadata = tmp_path / "dispatcher_ntfy-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: dispatcher-ntfy\nVersion: 1.0\n")
     found = re.search(r'entry-points\."(.*?)"\]\n(\w+) = "(.*?)"', block("toml"))
     assert found is not None
-    assert found[1] == GROUP
-    (facts / "entry_points.txt").write_text(f"[{found[1]}]\n{found[2]} = {found[3]}\n")
+    assert found[1] == ENTRY_POINT_GROUP
+    (metadata / "entry_points.txt").write_text(f"[{found[1]}]\n{found[2]} = {found[3]}\n")
     return tmp_path
 
 
 @pytest.fixture
-def provided(installed: Path) -> Iterator[Any]:
+def channel_type(installed: Path) -> Iterator[Any]:
     spec = importlib.util.spec_from_file_location("dispatcher_ntfy", installed / "dispatcher_ntfy.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["dispatcher_ntfy"] = module
     spec.loader.exec_module(module)
-    yield module.KIND
+    yield module.CHANNEL_TYPE
     del sys.modules["dispatcher_ntfy"]
 
 
-def test_it_is_short() -> None:
+def test_the_documented_channel_is_shorter_than_80_lines() -> None:
     assert len(block("python").splitlines()) < 80
 
 
@@ -70,24 +71,26 @@ class TestNtfy(ChannelContract):
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
         async with ScriptedHttp(usual=answer(200, b"{}")) as server:
-            yield HttpProvider(server, self._key, {Mood.LATER: answer(429), Mood.REFUSE: answer(403, b"{}")})
+            yield HttpProvider(
+                server, self._key, {Reaction.TRY_LATER: answer(429), Reaction.REFUSE: answer(403, b"{}")}
+            )
 
     @pytest.fixture
-    def opened(self, provider: HttpProvider, provided: Any) -> Channel:
-        return self._channel(provided, provider.server.url)
+    def new_channel(self, provider: HttpProvider, channel_type: Any) -> Channel:
+        return self._channel(channel_type, provider.server.url)
 
     @pytest.fixture
-    def deserted(self, provided: Any) -> Channel:
-        return self._channel(provided, "http://127.0.0.1:1")
+    def unreachable_channel(self, channel_type: Any) -> Channel:
+        return self._channel(channel_type, "http://127.0.0.1:1")
 
     @pytest.fixture
     def message(self) -> Callable[[str], Message]:
         return lambda key: Message(key=key, recipients=("ops",), content={"title": "failed"}, created_at=CREATED)
 
-    def _channel(self, kind: Any, url: str) -> Channel:
+    def _channel(self, channel_type: Any, url: str) -> Channel:
         options = {"server": url, "token": TOKEN, "topics": ["ops"], "timeout": 1}
-        opened: Channel = kind.open(kind.config.model_validate(options))
-        return opened
+        channel: Channel = channel_type.open(channel_type.config.model_validate(options))
+        return channel
 
     def _key(self, request: Request) -> str | None:
         assert request.headers["authorization"] == f"Bearer {TOKEN}"
@@ -116,8 +119,8 @@ async def test_an_installed_package_is_a_channel_like_any_other(installed: Path)
         status, out, err = await command("check", "--config", config, env=env)
         assert (status, "channels   ok: ntfy" in out) == (0, True), err
 
-        asked = ("send-test", "--channel", "slack", "--to", "#dev", "--config", config)
-        status, out, err = await command(*asked, env=env)
+        arguments = ("send-test", "--channel", "slack", "--to", "#dev", "--config", config)
+        status, out, err = await command(*arguments, env=env)
         assert (status, "slack doesn't serve #dev: it goes by ntfy" in out, "sent: ntfy took it" in out) == (
             0,
             True,
@@ -132,35 +135,39 @@ async def test_an_installed_package_is_a_channel_like_any_other(installed: Path)
     assert (status, '"title":"❌ train.daily failed"' in out.replace('": "', '":"')) == (0, True), err
 
 
-async def test_an_operators_own_template_goes_before_the_packages(installed: Path) -> None:
-    own = installed / "own" / "ntfy" / "message.yaml"
-    own.parent.mkdir(parents=True)
-    own.write_text("title: 'mine: {{ name }}'\nwrong: '{{ nonsense }}'")
-    config, folder, env = settings_file(installed), str(own.parent.parent), environment(installed)
+async def test_an_operators_template_takes_precedence_over_the_packages(installed: Path) -> None:
+    template = installed / "own" / "ntfy" / "message.yaml"
+    template.parent.mkdir(parents=True)
+    template.write_text("title: 'mine: {{ name }}'\nwrong: '{{ nonsense }}'")
+    config, folder, env = settings_file(installed), str(template.parent.parent), environment(installed)
     status, _, err = await command("templates", "lint", folder, "--config", config, env=env)
     assert (status, "ntfy/message.yaml:2: 'nonsense' is undefined" in err) == (1, True), err
-    own.write_text("title: 'mine: {{ name }}'")
+    template.write_text("title: 'mine: {{ name }}'")
     _, out, err = await command("preview", "--channel", "ntfy", "--diff", folder, "--config", config, env=env)
     assert '+  "title": "mine: akx7b9q2vjt5fm4c8h2d"' in out, err
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "words"),
+    ("name", "target", "reason"),
     [
-        ("ntfy", "nowhere_at_all:KIND", "can't be loaded: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        (
+            "ntfy",
+            "nowhere_at_all:CHANNEL_TYPE",
+            "can't be loaded: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        ),
         ("ntfy", "dispatcher_ntfy:NOTHING", "can't be loaded: AttributeError"),
-        ("ntfy", "dispatcher_ntfy:NtfyConfig", "is no channels.contract.Kind"),
-        ("slack", "dispatcher_ntfy:KIND", "there is another channel of that name"),
-        ("Not-a-name", "dispatcher_ntfy:KIND", "is made of a-z, 0-9 and _"),
+        ("ntfy", "dispatcher_ntfy:NtfyConfig", "is no channels.contract.ChannelType"),
+        ("slack", "dispatcher_ntfy:CHANNEL_TYPE", "there is another channel of that name"),
+        ("Not-a-name", "dispatcher_ntfy:CHANNEL_TYPE", "is made of a-z, 0-9 and _"),
     ],
 )
-async def test_a_package_that_cannot_be_used_is_named_with_the_reason(
-    installed: Path, name: str, place: str, words: str
+async def test_check_names_a_package_that_cannot_be_loaded_and_the_reason(
+    installed: Path, name: str, target: str, reason: str
 ) -> None:
     entry = installed / "dispatcher_ntfy-1.0.dist-info" / "entry_points.txt"
-    entry.write_text(f"[{GROUP}]\n{name} = {place}\n")
+    entry.write_text(f"[{ENTRY_POINT_GROUP}]\n{name} = {target}\n")
     status, _, err = await command("check", "--config", settings_file(installed), env=environment(installed))
     assert status == 1
-    assert words in err
+    assert reason in err
     assert f"channel {name!r} of dispatcher-ntfy" in err
     assert "Traceback" not in err

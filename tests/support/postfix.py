@@ -1,7 +1,7 @@
-"""Debian's Postfix on a free loopback port, delivering into a folder: the relay that most of the field runs.
+"""Runs Debian's Postfix, a widely used relay, on a free loopback port; it delivers into a folder.
 
-It needs root, since its daemons change their user, and nothing of the machine's own mail settings: configuration,
-queue and mailboxes lie in a folder of the test's.
+It needs root, because its daemons change their user. Configuration, queue and mailboxes are in a temporary folder; the
+system's own mail settings are not used.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ postlog   unix-dgram n - n - 1 postlogd
 
 
 def missing() -> str:
-    """What Postfix needs and this machine hasn't, in words; empty where it can run."""
+    """The reason why Postfix can't run here; empty if it can."""
     if os.geteuid() != 0:
         return "Postfix needs root"
     return "" if shutil.which("postfix", path=_PATH) else "no Postfix here: apt-get install postfix"
@@ -59,7 +59,7 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
 
 @dataclass(frozen=True, slots=True)
 class Postfix:
-    """The running relay."""
+    """A running Postfix."""
 
     folder: Path
     port: int
@@ -70,7 +70,7 @@ class Postfix:
 
     @property
     def cert_file(self) -> Path:
-        """A certificate that it trusts."""
+        """A client certificate, with its key, that the relay trusts."""
         return self.folder / "client.pem"
 
     @property
@@ -78,12 +78,12 @@ class Postfix:
         return (self.folder / "log").read_text()
 
     def mailbox(self, name: str) -> list[bytes]:
-        """What was delivered there."""
+        """The mails in this mailbox."""
         new = self.folder / "mail" / name / "new"
         return [file.read_bytes() for file in new.iterdir()] if new.is_dir() else []
 
     async def arrived(self, name: str, words: str) -> EmailMessage:
-        """Wait until a mail that has these words in it lies in that mailbox."""
+        """Wait up to 20 seconds for a mail in this mailbox that contains `words`, and return it."""
         async with asyncio.timeout(20):
             while not (found := [mail for mail in self.mailbox(name) if words.encode() in mail]):
                 await asyncio.sleep(0.02)
@@ -92,7 +92,7 @@ class Postfix:
 
 @contextmanager
 def running(options: Mapping[str, str]) -> Iterator[Postfix]:
-    """Postfix with these options of main.cf besides our own, while the block lasts."""
+    """Run Postfix with these main.cf options in addition to the defaults below; stopped at the end of the block."""
     folder = Path(tempfile.mkdtemp(prefix="postfix-"))
     folder.chmod(0o755)  # its daemons run as another user
     postfix = Postfix(folder, free_port())
@@ -142,7 +142,7 @@ def _write(postfix: Postfix, options: Mapping[str, str]) -> None:
         "virtual_gid_maps": f"static:{owner.pw_gid}",
         "virtual_minimum_uid": "1",
         "smtpd_relay_restrictions": f"check_recipient_access texthash:{folder}/recipients, reject_unauth_destination",
-        "default_transport": "smtp:[127.0.0.1]:1",  # nobody is there, and nothing goes beyond this machine
+        "default_transport": "smtp:[127.0.0.1]:1",  # no server listens there, so no mail leaves this machine
         "relay_transport": "smtp:[127.0.0.1]:1",
         "maximal_queue_lifetime": "0",
         "smtputf8_enable": "yes",
@@ -171,4 +171,4 @@ TLS: Mapping[str, str] = {
     "smtpd_tls_chain_files": "FOLDER/server.pem",
     "smtpd_tls_CAfile": "FOLDER/ca.pem",
 }
-"""STARTTLS before anything else."""
+"""Options that require STARTTLS before any mail."""

@@ -1,6 +1,6 @@
-"""Providers for the proofs: quick, in as good or bad a mood as told, and they note every message handed over.
+"""Stand-ins for mail, Slack and PagerDuty that react as the test says and record every message that they receive.
 
-A *door* is a set of addresses of its own onto the same providers: give each replica one, and it is known who came.
+Each caller gets its own addresses of the same providers: give each replica one, and the records show who sent what.
 """
 
 from __future__ import annotations
@@ -21,54 +21,54 @@ from aiohttp import web
 from tests.support.service import free_port
 
 RETRY_AFTER = 2
-"""Seconds of peace that a provider in a bad mood asks for."""
+"""Seconds in the Retry-After header of a refusal."""
 
 
-class Mood(Enum):
-    """What becomes of a message that is handed over."""
+class Reaction(Enum):
+    """What a provider does with a message that it received."""
 
     TAKE = "taken"
     REFUSE = "refused for now"
-    """Slack and PagerDuty: 429 with Retry-After; mail: 451."""
-    SILENCE = "taken without an answer"
-    """The connection stays open, and nothing comes."""
-    HANG_UP = "taken, then hung up"
+    """Slack and PagerDuty answer 429 with Retry-After, mail 451."""
+    NO_ANSWER = "taken without an answer"
+    """The connection stays open without an answer."""
+    DISCONNECT = "taken, then hung up"
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """One message that was handed over."""
+    """One message that a provider received."""
 
     channel: str
     key: str
     target: str
-    """Slack's channel, PagerDuty's routing key, the mail's sender."""
-    door: str
-    came: float
-    at: float
-    """When it was there in whole, and when it was taken or refused: seconds, as `time.time` tells them."""
-    mood: Mood
+    """The Slack channel, the PagerDuty routing key, or the mail's sender."""
+    caller: str
+    arrived_at: float
+    decided_at: float
+    """Seconds of `time.time`: `arrived_at` when it was received completely, `decided_at` when it was taken or refused."""
+    reaction: Reaction
     body: str
-    """A digest of its bytes."""
+    """SHA-256 of its bytes, the first 16 hex digits."""
 
     @property
     def taken(self) -> bool:
-        return self.mood is not Mood.REFUSE
+        return self.reaction is not Reaction.REFUSE
 
 
 @dataclass
 class StandIns:
-    """Mail, Slack and PagerDuty. `async with` it, and `open` a door for each who comes."""
+    """Mail, Slack and PagerDuty. Use it in `async with`, and call `open` for each caller."""
 
-    mood: Callable[[str, str], Mood] = lambda _channel, _key: Mood.TAKE
-    """Asked with the channel and the delivery's key."""
+    reaction: Callable[[str, str], Reaction] = lambda _channel, _key: Reaction.TAKE
+    """Called with the channel and the delivery's key."""
     latency: Callable[[], float] = lambda: 0.0
-    """Seconds, before a message is taken and again before that is answered."""
+    """Returns a delay in seconds: used once before a message is taken, and again before the answer."""
     handovers: list[Handover] = field(default_factory=list)
-    looks: int = 0
-    """How often Slack was asked for a channel's history."""
+    history_requests: int = 0
+    """Number of requests for a Slack channel's history."""
     posted: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
-    """Slack's channels: each message's ts and key."""
+    """By Slack channel: ts and key of each message."""
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def __aenter__(self) -> Self:
@@ -77,12 +77,15 @@ class StandIns:
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
-    async def open(self, door: str = "", *, mail: bool = True) -> dict[str, Any]:
-        """The `channels` section that leads through a new door; without `mail` the relay is down until `open_mail`."""
+    async def open(self, caller: str = "", *, mail: bool = True) -> dict[str, Any]:
+        """Open new addresses for the caller; returns the `channels` section of the settings with them.
+
+        `mail=False`: the relay can't be reached before `open_mail`.
+        """
         port = free_port()
         if mail:
-            await self.open_mail(port, door)
-        url = await self._open_http(door)
+            await self.open_mail(port, caller)
+        url = await self._open_http(caller)
         services = {f"service-{number}": {"routing_key": f"{number:032x}"} for number in range(SERVICES)}
         return {
             "email": {
@@ -95,21 +98,21 @@ class StandIns:
             "pagerduty": {"events_url": url, "services": services},
         }
 
-    async def open_mail(self, port: int, door: str = "") -> None:
-        async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def open_mail(self, port: int, caller: str = "") -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
-                await self._converse(reader, writer, door)
+                await self._run_smtp_session(reader, writer, caller)
             writer.close()
 
-        server = await asyncio.start_server(converse, "127.0.0.1", port, limit=2**20)
+        server = await asyncio.start_server(serve, "127.0.0.1", port, limit=2**20)
         self._open.callback(server.close)
 
-    async def _open_http(self, door: str) -> str:
+    async def _open_http(self, caller: str) -> str:
         async def post(request: web.Request) -> web.StreamResponse:
-            return await self._slack(request, door)
+            return await self._slack(request, caller)
 
         async def enqueue(request: web.Request) -> web.StreamResponse:
-            return await self._pagerduty(request, door)
+            return await self._pagerduty(request, caller)
 
         application = web.Application()
         application.router.add_post("/api/chat.postMessage", post)
@@ -123,16 +126,16 @@ class StandIns:
         assert site._server is not None
         return f"http://127.0.0.1:{runner.addresses[0][1]}"
 
-    async def _take(self, channel: str, key: str, target: str, door: str, body: bytes) -> Mood:
-        came = time.time()
+    async def _take(self, channel: str, key: str, target: str, caller: str, body: bytes) -> Reaction:
+        arrived_at = time.time()
         await asyncio.sleep(self.latency())
-        mood = self.mood(channel, key)
+        reaction = self.reaction(channel, key)
         digest = hashlib.sha256(body).hexdigest()[:16]
-        self.handovers.append(Handover(channel, key, target, door, came, time.time(), mood, digest))
-        return mood
+        self.handovers.append(Handover(channel, key, target, caller, arrived_at, time.time(), reaction, digest))
+        return reaction
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, door: str) -> None:
-        """One SMTP session; a mail is refused or taken after its DATA."""
+    async def _run_smtp_session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: str) -> None:
+        """Serve one SMTP session. A mail is refused or taken after its last line."""
         writer.write(b"220 stand-in\r\n")
         sender = ""
         while line := await reader.readline():
@@ -143,11 +146,11 @@ class StandIns:
                     writer.write(b"354 go on\r\n")
                     mail = await reader.readuntil(b"\r\n.\r\n")
                     (key,) = _MESSAGE_ID.findall(mail)
-                    mood = await self._take("email", key.decode(), sender, door, mail)
+                    reaction = await self._take("email", key.decode(), sender, caller, mail)
                     await asyncio.sleep(self.latency())
-                    if mood is Mood.HANG_UP:
+                    if reaction is Reaction.DISCONNECT:
                         return
-                    writer.write(b"451 try again later\r\n" if mood is Mood.REFUSE else b"250 taken\r\n")
+                    writer.write(b"451 try again later\r\n" if reaction is Reaction.REFUSE else b"250 taken\r\n")
                 case b"QUIT":
                     writer.write(b"221 bye\r\n")
                     return
@@ -155,37 +158,37 @@ class StandIns:
                     sender = line.decode().strip() if verb == b"MAIL" else sender
                     writer.write(b"250 OK\r\n")
 
-    async def _slack(self, request: web.Request, door: str) -> web.StreamResponse:
+    async def _slack(self, request: web.Request, caller: str) -> web.StreamResponse:
         body = await request.json()
         key, channel = body["metadata"]["event_payload"]["key"], body["channel"]
-        mood = await self._take("slack", key, channel, door, await request.read())
-        if mood is Mood.REFUSE:
+        reaction = await self._take("slack", key, channel, caller, await request.read())
+        if reaction is Reaction.REFUSE:
             return _refusal({"ok": False, "error": "ratelimited"})
         ts = f"{time.time():.6f}"
         self.posted[channel].append((ts, key))
-        return await self._answered(request, mood, {"ok": True, "channel": channel, "ts": ts}, 200)
+        return await self._answer(request, reaction, {"ok": True, "channel": channel, "ts": ts}, 200)
 
     async def _history(self, request: web.Request) -> web.StreamResponse:
-        self.looks += 1
+        self.history_requests += 1
         newest = self.posted[request.query["channel"]][::-1][: int(request.query["limit"])]
         messages = [{"ts": ts, "metadata": {"event_payload": {"key": key}}} for ts, key in newest]
         return web.json_response({"ok": True, "messages": messages})
 
-    async def _pagerduty(self, request: web.Request, door: str) -> web.StreamResponse:
+    async def _pagerduty(self, request: web.Request, caller: str) -> web.StreamResponse:
         body = await request.json()
         key = body["dedup_key"]
-        mood = await self._take("pagerduty", key, body["routing_key"], door, await request.read())
-        if mood is Mood.REFUSE:
+        reaction = await self._take("pagerduty", key, body["routing_key"], caller, await request.read())
+        if reaction is Reaction.REFUSE:
             return _refusal({"status": "throttle exceeded"})
-        return await self._answered(request, mood, {"status": "success", "dedup_key": key}, 202)
+        return await self._answer(request, reaction, {"status": "success", "dedup_key": key}, 202)
 
-    async def _answered(
-        self, request: web.Request, mood: Mood, answer: dict[str, Any], status: int
+    async def _answer(
+        self, request: web.Request, reaction: Reaction, answer: dict[str, Any], status: int
     ) -> web.StreamResponse:
         await asyncio.sleep(self.latency())
-        if mood is Mood.SILENCE:
+        if reaction is Reaction.NO_ANSWER:
             await asyncio.sleep(60)
-        if mood is Mood.HANG_UP and request.transport is not None:
+        if reaction is Reaction.DISCONNECT and request.transport is not None:
             request.transport.abort()
         return web.json_response(answer, status=status)
 

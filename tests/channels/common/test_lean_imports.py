@@ -1,4 +1,4 @@
-"""What a service does without: each of these would be resident for as long as it runs."""
+"""A running service must not import modules that it does not use, because they would stay in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNUSED = {
     "sqlalchemy.orm",
     "watchfiles",
 }
-SERVING = """
+SERVICE_SCRIPT = """
 import asyncio, sys
 from pathlib import Path
 from dispatcher.cli import serve
@@ -29,15 +29,15 @@ from dispatcher.observability import logs
 from dispatcher.runtime.service import Service
 from dispatcher.config.settings import load
 
-service = Service(load(Path(sys.argv[1])), ready=lambda _: service.stop())
+service = Service(load(Path(sys.argv[1])), on_ready=lambda _: service.stop())
 asyncio.run(service.run())
-import channels.pagerduty.client  # as at the first page
+import channels.pagerduty.client  # imported when the first event is sent
 print(*sys.modules)
 """
-SPARING = """
-from channels.common.lean_imports import bare, without
+PARTIAL_IMPORT_SCRIPT = """
+from channels.common.lean_imports import without_modules, without_package_init
 
-with bare("sqlalchemy.ext.asyncio"), without("colorsys"):
+with without_package_init("sqlalchemy.ext.asyncio"), without_modules("colorsys"):
     from sqlalchemy.ext.asyncio.engine import AsyncEngine
     try:
         import colorsys
@@ -45,29 +45,29 @@ with bare("sqlalchemy.ext.asyncio"), without("colorsys"):
         print("hidden")
 
 import colorsys
-import sqlalchemy.ext.asyncio as whole
-print(colorsys.__name__, whole.AsyncEngine is AsyncEngine, whole.AsyncSession.__name__)
+import sqlalchemy.ext.asyncio as package
+print(colorsys.__name__, package.AsyncEngine is AsyncEngine, package.AsyncSession.__name__)
 """
 
 
-def said_by(script: str, *arguments: str) -> str:
+def output_of(script: str, *arguments: str) -> str:
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
 
 
-async def test_a_service_on_sqlite_imports_nothing_that_it_has_no_use_for(tmp_path: Path) -> None:
+async def test_a_service_on_sqlite_imports_no_unused_module(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
-    async with Ledger(url):  # the tables are there
+    async with Ledger(url):  # creates the tables
         pass
     email = {"host": "127.0.0.1", "port": 1, "security": "none", "from": "Flyte <flyte@example.com>"}
     http = {"listen": "127.0.0.1:0"}
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"ledger": {"url": url}, "http": http, "channels": {"email": email}})
     )
-    imported = set(said_by(SERVING, str(tmp_path / "config.yaml")).split())
+    imported = set(output_of(SERVICE_SCRIPT, str(tmp_path / "config.yaml")).split())
     assert {"sqlalchemy.dialects.sqlite", "uvicorn", "requests", "structlog"} <= imported
     assert not imported & UNUSED
 
 
-def test_what_was_spared_is_whole_for_whoever_imports_it_later() -> None:
-    assert said_by(SPARING) == "hidden\ncolorsys True AsyncSession\n"
+def test_a_package_that_was_imported_in_part_can_be_imported_completely_later() -> None:
+    assert output_of(PARTIAL_IMPORT_SCRIPT) == "hidden\ncolorsys True AsyncSession\n"

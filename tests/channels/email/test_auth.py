@@ -1,4 +1,4 @@
-"""Logins at a relay, over TLS that is required: every mechanism, tokens that are renewed, secrets that never show."""
+"""Login at a relay over TLS: each mechanism, token renewal, and that no secret appears in errors or logs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.support.mail import config, message
 from tests.support.smtp import LoginRelay, ScriptedRelay
 
 SECRET = "pass-of-the-relay"
-TOKEN = "ya29.a-token-that-nobody-sees"
+TOKEN = "ya29.a-secret-token"
 CLIENT_SECRET = "secret-of-the-client"
 
 
 class Certificates:
-    """An authority, a server's context, and our own certificate."""
+    """A certificate authority, a TLS context for the server, and a client certificate."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = trustme.CA()
@@ -43,7 +43,7 @@ class Certificates:
         self.server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.authority.issue_cert("localhost").configure_cert(self.server)
 
-    def wanting_ours(self) -> ssl.SSLContext:
+    def requiring_client_certificate(self) -> ssl.SSLContext:
         self.authority.configure_trust(self.server)
         self.server.verify_mode = ssl.CERT_REQUIRED
         return self.server
@@ -75,27 +75,28 @@ async def opened(settings: EmailConfig) -> AsyncIterator[EmailChannel]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever a test does, no log of ours or of the libraries we send with shows a secret."""
+def no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """After each test: no log record contains a secret, neither ours nor the client libraries'."""
     caplog.set_level(logging.DEBUG)
     yield
-    ours = [record for record in caplog.records if not record.name.startswith("mail.")]  # aiosmtpd is the relay
-    told = " ".join(f"{record.getMessage()} {record.exc_text}" for record in ours)
-    assert not [secret for secret in shown_forms() if secret in told]
+    records = [record for record in caplog.records if not record.name.startswith("mail.")]  # aiosmtpd, the relay
+    logged = " ".join(f"{record.getMessage()} {record.exc_text}" for record in records)
+    assert not [secret for secret in secret_forms() if secret in logged]
 
 
-def shown_forms() -> list[str]:
+def secret_forms() -> list[str]:
+    """The secrets in plain text, and as they are sent in base64."""
     plain = [SECRET, TOKEN, CLIENT_SECRET, f"\0flyte\0{SECRET}", f"user=flyte\x01auth=Bearer {TOKEN}\x01\x01"]
     return [*plain[:3], *(base64.b64encode(form.encode()).decode() for form in plain)]
 
 
-def assert_silent(error: ChannelError) -> None:
-    told = f"{''.join(traceback.format_exception(error))} {error!r} {error.answer}"
-    assert not [secret for secret in shown_forms() if secret in told]
+def assert_no_secret_in(error: ChannelError) -> None:
+    shown = f"{''.join(traceback.format_exception(error))} {error!r} {error.answer}"
+    assert not [secret for secret in secret_forms() if secret in shown]
 
 
 @pytest.mark.parametrize(
-    ("offers", "auth", "used"),
+    ("mechanisms", "auth", "used"),
     [
         (("PLAIN", "LOGIN", "CRAM-MD5"), "auto", "PLAIN"),
         (("LOGIN", "CRAM-MD5"), "auto", "LOGIN"),
@@ -104,20 +105,20 @@ def assert_silent(error: ChannelError) -> None:
         (("PLAIN", "LOGIN", "CRAM-MD5"), "cram-md5", "CRAM-MD5"),
     ],
 )
-async def test_a_password_is_shown_in_the_way_that_the_relay_offers(
-    relay: LoginRelay, options: dict[str, Any], offers: tuple[str, ...], auth: str, used: str
+async def test_the_password_login_uses_the_first_mechanism_that_the_relay_offers(
+    relay: LoginRelay, options: dict[str, Any], mechanisms: tuple[str, ...], auth: str, used: str
 ) -> None:
-    relay.offers = offers
+    relay.mechanisms = mechanisms
     async with opened(config(relay.port, password=SECRET, auth=auth, **options)) as channel:
         await channel.send(message(key="k1"))
         await channel.send(message(key="k2"))
 
-    assert relay.used == [used]  # once a connection
+    assert relay.used == [used]  # one login for each connection
     assert len(relay.mails) == 2
 
 
 @pytest.mark.parametrize("auth", ["plain", "login", "cram-md5"])
-async def test_a_wrong_password_waits_for_the_right_one(
+async def test_a_wrong_password_raises_later_and_a_corrected_file_is_used(
     relay: LoginRelay, options: dict[str, Any], tmp_path: Path, auth: str
 ) -> None:
     file = tmp_path / "password"
@@ -125,24 +126,22 @@ async def test_a_wrong_password_waits_for_the_right_one(
     async with opened(config(relay.port, password_file=file, auth=auth, **options)) as channel:
         with pytest.raises(Later, match=r"refused the login: 535 .*; check channels.email.username") as caught:
             await channel.send(message())
-        assert caught.value.everyone
-        assert_silent(caught.value)
+        assert caught.value.provider_wide
+        assert_no_secret_in(caught.value)
 
         file.write_text(f"{SECRET}\n")
         await channel.send(message())
     assert len(relay.mails) == 1
 
 
-async def test_a_relay_that_repeats_the_password_does_not_make_us_show_it(
-    relay: LoginRelay, options: dict[str, Any]
-) -> None:
+async def test_a_password_in_the_relays_reply_is_masked(relay: LoginRelay, options: dict[str, Any]) -> None:
     relay.login = ("flyte", "another")
     encoded = base64.b64encode(f"\0flyte\0{SECRET}".encode()).decode()
     relay.refusal = f"535 5.7.8 {SECRET} ({encoded}) is wrong"
     async with opened(config(relay.port, password=SECRET, **options)) as channel:
         with pytest.raises(Later, match=r"535 5.7.8 \*{8} \(\*{8}\) is wrong") as caught:
             await channel.send(message())
-    assert_silent(caught.value)
+    assert_no_secret_in(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -153,55 +152,53 @@ async def test_a_relay_that_repeats_the_password_does_not_make_us_show_it(
         ("538 5.7.11 Encryption required", "channels.email.security"),
     ],
 )
-async def test_each_refused_login_says_what_to_change(
+async def test_each_refused_login_names_what_to_change(
     relay: LoginRelay, options: dict[str, Any], refusal: str, advice: str
 ) -> None:
     relay.login, relay.refusal = ("flyte", "another"), refusal
     async with opened(config(relay.port, password=SECRET, **options)) as channel:
         with pytest.raises(Later, match=advice) as caught:
             await channel.send(message())
-    assert caught.value.everyone
+    assert caught.value.provider_wide
 
 
-async def test_a_relay_that_offers_no_login_of_ours_is_never_sent_the_password(
+async def test_a_relay_without_a_supported_mechanism_is_not_sent_the_password(
     relay: LoginRelay, options: dict[str, Any]
 ) -> None:
-    relay.offers = ("XOAUTH2",)
+    relay.mechanisms = ("XOAUTH2",)
     async with opened(config(relay.port, password=SECRET, **options)) as channel:
         with pytest.raises(Later, match="offers no login by plain or login or cram-md5: it offers XOAUTH2"):
             await channel.send(message())
     assert relay.used == []
 
 
-async def test_a_password_does_not_go_out_where_starttls_is_not_offered() -> None:
-    async with ScriptedRelay(offers=("AUTH PLAIN LOGIN",)) as plain:
+async def test_a_relay_without_starttls_is_not_sent_the_password() -> None:
+    async with ScriptedRelay(extensions=("AUTH PLAIN LOGIN",)) as plain:
         settings = config(plain.port, security="starttls", username="flyte", password=SECRET)
         async with opened(settings) as channel:
             with pytest.raises(Later, match=r"offers no STARTTLS: see channels\.email\.security and port"):
                 await channel.send(message())
         await plain.until(lambda: not plain.open)
-        assert [command.partition(" ")[0] for command in plain.said] in (["EHLO"], ["EHLO", "QUIT"])
+        assert [command.partition(" ")[0] for command in plain.commands] in (["EHLO"], ["EHLO", "QUIT"])
 
 
-async def test_a_token_from_a_file_is_read_at_each_login(
-    relay: LoginRelay, options: dict[str, Any], tmp_path: Path
-) -> None:
+async def test_a_token_file_is_read_at_each_login(relay: LoginRelay, options: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_text("one-that-has-ended")
+    file.write_text("an-expired-token")
     async with opened(config(relay.port, oauth={"token_file": file}, **options)) as channel:
         with pytest.raises(Later, match=r"refused the login: 535 .*; check channels.email.oauth") as caught:
             await channel.send(message())
-        assert_silent(caught.value)
+        assert_no_secret_in(caught.value)
 
         file.write_text(TOKEN)
         await channel.send(message())
     assert relay.used == ["XOAUTH2"]
 
 
-async def test_a_relay_that_takes_no_tokens_is_not_shown_one(
+async def test_a_relay_without_xoauth2_is_not_sent_the_token(
     relay: LoginRelay, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    relay.offers = ("PLAIN",)
+    relay.mechanisms = ("PLAIN",)
     (tmp_path / "token").write_text(TOKEN)
     async with opened(config(relay.port, oauth={"token_file": tmp_path / "token"}, **options)) as channel:
         with pytest.raises(Later, match=r"takes no tokens \(no XOAUTH2\): it offers PLAIN"):
@@ -209,7 +206,7 @@ async def test_a_relay_that_takes_no_tokens_is_not_shown_one(
 
 
 class TokenEndpoint:
-    """A token endpoint (RFC 6749, 4.4) that counts."""
+    """A token endpoint (RFC 6749, 4.4) that records the tokens it granted."""
 
     def __init__(self) -> None:
         self.granted: list[str] = []
@@ -248,12 +245,12 @@ async def serving(endpoint: TokenEndpoint) -> AsyncIterator[int]:
 
 @pytest.fixture
 async def endpoint() -> AsyncIterator[tuple[TokenEndpoint, int]]:
-    made = TokenEndpoint()
-    async with serving(made) as port:
-        yield made, port
+    created = TokenEndpoint()
+    async with serving(created) as port:
+        yield created, port
 
 
-async def test_one_token_serves_all_connections_until_it_is_renewed(
+async def test_all_connections_share_one_token_until_it_is_renewed(
     relay: LoginRelay,
     options: dict[str, Any],
     endpoint: tuple[TokenEndpoint, int],
@@ -266,7 +263,7 @@ async def test_one_token_serves_all_connections_until_it_is_renewed(
     assert len(tokens.granted) == 1
     assert len(relay.mails) == 8
 
-    monkeypatch.setattr(relay_module, "MOST_MESSAGES", 1)
+    monkeypatch.setattr(relay_module, "MAX_MAILS", 1)
     tokens.lifetime = 1e-9
     async with opened(config(relay.port, oauth=tokens.oauth(port), connections=1, **options)) as channel:
         await channel.send(message())
@@ -275,7 +272,7 @@ async def test_one_token_serves_all_connections_until_it_is_renewed(
     assert len(tokens.granted) == 3
 
 
-async def test_a_token_that_the_relay_refuses_is_not_shown_again(
+async def test_a_token_that_the_relay_refused_is_not_used_again(
     relay: LoginRelay, options: dict[str, Any], endpoint: tuple[TokenEndpoint, int]
 ) -> None:
     tokens, port = endpoint
@@ -288,7 +285,7 @@ async def test_a_token_that_the_relay_refuses_is_not_shown_again(
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "reason"),
     [
         (None, "gave no token: 401 invalid_client; check channels.email.oauth"),
         ((400, '{"error": "invalid_scope"}'), "gave no token: 400 invalid_scope"),
@@ -298,60 +295,60 @@ async def test_a_token_that_the_relay_refuses_is_not_shown_again(
         ((200, json.dumps({"access_token": "a\nb"})), "something that is no token"),
     ],
 )
-async def test_where_there_is_no_token_the_mail_waits_and_the_reason_is_free_of_secrets(
+async def test_without_a_token_the_error_is_later_and_has_no_secret(
     relay: LoginRelay,
     options: dict[str, Any],
     endpoint: tuple[TokenEndpoint, int],
     answer: tuple[int, str] | None,
-    told: str,
+    reason: str,
 ) -> None:
     tokens, port = endpoint
     tokens.answer = answer
-    wrong = {"client_id": "stranger"} if answer is None else {}
-    async with opened(config(relay.port, oauth=tokens.oauth(port, **wrong), **options)) as channel:
-        with pytest.raises(Later, match=told) as caught:
+    changes = {"client_id": "unknown"} if answer is None else {}
+    async with opened(config(relay.port, oauth=tokens.oauth(port, **changes), **options)) as channel:
+        with pytest.raises(Later, match=reason) as caught:
             await channel.send(message())
-    assert caught.value.everyone
-    assert_silent(caught.value)
+    assert caught.value.provider_wide
+    assert_no_secret_in(caught.value)
 
 
-async def test_a_token_endpoint_that_is_away_is_everyones_trouble(relay: LoginRelay, options: dict[str, Any]) -> None:
+async def test_an_unreachable_token_endpoint_is_provider_wide(relay: LoginRelay, options: dict[str, Any]) -> None:
     async with opened(config(relay.port, oauth=TokenEndpoint().oauth(1), **options)) as channel:
         with pytest.raises(Later, match="token_url can't be reached") as caught:
             await channel.send(message())
-    assert caught.value.everyone
+    assert caught.value.provider_wide
 
 
-# A server whose client breaks off the handshake leaves its socket to the garbage collector, in asyncio of Python 3.11.
+# In Python 3.11, asyncio leaves a server's socket to the garbage collector if the client breaks off the TLS handshake.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_relay_that_wants_our_certificate_gets_it(certificates: Certificates) -> None:
-    async with MailReceiver(implicit_tls=certificates.wanting_ours()) as relay:
-        shown = {"host": "localhost", "security": "tls", "ca_file": certificates.ca_file}
-        async with opened(config(relay.port, **shown, cert_file=certificates.cert_file)) as channel:
+async def test_the_client_certificate_is_sent_to_a_relay_that_requires_one(certificates: Certificates) -> None:
+    async with MailReceiver(implicit_tls=certificates.requiring_client_certificate()) as relay:
+        options = {"host": "localhost", "security": "tls", "ca_file": certificates.ca_file}
+        async with opened(config(relay.port, **options, cert_file=certificates.cert_file)) as channel:
             await channel.send(message())
         assert len(relay.mails) == 1
 
-        async with opened(config(relay.port, **shown)) as stranger:
+        async with opened(config(relay.port, **options)) as untrusted:
             with pytest.raises(Later, match=r"see channels\.email\.cert_file") as caught:
-                await stranger.send(message())
-        assert caught.value.everyone
+                await untrusted.send(message())
+        assert caught.value.provider_wide
         assert len(relay.mails) == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
-async def test_a_certificate_that_was_renewed_is_used_without_a_restart(certificates: Certificates) -> None:
-    ours = certificates.cert_file.read_bytes()
-    stranger = trustme.CA().issue_cert("dispatcher.example.com").private_key_and_cert_chain_pem.bytes()
-    shown = {"host": "localhost", "security": "tls", "ca_file": certificates.ca_file}
+async def test_a_renewed_client_certificate_is_used_without_a_restart(certificates: Certificates) -> None:
+    valid = certificates.cert_file.read_bytes()
+    untrusted = trustme.CA().issue_cert("dispatcher.example.com").private_key_and_cert_chain_pem.bytes()
+    options = {"host": "localhost", "security": "tls", "ca_file": certificates.ca_file}
     async with (
-        MailReceiver(implicit_tls=certificates.wanting_ours()) as relay,
-        opened(config(relay.port, **shown, cert_file=certificates.cert_file)) as channel,
+        MailReceiver(implicit_tls=certificates.requiring_client_certificate()) as relay,
+        opened(config(relay.port, **options, cert_file=certificates.cert_file)) as channel,
     ):
-        for pem, told in ((stranger, "see channels.email.cert_file"), (b"half written", "cert_file and key_file")):
+        for pem, reason in ((untrusted, "see channels.email.cert_file"), (b"half written", "cert_file and key_file")):
             certificates.cert_file.write_bytes(pem)
-            with pytest.raises(Later, match=told):
+            with pytest.raises(Later, match=reason):
                 await channel.send(message())
-        certificates.cert_file.write_bytes(ours)
+        certificates.cert_file.write_bytes(valid)
 
         await channel.send(message())
 
@@ -361,21 +358,21 @@ async def test_a_certificate_that_was_renewed_is_used_without_a_restart(certific
 async def test_all_connections_share_one_tls_context(
     relay: LoginRelay, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[ssl.SSLContext] = []
-    real = ssl.create_default_context
+    created: list[ssl.SSLContext] = []
+    original = ssl.create_default_context
 
-    def counted(*arguments: Any, **named: Any) -> ssl.SSLContext:
-        made.append(real(*arguments, **named))
-        return made[-1]
+    def record(*arguments: Any, **options: Any) -> ssl.SSLContext:
+        created.append(original(*arguments, **options))
+        return created[-1]
 
-    monkeypatch.setattr(ssl, "create_default_context", counted)
+    monkeypatch.setattr(ssl, "create_default_context", record)
     async with opened(config(relay.port, password=SECRET, connections=4, **options)) as channel:
         await asyncio.gather(*(channel.send(message(key=f"k{number}")) for number in range(8)))
-    assert len(made) == 1
+    assert len(created) == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         ({"username": "flyte"}, "username without password"),
         ({"password": SECRET}, "a login needs a username"),
@@ -408,17 +405,15 @@ async def test_all_connections_share_one_tls_context(
         ({"list_unsubscribe": "https://x.example/>\r\nBcc: a@b.c"}, "write https://… or mailto:…"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused_without_showing_secrets(
-    changes: dict[str, Any], told: str
-) -> None:
+def test_contradictory_options_are_refused_without_showing_secrets(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError) as caught:
         config(25, **changes)
     problems = caught.value.errors(include_url=False, include_input=False, include_context=False)
-    assert told in str(problems)
+    assert problem in str(problems)
     assert SECRET not in str(problems)
 
 
-def test_a_relay_takes_what_it_does_not_say_from_the_section_and_logins_as_a_whole() -> None:
+def test_a_relay_inherits_options_from_the_section_and_the_login_only_as_a_whole() -> None:
     common = {"from": "f@example.com", "port": 2525, "username": "one", "password": SECRET, "timeout": 7}
     relays = [{"host": "a"}, {"host": "b", "username": "two", "password_file": __file__}, {"host": "c", "port": 25}]
     first, second, third = EmailConfig.model_validate({**common, "relays": relays}).routes

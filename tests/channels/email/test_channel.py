@@ -1,4 +1,4 @@
-"""Mail against a real SMTP server: what is sent, what each answer means, and that one bad mail spoils no other."""
+"""The mail channel against aiosmtpd: the mail's bytes, the meaning of each reply, and mails after a failed one."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ async def channel(relay: MailReceiver) -> AsyncIterator[EmailChannel]:
     await opened.aclose()
 
 
-async def test_a_mail_arrives_as_text_and_html_with_the_headers_of_a_good_sender(
-    relay: MailReceiver, channel: EmailChannel
-) -> None:
+async def test_a_mail_arrives_as_text_and_html_with_all_headers(relay: MailReceiver, channel: EmailChannel) -> None:
     receipt = await channel.send(message("a@example.com", "b@example.com"))
 
     (mail,) = relay.mails
@@ -67,7 +65,7 @@ async def test_connections_are_kept_for_the_next_mail(relay: MailReceiver, chann
     assert relay.connections == 1
 
 
-async def test_no_more_connections_than_allowed(relay: MailReceiver) -> None:
+async def test_no_more_connections_are_opened_than_allowed(relay: MailReceiver) -> None:
     channel = EmailChannel(config(relay.port, connections=3))
 
     await asyncio.gather(*(channel.send(message(key=f"k{number}")) for number in range(30)))
@@ -90,9 +88,7 @@ async def test_a_connection_that_the_relay_closed_while_idle_is_replaced(
     assert [mail.message_id for mail in relay.mails] == ["<k1@example.com>", "<k2@example.com>"]
 
 
-async def test_one_refused_recipient_does_not_cost_the_others_their_mail(
-    relay: MailReceiver, channel: EmailChannel
-) -> None:
+async def test_a_refused_recipient_does_not_affect_the_others(relay: MailReceiver, channel: EmailChannel) -> None:
     relay.refuse = {"no@example.com": "550 5.1.1 no such user", "later@example.com": "451 4.7.1 greylisted"}
 
     receipt = await channel.send(message("a@example.com", "no@example.com", "b@example.com", "later@example.com"))
@@ -105,7 +101,9 @@ async def test_one_refused_recipient_does_not_cost_the_others_their_mail(
     assert "550 5.1.1 no such user" in receipt.failures["no@example.com"].reason
 
 
-async def test_a_mail_that_nobody_may_get_does_not_spoil_the_next(relay: MailReceiver, channel: EmailChannel) -> None:
+async def test_after_a_mail_without_accepted_recipients_the_next_is_sent(
+    relay: MailReceiver, channel: EmailChannel
+) -> None:
     relay.refuse = {"no@example.com": "550 5.1.1 no such user"}
     with pytest.raises(Never, match="no such user"):
         await channel.send(message("no@example.com"))
@@ -116,7 +114,9 @@ async def test_a_mail_that_nobody_may_get_does_not_spoil_the_next(relay: MailRec
     assert relay.connections == 1
 
 
-async def test_where_one_recipient_may_yet_be_served_all_wait(relay: MailReceiver, channel: EmailChannel) -> None:
+async def test_if_all_recipients_fail_and_one_temporarily_the_error_is_later(
+    relay: MailReceiver, channel: EmailChannel
+) -> None:
     relay.refuse = {"no@example.com": "550 no", "later@example.com": "450 busy"}
 
     with pytest.raises(Later):
@@ -124,7 +124,7 @@ async def test_where_one_recipient_may_yet_be_served_all_wait(relay: MailReceive
 
 
 @pytest.mark.parametrize(
-    ("step", "words", "kind", "everyone"),
+    ("step", "reply", "error_type", "provider_wide"),
     [
         ("mail", "421 4.3.2 closing", Later, True),
         ("mail", "451 4.3.0 busy", Later, False),
@@ -141,21 +141,21 @@ async def test_where_one_recipient_may_yet_be_served_all_wait(relay: MailReceive
         ("data", "take and drop", InDoubt, False),
     ],
 )
-async def test_every_answer_has_its_meaning_and_the_next_mail_goes_out(
-    relay: MailReceiver, channel: EmailChannel, step: str, words: str, kind: type[Exception], everyone: bool
+async def test_each_reply_raises_its_error_and_the_next_mail_is_sent(
+    relay: MailReceiver, channel: EmailChannel, step: str, reply: str, error_type: type[Exception], provider_wide: bool
 ) -> None:
-    relay.script = [(step, words)]
+    relay.script = [(step, reply)]
 
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error_type) as caught:
         await channel.send(message(key="k1"))
 
-    assert type(caught.value) is kind
-    assert getattr(caught.value, "everyone", False) is everyone
+    assert type(caught.value) is error_type
+    assert getattr(caught.value, "provider_wide", False) is provider_wide
     await channel.send(message(key="k2"))
     assert relay.mails[-1].message_id == "<k2@example.com>"
 
 
-async def test_a_repeated_mail_is_the_same_mail(relay: MailReceiver, channel: EmailChannel) -> None:
+async def test_a_repeated_mail_has_the_same_bytes(relay: MailReceiver, channel: EmailChannel) -> None:
     relay.script = [("data", "take and drop")]
     with pytest.raises(InDoubt):
         await channel.send(message())
@@ -166,7 +166,7 @@ async def test_a_repeated_mail_is_the_same_mail(relay: MailReceiver, channel: Em
     assert one.raw == two.raw
 
 
-async def test_a_cancelled_send_leaves_no_half_conversation_behind(relay: MailReceiver, channel: EmailChannel) -> None:
+async def test_a_send_after_a_cancelled_one_succeeds(relay: MailReceiver, channel: EmailChannel) -> None:
     await channel.send(message(key="k1"))
     relay.script = [("rcpt", "wait")]
     task = asyncio.create_task(channel.send(message(key="k2")))
@@ -180,13 +180,13 @@ async def test_a_cancelled_send_leaves_no_half_conversation_behind(relay: MailRe
     assert relay.mails[-1].message_id == "<k3@example.com>"
 
 
-async def test_a_relay_that_is_not_there_is_everyones_trouble() -> None:
+async def test_an_unreachable_relay_is_provider_wide() -> None:
     with pytest.raises(Later, match=r"127.0.0.1:1 can't be reached") as caught:
         await EmailChannel(config(1)).send(message())
-    assert caught.value.everyone
+    assert caught.value.provider_wide
 
 
-async def test_a_relay_that_never_answers_runs_into_the_time_out() -> None:
+async def test_a_relay_that_never_answers_runs_into_the_timeout() -> None:
     async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(5)
         writer.close()
@@ -209,31 +209,33 @@ def certificates(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
 SECRET = "pass-of-the-relay"
 
 
-# A server whose client breaks off the handshake leaves its socket to the garbage collector, in asyncio of Python 3.11.
+# In Python 3.11, asyncio leaves a server's socket to the garbage collector if the client breaks off the TLS handshake.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("security", ["starttls", "tls"])
-async def test_a_login_over_tls(certificates: tuple[ssl.SSLContext, Path], security: str) -> None:
+async def test_login_over_tls_succeeds_only_with_the_password_and_a_trusted_certificate(
+    certificates: tuple[ssl.SSLContext, Path], security: str
+) -> None:
     context, authority = certificates
-    offered: dict[str, Any] = {"tls": context} if security == "starttls" else {"implicit_tls": context}
-    async with MailReceiver(login=("flyte", SECRET), **offered) as relay:
+    server_tls: dict[str, Any] = {"tls": context} if security == "starttls" else {"implicit_tls": context}
+    async with MailReceiver(login=("flyte", SECRET), **server_tls) as relay:
         relay_config = {"host": "localhost", "security": security, "username": "flyte", "ca_file": authority}
-        right = EmailChannel(config(relay.port, password=SECRET, **relay_config))
-        await right.send(message())
+        correct = EmailChannel(config(relay.port, password=SECRET, **relay_config))
+        await correct.send(message())
         assert len(relay.mails) == 1
-        await right.aclose()
+        await correct.aclose()
 
         wrong = EmailChannel(config(relay.port, password="wrong-one", **relay_config))
         with pytest.raises(Later, match=r"refused the login: 535 .*; check channels.email.username") as caught:
             await wrong.send(message())
         assert "wrong-one" not in f"{caught.value!r} {caught.value.answer}"
 
-        stranger = EmailChannel(config(relay.port, password=SECRET, **{**relay_config, "ca_file": None}))
+        untrusted = EmailChannel(config(relay.port, password=SECRET, **{**relay_config, "ca_file": None}))
         with pytest.raises(Later, match=r"certificate that is not trusted"):
-            await stranger.send(message())
+            await untrusted.send(message())
         await asyncio.sleep(0.2)  # the server's side of the broken handshake closes
 
 
-async def test_starttls_is_required_and_not_merely_tried(relay: MailReceiver) -> None:
+async def test_a_relay_without_starttls_gets_no_mail(relay: MailReceiver) -> None:
     with pytest.raises(Later):
         await EmailChannel(config(relay.port, security="starttls")).send(message())
     assert relay.mails == []
@@ -244,32 +246,34 @@ def test_a_password_is_never_sent_in_the_clear() -> None:
         config(25, host="relay.example.com", username="flyte", password=SECRET)
 
 
-def test_secrets_do_not_show() -> None:
+def test_the_password_does_not_appear_in_repr() -> None:
     assert SECRET not in repr(config(25, username="flyte", password=SECRET))
 
 
 @pytest.mark.parametrize(
-    "bad",
+    "invalid",
     ["", "a", "a@", "@b", "a b@c.d", "a@b\r\nBcc: x@y.z", "#alerts", "a@b@c", "<a@b.c>", "a@" + "x" * 70 + ".com"],
 )
-def test_what_is_no_mail_address_is_not_served(bad: str) -> None:
+def test_an_invalid_mail_address_is_an_unknown_recipient(invalid: str) -> None:
     with pytest.raises(UnknownRecipient):
-        EmailChannel(config(25)).address(bad)
+        EmailChannel(config(25)).address(invalid)
 
 
-def test_domains_are_written_the_way_the_wire_wants_them() -> None:
+def test_domains_are_lower_case_and_encoded_for_dns() -> None:
     channel = EmailChannel(config(25))
     assert channel.address("Jane.Doe@Example.COM") == "Jane.Doe@example.com"
     assert channel.address("jane@bücher.example") == "jane@xn--bcher-kva.example"
 
 
-async def test_an_address_beyond_ascii_goes_out_where_the_relay_can(relay: MailReceiver, channel: EmailChannel) -> None:
+async def test_a_non_ascii_address_is_used_if_the_relay_has_smtputf8(
+    relay: MailReceiver, channel: EmailChannel
+) -> None:
     await channel.send(message("jäne@example.com"))
     assert relay.mails[0].recipients == ("jäne@example.com",)
 
 
 @given(st.text(), st.text(max_size=3000), st.text(max_size=3000))
-def test_whatever_the_words_the_mail_is_well_formed_and_says_them(subject: str, text: str, html: str) -> None:
+def test_a_mail_is_well_formed_for_any_text(subject: str, text: str, html: str) -> None:
     mail = compose(message(content={"subject": subject, "text": text, "html": html}), "Flyte <flyte@example.com>")
 
     head, _, _ = mail.partition(b"\r\n\r\n")
@@ -292,7 +296,7 @@ def test_whatever_the_words_the_mail_is_well_formed_and_says_them(subject: str, 
     assert (plain.get_content_type(), fancy.get_content_type()) == ("text/plain", "text/html")
 
 
-ODD = [
+FRAGILE_LINES = [
     "From me",
     "From ",
     ".",
@@ -306,8 +310,8 @@ ODD = [
     "\x7f",
     "größer",
 ]
-LONG = [length * "a" for length in (75, 500, 998, 999)]
-texts = st.lists(st.sampled_from([*ODD, *LONG, ""]) | st.text(max_size=30), max_size=8).map("\n".join)
+LONG_LINES = [length * "a" for length in (75, 500, 998, 999)]
+texts = st.lists(st.sampled_from([*FRAGILE_LINES, *LONG_LINES, ""]) | st.text(max_size=30), max_size=8).map("\n".join)
 
 
 @given(texts, texts)
@@ -317,9 +321,7 @@ texts = st.lists(st.sampled_from([*ODD, *LONG, ""]) | st.text(max_size=30), max_
 @example("a\n--=_k1--\n", "--=_k1\n\na")
 @example(" ", "a\n\t\nb \n")
 @example(998 * "a" + "\n" + 999 * "a", 999 * "a" + "\n")
-def test_every_text_is_read_as_it_was_written_and_nothing_in_it_is_what_relays_and_mailboxes_change(
-    text: str, html: str
-) -> None:
+def test_every_text_is_decoded_unchanged_and_has_no_line_that_relays_or_mailboxes_change(text: str, html: str) -> None:
     mail = compose(message(content={"subject": "s", "text": text, "html": html}), "flyte@example.com")
 
     lines = mail.split(b"\r\n")
@@ -327,14 +329,14 @@ def test_every_text_is_read_as_it_was_written_and_nothing_in_it_is_what_relays_a
     assert not [line for line in lines if line.startswith(b"From ") or line == b"." or line != line.rstrip(b" \t")]
     assert not [line for line in lines if re.search(rb"[^\t -~]", line)]
     parsed: Any = message_from_bytes(mail, policy=default)
-    for part, written in zip(parsed.iter_parts(), (text, html), strict=True):
+    for part, original in zip(parsed.iter_parts(), (text, html), strict=True):
         if part["content-transfer-encoding"] == "quoted-printable":
             assert max(map(len, part.get_payload().splitlines())) <= 76  # RFC 2045, 6.7
-        as_lines = written.replace("\0", "").splitlines() or [""]
+        as_lines = original.replace("\0", "").splitlines() or [""]
         assert part.get_content().replace("\r\n", "\n") == "".join(f"{line}\n" for line in as_lines)
 
 
-def test_what_needs_no_encoding_has_none() -> None:
+def test_a_text_that_needs_no_encoding_is_sent_as_7bit() -> None:
     def encodings(text: str, html: str) -> list[str]:
         mail = compose(message(content={"subject": "s", "text": text, "html": html}), "flyte@example.com")
         parsed: Any = message_from_bytes(mail, policy=default)
@@ -345,7 +347,7 @@ def test_what_needs_no_encoding_has_none() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st.just(" ")))
-def test_a_subject_comes_back_as_it_was(subject: str) -> None:
+def test_a_subject_is_decoded_unchanged(subject: str) -> None:
     mail = compose(message(content={**CONTENT, "subject": subject}), "flyte@example.com")
 
     parsed: Any = message_from_bytes(mail, policy=default)
@@ -353,12 +355,10 @@ def test_a_subject_comes_back_as_it_was(subject: str) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1), st.integers(30, WIDTH))
-def test_encoded_words_are_of_lawful_length_whole_by_themselves_and_read_back_as_they_were(
-    text: str, room: int
-) -> None:
-    lines = encoded_words(text, room=room).split("\r\n")
+def test_encoded_words_keep_the_length_limits_and_are_decoded_unchanged(text: str, first_line: int) -> None:
+    lines = encoded_words(text, first_line=first_line).split("\r\n")
     words = [line.strip() for line in lines]
-    assert len(lines[0]) <= room
+    assert len(lines[0]) <= first_line
     assert max(map(len, lines)) <= WIDTH
     assert max(map(len, words)) <= 75
     pieces = [decode_header(word)[0] for word in words]
@@ -367,15 +367,15 @@ def test_encoded_words_are_of_lawful_length_whole_by_themselves_and_read_back_as
     assert b"".join(octets for octets, _ in decode_header("\r\n".join(lines))).decode() == text
 
 
-def test_a_subject_beyond_utf8_is_sent_with_question_marks() -> None:
+def test_characters_that_utf8_cannot_encode_become_question_marks() -> None:
     mail = compose(message(content={**CONTENT, "subject": "torn \ud800 é"}), "flyte@example.com")
     parsed: Any = message_from_bytes(mail, policy=default)
     assert parsed["subject"] == "torn ? é"
 
 
-async def test_a_check_logs_in_and_sends_nothing(relay: MailReceiver, channel: EmailChannel) -> None:
+async def test_check_logs_in_and_sends_no_mail(relay: MailReceiver, channel: EmailChannel) -> None:
     (finding,) = await channel.check()
-    assert (finding.ok, finding.says) == (
+    assert (finding.ok, finding.message) == (
         True,
         f"mail relay 127.0.0.1:{relay.port} takes connections, it asks nobody to log in",
     )
@@ -383,19 +383,21 @@ async def test_a_check_logs_in_and_sends_nothing(relay: MailReceiver, channel: E
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_check_finds_a_wrong_password_and_a_relay_that_is_away(
+async def test_check_reports_a_wrong_password_and_an_unreachable_relay(
     certificates: tuple[ssl.SSLContext, Path],
 ) -> None:
     context, authority = certificates
     async with MailReceiver(login=("flyte", SECRET), tls=context) as relay:
         login = {"host": "localhost", "security": "starttls", "username": "flyte", "ca_file": authority}
-        for password, right in ((SECRET, True), ("wrong-one", False)):
-            tried = EmailChannel(config(relay.port, password=password, **login))
-            (finding,) = await tried.check()
-            await tried.aclose()
-            assert finding.ok is right
-            assert ("logged in as flyte" if right else "check channels.email.username and password") in finding.says
-            assert password not in finding.says
-    gone = EmailChannel(config(1))
-    (finding,) = await gone.check()
-    assert (finding.ok, "can't be reached" in finding.says) == (False, True)
+        for password, correct in ((SECRET, True), ("wrong-one", False)):
+            channel = EmailChannel(config(relay.port, password=password, **login))
+            (finding,) = await channel.check()
+            await channel.aclose()
+            assert finding.ok is correct
+            assert (
+                "logged in as flyte" if correct else "check channels.email.username and password"
+            ) in finding.message
+            assert password not in finding.message
+    unreachable = EmailChannel(config(1))
+    (finding,) = await unreachable.check()
+    assert (finding.ok, "can't be reached" in finding.message) == (False, True)

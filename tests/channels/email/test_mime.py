@@ -1,4 +1,4 @@
-"""What a letter says of itself, read back with the standard library's parser: headers, threads, lists, signatures."""
+"""The headers and signature of a mail, parsed with the standard library: threads, lists, addresses, DKIM."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ async def relay() -> AsyncIterator[MailReceiver]:
         yield receiver
 
 
-def read(raw: bytes) -> Any:
+def parse(raw: bytes) -> Any:
     parsed: Any = message_from_bytes(raw, policy=default)
     assert not parsed.defects
     return parsed
 
 
-def written(about: Any = None, **changes: Any) -> Any:
-    """A mail as it would go out, parsed."""
+def rendered(about: Any = None, **changes: Any) -> Any:
+    """A mail as it would be sent, parsed."""
     content = {**CONTENT, **({"about": about} if about else {})}
-    return read(
+    return parse(
         EmailChannel(config(25, **changes))
         .wire_preview(message("a@example.com", "b@example.com", content=content))
         .body
     )
 
 
-def test_the_mails_of_one_launch_plan_form_one_list_and_one_thread() -> None:
+def test_the_mails_of_one_launch_plan_share_a_list_id_and_a_thread() -> None:
     renderer = Renderer()
     failed, succeeded, other = (
-        written(renderer.render("email", an_event(phase, name=name, launch_plan=a_launch_plan(plan)))["about"])
+        rendered(renderer.render("email", an_event(phase, name=name, launch_plan=a_launch_plan(plan)))["about"])
         for phase, name, plan in (
             (Phase.FAILED, "one", "train.daily"),
             (Phase.SUCCEEDED, "two", "train.daily"),
@@ -67,21 +67,21 @@ def test_the_mails_of_one_launch_plan_form_one_list_and_one_thread() -> None:
     assert failed["references"].endswith("@example.com>")
 
 
-def test_another_version_of_a_launch_plan_goes_on_with_its_thread() -> None:
+def test_all_versions_of_a_launch_plan_share_a_thread() -> None:
     renderer = Renderer()
     one, two = (
         renderer.draft("email", an_event(launch_plan=a_launch_plan(version=version)))["about"] for version in ("1", "2")
     )
-    assert written(one)["references"] == written(two)["references"]
+    assert rendered(one)["references"] == rendered(two)["references"]
 
 
-def test_where_no_launch_plan_is_known_or_the_ledger_is_older_a_mail_stands_alone() -> None:
+def test_a_mail_without_a_launch_plan_belongs_to_no_thread() -> None:
     assert "about" not in Renderer().render("email", an_event())
-    alone = written()
+    alone = rendered()
     assert (alone["references"], alone["list-id"], alone["auto-submitted"]) == (None, None, "auto-generated")
 
 
-def test_only_mail_says_what_it_is_about() -> None:
+def test_only_mail_content_names_the_launch_plan() -> None:
     event = an_event(launch_plan=a_launch_plan())
     assert "about" not in Renderer().render("slack", event)
     assert "about" not in Renderer().render("pagerduty", event)
@@ -93,8 +93,8 @@ names = st.text(
 
 
 @given(names, names, names)
-def test_whatever_its_names_a_launch_plans_mail_is_well_formed(project: str, domain: str, plan: str) -> None:
-    mail = written({"project": project, "domain": domain, "launch_plan": plan})
+def test_a_mail_is_well_formed_for_any_launch_plan_name(project: str, domain: str, plan: str) -> None:
+    mail = rendered({"project": project, "domain": domain, "launch_plan": plan})
 
     assert mail["list-id"].isascii()
     assert len(mail["list-id"]) <= 255  # RFC 2919, 3
@@ -103,23 +103,23 @@ def test_whatever_its_names_a_launch_plans_mail_is_well_formed(project: str, dom
 
 
 @given(names, names)
-def test_two_launch_plans_never_share_a_list(one: str, two: str) -> None:
-    lists = {written({**ABOUT, "launch_plan": plan})["list-id"] for plan in (one, two)}
+def test_two_launch_plans_never_share_a_list_id(one: str, two: str) -> None:
+    lists = {rendered({**ABOUT, "launch_plan": plan})["list-id"] for plan in (one, two)}
     assert len(lists) == len({one, two})
 
 
-def test_replies_and_farewells_go_where_the_settings_say() -> None:
-    mail = written(
+def test_reply_to_and_list_unsubscribe_come_from_the_settings() -> None:
+    mail = rendered(
         reply_to=["ml-platform@example.com", "help@BÜCHER.example"],
         list_unsubscribe="https://intranet.example.com/flyte/notifications?unsubscribe=1",
     )
     assert mail["reply-to"] == "ml-platform@example.com, help@xn--bcher-kva.example"
     assert mail["list-unsubscribe"].strip() == "<https://intranet.example.com/flyte/notifications?unsubscribe=1>"
-    plain = written()
+    plain = rendered()
     assert (plain["reply-to"], plain["list-unsubscribe"]) == (None, None)
 
 
-async def test_readers_do_not_see_who_else_was_told_where_that_is_wanted(relay: MailReceiver) -> None:
+async def test_recipients_are_hidden_if_the_settings_say_so(relay: MailReceiver) -> None:
     channel = EmailChannel(config(relay.port, recipients_visible=False))
     relay.refuse = {"no@example.com": "550 5.1.1 no such user"}
 
@@ -145,20 +145,20 @@ async def test_bounces_go_to_the_envelope_sender(relay: MailReceiver) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written_as", "on_the_wire"),
+    ("recipient", "address"),
     [
-        ("jane@straße.example", "jane@xn--strae-oqa.example"),  # IDNA 2008; the older one made strasse of it
+        ("jane@straße.example", "jane@xn--strae-oqa.example"),  # IDNA 2008; IDNA 2003 gives strasse
         ("jane@BÜCHER.example", "jane@xn--bcher-kva.example"),
         ("Jane@例え.テスト", "Jane@xn--r8jz45g.xn--zckzah"),
         ("jäne@bücher.example", "jäne@xn--bcher-kva.example"),
     ],
 )
-def test_domains_beyond_ascii_are_written_as_dns_has_them(written_as: str, on_the_wire: str) -> None:
-    assert EmailChannel(config(25)).address(written_as) == on_the_wire
+def test_non_ascii_domains_of_recipients_are_encoded_for_dns(recipient: str, address: str) -> None:
+    assert EmailChannel(config(25)).address(recipient) == address
 
 
-def test_a_sender_beyond_ascii_has_its_domain_as_dns_has_it() -> None:
-    mail = written(**{"from": "Bücher <flyte@bücher.example>"})
+def test_a_non_ascii_domain_of_the_sender_is_encoded_for_dns() -> None:
+    mail = rendered(**{"from": "Bücher <flyte@bücher.example>"})
     assert mail["from"] == "Bücher <flyte@xn--bcher-kva.example>"
     assert mail["message-id"] == "<k1@xn--bcher-kva.example>"
 
@@ -169,8 +169,8 @@ def key() -> rsa.RSAPrivateKey:
 
 
 def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, *, passphrase: bytes = b"") -> bytes:
-    guard = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, guard)
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def key_file(key: rsa.RSAPrivateKey, tmp_path: Path) -> Path:
     return tmp_path / "dkim.pem"
 
 
-def verified(raw: bytes, key: rsa.RSAPrivateKey, *, domain: str = "example.com") -> bool:
+def is_signed(raw: bytes, key: rsa.RSAPrivateKey, *, domain: str = "example.com") -> bool:
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     public = base64.b64encode(key.public_key().public_bytes(serialization.Encoding.DER, form))
     records = {f"flyte._domainkey.{domain}.".encode(): b"v=DKIM1; k=rsa; p=" + public}
@@ -187,20 +187,18 @@ def verified(raw: bytes, key: rsa.RSAPrivateKey, *, domain: str = "example.com")
     def look_up(name: bytes, timeout: int = 5) -> bytes:
         return records[name]
 
-    right: bool = dkim.verify(raw, dnsfunc=look_up)
-    return right
+    valid: bool = dkim.verify(raw, dnsfunc=look_up)
+    return valid
 
 
-async def test_a_mail_is_signed_where_there_is_a_key(
-    relay: MailReceiver, key: rsa.RSAPrivateKey, key_file: Path
-) -> None:
-    signing = {"dkim": {"selector": "flyte", "key_file": key_file}, "reply_to": "help@example.com"}
-    channel = EmailChannel(config(relay.port, **signing))
+async def test_a_mail_is_signed_if_there_is_a_key(relay: MailReceiver, key: rsa.RSAPrivateKey, key_file: Path) -> None:
+    options = {"dkim": {"selector": "flyte", "key_file": key_file}, "reply_to": "help@example.com"}
+    channel = EmailChannel(config(relay.port, **options))
     await channel.send(message("jäne@example.com", content={**CONTENT, "about": ABOUT}))
     await channel.aclose()
 
     raw = relay.mails[0].raw
-    assert verified(raw, key)
+    assert is_signed(raw, key)
     assert relay.mails[0].subject == CONTENT["subject"]
     for change in (
         (b"Subject: ", b"Subject: not "),
@@ -211,47 +209,45 @@ async def test_a_mail_is_signed_where_there_is_a_key(
         (b"gr=C3=B6", b"gr=C3=BC"),
     ):
         assert change[0] in raw
-        assert not verified(raw.replace(*change, 1), key)
+        assert not is_signed(raw.replace(*change, 1), key)
 
 
-async def test_recipients_that_had_to_be_left_out_leave_a_signature_that_holds(
-    key: rsa.RSAPrivateKey, key_file: Path
-) -> None:
-    async with ScriptedRelay(offers=()) as plain:
+async def test_the_signature_is_valid_if_a_recipient_was_left_out(key: rsa.RSAPrivateKey, key_file: Path) -> None:
+    async with ScriptedRelay(extensions=()) as plain:
         channel = EmailChannel(config(plain.port, dkim={"selector": "flyte", "key_file": key_file}))
         await channel.send(message("a@example.com", "jäne@example.com"))
         await channel.aclose()
-    assert verified(plain.mails[0].raw, key)
+    assert is_signed(plain.mails[0].raw, key)
     assert plain.mails[0].parsed["to"] == "a@example.com"
 
 
-def test_a_key_of_another_domain_signs_for_it(key: rsa.RSAPrivateKey, key_file: Path) -> None:
+def test_a_mail_is_signed_for_the_configured_domain(key: rsa.RSAPrivateKey, key_file: Path) -> None:
     dkim_options = {"selector": "flyte", "key_file": key_file, "domain": "example.org"}
     raw = EmailChannel(config(25, dkim=dkim_options)).wire_preview(message()).body
-    assert verified(raw, key, domain="example.org")
+    assert is_signed(raw, key, domain="example.org")
 
 
-def test_a_key_that_is_renewed_is_read_again(key_file: Path) -> None:
+def test_a_renewed_key_is_read_again(key_file: Path) -> None:
     channel = EmailChannel(config(25, dkim={"selector": "flyte", "key_file": key_file}))
     channel.wire_preview(message())
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     key_file.write_bytes(pem(other))
-    assert verified(channel.wire_preview(message()).body, other)
+    assert is_signed(channel.wire_preview(message()).body, other)
 
 
-async def test_mail_waits_for_a_key_that_is_gone_and_does_not_go_out_unsigned(
+async def test_without_its_key_a_mail_raises_later_and_is_not_sent_unsigned(
     relay: MailReceiver, key_file: Path
 ) -> None:
     channel = EmailChannel(config(relay.port, dkim={"selector": "flyte", "key_file": key_file}))
     key_file.unlink()  # noqa: ASYNC240 - a test
     with pytest.raises(Later, match="can't be signed") as caught:
         await channel.send(message())
-    assert caught.value.everyone
+    assert caught.value.provider_wide
     assert relay.mails == []
 
 
 @pytest.mark.parametrize("what", ["a passphrase", "an elliptic curve", "words", "nothing"])
-def test_a_key_that_cannot_sign_is_found_out_at_once_and_not_shown(
+def test_an_unusable_key_is_refused_at_start_without_showing_it(
     what: str, key: rsa.RSAPrivateKey, tmp_path: Path
 ) -> None:
     kinds = {

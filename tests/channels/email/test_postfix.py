@@ -1,4 +1,4 @@
-"""Mail through Debian's Postfix: what a scripted relay promises, kept by the relay that most of the field runs."""
+"""The mail channel against Debian's Postfix: the scripted relay's tests, repeated with a real relay."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ pytestmark = [pytest.mark.postfix, pytest.mark.skipif(bool(postfix.missing()), r
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[Postfix]:
-    with running({**TLS, "message_size_limit": "50000", "smtpd_client_connection_count_limit": "4"}) as started:
-        yield started
+    with running({**TLS, "message_size_limit": "50000", "smtpd_client_connection_count_limit": "4"}) as postfix_relay:
+        yield postfix_relay
 
 
 @pytest.fixture
 async def channel(relay: Postfix) -> AsyncIterator[EmailChannel]:
-    opened = EmailChannel(config(relay.port, **secured(relay), envelope_from="bounces@example.com"))
+    opened = EmailChannel(config(relay.port, **tls_options(relay), envelope_from="bounces@example.com"))
     yield opened
     await opened.aclose()
 
 
-def secured(relay: Postfix) -> dict[str, Any]:
+def tls_options(relay: Postfix) -> dict[str, Any]:
     return {"host": "localhost", "security": "starttls", "ca_file": relay.ca_file}
 
 
-async def test_a_mail_lies_in_its_mailbox_as_it_was_written(relay: Postfix, channel: EmailChannel) -> None:
+async def test_a_mail_arrives_unchanged_in_its_mailbox(relay: Postfix, channel: EmailChannel) -> None:
     content = {**CONTENT, "about": ABOUT}
     await channel.send(message("a@example.com", "b@example.com", key="postfix1", content=content))
 
@@ -46,12 +46,12 @@ async def test_a_mail_lies_in_its_mailbox_as_it_was_written(relay: Postfix, chan
     assert "with ESMTPS" in str(mail["received"])
 
 
-async def test_addresses_and_headers_beyond_ascii_pass(relay: Postfix, channel: EmailChannel) -> None:
+async def test_a_non_ascii_address_is_delivered(relay: Postfix, channel: EmailChannel) -> None:
     await channel.send(message("jäne@example.com", key="postfix2"))
     assert (await relay.arrived("jäne", "<postfix2@example.com>"))["to"] == "jäne@example.com"
 
 
-async def test_each_recipient_has_its_own_answer(relay: Postfix, channel: EmailChannel) -> None:
+async def test_each_recipient_has_its_own_outcome(relay: Postfix, channel: EmailChannel) -> None:
     names = ("b@example.com", "nobody@example.com", "grey@example.com", "full@example.com", "x@elsewhere.example")
     receipt = await channel.send(message(*names, key="postfix3"))
 
@@ -67,9 +67,9 @@ async def test_each_recipient_has_its_own_answer(relay: Postfix, channel: EmailC
     assert (await relay.arrived("b", "<postfix3@example.com>"))["subject"] == CONTENT["subject"]
 
 
-async def test_a_bounce_names_the_delivery_and_comes_only_where_it_is_wanted(relay: Postfix) -> None:
+async def test_a_bounce_has_the_deliverys_key_and_is_sent_only_if_dsn_asks_for_it(relay: Postfix) -> None:
     for key, dsn in (("unwanted", "never"), ("wanted", "failure")):
-        settings = config(relay.port, **secured(relay), envelope_from="bounces@example.com", dsn=dsn)
+        settings = config(relay.port, **tls_options(relay), envelope_from="bounces@example.com", dsn=dsn)
         channel = EmailChannel(settings)
         await channel.send(message("bounced@elsewhere.example", key=key))
         await channel.aclose()
@@ -80,21 +80,21 @@ async def test_a_bounce_names_the_delivery_and_comes_only_where_it_is_wanted(rel
     assert len(relay.mailbox("bounces")) == 1
 
 
-async def test_a_mail_above_its_limit_is_told_so(channel: EmailChannel) -> None:
+async def test_a_mail_above_the_size_limit_raises_never(channel: EmailChannel) -> None:
     with pytest.raises(Never, match="the relay takes 50000: shorten the template"):
         await channel.send(message(content={**CONTENT, "html": "<p>x</p>\n" * 6000}))
 
 
-async def test_its_limit_of_connections_is_learned(relay: Postfix) -> None:
-    channel = EmailChannel(config(relay.port, **secured(relay), connections=12))
+async def test_the_pool_shrinks_to_the_connection_limit(relay: Postfix) -> None:
+    channel = EmailChannel(config(relay.port, **tls_options(relay), connections=12))
     before = relay.log.count("Connection concurrency limit exceeded")
 
     await asyncio.gather(*(channel.send(message("flyte@example.com", key=f"first{n}")) for n in range(20)))
-    learned = relay.log.count("Connection concurrency limit exceeded")
+    refused = relay.log.count("Connection concurrency limit exceeded")
     await asyncio.gather(*(channel.send(message("flyte@example.com", key=f"then{n}")) for n in range(20)))
 
-    assert 0 < learned - before <= 11
-    assert relay.log.count("Connection concurrency limit exceeded") == learned
+    assert 0 < refused - before <= 11
+    assert relay.log.count("Connection concurrency limit exceeded") == refused
     for number in range(20):
         await relay.arrived("flyte", f"<first{number}@example.com>")
         await relay.arrived("flyte", f"<then{number}@example.com>")
@@ -102,24 +102,24 @@ async def test_its_limit_of_connections_is_learned(relay: Postfix) -> None:
     await channel.aclose()
 
 
-async def test_a_relay_that_wants_our_certificate_gets_it() -> None:
-    asks = {**TLS, "smtpd_tls_req_ccert": "yes"}
-    with running(asks) as strict:
-        known = EmailChannel(config(strict.port, **secured(strict), cert_file=strict.cert_file))
-        await known.send(message(key="known"))
-        await known.aclose()
+async def test_the_client_certificate_is_sent_to_a_relay_that_requires_one() -> None:
+    options = {**TLS, "smtpd_tls_req_ccert": "yes"}
+    with running(options) as strict:
+        with_certificate = EmailChannel(config(strict.port, **tls_options(strict), cert_file=strict.cert_file))
+        await with_certificate.send(message(key="known"))
+        await with_certificate.aclose()
         assert (await strict.arrived("a", "<known@example.com>"))["subject"] == CONTENT["subject"]
 
-        stranger = EmailChannel(config(strict.port, **secured(strict)))
+        untrusted = EmailChannel(config(strict.port, **tls_options(strict)))
         with pytest.raises(Later, match=r"see channels\.email\.cert_file") as caught:
-            await stranger.send(message(key="stranger"))
-        assert caught.value.everyone
-        await stranger.aclose()
+            await untrusted.send(message(key="stranger"))
+        assert caught.value.provider_wide
+        await untrusted.aclose()
 
 
-async def test_a_relay_that_restarts_takes_the_next_mail_over_a_new_connection() -> None:
+async def test_after_a_restart_of_the_relay_the_next_mail_uses_a_new_connection() -> None:
     with running(TLS) as relay:
-        channel = EmailChannel(config(relay.port, **secured(relay)))
+        channel = EmailChannel(config(relay.port, **tls_options(relay)))
         await channel.send(message(key="before"))
         postfix._command(relay.folder, "stop")
         with pytest.raises(Later, match="can't be reached"):

@@ -26,10 +26,10 @@ from channels.contract import (
 )
 from channels.pagerduty.channel import MASK, PagerDutyChannel, PagerDutyConfig
 from dispatcher.demo.fakes.inbox import PagerDutyReceiver
-from dispatcher.demo.fakes.script import Misstep
+from dispatcher.demo.fakes.script import ScriptedReply
 from dispatcher.web.server import serving
 from tests.support.http import ScriptedHttp
-from tests.support.servers import a_way_there, breaking_server
+from tests.support.servers import breaking_server, proxy_server
 
 KEY = "0123456789abcdef0123456789abcdef"
 PAYLOAD = {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}
@@ -71,10 +71,10 @@ async def test_a_certificate_that_nobody_vouches_for_is_no_connection_and_so_no_
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     async with ScriptedHttp(tls=context) as server:
-        stranger = PagerDutyChannel(config(server.url.replace("127.0.0.1", "localhost")))
+        untrusted = PagerDutyChannel(config(server.url.replace("127.0.0.1", "localhost")))
         with pytest.raises(Later, match="PagerDuty can't be reached: SSLError"):
-            await stranger.send(message())
-        await stranger.aclose()
+            await untrusted.send(message())
+        await untrusted.aclose()
         assert server.requests == []
 
 
@@ -110,9 +110,9 @@ async def test_nothing_is_resolved_that_was_not_triggered_and_what_is_over_pages
 ) -> None:
     receipt = await channel.send(message(thread=Thread(key="talk", resolves=True)))
     with pytest.raises(Never, match="nobody was paged: it has succeeded since then"):
-        await channel.send(message(thread=Thread(key="talk", over=True)))
+        await channel.send(message(thread=Thread(key="talk", superseded=True)))
     with pytest.raises(Never, match="nothing was resolved: it has failed since then"):
-        await channel.send(message(thread=Thread(key="talk", earlier=SAID, resolves=True, over=True)))
+        await channel.send(message(thread=Thread(key="talk", earlier=SAID, resolves=True, superseded=True)))
 
     assert (account.requests, receipt.answer.status) == (0, "none")
 
@@ -173,18 +173,18 @@ async def test_details_that_pagerduty_takes_are_kept_in_whichever_letters(
 @pytest.mark.parametrize(
     ("step", "kind"),
     [
-        (Misstep(400, b'{"status":"invalid event","errors":["x"]}'), Never),
-        (Misstep(403), Never),
-        (Misstep(429, b"{}", {"Retry-After": "30"}), Later),
-        (Misstep(429, b"{}"), Later),
-        (Misstep(500), Later),
-        (Misstep(503), Later),
-        (Misstep(200, b"<html>"), InDoubt),
-        (Misstep(202, b"", accept=True, delay=3), InDoubt),
+        (ScriptedReply(400, b'{"status":"invalid event","errors":["x"]}'), Never),
+        (ScriptedReply(403), Never),
+        (ScriptedReply(429, b"{}", {"Retry-After": "30"}), Later),
+        (ScriptedReply(429, b"{}"), Later),
+        (ScriptedReply(500), Later),
+        (ScriptedReply(503), Later),
+        (ScriptedReply(200, b"<html>"), InDoubt),
+        (ScriptedReply(202, b"", accept=True, delay=3), InDoubt),
     ],
 )
 async def test_every_answer_has_its_meaning_at_the_first_try(
-    account: PagerDutyReceiver, channel: PagerDutyChannel, step: Misstep, kind: type[ChannelError]
+    account: PagerDutyReceiver, channel: PagerDutyChannel, step: ScriptedReply, kind: type[ChannelError]
 ) -> None:
     account.script.steps = [step]
 
@@ -203,7 +203,7 @@ async def test_pagerduty_that_is_not_there_is_everyones_trouble() -> None:
     with pytest.raises(Later, match="can't be reached") as caught:
         await channel.send(message())
     await channel.aclose()
-    assert caught.value.everyone
+    assert caught.value.provider_wide
 
 
 async def test_a_proxy_that_is_not_there_leaves_no_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ async def test_a_proxy_that_is_not_there_leaves_no_doubt(monkeypatch: pytest.Mon
 async def test_every_event_goes_by_the_environments_proxy_and_shows_the_cookies_it_got(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with a_way_there(b"HTTP/1.1 202 Accepted", b"{}") as (proxy, heads):
+    async with proxy_server(b"HTTP/1.1 202 Accepted", b"{}") as (proxy, heads):
         monkeypatch.setenv("http_proxy", proxy)
         channel = PagerDutyChannel(config("http://events.pagerduty.test").model_copy(update={"connections": 1}))
         for key in ("k1", "k2", "k3"):
@@ -241,7 +241,7 @@ async def test_no_event_goes_by_the_proxy_where_the_environment_excepts_pagerdut
 
 async def test_a_redirect_takes_every_event_along(account: PagerDutyReceiver, url: str) -> None:
     elsewhere = f"HTTP/1.1 307 Elsewhere\r\nLocation: {url}/v2/enqueue".encode()
-    async with a_way_there(elsewhere, b"{}") as (address, _):
+    async with proxy_server(elsewhere, b"{}") as (address, _):
         channel = PagerDutyChannel(config(address).model_copy(update={"connections": 1}))
         await channel.send(message(key="k1"))
         await channel.send(message(key="k2"))
@@ -260,7 +260,7 @@ async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: byt
 
 
 async def test_the_loop_goes_on_while_pagerduty_is_slow(account: PagerDutyReceiver, channel: PagerDutyChannel) -> None:
-    account.script.steps = [Misstep(202, b"{}", delay=0.5) for _ in range(4)]
+    account.script.steps = [ScriptedReply(202, b"{}", delay=0.5) for _ in range(4)]
     sending = [asyncio.create_task(channel.send(message(key=f"k{number}"))) for number in range(4)]
     ticks = 0
     while not all(task.done() for task in sending):
@@ -292,7 +292,7 @@ async def test_a_check_reaches_pagerduty_and_opens_no_incident(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
     (finding,) = await channel.check()
-    assert (finding.ok, finding.says) == (True, "ml: PagerDuty is reached and has nothing against the routing key")
+    assert (finding.ok, finding.message) == (True, "ml: PagerDuty is reached and has nothing against the routing key")
     assert (account.requests, account.incidents) == (1, [])
 
 
@@ -304,7 +304,7 @@ async def test_a_check_finds_a_wrong_routing_key(url: str, key: str, words: str)
     channel = PagerDutyChannel(config(url, routing_key=key))
     (finding,) = await channel.check()
     await channel.aclose()
-    assert (finding.ok, words in finding.says, key in finding.says) == (False, True, False)
+    assert (finding.ok, words in finding.message, key in finding.message) == (False, True, False)
 
 
 async def test_a_check_finds_a_wrong_address_and_that_there_are_no_services(url: str) -> None:
@@ -312,8 +312,8 @@ async def test_a_check_finds_a_wrong_address_and_that_there_are_no_services(url:
         channel = PagerDutyChannel(config(where))
         (finding,) = await channel.check()
         await channel.aclose()
-        assert (finding.ok, words in finding.says) == (False, True), finding.says
+        assert (finding.ok, words in finding.message) == (False, True), finding.message
     nobody = PagerDutyChannel(PagerDutyConfig(events_url=url))
     (finding,) = await nobody.check()
     await nobody.aclose()
-    assert (finding.ok, "nobody can be paged" in finding.says) == (False, True)
+    assert (finding.ok, "nobody can be paged" in finding.message) == (False, True)

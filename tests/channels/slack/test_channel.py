@@ -27,9 +27,9 @@ from channels.contract import (
 )
 from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
-from dispatcher.demo.fakes.script import Misstep
+from dispatcher.demo.fakes.script import ScriptedReply
 from dispatcher.web.server import serving
-from tests.support.servers import a_way_there, breaking_server
+from tests.support.servers import breaking_server, proxy_server
 
 TOKEN = "xoxb-secret-of-the-tests"
 
@@ -184,22 +184,22 @@ async def test_a_wrong_token_says_so_without_showing_it(url: str) -> None:
 @pytest.mark.parametrize(
     ("step", "kind"),
     [
-        (Misstep(429, b'{"ok":false,"error":"ratelimited"}', {"Retry-After": "7"}), Later),
-        (Misstep(200, b'{"ok":false,"error":"ratelimited"}'), Later),
-        (Misstep(200, b'{"ok":false,"error":"service_unavailable"}'), Later),
-        (Misstep(503, b"upstream"), Later),
-        (Misstep(200, b'{"ok":false,"error":"internal_error"}'), InDoubt),
-        (Misstep(200, b'{"ok":false,"error":"fatal_error"}'), InDoubt),
-        (Misstep(500, b'{"ok":false,"error":"something"}'), InDoubt),
-        (Misstep(200, b"<html>garbage</html>"), InDoubt),
-        (Misstep(200, b"[1]"), InDoubt),
-        (Misstep(200, b'{"ok":false,"error":"invalid_blocks"}'), Never),
-        (Misstep(200, b'{"ok":false,"error":"never_heard_of"}'), Never),
-        (Misstep(delay=4), InDoubt),
+        (ScriptedReply(429, b'{"ok":false,"error":"ratelimited"}', {"Retry-After": "7"}), Later),
+        (ScriptedReply(200, b'{"ok":false,"error":"ratelimited"}'), Later),
+        (ScriptedReply(200, b'{"ok":false,"error":"service_unavailable"}'), Later),
+        (ScriptedReply(503, b"upstream"), Later),
+        (ScriptedReply(200, b'{"ok":false,"error":"internal_error"}'), InDoubt),
+        (ScriptedReply(200, b'{"ok":false,"error":"fatal_error"}'), InDoubt),
+        (ScriptedReply(500, b'{"ok":false,"error":"something"}'), InDoubt),
+        (ScriptedReply(200, b"<html>garbage</html>"), InDoubt),
+        (ScriptedReply(200, b"[1]"), InDoubt),
+        (ScriptedReply(200, b'{"ok":false,"error":"invalid_blocks"}'), Never),
+        (ScriptedReply(200, b'{"ok":false,"error":"never_heard_of"}'), Never),
+        (ScriptedReply(delay=4), InDoubt),
     ],
 )
 async def test_every_answer_has_its_meaning(
-    workspace: SlackReceiver, channel: SlackChannel, step: Misstep, kind: type[ChannelError]
+    workspace: SlackReceiver, channel: SlackChannel, step: ScriptedReply, kind: type[ChannelError]
 ) -> None:
     workspace.script.steps = [step]
 
@@ -215,7 +215,7 @@ async def test_every_answer_has_its_meaning(
 async def test_a_doubtful_message_that_had_arrived_is_found_and_not_sent_again(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    workspace.script.steps = [Misstep(500, b"{}", accept=True)]
+    workspace.script.steps = [ScriptedReply(500, b"{}", accept=True)]
     with pytest.raises(InDoubt):
         await channel.send(message())
 
@@ -237,7 +237,7 @@ async def test_slack_that_is_not_there_is_everyones_trouble() -> None:
     with pytest.raises(Later, match="can't be reached") as caught:
         await channel.send(message())
     await channel.aclose()
-    assert caught.value.everyone
+    assert caught.value.provider_wide
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: byt
 async def test_every_message_goes_by_the_environments_proxy_with_the_librarys_headers_and_the_cookies_it_got(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with a_way_there(b"HTTP/1.1 200 OK", b'{"ok": true, "channel": "C1", "ts": "1.2"}') as (proxy, heads):
+    async with proxy_server(b"HTTP/1.1 200 OK", b'{"ok": true, "channel": "C1", "ts": "1.2"}') as (proxy, heads):
         monkeypatch.setenv("http_proxy", proxy)
         channel = SlackChannel(SlackConfig(token=TOKEN, api_url="http://slack.test/api/"))
         for key in ("k1", "k2", "k3"):
@@ -276,7 +276,7 @@ async def test_every_message_goes_by_the_environments_proxy_with_the_librarys_he
     ],
 )
 async def test_an_answer_that_is_none_of_slacks_leaves_a_doubt(answer: bytes) -> None:
-    async with a_way_there(b"HTTP/1.1 200 OK", answer) as (base, _):
+    async with proxy_server(b"HTTP/1.1 200 OK", answer) as (base, _):
         channel = SlackChannel(SlackConfig(token=TOKEN, api_url=base))
         with pytest.raises(InDoubt, match="may have taken the message"):
             await channel.send(message())
@@ -284,7 +284,7 @@ async def test_an_answer_that_is_none_of_slacks_leaves_a_doubt(answer: bytes) ->
 
 
 async def test_a_cancelled_send_leaves_the_channel_usable(workspace: SlackReceiver, channel: SlackChannel) -> None:
-    workspace.script.steps = [Misstep(delay=1)]
+    workspace.script.steps = [ScriptedReply(delay=1)]
     task = asyncio.create_task(channel.send(message(key="k1")))
     await asyncio.sleep(0.2)
     task.cancel()
@@ -297,7 +297,7 @@ async def test_a_cancelled_send_leaves_the_channel_usable(workspace: SlackReceiv
 
 
 async def checked(channel: SlackChannel) -> list[tuple[bool, str]]:
-    return [(finding.ok, finding.says) for finding in await channel.check()]
+    return [(finding.ok, finding.message) for finding in await channel.check()]
 
 
 async def test_a_check_names_who_we_are_and_says_nothing_to_anybody(
@@ -345,10 +345,10 @@ async def test_a_check_finds_that_channels_cannot_be_joined_and_that_webhooks_ca
 
 
 async def test_a_check_finds_a_wrong_token_and_a_slack_that_is_none(url: str) -> None:
-    async with breaking_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as stranger:
+    async with breaking_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as server_url:
         for where, token, words in (
             (url, "xoxb-wrong", "the token is wrong: check channels.slack.token"),
-            (f"{stranger}/api/", TOKEN, "check channels.slack.api_url"),
+            (f"{server_url}/api/", TOKEN, "check channels.slack.api_url"),
             ("http://127.0.0.1:1/api/", TOKEN, "Slack can't be reached"),
         ):
             channel = SlackChannel(SlackConfig(token=token, api_url=where, timeout=2))
@@ -407,7 +407,7 @@ async def test_a_recovery_that_is_over_replies_and_changes_nothing(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    await channel.send(message(key="k2", talk=replace(after(first, resolves=True), over=True), **WELL))
+    await channel.send(message(key="k2", talk=replace(after(first, resolves=True), superseded=True), **WELL))
     assert [(arrived.key, arrived.edits) for arrived in workspace.messages] == [("k1", 0), ("k2", 0)]
 
 
@@ -471,8 +471,8 @@ async def test_a_doubtful_reply_that_had_arrived_is_found_in_its_thread(
     workspace: SlackReceiver, channel: SlackChannel, resolves: bool
 ) -> None:
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    well = [Misstep(200, b'{"ok":true}', accept=True)] if resolves else []
-    workspace.script.steps = [*well, Misstep(500, b"{}", accept=True)]
+    well = [ScriptedReply(200, b'{"ok":true}', accept=True)] if resolves else []
+    workspace.script.steps = [*well, ScriptedReply(500, b"{}", accept=True)]
     talk = after(first, resolves=resolves)
     with pytest.raises(InDoubt):
         await channel.send(message(key="k2", talk=talk, **WELL))
@@ -500,7 +500,7 @@ async def test_a_reply_that_has_to_wait_changes_the_first_message_again_and_is_s
 ) -> None:
     first = await channel.send(message(key="k1", talk=after(), **FAILED))
     good = after(first, resolves=True)
-    workspace.script.steps = [Misstep(200, b'{"ok":true}', accept=True), Misstep(503)]
+    workspace.script.steps = [ScriptedReply(200, b'{"ok":true}', accept=True), ScriptedReply(503)]
     with pytest.raises(Later):
         await channel.send(message(key="k2", talk=good, **WELL))
     await channel.send(message(key="k2", talk=good, **WELL))
@@ -577,21 +577,21 @@ async def test_a_webhook_posts_without_a_token_and_its_address_never_shows(
     [
         ("old", None, Never, "channel_is_archived; the webhook's channel is archived"),
         ("no", None, Never, "no_service; the webhook was switched off"),
-        ("#ops", Misstep(403, b"action_prohibited"), Never, "restricted posting"),
-        ("#ops", Misstep(400, b"invalid_payload"), Never, "dispatcher preview"),
-        ("#ops", Misstep(302, b""), Never, "check the webhook"),
-        ("#ops", Misstep(429, b"rate_limited", {"Retry-After": "7"}), Later, "429"),
-        ("#ops", Misstep(500, b"rollup_error"), Later, "rollup_error"),
-        ("#ops", Misstep(503, b"<html>"), Later, "503"),
-        ("#ops", Misstep(500, b"oops!"), InDoubt, "500"),
-        ("#ops", Misstep(delay=2), InDoubt, "did not answer"),
+        ("#ops", ScriptedReply(403, b"action_prohibited"), Never, "restricted posting"),
+        ("#ops", ScriptedReply(400, b"invalid_payload"), Never, "dispatcher preview"),
+        ("#ops", ScriptedReply(302, b""), Never, "check the webhook"),
+        ("#ops", ScriptedReply(429, b"rate_limited", {"Retry-After": "7"}), Later, "429"),
+        ("#ops", ScriptedReply(500, b"rollup_error"), Later, "rollup_error"),
+        ("#ops", ScriptedReply(503, b"<html>"), Later, "503"),
+        ("#ops", ScriptedReply(500, b"oops!"), InDoubt, "500"),
+        ("#ops", ScriptedReply(delay=2), InDoubt, "did not answer"),
     ],
 )
 async def test_every_answer_to_a_webhook_has_its_meaning(
     workspace: SlackReceiver,
     by_webhook: SlackChannel,
     to: str,
-    step: Misstep | None,
+    step: ScriptedReply | None,
     kind: type[ChannelError],
     words: str,
 ) -> None:

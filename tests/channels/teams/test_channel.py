@@ -1,4 +1,4 @@
-"""Teams against a server that answers as workflows and connectors do."""
+"""The Teams channel against a scripted server that answers as workflows and connectors do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import ChannelError, InDoubt, Later, Message, Never, UnknownRecipient
-from channels.teams.channel import LARGEST, TeamsChannel, TeamsConfig
+from channels.teams.channel import MAX_BYTES, TeamsChannel, TeamsConfig
 from tests.support.http import ScriptedHttp, answer
 
 HEADLINE = {"type": "TextBlock", "text": "train.daily failed"}
@@ -26,11 +26,11 @@ def message(content: Any = None, to: str = "ml") -> Message:
     return Message(key="k1", recipients=(to,), content=content or CARD, created_at=created_at)
 
 
-def teams(url: str) -> TeamsChannel:
-    return to_target({"url": f"{url}/workflows/hidden"})
+def channel_to(url: str) -> TeamsChannel:
+    return channel_with({"url": f"{url}/workflows/hidden"})
 
 
-def to_target(target: dict[str, Any]) -> TeamsChannel:
+def channel_with(target: dict[str, Any]) -> TeamsChannel:
     options = {"allow_http": True, "allow_networks": ["127.0.0.1/32"], "timeout": 1}
     return TeamsChannel(TeamsConfig.model_validate({**options, "targets": {"ml": target}}))
 
@@ -43,17 +43,15 @@ async def server() -> AsyncIterator[ScriptedHttp]:
 
 @pytest.fixture
 async def channel(server: ScriptedHttp) -> AsyncIterator[TeamsChannel]:
-    opened = teams(server.url)
+    opened = channel_to(server.url)
     yield opened
     await opened.aclose()
 
 
-async def test_a_workflows_url_that_was_replaced_is_used_for_the_next_message(
-    server: ScriptedHttp, tmp_path: Path
-) -> None:
+async def test_a_changed_url_file_is_used_for_the_next_message(server: ScriptedHttp, tmp_path: Path) -> None:
     file = tmp_path / "url"
     file.write_text(f"{server.url}/workflows/one")
-    channel = to_target({"url_file": file})
+    channel = channel_with({"url_file": file})
     await channel.send(message())
     file.write_text(f"{server.url}/workflows/two\n")
     await channel.send(message())
@@ -63,7 +61,7 @@ async def test_a_workflows_url_that_was_replaced_is_used_for_the_next_message(
 
 
 @pytest.mark.parametrize(("status", "body"), [(202, b""), (200, b"1"), (200, b'{"id":"08"}'), (200, b"thank you")])
-async def test_a_card_is_taken_by_workflows_and_connectors(
+async def test_a_card_is_accepted_by_workflows_and_connectors(
     server: ScriptedHttp, channel: TeamsChannel, status: int, body: bytes
 ) -> None:
     server.steps = [answer(status, body, Connection="close")]
@@ -74,7 +72,7 @@ async def test_a_card_is_taken_by_workflows_and_connectors(
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "kind"),
+    ("status", "body", "error_type"),
     [
         (200, FAILED + b"429 with ContextId tcid=1", Later),
         (200, FAILED + b"503 with ContextId tcid=1", Later),
@@ -92,11 +90,11 @@ async def test_a_card_is_taken_by_workflows_and_connectors(
         (502, b'{"error":{"code":"NoResponse"}}', Later),
     ],
 )
-async def test_every_answer_has_its_meaning(
-    server: ScriptedHttp, channel: TeamsChannel, status: int, body: bytes, kind: type[ChannelError]
+async def test_each_answer_raises_its_error(
+    server: ScriptedHttp, channel: TeamsChannel, status: int, body: bytes, error_type: type[ChannelError]
 ) -> None:
     server.steps = [answer(status, body, Connection="close", Retry_After="9")]
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error_type) as caught:
         await channel.send(message())
 
     assert "hidden" not in f"{caught.value!r} {caught.value.answer}"
@@ -104,7 +102,7 @@ async def test_every_answer_has_its_meaning(
         assert caught.value.retry_after == timedelta(seconds=9)
 
 
-async def test_a_url_that_the_server_repeats_is_masked(server: ScriptedHttp, channel: TeamsChannel) -> None:
+async def test_the_url_is_masked_in_the_servers_answer(server: ScriptedHttp, channel: TeamsChannel) -> None:
     server.steps = [answer(404, b"no workflow /workflows/hidden, nor hidden", Connection="close")]
     with pytest.raises(Never) as caught:
         await channel.send(message())
@@ -112,31 +110,33 @@ async def test_a_url_that_the_server_repeats_is_masked(server: ScriptedHttp, cha
     assert "no workflow" in str(caught.value.answer)
 
 
-async def test_details_go_before_a_card_is_too_large(server: ScriptedHttp, channel: TeamsChannel) -> None:
+async def test_a_card_that_is_too_large_loses_its_largest_part_and_gets_a_note(
+    server: ScriptedHttp, channel: TeamsChannel
+) -> None:
     details = {"type": "TextBlock", "text": "ä" * 20_000}
-    small = {"type": "TextBlock", "text": "and this stays"}
+    small = {"type": "TextBlock", "text": "this part is kept"}
     await channel.send(message({**CARD, "body": [HEADLINE, details, small]}))
 
     (request,) = server.requests
     first, second, note = request.json["attachments"][0]["content"]["body"]
-    assert len(request.body) <= LARGEST
+    assert len(request.body) <= MAX_BYTES
     assert (first, second) == (HEADLINE, small)
     assert "too large for Teams" in note["text"]
 
 
 @given(st.lists(st.integers(0, 30_000), max_size=8))
-def test_a_card_with_a_headline_always_fits(sizes: list[int]) -> None:
+def test_a_card_of_any_size_fits_and_keeps_its_headline(sizes: list[int]) -> None:
     body = [HEADLINE, *({"type": "TextBlock", "text": "x" * size} for size in sizes)]
-    written = teams("https://example.com").wire_preview(message({**CARD, "body": body})).body
-    kept = orjson.loads(written)["attachments"][0]["content"]["body"]
-    assert len(written) <= LARGEST
+    encoded = channel_to("https://example.com").wire_preview(message({**CARD, "body": body})).body
+    kept = orjson.loads(encoded)["attachments"][0]["content"]["body"]
+    assert len(encoded) <= MAX_BYTES
     assert kept[0] == HEADLINE
-    if sum(sizes) < LARGEST // 2:
+    if sum(sizes) < MAX_BYTES // 2:
         assert kept == body
 
 
-def test_rules_name_workflows_by_alias_alone() -> None:
-    channel = teams("https://example.com")
+def test_a_rule_may_name_a_workflow_by_its_alias_only() -> None:
+    channel = channel_to("https://example.com")
     assert channel.address("ml") == "ml"
     with pytest.raises(UnknownRecipient, match=r"add it to channels\.teams\.targets"):
         channel.address("nobody")
@@ -145,8 +145,10 @@ def test_rules_name_workflows_by_alias_alone() -> None:
     assert "hidden" not in str(caught.value)
 
 
-async def test_a_check_says_what_is_reached_and_what_is_missing(server: ScriptedHttp, channel: TeamsChannel) -> None:
+async def test_check_connects_to_the_targets_and_reports_missing_ones(
+    server: ScriptedHttp, channel: TeamsChannel
+) -> None:
     (finding,) = await channel.check()
     assert (finding.ok, server.requests) == (True, [])
     (finding,) = await TeamsChannel(TeamsConfig()).check()
-    assert (finding.ok, "nobody can be told" in finding.says) == (False, True)
+    assert (finding.ok, "nobody can be notified" in finding.message) == (False, True)

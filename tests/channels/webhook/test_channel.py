@@ -1,4 +1,4 @@
-"""Webhooks against a server that verifies what it gets."""
+"""The webhook channel against a scripted HTTP server; signatures are verified as a receiver does it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from channels.contract import ChannelError, InDoubt, Later, Message, Never, Unkn
 from channels.webhook.channel import WebhookChannel, WebhookConfig
 from tests.support.http import Request, ScriptedHttp, answer
 
-KEY = base64.b64encode(b"the key of the tests").decode()
+SIGNING_KEY = base64.b64encode(b"the key of the tests").decode()
 CONTENT = {"text": "größer", "phase": "failed"}
 CLOSE: Any = {"Connection": "close"}
 
@@ -40,14 +40,14 @@ async def server() -> AsyncIterator[ScriptedHttp]:
         yield opened
 
 
-async def sent(channel: WebhookChannel, *messages: Message) -> None:
+async def send_and_close(channel: WebhookChannel, *messages: Message) -> None:
     for one in messages:
         await channel.send(one)
     await channel.aclose()
 
 
-def verified(request: Request, key: bytes) -> None:
-    """As a receiver does it by the Standard Webhooks specification."""
+def assert_signed(request: Request, key: bytes) -> None:
+    """Verify the signature as the Standard Webhooks specification describes it."""
     headers = request.headers
     assert abs(time.time() - int(headers["webhook-timestamp"])) < 60
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + request.body
@@ -55,66 +55,76 @@ def verified(request: Request, key: bytes) -> None:
     assert headers["webhook-signature"] == f"v1,{expected}"
 
 
-async def test_the_templates_json_arrives_with_its_key(server: ScriptedHttp) -> None:
-    hook = channel(server.url)
-    receipt = await hook.send(message())
-    await hook.aclose()
+async def test_the_content_is_posted_as_json_with_its_key(server: ScriptedHttp) -> None:
+    webhook = channel(server.url)
+    receipt = await webhook.send(message())
+    await webhook.aclose()
 
     (request,) = server.requests
     assert (request.method, request.path, request.json) == ("POST", "/hooks/flyte", CONTENT)
     assert (request.headers["content-type"], request.headers["idempotency-key"]) == ("application/json", "k1")
     assert "webhook-signature" not in request.headers
     assert receipt.reference == {"idempotency_key": "k1"}
-    assert request.body == hook.wire_preview(message()).body
+    assert request.body == webhook.wire_preview(message()).body
 
 
 @pytest.mark.parametrize(
-    ("secret", "key"), [(f"whsec_{KEY}", b"the key of the tests"), ("any text ä", "any text ä".encode())]
+    ("secret", "key"), [(f"whsec_{SIGNING_KEY}", b"the key of the tests"), ("any text ä", "any text ä".encode())]
 )
-async def test_a_message_is_signed_with_its_time(server: ScriptedHttp, secret: str, key: bytes, tmp_path: Path) -> None:
+async def test_a_message_is_signed_with_a_timestamp(
+    server: ScriptedHttp, secret: str, key: bytes, tmp_path: Path
+) -> None:
     file = tmp_path / "secret"
     file.write_text(f"{secret}\n")
-    await sent(channel(server.url, secret=secret), message())
-    await sent(channel(server.url, secret_file=file), message())
+    await send_and_close(channel(server.url, secret=secret), message())
+    await send_and_close(channel(server.url, secret_file=file), message())
 
     for request in server.requests:
-        verified(request, key)
+        assert_signed(request, key)
 
 
-async def test_nothing_goes_out_unsigned_where_a_signature_is_wanted(server: ScriptedHttp, tmp_path: Path) -> None:
+async def test_an_unusable_secret_raises_an_error_and_nothing_is_sent_unsigned(
+    server: ScriptedHttp, tmp_path: Path
+) -> None:
     file = tmp_path / "secret"
-    for words, kind, text in (("", Never, "is empty"), ("whsec_äöü", Never, "base64"), (None, Later, "can't be read")):
+    for secret, error_type, reason in (
+        ("", Never, "is empty"),
+        ("whsec_äöü", Never, "base64"),
+        (None, Later, "can't be read"),
+    ):
         file.write_text("x")
-        hook = channel(server.url, secret_file=file)
-        if words is None:
+        webhook = channel(server.url, secret_file=file)
+        if secret is None:
             file.unlink()
         else:
-            file.write_text(words)
-        with pytest.raises(kind, match=text):
-            await hook.send(message())
-        await hook.aclose()
+            file.write_text(secret)
+        with pytest.raises(error_type, match=reason):
+            await webhook.send(message())
+        await webhook.aclose()
     assert server.requests == []
 
 
-async def test_headers_come_from_values_and_files_that_are_read_each_time(server: ScriptedHttp, tmp_path: Path) -> None:
+async def test_custom_headers_come_from_values_and_from_files_read_for_each_message(
+    server: ScriptedHttp, tmp_path: Path
+) -> None:
     file = tmp_path / "token"
     file.write_text("Bearer one\n")
-    hook = channel(server.url, headers={"X-Team": "ml", "Authorization": {"value_file": str(file)}})
-    await hook.send(message())
+    webhook = channel(server.url, headers={"X-Team": "ml", "Authorization": {"value_file": str(file)}})
+    await webhook.send(message())
     file.write_text("Bearer two\n")
-    await hook.send(message(key="k2"))
+    await webhook.send(message(key="k2"))
     file.write_text("Bearer\r\nX-Evil: 1")
     with pytest.raises(Never, match="header Authorization's value_file must hold one line"):
-        await hook.send(message(key="k3"))
-    await hook.aclose()
+        await webhook.send(message(key="k3"))
+    await webhook.aclose()
 
     assert [request.headers["authorization"] for request in server.requests] == ["Bearer one", "Bearer two"]
     assert server.requests[0].headers["x-team"] == "ml"
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
-async def test_a_cloud_event_carries_the_message_as_its_data(server: ScriptedHttp, mode: str) -> None:
-    await sent(channel(server.url, mode=mode), message())
+async def test_in_cloudevents_modes_the_message_is_the_events_data(server: ScriptedHttp, mode: str) -> None:
+    await send_and_close(channel(server.url, mode=mode), message())
 
     (request,) = server.requests
     attributes = {
@@ -134,7 +144,7 @@ async def test_a_cloud_event_carries_the_message_as_its_data(server: ScriptedHtt
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "error_type"),
     [
         (400, Never),
         (401, Never),
@@ -153,39 +163,41 @@ async def test_a_cloud_event_carries_the_message_as_its_data(server: ScriptedHtt
         (600, InDoubt),
     ],
 )
-async def test_every_status_has_its_meaning(server: ScriptedHttp, status: int, kind: type[ChannelError]) -> None:
-    elsewhere = {"Location": f"{server.url}/elsewhere", "Retry_After": "7"}
-    server.steps = [answer(status, b"said the server", **CLOSE, **elsewhere)]
-    hook = channel(server.url)
-    with pytest.raises(kind) as caught:
-        await hook.send(message())
-    await hook.aclose()
+async def test_each_status_raises_its_error_without_following_redirects(
+    server: ScriptedHttp, status: int, error_type: type[ChannelError]
+) -> None:
+    headers = {"Location": f"{server.url}/elsewhere", "Retry_After": "7"}
+    server.steps = [answer(status, b"said the server", **CLOSE, **headers)]
+    webhook = channel(server.url)
+    with pytest.raises(error_type) as caught:
+        await webhook.send(message())
+    await webhook.aclose()
 
     assert caught.value.reason.startswith("ops ")
-    assert (caught.value.answer.status, caught.value.answer.text) == (str(status), "said the server")  # type: ignore[union-attr]  # there is one
-    assert len(server.requests) == 1  # no redirect was followed
+    assert (caught.value.answer.status, caught.value.answer.text) == (str(status), "said the server")  # type: ignore[union-attr]  # never None here
+    assert len(server.requests) == 1  # no redirect is followed
     if isinstance(caught.value, Later):
-        assert (caught.value.retry_after, caught.value.everyone) == (timedelta(seconds=7), False)
+        assert (caught.value.retry_after, caught.value.provider_wide) == (timedelta(seconds=7), False)
 
 
-async def test_a_url_of_a_rules_is_posted_to_where_the_settings_allow_it(server: ScriptedHttp) -> None:
-    hook = channel(hosts=("127.0.0.1:*",))
+async def test_an_allowed_url_in_a_rule_is_posted_to_and_its_answer_is_not_shown(server: ScriptedHttp) -> None:
+    webhook = channel(hosts=("127.0.0.1:*",))
     url = f"{server.url}/from/a/rule?x=1"
-    address = hook.address(url)
-    assert hook.destination((address,)) == server.url
-    await hook.send(message(address))
-    server.steps = [answer(403, b"the page of a server inside", **CLOSE)]
+    address = webhook.address(url)
+    assert webhook.destination((address,)) == server.url
+    await webhook.send(message(address))
+    server.steps = [answer(403, b"the page of an internal server", **CLOSE)]
     with pytest.raises(Never) as caught:
-        await hook.send(message(address))
-    await hook.aclose()
+        await webhook.send(message(address))
+    await webhook.aclose()
 
     assert server.requests[0].path == "/from/a/rule?x=1"
-    assert "inside" not in str(caught.value.answer)
+    assert "internal" not in str(caught.value.answer)
     assert "/from" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "reason"),
     [
         ("https://other.example.org/x", "add it to channels.webhook.allow_hosts"),
         ("https://169.254.169.254/latest", "private, local or reserved"),
@@ -195,36 +207,36 @@ async def test_a_url_of_a_rules_is_posted_to_where_the_settings_allow_it(server:
         ("nobody", "add it to channels.webhook.targets"),
     ],
 )
-def test_whom_a_rule_may_not_name(url: str, words: str) -> None:
-    hook = WebhookChannel(WebhookConfig(allow_hosts=("hooks.example.com", "1*", "[*")))
-    with pytest.raises(UnknownRecipient, match=words):
-        hook.address(url)
-    assert hook.address("https://hooks.example.com/a") == "https://hooks.example.com/a"
+def test_an_address_that_rules_may_not_use_is_an_unknown_recipient(url: str, reason: str) -> None:
+    webhook = WebhookChannel(WebhookConfig(allow_hosts=("hooks.example.com", "1*", "[*")))
+    with pytest.raises(UnknownRecipient, match=reason):
+        webhook.address(url)
+    assert webhook.address("https://hooks.example.com/a") == "https://hooks.example.com/a"
 
 
-async def test_what_the_settings_no_longer_allow_is_not_sent(server: ScriptedHttp) -> None:
-    hook = channel()
+async def test_an_address_that_the_settings_no_longer_allow_gets_no_message(server: ScriptedHttp) -> None:
+    webhook = channel()
     for address in (f"{server.url}/x", "ops"):
         with pytest.raises(UnknownRecipient):
-            await hook.send(message(address))
-    await hook.aclose()
+            await webhook.send(message(address))
+    await webhook.aclose()
     assert server.requests == []
 
 
-async def test_plain_http_and_private_addresses_are_forbidden_by_themselves(server: ScriptedHttp) -> None:
-    for section, words in (
+async def test_plain_http_and_private_addresses_are_forbidden_by_default(server: ScriptedHttp) -> None:
+    for section, reason in (
         ({"allow_http": False}, "set channels.webhook.allow_http"),
         ({"allow_networks": []}, "private"),
     ):
-        hook = channel(server.url, section=section)
-        with pytest.raises(Never, match=words):
-            await hook.send(message())
-        await hook.aclose()
+        webhook = channel(server.url, section=section)
+        with pytest.raises(Never, match=reason):
+            await webhook.send(message())
+        await webhook.aclose()
     assert server.connections == 0
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "problem"),
     [
         ({"targets": {"x": {}}}, "give url or url_file"),
         ({"targets": {"https://x": {"url": "https://x"}}}, "an alias, no URL"),
@@ -234,32 +246,32 @@ async def test_plain_http_and_private_addresses_are_forbidden_by_themselves(serv
         ({"allow_networks": ["10.0.0.1/8"]}, "not a valid IPv4 or IPv6 network"),
     ],
 )
-def test_settings_that_cannot_hold_are_refused_without_showing_values(options: Any, words: str) -> None:
-    with pytest.raises(ValidationError, match=words) as caught:
+def test_invalid_settings_are_refused_without_showing_values(options: Any, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem) as caught:
         WebhookConfig.model_validate(options)
     assert "hidden" not in str([error["msg"] for error in caught.value.errors()])
 
 
-async def test_a_huge_answer_is_not_read_to_its_end(server: ScriptedHttp) -> None:
+async def test_only_the_start_of_a_huge_answer_is_read(server: ScriptedHttp) -> None:
     server.steps = [answer(200, b"x" * 5_000_000, **CLOSE)[:100_000]]
-    await sent(channel(server.url), message())
+    await send_and_close(channel(server.url), message())
     assert len(server.requests) == 1
 
 
-async def test_a_check_names_what_is_reached(server: ScriptedHttp) -> None:
+async def test_check_reports_reachable_and_unreachable_targets(server: ScriptedHttp) -> None:
     section = {"targets": {"ops": {"url": server.url}, "gone": {"url": "http://127.0.0.1:1/hidden"}}}
-    hook = channel(section=section)
-    reached, gone = await hook.check()
-    await hook.aclose()
-    assert (reached.ok, gone.ok) == (True, False)
-    assert "gone can't be reached" in gone.says
-    assert "hidden" not in gone.says
+    webhook = channel(section=section)
+    reachable, unreachable = await webhook.check()
+    await webhook.aclose()
+    assert (reachable.ok, unreachable.ok) == (True, False)
+    assert "gone can't be reached" in unreachable.message
+    assert "hidden" not in unreachable.message
     (finding,) = await WebhookChannel(WebhookConfig()).check()
-    assert (finding.ok, "nobody can be told" in finding.says) == (False, True)
+    assert (finding.ok, "nobody can be notified" in finding.message) == (False, True)
 
 
-def test_what_would_be_sent_is_shown_without_secrets() -> None:
-    hook = channel("https://hooks.example.com", secret="whsec_hidden", mode="structured")
-    wire = hook.wire_preview(message())
-    assert (wire.media_type, orjson.loads(wire.body)["data"]) == ("application/cloudevents+json", CONTENT)
-    assert "hidden" not in f"{wire} {hook._config!r}"
+def test_a_preview_shows_the_message_without_secrets() -> None:
+    webhook = channel("https://hooks.example.com", secret="whsec_hidden", mode="structured")
+    preview = webhook.wire_preview(message())
+    assert (preview.media_type, orjson.loads(preview.body)["data"]) == ("application/cloudevents+json", CONTENT)
+    assert "hidden" not in f"{preview} {webhook._config!r}"
