@@ -60,10 +60,10 @@ class Ran:
 class _Batch:
     messages: Sequence[EncodedMessage]
     undecodable: Sequence[tuple[str, str]] = ()
-    foreign: int = 0
+    skipped: int = 0
 
     def position(self, message: EncodedMessage) -> str:
-        return f"bench/0@{message.shown}"
+        return f"bench/0@{message.summary}"
 
     async def commit(self) -> None:
         pass
@@ -79,13 +79,13 @@ class Topic:
         for first in range(0, len(self.messages), BATCH):
             yield _Batch(self.messages[first : first + BATCH])
 
-    async def wait(self, span: timedelta) -> bool:
-        raise RuntimeError(f"something was away for {span}: this measurement is void")
+    async def wait(self, duration: timedelta) -> bool:
+        raise RuntimeError(f"something was away for {duration}: this measurement is void")
 
     def stop(self) -> None:
         pass
 
-    async def trouble(self) -> str | None:
+    async def unready_reason(self) -> str | None:
         return None
 
 
@@ -167,15 +167,15 @@ async def _carry(folder: Path, channel: str, owed: list[EncodedMessage]) -> Ran:
     service = Service(settings)
     channels = open_channels(settings)
     planner = make_planner(settings, channels, service.metrics.template_failed)
-    service.metrics.channel(channel)
+    service.metrics.add_channel(channel)
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as rooms:
-        await ledger.make_room()
-        courier = service._courier(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
-        courier.settled = endings = _Endings(courier.settled)
-        service._couriers = [courier]  # noqa: SLF001
-        tell = {"offers": service._offers, "owing": service._send_for, "recorded": service._announce}  # noqa: SLF001
+        await ledger.preallocate()
+        courier = service._worker(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
+        courier.on_settled = endings = _Endings(courier.on_settled)
+        service._workers = [courier]  # noqa: SLF001
+        tell = {"direct_dispatch": service._direct_dispatches, "on_pending": service._wake_workers, "on_batch": service._batch_recorded}  # noqa: SLF001
         intake = Intake(ledger, lambda: rules.book, planner, SystemClock(), **tell)
         rooms.create_task(courier.run())
         await intake.run(Topic(owed[:1]))  # templates are compiled and libraries loaded, once in a service's life

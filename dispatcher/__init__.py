@@ -1,14 +1,17 @@
-"""The way of one event, and the module for each step.
+"""The steps from an event to a sent message, and the module of each step. docs/architecture.md has more.
 
-    Kafka, HTTP     kafka, web          messages arrive (the seam is `source`)
-    -> understand   decode              bytes become an Event, or the reason why not
-    -> look up      flyte_admin         what the engine knows of the execution, and whom it would tell
-    -> decide       rules               who is to be told, and why
-    -> plan         plan, rendering     what is owed: messages with stable keys and finished content
-    -> record       ledger              one transaction a batch; only then the offset is committed
-    -> carry        courier, pacing     claim, send over a channel, judge, settle; at a pace that each destination bears
-    -> send         channels            the transports, a package of their own
+    read        intake/kafka/consumer, web/event_intake       Kafka and HTTP give messages
+    decode      flyte/decode                                  bytes become an Event, or the reason why not
+    look up     flyte/admin/client                            what FlyteAdmin knows of the execution, and its rules
+    decide      rules/decide                                  the rules that match, and why the others do not
+    plan        planning/planner, rendering/renderer          deliveries with stable keys and rendered content
+    record      ledger/ledger                                 one transaction per batch; then the offset is committed
+    claim       ledger/claim                                  due deliveries that rate limits and circuit breakers admit
+    send        delivering/worker, channels/*/channel         one message; a receipt, or an error that says what is next
+    classify    model/delivery                                the outcome: sent, retry or dead
+    settle      ledger/ledger                                 the outcome is stored if the worker still has the lease
 
-`intake` joins the steps up to the ledger, `reconcile` brings it what no message told, `service` wires everything;
-intake and couriers share nothing but the ledger. The facts are in `event`, `phase` and `notification`; the state machine in `delivery`.
+`intake/pipeline` joins the steps up to the ledger, `intake/reconcile` adds the events that never arrived, and
+`runtime/service` wires everything. Intake and workers share nothing but the ledger. Event, phase, notification and
+delivery are values in `model`.
 """

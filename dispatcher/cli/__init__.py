@@ -1,4 +1,4 @@
-"""The `dispatcher` command: one module a command; heavy imports wait until a command runs."""
+"""The `dispatcher` command. Each command has a module; slow imports happen only when a command runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dispatcher.cli.check import check
 from dispatcher.cli.deliveries import deliveries
 from dispatcher.cli.demo import demo
 from dispatcher.cli.explain import explain
-from dispatcher.cli.import_flyteadmin import import_
+from dispatcher.cli.import_flyteadmin import import_flyteadmin
 from dispatcher.cli.ledger import ledger
 from dispatcher.cli.preview import preview
 from dispatcher.cli.publish import publish
@@ -24,11 +24,11 @@ from dispatcher.version import __version__
 
 app = typer.Typer(
     name="dispatcher",
-    help="Delivers Flyte's execution notifications by mail, Slack, PagerDuty, Teams and webhooks: nothing lost, everything accounted for.",
+    help="Delivers Flyte's notifications by mail, Slack, PagerDuty, Teams and webhooks, and records what became of each one.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # importing Rich takes longer than all else that help does
+    rich_markup_mode=None,  # importing Rich takes longer than everything else that --help does
 )
 
 
@@ -57,15 +57,15 @@ app.add_typer(rejected, name="rejected")
 app.add_typer(templates, name="templates")
 app.add_typer(ledger, name="ledger")
 app.command()(reconcile)
-app.command("import")(import_)
+app.command("import-flyteadmin")(import_flyteadmin)
 
 
 def main() -> None:
-    """Run the command line. A problem of the user's is one message on standard error and exit status 1."""
+    """Run the command line. A DispatcherError becomes one message on standard error, with exit status 1."""
     try:
         app(prog_name="dispatcher")
     except DispatcherError as error:
-        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - the command line's own voice
+        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - the command line writes here
         sys.exit(1)
     except ExceptionGroup as group:
         problems = group.split(DispatcherError)

@@ -1,4 +1,4 @@
-"""How commands ask the ledger."""
+"""Opens the ledger for a command."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def ask(config: Path | None, question: Callable[[Ledger], Awaitable[_T]]) -> _T:
-    """Open the configured ledger for one question. Raises what `settings.load` and the ledger raise."""
+def with_ledger(config: Path | None, use: Callable[[Ledger], Awaitable[_T]]) -> _T:
+    """Open the configured ledger, and return the result of `use`. Raises the errors of `settings.load` and the ledger."""
     import asyncio
 
     from dispatcher.config.settings import load
     from dispatcher.ledger import Ledger
 
-    async def asking() -> _T:
+    async def run() -> _T:
         section = load(config).ledger
         async with Ledger(section.url, password_file=section.password_file) as ledger:
-            return await question(ledger)
+            return await use(ledger)
 
-    return asyncio.run(asking())
+    return asyncio.run(run())

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and the parser of their values."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="The settings file.", envvar="DISPATCHER_CONFIG", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most, newest first.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Print at most this many, newest first.")]
 Since = Annotated[
     str | None,
     typer.Option(
-        "--since", help="Only newer ones: a span (24h, 7d) or a time (2026-11-20T09:00Z).", show_default=False
+        "--since",
+        help="Only from this time on: a duration before now (24h, 7d) or a time (2026-11-20T09:00Z).",
+        show_default=False,
     ),
 ]
 
 
-def moment(text: str | None, *, now: datetime) -> datetime | None:
-    """Read `--since`: so long ago, or that time; one without a zone is UTC. Raises typer.BadParameter."""
-    from dispatcher.parsing.duration import parse_moment
+def parse_since(text: str | None, *, now: datetime) -> datetime | None:
+    """Parse `--since`: a duration before `now`, or a time, in UTC if it has no zone. Raises typer.BadParameter."""
+    from dispatcher.parsing.duration import parse_time
 
     if text is None:
         return None
     try:
-        return parse_moment(text, now=now)
+        return parse_time(text, now=now)
     except ValueError as problem:
         raise typer.BadParameter(str(problem)) from None

@@ -1,4 +1,4 @@
-"""How commands write: tables for people, JSON for programs."""
+"""Prints tables for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(width=None if sys.stdout.isatty() else 200)
-_SHORT = {"KEY", "ID", "STATE", "CHANNEL", "TRIES", "TRY", "TOOK", "BYTES"}
+_NO_WRAP = {"KEY", "ID", "STATE", "CHANNEL", "TRIES", "TRY", "TOOK", "BYTES"}
 STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "in_doubt": "yellow"}
 
 
 def write_json(data: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     sys.stdout.buffer.write(
         orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
     )
@@ -26,21 +26,21 @@ def write_json(data: Any) -> None:
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table; what is in the cells is never taken for markup."""
+    """Print a table. Markup in the cells is printed as text."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in _SHORT)
+        table.add_column(column, overflow="fold", no_wrap=column in _NO_WRAP)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     console.print(table)
 
 
-def write_facts(facts: Iterable[tuple[str, Any]]) -> None:
-    """Names and values, a line each; empty values are left out."""
+def write_details(details: Iterable[tuple[str, Any]]) -> None:
+    """Print one name and value per line; empty values are left out."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in facts:
+    for name, value in details:
         if value not in ("", None, (), []):
             table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
     console.print(table)
@@ -51,5 +51,5 @@ def state_text(state: str) -> Text:
 
 
 def time_text(time: datetime | None) -> str:
-    """A time as a person reads it, in UTC."""
+    """A UTC time as `2026-11-20 09:14:21`; empty for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S") if time is not None else ""

@@ -1,4 +1,4 @@
-"""`dispatcher check`: what is wrong with the configuration, where, and how to mend it."""
+"""`dispatcher check`: finds problems in the configuration, with their place and how to fix them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
 
 Live = Annotated[
-    bool, typer.Option("--live", help="Also reach for Kafka, the ledger, FlyteAdmin and the providers; tells nobody.")
+    bool,
+    typer.Option(
+        "--live", help="Also connect to Kafka, the ledger, FlyteAdmin and the providers. Sends no notifications."
+    ),
 ]
 
 
 def check(config: Config = None, live: Live = False) -> None:
-    """Validate the settings, the rule files and the templates. Exit status 1 where something is wrong."""
+    """Validate the settings, rule files and templates. Exit status 1 if there is a problem."""
     import asyncio
 
     from dispatcher.clock import SystemClock
@@ -47,46 +50,46 @@ def check(config: Config = None, live: Live = False) -> None:
     typer.echo(f"channels   ok: {', '.join(settings.channel_sections) or 'none: every delivery would be dead'}")
     total = sum(len(plan.rules) for plan in rules.book.plans.values())
     admin = settings.rules.flyte_admin
-    asked = f", after what FlyteAdmin at {admin.endpoint} says" if admin is not None else ""
-    typer.echo(f"rules      ok: {total} in {len(rules.book.plans)} launch plans{asked}")
+    first = f"; FlyteAdmin at {admin.endpoint} is asked first" if admin is not None else ""
+    typer.echo(f"rules      ok: {total} in {len(rules.book.plans)} launch plans{first}")
     typer.echo("templates  ok")
-    if live and not asyncio.run(_try_all(settings)):
+    if live and not asyncio.run(_check_connections(settings)):
         raise typer.Exit(1)
 
 
-async def _try_all(settings: Settings) -> bool:
-    """Reach for everything at the same time; a line for each finding, in the same order always. Whether all is well."""
+async def _check_connections(settings: Settings) -> bool:
+    """Check all connections concurrently, and print one line per finding in a fixed order. True if all are ok."""
     import asyncio
 
     from dispatcher.observability import logs
     from dispatcher.runtime.service import open_channels
 
-    logs.configure("console", level=logging.CRITICAL)  # what goes wrong is in the findings
+    logs.configure("console", level=logging.CRITICAL)  # the findings report the errors
     channels = open_channels(settings)
-    async with asyncio.TaskGroup() as reaching:
-        tries = {
-            "kafka": reaching.create_task(_try_kafka(settings)),
-            "ledger": reaching.create_task(_try_ledger(settings)),
-            "admin": reaching.create_task(_try_flyte_admin(settings)),
-            **{name: reaching.create_task(_try_channel(channel)) for name, channel in channels.items()},
+    async with asyncio.TaskGroup() as group:
+        checks = {
+            "kafka": group.create_task(_check_kafka(settings)),
+            "ledger": group.create_task(_check_ledger(settings)),
+            "admin": group.create_task(_check_flyte_admin(settings)),
+            **{name: group.create_task(_check_channel(channel)) for name, channel in channels.items()},
         }
     problems = 0
-    for name, tried in tries.items():
-        for finding in tried.result():
-            typer.echo(f"{name:<10} {'ok' if finding.ok else 'problem'}: {finding.says}")
+    for name, check in checks.items():
+        for finding in check.result():
+            typer.echo(f"{name:<10} {'ok' if finding.ok else 'problem'}: {finding.message}")
             problems += not finding.ok
     if problems:
         typer.echo("1 problem found" if problems == 1 else f"{problems} problems found", err=True)
     return not problems
 
 
-async def _try_kafka(settings: Settings) -> Sequence[Finding]:
-    from dispatcher.intake.kafka.consumer import examine
+async def _check_kafka(settings: Settings) -> Sequence[Finding]:
+    from dispatcher.intake.kafka.consumer import check as check_kafka
 
-    return await examine(settings.kafka) if settings.kafka is not None else ()
+    return await check_kafka(settings.kafka) if settings.kafka is not None else ()
 
 
-async def _try_ledger(settings: Settings) -> Sequence[Finding]:
+async def _check_ledger(settings: Settings) -> Sequence[Finding]:
     from channels.contract import Finding
     from dispatcher.cli._output import time_text
     from dispatcher.clock import SystemClock
@@ -99,30 +102,30 @@ async def _try_ledger(settings: Settings) -> Sequence[Finding]:
             newest = await ledger.newest()
     except DispatcherError as error:
         return [Finding(f"{error}; check ledger.url", ok=False)]
-    seen = f"the last event was {newest[0]}, at {time_text(newest[1])} UTC" if newest else "no event was recorded yet"
-    return [Finding(f"it can be written; {seen}")]
+    last = f"last event {newest[0]}, recorded at {time_text(newest[1])} UTC" if newest else "no events yet"
+    return [Finding(f"writable; {last}")]
 
 
-async def _try_flyte_admin(settings: Settings) -> Sequence[Finding]:
+async def _check_flyte_admin(settings: Settings) -> Sequence[Finding]:
     from channels.contract import Finding
     from dispatcher.clock import SystemClock
     from dispatcher.errors import DispatcherError
-    from dispatcher.runtime.service import asking_flyte_admin
+    from dispatcher.runtime.service import configured_flyte_admin
 
     try:
-        async with asking_flyte_admin(settings, SystemClock()) as admin:
+        async with configured_flyte_admin(settings, SystemClock()) as admin:
             if admin is None:
                 return ()
             places = await admin.places()
     except DispatcherError as error:
         return [Finding(str(error), ok=False)]
     options = settings.rules.flyte_admin
-    login = "the token is accepted" if options is not None and options.client_id else "nobody has to log in"
+    login = "the token is accepted" if options is not None and options.client_id else "it requires no login"
     projects = len({project for project, _ in places})
-    return [Finding(f"it is reached, {login}; projects that it shows us: {projects}")]
+    return [Finding(f"it is reached, {login}; projects that the client can see: {projects}")]
 
 
-async def _try_channel(channel: Channel) -> Sequence[Finding]:
+async def _check_channel(channel: Channel) -> Sequence[Finding]:
     try:
         return await channel.check()
     finally:

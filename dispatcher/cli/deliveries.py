@@ -1,4 +1,4 @@
-"""`dispatcher deliveries`: what is owed, what was sent, what is dead and why."""
+"""`dispatcher deliveries`: lists, shows, redrives and purges deliveries."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli._open_ledger import ask
-from dispatcher.cli._options import AsJson, Config, Limit, Since, moment
+from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
 
 if TYPE_CHECKING:
     from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, StoredDelivery
 
-deliveries = typer.Typer(help="What is owed, what was sent, what is dead and why.", no_args_is_help=True)
+deliveries = typer.Typer(
+    help="Waiting, sent and dead deliveries: list, show, redrive or purge them.", no_args_is_help=True
+)
 
-PURGED_AT_ONCE = 500
+PURGE_BATCH = 500
 
 State = Annotated[
-    list[str] | None, typer.Option("--state", help="waiting, sent or dead; may be given again.", show_default=False)
+    list[str] | None, typer.Option("--state", help="waiting, sent or dead; repeat it for several.", show_default=False)
 ]
 ChannelName = Annotated[str | None, typer.Option("--channel", help="Only this channel.", show_default=False)]
-KEY_SHOWN = 12
-"""Of a key so much is shown: its first five digits only tell when, and are the same for much."""
+KEY_DIGITS = 12
+"""How many digits of a key lists print. A key's first five digits are its time, so fewer would not identify it."""
 
 Execution = Annotated[
     str | None, typer.Option("--execution", help="Only this execution: project/domain/name.", show_default=False)
@@ -50,10 +52,10 @@ def list_(
         write_json([delivery_data(filed) for filed in found])
         return
     write_table(
-        ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "TRIES", "MADE (UTC)", "REASON"),
+        ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED (UTC)", "REASON"),
         [
             (
-                filed.delivery.key[:KEY_SHOWN],
+                filed.delivery.key[:KEY_DIGITS],
                 state_text(filed.delivery.state),
                 filed.delivery.channel,
                 ", ".join(filed.delivery.recipients),
@@ -69,20 +71,20 @@ def list_(
 
 @deliveries.command()
 def show(
-    key: Annotated[str, typer.Argument(help="A delivery's key, or its beginning.")],
+    key: Annotated[str, typer.Argument(help="The delivery's key, or its first digits.")],
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one delivery whole. What was sent, and each attempt with the provider's answer."""
-    from dispatcher.cli._output import console, state_text, time_text, write_facts, write_json, write_table
+    """Show one delivery with each attempt and the provider's answer. --json includes the content."""
+    from dispatcher.cli._output import console, state_text, time_text, write_details, write_json, write_table
     from dispatcher.explain import attempt_data, delivery_data
     from dispatcher.ledger import DeliveryFilter
 
-    async def look(ledger: Ledger) -> tuple[list[StoredDelivery], list[Attempt]]:
+    async def load(ledger: Ledger) -> tuple[list[StoredDelivery], list[Attempt]]:
         found = await ledger.find(DeliveryFilter(keys=[key]), limit=2)
         return found, (await ledger.history(found[0].delivery.key) if len(found) == 1 else [])
 
-    found, history = ask(config, look)
+    found, history = with_ledger(config, load)
     if len(found) != 1:
         typer.echo(
             f"dispatcher: {'no delivery' if not found else 'more than one delivery'} begins with {key!r}", err=True
@@ -95,7 +97,7 @@ def show(
         )
         return
     delivery = filed.delivery
-    write_facts(
+    write_details(
         [
             ("key", delivery.key),
             ("event", delivery.event),
@@ -105,14 +107,14 @@ def show(
             ("rule", delivery.rule),
             ("state", state_text(delivery.state)),
             ("reason", delivery.reason),
-            ("made", time_text(delivery.created_at)),
-            ("due" if filed.settled_at is None else "settled", time_text(filed.settled_at or delivery.due_at)),
+            ("created", time_text(delivery.created_at)),
+            ("due" if filed.settled_at is None else "finished", time_text(filed.settled_at or delivery.due_at)),
             *filed.reference.items(),
         ]
     )
     console.print()
     write_table(
-        ("TRY", "BEGAN (UTC)", "TOOK", "OUTCOME", "STATUS", "ANSWER", "REASON"),
+        ("ATTEMPT", "STARTED (UTC)", "DURATION", "OUTCOME", "STATUS", "ANSWER", "REASON"),
         [
             (
                 attempt.number,
@@ -130,25 +132,26 @@ def show(
 
 @deliveries.command()
 def redrive(
-    keys: Annotated[list[str] | None, typer.Argument(help="Dead deliveries' keys, or their beginnings.")] = None,
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys of dead deliveries, or their first digits.")] = None,
     config: Config = None,
-    everything: Annotated[bool, typer.Option("--all", help="All dead deliveries that fit the other options.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All dead deliveries that match the other options.")] = False,
     channel: ChannelName = None,
     execution: Execution = None,
     since: Since = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which ones.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
 ) -> None:
-    """Put dead deliveries back, by key or by filter. They are tried again as if they were new."""
+    """Retry dead deliveries, by key or filter. They are due at once, with a full retry budget. Fix the cause first."""
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
     if not keys and not everything:
-        raise typer.BadParameter("name deliveries by their keys, or say --all")
+        raise typer.BadParameter("give the keys of deliveries, or --all")
     now = SystemClock().now()
     wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
     if dry_run:
         for filed in ask(config, lambda ledger: ledger.find(wanted, limit=10_000)):
-            line = f"{filed.delivery.key[:KEY_SHOWN]}  {filed.delivery.channel}  {filed.delivery.event}  {filed.delivery.reason}"
+            delivery = filed.delivery
+            line = f"{delivery.key[:KEY_DIGITS]}  {delivery.channel}  {delivery.event}  {delivery.reason}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     number = ask(config, lambda ledger: ledger.redrive(wanted, now=now))
@@ -157,24 +160,24 @@ def redrive(
 
 @deliveries.command()
 def purge(
-    older_than: Annotated[str, typer.Option(help="Only what was recorded longer ago than this span: 30d.")],
+    older_than: Annotated[str, typer.Option(help="Delete entries recorded longer ago than this: 30d.")],
     config: Config = None,
 ) -> None:
-    """Forget old events whose deliveries are all settled. And what hangs on them, and old rejected messages."""
+    """Delete old events whose deliveries are all sent or dead, with these deliveries, and old rejected messages."""
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
     now = SystemClock().now()
-    before = moment(older_than, now=now) or now
+    before = parse_since(older_than, now=now) or now
 
-    async def forget(ledger: Ledger) -> int:
+    async def purge_in_batches(ledger: Ledger) -> int:
         total = 0
-        while gone := await ledger.purge(before, limit=PURGED_AT_ONCE):
-            total += gone
+        while deleted := await ledger.purge(before, limit=PURGE_BATCH):
+            total += deleted
         return total
 
-    number = ask(config, forget)
-    console.print("1 entry is forgotten" if number == 1 else f"{number} entries are forgotten")
+    number = with_ledger(config, purge_in_batches)
+    console.print("1 entry deleted" if number == 1 else f"{number} entries deleted")
 
 
 def _filter(
@@ -189,5 +192,5 @@ def _filter(
     except ValueError:
         raise typer.BadParameter(f"--state is one of {', '.join(DeliveryState)}") from None
     return DeliveryFilter(
-        states=wanted, channel=channel, execution=execution, since=moment(since, now=SystemClock().now())
+        states=wanted, channel=channel, execution=execution, since=parse_since(since, now=SystemClock().now())
     )

@@ -1,4 +1,4 @@
-"""`dispatcher demo`: the main job on embedded defaults, with an inbox to look into."""
+"""`dispatcher demo`: a simulated day with the real service, and a local inbox."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import typer
 
 def demo(
     once: Annotated[
-        bool, typer.Option("--once", help="End by itself: status 0 when all that was owed arrived, and nothing else.")
+        bool,
+        typer.Option("--once", help="Exit at the end: status 0 if every expected message arrived, and no other."),
     ] = False,
-    port: Annotated[int, typer.Option(help="Of the inbox's page.", show_default="a free one")] = 0,
+    port: Annotated[int, typer.Option(help="Port of the inbox's page.", show_default="a free one")] = 0,
 ) -> None:
-    """Show a day in the life of a team. Each event, the decision, and each delivery in a local inbox."""
+    """Run a simulated day of a team. Prints each event, its decision, and each message in a local inbox."""
     from dispatcher.cli._output import console
     from dispatcher.errors import DispatcherError
     from dispatcher.observability import logs
@@ -22,8 +23,8 @@ def demo(
     try:
         from dispatcher.demo.show import Show
     except ModuleNotFoundError as error:
-        wanted = "pip install 'flyte-notification-dispatcher[demo]'"
-        raise DispatcherError(f"the demo needs {error.name}, which production does not: {wanted}") from None
+        command = "pip install 'flyte-notification-dispatcher[demo]'"
+        raise DispatcherError(f"the demo needs {error.name}, which production does not: {command}") from None
     logs.configure("auto", level=40)
     if not event_loop.run(Show(console, port=port).run(once=once)):
         raise typer.Exit(1)

@@ -105,7 +105,7 @@ def _foretold(settings: Settings, file: Path) -> Explanation:
 
     from dispatcher.clock import SystemClock
     from dispatcher.errors import Unreadable
-    from dispatcher.explain import Explanation, with_told_once
+    from dispatcher.explain import Explanation, with_deduplicated_recipients
     from dispatcher.flyte.event_files import read_event_file
     from dispatcher.rules import decide
     from dispatcher.rules.files import LaunchPlanFiles
@@ -126,7 +126,7 @@ def _foretold(settings: Settings, file: Path) -> Explanation:
     facts = event.model_dump(mode="json", exclude_defaults=True)
     return Explanation(
         event={"key": event.key, **facts, "verdict": verdict, "reason": reason},
-        rules=with_told_once([look.as_data() for look in decision.considered], owed),
+        rules=with_deduplicated_recipients([look.as_data() for look in decision.considered], owed),
         deliveries=[_planned(delivery) for delivery in owed],
         disabled_by=decision.disabled_by,
     )
@@ -136,9 +136,9 @@ async def _asked(settings: Settings, event: Event) -> tuple[Event, AdminExecutio
     """The event with what FlyteAdmin adds, and its answer; None where it isn't asked."""
     from dispatcher.clock import SystemClock
     from dispatcher.rules import AdminExecution, decides_itself
-    from dispatcher.runtime.service import asking_flyte_admin
+    from dispatcher.runtime.service import configured_flyte_admin
 
-    async with asking_flyte_admin(settings, SystemClock()) as admin:
+    async with configured_flyte_admin(settings, SystemClock()) as admin:
         if admin is None or decides_itself(event):
             return event, None
         answer = await admin.look_up(event.execution)
@@ -222,13 +222,13 @@ def _tell(explanations: Sequence[Explanation]) -> None:
             _tell_rules(account.rules)
         if account.event["verdict"] != REJECTED:
             console.print()
-            _tell_deliveries(account.deliveries, [rule["source"] for rule in account.rules])
+            _tell_deliveries(account.deliveries, [rule["defined_at"] for rule in account.rules])
 
 
 def _tell_event(account: Explanation) -> None:
     from dispatcher.cli._output import write_facts
     from dispatcher.explain import REJECTED
-    from dispatcher.rendering.traceback import tell
+    from dispatcher.rendering.traceback import summarize
 
     event = account.event
     write_facts(
@@ -239,7 +239,7 @@ def _tell_event(account: Explanation) -> None:
             ("launch plan", _path(event.get("launch_plan")) or ("" if event["verdict"] == REJECTED else "not named")),
             ("workflow", _path(event.get("workflow"))),
             ("principal", event.get("principal")),
-            ("error", tell((event.get("error") or {}).get("message", "")).summary),
+            ("error", summarize((event.get("error") or {}).get("message", "")).summary),
             ("recorded", _moment(event.get("recorded_at"))),
             ("received", _moment(event.get("received_at"))),
             ("position", event.get("position")),
@@ -265,7 +265,7 @@ def _tell_rules(rules: Sequence[Mapping[str, Any]]) -> None:
                 ", ".join(rule["recipients"]),
                 ", ".join(rule["phases"]),
                 rule["reason"],
-                rule["source"],
+                rule["defined_at"],
             )
             for number, rule in enumerate(rules, start=1)
         ],

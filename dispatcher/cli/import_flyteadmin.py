@@ -1,4 +1,4 @@
-"""`dispatcher import`: a configuration of ours from flyteadmin's."""
+"""`dispatcher import-flyteadmin`: generates settings from flyteadmin's configuration."""
 
 from __future__ import annotations
 
@@ -8,70 +8,74 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from dispatcher.config.import_flyteadmin import Inherited
+    from dispatcher.config.import_flyteadmin import ImportedConfig
 
 
-def import_(
+def import_flyteadmin(
     file: Annotated[
-        Path, typer.Argument(help="flyteadmin's configuration, or the ConfigMap or Helm values that hold it.")
+        Path, typer.Argument(help="flyteadmin's configuration, or a ConfigMap or Helm values that contain it.")
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the settings here, and templates beside it.", show_default=False),
+        typer.Option(
+            "--output", "-o", help="Write the settings to this file, and templates next to it.", show_default=False
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
-    """Make settings from those of flyteadmin. Reads its notifications and cloudEvents sections. No secret is taken over."""
-    from dispatcher.config.import_flyteadmin import SECTIONS, inherit
+    """Generate settings from flyteadmin's configuration. Reads its notifications and cloudEvents sections, copies no
+    secrets, and marks what you must complete.
+    """
+    from dispatcher.config.import_flyteadmin import SECTIONS, import_config
     from dispatcher.errors import SettingsError
 
-    made = inherit(_read(file), file.name, with_templates=output is not None)
-    if made is None:
+    imported = import_config(_read(file), file.name, with_templates=output is not None)
+    if imported is None:
         raise SettingsError(f"{file}: there is neither of flyteadmin's sections {' and '.join(SECTIONS)}")
     if output is None:
-        typer.echo(made.text, nl=False)
+        typer.echo(imported.text, nl=False)
         return
     try:
-        _write(made, output, force=force)
+        _write(imported, output, force=force)
     except OSError as error:
         raise SettingsError(f"{error.filename}: can't be written: {error.strerror}") from None
-    typer.echo(f"{output} is written; what is left to you:", err=True)
-    for words in made.left:
-        typer.echo(f"  {words}", err=True)
+    typer.echo(f"{output} is written; left for you to do:", err=True)
+    for task in imported.to_do:
+        typer.echo(f"  {task}", err=True)
 
 
 def _read(file: Path) -> list[Any]:
-    """The file's documents. Raises SettingsError where there are none to be read."""
+    """The file's YAML documents, with those in a ConfigMap's files. Raises SettingsError if it cannot be parsed."""
     from dispatcher.errors import SettingsError
     from dispatcher.parsing.yaml import Malformed, parse
 
     try:
         documents = [document.data for document in parse(file.read_text(encoding="utf-8"))]
-        mounted = [text for data in documents for text in _files_in(data) if text]
-        return documents + [document.data for text in mounted for document in parse(text)]
+        embedded = [text for data in documents for text in _configmap_files(data) if text]
+        return documents + [document.data for text in embedded for document in parse(text)]
     except Malformed as error:
         raise SettingsError(f"{file}:{error.line}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
 
 
-def _files_in(data: Any) -> list[str]:
-    """The files that a ConfigMap mounts, as `kubectl get configmap flyte-admin-base-config -o yaml` shows them."""
+def _configmap_files(data: Any) -> list[str]:
+    """The files in a ConfigMap, as `kubectl get configmap flyte-admin-base-config -o yaml` prints it."""
     if not isinstance(data, dict) or data.get("kind") != "ConfigMap" or not isinstance(data.get("data"), dict):
         return []
     return [text for text in data["data"].values() if isinstance(text, str)]
 
 
-def _write(made: Inherited, output: Path, *, force: bool) -> None:
+def _write(imported: ImportedConfig, output: Path, *, force: bool) -> None:
     from dispatcher.config.import_flyteadmin import TEMPLATES
     from dispatcher.errors import SettingsError
 
-    files = {output: made.text} | {
-        output.parent / TEMPLATES / name: content for name, content in made.templates.items()
+    files = {output: imported.text} | {
+        output.parent / TEMPLATES / name: content for name, content in imported.templates.items()
     }
-    there = [str(path) for path in files if path.exists()]
-    if there and not force:
-        raise SettingsError(f"{', '.join(there)} is there already: choose another --output, or say --force")
+    existing = [str(path) for path in files if path.exists()]
+    if existing and not force:
+        raise SettingsError(f"{', '.join(existing)} is there already: choose another --output, or say --force")
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")

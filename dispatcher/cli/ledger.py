@@ -1,4 +1,4 @@
-"""`dispatcher ledger`: the ledger's tables, brought up to date before the replicas that need them."""
+"""`dispatcher ledger`: shows the version of the ledger's tables, and migrates them."""
 
 from __future__ import annotations
 
@@ -11,60 +11,62 @@ from dispatcher.cli._options import Config
 if TYPE_CHECKING:
     from dispatcher.ledger import Schema
 
-ledger = typer.Typer(name="ledger", help="The ledger's tables: what version they are, and bringing them up to date.")
+ledger = typer.Typer(name="ledger", help="The ledger's tables: show their version, or migrate them.")
 
 
 @ledger.command()
 def migrate(config: Config = None) -> None:
-    """Bring the tables up to date, beside replicas at work; `serve` does so too. Waits half a minute for the ledger."""
+    """Migrate the tables to this version, also while replicas run. `serve` does the same at its start. Waits up to 30
+    seconds for the ledger.
+    """
     import asyncio
     import logging
 
     from dispatcher.config.settings import load
     from dispatcher.ledger import HEAD
     from dispatcher.observability import logs
-    from dispatcher.runtime.service import migrated
+    from dispatcher.runtime.service import migrate_ledger
 
     logs.configure("console", level=logging.WARNING)
-    before = asyncio.run(migrated(load(config).ledger))
+    before = asyncio.run(migrate_ledger(load(config).ledger))
     if before.version is None:
-        typer.echo(f"ledger     made, at version {HEAD}")
-    elif before.serves:
-        typer.echo(f"ledger     {_as_it_is(before)}")
+        typer.echo(f"ledger     created, at version {HEAD}")
+    elif before.compatible:
+        typer.echo(f"ledger     {_describe(before)}")
     else:
-        typer.echo(f"ledger     brought from version {before.version} to {HEAD}")
+        typer.echo(f"ledger     migrated from version {before.version} to {HEAD}")
 
 
 @ledger.command()
 def status(config: Config = None) -> None:
-    """Say what version the tables are. Exit status 1 where this dispatcher has to migrate them, or can't use them."""
+    """Show the version of the tables. Exit status 1 if this dispatcher must migrate them, or cannot use them."""
     import asyncio
 
     from dispatcher.config.settings import LedgerSettings, load
     from dispatcher.ledger import Ledger
 
-    async def ask(section: LedgerSettings) -> Schema:
-        asked = Ledger(section.url, section.timeout, section.password_file)
+    async def read_schema(section: LedgerSettings) -> Schema:
+        unopened = Ledger(section.url, section.timeout, section.password_file)
         try:
-            return await asked.schema()
+            return await unopened.schema()
         finally:
-            await asked.aclose()
+            await unopened.aclose()
 
-    found = asyncio.run(ask(load(config).ledger))
-    typer.echo(f"ledger     {_as_it_is(found)}")
-    if not found.serves:
+    found = asyncio.run(read_schema(load(config).ledger))
+    typer.echo(f"ledger     {_describe(found)}")
+    if not found.compatible:
         typer.echo("upgrade this dispatcher" if found.newer else "run dispatcher ledger migrate, or serve", err=True)
         raise typer.Exit(1)
 
 
-def _as_it_is(found: Schema) -> str:
+def _describe(found: Schema) -> str:
     from dispatcher.ledger import HEAD
 
     if found.version is None:
-        return f"has no tables yet; this dispatcher's are version {HEAD}"
+        return f"has no tables yet; this dispatcher needs version {HEAD}"
     if found.version == HEAD:
-        return f"at version {HEAD}, this dispatcher's own"
+        return f"at version {HEAD}, up to date"
     if not found.newer:
-        return f"at version {found.version}, and this dispatcher's is {HEAD}"
-    since = f"versions from {found.oldest} on" if found.oldest else "newer versions alone"
-    return f"at version {found.version}, which serves {since}; this dispatcher's is {HEAD}"
+        return f"at version {found.version}; this dispatcher needs {HEAD}"
+    usable_by = f"usable by versions from {found.oldest} on" if found.oldest else "usable by newer versions only"
+    return f"at version {found.version}, {usable_by}; this dispatcher's is {HEAD}"

@@ -14,7 +14,7 @@ from dispatcher.cli._options import Config
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
-    from dispatcher.workbench.sample import Press, Proof
+    from dispatcher.workbench.sample import SampleRenderer, Sample
 
 
 _NOBODY = "nobody is told of {}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT"
@@ -70,7 +70,7 @@ def preview(
     from channels.contract import UnknownRecipient
     from dispatcher.config.settings import load
     from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
-    from dispatcher.workbench.sample import CHANNELS, Press, changed
+    from dispatcher.workbench.sample import CHANNELS, SampleRenderer, with_changes
 
     if channel is not None and channel not in CHANNELS:
         raise typer.BadParameter(f"there is no channel {channel!r}: there are {', '.join(CHANNELS)}")
@@ -79,30 +79,30 @@ def preview(
         from dispatcher.workbench.server import run
 
         (given,) = _events(settings, event, execution, phase, every=False)
-        run(settings, changed(given, changes or ()), port)
+        run(settings, with_changes(given, changes or ()), port)
         return
     if channel is None and not every:
         raise typer.BadParameter(f"say which: --channel {', '.join(CHANNELS)}, or --all")
-    press = Press(settings)
+    renderer = SampleRenderer(settings)
     events = [
-        _ending(changed(happened, changes or ()))
+        _ending(with_changes(happened, changes or ()))
         for happened in _events(settings, event, execution, phase, every=every)
     ]
     known = [*BUILT_IN, *(name for name in settings.channel_sections if name not in BUILT_IN)]
     channels = [channel] if channel is not None else known
     if diff is not None:
-        _show_difference(press, Press(settings, [diff]), channels, events, recipient)
+        _show_difference(renderer, SampleRenderer(settings, [diff]), channels, events, recipient)
     elif every:
         if output is None:
             raise typer.BadParameter("--all wants --output FOLDER")
-        _end(_write_all(press, channels, events, recipient, output))
+        _end(_write_all(renderer, channels, events, recipient, output))
     else:
         try:
-            proof = press.proof(channels[0], events[0], recipient)
+            sample = renderer.render(channels[0], events[0], recipient)
         except UnknownRecipient as error:
             raise typer.BadParameter(f"{recipient}: {error.reason}") from None
-        _show(proof, form, output)
-        _end(f"{proof.channel} would refuse this: {problem}" for problem in proof.problems)
+        _show(sample, form, output)
+        _end(f"{sample.channel} would refuse this: {problem}" for problem in sample.problems)
 
 
 def _end(problems: Iterator[str]) -> None:
@@ -131,10 +131,10 @@ def _from_flyte_admin(settings: Settings, execution: str) -> Event:
 
     from dispatcher.clock import SystemClock
     from dispatcher.model.event import ExecutionId
-    from dispatcher.runtime.service import asking_flyte_admin
+    from dispatcher.runtime.service import configured_flyte_admin
 
     async def ask(identity: ExecutionId) -> Event:
-        async with asking_flyte_admin(settings, SystemClock()) as admin:
+        async with configured_flyte_admin(settings, SystemClock()) as admin:
             if admin is None:
                 raise typer.BadParameter("--execution asks FlyteAdmin: add rules.flyte_admin to the settings")
             return await admin.event(identity)
@@ -168,14 +168,14 @@ def _ending(event: Event) -> Event:
     return event
 
 
-def _show(proof: Proof, form: Form, output: Path | None) -> None:
+def _show(sample: Sample, form: Form, output: Path | None) -> None:
     if form is Form.TERMINAL and output is None:
         from dispatcher.cli._output import console
-        from dispatcher.preview.terminal import picture
+        from dispatcher.preview.terminal import to_panel
 
-        console.print(picture(proof.channel, proof.content))
+        console.print(to_panel(sample.channel, sample.content))
         return
-    written = _written(proof, form)
+    written = _written(sample, form)
     if output is None:
         typer.get_binary_stream("stdout").write(written)
     else:
@@ -183,21 +183,21 @@ def _show(proof: Proof, form: Form, output: Path | None) -> None:
         typer.echo(f"written to {output}", err=True)
 
 
-def _written(proof: Proof, form: Form) -> bytes:
+def _written(sample: Sample, form: Form) -> bytes:
     match form:
         case Form.HTML:
-            return proof.html.encode()
+            return sample.html.encode()
         case Form.TEXT | Form.TERMINAL:
-            return proof.text.encode()
-        case Form.EML if proof.channel != "email":
+            return sample.text.encode()
+        case Form.EML if sample.channel != "email":
             raise typer.BadParameter("eml is for email alone; use json")
-        case Form.JSON if proof.channel == "email":
-            return proof.json
+        case Form.JSON if sample.channel == "email":
+            return sample.json
         case Form.JSON | Form.EML:
-            return proof.wire
+            return sample.wire
 
 
-def _write_all(press: Press, channels: list[str], events: list[Event], recipient: str, folder: Path) -> Iterator[str]:
+def _write_all(renderer: SampleRenderer, channels: list[str], events: list[Event], recipient: str, folder: Path) -> Iterator[str]:
     """Write every form of every message, and a page that leads to them; yield what is wrong."""
     from dispatcher.preview.html import index
     from dispatcher.workbench.sample import TemplateError
@@ -208,28 +208,28 @@ def _write_all(press: Press, channels: list[str], events: list[Event], recipient
         for channel in channels:
             name = f"{event.phase.lower()}.{channel}"
             try:
-                proof = press.proof(channel, event, recipient)
+                sample = renderer.render(channel, event, recipient)
             except TemplateError as error:
                 entries.append((name, [], [str(error)]))
                 yield f"{name}: {error}"
                 continue
-            for ending, written in proof.files.items():
+            for ending, written in sample.files.items():
                 (folder / f"{name}.{ending}").write_bytes(written)
-            entries.append((name, [f"{name}.{ending}" for ending in proof.files], proof.problems))
-            yield from (f"{name}: {channel} would refuse this: {problem}" for problem in proof.problems)
+            entries.append((name, [f"{name}.{ending}" for ending in sample.files], sample.problems))
+            yield from (f"{name}: {channel} would refuse this: {problem}" for problem in sample.problems)
     (folder / "index.html").write_text(index(entries), encoding="utf-8")
     typer.echo(f"written to {folder}: start with index.html", err=True)
 
 
-def _show_difference(now: Press, then: Press, channels: list[str], events: list[Event], recipient: str) -> None:
+def _show_difference(now: SampleRenderer, then: SampleRenderer, channels: list[str], events: list[Event], recipient: str) -> None:
     from dispatcher.workbench.sample import difference
 
     differences, refusals = [], []
     for event in events:
         for channel in channels:
-            other = then.proof(channel, event, recipient)
+            other = then.render(channel, event, recipient)
             name = f"{event.phase.lower()}.{channel}"
-            differences.append(difference(now.proof(channel, event, recipient), other, name))
+            differences.append(difference(now.render(channel, event, recipient), other, name))
             refusals += [f"{name}: {channel} would refuse this: {problem}" for problem in other.problems]
     typer.echo("".join(differences) or "nothing would change\n", nl=False)
     _end(iter(refusals))

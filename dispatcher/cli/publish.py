@@ -148,7 +148,7 @@ def _from_file(file: Path) -> Iterator[list[EncodedMessage]]:
 
     for number, (headers, value) in enumerate(read_messages(file), start=1):
         yield [
-            EncodedMessage(key=dict(headers).get("ce_id", b""), headers=headers, value=value, shown=f"line {number}")
+            EncodedMessage(key=dict(headers).get("ce_id", b""), headers=headers, value=value, summary=f"line {number}")
         ]
 
 
@@ -181,7 +181,7 @@ async def _publish_all(
                     where = await send(message)
                     number += 1
                     if shown_one_by_one:
-                        console.print(f"{where}  {message.shown}", markup=False, highlight=False)
+                        console.print(f"{where}  {message.summary}", markup=False, highlight=False)
                 progress.advance(bar)
                 room.release()
 

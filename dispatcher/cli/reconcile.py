@@ -1,4 +1,4 @@
-"""`dispatcher reconcile`: executions that ended and whose event never came."""
+"""`dispatcher reconcile`: records finished executions whose terminal event never arrived."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dispatcher.cli._open_ledger import ask
-from dispatcher.cli._options import AsJson, Config, moment
+from dispatcher.cli._options import AsJson, Config, parse_since
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -22,8 +22,8 @@ Since = Annotated[
     str | None,
     typer.Option(
         "--since",
-        help="How far back: a span (24h, 7d) or a time (2026-11-20T09:00Z).",
-        show_default="reconcile.window of the settings",
+        help="How far back to check: a duration before now (24h, 7d) or a time (2026-11-20T09:00Z).",
+        show_default="reconcile.look_back of the settings",
     ),
 ]
 
@@ -31,10 +31,12 @@ Since = Annotated[
 def reconcile(
     config: Config = None,
     since: Since = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which ones; record nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the executions; record nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Record the ends that FlyteAdmin knows and no event told of. The running service delivers them."""
+    """Find executions in FlyteAdmin that finished without an event, and record them. The running service sends their
+    notifications.
+    """
     from dispatcher.cli._output import console, time_text, write_json
     from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load
@@ -46,50 +48,50 @@ def reconcile(
         raise SettingsError("reconcile needs rules.flyte_admin: it is FlyteAdmin that knows of every execution")
     logs.configure("console", level=logging.WARNING)
     now = SystemClock().now()
-    wanted = moment(since, now=now) or now - settings.reconcile.window
+    wanted = parse_since(since, now=now) or now - settings.reconcile.look_back
 
-    async def compare(ledger: Ledger) -> tuple[datetime, list[Event]]:
-        return await _compare(ledger, settings, wanted, dry_run=dry_run)
+    async def reconcile_once(ledger: Ledger) -> tuple[datetime, list[Event]]:
+        return await _reconcile(ledger, settings, wanted, dry_run=dry_run)
 
-    looked_from, lost = ask(config, compare)
+    start, lost = with_ledger(config, reconcile_once)
     if as_json:
         write_json([_as_data(event) for event in lost])
         return
-    if looked_from > wanted:
-        typer.echo(f"the ledger knows nothing of what ended before {time_text(looked_from)} UTC: left out", err=True)
+    if start > wanted:
+        typer.echo(f"checked only from {time_text(start)} UTC on: the ledger has no older events", err=True)
     for event in lost:
         line = f"{time_text(event.occurred_at)}  {event.key}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     executions = "1 execution" if len(lost) == 1 else f"{len(lost)} executions"
-    console.print(f"no event told of {executions}{'' if dry_run or not lost else ': recorded now'}")
+    console.print(f"{executions} finished without an event{'' if dry_run or not lost else ', recorded now'}")
 
 
-async def _compare(
+async def _reconcile(
     ledger: Ledger, settings: Settings, wanted: datetime, *, dry_run: bool
 ) -> tuple[datetime, list[Event]]:
-    """From when on it was looked, and the ends that no event told of."""
+    """The start of the checked time range, which can be later than `wanted`, and the missing terminal events."""
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.service import asking_flyte_admin, make_planner, make_reconciler, open_channels
+    from dispatcher.runtime.service import configured_flyte_admin, make_planner, make_reconciler, open_channels
 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     clock = SystemClock()
     lost: list[Event] = []
-    async with asking_flyte_admin(settings, clock) as admin:
+    async with configured_flyte_admin(settings, clock) as admin:
         if admin is None:
             return wanted, lost
         planner = make_planner(settings, open_channels(settings))
         intake = Intake(ledger, lambda: rules.book, planner, clock, look_up=admin.look_up)
         reconciler = make_reconciler(settings, admin, ledger, intake, clock)
-        span = await reconciler.span(wanted)
-        async with aclosing(reconciler.missing(span)) as pages:
+        time_range = await reconciler.range_since(wanted)
+        async with aclosing(reconciler.missing(time_range)) as pages:
             async for page in pages:
                 lost += page
                 if not dry_run:
                     await reconciler.record(page)
-    return span.since, lost
+    return time_range.since, lost
 
 
 def _as_data(event: Event) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`dispatcher rejected`: messages that could not be understood, or whose rules can't be known."""
+"""`dispatcher rejected`: lists, shows and replays rejected messages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli._open_ledger import ask
-from dispatcher.cli._options import AsJson, Config, Limit, Since, moment
+from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
     from dispatcher.ledger import Ledger
 
-REPLAYED_AT_MOST = 10_000
+MAX_REPLAYED = 10_000
 
-rejected = typer.Typer(help="Messages not understood, or whose rules can't be known.", no_args_is_help=True)
+rejected = typer.Typer(
+    help="Rejected messages: not decodable, or with unknown rules. List, show or replay them.", no_args_is_help=True
+)
 
 
 @rejected.command("list")
@@ -27,7 +29,7 @@ def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json
     from dispatcher.clock import SystemClock
     from dispatcher.explain import rejected_data
 
-    start = moment(since, now=SystemClock().now())
+    start = parse_since(since, now=SystemClock().now())
     found = ask(config, lambda ledger: ledger.find_rejected(limit=limit, since=start))
     if as_json:
         write_json([rejected_data(entry) for entry in found])
@@ -40,13 +42,13 @@ def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json
 
 @rejected.command()
 def show(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="A rejected message's id, or its beginning.")],
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The message's id, or its first digits.")],
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one rejected message whole. Why, from where, its headers and what was kept of its bytes."""
-    from dispatcher.cli._output import console, time_text, write_facts, write_json
-    from dispatcher.explain import rejected_whole
+    """Show one rejected message: its reason, position, headers and stored bytes."""
+    from dispatcher.cli._output import console, time_text, write_details, write_json
+    from dispatcher.explain import rejected_details
 
     found = ask(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
     if len(found) != 1:
@@ -55,9 +57,9 @@ def show(
         raise typer.Exit(1)
     (entry,) = found
     if as_json:
-        write_json(rejected_whole(entry))
+        write_json(rejected_details(entry))
         return
-    write_facts(
+    write_details(
         [
             ("id", entry.id),
             ("reason", entry.reason),
@@ -74,36 +76,40 @@ def show(
 
 @rejected.command()
 def replay(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Their ids, or their beginnings.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Ids of rejected messages, or their first digits.")
+    ] = None,
     config: Config = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of them.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All messages that were not replayed yet.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what a replay would do.")] = False,
 ) -> None:
-    """Try rejected messages again, by the rules of today. The running service delivers what is owed."""
+    """Process rejected messages again with the current rules and decoder. The running service sends the resulting
+    notifications.
+    """
     from dispatcher.cli._output import console
     from dispatcher.config.settings import load
     from dispatcher.observability import logs
 
     logs.configure("console", level=logging.WARNING)
     if not ids and not everything:
-        raise typer.BadParameter("name rejected messages by their ids, or say --all")
+        raise typer.BadParameter("give the ids of rejected messages, or --all")
     settings = load(config)
 
-    async def try_again(ledger: Ledger) -> int:
+    async def replay_each(ledger: Ledger) -> int:
         return await _replay(ledger, settings, ids or [""], dry_run=dry_run)
 
-    understood = ask(config, try_again)
+    understood = ask(config, replay_each)
     would = "would be " if dry_run else ""
-    console.print(f"{understood} {would}understood now")
+    console.print(f"{accepted} {would}accepted now")
 
 
 async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry_run: bool) -> int:
-    """Let intake try each of them; say what became of each. How many were understood."""
+    """Replay each message and print the result. Returns how many were accepted."""
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.service import asking_flyte_admin, make_planner, open_channels
+    from dispatcher.runtime.service import configured_flyte_admin, make_planner, open_channels
 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
@@ -111,11 +117,11 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     planner = make_planner(settings, open_channels(settings))
     held = [entry for start in ids for entry in await ledger.find_rejected(limit=REPLAYED_AT_MOST, id_starts=start)]
     understood = 0
-    async with asking_flyte_admin(settings, clock) as admin:
+    async with configured_flyte_admin(settings, clock) as admin:
         look_up = admin.look_up if admin is not None else None
         intake = Intake(ledger, lambda: rules.book, planner, clock, look_up=look_up)
         for entry in {entry.id: entry for entry in held if entry.replayed_at is None}.values():
-            tried = await intake.try_again(entry, dry_run=dry_run)
-            understood += tried.understood
-            console.print(f"{entry.id[:8]}  {tried.says}", markup=False, highlight=False, soft_wrap=True)
+            tried = await intake.replay(entry, dry_run=dry_run)
+            understood += tried.accepted
+            console.print(f"{entry.id[:8]}  {tried.message}", markup=False, highlight=False, soft_wrap=True)
     return understood

@@ -1,4 +1,4 @@
-"""`dispatcher serve`: the service."""
+"""`dispatcher serve`: runs the service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dispatcher.cli._options import Config
 
 
 def serve(config: Config = None) -> None:
-    """Run the service, until SIGTERM or SIGINT. It then takes nothing more and finishes what is in hand."""
+    """Run the service until SIGTERM or SIGINT, then drain in-flight deliveries."""
     import asyncio
     import logging
     import signal
@@ -18,7 +18,7 @@ def serve(config: Config = None) -> None:
 
     settings = load(config)
     logs.configure(settings.log, level=logging.getLevelNamesMapping()[settings.log_level.upper()])
-    service = Service(settings, ready=lambda _: event_loop.freeze_garbage_collector())
+    service = Service(settings, on_ready=lambda _: event_loop.freeze_garbage_collector())
 
     async def run() -> None:
         running = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""`dispatcher templates`: what templates may say, and what is wrong with those at hand."""
+"""`dispatcher templates`: lists the template variables, and checks templates."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 
 from dispatcher.cli._options import AsJson, Config
 
-templates = typer.Typer(name="templates", help="Write templates of your own.", no_args_is_help=True)
+templates = typer.Typer(name="templates", help="List template variables, or check your own templates.", no_args_is_help=True)
 
 
 @templates.command()
 def variables(as_json: AsJson = False) -> None:
-    """List what every template may use. With type, meaning and an example."""
+    """List the variables that templates can use, with type, meaning and an example."""
     from dataclasses import asdict
 
     from dispatcher.cli._output import write_json, write_table
@@ -35,14 +35,14 @@ def variables(as_json: AsJson = False) -> None:
 def lint(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of templates; without, those of the settings.", show_default=False),
+        typer.Argument(help="Template folders; without any, those in the settings.", show_default=False),
     ] = None,
     config: Config = None,
 ) -> None:
-    """Find what is wrong with templates. Syntax errors, unknown variables, missing parts, broken limits, and what mail
-    programs don't support.
+    """Find problems in templates: syntax errors, unknown variables, missing parts, exceeded limits, and HTML or CSS that
+    mail programs don't support.
 
-    Each problem is told with file and line. Exit status 1 where there is one.
+    Prints each problem with file and line. Exit status 1 if there is one.
     """
     from channels.registry import TEMPLATES
     from dispatcher.config.settings import load
@@ -50,7 +50,7 @@ def lint(
     from dispatcher.runtime.service import make_renderer
 
     renderer = Renderer(folders, provided=TEMPLATES) if folders else make_renderer(load(config))
-    problems = [*renderer.check(), *renderer.advice()]
+    problems = [*renderer.check(), *renderer.mail_client_problems()]
     for problem in problems:
         typer.echo(str(problem), err=True)
     if problems:

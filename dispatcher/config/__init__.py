@@ -1,1 +1,1 @@
-"""Settings, and their import from flyteadmin's configuration."""
+"""The settings, and the import of flyteadmin's configuration."""

@@ -1,6 +1,6 @@
-"""Every option, once: its name, its default, what it means. The only reader of the environment.
+"""The settings: each option's name, default and meaning. The only module that reads environment variables.
 
-A YAML file gives the options; each can also come from the environment, which wins:
+Options come from a YAML file. Each can also be an environment variable, which takes precedence:
 `kafka.bootstrap_servers` is `DISPATCHER__KAFKA__BOOTSTRAP_SERVERS`. Relative paths start at the file's folder.
 """
 
@@ -27,9 +27,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from channels.common.comma_list import listed
+from channels.common.comma_list import comma_list
 from channels.common.secret import SecretFile
-from channels.registry import CHANNEL_TYPES, PROBLEMS
+from channels.registry import CHANNEL_TYPES, PLUGIN_PROBLEMS
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig
 from dispatcher.intake.kafka.consumer import KafkaConfig
@@ -39,7 +39,7 @@ from dispatcher.observability.canary import CanaryConfig
 from dispatcher.observability.watchdog import WatchdogConfig
 from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.yaml import Document, Malformed, parse
-from dispatcher.rendering import Override
+from dispatcher.rendering import TemplateSet
 from dispatcher.tracing import TracingConfig
 from dispatcher.web.config import HttpConfig
 
@@ -52,24 +52,24 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Paths = Annotated[tuple[Path, ...], BeforeValidator(listed)]
-Recipients = Annotated[tuple[str, ...], BeforeValidator(listed)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(comma_list)]
+Recipients = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
 
 
 class LedgerSettings(_Section):
-    """Where the durable truth lies."""
+    """The database of events, deliveries and attempts."""
 
     url: str = DEFAULT_LEDGER
     """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
     password_file: SecretFile | None = None
-    """PostgreSQL's password, in place of one in the URL; read at each connection, so it may rotate."""
+    """PostgreSQL's password, instead of one in the URL; read at each connection, so it may rotate."""
     timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
-    """How long one statement may take on PostgreSQL, and so how long one that hangs is waited for."""
+    """Maximum time of one PostgreSQL statement; after that it is cancelled and retried."""
     retention: Duration = timedelta(days=90)
-    """What is settled and older is forgotten, and so are rejected messages."""
+    """Older events whose deliveries are all sent or dead are deleted, and older rejected messages."""
     lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
-    """How long a claimed delivery is a worker's own. One that dies leaves its deliveries to others after this;
-    no attempt may last longer than two thirds of it."""
+    """How long a worker owns a delivery that it claimed; if the worker dies, others claim it after this time. An attempt
+    may take two thirds of it at most."""
 
     @model_validator(mode="after")
     def _has_one_password(self) -> Self:
@@ -81,12 +81,13 @@ class LedgerSettings(_Section):
 
 
 class RecipientAlias(RootModel[Mapping[str, str]]):
-    """A channel and its recipient: `{teams: dev}`."""
+    """A channel and a recipient on it: `{teams: dev}`."""
 
     model_config = ConfigDict(frozen=True)
 
     @property
-    def one(self) -> tuple[str, str]:
+    def target(self) -> tuple[str, str]:
+        """The channel and the recipient."""
         ((channel, recipient),) = self.root.items()
         return channel, recipient
 
@@ -101,76 +102,76 @@ class RulesSettings(_Section):
     """Where the launch plans' rules come from."""
 
     launch_plans: Paths = ()
-    """Files and folders of launch plans; read again when they change."""
+    """Files and folders with the rules of launch plans; read again when they change."""
     flyte_admin: FlyteAdminConfig | None = None
-    """Where the engine itself is asked, before any file."""
+    """Ask FlyteAdmin for an execution's effective rules; they go before rule files."""
     recipients: Mapping[str, RecipientAlias] = Field(default_factory=dict)
-    """What recipients in rules stand for on another channel: `{"#dev": {teams: dev}}`. Flyte's launch plans know three
-    channels; so they reach the others."""
+    """Redirects recipients in rules to another channel: `{"#dev": {teams: dev}}`. Flyte's launch plans know only email,
+    Slack and PagerDuty; their recipients reach the other channels in this way."""
 
 
 class ReconcileSettings(_Section):
-    """Whether FlyteAdmin is asked for executions whose event was lost before Kafka; only where it is configured."""
+    """Looks in FlyteAdmin for finished executions whose event was lost before Kafka. Needs `rules.flyte_admin`."""
 
     every: Duration = Field(timedelta(minutes=10), ge=timedelta(), le=timedelta(days=1))
-    """How often; 0 switches it off."""
-    window: Duration = Field(timedelta(hours=24), ge=timedelta(minutes=1))
-    """How far back is looked at most, as after a long stop."""
-    patience: Duration = Field(timedelta(minutes=5), ge=timedelta())
-    """How long after an execution's end its event is not missed yet: Kafka may be behind."""
+    """How often to look for them; 0 switches it off."""
+    look_back: Duration = Field(timedelta(hours=24), ge=timedelta(minutes=1))
+    """How far back to look at most, for example after a long outage."""
+    min_age: Duration = Field(timedelta(minutes=5), ge=timedelta())
+    """How long after an execution finished its event counts as lost; until then, it may still be in Kafka."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
-        if self.window <= self.patience:
-            raise ValueError("window must be longer than patience, or nothing is ever looked at")
+        if self.look_back <= self.min_age:
+            raise ValueError("look_back must be longer than min_age, or no execution is ever reconciled")
         return self
 
 
 class TemplateSettings(_Section):
-    """Where templates come from besides the built-in ones."""
+    """Templates that replace the built-in ones."""
 
     path: Paths = ()
-    """Folders laid out as the built-in `templates/`; a file here replaces the built-in one of its name."""
-    match: tuple[Override, ...] = ()
-    """Folders for some messages alone; they go before `path`, the first that holds before the next."""
+    """Folders with the layout of the built-in `templates/`; a file in them replaces the built-in file of that name."""
+    match: tuple[TemplateSet, ...] = ()
+    """Folders for some messages only. They go before `path`; of several matching entries, earlier ones go first."""
 
 
 class RetrySettings(_Section):
-    """How patient a channel is."""
+    """When a failed delivery is retried, and when it is dead."""
 
     initial: Duration = timedelta(seconds=2)
-    """The bound of the first wait; doubles with each attempt, and the wait is drawn below it."""
+    """Initial back-off. It doubles with each attempt; each wait is a random time up to the back-off."""
     ceiling: Duration = timedelta(minutes=10)
-    """The bound never grows past this."""
+    """Maximum back-off."""
     deadline: Duration = timedelta(hours=24)
-    """Past this a delivery is dead."""
+    """Total time before giving up; the delivery is then dead."""
 
     def policy(self) -> RetryPolicy:
         return RetryPolicy(initial=self.initial, ceiling=self.ceiling, deadline=self.deadline)
 
 
 class DeliveryOptions(BaseModel):
-    """What every channel's section has beside the channel's own options."""
+    """The options that every channel has, besides its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retry: RetrySettings = RetrySettings()
     concurrency: int = Field(20, ge=1, le=1000)
-    """How many messages are on their way at once."""
+    """Maximum deliveries in flight; one Slack channel or PagerDuty service gets at most a quarter of them."""
     rate: RateOption
-    """How many messages one destination takes: a Slack channel, a PagerDuty service, the mail relay."""
+    """Rate limit of one destination: a Slack channel, a PagerDuty service, the mail relay. Replicas share the limit."""
     burst: int
-    """So many of them may go at once after a quiet while."""
+    """How many messages a destination takes at once before `rate` limits them."""
     fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
-    """By channel: who is told of a delivery that has died."""
+    """By channel: who is notified when a delivery is dead."""
 
-    def pace(self) -> RateLimit:
-        """A destination of its own never has more than a quarter of the hands."""
-        return RateLimit(rate=self.rate, burst=self.burst, at_once=max(self.concurrency // 4, 1))
+    def rate_limit(self) -> RateLimit:
+        """The limits of one destination: `rate`, `burst`, and a quarter of `concurrency`."""
+        return RateLimit(rate=self.rate, burst=self.burst, max_in_flight=max(self.concurrency // 4, 1))
 
 
 def _channel_sections() -> type[BaseModel]:
-    """One optional section a channel, made from the catalog."""
+    """The model of `channels`: one optional section for each channel in the registry."""
     sections: dict[str, Any] = {
         name: (
             create_model(
@@ -191,7 +192,7 @@ _Channels = _channel_sections()
 
 
 class _Environment(EnvSettingsSource):
-    """Lists and mappings are JSON in the environment; what is no JSON is a plain string, as `a,b` for a list."""
+    """Reads lists and mappings as JSON; a value that is not JSON stays a string, such as `a,b` for a list."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
@@ -201,7 +202,7 @@ class _Environment(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """The whole configuration. A section that is absent is switched off."""
+    """All settings. A section that is absent is switched off."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -215,25 +216,25 @@ class Settings(BaseSettings):
     http: HttpConfig | None = None
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
-    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # made from the catalog above
+    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # created at run time, above
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: str = ""
-    """Flyte's console, as `https://flyte.example.com/console`: messages link to the execution's page."""
+    """URL of Flyte's console, such as `https://flyte.example.com/console`, for links to the execution."""
     logs_url: str = Field("", pattern=r"^(https?://[^\s<>\"'|]+)?$")
-    """Where an execution's logs are: an address with `{project}`, `{domain}` and `{name}` in it, to be filled in."""
+    """Log links: a URL that contains `{project}`, `{domain}` and `{name}` of the execution."""
     watchdog: WatchdogConfig = WatchdogConfig()
     canary: CanaryConfig | None = None
     tracing: TracingConfig | None = None
     shutdown_timeout: Duration = timedelta(seconds=20)
-    """How long a stop waits for messages that are on their way."""
+    """How long shutdown waits for in-flight deliveries."""
     log: Literal["json", "console", "auto"] = "auto"
-    """`auto`: readable at a terminal, JSON elsewhere."""
+    """Format of the log. `auto`: readable text at a terminal, otherwise JSON."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """`debug` names recipients and addresses, which no other level does."""
+    """Only `debug` names recipients and mail addresses."""
 
     @model_validator(mode="after")
-    def _reconciles_with_someone(self) -> Self:
+    def _reconcile_has_flyte_admin(self) -> Self:
         if "reconcile" in self.model_fields_set and self.rules.flyte_admin is None:
             raise ValueError("reconcile needs rules.flyte_admin: it is FlyteAdmin that knows of every execution")
         return self
@@ -252,18 +253,18 @@ class Settings(BaseSettings):
 
     @property
     def channel_sections(self) -> Mapping[str, Any]:
-        """The channels that are switched on, by name."""
+        """The sections of the configured channels, by name."""
         sections = {name: getattr(self.channels, name) for name in CHANNEL_TYPES}
         return {name: section for name, section in sections.items() if section is not None}
 
 
 def load(path: Path | None) -> Settings:
-    """Read the settings from a file and the environment; without a file, from the environment alone.
+    """Read the settings from a file and the environment. Without a path, `DISPATCHER_CONFIG` may name the file.
 
-    Raises SettingsError: one readable message, a line for each problem, with file and line or the key.
+    Raises SettingsError: a line for each problem, with file and line, or the environment variable.
     """
-    if PROBLEMS:
-        raise SettingsError("\n".join(f"{problem}; mend that package, or take it away" for problem in PROBLEMS))
+    if PLUGIN_PROBLEMS:
+        raise SettingsError("\n".join(f"{problem}; fix that package, or uninstall it" for problem in PLUGIN_PROBLEMS))
     path = path or _path_from_environment()
     document = _read(path) if path is not None else Document({})
     base = path.parent if path is not None else Path()
@@ -271,14 +272,14 @@ def load(path: Path | None) -> Settings:
     if isinstance(data["ledger"], dict):
         data["ledger"] = {"url": DEFAULT_LEDGER, **data["ledger"]}
     try:
-        return Settings(**_rooted(data, base))
+        return Settings(**_resolve_paths(data, base))
     except ValidationError as error:
         raise SettingsError("\n".join(_problems(error, document, path))) from None
 
 
 def _path_from_environment() -> Path | None:
-    given = os.environ.get(CONFIG_VARIABLE)  # noqa: TID251 - the one place
-    return Path(given) if given else None
+    path = os.environ.get(CONFIG_VARIABLE)  # noqa: TID251 - only this module reads the environment
+    return Path(path) if path else None
 
 
 def _read(path: Path) -> Document:
@@ -293,24 +294,24 @@ def _read(path: Path) -> Document:
     return documents[0] if documents else Document({})
 
 
-def _rooted(data: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The file's options with its relative paths starting at its own folder, wherever we were started."""
-    return {name: _rooted_value(name, value, base) for name, value in data.items()}
+def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The file's options, with relative paths made relative to its folder instead of the working directory."""
+    return {name: _resolve_value(name, value, base) for name, value in data.items()}
 
 
-def _rooted_value(name: str, value: Any, base: Path) -> Any:
+def _resolve_value(name: str, value: Any, base: Path) -> Any:
     match name, value:
         case "url", str() if value.startswith("sqlite") and ":///" in value:
             driver, _, file = value.partition(":///")
             return value if file == ":memory:" else f"{driver}:///{base / file}"
         case (("launch_plans" | "path"), (str() | list())):
-            return [base / part for part in listed(value) if isinstance(part, str)]
+            return [base / part for part in comma_list(value) if isinstance(part, str)]
         case _, str() if name.endswith("_file"):
             return base / value
         case _, dict():
-            return _rooted(value, base)
+            return _resolve_paths(value, base)
         case _, list():
-            return [_rooted(part, base) if isinstance(part, dict) else part for part in value]
+            return [_resolve_paths(part, base) if isinstance(part, dict) else part for part in value]
         case _:
             return value
 
@@ -321,7 +322,7 @@ def _problems(error: ValidationError, document: Document, path: Path | None) -> 
         where = problem["loc"]
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"unknown option{_meant(where)}"
+            message = f"unknown option{_suggestion(where)}"
         elif problem["type"] == "missing":
             message = "must be set"
         lines.append(f"{_place(where, document, path)}{'.'.join(map(str, where))}: {message}")
@@ -330,16 +331,16 @@ def _problems(error: ValidationError, document: Document, path: Path | None) -> 
 
 def _place(where: tuple[int | str, ...], document: Document, path: Path | None) -> str:
     variable = PREFIX + "__".join(map(str, where)).upper()
-    if variable in os.environ or path is None:  # noqa: TID251 - to say whose option it was
+    if variable in os.environ or path is None:  # noqa: TID251 - to name the variable in the message
         return f"{variable}: " if variable in os.environ else ""  # noqa: TID251
     return f"{path}:{document.line_of(where)}: "
 
 
-def _meant(where: tuple[int | str, ...]) -> str:
-    """A guess at what a misspelt option was meant to be."""
+def _suggestion(where: tuple[int | str, ...]) -> str:
+    """The rest of the message about a misspelt option: the closest name, or all names."""
     model: Any = Settings
     for step in where[:-1]:
-        if isinstance(step, int):  # one of a list, whose model was found already
+        if isinstance(step, int):  # an index into a list; the step before has found the items' model
             continue
         field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
         model = _model_in(field.annotation) if field is not None else None

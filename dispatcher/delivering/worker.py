@@ -48,12 +48,12 @@ class DeliveryWorker:
 
     - Each claimed delivery has a task in `_tasks` until it is settled or released. Sending takes one of `concurrency`
       send slots, settling one of as many settle slots.
-    - Tasks before and in their send are `len(_tasks) - _returned`. A claim brings them to `concurrency + _prefetch` at
-      most, and `_in_flight_by_destination` counts them by destination.
+    - `len(_tasks) - _returned` tasks have not finished their send. A claim raises this to `concurrency + _prefetch` at
+      most, and `_in_flight_by_destination` counts these tasks by destination.
     - `_in_flight_by_thread` counts all tasks by thread. `_threads_with_new` is a subset of its keys.
     - A destination is in `_blocked_destinations` from the time its feedback is known until the ledger has stored it.
       Nothing is sent to it meanwhile. `_saturated_destinations` are those that the last claim skipped.
-    - While a `DirectDispatch` is with intake (`_dispatch_pending`), the free slots are intake's: nothing is claimed.
+    - While intake has a `DirectDispatch` (`_dispatch_pending`), the free slots are reserved for it: nothing is claimed.
     - `_more_due` and `_next_due_at` are what the last claim learned about deliveries that it did not take. `_wakeup`
       ends the wait for new work; without it the ledger is polled every `POLL_INTERVAL`.
     """
@@ -76,7 +76,7 @@ class DeliveryWorker:
     on_settled: Callable[[Settlement, bool], None] = lambda *_: None
     """Called after each settlement, with True if it counted and False if the lease was lost."""
     on_deferred: Callable[[int], None] = lambda _: None
-    """Called after each claim, with the number of due deliveries that a rate limit or a blocked destination deferred."""
+    """Called after each claim, with the number of due deliveries that rate limits or blocked destinations deferred."""
     tracing: Tracing = OFF
     claimed_at: datetime | None = None
     """When it last claimed a delivery."""
@@ -172,7 +172,7 @@ class DeliveryWorker:
     def notify(self, threads: Iterable[str] = ()) -> None:
         """Claim now, because there may be work.
 
-        `threads`: threads that got a new delivery. The worker also claims once its delivery of such a thread is settled.
+        `threads`: threads with a new delivery. The worker also claims after its current delivery of such a thread.
         """
         self._threads_with_new.update(thread for thread in threads if thread and self._in_flight_by_thread[thread])
         self._wakeup.set()
@@ -185,7 +185,7 @@ class DeliveryWorker:
     def abandon(self) -> None:
         """Stop, cancel the sends and release their deliveries to other workers. Known outcomes are still stored.
 
-        A task whose send has not started is not cancelled, because it has to release its delivery. It sees `_abandoned`.
+        A task whose send has not started is not cancelled: it sees `_abandoned` and releases its delivery.
         """
         self._abandoned = True
         self.stop()
@@ -442,7 +442,7 @@ class DeliveryWorker:
             self._sending.discard(task)  # `abandon` must not cancel the settlement that follows
 
     async def _store(self, settlement: Settlement) -> None:
-        """Store the outcome if the lease is still held. Retry while it is: a delivery that was sent must not be sent again."""
+        """Store the outcome if the lease is still held; retry, because a sent delivery must not be sent again."""
         try:
             counted: bool | None = await self._store_once(settlement)
         except LedgerUnavailable:

@@ -1,4 +1,4 @@
-"""Runs the demo: the real service on embedded defaults, the inbox, and the day, live in the terminal."""
+"""Runs the demo: the real service with embedded settings, the inbox, and the simulated day, shown in the terminal."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from dispatcher.flyte.encode import EncodedMessage, write, write_lifecycle
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.runtime.service import Service
 
-PATIENCE = 30.0
-"""Seconds in which everything owed must have arrived."""
-QUIET = timedelta(seconds=1)
-"""Then so long without anything that was not owed."""
+ARRIVAL_TIMEOUT = 30.0
+"""Seconds in which every expected message must arrive."""
+EXTRA_WAIT = timedelta(seconds=1)
+"""After that, how long the demo waits for messages that are not expected."""
 _ROUTING_KEY = "0123456789abcdef0123456789abcdef"
-_WEBHOOK_SECRET = "of the demo"  # noqa: S105 - no secret: the demo's own
-_HERE = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
-_VERDICTS = {"matched": "green", "no_matching_rule": "yellow", "disabled": "magenta"}
+_WEBHOOK_SECRET = "of the demo"  # noqa: S105 - no secret: for the demo only
+_ALLOW_LOOPBACK = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
+_VERDICT_STYLES = {"matched": "green", "no_matching_rule": "yellow", "disabled": "magenta"}
 
 
 @dataclass(slots=True)
 class Show:
-    """One performance."""
+    """One run of the demo."""
 
     console: Console
     port: int = 0
-    """Of the inbox's page; 0 takes a free one."""
+    """The inbox page's port; 0 takes a free one."""
     clock: Clock = field(default_factory=SystemClock)
     inbox: Inbox = field(init=False)
 
@@ -66,50 +66,52 @@ class Show:
             pagerduty=PagerDutyReceiver(services={_ROUTING_KEY: "ML platform"}),
             webhook=WebhookReceiver(secret=_WEBHOOK_SECRET),
             port=self.port,
-            seen=self._show_arrival,
+            on_arrival=self._show_arrival,
         )
 
     async def run(self, *, once: bool) -> bool:
-        """Perform. True when all that was owed arrived, and nothing else did; not `once`, the page stays up."""
+        """Run the demo. True if exactly the expected messages arrived. Without `once` the inbox stays open until Ctrl-C."""
         with TemporaryDirectory(prefix="dispatcher-demo-") as folder:
             async with self.inbox:
-                service = Service(load(self._settings_file(Path(folder))), heard=self._show_decisions)
+                service = Service(load(self._settings_file(Path(folder))), on_batch=self._show_decisions)
                 started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-                service.ready = started.set_result
+                service.on_ready = started.set_result
                 async with asyncio.TaskGroup() as group:
                     running = group.create_task(service.run())
                     running.add_done_callback(lambda _: started.done() or started.cancel())
                     try:
-                        complete = await self._perform(await started or "")
+                        complete = await self._run_day(await started or "")
                         if not once:
-                            await self._stay()
+                            await self._wait_for_interrupt()
                     finally:
                         service.stop()
         return complete
 
-    async def _perform(self, intake: str) -> bool:
+    async def _run_day(self, intake: str) -> bool:
         scenes = day(self.clock.now())
         self.console.print(f"events go to   {intake}/events")
         self.console.print(f"look around at {self.inbox.url}", style="bold")
         self.console.print(f"the console is {intake}/console/\n", style="bold")
         async with aiohttp.ClientSession() as session:
             for scene in scenes:
-                await self._play(scene, session, f"{intake}/events")
-        owed = Counter(word for scene in scenes for word in _owed(scene))
-        arrived = await self.inbox.until(lambda inbox: not owed - _arrived(inbox.arrivals), seconds=PATIENCE)
-        await self.clock.sleep(QUIET)
-        return self._sum_up(owed, _arrived(self.inbox.arrivals)) and arrived
+                await self._send_events(scene, session, f"{intake}/events")
+        expected = Counter(message for scene in scenes for message in _expected(scene))
+        complete = await self.inbox.until(
+            lambda inbox: not expected - _arrived(inbox.arrivals), seconds=ARRIVAL_TIMEOUT
+        )
+        await self.clock.sleep(EXTRA_WAIT)
+        return self._show_result(expected, _arrived(self.inbox.arrivals)) and complete
 
-    async def _play(self, scene: Scene, session: aiohttp.ClientSession, url: str) -> None:
+    async def _send_events(self, scene: Scene, session: aiohttp.ClientSession, url: str) -> None:
         self.console.print(f"▸ {scene.title}", style="bold", markup=False, highlight=False)
         messages = write_lifecycle(scene.event, scene.form) if scene.lifecycle else [write(scene.event, scene.form)]
         for message in messages:
-            self._line("event", "cyan", message.shown)
+            self._line("event", "cyan", message.summary)
             await _post(session, url, message)
-        await self.inbox.until(lambda inbox: not Counter(_owed(scene)) - _arrived(inbox.arrivals), seconds=5)
+        await self.inbox.until(lambda inbox: not Counter(_expected(scene)) - _arrived(inbox.arrivals), seconds=5)
         self.console.print()
 
-    async def _stay(self) -> None:
+    async def _wait_for_interrupt(self) -> None:
         self.console.print(f"\nThe inbox stays open at {self.inbox.url}; Ctrl-C ends the demo.", style="bold")
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -138,10 +140,13 @@ class Show:
                     "events_url": self.inbox.pagerduty_url,
                     "services": {"pagerduty-service-key@example.com": {"routing_key": _ROUTING_KEY}},
                 },
-                "teams": {"targets": {"data-eng": {"url": f"{self.inbox.url}/teams/workflows/data-eng"}}, **_HERE},
+                "teams": {
+                    "targets": {"data-eng": {"url": f"{self.inbox.url}/teams/workflows/data-eng"}},
+                    **_ALLOW_LOOPBACK,
+                },
                 "webhook": {
                     "targets": {"audit": {"url": f"{self.inbox.url}/hooks/audit", "secret": _WEBHOOK_SECRET}},
-                    **_HERE,
+                    **_ALLOW_LOOPBACK,
                 },
             },
             "console_url": "https://flyte.example.com/console",
@@ -150,47 +155,48 @@ class Show:
         file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         return file
 
-    def _show_decisions(self, heard: BatchResult) -> None:
-        for entry, new in heard.new_or_duplicate():
+    def _show_decisions(self, batch: BatchResult) -> None:
+        for entry, new in batch.new_or_duplicate():
             if new:
-                self._line(entry.verdict, _VERDICTS.get(entry.verdict, ""), entry.reason)
+                style = _VERDICT_STYLES.get(entry.verdict, "")
+                self._line(entry.verdict.replace("_", " "), style, entry.reason)
             else:
-                self._line("duplicate", "yellow", "the ledger has this event already: nothing is owed twice")
-        for refused in heard.rejected:
-            self._line("rejected", "red", refused.reason)
+                self._line("duplicate", "yellow", "event already recorded; nothing sent again")
+        for rejected in batch.rejected:
+            self._line("rejected", "red", rejected.reason)
 
     def _show_arrival(self, arrival: Arrival) -> None:
-        channel, people, _ = _word(arrival)
-        self._line("arrived", "bold green", f"{channel:<9} {', '.join(people)}")
+        channel, recipients, _ = _message(arrival)
+        self._line("arrived", "bold green", f"{channel:<9} {', '.join(recipients)}")
 
     def _line(self, word: str, style: str, text: str) -> None:
-        self.console.print(Text.assemble(f"{self.clock.now():%H:%M:%S} ", (f"{word:<10}", style), text), soft_wrap=True)
+        line = Text.assemble(f"{self.clock.now():%H:%M:%S} ", (f"{word:<9}  ", style), text)
+        self.console.print(line, soft_wrap=True)
 
-    def _sum_up(self, owed: Counter[_Word], arrived: Counter[_Word]) -> bool:
-        for word, style, missing in (("missing", "red", owed - arrived), ("unasked", "red", arrived - owed)):
-            for channel, people, execution in missing.elements():
-                self._line(word, style, f"{channel} to {', '.join(people)} about {execution}")
-        good = owed == arrived
-        verdict = "all that was owed arrived, and nothing else" if good else "that is not what was owed"
-        self._line(
-            "done" if good else "wrong", "bold green" if good else "bold red", f"{owed.total()} messages: {verdict}"
-        )
-        return good
-
-
-_Word = tuple[str, tuple[str, ...], str]
-"""Channel, people, and the execution it is about."""
+    def _show_result(self, expected: Counter[_Message], arrived: Counter[_Message]) -> bool:
+        for word, messages in (("missing", expected - arrived), ("unexpected", arrived - expected)):
+            for channel, recipients, execution in messages.elements():
+                self._line(word, "red", f"{channel} to {', '.join(recipients)} about {execution}")
+        passed = expected == arrived
+        result = "every expected message arrived, and no other" if passed else "not the messages that were expected"
+        style = "bold green" if passed else "bold red"
+        self._line("done" if passed else "mismatch", style, f"{expected.total()} messages: {result}")
+        return passed
 
 
-def _owed(scene: Scene) -> list[_Word]:
-    return [(channel, people, scene.event.execution.name) for channel, people in scene.told]
+_Message = tuple[str, tuple[str, ...], str]
+"""Channel, recipients and execution of one message."""
 
 
-def _arrived(arrivals: Sequence[Arrival]) -> Counter[_Word]:
-    return Counter(_word(arrival) for arrival in arrivals)
+def _expected(scene: Scene) -> list[_Message]:
+    return [(channel, recipients, scene.event.execution.name) for channel, recipients in scene.expected]
 
 
-def _word(arrival: Arrival) -> _Word:
+def _arrived(arrivals: Sequence[Arrival]) -> Counter[_Message]:
+    return Counter(_message(arrival) for arrival in arrivals)
+
+
+def _message(arrival: Arrival) -> _Message:
     match arrival:
         case Mail():
             return "email", tuple(sorted(arrival.recipients)), arrival.subject.rsplit(" ", 1)[-1]

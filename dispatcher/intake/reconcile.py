@@ -99,7 +99,7 @@ class Reconciler:
     async def reconcile(self, time_range: TimeRange) -> int:
         """Record the missing events of a time range and return their number.
 
-        Raises Unavailable if FlyteAdmin or the ledger is; events recorded before stay, and the next call finds the rest.
+        Raises Unavailable. Events recorded before the error stay recorded, and the next call finds the rest.
         """
         found: list[str] = []
         try:

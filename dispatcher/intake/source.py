@@ -35,7 +35,7 @@ class Batch(Protocol):
         """Return where the message came from, as `topic/partition@offset`."""
 
     async def commit(self) -> None:
-        """Note that the batch is recorded: the source won't yield it again, unless a rebalance has moved its partitions."""
+        """Note that the batch is recorded. The source yields it again only if a rebalance moved its partitions."""
 
 
 class Source(Protocol):

@@ -1,7 +1,7 @@
-"""A synthetic event, sent the whole way every few minutes, to find out whether anybody can be told.
+"""The canary: a synthetic event, sent every few minutes through the whole pipeline, to check that notifications arrive.
 
-It comes in like any other (through Kafka, where that is configured), is decided by its own Options, and delivered to a
-recipient who is there for that. One of the replicas sends it; all of them look whether it has arrived.
+It comes in like any other event (through Kafka, if that is configured), is decided by its own Options, and is delivered
+to a recipient for canaries only. One of the replicas sends it; all of them check whether it arrived.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
 
-if TYPE_CHECKING:  # every command reads the settings, and few need these
+if TYPE_CHECKING:  # every command reads the settings, and few commands need these modules
     from dispatcher.intake.kafka.consumer import KafkaConfig
     from dispatcher.intake.pipeline import Intake
     from dispatcher.ledger import Ledger, StoredDelivery
@@ -34,33 +34,34 @@ if TYPE_CHECKING:  # every command reads the settings, and few need these
 log = structlog.get_logger(__name__)
 
 PROJECT, DOMAIN = "dispatcher", "canary"
-"""Where canaries are found in the ledger and in the console."""
+"""The project and domain of canaries, in the ledger and in the console."""
 POSITION = "canary"
-"""Where one came from that didn't come through Kafka, as the ledger keeps it."""
-GLANCE = timedelta(milliseconds=500)
+"""The position of a canary that skipped Kafka, and the name of the election of the replica that sends."""
+POLL_INTERVAL = timedelta(milliseconds=500)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-Release = Callable[[Event], Awaitable[None]]
-"""Sends an event on its way. Raises DispatcherError where it couldn't be."""
+Publish = Callable[[Event], Awaitable[None]]
+"""Publishes an event. Raises DispatcherError if that fails."""
 
 
 class CanaryConfig(BaseModel):
-    """What is sent every few minutes to see whether it arrives."""
+    """A synthetic event that is sent every few minutes to check that notifications arrive."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channel: str
     """One of the configured channels."""
     recipient: str
-    """Who gets it, as a rule would write it: a mailbox or a Slack channel of its own."""
+    """The recipient, written as in a rule: a mailbox or a Slack channel for canaries only."""
     every: Duration = Field(timedelta(minutes=5), ge=timedelta(seconds=10), le=timedelta(days=1))
+    """How often a canary is sent."""
     within: Duration = Field(timedelta(minutes=1), ge=timedelta(seconds=1))
-    """It has to have arrived by then."""
+    """How soon it must arrive; otherwise it is missed."""
     through: Literal["kafka", "intake"] = "kafka"
-    """Where it begins: on the first of `kafka.topics`, which takes the right to write; or behind it, in intake. Without
-    the section `kafka` it is always intake."""
+    """Where it is published: on the first of `kafka.topics`, which needs write permission, or directly to intake.
+    Without the section `kafka` it is always intake."""
     readiness: bool = False
-    """`/readyz` is red from a canary that is missed to the next that arrives: on all replicas at once."""
+    """`true`: `/readyz` fails on all replicas from a missed canary until the next one arrives."""
 
     @model_validator(mode="after")
     def _one_at_a_time(self) -> Self:
@@ -71,107 +72,111 @@ class CanaryConfig(BaseModel):
 
 @dataclass(slots=True, kw_only=True)
 class Canary:
-    """Sends one in each slot of `every`, if no other replica has, and judges it."""
+    """Sends one canary in each period of `every`, unless another replica does, and checks whether it arrives."""
 
     config: CanaryConfig
     ledger: Ledger
     clock: Clock
     metrics: Metrics
-    release: Release
-    alarm: Release
-    """Takes what tells the fallback recipients: by the shortest way."""
-    fallbacks: Mapping[str, Sequence[str]]
-    """By channel: who is told of a canary that is missed."""
+    publish: Publish
+    publish_miss: Publish
+    """Publishes the event that notifies the fallback recipients of a missed canary. Never goes through Kafka."""
+    fallback_recipients: Mapping[str, Sequence[str]]
+    """By channel: the recipients who are notified of a missed canary."""
     stopping: asyncio.Event
     missed: str | None = None
-    """Why the last one is missed; None where it has arrived, or is the first."""
+    """Why the last canary was missed; None if it arrived or none was sent yet."""
 
     async def run(self) -> None:
-        """Send and judge until stopped."""
-        self.metrics.canary(self.config.channel)
-        while not await self._stopped_within(self._to_next_slot()):
+        """Send and check canaries until stopped."""
+        self.metrics.add_canary(self.config.channel)
+        while not await self._stopped_within(self._until_next_slot()):
             try:
-                await self.fly()
-            except Exception as error:  # a bug in here must not stop what is delivered meanwhile
+                await self.send_and_check()
+            except Exception as error:  # a bug in here must not stop the service
                 log.error("no canary could be sent", exc_info=error)
 
-    async def fly(self) -> None:
-        """Send this slot's canary, or leave that to another replica; wait for it, and say how it went."""
+    async def send_and_check(self) -> None:
+        """Send this period's canary, unless another replica was elected; wait until it arrived or is missed."""
         event, deadline = self._event(self._slot()), self.clock.now() + self.config.within
-        ours, trouble = True, None
+        elected, problem = True, None
         try:
-            ours = await self.ledger.take_turn(POSITION, event.occurred_at)
-            if ours:
-                await self.release(event)
+            elected = await self.ledger.elect(POSITION, event.occurred_at)
+            if elected:
+                await self.publish(event)
         except DispatcherError as error:
-            trouble = str(error)
-        ended = await self._arrival(event, deadline)
+            problem = str(error)
+        arrival = await self._wait_for_arrival(event, deadline)
         if self.stopping.is_set():
             return
-        if isinstance(ended, datetime):
-            self._arrived(event, ended, ours=ours)
+        if isinstance(arrival, datetime):
+            self._record_arrival(event, arrival, elected=elected)
         else:
-            await self._lost(event, trouble or ended, ours=ours)
+            await self._record_miss(event, problem or arrival, elected=elected)
 
-    async def trouble(self) -> str | None:
-        """For the readiness page."""
+    async def unready_reason(self) -> str | None:
+        """For /readyz: why the last canary was missed, or None."""
         return f"the last canary is missed: {self.missed}" if self.missed is not None else None
 
-    async def _arrival(self, event: Event, deadline: datetime) -> datetime | str:
-        """When it arrived; or why it didn't by then."""
+    async def _wait_for_arrival(self, event: Event, deadline: datetime) -> datetime | str:
+        """When the canary arrived, or the reason why it did not arrive before the deadline."""
         while True:
-            why = await self._state(event)
-            if isinstance(why, datetime) or why.startswith(_GIVEN_UP) or self.stopping.is_set():
-                return why
+            arrival = await self._arrival(event)
+            if isinstance(arrival, datetime) or arrival.startswith(_GIVEN_UP) or self.stopping.is_set():
+                return arrival
             if self.clock.now() >= deadline:
-                return why
-            await self.clock.sleep(GLANCE)
+                return arrival
+            await self.clock.sleep(POLL_INTERVAL)
 
-    async def _state(self, event: Event) -> datetime | str:
+    async def _arrival(self, event: Event) -> datetime | str:
+        """When the canary arrived, or the reason why it has not arrived yet."""
         from dispatcher.ledger import DeliveryFilter  # noqa: PLC0415 - see above
 
         try:
             found = await self.ledger.find(DeliveryFilter(execution=str(event.execution)), limit=10)
         except DispatcherError as error:
             return str(error)
-        return _judged(found)
+        return _arrival(found)
 
-    def _arrived(self, event: Event, at: datetime, *, ours: bool) -> None:
+    def _record_arrival(self, event: Event, at: datetime, *, elected: bool) -> None:
         if self.missed is not None:
             log.warning("canaries arrive again", execution=event.key, channel=self.config.channel)
         self.missed = None
-        if ours:
+        if elected:
             self.metrics.canary_arrived(self.config.channel, at - event.occurred_at, at=at)
 
-    async def _lost(self, event: Event, reason: str, *, ours: bool) -> None:
+    async def _record_miss(self, event: Event, reason: str, *, elected: bool) -> None:
         first, self.missed = self.missed is None, reason
         log.error("canary missed", execution=event.key, channel=self.config.channel, reason=reason)
-        if not ours:
+        if not elected:
             return
         self.metrics.canary_missed(self.config.channel)
-        if first and self.fallbacks and not reason.startswith(_GIVEN_UP):  # of a dead one they are told anyhow
+        # A dead canary notifies the fallback recipients like any other dead delivery.
+        if first and self.fallback_recipients and not reason.startswith(_GIVEN_UP):
             try:
-                await self.alarm(self._call_for_help(event, reason))
+                await self.publish_miss(self._miss_event(event, reason))
             except DispatcherError as error:
-                log.error("nobody could be told of the canary", reason=str(error))
+                log.error("the fallback recipients could not be notified of the missed canary", reason=str(error))
 
     def _event(self, slot: datetime) -> Event:
-        told = Notification(phases=(Phase.SUCCEEDED,), channel=self.config.channel, recipients=(self.config.recipient,))
+        """The canary of a period, named by its scheduled time."""
+        rule = Notification(phases=(Phase.SUCCEEDED,), channel=self.config.channel, recipients=(self.config.recipient,))
         return Event(
             execution=ExecutionId(project=PROJECT, domain=DOMAIN, name=f"{slot:%Y%m%dT%H%M%SZ}"),
             phase=Phase.SUCCEEDED,
             occurred_at=slot,
-            options=Options(notifications=(told,)),
+            options=Options(notifications=(rule,)),
         )
 
-    def _call_for_help(self, event: Event, reason: str) -> Event:
-        told = tuple(
+    def _miss_event(self, event: Event, reason: str) -> Event:
+        """The failure that notifies the fallback recipients of a missed canary."""
+        rules = tuple(
             Notification(phases=(Phase.FAILED,), channel=channel, recipients=tuple(recipients))
-            for channel, recipients in self.fallbacks.items()
+            for channel, recipients in self.fallback_recipients.items()
         )
         name = f"{event.execution.name}-missed"
         message = (
-            f"The canary {event.execution} did not arrive by {self.config.channel} "
+            f"The canary {event.execution} did not arrive over {self.config.channel} "
             f"within {self.config.within.total_seconds():.0f} s: {reason}"
         )
         return Event(
@@ -179,19 +184,20 @@ class Canary:
             phase=Phase.FAILED,
             occurred_at=self.clock.now(),
             error=ExecutionError(code="CanaryMissed", message=message, kind="SYSTEM"),
-            options=Options(notifications=told),
+            options=Options(notifications=rules),
         )
 
     def _slot(self) -> datetime:
+        """The start of this period: the same for all replicas, and the scheduled time of its canary."""
         now = self.clock.now()
         return now - (now - _EPOCH) % self.config.every
 
-    def _to_next_slot(self) -> timedelta:
+    def _until_next_slot(self) -> timedelta:
         return self._slot() + self.config.every - self.clock.now()
 
-    async def _stopped_within(self, span: timedelta) -> bool:
+    async def _stopped_within(self, duration: timedelta) -> bool:
         with suppress(TimeoutError):
-            async with asyncio.timeout(span.total_seconds()):
+            async with asyncio.timeout(duration.total_seconds()):
                 await self.stopping.wait()
         return self.stopping.is_set()
 
@@ -199,37 +205,37 @@ class Canary:
 _GIVEN_UP = "given up: "
 
 
-def _judged(found: Sequence[StoredDelivery]) -> datetime | str:
-    """When one of a canary's deliveries arrived; or how they stand."""
-    for filed in found:
-        if filed.delivery.state is State.SENT and filed.settled_at is not None:
-            return filed.settled_at
-    waiting = [filed.delivery for filed in found if filed.delivery.state is State.WAITING]
+def _arrival(stored: Sequence[StoredDelivery]) -> datetime | str:
+    """When the first sent one of a canary's deliveries arrived, or the reason why none has."""
+    for one in stored:
+        if one.delivery.state is State.SENT and one.settled_at is not None:
+            return one.settled_at
+    waiting = [one.delivery for one in stored if one.delivery.state is State.WAITING]
     if waiting:
         return f"it waits: {waiting[0].reason or 'it was not tried yet'}"
-    if found:
-        return f"{_GIVEN_UP}{found[0].delivery.reason}"
-    return "it is not in the ledger: events don't reach us"
+    if stored:
+        return f"{_GIVEN_UP}{stored[0].delivery.reason}"
+    return "it is not in the ledger: events don't reach the dispatcher"
 
 
-def through_kafka(config: KafkaConfig) -> Release:
-    """Publishes to the first topic."""
+def through_kafka(config: KafkaConfig) -> Publish:
+    """Publishes events to the first of `kafka.topics`."""
 
-    async def release(event: Event) -> None:
+    async def publish(event: Event) -> None:
         from dispatcher.intake.kafka.consumer import KafkaPublisher  # noqa: PLC0415 - see above
 
         message = write(event, Format.NATIVE)
         async with KafkaPublisher(config) as publisher:
             await publisher.send(config.topics[0], message.value, key=message.key, headers=message.headers)
 
-    return release
+    return publish
 
 
-def through_intake(intake: Intake) -> Release:
-    """Goes straight to intake."""
+def through_intake(intake: Intake) -> Publish:
+    """Gives events directly to intake."""
 
-    async def release(event: Event) -> None:
+    async def publish(event: Event) -> None:
         message = write(event, Format.NATIVE)
-        await intake.take([(message.headers, message.value, POSITION)])
+        await intake.ingest([(message.headers, message.value, POSITION)])
 
-    return release
+    return publish

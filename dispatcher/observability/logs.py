@@ -1,7 +1,7 @@
-"""How we log: readable at a terminal, JSON elsewhere; one line a fact.
+"""Logging to standard error: readable text at a terminal, otherwise one JSON object per line.
 
-Mail addresses are masked above the level debug: relays and Slack name people in their answers, and a log is read by more
-people than the ledger, which has the full text.
+Mail addresses are masked at every level except debug: relays and Slack name people in their answers, and more people
+read a log than the ledger, which has the full text.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ from typing import Any, Literal, TextIO
 
 import orjson
 
-from channels.common.lean_imports import without
+from channels.common.lean_imports import without_modules
 
-with without("rich"):  # which draws tracebacks in colour: 4 MiB
+with without_modules("rich"):  # structlog would import it for coloured tracebacks; it takes 4 MiB
     import structlog
     import structlog.tracebacks
 
 _tracebacks = structlog.processors.ExceptionRenderer(
-    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)  # locals hold tokens and addresses
+    structlog.tracebacks.ExceptionDictTransformer(
+        show_locals=False, max_frames=20
+    )  # locals may contain tokens and addresses
 )
 
 _LOCAL = r"""(?: "[^"\n]{1,64}" | [^\s<>()\[\]{},;:"'`|=@\\/]{1,64} )"""
 _ADDRESS = re.compile(
     rf"""
-    {_LOCAL} (?= @ (?: \[ | [\w-]+ (?: \.[\w-]+ )* \.[^\W\d_]{{2,}} ) )  # a host with dots, or its bare address
-    | (?<! [^\s<>()\[\]{{}},;:"'`|=@\\] ) {_LOCAL} (?= @ \w )  # any host; but PROJECT/DOMAIN/NAME@VERSION is no mailbox
+    {_LOCAL} (?= @ (?: \[ | [\w-]+ (?: \.[\w-]+ )* \.[^\W\d_]{{2,}} ) )  # before a host name with dots or an [address]
+    | (?<! [^\s<>()\[\]{{}},;:"'`|=@\\] ) {_LOCAL} (?= @ \w )  # before any host, but not in PROJECT/DOMAIN/NAME@VERSION
     """,
     re.VERBOSE,
 )
 
 
 def masked(value: Any) -> Any:
-    """The same without the people in mail addresses; their hosts stay, as an operator needs them."""
+    """The value with the local part of every mail address replaced by `…`. Operators need the hosts, so they stay."""
     match value:
         case str():
             return _ADDRESS.sub("…", value) if "@" in value else value
         case dict():
-            return {masked(name): masked(one) for name, one in value.items()}
+            return {masked(name): masked(item) for name, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [masked(one) for one in value]
+            return [masked(item) for item in value]
         case None | bool() | int() | float():
             return value
         case bytes():
@@ -53,23 +55,24 @@ def masked(value: Any) -> Any:
             return masked(str(value))
 
 
-def _mask(_logger: object, level: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    return line if level == "debug" else masked(line)
+def _mask(_logger: object, level: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return entry if level == "debug" else masked(entry)
 
 
 def configure(form: Literal["json", "console", "auto"], *, level: int = logging.INFO) -> None:
-    """Send structlog, and the libraries' own warnings, to what is standard error now.
+    """Send structlog's lines and the libraries' warnings to the current standard error.
 
-    `level`: of our own lines. A logger keeps the level that it found at its first line after this.
+    `level` applies to the lines of the packages `dispatcher` and `channels`. Call this before they log: a logger keeps
+    the level that was configured when it wrote its first line.
     """
     readable = form == "console" or (form == "auto" and sys.stderr.isatty())
-    begun: list[structlog.typing.Processor] = [
+    common: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    ended = _surely(
+    render = _never_raising(
         [
             structlog.processors.UnicodeDecoder(),
             structlog.processors.format_exc_info,
@@ -79,99 +82,101 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
         if readable
         else [_tracebacks, _json]
     )
-    page = _Page(sys.stderr)
-    handler = logging.StreamHandler(page)
+    stream = _LockedStream(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=begun,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, ended],
+            foreign_pre_chain=common,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for ours in ("dispatcher", "channels"):
-        logging.getLogger(ours).setLevel(level)
-    # aiokafka logs each of its many reconnections; the Kafka source says the same once, in our words.
+    for package in ("dispatcher", "channels"):
+        logging.getLogger(package).setLevel(level)
+    # aiokafka logs every attempt to reconnect; the Kafka source logs an outage once.
     logging.getLogger("aiokafka").propagate = False
-    # uvicorn warns of every request that isn't HTTP, and so anybody could fill the log.
+    # uvicorn logs a warning for every request that is not HTTP, so any client could fill the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    structlog.configure(  # our own lines go past the standard library's records and handlers, at a fifth of the cost
-        processors=[*begun, ended],
+    structlog.configure(  # these lines skip the standard library's records and handlers, which cost five times as much
+        processors=[*common, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda name="": _Pen(name, page),
+        logger_factory=lambda name="": _LineLogger(name, stream),
         cache_logger_on_first_use=True,
     )
 
 
-class _Page:
-    """Where all lines go, each whole, whichever threads write; what can't be written is lost, and stops nobody."""
+class _LockedStream:
+    """A stream that writes lines of several threads one after the other. A line that can't be written is lost."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._turn = threading.RLock()  # collecting garbage can log in the middle of a write
+        self._lock = threading.RLock()  # reentrant: a garbage collection in the middle of a write can log
 
     def write(self, text: str) -> None:
-        with self._turn:
+        with self._lock:
             try:
                 self._stream.write(text)
                 self._stream.flush()
-            except Exception:  # noqa: BLE001, S110 - there is nowhere left to say so
+            except Exception:  # noqa: BLE001, S110 - there is no other place to report it
                 pass
 
 
-class _Pen:
-    """What a bound logger ends in: the page, and the name that its lines bear."""
+class _LineLogger:
+    """The logger that structlog's bound loggers wrap: writes finished lines to the stream."""
 
-    def __init__(self, name: str, page: _Page) -> None:
+    def __init__(self, name: str, stream: _LockedStream) -> None:
         self.name = name
-        self._page = page
+        self._stream = stream
 
     def write(self, line: str) -> None:
-        self._page.write(line + "\n")
+        self._stream.write(line + "\n")
 
     debug = info = warning = error = critical = write
 
 
-def _surely(steps: Sequence[structlog.typing.Processor]) -> structlog.typing.Processor:
-    """The steps to a line's text as one that raises nothing: a log never stops the one who writes it."""
+def _never_raising(steps: Sequence[structlog.typing.Processor]) -> structlog.typing.Processor:
+    """A processor that runs all steps. If one of them raises, the result is a line that says so: callers of the log
+    never see an exception.
+    """
 
-    def written(logger: Any, level: str, line: structlog.typing.EventDict) -> Any:
-        lost = {name: line[name] for name in ("level", "logger", "timestamp")}
-        text: Any = line
+    def render(logger: Any, level: str, entry: structlog.typing.EventDict) -> Any:
+        common = {name: entry[name] for name in ("level", "logger", "timestamp")}
+        text: Any = entry
         try:
             for step in steps:
                 text = step(logger, level, text)
-        except Exception as error:  # noqa: BLE001 - an object's own words can raise anything
+        except Exception as error:  # noqa: BLE001 - an object's __str__ can raise anything
             return steps[-1](
-                logger, level, {"event": "a line could not be written", "reason": type(error).__name__, **lost}
+                logger, level, {"event": "a line could not be written", "reason": type(error).__name__, **common}
             )
         return text
 
-    return written
+    return render
 
 
-_AS_WORDS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_ORJSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
-def _json(_logger: object, level: str, line: structlog.typing.EventDict) -> str:
-    """The line as JSON in ASCII, which no terminal takes for a command."""
-    text = _dumped(line)
-    if "@" in text and level != "debug":  # few lines have an address, and looking for them costs most of a line
-        text = _dumped(masked(line))
+def _json(_logger: object, level: str, entry: structlog.typing.EventDict) -> str:
+    """The line as JSON in ASCII, so that it contains no control characters for a terminal."""
+    text = _dumps(entry)
+    if "@" in text and level != "debug":  # masking takes most of a line's time, and few lines have an address
+        text = _dumps(masked(entry))
     return text
 
 
-def _dumped(line: structlog.typing.EventDict) -> str:
+def _dumps(entry: structlog.typing.EventDict) -> str:
     try:
-        text = orjson.dumps(line, default=_in_words, option=_AS_WORDS)
+        text = orjson.dumps(entry, default=_to_json, option=_ORJSON_OPTIONS)
         if text.isascii():
             return text.decode()
-    except TypeError:  # what neither JSON nor UTF-8 has: half a character, a huge number, a key that is no text
+    except TypeError:  # orjson refuses lone surrogates, integers above 64 bits, and keys that are not text
         pass
-    return json.dumps(line, default=_in_words, separators=(",", ":"))
+    return json.dumps(entry, default=_to_json, separators=(",", ":"))
 
 
-def _in_words(value: Any) -> Any:
-    """What JSON has no form for."""
+def _to_json(value: Any) -> Any:
+    """A JSON value for an object of a type that JSON does not have."""
     match value:
         case set() | frozenset():
             return list(value)

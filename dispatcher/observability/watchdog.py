@@ -1,7 +1,7 @@
-"""Notices what stands still: the event loop as a whole, by a thread beside it; a room that has work, by rounds within it.
+"""Notices a blocked event loop, and components that have work but make no progress.
 
-What hangs is in the log with the place where it hangs. A loop that hangs answers no probe either: the watchdog only says
-why, and ends the process where nobody else would.
+A thread watches the event loop, and a task in the loop watches the components. The log then shows where they hang. A
+blocked loop does not answer liveness probes either; for deployments without a probe, the watchdog can end the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dispatcher.clock import Clock
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.parsing.duration import Duration
 
-if TYPE_CHECKING:  # every command reads the settings, and few need these
+if TYPE_CHECKING:  # every command reads the settings, and few commands need these modules
     from dispatcher.delivering.worker import DeliveryWorker
     from dispatcher.intake.kafka.consumer import KafkaSource
     from dispatcher.ledger import Ledger
@@ -34,200 +34,209 @@ if TYPE_CHECKING:  # every command reads the settings, and few need these
 log = structlog.get_logger(__name__)
 
 LOOP = "loop"
-STATUS = 70
-"""The exit status of a process that ends itself: sysexits' EX_SOFTWARE."""
-BEATS = 4
-"""Heartbeats, and looks at them, in the time after which a loop counts as stalled."""
+"""The event loop's name among the components."""
+EXIT_STATUS = 70
+"""The exit status of a process that the watchdog ends: EX_SOFTWARE of sysexits."""
+CHECKS_PER_PERIOD = 4
+"""Heartbeats and checks in each period of `loop_stall` or `no_progress_after`."""
 
 
 class WatchdogConfig(BaseModel):
-    """What counts as standing still, and what is done about it."""
+    """When the event loop or a component counts as stalled, and what happens then."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stall: Duration = Field(timedelta(seconds=30), ge=timedelta())
-    """So long without a turn, and the event loop hangs; 0 switches that watch off."""
+    loop_stall: Duration = Field(timedelta(seconds=30), ge=timedelta())
+    """How long the event loop may be blocked before it counts as hung, and the log says where; 0 switches the check
+    off."""
     exit: bool = False
-    """End the process where its loop hangs (status 70), for whoever starts it again; for where no liveness probe does."""
-    progress: Duration = Field(timedelta(minutes=5), ge=timedelta())
-    """So long with work and without progress, and a room stands still; 0 switches the rounds off."""
+    """End the process with status 70 if its event loop hangs, so that a supervisor restarts it. Use this where no
+    liveness probe does."""
+    no_progress_after: Duration = Field(timedelta(minutes=5), ge=timedelta())
+    """How long a component with work may make no progress before `/readyz` and the log name it; 0 switches the check
+    off."""
 
 
-def _leave() -> None:
-    os._exit(STATUS)
+def _exit() -> None:
+    os._exit(EXIT_STATUS)
 
 
 class Watchdog:
-    """Looks from a thread whether the loop that enters it still turns, until it is left.
+    """A context manager whose thread watches the event loop that runs the `with` block.
 
-    An extension that hangs and keeps the interpreter's lock stops this thread too; the liveness probe finds that.
+    A C extension that hangs without releasing the interpreter lock stops this thread too; only a liveness probe finds
+    that.
     """
 
-    def __init__(self, config: WatchdogConfig, telemetry: Metrics, leave: Callable[[], None] = _leave) -> None:
+    def __init__(self, config: WatchdogConfig, metrics: Metrics, exit_process: Callable[[], None] = _exit) -> None:
         self._config = config
-        self._telemetry = telemetry
-        self._leave = leave
-        self._every = config.stall.total_seconds() / BEATS
-        self._over = threading.Event()
+        self._metrics = metrics
+        self._exit_process = exit_process
+        self._interval = config.loop_stall.total_seconds() / CHECKS_PER_PERIOD
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._turned = 0.0
+        self._last_heartbeat = 0.0
         self._hangs = False
-        self._next: asyncio.TimerHandle | None = None
+        self._next_heartbeat: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
-        if self._config.stall:
-            self._telemetry.watching(LOOP)
+        if self._config.loop_stall:
+            self._metrics.add_watched(LOOP)
             self._loop = asyncio.get_running_loop()
-            self._whose = threading.get_ident()
-            self._turned = time.monotonic()
-            self._beat()
+            self._loop_thread = threading.get_ident()
+            self._last_heartbeat = time.monotonic()
+            self._heartbeat()
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._next is not None:
-            self._next.cancel()
+        self._closed.set()
+        if self._next_heartbeat is not None:
+            self._next_heartbeat.cancel()
             self._thread.join()
 
-    def _beat(self) -> None:
-        """In the loop: it has turned."""
+    def _heartbeat(self) -> None:
+        """Runs in the event loop, at each interval."""
         now = time.monotonic()
-        late, self._turned = now - self._turned - (self._every if self._next is not None else 0), now
-        self._telemetry.heartbeat(max(late, 0.0))
+        expected = self._interval if self._next_heartbeat is not None else 0
+        delay, self._last_heartbeat = now - self._last_heartbeat - expected, now
+        self._metrics.heartbeat(max(delay, 0.0))
         if self._hangs:
             self._hangs = False
-            self._telemetry.moves(LOOP)
-            log.warning("the event loop turns again", stalled_seconds=round(late, 1))
-        self._next = self._loop.call_later(self._every, self._beat)
+            self._metrics.recovered(LOOP)
+            log.warning("the event loop runs again", stalled_seconds=round(delay, 1))
+        self._next_heartbeat = self._loop.call_later(self._interval, self._heartbeat)
 
     def _watch(self) -> None:
-        """In the thread."""
-        began = time.monotonic()
-        while not self._over.wait(self._every):
-            began, before = time.monotonic(), began
-            if began - before > 2 * self._every:  # we slept ourselves: the whole process was stopped, or starved
+        """Runs in the watchdog's thread."""
+        now = time.monotonic()
+        while not self._closed.wait(self._interval):
+            now, previous = time.monotonic(), now
+            if now - previous > 2 * self._interval:  # the whole process was stopped or got no CPU, not only the loop
                 continue
-            if not self._hangs and began - self._turned > self._config.stall.total_seconds():
-                self._tell(began - self._turned)
+            if not self._hangs and now - self._last_heartbeat > self._config.loop_stall.total_seconds():
+                self._report(now - self._last_heartbeat)
 
-    def _tell(self, seconds: float) -> None:
+    def _report(self, seconds: float) -> None:
         self._hangs = True
-        self._telemetry.stalled(LOOP)
-        frame = sys._current_frames().get(self._whose)  # noqa: SLF001 - the only way to see another thread's stack
+        self._metrics.stalled(LOOP)
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the only way to another thread's stack
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         log.critical(
             "stalled: the event loop hangs",
-            room=LOOP,
-            task=self._task(),
+            component=LOOP,
+            task=self._task_name(),
             seconds=round(seconds, 1),
             stack=stack,
             exit=self._config.exit,
         )
         if self._config.exit:
-            self._leave()
+            self._exit_process()
 
-    def _task(self) -> str:
-        """The name of the task that doesn't come back."""
+    def _task_name(self) -> str:
+        """The name of the task that blocks the event loop."""
         task = None
-        with suppress(Exception):  # asked from a thread that isn't the loop's
+        with suppress(Exception):  # this thread is not the loop's, and asyncio does not promise an answer to it
             task = asyncio.current_task(self._loop)
         return task.get_name() if task is not None else "a callback"
 
 
 @dataclass(slots=True, kw_only=True)
 class ProgressMonitor:
-    """Looks from time to time whether each room that has work gets on with it."""
+    """Checks regularly whether each component that has work makes progress."""
 
     ledger: Ledger
-    couriers: Mapping[str, DeliveryWorker]
-    """By the room's name."""
+    workers: Mapping[str, DeliveryWorker]
+    """By the component's name, such as `worker slack`."""
     source: KafkaSource | None
     tasks: Mapping[str, asyncio.Task[None]]
-    """The rooms at work, by the same names."""
+    """The components' tasks, by the component's name."""
     metrics: Metrics
     clock: Clock
-    patience: timedelta
+    no_progress_after: timedelta
     stopping: asyncio.Event
-    heard_at: datetime | None = None
-    """When the last batch from Kafka was in the ledger."""
-    standing: set[str] = field(default_factory=set)
-    """The rooms that make no progress."""
-    _began: datetime | None = None
-    _behind_since: datetime | None = None
+    last_batch_at: datetime | None = None
+    """When the last batch from Kafka was recorded."""
+    stalled: set[str] = field(default_factory=set)
+    """The components that make no progress."""
+    _started_at: datetime | None = None
+    _lagging_since: datetime | None = None
+    """Since when there have been unread messages without a batch being recorded."""
 
     async def run(self) -> None:
-        """Look until stopped."""
-        for room in (*self.couriers, *(["intake"] if self.source is not None else [])):
-            self.metrics.watching(room)
-        while not await self._stopped_within(self.patience / BEATS):
+        """Check until stopped."""
+        for component in (*self.workers, *(["intake"] if self.source is not None else [])):
+            self.metrics.add_watched(component)
+        while not await self._stopped_within(self.no_progress_after / CHECKS_PER_PERIOD):
             try:
-                await self.look()
+                await self.check()
             except LedgerUnavailable:
-                continue  # readiness says so
-            except Exception as error:  # a bug in here must not stop what is delivered meanwhile
-                log.error("the watchdog could not look", exc_info=error)
+                continue  # /readyz reports it
+            except Exception as error:  # a bug in here must not stop the service
+                log.error("the progress check failed", exc_info=error)
 
-    async def look(self) -> None:
-        """Look at each room once. Raises LedgerUnavailable."""
+    async def check(self) -> None:
+        """Check each component once. Raises LedgerUnavailable."""
         now = self.clock.now()
-        self._began = self._began or now
-        for room, courier in self.couriers.items():
-            self._judge(room, stalled=await self._has_left_work(courier, now))
+        self._started_at = self._started_at or now
+        for component, worker in self.workers.items():
+            self._update(component, stalled=await self._worker_stalled(worker, now))
         if self.source is not None:
-            self._judge("intake", stalled=await self._is_behind(self.source, now))
+            self._update("intake", stalled=await self._intake_stalled(self.source, now))
 
-    async def trouble(self) -> str | None:
-        """For the readiness page."""
-        return f"no progress: {', '.join(sorted(self.standing))}" if self.standing else None
+    async def unready_reason(self) -> str | None:
+        """For /readyz: the components that make no progress, or None."""
+        return f"no progress: {', '.join(sorted(self.stalled))}" if self.stalled else None
 
-    async def _has_left_work(self, courier: DeliveryWorker, now: datetime) -> bool:
-        """Whether something has been due for long that it could have taken, and it has taken nothing for as long."""
-        if self._ended(f"courier {courier.name}"):
+    async def _worker_stalled(self, worker: DeliveryWorker, now: datetime) -> bool:
+        """True if for `no_progress_after` deliveries have been due and the worker has claimed none."""
+        if self._task_ended(f"worker {worker.name}"):
             return True
-        long_ago = now - self.patience
-        since = courier.claimed_at or self._began
-        if courier.resting or since is None or since > long_ago:
+        long_ago = now - self.no_progress_after
+        last_claim = worker.claimed_at or self._started_at
+        if worker.breaker_open or last_claim is None or last_claim > long_ago:
             return False
-        return await self.ledger.overdue(courier.name, before=long_ago)
+        return await self.ledger.overdue(worker.name, before=long_ago)
 
-    async def _is_behind(self, source: KafkaSource, now: datetime) -> bool:
-        """Whether there have been messages for us for long, and none has come in."""
-        if self._ended("intake"):
+    async def _intake_stalled(self, source: KafkaSource, now: datetime) -> bool:
+        """True if for `no_progress_after` messages have been unread and no batch was recorded."""
+        if self._task_ended("intake"):
             return True
         try:
             lag = sum((await source.lag()).values())
-        except Exception:  # noqa: BLE001 - a broker that doesn't answer, in words of its own: readiness says so
+        except Exception:  # noqa: BLE001 - the broker does not answer, whatever the client raises; /readyz reports it
             return False
-        if not lag or (self._behind_since and self.heard_at and self.heard_at > self._behind_since):
-            self._behind_since = None
-        if lag and self._behind_since is None:
-            self._behind_since = now
-        return self._behind_since is not None and now - self._behind_since >= self.patience
+        if not lag or (self._lagging_since and self.last_batch_at and self.last_batch_at > self._lagging_since):
+            self._lagging_since = None
+        if lag and self._lagging_since is None:
+            self._lagging_since = now
+        return self._lagging_since is not None and now - self._lagging_since >= self.no_progress_after
 
-    def _ended(self, room: str) -> bool:
-        return room in self.tasks and self.tasks[room].done() and not self.stopping.is_set()
+    def _task_ended(self, component: str) -> bool:
+        """True if the component's task has ended although the service is not stopping."""
+        return component in self.tasks and self.tasks[component].done() and not self.stopping.is_set()
 
-    def _judge(self, room: str, *, stalled: bool) -> None:
-        if stalled and room not in self.standing:
-            self.standing.add(room)
-            self.metrics.stalled(room)
-            task = self.tasks.get(room)
-            log.error("stalled: a room makes no progress", room=room, waits_in=whereabouts(task) if task else [])
-        elif not stalled and room in self.standing:
-            self.standing.discard(room)
-            self.metrics.moves(room)
-            log.warning("a room makes progress again", room=room)
+    def _update(self, component: str, *, stalled: bool) -> None:
+        if stalled and component not in self.stalled:
+            self.stalled.add(component)
+            self.metrics.stalled(component)
+            task = self.tasks.get(component)
+            waits_in = await_stack(task) if task else []
+            log.error("stalled: a component makes no progress", component=component, waits_in=waits_in)
+        elif not stalled and component in self.stalled:
+            self.stalled.discard(component)
+            self.metrics.recovered(component)
+            log.warning("a component makes progress again", component=component)
 
-    async def _stopped_within(self, span: timedelta) -> bool:
+    async def _stopped_within(self, duration: timedelta) -> bool:
         with suppress(TimeoutError):
-            async with asyncio.timeout(span.total_seconds()):
+            async with asyncio.timeout(duration.total_seconds()):
                 await self.stopping.wait()
         return self.stopping.is_set()
 
 
-def whereabouts(task: asyncio.Task[Any]) -> list[str]:
-    """Where a task waits: each coroutine that awaits the next, the innermost last."""
+def await_stack(task: asyncio.Task[Any]) -> list[str]:
+    """Where a task waits: `file:line function` of each coroutine, the innermost last."""
     places = []
     awaited: Any = task.get_coro()
     while awaited is not None:

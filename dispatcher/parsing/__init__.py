@@ -1,1 +1,1 @@
-"""Readers of text that people and programs write: YAML with line numbers, durations, CloudEvents, validation errors."""
+"""YAML and JSON with line numbers, durations, CloudEvents, and the text of validation errors."""

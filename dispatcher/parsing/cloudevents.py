@@ -1,6 +1,6 @@
-"""CloudEvents 1.0 over Kafka or HTTP: finds the type, and the data, in binary or structured mode.
+"""CloudEvents 1.0 over Kafka or HTTP: an event's type and data, in binary or structured mode.
 
-Source: the CloudEvents specification 1.0.2, its Kafka and HTTP protocol bindings.
+Source: the CloudEvents specification 1.0.2, with its Kafka and HTTP protocol bindings.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import orjson
 from dispatcher.errors import Unreadable
 
 Headers = Sequence[tuple[str, bytes]]
-"""As Kafka carries them; the HTTP intake renames `ce-type` to `ce_type`."""
+"""Named as in Kafka: the HTTP intake renames `ce-type` to `ce_type`."""
 
 _STRUCTURED = b"application/cloudevents+json"
 
 
 def type_header(headers: Headers) -> bytes | None:
-    """The event's type in binary mode, None where no header tells. The hot path: no parsing, no copies."""
+    """The event's type in binary mode, or None without a type header. This is the hot path: no parsing, no copies."""
     for name, value in headers:
         if name == "ce_type":
             return value
@@ -30,10 +30,10 @@ def type_header(headers: Headers) -> bytes | None:
 
 
 def trace_context(headers: Headers, value: bytes | None) -> dict[str, str]:
-    """The W3C trace context of a message: `traceparent` and `tracestate`, as far as it brings them.
+    """The W3C trace context of a message: `traceparent` and `tracestate`, if it has them.
 
-    What the transport says goes before the event's own attributes, which tell of where the event began. Source: the
-    CloudEvents extension "distributed tracing".
+    The transport's headers go before the event's own attributes, which describe the place where the event started.
+    Source: the CloudEvents extension "distributed tracing".
     """
     found: dict[str, str] = {}
     for prefix in ("", "ce_"):
@@ -52,7 +52,7 @@ def trace_context(headers: Headers, value: bytes | None) -> dict[str, str]:
 
 
 def load_json(value: bytes | None) -> Any:
-    """Parse JSON. Raises Unreadable, saying where it breaks."""
+    """Parse JSON. Raises Unreadable with the place of the error."""
     if not value:
         raise Unreadable("the message is empty")
     try:
@@ -64,7 +64,7 @@ def load_json(value: bytes | None) -> Any:
 
 
 def _with_lone_surrogates(value: bytes) -> Any:
-    """Valid JSON with half a surrogate pair, which UTF-8 can't hold: each becomes a question mark."""
+    """Parse JSON with lone surrogates, which UTF-8 can't encode: each becomes a question mark."""
     try:
         text = json.dumps(json.loads(value), ensure_ascii=False)
     except (ValueError, RecursionError) as error:
@@ -73,10 +73,10 @@ def _with_lone_surrogates(value: bytes) -> Any:
 
 
 def envelope(headers: Headers, value: bytes | None) -> tuple[str, Any]:
-    """Open a structured-mode event: its type, and its data still to be understood.
+    """The type and the JSON object of a structured-mode event.
 
-    The content type decides; where a bridge has lost the headers, so does an envelope that shows
-    `specversion`. Raises Unreadable for anything else.
+    Its content type marks an event as structured. If a bridge lost the headers, an attribute `specversion` does too.
+    Raises Unreadable for anything else.
     """
     declared = any(
         name.lower() == "content-type" and content.lower().startswith(_STRUCTURED) for name, content in headers
@@ -91,7 +91,7 @@ def envelope(headers: Headers, value: bytes | None) -> tuple[str, Any]:
 
 
 def enveloped_data(body: dict[str, Any]) -> Any:
-    """The data of a structured-mode event. Raises Unreadable where there is none."""
+    """The data of a structured-mode event. Raises Unreadable if it has none."""
     if "data" in body:
         data = body["data"]
         return load_json(data.encode()) if isinstance(data, str) else data

@@ -1,4 +1,4 @@
-"""Spans of time as people write them: `500ms`, `30s`, `5m`, `24h`, `7d`, or plain seconds; and moments: so long ago."""
+"""Durations such as `500ms`, `30s`, `5m`, `24h`, `7d` or plain seconds, and times such as `24h` ago."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_WRITTEN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*")
+_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*")
 
 
 def parse_duration(text: str) -> timedelta:
-    """Read a span. Raises ValueError, showing the form, for anything else."""
-    match = _WRITTEN.fullmatch(text)
+    """Parse a duration; a number without a unit is seconds. Raises ValueError with examples."""
+    match = _PATTERN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text[:30]!r} is no span of time: write 500ms, 30s, 5m, 24h or 7d")
+        raise ValueError(f"{text[:30]!r} is not a duration: write 500ms, 30s, 5m, 24h or 7d")
     number, unit = match.groups()
     return timedelta(seconds=float(number) * _UNITS[unit or "s"])
 
 
-def parse_moment(text: str, *, now: datetime) -> datetime:
-    """Read a moment: so long ago, or that time; one without a zone is UTC. Raises ValueError for anything else."""
-    wrong = ValueError(f"{text[:40]!r} is neither a span like 24h nor a time like 2026-11-20T09:00Z")
+def parse_time(text: str, *, now: datetime) -> datetime:
+    """Parse a time: ISO 8601, in UTC if it has no zone, or a duration before `now`. Raises ValueError with examples."""
+    problem = ValueError(f"{text[:40]!r} is neither a duration like 24h nor a time like 2026-11-20T09:00Z")
     try:
         return now - parse_duration(text)
     except OverflowError:
-        raise wrong from None
+        raise problem from None
     except ValueError:
         pass
     try:
         time = datetime.fromisoformat(text)
         return time.astimezone(UTC) if time.tzinfo is not None else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise wrong from None
+        raise problem from None
 
 
 def _duration(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Other people's errors, in one readable line."""
+"""Pydantic's validation errors as one readable line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as `where: what`, without the value it was about."""
+    """The first problem as `place: message`, without the invalid value, which may be secret."""
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     what = problem["msg"].removeprefix("Value error, ")

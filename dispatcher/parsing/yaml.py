@@ -1,4 +1,4 @@
-"""YAML and JSON that remembers where each value stands, so that a complaint can name the line."""
+"""Parses YAML and JSON and keeps the line of each value, so that error messages can name it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong in a file that a person wrote, and where."""
+    """A problem in a file that a person wrote, and its place."""
 
     file: Path
     line: int
-    """Counted from 1; 0 where the line isn't known."""
+    """Counted from 1; 0 if the line is not known."""
     message: str
 
     def __str__(self) -> str:
@@ -27,7 +27,7 @@ class Problem:
 
 
 class Malformed(Exception):
-    """The text is no YAML or JSON at all."""
+    """A file can't be parsed. `line` counts from 1; 0 if it is not known."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -36,13 +36,13 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One parsed document and its lines."""
+    """One parsed document and the lines of its values."""
 
     data: Any
     _root: yaml.Node | None = None
 
     def line_of(self, path: Sequence[str | int] = ()) -> int:
-        """The line where the value at `path` stands, or as much of the path as exists; 0 if unknown."""
+        """The line of the value at `path`, or of the deepest part of the path that exists; 0 if it is not known."""
         node = self._root
         if node is None:
             return 0
@@ -55,7 +55,7 @@ class Document:
 
 
 def parse(text: str, *, json: bool = False) -> list[Document]:
-    """Parse all documents of a YAML stream, or one of JSON. Raises Malformed, with the line."""
+    """Parse all documents of a YAML stream, or one JSON document. Raises Malformed."""
     if json:
         return [_parse_json(text)]
     loader = _Loader(text)
@@ -78,14 +78,14 @@ def _parse_json(text: str) -> Document:
         raise Malformed(f"broken JSON: {error.msg}", error.lineno) from None
     try:
         return Document(data, yaml.compose(text, Loader=_Loader))
-    except (yaml.YAMLError, RecursionError):  # valid JSON that YAML can't read, as with tabs: the lines are lost
+    except (yaml.YAMLError, RecursionError):  # valid JSON that YAML can't parse, for example with tabs: no line numbers
         return Document(data)
 
 
 def _malformed(error: Exception) -> Malformed:
     mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return Malformed(f"broken YAML: {what}", mark.line + 1 if mark else 0)
+    message = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return Malformed(f"broken YAML: {message}", mark.line + 1 if mark else 0)
 
 
 def _child(node: yaml.Node, step: str | int) -> yaml.Node | None:

@@ -1,1 +1,1 @@
-"""The service: its wiring, its lifecycle and its event loop."""
+"""The service: wiring, start and stop, and its event loop."""

@@ -1,4 +1,4 @@
-"""The event loop that the service runs on: uvloop where it is installed, asyncio's own elsewhere."""
+"""The service's event loop: uvloop if it is installed, otherwise asyncio's own."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 SWITCH_INTERVAL = 0.0005
-"""Seconds that a thread may keep the interpreter while another asks for it."""
+"""Seconds after which a thread must give up the interpreter lock if another thread waits for it."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, on the fastest loop there is: half of what a send costs is the loop's (bench/mail.py).
+    """Like `asyncio.run`, with uvloop if possible: the event loop takes half of the time of a send (bench/mail.py).
 
-    SQLite's thread gets the interpreter when it asks: it lets go of it at each statement, and would wait for 5 ms each
-    time while the loop is busy.
+    Also shortens the interpreter's switch interval. SQLite's thread releases the interpreter lock at each statement;
+    while the event loop is busy, it would wait 5 ms (Python's default) each time to get the lock back.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
-        from uvloop import new_event_loop  # noqa: PLC0415 - there is none for Windows and PyPy
+        from uvloop import new_event_loop  # noqa: PLC0415 - not available for Windows and PyPy
     except ModuleNotFoundError:
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -29,10 +29,10 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def freeze_garbage_collector() -> None:
-    """Exempt all objects that exist now from garbage collection. Call once, when everything is loaded.
+    """Exempt all objects that exist now from garbage collection. Call this once, after everything is loaded.
 
-    The hot path makes many short-lived objects and few cycles; looking through all that start-up made, again and
-    again, costs intake an eighth of its speed (bench/intake.py).
+    The hot path creates many short-lived objects and few reference cycles. Scanning all objects from the start-up again
+    and again would make intake an eighth slower (bench/intake.py).
     """
     gc.collect()
     gc.freeze()

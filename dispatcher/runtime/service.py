@@ -1,4 +1,4 @@
-"""The wiring: opens everything, runs the rooms side by side, and stops them in order."""
+"""Opens the ledger, the channels and the sources, runs the components side by side, and stops them in order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dispatcher.config.settings import LedgerSettings, Settings
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.errors import LedgerUnavailable, SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
-from dispatcher.flyte.decode import is_foreign
+from dispatcher.flyte.decode import is_other_type
 from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.intake.pipeline import BatchResult, IncomingMessage, Intake
 from dispatcher.intake.reconcile import Reconciler
@@ -41,65 +41,67 @@ from dispatcher.tracing import OFF, Tracing, open_tracing
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import AccessControl, Scope, needs
 from dispatcher.web.event_intake import EventsPage, Take
-from dispatcher.web.health import Question, ReadyPage
-from dispatcher.web.metrics import Look, MetricsPage
+from dispatcher.web.health import ReadinessCheck, ReadyPage
+from dispatcher.web.metrics import Collector, MetricsPage
 from dispatcher.web.server import serving
 
-if TYPE_CHECKING:  # it needs an extra to be loaded
+if TYPE_CHECKING:  # the import needs an extra
     from dispatcher.flyte.admin.client import FlyteAdmin
 
 log = structlog.get_logger(__name__)
 
-PURGED_AT_ONCE = 200
-BETWEEN_PURGES = 0.5
-"""Seconds in which deliveries have the ledger to themselves while much is purged."""
-A_LOOK = 0.02
-"""Seconds that what is recorded next waits for couriers who look for work: most of them have hands free in a moment."""
-BETWEEN_SWEEPS = 600.0
-"""Seconds between looks for what is past its retention."""
-LEDGER_PATIENCE = 30
-"""Seconds that a start waits for the ledger: a database that starts beside us is often a little later."""
+PURGE_LIMIT = 200
+"""Events that one purge deletes at most."""
+PURGE_PAUSE = 0.5
+"""Seconds between two purges while there is more to delete: deliveries use the ledger meanwhile."""
+PURGE_INTERVAL = 600.0
+"""Seconds until the next purge when nothing was deleted."""
+IDLE_POLL_TIMEOUT = 0.02
+"""Seconds that intake waits, before it records, for workers whose poll of the ledger is under way. Most of these polls
+find nothing, and the workers then offer free slots."""
+LEDGER_TIMEOUT = 30
+"""Seconds that a start waits for the ledger: a database that starts at the same time is often a little later."""
 
 
 @dataclass(slots=True)
 class Service:
-    """The dispatcher, running. `run` returns when it has stopped; `stop` asks it to, twice to hurry it."""
+    """One replica of the dispatcher. `run` returns when it has stopped; `stop` makes it stop."""
 
     settings: Settings
     clock: Clock = field(default_factory=SystemClock)
     rng: Random = field(default_factory=Random)
-    ready: Callable[[str | None], None] = lambda _: None
-    """Called once everything runs, with the base URL of the HTTP intake if there is one."""
-    heard: Callable[[BatchResult], None] = lambda _: None
-    """Told of every batch that is in the ledger."""
+    on_ready: Callable[[str | None], None] = lambda _: None
+    """Called once everything runs, with the base URL of the HTTP server, or None without one."""
+    on_batch: Callable[[BatchResult], None] = lambda _: None
+    """Called with every batch after it was recorded."""
     metrics: Metrics = field(default_factory=Metrics)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    _couriers: list[DeliveryWorker] = field(default_factory=list)
-    _taking: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    """The rooms that bring work, or none."""
-    _rounds: ProgressMonitor | None = None
+    _workers: list[DeliveryWorker] = field(default_factory=list)
+    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """The tasks of all components except the workers, by the component's name. They end before the workers do."""
+    _progress_monitor: ProgressMonitor | None = None
     _canary: Canary | None = None
     _tracing: Tracing = OFF
-    _opening: asyncio.Timeout | None = None
-    """While we wait for the ledger: what ends that."""
+    _ledger_wait: asyncio.Timeout | None = None
+    """The timeout around the wait for the ledger, so that `stop` can end it; None outside that wait."""
     _open: bool = False
-    _unopened: str = "not open yet"
-    """Why the ledger isn't open."""
+    """True once the ledger is migrated."""
+    _not_open_reason: str = "not open yet"
 
     def stop(self) -> None:
-        """Stop in order: take nothing more, finish what is in hand within the grace period. Called again: at once."""
+        """Stop intake, then finish the deliveries in flight within `shutdown_timeout`. A second call cancels them."""
         if self._stopping.is_set():
             self._abandon()
-            for task in self._taking.values():
+            for task in self._tasks.values():
                 task.cancel()
         self._stopping.set()
-        if self._opening is not None:
-            self._opening.reschedule(0)
+        if self._ledger_wait is not None:
+            self._ledger_wait.reschedule(0)
 
     async def run(self) -> None:
-        """Open everything, run until stopped, close everything. The HTTP pages are there all the while.
+        """Open everything, run until stopped, close everything. The HTTP server runs from the start to the end.
 
-        Raises SettingsError, LedgerUnavailable or LedgerIncompatible where it can't start.
+        Raises SettingsError, LedgerUnavailable or LedgerIncompatible if the service can't start.
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(Watchdog(self.settings.watchdog, self.metrics))
@@ -112,51 +114,52 @@ class Service:
             stack.push_async_callback(asyncio.to_thread, self._tracing.close)
             rules = LaunchPlanFiles(self.settings.rules.launch_plans)
             rules.load()
-            rules.tell_problems()
-            admin = await stack.enter_async_context(asking_flyte_admin(self.settings, self.clock))
+            rules.log_problems()
+            admin = await stack.enter_async_context(configured_flyte_admin(self.settings, self.clock))
             planner = make_planner(self.settings, channels, self.metrics.template_failed)
             for name in channels:
-                self.metrics.channel(name)
-            self._couriers = [self._courier(name, channel, ledger, planner) for name, channel in channels.items()]
+                self.metrics.add_channel(name)
+            self._workers = [self._worker(name, channel, ledger, planner) for name, channel in channels.items()]
             look_up = admin.look_up if admin is not None else None
             intake = Intake(
                 ledger=ledger,
                 rules=lambda: rules.book,
                 planner=planner,
                 clock=self.clock,
-                offers=self._offers,
-                owing=self._send_for,
-                recorded=self._announce,
+                direct_dispatch=self._direct_dispatches,
+                on_pending=self._wake_workers,
+                on_batch=self._batch_recorded,
                 look_up=look_up,
                 tracing=self._tracing,
             )
-            source = KafkaSource(self.settings.kafka, is_foreign) if self.settings.kafka is not None else None
-            self._canary = self._making_canary(ledger, intake)
+            source = KafkaSource(self.settings.kafka, is_other_type) if self.settings.kafka is not None else None
+            self._canary = self._make_canary(ledger, intake)
             url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
-            if await self._opened(ledger):
-                await self._run_rooms(url, intake, rules, source, ledger, admin)
+            if await self._open_ledger(ledger):
+                await self._run_components(url, intake, rules, source, ledger, admin)
         log.info("stopped")
 
-    async def _opened(self, ledger: Ledger) -> bool:
-        """Migrate the ledger; False where we were stopped before. Raises what `migrated` raises."""
+    async def _open_ledger(self, ledger: Ledger) -> bool:
+        """Migrate the ledger. False if the service was stopped before that. Raises the errors of `migrate_ledger`."""
         if self._stopping.is_set():
             return False
         try:
-            async with asyncio.timeout(None) as self._opening:
-                schema = await _patiently(ledger, self._tell_why)
-                await ledger.begin(now=self.clock.now())  # what ended before our first start is no news
+            async with asyncio.timeout(None) as self._ledger_wait:
+                schema = await _migrate(ledger, self._ledger_unavailable)
+                # Reconciliation ignores executions that finished before the ledger's first start.
+                await ledger.record_first_start(now=self.clock.now())
         except TimeoutError:
             if not self._stopping.is_set():
                 raise
             return False
         finally:
-            self._opening = None
+            self._ledger_wait = None
         if schema.newer:
-            log.warning("the ledger is a newer version's, and serves this one too", version=schema.version)
+            log.warning("a newer version has migrated the ledger; this version can use it too", version=schema.version)
         self._open = True
         return True
 
-    async def _run_rooms(
+    async def _run_components(
         self,
         url: str | None,
         intake: Intake,
@@ -165,121 +168,121 @@ class Service:
         ledger: Ledger,
         admin: FlyteAdmin | None,
     ) -> None:
-        async with asyncio.TaskGroup() as rooms:
+        async with asyncio.TaskGroup() as components:
 
-            def begin(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-                return rooms.create_task(work, name=name)
+            def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                return components.create_task(work, name=name)
 
-            room = begin("room", ledger.make_room())  # nobody needs to wait for that
-            carrying = {f"courier {one.name}": begin(f"courier {one.name}", one.run()) for one in self._couriers}
-            taking = self._taking
-            taking["rules"] = begin("rules", rules.watch(self._stopping))
-            taking["retention"] = begin("retention", self._forget_old(ledger))
+            preallocation = start("preallocation", ledger.preallocate())  # in the background: nothing waits for it
+            workers = {f"worker {one.name}": start(f"worker {one.name}", one.run()) for one in self._workers}
+            tasks = self._tasks
+            tasks["rules"] = start("rules", rules.watch(self._stopping))
+            tasks["retention"] = start("retention", self._purge(ledger))
             if source is not None:
-                taking["intake"] = begin("intake", intake.run(source))
+                tasks["intake"] = start("intake", intake.run(source))
             if admin is not None and self.settings.reconcile.every:
                 reconciler = make_reconciler(self.settings, admin, ledger, intake, self.clock, self._stopping)
-                taking["reconcile"] = begin("reconcile", reconciler.run(self.settings.reconcile.every, self.rng))
+                tasks["reconcile"] = start("reconcile", reconciler.run(self.settings.reconcile.every, self.rng))
             if self._canary is not None:
-                taking["canary"] = begin("canary", self._canary.run())
-            if self.settings.watchdog.progress:
-                self._rounds = self._making_rounds(ledger, source, {**carrying, **taking})
-                taking["rounds"] = begin("rounds", self._rounds.run())
-            log.info("ready", http=url, channels=sorted(courier.name for courier in self._couriers))
-            self.ready(url)
+                tasks["canary"] = start("canary", self._canary.run())
+            if self.settings.watchdog.no_progress_after:
+                self._progress_monitor = self._make_progress_monitor(ledger, source, {**workers, **tasks})
+                tasks["progress monitor"] = start("progress monitor", self._progress_monitor.run())
+            log.info("ready", http=url, channels=sorted(worker.name for worker in self._workers))
+            self.on_ready(url)
             await self._stopping.wait()
             log.info("stopping", shutdown_timeout=self.settings.shutdown_timeout.total_seconds())
-            room.cancel()
+            preallocation.cancel()
             if source is not None:
                 source.stop()
             if admin is not None:
-                admin.hurry()
-            await asyncio.wait(taking.values())
-            await self._drain([*carrying.values()])
+                admin.shorten_deadlines()
+            await asyncio.wait(tasks.values())
+            await self._drain([*workers.values()])
 
-    def _making_canary(self, ledger: Ledger, intake: Intake) -> Canary | None:
-        """None where there is to be none."""
+    def _make_canary(self, ledger: Ledger, intake: Intake) -> Canary | None:
+        """The canary, or None if none is configured."""
         config, kafka = self.settings.canary, self.settings.kafka
         if config is None:
             return None
         section = self.settings.channel_sections.get(config.channel)
-        shortest = through_intake(intake)
+        publish_to_intake = through_intake(intake)
         return Canary(
             config=config,
             ledger=ledger,
             clock=self.clock,
             metrics=self.metrics,
-            release=through_kafka(kafka) if kafka is not None and config.through == "kafka" else shortest,
-            alarm=shortest,
-            fallbacks=section.fallback_recipients if section is not None else {},
+            publish=through_kafka(kafka) if kafka is not None and config.through == "kafka" else publish_to_intake,
+            publish_miss=publish_to_intake,
+            fallback_recipients=section.fallback_recipients if section is not None else {},
             stopping=self._stopping,
         )
 
-    def _making_rounds(
+    def _make_progress_monitor(
         self, ledger: Ledger, source: KafkaSource | None, tasks: Mapping[str, asyncio.Task[None]]
     ) -> ProgressMonitor:
         return ProgressMonitor(
             ledger=ledger,
-            couriers={f"courier {courier.name}": courier for courier in self._couriers},
+            workers={f"worker {worker.name}": worker for worker in self._workers},
             source=source,
             tasks=tasks,
             metrics=self.metrics,
             clock=self.clock,
-            patience=self.settings.watchdog.progress,
+            no_progress_after=self.settings.watchdog.no_progress_after,
             stopping=self._stopping,
         )
 
-    async def _forget_old(self, ledger: Ledger) -> None:
-        """Purge what is past its retention, a little at a time, until we stop."""
+    async def _purge(self, ledger: Ledger) -> None:
+        """Delete rows older than `ledger.retention`, in small portions, until stopped."""
         while not self._stopping.is_set():
             try:
-                gone = await ledger.purge(self.clock.now() - self.settings.ledger.retention, limit=PURGED_AT_ONCE)
+                purged = await ledger.purge(self.clock.now() - self.settings.ledger.retention, limit=PURGE_LIMIT)
             except LedgerUnavailable as error:
                 log.warning("nothing was purged", reason=str(error))
-                gone = 0
-            pause = BETWEEN_PURGES if gone else BETWEEN_SWEEPS
+                purged = 0
+            pause = PURGE_PAUSE if purged else PURGE_INTERVAL
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
 
-    async def _drain(self, carrying: list[asyncio.Task[None]]) -> None:
-        """Let the couriers finish what they hold, for the grace period at most."""
-        for courier in self._couriers:
-            courier.stop()
-        if carrying:
-            _, late = await asyncio.wait(carrying, timeout=self.settings.shutdown_timeout.total_seconds())
-            if late:
-                log.warning("the grace period is over: what is still on its way is released")
+    async def _drain(self, workers: list[asyncio.Task[None]]) -> None:
+        """Let the workers finish their deliveries in flight, for `shutdown_timeout` at most."""
+        for worker in self._workers:
+            worker.stop()
+        if workers:
+            _, unfinished = await asyncio.wait(workers, timeout=self.settings.shutdown_timeout.total_seconds())
+            if unfinished:
+                log.warning("shutdown_timeout is over: deliveries in flight are released")
                 self._abandon()
 
     def _abandon(self) -> None:
-        for courier in self._couriers:
-            courier.abandon()
+        for worker in self._workers:
+            worker.abandon()
 
-    async def _offers(self) -> Mapping[str, DirectDispatch]:
-        """The couriers' free hands; for those who just look for work that is waited for, a moment at most.
+    async def _direct_dispatches(self) -> Mapping[str, DirectDispatch]:
+        """The workers' free slots, by channel. Waits IDLE_POLL_TIMEOUT at most for polls that are under way.
 
-        Nothing is awaited once the first has made his offer: whoever is cancelled leaves none without an answer.
+        Each offer must be answered, so nothing is awaited after the first one: a cancellation cannot come between.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(A_LOOK):
-                for courier in self._couriers:
-                    await courier.looked()
-        return {courier.name: offer for courier in self._couriers if (offer := courier.offer()) is not None}
+            async with asyncio.timeout(IDLE_POLL_TIMEOUT):
+                for worker in self._workers:
+                    await worker.idle_poll_done()
+        return {worker.name: offer for worker in self._workers if (offer := worker.direct_dispatch()) is not None}
 
-    def _send_for(self, owed: Sequence[Delivery]) -> None:
-        for courier in self._couriers:
-            if theirs := [delivery.thread for delivery in owed if delivery.channel == courier.name]:
-                courier.ring(theirs)
+    def _wake_workers(self, pending: Sequence[Delivery]) -> None:
+        for worker in self._workers:
+            if threads := [delivery.thread for delivery in pending if delivery.channel == worker.name]:
+                worker.notify(threads)
 
-    def _announce(self, heard: BatchResult) -> None:
+    def _batch_recorded(self, batch: BatchResult) -> None:
         now = self.clock.now()
-        self.metrics.heard(heard, now=now)
-        if self._rounds is not None and heard.source == "kafka":
-            self._rounds.heard_at = now
-        self.heard(heard)
+        self.metrics.batch_recorded(batch, now=now)
+        if self._progress_monitor is not None and batch.source == "kafka":
+            self._progress_monitor.last_batch_at = now
+        self.on_batch(batch)
 
-    def _courier(self, name: str, channel: Channel, ledger: Ledger, planner: Planner) -> DeliveryWorker:
+    def _worker(self, name: str, channel: Channel, ledger: Ledger, planner: Planner) -> DeliveryWorker:
         section = self.settings.channel_sections[name]
         return DeliveryWorker(
             name=name,
@@ -289,12 +292,12 @@ class Service:
             policy=section.retry.policy(),
             clock=self.clock,
             rng=self.rng,
-            worker=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],
-            hands=section.concurrency,
-            pace=section.pace(),
+            worker_id=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],
+            concurrency=section.concurrency,
+            rate_limit=section.rate_limit(),
             lease=self.settings.ledger.lease,
-            settled=self.metrics.settled,
-            put_off=partial(self.metrics.put_off, name),
+            on_settled=self.metrics.settled,
+            on_deferred=partial(self.metrics.deferred, name),
             tracing=self._tracing,
         )
 
@@ -306,125 +309,128 @@ class Service:
         if http is None:
             yield None
             return
-        questions: dict[str, Question] = {
-            "ledger": partial(self._ledger_trouble, ledger),
-            "service": self._trouble,
-            "watchdog": self._standstill,
+        checks: dict[str, ReadinessCheck] = {
+            "ledger": partial(self._ledger_unready_reason, ledger),
+            "service": self._service_unready_reason,
+            "watchdog": self._watchdog_unready_reason,
         }
         if source is not None:
-            questions["kafka"] = source.trouble
+            checks["kafka"] = source.unready_reason
         if admin is not None:
-            questions["flyte_admin"] = admin.trouble
+            checks["flyte_admin"] = admin.unready_reason
         if self._canary is not None and self._canary.config.readiness:
-            questions["canary"] = self._canary.trouble
-        ready = ReadyPage(questions)
-        metrics = MetricsPage(self.metrics.page, self._looks(ready, ledger, source), self.metrics.collected).get
-        seen = metrics if http.metrics == "open" else needs(Scope.READ, metrics)
-        more = self._console(intake, ledger) if http.console else []
-        events = EventsPage(self._once_open(intake.take))
-        pages = application(events, ready, seen, AccessControl(http, self.clock), more)
+            checks["canary"] = self._canary.unready_reason
+        ready = ReadyPage(checks)
+        page = MetricsPage(self.metrics.page, self._collectors(ready, ledger, source), self.metrics.collector_finished)
+        metrics = page.get if http.metrics == "open" else needs(Scope.READ, page.get)
+        console = self._console(intake, ledger) if http.console else []
+        events = EventsPage(self._once_open(intake.ingest))
+        pages = application(events, ready, metrics, AccessControl(http, self.clock), console)
         async with serving(pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies) as url:
             yield url
 
-    def _looks(self, ready: ReadyPage, ledger: Ledger, source: KafkaSource | None) -> Mapping[str, Look]:
-        """What is looked up when somebody asks for the metrics."""
+    def _collectors(self, ready: ReadyPage, ledger: Ledger, source: KafkaSource | None) -> Mapping[str, Collector]:
+        """The collectors that run at a scrape, by name."""
 
-        async def rooms() -> None:
-            for courier in self._couriers:
-                self.metrics.courier(courier.name, in_hand=courier.in_hand, resting=courier.resting)
-            self.metrics.readiness(await ready.answers())
+        async def components() -> None:
+            for worker in self._workers:
+                self.metrics.worker(worker.name, in_flight=worker.in_flight, breaker_open=worker.breaker_open)
+            self.metrics.readiness(await ready.unready_reasons())
 
         async def backlog() -> None:
-            self.metrics.backlog(None, now=self.clock.now())
+            self.metrics.backlog(None, now=self.clock.now())  # in case the ledger does not answer
             self.metrics.backlog(await ledger.backlog(now=self.clock.now()), now=self.clock.now())
 
         async def kafka() -> None:
-            assert source is not None  # noqa: S101 - see below
-            self.metrics.kafka(None, source.newest())
-            self.metrics.kafka(await source.lag(), source.newest())
+            assert source is not None  # noqa: S101 - only registered with a source, see below
+            self.metrics.kafka(None, source.last_timestamps())  # in case the broker does not answer
+            self.metrics.kafka(await source.lag(), source.last_timestamps())
 
-        return {"rooms": rooms, "ledger": backlog, **({"kafka": kafka} if source is not None else {})}
+        return {"components": components, "ledger": backlog, **({"kafka": kafka} if source is not None else {})}
 
     def _console(self, intake: Intake, ledger: Ledger) -> Sequence[BaseRoute]:
-        """The console's pages and the API's."""
+        """The routes of the console and the API."""
         from dispatcher.operations import Operations  # noqa: PLC0415
-        from dispatcher.web.activity_stream import Feed  # noqa: PLC0415
-        from dispatcher.web.api import Api  # noqa: PLC0415 - a start without them is quicker
-        from dispatcher.web.console import Shell, routes  # noqa: PLC0415
+        from dispatcher.web.activity_stream import ActivityStream  # noqa: PLC0415
+        from dispatcher.web.api import Api  # noqa: PLC0415 - without a console, a start does not load these modules
+        from dispatcher.web.console import Console, routes  # noqa: PLC0415
 
-        operations = Operations(ledger, intake, self.clock, self._ring)
-        feed = Feed(ledger.queries, self._stopping)
-        channels = {courier.name: courier.channel for courier in self._couriers}
-        api = Api(ledger, operations, feed, self.clock)
-        return [*api.routes, *routes(Shell(ledger, operations, feed, self.clock, channels))]
+        operations = Operations(ledger, intake, self.clock, self._wake_all_workers)
+        activity_stream = ActivityStream(ledger.queries, self._stopping)
+        channels = {worker.name: worker.channel for worker in self._workers}
+        api = Api(ledger, operations, activity_stream, self.clock)
+        return [*api.routes, *routes(Console(ledger, operations, activity_stream, self.clock, channels))]
 
-    def _ring(self) -> None:
-        for courier in self._couriers:
-            courier.ring()
+    def _wake_all_workers(self) -> None:
+        for worker in self._workers:
+            worker.notify()
 
     def _once_open(self, take: Take) -> Take:
-        """Intake for those who come before the ledger is there: they come again."""
+        """`take`, but raising LedgerUnavailable until the ledger is open, so that publishers retry."""
 
-        async def taken(messages: Sequence[IncomingMessage]) -> BatchResult:
+        async def take_once_open(messages: Sequence[IncomingMessage]) -> BatchResult:
             if not self._open:
                 raise LedgerUnavailable("the dispatcher is starting: the ledger is not open yet")
             return await take(messages)
 
-        return taken
+        return take_once_open
 
-    async def _trouble(self) -> str | None:
-        """Why we take nothing, for the readiness page."""
+    async def _service_unready_reason(self) -> str | None:
         if self._stopping.is_set():
             return "stopping"
         if not self._open:
             return "starting: the ledger is not open yet"
         return None
 
-    def _tell_why(self, state: RetryCallState) -> None:
-        self._unopened = str(state.outcome.exception()) if state.outcome is not None else self._unopened
-        _tell_why(state)
+    def _ledger_unavailable(self, state: RetryCallState) -> None:
+        self._not_open_reason = str(state.outcome.exception()) if state.outcome is not None else self._not_open_reason
+        _log_retry(state)
 
-    async def _ledger_trouble(self, ledger: Ledger) -> str | None:
+    async def _ledger_unready_reason(self, ledger: Ledger) -> str | None:
         if not self._open:
-            return self._unopened
+            return self._not_open_reason
         await ledger.ping(now=self.clock.now())
         return None
 
-    async def _standstill(self) -> str | None:
-        return await self._rounds.trouble() if self._rounds is not None else None
+    async def _watchdog_unready_reason(self) -> str | None:
+        return await self._progress_monitor.unready_reason() if self._progress_monitor is not None else None
 
 
 def open_channels(settings: Settings) -> dict[str, Channel]:
-    """The channels that are switched on. Opens no connection."""
+    """The configured channels, by name. Opens no connection."""
     return {name: CHANNEL_TYPES[name].open(section) for name, section in settings.channel_sections.items()}
 
 
 def make_renderer(
-    settings: Settings, first: Sequence[Path] = (), failed: Callable[[str], None] = lambda _: None
+    settings: Settings, first: Sequence[Path] = (), on_failure: Callable[[str], None] = lambda _: None
 ) -> Renderer:
-    """The renderer over the configured templates. Raises TemplateError for a folder that isn't there.
+    """The renderer of the configured templates. Raises TemplateError for a folder that does not exist.
 
-    `first`: folders of templates that go before the settings'.
+    Args:
+        settings: the settings, with `templates` and the channels' severities.
+        first: template folders that override those of the settings.
+        on_failure: called with the channel whenever a custom template fails and the built-in one is used.
+
     """
     templates = settings.templates
     return Renderer(
         [*first, *templates.path],
-        overrides=templates.match,
+        template_sets=templates.match,
         console_url=settings.console_url,
         logs_url=settings.logs_url,
         severity=_severity(settings),
         provided=TEMPLATES,
-        failed=failed,
+        on_failure=on_failure,
     )
 
 
 def _severity(settings: Settings) -> Callable[[Event], str | None]:
-    """What the channels' sections say of an event's severity."""
-    sayings = [one.severity_of for one in settings.channel_sections.values() if hasattr(one, "severity_of")]
+    """A function that returns an event's severity, from the first channel section that defines one for it, or None."""
+    functions = [one.severity_of for one in settings.channel_sections.values() if hasattr(one, "severity_of")]
 
     def severity(event: Event) -> str | None:
-        execution = event.execution
-        return next(filter(None, (say(event.phase, execution.domain, event.labels) for say in sayings)), None)
+        domain, labels = event.execution.domain, event.labels
+        return next(filter(None, (function(event.phase, domain, labels) for function in functions)), None)
 
     return severity
 
@@ -432,12 +438,13 @@ def _severity(settings: Settings) -> Callable[[Event], str | None]:
 def make_planner(
     settings: Settings, channels: Mapping[str, Channel], template_failed: Callable[[str], None] = lambda _: None
 ) -> Planner:
-    """The planner over the configured channels and templates. Raises SettingsError for templates that can't
-    be read, and for recipients of the settings (fallbacks, `rules.recipients`, the canary) that can't be reached.
+    """The planner for the configured channels and templates.
 
-    `template_failed`: told the channel of each message for which a built-in template stood in.
+    Calls `template_failed` with the channel whenever a custom template fails and the built-in one is used.
+    Raises SettingsError for templates that can't be read, and for recipients in the settings that no channel can reach:
+    those of `fallback_recipients`, `rules.recipients` and the canary.
     """
-    renderer = make_renderer(settings, failed=template_failed)
+    renderer = make_renderer(settings, on_failure=template_failed)
     fallbacks = {
         name: section.fallback
         for name, section in settings.channel_sections.items()
@@ -447,15 +454,15 @@ def make_planner(
         addresses={name: channel.address for name, channel in channels.items()},
         fallbacks=fallbacks,
         render=renderer.render,
-        look=renderer.look,
-        changes={
+        template_set=renderer.template_set,
+        change_events={
             name: renderer.change
             for name, section in settings.channel_sections.items()
             if getattr(section, "change_events", False)
         },
         thread_by={name: channel.thread_by for name, channel in channels.items() if name not in GROUPED},
-        last_resorts={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
-        moved={recipient: meant.one for recipient, meant in settings.rules.recipients.items()},
+        fallback_recipients={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
+        aliases={recipient: alias.target for recipient, alias in settings.rules.recipients.items()},
     )
     problems = [*planner.unreachable(), *_unreachable_canary(settings, planner)]
     if problems:
@@ -464,7 +471,7 @@ def make_planner(
 
 
 def _unreachable_canary(settings: Settings, planner: Planner) -> Iterator[str]:
-    """Why the canary could never arrive."""
+    """The reason why the canary's recipient can't be reached, if it can't."""
     if settings.canary is not None:
         try:
             planner.target(settings.canary.channel, settings.canary.recipient)
@@ -473,8 +480,11 @@ def _unreachable_canary(settings: Settings, planner: Planner) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def asking_flyte_admin(settings: Settings, clock: Clock) -> AsyncIterator[FlyteAdmin | None]:
-    """The client of FlyteAdmin, or None where it is switched off. Raises SettingsError where it can't be made."""
+async def configured_flyte_admin(settings: Settings, clock: Clock) -> AsyncIterator[FlyteAdmin | None]:
+    """The client of FlyteAdmin, or None if it is not configured.
+
+    Raises SettingsError if gRPC is not installed, or `ca_file` contains no certificate.
+    """
     config = settings.rules.flyte_admin
     if config is None:
         yield None
@@ -491,35 +501,35 @@ def make_reconciler(
     clock: Clock,
     stopping: asyncio.Event | None = None,
 ) -> Reconciler:
-    """The one who looks for executions whose event was lost; it ends once `stopping` is set."""
+    """The reconciler with the settings' options. Its `run` returns once `stopping` is set."""
     options = settings.reconcile
-    return Reconciler(admin, ledger, intake, clock, options.window, options.patience, stopping or asyncio.Event())
+    return Reconciler(admin, ledger, intake, clock, options.look_back, options.min_age, stopping or asyncio.Event())
 
 
-async def migrated(settings: LedgerSettings) -> Schema:
-    """What the ledger's tables were before they were brought up to date.
+async def migrate_ledger(settings: LedgerSettings) -> Schema:
+    """Migrate the ledger's tables. Returns the schema that they had before.
 
-    Raises SettingsError and LedgerIncompatible, and LedgerUnavailable where it stays so for LEDGER_PATIENCE seconds.
+    Raises SettingsError and LedgerIncompatible, and LedgerUnavailable if the ledger stays away for LEDGER_TIMEOUT.
     """
     ledger = Ledger(settings.url, settings.timeout, settings.password_file)
     try:
-        return await _patiently(ledger)
+        return await _migrate(ledger)
     finally:
         await ledger.aclose()
 
 
-def _tell_why(state: RetryCallState) -> None:
+def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
     log.warning("waiting for the ledger", attempt=state.attempt_number, reason=str(error))
 
 
-async def _patiently(ledger: Ledger, tell: Callable[[RetryCallState], None] = _tell_why) -> Schema:
-    """Migrate: a database that starts beside us is often a little later, so try for a while."""
-    patiently = AsyncRetrying(
+async def _migrate(ledger: Ledger, before_retry: Callable[[RetryCallState], None] = _log_retry) -> Schema:
+    """Migrate the ledger; retry for LEDGER_TIMEOUT seconds while it is unavailable."""
+    retrying = AsyncRetrying(
         retry=retry_if_exception_type(LedgerUnavailable),
         wait=wait_exponential(multiplier=0.2, max=3),
-        stop=stop_after_delay(LEDGER_PATIENCE),
-        before_sleep=tell,
+        stop=stop_after_delay(LEDGER_TIMEOUT),
+        before_sleep=before_retry,
         reraise=True,
     )
-    return await patiently(ledger.migrate)
+    return await retrying(ledger.migrate)

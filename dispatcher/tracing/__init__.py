@@ -1,7 +1,7 @@
-"""Traces: one an event, from the message that told of it to what was sent. Without `tracing:` in the settings, nothing.
+"""Traces: one for each event, from its message to the provider. Without `tracing:` in the settings, nothing is traced.
 
-What the rooms see is here, and does nothing by itself; `spans` does it, needs the extra `tracing`, and is the only
-module that names OpenTelemetry.
+Other packages use the classes of this module, which do nothing by themselves. `spans` has the classes that export; it
+needs the extra `tracing` and is the only module that imports OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -12,89 +12,90 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from dispatcher.errors import SettingsError
 
-__all__ = ["OFF", "UNSEEN", "Span", "Tracing", "TracingConfig", "open_tracing"]
+__all__ = ["NO_SPAN", "OFF", "Span", "Tracing", "TracingConfig", "open_tracing"]
 
-Fact = str | int
-Brought = Callable[[], Mapping[str, str]]
-"""Looks for the W3C trace context that a message brings: `traceparent`, `tracestate`."""
+AttributeValue = str | int
+ReadTraceContext = Callable[[], Mapping[str, str]]
+"""Reads the W3C trace context of a message: `traceparent` and `tracestate`, if it has them."""
 
 
 class TracingConfig(BaseModel):
-    """Where spans go, by OTLP over HTTP; of what is not said here OpenTelemetry's own variables (`OTEL_…`) may tell."""
+    """Where spans are sent, with OTLP over HTTP. OpenTelemetry's variables (`OTEL_…`) apply to what is not set here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: str = Field(pattern=r"^https?://[^\s/]+")
-    """The collector, as `http://collector:4318`; `/v1/traces` is added where no path is given."""
+    """URL of an OpenTelemetry collector, such as `http://collector:4318`; `/v1/traces` is added if it has no path."""
     service_name: str = Field("flyte-notification-dispatcher", min_length=1)
+    """The name of this service in traces."""
     sample: float = Field(1.0, ge=0, le=1)
-    """Which share of the events is traced whose messages bring no trace; those that bring one have it decided."""
+    """Share of events to trace if their messages have no trace context; otherwise the context decides."""
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
-    """What the collector wants to see of us, as a key."""
+    """HTTP headers that the collector requires, such as an API key."""
 
 
 class Span:
-    """A step on an event's way. This one is seen by nobody."""
+    """One step of an event. This base class records nothing."""
 
     __slots__ = ()
 
     @property
     def trace(self) -> str:
-        """What to keep, so that a later step finds its way back: `traceparent`, and `tracestate` after a blank."""
+        """The trace context as the ledger stores it: `traceparent`, then `tracestate` after a space if there is one."""
         return ""
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What to give to whoever carries the trace on."""
+        """The trace context as HTTP headers."""
         return {}
 
     @property
-    def named(self) -> Mapping[str, str]:
-        """The trace's id, for a line of the log."""
+    def log_fields(self) -> Mapping[str, str]:
+        """The trace's id, for log lines."""
         return {}
 
-    def part(self, name: str) -> Span:
-        """Begin a step within this one."""
+    def child(self, name: str) -> Span:
+        """Start a span inside this one."""
         del name
         return self
 
-    def end(self, *, failed: bool = False, **facts: Fact) -> None:
-        """The step is over. One that is never ended is never shown."""
+    def end(self, *, failed: bool = False, **attributes: AttributeValue) -> None:
+        """End the span. A span that does not end is not exported."""
 
 
 class Tracing:
-    """Begins spans. This one begins none, and costs next to nothing."""
+    """Starts spans. This base class starts none, and costs almost nothing."""
 
-    def intake(self, brought: Brought) -> Span:
-        """An event comes in; its trace goes on from what its message brought."""
-        del brought
-        return UNSEEN
+    def intake(self, read_context: ReadTraceContext) -> Span:
+        """Start the span of an event that arrived; it continues the trace of its message."""
+        del read_context
+        return NO_SPAN
 
-    def attempt(self, trace: str, *, first: bool, **facts: Fact) -> Span:
-        """A delivery is attempted, for the event of this trace.
+    def attempt(self, trace: str, *, first: bool, **attributes: AttributeValue) -> Span:
+        """Start the span of a delivery attempt. `trace` is the stored trace context of its event.
 
-        The first attempt is a part of that trace. One that comes later, be it hours, is a trace of its own, linked to
-        the event's: a trace that never seems to end is read by nobody.
+        The first attempt belongs to the event's trace. Later attempts have traces of their own, linked to the event's:
+        a retry may run hours later, and such a long trace would be unreadable.
         """
-        del trace, first, facts
-        return UNSEEN
+        del trace, first, attributes
+        return NO_SPAN
 
     def close(self) -> None:
-        """Send what waits, for some seconds at most. Blocks."""
+        """Send the spans that are not sent yet; blocks for a few seconds at most."""
 
 
-UNSEEN = Span()
+NO_SPAN = Span()
 OFF = Tracing()
 
 
 def open_tracing(config: TracingConfig | None) -> Tracing:
-    """What traces as the settings say. Raises SettingsError where the extra isn't installed."""
+    """The tracing that the settings describe. Raises SettingsError if the extra is not installed."""
     if config is None:
         return OFF
     try:
-        from dispatcher.tracing.spans import Exporting  # noqa: PLC0415 - an extra: only who traces needs it
+        from dispatcher.tracing.spans import ExportingTracing  # noqa: PLC0415 - needs an extra, only for tracing
     except ImportError:
         raise SettingsError(
             "tracing needs OpenTelemetry: pip install 'flyte-notification-dispatcher[tracing]'"
         ) from None
-    return Exporting(config)
+    return ExportingTracing(config)

@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry: batches of them leave in a thread of the SDK's own, and nobody waits for a collector."""
+"""Spans that OpenTelemetry exports. The SDK sends them in batches from its own thread, so nothing waits for it."""
 
 from __future__ import annotations
 
@@ -20,64 +20,65 @@ from opentelemetry.trace import (
     get_current_span,
     set_span_in_context,
 )
-from opentelemetry.trace import Span as Recording
+from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
 
-from dispatcher.tracing import Brought, Fact, Span, Tracing, TracingConfig
+from dispatcher.tracing import AttributeValue, ReadTraceContext, Span, Tracing, TracingConfig
 from dispatcher.version import __version__
 
-LONGEST_STATE = 512
-"""Characters of `tracestate` that are carried on; of a longer one none. Source: W3C Trace Context, 3.3.1.5."""
-PATIENCE = 5
-"""Seconds that one batch may take at the collector; a stop waits about as long for the last."""
+MAX_TRACESTATE = 512
+"""Characters of the longest `tracestate` that is passed on; a longer one is dropped. W3C Trace Context, 3.3.1.5."""
+EXPORT_TIMEOUT = 5
+"""Seconds that the collector may take for one batch; shutdown waits about as long for the last batch."""
 _KINDS = {"dispatcher.send": SpanKind.CLIENT}
 _w3c = TraceContextTextMapPropagator()
 
 
-class Exporting(Tracing):
-    """Begins spans that are exported."""
+class ExportingTracing(Tracing):
+    """Starts spans that are exported."""
 
     def __init__(self, config: TracingConfig) -> None:
         exporter = OTLPSpanExporter(
-            endpoint=_traces_of(config.endpoint),
+            endpoint=_traces_url(config.endpoint),
             headers={name: value.get_secret_value() for name, value in config.headers.items()} or None,
-            timeout=PATIENCE,
+            timeout=EXPORT_TIMEOUT,
         )
         self._provider = TracerProvider(
-            sampler=ParentBased(_AsLinked(config.sample)),
+            sampler=ParentBased(_LinkSampler(config.sample)),
             resource=Resource.create({"service.name": config.service_name, "service.version": __version__}),
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("dispatcher", __version__)
 
-    def intake(self, brought: Brought) -> Span:
-        begun = self._tracer.start_span("dispatcher.intake", _w3c.extract(brought(), Context()), SpanKind.CONSUMER)
-        return _Seen(begun, self._tracer)
+    def intake(self, read_context: ReadTraceContext) -> Span:
+        context = _w3c.extract(read_context(), Context())
+        span = self._tracer.start_span("dispatcher.intake", context, SpanKind.CONSUMER)
+        return _ExportedSpan(span, self._tracer)
 
-    def attempt(self, trace: str, *, first: bool, **facts: Fact) -> Span:
+    def attempt(self, trace: str, *, first: bool, **attributes: AttributeValue) -> Span:
         event = _w3c.extract(_headers(trace), Context())
-        known = get_current_span(event).get_span_context()
-        apart = not first and known.is_valid
-        begun = self._tracer.start_span(
+        event_span = get_current_span(event).get_span_context()
+        linked = not first and event_span.is_valid
+        span = self._tracer.start_span(
             "dispatcher.deliver",
-            Context() if apart else event,
-            links=[Link(known, {"dispatcher.link": "event"})] if apart else (),
-            attributes=_attributes(facts),
+            Context() if linked else event,
+            links=[Link(event_span, {"dispatcher.link": "event"})] if linked else (),
+            attributes=_prefixed(attributes),
         )
-        return _Seen(begun, self._tracer)
+        return _ExportedSpan(span, self._tracer)
 
     def close(self) -> None:
         self._provider.shutdown()
 
 
-class _Seen(Span):
-    """A span that is exported, or one that the sampler has left out and that only carries the trace on."""
+class _ExportedSpan(Span):
+    """A span that is exported, or, if the sampler dropped it, only passes the trace context on."""
 
     __slots__ = ("_span", "_tracer")
 
-    def __init__(self, span: Recording, tracer: Tracer) -> None:
+    def __init__(self, span: OtelSpan, tracer: Tracer) -> None:
         self._span = span
         self._tracer = tracer
 
@@ -89,27 +90,27 @@ class _Seen(Span):
     def headers(self) -> Mapping[str, str]:
         carrier: dict[str, str] = {}
         _w3c.inject(carrier, set_span_in_context(self._span, Context()))
-        if len(carrier.get("tracestate", "")) > LONGEST_STATE:
+        if len(carrier.get("tracestate", "")) > MAX_TRACESTATE:
             del carrier["tracestate"]
         return carrier
 
     @property
-    def named(self) -> Mapping[str, str]:
+    def log_fields(self) -> Mapping[str, str]:
         return {"trace_id": f"{self._span.get_span_context().trace_id:032x}"}
 
-    def part(self, name: str) -> Span:
-        within = set_span_in_context(self._span, Context())
-        return _Seen(self._tracer.start_span(name, within, _KINDS.get(name, SpanKind.INTERNAL)), self._tracer)
+    def child(self, name: str) -> Span:
+        context = set_span_in_context(self._span, Context())
+        return _ExportedSpan(self._tracer.start_span(name, context, _KINDS.get(name, SpanKind.INTERNAL)), self._tracer)
 
-    def end(self, *, failed: bool = False, **facts: Fact) -> None:
-        self._span.set_attributes(_attributes(facts))
+    def end(self, *, failed: bool = False, **attributes: AttributeValue) -> None:
+        self._span.set_attributes(_prefixed(attributes))
         if failed:
             self._span.set_status(StatusCode.ERROR)
         self._span.end()
 
 
-class _AsLinked(Sampler):
-    """A share of the traces; but one that is linked to an earlier one is kept where that was."""
+class _LinkSampler(Sampler):
+    """Samples a share of the traces. A trace with a link is sampled exactly if the linked span was."""
 
     def __init__(self, share: float) -> None:
         self._share = TraceIdRatioBased(share)
@@ -125,23 +126,24 @@ class _AsLinked(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        by = self._share
+        sampler = self._share
         if links:
-            by = self._all if links[0].context.trace_flags.sampled else self._none
-        return by.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+            sampler = self._all if links[0].context.trace_flags.sampled else self._none
+        return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
-        return f"AsLinked{{{self._share.get_description()}}}"
+        return f"LinkSampler{{{self._share.get_description()}}}"
 
 
 def _headers(trace: str) -> Mapping[str, str]:
+    """The headers of a trace context as the ledger stores it (`Span.trace`)."""
     parent, _, state = trace.partition(" ")
     return {"traceparent": parent, "tracestate": state}
 
 
-def _attributes(facts: Mapping[str, Fact]) -> Mapping[str, Fact]:
-    return {f"dispatcher.{name}": value for name, value in facts.items()}
+def _prefixed(attributes: Mapping[str, AttributeValue]) -> Mapping[str, AttributeValue]:
+    return {f"dispatcher.{name}": value for name, value in attributes.items()}
 
 
-def _traces_of(endpoint: str) -> str:
+def _traces_url(endpoint: str) -> str:
     return endpoint if urlsplit(endpoint).path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"

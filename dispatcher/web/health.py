@@ -1,4 +1,4 @@
-"""GET /healthz: the loop turns. GET /readyz: the ledger can be written, FlyteAdmin answers, the sources are connected."""
+"""GET /healthz: 200 while the event loop runs. GET /readyz: 200 if all components are ready, else 503 with reasons."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from starlette.responses import JSONResponse, Response
 
 from dispatcher.errors import Unavailable
 
-PATIENCE = 3.0
-"""Seconds for all the questions together: a probe that waits is a probe that failed."""
+TIMEOUT = 3.0
+"""Seconds for all checks, which run at the same time; probes have short timeouts of their own."""
 
-Question = Callable[[], Awaitable[str | None]]
-"""None where all is well, else what is wrong."""
+ReadinessCheck = Callable[[], Awaitable[str | None]]
+"""Returns None if the component is ready, else the reason. May raise Unavailable; its text is then the reason."""
 
 
 async def alive(_: Request) -> Response:
@@ -22,30 +22,30 @@ async def alive(_: Request) -> Response:
 
 
 class ReadyPage:
-    """Asks each room how it is."""
+    """Runs the readiness check of each component."""
 
-    def __init__(self, questions: dict[str, Question]) -> None:
-        self._questions = questions
+    def __init__(self, checks: dict[str, ReadinessCheck]) -> None:
+        self._checks = checks
 
-    async def answers(self) -> dict[str, str | None]:
-        """What each room says."""
-        async with asyncio.TaskGroup() as asking:
-            tasks = {name: asking.create_task(_ask(question)) for name, question in self._questions.items()}
+    async def unready_reasons(self) -> dict[str, str | None]:
+        """For each component the reason why it is not ready, or None if it is."""
+        async with asyncio.TaskGroup() as checking:
+            tasks = {name: checking.create_task(_run(check)) for name, check in self._checks.items()}
         return {name: task.result() for name, task in tasks.items()}
 
     async def get(self, _: Request) -> Response:
-        answers = await self.answers()
-        troubles = {name: answer for name, answer in answers.items() if answer is not None}
-        if troubles:
-            return JSONResponse({"status": "not ready", "why": troubles}, 503)
-        return JSONResponse({"status": "ready", "rooms": sorted(answers)})
+        reasons = await self.unready_reasons()
+        problems = {name: reason for name, reason in reasons.items() if reason is not None}
+        if problems:
+            return JSONResponse({"status": "not ready", "why": problems}, 503)
+        return JSONResponse({"status": "ready", "components": sorted(reasons)})
 
 
-async def _ask(question: Question) -> str | None:
+async def _run(check: ReadinessCheck) -> str | None:
     try:
-        async with asyncio.timeout(PATIENCE):
-            return await question()
+        async with asyncio.timeout(TIMEOUT):
+            return await check()
     except TimeoutError:
-        return f"no answer within {PATIENCE:.0f} s"
+        return f"no answer within {TIMEOUT:.0f} s"
     except Unavailable as error:
         return str(error)

@@ -1,7 +1,6 @@
-"""GET /metrics: what was counted, and how the ledger, Kafka and the rooms stand at this moment.
+"""GET /metrics: the counters, and gauges that collectors read from the ledger, Kafka and the components.
 
-What has to be looked up is looked up when somebody asks, side by side, and kept for a while: several scrapers, or an
-impatient one, cost no more than one.
+Collectors run at a scrape, at the same time, and their results are cached: several scrapers cost no more than one.
 """
 
 from __future__ import annotations
@@ -15,53 +14,56 @@ from starlette.responses import Response
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 3.0
-"""Seconds for one look; Prometheus waits ten by default."""
-KEPT = 5.0
-"""Seconds for which figures are kept."""
-SHARE = 0.05
-"""Of the time at most is spent on looking: a ledger that is slow to count is asked less often."""
+COLLECTOR_TIMEOUT = 3.0
+"""Seconds for one collector; Prometheus waits ten seconds for a scrape by default."""
+MIN_CACHE = 5.0
+"""Seconds for which results are cached at least."""
+MAX_SHARE = 0.05
+"""Largest share of the time that may be spent on collecting: results of slow collectors are cached for longer."""
 
-Look = Callable[[], Awaitable[None]]
-"""Looks something up and sets its gauges. May raise anything."""
-Collected = Callable[[str, bool], None]
-"""Told of each look whether it went well."""
+Collector = Callable[[], Awaitable[None]]
+"""Reads current values and sets its gauges. May raise anything."""
+CollectorFinished = Callable[[str, bool], None]
+"""Called after each collector with its name and whether it succeeded."""
 
 
 class MetricsPage:
-    """The page for Prometheus. It always answers: of what can't be looked up, it says so."""
+    """The page for Prometheus. It always answers; a failed collector is logged, and has a metric."""
 
     def __init__(
-        self, page: Callable[[str], tuple[bytes, str]], looks: Mapping[str, Look], collected: Collected
+        self,
+        page: Callable[[str], tuple[bytes, str]],
+        collectors: Mapping[str, Collector],
+        collector_finished: CollectorFinished,
     ) -> None:
         self._page = page
-        self._looks = looks
-        self._collected = collected
+        self._collectors = collectors
+        self._collector_finished = collector_finished
         self._lock = asyncio.Lock()
         self._fresh_until = 0.0
 
     async def get(self, request: Request) -> Response:
         async with self._lock:
-            await self._look()
-        body, kind = self._page(request.headers.get("accept", ""))
-        return Response(body, media_type=kind)
+            await self._collect()
+        body, content_type = self._page(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
 
-    async def _look(self) -> None:
+    async def _collect(self) -> None:
         now = asyncio.get_running_loop().time
-        began = now()
-        if began < self._fresh_until:
+        started = now()
+        if started < self._fresh_until:
             return
-        async with asyncio.TaskGroup() as looking:
-            for name, look in self._looks.items():
-                looking.create_task(self._look_at(name, look), name=f"metrics {name}")
-        self._fresh_until = now() + max(KEPT, (now() - began) / SHARE)
+        async with asyncio.TaskGroup() as collecting:
+            for name, collector in self._collectors.items():
+                collecting.create_task(self._run(name, collector), name=f"metrics {name}")
+        self._fresh_until = now() + max(MIN_CACHE, (now() - started) / MAX_SHARE)
 
-    async def _look_at(self, name: str, look: Look) -> None:
+    async def _run(self, name: str, collector: Collector) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
-                await look()
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one, the page must come
+            async with asyncio.timeout(COLLECTOR_TIMEOUT):
+                await collector()
+        except Exception as error:  # noqa: BLE001 - a failed collector must not fail the whole page
             log.warning("metrics are incomplete", missing=name, reason=str(error) or type(error).__name__)
-            self._collected(name, False)
+            self._collector_finished(name, False)
         else:
-            self._collected(name, True)
+            self._collector_finished(name, True)

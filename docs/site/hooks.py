@@ -1,4 +1,4 @@
-"""What MkDocs does beside docs/: pages from the repository's top, and the reference, written from the code."""
+"""MkDocs hooks: add pages from the repository's root, and the reference, which is generated from the code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "site"))
 
-import reference  # noqa: E402 - it lies beside this file, which MkDocs loads by its path
+import reference  # noqa: E402 - in this folder, which is not on sys.path when MkDocs loads this file
 
-FROM_TOP = {
+ROOT_PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "reporting.md",
@@ -23,10 +23,10 @@ _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are no file of docs/."""
+    """Add the pages that are not files in docs/."""
     pages = {
-        page: _moved((ROOT / name).read_text(encoding="utf-8"))
-        for name, page in FROM_TOP.items()
+        page: _with_moved_links((ROOT / name).read_text(encoding="utf-8"))
+        for name, page in ROOT_PAGES.items()
         if (ROOT / name).exists()
     }
     pages |= {"reference/commands.md": reference.commands(), "reference/settings.md": reference.settings()}
@@ -36,10 +36,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links that lead out of docs/ lead to the pages made of what lies there."""
-    return _LINK.sub(lambda link: f"]({FROM_TOP.get(link[1].removeprefix('../'), link[1])}{link[2] or ''})", markdown)
+    """Point links to files in the repository's root to their pages in the site."""
+    return _LINK.sub(lambda link: f"]({ROOT_PAGES.get(link[1].removeprefix('../'), link[1])}{link[2] or ''})", markdown)
 
 
-def _moved(text: str) -> str:
-    """A text of the repository's top, with its links as they are from docs/."""
+def _with_moved_links(text: str) -> str:
+    """A page from the repository's root, with its links relative to docs/."""
     return text.replace("](docs/", "](")

@@ -1,4 +1,4 @@
-"""Settings: one readable message with the place, and secrets that never show."""
+"""Settings: defaults, the environment, readable messages with their place, and secrets that are never shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def written(folder: Path, text: str) -> Path:
     return file
 
 
-def test_what_is_absent_is_switched_off_and_the_rest_has_its_defaults(tmp_path: Path) -> None:
+def test_absent_sections_are_switched_off_and_absent_options_have_defaults(tmp_path: Path) -> None:
     settings = load(written(tmp_path, ""))
     assert (settings.kafka, settings.http, dict(settings.channel_sections)) == (None, None, {})
     settings = load(written(tmp_path, f"kafka: {{bootstrap_servers: 'a:1'}}\nhttp: {{}}\n{EMAIL}"))
@@ -32,7 +32,7 @@ def test_what_is_absent_is_switched_off_and_the_rest_has_its_defaults(tmp_path: 
     assert (email.security, email.connections, email.retry.deadline) == ("starttls", 5, timedelta(hours=24))
 
 
-def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_takes_precedence_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPATCHER_CONFIG", str(written(tmp_path, f"kafka: {{bootstrap_servers: 'file:1'}}\n{EMAIL}")))
     monkeypatch.setenv("DISPATCHER__KAFKA__BOOTSTRAP_SERVERS", "env:1,env:2")
     monkeypatch.setenv("DISPATCHER__KAFKA__TOPICS", "a, b")
@@ -71,7 +71,7 @@ def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     assert settings.channel_sections["email"].password_file == tmp_path / "pw"
 
 
-def test_without_a_url_the_ledger_lies_beside_the_settings(tmp_path: Path) -> None:
+def test_without_a_url_the_ledger_is_next_to_the_settings(tmp_path: Path) -> None:
     assert load(written(tmp_path, "")).ledger.url == f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db"
 
 
@@ -88,7 +88,7 @@ RELAYS = """channels:
 """
 
 
-def test_several_relays_each_with_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_several_relays_has_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pw", "pw2"):
         (tmp_path / name).write_text("secret\n")
     one, two = load(written(tmp_path, RELAYS)).channel_sections["email"].routes
@@ -101,7 +101,7 @@ def test_several_relays_each_with_its_own_files(tmp_path: Path, monkeypatch: pyt
     ]
 
 
-def test_a_misspelt_option_of_a_relay_is_found_where_it_stands(tmp_path: Path) -> None:
+def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) -> None:
     for name in ("pw", "pw2"):
         (tmp_path / name).write_text("secret\n")
     with pytest.raises(SettingsError) as caught:
@@ -128,7 +128,7 @@ def test_a_misspelt_option_of_a_relay_is_found_where_it_stands(tmp_path: Path) -
         ),
         ("http: {token: short}", "http: a token has 16 characters at least"),
         ("http: {tokens: [{name: a, token: long-enough-a-token, scopes: [write]}]}", "'publish', 'read' or 'operate'"),
-        (f"http: {{tokens: [{A_TOKEN}, {A_TOKEN}]}}", "each of tokens needs a name of its own"),
+        (f"http: {{tokens: [{A_TOKEN}, {A_TOKEN}]}}", "each of tokens needs a unique name"),
         (f"http: {{console: true, tokens: [{A_TOKEN}]}}", "console needs one of tokens with the scope read"),
         ("ledger: {password_file: /dev/null}", "password_file: no such file"),
         (f"ledger: {{password_file: {__file__}}}", "ledger: password_file is for PostgreSQL"),
@@ -149,10 +149,10 @@ def test_a_misspelt_option_of_a_relay_is_found_where_it_stands(tmp_path: Path) -
         ("rules:\n  flyte_admin: {}", "dispatcher.yaml:2: rules.flyte_admin.endpoint: must be set"),
         ("rules: {flyte_admin: {endpoint: 'https://flyte'}}", "rules.flyte_admin.endpoint: 'https://flyte' is no gRPC"),
         ("rules: {flyte_admin: {endpont: 'flyte:81'}}", "endpont: unknown option; did you mean 'endpoint'?"),
-        (EMAIL.replace("}", ", retry: {initial: soon}}"), "is no span of time: write 500ms, 30s"),
+        (EMAIL.replace("}", ", retry: {initial: soon}}"), "is not a duration: write 500ms, 30s"),
     ],
 )
-def test_a_mistake_is_one_readable_message_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_gives_one_readable_message_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(written(tmp_path, text))
     assert message in str(caught.value)
@@ -165,19 +165,19 @@ def test_a_mistake_in_the_environment_names_the_variable(monkeypatch: pytest.Mon
         load(None)
 
 
-def test_no_secret_shows_in_a_mistake(tmp_path: Path) -> None:
+def test_no_secret_is_shown_in_a_message(tmp_path: Path) -> None:
     text = "channels: {slack: {token: xoxb-hidden, nonsense: 1}, pagerduty: {services: {x: {routing_key: hidden-key, y: 1}}}}"
     with pytest.raises(SettingsError) as caught:
         load(written(tmp_path, text))
     assert "hidden" not in str(caught.value)
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="can't be read: No such file"):
         load(tmp_path / "nowhere.yaml")
 
 
-def test_each_channel_has_its_providers_pace_unless_the_settings_say_otherwise(tmp_path: Path) -> None:
+def test_each_channel_has_its_providers_rate_limit_unless_the_settings_change_it(tmp_path: Path) -> None:
     given = """
 channels:
   email: {host: localhost, from: f@x.com}
@@ -185,18 +185,20 @@ channels:
   pagerduty: {rate: none, burst: 5, concurrency: 3}
 """
     sections = load(written(tmp_path, given)).channel_sections
-    paces = {name: (section.rate and str(section.rate), section.burst) for name, section in sections.items()}
-    assert paces == {"email": (None, 1), "slack": ("1/s", 3), "pagerduty": (None, 5)}
-    assert [section.pace().at_once for section in sections.values()] == [5, 5, 1]
+    limits = {name: (section.rate and str(section.rate), section.burst) for name, section in sections.items()}
+    assert limits == {"email": (None, 1), "slack": ("1/s", 3), "pagerduty": (None, 5)}
+    assert [section.rate_limit().max_in_flight for section in sections.values()] == [5, 5, 1]
     assert sections["slack"].fallback_recipients == {"email": ("oncall@x.com", "boss@x.com")}
 
 
-def test_recipients_may_stand_for_those_of_another_channel(tmp_path: Path) -> None:
+def test_recipients_may_be_aliases_on_another_channel(tmp_path: Path) -> None:
     recipients = load(written(tmp_path, 'rules: {recipients: {"#dev": {teams: dev}}}')).rules.recipients
-    assert {name: meant.one for name, meant in recipients.items()} == {"#dev": ("teams", "dev")}
+    assert {name: alias.target for name, alias in recipients.items()} == {"#dev": ("teams", "dev")}
 
 
-def test_a_webhooks_lists_and_files_are_as_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_webhooks_lists_may_be_comma_separated_and_its_files_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "url").write_text("https://hooks.example.com/hidden")
     (tmp_path / "token").write_text("hidden")
     monkeypatch.setenv("DISPATCHER__CHANNELS__WEBHOOK__ALLOW_HOSTS", "hooks.example.com, *.example.org")

@@ -147,7 +147,7 @@ async def test_an_operators_day(
 async def deploy(day: Day) -> None:
     """Two replicas; failures are told by mail and on Slack."""
     await asyncio.gather(day.start("one"), day.start("two"))
-    await until(day.watcher.sees, f"{day.watcher.name} watches both")  # or it would not see the first to die
+    await until(day.watcher.sees_all, f"{day.watcher.name} watches both")  # or it would not see the first to die
     await day.fail("first", 4)
     await day.told("email", "slack")
     assert await day.watcher.firing() == set()
@@ -197,7 +197,7 @@ async def find_the_dead_and_read_why(day: Day, dead: int) -> None:
     await found.first.click()
     await expect(page.get_by_role("heading", level=1)).to_have_text(f"Email to {MAILBOX}")
     await expect(page.locator(".attempts .answer")).to_have_text(REFUSAL)
-    await expect(page.frame_locator("iframe.seen").locator("body")).to_contain_text("ValueError: boom")
+    await expect(page.frame_locator("iframe.preview").locator("body")).to_contain_text("ValueError: boom")
 
 
 async def mend_and_redrive(day: Day, dead: int) -> None:
@@ -205,12 +205,12 @@ async def mend_and_redrive(day: Day, dead: int) -> None:
     day.inbox.mail.refuse = {}
     page = day.page
     await page.goto(f"{day.url}/console/deliveries?state=dead")
-    await page.get_by_role("link", name="Redrive all that fit…").click()
+    await page.get_by_role("link", name="Redrive all matching…").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text(f"Redrive {dead} dead deliveries?")
     await expect(page.locator(".reasons")).to_contain_text("relaying denied")
     assert len(await day.deliveries(state="dead")) == dead
     await page.get_by_role("button", name=f"Redrive {dead}").click()
-    await expect(page.get_by_role("status")).to_have_text(f"{dead} deliveries are due again.")
+    await expect(page.get_by_role("status")).to_have_text(f"{dead} deliveries will be retried now.")
     await day.told("email", "slack")
     assert not await day.deliveries(state="dead")
 

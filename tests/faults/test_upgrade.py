@@ -60,7 +60,7 @@ async def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(
         rows = await truth.rows()
 
     taken = Counter(handover.key for handover in standins.handovers)
-    carried = Counter(handover.door for handover in standins.handovers)
+    carried = Counter(handover.caller for handover in standins.handovers)
     lost = [row for key, row in rows.items() if key not in taken]
     doubled = {key: [one for one in standins.handovers if one.key == key] for key, n in taken.items() if n > 1}
     figures(
@@ -78,7 +78,7 @@ async def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(
         troubles = [line for line in replica.said if line["level"] in {"error", "critical"}]
         assert not troubles, (replica.name, troubles)
     (restarted, untouched) = ([line["event"] for line in replica.said] for replica in old)
-    serves = "the ledger is a newer version's, and serves this one too"
+    serves = "a newer version has migrated the ledger; this version can use it too"
     assert (restarted.count(serves), untouched.count(serves)) == (2, 0), "once in mid-upgrade, once rolled back"
 
 

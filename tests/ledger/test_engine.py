@@ -1,4 +1,4 @@
-"""What can be wrong with a ledger: each is one clear sentence, leaves nothing half-written, and passes by itself."""
+"""Everything that can be wrong with a ledger's database: one clear error, nothing half-written, recovery by itself."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from dispatcher.ledger import DeliveryFilter, Ledger
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.schema import metadata
 from dispatcher.model.delivery import Delivery
-from tests.ledger.test_ledger import MINUTE, SENT, claim, ended, heard, refused
+from tests.ledger.test_ledger import MINUTE, SENT, claim, recorded, rejected, settlement
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
 from tests.support.postgres import Cluster
-from tests.support.servers import Line
+from tests.support.servers import TcpProxy
 from tests.support.service import COMMAND, serving
 
 PASSWORD = "s3cret-of-the-ledger"
@@ -49,7 +49,7 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[Cluster]:
-    """A server that may be killed."""
+    """A PostgreSQL server that a test may kill."""
     cluster = Cluster()
     cluster.demand_password("guest")
     cluster.start()
@@ -59,7 +59,7 @@ def own_postgres() -> Iterator[Cluster]:
 
 @pytest.fixture
 async def own_url(own_postgres: Cluster) -> str:
-    """A fresh, empty database on it."""
+    """A fresh, empty database on `own_postgres`."""
     admin = await asyncpg.connect(_plain(own_postgres.url))
     await admin.execute("DROP DATABASE IF EXISTS ledger WITH (FORCE)")
     await admin.execute("CREATE DATABASE ledger")
@@ -72,7 +72,7 @@ def _plain(url: str) -> str:
 
 
 async def rows(url: str) -> dict[str, int]:
-    """How many rows each table has, as another connection sees it."""
+    """The number of rows in each table, as another connection sees it."""
     database = Database(url)
     try:
         async with database.reading() as connection:
@@ -84,13 +84,13 @@ async def rows(url: str) -> dict[str, int]:
         await database.aclose()
 
 
-def an_owed(name: str) -> Any:
+def an_event_to_record(name: str) -> Any:
     event = an_event(name=name)
-    return heard(a_delivery(event, content={"subject": name}), event=event)
+    return recorded(a_delivery(event, content={"subject": name}), event=event)
 
 
 async def run(*arguments: str, before: str = "") -> tuple[int, str]:
-    """Run one command: its exit status and what it says; `before` is done in its process first."""
+    """Run one command; return its exit status and output. `before`: code that runs in its process first."""
     command = [sys.executable, "-c", f"{before}\nfrom dispatcher.cli import main\nmain()"] if before else COMMAND
     process = await asyncio.create_subprocess_exec(
         *command, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -106,7 +106,7 @@ def settings_file(folder: Path, url: str, name: str = "dispatcher") -> str:
     return str(file)
 
 
-# -- what was made by others
+# -- tables of other versions and programs
 
 
 async def test_every_command_refuses_a_ledger_from_a_newer_version_in_one_sentence(
@@ -139,11 +139,11 @@ async def test_a_database_with_another_programs_tables_is_refused_and_left_alone
 
     async with database.writing() as connection:
         assert await connection.scalar(text("SELECT parcel FROM deliveries")) == 7
-        await connection.execute(text("CREATE TABLE events (its INTEGER)"))  # ours was rolled back with the rest
+        await connection.execute(text("CREATE TABLE events (its INTEGER)"))  # our `events` was rolled back
     await database.aclose()
 
 
-# -- URLs that lead nowhere
+# -- invalid URLs
 
 
 @pytest.mark.parametrize(
@@ -182,22 +182,22 @@ async def test_a_database_with_another_programs_tables_is_refused_and_left_alone
 async def test_a_wrong_url_is_one_sentence_that_names_the_setting_and_no_password(
     url: str, words: str, tmp_path: Path, own_postgres: Cluster
 ) -> None:
-    (tmp_path / "file").write_text("this is no database, and long enough for one " * 50)
+    (tmp_path / "file").write_text("not a database, but long enough for one " * 50)
 
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as silent:
         server = make_url(own_postgres.url)
-        facts = {
+        values = {
             "password": PASSWORD,
             "folder": tmp_path,
             "long": "x" * 300,
             "postgres": f"{server.host}:{server.port}",
             "silent": f"127.0.0.1:{silent.sockets[0].getsockname()[1]}",
         }
-        with pytest.raises(DispatcherError, match=words.format(**facts)) as caught:
-            async with Ledger(url.format(**facts)):
+        with pytest.raises(DispatcherError, match=words.format(**values)) as caught:
+            async with Ledger(url.format(**values)):
                 pass
 
     said = str(caught.value)
@@ -207,10 +207,10 @@ async def test_a_wrong_url_is_one_sentence_that_names_the_setting_and_no_passwor
 
 
 @pytest.mark.parametrize("before", ["", "import sys; sys.modules['asyncpg'] = None"])
-async def test_serve_ends_with_one_message_where_the_url_leads_nowhere(
+async def test_serve_stops_with_one_message_if_the_url_does_not_work(
     before: str, tmp_path: Path, own_postgres: Cluster
 ) -> None:
-    impatient = f"{before}\nfrom dispatcher.runtime import service\nservice.LEDGER_PATIENCE = 0.5"
+    short_timeout = f"{before}\nfrom dispatcher.runtime import service\nservice.LEDGER_TIMEOUT = 0.5"
     server = make_url(own_postgres.url)
     if before:
         urls = {f"postgresql://u:{PASSWORD}@h/x": "PostgreSQL needs the extra: pip install"}
@@ -223,12 +223,13 @@ async def test_serve_ends_with_one_message_where_the_url_leads_nowhere(
         }
     files = {settings_file(tmp_path, url, f"{number}"): words for number, (url, words) in enumerate(urls.items())}
     async with asyncio.TaskGroup() as group:
-        ends = {
-            group.create_task(run("serve", "--config", file, before=impatient)): words for file, words in files.items()
+        commands = {
+            group.create_task(run("serve", "--config", file, before=short_timeout)): words
+            for file, words in files.items()
         }
 
-    for end, words in ends.items():
-        status, said = end.result()
+    for finished, words in commands.items():
+        status, said = finished.result()
         assert status == 1
         *before_that, last = said.splitlines()
         assert last.startswith("dispatcher: ledger.url: ")
@@ -242,7 +243,7 @@ async def test_serve_ends_with_one_message_where_the_url_leads_nowhere(
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that every account may look into: pytest's own are closed to others."""
+    """A folder that every account may read; pytest's own folders are private."""
     path = Path(tempfile.mkdtemp(prefix="dispatcher-ledger-"))
     path.chmod(0o755)
     yield path
@@ -251,7 +252,7 @@ def folder() -> Iterator[Path]:
 
 
 def allow(path: Path, mode: int) -> None:
-    """A folder, or all the files of that name: SQLite's own beside it have the mode that it had."""
+    """Set the mode of a folder, or of a file and the files that SQLite creates next to it."""
     for file in [path] if path.is_dir() else path.parent.glob(f"{path.name}*"):
         file.chmod(mode)
 
@@ -262,7 +263,7 @@ def listed(folder: Path) -> list[str]:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Without root's rights, for which no file is read-only."""
+    """Run the block without root's rights: root can write to read-only files."""
     if os.geteuid() != 0:
         yield
         return
@@ -274,41 +275,41 @@ def unprivileged() -> Iterator[None]:
 
 
 @pytest.mark.slow
-async def test_a_locked_file_is_waited_for_and_then_told_and_nobody_queues_for_longer(tmp_path: Path) -> None:
+async def test_a_locked_file_is_reported_after_one_wait_however_many_writers_there_are(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
     async with Ledger(url) as ledger:
-        await ledger.record([an_owed("first")], [], now=NOW)
+        await ledger.record([an_event_to_record("first")], [], now=NOW)
         (delivery,) = await claim(ledger)
         before = await rows(url)
         with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
             began = asyncio.get_running_loop().time()
             attempts: list[Awaitable[Any]] = [
-                ledger.record([an_owed("second")], [refused()], now=NOW),
+                ledger.record([an_event_to_record("second")], [rejected()], now=NOW),
                 claim(ledger, now=NOW + 2 * MINUTE),
-                ledger.settle(ended(delivery, SENT)),
+                ledger.settle(settlement(delivery, SENT)),
                 ledger.release(delivery, due_at=NOW),
                 ledger.ping(now=NOW),
             ]
-            ends = await asyncio.gather(*attempts, return_exceptions=True)
+            results = await asyncio.gather(*attempts, return_exceptions=True)
             assert asyncio.get_running_loop().time() - began < 15
-            assert [str(end) for end in ends if isinstance(end, LedgerUnavailable)] == [str(end) for end in ends]
-            assert "database is locked" in str(ends[0])
-            assert len(await ledger.find(DeliveryFilter(), limit=5)) == 1  # who only reads need not wait
+            assert all(isinstance(result, LedgerUnavailable) for result in results)
+            assert "database is locked" in str(results[0])
+            assert len(await ledger.find(DeliveryFilter(), limit=5)) == 1  # reads do not wait
             assert await rows(url) == before
             other.execute("ROLLBACK")
 
-        assert await ledger.settle(ended(delivery, SENT))
-        assert len((await ledger.record([an_owed("second")], [], now=NOW)).new) == 1
+        assert await ledger.settle(settlement(delivery, SENT))
+        assert len((await ledger.record([an_event_to_record("second")], [], now=NOW)).new) == 1
 
 
-async def test_a_full_disk_is_found_out_by_the_ping(tmp_path: Path) -> None:
-    """Without anything else being written: readiness has to tell it before an event meets it."""
+async def test_a_ping_detects_a_full_disk(tmp_path: Path) -> None:
+    """Even if nothing else is written: readiness must report it before an event arrives."""
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         await ledger.ping(now=NOW)
-        room = (tmp_path / "ledger.db-wal").stat().st_size
+        size = (tmp_path / "ledger.db-wal").stat().st_size
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             with pytest.raises(LedgerUnavailable, match="can't be used now"):
                 await ledger.ping(now=NOW + MINUTE)
@@ -317,11 +318,11 @@ async def test_a_full_disk_is_found_out_by_the_ping(tmp_path: Path) -> None:
         await ledger.ping(now=NOW + MINUTE)
 
 
-async def test_questions_that_were_given_up_on_a_locked_file_leave_no_lock_behind(tmp_path: Path) -> None:
+async def test_writes_cancelled_on_a_locked_file_leave_no_lock(tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            for _ in range(8):  # more than the pool holds
+            for _ in range(8):  # more than the pool has connections
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.1):
                         await ledger.ping(now=NOW)
@@ -330,30 +331,34 @@ async def test_questions_that_were_given_up_on_a_locked_file_leave_no_lock_behin
             await ledger.ping(now=NOW)
 
 
-async def test_a_folder_that_may_not_be_written_is_told_and_serves_when_it_may(folder: Path) -> None:
+async def test_a_read_only_folder_is_reported_and_works_once_it_is_writable(folder: Path) -> None:
     ledger = Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db")
     allow(folder, 0o555)
-    unable = rf"ledger\.url: the file {folder}/ledger\.db .*: unable to open"
-    with unprivileged(), pytest.raises(LedgerUnavailable, match=unable):
+    message = rf"ledger\.url: the file {folder}/ledger\.db .*: unable to open"
+    with unprivileged(), pytest.raises(LedgerUnavailable, match=message):
         await ledger.open()
     assert listed(folder) == []
     allow(folder, 0o777)
     with unprivileged():
         await ledger.open()
-        assert len((await ledger.record([an_owed("first")], [], now=NOW)).new) == 1
+        assert len((await ledger.record([an_event_to_record("first")], [], now=NOW)).new) == 1
     await ledger.aclose()
 
 
-async def test_a_file_that_may_not_be_written_is_told_and_serves_when_it_may(folder: Path) -> None:
+async def test_a_read_only_file_is_reported_and_works_once_it_is_writable(folder: Path) -> None:
     url = f"sqlite+aiosqlite:///{folder}/ledger.db"
     async with Ledger(url) as first:
-        await first.record([an_owed("first")], [], now=NOW)
+        await first.record([an_event_to_record("first")], [], now=NOW)
     allow(folder, 0o777)
     allow(folder / "ledger.db", 0o444)
     with unprivileged():
         ledger = Ledger(url)
         await ledger.open()
-        for call in (ledger.ping(now=NOW), claim(ledger), ledger.record([an_owed("second")], [refused()], now=NOW)):
+        for call in (
+            ledger.ping(now=NOW),
+            claim(ledger),
+            ledger.record([an_event_to_record("second")], [rejected()], now=NOW),
+        ):
             with pytest.raises(
                 LedgerUnavailable, match=r"ledger\.url: the file .*: attempt to write a readonly database"
             ):
@@ -362,19 +367,19 @@ async def test_a_file_that_may_not_be_written_is_told_and_serves_when_it_may(fol
     allow(folder / "ledger.db", 0o666)
     with unprivileged():
         with suppress(LedgerUnavailable):
-            await ledger.ping(now=NOW)  # may still be given what was opened for reading
+            await ledger.ping(now=NOW)  # the pool may still have a connection that was opened read-only
         (delivery,) = await claim(ledger)
-        assert await ledger.settle(ended(delivery, SENT))
+        assert await ledger.settle(settlement(delivery, SENT))
         await ledger.aclose()
 
 
-async def test_a_full_disk_leaves_nothing_half_written_and_passes(tmp_path: Path) -> None:
+async def test_a_full_disk_leaves_nothing_half_written_and_then_works_again(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
     async with Ledger(url) as ledger:
-        await ledger.record([an_owed("first")], [], now=NOW)
+        await ledger.record([an_event_to_record("first")], [], now=NOW)
         (delivery,) = await claim(ledger)
         before = await rows(url)
-        await set_limit(ledger, 1)  # page: SQLite takes it to mean no more than there are
+        await set_limit(ledger, 1)  # page; if there are more already, SQLite allows no new ones
 
         event = an_event(name="large")
         large = [
@@ -382,27 +387,27 @@ async def test_a_full_disk_leaves_nothing_half_written_and_passes(tmp_path: Path
             for number in range(99)
         ]
         with pytest.raises(LedgerUnavailable, match=r"ledger\.url: the file .*: database or disk is full"):
-            await ledger.record([heard(*large, event=event)], [], now=NOW)
+            await ledger.record([recorded(*large, event=event)], [], now=NOW)
         assert await rows(url) == before
         await set_limit(ledger, 1)
         follow_ups = [follow_up._replace(event=delivery.event) for follow_up in large]
-        lost = ended(delivery, SENT, *follow_ups)
+        with_follow_ups = settlement(delivery, SENT, *follow_ups)
         with pytest.raises(LedgerUnavailable, match="disk is full"):
-            await ledger.settle(lost)
+            await ledger.settle(with_follow_ups)
         assert await rows(url) == before
 
         await set_limit(ledger, 2**30)
-        assert await ledger.settle(lost)
+        assert await ledger.settle(with_follow_ups)
         assert (await rows(url))["deliveries"] == 100
 
 
 async def set_limit(ledger: Ledger, pages: int) -> None:
-    """How large the file may be, for the one connection that writes what is recorded and settled."""
+    """Limit the file's size, for the connection that records and settles."""
     await ledger._database.write(lambda connection: connection.execute(text(f"PRAGMA max_page_count = {pages}")))
 
 
-async def test_a_service_on_a_full_disk_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
-    """The process may write no file beyond a size, and then it may again."""
+async def test_a_service_on_a_full_disk_answers_503_and_continues_once_there_is_space(tmp_path: Path) -> None:
+    """A limit on the size of the process's files, which is later removed."""
     async with serving(tmp_path, {"log": "json"}) as replica, aiohttp.ClientSession() as session:
 
         async def post() -> tuple[int, str | None]:
@@ -413,29 +418,29 @@ async def test_a_service_on_a_full_disk_says_so_and_goes_on_when_there_is_room(t
                 return answer.status, answer.headers.get("Retry-After")
 
         answers: list[tuple[int, str | None]] = []
-        within = 2 * 1024**2  # SQLite's log is longer already, but written no farther than this
-        resource.prlimit(replica.process.pid, resource.RLIMIT_FSIZE, (within, resource.RLIM_INFINITY))
+        limit = 2 * 1024**2  # the log file is longer, but has less data than this
+        resource.prlimit(replica.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         while not answers or answers[-1][0] == 202:
             answers.append(await post())
             assert len(answers) < 500
         assert answers[0][0] == 202
         assert answers[-1] == (503, "5")
-        kept = len(answers) - 1
+        accepted = len(answers) - 1
 
         resource.prlimit(replica.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         assert (await post())[0] == 202
     url = f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db"
     counted = await rows(url)
     assert "Traceback" not in replica.log
-    assert counted["rejected"] + counted["events"] == kept + 1
+    assert counted["rejected"] + counted["events"] == accepted + 1
 
 
-# -- connections that are lost
+# -- lost connections
 
 
 @asynccontextmanager
 async def locked(url: str, table: str) -> AsyncIterator[asyncpg.Connection]:
-    """Nobody gets past that table: a transaction that comes to it stays open, half done."""
+    """Lock a table: a transaction that reaches it stays open, half done."""
     admin = await asyncpg.connect(_plain(url))
     await admin.execute(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
     try:
@@ -447,8 +452,8 @@ async def locked(url: str, table: str) -> AsyncIterator[asyncpg.Connection]:
             await admin.close()
 
 
-async def stuck(url: str, number: int = 1) -> Sequence[int]:
-    """The processes of those who wait for a lock, once there are so many."""
+async def processes_waiting_for_a_lock(url: str, number: int = 1) -> Sequence[int]:
+    """Wait until `number` server processes wait for a lock; return their process ids."""
     watcher = await asyncpg.connect(_plain(url))
     query = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     try:
@@ -460,90 +465,90 @@ async def stuck(url: str, number: int = 1) -> Sequence[int]:
         await watcher.close()
 
 
-Verb = Callable[[Ledger, Delivery], Awaitable[Any]]
-HALFWAY: dict[str, tuple[Verb, str]] = {
-    "record": (lambda ledger, _: ledger.record([an_owed("second")], [refused()], now=NOW), "contents"),
+Call = Callable[[Ledger, Delivery], Awaitable[Any]]
+CALLS: dict[str, tuple[Call, str]] = {
+    "record": (lambda ledger, _: ledger.record([an_event_to_record("second")], [rejected()], now=NOW), "contents"),
     "claim": (lambda ledger, _: claim(ledger, now=NOW + 2 * MINUTE), "contents"),
-    "settle": (lambda ledger, taken: ledger.settle(ended(taken, SENT)), "attempts"),
-    "release": (lambda ledger, taken: ledger.release(taken, due_at=NOW), "deliveries"),
+    "settle": (lambda ledger, claimed: ledger.settle(settlement(claimed, SENT)), "attempts"),
+    "release": (lambda ledger, claimed: ledger.release(claimed, due_at=NOW), "deliveries"),
     "purge": (lambda ledger, _: ledger.purge(NOW + MINUTE, limit=5), "rejected"),
 }
-"""Verbs, each with a table that it comes to after it has written into others, where there is one."""
+"""Methods that write, each with the last table that it writes to, so that a lock on it stops the call halfway."""
 
 
-async def as_it_was(ledger: Ledger, taken: Delivery) -> None:
-    """Nothing of what broke off can be seen."""
-    found = {filed.delivery.key: filed.delivery for filed in await ledger.find(DeliveryFilter(), limit=10)}
-    assert found[taken.key] == taken
-    assert await ledger.history(taken.key) == []
+async def assert_unchanged(ledger: Ledger, claimed: Delivery) -> None:
+    """The interrupted call left no trace."""
+    found = {stored.delivery.key: stored.delivery for stored in await ledger.find(DeliveryFilter(), limit=10)}
+    assert found[claimed.key] == claimed
+    assert await ledger.history(claimed.key) == []
     assert [delivery.lease for delivery in found.values()].count(None) == 1
 
 
-async def two_owed(ledger: Ledger) -> Delivery:
-    """One delivery that is ours, and one that nobody has yet."""
-    await ledger.record([an_owed("first")], [], now=NOW)
-    (taken,) = await claim(ledger)
-    done = an_event(name="waiting")
-    await ledger.record([heard(a_delivery(done, due_at=NOW + MINUTE), event=done)], [refused("old")], now=NOW)
-    return taken
+async def one_claimed_one_waiting(ledger: Ledger) -> Delivery:
+    """Record two deliveries and claim one; return the claimed one."""
+    await ledger.record([an_event_to_record("first")], [], now=NOW)
+    (claimed,) = await claim(ledger)
+    waiting = an_event(name="waiting")
+    await ledger.record([recorded(a_delivery(waiting, due_at=NOW + MINUTE), event=waiting)], [rejected("old")], now=NOW)
+    return claimed
 
 
-@pytest.mark.parametrize("verb", HALFWAY)
-async def test_a_connection_that_is_ended_in_mid_transaction_leaves_nothing_and_the_ledger_goes_on(
-    verb: str, postgres_url: str
+@pytest.mark.parametrize("method", CALLS)
+async def test_a_connection_closed_in_mid_transaction_leaves_nothing_and_the_next_call_succeeds(
+    method: str, postgres_url: str
 ) -> None:
-    call, table = HALFWAY[verb]
+    call, table = CALLS[method]
     async with Ledger(postgres_url) as ledger:
-        taken = await two_owed(ledger)
+        claimed = await one_claimed_one_waiting(ledger)
         before = await rows(postgres_url)
         async with locked(postgres_url, table) as admin:
-            calling = asyncio.ensure_future(call(ledger, taken))
-            (process,) = await stuck(postgres_url)
+            calling = asyncio.ensure_future(call(ledger, claimed))
+            (process,) = await processes_waiting_for_a_lock(postgres_url)
             await admin.execute("SELECT pg_terminate_backend($1)", process)
             with pytest.raises(LedgerUnavailable, match=r"ledger\.url: PostgreSQL at .* can't be used now: \w+"):
                 await calling
         assert await rows(postgres_url) == before
-        await as_it_was(ledger, taken)
+        await assert_unchanged(ledger, claimed)
 
-        await call(ledger, taken)
+        await call(ledger, claimed)
 
 
-async def test_a_database_that_is_killed_and_comes_back_leaves_nothing_half_done_and_the_ledger_goes_on(
+async def test_a_killed_and_restarted_server_leaves_nothing_half_done_and_later_calls_succeed(
     own_postgres: Cluster, own_url: str
 ) -> None:
     async with Ledger(own_url) as ledger:
-        taken = await two_owed(ledger)
+        claimed = await one_claimed_one_waiting(ledger)
         before = await rows(own_url)
-        calls = [HALFWAY[verb][0] for verb in ("record", "claim", "settle")]
+        calls = [CALLS[method][0] for method in ("record", "claim", "settle")]
         async with locked(own_url, "contents, attempts"):
-            going = [asyncio.ensure_future(call(ledger, taken)) for call in calls]
-            await stuck(own_url, len(calls))
+            running = [asyncio.ensure_future(call(ledger, claimed)) for call in calls]
+            await processes_waiting_for_a_lock(own_url, len(calls))
             await asyncio.to_thread(own_postgres.kill)
-            ends = await asyncio.gather(*going, return_exceptions=True)
-        assert [type(end) for end in ends] == [LedgerUnavailable] * 3
+            results = await asyncio.gather(*running, return_exceptions=True)
+        assert [type(result) for result in results] == [LedgerUnavailable] * 3
         for call in calls:
             with pytest.raises(LedgerUnavailable, match="Connection refused"):
-                await call(ledger, taken)
+                await call(ledger, claimed)
 
         await asyncio.to_thread(own_postgres.start)
         assert await rows(own_url) == before
-        await as_it_was(ledger, taken)
-        assert await ledger.settle(ended(taken, SENT))
-        assert len((await ledger.record([an_owed("second")], [], now=NOW)).new) == 1
+        await assert_unchanged(ledger, claimed)
+        assert await ledger.settle(settlement(claimed, SENT))
+        assert len((await ledger.record([an_event_to_record("second")], [], now=NOW)).new) == 1
         assert len(await claim(ledger, now=NOW + 2 * MINUTE)) == 2
 
 
-@pytest.mark.parametrize("verb", HALFWAY)
-async def test_a_backend_that_hangs_in_mid_transaction_keeps_nobody_for_ever(
-    verb: str, own_postgres: Cluster, own_url: str
+@pytest.mark.parametrize("method", CALLS)
+async def test_a_server_process_that_hangs_in_mid_transaction_ends_the_call_with_an_error(
+    method: str, own_postgres: Cluster, own_url: str
 ) -> None:
-    call, table = HALFWAY[verb]
+    call, table = CALLS[method]
     async with Ledger(own_url, timeout=SECOND) as ledger:
-        taken = await two_owed(ledger)
+        claimed = await one_claimed_one_waiting(ledger)
         before = await rows(own_url)
         async with locked(own_url, table):
-            calling = asyncio.ensure_future(call(ledger, taken))
-            (process,) = await stuck(own_url)
+            calling = asyncio.ensure_future(call(ledger, claimed))
+            (process,) = await processes_waiting_for_a_lock(own_url)
             os.kill(process, signal.SIGSTOP)
             try:
                 async with asyncio.timeout(10):
@@ -554,36 +559,36 @@ async def test_a_backend_that_hangs_in_mid_transaction_keeps_nobody_for_ever(
             finally:
                 os.kill(process, signal.SIGCONT)
         assert await rows(own_url) == before
-        await as_it_was(ledger, taken)
+        await assert_unchanged(ledger, claimed)
 
-        await call(ledger, taken)
+        await call(ledger, claimed)
 
 
-async def test_connections_that_have_gone_dead_are_all_given_up_with_the_first_and_no_verb_fails(
+async def test_dead_pooled_connections_are_replaced_together_and_no_call_fails(
     own_postgres: Cluster, own_url: str
 ) -> None:
     url = make_url(own_url)
     assert url.port is not None
-    async with Line(url.port) as line:
-        through = url.set(port=line.port).render_as_string(hide_password=False)
+    async with TcpProxy(url.port) as proxy:
+        through = url.set(port=proxy.port).render_as_string(hide_password=False)
         async with Ledger(through, timeout=SECOND) as ledger:
-            await two_owed(ledger)
-            await asyncio.gather(*(ledger.newest() for _ in range(5)))  # the pool has some by now
-            line.cut()
+            await one_claimed_one_waiting(ledger)
+            await asyncio.gather(*(ledger.newest() for _ in range(5)))  # fill the pool
+            proxy.cut()
             for _ in range(10):
                 async with asyncio.timeout(5):
                     assert await ledger.newest() is not None
 
 
-async def test_a_question_that_is_given_up_frees_its_connection_though_the_server_hangs(
+async def test_a_cancelled_call_returns_its_connection_even_if_the_server_hangs(
     own_postgres: Cluster, own_url: str
 ) -> None:
     url = make_url(own_url)
     assert url.port is not None
-    async with Line(url.port) as line:
-        through = url.set(port=line.port).render_as_string(hide_password=False)
+    async with TcpProxy(url.port) as proxy:
+        through = url.set(port=proxy.port).render_as_string(hide_password=False)
         async with Ledger(through) as ledger:
-            line.cut()
+            proxy.cut()
             began = asyncio.get_running_loop().time()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.5):
@@ -592,7 +597,7 @@ async def test_a_question_that_is_given_up_frees_its_connection_though_the_serve
 
 
 @pytest.mark.slow
-async def test_a_server_that_does_not_answer_is_given_up_in_time() -> None:
+async def test_a_server_that_does_not_answer_is_reported_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ledger = Ledger(f"postgresql://u:{PASSWORD}@127.0.0.1:{silent.getsockname()[1]}/x")
         async with asyncio.timeout(15):
@@ -601,7 +606,9 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time() -> None:
         await ledger.aclose()
 
 
-async def test_who_may_make_no_tables_is_told_and_nothing_is_left(own_postgres: Cluster, own_url: str) -> None:
+async def test_a_user_who_may_not_create_tables_gets_an_error_and_nothing_is_created(
+    own_postgres: Cluster, own_url: str
+) -> None:
     admin = await asyncpg.connect(_plain(own_url))
     await admin.execute("DROP ROLE IF EXISTS reader")
     await admin.execute("CREATE ROLE reader LOGIN")
@@ -611,12 +618,12 @@ async def test_who_may_make_no_tables_is_told_and_nothing_is_left(own_postgres: 
         await ledger.open()
     await admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
     await ledger.open()
-    assert len((await ledger.record([an_owed("first")], [], now=NOW)).new) == 1
+    assert len((await ledger.record([an_event_to_record("first")], [], now=NOW)).new) == 1
     await ledger.aclose()
     await admin.close()
 
 
-async def test_a_password_that_was_replaced_is_taken_up_at_the_next_connection(
+async def test_a_changed_password_file_is_used_for_the_next_connection(
     own_postgres: Cluster, own_url: str, tmp_path: Path
 ) -> None:
     admin = await asyncpg.connect(_plain(own_url))
@@ -624,8 +631,8 @@ async def test_a_password_that_was_replaced_is_taken_up_at_the_next_connection(
     file = tmp_path / "password"
     file.write_text("first-password\n")
     try:
-        guests = make_url(own_url).set(username="guest").render_as_string(hide_password=False)
-        async with Ledger(guests, password_file=file) as ledger:
+        guest_url = make_url(own_url).set(username="guest").render_as_string(hide_password=False)
+        async with Ledger(guest_url, password_file=file) as ledger:
             await ledger.ping(now=NOW)
             await admin.execute("ALTER ROLE guest PASSWORD 'second-password'")
             await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guest'")

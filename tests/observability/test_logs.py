@@ -1,4 +1,4 @@
-"""What a log may say: enough to find an event and a delivery; no secrets, and nobody's address above debug."""
+"""The log names events and deliveries, contains no secrets, and masks mail addresses at every level except debug."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.smtp import ScriptedRelay
 
 PERSON = "jane.doe@example.com"
 SLACK, HOOK, CALLER = "xoxb-secret-of-the-tests", "key-of-the-hook", "token-of-the-caller"
-ABOUT_A_PERSON = ("jane", "JANE", "nobody@")
+PERSONAL_DATA = ("jane", "JANE", "nobody@")
 RULES = [("email", PERSON), ("slack", PERSON), ("pagerduty", "pages@example.com"), ("webhook", "ops")]
-VAIN = ("webhook", "nobody@example.com")
+UNKNOWN = ("webhook", "nobody@example.com")
 
 
 def failed(**changes: Any) -> bytes:
-    rules = [{"phases": ["FAILED"], "channel": channel, "recipients": [to]} for channel, to in (*RULES, VAIN)]
+    rules = [{"phases": ["FAILED"], "channel": channel, "recipients": [to]} for channel, to in (*RULES, UNKNOWN)]
     event = {
         "execution": {"project": "p", "domain": "d", "name": "n"},
         "phase": "FAILED",
@@ -45,14 +45,14 @@ def failed(**changes: Any) -> bytes:
 
 
 @asynccontextmanager
-async def told_no(folder: Path, **more: Any) -> AsyncIterator[Replica]:
-    """A replica whose providers refuse, and repeat in their answers whatever they were told, secrets too."""
+async def refusing_providers(folder: Path, **more: Any) -> AsyncIterator[Replica]:
+    """A replica whose providers refuse every message, with answers that repeat addresses and secrets."""
     no_mailbox = f"550 5.1.1 <{PERSON}>: jane.doe@mx1 has no mailbox, see <jane.doe@mx1>"
     async with (
         ScriptedRelay(always={"RCPT": no_mailbox}) as relay,
-        ScriptedHttp(usual=repeating(SLACK)) as slack,
-        ScriptedHttp(usual=repeating(ROUTING_KEY)) as pagerduty,
-        ScriptedHttp(usual=repeating(HOOK)) as hook,
+        ScriptedHttp(default=repeating(SLACK)) as slack,
+        ScriptedHttp(default=repeating(ROUTING_KEY)) as pagerduty,
+        ScriptedHttp(default=repeating(HOOK)) as hook,
     ):
         channels = {
             "email": {"host": "127.0.0.1", "port": relay.port, "security": "none", "from": "Flyte <f@example.com>"},
@@ -74,8 +74,9 @@ async def told_no(folder: Path, **more: Any) -> AsyncIterator[Replica]:
 
 
 def repeating(secret: str) -> bytes:
-    told = {"ok": False, "error": f"no {PERSON}, {secret}", "message": f"{PERSON} {secret}", "errors": [secret]}
-    return answer(400, json.dumps(told).encode())
+    """A refusal that contains the secret."""
+    body = {"ok": False, "error": f"no {PERSON}, {secret}", "message": f"{PERSON} {secret}", "errors": [secret]}
+    return answer(400, json.dumps(body).encode())
 
 
 async def post(replica: Replica, body: bytes) -> int:
@@ -87,27 +88,27 @@ async def post(replica: Replica, body: bytes) -> int:
         return got.status
 
 
-async def until_said(replica: Replica, words: str, times: int) -> None:
+async def until_logged(replica: Replica, text: str, times: int) -> None:
     async with asyncio.timeout(40):
-        while replica.log.count(words) < times:
+        while replica.log.count(text) < times:
             await asyncio.sleep(0.1)
 
 
-async def test_a_log_names_events_and_deliveries_and_neither_people_nor_secrets(tmp_path: Path) -> None:
-    async with told_no(tmp_path, log="json") as replica:
+async def test_a_log_names_events_and_deliveries_but_no_people_and_no_secrets(tmp_path: Path) -> None:
+    async with refusing_providers(tmp_path, log="json") as replica:
         assert await post(replica, failed()) == 202
         assert await post(replica, failed(phase=PERSON)) == 400
-        await until_said(replica, '"given up"', len(RULES))
-        whole = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")
+        await until_logged(replica, '"given up"', len(RULES))
+        listed = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")
     lines = [json.loads(line) for line in replica.log.splitlines()]
-    for hidden in (*ABOUT_A_PERSON, SLACK, ROUTING_KEY, HOOK, CALLER):
+    for hidden in (*PERSONAL_DATA, SLACK, ROUTING_KEY, HOOK, CALLER):
         assert hidden not in replica.log, [line for line in lines if hidden in json.dumps(line)]
     assert any("550 5.1.1 <…@example.com>" in line.get("reason", "") for line in lines)
-    assert f"<{PERSON}>" in json.dumps(whole)  # the ledger keeps the relay's words
+    assert f"<{PERSON}>" in json.dumps(listed)  # the ledger stores the relay's whole answer
 
-    told = [line for line in lines if line["event"] == "given up"]
-    assert {line["channel"] for line in told} >= {"email", "slack", "pagerduty", "webhook"}
-    for line in told:
+    given_up = [line for line in lines if line["event"] == "given up"]
+    assert {line["channel"] for line in given_up} >= {"email", "slack", "pagerduty", "webhook"}
+    for line in given_up:
         assert line["execution"] == "p/d/n/FAILED"
         assert len(line["delivery"]) == 32
         assert line["attempt"] == 1
@@ -115,19 +116,19 @@ async def test_a_log_names_events_and_deliveries_and_neither_people_nor_secrets(
     assert recorded["execution"] == "p/d/n/FAILED"
 
 
-async def test_at_a_terminal_debug_says_whom(tmp_path: Path) -> None:
-    async with told_no(tmp_path, log="console", log_level="debug") as replica:
+async def test_only_debug_lines_name_recipients(tmp_path: Path) -> None:
+    async with refusing_providers(tmp_path, log="console", log_level="debug") as replica:
         await post(replica, failed())
-        await until_said(replica, "given up", len(RULES))
-    whom = [line for line in replica.log.splitlines() if PERSON in line]
-    assert whom
-    assert all("debug" in line and "attempted" in line for line in whom), whom
+        await until_logged(replica, "given up", len(RULES))
+    naming = [line for line in replica.log.splitlines() if PERSON in line]
+    assert naming
+    assert all("debug" in line and "attempted" in line for line in naming), naming
     for secret in (SLACK, ROUTING_KEY, HOOK, CALLER):
         assert secret not in replica.log
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("value", "shown"),
     [
         ("550 <jane@example.com> unknown", "550 <…@example.com> unknown"),
         ("to=jane@mx.example.com,joe@example.org: no", "to=…@mx.example.com,…@example.org: no"),
@@ -142,43 +143,43 @@ async def test_at_a_terminal_debug_says_whom(tmp_path: Path) -> None:
         ({"a": ["jane@example.com"], "b": (1, None, True)}, {"a": ["…@example.com"], "b": [1, None, True]}),
     ],
 )
-def test_of_a_mail_address_only_the_host_is_shown(said: Any, shown: Any) -> None:
-    assert masked(said) == shown
+def test_of_a_mail_address_only_the_host_is_shown(value: Any, shown: Any) -> None:
+    assert masked(value) == shown
 
 
 def written(script: str, form: str = "json", level: int = logging.INFO) -> str:
-    """What a process says on standard error that runs this; `log` was made before the log was set up."""
-    before = f"""
+    """The standard error of a process that runs the script, in which `log` exists before the log is configured."""
+    setup = f"""
 import logging, os, sys, structlog, threading
-log = structlog.get_logger("dispatcher.room")
+log = structlog.get_logger("dispatcher.component")
 from dispatcher.observability import logs
 logs.configure({form!r}, level={level})
 """
-    done = subprocess.run([sys.executable, "-c", before + script], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", setup + script], check=True, capture_output=True, text=True)
     assert done.stdout == ""
     return done.stderr
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_an_exceptions_words_are_masked_too(form: str) -> None:
+def test_an_exceptions_text_is_masked_too(form: str) -> None:
     script = """
 try:
     raise ValueError("550 <jane@example.com>")
 except ValueError:
     log.exception("tripped")
 """
-    said = written(script, form)
-    assert "ValueError" in said
-    assert "@example.com" in said
-    assert "jane" not in said
+    output = written(script, form)
+    assert "ValueError" in output
+    assert "@example.com" in output
+    assert "jane" not in output
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_librarys_warning_looks_like_our_own_line(form: str) -> None:
+def test_a_librarys_warning_has_the_format_of_the_dispatchers_lines(form: str) -> None:
     ours, theirs = written(
         """
 log.warning("<jane@example.com> is gone é")
-logging.getLogger("dispatcher.room").warning("<%s@example.com> is gone é", "jane")
+logging.getLogger("dispatcher.component").warning("<%s@example.com> is gone é", "jane")
 """,
         form,
     ).splitlines()
@@ -188,13 +189,13 @@ logging.getLogger("dispatcher.room").warning("<%s@example.com> is gone é", "jan
     if form == "json":
         assert ours.isascii()
         assert list(json.loads(ours)) == ["event", "level", "logger", "timestamp"]
-        assert json.loads(ours)["logger"] == "dispatcher.room"
+        assert json.loads(ours)["logger"] == "dispatcher.component"
 
 
-def test_what_nobody_asked_for_is_not_even_put_into_words() -> None:
+def test_lines_below_the_level_are_not_formatted() -> None:
     script = """
 class Costly:
-    def __str__(self): raise SystemExit("put into words")
+    def __str__(self): raise SystemExit("formatted")
     __repr__ = __str__
 log.debug("attempted", outcome=Costly())
 log.info("sent", outcome=Costly())
@@ -215,15 +216,15 @@ ODDITIES = {
 }
 
 
-def test_whatever_a_line_is_about_it_is_said_in_ascii_on_a_line_of_its_own() -> None:
-    script = "".join(f'log.info("odd", one={one})\n' for one in ODDITIES)
-    said = written(script)
-    assert said.isascii()
-    assert [json.loads(line)["one"] for line in said.split("\n")[:-1]] == list(ODDITIES.values())
+def test_any_value_is_written_in_ascii_on_one_line() -> None:
+    script = "".join(f'log.info("odd", value={value})\n' for value in ODDITIES)
+    output = written(script)
+    assert output.isascii()
+    assert [json.loads(line)["value"] for line in output.split("\n")[:-1]] == list(ODDITIES.values())
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_line_that_cannot_be_written_stops_nobody(form: str) -> None:
+def test_a_line_that_cannot_be_written_raises_nothing(form: str) -> None:
     script = """
 class Torn:
     def __str__(self): raise ValueError("jane@example.com")
@@ -241,9 +242,9 @@ log.info("nowhere")
 sys.stderr.close()
 log.info("nowhere")
 """
-    said = written(script, form)
-    assert said.count("a line could not be written") >= 2
-    assert "jane" not in said
+    output = written(script, form)
+    assert output.count("a line could not be written") >= 2
+    assert "jane" not in output
 
 
 def test_the_log_follows_standard_error_to_another_file(tmp_path: Path) -> None:
@@ -256,19 +257,19 @@ log.info("after")
     assert json.loads((tmp_path / "log").read_text())["event"] == "after"
 
 
-def test_lines_stay_whole_whichever_threads_write_them() -> None:
+def test_lines_of_several_threads_are_not_mixed() -> None:
     script = """
 def write(number):
     for _ in range(40):
-        log.info("ours", text=str(number) * 9000)
-        logging.getLogger("library").warning("theirs %s", str(number) * 9000)
+        log.info("dispatcher", text=str(number) * 9000)
+        logging.getLogger("library").warning("library %s", str(number) * 9000)
 threads = [threading.Thread(target=write, args=(number,)) for number in range(5)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
     lines = [json.loads(line) for line in written(script).splitlines()]
     assert len(lines) == 2 * 40 * 5
-    assert all(len(set(line.get("text", line["event"].removeprefix("theirs ")))) == 1 for line in lines)
+    assert all(len(set(line.get("text", line["event"].removeprefix("library ")))) == 1 for line in lines)
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
@@ -280,7 +281,7 @@ except ValueError as error:
     log.error("once", exc_info=error)
     log.exception("twice")
 """
-    said = written(script, form)
-    assert said.count("ValueError") >= 2
-    assert said.count("login") >= 2
-    assert "xoxb" not in said
+    output = written(script, form)
+    assert output.count("ValueError") >= 2
+    assert output.count("login") >= 2
+    assert "xoxb" not in output

@@ -1,4 +1,4 @@
-"""What a running service says of itself to Prometheus."""
+"""The metrics of a running service, and how its parts are counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from channels.contract import Answer, Receipt
 from dispatcher.demo.fakes.inbox import MailReceiver
-from dispatcher.flyte.decode import kind_of
+from dispatcher.flyte.decode import type_label
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.ledger import Backlog, RecordedEvent, Rejected, Settlement
@@ -32,7 +32,7 @@ SENT = Sent(Receipt(answer=Answer("250")))
 
 
 class Scrape:
-    """One scrape's figures, by series."""
+    """The values of one scrape, by series: the metric's name without its prefix, then the label values."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -49,8 +49,8 @@ class Scrape:
         return self.series.get(series)
 
 
-def scraped(telemetry: Metrics) -> Scrape:
-    return Scrape(telemetry.page()[0].decode())
+def scraped(metrics: Metrics) -> Scrape:
+    return Scrape(metrics.page()[0].decode())
 
 
 async def scrape(url: str, **headers: str) -> Scrape:
@@ -59,9 +59,9 @@ async def scrape(url: str, **headers: str) -> Scrape:
         return Scrape(await answer.text())
 
 
-async def until(url: str, what: Callable[[Scrape], bool]) -> Scrape:
+async def until(url: str, condition: Callable[[Scrape], bool]) -> Scrape:
     async with asyncio.timeout(30):
-        while not what(seen := await scrape(url)):
+        while not condition(seen := await scrape(url)):
             await asyncio.sleep(0.1)
     return seen
 
@@ -88,21 +88,21 @@ async def post(url: str, event: Event) -> None:
 
 
 def a_failure(name: str, *, ago: timedelta = timedelta(), channel: str = "email") -> Event:
-    told = a_notification("jane.doe@example.com", channel=channel)
+    rule = a_notification("jane.doe@example.com", channel=channel)
     return Event(
         execution=ExecutionId(project="p", domain="d", name=name),
         phase=Phase.FAILED,
         occurred_at=datetime.now(UTC) - ago,
-        options=Options(notifications=(told,)),
+        options=Options(notifications=(rule,)),
     )
 
 
-async def test_an_events_way_can_be_followed_in_the_figures(tmp_path: Path, relay: MailReceiver) -> None:
+async def test_an_event_is_counted_at_each_step(tmp_path: Path, relay: MailReceiver) -> None:
     async with running(tmp_path, settings(relay)) as url:
         event = a_failure("one", ago=timedelta(seconds=40))
         await post(url, event)
         await post(url, event)
-        seen = await until(url, lambda figures: figures["deliveries_total", "email", "sent"] == 1)
+        seen = await until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
 
     assert seen["messages_total", "http"] == 2
     assert seen["events_total", "matched", "FAILED", "http", "native"] == 1
@@ -111,19 +111,20 @@ async def test_an_events_way_can_be_followed_in_the_figures(tmp_path: Path, rela
     assert seen["attempt_duration_seconds_count", "email"] == 1
     assert seen["delivery_lag_seconds_bucket", "email", "30.0"] == 0
     assert seen["delivery_lag_seconds_bucket", "email", "60.0"] == 1
-    assert seen["ready", "ledger"] == seen["collected", "ledger"] == seen["collected", "rooms"] == 1
+    assert seen["ready", "ledger"] == 1
+    assert seen["scrape_collector_success", "ledger"] == seen["scrape_collector_success", "components"] == 1
     assert seen["process_resident_memory_bytes"] > 1e6
 
 
-async def test_what_waits_is_counted_and_has_an_age(tmp_path: Path, relay: MailReceiver) -> None:
-    nowhere = settings(relay)
-    nowhere["channels"]["email"]["port"] = 1
-    async with running(tmp_path, nowhere) as url:
+async def test_waiting_deliveries_are_counted_with_the_age_of_the_oldest(tmp_path: Path, relay: MailReceiver) -> None:
+    unreachable = settings(relay)
+    unreachable["channels"]["email"]["port"] = 1
+    async with running(tmp_path, unreachable) as url:
         await post(url, a_failure("one"))
-        await post(url, a_failure("two", channel="slack"))  # which is not configured
-        seen = await until(url, lambda figures: (figures.get("attempts_total", "email", "retry") or 0) > 0)
-        # figures of the ledger are kept for a while
-        seen = await until(url, lambda figures: figures["deliveries_waiting", "email"] == 1)
+        await post(url, a_failure("two", channel="slack"))  # a channel that is not configured
+        seen = await until(url, lambda values: (values.get("attempts_total", "email", "retry") or 0) > 0)
+        # metrics of the ledger are cached for a while
+        seen = await until(url, lambda values: values["deliveries_waiting", "email"] == 1)
 
     assert seen["oldest_waiting_seconds", "email"] > 0
     assert seen["breaker_open", "email"] == 1
@@ -132,39 +133,39 @@ async def test_what_waits_is_counted_and_has_an_age(tmp_path: Path, relay: MailR
 
 
 @needs_promtool
-async def test_a_whole_scrape_is_as_prometheus_would_have_it(tmp_path: Path, relay: MailReceiver) -> None:
+async def test_promtool_accepts_a_whole_scrape(tmp_path: Path, relay: MailReceiver) -> None:
     async with running(tmp_path, settings(relay)) as url:
         await post(url, a_failure("one"))
-        seen = await until(url, lambda figures: figures["deliveries_total", "email", "sent"] == 1)
+        seen = await until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
         async with aiohttp.ClientSession() as session:
-            accepts = {"Accept": "application/openmetrics-text;version=1.0.0"}
-            async with session.get(f"{url}/metrics", headers=accepts) as answer:
+            headers = {"Accept": "application/openmetrics-text;version=1.0.0"}
+            async with session.get(f"{url}/metrics", headers=headers) as answer:
                 assert answer.content_type == "application/openmetrics-text"
 
     assert promtool("check", "metrics", given=seen.text) == ""
 
 
-async def test_figures_are_for_those_who_may_read_unless_they_are_open(tmp_path: Path) -> None:
+async def test_metrics_need_the_scope_read_unless_they_are_open(tmp_path: Path) -> None:
     tokens = [
         {"name": "prometheus", "token": "token-of-prometheus", "scopes": ["read"]},
         {"name": "flyte", "token": "token-of-the-engine", "scopes": ["publish"]},
     ]
     async with running(tmp_path, {"http": {"tokens": tokens}}) as url, aiohttp.ClientSession() as session:
         for token, status in (("token-of-prometheus", 200), ("token-of-the-engine", 403), ("", 401)):
-            shown = {"Authorization": f"Bearer {token}"} if token else {}
-            async with session.get(f"{url}/metrics", headers=shown) as answer:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            async with session.get(f"{url}/metrics", headers=headers) as answer:
                 assert answer.status == status
     async with running(tmp_path, {"http": {"tokens": tokens, "metrics": "open"}}) as url:
         await scrape(url)
 
 
-async def test_what_is_looked_up_is_kept_for_a_while(tmp_path: Path, relay: MailReceiver) -> None:
+async def test_collected_values_are_cached_and_counters_are_not(tmp_path: Path, relay: MailReceiver) -> None:
     async with running(tmp_path, settings(relay)) as url:
         first = await scrape(url)
         await post(url, a_failure("one"))
-        second = await until(url, lambda figures: figures["deliveries_total", "email", "sent"] == 1)
+        second = await until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
         assert first["deliveries_dead", "email"] == second["deliveries_dead", "email"] == 0
-        assert second["messages_total", "http"] == 1  # what is counted is never old
+        assert second["messages_total", "http"] == 1  # counters are never cached
 
 
 def recorded(
@@ -187,32 +188,38 @@ def rejected(headers: Any = (), event: str | None = None) -> Rejected:
     )
 
 
-def test_two_copies_in_one_batch_are_one_event_and_a_known_one() -> None:
-    telemetry = Metrics()
+def test_two_copies_in_one_batch_are_one_event_and_one_duplicate() -> None:
+    metrics = Metrics()
     entry = recorded()
-    telemetry.heard(BatchResult([entry, entry], new=frozenset({entry.event.key}), source="kafka", messages=9), now=NOW)
+    metrics.batch_recorded(
+        BatchResult([entry, entry], new=frozenset({entry.event.key}), source="kafka", messages=9), now=NOW
+    )
 
-    seen = scraped(telemetry)
+    seen = scraped(metrics)
     assert seen["messages_total", "kafka"] == 9
     assert seen["events_total", "matched", "FAILED", "kafka", "flyte-v2"] == 1
     assert seen["events_total", "duplicate", "FAILED", "kafka", "flyte-v2"] == 1
     assert seen["last_batch_timestamp_seconds", "kafka"] == NOW.timestamp()
 
 
-def test_no_text_from_outside_becomes_a_label() -> None:
-    telemetry = Metrics()
-    telemetry.channel("email")
-    strange = a_delivery(channel="x" * 30, state=State.DEAD)
-    noise = rejected([("ce_type", b"whatever")])
-    telemetry.heard(
+def test_no_text_from_events_becomes_a_label() -> None:
+    metrics = Metrics()
+    metrics.add_channel("email")
+    undeliverable = a_delivery(channel="x" * 30, state=State.DEAD)
+    unreadable = rejected([("ce_type", b"whatever")])
+    metrics.batch_recorded(
         BatchResult(
-            [recorded(strange)], [noise, rejected(event="p/d/n/FAILED")], frozenset({an_event().key}), "t/3@9", 3
+            [recorded(undeliverable)],
+            [unreadable, rejected(event="p/d/n/FAILED")],
+            frozenset({an_event().key}),
+            "t/3@9",
+            3,
         ),
         now=NOW,
     )
-    telemetry.backlog({"y" * 30: Backlog(NOW, 1, 0, 2, 0), "z" * 30: Backlog(NOW, 2, 0, 3, 0)}, now=NOW + SECOND)
+    metrics.backlog({"y" * 30: Backlog(NOW, 1, 0, 2, 0), "z" * 30: Backlog(NOW, 2, 0, 3, 0)}, now=NOW + SECOND)
 
-    seen = scraped(telemetry)
+    seen = scraped(metrics)
     assert seen["events_total", "rejected", "", "replay", "other"] == 1
     assert seen["events_total", "rejected", "FAILED", "replay", "structured"] == 1
     assert seen["rejected_total", "replay"] == 2
@@ -222,58 +229,60 @@ def test_no_text_from_outside_becomes_a_label() -> None:
     assert not [key for key in seen.series if any(text[:3] in {"xxx", "yyy", "zzz"} for text in key)]
 
 
-def test_types_are_named_in_a_word() -> None:
-    assert kind_of(samples.sample("v1-workflow-failed")[0]) == "flyte-v1"
-    assert kind_of(samples.sample("v2-workflow-failed")[0]) == "flyte-v2"
-    assert kind_of(samples.sample("v2-workflow-failed-structured")[0]) == "structured"
-    assert kind_of(write(an_event(), Format.NATIVE).headers) == "native"
+def test_message_types_have_short_labels() -> None:
+    assert type_label(samples.sample("v1-workflow-failed")[0]) == "flyte-v1"
+    assert type_label(samples.sample("v2-workflow-failed")[0]) == "flyte-v2"
+    assert type_label(samples.sample("v2-workflow-failed-structured")[0]) == "structured"
+    assert type_label(write(an_event(), Format.NATIVE).headers) == "native"
 
 
-def test_reconciled_ends_are_counted_once() -> None:
-    telemetry = Metrics()
+def test_reconciled_executions_are_counted_once() -> None:
+    metrics = Metrics()
     entry = recorded(kind="native")
     for new in (frozenset({entry.event.key}), frozenset[str]()):
-        telemetry.heard(BatchResult([entry], new=new, source="reconcile", messages=1), now=NOW)
-    assert scraped(telemetry)["reconciled_total"] == 1
+        metrics.batch_recorded(BatchResult([entry], new=new, source="reconcile", messages=1), now=NOW)
+    assert scraped(metrics)["reconciled_total"] == 1
 
 
-def ending(outcome: Sent | Retry | Dead, **facts: Any) -> Settlement:
-    delivery = a_delivery(occurred_at=NOW - 3 * SECOND, **facts)
+def settlement(outcome: Sent | Retry | Dead, **fields: Any) -> Settlement:
+    delivery = a_delivery(occurred_at=NOW - 3 * SECOND, **fields)
     return Settlement(delivery=delivery, outcome=outcome, started_at=NOW, ended_at=NOW + SECOND)
 
 
-def test_each_ending_is_counted_and_only_what_counted_settles() -> None:
-    telemetry = Metrics()
-    telemetry.channel("email")
+def test_every_attempt_is_counted_and_deliveries_only_if_the_lease_was_held() -> None:
+    metrics = Metrics()
+    metrics.add_channel("email")
     for outcome in (SENT, Retry(NOW, "later"), Retry(NOW, "lost", in_doubt=True), Dead("never")):
-        telemetry.settled(ending(outcome), True)
-    telemetry.settled(ending(SENT), False)
+        metrics.settled(settlement(outcome), True)
+    metrics.settled(settlement(SENT), False)
     refused = a_delivery(state=State.DEAD)
-    telemetry.settled(replace(ending(SENT, fallback_for="another"), follow_ups=[refused]), True)
+    metrics.settled(replace(settlement(SENT, fallback_for="another"), follow_ups=[refused]), True)
 
-    seen = scraped(telemetry)
+    seen = scraped(metrics)
     attempts = {outcome: seen["attempts_total", "email", outcome] for outcome in ("sent", "retry", "in_doubt", "dead")}
     assert attempts == {"sent": 3, "retry": 1, "in_doubt": 1, "dead": 1}
     assert (seen["deliveries_total", "email", "sent"], seen["deliveries_total", "email", "dead"]) == (2, 2)
     assert seen["lost_leases_total", "email"] == 1
-    assert seen["delivery_lag_seconds_count", "email"] == 1  # neither what came late nor what tells of a dead one
+    assert (
+        seen["delivery_lag_seconds_count", "email"] == 1
+    )  # not counted: an attempt that lost its lease, and a fallback notice
     assert seen["delivery_lag_seconds_sum", "email"] == 4
 
 
-def test_a_clock_that_goes_wrong_makes_no_negative_lag() -> None:
-    telemetry = Metrics()
-    telemetry.settled(replace(ending(SENT), delivery=a_delivery(occurred_at=NOW + timedelta(hours=1))), True)
-    assert scraped(telemetry)["delivery_lag_seconds_sum", "email"] == 0
+def test_an_event_from_the_future_has_a_lag_of_zero() -> None:
+    metrics = Metrics()
+    metrics.settled(replace(settlement(SENT), delivery=a_delivery(occurred_at=NOW + timedelta(hours=1))), True)
+    assert scraped(metrics)["delivery_lag_seconds_sum", "email"] == 0
 
 
-def test_what_can_not_be_looked_up_is_left_out() -> None:
-    telemetry = Metrics()
-    telemetry.channel("email")
-    telemetry.backlog({}, now=NOW)
-    telemetry.kafka({("t", 0): 5}, {("t", 0): 1.0})
-    assert scraped(telemetry)["kafka_lag_messages", "0", "t"] == 5
-    telemetry.backlog(None, now=NOW)
-    telemetry.kafka(None, {})
-    seen = scraped(telemetry)
+def test_metrics_that_can_not_be_collected_are_left_out() -> None:
+    metrics = Metrics()
+    metrics.add_channel("email")
+    metrics.backlog({}, now=NOW)
+    metrics.kafka({("t", 0): 5}, {("t", 0): 1.0})
+    assert scraped(metrics)["kafka_lag_messages", "0", "t"] == 5
+    metrics.backlog(None, now=NOW)
+    metrics.kafka(None, {})
+    seen = scraped(metrics)
     assert seen.get("deliveries_waiting", "email") is None
     assert seen.get("kafka_lag_messages", "0", "t") is None

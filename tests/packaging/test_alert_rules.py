@@ -1,4 +1,4 @@
-"""Alerts, dashboard, runbook and the list of metrics say nothing that isn't there."""
+"""Alerts, dashboard, runbook and docs/metrics.md agree with the metrics and commands that exist."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ METRICS = (ROOT / "docs/metrics.md").read_text()
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool on this machine (Debian: prometheus)")
 
-OURS = {one.name: one for one in Metrics().described}
+DESCRIPTIONS = {one.name: one for one in Metrics().descriptions}
 TABLE = re.compile(r"^\| `(dispatcher_\w+)` \| (\w+) \| (.*?) \| (.*?) \| `(.*)` \|$", re.MULTILINE)
 SELECTOR = re.compile(r"\b(dispatcher_\w+)(?:\{([^}]*)\})?")
-GIVEN_BY_PROMETHEUS = {"job", "instance", "le"}
+PROMETHEUS_LABELS = {"job", "instance", "le"}
 
 
 def promtool(*arguments: str, given: str = "") -> str:
@@ -62,20 +62,20 @@ def all_queries() -> list[str]:
 
 def metric(name: str) -> MetricDescription:
     """The metric that a series belongs to."""
-    if name not in OURS:
+    if name not in DESCRIPTIONS:
         name = re.sub(r"_(bucket|sum|count)$", "", name)
-        assert OURS[name].kind == "histogram", name
-    return OURS[name]
+        assert DESCRIPTIONS[name].kind == "histogram", name
+    return DESCRIPTIONS[name]
 
 
-def test_the_list_of_metrics_says_what_the_code_counts() -> None:
+def test_the_list_of_metrics_matches_the_code() -> None:
     def row(one: MetricDescription) -> tuple[str, str, str, str]:
         return one.name, one.kind, ", ".join(f"`{label}`" for label in one.labels) or "none", one.meaning
 
-    assert [row[:4] for row in TABLE.findall(METRICS)] == [row(one) for one in OURS.values()]
+    assert [row[:4] for row in TABLE.findall(METRICS)] == [row(one) for one in DESCRIPTIONS.values()]
 
 
-def test_a_documented_query_is_about_its_metric() -> None:
+def test_a_documented_query_uses_its_metric() -> None:
     for name, *_, query in TABLE.findall(METRICS):
         assert name in {metric(found).name for found, _ in SELECTOR.findall(query)}, query
 
@@ -84,31 +84,31 @@ def test_every_label_is_explained() -> None:
     explained = set(
         re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| [^|]+ \|$", METRICS, re.MULTILINE)))
     )
-    assert {label for one in OURS.values() for label in one.labels} - {"version", "python"} <= explained
+    assert {label for one in DESCRIPTIONS.values() for label in one.labels} - {"version", "python"} <= explained
 
 
 def test_queries_name_metrics_and_labels_that_exist() -> None:
     for query in all_queries():
         selected = SELECTOR.findall(query)
-        labels = {label for name, _ in selected for label in metric(name).labels} | GIVEN_BY_PROMETHEUS
-        for name, chosen in selected:
-            asked = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", chosen))
-            assert asked <= {*metric(name).labels, *GIVEN_BY_PROMETHEUS}, query
-        for grouped in re.findall(r"by \(([^)]*)\)", query):
-            assert {label.strip() for label in grouped.split(",")} <= labels, query
+        labels = {label for name, _ in selected for label in metric(name).labels} | PROMETHEUS_LABELS
+        for name, matchers in selected:
+            used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+            assert used <= {*metric(name).labels, *PROMETHEUS_LABELS}, query
+        for group in re.findall(r"by \(([^)]*)\)", query):
+            assert {label.strip() for label in group.split(",")} <= labels, query
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
     shown = {metric(name).name for query in queries_of_the_dashboard() for name, _ in SELECTOR.findall(query)}
-    assert shown == OURS.keys()
+    assert shown == DESCRIPTIONS.keys()
 
 
-def test_the_dashboards_panels_are_all_visible_and_have_ids_of_their_own() -> None:
-    every = json.loads(DASHBOARD.read_text())["panels"]
-    assert len({panel["id"] for panel in every}) == len(every)
+def test_the_dashboards_panels_are_visible_and_have_unique_ids() -> None:
+    all_panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in all_panels}) == len(all_panels)
     places = [
         (place["x"] + dx, place["y"] + dy)
-        for place in (panel["gridPos"] for panel in every)
+        for place in (panel["gridPos"] for panel in all_panels)
         for dx in range(place["w"])
         for dy in range(place["h"])
     ]
@@ -117,7 +117,7 @@ def test_the_dashboards_panels_are_all_visible_and_have_ids_of_their_own() -> No
 
 
 @needs_promtool
-def test_the_dashboards_queries_are_promql(tmp_path: Path) -> None:
+def test_all_queries_are_valid_promql(tmp_path: Path) -> None:
     names = {"$__rate_interval": "5m", "$job": "x", "$channel": "x"}
     rules = []
     for number, query in enumerate([*queries_of_the_dashboard(), *(query for *_, query in TABLE.findall(METRICS))]):
@@ -129,18 +129,18 @@ def test_the_dashboards_queries_are_promql(tmp_path: Path) -> None:
 
 
 @needs_promtool
-def test_the_alerts_go_off_when_they_should_and_only_then() -> None:
+def test_the_alerts_fire_as_their_tests_expect() -> None:
     promtool("test", "rules", str(TESTS))
 
 
-def test_every_alert_is_tried_by_going_off() -> None:
-    tried = {
+def test_every_alert_fires_in_a_test() -> None:
+    firing = {
         one["alertname"]
         for test in yaml.safe_load(TESTS.read_text())["tests"]
         for one in test["alert_rule_test"]
         if one.get("exp_alerts")
     }
-    assert tried == {rule["alert"] for rule in alerts()}
+    assert firing == {rule["alert"] for rule in alerts()}
 
 
 def test_every_alert_has_an_entry_in_the_runbook_and_every_entry_an_alert() -> None:
@@ -152,7 +152,7 @@ def test_every_alert_has_an_entry_in_the_runbook_and_every_entry_an_alert() -> N
         assert "\nDo:" in text, rule["alert"]
 
 
-def test_links_within_the_runbook_lead_somewhere() -> None:
+def test_links_within_the_runbook_have_targets() -> None:
     entries = {entry.lower() for entry in re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)}
     assert {link for _, link in re.findall(r"\[(\w+)\]\(#(\w+)\)", RUNBOOK)} <= entries
 
@@ -163,7 +163,7 @@ def test_the_runbooks_commands_exist_with_their_options() -> None:
     for command in commands:
         words = shlex.split(command)
         names = itertools.takewhile(lambda word: re.fullmatch(r"[a-z][a-z-]*", word), words)
-        asked = typer.testing.CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
-        assert asked.exit_code == 0, command
+        result = typer.testing.CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        assert result.exit_code == 0, command
         for option in (word for word in words if word.startswith("--")):
-            assert option in asked.output, command
+            assert option in result.output, command

@@ -1,4 +1,4 @@
-"""The container files, as far as they can be proved without an engine."""
+"""Dockerfile and docker-compose.yml, as far as they can be tested without a container engine."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def test_every_image_is_pinned_to_a_full_version(dockerfile: DockerfileParser) -
     assert all(re.search(r":v?\d+\.\d+(\.\d+)?", image) for image in images), images
 
 
-def test_services_wait_for_what_has_a_healthcheck_and_mount_what_exists() -> None:
+def test_services_wait_for_healthchecks_and_mount_files_that_exist() -> None:
     for name, service in SERVICES.items():
-        for other, how in service.get("depends_on", {}).items():
-            assert how == {"condition": "service_healthy"}
+        for other, condition in service.get("depends_on", {}).items():
+            assert condition == {"condition": "service_healthy"}
             assert "healthcheck" in SERVICES[other], f"{name} waits for {other}"
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
@@ -66,7 +66,7 @@ def test_services_wait_for_what_has_a_healthcheck_and_mount_what_exists() -> Non
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
-def test_the_settings_in_the_compose_file_are_valid_and_so_are_its_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_and_rules_of_the_compose_file_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPATCHER__HTTP__TOKEN", "compose-only-change-me")
     settings = load(ROOT / "deploy" / "compose" / "dispatcher.yaml")
     assert settings.kafka is not None
@@ -77,20 +77,20 @@ def test_the_settings_in_the_compose_file_are_valid_and_so_are_its_rules(monkeyp
     assert len(rules.book.plans) == 1
 
 
-def test_what_the_compose_file_runs_is_what_our_command_line_takes() -> None:
-    """Each of its commands, and `check`, with its settings, its environment and its mounts."""
+def test_the_compose_files_commands_exist_and_its_settings_pass_the_check() -> None:
+    """Each command with `--help`, and `check`, with the environment and settings of its service."""
     for name in ("dispatcher", "publish"):
         service = SERVICES[name]
-        given = {key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for key, value in service["environment"].items()}
+        environment = {key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for key, value in service["environment"].items()}
         (config,) = (
             volume.split(":")[0] for volume in service["volumes"] if "/etc/dispatcher/dispatcher.yaml" in volume
         )
-        asked = [["check"]] if name == "dispatcher" else [[*service["command"], "--help"]]
-        for arguments in asked:
+        commands = [["check"]] if name == "dispatcher" else [[*service["command"], "--help"]]
+        for arguments in commands:
             done = subprocess.run(
                 [*COMMAND, *arguments],
                 cwd=ROOT,
-                env={**os.environ, **given, "DISPATCHER_CONFIG": config},
+                env={**os.environ, **environment, "DISPATCHER_CONFIG": config},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -98,7 +98,9 @@ def test_what_the_compose_file_runs_is_what_our_command_line_takes() -> None:
             assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_our_containers_are_locked_down_and_get_the_time_that_a_stop_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dispatchers_containers_are_locked_down_and_get_enough_time_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DISPATCHER__HTTP__TOKEN", "compose-only-change-me")
     for name in ("dispatcher", "publish"):
         service = SERVICES[name]
@@ -109,14 +111,14 @@ def test_our_containers_are_locked_down_and_get_the_time_that_a_stop_needs(monke
     assert int(SERVICES["dispatcher"]["stop_grace_period"].removesuffix("s")) >= shutdown_timeout + 15
 
 
-def test_the_image_runs_as_nobody_in_particular_and_gets_signals_itself(dockerfile: DockerfileParser) -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_gets_signals_itself(dockerfile: DockerfileParser) -> None:
     assert instructions(dockerfile, "USER") == ["10001:10001"]
     assert json.loads(instructions(dockerfile, "ENTRYPOINT")[0]) == ["dispatcher"], "a shell would keep SIGTERM"
     assert instructions(dockerfile, "STOPSIGNAL") == ["SIGTERM"]
     assert len(instructions(dockerfile, "HEALTHCHECK")) == 1
 
 
-def test_what_the_image_copies_exists_and_is_not_ignored(dockerfile: DockerfileParser) -> None:
+def test_files_that_the_image_copies_exist_and_are_not_ignored(dockerfile: DockerfileParser) -> None:
     kept = {
         line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
     }

@@ -1,4 +1,4 @@
-"""The Helm chart: rendered by Helm, held to Kubernetes' own schemas, and its settings to `dispatcher check`."""
+"""The Helm chart: rendered by Helm, validated with the schemas of Kubernetes, and its settings with `dispatcher check`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.skipif(not HELM.exists(), reason="no Helm here: .ci/kub
 
 POSTGRES = {"type": "postgresql", "postgresql": {"host": "postgres"}}
 CASES: dict[str, dict[str, Any]] = {
-    "as it comes": {},
+    "default values": {},
     "without Kafka, without FlyteAdmin": {"config": {"kafka": None, "rules": None}},
     "PostgreSQL, with a password in the values": {
         "ledger": {"type": "postgresql", "postgresql": {"host": "postgres", "user": "a b", "password": "p:@/ '\"w"}}
     },
-    "everything on": {
+    "everything enabled": {
         "fullnameOverride": NAME,
         "ledger": {"type": "postgresql", "postgresql": {"host": "postgres", "existingSecret": "pg", "ssl": "require"}},
         "autoscaling": {"enabled": True},
@@ -104,7 +104,7 @@ def test_the_chart_passes_helms_own_lint() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_rendered_is_valid_by_kubernetes_own_schemas(case: str, tmp_path: Path) -> None:
+def test_rendered_manifests_are_valid_by_the_schemas_of_kubernetes(case: str, tmp_path: Path) -> None:
     done = helm(CASES[case], tmp_path)
     assert done.returncode == 0, done.stderr
     location = f"{TOOLS}/schemas/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
@@ -130,8 +130,8 @@ def test_what_is_rendered_is_valid_by_kubernetes_own_schemas(case: str, tmp_path
     assert (summary["invalid"], summary["errors"], summary["skipped"]) == (0, 0, 0)
 
 
-def test_the_schemas_refuse_what_is_misspelt(tmp_path: Path) -> None:
-    """Or the test above would hold for anything."""
+def test_the_schemas_reject_misspelt_keys(tmp_path: Path) -> None:
+    """Otherwise the test above would pass for any manifest."""
     done = helm(KEDA, tmp_path)
     for right, wrong in (
         ("maxSurge", "maxSurges"),
@@ -151,8 +151,8 @@ def test_the_schemas_refuse_what_is_misspelt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_rendered_settings_pass_the_dispatchers_own_check(case: str, tmp_path: Path) -> None:
-    """In the folders that the pod has: what its volumes bring, and a file for each secret."""
+def test_the_rendered_settings_pass_dispatcher_check(case: str, tmp_path: Path) -> None:
+    """Checked in folders like the pod's, with the files of its volumes and one file for each secret."""
     manifests = rendered(CASES[case], tmp_path)
     spec = pods(manifests)["Deployment"]
     (projected,) = [volume["projected"]["sources"] for volume in spec["volumes"] if volume["name"] == "config"]
@@ -194,17 +194,17 @@ def test_every_pod_is_locked_down(case: str, tmp_path: Path) -> None:
 
 
 def test_a_pod_gets_longer_to_stop_than_the_dispatcher_takes(tmp_path: Path) -> None:
-    manifests = rendered({"grace": 90}, tmp_path)
+    manifests = rendered({"shutdownTimeoutSeconds": 90}, tmp_path)
     settings = yaml.safe_load(manifests["ConfigMap", NAME]["data"]["dispatcher.yaml"])
     spec = pods(manifests)["Deployment"]
     (container,) = spec["containers"]
-    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    shutdown_timeout = parse_duration(settings["grace"]).total_seconds()
+    pre_stop = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    shutdown_timeout = parse_duration(settings["shutdown_timeout"]).total_seconds()
     assert shutdown_timeout == 90
-    assert spec["terminationGracePeriodSeconds"] >= shutdown_timeout + waits + 20
+    assert spec["terminationGracePeriodSeconds"] >= shutdown_timeout + pre_stop + 20
 
 
-def test_an_sqlite_ledger_is_one_pods_alone_and_outlives_the_release(tmp_path: Path) -> None:
+def test_an_sqlite_ledger_has_one_pod_and_outlives_the_release(tmp_path: Path) -> None:
     manifests = rendered({"replicaCount": 5}, tmp_path)
     deployment = manifests["Deployment", NAME]["spec"]
     assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
@@ -213,7 +213,7 @@ def test_an_sqlite_ledger_is_one_pods_alone_and_outlives_the_release(tmp_path: P
     assert not [kind for kind, _ in manifests if kind == "Job"]
 
 
-def test_a_postgresql_ledger_is_migrated_first_and_upgraded_without_a_stop(tmp_path: Path) -> None:
+def test_a_postgresql_ledger_is_migrated_first_and_upgraded_without_downtime(tmp_path: Path) -> None:
     manifests = rendered(CASES["PostgreSQL, with a password in the values"], tmp_path)
     deployment = manifests["Deployment", NAME]["spec"]
     assert deployment["replicas"] == 2
@@ -221,8 +221,8 @@ def test_a_postgresql_ledger_is_migrated_first_and_upgraded_without_a_stop(tmp_p
     job = manifests["Job", f"{NAME}-migrate"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    asked = subprocess.run([*COMMAND, *container["args"], "--help"], capture_output=True, text=True, check=False)
-    assert asked.returncode == 0, asked.stderr
+    done = subprocess.run([*COMMAND, *container["args"], "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     config = manifests["ConfigMap", NAME]["data"]["dispatcher.yaml"]
     named = {
         "Deployment": yaml.safe_load(config)["ledger"]["password_file"],
@@ -232,13 +232,13 @@ def test_a_postgresql_ledger_is_migrated_first_and_upgraded_without_a_stop(tmp_p
         secret, key = projected(pods(manifests)[kind], file)
         assert manifests["Secret", secret]["stringData"][key] == "p:@/ '\"w"
     used, _ = projected(job["spec"]["template"]["spec"], named["Job"])
-    assert "helm.sh/hook" in manifests["Secret", used]["metadata"]["annotations"], "it is there before the release is"
+    assert "helm.sh/hook" in manifests["Secret", used]["metadata"]["annotations"], "it must exist before the release"
     assert "a+b@" in config or "a%20b@" in config
     assert "p:@" not in config
 
 
 def projected(pod: Any, file: str) -> tuple[str, str]:
-    """The Secret, and the key in it, that a pod's container sees as that file."""
+    """The Secret and its key that a pod's container sees as this file."""
     (container,) = pod["containers"]
     folder, _, name = file.rpartition("/")
     (mounted,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == folder]
@@ -250,7 +250,7 @@ def projected(pod: Any, file: str) -> tuple[str, str]:
     return found
 
 
-def test_other_settings_make_other_pods_and_other_rules_do_not(tmp_path: Path) -> None:
+def test_changed_settings_restart_the_pods_and_changed_rules_do_not(tmp_path: Path) -> None:
     def annotations(values: dict[str, Any]) -> Any:
         return rendered(values, tmp_path)["Deployment", NAME]["spec"]["template"]["metadata"]["annotations"]
 
@@ -261,7 +261,7 @@ def test_other_settings_make_other_pods_and_other_rules_do_not(tmp_path: Path) -
     assert annotations({"launchPlans": {"a.yaml": {}}, "templates": {"email/subject.txt.j2": "x"}}) != plain
 
 
-def test_keda_scales_on_the_lag_of_the_group_and_topics_of_the_settings(tmp_path: Path) -> None:
+def test_keda_scales_on_the_lag_of_the_configured_group_and_topics(tmp_path: Path) -> None:
     values = {
         **KEDA,
         "config": {
@@ -274,10 +274,10 @@ def test_keda_scales_on_the_lag_of_the_group_and_topics_of_the_settings(tmp_path
     assert [trigger["metadata"]["topic"] for trigger in triggers] == ["one", "two"]
     assert {trigger["metadata"]["consumerGroup"] for trigger in triggers} == {"g"}
     assert {trigger["metadata"]["bootstrapServers"] for trigger in triggers} == {"a:9092,b:9092"}
-    assert "replicas" not in manifests["Deployment", NAME]["spec"], "or an upgrade would undo what KEDA set"
+    assert "replicas" not in manifests["Deployment", NAME]["spec"], "or an upgrade would reset the number that KEDA set"
 
 
-def test_prometheus_gets_the_repositorys_alerts_and_may_read_what_they_need(tmp_path: Path) -> None:
+def test_prometheus_gets_the_repositorys_alerts_and_may_read_the_metrics(tmp_path: Path) -> None:
     manifests = rendered(KEDA, tmp_path)
     alerts = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
     assert manifests["PrometheusRule", NAME]["spec"] == alerts
@@ -306,7 +306,7 @@ def test_prometheus_gets_the_repositorys_alerts_and_may_read_what_they_need(tmp_
         ({"ledger": {"type": "postgresql"}}, "host"),
         ({"config": {"http": {"listen": "0.0.0.0:9"}}}, "http"),
         ({"config": {"ledger": {"url": "sqlite:///x"}}}, "ledger"),
-        ({"config": {"grace": "5s"}}, "config"),
+        ({"config": {"shutdown_timeout": "5s"}}, "config"),
         ({"launchPlans": {"../../etc/passwd": "x"}}, "../../etc/passwd"),
         ({"image": {"digest": "latest"}}, "digest"),
         ({"serviceMonitor": {"tokenSecret": {"name": "x"}}}, "tokenSecret"),
@@ -315,13 +315,13 @@ def test_prometheus_gets_the_repositorys_alerts_and_may_read_what_they_need(tmp_
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
-def test_values_that_cannot_hold_are_refused(values: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_invalid_values_are_rejected(values: dict[str, Any], words: str, tmp_path: Path) -> None:
     done = helm(values, tmp_path)
     assert done.returncode != 0, done.stdout
     assert words in done.stderr
 
 
-def test_the_chart_is_of_this_version() -> None:
+def test_the_chart_has_this_version() -> None:
     from dispatcher.version import __version__
 
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())

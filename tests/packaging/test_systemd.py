@@ -1,4 +1,4 @@
-"""The systemd unit, by systemd's own judgement where it is on this machine."""
+"""The systemd unit, checked by systemd itself if it is installed."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ def unit() -> configparser.ConfigParser:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The unit as systemd would find it, with a program that this machine has."""
+    """A copy of the unit whose program exists on this machine."""
     copy = tmp_path / UNIT.name
     copy.write_text(re.sub(r"(?m)^(ExecStart)=.*$", r"\1=/bin/true", UNIT.read_text()))
     return copy
 
 
 @needs_systemd
-def test_systemd_understands_every_line_of_the_unit(installed: Path) -> None:
+def test_systemd_verifies_the_unit_without_warnings(installed: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(installed)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @needs_systemd
-def test_systemd_finds_little_that_the_unit_leaves_open(installed: Path) -> None:
-    """An exposure of at most 1.5 in 10; a unit without any hardening has 9.6."""
+def test_the_unit_has_a_low_exposure(installed: Path) -> None:
+    """At most 1.5 of 10 in `systemd-analyze security`; a unit without any hardening has 9.6."""
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(installed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_a_stop_may_last_longer_than_the_grace_period(unit: configparser.ConfigParser) -> None:
+def test_systemd_waits_longer_than_shutdown_timeout(unit: configparser.ConfigParser) -> None:
     stop = int(unit["Service"]["TimeoutStopSec"].removesuffix("s"))
-    assert stop >= Settings.model_fields["grace"].default.total_seconds() + 15
+    assert stop >= Settings.model_fields["shutdown_timeout"].default.total_seconds() + 15
 
 
-def test_the_unit_starts_the_command_that_there_is_with_the_settings_that_the_docs_name(
+def test_the_unit_runs_the_command_and_names_the_files_that_the_docs_name(
     unit: configparser.ConfigParser,
 ) -> None:
     service = unit["Service"]
@@ -62,5 +62,5 @@ def test_the_unit_starts_the_command_that_there_is_with_the_settings_that_the_do
     docs = (ROOT / "docs" / "deploy.md").read_text()
     assert command == "serve"
     assert program in docs
-    for named in (*re.findall(r"/etc/\S+", service["Environment"] + service["LoadCredential"]), UNIT.name):
-        assert named in docs
+    for name in (*re.findall(r"/etc/\S+", service["Environment"] + service["LoadCredential"]), UNIT.name):
+        assert name in docs

@@ -1,4 +1,4 @@
-"""The wheel alone, in a clean environment, does the job."""
+"""The wheel has all files, and works in a clean environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _pythons() -> list[str]:
-    """Every Python from 3.11 on that this machine has."""
+    """Every Python 3.11 or later on this machine."""
     candidates = [sys.executable, *(shutil.which(f"python3.{minor}") or "" for minor in range(11, 16))]
     candidates += map(str, Path.home().glob(".pyenv/versions/3.*/bin/python"))
     found: dict[tuple[int, ...], str] = {}
@@ -30,11 +30,11 @@ def _pythons() -> list[str]:
 
 
 def _version(python: str) -> tuple[int, ...]:
-    """Its first two numbers; none where it doesn't run."""
-    asked = subprocess.run(
+    """The major and minor version; empty if it does not run."""
+    done = subprocess.run(
         [python, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, check=False
     )
-    return tuple(map(int, asked.stdout.split())) if asked.returncode == 0 else ()
+    return tuple(map(int, done.stdout.split())) if done.returncode == 0 else ()
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_everything_the_job_needs_is_in_the_wheel(wheel: Path) -> None:
+def test_the_wheel_contains_all_needed_files(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for needed in (
+    for name in (
         "dispatcher/templates/email/html.html.j2",
         "dispatcher/templates/slack/message.yaml",
         "dispatcher/templates/samples/failed.json",
@@ -66,21 +66,21 @@ def test_everything_the_job_needs_is_in_the_wheel(wheel: Path) -> None:
         "dispatcher/py.typed",
         "channels/contract.py",
     ):
-        assert needed in names
+        assert name in names
     assert not [name for name in names if name.startswith(("tests/", "bench/"))]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("python", _pythons(), ids=lambda path: path.rsplit("/", 3)[-3])
-def test_the_wheel_alone_in_a_clean_environment_does_the_job(wheel: Path, python: str, tmp_path: Path) -> None:
+def test_the_wheel_works_in_a_clean_environment(wheel: Path, python: str, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
-    # Our own pip fills it, and leaves the compiling to the imports: most of what is installed isn't loaded.
+    # Installed with the pip of this environment, and not compiled: most modules are never imported.
     subprocess.run([python, "-m", "venv", "--without-pip", str(environment)], check=True)
-    into = ("--python", str(environment / "bin" / "python"))
-    pip = [sys.executable, "-m", "pip", *into, "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    target = ("--python", str(environment / "bin" / "python"))
+    pip = [sys.executable, "-m", "pip", *target, "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     if _version(python) >= (3, 14):
-        pip.append("--ignore-requires-python")  # as the Makefile does, for flyteidl
+        pip.append("--ignore-requires-python")  # like the Makefile, because of flyteidl
     subprocess.run([*pip, "--require-hashes", "-r", str(ROOT / "requirements" / "demo.txt")], check=True)
     subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
     dispatcher = str(environment / "bin" / "dispatcher")

@@ -1,4 +1,4 @@
-"""The loop that the service runs on."""
+"""The service's event loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ async def _running() -> str:
     return type(asyncio.get_running_loop()).__module__
 
 
-def test_uvloop_runs_the_service_where_it_is_installed() -> None:
+def test_uvloop_runs_the_service_if_it_is_installed() -> None:
     assert event_loop.run(_running()) == pytest.importorskip("uvloop").Loop.__module__
 
 
-def test_what_ends_the_work_ends_the_call() -> None:
+def test_an_exception_of_the_coroutine_is_raised_by_run() -> None:
     async def broken() -> None:
         raise LookupError("lost")
 

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector that keeps what it is sent: OTLP over HTTP, in protobuf."""
+"""Reads the spans that a scripted OpenTelemetry collector received: OTLP over HTTP, in protobuf."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from tests.support.http import ScriptedHttp
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A span as it arrived; ids in hexadecimal."""
+class ExportedSpan:
+    """A span that arrived; ids are hexadecimal."""
 
     name: str
     trace: str
     id: str
     parent: str
-    facts: dict[str, Any]
+    attributes: dict[str, Any]
     links: tuple[tuple[str, str], ...]
-    """Trace and span."""
+    """The ids of the linked traces and spans."""
     state: str
     failed: bool
     service: str
 
 
-def spans(collector: ScriptedHttp) -> list[Seen]:
-    """All that has arrived, in the order in which it ended."""
-    seen = []
+def spans(collector: ScriptedHttp) -> list[ExportedSpan]:
+    """All spans that arrived, in the order in which they ended."""
+    found = []
     for request in collector.requests:
-        sent = ExportTraceServiceRequest.FromString(request.body)
-        for resource in sent.resource_spans:
-            service = _facts(resource.resource.attributes)["service.name"]
-            seen += [_seen(span, service) for scope in resource.scope_spans for span in scope.spans]
-    return seen
+        batch = ExportTraceServiceRequest.FromString(request.body)
+        for resource in batch.resource_spans:
+            service = _attributes(resource.resource.attributes)["service.name"]
+            found += [_parse(span, service) for scope in resource.scope_spans for span in scope.spans]
+    return found
 
 
-def _seen(span: Any, service: str) -> Seen:
-    return Seen(
+def _parse(span: Any, service: str) -> ExportedSpan:
+    return ExportedSpan(
         name=span.name,
         trace=span.trace_id.hex(),
         id=span.span_id.hex(),
         parent=span.parent_span_id.hex(),
-        facts=_facts(span.attributes),
+        attributes=_attributes(span.attributes),
         links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
         state=span.trace_state,
         failed=span.status.code == 2,
@@ -51,5 +51,5 @@ def _seen(span: Any, service: str) -> Seen:
     )
 
 
-def _facts(attributes: Any) -> dict[str, Any]:
+def _attributes(attributes: Any) -> dict[str, Any]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}

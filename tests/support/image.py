@@ -1,8 +1,9 @@
-"""An image without an engine: a Dockerfile carried out in overlays over this machine, each stage in one of its own.
+"""Builds and runs the image of a Dockerfile without a container engine.
 
-What RUN says is done as root in a changed root; what is made is run as a container is: as its user, as process 1,
-on a root file system that can't be written but for /tmp and the volumes, in a network of its own. The base image is
-stood in for by this machine with a Python in /usr/local, so what a base image lacks can't be seen here.
+Each stage has an overlay over this machine's root file system. RUN instructions run in it as root, with chroot. The
+container then runs like in an engine: as its user, as process 1, with a read-only root file system except /tmp and the
+volumes, and with its own network. In place of the base image, this machine with a Python in /usr/local is used, so
+these tests can't notice a program that the base image lacks.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _TOOLS = ("unshare", "mount", "chroot", "ip", "useradd")
 
 
 def missing() -> str | None:
-    """Why this machine can't do it, if so."""
+    """Why this machine can't build images, or None if it can."""
     if os.geteuid() != 0:
-        return "root is needed, to change roots and mount overlays"
+        return "root is needed for chroot and for mounting overlays"
     if lacking := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"no {', '.join(lacking)} on this machine"
     tried = subprocess.run(
@@ -37,7 +38,7 @@ def missing() -> str | None:
 
 @dataclass(slots=True)
 class _Stage:
-    """Where a stage's root is, and what its instructions have set so far."""
+    """The root folder of a stage, and what its instructions have set so far."""
 
     root: Path
     env: dict[str, str] = field(default_factory=lambda: {"PATH": _BASE_PATH, "HOME": "/root"})
@@ -50,16 +51,16 @@ class _Stage:
     stop_signal: str = "SIGTERM"
 
     def inside(self, command: str, *, user: str = "0:0") -> str:
-        """A line of shell that does the command in the stage."""
+        """A line of shell that runs the command in the stage."""
         settings = " ".join(shlex.quote(f"{name}={value}") for name, value in self.env.items())
-        # what this machine needs to reach a package index
-        passed = " ".join(f'{name}="${name}"' for name in sorted(os.environ) if name.startswith(("PIP_", "SSL_")))
+        # this machine may need these variables to reach a package index
+        passed_on = " ".join(f'{name}="${name}"' for name in sorted(os.environ) if name.startswith(("PIP_", "SSL_")))
         line = shlex.quote(f"cd {self.folder} && {command}")
-        return f"chroot --userspec={user} --groups= {self.root} env -i {passed} {settings} sh -c {line}"
+        return f"chroot --userspec={user} --groups= {self.root} env -i {passed_on} {settings} sh -c {line}"
 
 
 class Image:
-    """The Dockerfile as one shell script, to which a test adds what is to be done with the image."""
+    """Translates the Dockerfile to one shell script, to which a test adds commands for the running container."""
 
     def __init__(self, dockerfile: DockerfileParser, context: Path, scratch: Path) -> None:
         self._context = context
@@ -68,15 +69,17 @@ class Image:
         self._read_only: list[str] = []
         self._script = ["set -eu", "mount --make-rprivate /", f"mount -t tmpfs none {scratch}"]
         for entry in dockerfile.structure:
-            self._take(entry["instruction"], entry["value"])
+            self._add(entry["instruction"], entry["value"])
 
     @property
     def final(self) -> _Stage:
         return list(self._stages.values())[-1]
 
-    def run(self, *after: str, files: dict[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
-        """Build, start the container with these files in it, do the lines of shell, stop it; they may use:
-        `in_container COMMAND`, `$init` (process 1 as seen from outside).
+    def run(self, *commands: str, files: dict[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+        """Build the image, start the container with these files in it, run the shell commands, stop the container.
+
+        The commands may use the functions `in_container COMMAND`, `health`, and `init`, which prints the id of the
+        container's process 1 as seen from outside.
         """
         stage = self.final
         for name, content in files.items():
@@ -90,23 +93,23 @@ class Image:
                 f"owner=$(stat -c uid=%u,gid=%g,mode=%a {where})",
                 f"mount -t tmpfs none {where} -o $owner",
             ]
-        started = stage.inside(f"exec {shlex.join([*stage.entrypoint, *stage.command])}", user=stage.user)
-        asked = stage.inside('"$0" "$@"', user=stage.user)
+        start = stage.inside(f"exec {shlex.join([*stage.entrypoint, *stage.command])}", user=stage.user)
+        in_container = stage.inside('"$0" "$@"', user=stage.user)
         self._script += [
             "ip link set lo up",
-            f"unshare --pid --fork --kill-child {started} >{self._scratch}/log 2>&1 & outer=$!",
-            f'in_container() {{ {asked} "$@"; }}',
+            f"unshare --pid --fork --kill-child {start} >{self._scratch}/log 2>&1 & outer=$!",
+            f'in_container() {{ {in_container} "$@"; }}',
             f"health() {{ in_container {shlex.join(stage.health)}; }}",
             "init() { cat /proc/$outer/task/$outer/children; }",
-            *after,
+            *commands,
             f"kill -s {stage.stop_signal.removeprefix('SIG')} $(init)",
             f"wait $outer || {{ echo ended with $?; cat {self._scratch}/log; exit 1; }} >&2",
             f"cat {self._scratch}/log",
         ]
-        # The build reaches the package index; from the container on, there is only loopback.
-        cut = self._script.index("ip link set lo up")
-        inner = "\n".join(["set -eu", *self._script[cut:]])
-        script = "\n".join([*self._script[:cut], f"exec unshare --net sh -c {shlex.quote(inner)}"])
+        # The build may use the network for the package index; the container has only the loopback interface.
+        split = self._script.index("ip link set lo up")
+        inner = "\n".join(["set -eu", *self._script[split:]])
+        script = "\n".join([*self._script[:split], f"exec unshare --net sh -c {shlex.quote(inner)}"])
         return subprocess.run(
             ["unshare", "--mount", "sh", "-c", script],
             capture_output=True,
@@ -116,14 +119,14 @@ class Image:
             cwd=self._context,
         )
 
-    def _take(self, instruction: str, value: str) -> None:
+    def _add(self, instruction: str, value: str) -> None:
         stage = list(self._stages.values())[-1] if self._stages else None
         if instruction == "FROM":
-            self._begin(value)
+            self._begin_stage(value)
         elif stage is not None:
-            self._do(stage, instruction, value)
+            self._translate(stage, instruction, value)
 
-    def _begin(self, value: str) -> None:
+    def _begin_stage(self, value: str) -> None:
         name = value.rpartition(" AS ")[2] if " AS " in value else f"stage-{len(self._stages)}"
         root = self._scratch / name
         self._stages[name] = stage = _Stage(root)
@@ -141,18 +144,18 @@ class Image:
             self._read_only.append(f"{root}/usr/local")
         self._read_only.append(str(root))
 
-    def _do(self, stage: _Stage, instruction: str, value: str) -> None:
+    def _translate(self, stage: _Stage, instruction: str, value: str) -> None:
         match instruction:
             case "RUN":
                 self._script.append(f"{stage.inside(f'set -e; {value}')} >&2")
             case "COPY":
-                self._script += self._copied(stage, shlex.split(value))
+                self._script += self._copy(stage, shlex.split(value))
             case "WORKDIR":
                 stage.folder = value
                 self._script.append(f"mkdir -p {stage.root}{value}")
             case "ENV":
-                for name, _, given in (part.partition("=") for part in shlex.split(value)):
-                    stage.env[name] = Template(given).substitute(stage.env)
+                for name, _, text in (part.partition("=") for part in shlex.split(value)):
+                    stage.env[name] = Template(text).substitute(stage.env)
             case "USER":
                 stage.user = value
             case "VOLUME":
@@ -170,7 +173,7 @@ class Image:
             case _:
                 raise NotImplementedError(f"{instruction} {value}")
 
-    def _copied(self, stage: _Stage, words: list[str]) -> list[str]:
+    def _copy(self, stage: _Stage, words: list[str]) -> list[str]:
         source = self._context
         if words[0].startswith("--from="):
             source = self._stages[words.pop(0).removeprefix("--from=")].root
@@ -178,8 +181,8 @@ class Image:
         where = stage.root / (Path(stage.folder) / target).relative_to("/")
         lines = []
         for name in names:
-            given = source / name.lstrip("/")
+            origin = source / name.lstrip("/")
             whole = not (self._context / name).is_file()
             lines.append(f"mkdir -p {where if whole or target.endswith('/') else where.parent}")
-            lines.append(f"cp -R {'-T ' if whole else ''}{given} {where}")
+            lines.append(f"cp -R {'-T ' if whole else ''}{origin} {where}")
         return lines

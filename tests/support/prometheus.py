@@ -1,4 +1,4 @@
-"""Who watches the replicas: Debian's Prometheus with our alert rules, or, where there is none, a substitute's own eyes."""
+"""Watches replicas for alerts: Prometheus with the repository's rules if it is installed, otherwise a substitute."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ PROMETHEUS = shutil.which("prometheus")
 JOB = "flyte-notification-dispatcher"
 DEAD = "DispatcherDeadDeliveries"
 WINDOW = 15
-"""Seconds over which deaths are counted here; the rule as it is delivered says 15 minutes."""
+"""Seconds over which the rule counts dead deliveries in tests; the delivered rule has 15 minutes."""
 
 
 class Watcher(Protocol):
-    """Tells which alerts fire."""
+    """Finds the alerts that fire."""
 
     name: str
 
     def watch(self, urls: Sequence[str]) -> None:
-        """These are the replicas from now on."""
+        """Watch the replicas at these URLs from now on."""
 
-    async def sees(self) -> bool:
-        """Whether each of them has been looked at. Prometheus finds new ones after some seconds."""
+    async def sees_all(self) -> bool:
+        """True once each replica was scraped. Prometheus notices new ones after some seconds."""
 
     async def firing(self) -> set[str]:
-        """The alerts that fire now, by name."""
+        """The names of the alerts that fire now."""
 
     async def fired(self) -> set[str]:
-        """The alerts that have ever fired."""
+        """The names of the alerts that have fired at any time."""
 
 
 @asynccontextmanager
 async def watching(folder: Path, token_file: Path) -> AsyncIterator[Watcher]:
-    """A watcher that shows this token at `/metrics`, while the block lasts. Its folder is made."""
+    """A watcher for the `with` block. It creates the folder, and uses the token for `/metrics`."""
     folder.mkdir()  # noqa: ASYNC240 - a test
-    opened = _prometheus(folder, token_file) if PROMETHEUS else _own_eyes(token_file)
+    opened = _prometheus(folder, token_file) if PROMETHEUS else _substitute(token_file)
     async with opened as watcher:
         yield watcher
 
 
 @dataclass(slots=True)
 class Prometheus:
-    """The real one."""
+    """Prometheus itself."""
 
     url: str
     targets: Path
@@ -69,7 +69,7 @@ class Prometheus:
         self.targets.write_text(json.dumps([{"targets": hosts}]))
         self.watched = len(hosts)
 
-    async def sees(self) -> bool:
+    async def sees_all(self) -> bool:
         async with self.session.get(f"{self.url}/api/v1/query", params={"query": "count(up == 1)"}) as answer:
             found = (await answer.json())["data"]["result"]
         return bool(found) and int(found[0]["value"][1]) >= self.watched
@@ -80,8 +80,8 @@ class Prometheus:
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
     async def fired(self) -> set[str]:
-        asked = {"query": 'last_over_time(ALERTS{alertstate="firing"}[1h])'}
-        async with self.session.get(f"{self.url}/api/v1/query", params=asked) as answer:
+        params = {"query": 'last_over_time(ALERTS{alertstate="firing"}[1h])'}
+        async with self.session.get(f"{self.url}/api/v1/query", params=params) as answer:
             found = (await answer.json())["data"]["result"]
         return {one["metric"]["alertname"] for one in found}
 
@@ -90,7 +90,7 @@ class Prometheus:
 async def _prometheus(folder: Path, token_file: Path) -> AsyncIterator[Prometheus]:
     port, targets = free_port(), folder / "targets.json"
     targets.write_text("[]")
-    (folder / "rules.yaml").write_text(yaml.safe_dump(_quicker(yaml.safe_load(RULES.read_text()))))
+    (folder / "rules.yaml").write_text(yaml.safe_dump(_with_short_window(yaml.safe_load(RULES.read_text()))))
     scrape = {
         "job_name": JOB,
         "authorization": {"credentials_file": str(token_file)},
@@ -113,17 +113,17 @@ async def _prometheus(folder: Path, token_file: Path) -> AsyncIterator[Prometheu
         )
     try:
         async with aiohttp.ClientSession() as session:
-            made = Prometheus(f"http://127.0.0.1:{port}", targets, session)
-            await until(lambda: _answers(session, f"{made.url}/-/ready"), "Prometheus is ready")
-            yield made
+            prometheus = Prometheus(f"http://127.0.0.1:{port}", targets, session)
+            await until(lambda: _answers(session, f"{prometheus.url}/-/ready"), "Prometheus is ready")
+            yield prometheus
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
 
 
-def _quicker(rules: dict[str, list[dict[str, list[dict[str, str]]]]]) -> object:
-    """Our rules with the window of one of them shortened, for a test waits until the alert is over."""
+def _with_short_window(rules: dict[str, list[dict[str, list[dict[str, str]]]]]) -> object:
+    """The rules, with a shorter window for dead deliveries: a test waits until that alert is over."""
     (rule,) = (rule for group in rules["groups"] for rule in group["rules"] if rule["alert"] == DEAD)
     assert "[15m]" in rule["expr"]
     rule["expr"] = rule["expr"].replace("[15m]", f"[{WINDOW}s]")
@@ -131,22 +131,23 @@ def _quicker(rules: dict[str, list[dict[str, list[dict[str, str]]]]]) -> object:
 
 
 @dataclass(slots=True)
-class OwnEyes:
-    """Reads what that rule is about off `/metrics`, and follows it: the dead within the window. Sees no other alert."""
+class Substitute:
+    """Evaluates the rule about dead deliveries from `/metrics`, and no other rule."""
 
     token_file: Path
     session: aiohttp.ClientSession
-    name: str = "a substitute that knows one rule, for there is no Prometheus on this machine (Debian: prometheus)"
+    name: str = "a substitute for one rule, because Prometheus is not installed (Debian: prometheus)"
     _urls: Sequence[str] = ()
-    _counted: list[tuple[float, float]] = field(default_factory=list)
+    _samples: list[tuple[float, float]] = field(default_factory=list)
+    """Monotonic time and the number of dead deliveries."""
     _dead: dict[str, float] = field(default_factory=dict)
     _fired: set[str] = field(default_factory=set)
 
     def watch(self, urls: Sequence[str]) -> None:
         self._urls = urls
 
-    async def sees(self) -> bool:
-        return bool(self._counted) and set(self._urls) <= self._dead.keys()
+    async def sees_all(self) -> bool:
+        return bool(self._samples) and set(self._urls) <= self._dead.keys()
 
     async def firing(self) -> set[str]:
         return {DEAD} if self._increase() > 0 else set()
@@ -154,23 +155,23 @@ class OwnEyes:
     async def fired(self) -> set[str]:
         return self._fired
 
-    async def look(self) -> None:
+    async def run(self) -> None:
         """Scrape every second, until cancelled."""
         while True:
             for url in self._urls:
                 self._dead[url] = await self._dead_at(url)
-            self._counted.append((time.monotonic(), sum(self._dead.values())))
+            self._samples.append((time.monotonic(), sum(self._dead.values())))
             self._fired |= await self.firing()
             await asyncio.sleep(1)
 
     def _increase(self) -> float:
-        recent = [dead for at, dead in self._counted if at > time.monotonic() - WINDOW]
+        recent = [dead for at, dead in self._samples if at > time.monotonic() - WINDOW]
         return recent[-1] - recent[0] if recent else 0
 
     async def _dead_at(self, url: str) -> float:
-        shown = {"Authorization": f"Bearer {self.token_file.read_text().strip()}"}
+        headers = {"Authorization": f"Bearer {self.token_file.read_text().strip()}"}
         try:
-            async with self.session.get(f"{url}/metrics", headers=shown) as answer:
+            async with self.session.get(f"{url}/metrics", headers=headers) as answer:
                 families = list(text_string_to_metric_families(await answer.text()))
         except aiohttp.ClientError:
             return self._dead.get(url, 0)
@@ -179,15 +180,15 @@ class OwnEyes:
 
 
 @asynccontextmanager
-async def _own_eyes(token_file: Path) -> AsyncIterator[OwnEyes]:
+async def _substitute(token_file: Path) -> AsyncIterator[Substitute]:
     async with aiohttp.ClientSession() as session:
-        eyes = OwnEyes(token_file, session)
-        looking = asyncio.create_task(eyes.look())
+        substitute = Substitute(token_file, session)
+        scraping = asyncio.create_task(substitute.run())
         try:
-            yield eyes
+            yield substitute
         finally:
-            looking.cancel()
-            await asyncio.wait([looking])
+            scraping.cancel()
+            await asyncio.wait([scraping])
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
@@ -198,9 +199,9 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def until(holds: Callable[[], Awaitable[bool]], what: str, *, seconds: float = 60) -> None:
-    """Ask again and again until it holds; `what` should."""
+async def until(condition: Callable[[], Awaitable[bool]], description: str, *, seconds: float = 60) -> None:
+    """Poll until the condition is true. `description` is for the error message after a timeout."""
     end = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
+    while not await condition():
+        assert time.monotonic() < end, f"not within {seconds:.0f} s: {description}"
         await asyncio.sleep(0.2)

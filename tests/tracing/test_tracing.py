@@ -1,4 +1,4 @@
-"""Traces, as a collector sees them: one an event, from the message's own context to the provider."""
+"""Traces as a collector receives them: one for each event, from its message to the provider."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from aiokafka import AIOKafkaProducer
 from pydantic import ValidationError
 
 from dispatcher.flyte.decode import NATIVE, trace_context
-from dispatcher.tracing import OFF, UNSEEN, TracingConfig
+from dispatcher.tracing import NO_SPAN, OFF, TracingConfig
 from tests.support.brokers import Broker
-from tests.support.collector import Seen, spans
+from tests.support.collector import ExportedSpan, spans
 from tests.support.http import ScriptedHttp, answer
 from tests.support.service import serving
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
-LEFT_OUT = f"00-{TRACE}-{PARENT}-00"
+UNSAMPLED = f"00-{TRACE}-{PARENT}-00"
 
 
 @pytest.fixture
@@ -75,13 +75,14 @@ async def post(url: str, name: str, headers: Mapping[str, str]) -> None:
         assert got.status == 202, await got.text()
 
 
-def named(seen: list[Seen], name: str) -> Seen:
-    (one,) = [span for span in seen if span.name == name]
-    return one
+def only(spans: list[ExportedSpan], name: str) -> ExportedSpan:
+    """The only span of this name."""
+    (span,) = [span for span in spans if span.name == name]
+    return span
 
 
 @pytest.mark.broker
-async def test_an_events_trace_goes_on_from_its_kafka_header_to_the_provider(
+async def test_an_events_trace_continues_from_its_kafka_header_to_the_provider(
     collector: ScriptedHttp, hook: ScriptedHttp, broker: Broker, topic: str, tmp_path: Path
 ) -> None:
     kafka = {"bootstrap_servers": broker.bootstrap_servers, "topics": [topic], "group_id": f"group-{topic}"}
@@ -92,44 +93,44 @@ async def test_an_events_trace_goes_on_from_its_kafka_header_to_the_provider(
                 await producer.send_and_wait(
                     topic, failed("traced"), headers=[(key, value.encode()) for key, value in headers], partition=0
                 )
-            # One partition: who was told of this one has both copies behind them.
+            # On the same partition: when this event is delivered, both copies were read.
             await producer.send_and_wait(topic, failed("alone"), headers=[("ce_type", NATIVE.encode())], partition=0)
         await hook.until(lambda: len(hook.requests) == 2)
     logged = replica.log
 
     seen = spans(collector)
-    ours = [span for span in seen if span.trace == TRACE]
-    intakes = {span.facts["dispatcher.verdict"]: span for span in ours if span.name == "dispatcher.intake"}
-    known = intakes.pop("duplicate")
+    traced = [span for span in seen if span.trace == TRACE]
+    intakes = {span.attributes["dispatcher.verdict"]: span for span in traced if span.name == "dispatcher.intake"}
+    duplicate = intakes.pop("duplicate")
     (new,) = intakes.values()
     assert new.parent == PARENT
     assert new.state == "vendor=its-own"
-    assert new.facts["dispatcher.event"] == "p/d/traced/FAILED"
-    deliver = named(ours, "dispatcher.deliver")
+    assert new.attributes["dispatcher.event"] == "p/d/traced/FAILED"
+    deliver = only(traced, "dispatcher.deliver")
     assert deliver.parent == new.id
-    assert (deliver.facts["dispatcher.outcome"], deliver.facts["dispatcher.attempt"]) == ("sent", 1)
+    assert (deliver.attributes["dispatcher.outcome"], deliver.attributes["dispatcher.attempt"]) == ("sent", 1)
     assert deliver.links == ()
-    sent = named(ours, "dispatcher.send")
-    assert sent.parent == named(ours, "dispatcher.settle").parent == deliver.id
-    assert {span.parent for span in ours if span.name == "dispatcher.record"} == {new.id, known.id}
+    sent = only(traced, "dispatcher.send")
+    assert sent.parent == only(traced, "dispatcher.settle").parent == deliver.id
+    assert {span.parent for span in traced if span.name == "dispatcher.record"} == {new.id, duplicate.id}
     by_name = {request.headers["idempotency-key"]: request for request in hook.requests}
-    request = by_name[deliver.facts["dispatcher.delivery"]]
+    request = by_name[deliver.attributes["dispatcher.delivery"]]
     assert request.headers["traceparent"] == f"00-{TRACE}-{sent.id}-01"
     assert request.headers["tracestate"] == "vendor=its-own"
 
     others = [span for span in seen if span.trace != TRACE]
-    (its_own,) = {span.trace for span in others}  # an event without a context has one trace too, of its own
-    assert named(others, "dispatcher.intake").parent == ""
-    assert named(others, "dispatcher.deliver").trace == its_own
+    (new_trace,) = {span.trace for span in others}  # an event without a trace context starts a trace
+    assert only(others, "dispatcher.intake").parent == ""
+    assert only(others, "dispatcher.deliver").trace == new_trace
     assert {span.service for span in seen} == {"flyte-notification-dispatcher"}
     assert {request.headers["x-key"] for request in collector.requests} == {"of-the-collector"}
     lines = [json.loads(line) for line in logged.splitlines()]
     (line,) = [line for line in lines if line["event"] == "sent" and line["execution"] == "p/d/traced/FAILED"]
     assert line["trace_id"] == TRACE
-    assert "ops" not in json.dumps([span.facts for span in seen])  # no recipient is in a span
+    assert "ops" not in json.dumps([span.attributes for span in seen])  # no recipient is in a span
 
 
-async def test_a_later_attempt_is_a_trace_of_its_own_linked_to_the_events(
+async def test_a_later_attempt_starts_a_trace_that_is_linked_to_the_events(
     collector: ScriptedHttp, hook: ScriptedHttp, tmp_path: Path
 ) -> None:
     hook.steps.append(answer(503))
@@ -137,33 +138,36 @@ async def test_a_later_attempt_is_a_trace_of_its_own_linked_to_the_events(
         await post(replica.url, "late", {"traceparent": TRACEPARENT})
         await hook.until(lambda: len(hook.requests) == 2)
     seen = spans(collector)
-    intake = named(seen, "dispatcher.intake")
+    intake = only(seen, "dispatcher.intake")
     first, second = sorted(
-        (span for span in seen if span.name == "dispatcher.deliver"), key=lambda one: one.facts["dispatcher.attempt"]
+        (span for span in seen if span.name == "dispatcher.deliver"),
+        key=lambda one: one.attributes["dispatcher.attempt"],
     )
     assert (first.trace, first.parent, first.links, first.failed) == (TRACE, intake.id, (), True)
-    assert first.facts["dispatcher.outcome"] == "retry"
+    assert first.attributes["dispatcher.outcome"] == "retry"
     assert second.trace != TRACE
     assert (second.parent, second.links, second.failed) == ("", ((TRACE, intake.id),), False)
-    assert second.facts["dispatcher.outcome"] == "sent"
-    assert second.facts["dispatcher.delivery"] == first.facts["dispatcher.delivery"]
+    assert second.attributes["dispatcher.outcome"] == "sent"
+    assert second.attributes["dispatcher.delivery"] == first.attributes["dispatcher.delivery"]
 
 
-async def test_what_the_sender_or_the_sample_leaves_out_is_left_out_in_retries_too(
+async def test_retries_are_sampled_only_if_their_event_was(
     collector: ScriptedHttp, hook: ScriptedHttp, tmp_path: Path
 ) -> None:
     hook.steps.append(answer(503))
     async with serving(tmp_path, settings(collector, hook)) as replica:
-        await post(replica.url, "left-out", {"traceparent": LEFT_OUT})
+        await post(replica.url, "unsampled", {"traceparent": UNSAMPLED})
         await hook.until(lambda: len(hook.requests) == 2)
         await post(replica.url, "seen", {"traceparent": TRACEPARENT})
         await hook.until(lambda: len(hook.requests) == 3)
     assert hook.requests[0].headers["traceparent"].endswith("-00")
     assert {span.trace for span in spans(collector)} == {TRACE}
-    assert {span.facts.get("dispatcher.event", "p/d/seen/FAILED") for span in spans(collector)} == {"p/d/seen/FAILED"}
+    assert {span.attributes.get("dispatcher.event", "p/d/seen/FAILED") for span in spans(collector)} == {
+        "p/d/seen/FAILED"
+    }
 
 
-async def test_a_collector_that_is_away_holds_nothing_up(hook: ScriptedHttp, tmp_path: Path) -> None:
+async def test_an_unreachable_collector_delays_nothing(hook: ScriptedHttp, tmp_path: Path) -> None:
     async with ScriptedHttp() as gone:
         pass
     started = asyncio.get_running_loop().time()
@@ -185,28 +189,28 @@ async def test_a_collector_that_is_away_holds_nothing_up(hook: ScriptedHttp, tmp
         ([], b"[]", {}),
     ],
 )
-def test_the_context_is_the_transports_or_the_events_own(
+def test_the_trace_context_comes_from_the_transport_or_the_event(
     headers: list[tuple[str, bytes]], body: bytes, found: dict[str, str]
 ) -> None:
     assert trace_context(headers, body) == found
 
 
-def test_without_the_section_nothing_is_looked_for_and_nothing_loaded() -> None:
+def test_without_the_section_no_trace_context_is_read_and_opentelemetry_is_not_imported() -> None:
     def never() -> dict[str, str]:
-        raise AssertionError("a message was searched for a trace that nobody wants")
+        raise AssertionError("a trace context was read although tracing is off")
 
-    assert OFF.intake(never) is UNSEEN
-    assert OFF.attempt(TRACEPARENT, first=True).part("dispatcher.send") is UNSEEN
+    assert OFF.intake(never) is NO_SPAN
+    assert OFF.attempt(TRACEPARENT, first=True).child("dispatcher.send") is NO_SPAN
     script = (
         "import sys, dispatcher.runtime.service, dispatcher.config.settings; sys.exit('opentelemetry' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_without_the_extra_the_section_is_refused_with_what_to_install() -> None:
+def test_without_the_extra_the_message_says_what_to_install() -> None:
     script = """
 import sys
-sys.modules["opentelemetry"] = None  # as where it isn't installed
+sys.modules["opentelemetry"] = None  # as if it were not installed
 from dispatcher.errors import SettingsError
 from dispatcher.tracing import OFF, TracingConfig, open_tracing
 assert open_tracing(None) is OFF
@@ -220,6 +224,6 @@ except SettingsError as error:
 
 
 @pytest.mark.parametrize("wrong", [{"endpoint": "collector:4318"}, {"endpoint": "http://c", "sample": 1.5}, {}])
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TracingConfig.model_validate(wrong)

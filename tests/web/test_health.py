@@ -1,4 +1,4 @@
-"""The health pages over the whole life of a process: starting, running, draining, forced."""
+"""The health pages while a process starts, runs, drains, and is forced to stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.service import ask as listed
 
 @asynccontextmanager
 async def starting(folder: Path, settings: dict[str, Any]) -> AsyncIterator[Replica]:
-    """A process that has just been started; nobody has waited for anything."""
+    """A process that was just started and may not be ready."""
     port = free_port()
     file = folder / "dispatcher.yaml"
     file.write_text(yaml.safe_dump({**settings, "http": {"listen": f"127.0.0.1:{port}"}}))
@@ -42,7 +42,7 @@ async def starting(folder: Path, settings: dict[str, Any]) -> AsyncIterator[Repl
 
 
 async def ask(replica: Replica, path: str) -> tuple[int, dict[str, Any]] | None:
-    """The status and what it says; None where nobody answers."""
+    """The status and the JSON body; None if there is no answer."""
     with suppress(aiohttp.ClientConnectionError):
         async with aiohttp.ClientSession() as session, session.get(f"{replica.url}{path}") as answer:
             return answer.status, await answer.json()
@@ -69,7 +69,7 @@ async def publish(replica: Replica, name: str) -> int:
 
 @pytest.fixture
 async def slow_relay() -> AsyncIterator[MailReceiver]:
-    """Takes its time over the first mail."""
+    """A relay that answers the first mail slowly."""
     async with MailReceiver(script=[("mail", "wait"), ("rcpt", "wait")]) as receiver:
         yield receiver
 
@@ -78,7 +78,7 @@ def mail(port: int) -> dict[str, Any]:
     return {"email": {"host": "127.0.0.1", "port": port, "security": "none", "from": "Flyte <f@example.com>"}}
 
 
-async def test_a_process_that_waits_for_its_ledger_is_alive_and_not_ready_and_says_why(tmp_path: Path) -> None:
+async def test_a_process_without_its_ledger_is_alive_but_not_ready_and_says_why(tmp_path: Path) -> None:
     cluster = Cluster()
     try:
         async with starting(tmp_path, {"ledger": {"url": cluster.url}}) as replica:
@@ -95,7 +95,7 @@ async def test_a_process_that_waits_for_its_ledger_is_alive_and_not_ready_and_sa
         cluster.remove()
 
 
-async def test_a_process_that_waits_for_its_ledger_stops_when_it_is_told(tmp_path: Path) -> None:
+async def test_a_process_that_waits_for_its_ledger_stops_on_a_signal(tmp_path: Path) -> None:
     settings = {"ledger": {"url": f"postgresql://u@127.0.0.1:{free_port()}/x"}}
     async with starting(tmp_path, settings) as replica:
         await until(replica, "/healthz", 200)
@@ -103,10 +103,10 @@ async def test_a_process_that_waits_for_its_ledger_stops_when_it_is_told(tmp_pat
     assert "Traceback" not in replica.log
 
 
-async def test_while_it_drains_it_is_alive_and_not_ready_and_ends_what_it_holds(
+async def test_a_draining_process_is_alive_but_not_ready_and_finishes_its_deliveries(
     tmp_path: Path, slow_relay: MailReceiver
 ) -> None:
-    async with serving(tmp_path, {"channels": mail(slow_relay.port), "grace": "30s"}) as replica:
+    async with serving(tmp_path, {"channels": mail(slow_relay.port), "shutdown_timeout": "30s"}) as replica:
         assert await publish(replica, "one") == 202
         async with asyncio.timeout(20):
             while len(slow_relay.script) == 2:
@@ -117,10 +117,10 @@ async def test_while_it_drains_it_is_alive_and_not_ready_and_ends_what_it_holds(
         async with asyncio.timeout(30):
             assert await replica.process.wait() == 0
     assert len(slow_relay.mails) == 1
-    assert "grace period is over" not in replica.log
+    assert "shutdown_timeout is over" not in replica.log
 
 
-async def test_a_second_signal_forces_it_to_end_at_once(tmp_path: Path) -> None:
+async def test_a_second_signal_forces_the_shutdown(tmp_path: Path) -> None:
     connected = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -130,7 +130,7 @@ async def test_a_second_signal_forces_it_to_end_at_once(tmp_path: Path) -> None:
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as relay:
         port = relay.sockets[0].getsockname()[1]
-        async with serving(tmp_path, {"channels": mail(port), "grace": "60s"}) as replica:
+        async with serving(tmp_path, {"channels": mail(port), "shutdown_timeout": "60s"}) as replica:
             assert await publish(replica, "one") == 202
             await asyncio.wait_for(connected.wait(), 20)
             replica.process.send_signal(signal.SIGTERM)
@@ -139,10 +139,12 @@ async def test_a_second_signal_forces_it_to_end_at_once(tmp_path: Path) -> None:
             assert await replica.stop(seconds=10) == 0
             assert time.monotonic() - began < 5
             waiting = await listed(tmp_path / "dispatcher.yaml", "deliveries", "list")
-    assert [(one["state"], one["attempt"]) for one in waiting] == [("waiting", 0)]  # released, for whoever comes next
+    assert [(one["state"], one["attempt"]) for one in waiting] == [
+        ("waiting", 0)
+    ]  # released, without counting the attempt
 
 
-async def test_questions_are_asked_side_by_side(tmp_path: Path) -> None:
+async def test_readiness_checks_run_at_the_same_time(tmp_path: Path) -> None:
     from starlette.requests import Request
 
     from dispatcher.web import health
@@ -155,4 +157,4 @@ async def test_questions_are_asked_side_by_side(tmp_path: Path) -> None:
     began = time.monotonic()
     answer = await page.get(Request({"type": "http"}))
     assert answer.status_code == 503
-    assert time.monotonic() - began < health.PATIENCE + 2
+    assert time.monotonic() - began < health.TIMEOUT + 2

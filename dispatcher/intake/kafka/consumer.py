@@ -52,23 +52,24 @@ HeaderFilter = Callable[[Sequence[tuple[str, bytes]]], bool]
 """Returns True if a message can be skipped because of its headers."""
 
 FETCH_BYTES = 256 * 1024
-"""How much is fetched from a partition at once and buffered. While aiokafka parses a response, the buffer is in memory
-three times, and the response before it once."""
+"""How much is fetched from a partition at once and buffered. While aiokafka parses a response, it holds
+three copies of it and one of the response before."""
 CHUNK = 500
-"""Messages taken out of aiokafka's buffers at a time. Skipped messages are freed while the CPU caches still have them."""
+"""Messages taken out of aiokafka's buffers at a time. Skipped messages are freed while the CPU still has them cached."""
 BACKLOG_SIZE = 100
 """A fetch with at least this many messages means that there is a backlog."""
 GATHER_SECONDS = 0.05
 """How long a batch may collect further messages during a backlog, because each batch costs a transaction even if most
 of its messages are skipped."""
 POLL_MS = 500
-"""How long an empty poll lasts, and so how long a stop takes at most."""
+"""How long an empty poll lasts, and so how soon a stop is noticed."""
 CALL_SECONDS = 15
 """Deadline of a call to the broker."""
 CLOSE_SECONDS = 3
 """Deadline of a call during a stop. A consumer that takes longer to close does so in the background."""
 HEALTHY_SECONDS = 60
-"""A consumer that has worked this long counts as healthy: after its next failure the retry pauses start anew."""
+"""A consumer that has worked this long counts as healthy. After its next failure the retry pauses start at the shortest
+again."""
 COMMIT_EVERY = 1.0
 """Seconds between two commits. After a crash, this much is read again and found in the ledger as duplicates."""
 NO_LIMIT_MS = 10**12
@@ -103,7 +104,7 @@ class KafkaConfig(BaseModel):
     topics: Annotated[tuple[str, ...], BeforeValidator(comma_list), Field(min_length=1)] = ("flyte-cloudevents",)
     group_id: str = Field("notification-dispatcher", min_length=1)
     group_instance_id: str | None = None
-    """A name that differs between replicas. A quick restart then causes no rebalance."""
+    """Static membership: a name that differs between replicas, so that a quick restart causes no rebalance."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     username: str | None = None
@@ -199,7 +200,7 @@ class _KafkaBatch:
 
     async def commit(self) -> None:
         if self._generation == self._session.generation:
-            self._session.done.update(self._next_offsets)
+            self._session.offsets_to_commit.update(self._next_offsets)
 
     def belongs_to(self, session: ConsumerSession | None) -> bool:
         """Whether this session has read the batch, and there was no rebalance since."""
@@ -240,8 +241,8 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         self.joined = False
         self.generation = 0
         """Number of rebalances. Work that began in an earlier generation must not be committed."""
-        self.done: dict[TopicPartition, int] = {}
-        """Offsets for the next commit."""
+        self.offsets_to_commit: dict[TopicPartition, int] = {}
+        """By partition: the offset for the next commit."""
         self.last_timestamps: dict[TopicPartition, float] = {}
         """By partition: the timestamp of the last message read, in seconds since 1970."""
 
@@ -259,7 +260,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         """
         self.joined = False
         self.generation += 1
-        self.done.clear()
+        self.offsets_to_commit.clear()
         self._last_read_at.clear()
         if self._committing is not None:
             self._committing.reschedule(_now())
@@ -281,36 +282,38 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         """Return the next batch, or None if no message came within `POLL_MS`."""
         if _now() - self._committed_at >= COMMIT_EVERY:
             await self.flush()
-        found = FetchResult(self.generation)
-        await self._fetch(found, wait_ms=POLL_MS)
-        await self._fetch_backlog(found)
-        self._last_read_at.update(dict.fromkeys(found.next_offsets, _now()))
-        if not found:
+        fetched = FetchResult(self.generation)
+        await self._fetch(fetched, wait_ms=POLL_MS)
+        await self._fetch_backlog(fetched)
+        self._last_read_at.update(dict.fromkeys(fetched.next_offsets, _now()))
+        if not fetched:
             await self.flush()
         await self._check_stall()
-        return self._batch(found)
+        return self._batch(fetched)
 
     async def extend(self, batch: _KafkaBatch) -> _KafkaBatch | None:
         """Return the same batch with the messages that have arrived since."""
-        found = batch.as_fetch_result()
-        await self._drain_buffers(found)
-        self._last_read_at.update(dict.fromkeys(found.next_offsets, _now()))
-        return self._batch(found)
+        fetched = batch.as_fetch_result()
+        await self._drain_buffers(fetched)
+        self._last_read_at.update(dict.fromkeys(fetched.next_offsets, _now()))
+        return self._batch(fetched)
 
-    def _batch(self, found: FetchResult) -> _KafkaBatch | None:
-        if not found or found.generation != self.generation:
+    def _batch(self, fetched: FetchResult) -> _KafkaBatch | None:
+        if not fetched or fetched.generation != self.generation:
             return None
-        return _KafkaBatch(found.records, found.undecodable, found.skipped, self, found.generation, found.next_offsets)
+        return _KafkaBatch(
+            fetched.records, fetched.undecodable, fetched.skipped, self, fetched.generation, fetched.next_offsets
+        )
 
     async def flush(self) -> None:
-        """Commit the offsets in `done`. If that fails, the messages are only read again."""
-        done, self.done = self.done, {}
+        """Commit `offsets_to_commit`. If that fails, the messages are only read again."""
+        offsets, self.offsets_to_commit = self.offsets_to_commit, {}
         self._committed_at = _now()
-        if not done:
+        if not offsets:
             return
         try:
             async with self._deadline() as self._committing:
-                await self.consumer.commit(done)
+                await self.consumer.commit(offsets)
         except (KafkaError, TimeoutError) as error:
             log.warning("offsets were not committed: those messages may be read again", reason=_describe(error))
         finally:
@@ -323,22 +326,22 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
             ends = await self.consumer.end_offsets(partitions) if partitions else {}
             return {part: max(end - await self.consumer.position(part), 0) for part, end in ends.items()}
 
-    async def _fetch_backlog(self, found: FetchResult) -> None:
+    async def _fetch_backlog(self, fetched: FetchResult) -> None:
         """Fetch more during a backlog of mostly skipped messages, for `GATHER_SECONDS` at most."""
         until, before = _now() + GATHER_SECONDS, 0
-        while len(found) - before >= BACKLOG_SIZE and len(found.records) < CHUNK and self._capacity(found):
-            before = len(found)
+        while len(fetched) - before >= BACKLOG_SIZE and len(fetched.records) < CHUNK and self._capacity(fetched):
+            before = len(fetched)
             if (left := until - _now()) > 0:
-                await self._fetch(found, wait_ms=math.ceil(1000 * left))
+                await self._fetch(fetched, wait_ms=math.ceil(1000 * left))
 
-    async def _fetch(self, found: FetchResult, *, wait_ms: int) -> None:
+    async def _fetch(self, fetched: FetchResult, *, wait_ms: int) -> None:
         """Wait for one record, then empty aiokafka's buffers partition by partition.
 
         A call never asks for several partitions: if aiokafka raises for one of them, it has already taken the others'
         records out of its buffers and would continue after them, so they would be lost.
         """
         try:
-            await self._poll(found, wait_ms=wait_ms, most=1)
+            await self._poll(fetched, wait_ms=wait_ms, most=1)
         except NoOffsetForPartitionError as error:
             await self._seek_to_beginning(error.args[0])
         except OffsetOutOfRangeError as error:
@@ -346,57 +349,57 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
                 await self._reset_offset(partition, offset)
         except _UNDECODABLE:
             for partition in self._assigned():  # the error does not say which partition
-                await self._skip_undecodable(found, partition, most=1)
-        if found:
-            await self._drain_buffers(found)
+                await self._skip_undecodable(fetched, partition, most=1)
+        if fetched:
+            await self._drain_buffers(fetched)
 
-    async def _drain_buffers(self, found: FetchResult) -> None:
+    async def _drain_buffers(self, fetched: FetchResult) -> None:
         """Take the buffered records of all partitions, up to `max_poll_records`."""
         for partition in self._assigned():
             try:
-                await self._drain_partition(found, partition)
+                await self._drain_partition(fetched, partition)
             except (NoOffsetForPartitionError, OffsetOutOfRangeError):
                 continue  # the next `_fetch` raises it again
             except _UNDECODABLE:
-                await self._skip_undecodable(found, partition, most=self._capacity(found))
+                await self._skip_undecodable(fetched, partition, most=self._capacity(fetched))
 
-    async def _drain_partition(self, found: FetchResult, partition: TopicPartition) -> None:
+    async def _drain_partition(self, fetched: FetchResult, partition: TopicPartition) -> None:
         """Take the buffered records of one partition, up to `max_poll_records`."""
-        while most := min(self._capacity(found), CHUNK):
-            if await self._poll(found, partition, most=most) < most:
+        while most := min(self._capacity(fetched), CHUNK):
+            if await self._poll(fetched, partition, most=most) < most:
                 return
 
-    def _capacity(self, found: FetchResult) -> int:
-        return max(self._config.max_poll_records - len(found), 0)
+    def _capacity(self, fetched: FetchResult) -> int:
+        return max(self._config.max_poll_records - len(fetched), 0)
 
     def _assigned(self) -> list[TopicPartition]:
         """The assigned partitions, least recently read first, so that a busy one does not starve the others."""
         return sorted(self.consumer.assignment(), key=lambda part: self._last_read_at.get(part, 0.0))
 
-    async def _poll(self, found: FetchResult, *partitions: TopicPartition, wait_ms: int = 0, most: int) -> int:
+    async def _poll(self, fetched: FetchResult, *partitions: TopicPartition, wait_ms: int = 0, most: int) -> int:
         async with self._deadline(self._poll_seconds):
             taken = await self.consumer.getmany(*partitions, timeout_ms=wait_ms, max_records=most)
-        found.start_over(self.generation)
+        fetched.start_over(self.generation)
         for partition, records in taken.items():
             wanted = [record for record in records if not self._skip(record.headers)]
-            found.records += wanted
-            found.skipped += len(records) - len(wanted)
-            found.next_offsets[partition] = records[-1].offset + 1
+            fetched.records += wanted
+            fetched.skipped += len(records) - len(wanted)
+            fetched.next_offsets[partition] = records[-1].offset + 1
             self.last_timestamps[partition] = records[-1].timestamp / 1000
         return sum(map(len, taken.values()))
 
-    async def _skip_undecodable(self, found: FetchResult, partition: TopicPartition, *, most: int) -> None:
+    async def _skip_undecodable(self, fetched: FetchResult, partition: TopicPartition, *, most: int) -> None:
         """Read a partition one record at a time, until the undecodable records are noted and skipped."""
         undecodable = False
         for _ in range(most):
             offset = await self._position(partition)
             try:
-                taken = await self._poll(found, partition, wait_ms=POLL_MS, most=1)
+                taken = await self._poll(fetched, partition, wait_ms=POLL_MS, most=1)
             except _UNDECODABLE as error:
-                found.start_over(self.generation)
+                fetched.start_over(self.generation)
                 where = f"{partition.topic}/{partition.partition}@{offset}"
-                found.undecodable.append((where, _undecodable_reason(error)))
-                found.next_offsets[partition] = offset + 1
+                fetched.undecodable.append((where, _undecodable_reason(error)))
+                fetched.next_offsets[partition] = offset + 1
                 self.consumer.seek(partition, offset + 1)
                 undecodable = True
             else:
@@ -436,7 +439,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
 
     @asynccontextmanager
     async def _deadline(self, seconds: float = CALL_SECONDS) -> AsyncIterator[asyncio.Timeout]:
-        """Give the calls inside a deadline, which `shorten_deadlines` can move. Raises TimeoutError."""
+        """Limit the time of the calls in the block; `shorten_deadlines` can reduce it. Raises TimeoutError."""
         async with asyncio.timeout(min(seconds, self._call_seconds)) as limit:
             self._timeouts.add(limit)
             try:
@@ -583,7 +586,7 @@ class KafkaSource:
     async def _close(self, *, flush: bool = False) -> None:
         """Close the consumer; if that takes longer than `CLOSE_SECONDS`, it goes on in the background.
 
-        It is never cancelled: aiokafka's tasks would go on, and their heartbeats would keep partitions without a reader.
+        It is never cancelled: aiokafka's tasks would go on, and their heartbeats would keep its partitions unread.
         """
         session, self._session = self._session, None
         if session is None:

@@ -220,7 +220,7 @@ async def test_work_that_began_before_a_rebalance_is_not_committed_after_it(brok
     source._session.on_partitions_revoked([])  # as aiokafka calls it when a member joins
     await batch.commit()
 
-    assert source._session.done == {}
+    assert source._session.offsets_to_commit == {}
     source.stop()
     await anext(batches, None)
     assert await committed(broker.bootstrap_servers, settings) == 0
