@@ -1,4 +1,4 @@
-"""What people look at, in a ledger of very many deliveries: every page begins at an index, and reads little."""
+"""The console's queries on a large ledger: each one starts from an index and reads few rows."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from dispatcher.ledger.search import Cursor
 from dispatcher.model.delivery import Dead, State
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
-from tests.ledger.test_ledger import heard
+from tests.ledger.test_ledger import recorded
 from tests.support.builders import a_delivery, an_event
-from tests.support.crowd import EACH, crowd
+from tests.support.large_ledger import DELIVERIES_PER_EVENT, fill_ledger
 
 DELIVERIES = int(os.environ.get("LEDGER_ROWS", "100000"))
-"""The bounds below hold for any number; LEDGER_ROWS=1000000 takes two minutes longer."""
+"""The limits below are the same for any number; LEDGER_ROWS=1000000 takes two minutes longer."""
 BEGIN = datetime.fromtimestamp(1763600000, UTC)
-NOW = BEGIN + timedelta(seconds=DELIVERIES // EACH)
-MIDDLE = Cursor(BEGIN + timedelta(seconds=DELIVERIES // EACH // 2), "7")
+NOW = BEGIN + timedelta(seconds=DELIVERIES // DELIVERIES_PER_EVENT)
+MIDDLE = Cursor(BEGIN + timedelta(seconds=DELIVERIES // DELIVERIES_PER_EVENT // 2), "7")
 STEPS = 4_000_000
-"""Of SQLite's machine, for one page."""
+"""How many instructions of SQLite's virtual machine one query may take."""
 BUFFERS = 150_000
-"""Pages of PostgreSQL's that one page touches, each as often as it does; about four for a row that is looked up."""
-BIG = ("deliveries", "events", "told", "attempts", "rejected")
+"""How many buffer accesses one query may take on PostgreSQL; a row that is found by an index takes about four."""
+BIG = ("deliveries", "events", "delivery_recipients", "attempts", "rejected")
 DEAD = frozenset({State.DEAD})
-Look = Callable[[Ledger], Awaitable[Any]]
+Query = Callable[[Ledger], Awaitable[Any]]
 
 
-def deliveries(**wanted: Any) -> Look:
+def deliveries(**wanted: Any) -> Query:
     return lambda ledger: ledger.queries.deliveries(DeliveryFilter(**wanted), limit=50, after=MIDDLE)
 
 
-def events(**wanted: Any) -> Look:
+def events(**wanted: Any) -> Query:
     return lambda ledger: ledger.queries.events(EventFilter(**wanted), limit=50, after=MIDDLE)
 
 
-def count(**wanted: Any) -> Look:
+def count(**wanted: Any) -> Query:
     return lambda ledger: ledger.queries.count(DeliveryFilter(states=DEAD, **wanted))
 
 
-def meant(text: str) -> Look:
-    return lambda ledger: ledger.queries.meant(text)
+def identify(text: str) -> Query:
+    return lambda ledger: ledger.queries.identify(text)
 
 
-LOOKS: dict[str, Look] = {
+QUERIES: dict[str, Query] = {
     "deliveries": deliveries(),
     "dead": deliveries(states=DEAD),
     "waiting or sent": deliveries(states=frozenset({State.WAITING, State.SENT})),
@@ -82,11 +82,11 @@ LOOKS: dict[str, Look] = {
     "rejected": lambda ledger: ledger.queries.rejected(limit=50, after=MIDDLE),
     "rejected, replayed": lambda ledger: ledger.queries.rejected(limit=50, after=MIDDLE, replayed=True),
     "latest": lambda ledger: ledger.queries.latest(limit=200),
-    "standing": lambda ledger: ledger.queries.standing(),
-    "stretches": lambda ledger: ledger.queries.time_buckets(NOW - timedelta(days=1), NOW, number=24),
-    "one": lambda ledger: ledger.delivery("0" * 28 + "0001"),
+    "status": lambda ledger: ledger.queries.status(),
+    "time buckets": lambda ledger: ledger.queries.time_buckets(NOW - timedelta(days=1), NOW, number=24),
+    "one delivery": lambda ledger: ledger.delivery("0" * 28 + "0001"),
     "history": lambda ledger: ledger.history("0" * 28 + "0001"),
-    **{f"meant {text}": meant(text) for text in ("e7", "p/d/e7", "rare", "0" * 28 + "f4")},
+    **{f"identify {text}": identify(text) for text in ("e7", "p/d/e7", "rare", "0" * 28 + "f4")},
 }
 
 
@@ -105,38 +105,38 @@ async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
 
 
 @pytest.mark.timeout(900)
-async def test_every_page_begins_at_an_index_and_reads_little_of_a_large_ledger(ledger: Ledger) -> None:
-    await crowd(ledger._database, DELIVERIES)
-    examine = sqlite_cost if ledger._database.sqlite else postgres_cost
+async def test_every_query_starts_from_an_index_and_reads_few_rows_of_a_large_ledger(ledger: Ledger) -> None:
+    await fill_ledger(ledger._database, DELIVERIES)
+    problems_of = sqlite_problems if ledger._database.sqlite else postgres_problems
     wrong = []
-    for name, look in LOOKS.items():
-        with overheard(ledger) as said:
-            await look(ledger)
-        assert said, name
-        for statement, given in said:
-            wrong += [f"{name}: {problem}\n{statement}" for problem in await examine(ledger, statement, given)]
+    for name, query in QUERIES.items():
+        with captured_statements(ledger) as statements:
+            await query(ledger)
+        assert statements, name
+        for statement, parameters in statements:
+            wrong += [f"{name}: {problem}\n{statement}" for problem in await problems_of(ledger, statement, parameters)]
     assert not wrong, "\n\n".join(wrong)
 
 
 @contextmanager
-def overheard(ledger: Ledger) -> Iterator[list[tuple[str, Any]]]:
-    """What the ledger asks its database meanwhile."""
-    said: list[tuple[str, Any]] = []
+def captured_statements(ledger: Ledger) -> Iterator[list[tuple[str, Any]]]:
+    """Collect the SELECT statements that the ledger executes in the block, with their parameters."""
+    statements: list[tuple[str, Any]] = []
 
-    def hear(_connection: Any, _cursor: Any, statement: str, given: Any, _context: Any, _many: bool) -> None:
+    def capture(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
         if statement.lstrip().upper().startswith("SELECT"):
-            said.append((statement, given))
+            statements.append((statement, parameters))
 
     engine = ledger._database._engine.sync_engine
-    event.listen(engine, "before_cursor_execute", hear)
+    event.listen(engine, "before_cursor_execute", capture)
     try:
-        yield said
+        yield statements
     finally:
-        event.remove(engine, "before_cursor_execute", hear)
+        event.remove(engine, "before_cursor_execute", capture)
 
 
-async def sqlite_cost(ledger: Ledger, statement: str, given: Any) -> list[str]:
-    """What is wrong with a statement's plan, or its cost, on SQLite."""
+async def sqlite_problems(ledger: Ledger, statement: str, parameters: Any) -> list[str]:
+    """Problems of a statement on SQLite: full scans in its plan, or too many steps."""
     steps = 0
 
     def step() -> None:
@@ -144,34 +144,34 @@ async def sqlite_cost(ledger: Ledger, statement: str, given: Any) -> list[str]:
         steps += 1000
 
     async with ledger._database.reading() as connection:
-        plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)
+        plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         lines = [row["detail"] for row in plan.mappings()]
         raw = (await connection.get_raw_connection()).driver_connection
         assert raw is not None
         await raw.set_progress_handler(step, 1000)
-        await connection.exec_driver_sql(statement, given)
+        await connection.exec_driver_sql(statement, parameters)
         await raw.set_progress_handler(None, 0)
-    # A walk along an index, or along the attempts' numbers, ends at the page's limit: the steps tell.
-    whole = re.compile(rf"SCAN (?!attempts)({'|'.join(BIG)})")
-    problems = [line for line in lines if whole.fullmatch(line)]
+    # A scan of an index, or of the attempts by id, stops at the page's limit. STEPS checks that it does.
+    full_scan = re.compile(rf"SCAN (?!attempts)({'|'.join(BIG)})")
+    problems = [line for line in lines if full_scan.fullmatch(line)]
     return problems + ([f"{steps:,} steps"] if steps > STEPS else [])
 
 
-async def postgres_cost(ledger: Ledger, statement: str, given: Any) -> list[str]:
-    """The same on PostgreSQL."""
+async def postgres_problems(ledger: Ledger, statement: str, parameters: Any) -> list[str]:
+    """Problems of a statement on PostgreSQL: full scans in its plan, or too many buffer accesses."""
     async with ledger._database.reading() as connection:
-        if DELIVERIES < 1_000_000:  # a table as small as this PostgreSQL rather reads whole, and is right
+        if DELIVERIES < 1_000_000:  # PostgreSQL rightly scans a table this small
             await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        rows = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", given)
-        found: Any = rows.scalar()
-    plan = (found if isinstance(found, list) else orjson.loads(found))[0]["Plan"]
+        rows = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
+        explained: Any = rows.scalar()
+    plan = (explained if isinstance(explained, list) else orjson.loads(explained))[0]["Plan"]
     problems = [
         f"Seq Scan on {node['Relation Name']}"
         for node in nodes(plan)
         if node["Node Type"] == "Seq Scan" and node["Relation Name"] in BIG
     ]
-    touched = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-    return problems + ([f"{touched:,} buffers"] if touched > BUFFERS else [])
+    accesses = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    return problems + ([f"{accesses:,} buffers"] if accesses > BUFFERS else [])
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -180,37 +180,37 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(inner)
 
 
-async def test_an_execution_is_found_by_its_name_whoever_owns_it(ledger: Ledger) -> None:
-    parts = ("p", "p.", "p-x", "p0", "P", "é", "p d", "~")  # before and after "/" in any order of texts
-    owners = [(project, domain) for project in parts for domain in parts if project < domain or domain == "p"]
-    names = {owner: ("n", "N", owner[0])[: 1 + at % 3] for at, owner in enumerate(owners)}
-    executions = [ExecutionId(project=one, domain=two, name=name) for one, two in owners for name in names[one, two]]
-    ended = [an_event().model_copy(update={"execution": one}) for one in executions]
-    await ledger.record([heard(a_delivery(one), event=one) for one in ended], [], now=NOW)
+async def test_an_execution_is_found_by_its_name_in_every_project_and_domain(ledger: Ledger) -> None:
+    parts = ("p", "p.", "p-x", "p0", "P", "é", "p d", "~")  # they sort before and after "/"
+    places = [(project, domain) for project in parts for domain in parts if project < domain or domain == "p"]
+    names = {place: ("n", "N", place[0])[: 1 + at % 3] for at, place in enumerate(places)}
+    executions = [ExecutionId(project=one, domain=two, name=name) for one, two in places for name in names[one, two]]
+    terminal = [an_event().model_copy(update={"execution": one}) for one in executions]
+    await ledger.record([recorded(a_delivery(one), event=one) for one in terminal], [], now=NOW)
 
-    for text in {"n", "N", "nobody", "p/p", *parts, *(str(one.execution) for one in ended)}:
-        theirs = {one.key for one in ended if text in {one.execution.name, str(one.execution)}}
+    for text in {"n", "N", "none", "p/p", *parts, *(str(one.execution) for one in terminal)}:
+        expected = {one.key for one in terminal if text in {one.execution.name, str(one.execution)}}
         page = await ledger.queries.events(EventFilter(execution=text), limit=200)
-        assert {entry.key for entry in page.entries} == theirs, text
-        assert {one.delivery.event for one in await ledger.find(DeliveryFilter(execution=text), limit=200)} == theirs, (
-            text
-        )
+        assert {entry.key for entry in page.entries} == expected, text
+        assert {
+            one.delivery.event for one in await ledger.find(DeliveryFilter(execution=text), limit=200)
+        } == expected, text
         assert await ledger.redrive(DeliveryFilter(execution=text), now=NOW) == 0, text  # none is dead
 
 
-async def test_recipients_are_known_whoever_wrote_the_delivery_and_forgotten_with_it(ledger: Ledger) -> None:
+async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledger: Ledger) -> None:
     strange = ("A\0b@example.com", "Ünïcode@EXAMPLE.com", "x" * 1000, 'quo"te\\\\u0000', "😀")
     for number, name in enumerate(strange):
-        ended = an_event(name=f"e{number}")
+        failed = an_event(name=f"e{number}")
         for _ in range(2):
-            await ledger.record([heard(a_delivery(ended, to=name), event=ended)], [], now=NOW)
-    assert len(await ledger.find(DeliveryFilter(), limit=9)) == len(strange)  # none was in the way of its delivery
-    for name, found in (("ÜNïCODE@example.com", 1), ("ünïcode@example.com", 0), ("x" * 1000, 1), ("😀", 1)):
-        assert len((await ledger.queries.deliveries(DeliveryFilter(recipient=name), limit=9)).entries) == found, name
+            await ledger.record([recorded(a_delivery(failed, to=name), event=failed)], [], now=NOW)
+    assert len(await ledger.find(DeliveryFilter(), limit=9)) == len(strange)  # every delivery was stored
+    for name, number in (("ÜNïCODE@example.com", 1), ("ünïcode@example.com", 0), ("x" * 1000, 1), ("😀", 1)):
+        assert len((await ledger.queries.deliveries(DeliveryFilter(recipient=name), limit=9)).entries) == number, name
 
     later = NOW + timedelta(days=1000)
-    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=later)
-    for delivery in (await ledger.claim("email", 9, lease="me", until=later, gate=gate)).deliveries:
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=later)
+    for delivery in (await ledger.claim("email", 9, lease="me", until=later, admission=admission)).deliveries:
         await ledger.settle(Settlement(delivery=delivery, outcome=Dead("no"), started_at=NOW, ended_at=NOW))
     assert await ledger.purge(later, limit=100) == len(strange)
     async with ledger._database.reading() as connection:

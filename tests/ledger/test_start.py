@@ -1,4 +1,4 @@
-"""What a start on a ledger that is up to date does without."""
+"""A start on a ledger that is up to date does not import Alembic."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ OPENING = """
 import asyncio, sys
 from dispatcher.ledger import Ledger
 
-async def opened():
+async def main():
     async with Ledger(sys.argv[1]) as ledger:
         assert await ledger.newest() is None
 
-asyncio.run(opened())
+asyncio.run(main())
 print("alembic" in sys.modules)
 """
 
 
-def alembic_was_needed(url: str) -> bool:
-    done = subprocess.run([sys.executable, "-c", OPENING, url], capture_output=True, text=True, check=True, timeout=60)
-    return done.stdout == "True\n"
+def imports_alembic(url: str) -> bool:
+    process = subprocess.run(
+        [sys.executable, "-c", OPENING, url], capture_output=True, text=True, check=True, timeout=60
+    )
+    return process.stdout == "True\n"
 
 
-def test_only_a_start_that_finds_old_tables_or_none_takes_alembics_time_and_memory(tmp_path: Path) -> None:
+def test_alembic_is_imported_only_if_the_tables_are_missing_or_old(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
-    assert alembic_was_needed(url)
-    assert not alembic_was_needed(url)
+    assert imports_alembic(url)
+    assert not imports_alembic(url)

@@ -1,4 +1,4 @@
-"""Old and new versions on one ledger: who may start, what a migration may do, and whom it waits for."""
+"""Old and new versions on one ledger: which version may start, and what a migration may change and block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import dispatcher.ledger
 from dispatcher.errors import LedgerIncompatible
 from dispatcher.ledger import HEAD, Ledger
 from dispatcher.ledger.engine import COMPATIBLE, Database, alembic_config
-from tests.ledger.test_ledger import claim, heard
+from tests.ledger.test_ledger import claim, recorded
 from tests.support.builders import NOW, a_delivery
 from tests.support.next_version import NEXT, NextVersion
 from tests.support.service import COMMAND, command
@@ -52,12 +52,12 @@ def settings(folder: Path, url: str) -> str:
     return str(file)
 
 
-async def ours(config: str, *arguments: str) -> tuple[int, str, str]:
+async def run_ledger_command(config: str, *arguments: str) -> tuple[int, str, str]:
     return await command("ledger", *arguments, "--config", config)
 
 
-async def theirs(version: NextVersion, config: str, *arguments: str) -> tuple[int, str, str]:
-    """The same by the next version's own `dispatcher`."""
+async def run_next_version(version: NextVersion, config: str, *arguments: str) -> tuple[int, str, str]:
+    """Run `dispatcher ledger` of the next version."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         "ledger",
@@ -74,41 +74,45 @@ async def theirs(version: NextVersion, config: str, *arguments: str) -> tuple[in
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def test_the_tables_are_made_and_told_of(url: str, tmp_path: Path) -> None:
+async def test_migrate_creates_the_tables_and_status_reports_them(url: str, tmp_path: Path) -> None:
     config = settings(tmp_path, url)
-    status, said, advice = await ours(config, "status")
+    status, said, advice = await run_ledger_command(config, "status")
     assert (status, said) == (1, f"ledger     has no tables yet; this dispatcher's are version {HEAD}\n")
     assert "dispatcher ledger migrate" in advice
-    assert await ours(config, "migrate") == (0, f"ledger     made, at version {HEAD}\n", "")
+    assert await run_ledger_command(config, "migrate") == (0, f"ledger     made, at version {HEAD}\n", "")
     for again in ("migrate", "status"):
-        assert await ours(config, again) == (0, f"ledger     at version {HEAD}, this dispatcher's own\n", "")
+        assert await run_ledger_command(config, again) == (
+            0,
+            f"ledger     at version {HEAD}, this dispatcher's own\n",
+            "",
+        )
 
 
-async def test_an_older_version_works_on_with_a_ledger_that_says_it_may(url: str, tmp_path: Path) -> None:
-    """As a replica that restarts during an upgrade, and as everything after a rollback."""
+async def test_an_older_version_works_with_a_newer_ledger_that_is_compatible(url: str, tmp_path: Path) -> None:
+    """Like a replica that restarts during an upgrade, or all replicas after a rollback."""
     config = settings(tmp_path, url)
-    assert (await ours(config, "migrate"))[0] == 0
-    said = await theirs(NextVersion(tmp_path / "next"), config, "migrate")
+    assert (await run_ledger_command(config, "migrate"))[0] == 0
+    said = await run_next_version(NextVersion(tmp_path / "next"), config, "migrate")
     assert said == (0, f"ledger     brought from version {HEAD} to {NEXT}\n", "")
 
-    status, out, _ = await ours(config, "status")
+    status, out, _ = await run_ledger_command(config, "status")
     assert status == 0
     assert f"at version {NEXT}, which serves versions from {COMPATIBLE} on" in out
     async with Ledger(url) as ledger:
-        await ledger.record([heard(a_delivery())], [], now=NOW)
+        await ledger.record([recorded(a_delivery())], [], now=NOW)
         assert [claimed.attempt for claimed in await claim(ledger)] == [1]
         assert (await ledger.schema()).version == NEXT, "the newer version's tables are left as they are"
 
 
-async def test_an_older_version_refuses_a_ledger_that_has_moved_beyond_it(url: str, tmp_path: Path) -> None:
+async def test_an_older_version_refuses_a_newer_ledger_that_is_not_compatible(url: str, tmp_path: Path) -> None:
     config = settings(tmp_path, url)
-    assert (await theirs(NextVersion(tmp_path / "next", oldest=NEXT), config, "migrate"))[0] == 0
+    assert (await run_next_version(NextVersion(tmp_path / "next", oldest=NEXT), config, "migrate"))[0] == 0
 
     ledger = Ledger(url)
     with pytest.raises(LedgerIncompatible, match=f"at version {NEXT}, .* up to {HEAD}: .* upgrade this one"):
         await ledger.open()
     await ledger.aclose()
-    status, out, advice = await ours(config, "status")
+    status, out, advice = await run_ledger_command(config, "status")
     assert (status, advice) == (1, "upgrade this dispatcher\n")
     assert f"which serves versions from {NEXT} on" in out
 
@@ -136,19 +140,21 @@ async def test_every_command_refuses_a_ledger_of_an_unreleased_version_in_one_se
         assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == version
 
 
-async def test_a_migration_gives_way_where_a_table_is_held_and_comes_again(postgres_url: str, tmp_path: Path) -> None:
-    """Waiting for the lock, it would hold up everybody after it: claims, settlements, all."""
+async def test_a_migration_that_waits_for_a_locked_table_gives_up_and_tries_again(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """While it waits for the lock, all later transactions wait behind it: claims, settlements and the others."""
     config = settings(tmp_path, postgres_url)
-    assert (await ours(config, "migrate"))[0] == 0
+    assert (await run_ledger_command(config, "migrate"))[0] == 0
     database = Database(postgres_url)
     waits = []
     async with Ledger(postgres_url) as ledger, database.writing() as backup, asyncio.timeout(60):
         await backup.execute(text("SELECT count(*) FROM deliveries"))
-        migrating = asyncio.ensure_future(theirs(NextVersion(tmp_path / "next"), config, "migrate"))
-        for wanted in (1, 0):  # it waits for the table; and then it doesn't
+        migrating = asyncio.ensure_future(run_next_version(NextVersion(tmp_path / "next"), config, "migrate"))
+        for wanted in (1, 0):  # it waits for the table; then it has given up
             while await _altering(database) != wanted:
                 began = time.monotonic()
-                await ledger.record([heard()], [], now=NOW)
+                await ledger.record([recorded()], [], now=NOW)
                 waits.append(time.monotonic() - began)
                 await asyncio.sleep(0.05)
         assert not migrating.done()
@@ -156,12 +162,12 @@ async def test_a_migration_gives_way_where_a_table_is_held_and_comes_again(postg
     await database.aclose()
 
     assert (status, said) == (0, f"ledger     brought from version {HEAD} to {NEXT}\n")
-    assert "canceling statement due to lock timeout" in why, "it had to give way, and said so"
-    assert max(waits) < 8, "nobody waited much longer than it does"
+    assert "canceling statement due to lock timeout" in why, "it gave up, and logged it"
+    assert max(waits) < 8, "no call waited much longer than the lock timeout"
 
 
 async def _altering(database: Database) -> int:
-    """How many migrations wait for a table."""
+    """The number of migrations that wait for a table."""
     question = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE%'"
     async with database.reading() as connection:
         return await connection.scalar(text(question)) or 0
@@ -170,40 +176,42 @@ async def _altering(database: Database) -> int:
 # -- what a migration may do
 
 
-def look(connection: Connection) -> dict[str, Any]:
-    """The tables as older code meets them: columns with their types, and what a new row must have or obey."""
-    seen = inspect(connection)
-    found = {}
-    for table in seen.get_table_names():
+def describe_tables(connection: Connection) -> dict[str, Any]:
+    """What older code depends on: each table's columns with their types, and the constraints on new rows."""
+    inspector = inspect(connection)
+    tables = {}
+    for table in inspector.get_table_names():
         columns = {
             column["name"]: (str(column["type"]), column["nullable"] or column["default"] is not None)
-            for column in seen.get_columns(table)
+            for column in inspector.get_columns(table)
         }
-        unique = {index["name"] for index in seen.get_indexes(table) if index["unique"]}
-        unique |= {constraint["name"] for constraint in seen.get_unique_constraints(table)}
-        checks = {constraint["name"] for constraint in seen.get_check_constraints(table)}
-        foreign = {constraint["name"] for constraint in seen.get_foreign_keys(table)}
-        found[table] = {"columns": columns, "obeys": unique | checks | foreign}
-    return found
+        unique = {index["name"] for index in inspector.get_indexes(table) if index["unique"]}
+        unique |= {constraint["name"] for constraint in inspector.get_unique_constraints(table)}
+        checks = {constraint["name"] for constraint in inspector.get_check_constraints(table)}
+        foreign = {constraint["name"] for constraint in inspector.get_foreign_keys(table)}
+        tables[table] = {"columns": columns, "constraints": unique | checks | foreign}
+    return tables
 
 
-def narrowed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What older code would stumble over."""
+def breaking_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The changes that break older code."""
     problems = []
     for table, was in before.items():
         if table not in after:
-            problems.append(f"{table} is gone")
+            problems.append(f"{table} was removed")
             continue
         columns, now = was["columns"], after[table]["columns"]
-        problems += [f"{table}.{name} is gone" for name in columns if name not in now]
+        problems += [f"{table}.{name} was removed" for name in columns if name not in now]
         problems += [f"{table}.{name} changed" for name in columns if name in now and now[name] != columns[name]]
-        problems += [f"{table}.{name} must be given" for name in now if name not in columns and not now[name][1]]
-        problems += [f"{table} obeys {name}" for name in after[table]["obeys"] - was["obeys"]]
+        problems += [f"{table}.{name} is required" for name in now if name not in columns and not now[name][1]]
+        problems += [
+            f"{table} has the new constraint {name}" for name in after[table]["constraints"] - was["constraints"]
+        ]
     return problems
 
 
 def test_the_newest_migration_is_named_by_a_hash_of_the_tables() -> None:
-    """Or a ledger that the code made before a change would be taken for one that it makes now."""
+    """Otherwise a ledger from before a change of the tables would look up to date."""
     scripts = ScriptDirectory(str(MIGRATIONS))
     head = scripts.get_current_head()
     statements = hashlib.sha256()
@@ -219,30 +227,30 @@ def test_the_newest_migration_is_named_by_a_hash_of_the_tables() -> None:
 
 
 async def test_every_migration_since_the_oldest_compatible_one_only_adds(database: Database) -> None:
-    """Or COMPATIBLE has to move, and an upgrade is no longer without a stop."""
+    """Otherwise COMPATIBLE must be raised, and upgrades need a stop of all replicas."""
 
-    def climb(connection: Connection) -> list[str]:
+    def upgrade_step_by_step(connection: Connection) -> list[str]:
         config = alembic_config(connection)
         revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
         assert COMPATIBLE in revisions
         problems, before = [], None
         for revision in revisions:
             alembic.upgrade(config, revision)
-            after = look(connection)
+            after = describe_tables(connection)
             if before is not None and revision > COMPATIBLE:
-                problems += [f"{revision}: {problem}" for problem in narrowed(before, after)]
+                problems += [f"{revision}: {problem}" for problem in breaking_changes(before, after)]
             before = after
         return problems
 
     async with database.writing() as connection:
-        assert await connection.run_sync(climb) == []
+        assert await connection.run_sync(upgrade_step_by_step) == []
 
 
-async def test_a_migration_that_takes_away_or_narrows_is_found(database: Database) -> None:
+async def test_a_migration_that_removes_or_narrows_something_is_reported(database: Database) -> None:
     await database.migrate()
 
-    def narrow(connection: Connection) -> list[str]:
-        before = look(connection)
+    def narrow_tables(connection: Connection) -> list[str]:
+        before = describe_tables(connection)
         operations = Operations(MigrationContext.configure(connection))
         operations.drop_table("launch_plan_versions")
         operations.drop_column("rejected", "size")
@@ -251,14 +259,14 @@ async def test_a_migration_that_takes_away_or_narrows_is_found(database: Databas
         with operations.batch_alter_table("checkpoints") as checkpoints:
             checkpoints.alter_column("name", new_column_name="title")
             checkpoints.add_column(sa.Column("by", sa.Text, nullable=False))
-        return sorted(narrowed(before, look(connection)))
+        return sorted(breaking_changes(before, describe_tables(connection)))
 
     async with database.writing() as connection:
-        assert await connection.run_sync(narrow) == [
-            "events obeys ux_events_name",
-            "checkpoints.by must be given",
-            "checkpoints.name is gone",
-            "checkpoints.title must be given",
-            "rejected.size is gone",
-            "launch_plan_versions is gone",
+        assert await connection.run_sync(narrow_tables) == [
+            "checkpoints.by is required",
+            "checkpoints.name was removed",
+            "checkpoints.title is required",
+            "events has the new constraint ux_events_name",
+            "launch_plan_versions was removed",
+            "rejected.size was removed",
         ]

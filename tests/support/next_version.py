@@ -1,4 +1,4 @@
-"""The version after this one: this one's own code, copied, with one migration more."""
+"""The next version for upgrade tests: a copy of this version's code with one more migration."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ down_revision = {head!r}
 
 
 def upgrade() -> None:
-    op.add_column("deliveries", sa.Column("mood", sa.String(16), nullable=False, server_default="calm"))
-    op.create_index("ix_deliveries_mood", "deliveries", ["mood"], if_not_exists=True)
-    op.create_table("moods", sa.Column("name", sa.String(16), primary_key=True))
+    op.add_column("deliveries", sa.Column("priority", sa.String(16), nullable=False, server_default="normal"))
+    op.create_index("ix_deliveries_priority", "deliveries", ["priority"], if_not_exists=True)
+    op.create_table("priorities", sa.Column("name", sa.String(16), primary_key=True))
 """
 
 
 class NextVersion:
-    """A tree of its own; `python -m dispatcher` is its, started in its folder with its environment."""
+    """A copy of the code. To run it, start `python -m dispatcher` in `folder` with `environment`."""
 
     def __init__(self, folder: Path, *, oldest: str = COMPATIBLE) -> None:
-        """`oldest`: what its tables say of older versions."""
+        """`oldest`: the oldest version that may work with the next version's tables."""
         self.folder = folder
         for package in ("dispatcher", "channels", "templates"):
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         migrations = folder / "dispatcher" / "ledger" / "migrations" / "versions"
         (migrations / f"{NEXT}_next.py").write_text(MIGRATION.format(next=NEXT, head=HEAD))
-        database = folder / "dispatcher" / "ledger" / "engine.py"
-        text, head = re.subn(r'(?m)^HEAD = ".*"$', f'HEAD = "{NEXT}"', database.read_text())
-        text, compatible = re.subn(r"(?m)^COMPATIBLE = .*$", f'COMPATIBLE = "{oldest}"', text)
+        engine = folder / "dispatcher" / "ledger" / "engine.py"
+        code, head = re.subn(r'(?m)^HEAD = ".*"$', f'HEAD = "{NEXT}"', engine.read_text())
+        code, compatible = re.subn(r"(?m)^COMPATIBLE = .*$", f'COMPATIBLE = "{oldest}"', code)
         assert (head, compatible) == (1, 1)
-        database.write_text(text)
+        engine.write_text(code)
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Its own packages go before this version's."""
+        """Environment variables that put its packages before this version's."""
         return {**os.environ, "PYTHONPATH": str(self.folder)}
 
     async def migrate(self, config: Path) -> str:
-        """Run its `dispatcher ledger migrate`; what that said."""
+        """Run its `dispatcher ledger migrate`; return the output."""
         arguments = ("ledger", "migrate", "--config", str(config))
         status, out, err = await command(*arguments, env=self.environment, cwd=self.folder)
         assert status == 0, err

@@ -1,6 +1,6 @@
-"""A real PostgreSQL for the tests: Debian's, else the one a wheel carries; DATABASE_URL points at any other.
+"""A real PostgreSQL server for tests: Debian's package, or the one in a wheel, or the one at DATABASE_URL.
 
-Fixtures: `postgres_url` is a fresh, empty database for one test.
+The fixture `postgres_url` is a fresh, empty database for one test.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _numbers = iter(range(1, 1_000_000))
 
 
 def binaries() -> Path:
-    """The folder of the server's programs."""
+    """The folder of PostgreSQL's programs."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parent.parent.name))
     if debian:
         return debian[-1].parent
@@ -40,7 +40,7 @@ def binaries() -> Path:
 
 
 def _account() -> str | None:
-    """PostgreSQL refuses to run as root: another account then runs it."""
+    """The account that runs the server if this process is root: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
@@ -55,7 +55,7 @@ def _free_port() -> int:
 
 
 class Cluster:
-    """A PostgreSQL server of our own, on a loopback port; it can be stopped and started."""
+    """A PostgreSQL server on a loopback port that a test can stop, kill and start."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="dispatcher-pg-"))
@@ -91,14 +91,14 @@ class Cluster:
         self._run("pg_isready", "-h", "127.0.0.1", "-p", str(self._port), tries=100)
 
     def stop(self) -> None:
-        """Stop at once, as a crash would; what was committed is there after the next start."""
+        """Stop immediately, like a crash. Committed data is there after the next start."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)  # immediate shutdown
             self._process.wait(30)
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL to all its processes: nobody says goodbye."""
+        """Send SIGKILL to all its processes, so that no connection is closed cleanly."""
         if self._process is None:
             return
         server = psutil.Process(self._process.pid)
@@ -111,7 +111,7 @@ class Cluster:
         psutil.wait_procs(processes[1:], 30)
 
     def demand_password(self, user: str) -> None:
-        """That user must show a password from now on; all others are trusted."""
+        """Ask this user for a password from now on; trust all others."""
         rules = (f"host all {user} all scram-sha-256", "host all all all trust")
         (self._folder / "data" / "pg_hba.conf").write_text("".join(f"{rule}\n" for rule in rules))
         if self._process is not None:
@@ -122,24 +122,24 @@ class Cluster:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str, tries: int = 1) -> None:
-        for left in reversed(range(tries)):
-            done = subprocess.run(
+        for tries_left in reversed(range(tries)):
+            process = subprocess.run(
                 [self._binaries / program, *arguments],
                 capture_output=True,
                 check=False,
                 user=self._account,
                 cwd=self._folder,
             )
-            if done.returncode == 0:
+            if process.returncode == 0:
                 return
-            if left:
+            if tries_left:
                 subprocess.run(["sleep", "0.1"], check=True)
-        raise RuntimeError(f"{program}: {done.stderr.decode()}")
+        raise RuntimeError(f"{program}: {process.stderr.decode()}")
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a server on which databases can be made."""
+    """The URL of a server on which tests may create databases."""
     given = os.environ.get("DATABASE_URL")
     if given:
         yield given

@@ -1,4 +1,4 @@
-"""A ledger with as many rows as one may have after a year, written by the database itself."""
+"""Fills a ledger with as many rows as a year brings. The rows are generated in SQL, which is fast."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from sqlalchemy import text
 
 from dispatcher.ledger.engine import Database
 
-EACH = 3
-"""Deliveries of an event, one a second."""
+DELIVERIES_PER_EVENT = 3
+"""There is one event a second."""
 
 _SQLITE = (
     """
@@ -31,8 +31,8 @@ _SQLITE = (
     FROM n, (SELECT 0 AS j UNION ALL SELECT 1 UNION ALL SELECT 2)
     """,
     """
-    INSERT OR IGNORE INTO delivery_recipients SELECT name.value, made.created_at, made.key
-    FROM deliveries AS made, json_each(made.recipients) AS name
+    INSERT OR IGNORE INTO delivery_recipients SELECT name.value, deliveries.created_at, deliveries.key
+    FROM deliveries, json_each(deliveries.recipients) AS name
     """,
     """
     INSERT INTO attempts (delivery, number, started_at, ended_at, outcome, status, answer, reason)
@@ -75,12 +75,12 @@ _POSTGRES = (
 )
 
 
-async def crowd(database: Database, deliveries: int) -> None:
-    """Write so many deliveries, with their events; of each event an attempt and a rejected message."""
+async def fill_ledger(database: Database, deliveries: int) -> None:
+    """Write this number of deliveries with their events, and for each event an attempt and a rejected message."""
     async with database.writing() as connection:
         for statement in _SQLITE if database.sqlite else _POSTGRES:
-            given = {"events": deliveries // EACH} if ":events" in statement else {}
-            await connection.execute(text(statement), given)
-    if not database.sqlite:  # as autovacuum does soon after
+            parameters = {"events": deliveries // DELIVERIES_PER_EVENT} if ":events" in statement else {}
+            await connection.execute(text(statement), parameters)
+    if not database.sqlite:  # autovacuum would do it soon
         async with database._engine.connect() as raw:
             await (await raw.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE"))
