@@ -1,6 +1,6 @@
-"""PagerDuty's Events API v2 by pdpyras: the only module that knows the library.
+"""A client for PagerDuty's Events API v2; the only module that imports pdpyras.
 
-pdpyras is deprecated upstream; whoever replaces it changes this file alone. `Session.post` is its whole door.
+pdpyras is deprecated upstream. To replace it, change this module only: other modules use `Session.post` and its errors.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import orjson
 from channels.common.lean_imports import without_modules
 
 with warnings.catch_warnings(), without_modules("chardet", "charset_normalizer"):
-    # An answer that doesn't say how it is encoded is read as UTF-8, not guessed at: 2.5 MiB. That nobody can guess,
-    # and that pdpyras is deprecated, is our business, not our users'.
+    # requests would import a library of 2.5 MiB to guess the encoding of answers; we read them as UTF-8. requests warns
+    # that it is missing, and pdpyras that it is deprecated: operators can't act on either warning.
     warnings.simplefilter("ignore")
     import pdpyras
     import requests
@@ -26,12 +26,12 @@ with warnings.catch_warnings(), without_modules("chardet", "charset_normalizer")
     from urllib3 import HTTPConnectionPool, Retry, Timeout
     from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError, SSLError
 
-_ONCE = Retry(total=False)
+_NO_RETRIES = Retry(total=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What the API answered."""
+class Response:
+    """The API's answer."""
 
     status: int
     headers: Mapping[str, str]
@@ -39,30 +39,31 @@ class Reply:
 
 
 class Unreachable(Exception):
-    """No connection was made: nothing was handed over."""
+    """No connection was opened, so nothing was sent."""
 
 
 class NoAnswer(Exception):
-    """The event was handed over, and no answer came."""
+    """The event was sent, and no answer arrived."""
 
 
-class _Way(NamedTuple):
-    """The way to one path of the events host, by a proxy or straight."""
+class _Endpoint(NamedTuple):
+    """A prepared request to one path of the events host, and the pool of connections for it."""
 
     request: requests.PreparedRequest
-    """Without a body."""
+    """Method, URL and headers, without a body."""
     pool: HTTPConnectionPool
-    """It has been told whom to trust."""
+    """To the host or to a proxy, with the certificates to trust."""
     url: str
-    """As the request line has it."""
+    """The URL as it is written in the request line."""
 
 
-class _OneTry(pdpyras.EventsAPISession):  # type: ignore[misc]  # untyped
-    """The library's session without its `request`: that would sleep and repeat, a 429 without end. The courier decides.
+class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # untyped
+    """A pdpyras session that sends each event once.
 
-    What would be worked out anew for each event is worked out once: the headers and the login of ~/.netrc, the
-    environment's proxies and authorities, and the pool of connections. What urllib3 then answers is read as it is, and
-    not made an answer of requests' first. Both together were two thirds of what an event cost.
+    pdpyras' own `request` sleeps and retries, after a 429 without limit; here the delivery worker decides about retries.
+
+    Headers, ~/.netrc login, proxies, certificates and the connection pool are computed once instead of for each event, and
+    urllib3's response is not converted to one of requests. Both together took two thirds of the time for an event.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -72,59 +73,66 @@ class _OneTry(pdpyras.EventsAPISession):  # type: ignore[misc]  # untyped
         self._adapter = HTTPAdapter(pool_connections=2, pool_maxsize=1)
         self.mount("https://", self._adapter)
         self.mount("http://", self._adapter)
-        self._settings: dict[str, Any] = {}
-        self._ways: dict[str, _Way] = {}
+        self._environment: dict[str, Any] = {}
+        self._endpoints: dict[str, _Endpoint] = {}
 
-    def hand_over(self, path: str, body: bytes) -> Reply:
-        """Send it, once. Raises requests' and urllib3's errors."""
-        if self.cookies or path not in self._ways:  # cookies are headers, and may change with each answer
-            self._ways[path] = self._way(path)
-        way = self._ways[path]
-        headers = {**way.request.headers, "Content-Length": str(len(body))}
-        answer = way.pool.urlopen(
-            "POST", way.url, body, headers, _ONCE, redirect=False, assert_same_host=False, timeout=self.timeout
+    def send_event(self, path: str, body: bytes) -> Response:
+        """Send the event to the path, once. Raises errors of requests and urllib3."""
+        if self.cookies or path not in self._endpoints:  # a cookie is a header, and may change with each answer
+            self._endpoints[path] = self._prepare_endpoint(path)
+        endpoint = self._endpoints[path]
+        headers = {**endpoint.request.headers, "Content-Length": str(len(body))}
+        answer = endpoint.pool.urlopen(
+            "POST",
+            endpoint.url,
+            body,
+            headers,
+            _NO_RETRIES,
+            redirect=False,
+            assert_same_host=False,
+            timeout=self.timeout,
         )
         if answer.get_redirect_location():
-            return self._follow(way.request, body)
+            return self._follow_redirect(endpoint.request, body)
         if "Set-Cookie" in answer.headers:
-            extract_cookies_to_jar(self.cookies, way.request, answer)  # type: ignore[no-untyped-call]
-        return Reply(answer.status, answer.headers, answer.data.decode(errors="replace"))
+            extract_cookies_to_jar(self.cookies, endpoint.request, answer)  # type: ignore[no-untyped-call]
+        return Response(answer.status, answer.headers, answer.data.decode(errors="replace"))
 
     def close(self) -> None:
         super().close()
-        self._ways.clear()  # a pool's connections are closed when nobody holds it any more
+        self._endpoints.clear()  # a pool closes its connections when it is garbage-collected
 
-    def _way(self, path: str) -> _Way:
+    def _prepare_endpoint(self, path: str) -> _Endpoint:
         event = requests.Request("POST", self.normalize_url(path), self.prepare_headers("POST"))
         prepared = self.prepare_request(event)
-        if not self._settings:
-            self._settings = self.merge_environment_settings(prepared.url, {}, False, None, None)
-        verify, cert, proxies = (self._settings[name] for name in ("verify", "cert", "proxies"))
+        if not self._environment:
+            self._environment = self.merge_environment_settings(prepared.url, {}, False, None, None)
+        verify, cert, proxies = (self._environment[name] for name in ("verify", "cert", "proxies"))
         pool = cast(
             "HTTPConnectionPool", self._adapter.get_connection_with_tls_context(prepared, verify, proxies, cert)
         )
         self._adapter.cert_verify(pool, prepared.url, verify, cert)  # type: ignore[no-untyped-call]
-        return _Way(prepared, pool, self._adapter.request_url(prepared, proxies))
+        return _Endpoint(prepared, pool, self._adapter.request_url(prepared, proxies))
 
-    def _follow(self, request: requests.PreparedRequest, body: bytes) -> Reply:
-        """PagerDuty is elsewhere: requests knows which redirects take the event along."""
-        self._ways.clear()  # one host more may cost the first its pool
+    def _follow_redirect(self, request: requests.PreparedRequest, body: bytes) -> Response:
+        """Repeat the request with requests, which decides by the status whether the redirected request has the body."""
+        self._endpoints.clear()  # requests may drop the pool of the first host when it connects to another
         request.prepare_body(body, None)
-        response = self.send(request, timeout=self.timeout, **self._settings)
-        return Reply(response.status_code, response.headers, response.text)
+        response = self.send(request, timeout=self.timeout, **self._environment)
+        return Response(response.status_code, response.headers, response.text)
 
 
 class Session:
-    """Kept-alive connections to one events host. For one thread at a time."""
+    """Keep-alive connections to one events host. Not thread-safe: each thread needs its own."""
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._session = _OneTry(url.rstrip("/"), timeout)
+        self._session = _SingleAttemptSession(url.rstrip("/"), timeout)
 
-    def post(self, path: str, routing_key: str, event: Mapping[str, Any]) -> Reply:
-        """Hand one event over, once. Raises Unreachable or NoAnswer."""
+    def post(self, path: str, routing_key: str, event: Mapping[str, Any]) -> Response:
+        """Send one event, once. Raises Unreachable or NoAnswer."""
         body = orjson.dumps({**event, "routing_key": routing_key})
         try:
-            return self._session.hand_over(path, body)
+            return self._session.send_event(path, body)
         except (requests.RequestException, HTTPError) as error:
             if _never_connected(error):
                 raise Unreachable(type(error).__name__) from None
@@ -135,8 +143,10 @@ class Session:
 
 
 def _never_connected(error: Exception) -> bool:
-    """Whether it came before anything was sent."""
-    if isinstance(error, requests.RequestException):  # urllib3's is in it
+    """Whether the error occurred before anything was sent."""
+    if isinstance(error, requests.RequestException):  # it wraps urllib3's error
         error = getattr(error.args[0], "reason", error) if error.args else error
     untrusted = isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], SSLCertVerificationError)
-    return untrusted or isinstance(error, ConnectTimeoutError | ProxyError)  # who is refused is one of the former too
+    return untrusted or isinstance(
+        error, ConnectTimeoutError | ProxyError
+    )  # a refused connection is a ConnectTimeoutError too

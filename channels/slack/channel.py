@@ -1,14 +1,14 @@
-"""Slack by its Web API, through slack-sdk over one shared session.
+"""The Slack channel: posts messages through the Web API with slack-sdk, or through incoming webhooks.
 
-Answers and limits: Slack's documentation of chat.postMessage, of rate limits and of message metadata. A
-Web API answer is HTTP 200 with `ok: false` as often as not, so the body decides.
+Answers and limits follow Slack's documentation of chat.postMessage, rate limits and message metadata. The Web API reports
+most errors with HTTP 200 and `ok: false`, so the body decides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
 
     from channels.slack.client import Client
 
-Heard = TypeVar("Heard")
+Result = TypeVar("Result")
 
 METADATA_TYPE = "notification_delivery"
 """The event_type of our messages' metadata; its payload is `{"key": …}`."""
-REMEMBERED = 3600.0
-"""Seconds for which a look-up's answer holds, a miss's too."""
-LOOK_BACK = 100
-"""Messages of a channel or a thread in which an earlier attempt is looked for."""
-CLOCKS_DIFFER = 300.0
-"""Seconds by which Slack's clock may be behind ours: an earlier attempt is looked for so long before its delivery."""
-LONGEST_UPDATE = 4000
-"""Characters of `text` that chat.update takes; more is `msg_too_long`."""
-MOST_BLOCKS = 50
+LOOKUP_TTL = 3600.0
+"""Seconds for which the result of a look-up is cached, also if nothing was found."""
+HISTORY_LIMIT = 100
+"""Number of messages in a channel or thread that are searched for an earlier attempt."""
+MAX_CLOCK_SKEW = 300.0
+"""Seconds by which Slack's clock may be behind ours: the search in a thread starts that long before the delivery's creation."""
+MAX_UPDATE_TEXT = 4000
+"""Maximum characters of `text` in chat.update; a longer text is refused with `msg_too_long`."""
+MAX_BLOCKS = 50
 
 _CHANNEL_ID = re.compile(r"[CGD][A-Z0-9]{6,}")
 _USER_ID = re.compile(r"[UW][A-Z0-9]{6,}")
@@ -89,8 +89,8 @@ _LATER = {
     "team_added_to_org",
     "org_login_required",
 }
-_UNKNOWN = {"internal_error", "fatal_error"}
-"""Slack's words: "possible some aspect of the operation succeeded before the error"."""
+_IN_DOUBT = {"internal_error", "fatal_error"}
+"""Slack documents them with "possible some aspect of the operation succeeded before the error"."""
 _WEBHOOK_ADVICE = {
     "invalid_payload": "the template makes what Slack refuses: run dispatcher preview",
     "invalid_blocks": "the template makes blocks that Slack refuses: run dispatcher preview",
@@ -117,34 +117,34 @@ _NO_THREAD = {
     "is_archived",
     "channel_not_found",
 }
-"""The thread can't go on: its first message is gone or can't be changed any more, or its channel was archived."""
+"""The thread can't be continued: its first message is deleted or can't be changed any more, or its channel is archived."""
 _WEBHOOK_LATER = {"rollup_error"}
-"""Of a webhook's answers with status 500; Slack's "Changes to webhook errors"."""
+"""Error codes of a webhook that mean a temporary failure although the status is 500 (Slack, "Changes to webhook errors")."""
 
 
 class SlackWebhook(SecretUrl):
-    """An incoming webhook: posts into one channel, without a token, threads or look-ups."""
+    """An incoming webhook. It posts to one channel and needs no token; it has no threads and no look-ups."""
 
 
 class SlackConfig(BaseModel):
-    """A bot's token, or webhooks, and what launch plans' recipients are called here."""
+    """A bot token or webhooks, and aliases for recipients."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token: SecretStr | None = None
     token_file: SecretFile | None = None
     api_url: str = Field("https://slack.com/api/", pattern=r"^https?://\S+$")
-    """`https://slack-gov.com/api/` for GovSlack; an Enterprise Grid's own host works as well."""
+    """`https://slack-gov.com/api/` for GovSlack, or an Enterprise Grid's own host."""
     recipients: Mapping[str, str] = Field(default_factory=dict)
-    """What a rule's recipient means: a #channel, a channel's or user's id, or a person's mail address."""
+    """Aliases: a rule's recipient, and the #channel, channel id, user id or mail address that it stands for."""
     webhooks: Mapping[str, SlackWebhook] = Field(default_factory=dict)
-    """Incoming webhooks, by the names that launch plans use for them."""
+    """Incoming webhooks, by the alias that rules use."""
     join: bool = False
-    """Whether the app joins a public channel that it is not in, instead of giving up; needs the scope channels:join."""
+    """True: the app joins a public channel that it is not a member of; needs the scope channels:join. False: that is an error."""
     thread: ThreadBy | Literal["none"] = "launch_plan"
-    """What one thread is about. The launch plan's next success ends it, whichever it is."""
+    """What one thread covers. In each case the launch plan's next success closes it."""
     fallback: Literal["email", "none"] = "none"
-    """Where a recipient goes that Slack can't serve."""
+    """The channel for recipients that Slack can't reach."""
     timeout: float = Field(20, gt=0, le=100)
     """Seconds to wait for an answer."""
 
@@ -157,14 +157,14 @@ class SlackConfig(BaseModel):
 
 
 class SlackChannel:
-    """Messages to channels and people. Content: `text`, and `blocks` or `attachments`, as chat.postMessage takes them."""
+    """Sends messages to channels and people. Content: `text`, `blocks` and `attachments`, as chat.postMessage takes them."""
 
     def __init__(self, config: SlackConfig) -> None:
         self._config = config
         self._client: Client | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._known: dict[str, tuple[float, str | None]] = {}
-        """What a look-up found, and until when that holds."""
+        self._lookups: dict[str, tuple[float, str | None]] = {}
+        """Cached look-ups: expiry on the event loop's clock, and the id or None."""
 
     def address(self, recipient: str) -> str:
         if recipient in self._config.webhooks:
@@ -203,29 +203,29 @@ class SlackChannel:
     async def send(self, message: Message) -> Receipt:
         webhook = self._config.webhooks.get(message.recipients[0])
         if webhook is not None:
-            return await self._send_by(webhook, message)
+            return await self._send_by_webhook(webhook, message)
         channel = await self._channel(message.recipients[0])
-        thread = _thread_of(message)
-        if message.in_doubt and (earlier := await self._earlier(message, thread, channel)) is not None:
+        root = _thread_root(message)
+        if message.in_doubt and (earlier := await self._find_earlier_attempt(message, root, channel)) is not None:
             return earlier
-        if thread is not None:
+        if root is not None:
             try:
-                return await self._go_on(message, thread)
+                return await self._reply(message, root)
             except Never as refusal:
                 if refusal.answer is None or refusal.answer.status not in _NO_THREAD:
                     raise
-        return await self._post(_body(message, channel))
+        return await self._post_message(_body(message, channel))
 
-    async def _go_on(self, message: Message, thread: _Thread) -> Receipt:
-        """Reply in the thread; good news changes its first message too, first: changing it twice does no harm."""
-        talk = message.thread
-        if talk is not None and talk.resolves and not talk.superseded:
-            content = _recovered(thread.content, message.content)
-            await self._call("chat.update", {"channel": thread.channel, "ts": thread.ts, **content})
-        return await self._post(_body(message, thread.channel, thread=thread.ts))
+    async def _reply(self, message: Message, root: _ThreadRoot) -> Receipt:
+        """Reply in the thread. A resolved notice updates the first message before it replies, so that a retry is harmless."""
+        thread = message.thread
+        if thread is not None and thread.resolves and not thread.superseded:
+            content = _resolved_content(root.content, message.content)
+            await self._call("chat.update", {"channel": root.channel, "ts": root.ts, **content})
+        return await self._post_message(_body(message, root.channel, thread_ts=root.ts))
 
-    async def _post(self, body: Mapping[str, Any]) -> Receipt:
-        """Post, into a channel that has to be joined first where the settings say so."""
+    async def _post_message(self, body: Mapping[str, Any]) -> Receipt:
+        """Post a message. If the app is not in the channel and the settings allow it, join and post again."""
         try:
             answer = await self._call("chat.postMessage", body)
         except Never as refusal:
@@ -239,15 +239,15 @@ class SlackChannel:
         return Receipt(answer=Answer("ok", f"ts {reference['ts']}"), reference=reference)
 
     async def _join(self, channel: str) -> None:
-        """Raises Later, or Never where the channel can't be joined."""
-        identity = await self._conversation(channel)
+        """Join a public channel. Raises Later, or Never if the channel can't be joined."""
+        channel_id = await self._conversation_id(channel)
         try:
-            await self._call("conversations.join", {"channel": identity or channel})
-        except InDoubt as error:  # joining twice does no harm
+            await self._call("conversations.join", {"channel": channel_id or channel})
+        except InDoubt as error:  # joining twice is harmless
             raise Later(error.reason, answer=error.answer) from None
 
-    async def _send_by(self, webhook: SlackWebhook, message: Message) -> Receipt:
-        """Post by an incoming webhook, which answers in plain text and says nothing of where the message is."""
+    async def _send_by_webhook(self, webhook: SlackWebhook, message: Message) -> Receipt:
+        """Post through an incoming webhook. Its answer is plain text without the message's position."""
         import aiohttp  # noqa: PLC0415
 
         try:
@@ -256,10 +256,10 @@ class SlackChannel:
             raise Later(f"the webhook's url_file can't be read: {error.strerror}") from None
         body = {**message.content, "unfurl_links": False, "unfurl_media": False}
         try:
-            sending = self._opened().post(url, data=orjson.dumps(body), headers=_AS_JSON, allow_redirects=False)
-            async with sending as response:
-                said = (await response.content.read(EXCERPT)).decode(errors="replace")
-                status, wish = response.status, retry_after(response.headers)
+            request = self._open_session().post(url, data=orjson.dumps(body), headers=_AS_JSON, allow_redirects=False)
+            async with request as response:
+                text = (await response.content.read(EXCERPT)).decode(errors="replace")
+                status, delay = response.status, retry_after(response.headers)
         except aiohttp.InvalidURL:
             raise Never("the webhook's address is no URL: check channels.slack.webhooks") from None
         except aiohttp.ClientConnectorError as error:
@@ -267,32 +267,35 @@ class SlackChannel:
             raise Later(f"Slack can't be reached: {reason}", provider_wide=True) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise InDoubt(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
-        return _webhook_receipt(status, said.replace(url, "********"), wish)
+        return _webhook_receipt(status, text.replace(url, "********"), delay)
 
     async def check(self) -> Sequence[Finding]:
-        """`auth.test`, whose answer also names the token's scopes (`x-oauth-scopes`). Webhooks can't be tried unheard."""
+        """Call `auth.test`, which also names the token's scopes (`x-oauth-scopes`). A test of a webhook would post a message."""
         if self._config.token is None and self._config.token_file is None:
-            return [Finding("webhooks alone: they can't be tried without telling somebody")]
+            return [Finding("webhooks only: they can't be tested without posting a message")]
         try:
-            who, scopes = await self._who_we_are()
+            identity, scopes = await self._identity_and_scopes()
         except ChannelError as error:
             return [Finding(error.reason, ok=False)]
-        return [Finding(f"the token is accepted: {who}"), *self._lacking(scopes)]
+        return [Finding(f"the token is accepted: {identity}"), *self._scope_findings(scopes)]
 
-    async def _who_we_are(self) -> tuple[str, frozenset[str] | None]:
-        """Our name and the workspace's, and our scopes where Slack names them. Raises Later or Never."""
+    async def _identity_and_scopes(self) -> tuple[str, frozenset[str] | None]:
+        """Return the app's name with its workspace, and its scopes; None if Slack doesn't name them.
+
+        Raises Later or Never.
+        """
         try:
-            response = await self._asked("auth.test", {})
-        except InDoubt as error:  # nothing was changed, whatever happened
+            response = await self._get("auth.test", {})
+        except InDoubt as error:  # the request changes nothing, so it is never in doubt
             raise Later("Slack did not answer auth.test: check channels.slack.api_url", answer=error.answer) from None
         data = response.data if isinstance(response.data, dict) else {}
         headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
-        told = headers.get("x-oauth-scopes")
-        scopes = None if told is None else frozenset(scope.strip() for scope in told.split(","))
+        header = headers.get("x-oauth-scopes")
+        scopes = None if header is None else frozenset(scope.strip() for scope in header.split(","))
         return f"{data.get('user', '?')} in workspace {data.get('team', '?')}", scopes
 
-    def _lacking(self, scopes: frozenset[str] | None) -> list[Finding]:
-        """What the app can't do for want of a scope. Wrong is what the settings need; the rest is only said."""
+    def _scope_findings(self, scopes: frozenset[str] | None) -> list[Finding]:
+        """Report missing scopes. A finding is a problem if the settings need the scope, else a remark."""
         if scopes is None:
             return [Finding("Slack doesn't say which scopes the token has: chat:write is needed")]
         advice = "add it to the app under OAuth & Permissions, and install the app again"
@@ -300,12 +303,12 @@ class SlackChannel:
             return [Finding(f"scope chat:write is missing, nothing can be posted: {advice}", ok=False)]
         findings = [Finding("scope chat:write is there")]
         if "users:read.email" not in scopes:
-            named = any(_PERSON.fullmatch(target) for target in self._config.recipients.values())
-            lost = "people can't be found by their mail address"
-            findings.append(Finding(f"scope users:read.email is missing, {lost}: {advice}", ok=not named))
+            needed = any(_PERSON.fullmatch(target) for target in self._config.recipients.values())
+            effect = "people can't be found by their mail address"
+            findings.append(Finding(f"scope users:read.email is missing, {effect}: {advice}", ok=not needed))
         if not scopes & {"channels:history", "groups:history", "im:history"}:
-            lost = "a in_doubt message is repeated without a look at what has arrived"
-            findings.append(Finding(f"no history scope, {lost}: channels:history lets the app look"))
+            effect = "a message that is in doubt is sent again without a search for the first attempt"
+            findings.append(Finding(f"no history scope, {effect}: channels:history allows the search"))
         if self._config.join and "channels:join" not in scopes:
             findings.append(Finding(f"scope channels:join is missing, channels can't be joined: {advice}", ok=False))
         return findings
@@ -315,62 +318,64 @@ class SlackChannel:
             await self._session.close()
 
     async def _channel(self, address: str) -> str:
-        """Where to post. A user's id will do: Slack opens the direct message with our app by itself."""
+        """Return the channel to post to. A user id is enough: Slack opens the direct message with the app itself."""
         if not _PERSON.fullmatch(address):
             return address
-        user = await self._remembered(address, self._user_of)
+        user = await self._cached_lookup(address, self._user_id)
         if user is None:
             raise UnknownRecipient("nobody in this Slack workspace has that mail address")
         return user
 
-    async def _user_of(self, address: str) -> str | None:
+    async def _user_id(self, address: str) -> str | None:
         try:
-            answer = await self._look("users.lookupByEmail", {"email": address})
+            answer = await self._query("users.lookupByEmail", {"email": address})
         except UnknownRecipient:
             return None
         return str(answer["user"]["id"])
 
-    async def _earlier(self, message: Message, thread: _Thread | None, channel: str) -> Receipt | None:
-        """The message that an earlier attempt left behind, if it did: in its thread, else in the channel."""
-        if thread is not None:
-            since = message.created_at.timestamp() - CLOCKS_DIFFER
-            query = {"ts": thread.ts, "oldest": f"{since:.6f}"}
-            found = await self._found("conversations.replies", message.key, thread.channel, query)
+    async def _find_earlier_attempt(self, message: Message, root: _ThreadRoot | None, channel: str) -> Receipt | None:
+        """Search for the message of an earlier attempt, in its thread and then in the channel; None if there is none."""
+        if root is not None:
+            since = message.created_at.timestamp() - MAX_CLOCK_SKEW
+            query = {"ts": root.ts, "oldest": f"{since:.6f}"}
+            found = await self._search("conversations.replies", message.key, root.channel, query)
             if found is not None:
                 return found
         try:
-            identity = await self._conversation(channel)
+            channel_id = await self._conversation_id(channel)
         except Never:
             return None
-        return None if identity is None else await self._found("conversations.history", message.key, identity, {})
+        return None if channel_id is None else await self._search("conversations.history", message.key, channel_id, {})
 
-    async def _found(self, method: str, key: str, channel: str, query: Mapping[str, Any]) -> Receipt | None:
-        """The message of that key among those that a method lists; None too where the app may not look."""
-        asked = {"channel": channel, "limit": LOOK_BACK, "include_all_metadata": "true", **query}
+    async def _search(self, method: str, key: str, channel: str, query: Mapping[str, Any]) -> Receipt | None:
+        """Search the messages that a method lists for the key; None if it is not found or the app lacks the scope."""
+        parameters = {"channel": channel, "limit": HISTORY_LIMIT, "include_all_metadata": "true", **query}
         try:
-            listed = await self._look(method, asked)
-        except Never:  # without the history scope nobody can look: post, at the risk of a second message
+            page = await self._query(method, parameters)
+        except Never:  # the history scope is missing: post again, although the message may then appear twice
             return None
-        for message in listed.get("messages", ()):
+        for message in page.get("messages", ()):
             if message.get("metadata", {}).get("event_payload", {}).get("key") == key:
-                ts, root = str(message["ts"]), str(message.get("thread_ts", message["ts"]))
-                reference = {"channel": channel, "ts": ts} | ({"thread_ts": root} if root != ts else {})
+                ts, thread_ts = str(message["ts"]), str(message.get("thread_ts", message["ts"]))
+                reference = {"channel": channel, "ts": ts} | ({"thread_ts": thread_ts} if thread_ts != ts else {})
                 return Receipt(answer=Answer("ok", f"an earlier attempt had arrived: ts {ts}"), reference=reference)
         return None
 
-    async def _conversation(self, channel: str) -> str | None:
-        """The conversation's id, which reading history demands where posting takes a name or a user."""
+    async def _conversation_id(self, channel: str) -> str | None:
+        """Return the id of a channel or of the direct message with a user: the history methods accept no names or user ids."""
         if _USER_ID.fullmatch(channel):
-            opened = await self._look("conversations.open", {"users": channel})
+            opened = await self._query("conversations.open", {"users": channel})
             return str(opened["channel"]["id"])
         if channel.startswith("#"):
-            return await self._remembered(channel, self._channel_named)
+            return await self._cached_lookup(channel, self._channel_id)
         return channel
 
-    async def _channel_named(self, name: str) -> str | None:
+    async def _channel_id(self, name: str) -> str | None:
         cursor = ""
         while True:
-            page = await self._look("conversations.list", {"limit": 1000, "exclude_archived": "true", "cursor": cursor})
+            page = await self._query(
+                "conversations.list", {"limit": 1000, "exclude_archived": "true", "cursor": cursor}
+            )
             for channel in page.get("channels", ()):
                 if channel.get("name") == name.removeprefix("#"):
                     return str(channel["id"])
@@ -378,54 +383,57 @@ class SlackChannel:
             if not cursor:
                 return None
 
-    async def _remembered(self, asked: str, look_up: Any) -> str | None:
+    async def _cached_lookup(self, name: str, look_up: Callable[[str], Awaitable[str | None]]) -> str | None:
         now = asyncio.get_running_loop().time()
-        until, answer = self._known.get(asked, (0.0, None))
-        if until <= now:
-            answer = await look_up(asked)
-            self._known[asked] = (now + REMEMBERED, answer)
-        return answer
+        expires_at, result = self._lookups.get(name, (0.0, None))
+        if expires_at <= now:
+            result = await look_up(name)
+            self._lookups[name] = (now + LOOKUP_TTL, result)
+        return result
 
-    async def _look(self, method: str, query: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Ask something that changes nothing: repeated in place, for a moment, where the answer was no answer."""
-        tries = AsyncRetrying(
-            retry=retry_if_exception(_worth_asking_again),
+    async def _query(self, method: str, query: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Call a Web API method that changes nothing; up to three attempts, because look-ups can be repeated safely.
+
+        Raises Later or Never.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_is_retryable),
             wait=wait_random_exponential(multiplier=0.2, max=2),
             stop=stop_after_attempt(3),
             reraise=True,
         )
         try:
-            answer: AsyncSlackResponse = await tries(self._asked, method, query)
-        except InDoubt as error:  # nothing was changed, whatever happened
+            answer: AsyncSlackResponse = await retrying(self._get, method, query)
+        except InDoubt as error:  # the request changes nothing, so it is never in doubt
             raise Later(error.reason, answer=error.answer) from None
         if not isinstance(answer.data, dict):
             raise Later("Slack gave an answer that is no JSON object")
         return answer.data
 
-    async def _asked(self, method: str, query: Mapping[str, Any]) -> AsyncSlackResponse:
-        """Ask the Web API, once: its answer, with the headers. Raises as `_call` does."""
-        client = self._ready()
-        return await _heard(client, client.api_call(method, http_verb="GET", params=dict(query)))
+    async def _get(self, method: str, query: Mapping[str, Any]) -> AsyncSlackResponse:
+        """Send one GET request and return the answer with its headers. Raises as `_call` does."""
+        client = self._client_with_token()
+        return await _translate_errors(client, client.api_call(method, http_verb="GET", params=dict(query)))
 
     async def _call(self, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Have the Web API do something, once. Raises the ChannelError that its answer, or its silence, means."""
-        client = self._ready()
-        return await _heard(client, client.post(method, orjson.dumps(body)))
+        """Call a Web API method with a JSON body, once. Raises Later, Never, UnknownRecipient or InDoubt."""
+        client = self._client_with_token()
+        return await _translate_errors(client, client.post(method, orjson.dumps(body)))
 
-    def _opened(self) -> aiohttp.ClientSession:
+    def _open_session(self) -> aiohttp.ClientSession:
         import aiohttp  # noqa: PLC0415
 
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._config.timeout)
-            # slack-sdk finds the proxy by itself; aiohttp would look into ~/.netrc for each message, in a thread.
+            # without trust_env: slack-sdk reads the proxy settings, and aiohttp would read ~/.netrc for each message
             self._session = aiohttp.ClientSession(timeout=limits)
         return self._session
 
-    def _ready(self) -> Client:
+    def _client_with_token(self) -> Client:
         if self._client is None:
-            from channels.slack.client import Client  # noqa: PLC0415 - kept out of the command line's start
+            from channels.slack.client import Client  # noqa: PLC0415 - slack-sdk would slow down the start of every command
 
-            self._client = Client(f"{self._config.api_url.rstrip('/')}/", self._opened())
+            self._client = Client(f"{self._config.api_url.rstrip('/')}/", self._open_session())
         try:
             self._client.token = reveal(self._config.token, self._config.token_file)
         except OSError as error:
@@ -434,54 +442,56 @@ class SlackChannel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Thread:
-    """A thread that has begun: where its first message is, and what it says if we know."""
+class _ThreadRoot:
+    """The first message of a thread: its position, and its content if it is known."""
 
     channel: str
     ts: str
     content: Content | None
 
 
-def _thread_of(message: Message) -> _Thread | None:
-    """The thread that the last of the earlier messages is in, or has begun; None where none has."""
+def _thread_root(message: Message) -> _ThreadRoot | None:
+    """Return the root of the thread that the last earlier message is in; None if no earlier message has a position."""
     earlier = message.thread.earlier if message.thread is not None else ()
-    placed = [one for one in earlier if one.reference.get("ts") and one.reference.get("channel")]
-    if not placed:
+    sent = [one for one in earlier if one.reference.get("ts") and one.reference.get("channel")]
+    if not sent:
         return None
-    last = placed[-1].reference
+    last = sent[-1].reference
     ts = last.get("thread_ts", last["ts"])
-    content = next((one.content for one in placed if one.reference["ts"] == ts), None)
-    return _Thread(last["channel"], ts, content)
+    content = next((one.content for one in sent if one.reference["ts"] == ts), None)
+    return _ThreadRoot(last["channel"], ts, content)
 
 
-def _recovered(first: Content | None, news: Content) -> dict[str, Any]:
-    """What a thread's first message says from now on: the good news, and below it in its colour what it said before.
+def _resolved_content(first: Content | None, success: Content) -> dict[str, Any]:
+    """Return the new content of a thread's first message: the success, and below it the failure in the success colour.
 
-    Blocks and attachments are always named: chat.update keeps those that it isn't told of.
+    Blocks and attachments are always set, because chat.update keeps fields that the request lacks.
     """
     first = first or {}
-    color = next((one["color"] for one in news.get("attachments", ()) if "color" in one), None)
-    blocks = [*news.get("blocks", ()), *first.get("blocks", ())][:MOST_BLOCKS]
+    color = next((one["color"] for one in success.get("attachments", ()) if "color" in one), None)
+    blocks = [*success.get("blocks", ()), *first.get("blocks", ())][:MAX_BLOCKS]
     attachments = [{**one, **({"color": color} if color else {})} for one in first.get("attachments", ())]
-    text = str(news.get("text", ""))
+    text = str(success.get("text", ""))
     if not blocks and first.get("text"):
-        text = f"{text}\n{first['text']}"[: LONGEST_UPDATE // 2]  # Slack counts some characters twice
+        text = f"{text}\n{first['text']}"[
+            : MAX_UPDATE_TEXT // 2
+        ]  # half of the limit, because Slack counts some characters twice
     return {"text": text, "blocks": blocks, "attachments": attachments}
 
 
-def _webhook_receipt(status: int, said: str, wish: timedelta | None) -> Receipt:
-    """Read a webhook's answer. Raises the ChannelError that it means."""
-    code = said.strip() if re.fullmatch(r"[a-z_]{1,60}", said.strip()) else ""
+def _webhook_receipt(status: int, text: str, delay: timedelta | None) -> Receipt:
+    """Return the receipt for a webhook's answer, or raise its error. `delay`: from Retry-After."""
+    code = text.strip() if re.fullmatch(r"[a-z_]{1,60}", text.strip()) else ""
     answer = Answer(str(status), code)
     match status:
         case 200:
             return Receipt(answer=answer)
         case 429:
-            raise Later("Slack takes no more for now: 429", answer=answer, retry_after=wish)
+            raise Later("Slack takes no more for now: 429", answer=answer, retry_after=delay)
         case 502 | 503 | 504:
-            raise Later(f"Slack is in trouble: {status}", answer=answer, retry_after=wish, provider_wide=True)
+            raise Later(f"Slack is in trouble: {status}", answer=answer, retry_after=delay, provider_wide=True)
         case _ if code in _WEBHOOK_LATER:
-            raise Later(f"Slack takes no more for now: {code}", answer=answer, retry_after=wish)
+            raise Later(f"Slack takes no more for now: {code}", answer=answer, retry_after=delay)
         case _ if status >= 500 or status < 300:
             raise InDoubt(f"Slack answered {code or status}: it may have taken the message", answer=answer)
         case _:
@@ -489,10 +499,10 @@ def _webhook_receipt(status: int, said: str, wish: timedelta | None) -> Receipt:
             raise Never(f"Slack refused: {code or status}; {advice}", answer=answer)
 
 
-def _body(message: Message, channel: str, *, thread: str | None = None) -> dict[str, Any]:
+def _body(message: Message, channel: str, *, thread_ts: str | None = None) -> dict[str, Any]:
     return {
         "channel": channel,
-        **({"thread_ts": thread} if thread is not None else {}),
+        **({"thread_ts": thread_ts} if thread_ts is not None else {}),
         **message.content,
         "unfurl_links": False,
         "unfurl_media": False,
@@ -500,19 +510,19 @@ def _body(message: Message, channel: str, *, thread: str | None = None) -> dict[
     }
 
 
-def _worth_asking_again(error: BaseException) -> bool:
+def _is_retryable(error: BaseException) -> bool:
     return isinstance(error, InDoubt) or (isinstance(error, Later) and error.retry_after is None)
 
 
-async def _heard(client: Client, answer: Awaitable[Heard]) -> Heard:
-    """What the Web API answers. Raises the ChannelError that its answer, or its silence, means."""
-    import aiohttp  # noqa: PLC0415 - kept out of the command line's start
+async def _translate_errors(client: Client, request: Awaitable[Result]) -> Result:
+    """Await a request of the client. Raises the ChannelError for its error answer or connection failure."""
+    import aiohttp  # noqa: PLC0415 - slack-sdk would slow down the start of every command
     from slack_sdk.errors import SlackApiError, SlackClientError  # noqa: PLC0415
 
     try:
-        return await answer
+        return await request
     except SlackApiError as error:
-        raise _meaning(error, client.token or "") from None
+        raise _error_for(error, client.token or "") from None
     except aiohttp.ClientConnectorError as error:
         reason = error.strerror or type(error).__name__
         raise Later(f"Slack can't be reached: {reason}", provider_wide=True) from None
@@ -520,19 +530,19 @@ async def _heard(client: Client, answer: Awaitable[Heard]) -> Heard:
         raise InDoubt(f"Slack did not answer: {type(error).__name__}; it may have taken the message") from None
 
 
-def _meaning(error: SlackApiError, token: str) -> ChannelError:
-    """What an answer that is not `ok` means. Slack's common errors, sorted by what to do next."""
+def _error_for(error: SlackApiError, token: str) -> ChannelError:
+    """Return the ChannelError for an answer that is not `ok`."""
     response = error.response
     status = int(getattr(response, "status_code", 0) or getattr(response, "status", 0))
     data = getattr(response, "data", None)
-    code = _without(token, str(data.get("error", "")) if isinstance(data, dict) else "")
+    code = _masked(token, str(data.get("error", "")) if isinstance(data, dict) else "")
     answer = Answer(code or str(status), _excerpt(data, token))
-    wish = retry_after(getattr(response, "headers", None) or {})
+    delay = retry_after(getattr(response, "headers", None) or {})
     if status == 429 or code in _LATER:
-        return Later(f"Slack takes no more for now: {code or status}", answer=answer, retry_after=wish)
+        return Later(f"Slack takes no more for now: {code or status}", answer=answer, retry_after=delay)
     if status in {502, 503, 504}:
-        return Later(f"Slack is in trouble: {status}", answer=answer, retry_after=wish, provider_wide=True)
-    if code in _UNKNOWN or status >= 500 or not code:
+        return Later(f"Slack is in trouble: {status}", answer=answer, retry_after=delay, provider_wide=True)
+    if code in _IN_DOUBT or status >= 500 or not code:
         return InDoubt(f"Slack answered {code or status}: it may have taken the message", answer=answer)
     if code in _NO_RECIPIENT:
         return UnknownRecipient("no such person in this Slack workspace", answer=answer)
@@ -540,14 +550,14 @@ def _meaning(error: SlackApiError, token: str) -> ChannelError:
     return Never(f"Slack refused: {code}{'; ' + advice if advice else ''}", answer=answer)
 
 
-def _without(token: str, said: str) -> str:
-    """A proxy at `api_url` may repeat what it was shown."""
-    return said.replace(token, "********") if token else said
+def _masked(token: str, text: str) -> str:
+    """Mask the token: a proxy at `api_url` may repeat it in its answer."""
+    return text.replace(token, "********") if token else text
 
 
 def _excerpt(data: object, token: str) -> str:
-    """What Slack said, without what it repeats of the message."""
+    """Return the error fields of Slack's answer, without the message that it may repeat."""
     if not isinstance(data, dict):
         return ""
-    said = {name: data[name] for name in ("error", "needed", "provided", "errors", "warning") if name in data}
-    return _without(token, orjson.dumps(said).decode())[:EXCERPT]
+    fields = {name: data[name] for name in ("error", "needed", "provided", "errors", "warning") if name in data}
+    return _masked(token, orjson.dumps(fields).decode())[:EXCERPT]

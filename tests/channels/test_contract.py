@@ -42,7 +42,7 @@ class HttpProvider:
     seen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.server.seen = self._record
+        self.server.check_request = self._record
 
     def _record(self, request: Request) -> None:
         if (key := self.key_of(request)) is not None:
@@ -135,7 +135,7 @@ class TestSlack(ChannelContract):
 
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
-        async with ScriptedHttp(usual=answer(200, b'{"ok":true,"channel":"C0000001","ts":"1.2"}')) as server:
+        async with ScriptedHttp(default=answer(200, b'{"ok":true,"channel":"C0000001","ts":"1.2"}')) as server:
             answers = {
                 Reaction.TRY_LATER: answer(429, b'{"ok":false,"error":"ratelimited"}'),
                 Reaction.REFUSE: answer(200, b'{"ok":false,"error":"invalid_blocks"}'),
@@ -170,7 +170,7 @@ class TestPagerDuty(ChannelContract):
 
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
-        async with ScriptedHttp(usual=answer(202, b'{"status":"success"}')) as server:
+        async with ScriptedHttp(default=answer(202, b'{"status":"success"}')) as server:
             answers = {Reaction.TRY_LATER: answer(429, b"{}"), Reaction.REFUSE: answer(400, SECRET.encode())}
             yield HttpProvider(server, self._key, answers)
 
@@ -205,7 +205,7 @@ class TestTeams(ChannelContract):
 
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
-        async with ScriptedHttp(usual=answer(202)) as server:
+        async with ScriptedHttp(default=answer(202)) as server:
             failed = b"Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error "
             answers = {
                 Reaction.TRY_LATER: answer(200, failed + b"429 with ContextId x"),
@@ -249,7 +249,7 @@ class TestWebhook(ChannelContract):
 
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
-        async with ScriptedHttp(usual=answer(204)) as server:
+        async with ScriptedHttp(default=answer(204)) as server:
             answers = {
                 Reaction.TRY_LATER: answer(503, b"", Retry_After="3"),
                 Reaction.REFUSE: answer(422, " ".join(self.secrets).encode()),

@@ -70,7 +70,7 @@ class TestNtfy(ChannelContract):
 
     @pytest.fixture
     async def provider(self) -> AsyncIterator[Provider]:
-        async with ScriptedHttp(usual=answer(200, b"{}")) as server:
+        async with ScriptedHttp(default=answer(200, b"{}")) as server:
             yield HttpProvider(
                 server, self._key, {Reaction.TRY_LATER: answer(429), Reaction.REFUSE: answer(403, b"{}")}
             )
@@ -114,7 +114,7 @@ def settings_file(folder: Path, **ntfy: Any) -> str:
 
 async def test_an_installed_package_is_a_channel_like_any_other(installed: Path) -> None:
     env = environment(installed)
-    async with ScriptedHttp(usual=answer(200, b'{"id":"x"}')) as server:
+    async with ScriptedHttp(default=answer(200, b'{"id":"x"}')) as server:
         config = settings_file(installed, server=server.url)
         status, out, err = await command("check", "--config", config, env=env)
         assert (status, "channels   ok: ntfy" in out) == (0, True), err

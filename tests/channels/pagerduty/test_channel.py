@@ -1,4 +1,4 @@
-"""PagerDuty against a server that checks what the Events API v2 checks."""
+"""The PagerDuty channel against the demo's Events API v2, which validates events and routing keys."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ EVENT = {"event_action": "trigger", "payload": PAYLOAD}
 
 
 def message(to: str = "ml", *, key: str = "k1", content: Any = EVENT, thread: Thread | None = None) -> Message:
-    made = datetime(2026, 11, 20, tzinfo=UTC)
-    return Message(key=key, recipients=(to,), content=content, created_at=made, thread=thread)
+    created_at = datetime(2026, 11, 20, tzinfo=UTC)
+    return Message(key=key, recipients=(to,), content=content, created_at=created_at, thread=thread)
 
 
 def config(url: str, **service: Any) -> PagerDutyConfig:
@@ -65,9 +65,9 @@ async def channel(url: str) -> AsyncIterator[PagerDutyChannel]:
     await opened.aclose()
 
 
-# A server whose client breaks off the handshake leaves its socket to the garbage collector, in asyncio of Python 3.11.
+# In Python 3.11, asyncio leaves a server's socket to the garbage collector if the client breaks off the TLS handshake.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_certificate_that_nobody_vouches_for_is_no_connection_and_so_no_doubt() -> None:
+async def test_an_untrusted_certificate_raises_later_and_nothing_is_sent() -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     async with ScriptedHttp(tls=context) as server:
@@ -78,7 +78,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_no_connection_and_so_no_
         assert server.requests == []
 
 
-async def test_a_trigger_opens_an_incident_and_its_repetition_merges(
+async def test_a_trigger_opens_an_incident_and_a_repeated_one_is_merged(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
     receipt = await channel.send(message())
@@ -89,41 +89,47 @@ async def test_a_trigger_opens_an_incident_and_its_repetition_merges(
     assert [(incident.dedup_key, len(incident.events)) for incident in account.incidents] == [("k1", 2), ("k2", 1)]
 
 
-SAID = (EarlierMessage(reference={"dedup_key": "talk"}, content=EVENT),)
-TALK, FAILED_AGAIN = Thread(key="talk"), Thread(key="talk", earlier=SAID)
-WELL = Thread(key="talk", earlier=SAID, resolves=True)
+EARLIER = (EarlierMessage(reference={"dedup_key": "thread"}, content=EVENT),)
+FIRST_FAILURE, SECOND_FAILURE = Thread(key="thread"), Thread(key="thread", earlier=EARLIER)
+RESOLVED = Thread(key="thread", earlier=EARLIER, resolves=True)
 
 
-async def test_a_conversation_is_one_incident_and_its_recovery_resolves_it(
+async def test_a_thread_is_one_incident_and_the_resolved_notice_resolves_it(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
-    for key, talk in (("k1", TALK), ("k2", FAILED_AGAIN), ("k3", WELL), ("k3", WELL), ("k4", TALK)):
-        receipt = await channel.send(message(key=key, thread=talk))
-        assert receipt.reference == {"dedup_key": "talk"}
+    for key, thread in (
+        ("k1", FIRST_FAILURE),
+        ("k2", SECOND_FAILURE),
+        ("k3", RESOLVED),
+        ("k3", RESOLVED),
+        ("k4", FIRST_FAILURE),
+    ):
+        receipt = await channel.send(message(key=key, thread=thread))
+        assert receipt.reference == {"dedup_key": "thread"}
 
-    told = [([event["event_action"] for event in one.events], one.status) for one in account.incidents]
-    assert told == [(["trigger", "trigger", "resolve"], "resolved"), (["trigger"], "triggered")]
+    incidents = [([event["event_action"] for event in one.events], one.status) for one in account.incidents]
+    assert incidents == [(["trigger", "trigger", "resolve"], "resolved"), (["trigger"], "triggered")]
 
 
-async def test_nothing_is_resolved_that_was_not_triggered_and_what_is_over_pages_nobody(
+async def test_nothing_is_sent_for_a_superseded_message_or_a_resolved_notice_without_an_incident(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
-    receipt = await channel.send(message(thread=Thread(key="talk", resolves=True)))
+    receipt = await channel.send(message(thread=Thread(key="thread", resolves=True)))
     with pytest.raises(Never, match="nobody was paged: it has succeeded since then"):
-        await channel.send(message(thread=Thread(key="talk", superseded=True)))
+        await channel.send(message(thread=Thread(key="thread", superseded=True)))
     with pytest.raises(Never, match="nothing was resolved: it has failed since then"):
-        await channel.send(message(thread=Thread(key="talk", earlier=SAID, resolves=True, superseded=True)))
+        await channel.send(message(thread=Thread(key="thread", earlier=EARLIER, resolves=True, superseded=True)))
 
     assert (account.requests, receipt.answer.status) == (0, "none")
 
 
-def test_incidents_are_about_what_the_settings_say() -> None:
+def test_the_settings_define_what_an_incident_covers() -> None:
     for incident in ("launch_plan", "execution"):
         settings = PagerDutyConfig(incident=incident)
         assert PagerDutyChannel(settings).thread_by("ml") == incident
 
 
-async def test_a_services_own_severity_goes_first(url: str, account: PagerDutyReceiver) -> None:
+async def test_a_services_severity_takes_precedence(url: str, account: PagerDutyReceiver) -> None:
     channel = PagerDutyChannel(config(url, severity="critical"))
     await channel.send(message())
     await channel.aclose()
@@ -131,9 +137,7 @@ async def test_a_services_own_severity_goes_first(url: str, account: PagerDutyRe
     assert account.incidents[0].events[0]["payload"]["severity"] == "critical"
 
 
-async def test_a_routing_key_is_read_from_its_file_at_each_use(
-    url: str, account: PagerDutyReceiver, tmp_path: Path
-) -> None:
+async def test_a_routing_key_file_is_read_for_each_event(url: str, account: PagerDutyReceiver, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("not yet the key of anything at all\n")
     services = {"ml": {"routing_key_file": file}}
@@ -147,7 +151,7 @@ async def test_a_routing_key_is_read_from_its_file_at_each_use(
     assert len(account.incidents) == 1
 
 
-async def test_details_are_dropped_before_an_event_is_too_large(
+async def test_an_event_that_is_too_large_loses_its_details(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
     payload = {**PAYLOAD, "custom_details": {"error": "x" * 600_000}}
@@ -159,10 +163,10 @@ async def test_details_are_dropped_before_an_event_is_too_large(
     assert "left out" in event["payload"]["custom_details"]["note"]
 
 
-async def test_details_that_pagerduty_takes_are_kept_in_whichever_letters(
+async def test_details_below_the_limit_are_kept_in_any_script(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
-    payload = {**PAYLOAD, "custom_details": {"error": "ж" * 200_000}}  # in UTF-8 400 kB, escaped three times as much
+    payload = {**PAYLOAD, "custom_details": {"error": "ж" * 200_000}}  # 400 kB in UTF-8, but 1.2 MB with JSON escapes
 
     await channel.send(message(content={**EVENT, "payload": payload}))
 
@@ -171,7 +175,7 @@ async def test_details_that_pagerduty_takes_are_kept_in_whichever_letters(
 
 
 @pytest.mark.parametrize(
-    ("step", "kind"),
+    ("step", "error_type"),
     [
         (ScriptedReply(400, b'{"status":"invalid event","errors":["x"]}'), Never),
         (ScriptedReply(403), Never),
@@ -183,22 +187,22 @@ async def test_details_that_pagerduty_takes_are_kept_in_whichever_letters(
         (ScriptedReply(202, b"", accept=True, delay=3), InDoubt),
     ],
 )
-async def test_every_answer_has_its_meaning_at_the_first_try(
-    account: PagerDutyReceiver, channel: PagerDutyChannel, step: ScriptedReply, kind: type[ChannelError]
+async def test_each_answer_raises_its_error_after_one_request(
+    account: PagerDutyReceiver, channel: PagerDutyChannel, step: ScriptedReply, error_type: type[ChannelError]
 ) -> None:
     account.script.steps = [step]
 
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error_type) as caught:
         await channel.send(message())
 
-    assert type(caught.value) is kind
-    assert account.requests == 1  # the library's own retries sleep, and one of them never ends
+    assert type(caught.value) is error_type
+    assert account.requests == 1  # pdpyras' own retries sleep, and after a 429 they never end
     if "Retry-After" in step.headers:
         assert isinstance(caught.value, Later)
         assert caught.value.retry_after == timedelta(seconds=30)
 
 
-async def test_pagerduty_that_is_not_there_is_everyones_trouble() -> None:
+async def test_an_unreachable_pagerduty_is_provider_wide() -> None:
     channel = PagerDutyChannel(config("http://127.0.0.1:1"))
     with pytest.raises(Later, match="can't be reached") as caught:
         await channel.send(message())
@@ -206,7 +210,7 @@ async def test_pagerduty_that_is_not_there_is_everyones_trouble() -> None:
     assert caught.value.provider_wide
 
 
-async def test_a_proxy_that_is_not_there_leaves_no_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_proxy_raises_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     channel = PagerDutyChannel(config("http://events.pagerduty.test"))
     with pytest.raises(Later, match="can't be reached: ProxyError"):
@@ -214,7 +218,7 @@ async def test_a_proxy_that_is_not_there_leaves_no_doubt(monkeypatch: pytest.Mon
     await channel.aclose()
 
 
-async def test_every_event_goes_by_the_environments_proxy_and_shows_the_cookies_it_got(
+async def test_events_use_the_proxy_of_the_environment_and_send_its_cookies_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with proxy_server(b"HTTP/1.1 202 Accepted", b"{}") as (proxy, heads):
@@ -228,7 +232,7 @@ async def test_every_event_goes_by_the_environments_proxy_and_shows_the_cookies_
     assert [b"Cookie: way=2" in head for head in heads] == [False, True, True]
 
 
-async def test_no_event_goes_by_the_proxy_where_the_environment_excepts_pagerduty(
+async def test_events_bypass_the_proxy_if_no_proxy_names_pagerduty(
     account: PagerDutyReceiver, channel: PagerDutyChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -239,9 +243,9 @@ async def test_no_event_goes_by_the_proxy_where_the_environment_excepts_pagerdut
     assert [incident.dedup_key for incident in account.incidents] == ["k1", "k2"]
 
 
-async def test_a_redirect_takes_every_event_along(account: PagerDutyReceiver, url: str) -> None:
-    elsewhere = f"HTTP/1.1 307 Elsewhere\r\nLocation: {url}/v2/enqueue".encode()
-    async with proxy_server(elsewhere, b"{}") as (address, _):
+async def test_events_follow_a_redirect(account: PagerDutyReceiver, url: str) -> None:
+    redirect = f"HTTP/1.1 307 Elsewhere\r\nLocation: {url}/v2/enqueue".encode()
+    async with proxy_server(redirect, b"{}") as (address, _):
         channel = PagerDutyChannel(config(address).model_copy(update={"connections": 1}))
         await channel.send(message(key="k1"))
         await channel.send(message(key="k2"))
@@ -251,7 +255,7 @@ async def test_a_redirect_takes_every_event_along(account: PagerDutyReceiver, ur
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 202 OK\r\nContent-Length: 50\r\n\r\n{"])
-async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: bytes) -> None:
+async def test_a_connection_that_breaks_during_the_answer_raises_in_doubt(answer: bytes) -> None:
     async with breaking_server(answer) as base:
         channel = PagerDutyChannel(config(base))
         with pytest.raises(InDoubt):
@@ -259,7 +263,9 @@ async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: byt
         await channel.aclose()
 
 
-async def test_the_loop_goes_on_while_pagerduty_is_slow(account: PagerDutyReceiver, channel: PagerDutyChannel) -> None:
+async def test_the_event_loop_is_not_blocked_while_pagerduty_is_slow(
+    account: PagerDutyReceiver, channel: PagerDutyChannel
+) -> None:
     account.script.steps = [ScriptedReply(202, b"{}", delay=0.5) for _ in range(4)]
     sending = [asyncio.create_task(channel.send(message(key=f"k{number}"))) for number in range(4)]
     ticks = 0
@@ -271,14 +277,16 @@ async def test_the_loop_goes_on_while_pagerduty_is_slow(account: PagerDutyReceiv
     assert ticks > 20
 
 
-def test_who_is_no_service_here_is_unserved_with_advice() -> None:
+def test_a_recipient_that_is_no_service_is_unknown() -> None:
     channel = PagerDutyChannel(config("http://127.0.0.1:1"))
     with pytest.raises(UnknownRecipient, match=r"channels\.pagerduty\.services"):
         channel.address("on-call@example.com")
     assert channel.address("ml") == "ml"
 
 
-async def test_routing_keys_do_not_show(account: PagerDutyReceiver, channel: PagerDutyChannel, url: str) -> None:
+async def test_routing_keys_do_not_appear_in_errors_or_previews(
+    account: PagerDutyReceiver, channel: PagerDutyChannel, url: str
+) -> None:
     account.services = {}
     with pytest.raises(Never) as caught:
         await channel.send(message())
@@ -288,7 +296,7 @@ async def test_routing_keys_do_not_show(account: PagerDutyReceiver, channel: Pag
     assert orjson.loads(channel.wire_preview(message()).body)["routing_key"] == MASK
 
 
-async def test_a_check_reaches_pagerduty_and_opens_no_incident(
+async def test_check_connects_to_pagerduty_and_opens_no_incident(
     account: PagerDutyReceiver, channel: PagerDutyChannel
 ) -> None:
     (finding,) = await channel.check()
@@ -297,23 +305,23 @@ async def test_a_check_reaches_pagerduty_and_opens_no_incident(
 
 
 @pytest.mark.parametrize(
-    ("key", "words"),
+    ("key", "problem"),
     [("f" * 32, "doesn't know the routing key"), ("too-short", "9 characters, not 32")],
 )
-async def test_a_check_finds_a_wrong_routing_key(url: str, key: str, words: str) -> None:
+async def test_check_reports_a_wrong_routing_key(url: str, key: str, problem: str) -> None:
     channel = PagerDutyChannel(config(url, routing_key=key))
     (finding,) = await channel.check()
     await channel.aclose()
-    assert (finding.ok, words in finding.message, key in finding.message) == (False, True, False)
+    assert (finding.ok, problem in finding.message, key in finding.message) == (False, True, False)
 
 
-async def test_a_check_finds_a_wrong_address_and_that_there_are_no_services(url: str) -> None:
-    for where, words in (("http://127.0.0.1:1", "can't be reached"), (f"{url}/elsewhere", "answered 404")):
-        channel = PagerDutyChannel(config(where))
+async def test_check_reports_a_wrong_url_and_missing_services(url: str) -> None:
+    for events_url, problem in (("http://127.0.0.1:1", "can't be reached"), (f"{url}/elsewhere", "answered 404")):
+        channel = PagerDutyChannel(config(events_url))
         (finding,) = await channel.check()
         await channel.aclose()
-        assert (finding.ok, words in finding.message) == (False, True), finding.message
-    nobody = PagerDutyChannel(PagerDutyConfig(events_url=url))
-    (finding,) = await nobody.check()
-    await nobody.aclose()
+        assert (finding.ok, problem in finding.message) == (False, True), finding.message
+    without_services = PagerDutyChannel(PagerDutyConfig(events_url=url))
+    (finding,) = await without_services.check()
+    await without_services.aclose()
     assert (finding.ok, "nobody can be paged" in finding.message) == (False, True)

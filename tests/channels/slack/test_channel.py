@@ -1,4 +1,4 @@
-"""Slack against a server that checks what Slack checks."""
+"""The Slack channel against the demo's Slack, which validates tokens, scopes and channels as Slack does."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from channels.contract import (
     Message,
     Never,
     Receipt,
+    Thread,
     UnknownRecipient,
-)
-from channels.contract import (
-    Thread as Talk,
 )
 from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
@@ -35,14 +33,14 @@ TOKEN = "xoxb-secret-of-the-tests"
 
 
 def message(
-    to: str = "#alerts", *, key: str = "k1", in_doubt: bool = False, talk: Talk | None = None, **content: Any
+    to: str = "#alerts", *, key: str = "k1", in_doubt: bool = False, thread: Thread | None = None, **content: Any
 ) -> Message:
     return Message(
         key=key,
         recipients=(to,),
         content=content or {"text": "train.daily failed"},
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
-        thread=talk,
+        thread=thread,
         in_doubt=in_doubt,
     )
 
@@ -84,21 +82,21 @@ async def test_a_message_arrives_with_its_key_and_without_unfurling(
     assert (arrived.body["unfurl_links"], arrived.body["unfurl_media"]) == (False, False)
 
 
-class NeverWritten(dict[str, Any]):
-    """What must go to Slack alone, and into no line of a log, not even one that nobody keeps."""
+class FailsOnRepr(dict[str, Any]):
+    """Content that must be sent to Slack but never formatted for a log, not even for a level that is not logged."""
 
     def __repr__(self) -> str:
-        raise AssertionError("a message's text was written out")
+        raise AssertionError("a message's text was formatted for a log")
 
 
-async def test_a_message_is_written_out_for_slack_alone(workspace: SlackReceiver, channel: SlackChannel) -> None:
-    await channel.send(message(text="failed", attachments=[NeverWritten(color="#a30200", text="ValueError")]))
+async def test_a_messages_text_is_never_formatted_for_a_log(workspace: SlackReceiver, channel: SlackChannel) -> None:
+    await channel.send(message(text="failed", attachments=[FailsOnRepr(color="#a30200", text="ValueError")]))
 
     (arrived,) = workspace.messages
     assert arrived.body["attachments"] == [{"color": "#a30200", "text": "ValueError"}]
 
 
-async def test_a_token_that_was_replaced_is_used_for_the_next_message(
+async def test_a_changed_token_file_is_used_for_the_next_message(
     workspace: SlackReceiver, url: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
@@ -125,19 +123,17 @@ async def test_a_token_that_was_replaced_is_used_for_the_next_message(
         ("jane@example.com", "jane@example.com"),
     ],
 )
-def test_recipients_as_people_write_them_have_addresses(channel: SlackChannel, recipient: str, address: str) -> None:
+def test_each_form_of_recipient_has_its_address(channel: SlackChannel, recipient: str, address: str) -> None:
     assert channel.address(recipient) == address
 
 
 @pytest.mark.parametrize("recipient", ["alerts", "abc-12345@team.slack.com", "", "<!channel>", "#a b"])
-def test_what_slack_cannot_reach_is_unserved(channel: SlackChannel, recipient: str) -> None:
+def test_a_recipient_that_slack_cannot_reach_is_unknown(channel: SlackChannel, recipient: str) -> None:
     with pytest.raises(UnknownRecipient):
         channel.address(recipient)
 
 
-async def test_a_person_is_reached_by_mail_address_and_looked_up_once(
-    workspace: SlackReceiver, channel: SlackChannel
-) -> None:
+async def test_a_person_is_looked_up_once_by_mail_address(workspace: SlackReceiver, channel: SlackChannel) -> None:
     await channel.send(message("jane@example.com", key="k1"))
     before = workspace.requests
     await channel.send(message("jane@example.com", key="k2"))
@@ -146,7 +142,7 @@ async def test_a_person_is_reached_by_mail_address_and_looked_up_once(
     assert workspace.requests == before + 1
 
 
-async def test_a_person_whom_slack_does_not_know_is_unserved_and_asked_for_once(
+async def test_a_person_whom_slack_does_not_know_is_an_unknown_recipient_and_looked_up_once(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
     for _ in range(2):
@@ -163,7 +159,7 @@ async def test_a_person_whom_slack_does_not_know_is_unserved_and_asked_for_once(
         ("#private", "not_in_channel", "invite the app"),
     ],
 )
-async def test_a_refusal_is_final_and_says_what_to_change(
+async def test_a_refusal_raises_never_and_names_what_to_change(
     channel: SlackChannel, to: str, error: str, advice: str
 ) -> None:
     with pytest.raises(Never, match=error) as caught:
@@ -171,7 +167,7 @@ async def test_a_refusal_is_final_and_says_what_to_change(
     assert advice in caught.value.reason
 
 
-async def test_a_wrong_token_says_so_without_showing_it(url: str) -> None:
+async def test_a_wrong_token_is_reported_without_showing_it(url: str) -> None:
     channel = SlackChannel(SlackConfig(token="xoxb-wrong-one", api_url=url))
     with pytest.raises(Never, match=r"invalid_auth.*check channels.slack.token") as caught:
         await channel.send(message())
@@ -182,7 +178,7 @@ async def test_a_wrong_token_says_so_without_showing_it(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "kind"),
+    ("step", "error_type"),
     [
         (ScriptedReply(429, b'{"ok":false,"error":"ratelimited"}', {"Retry-After": "7"}), Later),
         (ScriptedReply(200, b'{"ok":false,"error":"ratelimited"}'), Later),
@@ -198,21 +194,21 @@ async def test_a_wrong_token_says_so_without_showing_it(url: str) -> None:
         (ScriptedReply(delay=4), InDoubt),
     ],
 )
-async def test_every_answer_has_its_meaning(
-    workspace: SlackReceiver, channel: SlackChannel, step: ScriptedReply, kind: type[ChannelError]
+async def test_each_answer_raises_its_error(
+    workspace: SlackReceiver, channel: SlackChannel, step: ScriptedReply, error_type: type[ChannelError]
 ) -> None:
     workspace.script.steps = [step]
 
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error_type) as caught:
         await channel.send(message())
 
-    assert type(caught.value) is kind
+    assert type(caught.value) is error_type
     if "Retry-After" in step.headers:
         assert isinstance(caught.value, Later)
         assert caught.value.retry_after == timedelta(seconds=7)
 
 
-async def test_a_doubtful_message_that_had_arrived_is_found_and_not_sent_again(
+async def test_a_message_in_doubt_that_arrived_is_found_and_not_sent_again(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
     workspace.script.steps = [ScriptedReply(500, b"{}", accept=True)]
@@ -225,14 +221,14 @@ async def test_a_doubtful_message_that_had_arrived_is_found_and_not_sent_again(
     assert receipt.reference == {"channel": "C0000001", "ts": arrived.ts}
 
 
-async def test_a_doubtful_message_that_had_not_arrived_is_sent(workspace: SlackReceiver, channel: SlackChannel) -> None:
+async def test_a_message_in_doubt_that_did_not_arrive_is_sent(workspace: SlackReceiver, channel: SlackChannel) -> None:
     await channel.send(message(in_doubt=True))
     await channel.send(message("U0000001", key="k2", in_doubt=True))
 
     assert [arrived.key for arrived in workspace.messages] == ["k1", "k2"]
 
 
-async def test_slack_that_is_not_there_is_everyones_trouble() -> None:
+async def test_an_unreachable_slack_is_provider_wide() -> None:
     channel = SlackChannel(SlackConfig(token=TOKEN, api_url="http://127.0.0.1:1/api/"))
     with pytest.raises(Later, match="can't be reached") as caught:
         await channel.send(message())
@@ -243,7 +239,7 @@ async def test_slack_that_is_not_there_is_everyones_trouble() -> None:
 @pytest.mark.parametrize(
     "answer", [b"", b'HTTP/1.1 200 OK\r\nContent-Length: 50\r\nContent-Type: application/json\r\n\r\n{"ok"']
 )
-async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: bytes) -> None:
+async def test_a_connection_that_breaks_during_the_answer_raises_in_doubt(answer: bytes) -> None:
     async with breaking_server(answer) as base:
         channel = SlackChannel(SlackConfig(token=TOKEN, api_url=f"{base}/api/", timeout=2))
         with pytest.raises(InDoubt):
@@ -251,7 +247,7 @@ async def test_a_connection_that_breaks_in_mid_answer_leaves_a_doubt(answer: byt
         await channel.aclose()
 
 
-async def test_every_message_goes_by_the_environments_proxy_with_the_librarys_headers_and_the_cookies_it_got(
+async def test_messages_use_the_proxy_of_the_environment_with_slack_sdks_headers_and_send_its_cookies_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with proxy_server(b"HTTP/1.1 200 OK", b'{"ok": true, "channel": "C1", "ts": "1.2"}') as (proxy, heads):
@@ -262,8 +258,8 @@ async def test_every_message_goes_by_the_environments_proxy_with_the_librarys_he
         await channel.aclose()
 
     assert all(head.startswith(b"POST http://slack.test/api/chat.postMessage HTTP/1.1") for head in heads)
-    told = [f"Authorization: Bearer {TOKEN}", "Content-Type: application/json;charset=utf-8", "User-Agent: Python/"]
-    assert all(line.encode() in head for head in heads for line in told)
+    expected = [f"Authorization: Bearer {TOKEN}", "Content-Type: application/json;charset=utf-8", "User-Agent: Python/"]
+    assert all(line.encode() in head for head in heads for line in expected)
     assert [b"Cookie: way=2" in head for head in heads] == [False, True, True]
 
 
@@ -275,7 +271,7 @@ async def test_every_message_goes_by_the_environments_proxy_with_the_librarys_he
         b"",
     ],
 )
-async def test_an_answer_that_is_none_of_slacks_leaves_a_doubt(answer: bytes) -> None:
+async def test_an_answer_that_is_not_slacks_raises_in_doubt(answer: bytes) -> None:
     async with proxy_server(b"HTTP/1.1 200 OK", answer) as (base, _):
         channel = SlackChannel(SlackConfig(token=TOKEN, api_url=base))
         with pytest.raises(InDoubt, match="may have taken the message"):
@@ -296,14 +292,12 @@ async def test_a_cancelled_send_leaves_the_channel_usable(workspace: SlackReceiv
     assert [arrived.key for arrived in workspace.messages] == ["k2"]
 
 
-async def checked(channel: SlackChannel) -> list[tuple[bool, str]]:
+async def check_results(channel: SlackChannel) -> list[tuple[bool, str]]:
     return [(finding.ok, finding.message) for finding in await channel.check()]
 
 
-async def test_a_check_names_who_we_are_and_says_nothing_to_anybody(
-    workspace: SlackReceiver, channel: SlackChannel
-) -> None:
-    assert await checked(channel) == [
+async def test_check_names_the_app_and_posts_nothing(workspace: SlackReceiver, channel: SlackChannel) -> None:
+    assert await check_results(channel) == [
         (True, "the token is accepted: dispatcher in workspace Demo"),
         (True, "scope chat:write is there"),
     ]
@@ -311,7 +305,7 @@ async def test_a_check_names_who_we_are_and_says_nothing_to_anybody(
 
 
 @pytest.mark.parametrize(
-    ("scopes", "people", "wrong"),
+    ("scopes", "people", "missing"),
     [
         (("channels:history",), {}, ["chat:write"]),
         (("chat:write", "im:history"), {}, []),
@@ -319,42 +313,42 @@ async def test_a_check_names_who_we_are_and_says_nothing_to_anybody(
         (("chat:write", "users:read.email"), {"jane": "jane@example.com"}, []),
     ],
 )
-async def test_a_check_finds_the_scopes_that_the_settings_need(
-    workspace: SlackReceiver, url: str, scopes: tuple[str, ...], people: dict[str, str], wrong: list[str]
+async def test_check_reports_missing_scopes_that_the_settings_need(
+    workspace: SlackReceiver, url: str, scopes: tuple[str, ...], people: dict[str, str], missing: list[str]
 ) -> None:
     workspace.scopes = scopes
     channel = SlackChannel(SlackConfig(token=TOKEN, api_url=url, recipients=people, timeout=2))
-    findings = await checked(channel)
+    findings = await check_results(channel)
     await channel.aclose()
-    problems = [says for ok, says in findings if not ok]
-    assert len(problems) == len(wrong)
-    for problem, scope in zip(problems, wrong, strict=True):
+    problems = [text for ok, text in findings if not ok]
+    assert len(problems) == len(missing)
+    for problem, scope in zip(problems, missing, strict=True):
         assert f"scope {scope} is missing" in problem
         assert "install the app again" in problem
 
 
-async def test_a_check_finds_that_channels_cannot_be_joined_and_that_webhooks_cannot_be_tried(
+async def test_check_reports_a_missing_join_scope_and_does_not_test_webhooks(
     workspace: SlackReceiver, url: str
 ) -> None:
     channel = SlackChannel(SlackConfig(token=TOKEN, api_url=url, join=True, timeout=2))
-    (problem,) = [says for ok, says in await checked(channel) if not ok]
+    (problem,) = [text for ok, text in await check_results(channel) if not ok]
     await channel.aclose()
     assert "scope channels:join is missing" in problem
-    hooks = SlackChannel(SlackConfig.model_validate({"webhooks": {"#ops": {"url": "http://127.0.0.1:1/x"}}}))
-    assert [ok for ok, _ in await checked(hooks)] == [True]
+    by_webhook = SlackChannel(SlackConfig.model_validate({"webhooks": {"#ops": {"url": "http://127.0.0.1:1/x"}}}))
+    assert [ok for ok, _ in await check_results(by_webhook)] == [True]
 
 
-async def test_a_check_finds_a_wrong_token_and_a_slack_that_is_none(url: str) -> None:
+async def test_check_reports_a_wrong_token_and_a_wrong_url(url: str) -> None:
     async with breaking_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as server_url:
-        for where, token, words in (
+        for api_url, token, problem in (
             (url, "xoxb-wrong", "the token is wrong: check channels.slack.token"),
             (f"{server_url}/api/", TOKEN, "check channels.slack.api_url"),
             ("http://127.0.0.1:1/api/", TOKEN, "Slack can't be reached"),
         ):
-            channel = SlackChannel(SlackConfig(token=token, api_url=where, timeout=2))
-            ((ok, says),) = await checked(channel)
+            channel = SlackChannel(SlackConfig(token=token, api_url=api_url, timeout=2))
+            ((ok, text),) = await check_results(channel)
             await channel.aclose()
-            assert (ok, words in says, token in says) == (False, True, False), says
+            assert (ok, problem in text, token in text) == (False, True, False), text
 
 
 # -- threads
@@ -364,37 +358,37 @@ FAILED: dict[str, Any] = {
     "blocks": [{"type": "header", "text": {"type": "plain_text", "text": "failed"}}],
     "attachments": [{"color": "#e01e5a", "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "why"}}]}],
 }
-WELL: dict[str, Any] = {
+SUCCEEDED: dict[str, Any] = {
     "text": "train.daily succeeded",
     "blocks": [{"type": "header", "text": {"type": "plain_text", "text": "succeeded"}}],
     "attachments": [{"color": "#2eb67d", "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "took"}}]}],
 }
 
 
-def after(*receipts: Receipt, resolves: bool = False) -> Talk:
-    """The conversation in which these were said, all with the content `FAILED`."""
+def thread_after(*receipts: Receipt, resolves: bool = False) -> Thread:
+    """The thread in which these messages were sent, each with the content `FAILED`."""
     earlier = tuple(EarlierMessage(reference=receipt.reference, content=FAILED) for receipt in receipts)
-    return Talk(key="talk", earlier=earlier, resolves=resolves)
+    return Thread(key="thread", earlier=earlier, resolves=resolves)
 
 
-async def test_later_messages_reply_to_the_first_and_never_to_a_reply(
+async def test_later_messages_reply_to_the_first_message_of_the_thread(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    second = await channel.send(message(key="k2", talk=after(first), **FAILED))
-    await channel.send(message(key="k3", talk=after(first, second), **FAILED))
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
+    second = await channel.send(message(key="k2", thread=thread_after(first), **FAILED))
+    await channel.send(message(key="k3", thread=thread_after(first, second), **FAILED))
 
     assert [arrived.thread for arrived in workspace.messages] == [None, first.reference["ts"], first.reference["ts"]]
     assert [arrived.key for arrived in workspace.messages] == ["k1", "k2", "k3"]
     assert second.reference["thread_ts"] == first.reference["ts"]
 
 
-async def test_a_recovery_changes_the_first_message_and_replies(
+async def test_a_resolved_notice_updates_the_first_message_and_replies(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    second = await channel.send(message(key="k2", talk=after(first), **FAILED))
-    await channel.send(message(key="k3", talk=after(first, second, resolves=True), **WELL))
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
+    second = await channel.send(message(key="k2", thread=thread_after(first), **FAILED))
+    await channel.send(message(key="k3", thread=thread_after(first, second, resolves=True), **SUCCEEDED))
 
     root, _, reply = workspace.messages
     assert (root.edits, root.key, root.body["text"]) == (1, "k1", "train.daily succeeded")
@@ -403,34 +397,36 @@ async def test_a_recovery_changes_the_first_message_and_replies(
     assert (reply.thread, reply.body["text"]) == (root.ts, "train.daily succeeded")
 
 
-async def test_a_recovery_that_is_over_replies_and_changes_nothing(
+async def test_a_superseded_resolved_notice_replies_without_updating_the_first_message(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    await channel.send(message(key="k2", talk=replace(after(first, resolves=True), superseded=True), **WELL))
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
+    await channel.send(
+        message(key="k2", thread=replace(thread_after(first, resolves=True), superseded=True), **SUCCEEDED)
+    )
     assert [(arrived.key, arrived.edits) for arrived in workspace.messages] == [("k1", 0), ("k2", 0)]
 
 
-async def test_a_first_message_of_text_alone_keeps_its_words_below_the_good_news(
+async def test_a_first_message_with_text_only_keeps_its_text_below_the_success(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    first = await channel.send(message(talk=after(), text="it failed"))
-    talk = Talk(
+    first = await channel.send(message(thread=thread_after(), text="it failed"))
+    thread = Thread(
         key="t", earlier=(EarlierMessage(reference=first.reference, content={"text": "it failed"}),), resolves=True
     )
-    await channel.send(message(key="k2", talk=talk, text="it works"))
+    await channel.send(message(key="k2", thread=thread, text="it works"))
     assert workspace.messages[0].body["text"] == "it works\nit failed"
 
 
-async def test_a_recovery_whose_first_message_is_gone_or_cannot_be_changed_is_posted_anew(
+async def test_a_resolved_notice_is_posted_as_new_if_the_first_message_is_deleted_or_cannot_be_changed(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
     workspace.edit_window = -1
-    await channel.send(message(key="k2", talk=after(first, resolves=True), **WELL))
+    await channel.send(message(key="k2", thread=thread_after(first, resolves=True), **SUCCEEDED))
     del workspace.messages[0]
-    await channel.send(message(key="k3", talk=after(first, resolves=True), **WELL))
-    again = await channel.send(message(key="k4", talk=after(first), **FAILED))
+    await channel.send(message(key="k3", thread=thread_after(first, resolves=True), **SUCCEEDED))
+    again = await channel.send(message(key="k4", thread=thread_after(first), **FAILED))
 
     assert [(arrived.key, arrived.thread) for arrived in workspace.messages] == [
         ("k2", None),
@@ -440,82 +436,82 @@ async def test_a_recovery_whose_first_message_is_gone_or_cannot_be_changed_is_po
     assert "thread_ts" not in again.reference
 
 
-async def test_what_followed_a_new_post_replies_to_that(workspace: SlackReceiver, channel: SlackChannel) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+async def test_messages_after_a_new_post_reply_to_it(workspace: SlackReceiver, channel: SlackChannel) -> None:
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
     workspace.messages.clear()
-    second = await channel.send(message(key="k2", talk=after(first), **FAILED))
-    await channel.send(message(key="k3", talk=after(first, second, resolves=True), **WELL))
+    second = await channel.send(message(key="k2", thread=thread_after(first), **FAILED))
+    await channel.send(message(key="k3", thread=thread_after(first, second, resolves=True), **SUCCEEDED))
 
     root, reply = workspace.messages
     assert (root.key, root.edits, reply.thread) == ("k2", 1, root.ts)
 
 
-async def test_a_thread_in_an_archived_channel_goes_on_in_the_channel_that_has_the_name_now(
+async def test_a_thread_of_an_archived_channel_continues_in_the_channel_that_has_the_name_now(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
     workspace.channels[0] = Conversation("C0000001", "alerts-old", archived=True)
     workspace.channels.append(Conversation("C0000007", "alerts"))
     for resolves in (False, True):
-        await channel.send(message(key="k2", talk=after(first, resolves=resolves), **WELL))
+        await channel.send(message(key="k2", thread=thread_after(first, resolves=resolves), **SUCCEEDED))
     assert [(arrived.channel, arrived.thread) for arrived in workspace.messages[1:]] == [("C0000007", None)] * 2
 
     del workspace.channels[-1]
     workspace.channels[0] = Conversation("C0000001", "alerts", archived=True)
     with pytest.raises(Never, match="is_archived"):
-        await channel.send(message(key="k3", talk=after(first), **WELL))
+        await channel.send(message(key="k3", thread=thread_after(first), **SUCCEEDED))
 
 
 @pytest.mark.parametrize("resolves", [False, True])
-async def test_a_doubtful_reply_that_had_arrived_is_found_in_its_thread(
+async def test_a_reply_in_doubt_that_arrived_is_found_in_its_thread(
     workspace: SlackReceiver, channel: SlackChannel, resolves: bool
 ) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    well = [ScriptedReply(200, b'{"ok":true}', accept=True)] if resolves else []
-    workspace.script.steps = [*well, ScriptedReply(500, b"{}", accept=True)]
-    talk = after(first, resolves=resolves)
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
+    update = [ScriptedReply(200, b'{"ok":true}', accept=True)] if resolves else []
+    workspace.script.steps = [*update, ScriptedReply(500, b"{}", accept=True)]
+    thread = thread_after(first, resolves=resolves)
     with pytest.raises(InDoubt):
-        await channel.send(message(key="k2", talk=talk, **WELL))
+        await channel.send(message(key="k2", thread=thread, **SUCCEEDED))
 
-    receipt = await channel.send(message(key="k2", in_doubt=True, talk=talk, **WELL))
+    receipt = await channel.send(message(key="k2", in_doubt=True, thread=thread, **SUCCEEDED))
 
     _, reply = workspace.messages
     assert receipt.reference == {"channel": "C0000001", "ts": reply.ts, "thread_ts": first.reference["ts"]}
 
 
-async def test_a_doubtful_new_post_is_found_in_the_channel_where_its_thread_is_gone(
+async def test_a_new_post_in_doubt_is_found_in_the_channel_if_its_thread_is_deleted(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
     workspace.messages.clear()
-    await channel.send(message(key="k2", talk=after(first), **FAILED))
-    receipt = await channel.send(message(key="k2", in_doubt=True, talk=after(first), **FAILED))
+    await channel.send(message(key="k2", thread=thread_after(first), **FAILED))
+    receipt = await channel.send(message(key="k2", in_doubt=True, thread=thread_after(first), **FAILED))
 
     (arrived,) = workspace.messages
     assert receipt.reference == {"channel": "C0000001", "ts": arrived.ts}
 
 
-async def test_a_reply_that_has_to_wait_changes_the_first_message_again_and_is_said_once(
+async def test_a_retried_resolved_notice_updates_the_first_message_again_and_replies_once(
     workspace: SlackReceiver, channel: SlackChannel
 ) -> None:
-    first = await channel.send(message(key="k1", talk=after(), **FAILED))
-    good = after(first, resolves=True)
+    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
+    thread = thread_after(first, resolves=True)
     workspace.script.steps = [ScriptedReply(200, b'{"ok":true}', accept=True), ScriptedReply(503)]
     with pytest.raises(Later):
-        await channel.send(message(key="k2", talk=good, **WELL))
-    await channel.send(message(key="k2", talk=good, **WELL))
+        await channel.send(message(key="k2", thread=thread, **SUCCEEDED))
+    await channel.send(message(key="k2", thread=thread, **SUCCEEDED))
     assert [(arrived.key, arrived.edits) for arrived in workspace.messages] == [("k1", 2), ("k2", 0)]
 
 
-def test_threads_are_about_what_the_settings_say() -> None:
-    for thread, scope in (("launch_plan", "launch_plan"), ("execution", "execution"), ("none", None)):
-        assert SlackChannel(SlackConfig(token=TOKEN, thread=thread)).thread_by("#a") == scope
+def test_the_settings_define_what_a_thread_covers() -> None:
+    for thread, thread_by in (("launch_plan", "launch_plan"), ("execution", "execution"), ("none", None)):
+        assert SlackChannel(SlackConfig(token=TOKEN, thread=thread)).thread_by("#a") == thread_by
 
 
 # -- joining
 
 
-async def test_a_public_channel_is_joined_when_the_settings_say_so(workspace: SlackReceiver, url: str) -> None:
+async def test_a_public_channel_is_joined_if_the_settings_allow_it(workspace: SlackReceiver, url: str) -> None:
     workspace.scopes = (*workspace.scopes, "channels:join")
     channel = SlackChannel(SlackConfig(token=TOKEN, api_url=url, join=True, timeout=2))
     await channel.send(message("#private"))
@@ -524,19 +520,19 @@ async def test_a_public_channel_is_joined_when_the_settings_say_so(workspace: Sl
 
 
 @pytest.mark.parametrize(
-    ("scopes", "private", "words"),
+    ("scopes", "private", "reason"),
     [
         (("chat:write",), False, r"missing_scope.*channels:join"),
         (("chat:write", "channels:join"), True, "public channels only: invite it"),
     ],
 )
-async def test_what_cannot_be_joined_is_refused_with_advice(
-    workspace: SlackReceiver, url: str, scopes: tuple[str, ...], private: bool, words: str
+async def test_a_channel_that_cannot_be_joined_raises_never_with_advice(
+    workspace: SlackReceiver, url: str, scopes: tuple[str, ...], private: bool, reason: str
 ) -> None:
     workspace.scopes = scopes
     workspace.channels[2] = Conversation("C0000003", "private", member=False, private=private)
     channel = SlackChannel(SlackConfig(token=TOKEN, api_url=url, join=True, timeout=2))
-    with pytest.raises(Never, match=words):
+    with pytest.raises(Never, match=reason):
         await channel.send(message("#private"))
     await channel.aclose()
 
@@ -558,7 +554,7 @@ async def by_webhook(workspace: SlackReceiver, url: str) -> AsyncIterator[SlackC
     await opened.aclose()
 
 
-async def test_a_webhook_posts_without_a_token_and_its_address_never_shows(
+async def test_a_webhook_posts_without_a_token_and_its_url_is_never_shown(
     workspace: SlackReceiver, by_webhook: SlackChannel
 ) -> None:
     receipt = await by_webhook.send(message("#ops"))
@@ -573,7 +569,7 @@ async def test_a_webhook_posts_without_a_token_and_its_address_never_shows(
 
 
 @pytest.mark.parametrize(
-    ("to", "step", "kind", "words"),
+    ("to", "step", "error_type", "reason"),
     [
         ("old", None, Never, "channel_is_archived; the webhook's channel is archived"),
         ("no", None, Never, "no_service; the webhook was switched off"),
@@ -587,22 +583,22 @@ async def test_a_webhook_posts_without_a_token_and_its_address_never_shows(
         ("#ops", ScriptedReply(delay=2), InDoubt, "did not answer"),
     ],
 )
-async def test_every_answer_to_a_webhook_has_its_meaning(
+async def test_each_answer_of_a_webhook_raises_its_error(
     workspace: SlackReceiver,
     by_webhook: SlackChannel,
     to: str,
     step: ScriptedReply | None,
-    kind: type[ChannelError],
-    words: str,
+    error_type: type[ChannelError],
+    reason: str,
 ) -> None:
     workspace.script.steps = [step] if step else []
-    with pytest.raises(kind, match=words) as caught:
+    with pytest.raises(error_type, match=reason) as caught:
         await by_webhook.send(message(to))
-    assert type(caught.value) is kind
+    assert type(caught.value) is error_type
     assert "secret" not in f"{caught.value!r} {caught.value.answer}"
 
 
-async def test_a_webhook_that_is_not_there_is_everyones_trouble_and_one_that_is_no_url_is_refused() -> None:
+async def test_an_unreachable_webhook_raises_later_and_an_invalid_url_never() -> None:
     webhooks = {"away": {"url": "http://127.0.0.1:1/secret"}, "bad": {"url": "no-secret-url"}}
     channel = SlackChannel(SlackConfig.model_validate({"webhooks": webhooks}))
     with pytest.raises(Later, match="can't be reached"):

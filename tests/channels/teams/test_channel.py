@@ -37,7 +37,7 @@ def channel_with(target: dict[str, Any]) -> TeamsChannel:
 
 @pytest.fixture
 async def server() -> AsyncIterator[ScriptedHttp]:
-    async with ScriptedHttp(usual=answer(202, Connection="close")) as opened:
+    async with ScriptedHttp(default=answer(202, Connection="close")) as opened:
         yield opened
 
 

@@ -36,7 +36,7 @@ def channel(url: str = "", *, hosts: tuple[str, ...] = (), section: Any = None, 
 
 @pytest.fixture
 async def server() -> AsyncIterator[ScriptedHttp]:
-    async with ScriptedHttp(usual=answer(200, **CLOSE)) as opened:
+    async with ScriptedHttp(default=answer(200, **CLOSE)) as opened:
         yield opened
 
 
