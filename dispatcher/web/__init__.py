@@ -1,1 +1,1 @@
-"""The HTTP side of the service: events come in at `events`, `health` tells how we are; `server` serves them."""
+"""The service's HTTP side: event intake, health and metrics pages, the console and its API."""

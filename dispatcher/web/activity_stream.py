@@ -1,7 +1,8 @@
-"""What happens, as it happens: read from the ledger, so that it tells of every replica's doings; as server-sent events.
+"""Events and attempts of all replicas as server-sent events, read from the ledger as they are written.
 
-However many listen, the ledger is asked once a second. What is told has an id that stays the same; whoever comes back
-with the last one gets what he missed, and some of the last seconds once more: replicas' clocks and transactions overlap.
+The ledger is queried once a second for all listeners together. Every entry has a stable id. A client that reconnects
+with its last id gets the entries that it missed, and the last seconds before them again, because the clocks and
+transactions of replicas overlap.
 """
 
 from __future__ import annotations
@@ -19,105 +20,108 @@ from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger.queries import Activity, Queries
 from dispatcher.ledger.search import Cursor
 
-EVERY = 1.0
-"""Seconds between looks."""
+POLL_INTERVAL = 1.0
+"""Seconds between queries."""
 HEARTBEAT = 15.0
-"""Seconds of silence after which we say that we are still here: proxies close what is silent."""
-AT_ONCE = 200
-"""Of each kind in one look; who comes back after more than that has to search."""
-REMEMBERED = 4 * 3 * AT_ONCE
+"""Seconds of silence after which a comment is sent: proxies close silent connections."""
+QUERY_LIMIT = 200
+"""Entries of each kind in one query. A client that missed more has to search for them."""
+REMEMBERED = 4 * 3 * QUERY_LIMIT
 STREAMS = 32
-"""Listeners at once, in this process."""
+"""Maximum number of listeners of this process."""
 OVERLAP = timedelta(seconds=5)
 
-Shown = Callable[[Activity], str]
-"""A happening as one event's data."""
+Format = Callable[[Activity], str]
+"""Formats an entry as the data of a server-sent event."""
 
 
-class Feed:
-    """The listeners' share of one look at the ledger."""
+class ActivityStream:
+    """Polls the ledger for recent activity and streams it to all listeners."""
 
     def __init__(self, queries: Queries, stopping: asyncio.Event, *, streams: int = STREAMS) -> None:
-        self._views = queries
+        self._queries = queries
         self._stopping = stopping
-        self._room = streams
-        self._looking = asyncio.Lock()
-        self._looked = float("-inf")
-        self._told: OrderedDict[str, tuple[int, Activity]] = OrderedDict()
-        self._number = 0
+        self._free_streams = streams
+        self._polling = asyncio.Lock()
+        self._polled_at = float("-inf")
+        """Event loop time of the last query."""
+        self._recent: OrderedDict[str, tuple[int, Activity]] = OrderedDict()
+        """The newest entries by id, each with a number in the order in which this process has read them."""
+        self._newest_number = 0
 
-    def response(self, shown: Shown, *, after: str | None) -> Response | None:
-        """The stream of what happens from now on, or after the event of that id; None where too many listen already.
+    def response(self, format_entry: Format, *, after: str | None) -> Response | None:
+        """A stream of the activity from now on, or after the entry with the id `after`; None if there are too many
+        listeners.
 
-        Raises ValueError for an id that is none of ours.
+        Raises ValueError if `after` is not an id of this stream.
         """
         last = Cursor.parse(after) if after else None
-        if self._room <= 0:
+        if self._free_streams <= 0:
             return None
-        return _Stream(self._events(shown, last), self._listening)
+        return _StreamResponse(self._events(format_entry, last), self._listening)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        self._room -= 1
+        self._free_streams -= 1
         try:
             yield
         finally:
-            self._room += 1
+            self._free_streams += 1
 
-    async def _events(self, shown: Shown, last: Cursor | None) -> AsyncIterator[str]:
-        """Ends when the service stops."""
+    async def _events(self, format_entry: Format, last: Cursor | None) -> AsyncIterator[str]:
+        """Server-sent events for one listener, until the service stops."""
         yield "retry: 2000\n\n"
-        quiet = 0.0
-        seen, number = await self._begin(last)
-        for happening in seen:
-            yield _event(happening, shown)
-        known = {happening.id for happening in seen}
+        silence = 0.0
+        missed, number = await self._missed(last)
+        for entry in missed:
+            yield _event(entry, format_entry)
+        already_sent = {entry.id for entry in missed}
         while not self._stopping.is_set():
-            news = [(at, one) for at, one in await self._since(number) if one.id not in known]
+            news = [(at, entry) for at, entry in await self._since(number) if entry.id not in already_sent]
             number = max([number, *(at for at, _ in news)])
-            for _, happening in news:
-                yield _event(happening, shown)
-            quiet = 0.0 if news else quiet + EVERY
-            if quiet >= HEARTBEAT:
+            for _, entry in news:
+                yield _event(entry, format_entry)
+            silence = 0.0 if news else silence + POLL_INTERVAL
+            if silence >= HEARTBEAT:
                 yield ": still here\n\n"
-                quiet = 0.0
+                silence = 0.0
             with suppress(TimeoutError):
-                async with asyncio.timeout(EVERY):
+                async with asyncio.timeout(POLL_INTERVAL):
                     await self._stopping.wait()
 
-    async def _begin(self, last: Cursor | None) -> tuple[list[Activity], int]:
-        """What was missed, and the number of the newest that is known."""
+    async def _missed(self, last: Cursor | None) -> tuple[list[Activity], int]:
+        """Entries since `last`, and the number of the newest entry read so far."""
         with suppress(LedgerUnavailable):
-            await self._look()
-            number = self._number
+            await self._poll()
+            number = self._newest_number
             if last is None:
                 return [], number
-            missed = await self._views.latest(limit=AT_ONCE, since=last.at - OVERLAP)
-            return [one for one in missed if one.id != last.key], number
-        return [], self._number
+            missed = await self._queries.latest(limit=QUERY_LIMIT, since=last.at - OVERLAP)
+            return [entry for entry in missed if entry.id != last.key], number
+        return [], self._newest_number
 
     async def _since(self, number: int) -> list[tuple[int, Activity]]:
         with suppress(LedgerUnavailable):
-            await self._look()
-        return [entry for entry in self._told.values() if entry[0] > number]
+            await self._poll()
+        return [numbered for numbered in self._recent.values() if numbered[0] > number]
 
-    async def _look(self) -> None:
-        """Ask the ledger, if nobody has within the last second."""
-        async with self._looking:
+    async def _poll(self) -> None:
+        """Read the newest entries, unless another listener has just done so."""
+        async with self._polling:
             now = asyncio.get_running_loop().time()
-            if now - self._looked < EVERY / 2:
+            if now - self._polled_at < POLL_INTERVAL / 2:
                 return
-            for happening in await self._views.latest(limit=AT_ONCE):
-                if happening.id not in self._told:
-                    self._number += 1
-                    self._told[happening.id] = (self._number, happening)
-            while len(self._told) > REMEMBERED:
-                self._told.popitem(last=False)
-            self._looked = now
+            for entry in await self._queries.latest(limit=QUERY_LIMIT):
+                if entry.id not in self._recent:
+                    self._newest_number += 1
+                    self._recent[entry.id] = (self._newest_number, entry)
+            while len(self._recent) > REMEMBERED:
+                self._recent.popitem(last=False)
+            self._polled_at = now
 
 
-class _Stream(StreamingResponse):
-    """Counts as a listener for as long as it is sent."""
+class _StreamResponse(StreamingResponse):
+    """Counts as a listener while it is being sent."""
 
     def __init__(self, events: AsyncIterator[str], listening: Callable[[], AbstractContextManager[None]]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -129,11 +133,11 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def event_id(happening: Activity) -> str:
-    """What a listener shows to go on from here."""
-    return str(Cursor(happening.at, happening.id))
+def event_id(entry: Activity) -> str:
+    """The id of an entry, with which a client resumes the stream after it."""
+    return str(Cursor(entry.at, entry.id))
 
 
-def _event(happening: Activity, shown: Shown) -> str:
-    lines = "".join(f"data: {line}\n" for line in shown(happening).splitlines())
-    return f"id: {event_id(happening)}\nevent: {happening.kind}\n{lines}\n"
+def _event(entry: Activity, format_entry: Format) -> str:
+    lines = "".join(f"data: {line}\n" for line in format_entry(entry).splitlines())
+    return f"id: {event_id(entry)}\nevent: {entry.kind}\n{lines}\n"

@@ -1,4 +1,4 @@
-"""The pages that the service serves, by path, and what each asks of its callers."""
+"""The service's routes, with the scope that each one requires."""
 
 from __future__ import annotations
 
@@ -11,32 +11,38 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from dispatcher.web import health
-from dispatcher.web.auth.access import Access, AccessControl, Endpoint, Scope, needs
+from dispatcher.web.auth.access import AccessControl, AccessMiddleware, Endpoint, Scope, needs
 from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
-from dispatcher.web.limits import LARGEST, LARGEST_EVENT, Limits
-from dispatcher.web.responses import refused
+from dispatcher.web.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES, RequestLimits
+from dispatcher.web.responses import http_error
 
 
 def application(
-    events: EventsPage, ready: ReadyPage, metrics: Endpoint, gate: AccessControl, more: Sequence[BaseRoute] = ()
+    events: EventsPage,
+    ready: ReadyPage,
+    metrics: Endpoint,
+    access_control: AccessControl,
+    more: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
-    """`metrics`: the page for Prometheus, for whoever may see it; `more`: the console's pages and the API's, where they
-    are served.
+    """The ASGI application.
+
+    `metrics`: the page for Prometheus, already wrapped in `needs` if it requires a scope; `more`: routes of the console
+    and its API, if they are enabled.
     """
     pages = Starlette(
         routes=[
-            Route("/events", needs(Scope.PUBLISH, events.post), methods=["POST"], max_body_size=LARGEST_EVENT),
+            Route("/events", needs(Scope.PUBLISH, events.post), methods=["POST"], max_body_size=MAX_EVENT_BYTES),
             Route("/healthz", health.alive),
             Route("/readyz", ready.get),
-            *LoginPages(gate).routes(),
+            *LoginPages(access_control).routes(),
             Route("/metrics", metrics),
             *more,
         ],
-        middleware=[Middleware(Limits), Middleware(Access, gate=gate)],
-        exception_handlers={HTTPException: refused},
-        max_body_size=LARGEST,
+        middleware=[Middleware(RequestLimits), Middleware(AccessMiddleware, access_control=access_control)],
+        exception_handlers={HTTPException: http_error},
+        max_body_size=MAX_BODY_BYTES,
     )
     return SafeHeaders(pages)

@@ -1,4 +1,4 @@
-"""The `http:` section: where the service listens, and who may ask it for what."""
+"""The `http:` settings: where the service listens, and which callers may do what."""
 
 from __future__ import annotations
 
@@ -13,57 +13,59 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from channels.common.comma_list import listed
-from channels.common.secret import SecretFile, one_of, reveal
+from channels.common.comma_list import comma_list
+from channels.common.secret import SecretFile, reject_both, reveal
 from dispatcher.model.rate_limit import Rate, parse_rate
 from dispatcher.parsing.duration import Duration
 
-SHORTEST = 16
-"""Characters of a token: a shorter one could be guessed."""
+MIN_TOKEN_LENGTH = 16
+"""Characters of a token. A shorter one could be guessed."""
 
 
 class Scope(StrEnum):
-    """What a caller may ask for."""
+    """What a caller may do."""
 
     PUBLISH = "publish"
     """Post events."""
     READ = "read"
-    """See events, deliveries and what was sent."""
+    """View events, deliveries and the messages that were sent."""
     OPERATE = "operate"
     """Redrive deliveries and replay events."""
 
 
 class Token(BaseModel):
-    """One caller's token and what it may ask for."""
+    """A caller's token and its scopes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")  # with \w its automaton would take 6 MiB
-    """Who it is, as logs and the console say it."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")  # with \w, the compiled pattern would take 6 MiB
+    """The caller's name in logs and in the console."""
     token: SecretStr | None = None
     token_file: SecretFile | None = None
-    scopes: Annotated[frozenset[Scope], BeforeValidator(listed)] = Field(min_length=1)
+    scopes: Annotated[frozenset[Scope], BeforeValidator(comma_list)] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _has_a_token(self) -> Self:
-        one_of("token", self.token, self.token_file)
+        reject_both("token", self.token, self.token_file)
         try:
             secret = self.reveal()
         except OSError as error:
             raise ValueError(f"token_file can't be read: {error.strerror}") from None
         if secret is None:
             raise ValueError("give token or token_file")
-        if len(secret) < SHORTEST:
-            raise ValueError(f"a token has {SHORTEST} characters at least: make one with `openssl rand -hex 32`")
+        if len(secret) < MIN_TOKEN_LENGTH:
+            raise ValueError(
+                f"a token has {MIN_TOKEN_LENGTH} characters at least: make one with `openssl rand -hex 32`"
+            )
         return self
 
     def reveal(self) -> str | None:
-        """The token itself, for the moment of use. Raises OSError where its file can't be read."""
+        """The token itself; don't keep it. Raises OSError if its file can't be read."""
         return reveal(self.token, self.token_file)
 
 
 class Tls(BaseModel):
-    """A certificate and its key, PEM; read again at the next connection when they change."""
+    """A certificate and its key (PEM). Changed files are read again at the next connection."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,37 +74,37 @@ class Tls(BaseModel):
 
 
 class Oidc(BaseModel):
-    """A provider of OpenID Connect at which people log in, and which of them may do what."""
+    """The OpenID Connect provider for logins, and the scopes of its users and groups."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     issuer: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
-    """As the provider names itself; its configuration is at `/.well-known/openid-configuration` below."""
+    """The provider's issuer URL; its configuration is read from `/.well-known/openid-configuration` under it."""
     client_id: str = Field(min_length=1)
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
-    scopes: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("openid", "profile", "email")
-    """What is asked for; some providers want one more for groups."""
+    scopes: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ("openid", "profile", "email")
+    """OAuth scopes to request; some providers need another one to include groups."""
     groups_claim: str = "groups"
     """The claim that lists a person's groups."""
-    read: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
-    """Groups and mail addresses that may look."""
-    operate: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
-    """Groups and mail addresses that may also redrive and replay."""
+    read: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
+    """Groups and mail addresses with the scope `read`."""
+    operate: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
+    """Groups and mail addresses with the scopes `read` and `operate`."""
 
     @property
-    def mark(self) -> str:
-        """Changes with what a login was allowed by: sessions from before are over then."""
+    def fingerprint(self) -> str:
+        """A hash of the settings that grant scopes. If it changes, sessions from before are no longer valid."""
         return hashlib.sha256(repr((self.issuer, self.client_id, self.read, self.operate)).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        one_of("client_secret", self.client_secret, self.client_secret_file)
+        reject_both("client_secret", self.client_secret, self.client_secret_file)
         if self.client_secret is None and self.client_secret_file is None:
             raise ValueError("give client_secret or client_secret_file")
         address = urlsplit(self.issuer)
         if address.scheme != "https" and not is_loopback(address.hostname or ""):
-            raise ValueError("issuer must be https: whoever is on the way could log in as anybody")
+            raise ValueError("issuer must be https: otherwise anyone on the network path could log in as anybody")
         if not self.read and not self.operate:
             raise ValueError("name groups or mail addresses in read or operate, or nobody could do anything")
         if importlib.util.find_spec("authlib") is None or importlib.util.find_spec("httpx") is None:
@@ -116,31 +118,31 @@ class HttpConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     listen: str = Field("127.0.0.1:8080", pattern=r"^.+:\d{1,5}$")
-    """HOST:PORT; port 0 takes a free one."""
+    """HOST:PORT; port 0 means any free port."""
     token: SecretStr | None = None
-    """Bearer token that publishers must show: short for one of `tokens` with the scope `publish`."""
+    """Bearer token for publishers: short for an entry of `tokens` with the scope `publish`."""
     token_file: SecretFile | None = None
     tokens: tuple[Token, ...] = ()
-    """Who may ask for what. Where `listen` is not loopback there must be one; where it is and there is none, this
-    machine's users may do everything."""
+    """Callers and their scopes. Required unless `listen` is a loopback address; without them, every local user has
+    full access."""
     oidc: Oidc | None = None
-    """Where people log in at the console, beside tokens."""
+    """OpenID Connect login at the console, in addition to tokens."""
     console: bool = False
     """Serve the console and its API."""
     metrics: Literal["guarded", "open"] = "guarded"
-    """`guarded`: for the scope `read`; `open`: for everybody who reaches the port."""
+    """`guarded`: requires the scope `read`; `open`: no authentication."""
     rate: Annotated[Rate, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)] = (
         Field("2000/s", validate_default=True)
     )
-    """Requests that each caller has; past it, 429."""
-    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
-    """Addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` hold."""
+    """Maximum rate of requests for each caller; beyond it they get 429."""
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
+    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are believed."""
     tls: Tls | None = None
     session: Duration = Field(timedelta(hours=8), ge=timedelta(minutes=1), le=timedelta(days=30))
-    """How long a login at the console lasts."""
+    """How long a login at the console is valid."""
     session_key_file: SecretFile | None = None
-    """What signs the logins; several replicas need the same. A line a key: the first signs, all are taken. Without it
-    each process makes its own, and a restart ends all logins."""
+    """Keys that sign the session cookies, one per line: the first one signs, all are accepted. Replicas need the same
+    file. Without it each process generates a key, and a restart ends all sessions."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -149,11 +151,11 @@ class HttpConfig(BaseModel):
 
     @property
     def loopback(self) -> bool:
-        """Whether this machine alone reaches us."""
+        """True if only this machine can connect."""
         return is_loopback(self.address[0])
 
     def callers(self) -> Iterator[Token]:
-        """Everybody with a token, the short form among them."""
+        """All callers with a token, including `http.token`."""
         if self.token is not None or self.token_file is not None:
             yield Token(
                 name="publisher", token=self.token, token_file=self.token_file, scopes=frozenset({Scope.PUBLISH})
@@ -162,31 +164,31 @@ class HttpConfig(BaseModel):
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        one_of("token", self.token, self.token_file)
+        reject_both("token", self.token, self.token_file)
         try:
             callers = list(self.callers())
-        except ValidationError as error:  # of the short form
+        except ValidationError as error:  # in http.token
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         if len({caller.name for caller in callers}) < len(callers):
-            raise ValueError("each of tokens needs a name of its own; `publisher` is who shows http.token")
+            raise ValueError("each of tokens needs a unique name; `publisher` is the name of http.token")
         if not callers and self.oidc is None and not self.loopback:
             raise ValueError(
                 "listen is not a loopback address: set token or token_file, or tokens, or anyone could publish events"
             )
         if not callers and self.oidc is None and self.trusted_proxies:
-            raise ValueError("trusted_proxies needs tokens: a proxy's clients are not this machine's programs")
+            raise ValueError("trusted_proxies needs tokens: a proxy's clients are not programs on this machine")
         if (
             callers
             and self.console
             and self.oidc is None
             and not any(Scope.READ in caller.scopes for caller in callers)
         ):
-            raise ValueError("console needs one of tokens with the scope read, or nobody could look at it")
+            raise ValueError("console needs one of tokens with the scope read, or nobody could open it")
         return self
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as URLs and settings name it, is this machine and no other."""
+    """True if a host name or address from a URL or setting is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,7 +1,8 @@
-"""One HTTP connection that doesn't wait for ever: uvicorn's, with an end to its patience.
+"""An HTTP connection with timeouts, on top of uvicorn's.
 
-uvicorn bounds how long an idle connection is kept, not how long a request may take to arrive or an answer to leave.
-A few hundred clients that send a byte now and then (slow-loris) would hold all its connections.
+uvicorn limits how long an idle connection is kept, but not how long a request may take to arrive or a response to be
+read. Without these timeouts, a few hundred clients that send a byte now and then (slowloris) would occupy all
+connections.
 """
 
 from __future__ import annotations
@@ -16,97 +17,101 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a client may take, and how many of them there may be."""
+class ConnectionLimits:
+    """Timeouts of a connection, and how many connections there may be."""
 
-    head: timedelta = timedelta(seconds=10)
-    """From a request's first byte, or the connection, to the end of its headers."""
+    headers: timedelta = timedelta(seconds=10)
+    """From the connection's start, or a later request's first byte, to the end of the request's headers."""
     body: timedelta = timedelta(seconds=60)
-    """From there to the end of its body."""
-    rest: timedelta = timedelta(seconds=5)
-    """For what is still sent after we have answered: most clients read the answer only then."""
-    reading: timedelta = timedelta(seconds=60)
-    """Without taking anything of an answer that is longer than the buffers."""
+    """From the end of the headers to the end of the request's body."""
+    unread_body: timedelta = timedelta(seconds=5)
+    """For the rest of the body once the response is complete: most clients read the response only after they have
+    sent everything."""
+    stalled_response: timedelta = timedelta(seconds=60)
+    """How long the send buffer may stay full because the client doesn't read the response."""
     connections: int = 500
-    """Past these the one that has been idle for longest is ended."""
+    """Beyond this number the connection that has been idle for the longest time is closed."""
 
 
-_Awaited = Literal["head", "body", "rest"]
+_Stage = Literal["headers", "body", "unread_body"]
 
 
 class Connection(H11Protocol):
-    """Ends when its client keeps us waiting."""
+    """Closes when its client exceeds a timeout."""
 
-    patience = Patience()
+    limits = ConnectionLimits()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._awaited: _Awaited | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        self._reader_alarm: asyncio.TimerHandle | None = None
+        self._stage: _Stage | None = None
+        """The part of a request whose timeout is running; None between requests and while a response is computed."""
+        self._receive_timeout: asyncio.TimerHandle | None = None
+        self._send_timeout: asyncio.TimerHandle | None = None
         self.idle_since: float | None = self.loop.time()
-        """Of the loop's clock; None while a request is being answered."""
+        """Event loop time; None while a request is being answered."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
-        self._await("head")
-        if len(self.connections) > self.patience.connections:
-            self._make_room()
+        self._enter("headers")
+        if len(self.connections) > self.limits.connections:
+            self._close_longest_idle()
 
     def data_received(self, data: bytes) -> None:
-        begins = self._awaited is None and self.conn.their_state is h11.IDLE
+        starts_request = self._stage is None and self.conn.their_state is h11.IDLE
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
-            if begins:
-                self._await("head")
+            if starts_request:
+                self._enter("headers")
             return
         self.idle_since = None
-        self._await_the_rest()
+        self._update_stage()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._await_the_rest()
+        self._update_stage()
         if self.cycle.response_complete:
             self.idle_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._await(None)
+        self._enter(None)
         self.resume_writing()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reader_alarm = self.loop.call_later(self.patience.reading.total_seconds(), self.transport.abort)
+        delay = self.limits.stalled_response.total_seconds()
+        self._send_timeout = self.loop.call_later(delay, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._reader_alarm is not None:
-            self._reader_alarm.cancel()
-            self._reader_alarm = None
+        if self._send_timeout is not None:
+            self._send_timeout.cancel()
+            self._send_timeout = None
 
-    def _make_room(self) -> None:
-        ours = (one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing())
-        idle = [(one.idle_since, id(one), one) for one in ours if one.idle_since is not None]
-        min(idle)[2].transport.abort()  # ourselves, where nobody else is
+    def _close_longest_idle(self) -> None:
+        """Close one idle connection; if every other connection is busy, this new one is the only choice."""
+        connected = (one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing())
+        idle = [(one.idle_since, id(one), one) for one in connected if one.idle_since is not None]
+        min(idle)[2].transport.abort()
 
-    def _await_the_rest(self) -> None:
-        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # a second request has begun to arrive
-            self._await("head")
+    def _update_stage(self) -> None:
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # the next request has begun to arrive
+            self._enter("headers")
         elif self.conn.their_state is not h11.SEND_BODY:
-            self._await(None)
+            self._enter(None)
         elif self.cycle.response_complete:
-            self._await("rest")
+            self._enter("unread_body")
         else:
-            self._await("body")
+            self._enter("body")
 
-    def _await(self, what: _Awaited | None) -> None:
-        """Give the client its time for what we wait for now; anew only where that is something else."""
-        if what == self._awaited:
+    def _enter(self, stage: _Stage | None) -> None:
+        """Start the timeout of a new stage; the timeout of the current stage keeps running."""
+        if stage == self._stage:
             return
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        self._awaited = what
-        if what is not None:
-            span: timedelta = getattr(self.patience, what)
-            self._alarm = self.loop.call_later(span.total_seconds(), self.transport.abort)
+        if self._receive_timeout is not None:
+            self._receive_timeout.cancel()
+            self._receive_timeout = None
+        self._stage = stage
+        if stage is not None:
+            timeout: timedelta = getattr(self.limits, stage)
+            self._receive_timeout = self.loop.call_later(timeout.total_seconds(), self.transport.abort)

@@ -1,7 +1,7 @@
-"""POST /events: CloudEvents over HTTP, binary and structured mode.
+"""POST /events: CloudEvents over HTTP, in binary and structured mode.
 
-The answer comes after the ledger's transaction: 202 means recorded, for good. Source: the CloudEvents
-HTTP protocol binding 1.0.2.
+The response is sent after the ledger has committed the event: status `recorded` means it is stored durably.
+Source: the CloudEvents HTTP protocol binding 1.0.2.
 """
 
 from __future__ import annotations
@@ -19,56 +19,59 @@ from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = "5"
-"""Seconds to wait before a publisher tries again, while the ledger or FlyteAdmin is away."""
+RETRY_AFTER = "5"
+"""Seconds after which a publisher should retry while the ledger or FlyteAdmin is unavailable."""
 
-_KEPT = frozenset({"content-type", "traceparent", "tracestate"})
+_KEPT_HEADERS = frozenset({"content-type", "traceparent", "tracestate"})
 
 Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[BatchResult]]
 
 
 class EventsPage:
-    """The intake over HTTP."""
+    """The HTTP intake."""
 
     def __init__(self, take: Take) -> None:
         self._take = take
 
     async def post(self, request: Request) -> Response:
         try:
-            value = await request.body()
+            body = await request.body()
         except ClientDisconnect:
             return Response(status_code=400)
         try:
-            heard = await self._take([(_kafka_headers(request), value, "http")])
+            result = await self._take([(_kafka_headers(request), body, "http")])
         except Unavailable as error:
-            who = "the ledger" if isinstance(error, LedgerUnavailable) else "FlyteAdmin"
-            log.warning("a publisher was asked to come again", reason=str(error))
-            return problem(503, f"{who} is away; nothing was recorded", {"Retry-After": PATIENCE})
-        return _answer(heard)
+            dependency = "the ledger" if isinstance(error, LedgerUnavailable) else "FlyteAdmin"
+            log.warning("event not recorded: the publisher has to retry", reason=str(error))
+            return problem(503, f"{dependency} is unavailable; nothing was recorded", {"Retry-After": RETRY_AFTER})
+        return _response(result)
 
 
 def _kafka_headers(request: Request) -> Headers:
-    """HTTP's `ce-type` is Kafka's `ce_type`. Of the others the trace's are kept; among the rest is the token."""
+    """The request's headers as a Kafka message would have them: `ce-type` becomes `ce_type`.
+
+    Only CloudEvents, content type and trace headers are kept: the others include the token.
+    """
     kept = []
     for name, value in request.headers.raw:
         text = name.decode("latin-1").lower()
-        if text.startswith("ce-") or text in _KEPT:
+        if text.startswith("ce-") or text in _KEPT_HEADERS:
             kept.append((text.replace("ce-", "ce_", 1), value))
     return kept
 
 
-def _answer(heard: BatchResult) -> Response:
-    if heard.rejected:
-        refused = heard.rejected[0]
-        status = 202 if refused.event else 400  # an event without known rules is understood, and kept for a replay
-        return JSONResponse({"status": "rejected", "id": refused.id, "reason": refused.reason}, status)
-    if not heard.recorded:
+def _response(result: BatchResult) -> Response:
+    if result.rejected:
+        rejected = result.rejected[0]
+        status = 202 if rejected.event else 400  # 202: decoded, but its rules are unknown; kept for a replay
+        return JSONResponse({"status": "rejected", "id": rejected.id, "reason": rejected.reason}, status)
+    if not result.recorded:
         return JSONResponse({"status": "ignored", "reason": "not a terminal phase change of a workflow"}, 202)
-    entry = heard.recorded[0]
-    known = entry.event.key in heard.new
+    entry = result.recorded[0]
+    is_new = entry.event.key in result.new
     return JSONResponse(
         {
-            "status": "recorded" if known else "duplicate",
+            "status": "recorded" if is_new else "duplicate",
             "event": entry.event.key,
             "verdict": entry.verdict,
             "reason": entry.reason,

@@ -1,22 +1,24 @@
-"""The headers that every answer has, unless its page says otherwise."""
+"""Security headers of every response, unless its page sets others."""
 
 from __future__ import annotations
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-POLICY = (
+PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-"""No inline script or style, and nothing from anywhere else: what an event brought can't become a program."""
-FRAMED = (
+"""Content-Security-Policy of pages: no inline script or style and nothing from other hosts, so that text from an event
+can't run as a script."""
+FRAME_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data: cid:; frame-ancestors 'self'; "
     "form-action 'none'; base-uri 'none'"
 )
-"""For a mail's HTML in a frame: it may look as it likes, and do nothing."""
-_ALWAYS = {
-    "content-security-policy": POLICY,
+"""Content-Security-Policy of a message's HTML in a frame: its own styles are allowed; scripts, forms and loading from
+other hosts are not."""
+_DEFAULTS = {
+    "content-security-policy": PAGE_POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",  # with `no-referrer`, browsers send forms with `Origin: null`
     "cross-origin-opener-policy": "same-origin",
@@ -26,19 +28,19 @@ _ALWAYS = {
 
 
 class SafeHeaders:
-    """ASGI middleware: adds what is missing of the headers above."""
+    """ASGI middleware: adds the security headers that a response lacks."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _ALWAYS.items():
+                for name, value in _DEFAULTS.items():
                     headers.setdefault(name, value)
                 if scope.get("scheme") == "https":
                     headers.setdefault("strict-transport-security", "max-age=31536000")
             await send(message)
 
-        await self._app(scope, receive, sending)
+        await self._app(scope, receive, send_with_headers)

@@ -1,4 +1,4 @@
-"""What a request may be like, and how many of them one caller has. What is past it is refused before a page sees it."""
+"""Limits on the size and form of requests, and on how many a client may make; checked before any page runs."""
 
 from __future__ import annotations
 
@@ -14,48 +14,55 @@ from dispatcher.clock import Clock
 from dispatcher.model.rate_limit import Rate
 from dispatcher.web.responses import problem, problem_details
 
-LARGEST = 256 * 1024
-"""Bytes of a form, or of JSON for the API."""
-LARGEST_EVENT = 4 * 2**20
-"""Bytes of an event; Kafka's brokers refuse more than 1 MiB unless they are told otherwise."""
-MOST_HEADERS = 100
-LONGEST_HEAD = 32 * 1024
-"""Bytes of a request's headers, together."""
-LONGEST_TARGET = 8 * 1024
-"""Bytes of a path with its query."""
-_SINGLE = (b"host", b"authorization", b"content-type", b"content-length", b"content-encoding", b"x-csrf-token")
-MOST_KEYS = 10_000
-"""Buckets at once; past it the one that was used longest ago is forgotten, which is to say full."""
+MAX_BODY_BYTES = 256 * 1024
+"""For a form, or JSON for the API."""
+MAX_EVENT_BYTES = 4 * 2**20
+"""Body of POST /events. Kafka brokers reject messages above 1 MiB by default."""
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 * 1024
+"""All headers of a request together."""
+MAX_TARGET_BYTES = 8 * 1024
+"""Path with query."""
+_UNIQUE_HEADERS = (
+    b"host",
+    b"authorization",
+    b"content-type",
+    b"content-length",
+    b"content-encoding",
+    b"x-csrf-token",
+)
+MAX_KEYS = 10_000
+"""Token buckets kept by one RateLimiter. Beyond that it drops the least recently used bucket, as if it were full."""
 
 
-class Buckets:
-    """A bucket for each key: `burst` at once, then as many as the rate says."""
+class RateLimiter:
+    """A token bucket for each key (GCRA): `burst` requests at once, then as many as the rate allows."""
 
     def __init__(self, rate: Rate, burst: int, clock: Clock) -> None:
         self._interval = rate.interval
-        self._ahead = rate.interval * (burst - 1)
+        self._tolerance = rate.interval * (burst - 1)
         self._clock = clock
-        self._due: dict[str, datetime] = {}
-        """When the bucket will be full again; a bucket that isn't here is full."""
+        self._full_at: dict[str, datetime] = {}
+        """When each key's bucket will be full again (GCRA's theoretical arrival time). A missing bucket is full."""
 
     def take(self, key: str) -> timedelta:
-        """Take one from the key's bucket, and give zero; where it is empty, how long to wait."""
+        """Take one token from the key's bucket and return zero; if the bucket is empty, return the time to wait."""
         now = self._clock.now()
-        due = max(self._due.pop(key, now), now)
-        wait = max(due - self._ahead - now, timedelta())
-        self._due[key] = due if wait else due + self._interval
-        if len(self._due) > MOST_KEYS:
-            del self._due[next(iter(self._due))]
+        full_at = max(self._full_at.pop(key, now), now)
+        wait = max(full_at - self._tolerance - now, timedelta())
+        self._full_at[key] = full_at if wait else full_at + self._interval
+        if len(self._full_at) > MAX_KEYS:
+            del self._full_at[next(iter(self._full_at))]
         return wait
 
 
-def too_many(wait: timedelta) -> Response:
-    """The answer to who has to wait."""
+def too_many_requests(wait: timedelta) -> Response:
+    """The 429 response to a client that has to wait."""
     return problem(429, "too many requests", {"Retry-After": str(math.ceil(wait.total_seconds()))})
 
 
-def neighbourhood(host: str) -> str:
-    """What counts as one client: an IPv4 address, or an IPv6 subscriber's 64 bits."""
+def client_key(host: str) -> str:
+    """The rate limit's key for an address: an IPv4 address itself, or the /64 network of an IPv6 address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -63,32 +70,35 @@ def neighbourhood(host: str) -> str:
     return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
-class Limits:
-    """ASGI middleware: what no honest client sends, and pages need not know how to read, is refused."""
+class RequestLimits:
+    """ASGI middleware: rejects oversized and malformed requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wrong = _wrong(scope) if scope["type"] == "http" else None
-        # where two readers could disagree on where a request ends, the next one on its connection may be anybody's
-        refusal = problem_details if scope.get("path", "").startswith("/api/") else problem
-        await (refusal(*wrong, {"Connection": "close"}) if wrong else self._app)(scope, receive, send)
+        violation = _violation(scope) if scope["type"] == "http" else None
+        # Close the connection: a proxy may disagree with us on where this request ends (request smuggling), and then
+        # the next request on the connection could be another client's.
+        response = problem_details if scope.get("path", "").startswith("/api/") else problem
+        await (response(*violation, {"Connection": "close"}) if violation else self._app)(scope, receive, send)
 
 
-def _wrong(scope: Scope) -> tuple[int, str] | None:
-    """The status and the reason, where something is wrong with the path or the headers."""
+def _violation(scope: Scope) -> tuple[int, str] | None:
+    """Status and reason if the path or the headers break a limit, else None."""
     headers = scope["headers"]
-    given = Counter(name for name, _ in headers)
+    counts = Counter(name for name, _ in headers)
     path = scope["path"]
-    if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > LONGEST_HEAD:
-        return 431, f"a request may have {MOST_HEADERS} headers of {LONGEST_HEAD} bytes together"
-    if len(scope["raw_path"]) + len(scope["query_string"]) > LONGEST_TARGET:
-        return 414, f"a path with its query may have {LONGEST_TARGET} bytes"
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        return 431, f"a request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together"
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
+        return 414, f"a path with its query may have {MAX_TARGET_BYTES} bytes"
     if not path.startswith("/") or "//" in path or "\\" in path or not path.isprintable() or ".." in path.split("/"):
         return 400, "no page can have such a path"
-    if any(given[name] > 1 for name in _SINGLE) or (given[b"content-length"] and given[b"transfer-encoding"]):
+    if any(counts[name] > 1 for name in _UNIQUE_HEADERS) or (
+        counts[b"content-length"] and counts[b"transfer-encoding"]
+    ):
         return 400, "the headers contradict each other"
     if dict(headers).get(b"content-encoding", b"identity").lower() != b"identity":
-        return 415, "bodies come as they are: without Content-Encoding"
+        return 415, "compressed bodies are not supported: send the body without Content-Encoding"
     return None

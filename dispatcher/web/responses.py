@@ -1,4 +1,4 @@
-"""Answers that more than one page gives."""
+"""Responses that several pages share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-PROBLEM = "application/problem+json"
+PROBLEM_JSON = "application/problem+json"
 
 
 def problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Why the request wasn't done, for programs and people alike."""
+    """An error as JSON, with its reason in words."""
     return JSONResponse({"status": "error", "reason": reason}, status, dict(headers or {}))
 
 
@@ -28,12 +28,13 @@ class ProblemDetails(BaseModel):
 
 
 def problem_details(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error of the API, as `application/problem+json`."""
     details = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail)
-    return Response(details.model_dump_json(), status, dict(headers or {}), media_type=PROBLEM)
+    return Response(details.model_dump_json(), status, dict(headers or {}), media_type=PROBLEM_JSON)
 
 
-async def refused(_: Request, error: Exception) -> Response:
-    """What the library refuses, as we say it: no such page, another method, a body that is too large."""
-    if not isinstance(error, HTTPException):  # Starlette's type of a handler is wider than what it hands in
+async def http_error(_: Request, error: Exception) -> Response:
+    """Starlette's own errors (unknown path, wrong method, oversized body) in the form of `problem`."""
+    if not isinstance(error, HTTPException):  # narrows the type that Starlette declares for handlers
         raise error
     return problem(error.status_code, error.detail, error.headers)

@@ -1,4 +1,4 @@
-"""Serves an ASGI application inside our own loop: uvicorn, without its hands on our signals."""
+"""Serves an ASGI application in the service's event loop, with uvicorn; signals are left to the service."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
-from channels.common.lean_imports import without
+from channels.common.lean_imports import without_modules
 from dispatcher.errors import SettingsError
 from dispatcher.web.config import Tls
-from dispatcher.web.limits import LONGEST_HEAD
+from dispatcher.web.limits import MAX_HEADER_BYTES
 from dispatcher.web.tls import Certificate
 
-with without("watchfiles"):  # which starts servers anew when their code changes: 1 MiB
+with without_modules("watchfiles"):  # uvicorn's reloader for development; importing it takes 1 MiB
     import uvicorn
 
-    from dispatcher.web.connection import Connection, Patience
+    from dispatcher.web.connection import Connection, ConnectionLimits
 
 
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Signals are the service's business."""
+        """Install no signal handlers: the service has its own."""
         yield
 
 
@@ -35,11 +35,11 @@ async def serving(
     *,
     tls: Tls | None = None,
     trusted_proxies: Sequence[str] = (),
-    patience: Patience = Patience(),  # noqa: B008 - a value
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a value
 ) -> AsyncIterator[str]:
-    """Serve until the block ends; gives the base URL. Raises SettingsError where the address or TLS can't be had.
+    """Serve until the block ends; yields the base URL. Raises SettingsError if it can't listen or the TLS files fail.
 
-    `trusted_proxies`: whose word on a client's address and scheme holds.
+    `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are believed.
     """
     certificate = Certificate(tls) if tls is not None else None
     listener = _listen(host, port)
@@ -51,11 +51,11 @@ async def serving(
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
-        http=type("PatientConnection", (Connection,), {"patience": patience}),
+        http=type("LimitedConnection", (Connection,), {"limits": limits}),
         ws="none",
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=list(trusted_proxies),
-        h11_max_incomplete_event_size=LONGEST_HEAD,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
     config.load()
     config.ssl = certificate.context if certificate is not None else None
@@ -65,10 +65,10 @@ async def serving(
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve(sockets=[listener]), name="http")
             try:
-                taken = listener.getsockname()[1]
-                shown = f"[{host}]" if ":" in host else host
-                yield f"{'https' if tls else 'http'}://{shown}:{taken}"
-            except Exception as error:  # noqa: BLE001 - the server ends in order, whatever has happened
+                bound_port = listener.getsockname()[1]
+                url_host = f"[{host}]" if ":" in host else host
+                yield f"{'https' if tls else 'http'}://{url_host}:{bound_port}"
+            except Exception as error:  # noqa: BLE001 - raised again after the server's orderly shutdown
                 failure = error
             finally:
                 server.should_exit = True
@@ -78,7 +78,8 @@ async def serving(
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Without its protocol, asyncio leaves Nagle on: an answer of two writes then waits 40 ms for the client's word.
+    # asyncio sets TCP_NODELAY only if the socket's protocol is IPPROTO_TCP. With Nagle's algorithm, the second write
+    # of a response waits for the client's delayed acknowledgement: 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""TLS for the listener, with a certificate that may be replaced while we run."""
+"""TLS for the listener, with a certificate that can be replaced while the service runs."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ log = structlog.get_logger(__name__)
 
 
 class Certificate:
-    """Gives each new connection the certificate that lies in the files then."""
+    """The certificate in the files; each new connection gets their current content."""
 
     def __init__(self, tls: Tls) -> None:
-        """Raises SettingsError where the files are no certificate with its key."""
+        """Raises SettingsError if the files are not a certificate with its key."""
         self._tls = tls
-        self._stamp = self._stamped()
+        self._loaded_stamps = self._stamps()
         try:
-            self._newest = self._read()
-        except OSError as error:  # ssl.SSLError is one
+            self._newest = self._load()
+        except OSError as error:  # ssl.SSLError is a subclass
             raise SettingsError(f"http.tls: cert_file and key_file are no pair that can be used: {error}") from None
         self.context = self._newest
         self.context.sni_callback = self._choose
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
-        """Called at each handshake. Files that are being replaced may not fit together for a moment: then the old holds."""
-        stamp = self._stamped()
-        if stamp != self._stamp:
+        """Called at each handshake. While the files are being replaced, certificate and key may not match: the old
+        certificate is used until they do.
+        """
+        stamps = self._stamps()
+        if stamps != self._loaded_stamps:
             try:
-                self._newest, self._stamp = self._read(), stamp
+                self._newest, self._loaded_stamps = self._load(), stamps
             except OSError as error:
                 log.warning("the new certificate can't be used: the old one is", reason=str(error))
         connection.context = self._newest
 
-    def _read(self) -> ssl.SSLContext:
+    def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(self._tls.cert_file, self._tls.key_file)
         return context
 
-    def _stamped(self) -> tuple[tuple[int, int], ...]:
+    def _stamps(self) -> tuple[tuple[int, int], ...]:
         return tuple(_stamp(file) for file in (self._tls.cert_file, self._tls.key_file))
 
 
 def _stamp(file: Path) -> tuple[int, int]:
+    """Modification time and inode, which change if the file is replaced."""
     try:
         status = file.stat()
     except OSError:

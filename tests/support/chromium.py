@@ -1,4 +1,4 @@
-"""A real browser, where this machine has one."""
+"""Chromium for tests, if it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conformance table, and the page made from it: `python -m tests.support.conformance` writes docs/conformance.md."""
+"""The conformance table, and its page: `python -m tests.support.conformance` writes docs/conformance.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAIN_PLAN = "train.daily@v1"
 
 
 def _rule(value: Any) -> Any:
-    """`FAILED|ABORTED email a@example.com, b@example.com` as Flyte's shape; anything else as it is."""
+    """`FAILED|ABORTED email a@example.com, b@example.com` as Flyte's JSON; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     phases, channel, recipients = value.split(maxsplit=2)
@@ -42,55 +42,55 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Happening(_Entry):
-    """One message that comes in."""
+class IncomingEvent(_Entry):
+    """One incoming message."""
 
     phase: str | int
-    of: str = "main"
+    name: str = "main"
     """The execution's name."""
     plan: str | None = MAIN_PLAN
-    """Its launch plan, NAME@VERSION; None where the message doesn't say."""
+    """The execution's launch plan, NAME@VERSION; None if the message does not name it."""
     form: Format = Format.NATIVE
     project: str = "p"
     domain: str = "d"
     options: dict[str, Any] | None = None
     seconds: int = 0
-    """When it happened, counted from the case's beginning."""
+    """The event's own time, in seconds from the start of the case."""
     error: str | None = None
 
 
 class Case(_Entry):
-    """One row: a situation, what Flyte does, what we do, and why where that differs."""
+    """One row: a situation, Flyte's behaviour, the dispatcher's behaviour, and the reason for a difference."""
 
     case: str
     flyte: str
-    we: str = "the same"
+    dispatcher: str = "the same"
     why: str = ""
     plans: dict[str, Annotated[list[NotificationData], BeforeValidator(_list)]] = {}
-    """Launch plan entries in files: NAME, NAME@VERSION, `*`, or PROJECT/DOMAIN/NAME."""
+    """Launch plan entries in files, by NAME, NAME@VERSION, `*`, or PROJECT/DOMAIN/NAME."""
     plan: Annotated[list[NotificationData] | None, BeforeValidator(_list)] = None
-    """The rules of any version of the main launch plan."""
+    """The rules for any version of the main launch plan."""
     later_plan: Annotated[list[NotificationData] | None, BeforeValidator(_list)] = None
-    """They are changed to these before the last message."""
+    """The rules that replace `plan` before the last message."""
     execution: Annotated[list[NotificationData] | None, BeforeValidator(_list)] = None
     """The main execution's own list."""
     disable: bool | None = None
-    """The main execution's disable_notifications."""
-    events: Annotated[list[Annotated[Happening, BeforeValidator(_event)]], BeforeValidator(_list)]
-    together: bool = False
-    """All messages in one batch, not one after the other."""
-    told: Annotated[list[str], BeforeValidator(_list)] = []
-    """`EXECUTION PHASE CHANNEL RECIPIENTS` for each message owed; EXECUTION is left out where it is the main one."""
+    """The main execution's `disable_notifications`."""
+    events: Annotated[list[Annotated[IncomingEvent, BeforeValidator(_event)]], BeforeValidator(_list)]
+    one_batch: bool = False
+    """Send all messages in one batch; otherwise each is a batch of its own."""
+    notified: Annotated[list[str], BeforeValidator(_list)] = []
+    """Expected deliveries, as `EXECUTION PHASE CHANNEL RECIPIENTS`; without EXECUTION for the main one."""
     undeliverable: Annotated[list[str], BeforeValidator(_list)] = []
-    """The same, of deliveries that are dead from the start."""
+    """Expected deliveries that are dead from the start, in the same form."""
     verdicts: dict[str, str] = {}
-    """By EXECUTION/PHASE: what was decided, as the ledger has it."""
+    """Expected verdicts in the ledger, by EXECUTION/PHASE."""
     rejected: Annotated[list[str], BeforeValidator(_list)] = []
-    """Words from the reason of each message that was rejected."""
+    """For each rejected message, words from its reason."""
     refused: Annotated[list[str], BeforeValidator(_list)] = []
-    """Words from what was refused in the rule files."""
-    reads: str = ""
-    """What the message says."""
+    """For each problem in the rule files, words from its message."""
+    content: str = ""
+    """Words that each delivery's content must have."""
 
 
 class Section(_Entry):
@@ -126,17 +126,17 @@ def _lines(sections: Sequence[Section]) -> Iterator[str]:
     for section in sections:
         yield from ("", f"## {section.section}", "", "| case | Flyte | dispatcher | why |", "|---|---|---|---|")
         for case in section.cases:
-            yield f"| {_cell(case.case)} | {_cell(case.flyte)} | {_cell(case.we)} | {_cell(case.why)} |"
+            yield f"| {_cell(case.case)} | {_cell(case.flyte)} | {_cell(case.dispatcher)} | {_cell(case.why)} |"
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def options_of(case: Case, happening: Happening) -> Mapping[str, Any] | None:
-    """The Options that a message carries: its own, or for the main execution the case's."""
-    if happening.options is not None or happening.of != "main":
-        return happening.options
+def options_of(case: Case, event: IncomingEvent) -> Mapping[str, Any] | None:
+    """The Options in a message: its own, or else the case's if it is about the main execution."""
+    if event.options is not None or event.name != "main":
+        return event.options
     given: dict[str, Any] = {}
     if case.execution is not None:
         given["notifications"] = case.execution

@@ -1,4 +1,4 @@
-"""The console and its API over a ledger in which something has happened; nobody carries anything there by himself."""
+"""The console and its API over a ledger that the test fills. No worker runs: the test settles deliveries itself."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.operations import Operations
 from dispatcher.rules import RuleBook
 from dispatcher.runtime.service import make_planner, open_channels
-from dispatcher.web.activity_stream import Feed
+from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import Api
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import AccessControl
 from dispatcher.web.config import HttpConfig
-from dispatcher.web.console import Shell, routes
+from dispatcher.web.console import Console, routes
 from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.health import ReadyPage, alive
 from dispatcher.web.server import serving
@@ -66,56 +66,59 @@ User error."""
 
 
 @dataclass(slots=True)
-class Site:
-    """A console, served; and the hands by which things happen in its ledger."""
+class ConsoleServer:
+    """A running console, with methods that fill its ledger."""
 
     ledger: Ledger
     intake: Intake
     clock: ManualClock
     url: str = ""
-    rung: list[int] = field(default_factory=list)
+    wakeups: list[int] = field(default_factory=list)
+    """An entry for each time that the workers were notified."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def ends(
-        self, name: str, phase: Phase = Phase.FAILED, *, told: Sequence[str] = ("email",), **facts: Any
+    async def finish(
+        self, name: str, phase: Phase = Phase.FAILED, *, channels: Sequence[str] = ("email",), **fields: Any
     ) -> Event:
-        """An execution ends, and its Options want these channels told."""
-        wanted = [
-            {"phases": [phase], "channel": channel, "recipients": list(facts.pop("recipients", ADDRESSES[channel]))}
-            for channel in told
+        """Record that an execution finished whose Options notify these channels."""
+        notifications = [
+            {"phases": [phase], "channel": channel, "recipients": list(fields.pop("recipients", ADDRESSES[channel]))}
+            for channel in channels
         ]
-        plan = facts.pop("launch_plan", "train.daily")
+        plan = fields.pop("launch_plan", "train.daily")
         event = Event.model_validate(
             {
                 **an_event(phase, name=name, launch_plan=a_launch_plan(plan)).model_dump(exclude_defaults=True),
-                "occurred_at": self.clock.now() - facts.pop("ago", 2 * SECOND),
+                "occurred_at": self.clock.now() - fields.pop("ago", 2 * SECOND),
                 "error": {"message": TRACEBACK} if phase is Phase.FAILED else None,
-                "options": {"notifications": wanted, **facts.pop("options", {})},
-                **facts,
+                "options": {"notifications": notifications, **fields.pop("options", {})},
+                **fields,
             }
         )
         written = write(event, Format.NATIVE)
-        await self.intake.take([(written.headers, written.value, f"flyte-cloudevents/0@{len(name)}")])
+        await self.intake.ingest([(written.headers, written.value, f"flyte-cloudevents/0@{len(name)}")])
         return event
 
-    async def arrives(self, channel: str, outcome: Outcome | None = None) -> list[Delivery]:
-        """What is due on a channel is sent, or what else the outcome says."""
+    async def deliver(self, channel: str, outcome: Outcome | None = None) -> list[Delivery]:
+        """Settle all due deliveries of a channel: as sent, or with the outcome."""
         now = self.clock.now()
-        gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
-        taken: list[Delivery] = []
-        while True:  # of a conversation one message goes after another
-            claim = await self.ledger.claim(channel, 500, lease="test", until=now + timedelta(minutes=1), gate=gate)
+        admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
+        delivered: list[Delivery] = []
+        while True:  # a claim contains only the first message of each thread
+            claim = await self.ledger.claim(
+                channel, 500, lease="test", until=now + timedelta(minutes=1), admission=admission
+            )
             if not claim.deliveries:
-                return taken
+                return delivered
             for delivery in claim.deliveries:
-                ending = Settlement(
+                settlement = Settlement(
                     delivery=delivery,
                     outcome=outcome or SENT[channel],
                     started_at=now,
                     ended_at=now + timedelta(milliseconds=180),
                 )
-                await self.ledger.settle(ending)
-            taken += claim.deliveries
+                await self.ledger.settle(settlement)
+            delivered += claim.deliveries
 
 
 SENT: Mapping[str, Outcome] = {
@@ -132,51 +135,60 @@ DEAD = Dead(
 
 
 @asynccontextmanager
-async def site(
+async def serve_console(
     ledger_url: str, clock: ManualClock | None = None, *, streams: int = 32, **http: Any
-) -> AsyncIterator[Site]:
-    """The console and its API, served; whoever asks from this machine may do all, unless `tokens` are given."""
-    time = clock or ManualClock()
+) -> AsyncIterator[ConsoleServer]:
+    """Serve the console and its API. Requests from this machine have full access, unless `tokens` are given."""
+    clock = clock or ManualClock()
     settings = Settings(**SETTINGS)
     channels = open_channels(settings)
     async with Ledger(ledger_url) as ledger:
-        intake = Intake(ledger, RuleBook, make_planner(settings, channels), time)
-        made = Site(ledger, intake, time)
-        operations = Operations(ledger, intake, time, lambda: made.rung.append(1))
-        feed = Feed(ledger.queries, made.stopping, streams=streams)
-        more = [*Api(ledger, operations, feed, time).routes, *routes(Shell(ledger, operations, feed, time, channels))]
-        door = AccessControl(HttpConfig.model_validate({"console": True, **http}), time)
-        pages = application(EventsPage(intake.take), ReadyPage({}), alive, door, more)
-        async with serving(pages, "127.0.0.1", 0) as made.url:
-            yield made
-            made.stopping.set()
+        intake = Intake(ledger, RuleBook, make_planner(settings, channels), clock)
+        server = ConsoleServer(ledger, intake, clock)
+        operations = Operations(ledger, intake, clock, lambda: server.wakeups.append(1))
+        activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)
+        more = [
+            *Api(ledger, operations, activity_stream, clock).routes,
+            *routes(Console(ledger, operations, activity_stream, clock, channels)),
+        ]
+        access_control = AccessControl(HttpConfig.model_validate({"console": True, **http}), clock)
+        pages = application(EventsPage(intake.ingest), ReadyPage({}), alive, access_control, more)
+        async with serving(pages, "127.0.0.1", 0) as server.url:
+            yield server
+            server.stopping.set()
 
 
-async def a_busy_day(site: Site, *, rng: Random | None = None) -> None:
-    """A day of executions, most of them well; a revoked Slack channel at its end, and a relay that is down."""
+async def add_busy_day(console: ConsoleServer, *, rng: Random | None = None) -> None:
+    """Add a day of executions, mostly successful; in its last hours Slack refuses the channel, and the relay is busy."""
     rng = rng or Random(7)
     hours = 24
-    site.clock.advance(timedelta(hours=-hours))
+    console.clock.advance(timedelta(hours=-hours))
     for hour in range(hours):
         for number in range(rng.randrange(2, 9)):
-            site.clock.advance(timedelta(minutes=rng.uniform(2, 5)))
+            console.clock.advance(timedelta(minutes=rng.uniform(2, 5)))
             phase = rng.choices([Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED], [6, 3, 1])[0]
             plan = rng.choice(["train.daily", "report.weekly", "features.hourly"])
-            told = rng.sample(["email", "slack", "pagerduty", "teams"], rng.randrange(1, 4))
+            channels = rng.sample(["email", "slack", "pagerduty", "teams"], rng.randrange(1, 4))
             ago = timedelta(seconds=rng.lognormvariate(0.5, 0.9))
-            await site.ends(f"f{hour:02}{number}{rng.randbytes(7).hex()}", phase, told=told, launch_plan=plan, ago=ago)
-            for channel in ADDRESSES:  # a success also tells those who were told of a failure
-                late = hour > hours - 3 and channel == "slack"
-                await site.arrives(channel, DEAD if late else None)
-        site.clock.advance(
-            timedelta(hours=1) * (hour + 1) - (site.clock.now() - ManualClock().now() + timedelta(hours=hours))
+            await console.finish(
+                f"f{hour:02}{number}{rng.randbytes(7).hex()}", phase, channels=channels, launch_plan=plan, ago=ago
+            )
+            for channel in ADDRESSES:  # a success also notifies the recipients of an earlier failure
+                dead = hour > hours - 3 and channel == "slack"
+                await console.deliver(channel, DEAD if dead else None)
+        console.clock.advance(
+            timedelta(hours=1) * (hour + 1) - (console.clock.now() - ManualClock().now() + timedelta(hours=hours))
         )
-    busy = Retry(site.clock.now() + timedelta(seconds=40), "the relay is busy", Answer("451", "4.3.2 try again later"))
-    await site.ends("fwaiting0001", told=["email"])
-    await site.arrives("email", busy)
-    await site.ends("fsilent0001", options={"disable_notifications": True})
-    await site.ends("fquiet0001", Phase.SUCCEEDED, told=())
-    await site.intake.take([([("content-type", b"application/cloudevents+json")], b"{oops", "flyte-cloudevents/2@41")])
+    busy = Retry(
+        console.clock.now() + timedelta(seconds=40), "the relay is busy", Answer("451", "4.3.2 try again later")
+    )
+    await console.finish("fwaiting0001", channels=["email"])
+    await console.deliver("email", busy)
+    await console.finish("fdisabled0001", options={"disable_notifications": True})
+    await console.finish("fnorules0001", Phase.SUCCEEDED, channels=())
+    await console.intake.ingest(
+        [([("content-type", b"application/cloudevents+json")], b"{oops", "flyte-cloudevents/2@41")]
+    )
 
 
-__all__ = ["ADDRESSES", "DEAD", "SENT", "Clock", "Site", "a_busy_day", "site"]
+__all__ = ["ADDRESSES", "DEAD", "SENT", "Clock", "ConsoleServer", "add_busy_day", "serve_console"]

@@ -1,4 +1,4 @@
-"""FlyteAdmin for tests: what lies on it, and clients that know where it is."""
+"""FlyteAdmin for tests: executions for the local server, and clients of it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.samples import LAUNCH_PLANS
 
 
 def recorded(name: str) -> Any:
-    """An answer of a real FlyteAdmin, in protobuf's JSON."""
+    """A recorded answer of a real FlyteAdmin, in protobuf's JSON."""
     return json.loads((LAUNCH_PLANS / f"{name}.json").read_text())
 
 
-def an_ended(execution: ExecutionId | None = None, **changes: Any) -> dict[str, Any]:
-    """An Execution that failed, by the launch plan's rules."""
+def a_finished_execution(execution: ExecutionId | None = None, **changes: Any) -> dict[str, Any]:
+    """A failed Execution whose effective rules are the launch plan's."""
     execution = execution or an_execution()
     answer: dict[str, Any] = recorded("execution-using-launch-plan-rules")
     answer["id"] = execution.model_dump()
@@ -33,13 +33,15 @@ def an_ended(execution: ExecutionId | None = None, **changes: Any) -> dict[str, 
 
 def config(server: LocalFlyteAdmin, **changes: Any) -> FlyteAdminConfig:
     given: dict[str, Any] = {"endpoint": server.endpoint, "insecure": server.tls is None, "timeout": "2s"}
-    if server.login is not None:
-        given |= {"client_id": server.login.client_id, "client_secret": server.login.client_secret}
+    if server.oauth is not None:
+        given |= {"client_id": server.oauth.client_id, "client_secret": server.oauth.client_secret}
     return FlyteAdminConfig.model_validate(given | changes)
 
 
 @asynccontextmanager
-async def asking(server: LocalFlyteAdmin, clock: Clock | None = None, **changes: Any) -> AsyncIterator[FlyteAdmin]:
-    """A client of the server, while the block lasts."""
+async def admin_client(
+    server: LocalFlyteAdmin, clock: Clock | None = None, **changes: Any
+) -> AsyncIterator[FlyteAdmin]:
+    """A client of the server, closed at the end of the block."""
     async with open_flyte_admin(config(server, **changes), clock or SystemClock()) as admin:
         yield admin

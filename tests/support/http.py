@@ -1,4 +1,4 @@
-"""An HTTP server at the level of bytes: it answers as told, or not at all, and notes each request that came in whole."""
+"""An HTTP server with scripted answers, as raw bytes; it records each complete request."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, Self
 
 import orjson
 
-from tests.support.servers import until_gone
+from tests.support.servers import wait_for_disconnect
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, with its whole body."""
+    """A complete request."""
 
     method: str
     path: str
     headers: Mapping[str, str]
-    """By name in lower case."""
+    """By lower-case name."""
     body: bytes
 
     @property
@@ -30,7 +30,7 @@ class Request:
 
 
 def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
-    """A whole HTTP answer, after which the connection stays open."""
+    """A complete HTTP response that keeps the connection open."""
     lines = [f"HTTP/1.1 {status} Some words", f"Content-Length: {len(body)}", "Content-Type: application/json"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -38,19 +38,20 @@ def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
 
 @dataclass(slots=True)
 class ScriptedHttp:
-    """A server on a free loopback port while the block lasts."""
+    """A server on a free loopback port, for the duration of the block."""
 
-    usual: bytes = field(default_factory=lambda: answer(200))
+    default: bytes = field(default_factory=lambda: answer(200))
     steps: list[bytes | None] = field(default_factory=list)
-    """One-off answers, after which it hangs up; None: it stays silent until the block ends."""
+    """Answers for the next requests, each before `default` is used. After each one the connection is closed. None: no
+    answer until the block ends."""
     requests: list[Request] = field(default_factory=list)
-    seen: Callable[[Request], object] = lambda _: None
-    """Looks at each request; what it raises is answered with 599."""
+    check_request: Callable[[Request], object] = lambda _: None
+    """Called with each request; if it raises an exception, the answer is a 599 with that exception."""
     tls: ssl.SSLContext | None = None
     open: int = 0
-    """Connections now."""
+    """Number of open connections."""
     connections: int = 0
-    """Connections ever."""
+    """Number of connections so far."""
     url: str = ""
     _server: asyncio.Server | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,10 +72,10 @@ class ScriptedHttp:
         await self.until(lambda: not self.open)
         await self._server.wait_closed()
 
-    async def until(self, what: Callable[[], bool]) -> None:
-        """Wait until something is so; fails after ten seconds."""
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition is true. Raises TimeoutError after ten seconds."""
         async with asyncio.timeout(10):
-            while not what():
+            while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -95,19 +96,19 @@ class ScriptedHttp:
             self._changed.set()
 
     async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection stays open."""
+        """Answer a request; return True if the connection stays open."""
         self.requests.append(request)
         scripted = bool(self.steps)
-        given = self.steps.pop(0) if scripted else self.usual
+        response = self.steps.pop(0) if scripted else self.default
         try:
-            self.seen(request)
+            self.check_request(request)
         except Exception as error:  # noqa: BLE001 - the test reads it in the answer
-            given = answer(599, repr(error).encode())
+            response = answer(599, repr(error).encode())
         self._changed.set()
-        if given is None:
-            await until_gone(reader, self._released)
+        if response is None:
+            await wait_for_disconnect(reader, self._released)
             return False
-        writer.write(given)
+        writer.write(response)
         await writer.drain()
         return not scripted
 

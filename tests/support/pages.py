@@ -1,4 +1,4 @@
-"""The pages of README.md and docs/, taken apart into what a reader would type or copy."""
+"""The blocks of code in README.md and docs/, for tests that run them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^ *```$"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block of a page."""
+    """A fenced code block of a page."""
 
     page: str
     line: int
@@ -26,24 +26,24 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that its first line says it is: `# launch_plans/train.yaml`."""
+        """The file name in its first line: `# launch_plans/train.yaml`; None if it has none."""
         found = re.match(r"# ([\w./-]+\.\w+)(?=[ ,\n]|$)", self.text)
         return found[1] if found else None
 
     @property
     def commands(self) -> list[str]:
-        """The lines after `$ `, each with what it is continued by."""
+        """The commands after `$ `, each joined with its continuation lines."""
         joined = re.sub(r"\\\n\s*", "", self.text)
         return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
 
 
 def pages() -> list[Path]:
-    """Every page that a reader may follow."""
+    """README.md and all pages of docs/."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, *languages: str) -> Iterator[Block]:
-    """The page's blocks in these languages, in their order."""
+    """The page's blocks in these languages, in the order of the page."""
     text = page.read_text(encoding="utf-8")
     for found in _BLOCK.finditer(text):
         if found["language"] in languages:
@@ -54,5 +54,5 @@ def blocks(page: Path, *languages: str) -> Iterator[Block]:
 
 
 def words(command: str) -> list[str]:
-    """A command's words, without the remark after it."""
+    """A command's arguments, without a comment after it."""
     return shlex.split(command, comments=True)

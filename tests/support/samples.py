@@ -1,4 +1,4 @@
-"""Flyte's own messages, one file each, as they lie on Kafka; and launch plans as Flyte prints them."""
+"""Recorded Kafka messages of Flyte, one file each, and launch plans as Flyte prints them."""
 
 from __future__ import annotations
 

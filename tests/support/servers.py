@@ -1,4 +1,4 @@
-"""Servers that misbehave below HTTP."""
+"""TCP servers and proxies that misbehave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 
 @asynccontextmanager
 async def breaking_server(answer: bytes) -> AsyncIterator[str]:
-    """Reads a request, writes these bytes and hangs up."""
+    """A server that reads a request's headers, writes these bytes and closes the connection; yields its URL."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -24,10 +24,13 @@ async def breaking_server(answer: bytes) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def a_way_there(status: bytes, answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server on the way that gives each request this answer and a cookie: its address, and the heads of what it was sent."""
+async def proxy_server(status: bytes, answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """An HTTP server, or proxy, that gives each request this response and a cookie.
+
+    Yields its URL, and the list of the headers of the requests that it received.
+    """
     heads: list[bytes] = []
-    left = asyncio.Event()
+    disconnected = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
@@ -38,46 +41,46 @@ async def a_way_there(status: bytes, answer: bytes) -> AsyncIterator[tuple[str, 
                 writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer))
         writer.close()
         await writer.wait_closed()
-        left.set()
+        disconnected.set()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
-        await left.wait()
+        await disconnected.wait()
 
 
 @asynccontextmanager
-async def stranger(answer: bytes | None) -> AsyncIterator[int]:
-    """Writes these bytes to whoever says something, and hangs up; None: stays silent. Gives its port."""
-    ending = asyncio.Event()
+async def garbage_server(answer: bytes | None) -> AsyncIterator[int]:
+    """A server that answers anything with these bytes and closes the connection; None: never answers. Yields its port."""
+    finished = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         if answer is None:
-            await ending.wait()
+            await finished.wait()
         else:
             writer.write(answer)
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
-        ending.set()
+        finished.set()
         await asyncio.sleep(0.05)
 
 
-async def until_gone(reader: asyncio.StreamReader, released: asyncio.Event) -> None:
-    """Say nothing until the other side hangs up, or `released` is set."""
-    leaving = [asyncio.ensure_future(reader.read()), asyncio.ensure_future(released.wait())]
-    await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
-    for task in leaving:
+async def wait_for_disconnect(reader: asyncio.StreamReader, released: asyncio.Event) -> None:
+    """Send nothing until the client closes the connection or `released` is set."""
+    tasks = [asyncio.ensure_future(reader.read()), asyncio.ensure_future(released.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*leaving, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Line:
-    """A TCP connection to a server that can go dead: nobody hangs up, nothing comes through. New ones are well."""
+class TcpProxy:
+    """A proxy to a local port that can stop forwarding without closing connections, like a network that drops packets."""
 
     def __init__(self, port: int) -> None:
-        self._to = port
+        self._target_port = port
         self._pipes: list[asyncio.Task[None]] = []
         self._writers: list[asyncio.StreamWriter] = []
         self.port = 0
@@ -95,15 +98,18 @@ class Line:
         await self._server.wait_closed()
 
     def cut(self) -> None:
-        """Let every connection there is go dead."""
+        """Stop forwarding on all present connections. New connections work."""
         for pipe in self._pipes:
             pipe.cancel()
         self._pipes.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
-        self._writers += [writer, ours]
-        self._pipes += [asyncio.create_task(_pipe(reader, ours)), asyncio.create_task(_pipe(theirs, writer))]
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        self._writers += [writer, server_writer]
+        self._pipes += [
+            asyncio.create_task(_pipe(reader, server_writer)),
+            asyncio.create_task(_pipe(server_reader, writer)),
+        ]
 
 
 async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""The console, as people use it: in a real browser, by keyboard, without a script, on a phone; and looked at."""
+"""The console in a real browser: by keyboard, without JavaScript, on a phone; accessibility, and the docs' pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from dispatcher.ledger import DeliveryFilter, EventFilter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
-from tests.support.console import DEAD, Site, a_busy_day, site
+from tests.support.console import DEAD, ConsoleServer, add_busy_day, serve_console
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
@@ -28,57 +28,59 @@ TOKENS = [
     {"name": "dashboard", "token": "reader-0123456789abcdef", "scopes": ["read"]},
     {"name": "oncall", "token": "operator-0123456789abcdef", "scopes": ["read", "operate"]},
 ]
-COLOURS = ["color-contrast", "link-in-text-block"]
-"""axe's rules of colours, which are all that differs from scheme to scheme."""
+COLOUR_RULES = ["color-contrast", "link-in-text-block"]
+"""axe's rules for colours, the only ones whose result depends on the colour scheme."""
 SCHEMES: Mapping[Literal["light", "dark"], dict[str, Any]] = {
     "light": {"resultTypes": ["violations"]},
-    "dark": {"resultTypes": ["violations"], "runOnly": COLOURS},
+    "dark": {"resultTypes": ["violations"], "runOnly": COLOUR_RULES},
 }
 needs_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as made:
-        yield made
+async def console(tmp_path: Path) -> AsyncIterator[ConsoleServer]:
+    async with serve_console(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as server:
+        yield server
 
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        await opened.close()
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
 
 
 @pytest.fixture
-async def page(browser: Browser, place: Site) -> AsyncIterator[Page]:
-    opened = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
-    wrong: list[str] = []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
-    yield opened
-    assert wrong == []
+async def page(browser: Browser, console: ConsoleServer) -> AsyncIterator[Page]:
+    page = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
+    yield page
+    assert errors == []
 
 
-async def html(place: Site, path: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> str:
+async def html(
+    console: ConsoleServer, path: str, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> str:
     async with (
         aiohttp.ClientSession() as session,
-        session.get(f"{place.url}{path}", headers=headers, allow_redirects=False) as answer,
+        session.get(f"{console.url}{path}", headers=headers, allow_redirects=False) as answer,
     ):
         assert answer.status == status, await answer.text()
         return await answer.text()
 
 
-async def some_pages(place: Site) -> Mapping[str, str]:
-    """A page of each kind, by name."""
-    queries = place.ledger.queries
+async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
+    """The path of a page of each kind, by name."""
+    queries = console.ledger.queries
     dead = (await queries.deliveries(DeliveryFilter(states=frozenset({State.DEAD})), limit=1)).entries[0]
     mail = (await queries.deliveries(DeliveryFilter(channel="email", states=frozenset({State.SENT})), limit=1)).entries[
         0
     ]
     failed = (await queries.events(EventFilter(phase="FAILED", verdict="matched"), limit=3)).entries[-1]
-    refused = (await queries.rejected(limit=1)).entries[0]
+    rejected = (await queries.rejected(limit=1)).entries[0]
     return {
         "overview": "/console/",
         "deliveries": "/console/deliveries?state=dead",
@@ -88,26 +90,26 @@ async def some_pages(place: Site) -> Mapping[str, str]:
         "execution": f"/console/executions/{failed.project}/{failed.domain}/{failed.name}",
         "redrive": "/console/redrive?channel=slack",
         "rejected": "/console/rejected",
-        "message": f"/console/rejected/{refused.id}",
+        "message": f"/console/rejected/{rejected.id}",
         "search": "/console/search?q=nobody",
-        "nothing": "/console/deliveries?recipient=nobody",
+        "no deliveries": "/console/deliveries?recipient=nobody",
     }
 
 
 @needs_a_browser
 @pytest.mark.timeout(240)
-async def test_every_page_passes_axe_in_light_and_dark_and_fits_a_phone(page: Page, place: Site) -> None:
-    await a_busy_day(place)
-    await page.clock.set_fixed_time(place.clock.now())
-    pages = await some_pages(place)
+async def test_every_page_passes_axe_in_light_and_dark_and_fits_a_phone(page: Page, console: ConsoleServer) -> None:
+    await add_busy_day(console)
+    await page.clock.set_fixed_time(console.clock.now())
+    pages = await some_pages(console)
     for name, path in pages.items():
-        for scheme, looked_for in SCHEMES.items():
+        for scheme, options in SCHEMES.items():
             await page.emulate_media(color_scheme=scheme)
-            await page.goto(place.url + path)
+            await page.goto(console.url + path)
             await page.locator("main details:not([open]) > summary").evaluate_all(
                 "all => all.forEach(one => one.click())"
             )
-            results = await Axe().run(page, options=looked_for)
+            results = await Axe().run(page, options=options)
             assert results.violations_count == 0, f"{name}, {scheme}: {results.generate_report()}"
         await page.set_viewport_size({"width": 360, "height": 740})
         wide = await page.evaluate("document.documentElement.scrollWidth")
@@ -115,24 +117,24 @@ async def test_every_page_passes_axe_in_light_and_dark_and_fits_a_phone(page: Pa
         await page.set_viewport_size({"width": 1200, "height": 860})
 
 
-async def test_what_is_older_is_a_link_away(place: Site) -> None:
+async def test_lists_link_to_their_older_entries(console: ConsoleServer) -> None:
     for name in ("one", "two", "three"):
-        await place.ends(name, told=["email"])
+        await console.finish(name, channels=["email"])
     for listed in ("deliveries", "executions"):
-        path, seen = f"/console/{listed}?limit=1", []
+        path, found = f"/console/{listed}?limit=1", []
         for _ in range(3):
-            shown = await html(place, path)
-            seen += [name for name in ("one", "two", "three") if f"production/{name}" in shown]
-            older = re.search(rf'href="(/console/{listed}[^"]*after=[^"]+)"', shown)
+            body = await html(console, path)
+            found += [name for name in ("one", "two", "three") if f"production/{name}" in body]
+            older = re.search(rf'href="(/console/{listed}[^"]*after=[^"]+)"', body)
             path = unescape(older[1]) if older else path
-        assert sorted(seen) == ["one", "three", "two"], listed
+        assert sorted(found) == ["one", "three", "two"], listed
 
 
 @needs_a_browser
-async def test_the_console_is_pictured(page: Page, place: Site) -> None:
-    await a_busy_day(place)
-    await page.clock.set_fixed_time(place.clock.now())
-    pages = await some_pages(place)
+async def test_the_pictures_of_the_documentation_are_small(page: Page, console: ConsoleServer) -> None:
+    await add_busy_day(console)
+    await page.clock.set_fixed_time(console.clock.now())
+    pages = await some_pages(console)
     shots: tuple[tuple[str, Literal["light", "dark"], int], ...] = (
         ("overview", "light", 1200),
         ("deliveries", "dark", 1200),
@@ -144,139 +146,148 @@ async def test_the_console_is_pictured(page: Page, place: Site) -> None:
     for name, scheme, width in shots:
         await page.set_viewport_size({"width": width, "height": 860 if width > 360 else 740})
         await page.emulate_media(color_scheme=scheme)
-        await page.goto(place.url + pages[name])
+        await page.goto(console.url + pages[name])
         await expect(page.locator("h1")).to_be_visible()
         if name == "overview":
             await expect(page.locator("#live")).to_have_text("live")
-        taken = await page.screenshot()
+        picture = await page.screenshot()
         file = PICTURES / f"console-{name}{'-phone' if width == 360 else ''}.png"
         if os.environ.get("REWRITE_SNAPSHOTS"):
-            file.write_bytes(taken)
+            file.write_bytes(picture)
         assert file.stat().st_size < 200_000
 
 
 @needs_a_browser
-async def test_what_happens_appears_without_a_reload(page: Page, place: Site) -> None:
-    await page.goto(f"{place.url}/console/")
-    await expect(page.get_by_text("Nothing has happened yet.")).to_be_visible()
+async def test_new_activity_appears_without_a_reload(page: Page, console: ConsoleServer) -> None:
+    await page.goto(f"{console.url}/console/")
+    await expect(page.get_by_text("No activity yet.")).to_be_visible()
     await expect(page.locator("#live")).to_have_text("live")
-    await place.ends(f"e{HOSTILE[:7]}", told=["slack"])
-    await expect(page.locator("#happenings li").first).to_contain_text("e<script")
-    await place.arrives("slack", DEAD)
-    await expect(page.locator("#happenings li").first).to_contain_text("Slack refused: channel_not_found")
-    await expect(page.get_by_text("Nothing has happened yet.")).to_have_count(0)
-    await page.locator("#happenings li").first.get_by_role("link", name="Slack to").click()
+    await console.finish(f"e{HOSTILE[:7]}", channels=["slack"])
+    await expect(page.locator("#activity li").first).to_contain_text("e<script")
+    await console.deliver("slack", DEAD)
+    await expect(page.locator("#activity li").first).to_contain_text("Slack refused: channel_not_found")
+    await expect(page.get_by_text("No activity yet.")).to_have_count(0)
+    await page.locator("#activity li").first.get_by_role("link", name="Slack to").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Slack to #dev-alerts")
 
 
 @needs_a_browser
-async def test_dead_deliveries_are_redriven_by_keyboard_after_a_look(page: Page, place: Site) -> None:
+async def test_dead_deliveries_are_redriven_by_keyboard_after_a_confirmation(
+    page: Page, console: ConsoleServer
+) -> None:
     for name in ("one", "two", "three"):
-        await place.ends(name, told=["slack"])
-    await place.arrives("slack", DEAD)
-    await page.goto(f"{place.url}/console/deliveries?state=dead")
+        await console.finish(name, channels=["slack"])
+    await console.deliver("slack", DEAD)
+    await page.goto(f"{console.url}/console/deliveries?state=dead")
     await page.get_by_role("checkbox", name="All on this page").focus()
     await page.keyboard.press("Space")
     await expect(page.get_by_role("button", name="Redrive 3 selected…")).to_be_visible()
-    await page.get_by_role("checkbox", name="Choose Slack").nth(1).press("Space")
+    await page.get_by_role("checkbox", name="Select Slack").nth(1).press("Space")
     await page.get_by_role("button", name="Redrive 2 selected…").press("Enter")
     await expect(page.get_by_role("heading", level=1)).to_have_text("Redrive 2 dead deliveries?")
     await expect(page.locator(".reasons")).to_contain_text("2 Slack Slack refused: channel_not_found")
-    assert not place.rung  # so far nothing has changed
-    with structlog.testing.capture_logs() as said:
+    assert not console.wakeups  # nothing has changed before the confirmation
+    with structlog.testing.capture_logs() as logged:
         await page.get_by_role("button", name="Redrive 2").press("Enter")
-        await expect(page.get_by_role("status")).to_have_text("2 deliveries are due again.")
-    assert [(line["by"], line["deliveries"]) for line in said if line["event"] == "redriven"] == [("this machine", 2)]
-    waiting = await place.ledger.find(DeliveryFilter(states=frozenset({State.WAITING})), limit=9)
-    assert (len(waiting), len(place.rung)) == (2, 1)
+        await expect(page.get_by_role("status")).to_have_text("2 deliveries will be retried now.")
+    assert [(line["by"], line["deliveries"]) for line in logged if line["event"] == "redriven"] == [("this machine", 2)]
+    waiting = await console.ledger.find(DeliveryFilter(states=frozenset({State.WAITING})), limit=9)
+    assert (len(waiting), len(console.wakeups)) == (2, 1)
 
 
 @needs_a_browser
-async def test_everything_works_without_a_script(browser: Browser, place: Site) -> None:
-    await place.ends("one", told=["slack", "email"])
-    await place.arrives("slack", DEAD)
-    await place.intake.take([([("content-type", b"application/cloudevents+json")], b"{oops", "t/0@1")])
+async def test_everything_works_without_javascript(browser: Browser, console: ConsoleServer) -> None:
+    await console.finish("one", channels=["slack", "email"])
+    await console.deliver("slack", DEAD)
+    await console.intake.ingest([([("content-type", b"application/cloudevents+json")], b"{oops", "t/0@1")])
     context = await browser.new_context(java_script_enabled=False)
     page = await context.new_page()
-    await page.goto(f"{place.url}/console/")
+    await page.goto(f"{console.url}/console/")
     await page.get_by_role("link", name="1 dead").click()
     await page.get_by_label("Recipient", exact=True).fill("#DEV-alerts")
     await page.get_by_role("button", name="Search", exact=True).click()
-    await page.get_by_role("link", name="Redrive all that fit…").click()
-    await expect(page.get_by_text("Those with recipient #DEV-alerts.")).to_be_visible()
+    await page.get_by_role("link", name="Redrive all matching…").click()
+    await expect(page.get_by_text("Filter: recipient #DEV-alerts.")).to_be_visible()
     await page.get_by_role("button", name="Redrive 1").click()
-    await expect(page.get_by_role("status")).to_have_text("1 delivery is due again.")
+    await expect(page.get_by_role("status")).to_have_text("1 delivery will be retried now.")
     await page.get_by_role("searchbox").fill("one")
     await page.keyboard.press("Enter")
     await page.get_by_role("link", name="flytesnacks/production/one").click()
-    await expect(page.get_by_text("Somebody is to be told")).to_be_visible()
+    await expect(page.get_by_text("2 notifications")).to_be_visible()
     await page.get_by_role("link", name="Rejected").click()
     await page.get_by_role("link", name="broken JSON").click()
     await page.get_by_role("button", name="Replay").click()
-    await expect(page.get_by_role("alert")).to_contain_text("Tried again, and not understood: broken JSON")
+    await expect(page.get_by_role("alert")).to_contain_text("Replayed and rejected again: broken JSON")
     await context.close()
 
 
 @needs_a_browser
-async def test_a_key_is_copied(page: Page, place: Site) -> None:
-    await place.ends("one")
-    (delivery,) = await place.arrives("email")
+async def test_the_copy_button_copies_a_key(page: Page, console: ConsoleServer) -> None:
+    await console.finish("one")
+    (delivery,) = await console.deliver("email")
     await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    await page.goto(f"{place.url}/console/deliveries/{delivery.key}")
+    await page.goto(f"{console.url}/console/deliveries/{delivery.key}")
     await page.get_by_role("button", name="Copy the key").click()
     assert await page.evaluate("navigator.clipboard.readText()") == delivery.key
 
 
 @needs_a_browser
-async def test_a_message_is_seen_as_its_reader_sees_it_and_can_do_nothing(page: Page, place: Site) -> None:
-    await place.ends("one", told=["email", "slack", "pagerduty", "teams"], error={"message": HOSTILE})
-    opened: list[object] = []
+async def test_a_message_preview_shows_hostile_text_without_running_it(page: Page, console: ConsoleServer) -> None:
+    await console.finish("one", channels=["email", "slack", "pagerduty", "teams"], error={"message": HOSTILE})
+    dialogs: list[object] = []
 
-    def hear(dialog: object) -> None:
-        opened.append(dialog)
+    def on_dialog(dialog: object) -> None:
+        dialogs.append(dialog)
 
-    page.on("dialog", hear)
-    for filed in await place.ledger.find(DeliveryFilter(), limit=9):
-        await page.goto(f"{place.url}/console/deliveries/{filed.delivery.key}")
-        seen = page.frame_locator("iframe.seen")
-        await expect(seen.locator("body")).to_contain_text("<script>alert(1)</script>")
-        assert await seen.locator("script").count() == 0
+    page.on("dialog", on_dialog)
+    for stored in await console.ledger.find(DeliveryFilter(), limit=9):
+        await page.goto(f"{console.url}/console/deliveries/{stored.delivery.key}")
+        preview = page.frame_locator("iframe.preview")
+        await expect(preview.locator("body")).to_contain_text("<script>alert(1)</script>")
+        assert await preview.locator("script").count() == 0
         assert "train.daily failed" in await page.locator(".headline").inner_text()
-    assert opened == []
+    assert dialogs == []
 
 
-async def test_what_strangers_wrote_never_becomes_markup(place: Site) -> None:
-    await place.ends(
+async def test_markup_in_events_is_escaped_on_every_page(console: ConsoleServer) -> None:
+    await console.finish(
         HOSTILE.replace("/", "|"),
-        told=["slack", "email"],
+        channels=["slack", "email"],
         launch_plan=HOSTILE.replace("/", "|"),
         recipients=[f"#{HOSTILE}"],
         error={"message": f"{HOSTILE}\n{HOSTILE}"},
         labels={HOSTILE: HOSTILE},
         principal=HOSTILE,
     )
-    await place.arrives("slack", DEAD)
+    await console.deliver("slack", DEAD)
     body = f'{{"specversion": "{HOSTILE}'.encode()
-    await place.intake.take(
+    await console.intake.ingest(
         [([("content-type", b"application/cloudevents+json"), (HOSTILE, HOSTILE.encode())], body, HOSTILE)]
     )
-    (ended,) = (await place.ledger.queries.events(EventFilter(), limit=2)).entries
-    (refused,) = (await place.ledger.queries.rejected(limit=2)).entries
+    (event,) = (await console.ledger.queries.events(EventFilter(), limit=2)).entries
+    (rejected,) = (await console.ledger.queries.rejected(limit=2)).entries
     paths = [
         "/console/",
         "/console/deliveries",
         "/console/executions",
-        f"/console/executions/{ended.project}/{ended.domain}/{quoted(ended.name)}",
+        f"/console/executions/{event.project}/{event.domain}/{quoted(event.name)}",
         "/console/rejected",
-        f"/console/rejected/{refused.id}",
+        f"/console/rejected/{rejected.id}",
         "/console/redrive",
-        *(f"/console/deliveries/{filed.delivery.key}" for filed in await place.ledger.find(DeliveryFilter(), limit=9)),
+        *(
+            f"/console/deliveries/{stored.delivery.key}"
+            for stored in await console.ledger.find(DeliveryFilter(), limit=9)
+        ),
     ]
-    asked = f"/console/deliveries?recipient={quoted(HOSTILE)}&since={quoted(HOSTILE)}"
-    for path, status in [*((path, 200) for path in paths), (asked, 400), (f"/console/search?q={quoted(HOSTILE)}", 200)]:
-        drawn = await html(place, path, status=status)
-        assert "<script>alert" not in drawn, path
-        assert "<img src=x" not in drawn, path
+    invalid = f"/console/deliveries?recipient={quoted(HOSTILE)}&since={quoted(HOSTILE)}"
+    for path, status in [
+        *((path, 200) for path in paths),
+        (invalid, 400),
+        (f"/console/search?q={quoted(HOSTILE)}", 200),
+    ]:
+        page = await html(console, path, status=status)
+        assert "<script>alert" not in page, path
+        assert "<img src=x" not in page, path
 
 
 def quoted(text: str) -> str:
@@ -285,91 +296,101 @@ def quoted(text: str) -> str:
     return quote(text, safe="")
 
 
-async def test_a_message_has_a_policy_of_its_own_under_which_nothing_runs(place: Site) -> None:
-    await place.ends("one")
-    (filed,) = await place.ledger.find(DeliveryFilter(), limit=2)
+async def test_a_message_preview_has_a_policy_that_allows_no_script(console: ConsoleServer) -> None:
+    await console.finish("one")
+    (stored,) = await console.ledger.find(DeliveryFilter(), limit=2)
     async with aiohttp.ClientSession() as session:
-        async with session.get(f"{place.url}/console/deliveries/{filed.delivery.key}/html") as answer:
+        async with session.get(f"{console.url}/console/deliveries/{stored.delivery.key}/html") as answer:
             policy = answer.headers["Content-Security-Policy"]
             assert policy.startswith("sandbox; default-src 'none'; style-src 'unsafe-inline'")
-        async with session.get(f"{place.url}/console/") as answer:
+        async with session.get(f"{console.url}/console/") as answer:
             assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
-            assert "style=" not in (drawn := await answer.text())
-            assert "<style" not in drawn
+            assert "style=" not in (body := await answer.text())
+            assert "<style" not in body
 
 
-async def test_who_may_not_is_told_so_and_nothing_changes(tmp_path: Path) -> None:
-    async with site(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", tokens=TOKENS) as place:
-        await place.ends("one", told=["slack"])
-        (dead,) = await place.arrives("slack", DEAD)
-        await html(place, "/console/", status=303, headers={"Accept": "text/html"})
+async def test_a_rejected_message_that_was_stored_in_part_cannot_be_replayed(console: ConsoleServer) -> None:
+    await console.intake.ingest([([("content-type", b"application/cloudevents+json")], b"{" * 100_000, "t/0@1")])
+    (rejected,) = (await console.ledger.queries.rejected(limit=2)).entries
+    body = await html(console, f"/console/rejected/{rejected.id}")
+    assert "Only the first 65,536 bytes were stored" in body
+    assert "Replay</button>" not in body
+
+
+async def test_a_caller_without_the_scope_gets_an_error_and_changes_nothing(tmp_path: Path) -> None:
+    async with serve_console(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", tokens=TOKENS) as console:
+        await console.finish("one", channels=["slack"])
+        (dead,) = await console.deliver("slack", DEAD)
+        await html(console, "/console/", status=303, headers={"Accept": "text/html"})
         reader = {"Authorization": f"Bearer {TOKENS[0]['token']}"}
-        assert "dashboard" in await html(place, "/console/", headers=reader)
-        assert "no scope operate" in await html(place, "/console/redrive", status=403, headers=reader)
+        assert "dashboard" in await html(console, "/console/", headers=reader)
+        assert "no scope operate" in await html(console, "/console/redrive", status=403, headers=reader)
         async with aiohttp.ClientSession() as session:
             form = {"key": dead.key}
-            async with session.post(f"{place.url}/console/redrive", data=form, headers=reader) as answer:
+            async with session.post(f"{console.url}/console/redrive", data=form, headers=reader) as answer:
                 assert answer.status == 403
-            async with session.post(f"{place.url}/console/redrive", data=form) as answer:
+            async with session.post(f"{console.url}/console/redrive", data=form) as answer:
                 assert answer.status == 401
-        (filed,) = await place.ledger.find(DeliveryFilter(), limit=2)
-        assert filed.delivery.state is State.DEAD
+        (stored,) = await console.ledger.find(DeliveryFilter(), limit=2)
+        assert stored.delivery.state is State.DEAD
 
 
-async def test_a_form_from_elsewhere_changes_nothing(place: Site) -> None:
-    await place.ends("one", told=["slack"])
-    (dead,) = await place.arrives("slack", DEAD)
+async def test_a_form_without_the_pages_csrf_token_changes_nothing(console: ConsoleServer) -> None:
+    await console.finish("one", channels=["slack"])
+    (dead,) = await console.deliver("slack", DEAD)
     form = {"key": dead.key, "csrf_token": "guessed"}
-    async with aiohttp.ClientSession() as session, session.post(f"{place.url}/console/redrive", data=form) as answer:
+    async with aiohttp.ClientSession() as session, session.post(f"{console.url}/console/redrive", data=form) as answer:
         assert answer.status == 403
-    (filed,) = await place.ledger.find(DeliveryFilter(), limit=2)
-    assert filed.delivery.state is State.DEAD
+    (stored,) = await console.ledger.find(DeliveryFilter(), limit=2)
+    assert stored.delivery.state is State.DEAD
 
 
-async def test_one_word_finds_what_it_names(place: Site) -> None:
-    await place.ends("a7failed", told=["slack"])
-    await place.ends("train.daily", Phase.ABORTED, told=["slack"])
-    (filed, *_) = await place.ledger.find(DeliveryFilter(execution="a7failed"), limit=2)
+async def test_the_search_field_leads_to_what_the_text_names(console: ConsoleServer) -> None:
+    await console.finish("a7failed", channels=["slack"])
+    await console.finish("train.daily", Phase.ABORTED, channels=["slack"])
+    (stored, *_) = await console.ledger.find(DeliveryFilter(execution="a7failed"), limit=2)
 
-    async def goes(text: str) -> str:
+    async def found(text: str) -> str:
         async with (
             aiohttp.ClientSession() as session,
-            session.get(f"{place.url}/console/search", params={"q": text}, allow_redirects=False) as answer,
+            session.get(f"{console.url}/console/search", params={"q": text}, allow_redirects=False) as answer,
         ):
             return answer.headers.get("Location", "")
 
-    assert await goes("a7failed") == "/console/executions?execution=a7failed"
-    assert await goes("flytesnacks/production/a7failed") == "/console/executions/flytesnacks/production/a7failed"
-    assert await goes("#DEV-alerts") == "/console/deliveries?recipient=%23DEV-alerts"
-    assert await goes(filed.delivery.key[:9]) == f"/console/deliveries/{filed.delivery.key}"
-    both = await html(place, "/console/search?q=train.daily")
+    assert await found("a7failed") == "/console/executions?execution=a7failed"
+    assert await found("flytesnacks/production/a7failed") == "/console/executions/flytesnacks/production/a7failed"
+    assert await found("#DEV-alerts") == "/console/deliveries?recipient=%23DEV-alerts"
+    assert await found(stored.delivery.key[:9]) == f"/console/deliveries/{stored.delivery.key}"
+    both = await html(console, "/console/search?q=train.daily")
     assert "Executions named" in both
     assert "Launch plan" in both
-    assert "Nothing has that name" in await html(place, "/console/search?q=nobody%00")
+    assert "Nothing found" in await html(console, "/console/search?q=nobody%00")
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "says"),
+    ("path", "status", "text"),
     [
         ("/console/nothing", 404, "There is no such page."),
         ("/console/deliveries/nothing", 404, "There is no such delivery."),
-        ("/console/executions/a/b/c", 404, "Nothing is recorded of this execution."),
+        ("/console/executions/a/b/c", 404, "No event is recorded for this execution."),
         ("/console/rejected/x", 404, "There is no such rejected message."),
-        ("/console/deliveries?since=soon", 400, "neither a span like 24h"),
+        ("/console/deliveries?since=soon", 400, "neither a duration like 24h"),
         ("/console/deliveries?after=x", 400, 'role="alert"'),
         ("/console/deliveries?limit=x", 400, "limit: "),
         ("/console/executions?phase=RUNNING", 400, "phase: "),
         ("/console/rejected?after=x", 400, "begin with the newest"),
-        ("/console/redrive?since=soon", 400, "neither a span like 24h"),
-        ("/console/redrive?selected=1", 400, "No delivery was chosen"),
-        ("/console/stream?after=x", 400, "no event"),
-        ("/console/deliveries", 200, "Nothing has been owed yet."),
-        ("/console/executions", 200, "No execution's end has been recorded yet."),
+        ("/console/redrive?since=soon", 400, "neither a duration like 24h"),
+        ("/console/redrive?selected=1", 400, "No delivery was selected"),
+        ("/console/stream?after=x", 400, "not an event id"),
+        ("/console/deliveries", 200, "No deliveries yet."),
+        ("/console/executions", 200, "No executions yet."),
         ("/console/redrive", 200, "Nothing to redrive"),
         ("/console/?range=century", 200, "Last 24 hours"),
     ],
 )
-async def test_what_cannot_be_shown_is_said_in_words(place: Site, path: str, status: int, says: str) -> None:
+async def test_errors_and_empty_pages_have_an_explanation(
+    console: ConsoleServer, path: str, status: int, text: str
+) -> None:
     from html import unescape
 
-    assert says in unescape(await html(place, path, status=status))
+    assert text in unescape(await html(console, path, status=status))

@@ -1,4 +1,4 @@
-"""The HTTP intake of a running service."""
+"""POST /events of a running service."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ async def test_binary_and_structured_events_are_recorded_once(url: str) -> None:
     assert (status, answer["status"]) == (202, "duplicate")
 
 
-async def test_what_is_no_end_of_an_execution_is_ignored(url: str) -> None:
+async def test_events_other_than_terminal_ones_of_workflows_are_ignored(url: str) -> None:
     for name in ("v1-workflow-running", "v1-node-failed"):
         headers, value = samples.sample(name)
         assert (await post(url, http_headers(headers), value))[1]["status"] == "ignored"
 
 
-async def test_noise_is_refused_with_the_reason_and_kept(url: str) -> None:
+async def test_an_invalid_message_is_rejected_with_a_reason(url: str) -> None:
     status, answer = await post(url, {"content-type": "application/cloudevents+json"}, b"{oops")
     assert (status, answer["status"]) == (400, "rejected")
     assert "broken JSON" in answer["reason"]
@@ -63,26 +63,26 @@ async def test_noise_is_refused_with_the_reason_and_kept(url: str) -> None:
     assert (status, answer["reason"]) == (400, "the message is empty")
 
 
-async def test_an_event_whose_rules_nobody_knows_is_kept_for_a_replay(url: str) -> None:
+async def test_an_event_whose_rules_are_unknown_is_kept_for_a_replay(url: str) -> None:
     headers, value = samples.sample("v1-workflow-failed")
     status, answer = await post(url, http_headers(headers), value)
     assert (status, answer["status"]) == (202, "rejected")
     assert "launch plan unknown" in answer["reason"]
 
 
-async def test_a_body_without_end_is_refused_and_others_go_on(url: str) -> None:
+async def test_an_oversized_or_endless_body_is_refused_and_the_next_request_succeeds(url: str) -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 65536
 
     for body in (io.BytesIO(b"x" * (5 * 2**20)), endless()):
-        async with aiohttp.ClientSession() as session, session.post(f"{url}/events", data=body) as refused:
-            assert (refused.status, "Content Too Large" in await refused.text()) == (413, True)
+        async with aiohttp.ClientSession() as session, session.post(f"{url}/events", data=body) as answer:
+            assert (answer.status, "Content Too Large" in await answer.text()) == (413, True)
     written = write(an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan()), Format.NATIVE)
     assert (await post(url, http_headers(written.headers), written.value))[0] == 202
 
 
-async def test_publishers_must_show_the_token_where_one_is_set(tmp_path: Path) -> None:
+async def test_publishers_need_the_token_if_one_is_set(tmp_path: Path) -> None:
     headers, value = samples.sample("v2-workflow-succeeded")
     async with running(tmp_path, {"rules": RULES, "http": {"token": TOKEN}}) as url:
         for wrong in ({}, {"authorization": "Bearer nope"}, {"authorization": TOKEN}):
@@ -91,18 +91,18 @@ async def test_publishers_must_show_the_token_where_one_is_set(tmp_path: Path) -
         assert (await post(url, {**http_headers(headers), "authorization": f"Bearer {TOKEN}"}, value))[0] == 202
 
 
-async def test_health_and_readiness_are_told(url: str) -> None:
+async def test_health_and_readiness_pages_answer(url: str) -> None:
     async with aiohttp.ClientSession() as session:
         for page, status in (("healthz", "alive"), ("readyz", "ready")):
             async with session.get(f"{url}/{page}") as answer:
                 assert (answer.status, (await answer.json())["status"]) == (200, status)
 
 
-async def test_a_ledger_that_is_away_is_a_503_that_says_when_to_come_back(url: str, tmp_path: Path) -> None:
+async def test_an_unavailable_ledger_gets_503_with_retry_after(url: str, tmp_path: Path) -> None:
     headers, value = samples.sample("v2-workflow-succeeded")
-    # In a thread: the service runs in our loop, and could never end its own transaction while we block it.
+    # In a thread: the service runs in this event loop and could not end its own transaction while the loop is blocked.
     other = sqlite3.connect(tmp_path / "dispatcher.db", isolation_level=None, check_same_thread=False)
-    await asyncio.to_thread(other.execute, "BEGIN EXCLUSIVE")  # somebody else holds the database
+    await asyncio.to_thread(other.execute, "BEGIN EXCLUSIVE")  # another process has locked the database
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{url}/events", data=value, headers=http_headers(headers)) as answer,

@@ -1,6 +1,6 @@
-"""Hostile HTTP against a running dispatcher, a process of its own: it stays up, its memory stays, others are served.
+"""Hostile HTTP requests to a dispatcher in its own process: it stays up, its memory stays bounded.
 
-All the while an ordinary publisher posts failures, and each must arrive as a mail.
+During each attack an ordinary publisher posts failed executions, and each must arrive as a mail.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ MIB = 2**20
 
 @dataclass(slots=True)
 class Target:
-    """A dispatcher that is attacked, and who uses it meanwhile."""
+    """The dispatcher under attack, and its ordinary publisher."""
 
     replica: Replica
     mail: MailReceiver
     published: list[int] = field(default_factory=list)
-    """The statuses that the ordinary publisher got."""
+    """The HTTP statuses of the ordinary publisher's requests."""
 
     @property
     def memory(self) -> int:
-        """Resident, in MiB."""
+        """Resident memory in MiB."""
         resident: int = psutil.Process(self.replica.process.pid).memory_info().rss
         return resident // MIB
 
@@ -54,7 +54,7 @@ class Target:
         return urlsplit(self.replica.url).port or 0
 
     async def publish(self, event: Event | None = None) -> None:
-        """One failure, as any engine's publisher posts it."""
+        """Post an event, by default of a failed execution."""
         event = event or an_event(Phase.FAILED, name=f"n{len(self.published)}", launch_plan=a_launch_plan())
         written = write(event, Format.NATIVE)
         headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in written.headers}
@@ -66,8 +66,8 @@ class Target:
         ):
             self.published.append(answer.status)
 
-    async def says(self, *parts: bytes) -> bytes:
-        """What comes back for raw bytes until the connection ends; nothing where it is cut or stays open."""
+    async def send_raw(self, *parts: bytes) -> bytes:
+        """Send raw bytes; return what arrives until the connection closes, or within 20 seconds."""
         answer = b""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         with suppress(ConnectionError):
@@ -82,8 +82,8 @@ class Target:
         return answer
 
     async def status(self, head: str, *parts: bytes) -> int:
-        """The status for a request, written as it goes over the wire; 0 where the connection was cut."""
-        answer = await self.says(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n", *parts)
+        """Send a raw request; return its status, or 0 if the connection was closed without a response."""
+        answer = await self.send_raw(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n", *parts)
         return int(answer.split(b" ", 2)[1]) if answer else 0
 
 
@@ -110,9 +110,9 @@ async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Targ
             "log": "json",
         }
         async with serving(folder, settings) as replica:
-            one = Target(replica, mail)
-            yield one
-            await all_arrived(one)
+            target = Target(replica, mail)
+            yield target
+            await all_arrived(target)
         assert "Traceback" not in replica.log
         assert '"exception"' not in replica.log
         for secret in (PUBLISHER, OPERATOR):
@@ -127,24 +127,24 @@ async def all_arrived(target: Target) -> None:
 
 
 @asynccontextmanager
-async def others_are_served(target: Target, times: int = 3) -> AsyncIterator[None]:
-    """While the block lasts the publisher posts; every event must be taken, and its mail arrive."""
+async def publisher_is_served(target: Target, times: int = 3) -> AsyncIterator[None]:
+    """Post events during the block; each must be accepted, and its mail must arrive."""
     before = len(target.published)
     async with asyncio.TaskGroup() as group:
-        ended = asyncio.Event()
+        finished = asyncio.Event()
 
         async def post() -> None:
-            while not ended.is_set() or len(target.published) < before + times:
+            while not finished.is_set() or len(target.published) < before + times:
                 await target.publish()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(0.2):
-                        await ended.wait()
+                        await finished.wait()
 
         group.create_task(post())
         try:
             yield
         finally:
-            ended.set()
+            finished.set()
     assert set(target.published) == {202}
     await all_arrived(target)
 
@@ -152,9 +152,9 @@ async def others_are_served(target: Target, times: int = 3) -> AsyncIterator[Non
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_two_hundred_clients_that_send_a_byte_now_and_then_keep_nobody_out(target: Target) -> None:
+async def test_two_hundred_slow_clients_do_not_block_the_publisher(target: Target) -> None:
     connections = [await asyncio.open_connection("127.0.0.1", target.port) for _ in range(200)]
-    async with others_are_served(target):
+    async with publisher_is_served(target):
         for _, writer in connections:
             writer.write(b"POST /events HTTP/1.1\r\nHost: x\r\n")
         reading = [asyncio.ensure_future(reader.read()) for reader, _ in connections]
@@ -167,26 +167,30 @@ async def test_two_hundred_clients_that_send_a_byte_now_and_then_keep_nobody_out
         writer.close()
 
 
-async def test_gigabytes_are_refused_and_fill_no_memory(target: Target) -> None:
+async def test_bodies_of_a_gigabyte_are_refused_without_filling_the_memory(target: Target) -> None:
     before = target.memory
     framings = {
         "Content-Length: 1073741824": b"x" * MIB,
         "Transfer-Encoding: chunked": b"100000\r\n" + b"x" * MIB + b"\r\n",
     }
-    async with others_are_served(target), asyncio.TaskGroup() as group:
+    async with publisher_is_served(target), asyncio.TaskGroup() as group:
         answers = [
-            group.create_task(target.status(f"POST /events HTTP/1.1\nHost: x\n{framing}{who}", *[part] * 1024))
+            group.create_task(target.status(f"POST /events HTTP/1.1\nHost: x\n{framing}{token}", *[part] * 1024))
             for framing, part in framings.items()
-            for who in (f"\nAuthorization: Bearer {PUBLISHER}", "")
+            for token in (f"\nAuthorization: Bearer {PUBLISHER}", "")
         ]
-    assert {answer.result() for answer in answers} <= {0, 401, 413}  # 0: cut while we were still sending
+    assert {answer.result() for answer in answers} <= {
+        0,
+        401,
+        413,
+    }  # 0: the connection was closed while the test was still sending
     assert target.memory < before + 64
 
 
 async def test_bodies_nested_ten_thousand_deep_are_refused(target: Target) -> None:
     deep = b'{"execution":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
     async with (
-        others_are_served(target),
+        publisher_is_served(target),
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {PUBLISHER}"}) as session,
     ):
         for headers in (
@@ -200,7 +204,7 @@ async def test_bodies_nested_ten_thousand_deep_are_refused(target: Target) -> No
 async def test_compressed_bodies_are_not_unpacked(target: Target) -> None:
     bomb = gzip.compress(b"0" * 64 * MIB)
     before = target.memory
-    async with others_are_served(target):
+    async with publisher_is_served(target):
         for encoding in ("gzip", "br", "zstd", "deflate, gzip"):
             head = f"POST /events HTTP/1.1\nHost: x\nAuthorization: Bearer {PUBLISHER}\nConnection: close\nce-type: x"
             assert (
@@ -212,7 +216,7 @@ async def test_compressed_bodies_are_not_unpacked(target: Target) -> None:
 GET = "HTTP/1.1\nHost: x\nConnection: close"
 
 
-RIDDLES: list[tuple[str, set[int]]] = [
+MALFORMED_REQUESTS: list[tuple[str, set[int]]] = [
     (f"GET /readyz {GET}\n" + "\n".join(f"X-{number}: 1" for number in range(200)), {431}),
     (f"GET /readyz {GET}\nX-Long: {'x' * 100_000}", {400, 431}),
     (f"GET /{'x' * 20_000} {GET}", {414}),
@@ -241,23 +245,25 @@ RIDDLES: list[tuple[str, set[int]]] = [
     (f"GET /healthz {GET}\nX : space", {400}),
     (f"GET /healthz {GET}\nX: \x00", {400}),
     (f"GET /healthz {GET}".replace("1.1", "9.9"), {200, 400}),
-    ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", {400}),  # TLS to a port without
+    ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", {400}),  # TLS to a port without TLS
     ("PRI * HTTP/2.0\nConnection: close", {400}),
 ]
 
 
-async def test_riddles_are_refused(target: Target) -> None:
-    async with others_are_served(target), asyncio.TaskGroup() as group:
-        answers = [(head[:60], group.create_task(target.status(head)), meant) for head, meant in RIDDLES]
-    wrong = [(head, answer.result(), meant) for head, answer, meant in answers if answer.result() not in meant]
+async def test_malformed_and_ambiguous_requests_are_refused(target: Target) -> None:
+    async with publisher_is_served(target), asyncio.TaskGroup() as group:
+        answers = [
+            (head[:60], group.create_task(target.status(head)), expected) for head, expected in MALFORMED_REQUESTS
+        ]
+    wrong = [(head, answer.result(), expected) for head, answer, expected in answers if answer.result() not in expected]
     assert wrong == []
 
 
-async def test_a_flood_of_headers_ends_early(target: Target) -> None:
+async def test_a_flood_of_headers_is_cut_off(target: Target) -> None:
     before = target.memory
-    async with others_are_served(target):
+    async with publisher_is_served(target):
         answers = [
-            target.says(b"GET / HTTP/1.1\r\n", *[b"X-Flood: " + b"x" * 8000 + b"\r\n"] * 1000) for _ in range(20)
+            target.send_raw(b"GET / HTTP/1.1\r\n", *[b"X-Flood: " + b"x" * 8000 + b"\r\n"] * 1000) for _ in range(20)
         ]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(answer) for answer in answers]
@@ -265,8 +271,8 @@ async def test_a_flood_of_headers_ends_early(target: Target) -> None:
     assert target.memory < before + 48
 
 
-async def test_who_shows_nothing_is_slowed_down_and_who_shows_a_token_is_not(target: Target) -> None:
-    async with others_are_served(target), aiohttp.ClientSession() as session:
+async def test_requests_without_a_token_are_rate_limited_and_those_with_one_are_not(target: Target) -> None:
+    async with publisher_is_served(target), aiohttp.ClientSession() as session:
         statuses = set()
         for _ in range(400):
             async with session.get(f"{target.replica.url}/metrics") as answer:
@@ -275,7 +281,7 @@ async def test_who_shows_nothing_is_slowed_down_and_who_shows_a_token_is_not(tar
             if answer.status == 429:
                 break
         assert (statuses, wait) == ({401, 429}, "1")
-        async with session.get(f"{target.replica.url}/healthz") as answer:  # an orchestrator's probe is never refused
+        async with session.get(f"{target.replica.url}/healthz") as answer:  # probes are not rate limited
             assert answer.status == 200
 
 
@@ -296,8 +302,8 @@ async def test_script_in_every_field_of_an_event_runs_on_no_page(target: Target)
     event = whole.model_copy(update={"execution": ExecutionId(project=NAME, domain=NAME, name=NAME)})
     before = len(target.mail.mails)
     await target.publish(event)
-    noise = {"ce-type": EVIL, "ce-id": EVIL, "Content-Type": "application/cloudevents+json"}
-    headers = {"Authorization": f"Bearer {PUBLISHER}", **noise}
+    invalid = {"ce-type": EVIL, "ce-id": EVIL, "Content-Type": "application/cloudevents+json"}
+    headers = {"Authorization": f"Bearer {PUBLISHER}", **invalid}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
         session.post(f"{target.replica.url}/events", data=orjson.dumps({"type": EVIL, "data": EVIL})) as answer,
@@ -306,38 +312,40 @@ async def test_script_in_every_field_of_an_event_runs_on_no_page(target: Target)
     await all_arrived(target)
     assert len(target.mail.mails) == before + 1
 
-    wrong: list[str] = []
+    errors: list[str] = []
     async with opened() as chromium:
         page = await chromium.new_page()
-        page.on("dialog", lambda dialog: wrong.append(f"{page.url}: a dialog: {dialog.message}"))
-        page.on("pageerror", lambda error: wrong.append(f"{page.url}: {error}"))
-        page.on("console", lambda said: wrong.append(f"{page.url}: {said.text}") if said.type == "error" else None)
+        page.on("dialog", lambda dialog: errors.append(f"{page.url}: a dialog: {dialog.message}"))
+        page.on("pageerror", lambda error: errors.append(f"{page.url}: {error}"))
+        page.on(
+            "console", lambda message: errors.append(f"{page.url}: {message.text}") if message.type == "error" else None
+        )
         await page.goto(f"{target.replica.url}/console/")
         await page.get_by_label("Token").fill(OPERATOR)
         await page.get_by_role("button", name="Log in").click()
         await page.wait_for_url(f"{target.replica.url}/console/")
-        seen = await walk(page)
-    assert wrong == []
-    shown = [path for path, text in seen.items() if "<script>alert(1)" in text]
-    assert len(shown) >= 3, sorted(seen)  # the walk has been where the event is shown
-    assert not any("{{7*7}}" not in text for text in seen.values() if "onerror=alert(1)" in text)
+        texts = await crawl(page)
+    assert errors == []
+    shown = [path for path, text in texts.items() if "<script>alert(1)" in text]
+    assert len(shown) >= 3, sorted(texts)  # the crawl has reached pages that show the event
+    assert not any("{{7*7}}" not in text for text in texts.values() if "onerror=alert(1)" in text)
 
 
-async def walk(page: Page) -> dict[str, str]:
-    """Every page of the console that can be reached by links, a few of each kind, and the text it shows."""
-    seen: dict[str, str] = {}
+async def crawl(page: Page) -> dict[str, str]:
+    """Follow the console's links, to at most three pages of each kind; return each page's text by its URL."""
+    texts: dict[str, str] = {}
     kinds: Counter[str] = Counter()
-    waiting = [page.url]
+    queue = [page.url]
     home = page.url.partition("/console")[0]
-    while waiting:
-        url = waiting.pop(0)
+    while queue:
+        url = queue.pop(0)
         path, _, query = url.removeprefix(home).partition("?")
         kind = "/".join(path.split("/")[:3]) + (f" {len(path.split('/'))} {query.split('=')[0]}")
-        if url in seen or not path.startswith("/console") or kinds[kind] >= 3:
+        if url in texts or not path.startswith("/console") or kinds[kind] >= 3:
             continue
         kinds[kind] += 1
         await page.goto(url, wait_until="load")
-        seen[url] = await page.inner_text("body")
-        waiting += await page.eval_on_selector_all("a[href]", "links => links.map(link => link.href.split('#')[0])")
-        waiting += await page.eval_on_selector_all("iframe[src]", "frames => frames.map(frame => frame.src)")
-    return seen
+        texts[url] = await page.inner_text("body")
+        queue += await page.eval_on_selector_all("a[href]", "links => links.map(link => link.href.split('#')[0])")
+        queue += await page.eval_on_selector_all("iframe[src]", "frames => frames.map(frame => frame.src)")
+    return texts

@@ -1,4 +1,4 @@
-"""The listener: clients that keep it waiting, how many there may be, and TLS."""
+"""The listener: timeouts for slow clients, the maximum number of connections, trusted proxies, and TLS."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from starlette.routing import Route
 
 from dispatcher.errors import SettingsError
 from dispatcher.web.config import Tls
-from dispatcher.web.connection import Patience
+from dispatcher.web.connection import ConnectionLimits
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.server import serving
 
 SHORT, LONG = timedelta(milliseconds=200), timedelta(minutes=5)
-PATIENT = {"head": LONG, "body": LONG, "rest": LONG, "reading": LONG}
-HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+LONG_TIMEOUTS = {"headers": LONG, "body": LONG, "unread_body": LONG, "stalled_response": LONG}
+REQUEST_HEADERS = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
 
 
 async def _page(request: Request) -> Response:
@@ -37,30 +37,32 @@ async def _page(request: Request) -> Response:
     return JSONResponse({"client": client, "scheme": request.url.scheme})
 
 
-async def _impatient(_: Request) -> Response:
+async def _refuse(_: Request) -> Response:
     return Response(b"no", 403)
 
 
 ROUTES = [
     Route("/", _page, methods=["GET", "POST"]),
-    Route("/refused", _impatient, methods=["POST"]),
+    Route("/refused", _refuse, methods=["POST"]),
 ]
 
 
 @asynccontextmanager
-async def served(patience: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[str]:
-    patient = Patience(**{**PATIENT, **(patience or {})})
-    async with serving(SafeHeaders(Starlette(routes=ROUTES)), "127.0.0.1", 0, patience=patient, **options) as url:
+async def served(limits: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[str]:
+    connection_limits = ConnectionLimits(**{**LONG_TIMEOUTS, **(limits or {})})
+    async with serving(
+        SafeHeaders(Starlette(routes=ROUTES)), "127.0.0.1", 0, limits=connection_limits, **options
+    ) as url:
         yield url
 
 
-async def connected(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
 
 
-async def said(url: str, *parts: bytes) -> bytes:
-    """What comes back for these bytes until the connection ends."""
-    reader, writer = await connected(url)
+async def response_to(url: str, *parts: bytes) -> bytes:
+    """Everything that the server sends in response to these bytes until it closes the connection."""
+    reader, writer = await connect(url)
     try:
         for part in parts:
             writer.write(part)
@@ -74,21 +76,21 @@ async def said(url: str, *parts: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("slow", "sent"),
+    ("limit", "sent"),
     [
-        ("head", b""),
-        ("head", b"POST / HTTP/1.1\r\nHost: x\r\nX-Slow: "),
-        ("body", HEAD + b"1234"),
-        ("head", HEAD + b"12345" + b"GET /"),  # the second request of a connection
+        ("headers", b""),
+        ("headers", b"POST / HTTP/1.1\r\nHost: x\r\nX-Slow: "),
+        ("body", REQUEST_HEADERS + b"1234"),
+        ("headers", REQUEST_HEADERS + b"12345" + b"GET /"),  # the second request of a connection
     ],
 )
-async def test_a_request_that_does_not_arrive_ends_its_connection(slow: str, sent: bytes) -> None:
-    async with served({slow: SHORT}) as url:
-        assert b"413" not in await said(url, sent)
+async def test_an_incomplete_request_closes_its_connection_after_the_timeout(limit: str, sent: bytes) -> None:
+    async with served({limit: SHORT}) as url:
+        assert b"413" not in await response_to(url, sent)
 
 
 async def test_an_answer_over_a_kept_connection_does_not_wait_for_the_clients_acknowledgement() -> None:
-    """Linux puts an acknowledgement off for 40 ms; the first answers of a connection don't meet with that."""
+    """Linux delays acknowledgements by up to 40 ms, but not those of a connection's first packets."""
     took = []
     async with served() as url, aiohttp.ClientSession() as session:
         for _ in range(40):
@@ -99,28 +101,28 @@ async def test_an_answer_over_a_kept_connection_does_not_wait_for_the_clients_ac
     assert min(took[20:]) < 0.035
 
 
-async def test_a_request_that_trickles_in_has_no_more_time_than_another() -> None:
-    async with served({"head": SHORT}) as url:
-        reader, writer = await connected(url)
+async def test_a_client_that_sends_a_byte_now_and_then_does_not_extend_the_timeout() -> None:
+    async with served({"headers": SHORT}) as url:
+        reader, writer = await connect(url)
         writer.write(b"GET / HTTP/1.1\r\n")
-        ended = asyncio.ensure_future(reader.read())
+        closed = asyncio.ensure_future(reader.read())
         async with asyncio.timeout(20):
-            while not ended.done():
+            while not closed.done():
                 writer.write(b"X-Slow: 1\r\n")
-                await asyncio.wait([ended], timeout=0.02)
+                await asyncio.wait([closed], timeout=0.02)
         writer.close()
 
 
-async def test_what_is_still_sent_after_the_answer_is_not_read_for_long() -> None:
-    async with served({"rest": SHORT}) as url:
-        answer = await said(
+async def test_a_body_that_continues_after_the_response_is_cut_off() -> None:
+    async with served({"unread_body": SHORT}) as url:
+        answer = await response_to(
             url, b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n", b"x" * 65536
         )
         assert answer.startswith(b"HTTP/1.1 403")
 
 
-async def test_an_answer_that_nobody_reads_ends_the_connection() -> None:
-    over = asyncio.Event()
+async def test_a_client_that_does_not_read_its_response_is_disconnected() -> None:
+    stopped = asyncio.Event()
 
     async def endless(_: Request) -> Response:
         async def parts() -> AsyncIterator[bytes]:
@@ -129,24 +131,24 @@ async def test_an_answer_that_nobody_reads_ends_the_connection() -> None:
                     yield b"x" * 65536
                     await asyncio.sleep(0)
             finally:
-                over.set()
+                stopped.set()
 
         return StreamingResponse(parts())
 
-    patience = Patience(reading=SHORT)
-    async with serving(Starlette(routes=[Route("/", endless)]), "127.0.0.1", 0, patience=patience) as url:
-        _, writer = await connected(url)
-        writer.transport.pause_reading()  # type: ignore[attr-defined]  # it reads, too
+    limits = ConnectionLimits(stalled_response=SHORT)
+    async with serving(Starlette(routes=[Route("/", endless)]), "127.0.0.1", 0, limits=limits) as url:
+        _, writer = await connect(url)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # the transport also reads
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         async with asyncio.timeout(20):
-            await over.wait()
+            await stopped.wait()
         writer.close()
 
 
-async def test_past_the_most_connections_the_one_idle_for_longest_goes() -> None:
+async def test_beyond_the_maximum_of_connections_the_longest_idle_one_is_closed() -> None:
     async with served({"connections": 3}) as url, aiohttp.ClientSession() as session:
-        reader, writer = await connected(url)
-        others = [await connected(url) for _ in range(5)]
+        reader, writer = await connect(url)
+        others = [await connect(url) for _ in range(5)]
         async with asyncio.timeout(20):
             assert await reader.read() == b""
             async with session.get(url) as answer:
@@ -156,12 +158,12 @@ async def test_past_the_most_connections_the_one_idle_for_longest_goes() -> None
         writer.close()
 
 
-async def test_what_a_proxy_says_holds_only_where_it_is_trusted() -> None:
-    said = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+async def test_forwarded_headers_are_believed_only_from_trusted_proxies() -> None:
+    forwarded = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
     async with aiohttp.ClientSession() as session:
-        async with served() as url, session.get(url, headers=said) as answer:
+        async with served() as url, session.get(url, headers=forwarded) as answer:
             assert await answer.json() == {"client": "127.0.0.1", "scheme": "http"}
-        async with served(trusted_proxies=["127.0.0.0/8"]) as url, session.get(url, headers=said) as answer:
+        async with served(trusted_proxies=["127.0.0.0/8"]) as url, session.get(url, headers=forwarded) as answer:
             assert await answer.json() == {"client": "203.0.113.7", "scheme": "https"}
 
 
@@ -174,13 +176,13 @@ def a_certificate(folder: Path, authority: trustme.CA) -> Tls:
     return Tls(cert_file=folder / "cert.pem", key_file=folder / "key.pem")
 
 
-async def test_tls_takes_a_new_certificate_while_it_runs_and_keeps_the_old_one_while_it_is_half_written(
+async def test_a_replaced_certificate_is_used_once_it_is_complete(
     tmp_path: Path,
 ) -> None:
     first, second = trustme.CA(), trustme.CA()
     tls = a_certificate(tmp_path, first)
 
-    async def answers(authority: trustme.CA) -> bool:
+    async def is_trusted(authority: trustme.CA) -> bool:
         context = ssl.create_default_context()
         authority.configure_trust(context)
         try:
@@ -192,14 +194,14 @@ async def test_tls_takes_a_new_certificate_while_it_runs_and_keeps_the_old_one_w
             return False
 
     async with served(tls=tls) as url:
-        assert [await answers(first), await answers(second)] == [True, False]
+        assert [await is_trusted(first), await is_trusted(second)] == [True, False]
         (tmp_path / "cert.pem").write_text("half")
-        assert await answers(first)
+        assert await is_trusted(first)
         a_certificate(tmp_path, second)
-        assert [await answers(first), await answers(second)] == [False, True]
+        assert [await is_trusted(first), await is_trusted(second)] == [False, True]
 
 
-async def test_files_that_are_no_certificate_are_a_mistake_in_the_settings(tmp_path: Path) -> None:
+async def test_invalid_certificate_files_are_a_settings_error(tmp_path: Path) -> None:
     tls = a_certificate(tmp_path, trustme.CA())
     tls.key_file.write_text("no key")
     with pytest.raises(SettingsError, match=r"http\.tls: cert_file and key_file"):

@@ -1,1 +1,1 @@
-"""Who calls, and what they may do: tokens, logins, sessions, OpenID Connect."""
+"""Authentication and authorization: tokens, logins, sessions, OpenID Connect."""

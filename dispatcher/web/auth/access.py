@@ -1,6 +1,7 @@
-"""Who asks, and may they? Bearer tokens, logins at the console; on loopback without any token, this machine's programs.
+"""Authentication and authorization of requests.
 
-A page names the scope that it needs in the table of routes: `Route("/events", needs(Scope.PUBLISH, post))`.
+Callers show a bearer token or a session cookie. On loopback without tokens, every program on this machine has full
+access. A route names the scope that it requires: `Route("/events", needs(Scope.PUBLISH, post))`.
 """
 
 from __future__ import annotations
@@ -24,52 +25,53 @@ from dispatcher.clock import Clock
 from dispatcher.model.rate_limit import Rate
 from dispatcher.web.auth.session import Session, Sessions
 from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
-from dispatcher.web.limits import Buckets, neighbourhood, too_many
+from dispatcher.web.limits import RateLimiter, client_key, too_many_requests
 from dispatcher.web.responses import problem
 
-__all__ = ["Access", "AccessControl", "Caller", "Endpoint", "Scope", "Stranger", "caller", "needs"]
+__all__ = ["AccessControl", "AccessMiddleware", "Caller", "Endpoint", "Scope", "Unauthenticated", "caller", "needs"]
 
 log = structlog.get_logger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-Refusal = Callable[[int, str, Mapping[str, str]], Response]
+ErrorResponse = Callable[[int, str, Mapping[str, str]], Response]
 
-LOGINS, LOGINS_AT_ONCE = Rate(6, "min"), 10
-"""Attempts that a client has at the login page: enough to mistype a token, too few to guess one."""
-STRANGERS, STRANGERS_AT_ONCE = Rate(20, "s"), 200
-"""Requests that a client has who shows nothing, or nothing that holds."""
-_PROBED = ("/healthz", "/readyz")
-"""Never refused: an orchestrator that gets no answer would end us."""
+LOGIN_RATE, LOGIN_BURST = Rate(6, "min"), 10
+"""Login attempts of one client: enough to mistype a token, too few to guess one."""
+UNAUTHENTICATED_RATE, UNAUTHENTICATED_BURST = Rate(20, "s"), 200
+"""Requests of one client without a valid token or session."""
+_PROBES = ("/healthz", "/readyz")
+"""Not rate limited: an orchestrator whose probe is refused would restart the service."""
 CALLER = "dispatcher.caller"
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_FOR_PEOPLE = frozenset({Scope.READ, Scope.OPERATE})
-"""What a login may do: events come from programs."""
+_LOGIN_SCOPES = frozenset({Scope.READ, Scope.OPERATE})
+"""Scopes that a login can have: only programs publish events."""
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody we know."""
+    """An authenticated caller."""
 
     name: str
     scopes: frozenset[Scope]
     csrf_token: str | None = None
-    """What a request that changes something must carry: set where the browser shows by itself who asks."""
+    """What a request that changes something must contain. Set if a browser sends the credentials automatically, as it
+    does with cookies."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stranger:
-    """Somebody who hasn't shown who they are, and what to tell them."""
+class Unauthenticated:
+    """A request without a known caller, with the status and reason of its response."""
 
     status: int
     reason: str
 
 
 class AccessControl:
-    """Knows the callers. Files of tokens are read at each request, so they may rotate."""
+    """Identifies callers and limits their request rates. Token files are read at each request, so they can rotate."""
 
     def __init__(self, config: HttpConfig, clock: Clock) -> None:
         self.sessions = Sessions(config.session_key_file, config.session, clock)
@@ -77,146 +79,148 @@ class AccessControl:
         self._tokens = tuple(config.callers())
         self.oidc = config.oidc
         self.open = config.loopback and not self._tokens and self.oidc is None
-        """Whether this machine's programs may do everything."""
-        self._known = Buckets(config.rate, max(config.rate.number, 1), clock)
-        self._unknown = Buckets(STRANGERS, STRANGERS_AT_ONCE, clock)
-        self.attempts = Buckets(LOGINS, LOGINS_AT_ONCE, clock)
-        """Of each client at the login page."""
+        """True if every program on this machine has full access."""
+        self._caller_limiter = RateLimiter(config.rate, max(config.rate.number, 1), clock)
+        self._unauthenticated_limiter = RateLimiter(UNAUTHENTICATED_RATE, UNAUTHENTICATED_BURST, clock)
+        self.login_limiter = RateLimiter(LOGIN_RATE, LOGIN_BURST, clock)
+        """Login attempts by client."""
         self._csrf_token = secrets.token_urlsafe(32)
 
-    def who(self, request: HTTPConnection) -> Caller | Stranger:
-        """Who asks, by what the request shows."""
+    def identify(self, request: HTTPConnection) -> Caller | Unauthenticated:
+        """The caller, from the request's token or session."""
         if self.open:
-            return self._neighbour(request)
-        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+            return self._local_caller(request)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            found = self._token_of(shown.strip())
-            return Caller(found[0].name, found[0].scopes) if found else Stranger(401, "the token is not known")
+            found = self._find_token(token.strip())
+            return Caller(found[0].name, found[0].scopes) if found else Unauthenticated(401, "the token is not known")
         if session := self.sessions.read(request):
-            return self._logged_in(session)
-        return Stranger(401, "show a token: Authorization: Bearer …")
+            return self._session_caller(session)
+        return Unauthenticated(401, "show a token: Authorization: Bearer …")
 
-    def wait(self, scope: Connection, who: Caller | Stranger) -> timedelta:
-        """How long the caller has to wait for the next request; zero for one that may go on now."""
-        if scope["path"] in _PROBED:
+    def wait(self, scope: Connection, caller: Caller | Unauthenticated) -> timedelta:
+        """How long the caller has to wait before this request; zero if it is within the rate limit."""
+        if scope["path"] in _PROBES:
             return timedelta()
-        match who:
+        match caller:
             case Caller():
-                return self._known.take(who.name)
-            case Stranger():
-                return self._unknown.take(client_of(scope))
+                return self._caller_limiter.take(caller.name)
+            case Unauthenticated():
+                return self._unauthenticated_limiter.take(client_of(scope))
 
     def log_in(self, shown: str) -> Session | None:
-        """A new session for who shows this token; None where it is unknown, or opens no page."""
-        found = self._token_of(shown)
-        if found is None or not found[0].scopes & _FOR_PEOPLE:
+        """A new session for the token `shown`; None if the token is unknown or has none of the scopes of a login."""
+        found = self._find_token(shown)
+        if found is None or not found[0].scopes & _LOGIN_SCOPES:
             return None
         token, secret = found
-        return Session(token.name, secrets.token_urlsafe(32), self.sessions.mark(secret))
+        return Session(token.name, secrets.token_urlsafe(32), self.sessions.fingerprint(secret))
 
-    def _token_of(self, shown: str) -> tuple[Token, str] | None:
-        """Every token is compared, each in the same time: how long it takes says nothing about any of them."""
+    def _find_token(self, shown: str) -> tuple[Token, str] | None:
+        """Compares with every token in constant time, so that the duration reveals nothing about any of them."""
         found = None
         for token, secret in self._secrets():
             if hmac.compare_digest(_digest(shown), _digest(secret)):
                 found = token, secret
         return found
 
-    def _logged_in(self, session: Session) -> Caller | Stranger:
-        """A session ends with its token: when that is taken away, replaced, or loses a scope."""
-        if self.oidc is not None and session.mark == self.oidc.mark:
-            return Caller(session.name, session.scopes & _FOR_PEOPLE, session.csrf_token)
+    def _session_caller(self, session: Session) -> Caller | Unauthenticated:
+        """A session has the current scopes of its token, and is no longer valid once the token is removed or replaced."""
+        if self.oidc is not None and session.fingerprint == self.oidc.fingerprint:
+            return Caller(session.name, session.scopes & _LOGIN_SCOPES, session.csrf_token)
         for token, secret in self._secrets():
-            if token.name == session.name and self.sessions.marked(session.mark, secret):
-                return Caller(session.name, token.scopes & _FOR_PEOPLE, session.csrf_token)
-        return Stranger(401, "the login is over")
+            if token.name == session.name and self.sessions.matches_fingerprint(session.fingerprint, secret):
+                return Caller(session.name, token.scopes & _LOGIN_SCOPES, session.csrf_token)
+        return Unauthenticated(401, "the login is over")
 
     def _secrets(self) -> Iterator[tuple[Token, str]]:
         for token in self._tokens:
             try:
                 secret = token.reveal()
             except (OSError, UnicodeDecodeError) as error:
-                log.warning("a token's file can't be read: nobody can show it", token=token.name, reason=str(error))
+                log.warning("a token's file can't be read: the token is refused", token=token.name, reason=str(error))
                 continue
-            if secret:  # a file that is being written is no token
+            if secret:  # a file may be empty while it is being written
                 yield token, secret
 
-    def _neighbour(self, request: HTTPConnection) -> Caller | Stranger:
-        """A program of this machine may do everything; a page that a browser here has from elsewhere, nothing."""
+    def _local_caller(self, request: HTTPConnection) -> Caller | Unauthenticated:
+        """Full access for a program on this machine; none for a page of another site in this machine's browser."""
         if not is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
-            return Stranger(403, "without http.tokens this machine alone is served: ask for 127.0.0.1 or localhost")
+            return Unauthenticated(
+                403, "without http.tokens this machine alone is served: ask for 127.0.0.1 or localhost"
+            )
         if any(name in request.headers for name in _FORWARDED):
-            return Stranger(403, "without http.tokens nobody is served through a proxy")
+            return Unauthenticated(403, "without http.tokens nobody is served through a proxy")
         if is_foreign(request):
-            return Stranger(403, "another site's page asked for this")
+            return Unauthenticated(403, "another site's page asked for this")
         return Caller("this machine", frozenset(Scope), self._csrf_token)
 
 
 def is_foreign(request: HTTPConnection) -> bool:
-    """Whether a browser says that another site's page makes this request; following a link is no harm."""
+    """True if a browser says that a page of another site made this request. Links from other sites are allowed."""
     site = request.headers.get("sec-fetch-site")
     if site is not None:
-        follows = request.scope["method"] in SAFE_METHODS and request.headers.get("sec-fetch-mode") == "navigate"
-        return site not in ("same-origin", "none") and not follows
+        is_link = request.scope["method"] in SAFE_METHODS and request.headers.get("sec-fetch-mode") == "navigate"
+        return site not in ("same-origin", "none") and not is_link
     origin = request.headers.get("origin")
     return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
 def client_of(scope: Connection) -> str:
-    """What counts as one client of those whom we don't know."""
-    return neighbourhood(scope["client"][0] if scope.get("client") else "")
+    """The rate limit's key for an unauthenticated client."""
+    return client_key(scope["client"][0] if scope.get("client") else "")
 
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-class Access:
-    """ASGI middleware: who asks is in the request's scope, for `needs`; pages have `request.state.csrf_token`."""
+class AccessMiddleware:
+    """ASGI middleware: identifies the caller, for `needs`, and applies the rate limit. Sets `request.state.csrf_token`."""
 
-    def __init__(self, app: ASGIApp, gate: AccessControl) -> None:
+    def __init__(self, app: ASGIApp, access_control: AccessControl) -> None:
         self._app = app
-        self._gate = gate
+        self._access_control = access_control
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        who = self._gate.who(HTTPConnection(scope))
-        scope[CALLER] = who
-        scope.setdefault("state", {})["csrf_token"] = who.csrf_token or "" if isinstance(who, Caller) else ""
-        wait = self._gate.wait(scope, who)
-        await (too_many(wait) if wait else self._app)(scope, receive, send)
+        caller = self._access_control.identify(HTTPConnection(scope))
+        scope[CALLER] = caller
+        scope.setdefault("state", {})["csrf_token"] = caller.csrf_token or "" if isinstance(caller, Caller) else ""
+        wait = self._access_control.wait(scope, caller)
+        await (too_many_requests(wait) if wait else self._app)(scope, receive, send)
 
 
 def caller(request: HTTPConnection) -> str:
-    """The name of who asks, for a page behind `needs`."""
+    """The caller's name, in an endpoint wrapped in `needs`."""
     name: str = request.scope[CALLER].name
     return name
 
 
-def needs(scope: Scope, endpoint: Endpoint, *, problem: Refusal = problem) -> Endpoint:
-    """The endpoint, for those who have the scope; `problem` says to the others why not."""
+def needs(scope: Scope, endpoint: Endpoint, *, problem: ErrorResponse = problem) -> Endpoint:
+    """The endpoint for callers with the scope; other callers get a response made by `problem`."""
 
     @wraps(endpoint)
     async def guarded(request: Request) -> Response:
         match request.scope[CALLER]:
-            case Caller() as someone if scope not in someone.scopes:
-                return problem(403, f"{someone.name} has no scope {scope}", {})
-            case Caller() as someone if not await _meant(request, someone, scope):
+            case Caller() as caller if scope not in caller.scopes:
+                return problem(403, f"{caller.name} has no scope {scope}", {})
+            case Caller() as caller if not await _has_csrf_token(request, caller, scope):
                 return problem(403, f"the form is no longer valid: {CSRF_FIELD} or {CSRF_HEADER} is missing or old", {})
             case Caller():
                 return await endpoint(request)
-            case stranger:
-                return _turned_away(request, stranger, problem)
+            case unauthenticated:
+                return _refusal(request, unauthenticated, problem)
 
     return guarded
 
 
-async def _meant(request: Request, caller: Caller, scope: Scope) -> bool:
-    """Whether the caller's own page asks, where a browser would let any page ask.
+async def _has_csrf_token(request: Request, caller: Caller, scope: Scope) -> bool:
+    """True if the request contains the caller's CSRF token, or doesn't need one.
 
-    Publishers are programs and no pages: a neighbour's needs no token, and `is_foreign` has kept browsers away.
+    Publishing needs none: publishers are programs, and `is_foreign` has already refused other sites' pages.
     """
     if caller.csrf_token is None or request.method in SAFE_METHODS or scope is Scope.PUBLISH:
         return True
@@ -227,16 +231,18 @@ async def _meant(request: Request, caller: Caller, scope: Scope) -> bool:
     return hmac.compare_digest(_digest(shown or ""), _digest(caller.csrf_token))
 
 
-_ONCE_MORE = '<!doctype html><meta http-equiv="refresh" content="0"><title>One moment</title>'
-"""A strict cookie stays at home when a link from elsewhere is followed; a page of ours that asks again has it."""
+_RELOAD = '<!doctype html><meta http-equiv="refresh" content="0"><title>Loading</title>'
+"""A browser doesn't send a SameSite=Strict cookie if it follows a link from another site. This page loads the address
+again, and then the cookie is sent."""
 
 
-def _turned_away(request: Request, stranger: Stranger, problem: Refusal) -> Response:
+def _refusal(request: Request, unauthenticated: Unauthenticated, problem: ErrorResponse) -> Response:
+    """An error for programs, the login page for browsers."""
     page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
-    if not page or stranger.status != 401:
-        headers = {"WWW-Authenticate": "Bearer"} if stranger.status == 401 else {}
-        return problem(stranger.status, stranger.reason, headers)
+    if not page or unauthenticated.status != 401:
+        headers = {"WWW-Authenticate": "Bearer"} if unauthenticated.status == 401 else {}
+        return problem(unauthenticated.status, unauthenticated.reason, headers)
     if request.headers.get("sec-fetch-site") == "cross-site":
-        return HTMLResponse(_ONCE_MORE)
+        return HTMLResponse(_RELOAD)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return RedirectResponse(f"/login?{urlencode({'next': path})}", 303)

@@ -1,4 +1,4 @@
-"""/login, where a person shows a token and gets a session, and /logout."""
+"""/login, which exchanges a token for a session, and /logout."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from dispatcher.web.auth.access import AccessControl, Scope, client_of, is_foreign, needs
-from dispatcher.web.auth.oidc import HOME, OidcPages, local
-from dispatcher.web.limits import too_many
+from dispatcher.web.auth.oidc import HOME, OidcPages, local_target
+from dispatcher.web.limits import too_many_requests
 from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
@@ -22,13 +22,14 @@ _PAGES = Path(__file__).parent / "pages"
 
 
 class LoginPages:
-    """The form, its style, and the way out."""
+    """The login form with its style sheet, and the logout."""
 
-    def __init__(self, gate: AccessControl) -> None:
-        self._gate = gate
+    def __init__(self, access_control: AccessControl) -> None:
+        self._access_control = access_control
         templates = Environment(loader=FileSystemLoader(_PAGES), autoescape=True, undefined=StrictUndefined)
-        self._provider = urlsplit(gate.oidc.issuer).hostname if gate.oidc is not None else ""
-        self._oidc = OidcPages(gate, gate.oidc) if gate.oidc is not None else None
+        oidc = access_control.oidc
+        self._provider = urlsplit(oidc.issuer).hostname if oidc is not None else ""
+        self._oidc = OidcPages(access_control, oidc) if oidc is not None else None
         self._form = templates.get_template("login.html.j2")
 
     def routes(self) -> list[Route]:
@@ -41,35 +42,35 @@ class LoginPages:
         ]
 
     async def _show(self, request: Request) -> Response:
-        goal = local(request.query_params.get("next", HOME))
-        if self._gate.open:  # nobody has to
-            return RedirectResponse(goal, 303)
-        return self._page(goal)
+        target = local_target(request.query_params.get("next", HOME))
+        if self._access_control.open:  # no login is needed
+            return RedirectResponse(target, 303)
+        return self._page(target)
 
     async def _log_in(self, request: Request) -> Response:
         if is_foreign(request):
             return problem(403, "another site's page asked for this")
         client = client_of(request.scope)
-        if wait := self._gate.attempts.take(client):
-            return too_many(wait)
+        if wait := self._access_control.login_limiter.take(client):
+            return too_many_requests(wait)
         form = await request.form(max_files=0, max_fields=10)
-        goal, shown = local(str(form.get("next", HOME))), str(form.get("token", "")).strip()
-        session = self._gate.log_in(shown)
+        target, shown = local_target(str(form.get("next", HOME))), str(form.get("token", "")).strip()
+        session = self._access_control.log_in(shown)
         if session is None:
             log.warning("a login was refused", client=client)
-            return self._page(goal, "This token is not known here, or opens no page.", 403)
+            return self._page(target, "Unknown token, or a token without access to the console.", 403)
         log.info("logged in", caller=session.name, client=client)
-        answer = RedirectResponse(goal, 303)
-        self._gate.sessions.begin(answer, session, secure=request.url.scheme == "https")
-        return answer
+        response = RedirectResponse(target, 303)
+        self._access_control.sessions.begin(response, session, secure=request.url.scheme == "https")
+        return response
 
     async def _log_out(self, _: Request) -> Response:
-        answer = RedirectResponse("/login", 303)
-        self._gate.sessions.end(answer)
-        return answer
+        response = RedirectResponse("/login", 303)
+        self._access_control.sessions.end(response)
+        return response
 
     async def _style(self, _: Request) -> Response:
         return Response((_PAGES / "login.css").read_bytes(), media_type="text/css")
 
-    def _page(self, goal: str, trouble: str = "", status: int = 200) -> Response:
-        return HTMLResponse(self._form.render(next=goal, trouble=trouble, oidc=self._provider), status)
+    def _page(self, target: str, error: str = "", status: int = 200) -> Response:
+        return HTMLResponse(self._form.render(next=target, error=error, oidc=self._provider), status)

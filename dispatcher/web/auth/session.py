@@ -1,4 +1,4 @@
-"""A login at the console: a signed cookie that says who, bound to the token that was shown."""
+"""Sessions of the console: signed cookies, each bound to the token or provider with which the person logged in."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ COOKIE = "dispatcher_session"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Who logged in, and what their pages' forms must carry."""
+    """A login at the console."""
 
     name: str
     csrf_token: str
-    mark: str
-    """Of the token that was shown, or of the provider that vouches for them."""
+    """What the session's forms must contain."""
+    fingerprint: str
+    """Of the token that was shown, or of the provider's settings: if they change, the session is no longer valid."""
     scopes: frozenset[Scope] = frozenset()
-    """What the provider's word lets them do; who showed a token may do what the token may."""
+    """Granted through the OpenID Connect provider. A session from a token has the token's scopes instead."""
 
 
 class _Signer(TimestampSigner):
-    """Of a time that is handed in."""
+    """TimestampSigner that reads the injected clock."""
 
     def __init__(self, *arguments: Any, clock: Clock, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -48,74 +49,83 @@ class _Signer(TimestampSigner):
 
 
 class Sessions:
-    """Signs and reads sessions. With a file of keys they outlive a restart, and several replicas share them."""
+    """Signs and reads session cookies. With a key file, sessions survive a restart and work on every replica."""
 
-    def __init__(self, key_file: Path | None, lasting: timedelta, clock: Clock) -> None:
+    def __init__(self, key_file: Path | None, lifetime: timedelta, clock: Clock) -> None:
         self._key_file = key_file
-        self._own_key = secrets.token_bytes(32)
-        self._lasting = lasting
+        self._generated_key = secrets.token_bytes(32)
+        self._lifetime = lifetime
         self._clock = clock
 
     def begin(self, response: Response, session: Session, *, secure: bool) -> None:
-        """Give the browser its session, with the answer."""
-        facts = {"name": session.name, "csrf": session.csrf_token, "mark": session.mark, "scopes": [*session.scopes]}
+        """Set the session's cookie; `secure`: only for https."""
+        data = {
+            "name": session.name,
+            "csrf": session.csrf_token,
+            "fingerprint": session.fingerprint,
+            "scopes": [*session.scopes],
+        }
         response.set_cookie(
             COOKIE,
-            str(self._serializer().dumps(facts)),
-            max_age=int(self._lasting.total_seconds()),
+            str(self._serializer().dumps(data)),
+            max_age=int(self._lifetime.total_seconds()),
             httponly=True,
             samesite="strict",
             secure=secure,
         )
 
     def end(self, response: Response) -> None:
+        """Delete the session's cookie."""
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
     def read(self, request: HTTPConnection) -> Session | None:
-        """The session that the request shows; None where there is none, or it is over or not of our making."""
+        """The session of the request's cookie; None if it is missing, expired or not signed with one of the keys."""
         cookie = request.cookies.get(COOKIE)
         if not cookie:
             return None
         try:
-            facts: dict[str, Any] = self._serializer().loads(cookie, max_age=int(self._lasting.total_seconds()))
-            scopes = frozenset(map(Scope, facts["scopes"]))
-            return Session(facts["name"], facts["csrf"], facts["mark"], scopes)
-        except (BadData, KeyError, TypeError, ValueError):  # an older version's may have other fields
+            data: dict[str, Any] = self._serializer().loads(cookie, max_age=int(self._lifetime.total_seconds()))
+            scopes = frozenset(map(Scope, data["scopes"]))
+            return Session(data["name"], data["csrf"], data["fingerprint"], scopes)
+        except (BadData, KeyError, TypeError, ValueError):  # a cookie of another version may have other fields
             return None
 
-    def seal(self, facts: dict[str, Any]) -> str:
-        """Signed, for a browser to keep for us."""
-        return str(self._serializer("sealed").dumps(facts))
+    def seal(self, data: dict[str, Any]) -> str:
+        """Sign data that the browser keeps in a cookie; it is readable there."""
+        return str(self._serializer("sealed").dumps(data))
 
     def unseal(self, text: str, seconds: int) -> dict[str, Any]:
-        """What `seal` signed no longer ago than that. Raises itsdangerous' BadData for anything else."""
-        facts: dict[str, Any] = self._serializer("sealed").loads(text, max_age=seconds)
-        return facts
+        """The data signed by `seal` within the last `seconds`. Raises itsdangerous' BadData for anything else."""
+        data: dict[str, Any] = self._serializer("sealed").loads(text, max_age=seconds)
+        return data
 
-    def mark(self, secret: str) -> str:
-        """What ties a session to a token, and tells nobody anything of it."""
-        return _mark(self._keys()[0], secret)
+    def fingerprint(self, secret: str) -> str:
+        """A keyed hash that binds a session to a token without revealing it."""
+        return _fingerprint(self._keys()[0], secret)
 
-    def marked(self, mark: str, secret: str) -> bool:
-        """Whether `mark` was made of this token, with any of the keys."""
-        return any([hmac.compare_digest(mark, _mark(key, secret)) for key in self._keys()])  # noqa: C419 - no early end
+    def matches_fingerprint(self, fingerprint: str, secret: str) -> bool:
+        """True if `fingerprint` was computed from this token with any of the keys."""
+        matches = [hmac.compare_digest(fingerprint, _fingerprint(key, secret)) for key in self._keys()]
+        return any(matches)  # of a list: every key is compared, so that the duration reveals nothing
 
     def _serializer(self, salt: str = "session") -> URLSafeTimedSerializer:
-        oldest_first = self._keys()[::-1]  # itsdangerous signs with the last
+        oldest_first = self._keys()[::-1]  # itsdangerous signs with the last key
         options = {"clock": self._clock, "key_derivation": "hmac", "digest_method": hashlib.sha256}
         return URLSafeTimedSerializer(oldest_first, salt, signer=_Signer, signer_kwargs=options)
 
     def _keys(self) -> Sequence[bytes]:
-        """Newest first. A file that can't be read for a moment must not let anybody in: then nobody has a session."""
+        """The keys, newest first. While the file can't be read, only the generated key counts, so that no session of
+        the file's keys is valid.
+        """
         if self._key_file is None:
-            return [self._own_key]
+            return [self._generated_key]
         try:
             lines = self._key_file.read_bytes().split()
         except OSError as error:
             log.warning("http.session_key_file can't be read: all logins are over", reason=str(error))
             lines = []
-        return lines or [self._own_key]
+        return lines or [self._generated_key]
 
 
-def _mark(key: bytes, secret: str) -> str:
+def _fingerprint(key: bytes, secret: str) -> str:
     return hmac.new(key, secret.encode(), hashlib.sha256).hexdigest()

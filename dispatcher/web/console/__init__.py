@@ -1,7 +1,7 @@
-"""The console: pages for the people who run the dispatcher. One module a page, its templates and static files beside.
+"""The console: web pages for operators, with one module per page.
 
-Everything is drawn here, and works without a script; the script adds what is live. What is shown came from
-anywhere, so it is escaped; messages are shown in frames in which nothing can be done.
+The pages are rendered on the server and work without JavaScript, which only adds live updates. All data is escaped,
+because events and error messages may contain markup; messages are shown in sandboxed frames.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dispatcher.web.console import (
     rejected,
     search,
 )
-from dispatcher.web.console.shell import ROOT, Page, Shell, Sorry
+from dispatcher.web.console.base import ROOT, Console, Page, PageError
 
-__all__ = ["Shell", "routes"]
+__all__ = ["Console", "routes"]
 
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {"console.css": "text/css", "console.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
-def routes(shell: Shell) -> list[BaseRoute]:
-    """The console's pages, by path, and what each asks of its callers."""
+def routes(console: Console) -> list[BaseRoute]:
+    """The console's routes, with the scope that each page requires."""
     read, operate = Scope.READ, Scope.OPERATE
     table: list[tuple[str, Scope, Page, str]] = [
         ("/", read, overview.get, "GET"),
@@ -50,15 +50,15 @@ def routes(shell: Shell) -> list[BaseRoute]:
         ("/search", read, search.get, "GET"),
     ]
     pages = [
-        Route(f"{ROOT}{path}", shell.guarded(scope, page), methods=[method]) for path, scope, page, method in table
+        Route(f"{ROOT}{path}", console.guarded(scope, page), methods=[method]) for path, scope, page, method in table
     ]
-    nowhere = Route(f"{ROOT}/{{path:path}}", shell.guarded(read, _nowhere))
+    not_found = Route(f"{ROOT}/{{path:path}}", console.guarded(read, _not_found))
     return [
         Route("/", _to_console),
         Route(ROOT, _to_console),
         Route(f"{ROOT}/static/{{name}}", _static),
         *pages,
-        nowhere,
+        not_found,
     ]
 
 
@@ -67,13 +67,13 @@ async def _to_console(_: Request) -> Response:
 
 
 async def _static(request: Request) -> Response:
-    """The style, the script and the icon: for everybody, the login's page needs them too."""
+    """Style sheet, script and icon. They need no login."""
     name = request.path_params["name"]
     if name not in _TYPES:
         return Response("no such file\n", 404, media_type="text/plain")
     return Response((_STATIC / name).read_bytes(), media_type=_TYPES[name])
 
 
-async def _nowhere(shell: Shell, request: Request) -> Response:
-    del shell, request
-    raise Sorry(404, "There is no such page.")
+async def _not_found(console: Console, request: Request) -> Response:
+    del console, request
+    raise PageError(404, "There is no such page.")

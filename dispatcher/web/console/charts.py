@@ -1,4 +1,4 @@
-"""Charts as numbers: where each bar and line lies. The templates draw them, without a script."""
+"""Coordinates of the charts' bars and lines; the templates render them as SVG."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dispatcher.model.delivery import State
 WIDTH, HEIGHT = 400, 180
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 22
 _ORDER = (State.SENT, State.WAITING, State.DEAD)
-"""From the ground up."""
-_LAGS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0, 864_000.0)
+"""From the bottom up."""
+_LAG_TICKS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0, 864_000.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,20 @@ class Bar:
     width: float
     height: float
     state: State
-    says: str
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     name: str
     paths: Sequence[str]
-    """Each stretch of time without a gap, as an SVG polyline's points."""
+    """Each part of the line without a gap, as the points of an SVG polyline."""
     points: Sequence[tuple[float, float, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What is drawn, in the units of `WIDTH` and `HEIGHT`."""
+    """A chart in the units of `WIDTH` and `HEIGHT`."""
 
     rows: Sequence[Tick]
     columns: Sequence[Tick]
@@ -52,48 +52,50 @@ class Chart:
 
 
 def outcomes(time_buckets: Sequence[TimeBucket]) -> Chart:
-    """Bars: what was made in each stretch, by how it stands now."""
-    top = _round_up(max(sum(one.numbers.values()) for one in time_buckets))
-    ground = HEIGHT - BOTTOM
+    """Bars: the deliveries created in each time bucket, by their present state."""
+    top = _round_up(max(sum(one.by_state.values()) for one in time_buckets))
+    bottom = HEIGHT - BOTTOM
 
-    def height(number: int) -> float:
-        return (ground - TOP) * number / top
+    def scaled(number: int) -> float:
+        return (bottom - TOP) * number / top
 
     bars = []
-    for at, stretch in enumerate(time_buckets):
-        y = float(ground)
+    for at, bucket in enumerate(time_buckets):
+        y = float(bottom)
         for state in _ORDER:
-            number = stretch.numbers.get(state, 0)
+            number = bucket.by_state.get(state, 0)
             if number:
-                tall = max(height(number), 1.5)  # one dead delivery among thousands is seen
-                y -= tall
-                says = f"{number:,} {state}, made {stretch.begin:%d %b %H:%M} to {stretch.end:%H:%M} UTC"
-                bars.append(Bar(_x(at, time_buckets) + 1, y, _step(time_buckets) - 2, tall, state, says))
-    rows = [Tick(ground - height(number), f"{number:,}") for number in (0, top // 2, top) if number or not top % 2]
+                height = max(scaled(number), 1.5)  # keeps one dead delivery among thousands visible
+                y -= height
+                label = f"{number:,} {state}, created {bucket.begin:%d %b %H:%M} to {bucket.end:%H:%M} UTC"
+                bars.append(Bar(_x(at, time_buckets) + 1, y, _step(time_buckets) - 2, height, state, label))
+    rows = [Tick(bottom - scaled(number), f"{number:,}") for number in (0, top // 2, top) if number or not top % 2]
     return Chart(rows, _columns(time_buckets), bars=bars)
 
 
 def lags(time_buckets: Sequence[TimeBucket]) -> Chart:
-    """Lines: half and 95 % of the deliveries were accepted within so long after the execution's end; logarithmic."""
-    known = [lag for one in time_buckets for share in (0.5, 0.95) if (lag := one.lag(share)) is not None]
-    low = max((tick for tick in _LAGS if tick <= max(min(known, default=0.1), _LAGS[0])), default=_LAGS[0])
-    high = next((tick for tick in _LAGS if tick >= max(known, default=10.0) and tick > low), _LAGS[-1])
-    ground = HEIGHT - BOTTOM
+    """Lines: p50 and p95 of the time from the terminal event to the provider's acceptance, on a logarithmic scale."""
+    known = [lag for one in time_buckets for quantile in (0.5, 0.95) if (lag := one.lag(quantile)) is not None]
+    low = max(
+        (tick for tick in _LAG_TICKS if tick <= max(min(known, default=0.1), _LAG_TICKS[0])), default=_LAG_TICKS[0]
+    )
+    high = next((tick for tick in _LAG_TICKS if tick >= max(known, default=10.0) and tick > low), _LAG_TICKS[-1])
+    bottom = HEIGHT - BOTTOM
 
     def y(seconds: float) -> float:
         bounded = min(max(seconds, low), high)
-        return ground - (ground - TOP) * math.log(bounded / low) / math.log(high / low)
+        return bottom - (bottom - TOP) * math.log(bounded / low) / math.log(high / low)
 
     lines = [
-        Line(name, *_traced([(at, one.lag(share)) for at, one in enumerate(time_buckets)], time_buckets, y, name))
-        for name, share in (("p95", 0.95), ("p50", 0.5))
+        Line(name, *_traced([(at, one.lag(quantile)) for at, one in enumerate(time_buckets)], time_buckets, y, name))
+        for name, quantile in (("p95", 0.95), ("p50", 0.5))
     ]
-    rows = [Tick(y(tick), span(tick)) for tick in _LAGS if low <= tick <= high]
+    rows = [Tick(y(tick), duration(tick)) for tick in _LAG_TICKS if low <= tick <= high]
     return Chart(rows, _columns(time_buckets), lines=lines)
 
 
-def span(seconds: float) -> str:
-    """A span as an axis says it."""
+def duration(seconds: float) -> str:
+    """A duration as an axis label."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
@@ -103,7 +105,7 @@ def span(seconds: float) -> str:
 def _traced(
     values: Sequence[tuple[int, float | None]], time_buckets: Sequence[TimeBucket], y: object, name: str
 ) -> tuple[list[str], list[tuple[float, float, str]]]:
-    assert callable(y)  # noqa: S101 - the scale
+    assert callable(y)  # noqa: S101 - narrows the type
     paths: list[str] = []
     points = []
     path: list[str] = []
@@ -113,7 +115,7 @@ def _traced(
             continue
         x, height = round(_x(at, time_buckets) + _step(time_buckets) / 2, 1), round(y(seconds), 1)
         path.append(f"{x},{height}")
-        points.append((x, height, f"{name} {span(seconds)}, {time_buckets[at].begin:%d %b %H:%M} UTC"))
+        points.append((x, height, f"{name} {duration(seconds)}, {time_buckets[at].begin:%d %b %H:%M} UTC"))
     return [one for one in (*paths, " ".join(path)) if one], points
 
 
@@ -141,7 +143,7 @@ def _x(at: int, time_buckets: Sequence[TimeBucket]) -> float:
 
 
 def _round_up(number: int) -> int:
-    """The next of 2, 4, 10, 20, 40, 100, …: half of it is a whole number."""
+    """The next higher of 2, 4, 10, 20, 40, 100, …: half of each is a whole number."""
     size = 1
     while True:
         for digit in (2, 4, 10):

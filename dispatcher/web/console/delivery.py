@@ -1,4 +1,4 @@
-"""One delivery: exactly what is sent, and each attempt with the provider's answer."""
+"""A delivery's page: the message as the provider gets it, and each attempt with the provider's answer."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from channels.contract import ChannelError, Message
 from dispatcher.explain import attempt_data, delivery_data
 from dispatcher.ledger import StoredDelivery
 from dispatcher.model.delivery import Delivery
-from dispatcher.preview.html import page as drawn_page
+from dispatcher.preview.html import page as preview_page
 from dispatcher.preview.html import plain_text
-from dispatcher.web.console.shell import Shell, Sorry
-from dispatcher.web.headers import FRAMED
+from dispatcher.web.console.base import Console, PageError
+from dispatcher.web.headers import FRAME_POLICY
 
 _NO_HTML = "<!doctype html><title>No HTML</title><p>This message has no HTML.</p>"
 
 
-async def get(shell: Shell, request: Request) -> Response:
-    filed = await _filed(shell, request)
-    delivery = filed.delivery
-    history = await shell.ledger.history(delivery.key)
-    wire = _wire(shell, delivery)
-    return shell.draw(
+async def get(console: Console, request: Request) -> Response:
+    stored = await _stored_delivery(console, request)
+    delivery = stored.delivery
+    history = await console.ledger.history(delivery.key)
+    wire = _wire(console, delivery)
+    return console.render(
         request,
         "delivery.html.j2",
-        delivery=delivery_data(filed),
+        delivery=delivery_data(stored),
         attempts=[attempt_data(attempt) for attempt in history],
         headline=_headline(delivery),
         text=plain_text(delivery.channel, delivery.content),
@@ -41,35 +41,35 @@ async def get(shell: Shell, request: Request) -> Response:
     )
 
 
-async def message(shell: Shell, request: Request) -> Response:
-    """The message as its readers see it, for a frame in which nothing can be done."""
-    delivery = (await _filed(shell, request)).delivery
+async def message(console: Console, request: Request) -> Response:
+    """The message as its recipients see it, for a sandboxed frame."""
+    delivery = (await _stored_delivery(console, request)).delivery
     if delivery.channel == "email":
         html = str(delivery.content.get("html") or _NO_HTML)
     else:
-        html = drawn_page(delivery.channel, delivery.content)
-    return HTMLResponse(html, headers={"Content-Security-Policy": FRAMED})
+        html = preview_page(delivery.channel, delivery.content)
+    return HTMLResponse(html, headers={"Content-Security-Policy": FRAME_POLICY})
 
 
-async def _filed(shell: Shell, request: Request) -> StoredDelivery:
-    filed = await shell.ledger.delivery(request.path_params["key"])
-    if filed is None:
-        raise Sorry(404, "There is no such delivery. Its event may be older than ledger.retention.")
-    return filed
+async def _stored_delivery(console: Console, request: Request) -> StoredDelivery:
+    stored = await console.ledger.delivery(request.path_params["key"])
+    if stored is None:
+        raise PageError(404, "There is no such delivery. Its event may be older than ledger.retention.")
+    return stored
 
 
 def _headline(delivery: Delivery) -> str:
-    """What a reader sees first."""
+    """The subject or title, which a recipient sees first."""
     content: Any = delivery.content
     payload = content.get("payload")
     summary = payload.get("summary") if isinstance(payload, dict) else None
-    found = (content.get("subject"), summary, content.get("fallbackText"), content.get("text"))
-    return next((str(words) for words in found if words), "")
+    candidates = (content.get("subject"), summary, content.get("fallbackText"), content.get("text"))
+    return next((str(text) for text in candidates if text), "")
 
 
-def _wire(shell: Shell, delivery: Delivery) -> bytes | None:
-    """What the channel hands over, secrets masked; None where the channel is switched off, or knows no such address."""
-    channel = shell.channels.get(delivery.channel)
+def _wire(console: Console, delivery: Delivery) -> bytes | None:
+    """The bytes for the provider, with secrets masked; None if the channel is not configured or rejects the content."""
+    channel = console.channels.get(delivery.channel)
     if channel is None or not delivery.addresses:
         return None
     message = Message(
@@ -80,7 +80,7 @@ def _wire(shell: Shell, delivery: Delivery) -> bytes | None:
     )
     try:
         return channel.wire_preview(message).body
-    except (ChannelError, LookupError, TypeError, ValueError):  # content that no template of ours made
+    except (ChannelError, LookupError, TypeError, ValueError):  # content of another version or of a custom template
         return None
 
 

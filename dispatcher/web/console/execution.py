@@ -1,4 +1,4 @@
-"""One execution: why somebody was told of its end, or was not; the picture of `dispatcher explain`."""
+"""An execution's page: the decision and its reasons, the rules and the deliveries; the same as `dispatcher explain`."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from starlette.responses import Response
 
 from dispatcher.explain import REJECTED, Explanation, explanations
 from dispatcher.model.event import ExecutionId
-from dispatcher.rendering.traceback import tell
+from dispatcher.rendering.traceback import summarize
 from dispatcher.web.api.endpoints import DELIVERIES_AT_MOST
-from dispatcher.web.console.shell import Shell, Sorry
+from dispatcher.web.console.base import Console, PageError
 
 
-async def get(shell: Shell, request: Request) -> Response:
+async def get(console: Console, request: Request) -> Response:
     try:
         execution = ExecutionId(**{name: request.path_params[name] for name in ("project", "domain", "name")})
     except ValidationError:
-        raise Sorry(404, "There can be no such execution.") from None
-    refused = await shell.ledger.rejected_of([execution])
-    found = await explanations(shell.ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
+        raise PageError(404, "There can be no such execution.") from None
+    rejected = await console.ledger.rejected_events([execution])
+    found = await explanations(console.ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST)
     if not found:
-        return shell.draw(request, "unknown.html.j2", status=404, execution=execution)
-    return shell.draw(
-        request, "execution.html.j2", execution=execution, explanations=[_shown(account) for account in found]
+        return console.render(request, "no_record.html.j2", status=404, execution=execution)
+    return console.render(
+        request,
+        "execution.html.j2",
+        execution=execution,
+        explanations=[_template_data(explanation) for explanation in found],
     )
 
 
-def _shown(account: Explanation) -> Mapping[str, Any]:
-    error = account.event.get("error") or {}
+def _template_data(explanation: Explanation) -> Mapping[str, Any]:
+    error = explanation.event.get("error") or {}
     return {
-        **account.as_data(),
-        "rejected": account.event["verdict"] == REJECTED,
-        "error": tell(error.get("message", "")) if error.get("message") else None,
-        "numbers": {rule["source"]: number for number, rule in enumerate(account.rules, start=1)},
+        **explanation.as_data(),
+        "rejected": explanation.event["verdict"] == REJECTED,
+        "error": summarize(error.get("message", "")) if error.get("message") else None,
+        "numbers": {rule["defined_at"]: number for number, rule in enumerate(explanation.rules, start=1)},
     }

@@ -1,4 +1,4 @@
-"""The first page: how things stand, how they went, and what happens now."""
+"""The first page: status, charts and live activity."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from dispatcher.ledger.queries import Activity
 from dispatcher.web.activity_stream import event_id
 from dispatcher.web.api.endpoints import RANGES
 from dispatcher.web.console import charts
-from dispatcher.web.console.shell import Shell, Sorry
+from dispatcher.web.console.base import Console, PageError
 
 SHOWN = 30
-"""Happenings, at first."""
+"""Activity entries on the page when it is loaded."""
 
 
-async def get(shell: Shell, request: Request) -> Response:
-    queries, now = shell.ledger.queries, shell.clock.now()
-    chosen = request.query_params.get("range", "24h")
-    span, number = RANGES.get(chosen, RANGES["24h"])
-    happenings = [*reversed(await queries.latest(limit=SHOWN))]
+async def get(console: Console, request: Request) -> Response:
+    queries, now = console.ledger.queries, console.clock.now()
+    selected = request.query_params.get("range", "24h")
+    span, number = RANGES.get(selected, RANGES["24h"])
+    activity = [*reversed(await queries.latest(limit=SHOWN))]
     time_buckets = await queries.time_buckets(now - span, now, number=number)
-    return shell.draw(
+    return console.render(
         request,
         "overview.html.j2",
-        standing=await queries.standing(),
+        ledger_status=await queries.status(),
         ranges=list(RANGES),
-        chosen=chosen if chosen in RANGES else "24h",
+        selected=selected if selected in RANGES else "24h",
         time_buckets=time_buckets,
         outcomes=charts.outcomes(time_buckets),
         lags=charts.lags(time_buckets),
-        span=charts.span,
-        made=sum(sum(one.numbers.values()) for one in time_buckets),
-        happenings=happenings[:SHOWN],
-        newest=event_id(happenings[0]) if happenings else None,
+        duration=charts.duration,
+        created=sum(sum(one.by_state.values()) for one in time_buckets),
+        activity=activity[:SHOWN],
+        newest=event_id(activity[0]) if activity else None,
     )
 
 
-async def stream(shell: Shell, request: Request) -> Response:
-    """What happens, drawn as the page shows it."""
+async def stream(console: Console, request: Request) -> Response:
+    """Activity as server-sent events, each rendered as a row of the page."""
 
-    def row(happening: Activity) -> str:
-        return shell.part("happening.html.j2", one=happening)
+    def row(entry: Activity) -> str:
+        return console.fragment("activity.html.j2", entry=entry)
 
     last = request.headers.get("last-event-id") or request.query_params.get("after")
     try:
-        response = shell.feed.response(row, after=last)
+        response = console.activity_stream.response(row, after=last)
     except ValueError:
-        raise Sorry(400, "That is no event's id of ours.") from None
+        raise PageError(400, "That is not an event id of this stream.") from None
     if response is None:
-        raise Sorry(503, "Too many pages listen already.")
+        raise PageError(503, "Too many pages are connected.")
     return response

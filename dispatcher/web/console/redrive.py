@@ -1,4 +1,4 @@
-"""Dead deliveries put back: first what it would mean, then the deed."""
+"""Redrive of dead deliveries: GET shows them and asks for confirmation, POST redrives them."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ from starlette.responses import RedirectResponse, Response
 from dispatcher.ledger import DeliveryFilter
 from dispatcher.model.delivery import State
 from dispatcher.web.auth.access import caller
-from dispatcher.web.console.shell import Shell, Sorry, url
-from dispatcher.web.filters import About
+from dispatcher.web.console.base import Console, PageError, url
+from dispatcher.web.filters import DeliveryCriteria
 
-KEYS_AT_MOST = 500
+MAX_KEYS = 500
 SHOWN = 10
 _DEAD = frozenset({State.DEAD})
 
 
-async def get(shell: Shell, request: Request) -> Response:
-    """What would be put back, and why it died; nothing is changed."""
-    keys, about = _asked(request.query_params)
+async def get(console: Console, request: Request) -> Response:
+    """The confirmation page: how many deliveries, which ones, and why they are dead."""
+    keys, criteria = _selection(request.query_params)
     if "selected" in request.query_params and not keys:
-        raise Sorry(400, "No delivery was chosen: tick some of them first.")
-    wanted = _filter(shell, keys, about)
-    queries = shell.ledger.queries
-    return shell.draw(
+        raise PageError(400, "No delivery was selected: tick some of them first.")
+    wanted = _filter(console, keys, criteria)
+    queries = console.ledger.queries
+    return console.render(
         request,
         "redrive.html.j2",
         keys=keys,
-        about=about.model_dump(exclude_defaults=True),
+        criteria=criteria.model_dump(exclude_defaults=True),
         count=await queries.count(wanted),
         reasons=await queries.reasons(wanted, limit=SHOWN),
         page=await queries.deliveries(wanted, limit=SHOWN),
     )
 
 
-async def post(shell: Shell, request: Request) -> Response:
-    keys, about = _asked(await request.form())
-    number = await shell.operations.redrive(_filter(shell, keys, about), by=caller(request))
+async def post(console: Console, request: Request) -> Response:
+    keys, criteria = _selection(await request.form())
+    number = await console.operations.redrive(_filter(console, keys, criteria), by=caller(request))
     if len(keys) == 1:
         return RedirectResponse(url("deliveries", keys[0]), 303)
-    return RedirectResponse(url("deliveries", **about.model_dump(exclude_defaults=True), redriven=str(number)), 303)
+    return RedirectResponse(url("deliveries", **criteria.model_dump(exclude_defaults=True), redriven=str(number)), 303)
 
 
-def _asked(given: QueryParams | FormData) -> tuple[Sequence[str], About]:
-    keys = [str(value) for value in given.getlist("key")]
-    if len(keys) > KEYS_AT_MOST:
-        raise Sorry(400, f"That is more than {KEYS_AT_MOST} at once: choose them by a filter.")
-    fields = {name: str(given[name]) for name in About.model_fields if given.get(name)}
+def _selection(fields: QueryParams | FormData) -> tuple[Sequence[str], DeliveryCriteria]:
+    keys = [str(value) for value in fields.getlist("key")]
+    if len(keys) > MAX_KEYS:
+        raise PageError(400, f"More than {MAX_KEYS} deliveries are selected: use a filter instead.")
+    given = {name: str(fields[name]) for name in DeliveryCriteria.model_fields if fields.get(name)}
     try:
-        return keys, About.model_validate(fields)
+        return keys, DeliveryCriteria.model_validate(given)
     except ValidationError:
-        raise Sorry(400, "That filter can't be read.") from None
+        raise PageError(400, "The filter is not valid.") from None
 
 
-def _filter(shell: Shell, keys: Sequence[str], about: About) -> DeliveryFilter:
+def _filter(console: Console, keys: Sequence[str], criteria: DeliveryCriteria) -> DeliveryFilter:
     if keys:
         return DeliveryFilter(states=_DEAD, keys=keys)
     try:
-        return about.filter(now=shell.clock.now(), states=_DEAD)
+        return criteria.filter(now=console.clock.now(), states=_DEAD)
     except ValueError as error:
-        raise Sorry(400, str(error)) from None
+        raise PageError(400, str(error)) from None

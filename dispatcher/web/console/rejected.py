@@ -1,4 +1,4 @@
-"""Messages that could not be understood, or whose rules can't be known: looked at, and tried again."""
+"""Rejected messages: they could not be decoded, or their rules are unknown. They can be replayed here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatcher.explain import rejected_whole
+from dispatcher.explain import rejected_details
 from dispatcher.ledger import Rejected
 from dispatcher.ledger.queries import Page
 from dispatcher.web.auth.access import caller
-from dispatcher.web.console.shell import Shell, Sorry, read_query, url
+from dispatcher.web.console.base import Console, PageError, read_query, url
 from dispatcher.web.filters import RejectedSearch
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
@@ -22,55 +22,55 @@ _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
 )
 
 
-async def list_(shell: Shell, request: Request) -> Response:
-    search, wrong = read_query(RejectedSearch, request)
+async def list_(console: Console, request: Request) -> Response:
+    search, problem = read_query(RejectedSearch, request)
     page: Page[Any] = Page([], None)
     try:
         after = search.cursor
     except ValueError:
-        wrong = wrong or "that page is gone: begin with the newest"
-    if not wrong:
-        page = await shell.ledger.queries.rejected(limit=search.limit, after=after, replayed=search.replayed)
-    asked = {"replayed": str(search.replayed).lower()} if search.replayed is not None else {}
-    return shell.draw(
+        problem = problem or "that page is gone: begin with the newest"
+    if not problem:
+        page = await console.ledger.queries.rejected(limit=search.limit, after=after, replayed=search.replayed)
+    query = {"replayed": str(search.replayed).lower()} if search.replayed is not None else {}
+    return console.render(
         request,
         "rejected_list.html.j2",
-        status=400 if wrong else 200,
-        wrong=wrong,
+        status=400 if problem else 200,
+        problem=problem,
         page=page,
-        older=url("rejected", **asked, after=page.after) if page.after is not None else None,
-        newest=url("rejected", **asked) if search.after else None,
-        quick=[(name, url("rejected", **query), query == asked) for name, query in _QUICK],
+        older=url("rejected", **query, after=page.after) if page.after is not None else None,
+        newest=url("rejected", **query) if search.after else None,
+        quick=[(name, url("rejected", **fields), fields == query) for name, fields in _QUICK],
     )
 
 
-async def get(shell: Shell, request: Request) -> Response:
-    return _page(shell, request, await _entry(shell, request))
+async def get(console: Console, request: Request) -> Response:
+    return _page(console, request, await _entry(console, request))
 
 
-async def replay(shell: Shell, request: Request) -> Response:
-    entry = await _entry(shell, request)
+async def replay(console: Console, request: Request) -> Response:
+    entry = await _entry(console, request)
     if entry.replayed_at is None:
-        tried = await shell.operations.replay(entry, by=caller(request))
-        if not tried.understood:
-            return _page(shell, request, entry, wrong=tried.says)
+        result = await console.operations.replay(entry, by=caller(request))
+        if not result.accepted:
+            return _page(console, request, entry, problem=result.message)
     return RedirectResponse(url("rejected", entry.id), 303)
 
 
-def _page(shell: Shell, request: Request, entry: Rejected, *, wrong: str = "") -> Response:
-    facts = {**rejected_whole(entry), "body": _readable(entry.body), "kept": len(entry.body)}
-    return shell.draw(request, "rejected.html.j2", entry=facts, wrong=wrong)
+def _page(console: Console, request: Request, entry: Rejected, *, problem: str = "") -> Response:
+    details = {**rejected_details(entry), "body": _readable(entry.body), "kept": len(entry.body)}
+    return console.render(request, "rejected.html.j2", entry=details, problem=problem)
 
 
-async def _entry(shell: Shell, request: Request) -> Rejected:
-    entry = await shell.operations.rejected(request.path_params["id"])
+async def _entry(console: Console, request: Request) -> Rejected:
+    entry = await console.operations.rejected(request.path_params["id"])
     if entry is None:
-        raise Sorry(404, "There is no such rejected message. It may be older than ledger.retention.")
+        raise PageError(404, "There is no such rejected message. It may be older than ledger.retention.")
     return entry
 
 
 def _readable(body: bytes) -> str:
-    """JSON laid out for reading; other bytes as they are."""
+    """JSON indented; other bytes as text."""
     try:
         return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:

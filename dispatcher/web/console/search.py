@@ -1,29 +1,29 @@
-"""One word for anything: an execution, a launch plan, a recipient, a delivery's key, a rejected message's id."""
+"""The search field: finds executions, launch plans, recipients, deliveries by key, and rejected messages by id."""
 
 from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatcher.web.console.shell import Shell, url
+from dispatcher.web.console.base import Console, url
 
-LONGEST = 800
-
-
-async def get(shell: Shell, request: Request) -> Response:
-    text = request.query_params.get("q", "").replace("\0", "").strip()[:LONGEST]
-    meant = await shell.ledger.queries.meant(text) if text else {}
-    places = [_place(what, found, text) for what, found in meant.items()]
-    if len(places) == 1:
-        return RedirectResponse(places[0][1], 303)
-    return shell.draw(request, "search.html.j2", text=text, places=places)
+MAX_LENGTH = 800
 
 
-def _place(what: str, found: str, text: str) -> tuple[str, str, str]:
-    """What it is, where it is shown, and its name."""
-    match what:
+async def get(console: Console, request: Request) -> Response:
+    text = request.query_params.get("q", "").replace("\0", "").strip()[:MAX_LENGTH]
+    found = await console.ledger.queries.identify(text) if text else {}
+    links = [_link(kind, key, text) for kind, key in found.items()]
+    if len(links) == 1:
+        return RedirectResponse(links[0][1], 303)
+    return console.render(request, "search.html.j2", text=text, links=links)
+
+
+def _link(kind: str, key: str, text: str) -> tuple[str, str, str]:
+    """The kind of the match, its page's URL, and the link's text."""
+    match kind:
         case "delivery":
-            return "Delivery", url("deliveries", found), found
+            return "Delivery", url("deliveries", key), key
         case "execution" if text.count("/") == 2:
             return "Execution", url("executions", *text.split("/")), text
         case "execution":
@@ -33,4 +33,4 @@ def _place(what: str, found: str, text: str) -> tuple[str, str, str]:
         case "recipient":
             return "Recipient", url("deliveries", recipient=text), text
         case _:
-            return "Rejected message", url("rejected", found), found
+            return "Rejected message", url("rejected", key), key

@@ -1,4 +1,4 @@
-"""What FlyteAdmin is asked, and what becomes of its answers; over gRPC, from a server with Flyte's own services."""
+"""The FlyteAdmin client, over gRPC, against a local server with Flyte's services."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dispatcher.flyte.admin.client import PARALLEL, FlyteAdmin
 from dispatcher.model.phase import Phase
 from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide
 from tests.support.builders import a_launch_plan, an_event, an_execution
-from tests.support.flyte_admin import an_ended, asking, recorded
-from tests.support.servers import Line
+from tests.support.flyte_admin import a_finished_execution, admin_client, recorded
+from tests.support.servers import TcpProxy
 
 EXECUTION = an_execution()
 OWN = {"phases": ["FAILED"], "email": {"recipientsEmail": ["own@example.com"]}}
@@ -32,11 +32,11 @@ async def server() -> AsyncIterator[LocalFlyteAdmin]:
 
 @pytest.fixture
 async def admin(server: LocalFlyteAdmin) -> AsyncIterator[FlyteAdmin]:
-    async with asking(server) as opened:
+    async with admin_client(server) as opened:
         yield opened
 
 
-async def resolved(admin: FlyteAdmin) -> AdminExecution:
+async def look_up(admin: FlyteAdmin) -> AdminExecution:
     answer = await admin.look_up(EXECUTION)
     assert isinstance(answer, AdminExecution)
     return answer
@@ -47,9 +47,9 @@ def recipients(answer: AdminExecution, phase: Phase = Phase.FAILED) -> list[str]
     return [recipient for rule in decision.matched for recipient in rule.notification.recipients]
 
 
-async def test_the_rules_are_those_that_flyteadmin_resolved(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
+async def test_the_rules_are_flyteadmins_effective_rules(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
     server.add(recorded("execution-using-launch-plan-rules"))
-    answer = await resolved(admin)
+    answer = await look_up(admin)
     assert recipients(answer) == [
         "#dev-alerts",
         "pagerduty-service-key@example.com",
@@ -59,13 +59,17 @@ async def test_the_rules_are_those_that_flyteadmin_resolved(server: LocalFlyteAd
     assert recipients(answer, Phase.SUCCEEDED) == ["manager@example.com"]
     assert answer.rules[3].notification.template is not None
     decision = decide(an_event(), RuleBook(), answer)
-    assert decision.reason == "3 rules of the rules of flytesnacks/production/train.daily@v1.4.2 in FlyteAdmin matched"
-    assert decision.considered[0].rule.source == "flyte_admin:closure.notifications[0]"
+    assert decision.reason == "3 rules of launch plan flytesnacks/production/train.daily@v1.4.2 in FlyteAdmin matched"
+    assert decision.considered[0].rule.defined_at == "flyte_admin:closure.notifications[0]"
 
 
-async def test_a_bare_event_gets_what_templates_tell(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
-    server.add(an_ended(spec={"labels": {"values": {"team": "data-science"}}}, closure={"duration": "857.5s"}))
-    event = (await resolved(admin)).complete(an_event())
+async def test_a_bare_event_is_completed_with_the_details_for_templates(
+    server: LocalFlyteAdmin, admin: FlyteAdmin
+) -> None:
+    server.add(
+        a_finished_execution(spec={"labels": {"values": {"team": "data-science"}}}, closure={"duration": "857.5s"})
+    )
+    event = (await look_up(admin)).complete(an_event())
     assert event.launch_plan == a_launch_plan()
     assert str(event.workflow) == "flytesnacks/production/train.wf@v1.4.2"
     assert (event.principal, event.labels) == ("jane.doe", {"team": "data-science"})
@@ -75,10 +79,10 @@ async def test_a_bare_event_gets_what_templates_tell(server: LocalFlyteAdmin, ad
     assert "bad learning rate" in event.error.message
 
 
-async def test_what_the_event_says_itself_is_not_overruled(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
-    server.add(an_ended())
-    said = an_event(principal="sam", launch_plan=a_launch_plan("other"), labels={"a": "b"})
-    event = (await resolved(admin)).complete(said)
+async def test_the_events_own_values_are_kept(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
+    server.add(a_finished_execution())
+    with_values = an_event(principal="sam", launch_plan=a_launch_plan("other"), labels={"a": "b"})
+    event = (await look_up(admin)).complete(with_values)
     assert (event.principal, event.launch_plan, event.labels) == ("sam", a_launch_plan("other"), {"a": "b"})
 
 
@@ -93,71 +97,71 @@ async def test_what_the_event_says_itself_is_not_overruled(server: LocalFlyteAdm
         ({"abortCause": "an older Flyte"}, "Execution aborted: an older Flyte"),
     ],
 )
-async def test_an_abort_tells_its_cause(
+async def test_an_aborted_execution_has_its_cause_as_error(
     server: LocalFlyteAdmin, admin: FlyteAdmin, result: dict[str, Any], message: str
 ) -> None:
-    ended = an_ended()
-    del ended["closure"]["error"]
-    server.add({**ended, "closure": {**ended["closure"], "phase": "ABORTED", **result}})
-    error = (await resolved(admin)).error
+    aborted = a_finished_execution()
+    del aborted["closure"]["error"]
+    server.add({**aborted, "closure": {**aborted["closure"], "phase": "ABORTED", **result}})
+    error = (await look_up(admin)).error
     assert error is not None
     assert (error.code, error.message) == ("ABORTED", message)
 
 
-async def test_where_clocks_disagree_the_duration_says_when_it_started(
+async def test_the_start_time_comes_from_the_duration_if_clocks_differ(
     server: LocalFlyteAdmin, admin: FlyteAdmin
 ) -> None:
-    server.add(an_ended(closure={"startedAt": "2026-11-20T11:00:00Z", "duration": "60s"}))
+    server.add(a_finished_execution(closure={"startedAt": "2026-11-20T11:00:00Z", "duration": "60s"}))
     event = an_event()
-    assert (await resolved(admin)).complete(event).started_at == event.occurred_at - timedelta(minutes=1)
+    assert (await look_up(admin)).complete(event).started_at == event.occurred_at - timedelta(minutes=1)
 
 
-async def test_disabled_notifications_silence_and_show_whom_they_silenced(
-    server: LocalFlyteAdmin, admin: FlyteAdmin
-) -> None:
+async def test_disable_all_disables_every_rule_and_lists_them(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
     server.add(recorded("execution-notifications-disabled"))
     server.add_launch_plan(recorded("train.daily.launch_plan"))
-    decision = decide(an_event(), RuleBook(), await resolved(admin))
+    decision = decide(an_event(), RuleBook(), await look_up(admin))
     assert (decision.verdict, decision.disabled_by, decision.matched) == (Verdict.DISABLED, "spec.disable_all", [])
-    assert [look.reason for look in decision.considered] == ["silenced by spec.disable_all"] * 4
+    assert [one.reason for one in decision.considered] == ["disabled by spec.disable_all"] * 4
 
 
-async def test_an_executions_own_list_replaces_and_the_launch_plan_is_asked_for_once(
+async def test_an_executions_own_list_replaces_the_launch_plans_rules_which_are_fetched_once(
     server: LocalFlyteAdmin, admin: FlyteAdmin
 ) -> None:
     server.add_launch_plan(recorded("train.daily.launch_plan"))
     executions = [an_execution(f"n{number}") for number in range(20)]
     for execution in executions:
         own = {"notifications": [OWN]}
-        server.add(an_ended(execution, spec={"notifications": own}, closure=own))
+        server.add(a_finished_execution(execution, spec={"notifications": own}, closure=own))
     for execution in executions:
         answer = await admin.look_up(execution)
         assert isinstance(answer, AdminExecution)
         assert recipients(answer) == ["own@example.com"]
         decision = decide(an_event(), RuleBook(), answer)
         assert "the execution's own list in FlyteAdmin" in decision.reason
-        assert [look.reason for look in decision.considered[1:]] == ["replaced by the execution's own list"] * 4
-    assert server.asked == {"GetExecution": 20, "GetLaunchPlan": 1}
+        assert [one.reason for one in decision.considered[1:]] == ["replaced by the execution's own list"] * 4
+    assert server.requests_by_method == {"GetExecution": 20, "GetLaunchPlan": 1}
 
 
-async def test_a_launch_plan_that_is_hidden_leaves_only_the_explanation_short(
+async def test_without_access_to_the_launch_plan_only_its_replaced_rules_are_missing(
     server: LocalFlyteAdmin, admin: FlyteAdmin
 ) -> None:
     own = {"notifications": [OWN]}
-    server.add(an_ended(spec={"notifications": own}, closure=own))
-    answer = await resolved(admin)
+    server.add(a_finished_execution(spec={"notifications": own}, closure=own))
+    answer = await look_up(admin)
     assert (recipients(answer), answer.replaced) == (["own@example.com"], ())
 
 
-async def test_a_notification_that_never_fires_is_mentioned(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
-    server.add(an_ended(closure={"notifications": [{"email": {"recipientsEmail": ["a@example.com"]}}, OWN]}))
-    decision = decide(an_event(), RuleBook(), await resolved(admin))
+async def test_an_invalid_notification_is_named_in_the_reason(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
+    server.add(
+        a_finished_execution(closure={"notifications": [{"email": {"recipientsEmail": ["a@example.com"]}}, OWN]})
+    )
+    decision = decide(an_event(), RuleBook(), await look_up(admin))
     assert [rule.notification.recipients for rule in decision.matched] == [("own@example.com",)]
-    assert "can't hold: flyte_admin:closure.notifications[0]: phases: no phases" in decision.reason
+    assert "invalid: flyte_admin:closure.notifications[0]: phases: no phases" in decision.reason
 
 
 @pytest.mark.parametrize(("forbidden", "words"), [(False, "doesn't know"), (True, "doesn't let us see")])
-async def test_a_clear_no_is_an_answer(
+async def test_an_unknown_or_forbidden_execution_has_unknown_rules(
     server: LocalFlyteAdmin, admin: FlyteAdmin, *, forbidden: bool, words: str
 ) -> None:
     if forbidden:
@@ -166,83 +170,91 @@ async def test_a_clear_no_is_an_answer(
     assert isinstance(answer, UnknownExecution)
     assert f"FlyteAdmin {words}" in answer.reason
     assert str(EXECUTION) in answer.reason
-    assert server.asked == {"GetExecution": 1}
+    assert server.requests_by_method == {"GetExecution": 1}
     assert decide(an_event(), RuleBook(), answer).verdict is Verdict.RULES_UNKNOWN
 
 
-async def test_look_ups_of_one_execution_are_one_question(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
-    server.add(an_ended())
+async def test_concurrent_look_ups_of_one_execution_share_one_request(
+    server: LocalFlyteAdmin, admin: FlyteAdmin
+) -> None:
+    server.add(a_finished_execution())
     server.delay = 0.2
     answers = await asyncio.gather(*(admin.look_up(EXECUTION) for _ in range(50)))
-    assert server.asked == {"GetExecution": 1}
+    assert server.requests_by_method == {"GetExecution": 1}
     assert all(answer is answers[0] for answer in answers)
     await admin.look_up(EXECUTION)
-    assert server.asked == {"GetExecution": 2}
+    assert server.requests_by_method == {"GetExecution": 2}
 
 
-async def test_who_gives_up_takes_nobody_else_along(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
-    server.add(an_ended())
+async def test_cancelling_one_caller_does_not_cancel_the_shared_request(
+    server: LocalFlyteAdmin, admin: FlyteAdmin
+) -> None:
+    server.add(a_finished_execution())
     server.delay = 0.3
     first, second = (asyncio.create_task(admin.look_up(EXECUTION)) for _ in range(2))
     await asyncio.sleep(0.1)
     first.cancel()
     assert isinstance(await second, AdminExecution)
-    assert server.asked == {"GetExecution": 1}
+    assert server.requests_by_method == {"GetExecution": 1}
 
 
-async def test_a_question_that_nobody_waits_for_ends(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
-    server.add(an_ended())
+async def test_a_request_is_cancelled_with_its_last_caller(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
+    server.add(a_finished_execution())
     server.answering.clear()
-    asked = [asyncio.create_task(admin.look_up(EXECUTION)) for _ in range(2)]
+    callers = [asyncio.create_task(admin.look_up(EXECUTION)) for _ in range(2)]
     await asyncio.sleep(0.2)
-    assert server.open == 1
-    for task in asked:
+    assert server.concurrent == 1
+    for task in callers:
         task.cancel()
-    await asyncio.wait(asked)
+    await asyncio.wait(callers)
     async with asyncio.timeout(1):
-        while server.open:
+        while server.concurrent:
             await asyncio.sleep(0.01)
     server.answering.set()
     assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
-async def test_many_executions_are_looked_up_side_by_side_within_bounds(
+async def test_executions_are_looked_up_concurrently_up_to_the_limit(
     server: LocalFlyteAdmin, admin: FlyteAdmin
 ) -> None:
     executions = [an_execution(f"n{number}") for number in range(10 * PARALLEL)]
     for execution in executions:
-        server.add(an_ended(execution))
+        server.add(a_finished_execution(execution))
     server.delay = 0.05
     await asyncio.gather(*(admin.look_up(execution) for execution in executions))
-    assert PARALLEL / 2 < server.at_once <= PARALLEL
+    assert PARALLEL / 2 < server.max_concurrent <= PARALLEL
 
 
-async def test_what_passes_is_asked_again(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
-    server.add(an_ended())
-    server.failing += [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED]
+async def test_transient_errors_are_retried(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
+    server.add(a_finished_execution())
+    server.scripted_errors += [
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ]
     assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
-    assert server.asked == {"GetExecution": 4}
+    assert server.requests_by_method == {"GetExecution": 4}
 
 
-async def test_a_server_that_comes_back_is_found_again(server: LocalFlyteAdmin) -> None:
-    server.add(an_ended())
-    async with asking(server, timeout="500ms") as admin:
+async def test_the_client_reconnects_after_a_restart_of_the_server(server: LocalFlyteAdmin) -> None:
+    server.add(a_finished_execution())
+    async with admin_client(server, timeout="500ms") as admin:
         assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
         await server.stop()
         with pytest.raises(FlyteAdminUnavailable, match=r"rules\.flyte_admin\.endpoint: .* can't be asked now"):
             await admin.look_up(EXECUTION)
-        assert "can't be asked now" in (await admin.trouble() or "")
+        assert "can't be asked now" in (await admin.unready_reason() or "")
         await server.start()
         async with asyncio.timeout(10):
-            while await admin.trouble() is not None:
+            while await admin.unready_reason() is not None:
                 await asyncio.sleep(0.1)
         assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
-async def test_a_server_that_never_answers_has_a_deadline(server: LocalFlyteAdmin) -> None:
-    server.add(an_ended())
+async def test_a_request_without_an_answer_ends_at_its_deadline(server: LocalFlyteAdmin) -> None:
+    server.add(a_finished_execution())
     server.answering.clear()
-    async with asking(server, timeout="300ms") as admin:
+    async with admin_client(server, timeout="300ms") as admin:
         began = time.monotonic()
         with pytest.raises(FlyteAdminUnavailable, match=r"no answer .* within 0\.3 s \(rules\.flyte_admin\.timeout\)"):
             await admin.look_up(EXECUTION)
@@ -251,9 +263,12 @@ async def test_a_server_that_never_answers_has_a_deadline(server: LocalFlyteAdmi
         assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
-async def test_a_connection_that_has_died_without_a_word_is_replaced(server: LocalFlyteAdmin) -> None:
-    server.add(an_ended())
-    async with Line(server.port) as line, asking(server, endpoint=f"127.0.0.1:{line.port}", timeout="500ms") as admin:
+async def test_a_dead_connection_is_replaced(server: LocalFlyteAdmin) -> None:
+    server.add(a_finished_execution())
+    async with (
+        TcpProxy(server.port) as line,
+        admin_client(server, endpoint=f"127.0.0.1:{line.port}", timeout="500ms") as admin,
+    ):
         assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
         line.cut()
         with pytest.raises(FlyteAdminUnavailable, match="no answer"):
@@ -261,51 +276,51 @@ async def test_a_connection_that_has_died_without_a_word_is_replaced(server: Loc
         assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
-async def test_who_stops_does_not_wait_for_an_answer(server: LocalFlyteAdmin) -> None:
+async def test_shutdown_does_not_wait_for_the_full_timeout(server: LocalFlyteAdmin) -> None:
     server.answering.clear()
-    async with asking(server, timeout="60s") as admin:
-        asked = asyncio.create_task(admin.look_up(EXECUTION))
+    async with admin_client(server, timeout="60s") as admin:
+        look_up = asyncio.create_task(admin.look_up(EXECUTION))
         await asyncio.sleep(0.1)
         began = time.monotonic()
-        admin.hurry()
+        admin.shorten_deadlines()
         with pytest.raises(FlyteAdminUnavailable):
-            await asked
+            await look_up
         assert time.monotonic() - began < 5
 
 
-async def test_one_execution_at_which_flyteadmin_fails_does_not_hold_up_the_others(server: LocalFlyteAdmin) -> None:
-    server.broken[str(EXECUTION)] = grpc.StatusCode.INTERNAL
-    async with asking(server, timeout="300ms") as admin:
+async def test_an_internal_error_for_one_execution_only_makes_its_rules_unknown(server: LocalFlyteAdmin) -> None:
+    server.errors_by_name[str(EXECUTION)] = grpc.StatusCode.INTERNAL
+    async with admin_client(server, timeout="300ms") as admin:
         answer = await admin.look_up(EXECUTION)
     assert isinstance(answer, UnknownExecution)
     assert "failed at execution" in answer.reason
     assert "INTERNAL" in answer.reason
 
 
-async def test_a_flyteadmin_that_fails_at_everything_is_away(server: LocalFlyteAdmin) -> None:
-    server.failing += [grpc.StatusCode.INTERNAL] * 1000
-    async with asking(server, timeout="300ms") as admin:
+async def test_internal_errors_for_every_request_make_flyteadmin_unavailable(server: LocalFlyteAdmin) -> None:
+    server.scripted_errors += [grpc.StatusCode.INTERNAL] * 1000
+    async with admin_client(server, timeout="300ms") as admin:
         with pytest.raises(FlyteAdminUnavailable, match="INTERNAL"):
             await admin.look_up(EXECUTION)
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"", b"\x0a\x03\x0a\x01x", b"x" * (33 * 2**20)])
-async def test_garbage_is_an_answer_that_names_the_setting(
+async def test_an_unusable_answer_is_reported_with_the_setting(
     server: LocalFlyteAdmin, admin: FlyteAdmin, garbage: bytes
 ) -> None:
-    server.garbage = garbage
+    server.raw_answer = garbage
     answer = await admin.look_up(EXECUTION)
     assert isinstance(answer, UnknownExecution)
     assert "rules.flyte_admin.endpoint" in answer.reason
-    server.garbage = None
-    server.add(an_ended())
+    server.raw_answer = None
+    server.add(a_finished_execution())
     assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
-async def test_a_time_out_of_the_calendar_is_an_answer_that_cannot_be_understood(
+async def test_an_answer_with_an_impossible_time_makes_the_rules_unknown(
     server: LocalFlyteAdmin, admin: FlyteAdmin
 ) -> None:
-    server.add(an_ended()).closure.started_at.seconds = 10**15
+    server.add(a_finished_execution()).closure.started_at.seconds = 10**15
     answer = await admin.look_up(EXECUTION)
     assert isinstance(answer, UnknownExecution)
     assert "can't be understood" in answer.reason

@@ -1,4 +1,4 @@
-"""The running dispatcher with FlyteAdmin as its source of rules: nothing lost while it is away, nothing asked in vain."""
+"""The running dispatcher with FlyteAdmin as its source of rules, also while FlyteAdmin is unavailable."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import grpc
 import pytest
 import yaml
 
-from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, OAuthServer
 from dispatcher.flyte.encode import EncodedMessage, Format, write
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
 from dispatcher.model.event import Event, Options
 from tests.intake.kafka.test_consumer import committed
 from tests.support.brokers import Broker
 from tests.support.builders import a_notification, an_event, an_execution
-from tests.support.flyte_admin import an_ended
+from tests.support.flyte_admin import a_finished_execution
 from tests.support.service import Replica, ask, command, serving
 
 ALL = (
@@ -38,12 +38,12 @@ async def server() -> AsyncIterator[LocalFlyteAdmin]:
 
 
 @asynccontextmanager
-async def dispatching(folder: Path, server: LocalFlyteAdmin, **settings: Any) -> AsyncIterator[Replica]:
-    """A replica that asks the server."""
+async def replica_of(folder: Path, server: LocalFlyteAdmin, **settings: Any) -> AsyncIterator[Replica]:
+    """A replica whose rules come from the server."""
     admin: dict[str, Any] = {"endpoint": server.endpoint, "insecure": True, "timeout": "1s"}
-    if server.login is not None:
-        (folder / "secret").write_text(server.login.client_secret)
-        admin |= {"client_id": server.login.client_id, "client_secret_file": "./secret"}
+    if server.oauth is not None:
+        (folder / "secret").write_text(server.oauth.client_secret)
+        admin |= {"client_id": server.oauth.client_id, "client_secret_file": "./secret"}
     async with serving(folder, {"rules": {"flyte_admin": admin}, **settings}) as replica:
         yield replica
 
@@ -59,12 +59,12 @@ async def post(replica: Replica, message: EncodedMessage) -> tuple[int, dict[str
 
 async def ready(replica: Replica) -> dict[str, Any]:
     async with aiohttp.ClientSession() as session, session.get(f"{replica.url}/readyz") as answer:
-        said: dict[str, Any] = await answer.json()
-        return said
+        readiness: dict[str, Any] = await answer.json()
+        return readiness
 
 
 def bare(name: str = an_execution().name) -> EncodedMessage:
-    """A failure as Flyte tells it by default: it names no launch plan."""
+    """A failure as Flyte sends it by default, without the launch plan."""
     return write(an_event(name=name), Format.FLYTE_V1)
 
 
@@ -77,9 +77,9 @@ def consuming(broker: Broker, topic: str) -> dict[str, Any]:
     }
 
 
-async def test_a_bare_failure_is_told_to_whom_flyteadmin_names(server: LocalFlyteAdmin, tmp_path: Path) -> None:
-    server.add(an_ended())
-    async with dispatching(tmp_path, server) as replica:
+async def test_a_bare_failure_is_delivered_by_flyteadmins_rules(server: LocalFlyteAdmin, tmp_path: Path) -> None:
+    server.add(a_finished_execution())
+    async with replica_of(tmp_path, server) as replica:
         status, answer, _ = await post(replica, bare())
     assert (status, answer["status"], answer["verdict"], len(answer["deliveries"])) == (202, "recorded", "matched", 4)
     deliveries = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")
@@ -91,26 +91,26 @@ async def test_a_bare_failure_is_told_to_whom_flyteadmin_names(server: LocalFlyt
     ]
 
 
-async def test_an_event_that_decides_for_itself_asks_nobody(server: LocalFlyteAdmin, tmp_path: Path) -> None:
+async def test_flyteadmin_is_not_asked_if_the_events_options_decide(server: LocalFlyteAdmin, tmp_path: Path) -> None:
     own = Options(notifications=(a_notification("own@example.com"),))
-    async with dispatching(tmp_path, server) as replica:
+    async with replica_of(tmp_path, server) as replica:
         for number, options in enumerate((own, Options(disable_notifications=True))):
             _, answer, _ = await post(replica, write(an_event(name=f"n{number}", options=options), Format.NATIVE))
             assert answer["verdict"] == ("matched", "disabled")[number]
-    assert server.asked["GetExecution"] == 0
+    assert server.requests_by_method["GetExecution"] == 0
 
 
-async def test_files_serve_what_flyteadmin_does_not_know_and_nothing_else(
+async def test_files_apply_only_to_executions_that_flyteadmin_does_not_know(
     server: LocalFlyteAdmin, tmp_path: Path
 ) -> None:
-    server.add(an_ended())
+    server.add(a_finished_execution())
     (tmp_path / "all.yaml").write_text(ALL)
     admin = {"endpoint": server.endpoint, "insecure": True}
-    async with dispatching(tmp_path, server, rules={"flyte_admin": admin, "launch_plans": ["./all.yaml"]}) as replica:
+    async with replica_of(tmp_path, server, rules={"flyte_admin": admin, "launch_plans": ["./all.yaml"]}) as replica:
         _, known, _ = await post(replica, bare())
         _, unknown, _ = await post(replica, bare("stranger"))
     assert (len(known["deliveries"]), len(unknown["deliveries"])) == (4, 1)
-    assert "the rules of flytesnacks/production/* (FlyteAdmin doesn't know execution" in unknown["reason"]
+    assert "launch plan flytesnacks/production/* (FlyteAdmin doesn't know execution" in unknown["reason"]
     recipients = [entry["recipients"] for entry in await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")]
     assert recipients.count(["from-file@example.com"]) == 1
 
@@ -119,14 +119,14 @@ async def test_an_execution_that_flyteadmin_does_not_know_is_rejected_and_can_be
     server: LocalFlyteAdmin, tmp_path: Path
 ) -> None:
     server.forbidden.add(str(an_execution("hidden")))
-    async with dispatching(tmp_path, server) as replica:
+    async with replica_of(tmp_path, server) as replica:
         for name, words in ((an_execution().name, "FlyteAdmin doesn't know"), ("hidden", "doesn't let us see")):
             status, answer, _ = await post(replica, bare(name))
             assert (status, answer["status"]) == (202, "rejected")
             assert words in answer["reason"]
     config = str(tmp_path / "dispatcher.yaml")
     assert "0 understood now" in (await command("rejected", "replay", "--all", "--config", config))[1]
-    server.add(an_ended())
+    server.add(a_finished_execution())
     status, out, _ = await command("rejected", "replay", "--all", "--config", config)
     assert (status, "1 understood now" in out) == (0, True)
     await server.stop()
@@ -134,14 +134,12 @@ async def test_an_execution_that_flyteadmin_does_not_know_is_rejected_and_can_be
     assert (status, "rules.flyte_admin.endpoint" in err, "Traceback" in err) == (1, True, False)
 
 
-async def test_publishers_are_asked_to_come_again_while_flyteadmin_is_away(
-    server: LocalFlyteAdmin, tmp_path: Path
-) -> None:
-    server.add(an_ended())
-    async with dispatching(tmp_path, server) as replica:
+async def test_http_publishers_get_503_while_flyteadmin_is_unavailable(server: LocalFlyteAdmin, tmp_path: Path) -> None:
+    server.add(a_finished_execution())
+    async with replica_of(tmp_path, server) as replica:
         await server.stop()
-        status, answer, again = await post(replica, bare())
-        assert (status, answer["reason"], again) == (503, "FlyteAdmin is away; nothing was recorded", "5")
+        status, answer, retry_after = await post(replica, bare())
+        assert (status, answer["reason"], retry_after) == (503, "FlyteAdmin is unavailable; nothing was recorded", "5")
         assert "rules.flyte_admin.endpoint" in (await ready(replica))["why"]["flyte_admin"]
         await server.start()
         async with asyncio.timeout(20):
@@ -152,15 +150,15 @@ async def test_publishers_are_asked_to_come_again_while_flyteadmin_is_away(
 
 
 @pytest.mark.broker
-async def test_kafka_waits_while_flyteadmin_is_away_and_keeps_its_place(
+async def test_kafka_offsets_wait_while_flyteadmin_is_unavailable(
     server: LocalFlyteAdmin, broker: Broker, topic: str, tmp_path: Path
 ) -> None:
     kafka = consuming(broker, topic)
     settings = KafkaConfig(**kafka)
     events = [an_event(name=f"n{number}") for number in range(200)]
     for event in events:
-        server.add(an_ended(event.execution))
-    async with dispatching(tmp_path, server, kafka=kafka) as replica:
+        server.add(a_finished_execution(event.execution))
+    async with replica_of(tmp_path, server, kafka=kafka) as replica:
         server.answering.clear()
         await publish(settings, topic, events)
         await asyncio.sleep(3.5)
@@ -180,53 +178,53 @@ async def test_kafka_waits_while_flyteadmin_is_away_and_keeps_its_place(
 
 
 @pytest.mark.broker
-async def test_one_look_up_that_waits_holds_its_batch_and_the_others_are_not_asked_again(
+async def test_a_look_up_that_fails_delays_its_batch_and_the_other_look_ups_are_not_repeated(
     server: LocalFlyteAdmin, broker: Broker, topic: str, tmp_path: Path
 ) -> None:
     kafka = consuming(broker, topic)
     events = [an_event(name=f"n{number}") for number in range(50)]
     for event in events:
-        server.add(an_ended(event.execution))
+        server.add(a_finished_execution(event.execution))
     stuck = str(events[0].execution)
-    server.broken[stuck] = grpc.StatusCode.UNAVAILABLE
+    server.errors_by_name[stuck] = grpc.StatusCode.UNAVAILABLE
     await publish(KafkaConfig(**kafka), topic, events)
-    async with dispatching(tmp_path, server, kafka=kafka) as replica:
+    async with replica_of(tmp_path, server, kafka=kafka) as replica:
         async with asyncio.timeout(30):
             while replica.log.count("waiting for FlyteAdmin") < 2:
                 await asyncio.sleep(0.2)
-        server.broken.clear()
+        server.errors_by_name.clear()
         async with asyncio.timeout(30):
             while len(await ask(tmp_path / "dispatcher.yaml", "deliveries", "list", "--limit", "1000")) < 200:
                 await asyncio.sleep(0.5)
-    assert server.looked_up.pop(stuck) > 2
-    assert set(server.looked_up.values()) == {1}
+    assert server.lookups_by_execution.pop(stuck) > 2
+    assert set(server.lookups_by_execution.values()) == {1}
     assert await committed(broker.bootstrap_servers, KafkaConfig(**kafka)) == 50
 
 
 @pytest.mark.broker
-async def test_a_wrong_secret_holds_the_topic_up_without_hammering_and_is_mended_while_running(
+async def test_a_wrong_secret_delays_the_topic_with_few_token_requests_and_can_be_fixed_without_a_restart(
     broker: Broker, topic: str, tmp_path: Path
 ) -> None:
     kafka = consuming(broker, topic)
     settings = KafkaConfig(**kafka)
-    async with LocalFlyteAdmin(login=Login()) as server:
-        assert server.login is not None
+    async with LocalFlyteAdmin(oauth=OAuthServer()) as server:
+        assert server.oauth is not None
         events = [an_event(name=f"n{number}") for number in range(20)]
         for event in events:
-            server.add(an_ended(event.execution))
-        async with dispatching(tmp_path, server, kafka=kafka) as replica:
+            server.add(a_finished_execution(event.execution))
+        async with replica_of(tmp_path, server, kafka=kafka) as replica:
             (tmp_path / "secret").write_text("expired")
-            server.login.valid.clear()
-            server.login.requested.clear()
+            server.oauth.valid_tokens.clear()
+            server.oauth.token_requests.clear()
             await publish(settings, topic, events)
             await asyncio.sleep(5)
-            assert 1 <= len(server.login.requested) <= 8  # waits of 1, 2 and 4 s
+            assert 1 <= len(server.oauth.token_requests) <= 8  # waits of 1, 2 and 4 s
             assert "rules.flyte_admin.client_secret: expired" in replica.log
-            (tmp_path / "secret").write_text(server.login.client_secret)
+            (tmp_path / "secret").write_text(server.oauth.client_secret)
             async with asyncio.timeout(40):
                 while len(await ask(tmp_path / "dispatcher.yaml", "deliveries", "list", "--limit", "100")) < 80:
                     await asyncio.sleep(0.5)
-        assert server.login.client_secret not in replica.log
+        assert server.oauth.client_secret not in replica.log
 
 
 async def publish(settings: KafkaConfig, topic: str, events: list[Event]) -> None:
@@ -236,7 +234,7 @@ async def publish(settings: KafkaConfig, topic: str, events: list[Event]) -> Non
             group.create_task(publisher.send(topic, message.value, key=message.key, headers=list(message.headers)))
 
 
-def test_without_the_extra_the_settings_say_which_one_is_missing(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_extra_names_the_extra(tmp_path: Path) -> None:
     file = tmp_path / "dispatcher.yaml"
     file.write_text(yaml.safe_dump({"http": {}, "rules": {"flyte_admin": {"endpoint": "flyte:81"}}}))
     without = "import sys; sys.modules['grpc'] = None; from dispatcher.cli import main; main()"
@@ -248,8 +246,8 @@ def test_without_the_extra_the_settings_say_which_one_is_missing(tmp_path: Path)
         return done.returncode, done.stderr
 
     for name in ("check", "serve"):
-        status, said = run(name)
-        assert (status, "pip install 'flyte-notification-dispatcher[flyte-admin]'" in said) == (1, True), said
-        assert "Traceback" not in said
+        status, error = run(name)
+        assert (status, "pip install 'flyte-notification-dispatcher[flyte-admin]'" in error) == (1, True), error
+        assert "Traceback" not in error
     file.write_text(yaml.safe_dump({"http": {}}))
     assert run("check") == (0, "")

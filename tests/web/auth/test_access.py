@@ -1,4 +1,4 @@
-"""Who may ask for what, over real sockets: tokens and their scopes, this machine's programs, foreign pages."""
+"""Authentication over real sockets: tokens and scopes, programs on this machine, pages of other sites."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dispatcher.clock import SystemClock
-from dispatcher.web.auth.access import Access, AccessControl, Scope, needs
+from dispatcher.web.auth.access import AccessControl, AccessMiddleware, Scope, needs
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.server import serving
@@ -40,14 +40,16 @@ async def _change(request: Request) -> Response:
 
 @asynccontextmanager
 async def guarded(**http: Any) -> AsyncIterator[str]:
-    """A page for each scope."""
+    """Serve a page for each scope; yields the base URL."""
     pages = Starlette(
         routes=[
             Route("/events", needs(Scope.PUBLISH, _token), methods=["POST"]),
             Route("/console/", needs(Scope.READ, _token)),
             Route("/redrive", needs(Scope.OPERATE, _change), methods=["POST"]),
         ],
-        middleware=[Middleware(Access, gate=AccessControl(HttpConfig.model_validate(http), SystemClock()))],
+        middleware=[
+            Middleware(AccessMiddleware, access_control=AccessControl(HttpConfig.model_validate(http), SystemClock()))
+        ],
     )
     async with serving(SafeHeaders(pages), "127.0.0.1", 0) as url:
         yield url
@@ -76,14 +78,14 @@ async def csrf_token(session: aiohttp.ClientSession, url: str) -> str:
         return token
 
 
-async def test_each_token_opens_what_its_scopes_name_and_nothing_else(session: aiohttp.ClientSession) -> None:
+async def test_a_token_opens_only_the_pages_of_its_scopes(session: aiohttp.ClientSession) -> None:
     async with guarded(tokens=TOKENS) as url:
-        doors = [("POST", "/events"), ("GET", "/console/"), ("POST", "/redrive")]
-        opened = {
-            token: [await status(session, method, url + path, bearer(token)) for method, path in doors]
+        pages = [("POST", "/events"), ("GET", "/console/"), ("POST", "/redrive")]
+        statuses = {
+            token: [await status(session, method, url + path, bearer(token)) for method, path in pages]
             for token in (PUBLISHER, READER, OPERATOR, "nobody-0123456789", "")
         }
-    assert opened == {
+    assert statuses == {
         PUBLISHER: [200, 403, 403],
         READER: [403, 200, 403],
         OPERATOR: [403, 200, 200],
@@ -92,14 +94,14 @@ async def test_each_token_opens_what_its_scopes_name_and_nothing_else(session: a
     }
 
 
-async def test_the_short_form_is_a_publishers_token(session: aiohttp.ClientSession) -> None:
+async def test_http_token_has_the_scope_publish(session: aiohttp.ClientSession) -> None:
     async with guarded(token=PUBLISHER) as url:
         assert await status(session, "POST", f"{url}/events", bearer(PUBLISHER)) == 200
         assert await status(session, "GET", f"{url}/console/", bearer(PUBLISHER)) == 403
         assert await status(session, "GET", f"{url}/console/") == 401
 
 
-async def test_a_tokens_file_may_rotate_and_an_empty_or_missing_one_lets_nobody_in(
+async def test_a_token_file_can_rotate_and_an_empty_or_missing_one_admits_nobody(
     session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
@@ -118,7 +120,7 @@ async def test_a_tokens_file_may_rotate_and_an_empty_or_missing_one_lets_nobody_
     assert OPERATOR not in str(logged)
 
 
-async def test_a_browser_that_nobody_knows_is_sent_to_the_login_and_a_program_is_told(
+async def test_without_a_token_a_browser_gets_the_login_page_and_a_program_401(
     session: aiohttp.ClientSession,
 ) -> None:
     async with guarded(tokens=TOKENS) as url:
@@ -130,7 +132,7 @@ async def test_a_browser_that_nobody_knows_is_sent_to_the_login_and_a_program_is
             assert (await answer.json())["status"] == "error"
 
 
-async def test_without_any_token_this_machine_may_do_everything(session: aiohttp.ClientSession) -> None:
+async def test_without_tokens_in_the_settings_this_machine_has_full_access(session: aiohttp.ClientSession) -> None:
     async with guarded() as url:
         assert await status(session, "POST", f"{url}/events") == 200
         shown = {"csrf_token": await csrf_token(session, url)}
@@ -139,7 +141,7 @@ async def test_without_any_token_this_machine_may_do_everything(session: aiohttp
 
 
 @pytest.mark.parametrize("shown", [None, {"csrf_token": ""}, {"csrf_token": "x" * 43}, b'{"csrf_token": ""}'])
-async def test_what_changes_something_needs_the_pages_own_token(session: aiohttp.ClientSession, shown: Any) -> None:
+async def test_a_change_needs_the_csrf_token(session: aiohttp.ClientSession, shown: Any) -> None:
     async with guarded() as url:
         assert await status(session, "POST", f"{url}/redrive", data=shown) == 403
 
@@ -147,7 +149,7 @@ async def test_what_changes_something_needs_the_pages_own_token(session: aiohttp
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Host": "attacker.example"},  # a name that was made to point here (DNS rebinding)
+        {"Host": "attacker.example"},  # a foreign name that resolves to this machine (DNS rebinding)
         {"Host": "127.0.0.1.attacker.example:8080"},
         {"Host": ""},
         {"Origin": "http://attacker.example"},
@@ -159,7 +161,7 @@ async def test_what_changes_something_needs_the_pages_own_token(session: aiohttp
         {"Via": "1.1 proxy"},
     ],
 )
-async def test_without_any_token_foreign_pages_and_names_may_do_nothing(
+async def test_without_tokens_in_the_settings_other_sites_and_proxies_have_no_access(
     session: aiohttp.ClientSession, headers: dict[str, str]
 ) -> None:
     async with guarded() as url:
@@ -167,14 +169,14 @@ async def test_without_any_token_foreign_pages_and_names_may_do_nothing(
         assert await status(session, "GET", f"{url}/console/", headers) in (400, 403)
 
 
-async def test_links_from_elsewhere_may_be_followed_but_not_posted(session: aiohttp.ClientSession) -> None:
+async def test_other_sites_may_link_here_but_not_post(session: aiohttp.ClientSession) -> None:
     followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     async with guarded() as url:
         assert await status(session, "GET", f"{url}/console/", followed) == 200
         assert await status(session, "POST", f"{url}/events", followed) == 403
 
 
-async def test_every_answer_has_the_headers_that_keep_script_out(session: aiohttp.ClientSession) -> None:
+async def test_every_response_has_the_security_headers(session: aiohttp.ClientSession) -> None:
     async with guarded() as url:
         for path in ("/console/", "/no/such/page", "/redrive"):
             async with session.get(url + path) as answer:

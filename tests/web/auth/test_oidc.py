@@ -1,4 +1,4 @@
-"""Logging in at a provider of OpenID Connect: a real one in small, which signs with its own key and can be made to lie."""
+"""Login through OpenID Connect, with a small provider that signs its id_tokens and can issue invalid ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.auth.access import Access, AccessControl, Scope, needs
+from dispatcher.web.auth.access import AccessControl, AccessMiddleware, Scope, needs
 from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.config import HttpConfig
 from dispatcher.web.headers import SafeHeaders
@@ -35,17 +35,17 @@ SECRET = "the-clients-secret"
 
 @dataclass(slots=True)
 class Provider:
-    """Lets everybody in, as whom `person` says."""
+    """An OpenID Connect provider that logs in the user `person` without asking."""
 
     url: str = ""
     person: dict[str, Any] = field(default_factory=lambda: {"sub": "u1", "groups": ["oncall"]})
-    lies: dict[str, Any] = field(default_factory=dict)
-    """Claims that the id_token has in place of the true ones; None takes one away."""
+    false_claims: dict[str, Any] = field(default_factory=dict)
+    """Claims that replace the true ones in the id_token; None removes a claim."""
     key: Any = field(default_factory=lambda: RSAKey.generate_key(2048, {"kid": "1", "use": "sig"}))
     signs_with: Any = None
     algorithm: str = "RS256"
-    asked: dict[str, dict[str, str]] = field(default_factory=dict)
-    """What was asked for, by code."""
+    authorizations: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The authorization requests by code."""
     clock: ManualClock = field(default_factory=ManualClock)
 
     def routes(self) -> list[Route]:
@@ -61,25 +61,27 @@ class Provider:
         return JSONResponse({"issuer": self.url, **{name: f"{self.url}/{path}" for name, path in places.items()}})
 
     async def _authorize(self, request: Request) -> Response:
-        asked = dict(request.query_params)
-        assert (asked["response_type"], asked["code_challenge_method"]) == ("code", "S256")
-        code = f"code-{len(self.asked)}"
-        self.asked[code] = asked
-        return RedirectResponse(f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}", 302)
+        query = dict(request.query_params)
+        assert (query["response_type"], query["code_challenge_method"]) == ("code", "S256")
+        code = f"code-{len(self.authorizations)}"
+        self.authorizations[code] = query
+        return RedirectResponse(f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query['state']})}", 302)
 
     async def _token(self, request: Request) -> Response:
         form = await request.form()
-        asked = self.asked.pop(str(form["code"]))
+        query = self.authorizations.pop(str(form["code"]))
         digest = hashlib.sha256(str(form["code_verifier"]).encode()).digest()
-        proven = base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == asked["code_challenge"]
+        proven = base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == query["code_challenge"]
         login = base64.b64encode(f"dispatcher:{SECRET}".encode()).decode()
         if not proven or request.headers.get("authorization") != f"Basic {login}":
             return JSONResponse({"error": "invalid_grant"}, 400)
         now = int(self.clock.now().timestamp())
-        claims = {"iss": self.url, "aud": "dispatcher", "iat": now, "exp": now + 300, "nonce": asked["nonce"]}
-        told = {name: value for name, value in {**claims, **self.person, **self.lies}.items() if value is not None}
+        claims = {"iss": self.url, "aud": "dispatcher", "iat": now, "exp": now + 300, "nonce": query["nonce"]}
+        id_claims = {
+            name: value for name, value in {**claims, **self.person, **self.false_claims}.items() if value is not None
+        }
         header = {"alg": self.algorithm, "kid": "1"}
-        signed = jwt.encode(header, told, self.signs_with or self.key, [self.algorithm])
+        signed = jwt.encode(header, id_claims, self.signs_with or self.key, [self.algorithm])
         return JSONResponse({"access_token": "a", "token_type": "Bearer", "expires_in": 300, "id_token": signed})
 
     async def _keys(self, _: Request) -> Response:
@@ -97,9 +99,9 @@ async def _console(request: Request) -> Response:
 
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
-    made = Provider()
-    async with serving(Starlette(routes=made.routes()), "127.0.0.1", 0) as made.url:
-        yield made
+    provider = Provider()
+    async with serving(Starlette(routes=provider.routes()), "127.0.0.1", 0) as provider.url:
+        yield provider
 
 
 @asynccontextmanager
@@ -109,10 +111,10 @@ async def console(provider: Provider, folder: Path, **options: Any) -> AsyncIter
     key.write_text("a key of the sessions")
     oidc = {"issuer": provider.url, "client_id": "dispatcher", "client_secret_file": str(secret), "read": ["team"]}
     config = {"console": True, "session_key_file": str(key), "oidc": {**oidc, "operate": ["oncall"], **options}}
-    gate = AccessControl(HttpConfig.model_validate(config), provider.clock)
+    access_control = AccessControl(HttpConfig.model_validate(config), provider.clock)
     pages = Starlette(
-        routes=[Route("/console/", needs(Scope.READ, _console)), *LoginPages(gate).routes()],
-        middleware=[Middleware(Access, gate=gate)],
+        routes=[Route("/console/", needs(Scope.READ, _console)), *LoginPages(access_control).routes()],
+        middleware=[Middleware(AccessMiddleware, access_control=access_control)],
     )
     async with serving(SafeHeaders(pages), "127.0.0.1", 0) as url:
         yield url
@@ -125,44 +127,44 @@ async def browser() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def log_in(browser: aiohttp.ClientSession, url: str) -> int:
-    """Go to the provider and come back; what we said then."""
+    """Log in at the provider; returns the status of the callback."""
     async with browser.get(f"{url}/login/oidc?next=/console/") as answer:
         return answer.status
 
 
-async def looks(browser: aiohttp.ClientSession, url: str) -> tuple[int, bool]:
+async def console_access(browser: aiohttp.ClientSession, url: str) -> tuple[int, bool]:
     async with browser.get(f"{url}/console/") as answer:
         return answer.status, "may operate" in await answer.text()
 
 
 @pytest.mark.parametrize(
-    ("person", "seen"),
+    ("person", "access"),
     [
         ({"sub": "u1", "groups": ["oncall"]}, (200, True)),
         ({"sub": "u1", "groups": ["team", "other"]}, (200, False)),
         ({"sub": "u1", "groups": ["other"]}, (401, False)),
         ({"sub": "u1", "groups": "oncall"}, (401, False)),
         ({"sub": "u1", "email": "jane@example.com", "email_verified": True}, (200, False)),
-        ({"sub": "u1", "email": "jane@example.com"}, (401, False)),  # anybody may have given that address
+        ({"sub": "u1", "email": "jane@example.com"}, (401, False)),  # an address that is not verified could be anyone's
         ({"sub": "oncall"}, (401, False)),
     ],
 )
-async def test_groups_and_verified_addresses_say_what_a_person_may_do(
-    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path, person: dict[str, Any], seen: tuple[int, bool]
+async def test_groups_and_verified_addresses_grant_scopes(
+    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path, person: dict[str, Any], access: tuple[int, bool]
 ) -> None:
     provider.person = person
     async with console(provider, tmp_path, read=["team", "jane@example.com"]) as url:
-        assert (await looks(browser, url))[0] == 401
-        assert await log_in(browser, url) == (200 if seen[0] == 200 else 403)
-        assert await looks(browser, url) == seen
+        assert (await console_access(browser, url))[0] == 401
+        assert await log_in(browser, url) == (200 if access[0] == 200 else 403)
+        assert await console_access(browser, url) == access
 
 
 @pytest.mark.parametrize(
-    "lies",
+    "claims",
     [
         {"iss": "https://elsewhere.example"},
         {"aud": "another-client"},
-        {"nonce": "of another attempt"},
+        {"nonce": "of another login"},
         {"nonce": None},
         {"exp": 1},
         {"exp": None},
@@ -170,19 +172,19 @@ async def test_groups_and_verified_addresses_say_what_a_person_may_do(
         {"sub": None},
     ],
 )
-async def test_an_id_token_that_is_not_for_this_login_lets_nobody_in(
-    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path, lies: dict[str, Any]
+async def test_an_id_token_with_wrong_claims_is_refused(
+    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path, claims: dict[str, Any]
 ) -> None:
-    provider.lies = lies
+    provider.false_claims = claims
     async with console(provider, tmp_path) as url:
         assert await log_in(browser, url) == 502
-        assert (await looks(browser, url))[0] == 401
+        assert (await console_access(browser, url))[0] == 401
 
 
 @pytest.mark.parametrize(
     ("algorithm", "key"), [("RS256", RSAKey.generate_key(2048)), ("HS256", OctKey.import_key(SECRET))]
 )
-async def test_an_id_token_by_another_key_lets_nobody_in(
+async def test_an_id_token_signed_with_another_key_is_refused(
     browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path, algorithm: str, key: Any
 ) -> None:
     provider.algorithm, provider.signs_with = algorithm, key
@@ -190,36 +192,34 @@ async def test_an_id_token_by_another_key_lets_nobody_in(
         assert await log_in(browser, url) == 502
 
 
-async def test_an_answer_that_belongs_to_another_login_lets_nobody_in(
+async def test_a_callback_of_another_login_is_refused(
     browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path
 ) -> None:
     async with console(provider, tmp_path) as url:
         async with browser.get(f"{url}/oidc/callback?code=a&state=b") as answer:
             assert answer.status == 403
         async with browser.get(f"{url}/login/oidc", allow_redirects=False) as answer:
-            asked = parse_qs(urlsplit(answer.headers["Location"]).query)
-        assert asked["redirect_uri"] == [f"{url}/oidc/callback"]
+            query = parse_qs(urlsplit(answer.headers["Location"]).query)
+        assert query["redirect_uri"] == [f"{url}/oidc/callback"]
         async with browser.get(f"{url}/oidc/callback?code=a&state=another") as answer:
             assert answer.status == 403
-        async with browser.get(f"{url}/oidc/callback?state={asked['state'][0]}&error=access_denied") as answer:
+        async with browser.get(f"{url}/oidc/callback?state={query['state'][0]}&error=access_denied") as answer:
             assert answer.status == 502
-        assert (await looks(browser, url))[0] == 401
+        assert (await console_access(browser, url))[0] == 401
 
 
-async def test_sessions_are_over_when_the_settings_allow_something_else(
+async def test_sessions_end_when_the_settings_grant_other_scopes(
     browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path
 ) -> None:
     async with console(provider, tmp_path) as url:
         await log_in(browser, url)
-        assert await looks(browser, url) == (200, True)
+        assert await console_access(browser, url) == (200, True)
     async with console(provider, tmp_path, operate=["others"]) as url:
-        assert (await looks(browser, url))[0] == 401
+        assert (await console_access(browser, url))[0] == 401
 
 
 @needs_a_browser
-async def test_in_a_browser_one_comes_back_logged_in_to_where_one_wanted_to_go(
-    provider: Provider, tmp_path: Path
-) -> None:
+async def test_a_browser_returns_from_the_provider_to_the_requested_page(provider: Provider, tmp_path: Path) -> None:
     async with console(provider, tmp_path) as url, opened() as chromium:
         page = await chromium.new_page()
         await page.goto(f"{url}/console/?state=dead")
@@ -229,17 +229,17 @@ async def test_in_a_browser_one_comes_back_logged_in_to_where_one_wanted_to_go(
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "error"),
     [
         ({"issuer": "http://id.example.com"}, "issuer must be https"),
         ({"client_secret_file": None}, "give client_secret or client_secret_file"),
         ({"read": [], "operate": []}, "name groups or mail addresses"),
     ],
 )
-async def test_a_provider_that_could_let_in_anybody_or_nobody_is_a_mistake(
-    tmp_path: Path, changes: dict[str, Any], complaint: str
+async def test_provider_settings_that_admit_anyone_or_no_one_are_refused(
+    tmp_path: Path, changes: dict[str, Any], error: str
 ) -> None:
     provider = Provider(url="https://id.example.com")
-    with pytest.raises(ValidationError, match=complaint):
+    with pytest.raises(ValidationError, match=error):
         async with console(provider, tmp_path, **changes):
             pass

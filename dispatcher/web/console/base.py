@@ -1,4 +1,4 @@
-"""What every page of the console has: the ledger to look into, the desk to act through, and its frame."""
+"""What all pages of the console share: the ledger, the operations, rendering and error pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dispatcher.ledger import Ledger
 from dispatcher.operations import Operations
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.version import __version__
-from dispatcher.web.activity_stream import Feed
+from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.auth.access import Endpoint, caller, needs
 from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
@@ -34,22 +34,22 @@ _TITLES = {"email": "Email", "slack": "Slack", "pagerduty": "PagerDuty", "teams"
 _JUST_NOW = timedelta(seconds=5)
 
 
-class Sorry(Exception):
-    """There is no such page, or it can't be had now; in words for people."""
+class PageError(Exception):
+    """Shown as an error page with the message."""
 
-    def __init__(self, status: int, says: str) -> None:
-        super().__init__(says)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
-        self.says = says
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
-class Shell:
-    """Draws pages and answers for them."""
+class Console:
+    """Renders pages, and gives them access to the ledger and the operations."""
 
     ledger: Ledger
     operations: Operations
-    feed: Feed
+    activity_stream: ActivityStream
     clock: Clock
     channels: Mapping[str, Channel]
     _templates: Environment = field(init=False)
@@ -58,60 +58,62 @@ class Shell:
         object.__setattr__(self, "_templates", _environment(self.clock))
 
     def guarded(self, scope: Scope, page: Page) -> Endpoint:
-        """The page as an endpoint: for those who have the scope, and with words for what goes wrong."""
+        """The page as an endpoint that requires the scope and shows errors as pages."""
 
         async def endpoint(request: Request) -> Response:
             try:
                 return await page(self, request)
-            except Sorry as sorry:
-                return self.sorry(request, sorry.status, sorry.says)
+            except PageError as error:
+                return self.error_page(request, error.status, error.message)
             except Unavailable as error:
-                return self.sorry(request, 503, f"{error}. Nothing is lost: deliveries go on when it is back.")
+                return self.error_page(request, 503, f"{error}. Nothing is lost: deliveries go on when it is back.")
 
-        return needs(scope, endpoint, problem=self._turned_away)
+        return needs(scope, endpoint, problem=self._access_error)
 
-    def draw(self, request: Request, template: str, *, status: int = 200, **facts: Any) -> HTMLResponse:
+    def render(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """A whole page."""
-        known = {
-            "who": caller(request),
+        common = {
+            "caller": caller(request),
             "logged_in": COOKIE in request.cookies,
             "csrf_token": request.state.csrf_token,
             "path": request.url.path,
         }
-        html = self._templates.get_template(template).render(**known, **facts)
+        html = self._templates.get_template(template).render(**common, **values)
         return HTMLResponse(html, status)
 
-    def part(self, template: str, **facts: Any) -> str:
-        """A part of a page, for one that is open already."""
-        return self._templates.get_template(template).render(**facts)
+    def fragment(self, template: str, **values: Any) -> str:
+        """Part of a page, which the script inserts into an open page."""
+        return self._templates.get_template(template).render(**values)
 
-    def sorry(self, request: Request, status: int, says: str) -> Response:
-        return self.draw(request, "sorry.html.j2", status=status, title=HTTPStatus(status).phrase, says=says)
+    def error_page(self, request: Request, status: int, message: str) -> Response:
+        title = HTTPStatus(status).phrase
+        return self.render(request, "error.html.j2", status=status, title=title, message=message)
 
-    def _turned_away(self, status: int, reason: str, headers: Mapping[str, str]) -> Response:
-        facts = {
-            "who": "",
+    def _access_error(self, status: int, reason: str, headers: Mapping[str, str]) -> Response:
+        """An error page for a caller without access."""
+        values = {
+            "caller": "",
             "logged_in": False,
             "csrf_token": "",
             "path": "",
             "title": HTTPStatus(status).phrase,
-            "says": reason,
+            "message": reason,
         }
-        html = self._templates.get_template("sorry.html.j2").render(**facts)
+        html = self._templates.get_template("error.html.j2").render(**values)
         return HTMLResponse(html, status, dict(headers))
 
 
-Page = Callable[[Shell, Request], Awaitable[Response]]
+Page = Callable[[Console, Request], Awaitable[Response]]
 
 
-def read_query(model: type[BaseModel], request: Request, *, but: Sequence[str] = ()) -> tuple[Any, str]:
-    """What the address asks for, fields that were left blank aside; the model's defaults and why, where it is wrong."""
+def read_query(model: type[BaseModel], request: Request, *, ignore: Sequence[str] = ()) -> tuple[Any, str]:
+    """The query as `model`, without blank fields; if it is not valid, the model's defaults and the problem in words."""
     given = request.query_params
     lists = {name for name, entry in model.model_fields.items() if "list[" in str(entry.annotation)}
     data: dict[str, Any] = {}
     for name in given:
         values = [value.strip() for value in given.getlist(name) if value.strip()]
-        if values and name not in but:
+        if values and name not in ignore:
             data[name] = values if name in lists else values[-1]
     try:
         return model.model_validate(data), ""
@@ -134,47 +136,47 @@ def _environment(clock: Clock) -> Environment:
         "when": lambda at: when(at, clock.now()),
         "channel_name": lambda name: _TITLES.get(name, name),
     }
-    environment.filters |= {"exact": exact, "many": _many, "took": _took}
+    environment.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds}
     return environment
 
 
 def url(*path: str, **query: Any) -> str:
-    """An address in the console; what is None is left out of the query."""
-    asked = [
-        (name, value if isinstance(value, list) else str(value))  # a cursor is a pair, and one value all the same
+    """A URL in the console; None and empty values are left out of the query."""
+    fields = [
+        (name, value if isinstance(value, list) else str(value))  # a cursor is a tuple, but a single value
         for name, value in query.items()
         if value is not None and value != ""
     ]
     steps = "/".join(quote(step, safe="") for step in path)
-    return f"{ROOT}/{steps}" + (f"?{urlencode(asked, doseq=True)}" if asked else "")
+    return f"{ROOT}/{steps}" + (f"?{urlencode(fields, doseq=True)}" if fields else "")
 
 
 def when(at: datetime | str | None, now: datetime) -> Markup:
-    """A time as so long ago; exactly, for who points at it. The page's script keeps it true."""
+    """A time relative to now, like `5 minutes ago`, with the exact time as tooltip. The script keeps it up to date."""
     if at is None:
         return Markup("")
-    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
+    time = datetime.fromisoformat(at) if isinstance(at, str) else at
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        moment.astimezone(UTC).isoformat(), exact(moment), _ago(now - moment)
+        time.astimezone(UTC).isoformat(), exact(time), _ago(now - time)
     )
 
 
-def _ago(span: timedelta) -> str:
-    if abs(span) < _JUST_NOW:
+def _ago(age: timedelta) -> str:
+    if abs(age) < _JUST_NOW:
         return "just now"
-    said = humanize.naturaldelta(span)
-    return f"{said} ago" if span > timedelta() else f"in {said}"
+    text = humanize.naturaldelta(age)
+    return f"{text} ago" if age > timedelta() else f"in {text}"
 
 
 def exact(at: datetime | str) -> str:
     """A time to the second, in UTC."""
-    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    time = datetime.fromisoformat(at) if isinstance(at, str) else at
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _many(count: Any) -> str:
-    return f"{count.number:,}{'+' if count.many else ''}"
+def _count(count: Any) -> str:
+    return f"{count.number:,}{'+' if count.more else ''}"
 
 
-def _took(milliseconds: float) -> str:
-    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+def _milliseconds(duration: float) -> str:
+    return f"{duration:.0f} ms" if duration < 1000 else f"{duration / 1000:.1f} s"
