@@ -1,1 +1,1 @@
-"""From messages to recorded deliveries: sources, the pipeline, reconciliation."""
+"""From messages to recorded deliveries: sources, the intake pipeline, reconciliation."""

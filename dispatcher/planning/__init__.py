@@ -1,1 +1,1 @@
-"""A decision becomes deliveries."""
+"""Turns decisions into deliveries."""

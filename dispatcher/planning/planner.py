@@ -110,15 +110,15 @@ class Planner:
 
         They go to the recipients of all `rules`. None if no channel of the rules has change events.
         """
-        wanting = [rule for rule in rules if rule.notification.channel in self.change_events]
+        with_change_events = [rule for rule in rules if rule.notification.channel in self.change_events]
         plan = event.launch_plan
-        if plan is None or not plan.version or not wanting:
+        if plan is None or not plan.version or not with_change_events:
             return None
         event_plan = _EventPlan(self, event, now)
         return NewVersion(
             launch_plan=_launch_plan_key(plan),
             version=plan.version[:MAX_VERSION_LENGTH],
-            plan_deliveries=lambda: event_plan.change_events(wanting),
+            plan_deliveries=lambda: event_plan.change_events(with_change_events),
         )
 
     def resolution(self, event: Event, *, now: datetime) -> Resolution | None:

@@ -312,7 +312,7 @@ async def test_while_the_ledger_is_down_intake_waits_in_its_group_and_continues_
             await asyncio.sleep(0.5)
         seconds = time.monotonic() - began
         assert sum(process.cpu_times()[:2]) - cpu_before < seconds / 4
-        # One line a second from each of three workers and intake, one more from each at the edges, and one for each POST.
+        # Per second one line from each of three workers and intake, and one more each at the edges; one per POST.
         assert len(replica.log.splitlines()) - lines - posts <= 4 * (seconds + 1)
         assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 5
 

@@ -1,1 +1,1 @@
-"""Kafka as a source of events, and as a destination for test events."""
+"""Kafka: the source of events, and a publisher for test events."""
