@@ -103,7 +103,7 @@ def _rejected(entry: Rejected, execution: ExecutionId) -> Explanation:
 def with_deduplicated_recipients(
     rules: Iterable[Mapping[str, Any]], deliveries: Iterable[Delivery]
 ) -> list[Mapping[str, Any]]:
-    """Return the evaluated rules; the reason of a matched rule names recipients that another rule's message notifies."""
+    """The evaluated rules. A matched rule's reason also names recipients that another rule's message notifies."""
     by_rule: dict[str, set[str]] = {}
     for delivery in deliveries:
         by_rule.setdefault(delivery.rule, set()).update(delivery.recipients)

@@ -201,7 +201,7 @@ class Database:
     async def aclose(self) -> None:
         if self._writer is not None:
             await self._writer.aclose()
-        with suppress(TimeoutError):  # a hanging server does not answer the goodbye
+        with suppress(TimeoutError):  # a hanging server never confirms that its connections are closed
             async with asyncio.timeout(_BUSY_SECONDS):
                 await self._engine.dispose()
 
@@ -258,7 +258,7 @@ class _RollBack(Exception):
 
 
 def _fill_log(connection: Connection) -> None:
-    """Write more than the cache can hold, so that SQLite writes it to the log; then roll back. The log keeps its size."""
+    """Write more pages than SQLite's cache holds, so that the log grows; then roll back. The log keeps its size."""
     run(connection, "CREATE TABLE filler (data BLOB)")
     for _ in range(_WAL_PAGES * _PAGE_BYTES >> 20):
         run(connection, "INSERT INTO filler VALUES (zeroblob(1048576))")

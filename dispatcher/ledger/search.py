@@ -1,7 +1,7 @@
 """Turns filters into SQL that always starts from an index.
 
-The index gives rows in order, up to `max_rows`; the other conditions filter those rows. So no combination of conditions
-reads the whole ledger.
+A search reads at most `max_rows` rows from the index, newest first, and checks the other conditions on those rows. So
+no combination of conditions reads the whole ledger.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def matching_deliveries(
 ) -> tuple[Select[Any], Select[Any]]:
     """Two queries: the matching deliveries, newest first; and the last row that the search read.
 
-    `max_rows`: how many rows the search reads at most. The second query returns no row if it reads fewer. Both have
-    `at`, the time by which rows are sorted.
+    `max_rows`: how many rows the search reads at most. If it reads fewer, the second query returns no row. The column
+    `at` of both is the time by which rows are sorted.
     """
     some = _newest_rows(wanted, after, max_rows).subquery("some")
     matching = select(some).where(*_row_conditions(wanted, some.c))
@@ -105,7 +105,7 @@ def _last_row(some: Any, max_rows: int) -> Select[Any]:
 
 
 def _newest_rows(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
-    """The newest deliveries from the index that the filter narrows most. `at`: the time by which the index is sorted."""
+    """The newest deliveries from the index that the filter narrows most. `at`: the time that sorts the index."""
     if wanted.execution is not None or wanted.keys:
         at, key = deliveries.c.created_at, deliveries.c.key
         query = select(deliveries, at.label("at")).where(*_key_conditions(wanted))

@@ -100,7 +100,7 @@ class Writer:
         self._engine.dispose()
 
     async def _write_waiting(self) -> None:
-        """Run transactions until no write waits. Its own task, so that a cancelled caller doesn't cancel other writes."""
+        """Run transactions until no write waits. A separate task, so that a cancelled caller cancels only itself."""
         group: list[_Write] = []
         while self._waiting:
             await self._wait_for_urgent_write()

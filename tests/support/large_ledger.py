@@ -17,8 +17,8 @@ _SQLITE = (
     "INSERT INTO contents VALUES ('c', CAST('{}' AS BLOB))",
     """
     INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
-      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched', '1 rule matched',
-      CAST('{}' AS BLOB), CAST('[]' AS BLOB) FROM n
+      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched',
+      '1 rule matched', CAST('{}' AS BLOB), CAST('[]' AS BLOB) FROM n
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
@@ -27,7 +27,8 @@ _SQLITE = (
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
-      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, 0, at, at, at, at, at, 0, 0
+      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, 0,
+      at, at, at, at, at, 0, 0
     FROM n, (SELECT 0 AS j UNION ALL SELECT 1 UNION ALL SELECT 2)
     """,
     """
@@ -45,12 +46,15 @@ _SQLITE = (
     "DROP TABLE n",
 )
 _POSTGRES = (
-    "CREATE TEMP TABLE n AS SELECT i, to_timestamp(1763600000 + i) AS at FROM generate_series(0, CAST(:events AS int) - 1) AS i",
+    """
+    CREATE TEMP TABLE n AS
+    SELECT i, to_timestamp(1763600000 + i) AS at FROM generate_series(0, CAST(:events AS int) - 1) AS i
+    """,
     "INSERT INTO contents VALUES ('c', convert_to('{}', 'UTF8'))",
     """
     INSERT INTO events SELECT 'p/d/e' || i || '/FAILED', 'p', 'd', 'e' || i, 'FAILED',
-      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched', '1 rule matched',
-      convert_to('{}', 'UTF8'), convert_to('[]', 'UTF8') FROM n
+      CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'plan-' || (i % 20) END, at, at, 't/0@' || i, 'matched',
+      '1 rule matched', convert_to('{}', 'UTF8'), convert_to('[]', 'UTF8') FROM n
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
@@ -59,8 +63,8 @@ _POSTGRES = (
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
-      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, false, at, at, at, at, at,
-      false, false
+      'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, false,
+      at, at, at, at, at, false, false
     FROM n, generate_series(0, 2) AS j
     """,
     """
@@ -68,8 +72,8 @@ _POSTGRES = (
     SELECT lpad(to_hex(i * 3), 32, '0'), 1, at, at, 'sent', '250', 'ok', '' FROM n
     """,
     """
-    INSERT INTO rejected SELECT lpad(to_hex(i), 16, '0'), 't/0@' || i, at, 'broken JSON', NULL, convert_to('[]', 'UTF8'),
-      convert_to('x', 'UTF8'), 1, NULL FROM n
+    INSERT INTO rejected SELECT lpad(to_hex(i), 16, '0'), 't/0@' || i, at, 'broken JSON', NULL,
+      convert_to('[]', 'UTF8'), convert_to('x', 'UTF8'), 1, NULL FROM n
     """,
     "DROP TABLE n",
 )
