@@ -131,7 +131,7 @@ class AccessControl:
         for token, secret in self._secrets():
             if token.name == session.name and self.sessions.matches_fingerprint(session.fingerprint, secret):
                 return Caller(session.name, token.scopes & _LOGIN_SCOPES, session.csrf_token)
-        return Unauthenticated(401, "the login is over")
+        return Unauthenticated(401, "the session is no longer valid: log in again")
 
     def _secrets(self) -> Iterator[tuple[Token, str]]:
         for token in self._tokens:
@@ -146,13 +146,11 @@ class AccessControl:
     def _local_caller(self, request: HTTPConnection) -> Caller | Unauthenticated:
         """Full access for a program on this machine; none for a page of another site in this machine's browser."""
         if not is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
-            return Unauthenticated(
-                403, "without http.tokens this machine alone is served: ask for 127.0.0.1 or localhost"
-            )
+            return Unauthenticated(403, "without http.tokens, only this machine is served: use 127.0.0.1 or localhost")
         if any(name in request.headers for name in _FORWARDED):
-            return Unauthenticated(403, "without http.tokens nobody is served through a proxy")
+            return Unauthenticated(403, "without http.tokens, requests through a proxy are refused")
         if is_foreign(request):
-            return Unauthenticated(403, "another site's page asked for this")
+            return Unauthenticated(403, "this request comes from another site's page")
         return Caller("this machine", frozenset(Scope), self._csrf_token)
 
 

@@ -49,7 +49,7 @@ class LoginPages:
 
     async def _log_in(self, request: Request) -> Response:
         if is_foreign(request):
-            return problem(403, "another site's page asked for this")
+            return problem(403, "this request comes from another site's page")
         client = client_of(request.scope)
         if wait := self._access_control.login_limiter.take(client):
             return too_many_requests(wait)

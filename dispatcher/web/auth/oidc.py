@@ -73,9 +73,9 @@ class OidcPages:
         try:
             login = self._access_control.sessions.unseal(request.cookies.get(COOKIE, ""), LOGIN_TIMEOUT)
         except BadData:
-            return problem(403, "this login was not begun here, or too long ago: begin at /login")
+            return problem(403, "this login was not started here, or too long ago: start again at /login")
         if not hmac.compare_digest(request.query_params.get("state", ""), str(login.get("state", ""))):
-            return problem(403, "this answer belongs to another login: begin at /login")
+            return problem(403, "this response belongs to another login: start again at /login")
         try:
             claims = await self._claims(request, login)
         except Exception as error:  # noqa: BLE001 - on any error the login fails

@@ -122,7 +122,7 @@ class Sessions:
         try:
             lines = self._key_file.read_bytes().split()
         except OSError as error:
-            log.warning("http.session_key_file can't be read: all logins are over", reason=str(error))
+            log.warning("http.session_key_file can't be read: no session is valid", reason=str(error))
             lines = []
         return lines or [self._generated_key]
 

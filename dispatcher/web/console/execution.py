@@ -20,7 +20,7 @@ async def get(console: Console, request: Request) -> Response:
     try:
         execution = ExecutionId(**{name: request.path_params[name] for name in ("project", "domain", "name")})
     except ValidationError:
-        raise PageError(404, "There can be no such execution.") from None
+        raise PageError(404, "This is not a valid execution name.") from None
     rejected = await console.ledger.rejected_events([execution])
     found = await explanations(console.ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST)
     if not found:

@@ -28,7 +28,7 @@ async def list_(console: Console, request: Request) -> Response:
     try:
         after = search.cursor
     except ValueError:
-        problem = problem or "that page is gone: begin with the newest"
+        problem = problem or "this page of the list is not available: begin with the newest"
     if not problem:
         page = await console.ledger.queries.rejected(limit=search.limit, after=after, replayed=search.replayed)
     query = {"replayed": str(search.replayed).lower()} if search.replayed is not None else {}

@@ -193,7 +193,7 @@ async def another_site(link: str) -> AsyncIterator[str]:
     """A page of another site with a link to the console."""
 
     async def page(_: Request) -> Response:
-        return HTMLResponse(f'<a href="{link}">look</a>')
+        return HTMLResponse(f'<a href="{link}">Open the console</a>')
 
     async with serving(Starlette(routes=[Route("/", page)]), "127.0.0.1", 0) as url:
         yield url.replace("127.0.0.1", "localhost")
@@ -211,10 +211,10 @@ async def test_a_browser_stays_logged_in_when_it_follows_a_link_from_another_sit
         assert await page.evaluate("document.cookie") == ""
         async with another_site(f"{url}/console/") as other:
             await page.goto(other)
-            await page.get_by_text("look").click()
+            await page.get_by_text("Open the console").click()
             await page.wait_for_function("document.title == 'Console'")
         await page.context.clear_cookies()
         async with another_site(f"{url}/console/") as other:  # without a session: the login page
             await page.goto(other)
-            await page.get_by_text("look").click()
+            await page.get_by_text("Open the console").click()
             await page.get_by_label("Token").wait_for()
