@@ -150,8 +150,8 @@ def _keys(sha256: Callable[[str], str], five_digits: Callable[[str], str]) -> di
 
 async def carry(ledger: Ledger, now: datetime) -> int:
     """Claim and settle the mails that wait, as a courier does; how many there were."""
-    gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
-    claim = await ledger.claim("email", BATCH, lease="bench", until=now + timedelta(minutes=1), gate=gate)
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
+    claim = await ledger.claim("email", BATCH, lease="bench", until=now + timedelta(minutes=1), admission=admission)
     async with asyncio.TaskGroup() as settling:
         for one in claim.deliveries:
             settling.create_task(ledger.settle(Settlement(delivery=one, outcome=SENT, started_at=now, ended_at=now)))

@@ -28,9 +28,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from bench.figures import Figure, Goal, as_markdown, interleaved
 from bench.workload import DELIVERIES, failed, planner, rules
 from dispatcher.clock import SystemClock
-from dispatcher.flyte.decode import is_foreign
+from dispatcher.flyte.decode import is_other_type
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
-from dispatcher.intake.kafka.consumer import FETCH_BYTES, PORTION, KafkaConfig, KafkaSource
+from dispatcher.intake.kafka.consumer import FETCH_BYTES, CHUNK, KafkaConfig, KafkaSource
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
@@ -43,7 +43,7 @@ from tests.support.brokers.fixtures import make_topic
 PARTITIONS = 6
 MESSAGES = 500_000
 LOOPS: Mapping[str, dict[str, Any]] = {
-    "bare getmany loop": {"max_partition_fetch_bytes": FETCH_BYTES, "max_poll_records": PORTION},
+    "bare getmany loop": {"max_partition_fetch_bytes": FETCH_BYTES, "max_poll_records": CHUNK},
     "bare getmany loop, aiokafka's defaults": {},
 }
 OURS: Mapping[str, int] = {"": DELIVERIES, ", nobody to be told": 0}
@@ -56,10 +56,10 @@ def messages(count: int) -> Iterator[tuple[int, EncodedMessage]]:
     for number in range(count // 100):
         event = failed(number)
         *before, end = write_lifecycle(event, Format.FLYTE_V2)
-        inner = [message for message in before if " n0 " in message.shown]
+        inner = [message for message in before if " n0 " in message.summary]
         for index in range(99):
             one = inner[index % len(inner)]
-            yield number % PARTITIONS, EncodedMessage(one.key, one.headers, one.value.ljust(len(end.value)), one.shown)
+            yield number % PARTITIONS, EncodedMessage(one.key, one.headers, one.value.ljust(len(end.value)), one.summary)
         yield number % PARTITIONS, write(event, Format.FLYTE_V2)
 
 
@@ -127,27 +127,27 @@ class Watched:
     async def batches(self) -> AsyncGenerator[Batch]:
         async with aclosing(self.source.batches()) as batches:
             async for batch in batches:
-                self.watch.arrived(len(batch.messages) + batch.foreign)
+                self.watch.arrived(len(batch.messages) + batch.skipped)
                 yield batch
                 if self.watch.left <= 0:
                     self.measured = self.watch.read()
                     self.stop()
 
-    async def wait(self, span: timedelta) -> bool:
-        raise RuntimeError(f"something was away for {span}: this measurement is void")
+    async def wait(self, duration: timedelta) -> bool:
+        raise RuntimeError(f"something was away for {duration}: this measurement is void")
 
     def stop(self) -> None:
         self.source.stop()
 
-    async def trouble(self) -> str | None:
-        return await self.source.trouble()
+    async def unready_reason(self) -> str | None:
+        return await self.source.unready_reason()
 
 
 async def intake(servers: str, topic: str, group: str, count: int, owing: int) -> tuple[float, float]:
     """Ours: decode, decide, plan, render, record into SQLite, commit."""
     recorded: list[str] = []
     config = KafkaConfig(bootstrap_servers=servers, topics=(topic,), group_id=group)
-    source = Watched(KafkaSource(config, is_foreign), Watch(count))
+    source = Watched(KafkaSource(config, is_other_type), Watch(count))
     with TemporaryDirectory() as folder:
         async with Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db") as ledger:
             event_loop.freeze_garbage_collector()  # as the service does
@@ -156,7 +156,7 @@ async def intake(servers: str, topic: str, group: str, count: int, owing: int) -
                 rules() if owing else lambda: RuleBook({}),
                 planner(),
                 SystemClock(),
-                recorded=lambda heard: recorded.extend(heard.new),
+                on_batch=lambda heard: recorded.extend(heard.new),
             )
             await intake.run(source)
             owed = sum((await ledger.counts()).values())

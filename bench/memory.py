@@ -142,8 +142,8 @@ def sections(relay: Provider, api: Provider) -> Mapping[str, Any]:
 
 def topic_full(count: int) -> Iterator[tuple[int, EncodedMessage]]:
     """One terminal event in a hundred messages; the others are of nodes and tasks, of about 1 kB."""
-    noise = [one for one in write_lifecycle(an_owing_event(0), Format.FLYTE_V2) if " n0 " in one.shown]
-    inner = [EncodedMessage(one.key, one.headers, one.value.ljust(1000), one.shown) for one in noise]
+    noise = [one for one in write_lifecycle(an_owing_event(0), Format.FLYTE_V2) if " n0 " in one.summary]
+    inner = [EncodedMessage(one.key, one.headers, one.value.ljust(1000), one.summary) for one in noise]
     for number in range(count // 100):
         for index in range(99):
             yield number % PARTITIONS, inner[index % len(inner)]

@@ -35,7 +35,7 @@ BATCH = 100
 """Events in a transaction."""
 TABLES = ("events", "contents", "deliveries")
 """What a batch is written to, in order; each row begins with its key."""
-TOLD = "told"
+INSERT_RECIPIENTS = "told"
 """What SQLite's ledger writes besides; PostgreSQL's triggers do it for either side."""
 
 Tables = Mapping[str, Sequence[Sequence[Any]]]
@@ -69,7 +69,7 @@ def portions(rows: Tables) -> list[list[tuple[str, Sequence[Sequence[Any]]]]]:
     """Each batch's rows, table by table, in the order of their keys."""
     events, contents, deliveries = (rows[table] for table in TABLES)
     told: dict[str, list[Sequence[Any]]] = {}
-    for row in rows.get(TOLD, ()):
+    for row in rows.get(INSERT_RECIPIENTS, ()):
         told.setdefault(row[2], []).append(row)
     owed: dict[str, list[Sequence[Any]]] = {}
     for row in deliveries:
@@ -80,7 +80,7 @@ def portions(rows: Tables) -> list[list[tuple[str, Sequence[Sequence[Any]]]]]:
         theirs = [row for event in batch for row in owed[event[0]]]
         parts = {
             **dict(zip(TABLES, (batch, [bodies[row[5]] for row in theirs], theirs), strict=True)),
-            TOLD: [row for delivery in theirs for row in told.get(delivery[0], ())],
+            INSERT_RECIPIENTS: [row for delivery in theirs for row in told.get(delivery[0], ())],
         }
         made.append([(table, sorted(part, key=itemgetter(0))) for table, part in parts.items() if part])
     return made
@@ -97,7 +97,7 @@ def opened(file: Path) -> sqlite3.Connection:
 
 def sqlite_rows(file: Path) -> Tables:
     with closing(opened(file)) as connection:
-        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in (*TABLES, TOLD)}
+        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in (*TABLES, INSERT_RECIPIENTS)}
 
 
 def bare_sqlite(file: Path, rows: Tables, count: int) -> float:

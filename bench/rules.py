@@ -53,7 +53,7 @@ class _Batch:
     first: int
     committed: list[int]
     undecodable: Sequence[tuple[str, str]] = ()
-    foreign: int = 0
+    skipped: int = 0
 
     def position(self, message: EncodedMessage) -> str:
         return f"bench/0@{self.first + self.messages.index(message)}"
@@ -73,13 +73,13 @@ class _Topic:
         for first in range(0, len(self.messages), BATCH):
             yield _Batch(self.messages[first : first + BATCH], first, self.committed)
 
-    async def wait(self, span: timedelta) -> bool:
-        raise RuntimeError(f"something was away for {span}: this measurement is void")
+    async def wait(self, duration: timedelta) -> bool:
+        raise RuntimeError(f"something was away for {duration}: this measurement is void")
 
     def stop(self) -> None:
         pass
 
-    async def trouble(self) -> str | None:
+    async def unready_reason(self) -> str | None:
         return None
 
 
@@ -137,14 +137,14 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
         if port is not None:
             config = FlyteAdminConfig(endpoint=f"127.0.0.1:{port}", insecure=True)
             admin = await stack.enter_async_context(open_flyte_admin(config, SystemClock()))
-            await admin.trouble()  # connects, as a service has long done
+            await admin.unready_reason()  # connects, as a service has long done
         owed: list[str] = []
         intake = Intake(
             ledger,
             lambda: rules.book,
             planner,
             SystemClock(),
-            recorded=lambda heard: owed.extend(one.key for entry in heard.recorded for one in entry.deliveries),
+            on_batch=lambda heard: owed.extend(one.key for entry in heard.recorded for one in entry.deliveries),
             look_up=admin.look_up if admin is not None else None,
         )
         began = time.perf_counter()

@@ -1,17 +1,17 @@
-"""What every test may use; the fixtures themselves live in tests/support."""
+"""Setup for all tests; the fixtures are defined in tests/support."""
 
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy machine is no failure: pytest's own time-out ends what hangs.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+# A slow machine must not fail a test: pytest's own timeout stops a hanging test.
+settings.register_profile("no_deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no_deadline")
 
 pytest_plugins = ["tests.support.postgres", "tests.support.brokers.fixtures"]
 
-LONGEST = (
+SLOWEST = (
     "packaging/test_wheel.py",
     "cli/test_commands.py",
     "end_to_end/test_whole_way.py",
@@ -29,10 +29,10 @@ LONGEST = (
     "workbench/test_server.py",
     "docs/test_tutorial.py",
 )
-"""The files that take longest, as `--durations` tells."""
+"""The slowest test files, by `--durations`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: a worker that began one of them late would end the run late."""
-    places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    """Run the slowest files first: if a worker started one of them last, the whole run would finish late."""
+    order = {Path(__file__).parent / file: index for index, file in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(width=None if sys.stdout.isatty() else 200)
-_NO_WRAP = {"KEY", "ID", "STATE", "CHANNEL", "TRIES", "TRY", "TOOK", "BYTES"}
+_NO_WRAP = {"KEY", "ID", "STATE", "CHANNEL", "ATTEMPTS", "ATTEMPT", "DURATION", "BYTES"}
 STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "in_doubt": "yellow"}
 
 

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._open_ledger import ask
+from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
 
 if TYPE_CHECKING:
     from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, StoredDelivery
 
-deliveries = typer.Typer(
-    help="Waiting, sent and dead deliveries: list, show, redrive or purge them.", no_args_is_help=True
-)
+deliveries = typer.Typer(help="List, show, redrive or purge deliveries.", no_args_is_help=True)
 
 PURGE_BATCH = 500
 
@@ -47,24 +45,24 @@ def list_(
     from dispatcher.explain import delivery_data
 
     wanted = _filter(state, channel, execution, since)
-    found = ask(config, lambda ledger: ledger.find(wanted, limit=limit))
+    found = with_ledger(config, lambda ledger: ledger.find(wanted, limit=limit))
     if as_json:
-        write_json([delivery_data(filed) for filed in found])
+        write_json([delivery_data(stored) for stored in found])
         return
     write_table(
         ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED (UTC)", "REASON"),
         [
             (
-                filed.delivery.key[:KEY_DIGITS],
-                state_text(filed.delivery.state),
-                filed.delivery.channel,
-                ", ".join(filed.delivery.recipients),
-                filed.delivery.event,
-                filed.delivery.attempt,
-                time_text(filed.delivery.created_at),
-                filed.delivery.reason,
+                stored.delivery.key[:KEY_DIGITS],
+                state_text(stored.delivery.state),
+                stored.delivery.channel,
+                ", ".join(stored.delivery.recipients),
+                stored.delivery.event,
+                stored.delivery.attempt,
+                time_text(stored.delivery.created_at),
+                stored.delivery.reason,
             )
-            for filed in found
+            for stored in found
         ],
     )
 
@@ -90,13 +88,13 @@ def show(
             f"dispatcher: {'no delivery' if not found else 'more than one delivery'} begins with {key!r}", err=True
         )
         raise typer.Exit(1)
-    (filed,) = found
+    (stored,) = found
     if as_json:
         write_json(
-            {**delivery_data(filed), "content": filed.delivery.content, "attempts": [*map(attempt_data, history)]}
+            {**delivery_data(stored), "content": stored.delivery.content, "attempts": [*map(attempt_data, history)]}
         )
         return
-    delivery = filed.delivery
+    delivery = stored.delivery
     write_details(
         [
             ("key", delivery.key),
@@ -108,8 +106,8 @@ def show(
             ("state", state_text(delivery.state)),
             ("reason", delivery.reason),
             ("created", time_text(delivery.created_at)),
-            ("due" if filed.settled_at is None else "finished", time_text(filed.settled_at or delivery.due_at)),
-            *filed.reference.items(),
+            ("due" if stored.settled_at is None else "finished", time_text(stored.settled_at or delivery.due_at)),
+            *stored.reference.items(),
         ]
     )
     console.print()
@@ -134,7 +132,9 @@ def show(
 def redrive(
     keys: Annotated[list[str] | None, typer.Argument(help="Keys of dead deliveries, or their first digits.")] = None,
     config: Config = None,
-    everything: Annotated[bool, typer.Option("--all", help="All dead deliveries that match the other options.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All dead deliveries that match the other options.")
+    ] = False,
     channel: ChannelName = None,
     execution: Execution = None,
     since: Since = None,
@@ -149,12 +149,12 @@ def redrive(
     now = SystemClock().now()
     wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
     if dry_run:
-        for filed in ask(config, lambda ledger: ledger.find(wanted, limit=10_000)):
-            delivery = filed.delivery
+        for stored in with_ledger(config, lambda ledger: ledger.find(wanted, limit=10_000)):
+            delivery = stored.delivery
             line = f"{delivery.key[:KEY_DIGITS]}  {delivery.channel}  {delivery.event}  {delivery.reason}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    number = ask(config, lambda ledger: ledger.redrive(wanted, now=now))
+    number = with_ledger(config, lambda ledger: ledger.redrive(wanted, now=now))
     console.print("1 delivery is due again" if number == 1 else f"{number} deliveries are due again")
 
 
@@ -163,7 +163,7 @@ def purge(
     older_than: Annotated[str, typer.Option(help="Delete entries recorded longer ago than this: 30d.")],
     config: Config = None,
 ) -> None:
-    """Delete old events whose deliveries are all sent or dead, with these deliveries, and old rejected messages."""
+    """Delete old events and old rejected messages. An event is deleted with its deliveries once all are sent or dead."""
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 

@@ -1,4 +1,4 @@
-"""`dispatcher explain`: why somebody was told of an execution's end, or was not."""
+"""`dispatcher explain`: why someone was notified about an execution, or was not."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ if TYPE_CHECKING:
     from dispatcher.model.event import Event, ExecutionId
     from dispatcher.rules import AdminExecution, UnknownExecution
 
-DELIVERIES_AT_MOST = 10_000
-REJECTED_AT_MOST = 50
+MAX_DELIVERIES = 10_000
+MAX_REJECTED = 50
 PLANNED = "planned"
-"""The state of a delivery that is in no ledger: what would be owed."""
-GOES_ON = "goes on"
-"""The verdict on a phase that ends nothing."""
+"""The state shown for a delivery of a dry run, which is not in the ledger."""
+NOT_TERMINAL = "not_terminal"
+"""The verdict shown for an event in a file whose phase is not terminal."""
 
 
 def explain(
-    what: Annotated[
+    subject: Annotated[
         str | None,
         typer.Argument(
-            metavar="EXECUTION", help="project/domain/name, from the ledger; or an event's file.", show_default=False
+            metavar="EXECUTION",
+            help="project/domain/name of an execution in the ledger, or a file with an event.",
+            show_default=False,
         ),
     ] = None,
     event: Annotated[
         Path | None,
         typer.Option(
-            help="An event in a file, judged by the rules of now; the ledger is not asked.",
+            help="A file with an event: a dry run with the current rules, without the ledger.",
             exists=True,
             dir_okay=False,
             show_default=False,
@@ -48,34 +50,35 @@ def explain(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain who is told of an execution's end, and who is not. Each rule and why, each delivery and its answer.
+    """Explain why someone was notified, or was not. Prints each evaluated rule with the reason, and each delivery with the
+    provider's answers.
 
-    Exit status 1 where nothing is recorded of the execution.
+    Exit status 1 if the ledger has nothing about the execution.
     """
     from dispatcher.cli._output import write_json
     from dispatcher.config.settings import load
     from dispatcher.observability import logs
 
-    if (what is None) == (event is None):
+    if (subject is None) == (event is None):
         raise typer.BadParameter("name an execution as project/domain/name, or an event's file")
     settings = load(config)
     logs.configure("console", level=logging.WARNING)
-    file = event if event is not None else Path(what or "")
+    file = event if event is not None else Path(subject or "")
     if event is not None or _is_file(file):
-        explanations = [_foretold(settings, file)]
+        explanations = [_dry_run(settings, file)]
     else:
-        explanations = _recorded(settings, _execution(what or ""))
+        explanations = _recorded(settings, _execution(subject or ""))
     if as_json:
-        first, *others = [account.as_data() for account in explanations]
+        first, *others = [explanation.as_data() for explanation in explanations]
         write_json({**first, "others": others} if others else first)
         return
-    _tell(explanations)
+    _print(explanations)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long for one
+    except OSError:  # the name is too long for a file
         return False
 
 
@@ -93,13 +96,13 @@ def _execution(text: str) -> ExecutionId:
         raise typer.BadParameter(f"{problem}, or an event's file") from None
 
 
-# -- an event in a file: what would be
+# -- an event in a file: a dry run
 
 
-def _foretold(settings: Settings, file: Path) -> Explanation:
-    """What would become of the event in a file, by the configured rule sources as they stand. Writes nothing.
+def _dry_run(settings: Settings, file: Path) -> Explanation:
+    """Decide and plan the event in a file with the configured rule sources. Writes and sends nothing.
 
-    Raises FlyteAdminUnavailable where it is configured and can't be asked.
+    Raises FlyteAdminUnavailable if FlyteAdmin is configured and does not answer.
     """
     import asyncio
 
@@ -119,21 +122,23 @@ def _foretold(settings: Settings, file: Path) -> Explanation:
     rules.load()
     for refused in rules.problems:
         typer.echo(str(refused), err=True)
-    event, answer = asyncio.run(_asked(settings, event))
+    event, answer = asyncio.run(_look_up(settings, event))
     decision = decide(event, rules.book, answer)
-    verdict, reason = (decision.verdict, decision.reason) if event.phase.terminal else (GOES_ON, "only an end is told")
-    owed = make_planner(settings, open_channels(settings)).plan(event, decision.matched, now=SystemClock().now())
-    facts = event.model_dump(mode="json", exclude_defaults=True)
+    verdict, reason = str(decision.verdict), decision.reason
+    if not event.phase.terminal:
+        verdict, reason = NOT_TERMINAL, "only terminal events cause notifications"
+    planned = make_planner(settings, open_channels(settings)).plan(event, decision.matched, now=SystemClock().now())
+    fields = event.model_dump(mode="json", exclude_defaults=True)
     return Explanation(
-        event={"key": event.key, **facts, "verdict": verdict, "reason": reason},
-        rules=with_deduplicated_recipients([look.as_data() for look in decision.considered], owed),
-        deliveries=[_planned(delivery) for delivery in owed],
+        event={"key": event.key, **fields, "verdict": verdict, "reason": reason},
+        rules=with_deduplicated_recipients([rule.as_data() for rule in decision.considered], planned),
+        deliveries=[_planned_data(delivery) for delivery in planned],
         disabled_by=decision.disabled_by,
     )
 
 
-async def _asked(settings: Settings, event: Event) -> tuple[Event, AdminExecution | UnknownExecution | None]:
-    """The event with what FlyteAdmin adds, and its answer; None where it isn't asked."""
+async def _look_up(settings: Settings, event: Event) -> tuple[Event, AdminExecution | UnknownExecution | None]:
+    """The event completed by FlyteAdmin, and FlyteAdmin's answer; None if FlyteAdmin is not configured or not needed."""
     from dispatcher.clock import SystemClock
     from dispatcher.rules import AdminExecution, decides_itself
     from dispatcher.runtime.service import configured_flyte_admin
@@ -145,7 +150,7 @@ async def _asked(settings: Settings, event: Event) -> tuple[Event, AdminExecutio
     return (answer.complete(event) if isinstance(answer, AdminExecution) else event), answer
 
 
-def _planned(delivery: Delivery) -> dict[str, Any]:
+def _planned_data(delivery: Delivery) -> dict[str, Any]:
     from dispatcher.model.delivery import State
 
     return {
@@ -158,109 +163,105 @@ def _planned(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-# -- an execution in the ledger: what was
+# -- an execution in the ledger
 
 
 def _recorded(settings: Settings, execution: ExecutionId) -> list[Explanation]:
-    """What the ledger has of an execution: events in the order of their record, then rejected messages.
+    """Explain the execution's recorded events, in order of recording, then its rejected messages.
 
-    Exits with status 1 and a list of what to check where it has nothing.
+    If the ledger has neither, prints what to check and exits with status 1.
     """
     import asyncio
 
     from dispatcher.explain import explanations
     from dispatcher.ledger import Ledger
 
-    async def ask() -> list[Explanation]:
+    async def read() -> list[Explanation]:
         async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
-            refused = await ledger.find_rejected(limit=REJECTED_AT_MOST, execution=execution)
-            found = await explanations(ledger, execution, refused, deliveries_at_most=DELIVERIES_AT_MOST)
+            rejected = await ledger.find_rejected(limit=MAX_REJECTED, execution=execution)
+            found = await explanations(ledger, execution, rejected, deliveries_at_most=MAX_DELIVERIES)
             if not found:
-                _say_what_to_check(settings, execution, newest=await ledger.newest())
+                _print_what_to_check(settings, execution, newest=await ledger.newest())
                 raise typer.Exit(1)
             return found
 
-    return asyncio.run(ask())
+    return asyncio.run(read())
 
 
-def _say_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tuple[str, datetime] | None) -> None:
+def _print_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tuple[str, datetime] | None) -> None:
     from dispatcher.cli._output import time_text
 
-    heard = (
-        f"its newest event was recorded at {time_text(newest[1])} (UTC)"
-        if newest
-        else "it has recorded no event at all"
-    )
+    last = f"its newest event was recorded at {time_text(newest[1])} (UTC)" if newest else "it has no events at all"
     kafka = f"on {', '.join(settings.kafka.topics)}" if settings.kafka is not None else "over HTTP"
     for line in (
-        f"dispatcher: nothing is recorded of {execution}. What to check:",
-        "- has it ended? Only SUCCEEDED, FAILED, ABORTED and TIMED_OUT are recorded",
+        f"dispatcher: nothing is recorded about {execution}. What to check:",
+        "- has it finished? Only SUCCEEDED, FAILED, ABORTED and TIMED_OUT are recorded",
         "- is the id right? Flyte's console shows it as projects/PROJECT/domains/DOMAIN/executions/NAME",
-        f"- is this the service's ledger? Here {heard}; --config or ledger.url chooses another",
-        f"- is its event older than ledger.retention ({settings.ledger.retention.days} days)? Then it is forgotten",
+        f"- is this the service's ledger? Here {last}; --config or ledger.url chooses another",
+        f"- is its event older than ledger.retention ({settings.ledger.retention.days} days)? Then it was deleted",
         f"- did the event arrive {kafka}? Flyte publishes once, without retry, and only with cloudEvents.enable",
-        "- was its message beyond understanding? dispatcher rejected list",
-        "An event in a file is explained without the ledger: dispatcher explain FILE",
+        "- was its message rejected? dispatcher rejected list",
+        "To explain an event in a file, without the ledger: dispatcher explain FILE",
     ):
         typer.echo(line, err=True)
 
 
-# -- for people
+# -- output for people
 
 
-def _tell(explanations: Sequence[Explanation]) -> None:
+def _print(explanations: Sequence[Explanation]) -> None:
     from dispatcher.cli._output import console
     from dispatcher.explain import REJECTED
 
-    for number, account in enumerate(explanations):
+    for number, explanation in enumerate(explanations):
         if number:
             console.print()
             console.rule(style="dim")
-        _tell_event(account)
-        if account.rules:
+        _print_event(explanation)
+        if explanation.rules:
             console.print()
-            _tell_rules(account.rules)
-        if account.event["verdict"] != REJECTED:
+            _print_rules(explanation.rules)
+        if explanation.event["verdict"] != REJECTED:
             console.print()
-            _tell_deliveries(account.deliveries, [rule["defined_at"] for rule in account.rules])
+            _print_deliveries(explanation.deliveries, [rule["defined_at"] for rule in explanation.rules])
 
 
-def _tell_event(account: Explanation) -> None:
-    from dispatcher.cli._output import write_facts
+def _print_event(explanation: Explanation) -> None:
+    from dispatcher.cli._output import write_details
     from dispatcher.explain import REJECTED
     from dispatcher.rendering.traceback import summarize
 
-    event = account.event
-    write_facts(
+    event = explanation.event
+    write_details(
         [
             ("execution", _path(event["execution"])),
             ("phase", event.get("phase")),
-            ("occurred", _moment(event.get("occurred_at"))),
+            ("occurred", _time(event.get("occurred_at"))),
             ("launch plan", _path(event.get("launch_plan")) or ("" if event["verdict"] == REJECTED else "not named")),
             ("workflow", _path(event.get("workflow"))),
             ("principal", event.get("principal")),
             ("error", summarize((event.get("error") or {}).get("message", "")).summary),
-            ("recorded", _moment(event.get("recorded_at"))),
-            ("received", _moment(event.get("received_at"))),
+            ("recorded", _time(event.get("recorded_at"))),
+            ("received", _time(event.get("received_at"))),
             ("position", event.get("position")),
             ("rejected as", event.get("rejected_id")),
-            ("replayed", _moment(event.get("replayed_at"))),
+            ("replayed", _time(event.get("replayed_at"))),
             ("verdict", _verdict(str(event["verdict"]))),
-            ("because", event["reason"]),
-            ("silenced by", account.disabled_by),
+            ("reason", event["reason"]),
+            ("disabled by", explanation.disabled_by),
         ]
     )
 
 
-def _tell_rules(rules: Sequence[Mapping[str, Any]]) -> None:
+def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
     from dispatcher.cli._output import write_table
 
     write_table(
-        ("RULE", "MATCHED", "CHANNEL", "RECIPIENTS", "PHASES", "WHY", "SOURCE"),
+        ("RULE", "MATCHED", "CHANNEL", "RECIPIENTS", "PHASES", "REASON", "DEFINED AT"),
         [
             (
                 number,
-                _mark(rule["matched"]),
+                _yes_or_no(rule["matched"]),
                 rule["channel"],
                 ", ".join(rule["recipients"]),
                 ", ".join(rule["phases"]),
@@ -272,28 +273,29 @@ def _tell_rules(rules: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def _tell_deliveries(deliveries: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> None:
+def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[str]) -> None:
+    """`rules`: where each printed rule is defined; a delivery refers to its rule by its number."""
     from dispatcher.cli._output import console, state_text, write_table
 
     if not deliveries:
-        console.print("nobody is told")
+        console.print("no notifications")
         return
     rows: list[tuple[Any, ...]] = []
     for delivery in deliveries:
-        owed_by = delivery["rule"]
-        rule = sources.index(owed_by) + 1 if owed_by in sources else owed_by
-        who = (rule, state_text(delivery["state"]), delivery["channel"], ", ".join(delivery["recipients"]))
+        defined_at = delivery["rule"]
+        rule = rules.index(defined_at) + 1 if defined_at in rules else defined_at
+        cells = (rule, state_text(delivery["state"]), delivery["channel"], ", ".join(delivery["recipients"]))
         attempts = delivery.get("attempts") or [None]
         for at, attempt in enumerate(attempts):
             last = at == len(attempts) - 1
             rows.append(
                 (
-                    *(who if at == 0 else ("", "", "", "")),
+                    *(cells if at == 0 else ("", "", "", "")),
                     *(_attempt_cells(attempt) if attempt is not None else ("", "", "")),
-                    _words(attempt, delivery["reason"] if last else ""),
+                    _answer(attempt, delivery["reason"] if last else ""),
                 )
             )
-    write_table(("RULE", "STATE", "CHANNEL", "TO", "TRY", "ENDED (UTC)", "OUTCOME", "ANSWER"), rows)
+    write_table(("RULE", "STATE", "CHANNEL", "TO", "ATTEMPT", "ENDED (UTC)", "OUTCOME", "ANSWER"), rows)
 
 
 def _attempt_cells(attempt: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -302,11 +304,11 @@ def _attempt_cells(attempt: Mapping[str, Any]) -> tuple[Any, ...]:
     return attempt["number"], time_text(attempt["ended_at"]), state_text(attempt["outcome"])
 
 
-def _words(attempt: Mapping[str, Any] | None, reason: str) -> str:
-    """The provider's answer, and why it came to nothing where it did; nothing is said twice."""
-    said = f"{attempt['status']} {attempt['answer']}".strip() if attempt is not None else ""
+def _answer(attempt: Mapping[str, Any] | None, reason: str) -> str:
+    """The provider's answer, then the reasons of the attempt and of the delivery; equal reasons appear once."""
+    answer = f"{attempt['status']} {attempt['answer']}".strip() if attempt is not None else ""
     reasons = dict.fromkeys((attempt["reason"] if attempt is not None else "", reason))
-    return ": ".join(words for words in (said, *reasons) if words)
+    return ": ".join(text for text in (answer, *reasons) if text)
 
 
 def _path(entity: Mapping[str, str] | None) -> str:
@@ -316,22 +318,22 @@ def _path(entity: Mapping[str, str] | None) -> str:
     return f"{entity['project']}/{entity['domain']}/{entity['name']}{version}"
 
 
-def _moment(time: Any) -> str:
+def _time(value: Any) -> str:
     from datetime import UTC, datetime
 
     from dispatcher.cli._output import time_text
 
-    moment = datetime.fromisoformat(time) if isinstance(time, str) else time
-    return f"{time_text(moment.astimezone(UTC))} (UTC)" if moment is not None else ""
+    time = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return f"{time_text(time.astimezone(UTC))} (UTC)" if time is not None else ""
 
 
 def _verdict(verdict: str) -> Text:
     from rich.text import Text
 
-    return Text(verdict, style="green" if verdict == "matched" else "yellow")
+    return Text(verdict.replace("_", " "), style="green" if verdict == "matched" else "yellow")
 
 
-def _mark(matched: bool) -> Text:
+def _yes_or_no(matched: bool) -> Text:
     from rich.text import Text
 
     return Text("yes", style="green") if matched else Text("no", style="dim")

@@ -11,7 +11,7 @@ from dispatcher.cli._options import Config
 if TYPE_CHECKING:
     from dispatcher.ledger import Schema
 
-ledger = typer.Typer(name="ledger", help="The ledger's tables: show their version, or migrate them.")
+ledger = typer.Typer(name="ledger", help="Show the version of the ledger's tables, or migrate.")
 
 
 @ledger.command()

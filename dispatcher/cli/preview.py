@@ -1,4 +1,4 @@
-"""`dispatcher preview`: the message that would be sent, without sending it."""
+"""`dispatcher preview`: renders messages without sending them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dispatcher.cli._options import Config
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
     from dispatcher.model.event import Event
-    from dispatcher.workbench.sample import SampleRenderer, Sample
+    from dispatcher.workbench.sample import Sample, SampleRenderer
 
 
-_NOBODY = "nobody is told of {}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT"
+_NOT_TERMINAL = "{} is not a terminal phase: use SUCCEEDED, FAILED, ABORTED or TIMED_OUT"
 
 
 class Form(StrEnum):
-    """How the preview is written."""
+    """The preview's format."""
 
     TERMINAL = "terminal"
     HTML = "html"
@@ -32,41 +32,46 @@ class Form(StrEnum):
 
 def preview(
     channel: Annotated[
-        str | None, typer.Option(help="Whose message: email, slack, pagerduty, teams, webhook …", show_default=False)
+        str | None, typer.Option(help="The channel: email, slack, pagerduty, teams, webhook …", show_default=False)
     ] = None,
     phase: Annotated[
-        str, typer.Option(help="SUCCEEDED, FAILED, ABORTED or TIMED_OUT, of a sample execution.")
+        str, typer.Option(help="The sample execution's phase: SUCCEEDED, FAILED, ABORTED or TIMED_OUT.")
     ] = "FAILED",
     event: Annotated[
         Path | None,
-        typer.Option(
-            "--event", help="An event file instead of the sample.", exists=True, dir_okay=False, show_default=False
-        ),
+        typer.Option("--event", help="Use the event in this file.", exists=True, dir_okay=False, show_default=False),
     ] = None,
     execution: Annotated[
-        str, typer.Option(help="project/domain/name: its end, as FlyteAdmin tells it (rules.flyte_admin).")
+        str, typer.Option(help="project/domain/name: use this finished execution from FlyteAdmin (rules.flyte_admin).")
     ] = "",
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change the event: error.message=boom, labels.team=ml.", show_default=False),
+        typer.Option("--set", help="Change an event field: error.message=boom, labels.team=ml.", show_default=False),
     ] = None,
-    recipient: Annotated[str, typer.Option(help="As a rule writes it, where templates differ by recipient.")] = "",
-    form: Annotated[Form, typer.Option("--format", help="How to write it.")] = Form.TERMINAL,
+    recipient: Annotated[
+        str, typer.Option(help="The recipient, written as in a rule, if templates differ by recipient.")
+    ] = "",
+    form: Annotated[Form, typer.Option("--format", help="The output format.")] = Form.TERMINAL,
     output: Annotated[
         Path | None, typer.Option(help="Write to this file; with --all, to this folder.", show_default=False)
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every channel and phase, with an index page.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Render every channel and phase, with an index page.")] = False,
     diff: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of templates: show what it would change.", exists=True, file_okay=False, show_default=False
+            help="A template folder: print how its templates would change the messages.",
+            exists=True,
+            file_okay=False,
+            show_default=False,
         ),
     ] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="A page in the browser that follows the templates.")] = False,
-    port: Annotated[int, typer.Option(help="Of that page; 0 takes a free one.", min=0, max=65535)] = 8090,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve a page that reloads whenever a template changes.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="That page's port; 0 takes a free one.", min=0, max=65535)] = 8090,
     config: Config = None,
 ) -> None:
-    """Render messages without sending them. Exit status 1 where a provider would refuse one."""
+    """Render messages without sending them. Exit status 1 if a provider would refuse one."""
     from channels.contract import UnknownRecipient
     from dispatcher.config.settings import load
     from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
@@ -82,31 +87,31 @@ def preview(
         run(settings, with_changes(given, changes or ()), port)
         return
     if channel is None and not every:
-        raise typer.BadParameter(f"say which: --channel {', '.join(CHANNELS)}, or --all")
+        raise typer.BadParameter(f"give --channel {', '.join(CHANNELS)}, or --all")
     renderer = SampleRenderer(settings)
     events = [
-        _ending(with_changes(happened, changes or ()))
-        for happened in _events(settings, event, execution, phase, every=every)
+        _require_terminal(with_changes(one, changes or ()))
+        for one in _events(settings, event, execution, phase, every=every)
     ]
-    known = [*BUILT_IN, *(name for name in settings.channel_sections if name not in BUILT_IN)]
-    channels = [channel] if channel is not None else known
+    every_channel = [*BUILT_IN, *(name for name in settings.channel_sections if name not in BUILT_IN)]
+    channels = [channel] if channel is not None else every_channel
     if diff is not None:
         _show_difference(renderer, SampleRenderer(settings, [diff]), channels, events, recipient)
     elif every:
         if output is None:
             raise typer.BadParameter("--all wants --output FOLDER")
-        _end(_write_all(renderer, channels, events, recipient, output))
+        _exit_with(_write_all(renderer, channels, events, recipient, output))
     else:
         try:
             sample = renderer.render(channels[0], events[0], recipient)
         except UnknownRecipient as error:
             raise typer.BadParameter(f"{recipient}: {error.reason}") from None
         _show(sample, form, output)
-        _end(f"{sample.channel} would refuse this: {problem}" for problem in sample.problems)
+        _exit_with(f"{sample.channel} would refuse this: {problem}" for problem in sample.problems)
 
 
-def _end(problems: Iterator[str]) -> None:
-    """Tell the problems; exit status 1 where there is one."""
+def _exit_with(problems: Iterator[str]) -> None:
+    """Print the problems; exit with status 1 if there is one."""
     status = 0
     for problem in problems:
         typer.echo(problem, err=True)
@@ -143,7 +148,7 @@ def _from_flyte_admin(settings: Settings, execution: str) -> Event:
         identity = ExecutionId.parse(execution)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    return _ending(asyncio.run(ask(identity)))
+    return _require_terminal(asyncio.run(ask(identity)))
 
 
 def _sample(file: Path | None, phase: str) -> Event:
@@ -156,15 +161,16 @@ def _sample(file: Path | None, phase: str) -> Event:
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if file is not None:
-        return _ending(read_event_file(file))
+        return _require_terminal(read_event_file(file))
     if not wanted.terminal:
-        raise typer.BadParameter(_NOBODY.format(wanted))
+        raise typer.BadParameter(_NOT_TERMINAL.format(wanted))
     return sample_event(wanted)
 
 
-def _ending(event: Event) -> Event:
+def _require_terminal(event: Event) -> Event:
+    """The event. Raises BadParameter if its phase is not terminal."""
     if not event.phase.terminal:
-        raise typer.BadParameter(_NOBODY.format(event.phase))
+        raise typer.BadParameter(_NOT_TERMINAL.format(event.phase))
     return event
 
 
@@ -175,15 +181,15 @@ def _show(sample: Sample, form: Form, output: Path | None) -> None:
 
         console.print(to_panel(sample.channel, sample.content))
         return
-    written = _written(sample, form)
+    content = _formatted(sample, form)
     if output is None:
-        typer.get_binary_stream("stdout").write(written)
+        typer.get_binary_stream("stdout").write(content)
     else:
-        output.write_bytes(written)
+        output.write_bytes(content)
         typer.echo(f"written to {output}", err=True)
 
 
-def _written(sample: Sample, form: Form) -> bytes:
+def _formatted(sample: Sample, form: Form) -> bytes:
     match form:
         case Form.HTML:
             return sample.html.encode()
@@ -197,8 +203,10 @@ def _written(sample: Sample, form: Form) -> bytes:
             return sample.wire
 
 
-def _write_all(renderer: SampleRenderer, channels: list[str], events: list[Event], recipient: str, folder: Path) -> Iterator[str]:
-    """Write every form of every message, and a page that leads to them; yield what is wrong."""
+def _write_all(
+    renderer: SampleRenderer, channels: list[str], events: list[Event], recipient: str, folder: Path
+) -> Iterator[str]:
+    """Write every message in every format, and an index page; yield the problems."""
     from dispatcher.preview.html import index
     from dispatcher.workbench.sample import TemplateError
 
@@ -213,23 +221,25 @@ def _write_all(renderer: SampleRenderer, channels: list[str], events: list[Event
                 entries.append((name, [], [str(error)]))
                 yield f"{name}: {error}"
                 continue
-            for ending, written in sample.files.items():
-                (folder / f"{name}.{ending}").write_bytes(written)
-            entries.append((name, [f"{name}.{ending}" for ending in sample.files], sample.problems))
+            for suffix, content in sample.files.items():
+                (folder / f"{name}.{suffix}").write_bytes(content)
+            entries.append((name, [f"{name}.{suffix}" for suffix in sample.files], sample.problems))
             yield from (f"{name}: {channel} would refuse this: {problem}" for problem in sample.problems)
     (folder / "index.html").write_text(index(entries), encoding="utf-8")
     typer.echo(f"written to {folder}: start with index.html", err=True)
 
 
-def _show_difference(now: SampleRenderer, then: SampleRenderer, channels: list[str], events: list[Event], recipient: str) -> None:
+def _show_difference(
+    current: SampleRenderer, changed: SampleRenderer, channels: list[str], events: list[Event], recipient: str
+) -> None:
     from dispatcher.workbench.sample import difference
 
     differences, refusals = [], []
     for event in events:
         for channel in channels:
-            other = then.render(channel, event, recipient)
+            after = changed.render(channel, event, recipient)
             name = f"{event.phase.lower()}.{channel}"
-            differences.append(difference(now.render(channel, event, recipient), other, name))
-            refusals += [f"{name}: {channel} would refuse this: {problem}" for problem in other.problems]
+            differences.append(difference(current.render(channel, event, recipient), after, name))
+            refusals += [f"{name}: {channel} would refuse this: {problem}" for problem in after.problems]
     typer.echo("".join(differences) or "nothing would change\n", nl=False)
-    _end(iter(refusals))
+    _exit_with(iter(refusals))

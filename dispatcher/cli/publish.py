@@ -1,4 +1,4 @@
-"""`dispatcher publish`: test events, to Kafka or to the HTTP intake, as the engine would write them."""
+"""`dispatcher publish`: publishes test events to Kafka or to the HTTP intake, in an engine's format."""
 
 from __future__ import annotations
 
@@ -19,52 +19,57 @@ if TYPE_CHECKING:
     from dispatcher.flyte.encode import EncodedMessage, Format
     from dispatcher.model.event import Event
 
-SHOWN_ONE_BY_ONE = 20
-IN_FLIGHT = 500
+MAX_PRINTED = 20
+"""Up to this many executions, each message is printed; with more, a progress bar is shown."""
+MAX_IN_FLIGHT = 500
+"""Executions that are published concurrently."""
 
 
-class Goal(StrEnum):
-    """Where to."""
+class Destination(StrEnum):
+    """Where to publish."""
 
     KAFKA = "kafka"
     HTTP = "http"
 
 
 Publish = Callable[["EncodedMessage"], Awaitable[str]]
-"""Hand one message over; where it went, in words."""
+"""Publishes one message; returns where it was published: `flyte-cloudevents/0@41`."""
 
 
 def publish(
     config: Config = None,
-    to: Annotated[Goal, typer.Option(help="Kafka, or the HTTP intake.")] = Goal.HTTP,
+    to: Annotated[Destination, typer.Option(help="Kafka, or the HTTP intake.")] = Destination.HTTP,
     form: Annotated[str, typer.Option("--format", help="flyte-v1, flyte-v2 or native.")] = "native",
     phase: Annotated[str, typer.Option(help="The phase that the execution enters.")] = "FAILED",
     project: Annotated[str, typer.Option(help="The execution's project.")] = "flytesnacks",
     domain: Annotated[str, typer.Option(help="The execution's domain.")] = "development",
     name: Annotated[str | None, typer.Option(help="The execution's name.", show_default="a new one")] = None,
     launch_plan: Annotated[
-        str | None, typer.Option(help="Its launch plan: NAME or NAME@VERSION.", show_default=False)
+        str | None, typer.Option(help="The execution's launch plan: NAME or NAME@VERSION.", show_default=False)
     ] = None,
-    error: Annotated[str | None, typer.Option(help="Its error message.", show_default=False)] = None,
-    principal: Annotated[str, typer.Option(help="Who started it.", show_default=False)] = "",
-    label: Annotated[list[str] | None, typer.Option(help="A label, KEY=VALUE; may be given again.")] = None,
+    error: Annotated[str | None, typer.Option(help="The execution's error message.", show_default=False)] = None,
+    principal: Annotated[str, typer.Option(help="Who started the execution.", show_default=False)] = "",
+    label: Annotated[list[str] | None, typer.Option(help="A label, KEY=VALUE; repeat it for several.")] = None,
     lifecycle: Annotated[
-        bool, typer.Option("--lifecycle", help="All phases up to this one, with a node's and a task's events.")
+        bool, typer.Option("--lifecycle", help="Also publish the earlier phases, a node event and a task event.")
     ] = False,
-    count: Annotated[int, typer.Option(min=1, help="How many executions.")] = 1,
-    rate: Annotated[float, typer.Option(min=0, help="Executions a second; 0 is as fast as it goes.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of executions.")] = 1,
+    rate: Annotated[float, typer.Option(min=0, help="Executions per second; 0 for no limit.")] = 0,
     file: Annotated[
-        Path | None, typer.Option(help="Publish these events instead, one JSON document a line.", exists=True)
+        Path | None,
+        typer.Option(help="Publish the events in this file instead, one JSON document per line.", exists=True),
     ] = None,
     bootstrap_servers: Annotated[
-        str | None, typer.Option(help="Kafka, where the settings don't say.", show_default=False)
+        str | None, typer.Option(help="Kafka's HOST:PORT; replaces the settings' value.", show_default=False)
     ] = None,
-    topic: Annotated[str | None, typer.Option(help="The topic.", show_default="the first in the settings")] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="The Kafka topic.", show_default="the first in the settings")
+    ] = None,
     url: Annotated[
-        str | None, typer.Option(help="The HTTP intake.", show_default="http.listen of the settings")
+        str | None, typer.Option(help="URL of the HTTP intake.", show_default="http.listen of the settings")
     ] = None,
 ) -> None:
-    """Publish test events, and say where each one went."""
+    """Publish test events. Prints where each one was published."""
     import asyncio
 
     from dispatcher.config.settings import load
@@ -75,9 +80,9 @@ def publish(
     else:
         event = _event(phase, project, domain, name, launch_plan, error, principal, label or [])
         messages, total = _executions(event, _format(form), lifecycle=lifecycle, count=count), count
-    opened = _to_kafka(settings, bootstrap_servers, topic) if to is Goal.KAFKA else _to_http(settings, url)
-    pace = timedelta(seconds=1 / rate) if rate else timedelta()
-    asyncio.run(_publish_all(messages, opened, pace=pace, total=total))
+    publisher = _to_kafka(settings, bootstrap_servers, topic) if to is Destination.KAFKA else _to_http(settings, url)
+    interval = timedelta(seconds=1 / rate) if rate else timedelta()
+    asyncio.run(_publish_all(messages, publisher, interval=interval, total=total))
 
 
 def _format(form: str) -> Format:
@@ -105,7 +110,7 @@ def _event(
     from dispatcher.model.event import Event
     from dispatcher.parsing.validation_errors import first_problem
 
-    facts = {
+    fields = {
         "execution": {"project": project, "domain": domain, "name": name or f"f{secrets.token_hex(9)}"},
         "phase": phase,
         "occurred_at": SystemClock().now(),
@@ -114,11 +119,11 @@ def _event(
     }
     if launch_plan is not None:
         plan, _, version = launch_plan.partition("@")
-        facts["launch_plan"] = {"project": project, "domain": domain, "name": plan, "version": version}
+        fields["launch_plan"] = {"project": project, "domain": domain, "name": plan, "version": version}
     if error is not None:
-        facts["error"] = {"code": "USER:Unknown", "message": error, "kind": "USER"}
+        fields["error"] = {"code": "USER:Unknown", "message": error, "kind": "USER"}
     try:
-        return Event.model_validate(facts)
+        return Event.model_validate(fields)
     except ValidationError as problem:
         raise typer.BadParameter(first_problem(problem)) from None
 
@@ -131,7 +136,7 @@ def _pair(label: str) -> tuple[str, str]:
 
 
 def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> Iterator[list[EncodedMessage]]:
-    """The messages of each execution; more than one execution get numbered names."""
+    """Yield each execution's messages. If `count` is above 1, the executions' names are numbered."""
     from dispatcher.flyte.encode import write, write_lifecycle
 
     for number in range(count):
@@ -154,9 +159,9 @@ def _from_file(file: Path) -> Iterator[list[EncodedMessage]]:
 
 async def _publish_all(
     executions: Iterator[list[EncodedMessage]],
-    opened: AbstractAsyncContextManager[Publish],
+    publisher: AbstractAsyncContextManager[Publish],
     *,
-    pace: timedelta,
+    interval: timedelta,
     total: int | None,
 ) -> None:
     import asyncio
@@ -167,29 +172,29 @@ async def _publish_all(
     from dispatcher.clock import SystemClock
 
     clock = SystemClock()
-    shown_one_by_one = total is None or total <= SHOWN_ONE_BY_ONE
+    print_each = total is None or total <= MAX_PRINTED
     columns = (TextColumn("publishing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     number = 0
-    room = asyncio.Semaphore(IN_FLIGHT)
-    with Progress(*columns, console=console, transient=True, disable=shown_one_by_one) as progress:
+    slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+    with Progress(*columns, console=console, transient=True, disable=print_each) as progress:
         bar = progress.add_task("publishing", total=total)
-        async with opened as send, asyncio.TaskGroup() as group:
+        async with publisher as send, asyncio.TaskGroup() as group:
 
-            async def hand_over(execution: list[EncodedMessage]) -> None:
+            async def publish_execution(execution: list[EncodedMessage]) -> None:
                 nonlocal number
                 for message in execution:
                     where = await send(message)
                     number += 1
-                    if shown_one_by_one:
+                    if print_each:
                         console.print(f"{where}  {message.summary}", markup=False, highlight=False)
                 progress.advance(bar)
-                room.release()
+                slots.release()
 
             start = clock.now()
             for index, execution in enumerate(executions):
-                await clock.sleep(start + pace * index - clock.now())
-                await room.acquire()
-                group.create_task(hand_over(execution))
+                await clock.sleep(start + interval * index - clock.now())
+                await slots.acquire()
+                group.create_task(publish_execution(execution))
     messages = "1 message" if number == 1 else f"{number} messages"
     console.print(f"published {messages}")
 
@@ -206,11 +211,11 @@ async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: st
         )
     if config is None:
         raise SettingsError("no Kafka to publish to: give --bootstrap-servers, or --config with a kafka section")
-    goal = topic or config.topics[0]
+    target = topic or config.topics[0]
     async with KafkaPublisher(config) as publisher:
 
         async def send(message: EncodedMessage) -> str:
-            sent = await publisher.send(goal, message.value, key=message.key, headers=message.headers)
+            sent = await publisher.send(target, message.value, key=message.key, headers=message.headers)
             return f"{sent.topic}/{sent.partition}@{sent.offset}"
 
         yield send
@@ -224,7 +229,7 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
     from dispatcher.web.config import HttpConfig, Scope
 
     http = settings.http or HttpConfig()
-    goal = (url or f"http://{http.listen}").rstrip("/").removesuffix("/events") + "/events"
+    events_url = (url or f"http://{http.listen}").rstrip("/").removesuffix("/events") + "/events"
     token = next((caller.reveal() for caller in http.callers() if Scope.PUBLISH in caller.scopes), None)
     always = {"Authorization": f"Bearer {token}"} if token else {}
     async with aiohttp.ClientSession(headers=always) as session:
@@ -232,13 +237,13 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
         async def send(message: EncodedMessage) -> str:
             headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
             try:
-                async with session.post(goal, data=message.value, headers=headers) as response:
+                async with session.post(events_url, data=message.value, headers=headers) as response:
                     is_json = response.content_type == "application/json"
                     answer = await response.json() if is_json else {"reason": await response.text()}
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                raise DispatcherError(f"{goal}: {str(error) or type(error).__name__}") from None
+                raise DispatcherError(f"{events_url}: {str(error) or type(error).__name__}") from None
             if response.status >= 300:
-                raise DispatcherError(f"{goal}: {response.status}: {answer.get('reason', answer)}")
-            return f"{goal}: {answer['status']}"
+                raise DispatcherError(f"{events_url}: {response.status}: {answer.get('reason', answer)}")
+            return f"{events_url}: {answer['status']}"
 
         yield send

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli._open_ledger import ask
+from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, parse_since
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def reconcile(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the executions; record nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find executions in FlyteAdmin that finished without an event, and record them. The running service sends their
-    notifications.
+    """Record executions that finished without an event. FlyteAdmin lists the finished executions; the running service
+    sends the notifications.
     """
     from dispatcher.cli._output import console, time_text, write_json
     from dispatcher.clock import SystemClock

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._open_ledger import ask
+from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 MAX_REPLAYED = 10_000
 
 rejected = typer.Typer(
-    help="Rejected messages: not decodable, or with unknown rules. List, show or replay them.", no_args_is_help=True
+    help="List, show or replay rejected messages. A message is rejected if it cannot be decoded or its rules are unknown.",
+    no_args_is_help=True,
 )
 
 
@@ -30,7 +31,7 @@ def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json
     from dispatcher.explain import rejected_data
 
     start = parse_since(since, now=SystemClock().now())
-    found = ask(config, lambda ledger: ledger.find_rejected(limit=limit, since=start))
+    found = with_ledger(config, lambda ledger: ledger.find_rejected(limit=limit, since=start))
     if as_json:
         write_json([rejected_data(entry) for entry in found])
         return
@@ -46,11 +47,11 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one rejected message: its reason, position, headers and stored bytes."""
+    """Show one rejected message. Prints its reason, position, headers and stored bytes."""
     from dispatcher.cli._output import console, time_text, write_details, write_json
     from dispatcher.explain import rejected_details
 
-    found = ask(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
+    found = with_ledger(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
     if len(found) != 1:
         how_many = "no rejected message" if not found else "more than one rejected message"
         typer.echo(f"dispatcher: {how_many} begins with {id_!r}", err=True)
@@ -83,7 +84,7 @@ def replay(
     everything: Annotated[bool, typer.Option("--all", help="All messages that were not replayed yet.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what a replay would do.")] = False,
 ) -> None:
-    """Process rejected messages again with the current rules and decoder. The running service sends the resulting
+    """Process rejected messages again. Uses the current rules and decoder; the running service sends the resulting
     notifications.
     """
     from dispatcher.cli._output import console
@@ -98,7 +99,7 @@ def replay(
     async def replay_each(ledger: Ledger) -> int:
         return await _replay(ledger, settings, ids or [""], dry_run=dry_run)
 
-    understood = ask(config, replay_each)
+    accepted = with_ledger(config, replay_each)
     would = "would be " if dry_run else ""
     console.print(f"{accepted} {would}accepted now")
 
@@ -115,13 +116,13 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     rules.load()
     clock = SystemClock()
     planner = make_planner(settings, open_channels(settings))
-    held = [entry for start in ids for entry in await ledger.find_rejected(limit=REPLAYED_AT_MOST, id_starts=start)]
-    understood = 0
+    found = [entry for start in ids for entry in await ledger.find_rejected(limit=MAX_REPLAYED, id_starts=start)]
+    accepted = 0
     async with configured_flyte_admin(settings, clock) as admin:
         look_up = admin.look_up if admin is not None else None
         intake = Intake(ledger, lambda: rules.book, planner, clock, look_up=look_up)
-        for entry in {entry.id: entry for entry in held if entry.replayed_at is None}.values():
-            tried = await intake.replay(entry, dry_run=dry_run)
-            understood += tried.accepted
-            console.print(f"{entry.id[:8]}  {tried.message}", markup=False, highlight=False, soft_wrap=True)
-    return understood
+        for entry in {entry.id: entry for entry in found if entry.replayed_at is None}.values():
+            result = await intake.replay(entry, dry_run=dry_run)
+            accepted += result.accepted
+            console.print(f"{entry.id[:8]}  {result.message}", markup=False, highlight=False, soft_wrap=True)
+    return accepted

@@ -1,4 +1,4 @@
-"""`dispatcher send-test`: one notification, marked as a test, through the real settings and the real channel."""
+"""`dispatcher send-test`: sends one real message, marked as a test, with the configured channel."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ if TYPE_CHECKING:
 
 
 def send_test(
-    channel: Annotated[str, typer.Option(help="The channel, as the settings call it.", show_default=False)],
-    to: Annotated[
-        str, typer.Option("--to", help="Who gets it, as a rule would write it: nobody by default.", show_default=False)
-    ],
+    channel: Annotated[str, typer.Option(help="The channel's name in the settings.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="The recipient, written as in a rule.", show_default=False)],
     phase: Annotated[str, typer.Option(help="SUCCEEDED, FAILED, ABORTED or TIMED_OUT.")] = "FAILED",
     config: Config = None,
 ) -> None:
-    """Send one notification that is marked as a test. Tells the provider's answer.
+    """Send one real message, marked as a test. Prints the provider's answer.
 
-    Goes the way of any other, by the settings' templates, recipients and secrets, but needs neither Kafka nor the
-    ledger, and is tried once. Exit status 1 where it wasn't taken. PagerDuty opens an incident for it.
+    Uses the templates, recipients and secrets of the settings; needs neither Kafka nor the ledger; makes one attempt.
+    PagerDuty opens an incident for it. Exit status 1 if the provider did not accept the message.
     """
     import asyncio
 
@@ -42,37 +40,39 @@ def send_test(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if not wanted.terminal:
-        raise typer.BadParameter(f"nobody is told of {wanted}: only of SUCCEEDED, FAILED, ABORTED and TIMED_OUT")
+        raise typer.BadParameter(f"{wanted} is not a terminal phase: use SUCCEEDED, FAILED, ABORTED or TIMED_OUT")
     settings = load(config)
     channels = open_channels(settings)
     event = sample_event(wanted).model_copy(update={"occurred_at": SystemClock().now()})
     try:
         target = make_planner(settings, channels).target(channel, to)
         if target.channel != channel:
-            typer.echo(f"{channel} doesn't serve {to}: it goes by {target.channel}")
+            typer.echo(f"{channel} doesn't serve {to}: sending it through {target.channel}")
         message = _message(target, event, _content(settings, target, event))
         receipt = asyncio.run(_send(channels[target.channel], message))
     except ChannelError as error:
         match error:
             case Later():
-                verdict = "not taken for now (a delivery would be tried again)"
+                result = "not accepted now (a delivery would be retried)"
             case InDoubt():
-                verdict = "in doubt: it may have arrived (a delivery would be tried again)"
+                result = "in doubt: it may have arrived (a delivery would be retried)"
             case UnknownRecipient():
-                verdict = "nobody here by that name (a delivery would go to the channel's fallback, or be dead)"
+                result = "unknown recipient (a delivery would go to the channel's fallback, or be dead)"
             case _:
-                verdict = "refused (a delivery would be dead)"
-        typer.echo(f"{verdict}: {error.reason}", err=True)
+                result = "refused (a delivery would be dead)"
+        typer.echo(f"{result}: {error.reason}", err=True)
         if error.answer is not None:
             typer.echo(f"the provider answered {error.answer.status} {error.answer.text}".rstrip(), err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"sent: {target.channel} took it, and answered {receipt.answer.status} {receipt.answer.text}".rstrip())
+    typer.echo(
+        f"sent: {target.channel} accepted it, and answered {receipt.answer.status} {receipt.answer.text}".rstrip()
+    )
     for name, value in receipt.reference.items():
         typer.echo(f"  {name}: {value}")
 
 
 def _content(settings: Settings, target: Target, event: Event) -> Content:
-    """The message. Raises TemplateError where it could be taken for a real one."""
+    """The rendered content. Raises TemplateError if it does not say that it is a test."""
     import orjson
 
     from dispatcher.rendering.renderer import TEST_MARK, TemplateError
@@ -81,13 +81,13 @@ def _content(settings: Settings, target: Target, event: Event) -> Content:
     content = make_renderer(settings).render(target.channel, event, recipient=target.recipient, test=True)
     if TEST_MARK.strip() not in orjson.dumps(content).decode():
         raise TemplateError(
-            f"the {target.channel} templates say neither `what` nor `test`: it would look like a real one"
+            f"the {target.channel} templates use neither `what` nor `test`: the test would look like a real message"
         )
     return content
 
 
 def _message(target: Target, event: Event, content: Content) -> Message:
-    """A key of its own each time, or PagerDuty would merge two tests."""
+    """The message, with a new key each time: PagerDuty would merge two tests with the same key."""
     from channels.contract import Message
     from dispatcher.model.delivery import delivery_key
 

@@ -9,12 +9,14 @@ import typer
 
 from dispatcher.cli._options import AsJson, Config
 
-templates = typer.Typer(name="templates", help="List template variables, or check your own templates.", no_args_is_help=True)
+templates = typer.Typer(
+    name="templates", help="List template variables, or check your own templates.", no_args_is_help=True
+)
 
 
 @templates.command()
 def variables(as_json: AsJson = False) -> None:
-    """List the variables that templates can use, with type, meaning and an example."""
+    """List template variables, with type, meaning and example."""
     from dataclasses import asdict
 
     from dispatcher.cli._output import write_json, write_table
@@ -39,7 +41,7 @@ def lint(
     ] = None,
     config: Config = None,
 ) -> None:
-    """Find problems in templates: syntax errors, unknown variables, missing parts, exceeded limits, and HTML or CSS that
+    """Find problems in templates. Checks syntax, variables, missing parts, the channels' limits, and HTML and CSS that
     mail programs don't support.
 
     Prints each problem with file and line. Exit status 1 if there is one.

@@ -1,5 +1,5 @@
-"""The demo: a day in the life of a team, on embedded defaults, with an inbox where everything arrives.
+"""The demo: a simulated day of a team with the real service, embedded settings and a local inbox.
 
-`story` is what happens and what is owed for it; `inbox` the local mail server, Slack and PagerDuty, also
-used by the tests; `show` runs it.
+`story` has the events and the expected messages; `fakes` the local mail server, Slack, PagerDuty, Teams, webhook
+receiver and FlyteAdmin, which the tests use too; `show` runs the demo.
 """

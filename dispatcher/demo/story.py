@@ -1,4 +1,4 @@
-"""A day in the life of a team: what happens, and who is to be told of it."""
+"""The demo's simulated day: the executions, and the expected messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dispatcher.flyte.encode import Format
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 
-Told = tuple[str, tuple[str, ...]]
-"""A channel, and who is told there, sorted."""
+Expected = tuple[str, tuple[str, ...]]
+"""One expected message: the channel, and its recipients, sorted."""
 
 LAUNCH_PLANS = """\
-# Rules in Flyte's own shape; "*" as name serves every launch plan of the project and domain.
+# Rules in Flyte's own form; "*" as name is for every launch plan of the project and domain.
 launch_plan: {project: flytesnacks, domain: production, name: train.daily}
 notifications:
   - phases: [SUCCEEDED]
@@ -38,7 +38,7 @@ launch_plan: {project: etl, domain: production, name: "*"}
 notifications:
   - phases: [FAILED]
     slack: {recipients_email: ["#data-eng"]}
-  - phases: [FAILED]  # an address that the settings' rules.recipients take to Teams
+  - phases: [FAILED]  # the settings' rules.recipients redirect this address to Teams
     email: {recipients_email: [data-eng@example.com]}
   - phases: [FAILED]
     webhook: {recipients: [audit]}
@@ -63,18 +63,18 @@ User error."""
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One execution: its end, how the engine tells of it, and who is owed word."""
+    """One execution: its terminal event, the event's format, and the expected messages."""
 
     title: str
     event: Event
     form: Format
-    told: Sequence[Told] = ()
+    expected: Sequence[Expected] = ()
     lifecycle: bool = True
-    """All its phases, and its nodes' and tasks' events, come before its end."""
+    """True to send the execution's earlier phases and its node and task events before the terminal event."""
 
 
 def day(now: datetime) -> list[Scene]:
-    """The scenes, in order; the executions ended just now."""
+    """The scenes, in order; the executions finish at `now`."""
     failed = _event("a7failed", Phase.FAILED, now, plan="train.daily", error=_TRACEBACK, took=857)
     return [
         Scene(
@@ -93,15 +93,15 @@ def day(now: datetime) -> list[Scene]:
                 ("email", ("dev-team@example.com", "on-call@example.com")),
             ],
         ),
-        Scene("Kafka brings that failure a second time", failed, Format.FLYTE_V2, lifecycle=False),
+        Scene("Kafka delivers that failure a second time", failed, Format.FLYTE_V2, lifecycle=False),
         Scene(
-            "a job fails, and Flyte's v1 event doesn't name its launch plan: the rules for all of its project serve",
+            "a job fails, and Flyte's v1 event does not name its launch plan: the rules for launch plan * apply",
             _event("a7loader", Phase.FAILED, now, project="etl", error="OOMKilled: memory limit of 4Gi exceeded"),
             Format.FLYTE_V1,
             [("slack", ("#data-eng",)), ("teams", ("data-eng",)), ("webhook", ("audit",))],
         ),
         Scene(
-            "somebody aborts the weekly report: the one who asked for it is told in person",
+            "the weekly report is aborted: the person who wants it gets a direct message on Slack",
             _event(
                 "a7report",
                 Phase.ABORTED,
@@ -113,7 +113,7 @@ def day(now: datetime) -> list[Scene]:
             [("slack", ("@jane.doe@example.com",))],
         ),
         Scene(
-            "its second run takes too long",
+            "the report's second run takes too long",
             _event(
                 "a7report2",
                 Phase.TIMED_OUT,
@@ -126,7 +126,7 @@ def day(now: datetime) -> list[Scene]:
             [("email", ("reports@example.com",))],
         ),
         Scene(
-            "an execution with Options of its own: they replace the launch plan's rules",
+            "an execution's own Options replace the launch plan's rules",
             _event(
                 "a7experiment",
                 Phase.FAILED,
@@ -146,13 +146,13 @@ def day(now: datetime) -> list[Scene]:
             Format.NATIVE,
         ),
         Scene(
-            "its third run succeeds, which no rule asks for: who was told of the trouble hears that it is over",
+            "the report's third run succeeds: everyone notified of the failure gets a resolved notice",
             _event("a7report3", Phase.SUCCEEDED, now, plan="report.weekly", took=95),
             Format.FLYTE_V2,
             [("slack", ("@jane.doe@example.com",))],
         ),
         Scene(
-            "an event whose launch plan nobody knows: set aside, to be replayed",
+            "an event whose launch plan is unknown: rejected, and kept for a replay",
             _event("a7stray", Phase.FAILED, now, project="playground", error="RuntimeError: boom"),
             Format.FLYTE_V1,
         ),

@@ -1,1 +1,1 @@
-"""All that knows Flyte's formats: event payloads, event files, FlyteAdmin."""
+"""Flyte's formats: event payloads, event files, and FlyteAdmin's gRPC API."""

@@ -1,7 +1,7 @@
-"""Bytes in, an Event out, or the reason why not.
+"""Decodes one message from Kafka or HTTP to an Event.
 
-`decode` reads one message from Kafka or HTTP; `cloudevents` knows the two modes, `flyte` the engine's
-payloads; the native event is the Event itself. `files` reads events that people keep in files.
+`dispatcher.parsing.cloudevents` parses the two CloudEvents modes, `payloads` Flyte's own data. The data of a native
+event has the fields of Event.
 """
 
 from __future__ import annotations
@@ -28,55 +28,54 @@ from dispatcher.parsing.validation_errors import first_problem
 NATIVE = "dispatcher.execution.phase_changed.v1"
 """The CloudEvents type of the native event, for engines other than Flyte."""
 
-_FACTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+_PARSERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     payloads.V1: payloads.v1,
     payloads.V2: payloads.v2,
     NATIVE: dict,
 }
-_OURS = {kind.encode(): kind for kind in _FACTS}
-_SHORT = {
+_TYPE_BY_HEADER = {event_type.encode(): event_type for event_type in _PARSERS}
+_LABELS = {
     payloads.V1.encode(): "flyte-v1",
     payloads.V2.encode(): "flyte-v2",
     NATIVE.encode(): "native",
     None: "structured",
 }
 
-__all__ = ["NATIVE", "Headers", "decode", "is_foreign", "kind_of", "trace_context"]
+__all__ = ["NATIVE", "Headers", "decode", "is_other_type", "trace_context", "type_label"]
 
 
-def kind_of(headers: Headers) -> str:
-    """A message's type in a word, for counting: one of five. Of what has its envelope in its body, no more than that."""
-    return _SHORT.get(type_header(headers), "other")
+def type_label(headers: Headers) -> str:
+    """A message's type as a metric label: `flyte-v1`, `flyte-v2`, `native`, `structured` (no type header) or `other`."""
+    return _LABELS.get(type_header(headers), "other")
 
 
-def is_foreign(headers: Headers) -> bool:
-    """Whether a glance at the headers tells that the message is of another type. Costs next to nothing."""
+def is_other_type(headers: Headers) -> bool:
+    """True if the type header names a type that is not decoded. The fast filter for Kafka: it does not read the value."""
     for name, value in headers:
         if name == "ce_type":
-            return value not in _OURS
+            return value not in _TYPE_BY_HEADER
     return False
 
 
 def decode(headers: Headers, value: bytes | None) -> Event | None:
-    """Understand one message.
+    """Decode one message.
 
-    None where it is a CloudEvent of another type: on Flyte's topic that is most of them, and a type
-    header settles it before the value is touched. Raises Unreadable, with a reason for the operator.
+    None for a CloudEvent of another type, as most messages on Flyte's topic are. If the message has a type header, the
+    value of such an event is not parsed. Raises Unreadable, with a reason for the operator.
     """
     header = type_header(headers)
     if header is not None:
-        kind = _OURS.get(header)
-        return None if kind is None else _event(kind, load_json(value))
-    kind, body = envelope(headers, value)
-    return _event(kind, enveloped_data(body)) if kind in _FACTS else None
+        event_type = _TYPE_BY_HEADER.get(header)
+        return None if event_type is None else _event(event_type, load_json(value))
+    event_type, body = envelope(headers, value)
+    return _event(event_type, enveloped_data(body)) if event_type in _PARSERS else None
 
 
-def _event(kind: str, data: Any) -> Event:
+def _event(event_type: str, data: Any) -> Event:
     if not isinstance(data, dict):
         raise Unreadable("the event's data is no JSON object")
     try:
-        facts = _FACTS[kind](data)
-        event = Event.model_validate(facts)
+        event = Event.model_validate(_PARSERS[event_type](data))
     except ValidationError as error:
         raise Unreadable(first_problem(error)) from None
     if event.phase is Phase.UNDEFINED:

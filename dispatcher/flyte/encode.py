@@ -1,7 +1,6 @@
-"""An Event as an engine would put it on the wire: for test events, the demo and the tests.
+"""Encodes an Event as an engine sends it, for test events, the demo and the tests.
 
-The reverse of `decode`. What a real engine would leave out can be left out here, as Flyte's v1 does with
-the launch plan.
+The reverse of `decode`. Each format leaves out the fields that Flyte leaves out: v1 has no launch plan, for example.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _V2_TYPE = "com.flyte.resource.cloudevents.{}Execution"
 
 
 class Format(StrEnum):
-    """How an event is written."""
+    """The format of an encoded event."""
 
     FLYTE_V1 = "flyte-v1"
     FLYTE_V2 = "flyte-v2"
@@ -35,25 +34,29 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EncodedMessage:
-    """One message, ready for Kafka or, with its headers renamed, for HTTP."""
+    """One message for Kafka; for HTTP, rename the headers `ce_…` to `ce-…`."""
 
     key: bytes
     headers: Headers
     value: bytes
-    shown: str
-    """What it is, for people: `p/d/n FAILED`."""
+    summary: str
+    """A line for people: `p/d/n FAILED`."""
 
 
 def write(event: Event, form: Format) -> EncodedMessage:
-    """The message for one phase change, in binary mode."""
-    kind, data = _WRITERS[form](event)
+    """The message for one phase change, in CloudEvents' binary mode."""
+    event_type, data = _ENCODERS[form](event)
     return _message(
-        kind, data, _text_form(event.execution, event.phase), event.occurred_at, f"{event.execution} {event.phase}"
+        event_type,
+        data,
+        _text_form(event.execution, event.phase),
+        event.occurred_at,
+        f"{event.execution} {event.phase}",
     )
 
 
 def write_lifecycle(event: Event, form: Format) -> Iterator[EncodedMessage]:
-    """All messages of an execution up to the given terminal event: its phases, and a node's and a task's in between."""
+    """All messages of an execution up to its terminal event `event`: earlier phases, one node event, one task event."""
     steps = list(_phases_before(event.phase))
     for index, phase in enumerate(steps):
         earlier = event.occurred_at - timedelta(seconds=2 * (len(steps) - index))
@@ -94,7 +97,7 @@ def _native(event: Event) -> tuple[str, dict[str, Any]]:
     return NATIVE, data
 
 
-_WRITERS: dict[Format, Callable[[Event], tuple[str, dict[str, Any]]]] = {
+_ENCODERS: dict[Format, Callable[[Event], tuple[str, dict[str, Any]]]] = {
     Format.FLYTE_V1: _v1,
     Format.FLYTE_V2: _v2,
     Format.NATIVE: _native,
@@ -102,15 +105,15 @@ _WRITERS: dict[Format, Callable[[Event], tuple[str, dict[str, Any]]]] = {
 
 
 def _workflow_event(event: Event) -> dict[str, Any]:
-    written: dict[str, Any] = {
+    data: dict[str, Any] = {
         "executionId": event.execution.model_dump(),
         "producerId": "propeller",
         "phase": event.phase,
         "occurredAt": _time(event.occurred_at),
     }
     if event.error is not None:
-        written["error"] = event.error.model_dump()
-    return written
+        data["error"] = event.error.model_dump()
+    return data
 
 
 def _identifier(entity: EntityId) -> dict[str, str]:
@@ -118,7 +121,7 @@ def _identifier(entity: EntityId) -> dict[str, str]:
 
 
 def _notification(rule: Any) -> dict[str, Any]:
-    if rule.channel not in CHANNEL_FIELDS.values():  # of another package
+    if rule.channel not in CHANNEL_FIELDS.values():  # a channel of another package
         return {"phases": list(rule.phases), "channel": rule.channel, "recipients": list(rule.recipients)}
     field = {"pagerduty": "pager_duty"}.get(rule.channel, rule.channel)
     body: dict[str, Any] = {"recipients_email": list(rule.recipients)}
@@ -128,25 +131,25 @@ def _notification(rule: Any) -> dict[str, Any]:
 
 
 def _inner_message(event: Event, form: Format, part: str) -> EncodedMessage:
-    """A node's or a task's own event: on a real topic most messages are such, and none is ours."""
-    kind = (_V1_TYPE if form is Format.FLYTE_V1 else _V2_TYPE).format(part)
+    """A node's or task's event. Most messages on a real topic are of these types; the dispatcher skips them."""
+    event_type = (_V1_TYPE if form is Format.FLYTE_V1 else _V2_TYPE).format(part)
     inner = {"id": {"nodeId": "n0", "executionId": event.execution.model_dump()}, "phase": "RUNNING"}
     data = {"event" if form is Format.FLYTE_V1 else "rawEvent": inner}
     identity = f'node_id:"n0" execution_id:{{{_text_form(event.execution, Phase.RUNNING)}}}'
-    return _message(kind, data, identity, event.occurred_at, f"{event.execution} {part.lower()} n0 RUNNING")
+    return _message(event_type, data, identity, event.occurred_at, f"{event.execution} {part.lower()} n0 RUNNING")
 
 
 def _text_form(execution: ExecutionId, phase: Phase) -> str:
-    """Flyteadmin's id of the event, protobuf's text form and the phase: also the message's key."""
+    """The event's id as flyteadmin writes it: protobuf's text form and the phase. It is also the Kafka message's key."""
     return f'project:"{execution.project}" domain:"{execution.domain}" name:"{execution.name}".{phase}'
 
 
-def _message(kind: str, data: dict[str, Any], identity: str, time: datetime, shown: str) -> EncodedMessage:
+def _message(event_type: str, data: dict[str, Any], identity: str, time: datetime, summary: str) -> EncodedMessage:
     headers = {
         "ce_specversion": "1.0",
         "ce_id": identity,
         "ce_source": _SOURCE,
-        "ce_type": kind,
+        "ce_type": event_type,
         "ce_time": _time(time),
         "content-type": "application/json",
     }
@@ -154,9 +157,9 @@ def _message(kind: str, data: dict[str, Any], identity: str, time: datetime, sho
         key=identity.encode(),
         headers=[(name, value.encode()) for name, value in headers.items()],
         value=orjson.dumps(data),
-        shown=shown,
+        summary=summary,
     )
 
 
-def _time(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
+def _time(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")

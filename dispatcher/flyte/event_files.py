@@ -1,4 +1,4 @@
-"""Events that people keep in files: one JSON document, or one a line, in any form that intake knows."""
+"""Events in files: one JSON document, or one per line, in every format that intake reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPE_BY_FIELD = {"event": payloads.V1, "rawEvent": payloads.V2, "raw_event": pa
 
 
 def read_event_file(path: Path) -> Event:
-    """Read the one event in a file. Raises Unreadable, or OSError where the file can't be read."""
+    """Read the one event in a file. Raises Unreadable, or OSError if the file cannot be read."""
     headers, value = _as_message(load_json(path.read_bytes()))
     event = decode(headers, value)
     if event is None:
@@ -27,7 +27,7 @@ def read_event_file(path: Path) -> Event:
 
 
 def read_messages(path: Path) -> Iterator[tuple[Headers, bytes]]:
-    """Yield each message of a JSON Lines file, ready to publish. Raises Unreadable, naming the line."""
+    """Yield each message of a JSON Lines file, for publishing. Raises Unreadable with the line number."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -39,16 +39,20 @@ def read_messages(path: Path) -> Iterator[tuple[Headers, bytes]]:
 
 
 def _as_message(document: Any) -> tuple[Headers, bytes]:
-    """Tell the forms apart: a recorded Kafka message, a structured CloudEvent, or an event's bare data."""
+    """Headers and value for a recorded Kafka message, a structured CloudEvent, or an event's bare data."""
     if not isinstance(document, dict):
         raise Unreadable("a JSON object was expected")
     if "headers" in document and "value" in document:
         return _recorded(document)
     if "specversion" in document:
         return [("content-type", b"application/cloudevents+json")], orjson.dumps(document)
-    for field, kind in _TYPE_BY_FIELD.items():
+    for field, event_type in _TYPE_BY_FIELD.items():
         if field in document:
-            headers = [("ce_specversion", b"1.0"), ("ce_type", kind.encode()), ("content-type", b"application/json")]
+            headers = [
+                ("ce_specversion", b"1.0"),
+                ("ce_type", event_type.encode()),
+                ("content-type", b"application/json"),
+            ]
             return headers, orjson.dumps(document)
     raise Unreadable("neither a CloudEvent, nor a recorded Kafka message, nor an event's data")
 

@@ -1,4 +1,4 @@
-"""Flyte's own payloads, v1 and v2, as flyteadmin's cloudEvents publisher writes them (protobuf JSON)."""
+"""Flyte's v1 and v2 payloads, as flyteadmin's cloudEvents publisher writes them (protobuf JSON)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ V2 = "com.flyte.resource.cloudevents.WorkflowExecution"
 
 
 def v1(data: dict[str, Any]) -> dict[str, Any]:
-    """The facts in an `admin.WorkflowExecutionEventRequest`. Raises Unreadable where the event is missing."""
+    """Event's fields from an `admin.WorkflowExecutionEventRequest`. Raises Unreadable if the event is missing."""
     return _workflow_event(data.get("event"), "event")
 
 
 def v2(data: dict[str, Any]) -> dict[str, Any]:
-    """The facts in an `event.CloudEventWorkflowExecution`; all but the raw event may be missing.
+    """Event's fields from an `event.CloudEventWorkflowExecution`; all parts except the raw event may be missing.
 
-    Flyte adds the launch plan, labels and principal for SUCCEEDED only, unless
-    `enrichAllWorkflowEventTypes` is set. Raises Unreadable where the raw event is missing.
+    Flyte adds the launch plan, labels and principal to SUCCEEDED events only, unless `enrichAllWorkflowEventTypes` is
+    set. Raises Unreadable if the raw event is missing.
     """
-    facts = _workflow_event(_field(data, "rawEvent", "raw_event"), "rawEvent")
-    facts["launch_plan"] = _field(data, "launchPlanId", "launch_plan_id")
-    facts["labels"] = data.get("labels")
-    facts["principal"] = data.get("principal") or ""
-    return facts
+    fields = _workflow_event(_field(data, "rawEvent", "raw_event"), "rawEvent")
+    fields["launch_plan"] = _field(data, "launchPlanId", "launch_plan_id")
+    fields["labels"] = data.get("labels")
+    fields["principal"] = data.get("principal") or ""
+    return fields
 
 
 def _workflow_event(event: Any, name: str) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Who is to be told of an event, and why, and why not.
+"""Decides who is notified of an event, and gives the reason for each rule.
 
-`decide` is the answer, pure; `RuleBook` holds the launch plans' rules; `files` reads them from a folder;
-`AdminExecution` is what FlyteAdmin says.
+`decide` is the pure decision; `RuleBook` has the launch plans' rules; `files` reads them from folders; `AdminExecution`
+has the rules that FlyteAdmin gives for one execution.
 
-Precedence, as Flyte keeps it (flyteadmin `manager/impl/util`, flytekit `Options`): Options that disable
-notifications silence everything; else a non-empty list in Options replaces the launch plan's; else the
-launch plan's rules hold.
+Precedence, as in Flyte (flyteadmin `manager/impl/util`, flytekit `Options`): Options that disable notifications disable
+every rule; otherwise a non-empty list in Options replaces the launch plan's rules; otherwise the launch plan's rules
+apply.
 
-Sources, each asked only where those before it have no answer: the Options that the event itself brings;
-FlyteAdmin, which has resolved all of the above for its executions; the launch plan files.
+Sources, each used only if the sources before it have no answer: the Options in the event itself; FlyteAdmin, which has
+resolved the precedence above for its executions; the launch plan files.
 """
 
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution

@@ -1,4 +1,4 @@
-"""What FlyteAdmin says of one execution: its facts, and its rules as the engine resolved them. Pure."""
+"""FlyteAdmin's data about one execution: its details and its effective rules. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dispatcher.rules.rulebook import Rule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminExecution:
-    """An execution as FlyteAdmin knows it (flyteidl `admin.Execution`)."""
+    """An execution in FlyteAdmin (flyteidl `admin.Execution`)."""
 
     launch_plan: EntityId | None = None
     workflow: EntityId | None = None
@@ -22,42 +22,42 @@ class AdminExecution:
     started_at: datetime | None = None
     duration: timedelta | None = None
     error: ExecutionError | None = None
-    """Why it failed, or why it was aborted and by whom."""
+    """Why it failed, or why and by whom it was aborted."""
     rules: tuple[Rule, ...] = ()
-    """`closure.notifications`: what flyteadmin itself would go by when the execution ends."""
+    """The effective rules (`closure.notifications`), which flyteadmin itself uses when the execution finishes."""
     refused: tuple[str, ...] = ()
-    """Why some of the notifications can't hold: flyteadmin lets an empty phase list through, which never fires."""
+    """Reasons for the notifications that are invalid: flyteadmin accepts an empty phase list, which never matches."""
     own: bool = False
-    """The rules are the execution's own list, not the launch plan's."""
+    """True if the rules are the execution's own list, not the launch plan's."""
     disabled: bool = False
-    """Started with notifications disabled (`spec.disable_all`)."""
+    """True if the execution was started with `spec.disable_all`."""
     replaced: tuple[Rule, ...] = ()
-    """The launch plan's rules, where something else holds in their place."""
+    """The launch plan's rules, if the execution's own list or `disable_all` overrides them."""
 
     def complete(self, event: Event) -> Event:
-        """The event, with what it doesn't say itself; what it says is never overruled."""
+        """The event with its empty fields filled in from FlyteAdmin. Values that the event has are kept."""
         added: dict[str, Any] = {}
         for name in ("launch_plan", "workflow", "principal", "labels", "error"):
             if not getattr(event, name) and getattr(self, name):
                 added[name] = getattr(self, name)
-        if event.started_at is None and (started := self._started(event.occurred_at)) is not None:
+        if event.started_at is None and (started := self._start_time(event.occurred_at)) is not None:
             added["started_at"] = started
         return event.model_copy(update=added) if added else event
 
-    def _started(self, ended: datetime) -> datetime | None:
-        """When it started; by its duration where two clocks disagree so much that it would have ended before."""
-        if self.started_at is not None and self.started_at <= ended:
+    def _start_time(self, finished_at: datetime) -> datetime | None:
+        """`started_at`; if that is after `finished_at` because two clocks differ, `finished_at` minus the duration."""
+        if self.started_at is not None and self.started_at <= finished_at:
             return self.started_at
         if self.duration is None:
             return self.started_at
         try:
-            return ended - self.duration
+            return finished_at - self.duration
         except OverflowError:
             return self.started_at
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownExecution:
-    """FlyteAdmin answered, and will not say: the execution is unknown to it, or hidden from us."""
+    """FlyteAdmin answered without an execution: it does not know it, does not show it to us, or sent an unusable one."""
 
     reason: str

@@ -1,4 +1,4 @@
-"""The decision for one event: each rule looked at, whether it matched, and why not. Pure."""
+"""Decides one event: evaluates every rule and gives the reason for each result. Pure."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from dispatcher.rules.rulebook import ANY, Rule, RuleBook
 
 
 class Verdict(StrEnum):
-    """What the rules say of an event."""
+    """The decision about an event, as the ledger stores it. Pages and commands show it with spaces."""
 
     MATCHED = "matched"
-    """Somebody is to be told."""
+    """At least one rule names the phase."""
     NO_MATCHING_RULE = "no_matching_rule"
-    """Rules were found, or there are none; none wants this phase."""
+    """No rule names the phase, or there are no rules."""
     DISABLED = "disabled"
     """Notifications are disabled for this execution."""
     UNKNOWN_LAUNCH_PLAN = "unknown_launch_plan"
-    """The event doesn't say whose rules hold, and no `*` rules serve its project and domain."""
+    """The event does not name its launch plan, and there are no `*` rules for its project and domain."""
     RULES_UNKNOWN = "rules_unknown"
-    """FlyteAdmin doesn't say whose rules hold, and no file does."""
+    """FlyteAdmin does not say which rules apply, and no file has rules for the launch plan."""
 
     @property
     def known(self) -> bool:
-        """Whether it is known who is to be told, be it nobody."""
+        """True if the event was decided, also if the decision is to send nothing."""
         return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.RULES_UNKNOWN}
 
 
 class Considered(NamedTuple):
-    """One rule, looked at."""
+    """One rule that was evaluated, with the result and its reason."""
 
     rule: Rule
     matched: bool
     reason: str
-    holds: bool = True
-    """Whether the execution goes by it at all; else it was replaced or silenced."""
+    applies: bool = True
+    """False if the rule was replaced, or disabled, or belongs to a source that is not used for this execution."""
 
     def as_data(self) -> dict[str, Any]:
-        """The look as JSON, as the ledger keeps it and `--json` shows it."""
+        """JSON for the ledger and for `--json`."""
         notification = self.rule.notification
         return {
-            "source": self.rule.source,
+            "defined_at": self.rule.defined_at,
             "phases": list(notification.phases),
             "channel": notification.channel,
             "recipients": list(notification.recipients),
@@ -55,7 +55,7 @@ class Considered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict, in words, and all that led to it."""
+    """The verdict, its reason, and every rule that was evaluated."""
 
     verdict: Verdict
     reason: str
@@ -64,65 +64,67 @@ class Decision:
 
     @property
     def rules(self) -> list[Rule]:
-        """The rules that hold for the execution, whatever phases they want."""
-        return [look.rule for look in self.considered if look.holds]
+        """The rules that apply to the execution, for any phase."""
+        return [evaluated.rule for evaluated in self.considered if evaluated.applies]
 
     @property
     def matched(self) -> list[Rule]:
-        return [look.rule for look in self.considered if look.matched]
+        return [evaluated.rule for evaluated in self.considered if evaluated.matched]
 
 
 def decides_itself(event: Event) -> bool:
-    """Whether the Options that the event brings settle who is told, whatever other sources say."""
+    """True if the event's own Options decide, so that no other source needs to be asked."""
     return event.options is not None and (event.options.disable_notifications or bool(event.options.notifications))
 
 
 def decide(event: Event, book: RuleBook, admin: AdminExecution | UnknownExecution | None = None) -> Decision:
-    """Say who is to be told of a terminal event, by which rules.
+    """Decide which rules match a terminal event.
 
-    `admin` is what FlyteAdmin said of the execution; None where it wasn't asked.
+    `admin` is FlyteAdmin's answer about the execution; None if FlyteAdmin was not asked.
     """
     own = _own_rules(event)
     entries = book.entries_for(event)
     plan = entries[0] if entries else None
     if event.options is not None and event.options.disable_notifications:
-        disabled_by_of = "options.disable_notifications"
-        looks = _set_aside([*own, *(plan.rules if plan else ())], f"silenced by {disabled_by_of}")
-        return Decision(Verdict.DISABLED, f"{disabled_by_of} is set", looks, disabled_by_of)
+        switch = "options.disable_notifications"
+        considered = _overridden([*own, *(plan.rules if plan else ())], f"disabled by {switch}")
+        return Decision(Verdict.DISABLED, f"{switch} is set", considered, switch)
     if own:
-        replaced = _set_aside(plan.rules if plan else (), "replaced by the execution's own list")
+        replaced = _overridden(plan.rules if plan else (), "replaced by the execution's own list")
         return _verdict(event, (*_match(event, own), *replaced), "the execution's own list")
     if isinstance(admin, AdminExecution):
-        return _resolved(event, admin, plan.rules if plan else ())
+        return _decide_by_admin(event, admin, plan.rules if plan else ())
     if plan is None:
         return _no_rules(event, book) if admin is None else Decision(Verdict.RULES_UNKNOWN, admin.reason)
-    instead = f" ({admin.reason})" if admin is not None else ""
-    whose = f"the rules of {plan.key}"
-    farther = _set_aside([rule for entry in entries[1:] for rule in entry.rules], f"{whose} are closer and hold alone")
-    return _verdict(event, (*_match(event, plan.rules), *farther), f"{whose}{instead}")
+    unknown = f" ({admin.reason})" if admin is not None else ""
+    less_specific = _overridden(
+        [rule for entry in entries[1:] for rule in entry.rules],
+        f"the rules of launch plan {plan.key} are more specific and apply alone",
+    )
+    return _verdict(event, (*_match(event, plan.rules), *less_specific), f"launch plan {plan.key}{unknown}")
 
 
-def _resolved(event: Event, admin: AdminExecution, files: tuple[Rule, ...]) -> Decision:
-    """The decision by what flyteadmin resolved; what the files say is only mentioned."""
-    beside = _set_aside(files, "FlyteAdmin's answer goes before files")
+def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule, ...]) -> Decision:
+    """The decision by FlyteAdmin's effective rules. Rules from files are listed as overridden."""
+    overridden = _overridden(from_files, "FlyteAdmin's rules go before files")
     if admin.disabled:
-        disabled_by_of = "spec.disable_all"
-        looks = (*_set_aside(admin.replaced, f"silenced by {disabled_by_of}"), *beside)
-        return Decision(
-            Verdict.DISABLED, f"{disabled_by_of} is set on the execution in FlyteAdmin", looks, disabled_by_of
-        )
-    replaced = _set_aside(admin.replaced, "replaced by the execution's own list")
-    whose = "the execution's own list" if admin.own else f"the rules of {admin.launch_plan or 'its launch plan'}"
-    decision = _verdict(event, (*_match(event, admin.rules), *replaced, *beside), f"{whose} in FlyteAdmin")
+        switch = "spec.disable_all"
+        considered = (*_overridden(admin.replaced, f"disabled by {switch}"), *overridden)
+        return Decision(Verdict.DISABLED, f"{switch} is set on the execution in FlyteAdmin", considered, switch)
+    replaced = _overridden(admin.replaced, "replaced by the execution's own list")
+    plan = f"launch plan {admin.launch_plan}" if admin.launch_plan else "the execution's launch plan"
+    rule_list = "the execution's own list" if admin.own else plan
+    considered = (*_match(event, admin.rules), *replaced, *overridden)
+    decision = _verdict(event, considered, f"{rule_list} in FlyteAdmin")
     if not admin.refused:
         return decision
-    return replace(decision, reason=f"{decision.reason}; can't hold: {'; '.join(admin.refused)}")
+    return replace(decision, reason=f"{decision.reason}; invalid: {'; '.join(admin.refused)}")
 
 
 def disabled_by_of(verdict: str, reason: str) -> str | None:
-    """What silenced an event, from the verdict and the reason that the ledger keeps; None where nothing did.
+    """The switch that disabled an event's notifications, read from the ledger's verdict and reason; None for others.
 
-    The reason of a silenced event begins with its silencer.
+    The reason of a disabled event begins with the switch.
     """
     return reason.partition(" ")[0] if verdict == Verdict.DISABLED else None
 
@@ -134,27 +136,28 @@ def _own_rules(event: Event) -> list[Rule]:
 
 
 def _match(event: Event, rules: list[Rule] | tuple[Rule, ...]) -> tuple[Considered, ...]:
-    phase, wanted = event.phase, f"{event.phase} is among its phases"
+    phase, matches = event.phase, f"{event.phase} is among its phases"
     return tuple(
         [
-            Considered(rule, matched=True, reason=wanted)
+            Considered(rule, matched=True, reason=matches)
             if phase in rule.notification.phases
-            else Considered(rule, matched=False, reason=f"wants {', '.join(rule.notification.phases)}, not {phase}")
+            else Considered(rule, matched=False, reason=f"is for {', '.join(rule.notification.phases)}, not {phase}")
             for rule in rules
         ]
     )
 
 
-def _set_aside(rules: list[Rule] | tuple[Rule, ...], reason: str) -> tuple[Considered, ...]:
-    return tuple(Considered(rule, matched=False, reason=reason, holds=False) for rule in rules)
+def _overridden(rules: list[Rule] | tuple[Rule, ...], reason: str) -> tuple[Considered, ...]:
+    return tuple(Considered(rule, matched=False, reason=reason, applies=False) for rule in rules)
 
 
-def _verdict(event: Event, considered: tuple[Considered, ...], whose: str) -> Decision:
-    matched = sum([look.matched for look in considered])
+def _verdict(event: Event, considered: tuple[Considered, ...], rule_list: str) -> Decision:
+    """`rule_list` names where the rules come from: `launch plan p/d/name`, `the execution's own list`."""
+    matched = sum([evaluated.matched for evaluated in considered])
     if matched:
         rules = "1 rule" if matched == 1 else f"{matched} rules"
-        return Decision(Verdict.MATCHED, f"{rules} of {whose} matched", considered)
-    return Decision(Verdict.NO_MATCHING_RULE, f"nothing in {whose} wants {event.phase}", considered)
+        return Decision(Verdict.MATCHED, f"{rules} of {rule_list} matched", considered)
+    return Decision(Verdict.NO_MATCHING_RULE, f"no rule of {rule_list} is for {event.phase}", considered)
 
 
 def _no_rules(event: Event, book: RuleBook) -> Decision:

@@ -1,8 +1,7 @@
-"""Launch plan rules from files: YAML or JSON in Flyte's shape, as `flytectl get launchplan` prints it too, and
-Flyte's own messages, alone or as `pyflyte package` packs them.
+"""Launch plan rules from files: Flyte's YAML or JSON (also from `flytectl get launchplan`), protobuf, `pyflyte package`.
 
-A rule that can't hold is refused with file and line, and the rest still serves. A file that turns
-unreadable while we run keeps the rules it last had: a half-saved edit must not silence a team.
+An invalid rule is rejected with file and line; the other rules apply. If a file becomes unreadable while the process
+runs, for example because it is half saved, its last valid rules stay in effect.
 """
 
 from __future__ import annotations
@@ -19,21 +18,22 @@ from pydantic import ValidationError
 from dispatcher.model.notification import Notification
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.parsing.yaml import Document, Malformed, Problem, parse
-from dispatcher.rules.flytekit_packages import MOST_UNPACKED, launch_plan, read_package
+from dispatcher.rules.flytekit_packages import MAX_UNPACKED_BYTES, launch_plan, read_package
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
 
 log = structlog.get_logger(__name__)
 
 PACKAGE = ".tgz"
 SUFFIXES = frozenset({".yaml", ".yml", ".json", ".pb", PACKAGE})
-LOOK_MS = 5000
-LARGEST = 16 * 2**20
-"""Bytes. A launch plan is kilobytes; a larger file is a mistake."""
+RESCAN_MS = 5000
+"""A scan this often finds the changes that the kernel does not report, as on network file systems."""
+MAX_FILE_BYTES = 16 * 2**20
+"""A launch plan has a few kilobytes; a larger file is a mistake."""
 
 _Path = tuple[str | int, ...]
 _ID_FIELDS = ("id", "launch_plan", "launchPlan")
 _LAUNCH_PLAN_KINDS = (None, "", "LAUNCH_PLAN", "UNSPECIFIED", 3, 0)
-"""`core.ResourceType`: a launch plan's identity need not say that it is one."""
+"""Values of `core.ResourceType` that are accepted as a launch plan; the field may be missing."""
 _NOTIFICATION_PATHS: tuple[_Path, ...] = (
     ("notifications",),
     ("spec", "entityMetadata", "notifications"),
@@ -44,20 +44,20 @@ _NOTIFICATION_PATHS: tuple[_Path, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
-    """One document of a file."""
+class _RuleDocument:
+    """One document in a file, or one message in an archive."""
 
-    document: Document
+    parsed: Document
     member: str = ""
-    """The file in an archive that it is."""
+    """Path of the message inside the archive; empty for other files."""
 
     def problem(self, path: Path, line: int, message: str) -> Problem:
         return Problem(path, line, f"{self.member}: {message}" if self.member else message)
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """What one file held when it was last read."""
+class _LoadedFile:
+    """The content of one file when it was last read. `stamp` is its modification time, size and inode."""
 
     stamp: tuple[int, ...]
     plans: tuple[PlanRules, ...] = ()
@@ -66,72 +66,69 @@ class _Reading:
 
 @dataclass(slots=True)
 class LaunchPlanFiles:
-    """The rule files under some folders, read again where they changed."""
+    """The rule files under some folders; a load reads only files that have changed."""
 
     paths: Sequence[Path]
     book: RuleBook = field(default_factory=RuleBook)
     problems: tuple[Problem, ...] = ()
-    """What was refused at the last load, with file and line."""
-    _readings: dict[Path, _Reading] = field(default_factory=dict)
+    """Invalid files and rules of the last load, with file and line."""
+    _loaded: dict[Path, _LoadedFile] = field(default_factory=dict)
 
     def load(self) -> None:
-        """Read new and changed files, forget deleted ones, and put the result in force at once.
+        """Read new and changed files, drop deleted ones, and replace `book` and `problems`.
 
-        Never raises for what is in the files: that becomes `problems`.
+        Never raises because of a file's content: invalid content is listed in `problems`.
         """
-        unread = [Problem(path, 0, why) for path in self.paths if (why := _why_unread(path))]
-        self._readings = {path: self._read(path) for path in _rule_files(self.paths)}
+        unreadable = [Problem(path, 0, reason) for path in self.paths if (reason := _unreadable(path))]
+        self._loaded = {path: self._read(path) for path in _rule_files(self.paths)}
         plans: dict[PlanKey, PlanRules] = {}
         clashes = []
-        for path, reading in self._readings.items():
-            for rules in reading.plans:
+        for path, loaded in self._loaded.items():
+            for rules in loaded.plans:
                 if not _same(plans.setdefault(rules.key, rules), rules):
                     message = f"{rules.key} has other rules in another file already; put them together"
                     clashes.append(Problem(path, 0, message))
         self.book = RuleBook(plans)
-        self.problems = (*unread, *(p for reading in self._readings.values() for p in reading.problems), *clashes)
+        self.problems = (*unreadable, *(p for loaded in self._loaded.values() for p in loaded.problems), *clashes)
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """Load again whenever something changes, until `stop` is set.
-
-        The kernel's notices are quick; a look every few seconds finds what they miss, as on network file systems.
-        """
+        """Load again after each change, until `stop` is set."""
         folders = {path if path.is_dir() else path.parent for path in self.paths}
         watched = [folder for folder in folders if folder.is_dir()]
         if not watched:
             await stop.wait()
             return
-        from watchfiles import awatch  # noqa: PLC0415 - most services have no such files
+        from watchfiles import awatch  # noqa: PLC0415 - most services have no rule files
 
-        async for _ in awatch(*watched, stop_event=stop, yield_on_timeout=True, rust_timeout=LOOK_MS, debounce=200):
+        async for _ in awatch(*watched, stop_event=stop, yield_on_timeout=True, rust_timeout=RESCAN_MS, debounce=200):
             before = (self.book, self.problems)
             await asyncio.to_thread(self.load)
             if before != (self.book, self.problems):
-                log.info("launch plan rules read again", launch_plans=len(self.book.plans))
-                self.tell_problems()
+                log.info("launch plan rules reloaded", launch_plans=len(self.book.plans))
+                self.log_problems()
 
-    def tell_problems(self) -> None:
-        """Log what was refused."""
+    def log_problems(self) -> None:
+        """Log each invalid file or rule."""
         for problem in self.problems:
             log.error("a rule was refused", file=str(problem.file), line=problem.line, reason=problem.message)
 
-    def _read(self, path: Path) -> _Reading:
-        before = self._readings.get(path)
+    def _read(self, path: Path) -> _LoadedFile:
+        before = self._loaded.get(path)
         try:
             status = path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if before is not None and before.stamp == stamp:
                 return before
-            pages, refused = _pages(path, status.st_size, self._home(path))
-            return _interpret(path, stamp, pages, refused)
+            documents, refused = _documents(path, status.st_size, self._place(path))
+            return _interpret(path, stamp, documents, refused)
         except (OSError, Malformed) as error:
             message = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             problem = Problem(path, getattr(error, "line", 0), message)
             kept = before.plans if before is not None else ()
-            return _Reading((), kept, (problem,))
+            return _LoadedFile((), kept, (problem,))
 
-    def _home(self, path: Path) -> Mapping[str, str]:
-        """The project and domain by whose names a file's folders go: `FOLDER/…/PROJECT/DOMAIN/file`; or nothing."""
+    def _place(self, path: Path) -> Mapping[str, str]:
+        """Project and domain from the file's folders (`FOLDER/…/PROJECT/DOMAIN/file`); empty if it has fewer folders."""
         for root in self.paths:
             folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
             if len(folders) >= 2:
@@ -139,7 +136,7 @@ class LaunchPlanFiles:
         return {}
 
 
-def _why_unread(path: Path) -> str:
+def _unreadable(path: Path) -> str:
     if not path.exists():
         return "no such file or folder"
     if path.is_file() and path.suffix not in SUFFIXES:
@@ -152,7 +149,7 @@ def _same(one: PlanRules, other: PlanRules) -> bool:
 
 
 def _rule_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Each rule file once, in a stable order; hidden files and folders (a ConfigMap's `..data`) are passed over."""
+    """Yield each rule file once, in a stable order, without hidden files and folders (a ConfigMap's `..data`)."""
     seen = set()
     for root in paths:
         found = sorted(root.rglob("*")) if root.is_dir() else [root]
@@ -163,40 +160,45 @@ def _rule_files(paths: Sequence[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _pages(path: Path, size: int, home: Mapping[str, str]) -> tuple[list[_Page], list[Problem]]:
-    """What a file holds, and what of an archive was refused. Raises Malformed or OSError where none can be read."""
-    largest = MOST_UNPACKED if path.suffix == PACKAGE else LARGEST
+def _documents(path: Path, size: int, place: Mapping[str, str]) -> tuple[list[_RuleDocument], list[Problem]]:
+    """The documents of a file, and the problems of an archive's members.
+
+    Raises Malformed if the file is not a valid rule file, and OSError if it cannot be read.
+    """
+    largest = MAX_UNPACKED_BYTES if path.suffix == PACKAGE else MAX_FILE_BYTES
     if size > largest:
         raise Malformed(f"larger than {largest // 2**20} MiB: not a rule file", 0)
     if path.suffix == PACKAGE:
-        return _packed_pages(path, home)
+        return _packaged_documents(path, place)
     content = path.read_bytes()
     if path.suffix == ".pb":
-        return [_Page(Document(launch_plan(content, path.name, home)))], []
+        return [_RuleDocument(Document(launch_plan(content, path.name, place)))], []
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise Malformed("not UTF-8", content.count(b"\n", 0, error.start) + 1) from None
-    return [_Page(document) for document in parse(text, json=path.suffix == ".json")], []
+    return [_RuleDocument(document) for document in parse(text, json=path.suffix == ".json")], []
 
 
-def _packed_pages(path: Path, home: Mapping[str, str]) -> tuple[list[_Page], list[Problem]]:
+def _packaged_documents(path: Path, place: Mapping[str, str]) -> tuple[list[_RuleDocument], list[Problem]]:
     package = read_package(path)
     problems = [Problem(path, 0, f"{name!r}: {reason}") for name, reason in package.refused]
-    pages = []
+    documents = []
     for name, content in package.messages:
         try:
-            pages.append(_Page(Document(launch_plan(content, name, home)), name))
+            documents.append(_RuleDocument(Document(launch_plan(content, name, place)), name))
         except Malformed as error:
             problems.append(Problem(path, 0, f"{name}: {error}"))
-    return pages, problems
+    return documents, problems
 
 
-def _interpret(path: Path, stamp: tuple[int, ...], pages: Sequence[_Page], refused: Sequence[Problem]) -> _Reading:
+def _interpret(
+    path: Path, stamp: tuple[int, ...], documents: Sequence[_RuleDocument], refused: Sequence[Problem]
+) -> _LoadedFile:
     plans: list[PlanRules] = []
     problems = [*refused]
-    for page in pages:
-        data = page.document.data
+    for document in documents:
+        data = document.parsed.data
         if data is None:
             continue
         items = enumerate(data) if isinstance(data, list) else [(None, data)]
@@ -205,12 +207,12 @@ def _interpret(path: Path, stamp: tuple[int, ...], pages: Sequence[_Page], refus
             try:
                 key = _plan_key(item)
             except ValueError as error:
-                problems.append(page.problem(path, page.document.line_of(at), str(error)))
+                problems.append(document.problem(path, document.parsed.line_of(at), str(error)))
                 continue
-            rules, wrong = _rules(path, page, item, at)
+            rules, invalid = _rules(path, document, item, at)
             plans.append(PlanRules(key, tuple(rules)))
-            problems.extend(wrong)
-    return _Reading(stamp, tuple(plans), tuple(problems))
+            problems.extend(invalid)
+    return _LoadedFile(stamp, tuple(plans), tuple(problems))
 
 
 def _plan_key(item: Any) -> PlanKey:
@@ -233,26 +235,26 @@ def _plan_key(item: Any) -> PlanKey:
     return PlanKey(values["project"], values["domain"], values["name"], ANY if version in (None, "") else str(version))
 
 
-def _rules(path: Path, page: _Page, item: Any, at: _Path) -> tuple[list[Rule], list[Problem]]:
+def _rules(path: Path, document: _RuleDocument, item: Any, at: _Path) -> tuple[list[Rule], list[Problem]]:
     where, notifications = _notifications(item)
-    line_of = page.document.line_of
+    line_of = document.parsed.line_of
     if not isinstance(notifications, list):
-        return [], [page.problem(path, line_of((*at, *where)), "notifications must be a list")]
+        return [], [document.problem(path, line_of((*at, *where)), "notifications must be a list")]
     rules, problems = [], []
     for index, notification in enumerate(notifications):
         position = (*at, *where, index)
         line = line_of(position)
         try:
-            source = f"{path}:{line}" if line else f"{path / page.member}[{index}]"
-            rules.append(Rule(Notification.model_validate(notification), source))
+            defined_at = f"{path}:{line}" if line else f"{path / document.member}[{index}]"
+            rules.append(Rule(Notification.model_validate(notification), defined_at))
         except ValidationError as error:
             line = line_of((*position, *error.errors()[0]["loc"]))
-            problems.append(page.problem(path, line, f"rule {index + 1}: {first_problem(error)}"))
+            problems.append(document.problem(path, line, f"rule {index + 1}: {first_problem(error)}"))
     return rules, problems
 
 
 def _notifications(item: dict[str, Any]) -> tuple[_Path, Any]:
-    """Where the launch plan's notifications stand, and what is there; an empty list where nothing is."""
+    """The path of the launch plan's notifications in the document, and their value; an empty list if there are none."""
     for path in _NOTIFICATION_PATHS:
         value: Any = item
         for step in path:

@@ -1,4 +1,4 @@
-"""The launch plans' rules by launch plan, with `*` for any version or any launch plan."""
+"""The rules from files, by launch plan, with `*` for any version or any launch plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ANY = "*"
 
 
 class PlanKey(NamedTuple):
-    """A launch plan; `*` as its version or its name stands for all of them."""
+    """A launch plan. `*` as version means any version; `*` as name means any launch plan of the project and domain."""
 
     project: str
     domain: str
@@ -27,15 +27,15 @@ class PlanKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One notification and where it stands, in words: `options[0]`, `plans/train.yaml:12`."""
+    """One notification, and where it is written: `options.notifications[0]`, `plans/train.yaml:12`."""
 
     notification: Notification
-    source: str
+    defined_at: str
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRules:
-    """One launch plan's rules. An empty list is an answer too: nobody is told."""
+    """One launch plan's rules. An empty list is valid and means: no notifications."""
 
     key: PlanKey
     rules: tuple[Rule, ...]
@@ -43,11 +43,11 @@ class PlanRules:
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """All launch plans' rules, as they stood when they were last read."""
+    """All launch plans' rules, as of the last load."""
 
     plans: Mapping[PlanKey, PlanRules] = field(default_factory=dict)
     _versions: Mapping[tuple[str, str, str], list[str]] = field(init=False, repr=False, compare=False)
-    """By launch plan: looking through all of them for each event without rules took 10 ms with 100,000."""
+    """Versions by project, domain and name: a scan of 100,000 plans took 10 ms for each event without rules."""
 
     def __post_init__(self) -> None:
         versions: dict[tuple[str, str, str], list[str]] = {}
@@ -56,19 +56,19 @@ class RuleBook:
         object.__setattr__(self, "_versions", versions)
 
     def entries_for(self, event: Event) -> list[PlanRules]:
-        """The entries for the event's launch plan, the closest first: its rules hold, and no others.
+        """The entries that fit the event's launch plan, most specific first. Only the first one's rules apply.
 
-        Closest first: this version, any version, any launch plan of the project and domain. An event
-        that doesn't say which launch plan it belongs to is served by the last alone.
+        The order is this version, any version, any launch plan of the project and domain. An event that does not name
+        its launch plan fits only the last.
         """
-        return [entry for key in _closest_first(event) if (entry := self.plans.get(key)) is not None]
+        return [entry for key in _most_specific_first(event) if (entry := self.plans.get(key)) is not None]
 
     def versions_of(self, plan: EntityId) -> list[str]:
-        """The versions of this launch plan that have rules, for telling people what they may have meant."""
+        """The versions of this launch plan that have rules, as a hint if the event's version has none."""
         return list(self._versions.get((plan.project, plan.domain, plan.name), ()))
 
 
-def _closest_first(event: Event) -> list[PlanKey]:
+def _most_specific_first(event: Event) -> list[PlanKey]:
     plan = event.launch_plan
     if plan is None:
         return [PlanKey(event.execution.project, event.execution.domain, ANY)]

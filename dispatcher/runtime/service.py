@@ -366,7 +366,7 @@ class Service:
             worker.notify()
 
     def _once_open(self, take: Take) -> Take:
-        """`take`, but raising LedgerUnavailable until the ledger is open, so that publishers retry."""
+        """Wrap `take` so that it raises LedgerUnavailable until the ledger is open; publishers then retry."""
 
         async def take_once_open(messages: Sequence[IncomingMessage]) -> BatchResult:
             if not self._open:

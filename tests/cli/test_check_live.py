@@ -1,4 +1,4 @@
-"""`dispatcher check --live`: a line for everything that is reached for, and an exit status."""
+"""`dispatcher check --live`: a line for each connection, and the exit status."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 import yaml
 from starlette.applications import Starlette
 
-from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, OAuthServer
 from dispatcher.demo.fakes.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
 from dispatcher.web.server import serving
-from tests.support.flyte_admin import an_ended
+from tests.support.flyte_admin import a_finished_execution
 from tests.support.service import ROUTING_KEY, command, free_port
 
 
-async def test_all_that_is_well_is_a_line_each(tmp_path: Path) -> None:
+async def test_each_working_connection_is_one_line(tmp_path: Path) -> None:
     slack, pagerduty = SlackReceiver(), PagerDutyReceiver({ROUTING_KEY: "ML"})
     async with (
         serving(Starlette(routes=[*slack.routes(), *pagerduty.routes()]), "127.0.0.1", 0) as url,
         MailReceiver() as mail,
-        LocalFlyteAdmin(login=Login()) as admin,
+        LocalFlyteAdmin(oauth=OAuthServer()) as admin,
     ):
-        assert admin.login is not None
-        admin.add(an_ended())
+        assert admin.oauth is not None
+        admin.add(a_finished_execution())
         settings: dict[str, Any] = {
             "http": {},
             "rules": {
                 "flyte_admin": {
                     "endpoint": admin.endpoint,
                     "insecure": True,
-                    "client_id": admin.login.client_id,
-                    "client_secret": admin.login.client_secret,
+                    "client_id": admin.oauth.client_id,
+                    "client_secret": admin.oauth.client_secret,
                 }
             },
             "channels": {
@@ -45,8 +45,8 @@ async def test_all_that_is_well_is_a_line_each(tmp_path: Path) -> None:
         status, out, err = await command("check", "--live", "--config", str(file))
         assert (status, err) == (0, "")
         assert out.splitlines()[4:] == [
-            "ledger     ok: it can be written; no event was recorded yet",
-            "admin      ok: it is reached, the token is accepted; projects that it shows us: 1",
+            "ledger     ok: writable; no events yet",
+            "admin      ok: it is reached, the token is accepted; projects that the client can see: 1",
             f"email      ok: mail relay 127.0.0.1:{mail.port} takes connections, it asks nobody to log in",
             "slack      ok: the token is accepted: dispatcher in workspace Demo",
             "slack      ok: scope chat:write is there",
@@ -54,7 +54,7 @@ async def test_all_that_is_well_is_a_line_each(tmp_path: Path) -> None:
         ]
 
         slack.token = "another"
-        admin.login.client_secret = "another"
+        admin.oauth.client_secret = "another"
         await admin.stop()
         await admin.start()
         status, out, err = await command("check", "--live", "--config", str(file))
@@ -65,12 +65,12 @@ async def test_all_that_is_well_is_a_line_each(tmp_path: Path) -> None:
     assert (mail.mails, slack.messages, pagerduty.incidents) == ([], [], [])
 
 
-async def test_what_is_away_is_a_line_with_what_to_change(tmp_path: Path) -> None:
-    away = f"127.0.0.1:{free_port()}"
+async def test_each_failed_connection_is_one_line_with_the_setting_to_change(tmp_path: Path) -> None:
+    unreachable = f"127.0.0.1:{free_port()}"
     settings = {
-        "kafka": {"bootstrap_servers": away},
-        "ledger": {"url": f"postgresql+asyncpg://nobody@{away}/none"},
-        "rules": {"flyte_admin": {"endpoint": away, "insecure": True, "timeout": "1s"}},
+        "kafka": {"bootstrap_servers": unreachable},
+        "ledger": {"url": f"postgresql+asyncpg://nobody@{unreachable}/none"},
+        "rules": {"flyte_admin": {"endpoint": unreachable, "insecure": True, "timeout": "1s"}},
     }
     file = tmp_path / "dispatcher.yaml"
     file.write_text(yaml.safe_dump(settings))

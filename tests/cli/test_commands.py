@@ -20,7 +20,7 @@ from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.version import __version__
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event, an_execution
-from tests.support.flyte_admin import an_ended
+from tests.support.flyte_admin import a_finished_execution
 from tests.support.service import command
 
 GOOD: dict[str, Any] = {
@@ -39,7 +39,7 @@ def settings_file(folder: Path, **changes: Any) -> str:
     return str(file)
 
 
-async def test_the_version_and_the_help_are_told() -> None:
+async def test_version_and_help_are_printed() -> None:
     assert (await command("--version"))[1] == f"dispatcher {__version__}\n"
     status, out, _ = await command("--help")
     assert status == 0
@@ -47,14 +47,14 @@ async def test_the_version_and_the_help_are_told() -> None:
         assert name in out
 
 
-async def test_a_good_configuration_checks_out(tmp_path: Path) -> None:
+async def test_check_accepts_a_valid_configuration(tmp_path: Path) -> None:
     status, out, err = await command("check", "--config", settings_file(tmp_path))
     assert (status, err) == (0, "")
     assert "rules      ok: 4 in 1 launch plans" in out
     assert "hidden" not in out
 
 
-async def test_a_bad_setting_is_one_message_with_its_place(tmp_path: Path) -> None:
+async def test_an_invalid_setting_is_one_message_with_file_and_key(tmp_path: Path) -> None:
     for name in ("check", "serve"):
         status, _, err = await command(name, "--config", settings_file(tmp_path, htpp={}))
         assert status == 1
@@ -63,7 +63,7 @@ async def test_a_bad_setting_is_one_message_with_its_place(tmp_path: Path) -> No
         assert "Traceback" not in err
 
 
-async def test_a_bad_rule_and_a_bad_template_are_found_with_their_lines(tmp_path: Path) -> None:
+async def test_check_reports_an_invalid_rule_and_template_with_their_lines(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(
         "{project: p, domain: d, name: n, notifications: [{phases: [RUNNING], email: {recipients_email: [a@b.c]}}]}"
     )
@@ -76,7 +76,7 @@ async def test_a_bad_rule_and_a_bad_template_are_found_with_their_lines(tmp_path
     assert "text.txt.j2:1: 'nonsense' is undefined" in err
 
 
-async def test_templates_for_some_messages_alone_are_read_beside_the_settings_and_checked(tmp_path: Path) -> None:
+async def test_check_reports_problems_in_templates_match(tmp_path: Path) -> None:
     (tmp_path / "own" / "email").mkdir(parents=True)
     (tmp_path / "own" / "email" / "text.txt.j2").write_text("{{ nonsense }}")
     for match, words in (
@@ -91,7 +91,7 @@ async def test_templates_for_some_messages_alone_are_read_beside_the_settings_an
         assert "Traceback" not in err
 
 
-async def test_the_variables_of_templates_are_listed_with_type_meaning_and_example() -> None:
+async def test_template_variables_are_listed_with_type_meaning_and_example() -> None:
     _, out, _ = await command("templates", "variables", "--json")
     listed = {variable["name"]: variable for variable in json.loads(out)}
     assert listed["error.summary"] == {
@@ -106,7 +106,7 @@ async def test_the_variables_of_templates_are_listed_with_type_meaning_and_examp
     assert all(name in table for name in listed)
 
 
-async def test_the_lint_tells_what_is_wrong_and_what_mail_programs_leave_out(tmp_path: Path) -> None:
+async def test_lint_reports_template_errors_and_unsupported_html(tmp_path: Path) -> None:
     assert await command("templates", "lint") == (0, "templates  ok\n", "")
     (tmp_path / "email").mkdir()
     (tmp_path / "email" / "html.html.j2").write_text(
@@ -126,9 +126,9 @@ async def test_the_lint_tells_what_is_wrong_and_what_mail_programs_leave_out(tmp
         assert words in err
 
 
-async def test_a_preview_shows_an_execution_that_flyteadmin_knows(tmp_path: Path) -> None:
+async def test_preview_renders_an_execution_from_flyteadmin(tmp_path: Path) -> None:
     async with LocalFlyteAdmin() as server:
-        server.add(an_ended(closure={"updated_at": "2026-11-20T09:14:21Z"}))
+        server.add(a_finished_execution(closure={"updated_at": "2026-11-20T09:14:21Z"}))
         admin = {"endpoint": server.endpoint, "insecure": True, "timeout": "1s"}
         config = settings_file(tmp_path, rules={"flyte_admin": admin})
         arguments = ("preview", "--channel", "slack", "--format", "text", "--config", config, "--execution")
@@ -149,7 +149,7 @@ async def test_a_preview_shows_an_execution_that_flyteadmin_knows(tmp_path: Path
         assert words in " ".join(err.replace("│", "").split())
 
 
-async def test_a_preview_can_change_the_event() -> None:
+async def test_preview_set_changes_fields_of_the_event() -> None:
     arguments = ("preview", "--channel", "slack", "--format", "text")
     _, out, _ = await command(*arguments, "--set", "error.message=boom: <!here>", "--set", "labels.team=ops")
     assert "boom: <!here>" in out
@@ -158,7 +158,7 @@ async def test_a_preview_can_change_the_event() -> None:
         ("eror.message=x", "an event has no eror.message"),
         ("nonsense", "write NAME=VALUE"),
         ("occurred_at=never", "occurred_at"),
-        ("phase=RUNNING", "nobody is told of RUNNING"),
+        ("phase=RUNNING", "RUNNING is not a terminal phase"),
     ):
         status, out, err = await command(*arguments, "--set", change)
         assert status != 0
@@ -166,7 +166,7 @@ async def test_a_preview_can_change_the_event() -> None:
         assert words in " ".join(err.replace("│", "").split())
 
 
-async def test_all_messages_are_written_with_a_page_that_leads_to_them(tmp_path: Path) -> None:
+async def test_preview_all_writes_every_message_and_an_index_page(tmp_path: Path) -> None:
     status, _, err = await command("preview", "--all", "--output", str(tmp_path / "all"))
     assert (status, "index.html" in err) == (0, True)
     written = {file.name for file in (tmp_path / "all").iterdir()}
@@ -179,7 +179,7 @@ async def test_all_messages_are_written_with_a_page_that_leads_to_them(tmp_path:
     assert all(name == "index.html" or f'href="{name}"' in index for name in written)
 
 
-async def test_all_messages_say_which_one_a_provider_would_refuse(tmp_path: Path) -> None:
+async def test_preview_all_reports_messages_that_a_provider_would_refuse(tmp_path: Path) -> None:
     (tmp_path / "own" / "slack").mkdir(parents=True)
     (tmp_path / "own" / "slack" / "message.yaml").write_text("{blocks: [{type: divider}]}")
     config = settings_file(tmp_path, templates={"path": ["own"]})
@@ -189,7 +189,7 @@ async def test_all_messages_say_which_one_a_provider_would_refuse(tmp_path: Path
     assert "no text" in (tmp_path / "all" / "index.html").read_text()
 
 
-async def test_a_difference_shows_what_other_templates_would_change(tmp_path: Path) -> None:
+async def test_preview_diff_prints_the_changes_by_other_templates(tmp_path: Path) -> None:
     (tmp_path / "email").mkdir()
     (tmp_path / "email" / "subject.txt.j2").write_text("{{ what }}!")
     status, out, _ = await command("preview", "--channel", "email", "--diff", str(tmp_path))
@@ -202,7 +202,7 @@ async def test_a_difference_shows_what_other_templates_would_change(tmp_path: Pa
     assert (await command("preview", "--channel", "slack", "--diff", str(tmp_path)))[1] == "nothing would change\n"
 
 
-async def test_a_port_that_is_taken_and_a_ledger_that_cannot_be_are_said_plainly(tmp_path: Path) -> None:
+async def test_a_port_in_use_and_an_invalid_ledger_url_are_reported(tmp_path: Path) -> None:
     import socket
 
     with socket.socket() as taken:
@@ -220,7 +220,7 @@ async def test_a_port_that_is_taken_and_a_ledger_that_cannot_be_are_said_plainly
         assert (status, words in err) == (1, True), err
 
 
-async def test_a_preview_of_every_channel_and_form(tmp_path: Path) -> None:
+async def test_preview_renders_each_channel_in_each_format(tmp_path: Path) -> None:
     status, out, _ = await command("preview", "--channel", "email", "--phase", "FAILED", "--format", "eml")
     mail: Any = message_from_bytes(out.encode(), policy=default)
     assert (status, "train.daily failed" in mail["subject"], mail["message-id"][-13:]) == (0, True, "@example.com>")
@@ -241,7 +241,7 @@ async def test_a_preview_of_every_channel_and_form(tmp_path: Path) -> None:
     assert (status, "train.daily failed" in out) == (0, True)
 
 
-async def test_a_preview_takes_any_event_that_intake_knows_and_uses_the_configured_channel(tmp_path: Path) -> None:
+async def test_preview_reads_an_event_file_and_uses_the_configured_channel(tmp_path: Path) -> None:
     event = str(samples.FOLDER / "v2-workflow-failed-enriched.json")
     config = settings_file(tmp_path)
     status, out, err = await command(
@@ -254,10 +254,10 @@ async def test_a_preview_takes_any_event_that_intake_knows_and_uses_the_configur
 
     running = str(samples.FOLDER / "v1-workflow-running.json")
     status, _, err = await command("preview", "--channel", "email", "--event", running)
-    assert (status, "nobody is told of RUNNING" in err) == (2, True)
+    assert (status, "RUNNING is not a terminal phase" in err) == (2, True)
 
 
-async def test_a_preview_that_the_provider_would_refuse_fails(tmp_path: Path) -> None:
+async def test_preview_fails_if_the_provider_would_refuse_the_message(tmp_path: Path) -> None:
     (tmp_path / "own" / "slack").mkdir(parents=True)
     (tmp_path / "own" / "slack" / "message.yaml").write_text(
         "text: hi\nattachments: [{blocks: [" + "{type: divider}," * 51 + "]}]"
@@ -271,17 +271,17 @@ async def test_a_preview_that_the_provider_would_refuse_fails(tmp_path: Path) ->
 async def filled(tmp_path: Path) -> str:
     """Settings whose ledger holds a sent, a waiting and a dead delivery, and a rejected message."""
     event = an_event()
-    owed = [a_delivery(event, to=f"{who}@example.com", created_at=NOW, due_at=NOW) for who in ("sent", "late", "dead")]
-    ends: list[Sent | Retry | Dead] = [
+    new = [a_delivery(event, to=f"{name}@example.com", created_at=NOW, due_at=NOW) for name in ("sent", "late", "dead")]
+    outcomes: list[Sent | Retry | Dead] = [
         Sent(Receipt(answer=Answer("250", "queued"), reference={"message_id": "<1@x>"})),
         Retry(SystemClock().now(), "greylisted", Answer("451", "later")),
         Dead("no such user", Answer("550", "unknown")),
     ]
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
         entry = RecordedEvent(
-            event=event, position="t/0@1", verdict="matched", reason="", considered=[], deliveries=owed
+            event=event, position="t/0@1", verdict="matched", reason="", considered=[], deliveries=new
         )
-        noise = Rejected(
+        invalid = Rejected(
             id="abcdef12",
             position="t/0@2",
             received_at=NOW,
@@ -290,16 +290,18 @@ async def filled(tmp_path: Path) -> str:
             body=b"{[b]oops",
             size=8,
         )
-        await ledger.record([entry], [noise], now=NOW)
-        gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=NOW)
-        claimed = (await ledger.claim("email", 3, lease="w", until=NOW + SECOND, gate=gate)).deliveries
+        await ledger.record([entry], [invalid], now=NOW)
+        admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
+        claimed = (await ledger.claim("email", 3, lease="w", until=NOW + SECOND, admission=admission)).deliveries
         by_name = {delivery.recipients[0].split("@")[0]: delivery for delivery in claimed}
-        for name, end in zip(("sent", "late", "dead"), ends, strict=True):
-            await ledger.settle(Settlement(delivery=by_name[name], outcome=end, started_at=NOW, ended_at=NOW + SECOND))
+        for name, outcome in zip(("sent", "late", "dead"), outcomes, strict=True):
+            await ledger.settle(
+                Settlement(delivery=by_name[name], outcome=outcome, started_at=NOW, ended_at=NOW + SECOND)
+            )
     return settings_file(tmp_path)
 
 
-async def test_deliveries_are_listed_for_people_and_for_programs(filled: str) -> None:
+async def test_deliveries_are_listed_as_a_table_and_as_json(filled: str) -> None:
     status, out, _ = await command("deliveries", "list", "--config", filled)
     assert status == 0
     for word in ("sent", "waiting", "dead"):
@@ -314,7 +316,7 @@ async def test_deliveries_are_listed_for_people_and_for_programs(filled: str) ->
     assert (status, "waiting, sent, dead" in err) == (2, True)
 
 
-async def test_one_delivery_is_shown_whole_with_its_attempts(filled: str) -> None:
+async def test_deliveries_show_prints_one_delivery_with_its_attempts(filled: str) -> None:
     (entry,) = json.loads((await command("deliveries", "list", "--config", filled, "--state", "sent", "--json"))[1])
     shown = json.loads((await command("deliveries", "show", entry["key"][:10], "--config", filled, "--json"))[1])
     (attempt,) = shown["attempts"]
@@ -331,7 +333,7 @@ async def test_one_delivery_is_shown_whole_with_its_attempts(filled: str) -> Non
     assert (status, "no delivery begins with 'zzz'" in err) == (1, True)
 
 
-async def test_rejected_messages_are_listed_and_shown_without_taking_their_bytes_for_markup(filled: str) -> None:
+async def test_rejected_messages_are_listed_and_shown_without_interpreting_markup(filled: str) -> None:
     (entry,) = json.loads((await command("rejected", "list", "--config", filled, "--json"))[1])
     assert (entry["position"], entry["reason"]) == ("t/0@2", "broken JSON")
     status, out, _ = await command("rejected", "show", "abc", "--config", filled)
@@ -346,7 +348,7 @@ async def test_rejected_messages_are_listed_and_shown_without_taking_their_bytes
         (("--to", "kafka", "--bootstrap-servers", "127.0.0.1:1"), "can't be reached"),
     ],
 )
-async def test_publishing_to_nowhere_says_so(arguments: tuple[str, ...], words: str) -> None:
+async def test_publish_reports_a_missing_or_unreachable_destination(arguments: tuple[str, ...], words: str) -> None:
     status, _, err = await command("publish", *arguments)
     assert (status, words in err, "Traceback" in err) == (1, True, False), err
 
@@ -360,12 +362,12 @@ async def test_publishing_to_nowhere_says_so(arguments: tuple[str, ...], words: 
         (("--project", "a/b"), "execution.project"),
     ],
 )
-async def test_an_event_that_cannot_be_is_not_published(arguments: tuple[str, ...], words: str) -> None:
+async def test_publish_refuses_an_invalid_event(arguments: tuple[str, ...], words: str) -> None:
     status, _, err = await command("publish", "--url", "http://127.0.0.1:1", *arguments)
     assert (status, words in err) == (2, True), err
 
 
-async def test_dead_deliveries_are_put_back_by_key_or_filter_after_a_dry_run(filled: str) -> None:
+async def test_dead_deliveries_are_redriven_by_filter_after_a_dry_run(filled: str) -> None:
     status, out, _ = await command("deliveries", "redrive", "--all", "--dry-run", "--config", filled)
     assert (status, "no such user" in out) == (0, True)
     assert (await command("deliveries", "redrive", "--all", "--channel", "slack", "--config", filled))[
@@ -376,18 +378,18 @@ async def test_dead_deliveries_are_put_back_by_key_or_filter_after_a_dry_run(fil
     assert (await command("deliveries", "redrive", "--config", filled))[0] == 2
 
 
-async def test_what_is_old_and_done_with_is_forgotten_and_what_is_open_is_not(filled: str) -> None:
+async def test_purge_deletes_old_rejected_messages_and_keeps_events_with_waiting_deliveries(filled: str) -> None:
     purge = ("deliveries", "purge", "--older-than", "1s", "--config", filled)
-    assert (await command(*purge))[1] == "1 entry is forgotten\n"  # the rejected message
+    assert (await command(*purge))[1] == "1 entry deleted\n"  # the rejected message
     assert len(json.loads((await command("deliveries", "list", "--config", filled, "--json"))[1])) == 3
 
 
 async def test_a_rejected_event_is_replayed_once_its_rules_are_known(tmp_path: Path) -> None:
     headers, value = samples.sample("v1-workflow-failed")
-    noise = Rejected(
+    invalid = Rejected(
         id="ffff", position="t/0@2", received_at=NOW, reason="?", headers=[("ce_type", b"x")], body=b"x", size=70_000
     )
-    stray = Rejected(
+    undecided = Rejected(
         id="eeee",
         position="t/0@3",
         received_at=NOW,
@@ -397,10 +399,10 @@ async def test_a_rejected_event_is_replayed_once_its_rules_are_known(tmp_path: P
         size=len(value),
     )
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
-        await ledger.record([], [noise, stray], now=NOW)
+        await ledger.record([], [invalid, undecided], now=NOW)
     config = settings_file(tmp_path)
     status, out, _ = await command("rejected", "replay", "--all", "--config", config)
-    assert (status, "launch plan unknown" in out, "publish it again" in out, "0 understood now" in out) == (
+    assert (status, "launch plan unknown" in out, "publish it again" in out, "0 accepted now" in out) == (
         0,
         True,
         True,
@@ -412,10 +414,8 @@ async def test_a_rejected_event_is_replayed_once_its_rules_are_known(tmp_path: P
         "notifications: [{phases: [FAILED], email: {recipients_email: [a@example.com]}}]"
     )
     config = settings_file(tmp_path, rules={"launch_plans": ["all.yaml"]})
-    assert (
-        "1 would be understood now" in (await command("rejected", "replay", "ee", "--dry-run", "--config", config))[1]
-    )
-    assert "1 understood now" in (await command("rejected", "replay", "ee", "--config", config))[1]
-    assert "0 understood now" in (await command("rejected", "replay", "ee", "--config", config))[1]
+    assert "1 would be accepted now" in (await command("rejected", "replay", "ee", "--dry-run", "--config", config))[1]
+    assert "1 accepted now" in (await command("rejected", "replay", "ee", "--config", config))[1]
+    assert "0 accepted now" in (await command("rejected", "replay", "ee", "--config", config))[1]
     (delivery,) = json.loads((await command("deliveries", "list", "--config", config, "--json"))[1])
     assert (delivery["state"], delivery["recipients"]) == ("waiting", ["a@example.com"])

@@ -1,4 +1,4 @@
-"""`dispatcher explain`, as a user runs it who asks why somebody was not told."""
+"""`dispatcher explain`, for executions in the ledger and for events in files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.runtime.service import make_planner, open_channels
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event
-from tests.support.flyte_admin import an_ended
+from tests.support.flyte_admin import a_finished_execution
 from tests.support.flyte_admin import recorded as recorded_answer
 from tests.support.service import ask, command
 
 EXECUTION = "flytesnacks/production/akx7b9q2vjt5fm4c8h2d"
-FORM = ["event", "rules", "deliveries", "disabled_by"]
+FIELDS = ["event", "rules", "deliveries", "disabled_by"]
 ENRICHED = str(samples.FOLDER / "v2-workflow-failed-enriched.json")
 
 
@@ -54,26 +54,30 @@ def config(tmp_path: Path) -> Path:
 
 
 async def record(config: Path, *messages: Any) -> None:
-    """Bring messages to the ledger as the service does; None of them is sent."""
+    """Record messages in the ledger as the service does, without sending deliveries."""
     settings = load(config)
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     async with Ledger(settings.ledger.url) as ledger:
         intake = Intake(ledger, lambda: rules.book, make_planner(settings, open_channels(settings)), SystemClock())
-        written = [write(message, Format.NATIVE) if isinstance(message, Event) else message for message in messages]
-        for number, message in enumerate(written):
+        encoded = [write(message, Format.NATIVE) if isinstance(message, Event) else message for message in messages]
+        for number, message in enumerate(encoded):
             headers, value = message if isinstance(message, tuple) else (message.headers, message.value)
-            await intake.take([(headers, value, f"t/0@{number}")])
+            await intake.ingest([(headers, value, f"t/0@{number}")])
 
 
-async def settle(config: Path, channel: str, *ends: Sent | Retry | Dead) -> None:
-    """Attempt the channel's deliveries once for each of the ends, a minute apart."""
+async def settle(config: Path, channel: str, *outcomes: Sent | Retry | Dead) -> None:
+    """Settle each delivery of the channel with these outcomes in turn, a minute apart."""
     async with Ledger(load(config).ledger.url) as ledger:
-        for number, end in enumerate(ends, start=1):
+        for number, outcome in enumerate(outcomes, start=1):
             now = SystemClock().now() + timedelta(minutes=number)
-            gate = AdmissionControl(pace=RateLimit(), destination=lambda _: "", now=now)
-            for delivery in (await ledger.claim(channel, 9, lease="w", until=now + SECOND, gate=gate)).deliveries:
-                await ledger.settle(Settlement(delivery=delivery, outcome=end, started_at=now, ended_at=now + SECOND))
+            admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
+            for delivery in (
+                await ledger.claim(channel, 9, lease="w", until=now + SECOND, admission=admission)
+            ).deliveries:
+                await ledger.settle(
+                    Settlement(delivery=delivery, outcome=outcome, started_at=now, ended_at=now + SECOND)
+                )
 
 
 def rules_in(account: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
@@ -83,7 +87,7 @@ def rules_in(account: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
 MATCHED = "FAILED is among its phases"
 
 
-async def test_a_recorded_execution_is_told_with_each_rule_and_what_became_of_each_delivery(config: Path) -> None:
+async def test_a_recorded_execution_is_explained_with_each_rule_delivery_and_attempt(config: Path) -> None:
     await record(config, an_event(launch_plan=a_launch_plan()))
     await settle(
         config,
@@ -95,15 +99,15 @@ async def test_a_recorded_execution_is_told_with_each_rule_and_what_became_of_ea
 
     account = await ask(config, "explain", EXECUTION)
 
-    assert list(account) == FORM
+    assert list(account) == FIELDS
     assert (account["event"]["phase"], account["event"]["verdict"], account["event"]["position"]) == (
         "FAILED",
         "matched",
         "t/0@0",
     )
-    assert list(account["rules"][0]) == ["source", "phases", "channel", "recipients", "matched", "reason"]
+    assert list(account["rules"][0]) == ["defined_at", "phases", "channel", "recipients", "matched", "reason"]
     assert rules_in(account) == [
-        ("email", False, "wants SUCCEEDED, not FAILED"),
+        ("email", False, "is for SUCCEEDED, not FAILED"),
         ("slack", True, MATCHED),
         ("pagerduty", True, MATCHED),
         ("email", True, MATCHED),
@@ -125,8 +129,8 @@ async def test_a_recorded_execution_is_told_with_each_rule_and_what_became_of_ea
     status, out, err = await command("explain", EXECUTION, "--config", str(config))
     assert (status, err) == (0, "")
     for words in (
-        "3 rules of",
-        "wants SUCCEEDED, not FAILED",
+        "3 rules of launch plan flytesnacks/production/train.daily",
+        "is for SUCCEEDED, not FAILED",
         "451 come back: greylisted",
         "250 queued as 42",
         "t/0@0",
@@ -135,12 +139,12 @@ async def test_a_recorded_execution_is_told_with_each_rule_and_what_became_of_ea
 
 
 @pytest.mark.parametrize("option", [(), ("--event",)], ids=["an argument", "an option"])
-async def test_an_event_file_is_judged_by_the_rules_alone_and_leaves_no_trace(
+async def test_an_event_file_is_explained_by_the_rules_and_nothing_is_recorded(
     config: Path, option: tuple[str, ...]
 ) -> None:
     account = await ask(config, "explain", *option, ENRICHED)
 
-    assert list(account) == FORM
+    assert list(account) == FIELDS
     assert account["event"]["execution"]["name"] == "akx7b9q2vjt5fm4c8h2d"
     assert [matched for _, matched, _ in rules_in(account)] == [False, True, True, True]
     assert [(delivery["channel"], delivery["recipients"], delivery["state"]) for delivery in account["deliveries"]] == [
@@ -151,34 +155,34 @@ async def test_an_event_file_is_judged_by_the_rules_alone_and_leaves_no_trace(
     assert not (config.parent / "dispatcher.db").exists()
 
 
-async def test_what_silenced_an_execution_is_named_before_and_after_it_is_recorded(config: Path) -> None:
-    quiet = an_event(launch_plan=a_launch_plan(), options=Options(disable_notifications=True))
+async def test_the_switch_that_disabled_notifications_is_named_before_and_after_recording(config: Path) -> None:
+    disabled = an_event(launch_plan=a_launch_plan(), options=Options(disable_notifications=True))
     file = config.parent / "event.json"
-    file.write_bytes(write(quiet, Format.NATIVE).value)
-    await record(config, quiet)
+    file.write_bytes(write(disabled, Format.NATIVE).value)
+    await record(config, disabled)
 
     for what in (EXECUTION, str(file)):
         account = await ask(config, "explain", what)
         assert (account["disabled_by"], account["deliveries"]) == ("options.disable_notifications", [])
-        assert {reason for _, _, reason in rules_in(account)} == {"silenced by options.disable_notifications"}
+        assert {reason for _, _, reason in rules_in(account)} == {"disabled by options.disable_notifications"}
         assert account["event"]["verdict"] == "disabled"
     out = (await command("explain", EXECUTION, "--config", str(config)))[1]
-    assert "nobody is told" in out
+    assert "no notifications" in out
 
 
-async def test_what_an_executions_own_list_replaced_is_told(config: Path) -> None:
+async def test_rules_that_an_executions_own_list_replaced_are_named(config: Path) -> None:
     own = Options(notifications=(a_notification("own@example.com"),))
     await record(config, an_event(launch_plan=a_launch_plan(), options=own))
 
     account = await ask(config, "explain", EXECUTION)
 
-    assert account["rules"][0]["source"] == "options.notifications[0]"
+    assert account["rules"][0]["defined_at"] == "options.notifications[0]"
     assert {reason for _, matched, reason in rules_in(account) if not matched} == {
         "replaced by the execution's own list"
     }
 
 
-async def test_a_rule_whose_recipient_hears_by_another_rule_says_so(config: Path) -> None:
+async def test_the_reason_names_recipients_that_another_rules_message_notifies(config: Path) -> None:
     own = Options(notifications=(a_notification("a@example.com"), a_notification("A@example.com", "b@example.com")))
     event = an_event(options=own)
     file = config.parent / "event.json"
@@ -190,11 +194,11 @@ async def test_a_rule_whose_recipient_hears_by_another_rule_says_so(config: Path
         assert [delivery["recipients"] for delivery in account["deliveries"]] == [["a@example.com"], ["b@example.com"]]
         assert [reason for _, _, reason in rules_in(account)] == [
             MATCHED,
-            f"{MATCHED}; A@example.com told once, by another rule's message",
+            f"{MATCHED}; A@example.com notified once, through another rule's message",
         ]
 
 
-async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is_told(config: Path) -> None:
+async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is_explained(config: Path) -> None:
     headers, value = samples.sample("v1-workflow-failed")
     broken = value.replace(b'"FAILED"', b'"EXPLODED"')
     assert broken != value
@@ -211,7 +215,7 @@ async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is
 
     first = await ask(config, "explain", EXECUTION)
 
-    assert list(first) == [*FORM, "others"]
+    assert list(first) == [*FIELDS, "others"]
     explanations = [first, *first["others"]]
     assert [(account["event"].get("phase"), account["event"]["verdict"]) for account in explanations] == [
         ("FAILED", "matched"),
@@ -219,7 +223,7 @@ async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is
         ("FAILED", "rejected"),
         (None, "rejected"),
     ]
-    assert [list(account) for account in first["others"]] == [FORM] * 3
+    assert [list(account) for account in first["others"]] == [FIELDS] * 3
     assert "launch plan unknown" in explanations[2]["event"]["reason"]
     assert "unknown phase 'EXPLODED'" in explanations[3]["event"]["reason"]
     assert all(
@@ -232,20 +236,20 @@ async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is
         assert words in out
 
 
-async def test_an_execution_of_which_only_a_rejected_message_is_left_is_told(config: Path) -> None:
+async def test_an_execution_with_only_a_rejected_message_is_explained(config: Path) -> None:
     await record(config, samples.sample("v1-workflow-failed"))
 
     account = await ask(config, "explain", EXECUTION)
 
-    assert list(account) == FORM
+    assert list(account) == FIELDS
     assert (account["event"]["verdict"], account["rules"], account["deliveries"]) == ("rejected", [], [])
 
 
-async def test_an_unknown_execution_fails_with_what_to_check(config: Path) -> None:
+async def test_an_unknown_execution_gives_an_error_with_what_to_check(config: Path) -> None:
     status, out, err = await command("explain", "p/d/n", "--config", str(config))
     assert (status, out) == (1, "")
-    assert "nothing is recorded of p/d/n" in err
-    assert "it has recorded no event at all" in err
+    assert "nothing is recorded about p/d/n" in err
+    assert "it has no events at all" in err
 
     await record(config, an_event(launch_plan=a_launch_plan()))
     status, out, err = await command("explain", "p/d/n", "--config", str(config), "--json")
@@ -254,15 +258,16 @@ async def test_an_unknown_execution_fails_with_what_to_check(config: Path) -> No
         assert words in err
 
 
-async def test_a_phase_that_ends_nothing_is_told_to_be_none(config: Path) -> None:
+async def test_an_event_whose_phase_is_not_terminal_causes_no_notifications(config: Path) -> None:
     account = await ask(config, "explain", str(samples.FOLDER / "v2-workflow-running.json"))
-    assert (account["event"]["phase"], account["event"]["verdict"], account["deliveries"]) == ("RUNNING", "goes on", [])
+    event = account["event"]
+    assert (event["phase"], event["verdict"], account["deliveries"]) == ("RUNNING", "not_terminal", [])
 
 
-async def test_flyteadmin_is_asked_about_an_event_file_where_it_is_configured(config: Path) -> None:
+async def test_flyteadmin_is_asked_about_an_event_in_a_file_if_it_is_configured(config: Path) -> None:
     bare = str(samples.FOLDER / "v2-workflow-failed.json")
     async with LocalFlyteAdmin() as server:
-        server.add(an_ended())
+        server.add(a_finished_execution())
         admin = {"endpoint": server.endpoint, "insecure": True, "timeout": "1s"}
         (config.parent / "dispatcher.yaml").write_text(yaml.safe_dump({"rules": {"flyte_admin": admin}}))
         account = await ask(config, "explain", bare)
@@ -279,7 +284,7 @@ async def test_flyteadmin_is_asked_about_an_event_file_where_it_is_configured(co
     assert "rules.flyte_admin.endpoint" in err
 
 
-async def test_a_refused_rule_is_mentioned_because_it_may_be_the_answer(config: Path) -> None:
+async def test_explain_also_reports_invalid_rules(config: Path) -> None:
     (config.parent / "plan.yaml").write_text(
         "{project: p, domain: d, name: n, notifications: [{phases: [RUNNING], email: {recipients_email: [a@b.c]}}]}"
     )
@@ -301,7 +306,7 @@ async def test_a_refused_rule_is_mentioned_because_it_may_be_the_answer(config: 
         ((str(samples.FOLDER / "v1-task-failed.json"),), "an event of another type"),
     ],
 )
-async def test_what_names_neither_an_execution_nor_an_event_is_a_mistake_in_the_command(
+async def test_an_argument_that_is_neither_an_execution_nor_an_event_file_is_a_usage_error(
     config: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     status, _, err = await command("explain", *arguments, "--config", str(config), env={"COLUMNS": "1000"})

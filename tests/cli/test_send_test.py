@@ -1,4 +1,4 @@
-"""`dispatcher send-test`, as a user runs it, against servers that check what they get."""
+"""`dispatcher send-test`, against fake providers that check their messages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from dispatcher.demo.fakes.inbox import Conversation, Inbox, PagerDutyReceiver, SlackReceiver, WebhookReceiver
-from dispatcher.demo.fakes.script import Misstep
+from dispatcher.demo.fakes.script import ScriptedReply
 from tests.support.service import command
 
 KEY = "0123456789abcdef0123456789abcdef"
 TOKEN = "xoxb-secret-of-the-tests"
-HERE = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
+ALLOW_LOOPBACK = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ async def inbox() -> AsyncIterator[Inbox]:
 
 @pytest.fixture
 def config(inbox: Inbox, tmp_path: Path) -> str:
-    """No Kafka, and a ledger that can't be."""
+    """Settings without Kafka, and with an unreachable ledger."""
     email = {"host": "127.0.0.1", "port": inbox.mail.port, "security": "none", "from": "flyte@example.com"}
     settings = {
         "ledger": {"url": "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"},
@@ -35,8 +35,8 @@ def config(inbox: Inbox, tmp_path: Path) -> str:
             "email": email,
             "slack": {"token": TOKEN, "api_url": inbox.slack_url, "fallback": "email", "timeout": 2},
             "pagerduty": {"events_url": inbox.pagerduty_url, "services": {"ml": {"routing_key": KEY}}},
-            "teams": {"targets": {"ml": {"url": f"{inbox.url}/teams/workflows/hidden"}}, **HERE},
-            "webhook": {"targets": {"ops": {"url": f"{inbox.url}/hooks/hidden", "secret": TOKEN}}, **HERE},
+            "teams": {"targets": {"ml": {"url": f"{inbox.url}/teams/workflows/hidden"}}, **ALLOW_LOOPBACK},
+            "webhook": {"targets": {"ops": {"url": f"{inbox.url}/hooks/hidden", "secret": TOKEN}}, **ALLOW_LOOPBACK},
         },
         "templates": {"path": ["own"]},
     }
@@ -46,7 +46,7 @@ def config(inbox: Inbox, tmp_path: Path) -> str:
     return str(file)
 
 
-async def test_a_test_arrives_marked_over_each_channel(inbox: Inbox, config: str) -> None:
+async def test_a_test_message_arrives_marked_on_each_channel(inbox: Inbox, config: str) -> None:
     for channel, to in (
         ("slack", "#alerts"),
         ("email", "dev@example.com"),
@@ -55,7 +55,7 @@ async def test_a_test_arrives_marked_over_each_channel(inbox: Inbox, config: str
         ("webhook", "ops"),
     ):
         status, out, err = await command("send-test", "--channel", channel, "--to", to, "--config", config)
-        assert (status, f"sent: {channel} took it" in out) == (0, True), err
+        assert (status, f"sent: {channel} accepted it" in out) == (0, True), err
         assert "hidden" not in out
 
     (posted,), (mail,), (incident,) = inbox.slack.messages, inbox.mail.mails, inbox.pagerduty.incidents
@@ -66,7 +66,7 @@ async def test_a_test_arrives_marked_over_each_channel(inbox: Inbox, config: str
     assert payload["summary"].startswith("TEST: train.daily failed")
     assert "TEST: train.daily failed" in card.body["fallbackText"]
     assert "TEST: train.daily failed" in call.body["text"]
-    for told in (
+    for text in (
         str(posted.body),
         str(card.body),
         call.body["test"],
@@ -74,10 +74,10 @@ async def test_a_test_arrives_marked_over_each_channel(inbox: Inbox, config: str
         mail.part("html"),
         payload["custom_details"]["test"],
     ):
-        assert "This is a test of the notifications: no execution has ended." in told
+        assert "This is a test notification: no execution has finished." in text
 
 
-async def test_two_tests_are_two_incidents_and_the_phase_is_as_asked(inbox: Inbox, config: str) -> None:
+async def test_two_test_messages_are_two_incidents_in_the_given_phase(inbox: Inbox, config: str) -> None:
     for _ in range(2):
         await command("send-test", "--channel", "pagerduty", "--to", "ml", "--phase", "aborted", "--config", config)
     assert ["was aborted" in incident.events[0]["payload"]["summary"] for incident in inbox.pagerduty.incidents] == [
@@ -89,24 +89,28 @@ async def test_two_tests_are_two_incidents_and_the_phase_is_as_asked(inbox: Inbo
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (Misstep(429, b'{"ok":false,"error":"ratelimited"}'), "not taken for now"),
+        (ScriptedReply(429, b'{"ok":false,"error":"ratelimited"}'), "not accepted now"),
         (
-            Misstep(200, b'{"ok":false,"error":"is_archived"}'),
+            ScriptedReply(200, b'{"ok":false,"error":"is_archived"}'),
             "refused (a delivery would be dead): Slack refused: is_ar",
         ),
-        (Misstep(500, b"{}"), "in doubt: it may have arrived"),
+        (ScriptedReply(500, b"{}"), "in doubt: it may have arrived"),
     ],
 )
-async def test_an_answer_that_is_no_receipt_is_explained(inbox: Inbox, config: str, step: Misstep, words: str) -> None:
+async def test_an_answer_that_is_no_receipt_is_explained(
+    inbox: Inbox, config: str, step: ScriptedReply, words: str
+) -> None:
     inbox.slack.script.steps = [step]
     status, out, err = await command("send-test", "--channel", "slack", "--to", "#alerts", "--config", config)
     assert (status, out, words in err, "Traceback" in err, TOKEN in err) == (1, "", True, False, False), err
 
 
-async def test_whom_the_channel_cannot_serve_gets_it_by_the_fallback_or_nobody_does(inbox: Inbox, config: str) -> None:
+async def test_a_recipient_that_the_channel_cannot_serve_goes_to_the_fallback_or_is_an_error(
+    inbox: Inbox, config: str
+) -> None:
     mailbox = "alerts-x@team.slack.com"
     status, out, _ = await command("send-test", "--channel", "slack", "--to", mailbox, "--config", config)
-    assert (status, f"slack doesn't serve {mailbox}: it goes by email" in out) == (0, True)
+    assert (status, f"slack doesn't serve {mailbox}: sending it through email" in out) == (0, True)
     assert inbox.mail.mails[0].recipients == (mailbox,)
 
     for channel, to, words in (
@@ -117,7 +121,7 @@ async def test_whom_the_channel_cannot_serve_gets_it_by_the_fallback_or_nobody_d
         assert (status, words in err) == (1, True), err
 
 
-async def test_nobody_is_told_by_accident(inbox: Inbox, config: str) -> None:
+async def test_nothing_is_sent_if_an_option_is_missing_or_the_phase_is_not_terminal(inbox: Inbox, config: str) -> None:
     for missing in (("--channel", "slack"), ("--to", "#alerts")):
         assert (await command("send-test", *missing, "--config", config))[0] == 2
     running = ("--channel", "slack", "--to", "#alerts", "--phase", "RUNNING")
@@ -125,16 +129,14 @@ async def test_nobody_is_told_by_accident(inbox: Inbox, config: str) -> None:
     assert inbox.arrivals == []
 
 
-async def test_templates_of_an_operators_own_cannot_pass_a_test_for_the_real_thing(
-    inbox: Inbox, config: str, tmp_path: Path
-) -> None:
+async def test_custom_templates_that_do_not_mark_a_test_are_refused(inbox: Inbox, config: str, tmp_path: Path) -> None:
     own = tmp_path / "own" / "slack" / "message.yaml"
     own.parent.mkdir(parents=True)
     arguments = ("send-test", "--channel", "slack", "--to", "#alerts", "--config", config)
 
     own.write_text("text: '{{ name }} is over'")
     status, _, err = await command(*arguments)
-    assert (status, "say neither `what` nor `test`" in err, inbox.arrivals) == (1, True, [])
+    assert (status, "use neither `what` nor `test`" in err, inbox.arrivals) == (1, True, [])
 
     own.write_text("text: '{{ what }} is over'")
     assert (await command(*arguments))[0] == 0

@@ -59,7 +59,7 @@ async def imported(folder: Path, given: Any, *, output: bool = True) -> tuple[Pa
     """The path of the settings, and the command's standard output and error."""
     source, target = folder / "flyteadmin.yaml", folder / "generated" / "dispatcher.yaml"
     source.write_text(yaml.safe_dump(given))
-    status, out, err = await command("import", str(source), *(["--output", str(target)] if output else []))
+    status, out, err = await command("import-flyteadmin", str(source), *(["--output", str(target)] if output else []))
     assert status == 0, err
     return target, out, err
 
@@ -140,7 +140,7 @@ async def test_printed_settings_pass_the_check_and_say_what_templates_need(tmp_p
 async def test_existing_files_are_overwritten_only_with_force(tmp_path: Path) -> None:
     file, _, _ = await imported(tmp_path, FULL)
     file.write_text("mine")
-    again = ("import", str(tmp_path / "flyteadmin.yaml"), "--output", str(file))
+    again = ("import-flyteadmin", str(tmp_path / "flyteadmin.yaml"), "--output", str(file))
     status, _, err = await command(*again)
     assert (status, f"{file}" in err, file.read_text()) == (1, True, "mine")
     assert (await command(*again, "--force"))[0] == 0
@@ -161,7 +161,7 @@ async def test_a_file_without_flyteadmins_sections_gives_one_message(
     source = tmp_path / "flyteadmin.yaml"
     if given is not None:
         source.write_text(given)
-    status, out, err = await command("import", str(source))
+    status, out, err = await command("import-flyteadmin", str(source))
     assert (status, out, message in err, "Traceback" in err) == (1, "", True, False)
 
 

@@ -1,4 +1,4 @@
-"""The demo itself, and the inbox's page."""
+"""The demo, the inbox's page, and the fakes' checks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.support.service import command
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
-async def test_the_demo_delivers_what_is_owed_and_ends_by_itself() -> None:
+async def test_the_demo_delivers_every_expected_message_and_exits() -> None:
     status, out, err = await command("demo", "--once")
     assert status == 0, err
     for word in (
         "matched",
         "disabled",
-        "no_matching_rule",
+        "no matching rule",
         "rejected",
         "duplicate",
         "arrived",
-        "11 messages: all that was owed arrived",
+        "11 messages: every expected message arrived, and no other",
     ):
         assert word in out
 
@@ -37,7 +37,7 @@ async def page(inbox: Inbox, path: str = "/") -> tuple[str, str]:
         return await answer.text(), answer.headers.get("Content-Security-Policy", "")
 
 
-async def test_what_arrived_can_be_looked_at_and_never_becomes_markup() -> None:
+async def test_the_page_shows_arrivals_and_escapes_their_markup() -> None:
     async with Inbox() as inbox:
         empty, policy = await page(inbox)
         assert "Nothing has arrived yet" in empty
@@ -92,7 +92,7 @@ async def test_what_arrived_can_be_looked_at_and_never_becomes_markup() -> None:
         assert drawn in shown
 
 
-async def test_the_receivers_refuse_what_the_real_ones_would() -> None:
+async def test_the_fakes_refuse_messages_that_the_real_services_refuse() -> None:
     cases = [
         ("slack/api/chat.postMessage", {"channel": "#nowhere", "text": "x"}, "channel_not_found"),
         ("slack/api/chat.postMessage", {"channel": "C1", "text": ""}, "channel_not_found"),

@@ -17,13 +17,13 @@ from typing import Any
 import yaml
 from starlette.applications import Starlette
 
-from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, Login
+from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, OAuthServer
 from dispatcher.demo.fakes.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
 from dispatcher.demo.fakes.slack import Conversation
 from dispatcher.web.server import serving
 from tests.support import samples
 from tests.support.builders import an_execution
-from tests.support.flyte_admin import an_ended
+from tests.support.flyte_admin import a_finished_execution
 from tests.support.service import ROUTING_KEY, ask, command
 from tests.support.service import serving as a_replica
 
@@ -91,11 +91,11 @@ async def world(folder: Path, kafka: str, topic: str) -> AsyncIterator[World]:
     async with (
         serving(Starlette(routes=[*slack.routes(), *pagerduty.routes()]), "127.0.0.1", 0) as url,
         MailReceiver() as mail,
-        LocalFlyteAdmin(login=Login()) as admin,
+        LocalFlyteAdmin(oauth=OAuthServer()) as admin,
     ):
-        assert admin.login is not None
+        assert admin.oauth is not None
         for name in EXECUTIONS:
-            admin.add(an_ended(an_execution(name), closure={"updatedAt": "2026-11-20T09:14:21Z"}))
+            admin.add(a_finished_execution(an_execution(name), closure={"updatedAt": "2026-11-20T09:14:21Z"}))
         settings: dict[str, Any] = {
             "kafka": {"bootstrap_servers": kafka, "topics": [topic]},
             "http": {"listen": "127.0.0.1:0"},
@@ -108,7 +108,7 @@ async def world(folder: Path, kafka: str, topic: str) -> AsyncIterator[World]:
         }
         _write_files(folder)
         key = await _tell(folder, settings)
-        login = {"client_id": admin.login.client_id, "client_secret": admin.login.client_secret}
+        login = {"client_id": admin.oauth.client_id, "client_secret": admin.oauth.client_secret}
         settings["rules"] |= {"flyte_admin": {"endpoint": admin.endpoint, "insecure": True, **login}}
         (folder / "dispatcher.yaml").write_text(yaml.safe_dump(settings))
         yield World(folder, key)

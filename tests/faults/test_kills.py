@@ -57,7 +57,7 @@ async def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
             f"{KILLS} kills, {EVENTS} events, {dict(states)}; {sum(map(bool, caught))} kills caught"
             f" {sum(caught)} deliveries in hand, at most {max(caught)};"
             f" lost {len(account.lost)}; doubled {dict(account.doubled_by_channel)}, at most {account.worst} of a channel"
-            f" at a kill; Slack looked {standins.looks} times; {time.monotonic() - began:.0f} s"
+            f" at a kill; Slack looked {standins.history_requests} times; {time.monotonic() - began:.0f} s"
         )
 
     assert states == {State.SENT: EVENTS * len(MATCHED)}, account.owed[:5]
@@ -135,17 +135,17 @@ class Explanation:
             assert len({handover.body for handover in took}) == 1, f"repeated with another body: {said}"
             assert sum(self._told(handover) for handover in took) <= 1, f"sent twice by workers that lived: {said}"
             assert len(took) - 1 <= row.untold, f"repeated more often than it was caught in flight: {said}"
-        for (door, life, channel), number in self.caught.items():
-            assert number <= 2 * HANDS, f"{number} messages of {channel} in flight at kill {life + 1} of {door}"
-            assert life < len(self.births[door]) - 1, f"unwritten, though {door} lived on"
+        for (caller, life, channel), number in self.caught.items():
+            assert number <= 2 * HANDS, f"{number} messages of {channel} in flight at kill {life + 1} of {caller}"
+            assert life < len(self.births[caller]) - 1, f"unwritten, though {caller} lived on"
 
     def _told(self, handover: Handover) -> bool:
         """Whether an attempt in the ledger tells of this handover."""
-        return any(began <= handover.at <= ended for began, ended, _ in self.rows[handover.key].spans)
+        return any(began <= handover.decided_at <= ended for began, ended, _ in self.rows[handover.key].spans)
 
     def _kill(self, handover: Handover) -> tuple[str, int, str]:
-        return handover.door, self._life(handover), handover.channel
+        return handover.caller, self._life(handover), handover.channel
 
     def _life(self, handover: Handover) -> int:
         """Which of the replica's processes it came from, counted from 0."""
-        return bisect.bisect(self.births[handover.door], handover.came - STARTING) - 1
+        return bisect.bisect(self.births[handover.caller], handover.arrived_at - STARTING) - 1

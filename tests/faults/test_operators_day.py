@@ -221,7 +221,7 @@ async def upgrade(day: Day) -> int:
     async with asyncio.TaskGroup() as group:
         group.create_task(_keep_failing(day, over))
         after = NextVersion(day.folder / "next")
-        assert await after.migrate(day.config) == f"ledger     brought from version {HEAD} to {NEXT}\n"
+        assert await after.migrate(day.config) == f"ledger     migrated from version {HEAD} to {NEXT}\n"
         for number, old in enumerate(list(day.running), start=1):
             await day.start(f"upgraded {number}", after)
             await day.drain(old)

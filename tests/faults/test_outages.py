@@ -18,7 +18,7 @@ from dispatcher.model.delivery import State
 from dispatcher.model.retry import FLOOR, RetryPolicy
 from tests.faults.rig import Replica, an_owing_event, publishing, replicas, the_truth
 from tests.support.brokers.apache import ApacheKafka
-from tests.support.standins import RETRY_AFTER, Handover, Mood, StandIns
+from tests.support.standins import RETRY_AFTER, Handover, Reaction, StandIns
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -47,17 +47,17 @@ class Troubles:
         self._rng = rng
         self._swallowed: set[str] = set()
 
-    def mood(self, channel: str, key: str) -> Mood:
+    def reaction(self, channel: str, key: str) -> Reaction:
         match channel:
             case "email":
-                return Mood.TAKE if self.relay_takes_mail else Mood.REFUSE
+                return Reaction.TAKE if self.relay_takes_mail else Reaction.REFUSE
             case "slack":
-                return self._rng.choice((Mood.TAKE, Mood.REFUSE))
+                return self._rng.choice((Reaction.TAKE, Reaction.REFUSE))
             case _ if key in self._swallowed:
-                return Mood.TAKE
+                return Reaction.TAKE
             case _:
                 self._swallowed.add(key)
-                return self._rng.choice((Mood.TAKE, Mood.TAKE, Mood.SILENCE, Mood.HANG_UP))
+                return self._rng.choice((Reaction.TAKE, Reaction.TAKE, Reaction.NO_ANSWER, Reaction.DISCONNECT))
 
 
 async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than_the_policy_says(
@@ -65,7 +65,7 @@ async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than
 ) -> None:
     began = time.monotonic()
     troubles = Troubles(rng)
-    async with StandIns(mood=troubles.mood) as standins, the_truth(postgres_url) as truth:
+    async with StandIns(reaction=troubles.reaction) as standins, the_truth(postgres_url) as truth:
         channels = await standins.open(mail=False)
         for section in channels.values():
             section["concurrency"] = HANDS
@@ -91,17 +91,17 @@ async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than
         rows = (await truth.rows()).values()
 
     asked = {channel: [one for one in standins.handovers if one.channel == channel] for channel in MATCHED}
-    moods = {channel: Counter(one.mood for one in handovers) for channel, handovers in asked.items()}
-    swallowed = moods["pagerduty"][Mood.SILENCE] + moods["pagerduty"][Mood.HANG_UP]
+    reactions = {channel: Counter(one.reaction for one in handovers) for channel, handovers in asked.items()}
+    swallowed = reactions["pagerduty"][Reaction.NO_ANSWER] + reactions["pagerduty"][Reaction.DISCONNECT]
     in_vain = sum(ended < busy for row in rows if row.channel == "email" for _, ended, _ in row.spans)
-    found_out = asked["email"][0].came - busy
+    found_out = asked["email"][0].arrived_at - busy
     early = list(_early(asked))
-    delivered = max(one.at for one in asked["email"]) - well
+    delivered = max(one.decided_at for one in asked["email"]) - well
     figures(
         f"{EVENTS} events, {dict(states)}; relay down {busy - down:.0f} s: {in_vain} attempts of {_in_vain_budget()};"
         f" its return found out in {found_out:.1f} s; 451 for {well - busy:.0f} s:"
-        f" {moods['email'][Mood.REFUSE]} refused of {_refused_budget()}, all delivered {delivered:.1f} s later;"
-        f" Slack: {moods['slack'][Mood.REFUSE]} of {len(asked['slack'])} posts answered 429;"
+        f" {reactions['email'][Reaction.REFUSE]} refused of {_refused_budget()}, all delivered {delivered:.1f} s later;"
+        f" Slack: {reactions['slack'][Reaction.REFUSE]} of {len(asked['slack'])} posts answered 429;"
         f" PagerDuty: {swallowed} of {len(asked['pagerduty'])} posts taken without an answer,"
         f" {len({one.key for one in asked['pagerduty']})} incidents; {len(early)} too early; {time.monotonic() - began:.0f} s"
     )
@@ -109,12 +109,12 @@ async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than
     assert states == {State.SENT: EVENTS * len(MATCHED)}, [row for row in rows if row.state is not State.SENT][:5]
     for channel in MATCHED:
         assert {one.key for one in asked[channel]} == {row.key for row in rows if row.channel == channel}
-    assert len(asked["email"]) == EVENTS + moods["email"][Mood.REFUSE]
-    assert len(asked["slack"]) == EVENTS + moods["slack"][Mood.REFUSE]
+    assert len(asked["email"]) == EVENTS + reactions["email"][Reaction.REFUSE]
+    assert len(asked["slack"]) == EVENTS + reactions["slack"][Reaction.REFUSE]
     assert len(asked["pagerduty"]) == EVENTS + swallowed
     assert all(_alike(told) for told in _by(asked["pagerduty"], lambda one: one.key))
     assert in_vain <= _in_vain_budget()
-    assert moods["email"][Mood.REFUSE] <= _refused_budget()
+    assert reactions["email"][Reaction.REFUSE] <= _refused_budget()
     assert found_out <= LONGEST_REST + 2
     assert delivered <= POLICY.ceiling.total_seconds() + 5
     assert not early, early[:3]
@@ -125,10 +125,10 @@ def _early(asked: dict[str, list[Handover]]) -> Iterator[tuple[Handover, Handove
     for channel, handovers in asked.items():
         wish = RETRY_AFTER if channel == "slack" else FLOOR.total_seconds()
         for told in _by(handovers, lambda one: one.key):
-            yield from ((one, other) for one, other in pairwise(told) if other.came - one.at < wish)
+            yield from ((one, other) for one, other in pairwise(told) if other.arrived_at - one.decided_at < wish)
     for told in _by(asked["slack"], lambda one: one.target):
         for refused in (one for one in told if not one.taken):
-            yield from ((refused, one) for one in told if ON_THE_WAY < one.came - refused.at < RETRY_AFTER)
+            yield from ((refused, one) for one in told if ON_THE_WAY < one.arrived_at - refused.decided_at < RETRY_AFTER)
 
 
 def _by(handovers: list[Handover], what: Callable[[Handover], str]) -> Iterable[list[Handover]]:

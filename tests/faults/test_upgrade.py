@@ -88,7 +88,7 @@ async def _upgrade(old: list[Replica], new: list[Replica], after: NextVersion, f
         await replica.ready()
     await asyncio.sleep(WHILE)
     said = await after.migrate(folder / "old one.yaml")
-    assert said == f"ledger     brought from version {HEAD} to {NEXT}\n"
+    assert said == f"ledger     migrated from version {HEAD} to {NEXT}\n"
     await asyncio.sleep(WHILE)
     await old[0].stop()
     await old[0].start()

@@ -1,4 +1,4 @@
-"""Bytes become an Event, or the reason why not; nothing else ever comes out."""
+"""Decoding: every message gives an Event, None, or Unreadable with a reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.errors import Unreadable
-from dispatcher.flyte.decode import NATIVE, decode, is_foreign
+from dispatcher.flyte.decode import NATIVE, decode, is_other_type
 from dispatcher.flyte.encode import Format, write, write_lifecycle
 from dispatcher.flyte.event_files import read_event_file, read_messages
 from dispatcher.model.event import Event, Options
@@ -29,7 +29,7 @@ OTHER_SAMPLES = [name for name in samples.NAMES if "-node-" in name or "-task-" 
 
 
 @pytest.mark.parametrize("name", WORKFLOW_SAMPLES)
-def test_every_workflow_sample_is_understood(name: str) -> None:
+def test_every_workflow_sample_is_decoded(name: str) -> None:
     event = decode(*samples.sample(name))
 
     assert event is not None
@@ -38,26 +38,26 @@ def test_every_workflow_sample_is_understood(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER_SAMPLES)
-def test_events_of_nodes_and_tasks_are_not_ours(name: str) -> None:
+def test_events_of_nodes_and_tasks_are_skipped(name: str) -> None:
     assert decode(*samples.sample(name)) is None
 
 
 @pytest.mark.parametrize("name", OTHER_SAMPLES)
-def test_what_is_not_ours_is_dropped_by_its_type_before_its_value_is_parsed(name: str) -> None:
+def test_a_message_of_another_type_is_skipped_before_its_value_is_parsed(name: str) -> None:
     headers, _ = samples.sample(name)
 
     assert decode(headers, b"\xff not even JSON") is None
 
 
-def test_flytes_type_for_a_started_execution_is_not_ours() -> None:
-    """flyteadmin defines it and never sends it."""
+def test_flytes_type_for_a_started_execution_is_skipped() -> None:
+    """Flyteadmin defines this type and never sends it."""
     headers = [("ce_type", b"com.flyte.resource.cloudevents.ExecutionStart")]
 
-    assert is_foreign(headers)
+    assert is_other_type(headers)
     assert decode(headers, b"{}") is None
 
 
-def test_v1_and_v2_tell_of_the_same_failure() -> None:
+def test_v1_and_v2_give_the_same_failure() -> None:
     v1 = decode(*samples.sample("v1-workflow-failed"))
     v2 = decode(*samples.sample("v2-workflow-failed"))
 
@@ -68,7 +68,7 @@ def test_v1_and_v2_tell_of_the_same_failure() -> None:
     assert "bad learning rate" in v1.error.message
 
 
-def test_structured_and_binary_mode_tell_the_same() -> None:
+def test_structured_and_binary_mode_give_the_same_event() -> None:
     assert decode(*samples.sample("v2-workflow-failed-structured")) == decode(
         *samples.sample("v2-workflow-failed-enriched")
     )
@@ -83,7 +83,7 @@ def test_an_enriched_event_names_its_launch_plan_principal_and_labels() -> None:
     assert event.labels == {"team": "data-science"}
 
 
-def test_a_structured_event_that_lost_its_headers_is_known_by_its_envelope() -> None:
+def test_a_structured_event_without_headers_is_recognised_by_its_envelope() -> None:
     _, value = samples.sample("v2-workflow-failed-structured")
 
     assert decode([], value) is not None
@@ -180,7 +180,7 @@ def test_native_names_may_be_in_lower_camel_case() -> None:
         ({"options": {"notifications": [{"phases": ["FAILED"]}]}}, "exactly one channel"),
     ],
 )
-def test_an_event_that_makes_no_sense_is_refused_with_the_reason(changes: dict[str, object], reason: str) -> None:
+def test_an_invalid_event_is_refused_with_the_reason(changes: dict[str, object], reason: str) -> None:
     with pytest.raises(Unreadable, match=re.escape(reason)):
         native(**changes)
 
@@ -206,12 +206,14 @@ def test_an_event_that_makes_no_sense_is_refused_with_the_reason(changes: dict[s
         ),
     ],
 )
-def test_noise_is_refused_with_the_reason(headers: list[tuple[str, bytes]], value: bytes | None, reason: str) -> None:
+def test_a_message_that_is_no_event_is_refused_with_the_reason(
+    headers: list[tuple[str, bytes]], value: bytes | None, reason: str
+) -> None:
     with pytest.raises(Unreadable, match=reason):
         decode(headers, value)
 
 
-def test_half_a_surrogate_pair_does_not_lose_the_event() -> None:
+def test_an_event_with_half_a_surrogate_pair_is_decoded() -> None:
     value = json.dumps({**NATIVE_DATA, "error": {"message": "bad \ud83d"}}).encode()
 
     event = decode(NATIVE_HEADERS, value)
@@ -225,7 +227,7 @@ def test_half_a_surrogate_pair_does_not_lose_the_event() -> None:
     st.lists(st.tuples(st.sampled_from(["ce_type", "content-type", "x"]), st.binary(max_size=40))),
     st.none() | st.binary(),
 )
-def test_whatever_arrives_is_an_event_or_unreadable(headers: list[tuple[str, bytes]], value: bytes | None) -> None:
+def test_any_message_gives_an_event_or_unreadable(headers: list[tuple[str, bytes]], value: bytes | None) -> None:
     try:
         decode(headers, value)
     except Unreadable as error:
@@ -243,7 +245,7 @@ KNOWN_FIELDS = [*Event.model_fields, "event", "rawEvent", "executionId", "launch
 
 
 @given(st.dictionaries(st.sampled_from(KNOWN_FIELDS), json_values, max_size=4))
-def test_wrong_types_anywhere_are_unreadable_and_nothing_worse(data: dict[str, object]) -> None:
+def test_wrong_types_raise_unreadable_and_no_other_error(data: dict[str, object]) -> None:
     for headers in (
         samples.sample("v1-workflow-failed")[0],
         samples.sample("v2-workflow-failed")[0],
@@ -263,12 +265,12 @@ def _fields(data: dict[str, Any], within: tuple[str, ...] = ()) -> Iterator[tupl
             yield from _fields(value, (*within, name))
 
 
-@pytest.mark.parametrize("depth", [900, 1015, 10_000])  # below, at and above what the parser and Python's stack take
+@pytest.mark.parametrize(
+    "depth", [900, 1015, 10_000]
+)  # below, at and above the limits of the parser and of Python's stack
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
 @pytest.mark.parametrize("name", ["v1-workflow-failed", "v2-workflow-failed-enriched"])
-def test_values_nested_deeply_anywhere_are_unreadable_or_unread(
-    name: str, opening: bytes, closing: bytes, depth: int
-) -> None:
+def test_deeply_nested_values_are_unreadable_or_ignored(name: str, opening: bytes, closing: bytes, depth: int) -> None:
     headers, value = samples.sample(name)
     nested = opening * depth + b"1" + closing * depth
     for path in _fields(json.loads(value)):
@@ -280,7 +282,7 @@ def test_values_nested_deeply_anywhere_are_unreadable_or_unread(
 
 
 @pytest.mark.parametrize("form", [Format.FLYTE_V2, Format.NATIVE])
-def test_what_publish_writes_is_read_back_whole(form: Format) -> None:
+def test_an_encoded_event_is_decoded_to_the_same_event(form: Format) -> None:
     event = an_event(
         launch_plan=a_launch_plan(), principal="jane", labels={"team": "a"}, error={"message": "boom", "kind": "USER"}
     )
@@ -290,7 +292,7 @@ def test_what_publish_writes_is_read_back_whole(form: Format) -> None:
     assert decode(written.headers, written.value) == event
 
 
-def test_options_are_written_in_flytes_shape() -> None:
+def test_options_are_encoded_in_flytes_form() -> None:
     event = an_event(options=Options(notifications=(a_notification("#a", channel="pagerduty"),)))
 
     written = write(event, Format.NATIVE)
@@ -313,7 +315,7 @@ def test_an_event_file_may_be_a_recorded_message(name: str) -> None:
     assert read_event_file(samples.FOLDER / f"{name}.json") == decode(*samples.sample(name))
 
 
-def test_messages_in_a_file_are_read_line_by_line_and_a_bad_line_is_named(tmp_path: Path) -> None:
+def test_messages_in_a_file_are_read_by_line_and_an_invalid_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(NATIVE_DATA) + "\n\n" + "{oops}\n")
     messages = read_messages(file)

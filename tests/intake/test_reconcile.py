@@ -270,8 +270,8 @@ async def test_the_command_lists_missing_events_and_records_them(server: LocalFl
     run = ("reconcile", "--config", str(file))
 
     status, out, err = await command(*run)
-    assert (status, out) == (0, "no event told of 0 executions\n"), "the ledger is new: nothing is missing"
-    assert "left out" in err
+    assert (status, out) == (0, "0 executions finished without an event\n"), "the ledger is new: nothing is missing"
+    assert "checked only from" in err
 
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'old.db'}") as ledger:
         await ledger.record_first_start(now=now - 48 * HOUR)
@@ -280,12 +280,12 @@ async def test_the_command_lists_missing_events_and_records_them(server: LocalFl
     )
     status, out, err = await command(*run, "--since", "24h", "--dry-run")
     assert (status, err) == (0, "")
-    assert out.splitlines()[-1] == "no event told of 1 execution"
+    assert out.splitlines()[-1] == "1 execution finished without an event"
     assert f"{an_execution('lost')}/FAILED" in out
     assert await ask(file, "deliveries", "list") == []
     assert [entry["execution"]["name"] for entry in await ask(file, "reconcile", "--since", "40h")] == ["older", "lost"]
     assert len(await ask(file, "deliveries", "list")) == 8
-    assert (await command(*run, "--since", "40h"))[1] == "no event told of 0 executions\n"
+    assert (await command(*run, "--since", "40h"))[1] == "0 executions finished without an event\n"
 
 
 async def test_without_flyteadmin_the_command_reports_the_missing_setting(tmp_path: Path) -> None:

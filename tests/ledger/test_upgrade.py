@@ -77,13 +77,13 @@ async def run_next_version(version: NextVersion, config: str, *arguments: str) -
 async def test_migrate_creates_the_tables_and_status_reports_them(url: str, tmp_path: Path) -> None:
     config = settings(tmp_path, url)
     status, said, advice = await run_ledger_command(config, "status")
-    assert (status, said) == (1, f"ledger     has no tables yet; this dispatcher's are version {HEAD}\n")
+    assert (status, said) == (1, f"ledger     has no tables yet; this dispatcher needs version {HEAD}\n")
     assert "dispatcher ledger migrate" in advice
-    assert await run_ledger_command(config, "migrate") == (0, f"ledger     made, at version {HEAD}\n", "")
+    assert await run_ledger_command(config, "migrate") == (0, f"ledger     created, at version {HEAD}\n", "")
     for again in ("migrate", "status"):
         assert await run_ledger_command(config, again) == (
             0,
-            f"ledger     at version {HEAD}, this dispatcher's own\n",
+            f"ledger     at version {HEAD}, up to date\n",
             "",
         )
 
@@ -93,11 +93,11 @@ async def test_an_older_version_works_with_a_newer_ledger_that_is_compatible(url
     config = settings(tmp_path, url)
     assert (await run_ledger_command(config, "migrate"))[0] == 0
     said = await run_next_version(NextVersion(tmp_path / "next"), config, "migrate")
-    assert said == (0, f"ledger     brought from version {HEAD} to {NEXT}\n", "")
+    assert said == (0, f"ledger     migrated from version {HEAD} to {NEXT}\n", "")
 
     status, out, _ = await run_ledger_command(config, "status")
     assert status == 0
-    assert f"at version {NEXT}, which serves versions from {COMPATIBLE} on" in out
+    assert f"at version {NEXT}, usable by versions from {COMPATIBLE} on" in out
     async with Ledger(url) as ledger:
         await ledger.record([recorded(a_delivery())], [], now=NOW)
         assert [claimed.attempt for claimed in await claim(ledger)] == [1]
@@ -114,7 +114,7 @@ async def test_an_older_version_refuses_a_newer_ledger_that_is_not_compatible(ur
     await ledger.aclose()
     status, out, advice = await run_ledger_command(config, "status")
     assert (status, advice) == (1, "upgrade this dispatcher\n")
-    assert f"which serves versions from {NEXT} on" in out
+    assert f"usable by versions from {NEXT} on" in out
 
 
 @pytest.mark.parametrize("version", ["0001_deadbeef", "0001", "0009"])
@@ -161,7 +161,7 @@ async def test_a_migration_that_waits_for_a_locked_table_gives_up_and_tries_agai
     status, said, why = await migrating
     await database.aclose()
 
-    assert (status, said) == (0, f"ledger     brought from version {HEAD} to {NEXT}\n")
+    assert (status, said) == (0, f"ledger     migrated from version {HEAD} to {NEXT}\n")
     assert "canceling statement due to lock timeout" in why, "it gave up, and logged it"
     assert max(waits) < 8, "no call waited much longer than the lock timeout"
 

@@ -1,4 +1,4 @@
-"""Who is told: the order in which Flyte lets rules replace and silence one another."""
+"""Which rules match an event: the order in which Flyte replaces and disables them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def a_book(*plans: tuple[str, str, Rule]) -> RuleBook:
     return RuleBook(entries)
 
 
-def told(event: Any, book: RuleBook) -> list[str]:
+def notified(event: Any, book: RuleBook) -> list[str]:
     return [recipient for rule in decide(event, book).matched for recipient in rule.notification.recipients]
 
 
@@ -62,17 +62,17 @@ def options(*recipients: str, disable: bool = False, phases: tuple[Phase, ...] =
         "a list replaces",
         "disabled",
         "disabled beats a list",
-        "a list replaces, even unmatched",
+        "a list replaces, even if none of its rules matches",
     ],
 )
 def test_options_go_before_the_launch_plan(given_options: Options | None, expected: list[str]) -> None:
-    assert told(an_event(launch_plan=a_launch_plan(), options=given_options), a_book(PLAN)) == expected
+    assert notified(an_event(launch_plan=a_launch_plan(), options=given_options), a_book(PLAN)) == expected
 
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
-def test_a_rule_fires_in_its_phases_alone(phase: Phase) -> None:
+def test_a_rule_matches_only_its_phases(phase: Phase) -> None:
     expected = ["plan@example.com"] if phase is Phase.FAILED else []
-    assert told(an_event(phase, launch_plan=a_launch_plan()), a_book(PLAN)) == expected
+    assert notified(an_event(phase, launch_plan=a_launch_plan()), a_book(PLAN)) == expected
 
 
 @pytest.mark.parametrize(
@@ -83,39 +83,39 @@ def test_a_rule_fires_in_its_phases_alone(phase: Phase) -> None:
         ([("train.daily", "v1.4.1"), ("other", ANY), (ANY, ANY)], "*@*"),
     ],
 )
-def test_the_closest_launch_plan_entry_holds_alone(plans: list[tuple[str, str]], expected: str) -> None:
+def test_only_the_most_specific_launch_plan_entry_applies(plans: list[tuple[str, str]], expected: str) -> None:
     book = a_book(*((name, version, a_rule(f"{name}@{version}")) for name, version in plans))
-    assert told(an_event(launch_plan=a_launch_plan()), book) == [expected]
+    assert notified(an_event(launch_plan=a_launch_plan()), book) == [expected]
 
 
-def test_an_event_without_a_launch_plan_is_served_by_the_rules_for_all_alone() -> None:
-    assert told(an_event(), a_book(PLAN, (ANY, ANY, a_rule("all@example.com")))) == ["all@example.com"]
+def test_an_event_without_a_launch_plan_matches_only_rules_for_any_launch_plan() -> None:
+    assert notified(an_event(), a_book(PLAN, (ANY, ANY, a_rule("all@example.com")))) == ["all@example.com"]
 
 
-def test_an_event_without_a_launch_plan_and_without_rules_for_all_is_not_decided() -> None:
+def test_an_event_without_a_launch_plan_is_undecided_if_there_are_no_rules_for_any_launch_plan() -> None:
     decision = decide(an_event(), a_book(PLAN))
     assert decision.verdict is Verdict.UNKNOWN_LAUNCH_PLAN
     assert "enrichAllWorkflowEventTypes" in decision.reason
     assert "flytesnacks/production" in decision.reason
 
 
-def test_options_of_its_own_decide_an_event_whose_launch_plan_nobody_knows() -> None:
-    assert told(an_event(options=options("own@example.com")), RuleBook()) == ["own@example.com"]
+def test_an_events_own_options_decide_even_if_its_launch_plan_is_unknown() -> None:
+    assert notified(an_event(options=options("own@example.com")), RuleBook()) == ["own@example.com"]
     assert decide(an_event(options=options(disable=True)), RuleBook()).verdict is Verdict.DISABLED
 
 
-def test_a_launch_plan_without_rules_tells_which_versions_have_some() -> None:
+def test_the_reason_names_the_versions_that_have_rules_if_this_version_has_none() -> None:
     decision = decide(an_event(launch_plan=a_launch_plan()), a_book(("train.daily", "v9", a_rule())))
     assert decision.verdict is Verdict.NO_MATCHING_RULE
     assert "rules for version v9" in decision.reason
 
 
-def test_every_rule_looked_at_is_explained() -> None:
+def test_every_evaluated_rule_has_a_reason() -> None:
     event = an_event(launch_plan=a_launch_plan(), options=options("own@example.com", phases=(Phase.ABORTED,)))
-    looks = [look.as_data() for look in decide(event, a_book(PLAN)).considered]
+    considered = [rule.as_data() for rule in decide(event, a_book(PLAN)).considered]
 
-    assert [(look["source"], look["matched"], look["reason"]) for look in looks] == [
-        ("options.notifications[0]", False, "wants ABORTED, not FAILED"),
+    assert [(rule["defined_at"], rule["matched"], rule["reason"]) for rule in considered] == [
+        ("options.notifications[0]", False, "is for ABORTED, not FAILED"),
         ("test", False, "replaced by the execution's own list"),
     ]
 
@@ -125,9 +125,9 @@ def test_flyteadmin_goes_before_files_and_options_go_before_both() -> None:
     admin = AdminExecution(rules=(a_rule("admin@example.com"),), launch_plan=a_launch_plan())
 
     decision = decide(an_event(), book, admin)
-    assert [(look.rule.notification.recipients[0], look.matched, look.reason) for look in decision.considered] == [
+    assert [(one.rule.notification.recipients[0], one.matched, one.reason) for one in decision.considered] == [
         ("admin@example.com", True, "FAILED is among its phases"),
-        ("file@example.com", False, "FlyteAdmin's answer goes before files"),
+        ("file@example.com", False, "FlyteAdmin's rules go before files"),
     ]
     own = an_event(options=options("own@example.com"))
     assert decides_itself(own)
@@ -135,29 +135,34 @@ def test_flyteadmin_goes_before_files_and_options_go_before_both() -> None:
     assert not decides_itself(an_event(options=options()))
 
 
-def test_nobody_is_an_answer_of_flyteadmins_too() -> None:
+def test_an_empty_rule_list_from_flyteadmin_goes_before_files() -> None:
     decision = decide(an_event(), a_book((ANY, ANY, a_rule())), AdminExecution(launch_plan=a_launch_plan()))
     assert (decision.verdict, decision.matched) == (Verdict.NO_MATCHING_RULE, [])
-    assert "the rules of flytesnacks/production/train.daily@v1.4.2 in FlyteAdmin" in decision.reason
+    reason = "no rule of launch plan flytesnacks/production/train.daily@v1.4.2 in FlyteAdmin is for FAILED"
+    assert decision.reason == reason
 
 
-def test_files_answer_where_flyteadmin_will_not_and_else_its_reason_stands() -> None:
-    no = UnknownExecution("FlyteAdmin doesn't know it")
-    decision = decide(an_event(), a_book((ANY, ANY, a_rule("file@example.com"))), no)
+def test_files_decide_if_flyteadmin_does_not_know_the_execution_and_without_files_the_rules_are_unknown() -> None:
+    unknown = UnknownExecution("FlyteAdmin doesn't know it")
+    decision = decide(an_event(), a_book((ANY, ANY, a_rule("file@example.com"))), unknown)
     assert (decision.verdict, len(decision.matched)) == (Verdict.MATCHED, 1)
-    assert decision.reason == "1 rule of the rules of flytesnacks/production/* (FlyteAdmin doesn't know it) matched"
-    decision = decide(an_event(launch_plan=a_launch_plan()), RuleBook(), no)
-    assert (decision.verdict, decision.reason, decision.verdict.known) == (Verdict.RULES_UNKNOWN, no.reason, False)
+    assert decision.reason == "1 rule of launch plan flytesnacks/production/* (FlyteAdmin doesn't know it) matched"
+    decision = decide(an_event(launch_plan=a_launch_plan()), RuleBook(), unknown)
+    assert (decision.verdict, decision.reason, decision.verdict.known) == (
+        Verdict.RULES_UNKNOWN,
+        unknown.reason,
+        False,
+    )
 
 
-def test_the_rules_of_farther_entries_are_explained_too() -> None:
+def test_the_rules_of_less_specific_entries_have_a_reason_too() -> None:
     book = a_book(("train.daily", "v1.4.2", a_rule("v@example.com")), PLAN, (ANY, ANY, a_rule("all@example.com")))
-    looks = decide(an_event(launch_plan=a_launch_plan()), book).considered
-    farther = "the rules of flytesnacks/production/train.daily@v1.4.2 are closer and hold alone"
-    assert [(look.rule.notification.recipients[0], look.matched, look.reason) for look in looks] == [
+    considered = decide(an_event(launch_plan=a_launch_plan()), book).considered
+    overridden = "the rules of launch plan flytesnacks/production/train.daily@v1.4.2 are more specific and apply alone"
+    assert [(one.rule.notification.recipients[0], one.matched, one.reason) for one in considered] == [
         ("v@example.com", True, "FAILED is among its phases"),
-        ("plan@example.com", False, farther),
-        ("all@example.com", False, farther),
+        ("plan@example.com", False, overridden),
+        ("all@example.com", False, overridden),
     ]
 
 
@@ -166,7 +171,7 @@ rules = st.builds(lambda wanted: a_rule(phases=tuple(wanted)), st.sets(phases, m
 
 
 @given(phases, st.lists(rules, max_size=4), st.lists(rules, max_size=4), st.booleans())
-def test_nobody_is_told_whom_no_rule_names_and_nobody_is_while_silenced(
+def test_exactly_the_rules_for_the_phase_match_and_none_if_notifications_are_disabled(
     phase: Phase, own: list[Rule], plan: list[Rule], disable: bool
 ) -> None:
     given_options = Options(notifications=tuple(rule.notification for rule in own), disable_notifications=disable)
@@ -175,9 +180,9 @@ def test_nobody_is_told_whom_no_rule_names_and_nobody_is_while_silenced(
 
     decision = decide(event, RuleBook({key: PlanRules(key, tuple(plan))}))
 
-    source = own or plan
-    expected = [] if disable else [rule.notification for rule in source if phase in rule.notification.phases]
+    applying = own or plan
+    expected = [] if disable else [rule.notification for rule in applying if phase in rule.notification.phases]
     assert [rule.notification for rule in decision.matched] == expected
     assert len(decision.considered) == len(own) + len(plan)
-    assert all(look.reason for look in decision.considered)
+    assert all(one.reason for one in decision.considered)
     assert (decision.disabled_by is not None) is disable

@@ -1,4 +1,4 @@
-"""Launch plans from files: every shape that Flyte writes, and clear words about what can't hold."""
+"""Launch plans from files: every format that Flyte writes, and the messages about invalid rules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def problems(files: LaunchPlanFiles) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["json", "pb"])
-def test_flytes_own_launch_plan_is_read_whole(kind: str) -> None:
+def test_a_launch_plan_as_flyte_writes_it_is_read_with_all_its_rules(kind: str) -> None:
     files = loaded(samples.LAUNCH_PLANS / f"train.daily.launch_plan.{kind}")
 
     assert not files.problems
@@ -49,7 +49,9 @@ def test_flytes_own_launch_plan_is_read_whole(kind: str) -> None:
 
 @pytest.mark.parametrize("snake_case", [True, False])
 @pytest.mark.parametrize("numbers", [True, False])
-def test_json_is_read_however_protobuf_was_told_to_write_it(tmp_path: Path, snake_case: bool, numbers: bool) -> None:
+def test_protobuf_json_is_read_with_any_field_names_and_enum_values(
+    tmp_path: Path, snake_case: bool, numbers: bool
+) -> None:
     message = LaunchPlan.FromString((samples.LAUNCH_PLANS / "train.daily.launch_plan.pb").read_bytes())
     text = MessageToJson(message, preserving_proto_field_name=snake_case, use_integers_for_enums=numbers)
     (tmp_path / "lp.json").write_text(text)
@@ -57,7 +59,7 @@ def test_json_is_read_however_protobuf_was_told_to_write_it(tmp_path: Path, snak
     assert len(loaded(tmp_path).book.plans[DAILY].rules) == 4
 
 
-def test_the_same_launch_plan_in_two_files_is_no_clash_while_they_agree(tmp_path: Path) -> None:
+def test_a_launch_plan_in_two_files_is_a_problem_only_if_their_rules_differ(tmp_path: Path) -> None:
     assert (
         loaded(
             samples.LAUNCH_PLANS / "train.daily.launch_plan.json", samples.LAUNCH_PLANS / "train.daily.launch_plan.pb"
@@ -72,7 +74,7 @@ def test_the_same_launch_plan_in_two_files_is_no_clash_while_they_agree(tmp_path
     assert problems(files) == ["b.yaml:0: p/d/lp has other rules in another file already; put them together"]
 
 
-def test_what_is_no_launch_plan_is_said_to_be_none() -> None:
+def test_an_execution_in_a_rule_file_is_reported_as_no_launch_plan() -> None:
     files = loaded(samples.LAUNCH_PLANS)
     assert [problem.message for problem in files.problems] == ["an Execution, not a launch plan"] * 2
     assert list(files.book.plans) == [DAILY]
@@ -90,7 +92,7 @@ def test_a_file_may_hold_several_plans_in_documents_or_lists(tmp_path: Path) -> 
     }
 
 
-def test_a_rule_that_cannot_hold_is_refused_with_its_line_and_the_rest_serves(tmp_path: Path) -> None:
+def test_an_invalid_rule_is_refused_with_its_line_and_the_other_rules_apply(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(PLAN.replace("lp", "good") + RULE)
     (tmp_path / "bad.yaml").write_text(
         PLAN
@@ -136,17 +138,17 @@ def test_a_rule_that_cannot_hold_is_refused_with_its_line_and_the_rest_serves(tm
         ("a.yaml", b"[" * 5000, "broken YAML"),
     ],
 )
-def test_a_file_that_is_not_right_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_an_invalid_file_is_reported_with_name_and_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     (line,) = problems(loaded(tmp_path))
     assert words in line
 
 
-def test_a_missing_folder_is_a_problem_and_no_crash(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     assert problems(loaded(tmp_path / "nowhere")) == ["nowhere:0: no such file or folder"]
 
 
-async def test_changes_are_read_while_running_and_a_broken_edit_keeps_the_last_good_rules(tmp_path: Path) -> None:
+async def test_changed_files_are_reloaded_and_a_broken_edit_keeps_the_last_valid_rules(tmp_path: Path) -> None:
     file = tmp_path / "lp.yaml"
     file.write_text(PLAN + RULE)
     files = loaded(tmp_path)
@@ -173,23 +175,23 @@ async def test_changes_are_read_while_running_and_a_broken_edit_keeps_the_last_g
     await watching
 
 
-async def test_a_volume_that_kubernetes_swaps_as_a_whole_is_read_again(tmp_path: Path) -> None:
-    """A ConfigMap's update is a new folder behind a link that the kubelet renames; the old folder goes."""
+async def test_a_configmap_volume_is_reloaded_when_kubernetes_replaces_it(tmp_path: Path) -> None:
+    """To update a ConfigMap volume, the kubelet renames a link to a new folder and deletes the old folder."""
 
-    def bring(version: str) -> None:
+    def publish(version: str) -> None:
         folder = tmp_path / f"..{version}" / "launch_plans"
         folder.mkdir(parents=True)
         (folder / "plan.yaml").write_text(PLAN.replace("lp", version) + RULE)
         (tmp_path / "..data_tmp").symlink_to(f"..{version}")
         (tmp_path / "..data_tmp").rename(tmp_path / "..data")
 
-    bring("one")
+    publish("one")
     (tmp_path / "launch_plans").symlink_to("..data/launch_plans")
     files = loaded(tmp_path / "launch_plans")
     stop = asyncio.Event()
     watching = asyncio.create_task(files.watch(stop))
-    for before, version in (("one", "two"), ("two", "three")):  # the second finds what the first one's watching became
-        bring(version)
+    for before, version in (("one", "two"), ("two", "three")):  # a second update: watching goes on after the first
+        publish(version)
         shutil.rmtree(tmp_path / f"..{before}")
         async with asyncio.timeout(20):
             while PlanKey("p", "d", version) not in files.book.plans:
@@ -199,7 +201,7 @@ async def test_a_volume_that_kubernetes_swaps_as_a_whole_is_read_again(tmp_path:
     await watching
 
 
-def test_channels_that_flyte_does_not_know_are_named_in_files(tmp_path: Path) -> None:
+def test_rule_files_can_name_channels_that_flyte_does_not_have(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(
         """
 launch_plan: {project: flytesnacks, domain: production, name: train.daily, version: v1.4.2}

@@ -1,4 +1,4 @@
-"""Launch plans as flytekit and flytectl write them: packages, single messages, printed lists; and hostile archives."""
+"""Launch plans from flytekit and flytectl: packages, single messages, printed lists; and malicious archives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from google.protobuf.json_format import MessageToDict
 
 from dispatcher.rules import PlanKey
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.rules.flytekit_packages import MOST_MEMBERS, MOST_UNPACKED
+from dispatcher.rules.flytekit_packages import MAX_MEMBERS, MAX_UNPACKED_BYTES
 from tests.support import samples
 
 FAILED = WorkflowExecution.FAILED
@@ -49,7 +49,7 @@ def a_plan(*rules: Notification, name: str = "train.daily", **parts: str) -> byt
 
 
 def a_package(**parts: str) -> dict[str, bytes]:
-    """What `pyflyte package` puts into its archive: each entity, numbered in the order of registration."""
+    """The content of an archive from `pyflyte package`: each entity, numbered in the order of registration."""
     task = TaskSpec(template=TaskTemplate(id=identity(TASK, "train.fit", **parts), type="python-task"))
     workflow = WorkflowSpec(template=WorkflowTemplate(id=identity(WORKFLOW, "train.wf", **parts)))
     return {
@@ -92,7 +92,7 @@ def problems(files: LaunchPlanFiles) -> list[str]:
 DAILY = PlanKey("p", "d", "train.daily", "v1")
 
 
-def test_a_package_is_read_with_each_of_its_launch_plans_and_nothing_else(tmp_path: Path) -> None:
+def test_a_package_gives_exactly_its_launch_plans(tmp_path: Path) -> None:
     files = loaded(pack(tmp_path / "flyte-package.tgz", a_package()))
 
     assert problems(files) == []
@@ -104,10 +104,10 @@ def test_a_package_is_read_with_each_of_its_launch_plans_and_nothing_else(tmp_pa
         ("email", ("a@example.com",), ["FAILED"]),
         ("slack", ("#alerts",), ["FAILED", "ABORTED"]),
     ]
-    assert rules[1].source == f"{tmp_path}/flyte-package.tgz/3_train.daily_3.pb[1]"
+    assert rules[1].defined_at == f"{tmp_path}/flyte-package.tgz/3_train.daily_3.pb[1]"
 
 
-def test_the_sample_launch_plan_is_the_same_packed_and_alone(tmp_path: Path) -> None:
+def test_the_sample_launch_plan_has_the_same_rules_in_an_archive_and_as_a_file(tmp_path: Path) -> None:
     alone = samples.LAUNCH_PLANS / "train.daily.launch_plan.pb"
     packed = pack(tmp_path / "a.tgz", {"train.pb": alone.read_bytes()})
     files = loaded(alone, packed)
@@ -116,7 +116,7 @@ def test_the_sample_launch_plan_is_the_same_packed_and_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("parts", [PLACEHOLDERS, {"project": ""}], ids=["placeholders", "empty"])
-def test_a_package_that_leaves_its_identity_to_registration_belongs_where_its_folders_say(
+def test_a_package_without_project_and_domain_takes_them_from_its_folders(
     tmp_path: Path, parts: dict[str, str]
 ) -> None:
     pack(tmp_path / "flytesnacks" / "production" / "flyte-package.tgz", a_package(**parts))
@@ -124,21 +124,21 @@ def test_a_package_that_leaves_its_identity_to_registration_belongs_where_its_fo
     assert problems(files) == []
     assert len(files.book.plans[PlanKey("flytesnacks", "production", "train.daily")].rules) == 2
 
-    astray = loaded(pack(tmp_path / "else" / "flyte-package.tgz", a_package(**parts)))
-    assert astray.book.plans == {}
+    misplaced = loaded(pack(tmp_path / "else" / "flyte-package.tgz", a_package(**parts)))
+    assert misplaced.book.plans == {}
     assert (
         "3_train.daily_3.pb: launch plan train.daily leaves its project and domain to registration"
-        in problems(astray)[1]
+        in problems(misplaced)[1]
     )
-    assert "PROJECT/DOMAIN" in problems(astray)[1]
+    assert "PROJECT/DOMAIN" in problems(misplaced)[1]
 
 
-def test_a_package_that_says_where_it_belongs_is_not_overruled_by_its_folders(tmp_path: Path) -> None:
+def test_a_package_with_project_and_domain_ignores_its_folders(tmp_path: Path) -> None:
     pack(tmp_path / "flytesnacks" / "production" / "a.tgz", a_package())
     assert DAILY in loaded(tmp_path).book.plans
 
 
-def test_a_version_of_its_own_goes_before_a_package_without_one(tmp_path: Path) -> None:
+def test_packages_with_and_without_a_version_are_separate_entries(tmp_path: Path) -> None:
     pack(tmp_path / "any.tgz", {"any.pb": a_plan(MAIL, project="p", domain="d")})
     pack(tmp_path / "v1.tgz", {"v1.pb": a_plan(SLACK, **IDENTITY)})
     plans = loaded(tmp_path).book.plans
@@ -148,7 +148,7 @@ def test_a_version_of_its_own_goes_before_a_package_without_one(tmp_path: Path) 
     }
 
 
-def test_a_launch_plan_spec_is_named_by_its_file_and_lives_beside_its_workflow(tmp_path: Path) -> None:
+def test_a_launch_plan_spec_takes_its_name_from_the_file_and_the_rest_from_its_workflow(tmp_path: Path) -> None:
     (tmp_path / "train.nightly.pb").write_bytes(a_spec(MAIL).SerializeToString())
     pack(tmp_path / "a.tgz", {"12_train.weekly_3.pb": a_spec(SLACK).SerializeToString()})
     files = loaded(tmp_path)
@@ -159,7 +159,7 @@ def test_a_launch_plan_spec_is_named_by_its_file_and_lives_beside_its_workflow(t
     }
 
 
-def test_a_broken_message_in_a_package_is_named_and_the_others_serve(tmp_path: Path) -> None:
+def test_a_broken_message_in_a_package_is_reported_and_the_others_are_used(tmp_path: Path) -> None:
     whole = a_plan(MAIL)
     members = {"broken.pb": whole[:-3], "noise.pb": b"\xff\xff\xff", **a_package()}
     files = loaded(pack(tmp_path / "a.tgz", members))
@@ -170,7 +170,7 @@ def test_a_broken_message_in_a_package_is_named_and_the_others_serve(tmp_path: P
     assert len(files.book.plans[DAILY].rules) == 2
 
 
-def test_a_rule_in_a_package_that_cannot_hold_is_refused_by_its_file(tmp_path: Path) -> None:
+def test_an_invalid_rule_in_a_package_is_reported_with_its_message(tmp_path: Path) -> None:
     never = Notification(email=EmailNotification(recipients_email=["a@example.com"]))
     files = loaded(pack(tmp_path / "a.tgz", {"lp.pb": a_plan(never, MAIL)}))
     (problem,) = problems(files)
@@ -182,7 +182,7 @@ SPARSE_SIZE = 2**40
 
 
 def a_sparse_member() -> tuple[tarfile.TarInfo, bytes]:
-    """A terabyte that takes no room: GNU's sparse format, by PAX headers."""
+    """A member of 1 TiB that uses almost no space: GNU's sparse format, in PAX headers."""
     info = tarfile.TarInfo("huge.pb")
     info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(SPARSE_SIZE),
                         "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,1"}  # fmt: skip
@@ -206,7 +206,7 @@ def a_sparse_member() -> tuple[tarfile.TarInfo, bytes]:
     ],
     ids=["traversal", "absolute", "symlink", "hard link", "pipe", "control character", "no text", "sparse"],
 )
-def test_a_member_that_no_package_has_is_refused_and_the_others_serve(
+def test_a_malicious_member_is_refused_and_the_others_are_used(
     tmp_path: Path, member: tuple[tarfile.TarInfo, bytes], words: str
 ) -> None:
     honest = [(tarfile.TarInfo(name), content) for name, content in a_package().items()]
@@ -224,12 +224,12 @@ def test_a_member_that_no_package_has_is_refused_and_the_others_serve(
 
 def a_bomb(path: Path) -> None:
     with gzip.open(path, "wb", compresslevel=9) as packed:
-        for _ in range(MOST_UNPACKED // 2**20 + 1):
+        for _ in range(MAX_UNPACKED_BYTES // 2**20 + 1):
             packed.write(bytes(2**20))
 
 
 def too_many_members(path: Path) -> None:
-    pack(path, [(tarfile.TarInfo(f"{number}.txt"), b"") for number in range(MOST_MEMBERS + 1)])
+    pack(path, [(tarfile.TarInfo(f"{number}.txt"), b"") for number in range(MAX_MEMBERS + 1)])
 
 
 def cut_short(path: Path) -> None:
@@ -239,13 +239,13 @@ def cut_short(path: Path) -> None:
 
 def broken_in_the_middle(path: Path) -> None:
     content = bytearray(gzip.decompress(pack(path, a_package()).read_bytes()))
-    content[1024:1100] = b"\xff" * 76  # the second header: each member takes a block for itself and one for its bytes
+    content[1024:1100] = b"\xff" * 76  # the second header: each member has one block for its header, one for its bytes
     path.write_bytes(gzip.compress(content))
 
 
 def too_large(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(MOST_UNPACKED + 1)
+        file.truncate(MAX_UNPACKED_BYTES + 1)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def too_large(path: Path) -> None:
     ],
     ids=["bomb", "members", "cut short", "broken inside", "no gzip", "empty", "no tar", "large"],
 )
-def test_an_archive_that_is_not_right_is_one_problem_and_other_files_serve(
+def test_a_broken_archive_is_one_problem_and_other_files_are_used(
     tmp_path: Path, make: Callable[[Path], object], words: str
 ) -> None:
     make(tmp_path / "bad.tgz")
@@ -276,7 +276,7 @@ def test_an_archive_that_is_not_right_is_one_problem_and_other_files_serve(
     assert DAILY in files.book.plans
 
 
-def test_an_archive_that_breaks_while_we_run_keeps_the_rules_it_had(tmp_path: Path) -> None:
+def test_an_archive_that_breaks_while_the_process_runs_keeps_its_last_rules(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tgz", a_package())
     files = loaded(path)
     path.write_bytes(path.read_bytes()[:100])
@@ -300,7 +300,7 @@ def printed(*versions: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("form", ["json", "yaml"])
 @pytest.mark.parametrize("versions", [("v1",), ("v1", "v2")], ids=["one", "a list"])
-def test_what_flytectl_prints_is_read(tmp_path: Path, form: str, versions: tuple[str, ...]) -> None:
+def test_the_output_of_flytectl_is_read(tmp_path: Path, form: str, versions: tuple[str, ...]) -> None:
     plans = printed(*versions)
     data = plans if len(plans) > 1 else plans[0]
     text = json.dumps(data, indent="\t") if form == "json" else yaml.safe_dump(data)
@@ -312,14 +312,14 @@ def test_what_flytectl_prints_is_read(tmp_path: Path, form: str, versions: tuple
     assert {key.version: len(plan.rules) for key, plan in files.book.plans.items()} == dict.fromkeys(versions, 2)
 
 
-def test_what_flytectl_prints_of_a_workflow_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_workflow_printed_by_flytectl_is_reported_as_no_launch_plan(tmp_path: Path) -> None:
     workflow = {"id": {"resourceType": "WORKFLOW", "project": "p", "domain": "d", "name": "train.wf", "version": "v1"}}
     (tmp_path / "workflow.json").write_text(json.dumps(workflow))
     files = loaded(tmp_path)
     assert (problems(files), files.book.plans) == (["workflow.json: a workflow, not a launch plan"], {})
 
 
-def test_a_file_of_another_kind_that_the_settings_name_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_a_file_with_another_suffix_that_the_settings_name_is_reported(tmp_path: Path) -> None:
     (tmp_path / "plans.toml").write_text("")
     (problem,) = problems(loaded(tmp_path / "plans.toml"))
     assert problem == "plans.toml: not a rule file: these end in .json, .pb, .tgz, .yaml, .yml"

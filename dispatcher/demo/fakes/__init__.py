@@ -1,1 +1,1 @@
-"""Local stand-ins for the providers and FlyteAdmin, for the demo and the tests."""
+"""Local fakes of the providers and of FlyteAdmin, for the demo and the tests."""

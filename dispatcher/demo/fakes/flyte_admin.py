@@ -1,7 +1,7 @@
-"""A local FlyteAdmin: Flyte's own gRPC services, with the answers, the pages, the logins and the bad days of the real one.
+"""A local FlyteAdmin: Flyte's gRPC services with filters, pages, OAuth2 and scripted errors.
 
-Rules: flyteadmin's `rpc/adminservice`, `auth` and `common/filters.go`: filters joined by `+`, a page's token is
-the offset of the next one, metadata of the login can be asked for by anybody.
+It follows flyteadmin's `rpc/adminservice`, `auth` and `common/filters.go`: filters are joined with `+`, a page token is
+the offset of the next page, and AuthMetadataService needs no token.
 """
 
 from __future__ import annotations
@@ -31,48 +31,48 @@ from starlette.routing import Route
 
 from dispatcher.web.server import serving
 
-_ANONYMOUS = "/flyteidl.service.AuthMetadataService/"
-_PAGE = 100
-_LISTED_ERROR = 100
-"""Characters of an error that a list shows."""
+_ANONYMOUS_SERVICE = "/flyteidl.service.AuthMetadataService/"
+_PAGE_SIZE = 100
+_MAX_LISTED_ERROR = 100
+"""Characters of an error in a list."""
 
 
 @dataclass(slots=True)
-class Login:
-    """Who may ask, as an OAuth2 server for client credentials knows them."""
+class OAuthServer:
+    """A token endpoint for OAuth2 client credentials, with one client."""
 
     client_id: str = "dispatcher"
-    client_secret: str = "secret-of-the-client"  # noqa: S105 - no secret: the demo's own
+    client_secret: str = "secret-of-the-client"  # noqa: S105 - no secret: for the demo and tests
     scopes: tuple[str, ...] = ("all",)
-    life: Any = 3600
-    """`expires_in`, as it stands in the answer; seconds where the server is right in its mind."""
+    expires_in: Any = 3600
+    """`expires_in` in the response: seconds, or an invalid value for a test."""
     metadata_key: str = "flyte-authorization"
-    """Where the token is looked for, beside nothing: Flyte lets operators rename the header."""
-    scripted: list[tuple[int, bytes]] = field(default_factory=list)
-    """Answers of the token endpoint that come first, status and body."""
-    requested: list[dict[str, str]] = field(default_factory=list)
-    """The token requests that came."""
-    valid: set[str] = field(default_factory=set)
-    """Tokens that are accepted; take one out, and it has expired."""
+    """The gRPC metadata key that carries the token: Flyte lets operators rename it."""
+    scripted_responses: list[tuple[int, bytes]] = field(default_factory=list)
+    """Responses that the token endpoint gives first: status and body."""
+    token_requests: list[dict[str, str]] = field(default_factory=list)
+    """The form data of the token requests so far."""
+    valid_tokens: set[str] = field(default_factory=set)
+    """Accepted tokens; remove one to let it expire."""
 
     async def token(self, request: Request) -> Response:
         """The token endpoint (RFC 6749, 4.4)."""
         form = dict(parse_qsl((await request.body()).decode()))
-        self.requested.append(form)
-        if self.scripted:
-            status, body = self.scripted.pop(0)
+        self.token_requests.append(form)
+        if self.scripted_responses:
+            status, body = self.scripted_responses.pop(0)
             return Response(body, status, media_type="application/json")
-        if not self._known(request.headers.get("authorization", "")):
+        if not self._accepts(request.headers.get("authorization", "")):
             return JSONResponse({"error": "invalid_client", "error_description": "the secret has expired"}, 401)
         if form.get("grant_type") != "client_credentials":
             return JSONResponse({"error": "unsupported_grant_type"}, 400)
         if not set(form.get("scope", "").split()) <= set(self.scopes):
             return JSONResponse({"error": "invalid_scope"}, 400)
-        token = f"token-{len(self.requested)}"
-        self.valid.add(token)
-        return JSONResponse({"access_token": token, "token_type": "Bearer", "expires_in": self.life})
+        token = f"token-{len(self.token_requests)}"
+        self.valid_tokens.add(token)
+        return JSONResponse({"access_token": token, "token_type": "Bearer", "expires_in": self.expires_in})
 
-    def _known(self, authorization: str) -> bool:
+    def _accepts(self, authorization: str) -> bool:
         scheme, _, encoded = authorization.partition(" ")
         if scheme != "Basic":
             return False
@@ -82,38 +82,38 @@ class Login:
 
 @dataclass(slots=True)
 class LocalFlyteAdmin:
-    """The server, on a free loopback port; use it by `async with`."""
+    """The server, on a free loopback port; use it with `async with`."""
 
     executions: dict[str, Any] = field(default_factory=dict)
     """`project/domain/name` -> flyteidl's Execution."""
-    written: dict[str, datetime] = field(default_factory=dict)
-    """When an execution's row was last written, where that was later than its `closure.updated_at`: archiving does it."""
+    row_updated_at: dict[str, datetime] = field(default_factory=dict)
+    """When an execution's row was last updated, if that was after its `closure.updated_at`, as after archiving."""
     launch_plans: dict[str, Any] = field(default_factory=dict)
     """`project/domain/name@version` -> flyteidl's LaunchPlan."""
     forbidden: set[str] = field(default_factory=set)
-    """Executions that nobody may see, and places (`project/domain`) that nobody may list."""
-    login: Login | None = None
+    """Executions that the client may not read, and places (`project/domain`) that it may not list."""
+    oauth: OAuthServer | None = None
     tls: tuple[bytes, bytes] | None = None
     """Private key and certificate chain, PEM."""
     port: int = 0
     delay: float = 0.0
-    """Seconds before each answer."""
+    """Seconds before each response."""
     answering: asyncio.Event = field(default_factory=asyncio.Event)
-    """Clear it, and no question is answered until it is set again."""
-    failing: list[grpc.StatusCode] = field(default_factory=list)
-    """Statuses that the next questions get, in order."""
-    broken: dict[str, grpc.StatusCode] = field(default_factory=dict)
-    """Executions, and places, whose questions are always answered with a status."""
-    garbage: bytes | None = None
-    """Sent in place of every answer."""
-    asked: Counter[str] = field(default_factory=Counter)
-    """Questions by the method's name."""
-    looked_up: Counter[str] = field(default_factory=Counter)
-    """GetExecution's questions by execution."""
-    at_once: int = 0
-    """The most questions that were open at the same time."""
-    open: int = 0
-    """Questions that are open now."""
+    """While this event is cleared, the server does not respond."""
+    scripted_errors: list[grpc.StatusCode] = field(default_factory=list)
+    """Statuses for the next requests, in order."""
+    errors_by_name: dict[str, grpc.StatusCode] = field(default_factory=dict)
+    """Executions and places for which every request gets this status."""
+    raw_answer: bytes | None = None
+    """Sent instead of every response, as these bytes."""
+    requests_by_method: Counter[str] = field(default_factory=Counter)
+    """Number of requests by the method's name."""
+    lookups_by_execution: Counter[str] = field(default_factory=Counter)
+    """Number of GetExecution requests by execution."""
+    max_concurrent: int = 0
+    """The largest number of concurrent requests so far."""
+    concurrent: int = 0
+    """Requests that are being handled now."""
     _token_url: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _server: grpc.aio.Server | None = None
@@ -131,19 +131,19 @@ class LocalFlyteAdmin:
         return self._token_url
 
     def add(self, execution: Mapping[str, Any]) -> Any:
-        """Take in an Execution, in protobuf's JSON; the message, to be changed further."""
+        """Add an Execution, given as protobuf's JSON. Returns the message, which a test may change."""
         message = ParseDict(dict(execution), execution_pb2.Execution())
-        self.executions[_named(message.id)] = message
+        self.executions[_full_name(message.id)] = message
         return message
 
     def add_launch_plan(self, plan: Mapping[str, Any]) -> None:
-        """Take in a LaunchPlan, in protobuf's JSON."""
+        """Add a LaunchPlan, given as protobuf's JSON."""
         message = ParseDict(dict(plan), launch_plan_pb2.LaunchPlan())
-        self.launch_plans[f"{_named(message.id)}@{message.id.version}"] = message
+        self.launch_plans[f"{_full_name(message.id)}@{message.id.version}"] = message
 
     async def __aenter__(self) -> Self:
-        if self.login is not None:
-            routes = [Route("/token", self.login.token, methods=["POST"])]
+        if self.oauth is not None:
+            routes = [Route("/token", self.oauth.token, methods=["POST"])]
             base = await self._stack.enter_async_context(serving(Starlette(routes=routes), "127.0.0.1", 0))
             self._token_url = f"{base}/token"
         await self.start()
@@ -156,10 +156,10 @@ class LocalFlyteAdmin:
         await self._stack.aclose()
 
     async def start(self) -> None:
-        """Begin to listen, on the same port as before."""
-        server = grpc.aio.server(interceptors=[_Temper(self)], options=[("grpc.so_reuseport", 0)])
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(_Answers(self), server)
-        auth_pb2_grpc.add_AuthMetadataServiceServicer_to_server(_LoginAnswers(self), server)
+        """Start listening; after a stop, on the same port as before."""
+        server = grpc.aio.server(interceptors=[_Interceptor(self)], options=[("grpc.so_reuseport", 0)])
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(_AdminService(self), server)
+        auth_pb2_grpc.add_AuthMetadataServiceServicer_to_server(_AuthMetadataService(self), server)
         address = f"127.0.0.1:{self.port}"
         if self.tls is None:
             self.port = server.add_insecure_port(address)
@@ -169,42 +169,42 @@ class LocalFlyteAdmin:
         self._server = server
 
     async def stop(self) -> None:
-        """Hang up on everybody."""
+        """Close the server and all connections."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
 
-    async def behave(self, method: str, request: Any, context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
-        """Answer one question the way we are feeling."""
-        self.open += 1
-        self.asked[method.rpartition("/")[2]] += 1
-        self.at_once = max(self.at_once, self.open)
+    async def handle(self, method: str, request: Any, context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
+        """Handle one request: count it, check its token, apply delays and scripted errors, then call `answer`."""
+        self.concurrent += 1
+        self.requests_by_method[method.rpartition("/")[2]] += 1
+        self.max_concurrent = max(self.max_concurrent, self.concurrent)
         try:
-            await self._check_login(method, context)
+            await self._check_token(method, context)
             await self.answering.wait()
-            await asyncio.sleep(self.delay)  # noqa: TID251 - a server's own slowness
-            if self.failing:
-                await context.abort(self.failing.pop(0), "as the script wants it")
-            named = _named(request.id) if isinstance(request, execution_pb2.WorkflowExecutionGetRequest) else ""
-            if named:
-                self.looked_up[named] += 1
-            if named in self.broken:
-                await context.abort(self.broken[named], "this one is broken")
-            return self.garbage if self.garbage is not None else await answer()
+            await asyncio.sleep(self.delay)  # noqa: TID251 - simulates a slow server
+            if self.scripted_errors:
+                await context.abort(self.scripted_errors.pop(0), "as the script wants it")
+            name = _full_name(request.id) if isinstance(request, execution_pb2.WorkflowExecutionGetRequest) else ""
+            if name:
+                self.lookups_by_execution[name] += 1
+            if name in self.errors_by_name:
+                await context.abort(self.errors_by_name[name], "this one is broken")
+            return self.raw_answer if self.raw_answer is not None else await answer()
         finally:
-            self.open -= 1
+            self.concurrent -= 1
 
-    async def _check_login(self, method: str, context: Any) -> None:
-        if self.login is None or method.startswith(_ANONYMOUS):
+    async def _check_token(self, method: str, context: Any) -> None:
+        if self.oauth is None or method.startswith(_ANONYMOUS_SERVICE):
             return
-        shown = dict(context.invocation_metadata()).get(self.login.metadata_key, "")
-        scheme, _, token = str(shown).partition(" ")
-        if scheme != "Bearer" or token not in self.login.valid:
+        value = dict(context.invocation_metadata()).get(self.oauth.metadata_key, "")
+        scheme, _, token = str(value).partition(" ")
+        if scheme != "Bearer" or token not in self.oauth.valid_tokens:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "token parse error")
 
 
-class _Temper(grpc.aio.ServerInterceptor):
-    """Lets the server's mood into every answer."""
+class _Interceptor(grpc.aio.ServerInterceptor):
+    """Passes every request through `LocalFlyteAdmin.handle`."""
 
     def __init__(self, admin: LocalFlyteAdmin) -> None:
         self._admin = admin
@@ -214,22 +214,22 @@ class _Temper(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
 
-        async def behave(request: Any, context: Any) -> Any:
+        async def handle(request: Any, context: Any) -> Any:
             async def answer() -> Any:
                 return await handler.unary_unary(request, context)
 
-            return await self._admin.behave(handler_call_details.method, request, context, answer)
+            return await self._admin.handle(handler_call_details.method, request, context, answer)
 
         def serialize(message: Any) -> bytes:
             return message if isinstance(message, bytes) else handler.response_serializer(message)
 
         return grpc.unary_unary_rpc_method_handler(
-            behave, request_deserializer=handler.request_deserializer, response_serializer=serialize
+            handle, request_deserializer=handler.request_deserializer, response_serializer=serialize
         )
 
 
-class _Answers(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # generated, untyped
-    """flyteadmin's answers; what isn't here is UNIMPLEMENTED."""
+class _AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # generated, untyped
+    """The methods that the dispatcher uses; all others are UNIMPLEMENTED."""
 
     def __init__(self, admin: LocalFlyteAdmin) -> None:
         self._admin = admin
@@ -238,7 +238,7 @@ class _Answers(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # ge
         return version_pb2.GetVersionResponse(control_plane_version=version_pb2.Version(Version="v1.16.8"))
 
     async def GetExecution(self, request: Any, context: Any) -> Any:  # noqa: N802
-        name = _named(request.id)
+        name = _full_name(request.id)
         if name in self._admin.forbidden:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "resource not permitted")
         if name not in self._admin.executions:
@@ -246,7 +246,7 @@ class _Answers(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # ge
         return self._admin.executions[name]
 
     async def GetLaunchPlan(self, request: Any, context: Any) -> Any:  # noqa: N802
-        name = f"{_named(request.id)}@{request.id.version}"
+        name = f"{_full_name(request.id)}@{request.id.version}"
         if name not in self._admin.launch_plans:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"missing entity of type LAUNCH_PLAN with identifier {name}")
         return self._admin.launch_plans[name]
@@ -259,15 +259,15 @@ class _Answers(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # ge
             project_pb2.Project(id=name, domains=[project_pb2.Domain(id=domain) for domain in sorted(found)])
             for name, found in sorted(domains.items())
         ]
-        page, following = _page(projects, request)
-        return project_pb2.Projects(projects=page, token=following)
+        page, next_token = _page(projects, request)
+        return project_pb2.Projects(projects=page, token=next_token)
 
     async def ListExecutions(self, request: Any, context: Any) -> Any:  # noqa: N802
         place = f"{request.id.project}/{request.id.domain}"
         if place in self._admin.forbidden:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "resource not permitted")
-        if place in self._admin.broken:
-            await context.abort(self._admin.broken[place], "this one is broken")
+        if place in self._admin.errors_by_name:
+            await context.abort(self._admin.errors_by_name[place], "this one is broken")
         try:
             matches = _filters(request.filters)
             int(request.token or 0)
@@ -282,12 +282,12 @@ class _Answers(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # ge
         ]
         key = _FIELDS.get(request.sort_by.key, _FIELDS["created_at"])
         found.sort(key=partial(key, self._admin), reverse=request.sort_by.direction == common_pb2.Sort.DESCENDING)
-        page, following = _page(found, request)
-        return execution_pb2.ExecutionList(executions=[_as_listed(execution) for execution in page], token=following)
+        page, next_token = _page(found, request)
+        return execution_pb2.ExecutionList(executions=[_as_listed(execution) for execution in page], token=next_token)
 
 
-class _LoginAnswers(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: ignore[misc]  # generated, untyped
-    """How to log in."""
+class _AuthMetadataService(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: ignore[misc]  # generated, untyped
+    """Where and how clients get a token."""
 
     def __init__(self, admin: LocalFlyteAdmin) -> None:
         self._admin = admin
@@ -296,9 +296,9 @@ class _LoginAnswers(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: ignore[
         return auth_pb2.OAuth2MetadataResponse(issuer=self._admin.endpoint, token_endpoint=self._admin.token_url)
 
     async def GetPublicClientConfig(self, _: Any, __: Any) -> Any:  # noqa: N802
-        login = self._admin.login or Login()
+        oauth = self._admin.oauth or OAuthServer()
         return auth_pb2.PublicClientAuthConfigResponse(
-            client_id="flytectl", scopes=login.scopes, authorization_metadata_key=login.metadata_key, audience="flyte"
+            client_id="flytectl", scopes=oauth.scopes, authorization_metadata_key=oauth.metadata_key, audience="flyte"
         )
 
 
@@ -307,7 +307,7 @@ _FIELDS: Mapping[str, Callable[[LocalFlyteAdmin, Any], Any]] = {
     "created_at": lambda _, execution: execution.closure.created_at.ToDatetime(UTC),
     "started_at": lambda _, execution: execution.closure.started_at.ToDatetime(UTC),
     "updated_at": lambda admin, execution: (
-        admin.written.get(_named(execution.id)) or execution.closure.updated_at.ToDatetime(UTC)
+        admin.row_updated_at.get(_full_name(execution.id)) or execution.closure.updated_at.ToDatetime(UTC)
     ),
 }
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -321,22 +321,22 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def _page(found: list[Any], request: Any) -> tuple[list[Any], str]:
-    """The page that was asked for, and the token of the next one: its offset."""
-    offset, limit = int(request.token or 0), request.limit or _PAGE
+    """The requested page, and the next page's token, which is its offset; empty on the last page."""
+    offset, limit = int(request.token or 0), request.limit or _PAGE_SIZE
     return found[offset : offset + limit], str(offset + limit) if offset + limit < len(found) else ""
 
 
 def _as_listed(execution: Any) -> Any:
-    """Lists cut errors short, as flyteadmin's `transformers/execution.go` does."""
+    """The execution with its error cut as in lists (flyteadmin's `transformers/execution.go`)."""
     if execution.closure.WhichOneof("output_result") != "error":
         return execution
     listed = execution_pb2.Execution.FromString(execution.SerializeToString())
-    listed.closure.error.message = listed.closure.error.message[:_LISTED_ERROR]
+    listed.closure.error.message = listed.closure.error.message[:_MAX_LISTED_ERROR]
     return listed
 
 
 def _filters(text: str) -> list[Callable[[LocalFlyteAdmin, Any], bool]]:
-    """`value_in(phase,FAILED;ABORTED)+gte(updated_at,2026-11-20T09:00:00Z)`. Raises ValueError or KeyError."""
+    """Parse `value_in(phase,FAILED;ABORTED)+gte(updated_at,2026-11-20T09:00:00Z)`. Raises ValueError or KeyError."""
     return [_filter(part) for part in text.split("+") if part]
 
 
@@ -352,5 +352,5 @@ def _filter(text: str) -> Callable[[LocalFlyteAdmin, Any], bool]:
     return lambda admin, execution: compare(get(admin, execution), bound)
 
 
-def _named(identity: Any) -> str:
+def _full_name(identity: Any) -> str:
     return f"{identity.project}/{identity.domain}/{identity.name}"

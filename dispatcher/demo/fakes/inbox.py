@@ -1,6 +1,6 @@
-"""The inbox: a mail relay, a Slack, a PagerDuty, a Teams and a webhook on loopback, and a page with what arrived.
+"""The inbox: fakes of a mail relay, Slack, PagerDuty, Teams and a webhook receiver on loopback, and a page of arrivals.
 
-They answer as the real ones do and refuse what those would refuse. The tests use them too.
+Each fake checks messages and answers like the real service. The tests use them too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Arrival = Mail | SlackMessage | Incident | Card | Call
 
 @dataclass(slots=True)
 class Inbox:
-    """All receivers and the page, open while the block lasts."""
+    """All receivers and the page; `async with` opens and closes them."""
 
     mail: MailReceiver = field(default_factory=MailReceiver)
     slack: SlackReceiver = field(default_factory=SlackReceiver)
@@ -45,14 +45,14 @@ class Inbox:
     teams: TeamsReceiver = field(default_factory=TeamsReceiver)
     webhook: WebhookReceiver = field(default_factory=WebhookReceiver)
     port: int = 0
-    """Of the page; 0 takes a free one."""
-    seen: Callable[[Arrival], None] = lambda _: None
-    """Told of each arrival."""
+    """The page's port; 0 takes a free one."""
+    on_arrival: Callable[[Arrival], None] = lambda _: None
+    """Called with each arrival."""
     arrivals: list[Arrival] = field(default_factory=list)
-    """Everything, in order; an incident once for each event that it took."""
+    """All arrivals in order; an incident appears once for each of its events."""
     url: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
-    _more: asyncio.Event = field(default_factory=asyncio.Event)
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def slack_url(self) -> str:
@@ -64,7 +64,7 @@ class Inbox:
 
     async def __aenter__(self) -> Self:
         for receiver in (self.mail, self.slack, self.pagerduty, self.teams, self.webhook):
-            receiver.arrived = self._take
+            receiver.arrived = self._add
         app = Starlette(
             routes=[
                 Mount("/slack", routes=self.slack.routes()),
@@ -84,17 +84,17 @@ class Inbox:
         await self._stack.aclose()
 
     async def until(self, enough: Callable[[Self], bool], *, seconds: float) -> bool:
-        """Wait until enough has arrived; False where it hasn't in time."""
+        """Wait until `enough` is true; False if it is not after `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 while not enough(self):
-                    self._more.clear()
-                    await self._more.wait()
+                    self._arrived.clear()
+                    await self._arrived.wait()
         except TimeoutError:
             return False
         return True
 
-    def _take(self, arrival: Arrival) -> None:
+    def _add(self, arrival: Arrival) -> None:
         self.arrivals.append(arrival)
-        self.seen(arrival)
-        self._more.set()
+        self.on_arrival(arrival)
+        self._arrived.set()

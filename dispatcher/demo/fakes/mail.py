@@ -1,7 +1,6 @@
-"""A local mail relay, by aiosmtpd: takes what a strict relay takes, and shows it.
+"""A local mail relay, built on aiosmtpd, that is as strict as a real one.
 
-Beside aiosmtpd's own checks: CRLF line ends and line lengths (RFC 5322, 2.1.1), and the headers that
-every mail must have (3.6).
+Beyond aiosmtpd's checks it checks CRLF line ends, line lengths (RFC 5322, 2.1.1) and the required headers (3.6).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ with warnings.catch_warnings():
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """One mail that was taken."""
+    """One accepted mail."""
 
     sender: str
     recipients: tuple[str, ...]
@@ -50,18 +49,18 @@ class Mail:
 
 @dataclass(slots=True)
 class MailReceiver:
-    """The relay, on a free loopback port while the block lasts."""
+    """The relay, on a free loopback port; `async with` opens and closes it."""
 
     login: tuple[str, str] | None = None
-    """Username and password that senders must show, after STARTTLS where TLS is offered."""
+    """Username and password that senders must use; with `tls`, only after STARTTLS."""
     tls: ssl.SSLContext | None = None
-    """Offers, and then requires, STARTTLS."""
+    """If set, the relay offers and requires STARTTLS."""
     implicit_tls: ssl.SSLContext | None = None
     refuse: Mapping[str, str] = field(default_factory=dict)
-    """Recipients to refuse, each with the words."""
+    """Recipients to refuse, with the reply for each."""
     script: list[tuple[str, str]] = field(default_factory=list)
-    """One-off answers: step (`mail`, `rcpt`, `data`) and words; `drop` closes the connection, `take and drop` after taking;
-    `wait` says nothing for a while, and then goes on."""
+    """Scripted replies, each used once: command (`mail`, `rcpt`, `data`) and reply. Instead of a reply, `drop` closes the
+    connection, `take and drop` accepts the mail first, and `wait` waits a second before the normal reply."""
     arrived: Callable[[Mail], None] = lambda _: None
     mails: list[Mail] = field(default_factory=list)
     connections: int = 0
@@ -83,7 +82,7 @@ class MailReceiver:
         return await self.start(0)
 
     async def start(self, port: int) -> Self:
-        """Listen on that port; 0 takes a free one."""
+        """Listen on the port; 0 takes a free one."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._protocol, "127.0.0.1", port, ssl=self.implicit_tls)
         return self
@@ -108,9 +107,8 @@ class MailReceiver:
                 "auth_require_tls": self.tls is not None,
             }
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # it can't know that implicit TLS, or loopback, guards the login
+            # aiosmtpd warns about a login without STARTTLS; here the login is protected by implicit TLS or loopback.
+            warnings.simplefilter("ignore", UserWarning)
             protocol = SMTP(
                 self,
                 hostname="inbox.localhost",
@@ -126,19 +124,19 @@ class MailReceiver:
         return protocol
 
     def _authenticate(
-        self, _server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, shown: Any
+        self, _server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, given: Any
     ) -> AuthResult:
         expected = tuple(part.encode() for part in self.login or ())
-        right = isinstance(shown, LoginPassword) and (shown.login, shown.password) == expected
-        return AuthResult(success=right, handled=False)
+        success = isinstance(given, LoginPassword) and (given.login, given.password) == expected
+        return AuthResult(success=success, handled=False)
 
-    # aiosmtpd's hooks
+    # aiosmtpd calls the methods handle_…
 
     async def handle_MAIL(  # noqa: N802
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        if (words := await self._misstep("mail", server)) is not None:
-            return words
+        if (reply := await self._scripted("mail", server)) is not None:
+            return reply
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 OK"
@@ -146,8 +144,8 @@ class MailReceiver:
     async def handle_RCPT(  # noqa: N802
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        if (words := await self._misstep("rcpt", server)) is not None:
-            return words
+        if (reply := await self._scripted("rcpt", server)) is not None:
+            return reply
         if address in self.refuse:
             return self.refuse[address]
         envelope.rcpt_tos.append(address)
@@ -158,34 +156,35 @@ class MailReceiver:
         raw = bytes(envelope.original_content or b"")
         step = self.script[0] if self.script and self.script[0][0] == "data" else None
         if step is not None and step[1] != "take and drop":
-            words = await self._misstep("data", server)
-            return words or "451 try later"
-        trouble = _trouble(raw)
-        if trouble is not None:
-            return f"554 5.6.0 {trouble}"
+            reply = await self._scripted("data", server)
+            return reply or "451 try later"
+        problem = _problem(raw)
+        if problem is not None:
+            return f"554 5.6.0 {problem}"
         mail = Mail(envelope.mail_from or "", tuple(envelope.rcpt_tos), raw)
         self.mails.append(mail)
         self.arrived(mail)
         if step is not None:
-            await self._misstep("data", server)
+            await self._scripted("data", server)
         return f"250 2.0.0 OK queued as {len(self.mails)}"
 
-    async def _misstep(self, step: str, server: SMTP) -> str | None:
-        """What the script says about this step, if anything."""
-        if not self.script or self.script[0][0] != step:
+    async def _scripted(self, command: str, server: SMTP) -> str | None:
+        """The script's reply to this command; None for the normal reply."""
+        if not self.script or self.script[0][0] != command:
             return None
-        words = self.script.pop(0)[1]
-        if words == "wait":
-            await asyncio.sleep(1)  # noqa: TID251 - a server's own slowness
+        reply = self.script.pop(0)[1]
+        if reply == "wait":
+            await asyncio.sleep(1)  # noqa: TID251 - simulates a slow server
             return None
-        if words in {"drop", "take and drop"}:
+        if reply in {"drop", "take and drop"}:
             if isinstance(server.transport, asyncio.Transport):
                 server.transport.abort()
             return "421 dropped"
-        return words
+        return reply
 
 
-def _trouble(raw: bytes) -> str | None:
+def _problem(raw: bytes) -> str | None:
+    """Why a strict relay would refuse the mail; None if it would accept it."""
     if raw.replace(b"\r\n", b"").count(b"\n") or raw.replace(b"\r\n", b"").count(b"\r"):
         return "bare CR or LF"
     if any(len(line) > 998 for line in raw.split(b"\r\n")):

@@ -1,4 +1,4 @@
-"""The page on which arrivals can be looked at, drawn as their readers would see them."""
+"""The inbox's web page, which shows each arrival as its reader would see it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dispatcher.demo.fakes.mail import Mail
 from dispatcher.demo.fakes.pagerduty import Incident
 from dispatcher.demo.fakes.slack import SlackMessage
 from dispatcher.demo.fakes.webhooks import Call, Card
-from dispatcher.preview.html import STYLE, draw
+from dispatcher.preview.html import STYLE, to_html
 
 _PAGES = Path(__file__).parent / "pages"
 _POLICY = (
@@ -26,7 +26,7 @@ _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosni
 
 
 class InboxPage:
-    """`/` shows everything, newest first; `/list` is its inner part, fetched again by the page's script."""
+    """`/` shows all arrivals, newest first; `/list` is the list alone, which the page's script fetches every second."""
 
     def __init__(self, arrivals: Sequence[Any]) -> None:
         self._arrivals = arrivals
@@ -39,25 +39,25 @@ class InboxPage:
         )
 
     def routes(self) -> list[Route]:
-        return [Route("/", self._whole), Route("/list", self._list), Route("/inbox.js", self._script)]
+        return [Route("/", self._page), Route("/list", self._list), Route("/inbox.js", self._script)]
 
-    async def _whole(self, _: Request) -> Response:
-        return self._page("inbox.html.j2", style=STYLE)
+    async def _page(self, _: Request) -> Response:
+        return self._render("inbox.html.j2", style=STYLE)
 
     async def _list(self, _: Request) -> Response:
-        return self._page("list.html.j2")
+        return self._render("list.html.j2")
 
     async def _script(self, _: Request) -> Response:
         return Response((_PAGES / "inbox.js").read_bytes(), media_type="text/javascript", headers=_HEADERS)
 
-    def _page(self, template: str, **more: str) -> Response:
-        shown = [_shown(index, arrival) for index, arrival in enumerate(self._arrivals)]
-        newest_first = [item for item in reversed(shown) if item]
+    def _render(self, template: str, **more: str) -> Response:
+        items = [_item(index, arrival) for index, arrival in enumerate(self._arrivals)]
+        newest_first = [item for item in reversed(items) if item]
         html = self._templates.get_template(template).render(items=newest_first, **more)
         return HTMLResponse(html, headers=_HEADERS)
 
 
-def _shown(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) -> Mapping[str, Any]:
+def _item(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) -> Mapping[str, Any]:
     match arrival:
         case Mail():
             return {
@@ -75,7 +75,7 @@ def _shown(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) ->
                 "kind": "slack",
                 "title": arrival.body.get("text", ""),
                 "to": arrival.name if arrival.name.startswith("@") else f"#{arrival.name}",
-                "drawn": draw("slack", arrival.body),
+                "drawn": to_html("slack", arrival.body),
             }
         case Incident():
             return {
@@ -85,7 +85,7 @@ def _shown(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) ->
                 "to": arrival.service,
                 "status": arrival.status,
                 "merged": len(arrival.events),
-                "drawn": draw("pagerduty", arrival.events[0]),
+                "drawn": to_html("pagerduty", arrival.events[0]),
             }
         case Card():
             title = arrival.body.get("fallbackText", "")
@@ -94,9 +94,9 @@ def _shown(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) ->
                 "kind": "teams",
                 "title": title,
                 "to": arrival.team,
-                "drawn": draw("teams", arrival.body),
+                "drawn": to_html("teams", arrival.body),
             }
         case Call():
             title = arrival.body.get("text", "")
-            drawn = draw("webhook", arrival.body)
+            drawn = to_html("webhook", arrival.body)
             return {"id": index, "kind": "webhook", "title": title, "to": arrival.name, "drawn": drawn}

@@ -1,7 +1,7 @@
-"""A local PagerDuty: the Events API v2, with the real one's checks and answers.
+"""A local PagerDuty: the Events API v2, with the checks and answers of the real one.
 
-Rules: PagerDuty's "Events API v2 overview" and its OpenAPI document: 202 for what is taken, 400 with a
-list of errors, incidents merged by routing key and dedup key.
+It follows PagerDuty's "Events API v2 overview" and its OpenAPI document: 202 for an accepted event, 400 with a list of
+errors, and events with the same routing key and dedup key are merged into one incident.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dispatcher.demo.fakes.script import Script
+from dispatcher.demo.fakes.script import ReplyScript
 from dispatcher.rendering.limits import PAGERDUTY_EVENT, PAGERDUTY_SUMMARY
 
 _ACTIONS = {"trigger", "acknowledge", "resolve"}
@@ -26,7 +26,7 @@ _SEVERITIES = {"critical", "error", "warning", "info"}
 
 @dataclass(slots=True)
 class Incident:
-    """An incident and the events that were merged into it."""
+    """An incident with all its events."""
 
     service: str
     dedup_key: str
@@ -36,27 +36,27 @@ class Incident:
 
 @dataclass(slots=True)
 class PagerDutyReceiver:
-    """The account. `services`: routing key -> the service's name."""
+    """One account. `services` maps a routing key to the service's name."""
 
     services: Mapping[str, str] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
     changes: list[Mapping[str, Any]] = field(default_factory=list)
     """The change events, in order."""
     requests: int = 0
-    script: Script = field(default_factory=Script)
+    script: ReplyScript = field(default_factory=ReplyScript)
     arrived: Callable[[Incident], None] = lambda _: None
 
     def routes(self) -> list[Route]:
         return [
-            Route("/v2/enqueue", self._answer, methods=["POST"]),
-            Route("/v2/change/enqueue", self._change, methods=["POST"]),
+            Route("/v2/enqueue", self._answer_alert, methods=["POST"]),
+            Route("/v2/change/enqueue", self._answer_change, methods=["POST"]),
         ]
 
-    async def _change(self, request: Request) -> Response:
+    async def _answer_change(self, request: Request) -> Response:
         self.requests += 1
-        return await self.script.play(request, self._take_change)
+        return await self.script.play(request, self._handle_change)
 
-    async def _take_change(self, request: Request) -> Response:
+    async def _handle_change(self, request: Request) -> Response:
         body = await request.body()
         errors = list(self._change_errors(body))
         if errors:
@@ -70,19 +70,19 @@ class PagerDutyReceiver:
         event = orjson.loads(body)
         if event.get("routing_key") not in self.services:
             yield "Invalid routing key"
-        if known := {"event_action", "dedup_key"} & event.keys():
-            yield f"a change event has no {' and no '.join(sorted(known))}"
+        if alert_fields := {"event_action", "dedup_key"} & event.keys():
+            yield f"a change event has no {' and no '.join(sorted(alert_fields))}"
         payload = event.get("payload", {})
         if not payload.get("summary") or len(payload["summary"]) > PAGERDUTY_SUMMARY:
             yield "'payload.summary' is missing or too long"
-        if "timestamp" in payload and not _zoned(payload["timestamp"]):
+        if "timestamp" in payload and not _has_zone(payload["timestamp"]):
             yield "'payload.timestamp' is invalid"
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer_alert(self, request: Request) -> Response:
         self.requests += 1
-        return await self.script.play(request, self._behave)
+        return await self.script.play(request, self._handle_alert)
 
-    async def _behave(self, request: Request) -> Response:
+    async def _handle_alert(self, request: Request) -> Response:
         body = await request.body()
         errors = list(self._errors(body))
         if errors:
@@ -118,8 +118,8 @@ class PagerDutyReceiver:
 
     def _merge(self, event: Mapping[str, Any], key: str) -> None:
         service = self.services[event["routing_key"]]
-        told = {name: value for name, value in event.items() if name != "routing_key"}
-        opened = next(
+        without_key = {name: value for name, value in event.items() if name != "routing_key"}
+        incident = next(
             (
                 one
                 for one in self.incidents
@@ -127,14 +127,15 @@ class PagerDutyReceiver:
             ),
             None,
         )
-        if opened is None:
+        if incident is None:
             if event["event_action"] != "trigger":
-                return  # nothing to acknowledge or resolve: PagerDuty drops it
-            opened = Incident(service, key, "triggered", [])
-            self.incidents.append(opened)
-        opened.events.append(told)
-        opened.status = {"acknowledge": "acknowledged", "resolve": "resolved"}.get(event["event_action"], opened.status)
-        self.arrived(opened)
+                return  # PagerDuty drops an acknowledge or resolve without an open incident
+            incident = Incident(service, key, "triggered", [])
+            self.incidents.append(incident)
+        incident.events.append(without_key)
+        new_status = {"acknowledge": "acknowledged", "resolve": "resolved"}
+        incident.status = new_status.get(event["event_action"], incident.status)
+        self.arrived(incident)
 
 
 def _payload_errors(payload: Any) -> Iterator[str]:
@@ -150,11 +151,11 @@ def _payload_errors(payload: Any) -> Iterator[str]:
         yield "'payload.source' is missing or blank"
     if payload.get("severity") not in _SEVERITIES:
         yield "'payload.severity' is invalid (must be one of the following: 'critical', 'warning', 'error' or 'info')"
-    if "timestamp" in payload and not _zoned(payload["timestamp"]):
+    if "timestamp" in payload and not _has_zone(payload["timestamp"]):
         yield "'payload.timestamp' is invalid"
 
 
-def _zoned(text: Any) -> bool:
+def _has_zone(text: Any) -> bool:
     try:
         return datetime.fromisoformat(text).tzinfo is not None
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What receivers can be told to do wrong: answers to give, once each, before they behave again."""
+"""Scripted HTTP replies: a fake server gives each of them once, then answers normally."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from starlette.responses import Response
 
 
 @dataclass(frozen=True, slots=True)
-class Misstep:
-    """One answer that a healthy server would not give."""
+class ScriptedReply:
+    """One reply that replaces the fake's normal answer."""
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0
-    """Seconds before the answer."""
+    """Seconds before the reply."""
     accept: bool = False
-    """Take the message all the same, as a server does that dies before it can say so."""
+    """Process the request as well, like a server that accepts a message and then fails to confirm it."""
 
 
 @dataclass(slots=True)
-class Script:
-    """Missteps still to make, in order."""
+class ReplyScript:
+    """The scripted replies that are left, in order."""
 
-    steps: list[Misstep] = field(default_factory=list)
+    steps: list[ScriptedReply] = field(default_factory=list)
 
-    async def play(self, request: Request, behave: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Answer a request: by the next misstep, or as one should."""
+    async def play(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
+        """The next scripted reply; if none is left, the normal answer, which `handle` gives."""
         if not self.steps:
-            return await behave(request)
-        step = self.steps.pop(0)
-        if step.accept:
-            await behave(request)
-        await asyncio.sleep(step.delay)  # noqa: TID251 - a server's own slowness, not waited for by any rule of ours
-        return Response(step.body, step.status, dict(step.headers), media_type="application/json")
+            return await handle(request)
+        reply = self.steps.pop(0)
+        if reply.accept:
+            await handle(request)
+        await asyncio.sleep(reply.delay)  # noqa: TID251 - simulates a slow server
+        return Response(reply.body, reply.status, dict(reply.headers), media_type="application/json")

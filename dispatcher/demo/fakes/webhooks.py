@@ -1,7 +1,7 @@
-"""A local Teams workflow and a webhook's receiver, which check what the real ones check, and a signature.
+"""A local Teams workflow, and a webhook receiver that checks signatures.
 
-Rules: Microsoft's Teams platform documentation, "Create and send messages" (28 kB, Adaptive Cards); the Standard Webhooks
-specification.
+They follow Microsoft's Teams platform documentation, "Create and send messages" (28 kB, Adaptive Cards), and the Standard
+Webhooks specification.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dispatcher.demo.fakes.script import Script
+from dispatcher.demo.fakes.script import ReplyScript
 from dispatcher.rendering.limits import TEAMS_MESSAGE, lint
 
 TOLERANCE = 300
-"""Seconds by which a signature's time may differ from ours."""
+"""Seconds: how much a signature's time may differ from the receiver's clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """An Adaptive Card that a workflow took."""
+    """An Adaptive Card that a workflow accepted."""
 
     team: str
     body: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A webhook's message that was taken."""
+    """An accepted webhook message."""
 
     name: str
     key: str
@@ -45,70 +45,70 @@ class Call:
 
 @dataclass(slots=True)
 class TeamsReceiver:
-    """Workflows, one at each path `/workflows/NAME`."""
+    """Teams workflows; each path `/workflows/NAME` is one."""
 
     cards: list[Card] = field(default_factory=list)
-    script: Script = field(default_factory=Script)
+    script: ReplyScript = field(default_factory=ReplyScript)
     arrived: Callable[[Card], None] = lambda _: None
 
     def routes(self) -> list[Route]:
         return [Route("/workflows/{name}", self._answer, methods=["POST"])]
 
     async def _answer(self, request: Request) -> Response:
-        return await self.script.play(request, self._behave)
+        return await self.script.play(request, self._handle)
 
-    async def _behave(self, request: Request) -> Response:
-        written = await request.body()
-        if len(written) > TEAMS_MESSAGE:
+    async def _handle(self, request: Request) -> Response:
+        body = await request.body()
+        if len(body) > TEAMS_MESSAGE:
             return _refusal(413, "RequestEntityTooLarge", "the message is larger than 28 kB")
         try:
-            (attachment,) = orjson.loads(written)["attachments"]
+            (attachment,) = orjson.loads(body)["attachments"]
             card, kind = attachment["content"], attachment["contentType"]
             problems = lint("teams", card)
         except (ValueError, KeyError, TypeError):
             return _refusal(400, "InvalidRequest", "no message with one attachment")
         if kind != "application/vnd.microsoft.card.adaptive" or problems:
             return _refusal(400, "InvalidBotAdaptiveCard", "; ".join(problems) or f"{kind} is no Adaptive Card")
-        taken = Card(request.path_params["name"], card)
-        self.cards.append(taken)
-        self.arrived(taken)
+        accepted = Card(request.path_params["name"], card)
+        self.cards.append(accepted)
+        self.arrived(accepted)
         return Response(status_code=202)
 
 
 @dataclass(slots=True)
 class WebhookReceiver:
-    """Receivers, one at each path `/NAME`. With a `secret` every message has to be signed by it."""
+    """Webhook receivers; each path `/NAME` is one. If `secret` is set, each message must be signed with it."""
 
     secret: str = ""
     calls: list[Call] = field(default_factory=list)
-    script: Script = field(default_factory=Script)
+    script: ReplyScript = field(default_factory=ReplyScript)
     arrived: Callable[[Call], None] = lambda _: None
 
     def routes(self) -> list[Route]:
         return [Route("/{name}", self._answer, methods=["POST"])]
 
     async def _answer(self, request: Request) -> Response:
-        return await self.script.play(request, self._behave)
+        return await self.script.play(request, self._handle)
 
-    async def _behave(self, request: Request) -> Response:
-        written = await request.body()
-        if self.secret and not self._signed(request, written):
+    async def _handle(self, request: Request) -> Response:
+        body = await request.body()
+        if self.secret and not self._signed(request, body):
             return _refusal(401, "Unauthorized", "the signature is wrong, or too old")
         try:
-            body = orjson.loads(written)
+            data = orjson.loads(body)
         except orjson.JSONDecodeError:
             return _refusal(400, "BadRequest", "no JSON")
-        call = Call(request.path_params["name"], request.headers.get("Idempotency-Key", ""), body)
+        call = Call(request.path_params["name"], request.headers.get("Idempotency-Key", ""), data)
         if not any(call.key and (one.name, one.key) == (call.name, call.key) for one in self.calls):
             self.calls.append(call)
             self.arrived(call)
         return Response(status_code=204)
 
-    def _signed(self, request: Request, written: bytes) -> bool:
+    def _signed(self, request: Request, body: bytes) -> bool:
         key, at = request.headers.get("webhook-id", ""), request.headers.get("webhook-timestamp", "0")
-        if not at.isdecimal() or abs(time.time() - int(at)) > TOLERANCE:  # noqa: TID251 - a server's own clock
+        if not at.isdecimal() or abs(time.time() - int(at)) > TOLERANCE:  # noqa: TID251 - the fake server's clock
             return False
-        digest = hmac.new(self.secret.encode(), f"{key}.{at}.".encode() + written, hashlib.sha256).digest()
+        digest = hmac.new(self.secret.encode(), f"{key}.{at}.".encode() + body, hashlib.sha256).digest()
         expected = f"v1,{base64.b64encode(digest).decode()}"
         return hmac.compare_digest(expected, request.headers.get("webhook-signature", ""))
 

@@ -1,7 +1,7 @@
-"""FlyteAdmin, asked over gRPC: who is to be told of an execution, and what there is to tell.
+"""FlyteAdmin over gRPC: an execution's effective rules and its details.
 
-`config` is all that is loaded without the extra `flyte-admin`; `client` asks, `login` keeps the token,
-`reading` takes the answers apart.
+`client` makes the requests, `oauth` gets the token, `mapping` converts the answers. Without the extra `flyte-admin`
+only `config` can be imported.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["FlyteAdminConfig", "open_flyte_admin"]
 
 
 def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
-    """The client, to be used by `async with`; nothing is connected before the first question.
+    """Create the client; use it with `async with`. It connects at the first request.
 
-    Raises SettingsError where gRPC isn't installed, or `ca_file` holds no certificate.
+    Raises SettingsError if gRPC is not installed, or if `ca_file` has no certificate.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - or its core writes past all logging
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - otherwise its C core writes to standard error
     try:
-        import grpc.aio  # noqa: F401, PLC0415 - an extra: only who asks FlyteAdmin needs it
+        import grpc.aio  # noqa: F401, PLC0415 - an extra: only users of rules.flyte_admin need it
     except ImportError:
         raise SettingsError(
             "rules.flyte_admin needs gRPC: pip install 'flyte-notification-dispatcher[flyte-admin]'"

@@ -1,4 +1,4 @@
-"""Where FlyteAdmin is, and how to get in."""
+"""The settings `rules.flyte_admin`: FlyteAdmin's address and the OAuth2 client."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from channels.common.secret import SecretFile, one_of
+from channels.common.secret import SecretFile, reject_both
 from dispatcher.parsing.duration import Duration
 
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 
 
 def _endpoint(value: Any) -> Any:
-    """Flyte's tools write `dns:///HOST:PORT`; people write HOST:PORT."""
+    """HOST:PORT, without the `dns:///` that Flyte's tools write before it."""
     if not isinstance(value, str):
         return value
     given = value.strip().removeprefix("dns:///")
@@ -35,25 +35,25 @@ class FlyteAdminConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: Annotated[str, BeforeValidator(_endpoint)]
-    """HOST:PORT, also as `dns:///HOST:PORT`; without a port 443."""
+    """HOST:PORT, also as `dns:///HOST:PORT`; the default port is 443."""
     insecure: bool = False
-    """Without TLS, as inside a cluster."""
+    """Connect without TLS, for example inside a cluster."""
     ca_file: SecretFile | None = None
-    """Certificates to trust, PEM; without it those that gRPC brings."""
+    """CA certificates to trust (PEM); without it, gRPC's built-in roots."""
     client_id: str | None = None
-    """The OAuth2 client; without one nobody logs in."""
+    """The OAuth2 client; without it, no authentication."""
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
     token_endpoint: str | None = None
-    """Where tokens come from; without it, what FlyteAdmin's AuthMetadataService names."""
+    """URL of the token endpoint; without it, the one that FlyteAdmin's AuthMetadataService names."""
     scopes: Annotated[tuple[str, ...], BeforeValidator(_scopes)] = ()
-    """Asked for with the token; without any, what AuthMetadataService names."""
+    """Scopes of the token; without any, those that AuthMetadataService names."""
     timeout: Duration = Field(timedelta(seconds=10), ge=timedelta(milliseconds=100), le=timedelta(minutes=5))
-    """How long one look-up may take, with all its repetitions."""
+    """How long one look-up may take, including its retries."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        one_of("client_secret", self.client_secret, self.client_secret_file)
+        reject_both("client_secret", self.client_secret, self.client_secret_file)
         has_secret = self.client_secret is not None or self.client_secret_file is not None
         if has_secret and not self.client_id:
             raise ValueError("client_secret needs client_id")

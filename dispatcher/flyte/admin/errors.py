@@ -1,6 +1,6 @@
-"""What can go wrong when FlyteAdmin is asked, and which setting it points to.
+"""Classifies gRPC errors of FlyteAdmin, and names the setting that each one points to.
 
-gRPC tells much by its words alone; they were read off real connections that failed (tests/flyte_admin).
+Many gRPC errors differ only in their text. The patterns come from real failed connections (tests/flyte/admin).
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ import grpc
 
 from dispatcher.errors import FlyteAdminUnavailable
 
-_LONGEST_WORDS = 300
+_MAX_DETAILS = 300
+"""Characters of gRPC's error text that a message quotes."""
 
 
-class Passing(FlyteAdminUnavailable):
-    """It may be over in a moment: worth asking again at once."""
+class TransientError(FlyteAdminUnavailable):
+    """The error may pass: the request is repeated until its deadline."""
 
 
-class Failing(Passing):
-    """FlyteAdmin answered that it failed: perhaps at this question alone."""
+class ServerError(TransientError):
+    """FlyteAdmin answered with an internal error; it may fail for this request only."""
 
 
-class Denied(Exception):
-    """FlyteAdmin's answer is no; the message says to what, and why."""
+class PermanentError(Exception):
+    """FlyteAdmin refused the request or sent an unusable answer, so a retry does not help. The message says why."""
 
 
-_NOT_FOR_US = {
+_REFUSALS = {
     grpc.StatusCode.NOT_FOUND: "FlyteAdmin doesn't know {what}: {said}",
     grpc.StatusCode.PERMISSION_DENIED: "FlyteAdmin doesn't let us see {what}, give rules.flyte_admin.client_id "
     "the right to: {said}",
     grpc.StatusCode.INVALID_ARGUMENT: "FlyteAdmin can't make sense of {what}: {said}",
 }
-_AWAY = frozenset(
+_TRANSIENT_CODES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -65,27 +66,30 @@ _HINTS = (
 )
 
 
-def told(error: grpc.aio.AioRpcError, what: str, *, endpoint: str, insecure: bool) -> Exception:
-    """The error as it should be raised: Denied, or FlyteAdminUnavailable with the setting it points to."""
-    code, said = error.code(), " ".join((error.details() or "").split())[:_LONGEST_WORDS]
+def classify_error(error: grpc.aio.AioRpcError, what: str, *, endpoint: str, insecure: bool) -> Exception:
+    """The exception to raise for a gRPC error: PermanentError, or FlyteAdminUnavailable with the setting to check.
+
+    `what` names the requested object in the message: `execution p/d/n`.
+    """
+    code, said = error.code(), " ".join((error.details() or "").split())[:_MAX_DETAILS]
     for pattern, hint in _HINTS:
         if pattern.search(error.details() or ""):
-            return _patiently(code, f"{hint.format(endpoint=endpoint)} ({said})")
-    if code in _NOT_FOR_US:
-        return Denied(_NOT_FOR_US[code].format(what=what, said=said))
+            return _unavailable(code, f"{hint.format(endpoint=endpoint)} ({said})")
+    if code in _REFUSALS:
+        return PermanentError(_REFUSALS[code].format(what=what, said=said))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in said:
-        return Denied(f"the answer of rules.flyte_admin.endpoint {endpoint} to {what} is too large: {said}")
+        return PermanentError(f"the answer of rules.flyte_admin.endpoint {endpoint} to {what} is too large: {said}")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return FlyteAdminUnavailable(f"rules.flyte_admin.client_id: {endpoint} wants a login that it accepts: {said}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return FlyteAdminUnavailable(f"rules.flyte_admin.endpoint: {endpoint} is no FlyteAdmin: {said}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Passing(f"rules.flyte_admin.endpoint: no answer from {endpoint} within rules.flyte_admin.timeout")
-    if code in _AWAY:
-        perhaps = "; if it speaks TLS, take rules.flyte_admin.insecure away" if insecure and "closed" in said else ""
-        return Passing(f"rules.flyte_admin.endpoint: {endpoint} can't be asked now: {said}{perhaps}")
-    return Failing(f"FlyteAdmin at {endpoint} failed at {what}: {code.name}: {said}")
+        return TransientError(f"rules.flyte_admin.endpoint: no answer from {endpoint} within rules.flyte_admin.timeout")
+    if code in _TRANSIENT_CODES:
+        tls_hint = "; if it speaks TLS, take rules.flyte_admin.insecure away" if insecure and "closed" in said else ""
+        return TransientError(f"rules.flyte_admin.endpoint: {endpoint} can't be asked now: {said}{tls_hint}")
+    return ServerError(f"FlyteAdmin at {endpoint} failed at {what}: {code.name}: {said}")
 
 
-def _patiently(code: grpc.StatusCode, words: str) -> FlyteAdminUnavailable:
-    return Passing(words) if code in _AWAY else FlyteAdminUnavailable(words)
+def _unavailable(code: grpc.StatusCode, message: str) -> FlyteAdminUnavailable:
+    return TransientError(message) if code in _TRANSIENT_CODES else FlyteAdminUnavailable(message)

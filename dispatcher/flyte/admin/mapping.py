@@ -1,4 +1,4 @@
-"""FlyteAdmin's answers, taken apart: flyteidl's messages become our words, and a question's filters theirs. Pure."""
+"""Converts flyteidl messages to events, executions and rules, and a time range to flyteadmin's filters. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from flyteidl.admin import common_pb2
 from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 
-from dispatcher.flyte.admin.errors import Denied
+from dispatcher.flyte.admin.errors import PermanentError
 from dispatcher.model.event import EntityId, Event, ExecutionError
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.rules import AdminExecution, Rule
 
-_KINDS = ("UNKNOWN", "USER", "SYSTEM")
-"""`flyteidl.core.ExecutionError.ErrorKind`, in its numbering."""
+_ERROR_KINDS = ("UNKNOWN", "USER", "SYSTEM")
+"""`flyteidl.core.ExecutionError.ErrorKind`, by number."""
 
 
 def execution_of(message: Any) -> AdminExecution:
-    """What a `flyteidl.admin.Execution` says. Raises Denied where it can't be understood."""
+    """A `flyteidl.admin.Execution` as AdminExecution. Raises PermanentError if its values are invalid."""
     spec, closure = message.spec, message.closure
     rules, refused = rules_of(closure.notifications, "flyte_admin:closure.notifications")
     try:
@@ -33,7 +33,7 @@ def execution_of(message: Any) -> AdminExecution:
             principal=spec.metadata.principal,
             labels=dict(spec.labels.values),
             started_at=_time(closure, "started_at"),
-            duration=_span(closure),
+            duration=_duration(closure),
             error=_error(closure),
             rules=rules,
             refused=refused,
@@ -42,14 +42,15 @@ def execution_of(message: Any) -> AdminExecution:
         )
     except (ValidationError, ValueError, OverflowError) as error:
         words = first_problem(error) if isinstance(error, ValidationError) else str(error)
-        raise Denied(f"FlyteAdmin's answer can't be understood: {words}") from None
+        raise PermanentError(f"FlyteAdmin's answer can't be understood: {words}") from None
 
 
-def ended_of(message: Any) -> Event:
-    """The end of an execution that a list brought (`flyteidl.admin.Execution`). Raises Denied where it can't be read.
+def terminal_event_of(message: Any) -> Event:
+    """The terminal event of a finished execution in a list (`flyteidl.admin.Execution`), without its error.
 
-    When it ended is `closure.updated_at`, which flyteadmin takes from the terminal event itself (`occurredAt`). Lists cut
-    errors to 100 characters (`TrimErrorMessage`), so the error is left to whoever asks for the execution alone.
+    The event's time is `closure.updated_at`, which flyteadmin copies from the terminal event (`occurredAt`). Lists cut
+    errors to 100 characters (`TrimErrorMessage`), so callers take the error from GetExecution. Raises PermanentError if
+    the message's values are invalid.
     """
     identity, closure = message.id, message.closure
     try:
@@ -65,36 +66,36 @@ def ended_of(message: Any) -> Event:
         )
     except (ValidationError, ValueError, OverflowError) as error:
         words = first_problem(error) if isinstance(error, ValidationError) else str(error)
-        raise Denied(f"an execution that FlyteAdmin lists can't be understood: {words}") from None
+        raise PermanentError(f"an execution that FlyteAdmin lists can't be understood: {words}") from None
 
 
-def ended_between(since: datetime, until: datetime) -> str:
-    """Filters, as flyteadmin reads them (`common/filters.go`), for executions that have ended and were last written in that time."""
+def finished_between(since: datetime, until: datetime) -> str:
+    """Filters in flyteadmin's syntax (`common/filters.go`): finished executions whose row was last updated in that time."""
     phases = ";".join(sorted(TERMINAL))
-    return f"value_in(phase,{phases})+gte(updated_at,{_written(since)})+lte(updated_at,{_written(until)})"
+    return f"value_in(phase,{phases})+gte(updated_at,{_rfc3339(since)})+lte(updated_at,{_rfc3339(until)})"
 
 
-def _written(time: datetime) -> str:
-    """RFC 3339 in UTC with `Z`: a `+` would end the filter."""
+def _rfc3339(time: datetime) -> str:
+    """RFC 3339 in UTC with `Z`: a `+` would separate two filters."""
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def rules_of(notifications: Iterable[Any], source: str) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
-    """Rules of `flyteidl.admin.Notification` messages, and why some can't hold."""
+def rules_of(notifications: Iterable[Any], defined_in: str) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
+    """The rules in `flyteidl.admin.Notification` messages, and the reasons for the invalid ones."""
     rules, refused = [], []
     for at, message in enumerate(notifications):
-        where = f"{source}[{at}]"
+        defined_at = f"{defined_in}[{at}]"
         match _notification(message.SerializeToString(deterministic=True)):
             case Notification() as notification:
-                rules.append(Rule(notification, where))
-            case why:
-                refused.append(f"{where}: {why}")
+                rules.append(Rule(notification, defined_at))
+            case reason:
+                refused.append(f"{defined_at}: {reason}")
     return tuple(rules), tuple(refused)
 
 
 @lru_cache(maxsize=4096)
 def _notification(content: bytes) -> Notification | str:
-    """One notification, or why it can't hold. A launch plan's come with each of its executions."""
+    """One notification, or the reason why it is invalid. Cached: every execution of a launch plan repeats its rules."""
     try:
         return Notification.model_validate(MessageToDict(common_pb2.Notification.FromString(content)))
     except ValidationError as error:
@@ -108,14 +109,14 @@ def _entity(identity: Any) -> EntityId | None:
 
 
 def _error(closure: Any) -> ExecutionError | None:
-    """Why it failed; of one that was aborted, by whom and why, in the words of flyteadmin's own events."""
+    """The error of a failed execution; for an aborted one the cause and the principal, worded as in flyteadmin's events."""
     match closure.WhichOneof("output_result"):
         case "error":
             kind = closure.error.kind
             return ExecutionError(
                 code=closure.error.code,
                 message=closure.error.message,
-                kind=_KINDS[kind] if kind < len(_KINDS) else _KINDS[0],
+                kind=_ERROR_KINDS[kind] if kind < len(_ERROR_KINDS) else _ERROR_KINDS[0],
             )
         case "abort_metadata":
             cause, who = closure.abort_metadata.cause, closure.abort_metadata.principal
@@ -131,8 +132,8 @@ def _time(message: Any, field: str) -> datetime | None:
     return getattr(message, field).ToDatetime(tzinfo=UTC) if message.HasField(field) else None
 
 
-def _span(closure: Any) -> timedelta | None:
+def _duration(closure: Any) -> timedelta | None:
     if not closure.HasField("duration"):
         return None
-    span: timedelta = closure.duration.ToTimedelta()
-    return span if span > timedelta() else None
+    duration: timedelta = closure.duration.ToTimedelta()
+    return duration if duration > timedelta() else None

@@ -1,7 +1,7 @@
-"""The token that FlyteAdmin wants to see: OAuth2 client credentials (RFC 6749, 4.4), renewed in time.
+"""Gets FlyteAdmin's access token with OAuth2 client credentials (RFC 6749, 4.4), and renews it before it expires.
 
-How to log in comes from Flyte's AuthMetadataService, which answers anybody. A token's age is counted from
-when we got it, by our own clock: what other clocks say doesn't matter.
+Flyte's AuthMetadataService, which needs no token, names the token endpoint, the scopes and the header. A token's age is
+counted with the local clock from when it was requested, so the clocks of other machines do not matter.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from channels.common.secret import reveal
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.admin.config import FlyteAdminConfig
-from dispatcher.flyte.admin.errors import Passing
+from dispatcher.flyte.admin.errors import TransientError
 
 log = structlog.get_logger(__name__)
 
 MARGIN = timedelta(minutes=1)
-"""A token is renewed so long before it expires, or after four fifths of its life if that is short."""
-UNTOLD_LIFE = timedelta(minutes=5)
-"""What a token is good for where the server doesn't say."""
-LONGEST_LIFE = timedelta(days=1)
-LARGEST_ANSWER = 64 * 1024
-_LONGEST_WORDS = 200
+"""How long before it expires a token is renewed; a token that is valid for under 5 minutes after 4/5 of that time."""
+DEFAULT_LIFETIME = timedelta(minutes=5)
+"""Lifetime of a token if the server gives no valid `expires_in`."""
+MAX_LIFETIME = timedelta(days=1)
+MAX_RESPONSE_BYTES = 64 * 1024
+_MAX_DETAILS = 200
+"""Characters of the token endpoint's error that a message quotes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Doorway:
-    """How to log in, as AuthMetadataService says it."""
+class AuthMetadata:
+    """Where and how to request a token, from AuthMetadataService."""
 
     token_endpoint: str
     scopes: tuple[str, ...] = ()
@@ -47,61 +48,61 @@ class Doorway:
     """The gRPC metadata that carries the token; operators can rename it (flyteadmin `auth.grpcAuthorizationHeader`)."""
 
 
-FindDoorway = Callable[[], Awaitable[Doorway]]
-"""Asks AuthMetadataService."""
+FetchAuthMetadata = Callable[[], Awaitable[AuthMetadata]]
+"""Calls AuthMetadataService."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, and until when it is shown."""
+    """An access token, and when it is due for renewal."""
 
     metadata: tuple[str, str]
-    """As it goes with each question."""
-    stale_at: datetime
+    """The gRPC metadata that each request carries: key and value."""
+    renew_at: datetime
 
 
-class Login:
-    """Keeps one token fresh; however many ask for it at once, one request is made."""
+class OAuthClient:
+    """Keeps one valid token. Concurrent callers share one request for it."""
 
     def __init__(self, config: FlyteAdminConfig, clock: Clock) -> None:
         self._config = config
         self._clock = clock
-        self._asking = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._token: Token | None = None
-        self.trouble: FlyteAdminUnavailable | None = None
-        """Why the last request brought no token; None where it did."""
+        self.last_error: FlyteAdminUnavailable | None = None
+        """Why the last request for a token failed; None if it succeeded."""
 
-    async def token(self, find_doorway: FindDoorway, *, fallback_for: Token | None = None) -> Token:
-        """The token to show; a new one where `fallback_for` was refused.
+    async def token(self, fetch_auth_metadata: FetchAuthMetadata, *, refused: Token | None = None) -> Token:
+        """A valid token; a new one if FlyteAdmin refused the current one, which is given as `refused`.
 
-        Raises FlyteAdminUnavailable, naming the setting.
+        Raises FlyteAdminUnavailable, naming the setting to check.
         """
-        async with self._asking:
-            held = self._token
-            if held is None or held is fallback_for or self._clock.now() >= held.stale_at:
+        async with self._lock:
+            token = self._token
+            if token is None or token is refused or self._clock.now() >= token.renew_at:
                 self._token = None
                 try:
-                    held = self._token = await self._fetch(await find_doorway())
+                    token = self._token = await self._fetch(await fetch_auth_metadata())
                 except FlyteAdminUnavailable as error:
-                    self.trouble = error
+                    self.last_error = error
                     raise
-                self.trouble = None
+                self.last_error = None
                 log.info("logged in at FlyteAdmin", client=self._config.client_id)
-            return held
+            return token
 
-    async def _fetch(self, doorway: Doorway) -> Token:
-        url = self._config.token_endpoint or doorway.token_endpoint
+    async def _fetch(self, auth: AuthMetadata) -> Token:
+        url = self._config.token_endpoint or auth.token_endpoint
         self._check(url)
-        asked_at = self._clock.now()
-        status, body = await self._post(url, doorway)
+        requested_at = self._clock.now()
+        status, body = await self._post(url, auth)
         answer = _parsed(body)
         if status != 200:
             raise _refusal(url, status, answer)
         token = answer.get("access_token")
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
             raise FlyteAdminUnavailable(f"rules.flyte_admin.token_endpoint: {url} answered without an access token")
-        life = _life(answer.get("expires_in"))
-        return Token((doorway.metadata_key, f"Bearer {token}"), asked_at + life - min(MARGIN, life / 5))
+        lifetime = _lifetime(answer.get("expires_in"))
+        return Token((auth.metadata_key, f"Bearer {token}"), requested_at + lifetime - min(MARGIN, lifetime / 5))
 
     def _check(self, url: str) -> None:
         if not url:
@@ -116,13 +117,14 @@ class Login:
                 "set token_endpoint to an https address, or to this one if that is what you want"
             )
 
-    async def _post(self, url: str, doorway: Doorway) -> tuple[int, bytes]:
+    async def _post(self, url: str, auth: AuthMetadata) -> tuple[int, bytes]:
         form = {"grant_type": "client_credentials"}
-        if scopes := self._config.scopes or doorway.scopes:
+        if scopes := self._config.scopes or auth.scopes:
             form["scope"] = " ".join(scopes)
-        if doorway.audience:
-            form["audience"] = doorway.audience
-        limit = aiohttp.ClientTimeout(self._config.timeout.total_seconds() / 2)  # so that the one at fault is named
+        if auth.audience:
+            form["audience"] = auth.audience
+        # Half of the look-up's deadline, so that the error names the token endpoint and not FlyteAdmin.
+        limit = aiohttp.ClientTimeout(self._config.timeout.total_seconds() / 2)
         try:
             async with (
                 aiohttp.ClientSession(timeout=limit) as session,
@@ -130,11 +132,11 @@ class Login:
                     url,
                     data=form,
                     headers={"Authorization": self._credentials(), "Accept": "application/json"},
-                    ssl=self._trust(),
-                    allow_redirects=False,  # the secret goes where it was meant to go, and nowhere else
+                    ssl=self._ssl_context(),
+                    allow_redirects=False,  # a redirect could send the secret to another server
                 ) as answer,
             ):
-                return answer.status, await answer.content.read(LARGEST_ANSWER)
+                return answer.status, await answer.content.read(MAX_RESPONSE_BYTES)
         except aiohttp.InvalidURL:
             raise FlyteAdminUnavailable(f"rules.flyte_admin.token_endpoint: {url!r} is no address") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
@@ -143,10 +145,10 @@ class Login:
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             words = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            raise Passing(f"rules.flyte_admin.token_endpoint: {url} can't be reached: {words}") from None
+            raise TransientError(f"rules.flyte_admin.token_endpoint: {url} can't be reached: {words}") from None
 
     def _credentials(self) -> str:
-        """HTTP Basic, with both parts encoded first (RFC 6749, 2.3.1)."""
+        """HTTP Basic credentials; client id and secret are form-encoded first (RFC 6749, 2.3.1)."""
         try:
             secret = reveal(self._config.client_secret, self._config.client_secret_file)
         except (OSError, UnicodeDecodeError) as error:
@@ -155,8 +157,8 @@ class Login:
         pair = f"{quote_plus(self._config.client_id or '')}:{quote_plus(secret or '')}"
         return f"Basic {base64.b64encode(pair.encode()).decode()}"
 
-    def _trust(self) -> ssl.SSLContext:
-        """The system's certificates, and those of `ca_file`: the token endpoint may be another company's."""
+    def _ssl_context(self) -> ssl.SSLContext:
+        """Trusts the system's certificates and those of `ca_file`: another company may run the token endpoint."""
         context = ssl.create_default_context()
         if self._config.ca_file is not None:
             context.load_verify_locations(self._config.ca_file)
@@ -172,8 +174,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _refusal(url: str, status: int, answer: dict[str, Any]) -> FlyteAdminUnavailable:
-    """Why no token was given, and which setting that points to."""
-    code, words = (str(answer.get(name) or "")[:_LONGEST_WORDS] for name in ("error", "error_description"))
+    """The error for a refused token request, with the setting to check."""
+    code, words = (str(answer.get(name) or "")[:_MAX_DETAILS] for name in ("error", "error_description"))
     said = f"HTTP {status}{f', {code}' if code else ''}{f': {words}' if words else ''}"
     match code:
         case "invalid_client" | "unauthorized_client" | "access_denied":
@@ -183,18 +185,18 @@ def _refusal(url: str, status: int, answer: dict[str, Any]) -> FlyteAdminUnavail
         case _ if status == 401:
             setting = "client_secret: expired, or not this client's?"
         case _ if status in {408, 429} or status >= 500:
-            return Passing(f"rules.flyte_admin.token_endpoint: {url} answered {said}")
+            return TransientError(f"rules.flyte_admin.token_endpoint: {url} answered {said}")
         case _:
             setting = "token_endpoint"
     return FlyteAdminUnavailable(f"rules.flyte_admin.{setting} {url} answered {said}")
 
 
-def _life(value: Any) -> timedelta:
-    """How long a token is good for. Servers have been seen to leave it out, write it as text, or get it wrong."""
+def _lifetime(value: Any) -> timedelta:
+    """A token's lifetime from `expires_in`, which some servers leave out, write as text, or get wrong."""
     try:
         seconds = float(value)
     except (TypeError, ValueError):
-        return UNTOLD_LIFE
+        return DEFAULT_LIFETIME
     if not 0 < seconds < float("inf"):
-        return UNTOLD_LIFE
-    return timedelta(seconds=min(seconds, LONGEST_LIFE.total_seconds()))
+        return DEFAULT_LIFETIME
+    return timedelta(seconds=min(seconds, MAX_LIFETIME.total_seconds()))

@@ -1,4 +1,4 @@
-"""The same question, asked by several at once, is asked once."""
+"""Concurrent callers that ask the same question share one call."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ Answer = TypeVar("Answer")
 
 @dataclass(slots=True)
 class _Flight(Generic[Answer]):
+    """A running call, and how many callers wait for it."""
+
     task: asyncio.Task[Answer]
     waiting: int = 0
 
 
-class Merged(Generic[Key, Answer]):
-    """Questions on their way, by key. A question lives as long as somebody waits for its answer."""
+class SingleFlight(Generic[Key, Answer]):
+    """The running calls, by key. A call is cancelled when its last caller is cancelled (Go: `singleflight`)."""
 
     def __init__(self) -> None:
         self._flights: dict[Key, _Flight[Answer]] = {}
 
-    async def ask(self, key: Key, question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
-        """The answer, or what the question raises; one that is on its way already is shared."""
+    async def run(self, key: Key, call: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+        """The result of `call`, or of the call with this key that is already running. Raises what that call raises."""
         flight = self._flights.get(key)
         if flight is None:
-            task = asyncio.create_task(question())  # noqa: TID251 - those who wait for it are its parents, see below
+            task = asyncio.create_task(call())  # noqa: TID251 - the callers wait for it, and the last one cancels it
             flight = self._flights[key] = _Flight(task)
         flight.waiting += 1
         try:
@@ -36,6 +38,6 @@ class Merged(Generic[Key, Answer]):
             flight.waiting -= 1
             if (flight.waiting == 0 or flight.task.done()) and self._flights.get(key) is flight:
                 del self._flights[key]
-            if flight.waiting == 0 and not flight.task.done():  # the last one was cancelled, and takes it along
+            if flight.waiting == 0 and not flight.task.done():  # the last caller was cancelled
                 flight.task.cancel()
                 await asyncio.wait({flight.task})

@@ -125,10 +125,10 @@ async def test_an_execution_that_flyteadmin_does_not_know_is_rejected_and_can_be
             assert (status, answer["status"]) == (202, "rejected")
             assert words in answer["reason"]
     config = str(tmp_path / "dispatcher.yaml")
-    assert "0 understood now" in (await command("rejected", "replay", "--all", "--config", config))[1]
+    assert "0 accepted now" in (await command("rejected", "replay", "--all", "--config", config))[1]
     server.add(a_finished_execution())
     status, out, _ = await command("rejected", "replay", "--all", "--config", config)
-    assert (status, "1 understood now" in out) == (0, True)
+    assert (status, "1 accepted now" in out) == (0, True)
     await server.stop()
     status, _, err = await command("rejected", "replay", "--all", "--config", config)
     assert (status, "rules.flyte_admin.endpoint" in err, "Traceback" in err) == (1, True, False)

@@ -1,6 +1,6 @@
-// Puts new arrivals on top; what is there already stays as it is, so that nothing jumps or closes under the reader.
+// Adds new arrivals on top. Articles that are already on the page are not replaced, so opened details stay open.
 const list = document.getElementById("list");
-async function look() {
+async function addNew() {
   const answer = await fetch("/list");
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const articles = [...fresh.querySelectorAll("article")];
@@ -9,4 +9,4 @@ async function look() {
     if (!list.querySelector(`article[data-id="${CSS.escape(article.dataset.id)}"]`)) list.prepend(article);
   }
 }
-setInterval(() => look().catch(() => {}), 1000);
+setInterval(() => addNew().catch(() => {}), 1000);
