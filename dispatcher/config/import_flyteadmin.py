@@ -217,7 +217,7 @@ def _sender(config: ImportedConfig, sender: str) -> None:
 
 
 def _templates(config: ImportedConfig, emailer: Mapping[str, Any], *, with_templates: bool) -> None:
-    """Convert Flyte's subject and body to custom templates. Launch plans can still have templates of their own."""
+    """Convert Flyte's subject and body to custom templates. Launch plans can still bring templates."""
     subject, body = _one_line(_text(emailer, "subject")), _text(emailer, "body").strip()
     if not subject and not body:
         return

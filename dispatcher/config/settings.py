@@ -64,9 +64,9 @@ class LedgerSettings(_Section):
     password_file: SecretFile | None = None
     """PostgreSQL's password, instead of one in the URL; read at each connection, so it may rotate."""
     timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
-    """Maximum time of one PostgreSQL statement; after that it is cancelled and retried."""
+    """Maximum time of one PostgreSQL statement; then it is cancelled and retried."""
     retention: Duration = timedelta(days=90)
-    """Older events whose deliveries are all sent or dead are deleted, and older rejected messages."""
+    """How long events and rejected messages are kept. Older ones are deleted, except events with waiting deliveries."""
     lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
     """How long a worker owns a delivery that it claimed; if the worker dies, others claim it after this time. An attempt
     may take two thirds of it at most."""
@@ -114,11 +114,12 @@ class ReconcileSettings(_Section):
     """Looks in FlyteAdmin for finished executions whose event was lost before Kafka. Needs `rules.flyte_admin`."""
 
     every: Duration = Field(timedelta(minutes=10), ge=timedelta(), le=timedelta(days=1))
-    """How often to look for them; 0 switches it off."""
+    """How often to look; 0 switches it off."""
     look_back: Duration = Field(timedelta(hours=24), ge=timedelta(minutes=1))
     """How far back to look at most, for example after a long outage."""
     min_age: Duration = Field(timedelta(minutes=5), ge=timedelta())
-    """How long after an execution finished its event counts as lost; until then, it may still be in Kafka."""
+    """How long ago an execution must have finished before its event counts as lost; until then the event may still be
+    in Kafka."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:

@@ -74,8 +74,8 @@ class Tracing:
     def attempt(self, trace: str, *, first: bool, **attributes: AttributeValue) -> Span:
         """Start the span of a delivery attempt. `trace` is the stored trace context of its event.
 
-        The first attempt belongs to the event's trace. Later attempts have traces of their own, linked to the event's:
-        a retry may run hours later, and such a long trace would be unreadable.
+        The first attempt belongs to the event's trace. Each later attempt starts a new trace, linked to the event's: a
+        retry may run hours later, and such a long trace would be unreadable.
         """
         del trace, first, attributes
         return NO_SPAN

@@ -80,7 +80,7 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, python: str, tmp_pa
     target = ("--python", str(environment / "bin" / "python"))
     pip = [sys.executable, "-m", "pip", *target, "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     if _version(python) >= (3, 14):
-        pip.append("--ignore-requires-python")  # like the Makefile, because of flyteidl
+        pip.append("--ignore-requires-python")  # like the Makefile: flyteidl excludes 3.14 but works there
     subprocess.run([*pip, "--require-hashes", "-r", str(ROOT / "requirements" / "demo.txt")], check=True)
     subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
     dispatcher = str(environment / "bin" / "dispatcher")
