@@ -179,7 +179,7 @@ async def test_undecodable_messages_are_rejected_and_the_next_one_is_processed(
     assert all(entry["position"].startswith(f"{topic}/") for entry in entries)
     (large,) = [entry for entry in entries if entry["size"] == 900_000]
     shown = await ask(tmp_path / "dispatcher.yaml", "rejected", "show", large["id"])
-    assert (len(shown["body"]), shown["whole"]) == (65536, False)
+    assert (len(shown["body"]), shown["complete"]) == (65536, False)
 
 
 async def test_a_restart_in_the_middle_loses_nothing_and_sends_nothing_twice(
