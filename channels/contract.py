@@ -61,7 +61,7 @@ class Message:
     in_doubt: bool = False
     """True if an earlier attempt may have arrived. If the provider can be searched, search before sending again."""
     trace: Mapping[str, str] = field(default_factory=dict)
-    """W3C `traceparent` and `tracestate` of this attempt, for providers that propagate traces; empty without tracing."""
+    """W3C `traceparent` and `tracestate` of this attempt, for providers that propagate traces; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Channel(Protocol):
         """
 
     def destination(self, recipients: tuple[str, ...]) -> str:
-        """Return the key of the rate limit and circuit breaker: a Slack channel, a service. Empty: one for all."""
+        """Return the key of the rate limit and circuit breaker: a Slack channel, a service. Empty: all share one."""
 
     def thread_by(self, address: str) -> ThreadBy | None:
         """Return what a thread at this address covers; None if messages to it form no threads."""

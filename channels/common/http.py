@@ -1,8 +1,8 @@
 """The HTTP client of webhooks and Teams: POSTs to URLs that users chose, with the SSRF guard, through aiohttp.
 
 A name is resolved once for each connection; the guard checks the addresses, and the connection goes to a checked one.
-So a DNS server that changes its answer after the check gains nothing. The client follows no redirects and uses no
-proxies, cookies or .netrc logins.
+So a DNS answer that changes after the check (DNS rebinding) has no effect. The client follows no redirects and uses
+no proxies, cookies or .netrc logins.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ class HttpClient:
         *,
         ca_file: Path | None = None,
     ) -> None:
-        """`timeout`: seconds for a whole request. `resolver`: replaces the system's resolver. `ca_file`: certificates to
-        trust in addition to the system's.
+        """`timeout`: seconds for a whole request. `resolver`: replaces the system's resolver.
+
+        `ca_file`: certificates to trust in addition to the system's.
         """
         self._check_url = lru_cache(URL_CACHE_SIZE)(guard.check_url)
         self._tls_context = (
@@ -97,7 +98,7 @@ class HttpClient:
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], name: str) -> Response:
         """Send the body, once. `name`: the server's name in error messages.
 
-        Raises Never if the guard forbids the URL, Later if nothing was sent, InDoubt if the server may have received it.
+        Raises Never if the guard forbids the URL, Later if nothing was sent, InDoubt if the body may have arrived.
         """
         tls = self._tls(name)
         try:

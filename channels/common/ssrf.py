@@ -104,7 +104,7 @@ class SsrfGuard:
         return any(fnmatchcase(host_and_port, pattern.lower()) for pattern in self.hosts)
 
     def allows_address(self, address: str) -> bool:
-        """Whether a connection to this IP address is allowed. Of an IPv6 address with an IPv4 address in it, the latter counts."""
+        """Whether a connection to this IP address is allowed. An IPv4 address embedded in IPv6 is checked as IPv4."""
         parsed = _parse_address(address)
         if parsed is None:
             return False

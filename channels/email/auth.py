@@ -19,7 +19,7 @@ from channels.email.config import OAuthConfig, RelayConfig
 from channels.email.smtp_replies import login_refused
 
 _PREFERRED_MECHANISMS = ("plain", "login", "cram-md5")
-"""In order of preference. CRAM-MD5 is last: TLS protects the password, and CRAM-MD5 requires relays to store it in plain text."""
+"""In order of preference. CRAM-MD5 is last, because relays must store readable passwords for it; TLS protects PLAIN."""
 RENEW_BEFORE_EXPIRY = 60.0
 """Seconds before its expiry at which a token is renewed; a token valid for less than two minutes is renewed halfway."""
 _ERROR_CODE = re.compile(r"[a-z_]{1,60}")
@@ -36,7 +36,7 @@ class SmtpAuth:
     async def authenticate(self, smtp: SMTP) -> None:
         """Log in, if the settings have a login.
 
-        Raises Later (provider_wide) if the login is impossible or refused, and aiosmtplib's errors if the connection fails.
+        Raises Later (provider_wide) if the login is impossible or refused, aiosmtplib's errors if the connection fails.
         """
         username = self._relay.username
         if username is None:
@@ -155,7 +155,7 @@ class _TokenCache:
 
 
 def _error_code(body: bytes) -> str:
-    """Return the error code (RFC 6749, 5.2) with a leading space, and nothing else of the body, which may contain secrets."""
+    """Return a space and the error code (RFC 6749, 5.2); no other part of the body, which may contain secrets."""
 
     class Refusal(BaseModel):
         error: Any = ""

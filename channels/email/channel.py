@@ -79,7 +79,7 @@ class EmailChannel:
     def _relays_in_order(self) -> list[Relay]:
         """Return the relays in the order of the settings, but those that failed recently last."""
         if not self._relays:
-            from channels.email.relay import Relay  # noqa: PLC0415 - aiosmtplib would slow down the start of every command
+            from channels.email.relay import Relay  # noqa: PLC0415 - aiosmtplib would slow down every command
 
             self._relays = [Relay(route) for route in self._config.routes]
         if not self._failed_at:

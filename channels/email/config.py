@@ -33,7 +33,7 @@ _LOGIN_OPTIONS = frozenset({"username", "password", "password_file", "auth", "oa
 
 
 class OAuthConfig(BaseModel):
-    """The source of the access token for XOAUTH2: a file that another program renews, or the client-credentials flow."""
+    """The source of XOAUTH2 access tokens: a file that another program renews, or the client-credentials flow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -140,7 +140,7 @@ class EmailConfig(RelayConfig):
     """The relays and the sender."""
 
     relays: tuple[RelayConfig, ...] = ()
-    """Several relays instead of `host`, tried in this order. Options that a relay lacks are inherited from this section."""
+    """Several relays instead of `host`, tried in this order. They inherit missing options from this section."""
     sender: str = Field(alias="from")
     """`flyte@example.com` or `Flyte <flyte@example.com>`."""
     envelope_from: str = ""
@@ -151,7 +151,7 @@ class EmailConfig(RelayConfig):
     recipients_visible: bool = True
     """False: recipients don't see the other recipients."""
     dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(comma_list)] = ()
-    """The events that the envelope sender is notified of, if the relay offers DSN (RFC 3461); empty: the relay decides."""
+    """What the envelope sender is notified of, if the relay offers DSN (RFC 3461); empty: the relay decides."""
     dkim: DkimConfig | None = None
 
     @property
@@ -226,7 +226,7 @@ def _with_inherited(relay: Any, common: Mapping[str, Any]) -> Any:
 
 
 def _ascii_address(text: str) -> str:
-    """Validate one of the sender's addresses. It must be ASCII before the @, because not every relay supports SMTPUTF8."""
+    """Validate a sender's address. It must be ASCII before the @, because not every relay supports SMTPUTF8."""
     address = mail_address(text)
     if not address.isascii():
         raise ValueError("an address of ours must be ASCII before the @, or few relays could carry it")

@@ -31,7 +31,7 @@ _DISABLED_LOGGER.disabled = True
 
 
 def read_key(file: Path) -> bytes:
-    """Return the file's RSA key in PEM. Raises ValueError with the reason if there is none; the reason has no key material."""
+    """Return the file's RSA key in PEM. Raises ValueError if there is none; the error never contains the key."""
     from dkim.crypto import UnparsableKeyError, parse_pem_private_key  # noqa: PLC0415 - optional
 
     try:

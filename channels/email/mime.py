@@ -1,7 +1,7 @@
 """Builds a mail's bytes and its envelope.
 
-The standard library's EmailMessage takes longer than the rest of a delivery, so headers and parts are formatted here. The
-tests parse them with the standard library.
+The standard library's EmailMessage takes longer than the rest of a delivery, so headers and parts are formatted here.
+The tests parse them with the standard library.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _MAX_LABEL = 60
 MAX_LINE = 998
 """Maximum number of octets in a line, without its line end (RFC 5322, 2.1.1)."""
 _SAFE = bytes(range(ord(" "), 0x7F)) + b"\t\n"
-# Lines that mailboxes or relays would change (From, a lone dot, trailing blanks), and a MIME boundary. The pattern starts
-# with the line end because the search is then fast.
+# Lines that mailboxes or relays would change (From, a lone dot, trailing blanks), and a MIME boundary. The pattern
+# starts with the line end because the search is then fast.
 _UNSAFE_LINE = re.compile(r"\n(?:From |\.\n|--=_|(?<=[ \t]\n))")
 
 
@@ -95,8 +95,9 @@ class MessageBuilder:
 def thread_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, ...]:
     """Return the headers that let mail programs group a launch plan's mails; none if the launch plan is unknown.
 
-    The List-Id is derived from the launch plan (RFC 2919). References and In-Reply-To name a message that does not exist:
-    its id is a hash of the launch plan's name. So no earlier mail has to be found, and every recipient sees the same thread.
+    The List-Id is derived from the launch plan (RFC 2919). References and In-Reply-To name a message that does not
+    exist: its id is a hash of the launch plan's name. So no earlier mail has to be found, and every recipient sees the
+    same thread.
     """
     if not about or not about.get("launch_plan"):
         return ()
@@ -105,7 +106,7 @@ def thread_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, .
 
 @lru_cache(maxsize=256)
 def _list_and_thread(launch_plan: str, domain: str, project: str, mail_domain: str) -> tuple[str, ...]:
-    """Cached, because many mails concern few launch plans. `domain`: the Flyte domain; `mail_domain`: that of `from`."""
+    """Cached, because many mails concern few launch plans. `domain`: Flyte's domain; `mail_domain`: that of `from`."""
     names = (launch_plan, domain, project)
     labels = (
         _list_id_label(launch_plan, _NOT_IN_LABELS),
@@ -126,7 +127,7 @@ def _header(name: str, value: str) -> str:
 
 
 def _list_id_label(name: str, invalid: re.Pattern[str]) -> str:
-    """Convert a name for a List-Id. If characters had to be replaced, a hash is appended, so that names stay distinct."""
+    """Convert a name for a List-Id. If characters were replaced, a hash is appended, so that names stay distinct."""
     label = invalid.sub("-", name.lower())[:_MAX_LABEL].strip(".-")
     if label == name:
         return label
@@ -141,8 +142,8 @@ def compose(
 
     A part that no relay changes is sent unencoded, any other as quoted-printable in lines of up to 76 characters.
 
-    `sender`: an address with or without a name, as in `EmailConfig.sender`. `extra_headers`: additional headers, folded,
-    without their final line end.
+    `sender`: an address with or without a name, as in `EmailConfig.sender`. `extra_headers`: additional headers,
+    folded, without their final line end.
     """
     content = message.content
     author, domain = _author(sender)
@@ -223,14 +224,14 @@ def _part(kind: str, text: str) -> bytes:
 
 
 def _quoted(lines: Sequence[str]) -> bytes:
-    """Encode as quoted-printable (RFC 2045, 6.7). `From` at a line start is encoded too, because mailboxes change it."""
+    """Encode as quoted-printable (RFC 2045, 6.7). `From` at a line start is encoded too: mailboxes change it."""
     text = "\r\n" + "\r\n".join(lines) + "\r\n"
     octets = binascii.b2a_qp(text.encode(errors="replace"), istext=True)
     return octets.replace(b"\r\nFrom ", b"\r\nF=\r\nrom ").removeprefix(b"\r\n")
 
 
 def _needs_no_encoding(text: str) -> bool:
-    """Whether the text is valid 7bit (RFC 2045, 2.7) and no relay or mailbox changes it, which would break a signature."""
+    """Whether the text is 7bit (RFC 2045, 2.7) and no relay or mailbox changes it, which would break a signature."""
     if not text.isascii() or text.encode().translate(None, _SAFE) or _UNSAFE_LINE.search(f"\n{text}\n"):
         return False
     start = 0

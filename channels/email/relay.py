@@ -161,7 +161,7 @@ class Relay:
                 self._slots.release()
 
     async def _reuse_idle(self) -> Connection | None:
-        """Return an idle connection that is usable, after RSET if needed; None if there is none. Closes unusable ones."""
+        """Return a usable idle connection, after RSET if needed; None if there is none. Closes unusable ones."""
         while self._idle:
             connection = self._idle.pop()
             ready, connection.ready = connection.ready, False
@@ -176,7 +176,7 @@ class Relay:
         return None
 
     async def _is_usable(self, connection: Connection) -> bool:
-        """Whether an idle connection can send one more mail. One that is too old or was used too often is closed with QUIT."""
+        """Whether an idle connection can send one more mail. At `MAX_AGE` or `MAX_MAILS`, sends QUIT first."""
         now = asyncio.get_running_loop().time()
         if now - connection.opened_at >= MAX_AGE or connection.mails >= MAX_MAILS:
             await connection.protocol.quit()
@@ -245,7 +245,7 @@ class Relay:
         )
         try:
             await smtp.connect()
-            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - after STARTTLS, EHLO must be sent again (RFC 3207, 4.2)
+            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - EHLO again after STARTTLS (RFC 3207, 4.2)
             await self._auth.authenticate(smtp)
         except Later as error:  # raised by the login; a temporary refusal (4yz) may mean too many connections
             smtp.close()
@@ -255,7 +255,8 @@ class Relay:
         except aiosmtplib.SMTPResponseException as error:
             smtp.close()
             raise _LimitSuspected(
-                f"{where} does not take mail now: {code_and_text(error.code, error.message)}{_certificate_advice(error.message)}",
+                f"{where} does not take mail now: {code_and_text(error.code, error.message)}"
+                f"{_certificate_advice(error.message)}",
                 answer=answer(error.code, error.message),
                 provider_wide=True,
             ) from None
@@ -321,7 +322,7 @@ def _unreachable(error: Exception) -> str:
         if isinstance(cause, ssl.SSLError):
             return f"speaks no TLS that we understand ({cause.reason}): see channels.email.security and port"
     if any(isinstance(cause, aiosmtplib.SMTPServerDisconnected) for cause in (error, error.__cause__)):
-        # in TLS 1.3 a server refuses the client's certificate after the client has finished the handshake (RFC 8446, 4.4.2.4)
+        # a TLS 1.3 server refuses a client's certificate after the client's handshake is done (RFC 8446, 4.4.2.4)
         return "hung up before taking any mail; where it wants a certificate of ours: see channels.email.cert_file"
     if "STARTTLS" in str(error):
         return "offers no STARTTLS: see channels.email.security and port"

@@ -46,7 +46,7 @@ class SmtpProtocol(asyncio.Protocol):
     """Sends commands, and reads their replies in the order of the commands (RFC 2920, 3.2)."""
 
     def __init__(self, smtp: SMTP, timeout: float) -> None:
-        """Take over the connection of `smtp`, which must have read all its replies. `timeout`: seconds for each reply."""
+        """Take over the connection of `smtp`, which must have read all replies. `timeout`: seconds for each reply."""
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._replies: deque[Reply] = deque()
@@ -62,7 +62,7 @@ class SmtpProtocol(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether the connection is open and no unrequested reply has arrived (usually a 421 before the relay closes)."""
+        """Whether the connection is open and no unrequested reply (usually 421, before the relay closes) arrived."""
         return not (self._replies or self._partial_lines or self._buffer or self._error or self._transport.is_closing())
 
     def write(self, data: bytes) -> None:

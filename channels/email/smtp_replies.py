@@ -74,7 +74,7 @@ def code_and_text(code: int, text: str) -> str:
 
 
 def refusal_error(what: str, code: int, text: str) -> ChannelError:
-    """Return the error for a reply that refuses the `sender`, a `recipient` or the `mail`; `what` is one of these words."""
+    """Return the error for a reply that refuses `what`: the `sender`, a `recipient` or the `mail`."""
     reply = f"{code_and_text(code, text)}{_advice(what, code, text)}"
     if code == CLOSING:
         return Later(f"the relay closes: {reply}", answer=answer(code, text), provider_wide=True)
@@ -91,14 +91,15 @@ def login_refused(where: str, code: int, text: str, *, token: bool) -> Later:
 
     `token`: the login used a token instead of a password.
     """
-    reply = f"{code_and_text(code, text)}{_advice('login', code, text)}"
+    advice = _advice("login", code, text)
     if token and code == 535:
-        reply = f"{code_and_text(code, text)}; check channels.email.oauth: its scope, and that the mailbox grants access to it"
+        advice = "; check channels.email.oauth: its scope, and that the mailbox grants access to it"
+    reply = f"{code_and_text(code, text)}{advice}"
     return Later(f"{where} refused the login: {reply}", answer=answer(code, text), provider_wide=True)
 
 
 def most_retryable(failures: Mapping[str, ChannelError]) -> ChannelError:
-    """Return one error for a mail that no recipient gets: the first Later if there is one, else all reasons in one Never."""
+    """Return one error for all failed recipients: the first Later if there is one, else a Never with all reasons."""
     for failure in failures.values():
         if isinstance(failure, Later):
             return failure

@@ -58,8 +58,8 @@ class Extensions:
 async def send_mail(connection: Connection, mail: MailMessage) -> Receipt:
     """Send the mail to those recipients that the relay accepts.
 
-    Afterwards `connection.ready` is true if the connection can be used for another mail. Raises Later, Never or InDoubt,
-    and StaleConnection if the relay had closed the connection before.
+    Afterwards `connection.ready` is true if the connection can be used for another mail. Raises Later, Never or
+    InDoubt, and StaleConnection if the relay had closed the connection before.
     """
     recipients, failures = _supported_recipients(connection.extensions, mail)
     content = mail.render(recipients)
@@ -223,7 +223,7 @@ async def _next_reply_or_later(envelope: _Envelope) -> Reply:
 
 
 async def _send_content(connection: Connection, content: bytes) -> Answer:
-    """Send the mail itself. If the connection fails before its last line is sent, Later is raised; afterwards InDoubt."""
+    """Send the mail itself. Raises Later if the connection fails before its last line is sent, InDoubt afterwards."""
     try:
         connection.protocol.write(_dot_stuffed(content))
     except ConnectionFailed:

@@ -114,7 +114,7 @@ class PagerDutyConfig(BaseModel):
 
 
 class PagerDutyChannel:
-    """Sends events to services. Content: the event without routing_key and dedup_key; without event_action a change event.
+    """Sends events to services. Content: an event without routing_key and dedup_key; change events lack event_action.
 
     A thread is an incident: its messages share a dedup key, and the resolved notice resolves it.
     """
@@ -142,7 +142,7 @@ class PagerDutyChannel:
         return WirePreview("application/json", orjson.dumps(event, option=orjson.OPT_INDENT_2))
 
     async def send(self, message: Message) -> Receipt:
-        from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415 - pdpyras would slow down the start of every command
+        from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415 - pdpyras would slow down every command
 
         service = self._config.services.get(message.recipients[0])
         if service is None:
@@ -168,7 +168,7 @@ class PagerDutyChannel:
         return _receipt(response, reference, routing_key)
 
     async def check(self) -> Sequence[Finding]:
-        """Send an invalid event for each service: the answer tells whether the routing key is known; no incident is opened."""
+        """Send an invalid event for each service: the answer shows if the routing key is known. Opens no incident."""
         if not self._config.services:
             return [Finding("channels.pagerduty.services is empty: nobody can be paged", ok=False)]
         return [await self._check_service(name) for name in self._config.services]
@@ -182,8 +182,9 @@ class PagerDutyChannel:
         except OSError as error:
             return Finding(f"{name}: routing_key_file can't be read: {error.strerror}", ok=False)
         if len(routing_key) != ROUTING_KEY_LENGTH:
-            problem = f"{len(routing_key)} characters, not {ROUTING_KEY_LENGTH}: give the integration key of the service's Events API v2"
-            return Finding(f"{name}: the routing key has {problem}", ok=False)
+            problem = f"{len(routing_key)} characters, not {ROUTING_KEY_LENGTH}"
+            advice = "give the integration key of the service's Events API v2"
+            return Finding(f"{name}: the routing key has {problem}: {advice}", ok=False)
         try:
             response = await asyncio.get_running_loop().run_in_executor(
                 self._executor, self._post, routing_key, _INVALID_EVENT

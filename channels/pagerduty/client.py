@@ -60,10 +60,10 @@ class _Endpoint(NamedTuple):
 class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # untyped
     """A pdpyras session that sends each event once.
 
-    pdpyras' own `request` sleeps and retries, after a 429 without limit; here the delivery worker decides about retries.
+    pdpyras' own `request` sleeps and retries, after a 429 without limit; here the delivery worker decides on retries.
 
-    Headers, ~/.netrc login, proxies, certificates and the connection pool are computed once instead of for each event, and
-    urllib3's response is not converted to one of requests. Both together took two thirds of the time for an event.
+    Headers, ~/.netrc login, proxies, certificates and the connection pool are determined once instead of for each
+    event, and urllib3's response is not converted to one of requests. Both took two thirds of the time for an event.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -115,7 +115,7 @@ class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # 
         return _Endpoint(prepared, pool, self._adapter.request_url(prepared, proxies))
 
     def _follow_redirect(self, request: requests.PreparedRequest, body: bytes) -> Response:
-        """Repeat the request with requests, which decides by the status whether the redirected request has the body."""
+        """Repeat the request with requests, which decides by the status whether the redirect keeps the body."""
         self._endpoints.clear()  # requests may drop the pool of the first host when it connects to another
         request.prepare_body(body, None)
         response = self.send(request, timeout=self.timeout, **self._environment)
@@ -147,6 +147,5 @@ def _never_connected(error: Exception) -> bool:
     if isinstance(error, requests.RequestException):  # it wraps urllib3's error
         error = getattr(error.args[0], "reason", error) if error.args else error
     untrusted = isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], SSLCertVerificationError)
-    return untrusted or isinstance(
-        error, ConnectTimeoutError | ProxyError
-    )  # a refused connection is a ConnectTimeoutError too
+    # a refused connection is a ConnectTimeoutError too
+    return untrusted or isinstance(error, ConnectTimeoutError | ProxyError)

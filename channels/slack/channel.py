@@ -1,7 +1,7 @@
 """The Slack channel: posts messages through the Web API with slack-sdk, or through incoming webhooks.
 
-Answers and limits follow Slack's documentation of chat.postMessage, rate limits and message metadata. The Web API reports
-most errors with HTTP 200 and `ok: false`, so the body decides.
+Answers and limits follow Slack's documentation of chat.postMessage, rate limits and message metadata. The Web API
+reports most errors with HTTP 200 and `ok: false`, so the body decides.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LOOKUP_TTL = 3600.0
 HISTORY_LIMIT = 100
 """Number of messages in a channel or thread that are searched for an earlier attempt."""
 MAX_CLOCK_SKEW = 300.0
-"""Seconds by which Slack's clock may be behind ours: the search in a thread starts that long before the delivery's creation."""
+"""Seconds by which Slack's clock may be behind ours; a search in a thread starts so much before `created_at`."""
 MAX_UPDATE_TEXT = 4000
 """Maximum characters of `text` in chat.update; a longer text is refused with `msg_too_long`."""
 MAX_BLOCKS = 50
@@ -117,9 +117,9 @@ _NO_THREAD = {
     "is_archived",
     "channel_not_found",
 }
-"""The thread can't be continued: its first message is deleted or can't be changed any more, or its channel is archived."""
+"""The thread can't be continued: its first message is deleted or can't be changed, or its channel is archived."""
 _WEBHOOK_LATER = {"rollup_error"}
-"""Error codes of a webhook that mean a temporary failure although the status is 500 (Slack, "Changes to webhook errors")."""
+"""Temporary failures that a webhook reports with status 500 (Slack, "Changes to webhook errors")."""
 
 
 class SlackWebhook(SecretUrl):
@@ -140,7 +140,7 @@ class SlackConfig(BaseModel):
     webhooks: Mapping[str, SlackWebhook] = Field(default_factory=dict)
     """Incoming webhooks, by the alias that rules use."""
     join: bool = False
-    """True: the app joins a public channel that it is not a member of; needs the scope channels:join. False: that is an error."""
+    """True: the app joins a public channel if it is not a member; needs the scope channels:join."""
     thread: ThreadBy | Literal["none"] = "launch_plan"
     """What one thread covers. In each case the launch plan's next success closes it."""
     fallback: Literal["email", "none"] = "none"
@@ -157,7 +157,7 @@ class SlackConfig(BaseModel):
 
 
 class SlackChannel:
-    """Sends messages to channels and people. Content: `text`, `blocks` and `attachments`, as chat.postMessage takes them."""
+    """Sends messages to channels and people. Content: `text`, and `blocks` or `attachments`, as in chat.postMessage."""
 
     def __init__(self, config: SlackConfig) -> None:
         self._config = config
@@ -217,7 +217,7 @@ class SlackChannel:
         return await self._post_message(_body(message, channel))
 
     async def _reply(self, message: Message, root: _ThreadRoot) -> Receipt:
-        """Reply in the thread. A resolved notice updates the first message before it replies, so that a retry is harmless."""
+        """Reply in the thread. A resolved notice first updates the first message, because an update can be repeated."""
         thread = message.thread
         if thread is not None and thread.resolves and not thread.superseded:
             content = _resolved_content(root.content, message.content)
@@ -270,7 +270,7 @@ class SlackChannel:
         return _webhook_receipt(status, text.replace(url, "********"), delay)
 
     async def check(self) -> Sequence[Finding]:
-        """Call `auth.test`, which also names the token's scopes (`x-oauth-scopes`). A test of a webhook would post a message."""
+        """Call `auth.test`, which also names the token's scopes. Webhooks are not tested: that would post a message."""
         if self._config.token is None and self._config.token_file is None:
             return [Finding("webhooks only: they can't be tested without posting a message")]
         try:
@@ -334,7 +334,7 @@ class SlackChannel:
         return str(answer["user"]["id"])
 
     async def _find_earlier_attempt(self, message: Message, root: _ThreadRoot | None, channel: str) -> Receipt | None:
-        """Search for the message of an earlier attempt, in its thread and then in the channel; None if there is none."""
+        """Search for the message of an earlier attempt, in its thread, then in the channel; None if there is none."""
         if root is not None:
             since = message.created_at.timestamp() - MAX_CLOCK_SKEW
             query = {"ts": root.ts, "oldest": f"{since:.6f}"}
@@ -362,7 +362,7 @@ class SlackChannel:
         return None
 
     async def _conversation_id(self, channel: str) -> str | None:
-        """Return the id of a channel or of the direct message with a user: the history methods accept no names or user ids."""
+        """Return the id of a channel or direct message: the history methods accept no names and no user ids."""
         if _USER_ID.fullmatch(channel):
             opened = await self._query("conversations.open", {"users": channel})
             return str(opened["channel"]["id"])
@@ -425,13 +425,13 @@ class SlackChannel:
 
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._config.timeout)
-            # without trust_env: slack-sdk reads the proxy settings, and aiohttp would read ~/.netrc for each message
+            # no trust_env: slack-sdk reads the proxy settings, and aiohttp would read ~/.netrc for each message
             self._session = aiohttp.ClientSession(timeout=limits)
         return self._session
 
     def _client_with_token(self) -> Client:
         if self._client is None:
-            from channels.slack.client import Client  # noqa: PLC0415 - slack-sdk would slow down the start of every command
+            from channels.slack.client import Client  # noqa: PLC0415 - slack-sdk would slow down every command
 
             self._client = Client(f"{self._config.api_url.rstrip('/')}/", self._open_session())
         try:
@@ -516,7 +516,7 @@ def _is_retryable(error: BaseException) -> bool:
 
 async def _translate_errors(client: Client, request: Awaitable[Result]) -> Result:
     """Await a request of the client. Raises the ChannelError for its error answer or connection failure."""
-    import aiohttp  # noqa: PLC0415 - slack-sdk would slow down the start of every command
+    import aiohttp  # noqa: PLC0415 - slack-sdk would slow down every command
     from slack_sdk.errors import SlackApiError, SlackClientError  # noqa: PLC0415
 
     try:

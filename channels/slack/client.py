@@ -62,7 +62,7 @@ class Client(AsyncWebClient):
 
 
 def _warnings_only() -> logging.Logger:
-    """Return slack-sdk's logger at level WARNING. Without a level, slack-sdk formats each request and answer for the log."""
+    """Return slack-sdk's logger at level WARNING; without a level, slack-sdk formats each request for the log."""
     logger = logging.getLogger("slack_sdk")
     logger.setLevel(logging.WARNING)
     return logger

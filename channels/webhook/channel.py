@@ -155,7 +155,7 @@ class WebhookChannel:
         return WirePreview(headers["Content-Type"].partition(";")[0], body)
 
     async def send(self, message: Message) -> Receipt:
-        """The headers `Idempotency-Key` and `webhook-id` carry the key, so that the receiver recognizes a repetition."""
+        """The headers `Idempotency-Key` and `webhook-id` have the key, so that the receiver recognizes a repetition."""
         (address,) = message.recipients
         target = self._config.targets.get(address)
         if target is None:  # a URL in a rule, or a target that was removed after the delivery was created
@@ -208,7 +208,7 @@ class WebhookChannel:
 
 
 def _custom_headers(target: WebhookTarget, name: str) -> dict[str, str]:
-    """Return the target's additional headers. Raises Later if a file can't be read, Never if a value is no valid header."""
+    """Return the target's additional headers. Raises Later if a file can't be read, Never if a value is invalid."""
     headers = {}
     for header, setting in target.headers.items():
         value = reveal_or_later(setting.value, setting.value_file, f"{name}: header {header}'s value_file") or ""

@@ -1,4 +1,4 @@
-"""Shared by webhooks and Teams: targets that rules name by an alias, requests to them, and the meaning of HTTP statuses.
+"""Shared by webhooks and Teams: targets that rules name by an alias, requests to them, and errors for HTTP statuses.
 
 Anyone who knows a target's URL can post to it, so the URL is a secret: other packages see only the alias.
 """
@@ -60,7 +60,7 @@ class Targets:
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], name: str) -> Response:
         """Send the body, once. `name`: the target's name in error messages.
 
-        Raises Never if the guard forbids the URL, Later if nothing was sent, InDoubt if the server may have received it.
+        Raises Never if the guard forbids the URL, Later if nothing was sent, InDoubt if the body may have arrived.
         """
         return await self._http.post(url, body, headers, name)
 
@@ -83,7 +83,7 @@ class Targets:
 
     @property
     def _http(self) -> HttpClient:
-        from channels.common.http import HttpClient  # noqa: PLC0415 - aiohttp would slow down the start of every command
+        from channels.common.http import HttpClient  # noqa: PLC0415 - aiohttp would slow down every command
 
         if self._client is None:
             self._client = HttpClient(self.guard, self._options.timeout, ca_file=self._options.ca_file)
@@ -117,7 +117,7 @@ def masked_answer(response: Response, url: str, secrets: Iterable[str] = ()) -> 
 
 
 def error_for_status(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError:
-    """Return the error for a status other than 2xx (RFC 9110, 15). It concerns this target only, so not `provider_wide`."""
+    """Return the error for a status other than 2xx (RFC 9110, 15); never `provider_wide`: only this target failed."""
     match status:
         case 408 | 425 | 429:
             return Later(f"{name} takes no more for now: {status}", answer=answer, retry_after=retry_after(headers))

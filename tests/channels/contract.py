@@ -1,7 +1,7 @@
 """Tests of the promises in `channels/contract.py`, for any channel.
 
-A channel's test subclasses `ChannelContract` and defines four fixtures: the provider (a server on loopback), the channel
-with and without that server, and a function that creates a message.
+A channel's test subclasses `ChannelContract` and defines four fixtures: the provider (a server on loopback), the
+channel with and without that server, and a function that creates a message.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class ChannelContract:
         assert error.reason[0].isalpha()
         assert "\n" not in error.reason
         assert provider.seen == ["k1"]
-        shown = f"{error!r} {error} {error.answer} {error.__cause__!r} {channel.wire_preview(message('k1')).body!r} {channel!r}"
+        preview = channel.wire_preview(message("k1"))
+        shown = f"{error!r} {error} {error.answer} {error.__cause__!r} {preview.body!r} {channel!r}"
         assert not [secret for secret in self.secrets if secret in shown]
 
         await channel.send(message("k2"))

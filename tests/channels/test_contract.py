@@ -33,7 +33,7 @@ def messages_to(recipient: str, content: Content) -> Callable[[str], Message]:
 
 @dataclass(slots=True)
 class HttpProvider:
-    """A provider with an HTTP API. `answers` has its answers for TRY_LATER and REFUSE; the others are the same for all."""
+    """A provider with an HTTP API. `answers`: its bytes for TRY_LATER and REFUSE; other reactions are the same for all."""
 
     server: ScriptedHttp
     key_of: Callable[[Request], str | None]

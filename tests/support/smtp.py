@@ -51,7 +51,7 @@ class ScriptedRelay:
     received: list[bytes] = field(default_factory=list)
     """Every mail that was received completely, accepted or not."""
     mails_without_recipients: list[bytes] = field(default_factory=list)
-    """What was received after a DATA without recipients."""
+    """The mails that were received after DATA without recipients."""
     sessions: list[list[str]] = field(default_factory=list)
     """The commands of each connection."""
     refused_connections: int = 0

@@ -46,7 +46,7 @@ class Handover:
     caller: str
     arrived_at: float
     decided_at: float
-    """Seconds of `time.time`: `arrived_at` when it was received completely, `decided_at` when it was taken or refused."""
+    """Times of `time.time`: `arrived_at` when it was received, `decided_at` when it was taken or refused."""
     reaction: Reaction
     body: str
     """SHA-256 of its bytes, the first 16 hex digits."""

@@ -1,4 +1,4 @@
-"""The mail channel against Debian's Postfix: the scripted relay's tests, repeated with a real relay."""
+"""The mail channel against Debian's Postfix: outcomes, bounces, connection limit and restarts of a real relay."""
 
 from __future__ import annotations
 

@@ -396,7 +396,7 @@ async def test_dsn_parameters_are_sent_if_the_relay_offers_dsn(server: ScriptedR
     await channel.aclose()
 
 
-async def test_where_the_relay_offers_nothing_it_is_asked_for_nothing(server: ScriptedRelay) -> None:
+async def test_a_relay_without_extensions_gets_no_parameters(server: ScriptedRelay) -> None:
     server.extensions = ()
     channel = EmailChannel(config(server.port, dsn="never", envelope_from="<>"))
     await channel.send(message())

@@ -174,7 +174,9 @@ async def test_each_status_raises_its_error_without_following_redirects(
     await webhook.aclose()
 
     assert caught.value.reason.startswith("ops ")
-    assert (caught.value.answer.status, caught.value.answer.text) == (str(status), "said the server")  # type: ignore[union-attr]  # never None here
+    given = caught.value.answer
+    assert given is not None
+    assert (given.status, given.text) == (str(status), "said the server")
     assert len(server.requests) == 1  # no redirect is followed
     if isinstance(caught.value, Later):
         assert (caught.value.retry_after, caught.value.provider_wide) == (timedelta(seconds=7), False)
