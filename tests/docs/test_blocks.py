@@ -47,7 +47,7 @@ def here(a_world: World, tmp_path: Path) -> World:
 async def test_every_command_of_the_pages_does_what_it_is_there_for(block: Block, here: World) -> None:
     for line in block.commands:
         match words(here.here(line)):
-            case ["dispatcher", "import", *_] as typed:
+            case ["dispatcher", "import-flyteadmin", *_] as typed:
                 await _import(typed, here)
             case ["dispatcher", *_] as typed:
                 status, said = await here.run(typed)
@@ -93,7 +93,7 @@ async def test_every_piece_of_yaml_is_taken_by_the_one_it_is_for(block: Block, h
     elif "cloudEvents" in data or "eventsPublisher" in data:
         events = data.get("cloudEvents", data)
         (here.folder / "flyteadmin.yaml").write_text(yaml.safe_dump({"cloudEvents": events}))
-        _, said = await here.run(["dispatcher", "import", "flyteadmin.yaml"])
+        _, said = await here.run(["dispatcher", "import-flyteadmin", "flyteadmin.yaml"])
         assert events["eventsPublisher"]["topicName"] in said
     else:
         assert block.file == "ntfy.yaml" or "auth" in data, (

@@ -40,13 +40,22 @@ def test_every_page_is_in_the_site(site: Path) -> None:
 
 def test_the_reference_has_every_command_and_every_section(site: Path) -> None:
     commands = (site / "reference" / "commands.html").read_text()
-    for command in ("serve", "check", "publish", "deliveries redrive", "rejected replay", "templates lint", "import"):
+    names = (
+        "serve",
+        "check",
+        "publish",
+        "deliveries redrive",
+        "rejected replay",
+        "templates lint",
+        "import-flyteadmin",
+    )
+    for command in names:
         assert f">dispatcher {command}<" in commands
     settings = (site / "reference" / "settings.html").read_text()
     for name in Settings.model_fields:
         assert f'id="{name}"' in settings or f"<code>{name}</code>" in settings, name
     assert "<code>kafka.max_poll_records</code>" in settings
-    assert "Messages a batch at most." in settings
+    assert "Maximum number of messages in a batch." in settings
 
 
 def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
