@@ -16,7 +16,7 @@ import orjson
 from dispatcher.errors import Unreadable
 
 Headers = Sequence[tuple[str, bytes]]
-"""Named as in Kafka: the HTTP intake renames `ce-type` to `ce_type`."""
+"""Names and values. The names are Kafka's: the HTTP intake renames `ce-type` to `ce_type`."""
 
 _STRUCTURED = b"application/cloudevents+json"
 
@@ -32,8 +32,8 @@ def type_header(headers: Headers) -> bytes | None:
 def trace_context(headers: Headers, value: bytes | None) -> dict[str, str]:
     """The W3C trace context of a message: `traceparent` and `tracestate`, if it has them.
 
-    The transport's headers go before the event's own attributes, which describe the place where the event started.
-    Source: the CloudEvents extension "distributed tracing".
+    The transport's own headers take precedence over the event's attributes, which describe the trace in which the event
+    was created. Source: the CloudEvents extension "distributed tracing".
     """
     found: dict[str, str] = {}
     for prefix in ("", "ce_"):
@@ -75,8 +75,8 @@ def _with_lone_surrogates(value: bytes) -> Any:
 def envelope(headers: Headers, value: bytes | None) -> tuple[str, Any]:
     """The type and the JSON object of a structured-mode event.
 
-    Its content type marks an event as structured. If a bridge lost the headers, an attribute `specversion` does too.
-    Raises Unreadable for anything else.
+    An event is structured if its content type says so. A bridge may have lost the headers; then the attribute
+    `specversion` in the body is enough. Raises Unreadable for anything else.
     """
     declared = any(
         name.lower() == "content-type" and content.lower().startswith(_STRUCTURED) for name, content in headers

@@ -15,7 +15,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem in a file that a person wrote, and its place."""
+    """A problem in a file that a person wrote, with its place."""
 
     file: Path
     line: int

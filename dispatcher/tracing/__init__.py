@@ -20,7 +20,7 @@ ReadTraceContext = Callable[[], Mapping[str, str]]
 
 
 class TracingConfig(BaseModel):
-    """Where spans are sent, with OTLP over HTTP. OpenTelemetry's variables (`OTEL_…`) apply to what is not set here."""
+    """Where spans are sent (OTLP over HTTP). Options that are not set here can come from the variables `OTEL_…`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Spans that OpenTelemetry exports. The SDK sends them in batches from its own thread, so nothing waits for it."""
+"""Spans that OpenTelemetry exports. The SDK sends them in batches from its own thread, so no other code waits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dispatcher.tracing import AttributeValue, ReadTraceContext, Span, Tracing, 
 from dispatcher.version import __version__
 
 MAX_TRACESTATE = 512
-"""Characters of the longest `tracestate` that is passed on; a longer one is dropped. W3C Trace Context, 3.3.1.5."""
+"""Maximum characters of a `tracestate`; a longer one is dropped. Source: W3C Trace Context, 3.3.1.5."""
 EXPORT_TIMEOUT = 5
 """Seconds that the collector may take for one batch; shutdown waits about as long for the last batch."""
 _KINDS = {"dispatcher.send": SpanKind.CLIENT}
@@ -74,7 +74,7 @@ class ExportingTracing(Tracing):
 
 
 class _ExportedSpan(Span):
-    """A span that is exported, or, if the sampler dropped it, only passes the trace context on."""
+    """A span that is exported. If the sampler dropped it, it only passes the trace context on."""
 
     __slots__ = ("_span", "_tracer")
 
@@ -110,7 +110,7 @@ class _ExportedSpan(Span):
 
 
 class _LinkSampler(Sampler):
-    """Samples a share of the traces. A trace with a link is sampled exactly if the linked span was."""
+    """Samples a share of the traces. A trace with a link is sampled only if the linked span was."""
 
     def __init__(self, share: float) -> None:
         self._share = TraceIdRatioBased(share)
