@@ -14,7 +14,7 @@ SWITCH_INTERVAL = 0.0005
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Like `asyncio.run`, with uvloop if possible: the event loop takes half of the time of a send (bench/mail.py).
+    """Like `asyncio.run`, with uvloop if installed: half of a send's time is spent in the event loop (bench/mail.py).
 
     Also shortens the interpreter's switch interval. SQLite's thread releases the interpreter lock at each statement;
     while the event loop is busy, it would wait 5 ms (Python's default) each time to get the lock back.
@@ -31,8 +31,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 def freeze_garbage_collector() -> None:
     """Exempt all objects that exist now from garbage collection. Call this once, after everything is loaded.
 
-    The hot path creates many short-lived objects and few reference cycles. Scanning all objects from the start-up again
-    and again would make intake an eighth slower (bench/intake.py).
+    The hot path creates many short-lived objects and few reference cycles. Without this, the collector would scan all
+    objects from the start-up again and again, and intake would be an eighth slower (bench/intake.py).
     """
     gc.collect()
     gc.freeze()

@@ -53,14 +53,14 @@ log = structlog.get_logger(__name__)
 PURGE_LIMIT = 200
 """Events that one purge deletes at most."""
 PURGE_PAUSE = 0.5
-"""Seconds between two purges while there is more to delete: deliveries use the ledger meanwhile."""
+"""Seconds between two purges while there are more rows to delete: deliveries need the ledger too."""
 PURGE_INTERVAL = 600.0
-"""Seconds until the next purge when nothing was deleted."""
+"""Seconds until the next purge after one that deleted nothing."""
 IDLE_POLL_TIMEOUT = 0.02
-"""Seconds that intake waits, before it records, for workers whose poll of the ledger is under way. Most of these polls
-find nothing, and the workers then offer free slots."""
+"""Maximum seconds that intake waits, before it records a batch, for workers that are polling the ledger. Most polls
+find nothing; the workers then have free slots for the batch's deliveries."""
 LEDGER_TIMEOUT = 30
-"""Seconds that a start waits for the ledger: a database that starts at the same time is often a little later."""
+"""Seconds that the service waits for the ledger when it starts: a database that starts together with it needs time."""
 
 
 @dataclass(slots=True)
@@ -99,7 +99,9 @@ class Service:
             self._ledger_wait.reschedule(0)
 
     async def run(self) -> None:
-        """Open everything, run until stopped, close everything. The HTTP server runs from the start to the end.
+        """Open everything, run until stopped, close everything.
+
+        The HTTP server already runs while the ledger is migrated, and until all workers have stopped.
 
         Raises SettingsError, LedgerUnavailable or LedgerIncompatible if the service can't start.
         """
@@ -140,7 +142,7 @@ class Service:
         log.info("stopped")
 
     async def _open_ledger(self, ledger: Ledger) -> bool:
-        """Migrate the ledger. False if the service was stopped before that. Raises the errors of `migrate_ledger`."""
+        """Migrate the ledger. Returns False if the service was stopped first. Raises the errors of `migrate_ledger`."""
         if self._stopping.is_set():
             return False
         try:
@@ -173,7 +175,7 @@ class Service:
             def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 return components.create_task(work, name=name)
 
-            preallocation = start("preallocation", ledger.preallocate())  # in the background: nothing waits for it
+            preallocation = start("preallocation", ledger.preallocate())  # runs in the background
             workers = {f"worker {one.name}": start(f"worker {one.name}", one.run()) for one in self._workers}
             tasks = self._tasks
             tasks["rules"] = start("rules", rules.watch(self._stopping))
@@ -260,9 +262,10 @@ class Service:
             worker.abandon()
 
     async def _direct_dispatches(self) -> Mapping[str, DirectDispatch]:
-        """The workers' free slots, by channel. Waits IDLE_POLL_TIMEOUT at most for polls that are under way.
+        """The workers' free slots, by channel. Waits up to IDLE_POLL_TIMEOUT for running polls.
 
-        Each offer must be answered, so nothing is awaited after the first one: a cancellation cannot come between.
+        `accept` must be called on every DirectDispatch. So nothing is awaited after the first one was created: a
+        cancellation in between would leave it without an answer.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(IDLE_POLL_TIMEOUT):
@@ -352,7 +355,7 @@ class Service:
         """The routes of the console and the API."""
         from dispatcher.operations import Operations  # noqa: PLC0415
         from dispatcher.web.activity_stream import ActivityStream  # noqa: PLC0415
-        from dispatcher.web.api import Api  # noqa: PLC0415 - without a console, a start does not load these modules
+        from dispatcher.web.api import Api  # noqa: PLC0415 - loaded only if the console is on
         from dispatcher.web.console import Console, routes  # noqa: PLC0415
 
         operations = Operations(ledger, intake, self.clock, self._wake_all_workers)
@@ -425,7 +428,7 @@ def make_renderer(
 
 
 def _severity(settings: Settings) -> Callable[[Event], str | None]:
-    """A function that returns an event's severity, from the first channel section that defines one for it, or None."""
+    """A function that returns an event's severity from the first channel section that defines one, or None."""
     functions = [one.severity_of for one in settings.channel_sections.values() if hasattr(one, "severity_of")]
 
     def severity(event: Event) -> str | None:
@@ -471,7 +474,7 @@ def make_planner(
 
 
 def _unreachable_canary(settings: Settings, planner: Planner) -> Iterator[str]:
-    """The reason why the canary's recipient can't be reached, if it can't."""
+    """Yield the reason if the canary's recipient can't be reached."""
     if settings.canary is not None:
         try:
             planner.target(settings.canary.channel, settings.canary.recipient)
@@ -509,7 +512,7 @@ def make_reconciler(
 async def migrate_ledger(settings: LedgerSettings) -> Schema:
     """Migrate the ledger's tables. Returns the schema that they had before.
 
-    Raises SettingsError and LedgerIncompatible, and LedgerUnavailable if the ledger stays away for LEDGER_TIMEOUT.
+    Raises SettingsError and LedgerIncompatible, and LedgerUnavailable if the ledger is unavailable for LEDGER_TIMEOUT.
     """
     ledger = Ledger(settings.url, settings.timeout, settings.password_file)
     try:
