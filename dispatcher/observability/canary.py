@@ -1,7 +1,7 @@
 """The canary: a synthetic event, sent every few minutes through the whole pipeline, to check that notifications arrive.
 
-It comes in like any other event (through Kafka, if that is configured), is decided by its own Options, and is delivered
-to a recipient for canaries only. One of the replicas sends it; all of them check whether it arrived.
+A canary arrives like any other event (through Kafka, if configured). Its own Options contain its only rule, with a
+recipient for canaries only. One replica sends it; all replicas check whether it arrived.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 PROJECT, DOMAIN = "dispatcher", "canary"
 """The project and domain of canaries, in the ledger and in the console."""
 POSITION = "canary"
-"""The position of a canary that skipped Kafka, and the name of the election of the replica that sends."""
+"""The position of a canary that did not go through Kafka; also the name of the election of the sending replica."""
 POLL_INTERVAL = timedelta(milliseconds=500)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -93,7 +93,7 @@ class Canary:
         while not await self._stopped_within(self._until_next_slot()):
             try:
                 await self.send_and_check()
-            except Exception as error:  # a bug in here must not stop the service
+            except Exception as error:  # a bug in the canary must not stop the service
                 log.error("no canary could be sent", exc_info=error)
 
     async def send_and_check(self) -> None:
@@ -159,7 +159,7 @@ class Canary:
                 log.error("the fallback recipients could not be notified of the missed canary", reason=str(error))
 
     def _event(self, slot: datetime) -> Event:
-        """The canary of a period, named by its scheduled time."""
+        """The canary of a period, named after its scheduled time."""
         rule = Notification(phases=(Phase.SUCCEEDED,), channel=self.config.channel, recipients=(self.config.recipient,))
         return Event(
             execution=ExecutionId(project=PROJECT, domain=DOMAIN, name=f"{slot:%Y%m%dT%H%M%SZ}"),
@@ -206,7 +206,7 @@ _GIVEN_UP = "given up: "
 
 
 def _arrival(stored: Sequence[StoredDelivery]) -> datetime | str:
-    """When the first sent one of a canary's deliveries arrived, or the reason why none has."""
+    """When a canary's first sent delivery arrived, or the reason why none has arrived."""
     for one in stored:
         if one.delivery.state is State.SENT and one.settled_at is not None:
             return one.settled_at
@@ -219,7 +219,7 @@ def _arrival(stored: Sequence[StoredDelivery]) -> datetime | str:
 
 
 def through_kafka(config: KafkaConfig) -> Publish:
-    """Publishes events to the first of `kafka.topics`."""
+    """A function that publishes an event to the first of `kafka.topics`."""
 
     async def publish(event: Event) -> None:
         from dispatcher.intake.kafka.consumer import KafkaPublisher  # noqa: PLC0415 - see above
@@ -232,7 +232,7 @@ def through_kafka(config: KafkaConfig) -> Publish:
 
 
 def through_intake(intake: Intake) -> Publish:
-    """Gives events directly to intake."""
+    """A function that gives an event directly to intake."""
 
     async def publish(event: Event) -> None:
         message = write(event, Format.NATIVE)

@@ -1,7 +1,7 @@
 """Logging to standard error: readable text at a terminal, otherwise one JSON object per line.
 
-Mail addresses are masked at every level except debug: relays and Slack name people in their answers, and more people
-read a log than the ledger, which has the full text.
+Mail addresses are masked at every level except debug: mail relays and Slack name people in their answers, and more
+people can read the log than the ledger, which has the full text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ADDRESS = re.compile(
 
 
 def masked(value: Any) -> Any:
-    """The value with the local part of every mail address replaced by `…`. Operators need the hosts, so they stay."""
+    """The value with the local part of every mail address replaced by `…`. Operators need the hosts, so hosts stay."""
     match value:
         case str():
             return _ADDRESS.sub("…", value) if "@" in value else value
@@ -97,7 +97,8 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
     logging.getLogger("aiokafka").propagate = False
     # uvicorn logs a warning for every request that is not HTTP, so any client could fill the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    structlog.configure(  # these lines skip the standard library's records and handlers, which cost five times as much
+    # structlog's lines bypass the standard library's records and handlers, which take five times as long.
+    structlog.configure(
         processors=[*common, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda name="": _LineLogger(name, stream),
@@ -106,7 +107,7 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
 
 
 class _LockedStream:
-    """A stream that writes lines of several threads one after the other. A line that can't be written is lost."""
+    """A stream to which several threads write one line at a time. A line that can't be written is lost."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -135,8 +136,8 @@ class _LineLogger:
 
 
 def _never_raising(steps: Sequence[structlog.typing.Processor]) -> structlog.typing.Processor:
-    """A processor that runs all steps. If one of them raises, the result is a line that says so: callers of the log
-    never see an exception.
+    """A processor that runs all steps. If a step raises, the result is a line that reports the error: code that logs
+    never gets an exception.
     """
 
     def render(logger: Any, level: str, entry: structlog.typing.EventDict) -> Any:

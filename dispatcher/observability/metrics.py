@@ -1,4 +1,4 @@
-"""The metrics, with one method for each thing that is counted. The only module that uses the Prometheus client.
+"""The metrics: one method for each occurrence to count. The only module that uses the Prometheus client.
 
 Label values are few, and known in advance or from the settings: channels, phases, topics. Executions, projects,
 recipients and reasons are never labels; they are in the ledger and in the log. docs/metrics.md lists every metric, and
@@ -26,12 +26,13 @@ from dispatcher.version import __version__
 
 SOURCES = ("kafka", "http", "reconcile", "canary")
 REPLAY = "replay"
-"""The label of every other source: a replayed message has the position at which it arrived first."""
+"""The label for all other sources: a replayed message has the position at which it first arrived."""
 _PROVIDER_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LAG_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
 _CANARY_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each metric, which PromQL does not use
+# It would add a second series to each metric, which PromQL does not use.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
@@ -251,8 +252,8 @@ class Metrics:
         )
 
     def backlog(self, channels: Mapping[str, Backlog] | None, *, now: datetime) -> None:
-        """Set the gauges of the ledger's backlog. None, if the ledger can't be read, removes them: no value is better
-        than an old one.
+        """Set the gauges of the ledger's backlog. None (the ledger can't be read) removes them: no value is better than
+        an old one.
         """
         for gauge in (self._waiting, self._due, self._dead, self._oldest_waiting, self._open_breakers):
             gauge.clear()
@@ -270,7 +271,7 @@ class Metrics:
             self._oldest_waiting.labels(name).set(age)
 
     def kafka(self, lag: Mapping[tuple[str, int], int] | None, last_message: Mapping[tuple[str, int], float]) -> None:
-        """Set the gauges of the assigned partitions, which are given by topic and number.
+        """Set the gauges of the assigned partitions. The mappings' keys are topic and partition number.
 
         Args:
             lag: messages not read yet; None if the broker did not answer.
@@ -341,7 +342,7 @@ class Metrics:
             self._canaries.labels(channel, outcome)
 
     def canary_arrived(self, channel: str, duration: timedelta, *, at: datetime) -> None:
-        """Count a canary that arrived at that time."""
+        """Count a canary that arrived at the time `at`."""
         self._canaries.labels(channel, "arrived").inc()
         self._canary_duration.labels(channel).observe(_seconds(duration))
         self._canary_last_arrival.labels(channel).set(at.timestamp())
@@ -383,5 +384,5 @@ def _phase(rejected: Rejected) -> str:
 
 
 def _seconds(duration: timedelta) -> float:
-    """The duration in seconds, and 0 for a negative one: clocks of different machines differ."""
+    """The duration in seconds. A negative duration is 0: clocks of different machines differ."""
     return max(duration.total_seconds(), 0.0)

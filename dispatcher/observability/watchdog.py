@@ -1,7 +1,7 @@
-"""Notices a blocked event loop, and components that have work but make no progress.
+"""Detects a blocked event loop, and components that have work but make no progress.
 
-A thread watches the event loop, and a task in the loop watches the components. The log then shows where they hang. A
-blocked loop does not answer liveness probes either; for deployments without a probe, the watchdog can end the process.
+A thread watches the event loop, and a task in the loop watches the components. The log shows where the loop or a
+component hangs. A blocked loop does not answer liveness probes; without a probe, the watchdog can end the process.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class WatchdogConfig(BaseModel):
     """How long the event loop may be blocked before it counts as hung, and the log says where; 0 switches the check
     off."""
     exit: bool = False
-    """End the process with status 70 if its event loop hangs, so that a supervisor restarts it. Use this where no
-    liveness probe does."""
+    """End the process with status 70 if its event loop hangs, so that a supervisor restarts it. Use this if there
+    is no liveness probe."""
     no_progress_after: Duration = Field(timedelta(minutes=5), ge=timedelta())
     """How long a component with work may make no progress before `/readyz` and the log name it; 0 switches the check
     off."""
@@ -64,8 +64,8 @@ def _exit() -> None:
 class Watchdog:
     """A context manager whose thread watches the event loop that runs the `with` block.
 
-    A C extension that hangs without releasing the interpreter lock stops this thread too; only a liveness probe finds
-    that.
+    A C extension that hangs without releasing the interpreter lock stops this thread too; only a liveness probe detects
+    such a hang.
     """
 
     def __init__(self, config: WatchdogConfig, metrics: Metrics, exit_process: Callable[[], None] = _exit) -> None:
@@ -136,7 +136,7 @@ class Watchdog:
     def _task_name(self) -> str:
         """The name of the task that blocks the event loop."""
         task = None
-        with suppress(Exception):  # this thread is not the loop's, and asyncio does not promise an answer to it
+        with suppress(Exception):  # asyncio supports this call only in the loop's own thread
             task = asyncio.current_task(self._loop)
         return task.get_name() if task is not None else "a callback"
 
@@ -161,7 +161,7 @@ class ProgressMonitor:
     """The components that make no progress."""
     _started_at: datetime | None = None
     _lagging_since: datetime | None = None
-    """Since when there have been unread messages without a batch being recorded."""
+    """Since when messages have been unread and no batch has been recorded."""
 
     async def run(self) -> None:
         """Check until stopped."""
@@ -172,7 +172,7 @@ class ProgressMonitor:
                 await self.check()
             except LedgerUnavailable:
                 continue  # /readyz reports it
-            except Exception as error:  # a bug in here must not stop the service
+            except Exception as error:  # a bug in this check must not stop the service
                 log.error("the progress check failed", exc_info=error)
 
     async def check(self) -> None:
@@ -189,7 +189,7 @@ class ProgressMonitor:
         return f"no progress: {', '.join(sorted(self.stalled))}" if self.stalled else None
 
     async def _worker_stalled(self, worker: DeliveryWorker, now: datetime) -> bool:
-        """True if for `no_progress_after` deliveries have been due and the worker has claimed none."""
+        """True if deliveries have been due for `no_progress_after`, and the worker claimed none in this time."""
         if self._task_ended(f"worker {worker.name}"):
             return True
         long_ago = now - self.no_progress_after
@@ -199,12 +199,12 @@ class ProgressMonitor:
         return await self.ledger.overdue(worker.name, before=long_ago)
 
     async def _intake_stalled(self, source: KafkaSource, now: datetime) -> bool:
-        """True if for `no_progress_after` messages have been unread and no batch was recorded."""
+        """True if messages have been unread for `no_progress_after`, and no batch was recorded in this time."""
         if self._task_ended("intake"):
             return True
         try:
             lag = sum((await source.lag()).values())
-        except Exception:  # noqa: BLE001 - the broker does not answer, whatever the client raises; /readyz reports it
+        except Exception:  # noqa: BLE001 - any error means that the broker does not answer; /readyz reports it
             return False
         if not lag or (self._lagging_since and self.last_batch_at and self.last_batch_at > self._lagging_since):
             self._lagging_since = None
