@@ -1,8 +1,8 @@
 """Converts flyteadmin's configuration of notifications and events into settings of the dispatcher. Does no I/O.
 
-The fields are those of flyteadmin's `runtime/interfaces/application_configuration.go`. Their case does not count: viper,
-which reads them in flyteadmin, ignores it. Secrets are never copied; a comment says where flyteadmin has them. Anything
-else that can't be converted becomes a TO DO comment.
+The fields are defined in flyteadmin's `runtime/interfaces/application_configuration.go`. Their names are
+case-insensitive, because flyteadmin reads them with viper. Secrets are never copied; a comment says where flyteadmin
+has them. Everything else that can't be converted becomes a TO DO comment.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ImportedConfig:
     templates: dict[str, str] = field(default_factory=dict)
     """Files of `templates.path`: name and content."""
     to_do: list[str] = field(default_factory=list)
-    """What a person has to do; each is also a comment in the settings."""
+    """Tasks for a person; each is also a comment in the settings."""
 
     @property
     def text(self) -> str:
@@ -69,9 +69,8 @@ def import_config(data: Any, origin: str, *, with_templates: bool) -> ImportedCo
 
     """
     notifications = _find_section(data, "notifications")
-    events = _find_section(data, "cloudEvents") or _find_section(
-        data, "cloud_events"
-    )  # the latter in flyte-core's Helm values
+    # flyte-core's Helm values name the section cloud_events.
+    events = _find_section(data, "cloudEvents") or _find_section(data, "cloud_events")
     if notifications is None and events is None:
         return None
     config = ImportedConfig(
@@ -104,7 +103,8 @@ def _events(config: ImportedConfig, events: Mapping[str, Any]) -> None:
         config.add_to_do("set cloudEvents.enable: true in flyteadmin's configuration")
     if kind.lower() != "kafka" or not brokers:
         config.add_to_do(
-            f"Flyte's events go to {kind or 'nowhere'}: give cloudEvents type: kafka and kafka.brokers, and name them here",
+            f"Flyte's events go to {kind or 'nowhere'}: give cloudEvents type: kafka and kafka.brokers, "
+            "and name them here",
             'kafka: {bootstrap_servers: "kafka:9092"}',
         )
         return
@@ -136,7 +136,7 @@ def _kafka_security(config: ImportedConfig, sasl: Mapping[str, Any], tls: Mappin
             )
         if certificate := _text(tls, "certPath"):
             config.add_to_do(
-                "mount our own certificate and key, as flyteadmin has them",
+                "mount the client certificate and key that flyteadmin uses",
                 f"cert_file: {json.dumps(certificate)}",
                 f"key_file: {json.dumps(_text(tls, 'keyPath'))}",
                 indent=2,
@@ -148,7 +148,8 @@ def _kafka_security(config: ImportedConfig, sasl: Mapping[str, Any], tls: Mappin
         config.add_to_do(f"saslConfig.mechanism {mechanism}: there are {', '.join(_MECHANISMS)}", indent=2)
         mechanism = "PLAIN"
     config.add_to_do(
-        f"the login's password goes into a file, or into DISPATCHER__KAFKA__PASSWORD{_where_from(_text(sasl, 'passwordPath'))}; "
+        "the login's password goes into a file, or into DISPATCHER__KAFKA__PASSWORD"
+        f"{_where_from(_text(sasl, 'passwordPath'))}; "
         f"with it, {'replace security_protocol by' if encrypted else 'add'}:",
         f"security_protocol: {'SASL_SSL' if encrypted else 'SASL_PLAINTEXT'}",
         f"sasl_mechanism: {mechanism}",
@@ -217,7 +218,7 @@ def _sender(config: ImportedConfig, sender: str) -> None:
 
 
 def _templates(config: ImportedConfig, emailer: Mapping[str, Any], *, with_templates: bool) -> None:
-    """Convert Flyte's subject and body to custom templates. Launch plans can still bring templates."""
+    """Convert Flyte's subject and body to custom templates."""
     subject, body = _one_line(_text(emailer, "subject")), _text(emailer, "body").strip()
     if not subject and not body:
         return
@@ -276,7 +277,7 @@ def _true(section: Mapping[str, Any], name: str) -> bool:
 
 
 def _where_from(place: str) -> str:
-    """The remark that names the file, environment variable or Kubernetes secret of a secret in flyteadmin."""
+    """A remark that says where flyteadmin reads a secret: a file, an environment variable or a Kubernetes secret."""
     return f" (flyteadmin has it from {place})" if place else ""
 
 

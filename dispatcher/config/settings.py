@@ -68,8 +68,8 @@ class LedgerSettings(_Section):
     retention: Duration = timedelta(days=90)
     """How long events and rejected messages are kept. Older ones are deleted, except events with waiting deliveries."""
     lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
-    """How long a worker owns a delivery that it claimed; if the worker dies, others claim it after this time. An attempt
-    may take two thirds of it at most."""
+    """How long a worker owns a delivery that it claimed; if the worker dies, others claim it after this time. An
+    attempt may take two thirds of this time at most."""
 
     @model_validator(mode="after")
     def _has_one_password(self) -> Self:
@@ -104,10 +104,10 @@ class RulesSettings(_Section):
     launch_plans: Paths = ()
     """Files and folders with the rules of launch plans; read again when they change."""
     flyte_admin: FlyteAdminConfig | None = None
-    """Ask FlyteAdmin for an execution's effective rules; they go before rule files."""
+    """Ask FlyteAdmin for an execution's effective rules; they take precedence over rule files."""
     recipients: Mapping[str, RecipientAlias] = Field(default_factory=dict)
-    """Redirects recipients in rules to another channel: `{"#dev": {teams: dev}}`. Flyte's launch plans know only email,
-    Slack and PagerDuty; their recipients reach the other channels in this way."""
+    """Redirects recipients in rules to another channel: `{"#dev": {teams: dev}}`. Flyte's launch plans can name only
+    email, Slack and PagerDuty recipients; this option redirects them to other channels."""
 
 
 class ReconcileSettings(_Section):
@@ -134,7 +134,7 @@ class TemplateSettings(_Section):
     path: Paths = ()
     """Folders with the layout of the built-in `templates/`; a file in them replaces the built-in file of that name."""
     match: tuple[TemplateSet, ...] = ()
-    """Folders for some messages only. They go before `path`; of several matching entries, earlier ones go first."""
+    """Folders for some messages only. They take precedence over `path`, and earlier entries over later ones."""
 
 
 class RetrySettings(_Section):
@@ -296,7 +296,7 @@ def _read(path: Path) -> Document:
 
 
 def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The file's options, with relative paths made relative to its folder instead of the working directory."""
+    """The file's options. Relative paths in them become relative to the file's folder, not to the working directory."""
     return {name: _resolve_value(name, value, base) for name, value in data.items()}
 
 
@@ -338,10 +338,10 @@ def _place(where: tuple[int | str, ...], document: Document, path: Path | None) 
 
 
 def _suggestion(where: tuple[int | str, ...]) -> str:
-    """The rest of the message about a misspelt option: the closest name, or all names."""
+    """The end of the message about an unknown option: the closest valid name, or all valid names."""
     model: Any = Settings
     for step in where[:-1]:
-        if isinstance(step, int):  # an index into a list; the step before has found the items' model
+        if isinstance(step, int):  # an index into a list; the previous step found the items' model
             continue
         field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
         model = _model_in(field.annotation) if field is not None else None
