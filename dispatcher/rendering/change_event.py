@@ -9,7 +9,7 @@ from dispatcher.rendering.text import cut
 
 
 def change_event(context: Context) -> Content:
-    """Build the event when the version's first execution finishes. It has no template."""
+    """Build the change event of a version whose first execution finished. It has no template."""
     plan = context.launch_plan
     summary = f"{plan.name} has run in version {plan.version} for the first time: it {context.done}"
     details = {

@@ -21,10 +21,10 @@ from dispatcher.rendering.text import clean, cut, one_line
 from dispatcher.rendering.traceback import summarize
 
 LONGEST_URL = 1500
-"""Characters, with `&` counted as the five of `&amp;`."""
+"""Characters; `&` counts as five, because HTML writes it as `&amp;`."""
 LONGEST_NAME = 255
 LABELS = 20
-"""The most labels that templates get; an event may have thousands."""
+"""Maximum number of labels that a template gets; an event may have thousands."""
 _URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20\x7f]+")
 _SECOND, _MINUTE, _HOUR, _DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
 _DONE = {
@@ -93,7 +93,7 @@ class Context(NamedTuple):
     workflow: Entity = Entity()
     """The workflow: project, domain, name, version."""
     principal: str = ""
-    """Who started it."""
+    """Who started the execution."""
     labels: Mapping[str, str] = MappingProxyType({})
     """The execution's labels, up to 20."""
     url: str = ""
@@ -101,13 +101,13 @@ class Context(NamedTuple):
     logs_url: str = ""
     """The execution's logs, from the setting `logs_url`."""
     occurred_at: str = ""
-    """When it finished, in UTC: `2026-11-20 09:14:21 UTC`."""
+    """When the execution finished, in UTC: `2026-11-20 09:14:21 UTC`."""
     timestamp: str = ""
-    """When it finished, ISO 8601 with zone."""
+    """When the execution finished, as ISO 8601 with zone."""
     started_at: str = ""
-    """When it started, in UTC."""
+    """When the execution started, in UTC."""
     duration: str = ""
-    """How long it took: `14 minutes and 17 seconds`."""
+    """How long the execution took: `14 minutes and 17 seconds`."""
     error: Failure = Failure()
     """The error: summary, frames, message, code, kind, node."""
     undelivered: str = ""
@@ -193,9 +193,9 @@ def _format_time(time: datetime) -> str:
 
 
 def _duration(elapsed: timedelta) -> str:
-    """Format a duration, without seconds from an hour on and without minutes from a day on.
+    """Format a duration. From one hour on, seconds are left out; from one day on, minutes too.
 
-    Empty if the duration isn't positive: the event's times are then wrong.
+    Empty if the duration isn't positive, because then the event's times are wrong.
     """
     if elapsed < _SECOND:
         return "under 1 second" if elapsed > timedelta() else ""
@@ -205,16 +205,16 @@ def _duration(elapsed: timedelta) -> str:
     return _format_duration(elapsed // length, unit)
 
 
-@lru_cache(maxsize=4096)  # formatting takes a quarter of the time for a context, and durations repeat
+@lru_cache(maxsize=4096)  # formatting takes a quarter of the time of `context_of`, and durations repeat
 def _format_duration(number: int, unit: str) -> str:
     try:
         return humanize.precisedelta(timedelta(**{unit: number}), minimum_unit=unit, format="%d")
-    except OverflowError:  # more than a timedelta can be
+    except OverflowError:  # longer than the longest timedelta
         return ""
 
 
 def _url(event: Event, console_url: str) -> str:
-    """Return the address of the execution's page in Flyte's console, at most `LONGEST_URL` long, or an empty text.
+    """Return the address of the execution's page in Flyte's console, or an empty text; at most `LONGEST_URL` long.
 
     The event's own address is used if it is a plain http(s) link; otherwise the address is built from `console_url`.
     """

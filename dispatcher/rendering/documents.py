@@ -17,7 +17,7 @@ from jinja2.runtime import Context as JinjaContext
 from dispatcher.parsing.yaml import Document
 
 MAX_VALUES = 5000
-"""Values in a document, with YAML aliases expanded."""
+"""Maximum number of values in a document, with YAML aliases expanded."""
 _DROPPED = object()
 _FALSY = (_DROPPED, "False")
 _REQUIRED = frozenset({"text", "href", "url"})
@@ -30,7 +30,7 @@ Render = Callable[["Variables"], Any]
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """How a string of the document is escaped (by its environment) and cut, and its limit in UTF-16 units."""
+    """How a string of the document is rendered: `environment` escapes it, `cut` limits it to `budget` UTF-16 units."""
 
     environment: Environment
     cut: Callable[[str, int], str]
@@ -42,7 +42,7 @@ SinkFor = Callable[[Place, Mapping[str, Any]], Sink]
 
 
 class Variables(dict[Environment, JinjaContext]):
-    """A message's variables, as one Jinja context per environment: creating one costs more than a short string."""
+    """A message's variables: one Jinja context per environment. Creating one takes longer than rendering a string."""
 
     __slots__ = ("_values",)
 
@@ -56,7 +56,7 @@ class Variables(dict[Environment, JinjaContext]):
 
 
 class BadDocument(Exception):
-    """The document, or a template in it, is invalid or failed to render. `line` is its line in the file."""
+    """The document, or a template in it, is invalid or failed to render. `line` is the line in the file."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)

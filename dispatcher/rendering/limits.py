@@ -12,7 +12,7 @@ from channels.contract import Content
 
 # Slack counts UTF-16 units. Sources: docs.slack.dev, "Blocks", each block's and object's own page; chat.postMessage.
 SLACK_TEXT = 4000
-"""chat.postMessage recommends it and truncates at 40,000; chat.update refuses more."""
+"""Slack recommends this limit for chat.postMessage, which truncates at 40,000; chat.update refuses longer texts."""
 SLACK_BLOCKS = 50
 SLACK_FIELDS = 10
 SLACK_BUDGETS = {"header": 150, "section": 3000, "field": 2000, "context": 2000, "button": 75, "url": 3000}
@@ -47,7 +47,7 @@ MAIL_HTML = 100_000
 
 
 def lint(channel: str, content: Content) -> list[str]:
-    """Return the reasons for which the provider would refuse the message, a sentence each; empty if there are none."""
+    """Return why the provider would refuse the message, one sentence per reason; empty if it would accept it."""
     checks = {"email": _mail, "slack": _slack, "pagerduty": _pagerduty, "teams": _teams}
     largest = {"pagerduty": PAGERDUTY_EVENT, "teams": TEAMS_MESSAGE - TEAMS_ENVELOPE, "webhook": WEBHOOK_BODY}
     try:
@@ -63,7 +63,7 @@ def _mail(content: Content) -> Iterator[str]:
     if not subject.strip():
         yield "the mail has no subject"
     if any(character in subject for character in "\r\n\0"):
-        yield "the subject holds a line break"
+        yield "the subject contains a line break"
     if not text.strip():
         yield "the mail has no text part"
     if not html.strip():

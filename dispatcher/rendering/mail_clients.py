@@ -13,7 +13,7 @@ _CONSTRUCTS = tuple(
     (re.compile(pattern, re.IGNORECASE), message)
     for pattern, message in (
         (r"<script\b|<iframe\b|<object\b|<embed\b", "is removed by every mail program"),
-        (r"<form\b|<input\b|<textarea\b|<select\b", "is removed or dead in most mail programs: link to a page"),
+        (r"<form\b|<input\b|<textarea\b|<select\b", "is removed or does nothing in most mail programs: link to a page"),
         (r"<video\b|<audio\b|<svg\b|<canvas\b", "is not shown by Gmail and Outlook"),
         (r"<link\b[^>]*stylesheet|@import\b|@font-face\b", "is not loaded: write the rules into email/style.css"),
         (r"<img\b[^>]*\bsrc\s*=\s*[\"']?(?:https?:|//|\{\{)", "is a remote image: most people don't see it"),
@@ -28,7 +28,7 @@ _CONSTRUCTS = tuple(
 
 
 def unsupported(source: str) -> Iterator[tuple[int, str]]:
-    """Yield each unsupported construct of an HTML template: its line, counted from 1, and a sentence."""
+    """Yield each unsupported construct of an HTML template: its line, counted from 1, and a sentence about it."""
     for pattern, message in _CONSTRUCTS:
         for found in pattern.finditer(source):
             yield source.count("\n", 0, found.start()) + 1, f"{' '.join(found[0].split())} {message}"

@@ -45,7 +45,7 @@ DOCUMENTS = {
 }
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 SKIP_AFTER_STOP = 100
-"""Messages that use the built-in template after a custom one exceeded a limit, which takes up to a second each time."""
+"""After a custom template exceeded a limit, this many messages use the built-in one: each try takes up to a second."""
 STYLE_SHEET = "email/style.css"
 CHANNELS = ("email", *DOCUMENTS)
 
@@ -53,7 +53,7 @@ TemplateSetKey = tuple[int, ...]
 """The template sets that apply to a message, as indices into the setting `templates.match`."""
 
 Severity = Callable[[Event], str | None]
-"""Returns PagerDuty's severity for an event; None leaves it to the phase."""
+"""Returns PagerDuty's severity for an event; with None, the phase decides."""
 
 
 def _severity_by_phase(event: Event) -> str | None:
@@ -112,13 +112,13 @@ class Renderer:
         self._severity = severity
         self._on_failure = on_failure
         self._lock = Lock()
-        """Lets one thread render at a time: the event loop's, or the ledger's, which renders while it records."""
+        """Lets one thread render at a time: the event loop's thread, or the ledger's, which renders during `record`."""
         self._latest: tuple[Event, Context] | None = None
         self._provided = provided or {}
         self._built_in = _CompiledTemplates([built_in_folder()], self._provided, metered=False)
         self._compiled: dict[TemplateSetKey, _CompiledTemplates] = {}
         self._messages_to_skip: dict[tuple[str, TemplateSetKey], int] = {}
-        """By channel and template set: the number of next messages that use the built-in template."""
+        """By channel and template set: for how many more messages the built-in template is used."""
 
     def template_set(self, event: Event, recipient: str = "") -> TemplateSetKey:
         """Return which template sets apply. An event's recipients with the same key share one message."""
@@ -188,7 +188,7 @@ class Renderer:
         return list(dict.fromkeys(problems))
 
     def mail_client_problems(self) -> list[Problem]:
-        """Return what mail programs don't show of the operator's HTML templates. None of it prevents sending."""
+        """Return what mail programs don't support in the operator's HTML templates. It doesn't prevent sending."""
         folders = [*(path for entry in self._template_sets for path in entry.path), *self._paths] or [built_in_folder()]
         files = dict.fromkeys(file for folder in folders for file in sorted(folder.glob("email/*")))
         return [
@@ -207,7 +207,7 @@ class Renderer:
         return self._compiled[key]
 
     def _render_custom(self, channel: str, context: Context, key: TemplateSetKey) -> Content | None:
-        """Render with the operator's templates; None if there are none, or their message can't be sent."""
+        """Render with the operator's templates. None if there are no such templates, or their message can't be sent."""
         templates = self._templates(key)
         if templates is self._built_in:
             return None
@@ -256,7 +256,7 @@ class Renderer:
         return {**content, "html": html, "text": cut(flyte_template.as_text(html), limits.MAIL_TEXT) or content["text"]}
 
     def _context(self, event: Event) -> Context:
-        """The templates' variables, kept for the event's next message: an event's messages are rendered in a row."""
+        """The event's variables, kept for its next message: an event's messages are rendered one after another."""
         if self._latest is None or self._latest[0] is not event:
             severity = self._severity(event)
             self._latest = (event, context_of(event, self._console_url, self._logs_url, severity=severity))
@@ -307,7 +307,7 @@ class _CompiledTemplates:
         self._documents: dict[str, Callable[[Variables], Content]] = {}
 
     def render(self, channel: str, context: Context) -> Content:
-        """Raises whatever a template raises, and Stopped if a metered template exceeds a limit."""
+        """Raises any exception that a template raises, and Stopped if a metered template exceeds a limit."""
         if self._meter is not None:
             self._meter.reset()
         if channel == "email":
@@ -325,7 +325,7 @@ class _CompiledTemplates:
         return problems or list(self._render_samples(channel, console_url))
 
     def problem(self, channel: str, error: Exception) -> Problem:
-        """Turn a template's error into a problem with file and line, from the error or from its traceback."""
+        """Turn a template's error into a problem. File and line come from the error or from its traceback."""
         file = self._main_file(channel)
         if isinstance(error, TemplateSyntaxError):
             return Problem(Path(error.filename or file), error.lineno, error.message or "syntax error")

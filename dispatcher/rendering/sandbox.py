@@ -1,9 +1,10 @@
 """The sandbox in which templates run. Custom templates have a budget for each message, and stop when it is used up.
 
-CPython can't stop a running template from outside: signals go to the main thread, between two bytecodes, and belong to
-the service; a thread can't be killed; a process for each message costs more than the message. So a template counts its
-own work. Every step that can grow is charged to a `Meter`, by changes to the syntax tree before compilation and by the
-hooks of Jinja's sandbox: loop iterations, calls, filters, tests, comparisons, operators, list items, output.
+CPython can't stop a running template from outside: a signal handler runs only in the main thread and between two
+bytecodes, a thread can't be killed, and a process for each message takes longer than rendering it. So a template counts
+its own work. Every step whose cost can grow is charged to a `Meter`: loop iterations, calls, filters, tests,
+comparisons, operators, list items, output. The charges are inserted into the syntax tree before compilation, or made in
+the hooks of Jinja's sandbox.
 
 A step costs 1, plus 1 for each `UNIT` characters or each item that it touches. So no single step takes long, and
 `BUDGET` limits both time and memory. The count is the same on every machine: whether a custom template is used never
@@ -36,17 +37,17 @@ from dispatcher.rendering.context import Entity, Failure
 from dispatcher.rendering.text import cut, escape_html
 
 BUDGET = 200_000
-"""Steps for one message. The built-in mail needs about a thousand; a step takes one to four microseconds."""
+"""Maximum steps for one message. The built-in mail needs about a thousand; a step takes one to four microseconds."""
 UNIT = 16
 """Characters that cost as much as one step."""
 DEPTH = 30
-"""Nested macro calls."""
+"""Maximum depth of nested macro calls."""
 INCLUDES = 100
-"""Includes, imports and extensions of templates in one message."""
+"""Maximum number of includes, imports and extensions of templates in one message."""
 LONGEST_SOURCE = 200_000
-"""Characters of one template file."""
+"""Maximum characters of one template file."""
 LARGEST_NUMBER = 4096
-"""Bits of the integers that `*`, `**`, `+` and `%` may produce."""
+"""Maximum bits of an integer that `*`, `**`, `+` or `%` produces."""
 
 FILTERS = frozenset({
     "abs", "capitalize", "count", "cut", "d", "default", "dictsort", "e", "escape", "filesizeformat", "first",
@@ -55,7 +56,7 @@ FILTERS = frozenset({
     "selectattr", "sort", "string", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
     "wordwrap",
 })  # fmt: skip
-"""Jinja's filters whose result is hardly longer than their input, or whose cost is known before the call."""
+"""Jinja's filters whose result is about as long as their input, or whose cost is known before the call."""
 GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 METHODS = frozenset({
     "capitalize", "casefold", "count", "endswith", "find", "get", "index", "isalnum", "isalpha", "isascii",
@@ -107,8 +108,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
-    def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063 - as Jinja has it
-        """Call a macro directly: Jinja first checks whether it is safe and which arguments it takes, which is slower."""
+    # Jinja's signature.
+    def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063
+        """Call a macro directly: Jinja would first check its safety and its arguments, which is slower."""
         if type(__obj) is not Macro:
             return super().call(__context, __obj, *args, **kwargs)
         kwargs.pop("_loop_vars", None)
@@ -116,7 +118,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         omitted = len(__obj.arguments) - len(args)
         if kwargs or omitted < 0 or __obj.catch_kwargs or __obj.catch_varargs or __obj.caller:
             return __obj(__context.eval_ctx, *args, **kwargs)
-        text = __obj._func(*args, *(missing,) * omitted)  # noqa: SLF001 - what Macro itself calls in the end
+        text = __obj._func(*args, *(missing,) * omitted)  # noqa: SLF001 - Macro itself calls it
         return str.__new__(Markup, text) if __context.eval_ctx.autoescape else text
 
 
@@ -236,7 +238,7 @@ class MeteredSandbox(Sandbox):
             raise TemplateSyntaxError("the template is nested too deeply", 1, name, filename) from None
         return tree
 
-    def get_template(self, name: Any, parent: str | None = None, globals: Any = None) -> Template:  # noqa: A002 - Jinja's
+    def get_template(self, name: Any, parent: str | None = None, globals: Any = None) -> Template:  # noqa: A002
         self._meter.count_include()
         return super().get_template(name, parent, globals)
 
@@ -256,7 +258,8 @@ class MeteredSandbox(Sandbox):
             return self.getattr(obj, argument)
         return super().getitem(obj, argument)
 
-    def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063 - as Jinja has it
+    # Jinja's signature.
+    def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063
         meter = __self._meter
         meter.charge_value(args)
         meter.charge_value(kwargs)
@@ -295,7 +298,7 @@ def _metered(
     """
     passed = 1 if hasattr(function, "jinja_pass_arg") else 0
 
-    @wraps(function)  # also copies the attribute by which Jinja passes the context
+    @wraps(function)  # also copies the attribute that makes Jinja pass the context
     def metered(*args: Any, **kwargs: Any) -> Any:
         values = [list(value) if isinstance(value, Iterator) else value for value in args[passed:]]
         meter.charge_value(values)

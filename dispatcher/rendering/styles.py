@@ -1,10 +1,10 @@
 """Writes a mail's style sheet into the tags of its HTML when a template is loaded.
 
 Mail programs support `style` attributes more reliably than any other CSS. `email/style.css` applies to all HTML
-templates of the mail, partials too. css-inline parses HTML but not Jinja. So Jinja's expressions are replaced by
-placeholders first and restored afterwards. A placeholder is a comment between tags (a table may contain comments but no
-text) and a word elsewhere. A template's own `<style>` is inlined and also kept, for rules that can't be inlined, such as
-those for dark mode.
+templates of the mail, partials too. css-inline parses HTML but not Jinja. So Jinja's expressions are replaced with
+placeholders first and restored afterwards. Between tags a placeholder is a comment, because a table may contain
+comments but no text; elsewhere it is a word. A template's own `<style>` is inlined and also kept, because some rules
+can't be inlined, such as the rules for dark mode.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _TABLE_AROUND = {"tr": "<table><tbody>|</tbody></table>", "td": "<table><tbody><
 
 
 class NotInlined(Exception):
-    """An HTML parser changes the template's tags, so inlining would damage it."""
+    """The HTML parser changes the template's tags, so inlining would damage the template."""
 
 
 def inline(source: str, css: str) -> str:
-    """Return the template with the rules in its tags. A tag's own `style` wins over the style sheet.
+    """Return the template with the style sheet's rules in its tags. A tag's own `style` wins over the style sheet.
 
     Raises NotInlined if a tag isn't closed in the template, or HTML doesn't allow it in that place.
     """
@@ -52,7 +52,7 @@ def inline(source: str, css: str) -> str:
         inlined = inlined.replace("<tbody>", "").replace("</tbody>", "")
     if [tag.lower() for tag in _TAG.findall(inlined)] != [tag.lower() for tag in tags]:
         raise NotInlined(
-            "email/style.css has no effect here: a tag isn't closed in this file, or stands in the wrong place"
+            "email/style.css has no effect here: a tag isn't closed in this file, or is in the wrong place"
         )
     return _PLACEHOLDER.sub(lambda found: hidden[int(found[1] or found[2])], inlined)
 
@@ -62,7 +62,7 @@ def _inliner(css: str) -> css_inline.CSSInliner:
 
 
 def _hide(source: str, hidden: list[str]) -> str:
-    """Replace Jinja's expressions by `jinja0end`, or by a comment between tags. Appends the originals to `hidden`."""
+    """Replace Jinja's expressions with `jinja0end`, between tags with a comment. Append the originals to `hidden`."""
 
     def placeholder(found: re.Match[str]) -> str:
         hidden.append(found[0])

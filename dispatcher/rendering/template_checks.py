@@ -1,4 +1,4 @@
-"""Finds undefined names in a template's syntax tree, so in branches too that no sample event reaches."""
+"""Finds undefined names in a template's syntax tree, and so also in branches that no sample event reaches."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from channels.common.comma_list import comma_list
 from dispatcher.model.event import Event
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
-"""Patterns of which one must match; empty matches everything. `*` is any text, `?` one character, `[ab]` a or b."""
+"""One of the patterns must match; no patterns match everything. `*` is any text, `?` one character, `[ab]` a or b."""
 
 
 class TemplateSet(BaseModel):
@@ -41,7 +41,10 @@ class TemplateSet(BaseModel):
         return self
 
     def applies_to(self, event: Event, recipient: str) -> bool:
-        """`recipient`: as the rule writes it; empty for a message that isn't for one recipient."""
+        """True if all conditions match.
+
+        `recipient`: as the rule writes it; empty for a message that isn't for one recipient.
+        """
         execution = event.execution
         return (
             _matches(self.project, execution.project)

@@ -1,4 +1,4 @@
-"""Makes outside text safe to show: cleans it, cuts it with an ellipsis, escapes it for HTML, Slack or Markdown."""
+"""Makes text from outside safe to show: cleans it, cuts it with an ellipsis, escapes it for HTML, Slack or Markdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Escaped(str):
 
 
 def clean(text: str) -> str:
-    """Remove terminal colours; replace control characters, bidirectional overrides and lone surrogates by U+FFFD."""
+    """Remove terminal colours; replace control characters, bidirectional overrides and lone surrogates with U+FFFD."""
     if text.replace("\n", "").replace("\t", "").isprintable():  # the usual case, checked faster than by a pattern
         return text
     text = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
@@ -37,7 +37,7 @@ def clean(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Clean the text and join its lines with single spaces, for headers, titles and summaries."""
-    if text.isprintable() and "  " not in text:  # of all spaces only U+0020 is printable
+    if text.isprintable() and "  " not in text:  # U+0020 is the only printable space
         return text.strip()
     return " ".join(clean(text).split())
 
@@ -74,7 +74,7 @@ def escape_markdown(text: object) -> str:
 
 
 def cut_mrkdwn(text: str, limit: int) -> str:
-    """Cut text in Slack's mrkdwn without leaving a part of an entity or link, or an open code block."""
+    """Cut Slack's mrkdwn. Never leaves part of an entity or link, or a code block without its end."""
     if _fits(text, limit):
         return text
     short = _without_torn_markup(text, limit)
@@ -94,7 +94,7 @@ def _without_torn_markup(text: str, limit: int) -> str:
 
 
 def _first_graphemes(text: str, limit: int) -> str:
-    """The longest beginning of whole graphemes within `limit` UTF-16 units. Reads at most `limit` + 1 characters."""
+    """The longest prefix of whole graphemes within `limit` UTF-16 units. Reads at most `limit` + 1 characters."""
     end = used = 0
     for grapheme in _GRAPHEME.finditer(text[: max(limit, 0) + 1]):
         used += _units(grapheme.group())

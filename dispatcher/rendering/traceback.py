@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dispatcher.rendering.text import clean, cut, one_line
 
 LONGEST = 100_000
-"""Characters of an error message that are read. A longer one is cut in the middle: most of it is kept from its end."""
+"""Maximum characters of an error message that are read. Of a longer one, the middle is left out."""
 LONGEST_SUMMARY = 1000
 FRAMES = 3
 LONGEST_LINE = 300
@@ -22,7 +22,7 @@ _MARGIN = " \t|"
 
 
 class ErrorSummary(NamedTuple):
-    """The parts of an error message, the most useful first."""
+    """The parts of an error message, most useful first."""
 
     summary: str
     """The line with the exception; the first line if the message is no traceback."""
@@ -78,7 +78,7 @@ def _summary(lines: list[str], frames: list[_Frame]) -> str:
 
 
 def _user_frames(frames: list[_Frame], lines: list[str]) -> str:
-    """Format the last frames outside of libraries, each with its source line; library frames if there are no others."""
+    """Format the last frames outside of libraries, or the last library frames if all are, each with its source line."""
     selected = [frame for frame in frames if not _in_library(frame.file)] or frames
     heads = {frame.line for frame in frames}
     shown = []

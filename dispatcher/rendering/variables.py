@@ -1,4 +1,4 @@
-"""Lists the variables of templates for people, from the fields of `Context` and their docstrings."""
+"""Lists the variables of templates with their meanings, from the fields of `Context` and their docstrings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Variable:
     """`text`, or `mapping of text to text`."""
     meaning: str
     example: str
-    """From the example context; empty if that has no value for it."""
+    """The value in the example context; empty if it has none."""
 
 
 def variables(example: Context) -> Iterator[Variable]:
-    """Yield every variable, in the order of `Context`, and instead of an object its parts."""
+    """Yield every variable, in the order of `Context`. An object is replaced with its parts."""
     yield from _variables(type(example), example, "")
 
 
