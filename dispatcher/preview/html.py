@@ -56,7 +56,7 @@ def page(channel: str, content: Content) -> str:
 
 
 def to_html(channel: str, content: Content) -> Markup:
-    """Return one message as HTML: any channel's but `email`'s. An unknown channel's message is shown as JSON."""
+    """Return a message of any channel except `email` as HTML. An unknown channel's message is shown as JSON."""
     renderers = {"slack": _slack, "pagerduty": _incident, "teams": _card}
     return renderers.get(channel, _data)(content)
 
@@ -70,7 +70,7 @@ def plain_text(channel: str, content: Content) -> str:
 
 
 def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
-    """Return a page that shows many messages. An entry: its name, its files in the page's folder, its problems."""
+    """Return a page that shows many messages. An entry has a name, its files in the page's folder, and its problems."""
     parts = []
     for name, files, problems in entries:
         links = Markup(" ").join(Markup('<a href="{0}">{0}</a>').format(file) for file in files)
@@ -168,7 +168,7 @@ def _marked(text: str) -> Markup:
 
 
 def _plain(text: str) -> str:
-    """Replace Slack's three entities by their characters."""
+    """Replace Slack's three entities with their characters."""
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 

@@ -1,4 +1,4 @@
-"""Shows messages in a terminal, similar to the reader's screen. Text of a message is never read as Rich's markup."""
+"""Shows messages in a terminal, similar to how recipients see them. Rich's markup in a message has no effect."""
 
 from __future__ import annotations
 
@@ -190,5 +190,5 @@ def _text_of(text: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Replace Slack's three entities by their characters."""
+    """Replace Slack's three entities with their characters."""
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

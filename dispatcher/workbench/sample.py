@@ -1,4 +1,4 @@
-"""Sample messages: made exactly as for sending, then shown instead of sent."""
+"""Sample messages: rendered exactly as for sending, but shown instead of sent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Sample:
     wire: bytes
     """The bytes that the channel would send."""
     problems: list[str]
-    """Reasons for which the provider would refuse the message, a sentence each."""
+    """Why the provider would refuse the message, one sentence per reason."""
 
     @property
     def headline(self) -> str:
@@ -159,7 +159,7 @@ def _has_path(data: Any, path: Sequence[str]) -> bool:
 
 
 def difference(before: Sample, after: Sample, name: str) -> str:
-    """Return a unified diff of the two messages, empty if a reader would see no difference.
+    """Return a unified diff of the two messages; empty if a reader would see no difference.
 
     Mail is compared by its text and HTML, other channels by their JSON. `name` becomes the diff's file name.
     """

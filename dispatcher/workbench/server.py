@@ -1,7 +1,7 @@
 """`dispatcher preview --serve`: a page that shows the message while its templates are edited.
 
-The server listens on loopback only, and only reads the templates. Anybody may have written the event's text, so the
-page shows messages in sandboxed frames without scripts.
+The server listens on loopback only, and never writes to the templates. An event's text is not trusted, so the page
+shows messages in sandboxed frames without scripts.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Workbench:
         )
 
     async def _render(self, request: Request) -> Response:
-        """One message in every form; if it can't be rendered, `error` says why."""
+        """Respond with one message in every form; if it can't be rendered, `error` says why."""
         try:
             body = orjson.loads(await request.body())
             channel, event = body["channel"], Event.model_validate(body["event"])
@@ -152,7 +152,7 @@ def _forms(sample: Sample) -> Mapping[str, Any]:
 
 
 def _in_scheme(html: str, scheme: str) -> str:
-    """The HTML fixed to one colour scheme, whichever the browser prefers."""
+    """The HTML in one colour scheme, independent of the browser's preference."""
     html = _COLOR_SCHEME.sub(lambda found: "(min-width: 0)" if found[1] == scheme else "(max-width: 0)", html)
     background, text = ("#1a1d21", "#e8e8e8") if scheme == "dark" else ("#ffffff", "#1d1c1d")
     return f"{html}<style>:root{{color-scheme:{scheme};background:{background};color:{text}}}</style>"
