@@ -123,7 +123,7 @@ class HttpConfig(BaseModel):
     """Bearer token for publishers: short for an entry of `tokens` with the scope `publish`."""
     token_file: SecretFile | None = None
     tokens: tuple[Token, ...] = ()
-    """Callers and their scopes. Required unless `listen` is a loopback address; without them, every local user has
+    """Callers and their scopes. Required unless `listen` is a loopback address; without tokens, every local user has
     full access."""
     oidc: Oidc | None = None
     """OpenID Connect login at the console, in addition to tokens."""
@@ -134,9 +134,9 @@ class HttpConfig(BaseModel):
     rate: Annotated[Rate, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)] = (
         Field("2000/s", validate_default=True)
     )
-    """Maximum rate of requests for each caller; beyond it they get 429."""
+    """Maximum request rate of each caller; a request beyond it gets status 429."""
     trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
-    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are believed."""
+    """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted."""
     tls: Tls | None = None
     session: Duration = Field(timedelta(hours=8), ge=timedelta(minutes=1), le=timedelta(days=30))
     """How long a login at the console is valid."""

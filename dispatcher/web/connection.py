@@ -18,26 +18,26 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """Timeouts of a connection, and how many connections there may be."""
+    """Timeouts of a connection, and the maximum number of connections."""
 
     headers: timedelta = timedelta(seconds=10)
     """From the connection's start, or a later request's first byte, to the end of the request's headers."""
     body: timedelta = timedelta(seconds=60)
     """From the end of the headers to the end of the request's body."""
     unread_body: timedelta = timedelta(seconds=5)
-    """For the rest of the body once the response is complete: most clients read the response only after they have
-    sent everything."""
+    """From the end of the response to the end of the request's body, if the response is complete first: most clients
+    read the response only after they have sent everything."""
     stalled_response: timedelta = timedelta(seconds=60)
     """How long the send buffer may stay full because the client doesn't read the response."""
     connections: int = 500
-    """Beyond this number the connection that has been idle for the longest time is closed."""
+    """Beyond this number, the connection that has been idle longest is closed."""
 
 
 _Stage = Literal["headers", "body", "unread_body"]
 
 
 class Connection(H11Protocol):
-    """Closes when its client exceeds a timeout."""
+    """A connection that is closed when its client exceeds a timeout."""
 
     limits = ConnectionLimits()
 
@@ -89,7 +89,7 @@ class Connection(H11Protocol):
             self._send_timeout = None
 
     def _close_longest_idle(self) -> None:
-        """Close one idle connection; if every other connection is busy, this new one is the only choice."""
+        """Close the connection that has been idle longest. It is the new one if all others are busy."""
         connected = (one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing())
         idle = [(one.idle_since, id(one), one) for one in connected if one.idle_since is not None]
         min(idle)[2].transport.abort()

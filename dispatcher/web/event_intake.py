@@ -50,7 +50,7 @@ class EventsPage:
 def _kafka_headers(request: Request) -> Headers:
     """The request's headers as a Kafka message would have them: `ce-type` becomes `ce_type`.
 
-    Only CloudEvents, content type and trace headers are kept: the others include the token.
+    Only CloudEvents, content type and trace headers are kept, because other headers may contain a token.
     """
     kept = []
     for name, value in request.headers.raw:

@@ -1,4 +1,4 @@
-"""Limits on the size and form of requests, and on how many a client may make; checked before any page runs."""
+"""Limits on the size, form and rate of requests, checked before any page runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dispatcher.model.rate_limit import Rate
 from dispatcher.web.responses import problem, problem_details
 
 MAX_BODY_BYTES = 256 * 1024
-"""For a form, or JSON for the API."""
+"""Body of a form or of an API request."""
 MAX_EVENT_BYTES = 4 * 2**20
 """Body of POST /events. Kafka brokers reject messages above 1 MiB by default."""
 MAX_HEADERS = 100
@@ -78,8 +78,8 @@ class RequestLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         violation = _violation(scope) if scope["type"] == "http" else None
-        # Close the connection: a proxy may disagree with us on where this request ends (request smuggling), and then
-        # the next request on the connection could be another client's.
+        # Close the connection: a proxy may see another end of this request than we do (request smuggling). The next
+        # request on the connection could then be another client's.
         response = problem_details if scope.get("path", "").startswith("/api/") else problem
         await (response(*violation, {"Connection": "close"}) if violation else self._app)(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""GET /metrics: the counters, and gauges that collectors read from the ledger, Kafka and the components.
+"""GET /metrics: counters, and gauges whose values collectors read from the ledger, Kafka and the components.
 
 Collectors run at a scrape, at the same time, and their results are cached: several scrapers cost no more than one.
 """
@@ -17,18 +17,18 @@ log = structlog.get_logger(__name__)
 COLLECTOR_TIMEOUT = 3.0
 """Seconds for one collector; Prometheus waits ten seconds for a scrape by default."""
 MIN_CACHE = 5.0
-"""Seconds for which results are cached at least."""
+"""Minimum seconds for which results are cached."""
 MAX_SHARE = 0.05
-"""Largest share of the time that may be spent on collecting: results of slow collectors are cached for longer."""
+"""Maximum share of the time that collectors may run: results of slow collectors are cached for longer."""
 
 Collector = Callable[[], Awaitable[None]]
-"""Reads current values and sets its gauges. May raise anything."""
+"""Reads current values and sets its gauges. May raise any exception."""
 CollectorFinished = Callable[[str, bool], None]
 """Called after each collector with its name and whether it succeeded."""
 
 
 class MetricsPage:
-    """The page for Prometheus. It always answers; a failed collector is logged, and has a metric."""
+    """The page for Prometheus. It always answers; a failed collector is logged and shown in a metric."""
 
     def __init__(
         self,

@@ -35,11 +35,11 @@ async def serving(
     *,
     tls: Tls | None = None,
     trusted_proxies: Sequence[str] = (),
-    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a value
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - immutable
 ) -> AsyncIterator[str]:
-    """Serve until the block ends; yields the base URL. Raises SettingsError if it can't listen or the TLS files fail.
+    """Serve until the block ends; yields the base URL. Raises SettingsError if it can't listen or load the TLS files.
 
-    `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are believed.
+    `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted.
     """
     certificate = Certificate(tls) if tls is not None else None
     listener = _listen(host, port)

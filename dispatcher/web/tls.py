@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 class Certificate:
-    """The certificate in the files; each new connection gets their current content."""
+    """The certificate from the files. Each new connection uses the files' current content."""
 
     def __init__(self, tls: Tls) -> None:
         """Raises SettingsError if the files are not a certificate with its key."""
@@ -28,15 +28,15 @@ class Certificate:
         self.context.sni_callback = self._choose
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
-        """Called at each handshake. While the files are being replaced, certificate and key may not match: the old
-        certificate is used until they do.
+        """Called at each handshake. While the files are being replaced, certificate and key may not match; until they
+        match, the old certificate is used.
         """
         stamps = self._stamps()
         if stamps != self._loaded_stamps:
             try:
                 self._newest, self._loaded_stamps = self._load(), stamps
             except OSError as error:
-                log.warning("the new certificate can't be used: the old one is", reason=str(error))
+                log.warning("the new certificate can't be used: the old one stays in use", reason=str(error))
         connection.context = self._newest
 
     def _load(self) -> ssl.SSLContext:

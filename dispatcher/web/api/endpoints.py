@@ -31,9 +31,9 @@ from dispatcher.web.responses import problem_details
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
-"""The time range of the charts, and their number of time buckets."""
+"""By name: a time range for the charts, and its number of time buckets."""
 DELIVERIES_AT_MOST = 500
-"""How many deliveries of one execution are shown."""
+"""Maximum number of deliveries that are shown for one execution."""
 _Parsed = TypeVar("_Parsed")
 
 
@@ -55,10 +55,11 @@ class Api:
             routes=[*(operation.route for operation in self._endpoints), openapi],
             exception_handlers={HTTPException: http_problem},
         )
-        mount = Mount(ROOT, pages, max_body_size=2**31)  # operations check the size, and answer with problem details
-        mount.path_regex = re.compile(
-            mount.path_regex.pattern, re.DOTALL
-        )  # a path with a line break must match too, to get problem details
+        mount = Mount(
+            ROOT, pages, max_body_size=2**31
+        )  # each operation checks the size and reports it as problem details
+        # A path with a line break must match too, so that its error is sent as problem details.
+        mount.path_regex = re.compile(mount.path_regex.pattern, re.DOTALL)
         return [mount]
 
     def _table(self) -> list[Operation]:
@@ -253,7 +254,7 @@ class Api:
         last = request.http.headers.get("last-event-id")
         response = _parsed(lambda: self._activity_stream.response(_data, after=last))
         if response is None:
-            raise Problem(503, "too many listen already", headers={"Retry-After": "30"})
+            raise Problem(503, "too many clients are listening already", headers={"Retry-After": "30"})
         return response
 
     async def _openapi(self, _: Request) -> Response:
@@ -261,7 +262,7 @@ class Api:
 
 
 def _parsed(parse: Callable[[], _Parsed]) -> _Parsed:
-    """Return what `parse` returns. An invalid time or cursor is the client's mistake: 400."""
+    """Return the result of `parse`. An invalid time or cursor is the client's mistake: 400."""
     try:
         return parse()
     except ValueError as error:

@@ -51,7 +51,7 @@ class ApiRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """A method on a path: what it takes, what it returns, and the function that does it."""
+    """A method on a path: its parameters, its response, and the function that handles it."""
 
     method: str
     path: str
@@ -66,7 +66,7 @@ class Operation:
     body: Any = None
     """A model or a union of models."""
     problems: Sequence[int] = ()
-    """Error statuses in addition to the ones that every operation has."""
+    """Error statuses, in addition to those of every operation."""
 
     @property
     def route(self) -> Route:
@@ -88,7 +88,7 @@ class Operation:
 
 async def http_problem(_: Request, error: Exception) -> Response:
     """Answer an unknown path or method."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException only
     return problem_details(error.status_code, error.detail, error.headers)
 
 

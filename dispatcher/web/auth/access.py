@@ -1,6 +1,6 @@
 """Authentication and authorization of requests.
 
-Callers show a bearer token or a session cookie. On loopback without tokens, every program on this machine has full
+Callers present a bearer token or a session cookie. On loopback without tokens, every program on this machine has full
 access. A route names the scope that it requires: `Route("/events", needs(Scope.PUBLISH, post))`.
 """
 
@@ -40,7 +40,7 @@ LOGIN_RATE, LOGIN_BURST = Rate(6, "min"), 10
 UNAUTHENTICATED_RATE, UNAUTHENTICATED_BURST = Rate(20, "s"), 200
 """Requests of one client without a valid token or session."""
 _PROBES = ("/healthz", "/readyz")
-"""Not rate limited: an orchestrator whose probe is refused would restart the service."""
+"""Paths without a rate limit: if a probe were refused, the orchestrator would restart the service."""
 CALLER = "dispatcher.caller"
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
@@ -58,8 +58,8 @@ class Caller:
     name: str
     scopes: frozenset[Scope]
     csrf_token: str | None = None
-    """What a request that changes something must contain. Set if a browser sends the credentials automatically, as it
-    does with cookies."""
+    """A request that changes something must contain this token. Set if browsers send the caller's credentials
+    automatically, as they do with cookies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class AccessControl:
         return Session(token.name, secrets.token_urlsafe(32), self.sessions.fingerprint(secret))
 
     def _find_token(self, shown: str) -> tuple[Token, str] | None:
-        """Compares with every token in constant time, so that the duration reveals nothing about any of them."""
+        """Compare with every token in constant time: the duration must not reveal anything about a token."""
         found = None
         for token, secret in self._secrets():
             if hmac.compare_digest(_digest(shown), _digest(secret)):
@@ -125,7 +125,7 @@ class AccessControl:
         return found
 
     def _session_caller(self, session: Session) -> Caller | Unauthenticated:
-        """A session has the current scopes of its token, and is no longer valid once the token is removed or replaced."""
+        """The session's caller, with its token's current scopes. A removed or replaced token ends its sessions."""
         if self.oidc is not None and session.fingerprint == self.oidc.fingerprint:
             return Caller(session.name, session.scopes & _LOGIN_SCOPES, session.csrf_token)
         for token, secret in self._secrets():
@@ -144,7 +144,7 @@ class AccessControl:
                 yield token, secret
 
     def _local_caller(self, request: HTTPConnection) -> Caller | Unauthenticated:
-        """Full access for a program on this machine; none for a page of another site in this machine's browser."""
+        """Full access for a program on this machine; no access for another site's page in a browser on this machine."""
         if not is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
             return Unauthenticated(403, "without http.tokens, only this machine is served: use 127.0.0.1 or localhost")
         if any(name in request.headers for name in _FORWARDED):
@@ -174,7 +174,7 @@ def _digest(text: str) -> bytes:
 
 
 class AccessMiddleware:
-    """ASGI middleware: identifies the caller, for `needs`, and applies the rate limit. Sets `request.state.csrf_token`."""
+    """ASGI middleware: identifies the caller for `needs`, sets `request.state.csrf_token`, applies the rate limit."""
 
     def __init__(self, app: ASGIApp, access_control: AccessControl) -> None:
         self._app = app
@@ -198,7 +198,7 @@ def caller(request: HTTPConnection) -> str:
 
 
 def needs(scope: Scope, endpoint: Endpoint, *, problem: ErrorResponse = problem) -> Endpoint:
-    """The endpoint for callers with the scope; other callers get a response made by `problem`."""
+    """Wrap an endpoint that only callers with the scope may use; others get the response of `problem`."""
 
     @wraps(endpoint)
     async def guarded(request: Request) -> Response:

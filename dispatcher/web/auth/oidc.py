@@ -32,7 +32,7 @@ COOKIE = "dispatcher_oidc"
 REQUEST_TIMEOUT = 10.0
 """Seconds for each request to the provider."""
 LOGIN_TIMEOUT = 600
-"""Seconds from the redirect to the provider until the browser must be back."""
+"""Maximum seconds between the redirect to the provider and the browser's return."""
 ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]
 """Signatures with the provider's private key. `none` and shared secrets (HS256) are not accepted."""
 

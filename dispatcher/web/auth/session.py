@@ -30,9 +30,9 @@ class Session:
 
     name: str
     csrf_token: str
-    """What the session's forms must contain."""
+    """The session's forms must contain this token."""
     fingerprint: str
-    """Of the token that was shown, or of the provider's settings: if they change, the session is no longer valid."""
+    """A hash of the login's token, or of the provider's settings. If either changes, the session becomes invalid."""
     scopes: frozenset[Scope] = frozenset()
     """Granted through the OpenID Connect provider. A session from a token has the token's scopes instead."""
 
@@ -58,7 +58,7 @@ class Sessions:
         self._clock = clock
 
     def begin(self, response: Response, session: Session, *, secure: bool) -> None:
-        """Set the session's cookie; `secure`: only for https."""
+        """Set the session's cookie. `secure`: the browser sends it only over https."""
         data = {
             "name": session.name,
             "csrf": session.csrf_token,
@@ -91,7 +91,7 @@ class Sessions:
             return None
 
     def seal(self, data: dict[str, Any]) -> str:
-        """Sign data that the browser keeps in a cookie; it is readable there."""
+        """Sign data for a cookie. The browser's user can read the data."""
         return str(self._serializer("sealed").dumps(data))
 
     def unseal(self, text: str, seconds: int) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Sessions:
     def matches_fingerprint(self, fingerprint: str, secret: str) -> bool:
         """True if `fingerprint` was computed from this token with any of the keys."""
         matches = [hmac.compare_digest(fingerprint, _fingerprint(key, secret)) for key in self._keys()]
-        return any(matches)  # of a list: every key is compared, so that the duration reveals nothing
+        return any(matches)  # a list, so every key is compared: the duration must not reveal anything
 
     def _serializer(self, salt: str = "session") -> URLSafeTimedSerializer:
         oldest_first = self._keys()[::-1]  # itsdangerous signs with the last key
@@ -114,8 +114,8 @@ class Sessions:
         return URLSafeTimedSerializer(oldest_first, salt, signer=_Signer, signer_kwargs=options)
 
     def _keys(self) -> Sequence[bytes]:
-        """The keys, newest first. While the file can't be read, only the generated key counts, so that no session of
-        the file's keys is valid.
+        """The keys, newest first. While the file can't be read, only the generated key is used: sessions that were
+        signed with the file's keys are then invalid.
         """
         if self._key_file is None:
             return [self._generated_key]

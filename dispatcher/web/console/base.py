@@ -1,4 +1,4 @@
-"""What all pages of the console share: the ledger, the operations, rendering and error pages."""
+"""The parts that all pages of the console share: ledger, operations, rendering and error pages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _JUST_NOW = timedelta(seconds=5)
 
 
 class PageError(Exception):
-    """Shown as an error page with the message."""
+    """An error that is shown as an error page with the message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

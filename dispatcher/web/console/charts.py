@@ -13,7 +13,7 @@ from dispatcher.model.delivery import State
 WIDTH, HEIGHT = 400, 180
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 22
 _ORDER = (State.SENT, State.WAITING, State.DEAD)
-"""From the bottom up."""
+"""The states in a bar, from bottom to top."""
 _LAG_TICKS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0, 864_000.0)
 
 
@@ -37,13 +37,13 @@ class Bar:
 class Line:
     name: str
     paths: Sequence[str]
-    """Each part of the line without a gap, as the points of an SVG polyline."""
+    """The points of an SVG polyline for each part of the line; the line has a gap where a time bucket has no value."""
     points: Sequence[tuple[float, float, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart in the units of `WIDTH` and `HEIGHT`."""
+    """A chart with coordinates from 0 to `WIDTH` and `HEIGHT`."""
 
     rows: Sequence[Tick]
     columns: Sequence[Tick]
