@@ -28,4 +28,4 @@ class FlyteAdminUnavailable(Unavailable):
 
 
 class LedgerIncompatible(DispatcherError):
-    """A newer or unreleased version created the ledger, or the database is another program's. A retry won't help."""
+    """The database was created by a newer or unreleased version, or by another program. A retry won't help."""

@@ -20,7 +20,7 @@ REJECTED = "rejected"
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One event with its decision and deliveries, in the form of `--json`."""
+    """One event with its decision and deliveries, as `--json` prints it."""
 
     event: Mapping[str, Any]
     """The event's fields, with `verdict`, `reason`, and the position and time at which it was received."""
@@ -42,7 +42,7 @@ async def explanations(
 ) -> list[Explanation]:
     """Explain each event of an execution in the order of recording, then each message of `refused`, newest last.
 
-    `deliveries_at_most`: limit for all deliveries together.
+    `deliveries_at_most`: the maximum number of deliveries of all events together.
     """
     known = await ledger.stored_events(execution)
     stored = await ledger.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
@@ -103,7 +103,7 @@ def _rejected(entry: Rejected, execution: ExecutionId) -> Explanation:
 def with_deduplicated_recipients(
     rules: Iterable[Mapping[str, Any]], deliveries: Iterable[Delivery]
 ) -> list[Mapping[str, Any]]:
-    """The evaluated rules. A matched rule's reason also names recipients that another rule's message notifies."""
+    """The evaluated rules. A matched rule's reason also names the recipients who get another rule's message instead."""
     by_rule: dict[str, set[str]] = {}
     for delivery in deliveries:
         by_rule.setdefault(delivery.rule, set()).update(delivery.recipients)
@@ -119,7 +119,7 @@ def with_deduplicated_recipients(
 
 
 def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
-    """A delivery in the form of `--json`, without its content and attempts."""
+    """A delivery as `--json` prints it, without its content and attempts."""
     delivery = stored.delivery
     project, domain, name, phase = delivery.event.split("/")
     return {
@@ -143,7 +143,7 @@ def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
 
 
 def attempt_data(attempt: Attempt) -> dict[str, Any]:
-    """An attempt in the form of `--json`."""
+    """An attempt as `--json` prints it."""
     return {
         "number": attempt.number,
         "started_at": attempt.started_at,
@@ -157,7 +157,7 @@ def attempt_data(attempt: Attempt) -> dict[str, Any]:
 
 
 def rejected_data(entry: Rejected) -> dict[str, Any]:
-    """A rejected message in the form of `--json`, without headers and body."""
+    """A rejected message as `--json` prints it, without headers and body."""
     return {
         "id": entry.id,
         "position": entry.position,

@@ -24,7 +24,7 @@ class Operations:
     intake: Intake
     clock: Clock
     notify: Callable[[], None]
-    """Called after a redrive: workers have deliveries to claim."""
+    """Called after a redrive: there are new due deliveries for the workers."""
 
     async def redrive(self, wanted: DeliveryFilter, *, by: str) -> int:
         """Make the matching dead deliveries due again; return their number. `by`: the caller, for the log."""
@@ -51,7 +51,7 @@ class Operations:
 
 
 def _in_words(wanted: DeliveryFilter) -> str:
-    """The filter's conditions, without recipients' names: more people can read the log than the ledger."""
+    """The filter's conditions for the log, without recipients: more people can read the log than the ledger."""
     names = {"channel": wanted.channel, "execution": wanted.execution, "launch_plan": wanted.launch_plan}
     times = {name: at.isoformat() for name in ("since", "until") if (at := getattr(wanted, name)) is not None}
     conditions = [f"{name} {value}" for name, value in {**names, **times}.items() if value is not None]
