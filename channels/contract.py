@@ -40,8 +40,8 @@ class Thread:
     resolves: bool = False
     """True for a resolved notice: the message reports a success, which closes the thread."""
     superseded: bool = False
-    """True if the message is outdated: it reports a failure, but a success came later and no resolved notice waits; or
-    it is a resolved notice, but a newer failure was sent already."""
+    """True if the message is outdated. A failure is outdated if the launch plan has succeeded since, and the thread has
+    neither a waiting resolved notice nor a newer failure. A resolved notice is outdated if a newer failure was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +49,8 @@ class Message:
     """One message to send."""
 
     key: str
-    """The delivery's key, the same at every attempt: used in Message-ID and Slack metadata, and as PagerDuty's dedup
-    key if the message has no thread."""
+    """The delivery's key, the same at every attempt: used in Message-ID and Slack metadata. Without a thread, it is also
+    PagerDuty's dedup key."""
     recipients: tuple[str, ...]
     """Addresses that `Channel.address` returned. Only mail gets more than one."""
     content: Content
@@ -170,7 +170,7 @@ class Channel(Protocol):
         """
 
     def destination(self, recipients: tuple[str, ...]) -> str:
-        """Return the key of the rate limit and circuit breaker: a Slack channel, a service. Empty: all share one."""
+        """Return the key of the rate limit and circuit breaker: a Slack channel, a service. Empty: all addresses share one."""
 
     def thread_by(self, address: str) -> ThreadBy | None:
         """Return what a thread at this address covers; None if messages to it form no threads."""

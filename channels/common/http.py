@@ -1,8 +1,8 @@
-"""The HTTP client of webhooks and Teams: POSTs to URLs that users chose, with the SSRF guard, through aiohttp.
+"""The HTTP client of webhooks and Teams: sends POST requests to URLs that users chose and the SSRF guard allows.
 
-A name is resolved once for each connection; the guard checks the addresses, and the connection goes to a checked one.
-So a DNS answer that changes after the check (DNS rebinding) has no effect. The client follows no redirects and uses
-no proxies, cookies or .netrc logins.
+A host name is resolved once for each connection. The guard checks the addresses, and the client connects to an address
+that is allowed. So a DNS answer that changes after the check (DNS rebinding) has no effect. The client follows no
+redirects and uses no proxies, cookies or .netrc logins.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from channels.common.tls import ReloadingContext
 from channels.contract import InDoubt, Later, Never
 
 MAX_ANSWER_BYTES = 4096
-"""Bytes of an answer's body that are read; the rest can't change its meaning."""
+"""Bytes of an answer's body that are read; the rest is not needed."""
 CONNECT_SHARE = 0.5
 """Share of the timeout for connecting. If that takes longer, the send fails before anything was sent."""
 URL_CACHE_SIZE = 256
-"""URLs that passed the guard and are not parsed again for the next message."""
+"""Number of allowed URLs that are cached, so that they are not parsed again for the next message."""
 KEEP_ALIVE = 15
 """Seconds that an idle connection is kept for the next message."""
 
@@ -53,7 +53,7 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Raises Forbidden if the guard allows no address, OSError if the name has none."""
+        """Raises Forbidden if the guard allows no address, OSError if the name has no address."""
         results = await self._resolver.resolve(host, port, family)
         allowed = self._guard.allowed_addresses(*(one["host"] for one in results))
         return [one for one in results if one["host"] in allowed]

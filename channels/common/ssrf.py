@@ -48,7 +48,7 @@ _CLOSED_V6 = [
     IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 ]
 _NAT64 = IPv6Network("64:ff9b::/96")
-"""NAT64: the last 32 bits are the IPv4 address that packets are sent on to (RFC 6052)."""
+"""NAT64: the last 32 bits are the IPv4 address that packets are forwarded to (RFC 6052)."""
 _PORTS = {"https": 443, "http": 80}
 _NUMBER = re.compile(r"(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 

@@ -1,4 +1,4 @@
-"""The mail channel: sends mail over kept SMTP connections, to one relay or to the first of several that accepts it.
+"""The mail channel: sends mail over reused SMTP connections, to one relay or to the first of several that accepts it.
 
 config         the settings
 addresses      validation and DNS form of mail addresses

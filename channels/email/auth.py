@@ -26,7 +26,7 @@ _ERROR_CODE = re.compile(r"[a-z_]{1,60}")
 
 
 class SmtpAuth:
-    """Logs in connections to one relay."""
+    """Logs in to one relay on new connections."""
 
     def __init__(self, relay: RelayConfig, where: str) -> None:
         self._relay = relay

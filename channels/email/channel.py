@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from channels.email.relay import Relay
 
 FAILED_RELAY_LAST = 30.0
-"""Seconds for which a relay that failed is tried after the others."""
+"""Seconds for which a relay that failed is tried after the other relays."""
 
 
 class EmailChannel:
@@ -77,7 +77,7 @@ class EmailChannel:
         return await asyncio.to_thread(self._builder.build, message)  # signing takes milliseconds of CPU time
 
     def _relays_in_order(self) -> list[Relay]:
-        """Return the relays in the order of the settings, but those that failed recently last."""
+        """Return the relays in the order of the settings; relays that failed recently come last."""
         if not self._relays:
             from channels.email.relay import Relay  # noqa: PLC0415 - aiosmtplib would slow down every command
 
@@ -89,13 +89,13 @@ class EmailChannel:
             self._relays,
             key=lambda relay: self._failed_at.get(relay, now - FAILED_RELAY_LAST) > now - FAILED_RELAY_LAST,
         )
-        if ordered[0] in self._failed_at:  # this mail tests the relay; concurrent mails still use the others
+        if ordered[0] in self._failed_at:  # this mail tests the relay; concurrent mails use other relays
             self._failed_at[ordered[0]] = now
         return ordered
 
 
 def _combined(refusals: list[Later]) -> Later:
-    """Return one error with every relay's reason; `provider_wide` only if that holds for each of them."""
+    """Return one error with every relay's reason; `provider_wide` only if all errors are."""
     if len(refusals) == 1:
         return refusals[0]
     reasons = dict.fromkeys(refusal.reason for refusal in refusals)

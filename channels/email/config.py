@@ -96,7 +96,7 @@ class RelayConfig(BaseModel):
     password: SecretStr | None = None
     password_file: SecretFile | None = None
     auth: Literal["auto", "plain", "login", "cram-md5"] = "auto"
-    """The mechanism for the password; `auto`: the first of the others that the relay offers."""
+    """The mechanism for the password; `auto`: the first of `plain`, `login`, `cram-md5` that the relay offers."""
     oauth: OAuthConfig | None = None
     """A token instead of a password, by XOAUTH2."""
     connections: int = Field(5, ge=1, le=500)
@@ -151,7 +151,7 @@ class EmailConfig(RelayConfig):
     recipients_visible: bool = True
     """False: recipients don't see the other recipients."""
     dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(comma_list)] = ()
-    """What the envelope sender is notified of, if the relay offers DSN (RFC 3461); empty: the relay decides."""
+    """The delivery reports that the envelope sender gets, if the relay offers DSN (RFC 3461); empty: the relay decides."""
     dkim: DkimConfig | None = None
 
     @property

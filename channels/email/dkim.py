@@ -49,8 +49,8 @@ def read_key(file: Path) -> bytes:
 def sign(mail: bytes, *, domain: str, selector: str, key_file: Path) -> bytes:
     """Return the mail with a DKIM-Signature header in front; takes some 30 ms with a 2048-bit key.
 
-    The signature contains its time, so it differs at each attempt; the mail below it does not. `From` is signed once
-    more than it occurs, so that a second `From` can't be added (RFC 6376, 8.15).
+    The signature contains the time, so it differs at each attempt; the rest of the mail is the same. `From` is signed
+    once more than it occurs, so that nobody can add a second `From` (RFC 6376, 8.15).
 
     Raises Later (provider_wide) if the key can't be read, so that no mail is sent unsigned.
     """

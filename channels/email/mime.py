@@ -140,7 +140,8 @@ def compose(
 ) -> bytes:
     """Return the mail's bytes with CRLF line ends: the content as text and as HTML (RFC 2046, 5.1.4).
 
-    A part that no relay changes is sent unencoded, any other as quoted-printable in lines of up to 76 characters.
+    A part that relays leave unchanged is sent unencoded; any other part is quoted-printable, in lines of up to 76
+    characters.
 
     `sender`: an address with or without a name, as in `EmailConfig.sender`. `extra_headers`: additional headers,
     folded, without their final line end.

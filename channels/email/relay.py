@@ -30,7 +30,7 @@ LIMIT_PROBE_INTERVAL = 60.0
 RSET_TIMEOUT = 5.0
 """Seconds that an idle connection has to answer RSET; otherwise it is replaced."""
 SKIP_RSET = 1.0
-"""Seconds after an accepted mail in which the connection is used again without RSET."""
+"""Seconds after an accepted mail during which the connection is reused without RSET."""
 ACQUIRE_TIMEOUT = 60.0
 """Seconds that a mail waits for a connection while all of them are in use."""
 _OK = 250
@@ -47,7 +47,7 @@ class Connection:
     mails: int = 0
     """Number of transactions that were started on it."""
     ready: bool = True
-    """False during a transaction. A connection that is released like this is closed."""
+    """False during a transaction. If it is still false at the release, the connection is closed."""
     clean: bool = True
     """False if the relay may still have state of a transaction that failed, so RSET is needed."""
     loses_commands: bool = False
@@ -87,7 +87,7 @@ class Relay:
             connection.mails += 1
             try:
                 return await send_mail(connection, mail)
-            except StaleConnection:  # nothing was sent; if it was a kept connection, try the next one
+            except StaleConnection:  # nothing was sent; if the connection was reused, try the next one
                 if is_new:
                     raise Later(f"{self._where} closed the connection at once", provider_wide=True) from None
             finally:
@@ -224,9 +224,8 @@ class Relay:
             self._connect_finished.clear()
         if not isinstance(refusal, _LimitSuspected):
             raise refusal
-        while (
-            self._opening and not self._open
-        ):  # whether the relay accepts any connection depends on the other attempts
+        # while other connections are being opened, wait: if one succeeds, the relay only limits their number
+        while self._opening and not self._open:
             await self._connect_finished.wait()
         if self._open:
             raise _Saturated
@@ -323,7 +322,7 @@ def _unreachable(error: Exception) -> str:
             return f"speaks no TLS that we understand ({cause.reason}): see channels.email.security and port"
     if any(isinstance(cause, aiosmtplib.SMTPServerDisconnected) for cause in (error, error.__cause__)):
         # a TLS 1.3 server refuses a client's certificate after the client's handshake is done (RFC 8446, 4.4.2.4)
-        return "hung up before taking any mail; where it wants a certificate of ours: see channels.email.cert_file"
+        return "hung up before taking any mail; if it requires a client certificate, see channels.email.cert_file"
     if "STARTTLS" in str(error):
         return "offers no STARTTLS: see channels.email.security and port"
     return f"can't be reached: {excerpt(str(error)) or type(error).__name__}"

@@ -83,7 +83,7 @@ async def send_mail(connection: Connection, mail: MailMessage) -> Receipt:
 
 
 def _supported_recipients(extensions: Extensions, mail: MailMessage) -> tuple[tuple[str, ...], dict[str, ChannelError]]:
-    """Split the recipients into those that the relay can address, and an error for each of the others.
+    """Return the recipients that the relay can address, and an error for each other recipient.
 
     An address with non-ASCII characters has no ASCII form, so it needs SMTPUTF8 (RFC 6531, 3.2). Without SMTPUTF8, the
     mail to the other recipients must not contain that address either.
@@ -157,8 +157,8 @@ class _Envelope:
     async def abort(self, *, sender_accepted: bool = True) -> bool:
         """End the transaction without a mail: read the pending replies. Returns whether the connection stays usable.
 
-        A relay may reply 354 to DATA although it accepted no recipient. Then a lone dot ends the mail, so that it is
-        empty (RFC 2920, 3.1).
+        A relay may reply 354 to DATA although it accepted no recipient. Then a line with only a dot ends the mail,
+        which is empty (RFC 2920, 3.1).
         """
         reply = None
         try:

@@ -16,8 +16,8 @@ import orjson
 from channels.common.lean_imports import without_modules
 
 with warnings.catch_warnings(), without_modules("chardet", "charset_normalizer"):
-    # requests would import a library of 2.5 MiB to guess the encoding of answers; we read them as UTF-8. requests warns
-    # that it is missing, and pdpyras that it is deprecated: operators can't act on either warning.
+    # requests would import a library of 2.5 MiB to guess the encoding of answers; we read answers as UTF-8. requests
+    # warns that this library is missing, and pdpyras warns that pdpyras is deprecated: operators can't act on either.
     warnings.simplefilter("ignore")
     import pdpyras
     import requests
@@ -63,7 +63,7 @@ class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # 
     pdpyras' own `request` sleeps and retries, after a 429 without limit; here the delivery worker decides on retries.
 
     Headers, ~/.netrc login, proxies, certificates and the connection pool are determined once instead of for each
-    event, and urllib3's response is not converted to one of requests. Both took two thirds of the time for an event.
+    event, and urllib3's response is not converted to one of requests. These steps took two thirds of an event's time.
     """
 
     def __init__(self, url: str, timeout: float) -> None:

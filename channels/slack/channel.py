@@ -51,7 +51,7 @@ LOOKUP_TTL = 3600.0
 HISTORY_LIMIT = 100
 """Number of messages in a channel or thread that are searched for an earlier attempt."""
 MAX_CLOCK_SKEW = 300.0
-"""Seconds by which Slack's clock may be behind ours; a search in a thread starts so much before `created_at`."""
+"""Seconds by which Slack's clock may be behind ours; a search in a thread starts this long before `created_at`."""
 MAX_UPDATE_TEXT = 4000
 """Maximum characters of `text` in chat.update; a longer text is refused with `msg_too_long`."""
 MAX_BLOCKS = 50
@@ -136,7 +136,7 @@ class SlackConfig(BaseModel):
     api_url: str = Field("https://slack.com/api/", pattern=r"^https?://\S+$")
     """`https://slack-gov.com/api/` for GovSlack, or an Enterprise Grid's own host."""
     recipients: Mapping[str, str] = Field(default_factory=dict)
-    """Aliases: a rule's recipient, and the #channel, channel id, user id or mail address that it stands for."""
+    """Aliases for recipients: the name in rules, and the #channel, channel id, user id or mail address to send to."""
     webhooks: Mapping[str, SlackWebhook] = Field(default_factory=dict)
     """Incoming webhooks, by the alias that rules use."""
     join: bool = False
@@ -348,7 +348,7 @@ class SlackChannel:
         return None if channel_id is None else await self._search("conversations.history", message.key, channel_id, {})
 
     async def _search(self, method: str, key: str, channel: str, query: Mapping[str, Any]) -> Receipt | None:
-        """Search the messages that a method lists for the key; None if it is not found or the app lacks the scope."""
+        """Search the messages that a method lists for the key; None if no message has it, or the app lacks the scope."""
         parameters = {"channel": channel, "limit": HISTORY_LIMIT, "include_all_metadata": "true", **query}
         try:
             page = await self._query(method, parameters)
@@ -473,9 +473,8 @@ def _resolved_content(first: Content | None, success: Content) -> dict[str, Any]
     attachments = [{**one, **({"color": color} if color else {})} for one in first.get("attachments", ())]
     text = str(success.get("text", ""))
     if not blocks and first.get("text"):
-        text = f"{text}\n{first['text']}"[
-            : MAX_UPDATE_TEXT // 2
-        ]  # half of the limit, because Slack counts some characters twice
+        # half of the limit, because Slack counts some characters twice
+        text = f"{text}\n{first['text']}"[: MAX_UPDATE_TEXT // 2]
     return {"text": text, "blocks": blocks, "attachments": attachments}
 
 

@@ -41,7 +41,7 @@ _RESERVED_HEADER = re.compile(
 )
 _URL = re.compile(r"https?:", re.IGNORECASE)
 ORIGIN_CACHE_SIZE = 256
-"""URLs from rules whose origin is cached: it is needed at several steps of a delivery."""
+"""Number of URLs from rules whose origin is cached: several steps of a delivery need the origin."""
 
 
 class HeaderValue(BaseModel):
@@ -74,7 +74,7 @@ class WebhookTarget(Target):
     """A receiver's URL, and how requests to it are authenticated."""
 
     mode: Mode = "json"
-    """`json`: the body is the rendered template. `binary`, `structured`: it is the data of a CloudEvent."""
+    """`json`: the body is the rendered template. `binary`, `structured`: the template is the data of a CloudEvent."""
     secret: SecretStr | None = None
     """The key that signs each message: `whsec_` followed by base64, or any text."""
     secret_file: SecretFile | None = None
@@ -155,7 +155,7 @@ class WebhookChannel:
         return WirePreview(headers["Content-Type"].partition(";")[0], body)
 
     async def send(self, message: Message) -> Receipt:
-        """The headers `Idempotency-Key` and `webhook-id` have the key, so that the receiver recognizes a repetition."""
+        """Send the message's key in `Idempotency-Key` and `webhook-id`: receivers recognize a repeated message by it."""
         (address,) = message.recipients
         target = self._config.targets.get(address)
         if target is None:  # a URL in a rule, or a target that was removed after the delivery was created
