@@ -44,18 +44,20 @@ POLL_INTERVAL = timedelta(seconds=1)
 class DeliveryWorker:
     """Claims, sends and settles the deliveries of one channel until it is stopped.
 
-    How its counters and sets belong together:
+    Relations between its counters and sets:
 
-    - Each claimed delivery has a task in `_tasks` until it is settled or released. Sending takes one of `concurrency`
-      send slots, settling one of as many settle slots.
-    - `len(_tasks) - _returned` tasks have not finished their send. A claim raises this to `concurrency + _prefetch` at
-      most, and `_in_flight_by_destination` counts these tasks by destination.
+    - Each claimed delivery has a task in `_tasks` until it is settled or released. A task needs a send slot to send,
+      then a settle slot to settle; there are `concurrency` slots of each type.
+    - `len(_tasks) - _returned` tasks have not finished their send. A claim never raises this number above
+      `concurrency + _prefetch`. `_in_flight_by_destination` counts the same tasks by destination.
     - `_in_flight_by_thread` counts all tasks by thread. `_threads_with_new` is a subset of its keys.
     - A destination is in `_blocked_destinations` from the time its feedback is known until the ledger has stored it.
-      Nothing is sent to it meanwhile. `_saturated_destinations` are those that the last claim skipped.
-    - While intake has a `DirectDispatch` (`_dispatch_pending`), the free slots are reserved for it: nothing is claimed.
-    - `_more_due` and `_next_due_at` are what the last claim learned about deliveries that it did not take. `_wakeup`
-      ends the wait for new work; without it the ledger is polled every `POLL_INTERVAL`.
+      Meanwhile the worker sends nothing to it. `_saturated_destinations` are the destinations that the last claim
+      skipped.
+    - While `_dispatch_pending` is true, intake has a `DirectDispatch`: the free slots are reserved for intake, and the
+      worker claims nothing.
+    - `_more_due` and `_next_due_at` describe deliveries that the last claim did not take. `_wakeup` ends the wait for
+      new work; otherwise the worker polls the ledger every `POLL_INTERVAL`.
     """
 
     name: str
@@ -79,7 +81,7 @@ class DeliveryWorker:
     """Called after each claim, with the number of due deliveries that rate limits or blocked destinations deferred."""
     tracing: Tracing = OFF
     claimed_at: datetime | None = None
-    """When it last claimed a delivery."""
+    """When the worker last claimed a delivery."""
     _wakeup: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there may be work; cleared before each claim."""
     _stopping: bool = False
@@ -92,8 +94,8 @@ class DeliveryWorker:
     _send_slots: asyncio.Semaphore = field(init=False)
     """Limits concurrent sends to `concurrency`."""
     _settle_slots: asyncio.Semaphore = field(init=False)
-    """Limits concurrent settlements to `concurrency`: after a crash, the deliveries that were sent and not settled are
-    sent twice."""
+    """Limits concurrent settlements to `concurrency`, because after a crash, every delivery that was sent but not settled
+    is sent again."""
     _start_slots: asyncio.Semaphore = field(init=False)
     """Limits how many sends start in one event-loop iteration, if the provider is slow."""
     _fastest_send: float = 0.0
@@ -102,13 +104,13 @@ class DeliveryWorker:
     """Part of the lease that is kept for settling."""
     _group: asyncio.TaskGroup = field(init=False)
     _dispatch_pending: bool = False
-    """Intake has a `DirectDispatch` of this worker and has not answered yet."""
+    """Intake has a `DirectDispatch` of this worker and has not called its `accept` yet."""
     _waiting: bool = False
     """The worker waits for `_wakeup`."""
     _idle_poll_done: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared during a claim that will probably find nothing."""
     _returned: int = 0
-    """How many of `_tasks` are past their send."""
+    """How many of `_tasks` have finished their send."""
     _in_flight_by_destination: Counter[str] = field(default_factory=Counter)
     _blocked_destinations: Counter[str] = field(default_factory=Counter)
     """How many attempts to each destination have feedback that is not stored in the ledger yet."""
@@ -149,9 +151,9 @@ class DeliveryWorker:
         return self.concurrency if self.rate_limit.rate is None else 0
 
     def direct_dispatch(self) -> DirectDispatch | None:
-        """The free slots, for deliveries that intake records next; None if deliveries that are due already need them.
+        """Offer the free slots for the deliveries that intake records next; None if due deliveries need the slots.
 
-        Until intake has answered, the worker claims nothing.
+        Until intake has called `accept`, the worker claims nothing.
         """
         if self._dispatch_pending or self._stopping or not self._idle:
             return None
@@ -166,7 +168,7 @@ class DeliveryWorker:
         )
 
     async def idle_poll_done(self) -> None:
-        """Wait for the end of a poll that will probably find nothing: after it, slots may be free for intake."""
+        """Wait for a running poll that will probably find nothing: after it, slots may be free for intake."""
         await self._idle_poll_done.wait()
 
     def notify(self, threads: Iterable[str] = ()) -> None:
@@ -243,7 +245,7 @@ class DeliveryWorker:
 
     @property
     def _free_slots(self) -> int:
-        """How many more deliveries may be claimed: free send slots, and what may wait for one."""
+        """How many more deliveries may be claimed: the free send slots, plus the prefetch."""
         allowed = self._breaker.allowed(self.concurrency, self.clock.now())
         if allowed < self.concurrency:
             return allowed - len(self._tasks)
@@ -299,10 +301,8 @@ class DeliveryWorker:
         """Wait until `_wakeup` is set, a delivery becomes due, or `POLL_INTERVAL` has passed."""
         wait = POLL_INTERVAL
         if self._next_due_at is not None and (left := self._next_due_at - self.clock.now()) < POLL_INTERVAL:
-            wait, self._next_due_at = (
-                max(left, timedelta()),
-                None,
-            )  # used once: a time in the past would make a busy loop
+            # `_next_due_at` is used once: a time in the past would make a busy loop.
+            wait, self._next_due_at = max(left, timedelta()), None
         try:
             async with asyncio.timeout(wait.total_seconds()):
                 self._waiting = True
@@ -334,9 +334,9 @@ class DeliveryWorker:
     async def _wait_for_start_slot(self) -> None:
         """Wait for an event-loop iteration in which few other sends start.
 
-        Sends that start together share the CPU: all of them are ready late, their answers come back together, and
-        meanwhile few messages are at the provider. With a fast provider this costs nothing, and running many similar
-        steps in a row saves CPU, so a fast provider has no such limit.
+        Many sends that start together share the CPU, so all their requests go out late. Their answers also arrive
+        together, and in the meantime the provider has few requests to work on. With a fast provider this costs nothing,
+        and running many similar steps in a row saves CPU time, so the limit applies to slow providers only.
         """
         await self._start_slots.acquire()
         asyncio.get_running_loop().call_soon(self._start_slots.release)
@@ -345,9 +345,8 @@ class DeliveryWorker:
         """Send the delivery; None if it is released instead and the attempt is not counted."""
         started = self.clock.now()
         left = delivery.due_at - self._settle_time - started
-        late = (
-            left <= timedelta()
-        )  # the claim or the wait for a slot took too long: the lease may be another worker's soon
+        # The claim or the wait for a slot took too long: another worker may soon get the lease.
+        late = left <= timedelta()
         # The breaker or the destination may have changed since the claim.
         blocked = (self._breaker.open and not probing) or self._destination(delivery) in self._blocked_destinations
         if self._abandoned or late or blocked:
@@ -387,7 +386,7 @@ class DeliveryWorker:
         return settlement, span
 
     async def _settle(self, settlement: Settlement, span: Span) -> None:
-        """Store the outcome. Until the ledger has the destination's feedback, the destination is blocked here."""
+        """Store the outcome. The worker blocks the destination until the ledger has stored its feedback."""
         destination = self._destination(settlement.delivery)
         if settlement.feedback is not None:
             self._blocked_destinations[destination] += 1
@@ -498,7 +497,7 @@ class DeliveryWorker:
                 return ()
 
     async def _notices(self, dead: Sequence[Delivery], now: datetime) -> Sequence[Delivery]:
-        """Deliveries that notify the fallback recipients, each at most once, of one event's dead deliveries."""
+        """Notices to the fallback recipients about one event's dead deliveries, at most one for each recipient."""
         if not dead or (event := await self.ledger.event(dead[0].event)) is None:
             return ()
         notices = [self.planner.notify_fallback(event, delivery, delivery.reason, now=now) for delivery in dead]

@@ -65,11 +65,11 @@ class Delivery(NamedTuple):
     reason: str = ""
     """Why it is dead, or why the last attempt failed."""
     thread: str = ""
-    """The key of its thread (`thread_key`), which is sent in the order of `occurred_at`; empty if it has none."""
+    """The key of its thread (`thread_key`), whose messages are sent in the order of `occurred_at`; empty: no thread."""
     launch_plan: str = ""
     """The launch plan whose next success ends the thread; empty if none does."""
     resolves: bool = False
-    """True for a resolved notice: it reports that success."""
+    """True for a resolved notice, which reports that success."""
     fallback_for: str = ""
     """The key of the dead delivery that this delivery reports to the fallback recipients."""
     slot_reserved: bool = False
@@ -91,9 +91,9 @@ def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:
 
 
 def time_prefixed(digest: str, at: datetime) -> str:
-    """The digest with its start replaced by the time: five hexadecimal digits, in steps of 16 seconds. Same length.
+    """Return the digest with its first five hexadecimal digits replaced by the time, in steps of 16 seconds.
 
-    Keys of the same time are then neighbours in the index. Random keys would each go to another page of the index, and
+    Keys of about the same time are then neighbours in the index. Random keys would each go to another page of the index, and
     inserts would become slower as the ledger grows. The digits repeat after 194 days, which does no harm.
     """
     return f"{int(at.timestamp()) // 16 % 16**5:05x}{digest}"[: len(digest)]
@@ -171,7 +171,7 @@ Result = Receipt | Exception
 
 
 def classify(delivery: Delivery, result: Result, *, now: datetime, policy: RetryPolicy, rng: Random) -> Outcome:
-    """The outcome for the delivery of an attempt's result. Pure: equal arguments give an equal outcome."""
+    """Return the delivery's outcome, given an attempt's result. Pure: equal arguments give an equal outcome."""
     match result:
         case Receipt():
             return Sent(result)

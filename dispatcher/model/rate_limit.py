@@ -1,8 +1,8 @@
-"""Rate limits and circuit breakers: which deliveries of a claim may go now, and when the others may.
+"""Rate limits and circuit breakers: which deliveries of a claim may be sent now, and when the rest may be sent.
 
 The state of a destination (a Slack channel, a PagerDuty service) is in the ledger, so that all replicas share it and a
 restart keeps it: its bucket, the end of its pause (`Retry-After` or an open breaker) and its failures in a row. A
-delivery that may not go yet reserves the next free slot and is due then. So nothing polls, and the backlog of one
+delivery that may not be sent yet reserves the next free slot and is due then. So nothing polls, and the backlog of one
 destination does not delay other destinations. The breaker of a whole provider is in `circuit_breaker`.
 """
 
@@ -69,9 +69,9 @@ class RateLimit:
 
     rate: Rate | None = None
     burst: int = 1
-    """Deliveries that may go at once when the bucket is full."""
+    """Deliveries that may be sent at once when the bucket is full."""
     max_in_flight: int = 1000
-    """Deliveries in flight to one destination, so that a slow destination cannot occupy all slots."""
+    """Maximum deliveries in flight to one destination, so that a slow destination can't occupy all slots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def feedback(destination: str, result: Result, now: datetime, *, destination_fai
     """The feedback of an attempt's result; None if the destination's state stays the same.
 
     `destination` is empty if the channel limits only the provider as a whole. A permanent refusal (`Never`) concerns
-    the message and a provider-wide failure the provider: neither changes the destination's state. A success changes it
+    the message, and a provider-wide failure concerns the provider: neither changes the destination's state. A success changes it
     only after failures (`destination_failing`).
     """
     if not destination:
@@ -138,19 +138,19 @@ def apply(state: DestinationState, feedback: Feedback) -> DestinationState:
 
 
 class AdmissionDecision(NamedTuple):
-    """When one delivery may go."""
+    """When one delivery may be sent."""
 
     state: DestinationState
     """The new state of its destination."""
     at: datetime
-    """The time at which it may go: `AdmissionControl.now`, or later."""
+    """The time at which it may be sent: `AdmissionControl.now`, or later."""
     slot_reserved: bool
     """True if `at` is a slot of the rate limit that is reserved for this delivery."""
 
 
 @dataclass(slots=True, kw_only=True)
 class AdmissionControl:
-    """Decides for one claim which deliveries may go now. The ledger stores the decisions in the claim's transaction."""
+    """Decides for one claim which deliveries may be sent now. The ledger stores the decisions in the claim's transaction."""
 
     rate_limit: RateLimit
     destination: Callable[[tuple[str, ...]], str]
@@ -159,7 +159,7 @@ class AdmissionControl:
     in_flight: Counter[str] = field(default_factory=Counter)
     """Deliveries in flight, by destination."""
     deferred: int = 0
-    """Deliveries that may go only later, counted in this claim."""
+    """Number of deliveries in this claim that may be sent only later."""
 
     def tracks(self, name: str) -> bool:
         """True if decisions about this destination depend on its stored state."""
@@ -171,7 +171,7 @@ class AdmissionControl:
         return [name for name, number in self.in_flight.items() if name and number >= self.rate_limit.max_in_flight]
 
     def admit(self, name: str, state: DestinationState, *, slot_reserved: bool) -> AdmissionDecision | None:
-        """Decide when one more delivery to the destination may go; None if the destination is saturated.
+        """Decide when one more delivery to the destination may be sent; None if the destination is saturated.
 
         `slot_reserved`: the delivery was deferred to a slot of the rate limit, which has come now.
         """
@@ -187,7 +187,7 @@ class AdmissionControl:
             self.deferred += 1
             return decision
         self.in_flight[name] += 1
-        if name and state.breaker_open:  # half-open: this delivery is the probe, and no other goes before its result
+        if name and state.breaker_open:  # half-open: this delivery is the probe, and no other is sent before its result
             blocked_until = self.now + _pause(state.failures)
             return decision._replace(state=replace(decision.state, blocked_until=blocked_until))
         return decision

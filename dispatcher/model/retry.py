@@ -1,7 +1,7 @@
 """When to retry: exponential back-off with full jitter, between a floor and a ceiling, until a deadline.
 
-The attempts of a delivery are counted in the ledger, because each may be made by another process: no retry loop in
-memory can span them. Only the curve comes from tenacity (`wait_exponential`).
+The ledger counts the attempts of a delivery, because each attempt may run in another process: no retry loop in memory
+can span them. Only the curve comes from tenacity (`wait_exponential`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from random import Random
 from tenacity import RetryCallState, Retrying, wait_exponential
 
 FLOOR = timedelta(milliseconds=500)
-"""Minimum delay: full jitter alone may give almost none."""
+"""Minimum delay, because full jitter may give a delay near zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Turns the matched rules of an event into deliveries with a key and rendered content.
 
 For mail, one delivery has a rule's whole recipient list, as in Flyte, or the recipients that share a template set. On
-every other channel, one delivery has one address. An address gets an event once per channel, even if several rules
-name it.
+every other channel, one delivery has one address. An address is notified of an event once per channel, even
+if several rules name it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Render(Protocol):
         """Return the content.
 
         `recipient`: one of the recipients, who share a template set. `template`: the rule's own template.
-        `undelivered`: for a notice to fallback recipients, who could not be notified and why.
+        `undelivered`: only for a notice to fallback recipients: the recipients that could not be notified, and why.
         """
 
 
@@ -80,7 +80,7 @@ class Planner:
     addresses: Mapping[str, Address]
     """By configured channel: the function that returns a recipient's address."""
     fallbacks: Mapping[str, str]
-    """By channel: the channel for recipients that the first one does not know, such as `slack` -> `email`."""
+    """By channel: the fallback channel for recipients that the channel does not know, such as `slack` -> `email`."""
     render: Render
     fallback_recipients: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     """By channel: the channels and recipients that are notified when one of its deliveries is dead."""
@@ -108,7 +108,7 @@ class Planner:
     def new_version(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> NewVersion | None:
         """Return the change events to send if the launch plan ran in this version for the first time.
 
-        They go to the recipients of all `rules`. None if no channel of the rules has change events.
+        They are sent to the recipients of all `rules`. None if no channel of the rules has change events.
         """
         with_change_events = [rule for rule in rules if rule.notification.channel in self.change_events]
         plan = event.launch_plan
@@ -243,7 +243,7 @@ class _EventPlan:
             try:
                 target = self.planner.target(fallback, recipient)
             except UnknownRecipient:
-                continue  # the dead delivery has the reason
+                continue  # the dead delivery contains the reason
             if self.register(target.channel, target.address):
                 targets.append(target)
         for group in self._by_template_set(targets):
@@ -275,8 +275,8 @@ class _EventPlan:
                 self.deliveries.append(notice._replace(key=key, fallback_for=dead.key))
 
     def change_events(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
-        """Return a change event for each service that a rule names. Unknown recipients are left out: a failure of the
-        launch plan reports them.
+        """Return a change event for each service that a rule names. Unknown recipients are left out: they are reported when
+        the launch plan fails.
         """
         deliveries = []
         for rule in rules:
@@ -298,7 +298,7 @@ class _EventPlan:
     def plan_resolved_notice(self, opened: OpenThread) -> Delivery | None:
         """Return the resolved notice of a thread, whether or not a rule asks for successes.
 
-        None if the channel is not configured or does not thread messages to this address any more.
+        None if the channel is no longer configured or no longer threads messages to this address.
         """
         thread_by = self.planner.thread_by.get(opened.channel)
         if thread_by is None or thread_by(opened.addresses[0]) is None or self.event.launch_plan is None:
@@ -325,7 +325,7 @@ class _EventPlan:
         self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content, position=position))
 
     def _thread_position(self, channel: str, addresses: Sequence[str]) -> _ThreadPosition:
-        """The thread of a failure. A success gets none here: if a thread is open, `plan_resolved_notice` adds to it."""
+        """The thread of a failure; no thread for a success, because `plan_resolved_notice` adds it to open threads."""
         thread_by = self.planner.thread_by.get(channel)
         unit = thread_by(addresses[0]) if thread_by is not None else None
         if unit is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
@@ -347,7 +347,7 @@ class _EventPlan:
             self.deliveries.append(self._delivery(channel, (recipient,), (), rule.defined_at, content, dead=reason))
 
     def _key(self, kind: str, addresses: Sequence[str]) -> str:
-        """The delivery key. It is the same on every replica, so two that reroute a delivery at once write one row."""
+        """The delivery key. It is the same on every replica: if two replicas reroute a delivery, they write one row."""
         return time_prefixed(delivery_key(self._event, kind, addresses), self.event.occurred_at)
 
     def _delivery(
