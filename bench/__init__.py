@@ -1,1 +1,1 @@
-"""Measurements: each a ratio against a baseline of the same run, medians of several rounds."""
+"""Benchmarks. Each result is a ratio to a baseline of the same run, as the median of several rounds."""

@@ -1,11 +1,11 @@
-"""Every benchmark, one table: ours beside a baseline of the same run, on this machine.
+"""Runs all benchmarks and prints one table: the dispatcher compared with a baseline of the same run, on this machine.
 
     python -m bench [--smoke] [--rounds 5] [--only mail --only start] [--out .cache/bench] [--write docs/performance.md]
 
-All of it takes about twenty minutes on a quiet machine of two cores.
+A full run takes about twenty minutes on a quiet machine with two cores.
 
-The table is printed, and lies as Markdown and as JSON in the folder. Exit status 1 where a benchmark broke: what can't
-run here for want of something says so in the table and breaks nothing, nor does a goal that is missed.
+The table is printed, and written as Markdown and JSON to the folder --out. Exit status 1 if a benchmark fails. A missing
+program (such as Alertmanager) or a missed goal is only reported in the table.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ORDER = (
     "growth",
     "start",
 )
-"""As an event goes through the rooms; what isn't named comes after."""
+"""In the order of an event's processing; other benchmarks come last."""
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 Benchmark = Callable[..., Iterable[Figure | Missing]]
@@ -49,7 +49,7 @@ Benchmark = Callable[..., Iterable[Figure | Missing]]
 
 @dataclass(slots=True)
 class Run:
-    """What one run found, and what it took."""
+    """The results of one run, and the time that each benchmark took."""
 
     rounds: int
     smoke: bool
@@ -60,11 +60,11 @@ class Run:
     broken: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
-        what = "the shortest form: these figures say nothing" if self.smoke else f"medians of {self.rounds} rounds"
-        took = sum(self.seconds.values()) / 60
+        what = "a smoke run: the figures mean nothing" if self.smoke else f"medians of {self.rounds} rounds"
+        minutes = sum(self.seconds.values()) / 60
         return "\n".join(
             [
-                f"{self.began:%Y-%m-%d}, {took:.0f} minutes; {what}.",
+                f"{self.began:%Y-%m-%d}, {minutes:.0f} minutes; {what}.",
                 "",
                 *(f"- {name}: {value}" for name, value in self.machine.items()),
                 "",
@@ -86,7 +86,7 @@ class Run:
 
 
 def benchmarks() -> dict[str, Benchmark]:
-    """Every module here that has `figures`, by its name."""
+    """The benchmarks by name: the modules of this package that have a function `figures`."""
     names = {module.name for module in pkgutil.iter_modules(bench.__path__)} - {"__main__", "figures", "machine"}
     in_order = [name for name in ORDER if name in names] + sorted(names - set(ORDER))
     modules = {name: importlib.import_module(f"bench.{name}") for name in in_order}
@@ -94,63 +94,65 @@ def benchmarks() -> dict[str, Benchmark]:
 
 
 def measure(name: str, benchmark: Benchmark, run: Run) -> None:
-    """Run one of them; what it lacks and how it broke is a line of the table too."""
+    """Run one benchmark. If it is unavailable or fails, the table gets a line with the reason."""
     began = time.monotonic()
-    say(f"{name} …")
+    print_progress(f"{name} …")
     try:
         for one in benchmark(run.rounds, smoke=run.smoke):
             run.found.append(one)
-            say(f"{name}: {one.summary}")
-    except Unavailable as lacking:
-        run.found.append(Missing(path=name, why=str(lacking)))
-        say(f"{name}: {lacking}")
-    except Exception as error:  # noqa: BLE001 - one that breaks must not take the others' figures with it
+            print_progress(f"{name}: {one.summary}")
+    except Unavailable as unavailable:
+        run.found.append(Missing(path=name, why=str(unavailable)))
+        print_progress(f"{name}: {unavailable}")
+    except Exception as error:  # noqa: BLE001 - a failed benchmark must not lose the others' results
         traceback.print_exc()
         run.found.append(Missing(path=name, why=f"broke: {type(error).__name__}: {error}"))
         run.broken.append(name)
-        say(f"{name}: broke: {error!r}")
+        print_progress(f"{name}: broke: {error!r}")
     run.seconds[name] = round(time.monotonic() - began, 1)
-    say(f"{name} took {run.seconds[name]:.0f} s")
+    print_progress(f"{name} took {run.seconds[name]:.0f} s")
 
 
-def say(words: str) -> None:
-    print(f"{datetime.now(UTC):%H:%M:%S}  {words}", file=sys.stderr, flush=True)
+def print_progress(line: str) -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S}  {line}", file=sys.stderr, flush=True)
 
 
 def around_table(file: Path) -> tuple[str, str]:
-    """What is before the table in a file, and what is after it. Raises ValueError where its markers aren't there."""
+    """The text before and after the table in a file. Raises ValueError if the file lacks the table's markers."""
     before, begin, rest = file.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{file} has no table: it wants {BEGIN} and {END}")
+        raise ValueError(f"{file} has no table: it needs {BEGIN} and {END}")
     return before + begin, end + after
 
 
-def asked(known: Sequence[str], arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def arguments(known: Sequence[str], arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--smoke", action="store_true", help="as short as can be: whether they still run")
+    parser.add_argument(
+        "--smoke", action="store_true", help="only test that the benchmarks run; the figures mean nothing"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of each comparison")
     parser.add_argument(
-        "--only", action="append", choices=known, metavar="NAME", help=f"of {', '.join(known)}; may be given again"
+        "--only", action="append", choices=known, metavar="NAME", help=f"one of {', '.join(known)}; repeat for several"
     )
-    parser.add_argument("--out", type=Path, default=Path(".cache/bench"), help="the folder of the written tables")
+    parser.add_argument("--out", type=Path, default=Path(".cache/bench"), help="the folder to write the tables to")
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="also put the table between the markers of this file"
+        "--write", type=Path, metavar="FILE", help="also write the table between the markers in this file"
     )
     options = parser.parse_args(arguments)
     if options.write and (options.only or options.smoke):
-        parser.error("--write wants the whole table: neither --only nor --smoke")
+        parser.error("--write needs a full run: do not combine it with --only or --smoke")
     if options.write:
-        around_table(options.write)  # or the run is for nothing
+        around_table(options.write)  # fail before the run, not after twenty minutes
     return options
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # brokers and databases are to end too
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # runs `finally`: stops brokers, databases
     known = benchmarks()
-    options = asked(list(known))
+    options = arguments(list(known))
     run = Run(rounds=1 if options.smoke else options.rounds, smoke=options.smoke)
     for name in options.only or known:
         measure(name, known[name], run)

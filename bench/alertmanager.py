@@ -1,6 +1,6 @@
-"""Debian's prometheus-alertmanager as a rival: on one core, with one receiver, and each alert a group of its own.
+"""Debian's prometheus-alertmanager as a baseline: on one core, with one receiver, and with one group per alert.
 
-It holds what it owes in memory, where ours is on disk before a message goes out.
+It keeps its notifications in memory, while the dispatcher writes them to disk before it sends them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import yaml
 from bench.figures import Missing
 from bench.providers import Provider, cores
 from bench.replicas import resident
-from bench.storm import BATCH, PATIENCE, PROJECTS, Ran
+from bench.storm import BATCH, PROJECTS, TIMEOUT, RunResult
 from tests.support.service import free_port
 
 COMMAND = "prometheus-alertmanager"
 
 
 def missing(path: str, work: str) -> Iterator[Missing]:
-    """The line that says that there is none here, where there is none."""
+    """Yield the table's line for a machine without Alertmanager; nothing if it is installed."""
     if not installed():
         yield Missing(path=path, work=work, baseline="Alertmanager", why=f"apt-get install {COMMAND}")
 
@@ -40,33 +40,32 @@ def installed() -> bool:
     return shutil.which(COMMAND) is not None
 
 
-def carry(count: int, receiver: Mapping[str, Any], provider: Provider) -> Ran:
-    """So many alerts to one message each; until the provider has the last one."""
+def carry(count: int, receiver: Mapping[str, Any], provider: Provider) -> RunResult:
+    """Send `count` alerts, one message each, until the provider has the last one or the time is over."""
     with _running(receiver) as (url, process):
         _post(url, [_alert(count)])
-        provider.wait_for(1, PATIENCE)
+        provider.wait_for(1, TIMEOUT)
         provider.begin()
         cpu, began = _cpu(process), time.monotonic()
         for first in range(0, count, BATCH):
             _post(url, [_alert(number) for number in range(first, min(first + BATCH, count))])
-        arrived = provider.wait_for(count, PATIENCE)
+        arrived = provider.wait_for(count, TIMEOUT)
         if not arrived.messages:
             raise RuntimeError("nothing arrived from Alertmanager: this measurement is void")
-        return Ran(
-            arrived.messages, arrived.last - began, _cpu(process) - cpu
-        )  # what it did not do in time counts for nothing
+        # Messages that did not arrive in time are not counted.
+        return RunResult(arrived.messages, arrived.last - began, _cpu(process) - cpu)
 
 
-def most_resident(groups: int, receiver: Mapping[str, Any], provider: Provider) -> float:
-    """The most MiB it ever had, once it told of so many groups and has them all."""
+def peak_memory(groups: int, receiver: Mapping[str, Any], provider: Provider) -> float:
+    """Peak resident memory in MiB after it has notified of `groups` alert groups, which it still keeps."""
     with _running(receiver) as (url, process):
         provider.begin()
         for first in range(0, groups, BATCH):
             _post(url, [_alert(number) for number in range(first, min(first + BATCH, groups))])
-        arrived = provider.wait_for(groups, PATIENCE)
+        arrived = provider.wait_for(groups, TIMEOUT)
         if arrived.messages < groups:
-            raise RuntimeError(f"Alertmanager told of {arrived.messages} groups of {groups}: this measurement is void")
-        return resident(process.pid, most=True)
+            raise RuntimeError(f"Alertmanager sent {arrived.messages} of {groups} groups: this measurement is void")
+        return resident(process.pid, peak=True)
 
 
 def _alert(number: int) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def _post(url: str, alerts: list[dict[str, Any]]) -> None:
 def _running(receiver: Mapping[str, Any]) -> Iterator[tuple[str, psutil.Process]]:
     with TemporaryDirectory() as folder:
         config = Path(folder, "alertmanager.yml")
-        # each alert is a group of its own, told at once and never again
+        # Each alert is its own group, notified at once and not repeated.
         route = {"receiver": "bench", "group_by": ["..."], "group_wait": "0s", "repeat_interval": "24h"}
         config.write_text(yaml.safe_dump({"route": route, "receivers": [{"name": "bench", **receiver}]}))
         url = f"http://127.0.0.1:{free_port()}"

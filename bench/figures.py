@@ -1,8 +1,8 @@
-"""What a benchmark finds: figures beside a baseline of the same run, and the table that they make.
+"""The results of benchmarks, and the table made of them.
 
-A benchmark is a module with `figures(rounds, *, smoke) -> Iterable[Figure | Missing]`, which yields each as soon as it is
-measured; `smoke` makes it as short as it can be and still run. What a whole benchmark can't do without, it asks for by
-raising Unavailable; what only one line needs (Debian's Alertmanager, say) is a Missing in its place.
+A benchmark is a module with `figures(rounds, *, smoke) -> Iterable[Figure | Missing]`, which yields each result as soon as
+it is measured. `smoke` asks for the shortest possible run. If the machine lacks a requirement of the whole benchmark, it
+raises Unavailable; if only one line needs it (such as Debian's Alertmanager), it yields Missing for that line.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Found = TypeVar("Found")
 
 
 class Unavailable(Exception):
-    """The benchmark can't run here; the message says what it lacks."""
+    """The benchmark cannot run on this machine; the message names the missing requirement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is aimed at: of the ratio to the baseline, or of our own value where `of` says so."""
+    """A goal for the ratio to the baseline or, if `of` is `value`, for the dispatcher's own value."""
 
     bound: Literal["at least", "at most"]
     value: float
@@ -33,10 +33,10 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One line of the table: what we did and what the baseline did, round by round, in the same unit."""
+    """One line of the table: the dispatcher's and the baseline's values, one per round, in the same unit."""
 
     path: str
-    """The row of the table it belongs to: intake, record, mail, …"""
+    """The benchmark's name in the table: intake, record, mail, …"""
     work: str
     baseline: str
     ours: Sequence[float]
@@ -46,7 +46,7 @@ class Figure:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours to the baseline's, of the rounds that ran side by side."""
+        """The dispatcher's value divided by the baseline's, for each round."""
         return [one / other for one, other in zip(self.ours, self.theirs, strict=True)]
 
     @property
@@ -61,7 +61,7 @@ class Figure:
 
     @property
     def summary(self) -> str:
-        """One line, for whoever waits for the run."""
+        """One line for the progress output."""
         verdict = {True: ", goal met", False: ", goal missed", None: ""}[self.met]
         return f"{self.work}, beside {self.baseline}: {_short(statistics.median(self.ours))}{self.unit}, {self._spread}{verdict}"
 
@@ -95,7 +95,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """A line of the table that could not be measured here, and why."""
+    """A line of the table that could not be measured, with the reason."""
 
     path: str
     why: str
@@ -114,7 +114,7 @@ class Missing:
 
 
 def interleaved(rounds: int, contenders: Mapping[str, Callable[[], Found]]) -> dict[str, list[Found]]:
-    """What each contender measures, all of them once a round: whatever disturbs the machine disturbs all."""
+    """Measure each contender once per round, so that a disturbance of the machine affects all of them."""
     found: dict[str, list[Found]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, measure in contenders.items():

@@ -1,9 +1,9 @@
-"""What an event costs beside much that is done with: a full ledger, many launch plans.
+"""The cost of an event as the ledger and the number of launch plans grow.
 
     python -m bench.growth [--rounds 5] [--largest 1000000]
 
-Each size is measured with the smallest as its baseline, side by side. SQLite's work and the rules' are this process's own, so
-their unit is CPU; PostgreSQL's is the time that passes.
+The baseline of each size is the smallest size, measured in the same rounds. SQLite and the rules run in this process and
+are measured in CPU time; PostgreSQL is measured in elapsed time.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from dispatcher.rules import PlanKey, PlanRules, Rule, RuleBook, decide
 from dispatcher.runtime import event_loop
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-"""Settled deliveries, each of an event of its own and with one attempt."""
+"""Settled deliveries in the ledger, each with its own event and one attempt."""
 BOOKS = (10, 1_000, 100_000)
 """Launch plans with rules."""
 BATCH = 100
 BATCHES = 2
-"""So many are measured at once: one is a few hundredths of a second."""
+"""Batches per measurement: one alone takes only a few hundredths of a second."""
 DECISIONS = 5000
-BEGAN = 1_700_000_000
-"""When the first of the settled was owed; there is one a second."""
+FIRST_CREATED_AT = 1_700_000_000
+"""Unix time of the first settled delivery; one more per second follows."""
 GOAL = Goal("at most", 1.3)
 SENT = Sent(Receipt(answer=Answer("250", "queued"), reference={"message_id": "<1@example.com>"}))
 _numbers = count()
@@ -66,7 +66,7 @@ INSERT INTO attempts (delivery, number, started_at, ended_at, outcome, status, a
 SELECT {key}, 1, {at}, {at}, 'sent', '200', 'ok', '' FROM {numbers};
 """
 
-_TOLD = """
+_RECIPIENTS = """
 INSERT INTO delivery_recipients (recipient, created_at, delivery)
 SELECT name, created_at, key FROM deliveries, (SELECT '#alerts' AS name UNION SELECT 'c0123456789') AS names;
 """
@@ -75,28 +75,28 @@ _INDEXES = """
 SELECT indexname, indexdef FROM pg_indexes
 WHERE schemaname = 'public' AND indexname NOT IN (SELECT conname FROM pg_constraint)
 """
-"""Those that are made after the rows, which then go in twice as fast."""
+"""Indexes that are dropped and created again after the rows are inserted, which is then twice as fast."""
 
 
 @dataclass(slots=True)
 class Costs:
-    """Microseconds an event, round by round, by size."""
+    """Microseconds per event: a list with one value per round, by size."""
 
     work: str
-    taken: dict[int, list[float]] = field(default_factory=dict)
+    by_size: dict[int, list[float]] = field(default_factory=dict)
 
     def add(self, size: int, cost: float) -> None:
-        self.taken.setdefault(size, []).append(cost * 1e6)
+        self.by_size.setdefault(size, []).append(cost * 1e6)
 
     def figures(self, unit: str) -> Iterator[Figure]:
-        smallest, *larger = sorted(self.taken)
+        smallest, *larger = sorted(self.by_size)
         for size in larger:
             yield Figure(
                 path="growth",
                 work=f"{self.work}, {size:,} {unit}",
                 baseline=f"{smallest:,}",
-                ours=self.taken[size],
-                theirs=self.taken[smallest],
+                ours=self.by_size[size],
+                theirs=self.by_size[smallest],
                 unit=" us",
                 goal=GOAL,
             )
@@ -106,21 +106,23 @@ def fill_sqlite(file: Path, size: int) -> None:
     upwards = f"SELECT 0 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < {size - 1}"
     script = _SETTLED.format(
         numbers=f"(WITH RECURSIVE numbers AS ({upwards}) SELECT n FROM numbers)",
-        at=f"strftime('%Y-%m-%d %H:%M:%S.000000', {BEGAN} + n, 'unixepoch')",
+        at=f"strftime('%Y-%m-%d %H:%M:%S.000000', {FIRST_CREATED_AT} + n, 'unixepoch')",
         empty="CAST('{}' AS BLOB)",
         false="0",
         **_keys("sha256({})".format, "printf('%05x', {})".format),
     )
     with closing(opened(file)) as connection:
         connection.create_function("sha256", 1, lambda text: sha256(text.encode()).hexdigest(), deterministic=True)
-        connection.executescript(f"PRAGMA foreign_keys=OFF; PRAGMA synchronous=OFF; BEGIN; {script} {_TOLD} COMMIT")
+        connection.executescript(
+            f"PRAGMA foreign_keys=OFF; PRAGMA synchronous=OFF; BEGIN; {script} {_RECIPIENTS} COMMIT"
+        )
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 async def fill_postgres(url: str, size: int) -> None:
     script = _SETTLED.format(
         numbers=f"generate_series(0, {size - 1}) AS n",
-        at=f"to_timestamp({BEGAN} + n)",
+        at=f"to_timestamp({FIRST_CREATED_AT} + n)",
         empty="'{}'::bytea",
         false="false",
         **_keys("encode(sha256(({})::bytea), 'hex')".format, "lpad(to_hex({}), 5, '0')".format),
@@ -129,18 +131,18 @@ async def fill_postgres(url: str, size: int) -> None:
     try:
         await connection.execute("SET session_replication_role = replica")  # without triggers
         indexes = await connection.fetch(_INDEXES)
-        without = "".join(f"DROP INDEX {name};" for name, _ in indexes)
-        with_them = "".join(f"{making};" for _, making in indexes)
-        await connection.execute(f"{without} {script} {_TOLD} {with_them}")
+        drop = "".join(f"DROP INDEX {name};" for name, _ in indexes)
+        create = "".join(f"{statement};" for _, statement in indexes)
+        await connection.execute(f"{drop} {script} {_RECIPIENTS} {create}")
         await connection.execute("VACUUM ANALYZE")
     finally:
         await connection.close()
 
 
 def _keys(sha256: Callable[[str], str], five_digits: Callable[[str], str]) -> dict[str, str]:
-    """Keys as true ones are: Flyte makes its executions' names up at random, and the rest are digests by time."""
+    """Keys like real ones: execution names are random, and the other keys are digests that begin with the time."""
     name, key, content = (sha256(f"'{what} ' || n") for what in ("name", "key", "content"))
-    digits = five_digits(f"({BEGAN} + n) / 16 % 1048576")
+    digits = five_digits(f"({FIRST_CREATED_AT} + n) / 16 % 1048576")
     return {
         "name": f"'a' || substr({name}, 1, 19)",
         "key": f"{digits} || substr({key}, 1, 27)",
@@ -148,19 +150,19 @@ def _keys(sha256: Callable[[str], str], five_digits: Callable[[str], str]) -> di
     }
 
 
-async def carry(ledger: Ledger, now: datetime) -> int:
-    """Claim and settle the mails that wait, as a courier does; how many there were."""
+async def claim_and_settle(ledger: Ledger, now: datetime) -> int:
+    """Claim and settle the waiting mails, as a worker does. Returns their number."""
     admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
     claim = await ledger.claim("email", BATCH, lease="bench", until=now + timedelta(minutes=1), admission=admission)
-    async with asyncio.TaskGroup() as settling:
+    async with asyncio.TaskGroup() as group:
         for one in claim.deliveries:
-            settling.create_task(ledger.settle(Settlement(delivery=one, outcome=SENT, started_at=now, ended_at=now)))
+            group.create_task(ledger.settle(Settlement(delivery=one, outcome=SENT, started_at=now, ended_at=now)))
     return len(claim.deliveries)
 
 
 async def measure(url: str, clock: Callable[[], float]) -> tuple[float, float]:
-    """Seconds to record an event, and to claim and settle its mail, in a ledger that has been opened a batch before."""
-    spent = [0.0, 0.0]
+    """Seconds to record an event, and to claim and settle its mail. The first batch after opening is not counted."""
+    recording = settling = 0.0
     async with Ledger(url) as ledger:
         for batch in range(1 + BATCHES):
             entries = [recorded(next(_numbers)) for _ in range(BATCH)]
@@ -168,21 +170,22 @@ async def measure(url: str, clock: Callable[[], float]) -> tuple[float, float]:
             began = clock()
             await ledger.record(entries, (), now=now)
             between = clock()
-            if await carry(ledger, now) != BATCH:
-                raise RuntimeError("not every mail was there: this measurement is void")
+            if await claim_and_settle(ledger, now) != BATCH:
+                raise RuntimeError("some mails were missing: this measurement is void")
             if batch:
-                spent = [spent[0] + between - began, spent[1] + clock() - between]
-    return spent[0] / BATCHES / BATCH, spent[1] / BATCHES / BATCH
+                recording += between - began
+                settling += clock() - between
+    return recording / BATCHES / BATCH, settling / BATCHES / BATCH
 
 
-async def growing(urls: Mapping[int, str], rounds: int, kind: str, clock: Callable[[], float]) -> list[Costs]:
-    recording, carrying = Costs(f"record, {kind}"), Costs(f"claim and settle, {kind}")
+async def measure_sizes(urls: Mapping[int, str], rounds: int, kind: str, clock: Callable[[], float]) -> list[Costs]:
+    recording, settling = Costs(f"record, {kind}"), Costs(f"claim and settle, {kind}")
     for _ in range(rounds):
         for size, url in urls.items():
-            one, other = await measure(url, clock)
-            recording.add(size, one)
-            carrying.add(size, other)
-    return [recording, carrying]
+            record_seconds, settle_seconds = await measure(url, clock)
+            recording.add(size, record_seconds)
+            settling.add(size, settle_seconds)
+    return [recording, settling]
 
 
 async def sqlite(rounds: int, sizes: Sequence[int]) -> list[Costs]:
@@ -191,7 +194,7 @@ async def sqlite(rounds: int, sizes: Sequence[int]) -> list[Costs]:
         for size, url in urls.items():
             await migrated(url)
             fill_sqlite(Path(folder, f"{size}.db"), size)
-        return await growing(urls, rounds, "SQLite", time.process_time)
+        return await measure_sizes(urls, rounds, "SQLite", time.process_time)
 
 
 async def postgresql(rounds: int, sizes: Sequence[int]) -> list[Costs]:
@@ -200,18 +203,18 @@ async def postgresql(rounds: int, sizes: Sequence[int]) -> list[Costs]:
         for size, url in urls.items():
             await migrated(url)
             await fill_postgres(url, size)
-        return await growing(urls, rounds, "PostgreSQL", time.perf_counter)
+        return await measure_sizes(urls, rounds, "PostgreSQL", time.perf_counter)
 
 
 def book(size: int) -> RuleBook:
-    """So many launch plans, with a rule each."""
-    wanted = Notification(phases=(Phase.FAILED,), channel="email", recipients=("dev-team@example.com",))
+    """A rule book with `size` launch plans, one rule each."""
+    notification = Notification(phases=(Phase.FAILED,), channel="email", recipients=("dev-team@example.com",))
     keys = (PlanKey("flytesnacks", "production", f"train.{number}") for number in range(size))
-    return RuleBook({key: PlanRules(key, (Rule(wanted, f"plans.yaml:{at}"),)) for at, key in enumerate(keys)})
+    return RuleBook({key: PlanRules(key, (Rule(notification, f"plans.yaml:{at}"),)) for at, key in enumerate(keys)})
 
 
-def ends(size: int, rng: random.Random) -> list[Event]:
-    """The ends of launch plans with rules, and of as many without."""
+def terminal_events(size: int, rng: random.Random) -> list[Event]:
+    """Terminal events, one half of launch plans with rules, the other half of launch plans without."""
     return [
         Event(
             execution=ExecutionId(project="flytesnacks", domain="production", name=f"bench{number}"),
@@ -228,7 +231,7 @@ def ends(size: int, rng: random.Random) -> list[Event]:
 def deciding(rounds: int, sizes: Sequence[int]) -> Costs:
     costs = Costs("decide")
     rng = random.Random(7)
-    books = {size: (book(size), ends(size, rng)) for size in sizes}
+    books = {size: (book(size), terminal_events(size, rng)) for size in sizes}
     for _ in range(rounds):
         for size, (rules, events) in books.items():
             began = time.process_time()
@@ -251,8 +254,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--largest", type=int, default=SIZES[-1])
     options.add_argument("--rounds", type=int, default=5)
-    asked = options.parse_args()
-    print(as_markdown(figures(asked.rounds, smoke=False, largest=asked.largest)))
+    arguments = options.parse_args()
+    print(as_markdown(figures(arguments.rounds, smoke=False, largest=arguments.largest)))
 
 
 if __name__ == "__main__":

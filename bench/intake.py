@@ -1,11 +1,11 @@
-"""Messages a second through intake, from a real broker, beside loops that do nothing with them.
+"""Messages per second through intake, from a real broker, compared with loops that discard the messages.
 
     python -m bench.intake [--messages 500000] [--rounds 5]
 
-1 % of the messages are terminal events that owe three deliveries each; the rest is a topic's usual noise. Ours decodes,
-decides, renders, records into SQLite and commits; and once more where nobody is to be told of them, which shows what
-reading costs without what is read for. The loops run aiokafka alone on the same event loop: one asks for the messages as
-ours does, the other has aiokafka's defaults.
+1 % of the messages are terminal events with three deliveries each; the others are node and task events, as on a real
+topic. Intake decodes, decides, renders, records into SQLite and commits. A second measurement has no rules, so no
+notifications: it shows the cost of reading alone. The baseline loops run aiokafka on the same event loop: one with
+intake's fetch settings, the other with aiokafka's defaults.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.workload import DELIVERIES, failed, planner, rules
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.decode import is_other_type
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
-from dispatcher.intake.kafka.consumer import FETCH_BYTES, CHUNK, KafkaConfig, KafkaSource
+from dispatcher.intake.kafka.consumer import CHUNK, FETCH_BYTES, KafkaConfig, KafkaSource
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
@@ -46,20 +46,23 @@ LOOPS: Mapping[str, dict[str, Any]] = {
     "bare getmany loop": {"max_partition_fetch_bytes": FETCH_BYTES, "max_poll_records": CHUNK},
     "bare getmany loop, aiokafka's defaults": {},
 }
-OURS: Mapping[str, int] = {"": DELIVERIES, ", nobody to be told": 0}
-"""What a terminal event owes, by what is said of it."""
+OURS: Mapping[str, int] = {"": DELIVERIES, ", no notifications": 0}
+"""Deliveries per terminal event, by the label of the measurement."""
 GOAL = Goal("at least", 0.8)
 
 
 def messages(count: int) -> Iterator[tuple[int, EncodedMessage]]:
-    """Messages of about 1 kB with six headers, and their partitions: 99 of nodes and tasks, then one terminal event."""
+    """Yield partition and message, of about 1 kB with six headers: 99 node and task events, then one terminal event."""
     for number in range(count // 100):
         event = failed(number)
-        *before, end = write_lifecycle(event, Format.FLYTE_V2)
+        *before, terminal = write_lifecycle(event, Format.FLYTE_V2)
         inner = [message for message in before if " n0 " in message.summary]
         for index in range(99):
             one = inner[index % len(inner)]
-            yield number % PARTITIONS, EncodedMessage(one.key, one.headers, one.value.ljust(len(end.value)), one.summary)
+            yield (
+                number % PARTITIONS,
+                EncodedMessage(one.key, one.headers, one.value.ljust(len(terminal.value)), one.summary),
+            )
         yield number % PARTITIONS, write(event, Format.FLYTE_V2)
 
 
@@ -73,30 +76,30 @@ async def fill(servers: str, topic: str, count: int) -> None:
 
 
 @dataclass(slots=True)
-class Watch:
-    """Runs from the first batch's arrival to the last one's end; the first counts for nobody."""
+class Stopwatch:
+    """Measures from the arrival of the first batch, which is not counted, to the end of the last."""
 
     count: int
-    left: int = field(init=False)
+    remaining: int = field(init=False)
     began: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        self.left = self.count
+        self.remaining = self.count
 
     def arrived(self, number: int) -> None:
         if self.began == (0.0, 0.0):
             self.began = time.perf_counter(), time.process_time()
             self.count -= number
-        self.left -= number
+        self.remaining -= number
 
     def read(self) -> tuple[float, float]:
-        """Messages a second, and microseconds of CPU a message."""
-        took, worked = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-        return self.count / took, worked / self.count * 1e6
+        """Messages per second, and microseconds of CPU per message."""
+        seconds, cpu_seconds = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+        return self.count / seconds, cpu_seconds / self.count * 1e6
 
 
 async def bare(servers: str, topic: str, group: str, count: int, options: dict[str, Any]) -> tuple[float, float]:
-    """The baseline: getmany, and nothing else."""
+    """The baseline: calls getmany and discards the messages."""
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=servers,
@@ -106,35 +109,35 @@ async def bare(servers: str, topic: str, group: str, count: int, options: dict[s
         **options,
     )
     await consumer.start()
-    watch = Watch(count)
-    while watch.left > 0:
+    stopwatch = Stopwatch(count)
+    while stopwatch.remaining > 0:
         found = await consumer.getmany(timeout_ms=500)
         if found:
-            watch.arrived(sum(map(len, found.values())))
-    measured = watch.read()
+            stopwatch.arrived(sum(map(len, found.values())))
+    measured = stopwatch.read()
     await consumer.stop()
     return measured
 
 
 @dataclass(slots=True)
-class Watched:
-    """Kafka's messages, counted; it stops after the last."""
+class CountingSource:
+    """A Kafka source that counts its messages and stops after the last."""
 
     source: KafkaSource
-    watch: Watch
+    stopwatch: Stopwatch
     measured: tuple[float, float] = (0.0, 0.0)
 
     async def batches(self) -> AsyncGenerator[Batch]:
         async with aclosing(self.source.batches()) as batches:
             async for batch in batches:
-                self.watch.arrived(len(batch.messages) + batch.skipped)
+                self.stopwatch.arrived(len(batch.messages) + batch.skipped)
                 yield batch
-                if self.watch.left <= 0:
-                    self.measured = self.watch.read()
+                if self.stopwatch.remaining <= 0:
+                    self.measured = self.stopwatch.read()
                     self.stop()
 
     async def wait(self, duration: timedelta) -> bool:
-        raise RuntimeError(f"something was away for {duration}: this measurement is void")
+        raise RuntimeError(f"intake had to wait {duration}: this measurement is void")
 
     def stop(self) -> None:
         self.source.stop()
@@ -143,30 +146,30 @@ class Watched:
         return await self.source.unready_reason()
 
 
-async def intake(servers: str, topic: str, group: str, count: int, owing: int) -> tuple[float, float]:
-    """Ours: decode, decide, plan, render, record into SQLite, commit."""
+async def intake(servers: str, topic: str, group: str, count: int, deliveries: int) -> tuple[float, float]:
+    """The dispatcher: decode, decide, plan, render, record into SQLite, commit. `deliveries`: per terminal event."""
     recorded: list[str] = []
     config = KafkaConfig(bootstrap_servers=servers, topics=(topic,), group_id=group)
-    source = Watched(KafkaSource(config, is_other_type), Watch(count))
+    source = CountingSource(KafkaSource(config, is_other_type), Stopwatch(count))
     with TemporaryDirectory() as folder:
         async with Ledger(f"sqlite+aiosqlite:///{folder}/ledger.db") as ledger:
             event_loop.freeze_garbage_collector()  # as the service does
             intake = Intake(
                 ledger,
-                rules() if owing else lambda: RuleBook({}),
+                rules() if deliveries else lambda: RuleBook({}),
                 planner(),
                 SystemClock(),
-                on_batch=lambda heard: recorded.extend(heard.new),
+                on_batch=lambda batch: recorded.extend(batch.new),
             )
             await intake.run(source)
-            owed = sum((await ledger.counts()).values())
-    if len(recorded) != count // 100 or owed != count // 100 * owing:
-        raise RuntimeError(f"{len(recorded)} events owe {owed} deliveries: this measurement is void")
+            stored = sum((await ledger.counts()).values())
+    if len(recorded) != count // 100 or stored != count // 100 * deliveries:
+        raise RuntimeError(f"{len(recorded)} events have {stored} deliveries: this measurement is void")
     return source.measured
 
 
 def measure(kind: str, servers: str, topic: str, count: int) -> tuple[float, float]:
-    """In a process of its own: nobody finds the other's heap."""
+    """Run one measurement; each gets a new process, so that it starts with an empty heap."""
     logs.configure("json", level=40)
     group = f"{topic}-{os.getpid()}"
     if kind in LOOPS:
@@ -213,8 +216,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--messages", type=int, default=MESSAGES)
     options.add_argument("--rounds", type=int, default=5)
-    asked = options.parse_args()
-    print(as_markdown(figures(asked.rounds, smoke=False, count=asked.messages)))
+    arguments = options.parse_args()
+    print(as_markdown(figures(arguments.rounds, smoke=False, count=arguments.messages)))
 
 
 if __name__ == "__main__":

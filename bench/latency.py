@@ -1,10 +1,11 @@
-"""From Kafka's record time to the provider's acceptance, at a steady pace, beside a bare loop and Alertmanager.
+"""Milliseconds from publishing a failure to the provider's acceptance, at a steady rate.
 
     python -m bench.latency [--rounds 5] [--seconds 4]
 
-Ours is the whole service in a process of its own, over a SQLite ledger on disk: what it tells of is durable first. The
-loop consumes and sends ready-made bytes, and forgets. Alertmanager (Debian's, where it is installed) gets the same
-failures over its API, each a group of its own, without a wait. All three stay up; they take turns, round by round.
+The dispatcher is the whole service in its own process, with a SQLite ledger on disk, so every delivery is durable before it
+is sent. The baselines: a loop that consumes from Kafka and sends prepared bytes, without storing anything; and Debian's
+Alertmanager, which gets the same failures through its API, one group per alert, without group_wait. All three run the whole
+time, and each round measures them one after the other.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ from tests.support.brokers import start as start_broker
 from tests.support.brokers.fixtures import make_topic
 from tests.support.service import free_port, serving
 
-PACE = 200
-"""Terminal events a second."""
+RATE = 200
+"""Terminal events per second."""
 SECONDS = 4
-"""Of them for each contender in each round: 800 messages, of which 8 are slower than p99."""
+"""Seconds of load per contender and round: 800 messages, of which 8 are slower than p99."""
 WARM_UP = 100
+"""Messages per contender before the first round."""
 CONNECTIONS = 20
-"""The loop's own, and the hands of our courier."""
-PATIENCE = 30.0
+"""Connections of the baseline loop, and concurrency of the dispatcher's worker."""
+TIMEOUT = 30.0
 ALERTMANAGER = "prometheus-alertmanager"
 SENDER, READER, CHANNEL = "flyte@example.com", "dev-team@example.com", "#dev-alerts"
 PLAN = EntityId(project="flytesnacks", domain="production", name="train.daily", version="v1")
@@ -62,7 +64,7 @@ _TAKEN = b'{"ok": true, "channel": "C0123456789", "ts": "1763700000.000100"}'
 
 @dataclass(slots=True)
 class Arrivals:
-    """Who waits for which message: each hears when it was taken, by `time.perf_counter`."""
+    """A future per awaited message; it gets the time of acceptance (`time.perf_counter`)."""
 
     awaited: dict[int, asyncio.Future[float]] = field(default_factory=dict)
 
@@ -72,11 +74,11 @@ class Arrivals:
 
 
 class _Relay(asyncio.Protocol):
-    """SMTP as far as a mail needs it."""
+    """SMTP with the commands that a mail needs."""
 
     def __init__(self, arrivals: Arrivals) -> None:
         self._arrivals = arrivals
-        self._heard = b""
+        self._received = b""
         self._in_mail = False
 
     def connection_made(self, transport: Any) -> None:
@@ -84,18 +86,18 @@ class _Relay(asyncio.Protocol):
         transport.write(b"220 bench ESMTP\r\n")
 
     def data_received(self, data: bytes) -> None:
-        self._heard += data
-        while (end := self._heard.find(b"\r\n.\r\n" if self._in_mail else b"\r\n")) >= 0:
-            said = self._heard[:end]
-            self._heard = self._heard[end + (5 if self._in_mail else 2) :]
-            self._transport.write(self._answer(said))
+        self._received += data
+        while (end := self._received.find(b"\r\n.\r\n" if self._in_mail else b"\r\n")) >= 0:
+            line = self._received[:end]
+            self._received = self._received[end + (5 if self._in_mail else 2) :]
+            self._transport.write(self._answer(line))
 
-    def _answer(self, said: bytes) -> bytes:
+    def _answer(self, line: bytes) -> bytes:
         if self._in_mail:
             self._in_mail = False
-            self._arrivals.note(said)
+            self._arrivals.note(line)
             return b"250 taken\r\n"
-        match said[:4].upper():
+        match line[:4].upper():
             case b"DATA":
                 self._in_mail = True
                 return b"354 go on\r\n"
@@ -108,33 +110,33 @@ class _Relay(asyncio.Protocol):
 
 
 class _Api(asyncio.Protocol):
-    """HTTP that takes whatever is posted, in Slack's words."""
+    """HTTP that accepts every POST, and answers like Slack."""
 
     def __init__(self, arrivals: Arrivals) -> None:
         self._arrivals = arrivals
-        self._heard = b""
+        self._received = b""
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._heard += data
-        head, found, body = self._heard.partition(b"\r\n\r\n")
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
         if not found or len(body) < int(_LENGTH.findall(head)[0]):
             return
-        self._heard = b""
+        self._received = b""
         self._arrivals.note(body)
         reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
         self._transport.write(reply % (len(_TAKEN), _TAKEN))
 
 
 PROVIDERS = {"email": _Relay, "slack": _Api}
-Tell = Callable[[int], Awaitable[Any]]
-"""Tells a contender of one failure, by its number."""
+Publish = Callable[[int], Awaitable[Any]]
+"""Publishes one failure, given by its number, to a contender."""
 
 
 def failed(number: int) -> Event:
-    """The end of an execution of its own; its name is in whatever is sent of it."""
+    """The terminal event of a new execution. Its name is in every message about it, and identifies the message."""
     return Event(
         execution=ExecutionId(project="flytesnacks", domain="production", name=f"bench{number:07}"),
         phase=Phase.FAILED,
@@ -145,15 +147,15 @@ def failed(number: int) -> Event:
 
 
 @asynccontextmanager
-async def ours(channel: str, port: int, servers: str, folder: Path) -> AsyncIterator[Tell]:
-    """The service, as users run it."""
+async def ours(channel: str, port: int, servers: str, folder: Path) -> AsyncIterator[Publish]:
+    """The dispatcher as a service, with its default settings where possible."""
     (folder / "rules").mkdir()
     plan = {"launch_plan": PLAN.model_dump(include={"project", "domain", "name"})}
     rule = {"phases": ["FAILED"], channel: RULES[channel]}
     (folder / "rules" / "plan.yaml").write_text(yaml.safe_dump({**plan, "notifications": [rule]}))
     sections: dict[str, dict[str, Any]] = {
         "email": {"host": "127.0.0.1", "port": port, "security": "none", "from": SENDER},
-        # As for the others: no more than one after another, and in no thread.
+        # Without rate limit and threads, like the baselines.
         "slack": {"api_url": f"http://127.0.0.1:{port}/api/", "token": "xoxb-1", "rate": "none", "thread": "none"},
     }
     settings = {
@@ -163,21 +165,21 @@ async def ours(channel: str, port: int, servers: str, folder: Path) -> AsyncIter
         "channels": {channel: {**sections[channel], "concurrency": CONNECTIONS}},
         "log": "json",
     }
-    async with publishing(servers, "ours") as tell, serving(folder, settings):
-        yield tell
+    async with publishing(servers, "ours") as publish, serving(folder, settings):
+        yield publish
 
 
 @asynccontextmanager
-async def bare(channel: str, port: int, servers: str, _folder: Path) -> AsyncIterator[Tell]:
-    """The loop, in a process of its own."""
+async def bare(channel: str, port: int, servers: str, _folder: Path) -> AsyncIterator[Publish]:
+    """The baseline loop, in its own process."""
     arguments = ("-m", "bench.latency", "--loop", channel, "--port", str(port), "--servers", servers)
-    async with publishing(servers, "loop") as tell, running(sys.executable, *arguments):
-        yield tell
+    async with publishing(servers, "loop") as publish, running(sys.executable, *arguments):
+        yield publish
 
 
 @asynccontextmanager
-async def alertmanager(channel: str, port: int, _servers: str, folder: Path) -> AsyncIterator[Tell]:
-    """Debian's, told over its API."""
+async def alertmanager(channel: str, port: int, _servers: str, folder: Path) -> AsyncIterator[Publish]:
+    """Debian's Alertmanager, which gets failures through its API."""
     receivers = {
         "email": {
             "email_configs": [
@@ -199,31 +201,31 @@ async def alertmanager(channel: str, port: int, _servers: str, folder: Path) -> 
     arguments = [f"--{name}={value}" for name, value in options.items()]
     async with running(ALERTMANAGER, *arguments), aiohttp.ClientSession() as session:
 
-        async def tell(number: int) -> None:
+        async def publish(number: int) -> None:
             labels = {"alertname": "train.daily failed", "execution": f"bench{number:07}", "project": "flytesnacks"}
             notes = {"description": f"ValueError: no data in bench{number:07}"}
             alert = {"labels": labels, "annotations": notes}
             async with session.post(f"http://127.0.0.1:{listen}/api/v2/alerts", json=[alert]) as answer:
                 answer.raise_for_status()
 
-        async with asyncio.timeout(PATIENCE):
-            while not await _answers(session, f"http://127.0.0.1:{listen}/-/ready"):  # noqa: ASYNC110 - no one rings
+        async with asyncio.timeout(TIMEOUT):
+            while not await _answers(session, f"http://127.0.0.1:{listen}/-/ready"):  # noqa: ASYNC110 - no event to wait for
                 await asyncio.sleep(0.05)
-        yield tell
+        yield publish
 
 
 @asynccontextmanager
-async def publishing(servers: str, topic: str) -> AsyncIterator[Tell]:
-    """Writes failures into a topic."""
+async def publishing(servers: str, topic: str) -> AsyncIterator[Publish]:
+    """Publishes failures to a Kafka topic."""
     producer = AIOKafkaProducer(bootstrap_servers=servers)
     await producer.start()
 
-    async def tell(number: int) -> None:
+    async def publish(number: int) -> None:
         message = write(failed(number), Format.FLYTE_V2)
         await producer.send(topic, message.value, key=b"%07d" % number, headers=list(message.headers))
 
     try:
-        yield tell
+        yield publish
     finally:
         await producer.stop()
 
@@ -248,7 +250,7 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def consume_and_send(channel: str, port: int, servers: str) -> None:
-    """The bare loop: `getmany`, then a mail or a post of ready-made bytes over one of the open connections."""
+    """The baseline loop: `getmany`, then a prepared mail or post over one of the open connections."""
     async with AsyncExitStack() as stack:
         senders = [await stack.enter_async_context(_sender(channel, port)) for _ in range(CONNECTIONS)]
         free: asyncio.Queue[Callable[[bytes], Awaitable[Any]]] = asyncio.Queue()
@@ -299,7 +301,7 @@ CONTENDERS = {"ours": ours, "bare consume-and-send loop": bare, "Alertmanager": 
 
 
 async def measured(channel: str, rounds: int, seconds: float) -> dict[str, list[list[float]]]:
-    """By contender and round: the milliseconds that each message took, the shortest first."""
+    """By contender and round: the milliseconds that each message took, sorted."""
     arrivals, numbers = Arrivals(), count()
     found: dict[str, list[list[float]]] = {}
     async with AsyncExitStack() as stack:
@@ -310,48 +312,48 @@ async def measured(channel: str, rounds: int, seconds: float) -> dict[str, list[
         for topic in ("ours", "loop"):
             await make_topic(broker.bootstrap_servers, topic)
         port = provider.sockets[0].getsockname()[1]
-        tellers: dict[str, Tell] = {}
+        publishers: dict[str, Publish] = {}
         for name, contender in CONTENDERS.items():
             if name == "Alertmanager" and shutil.which(ALERTMANAGER) is None:
                 continue
             folder = Path(stack.enter_context(TemporaryDirectory()))
             opened = contender(channel, port, broker.bootstrap_servers, folder)
-            tellers[name] = await stack.enter_async_context(opened)
-        for tell in tellers.values():
-            await _round(tell, arrivals, numbers, WARM_UP)
+            publishers[name] = await stack.enter_async_context(opened)
+        for publish in publishers.values():
+            await _round(publish, arrivals, numbers, WARM_UP)
         for _ in range(rounds):
-            for name, tell in tellers.items():
-                took = await _round(tell, arrivals, numbers, int(PACE * seconds))
-                found.setdefault(name, []).append(took)
+            for name, publish in publishers.items():
+                latencies = await _round(publish, arrivals, numbers, int(RATE * seconds))
+                found.setdefault(name, []).append(latencies)
     return found
 
 
-async def _round(tell: Tell, arrivals: Arrivals, numbers: Iterable[int], messages: int) -> list[float]:
-    """Tell of so many failures at the pace, and wait until the provider has taken them all."""
+async def _round(publish: Publish, arrivals: Arrivals, numbers: Iterable[int], messages: int) -> list[float]:
+    """Publish `messages` failures at RATE, and wait until the provider has accepted all. Returns sorted latencies."""
     began = time.perf_counter()
-    async with asyncio.timeout(messages / PACE + PATIENCE), asyncio.TaskGroup() as group:
-        telling = []
+    async with asyncio.timeout(messages / RATE + TIMEOUT), asyncio.TaskGroup() as group:
+        tasks = []
         for index, number in zip(range(messages), numbers, strict=False):
-            await asyncio.sleep(max(began + index / PACE - time.perf_counter(), 0))
-            telling.append(group.create_task(_told(tell, number, arrivals)))
-    return sorted(task.result() for task in telling)
+            await asyncio.sleep(max(began + index / RATE - time.perf_counter(), 0))
+            tasks.append(group.create_task(_latency(publish, number, arrivals)))
+    return sorted(task.result() for task in tasks)
 
 
-async def _told(tell: Tell, number: int, arrivals: Arrivals) -> float:
-    """Milliseconds from the telling to the provider's acceptance."""
-    taken = arrivals.awaited[number] = asyncio.get_running_loop().create_future()
+async def _latency(publish: Publish, number: int, arrivals: Arrivals) -> float:
+    """Milliseconds from publishing to the provider's acceptance."""
+    accepted = arrivals.awaited[number] = asyncio.get_running_loop().create_future()
     began = time.perf_counter()
-    await tell(number)
-    return (await taken - began) * 1000
+    await publish(number)
+    return (await accepted - began) * 1000
 
 
 def figures(rounds: int, *, smoke: bool, seconds: float = SECONDS) -> Iterable[Figure | Missing]:
-    """The middle and the slow end, of a mail and of a Slack message."""
+    """p50 and p99, for a mail and for a Slack message."""
     for channel, what in (("email", "a mail"), ("slack", "a Slack message")):
         found = event_loop.run(measured(channel, rounds, 1 if smoke else seconds))
         for share, bound in ((0.5, 1.5), (0.99, 3.0)):
             for baseline, goal in (("bare consume-and-send loop", bound), ("Alertmanager", 1.0)):
-                work = f"{what}, p{share * 100:.0f} at {PACE}/s"
+                work = f"{what}, p{share * 100:.0f} at {RATE}/s"
                 if baseline not in found:
                     yield Missing(path="latency", work=work, baseline=baseline, why=f"no {ALERTMANAGER} here")
                     continue
@@ -359,8 +361,8 @@ def figures(rounds: int, *, smoke: bool, seconds: float = SECONDS) -> Iterable[F
                     path="latency",
                     work=work,
                     baseline=baseline,
-                    ours=[_quantile(took, share) for took in found["ours"]],
-                    theirs=[_quantile(took, share) for took in found[baseline]],
+                    ours=[_quantile(latencies, share) for latencies in found["ours"]],
+                    theirs=[_quantile(latencies, share) for latencies in found[baseline]],
                     unit=" ms",
                     goal=Goal("at most", goal),
                 )
@@ -373,7 +375,7 @@ def _quantile(ordered: list[float], share: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load in each round")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds of load in each round")
     parser.add_argument("--loop", choices=PROVIDERS, help=argparse.SUPPRESS)  # the bare loop, in its own process
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--servers", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""The machine that a run's figures come from, in the words that its readers compare by."""
+"""Describes the machine of a run: CPU, memory, system and versions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIBRARIES = (
 
 
 def machine() -> Mapping[str, str]:
-    """What it is and what runs on it, a line each."""
+    """The lines of the description, by name."""
     return {
         "CPU": f"{psutil.cpu_count()} x {_processor()}",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
@@ -41,8 +41,8 @@ def machine() -> Mapping[str, str]:
         "Python": f"{platform.python_implementation()} {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
         "libraries": ", ".join(f"{name} {_installed(name)}" for name in LIBRARIES),
         "Kafka": KAFKA,
-        "PostgreSQL": _told(str(binaries() / "postgres"), "--version"),
-        "Alertmanager": _told("prometheus-alertmanager", "--version"),
+        "PostgreSQL": _program_version(str(binaries() / "postgres"), "--version"),
+        "Alertmanager": _program_version("prometheus-alertmanager", "--version"),
     }
 
 
@@ -58,13 +58,13 @@ def _installed(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not there"
+        return "not installed"
 
 
-def _told(program: str, argument: str) -> str:
-    """The first version number that a program says."""
+def _program_version(program: str, argument: str) -> str:
+    """The first version number in a program's output."""
     if shutil.which(program) is None:
-        return "not there"
-    said = subprocess.run([program, argument], capture_output=True, text=True, check=False)
-    number = re.search(r"\d+\.\d[\w.]*", said.stdout + said.stderr)
-    return number[0] if number else "of unknown version"
+        return "not installed"
+    done = subprocess.run([program, argument], capture_output=True, text=True, check=False)
+    number = re.search(r"\d+\.\d[\w.]*", done.stdout + done.stderr)
+    return number[0] if number else "unknown version"

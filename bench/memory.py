@@ -1,8 +1,7 @@
-"""Resident memory of the service at rest, while a full topic is read and while a backlog is worked off, beside Alertmanager.
+"""Resident memory of the service at rest, while it reads a full topic and while it sends a backlog, beside Alertmanager.
 
-The service is whole: Kafka, an SQLite ledger, mail, Slack and PagerDuty, over providers that take everything at once.
-What counts is the most that was ever resident, start-up on a ledger of its version included. One round is enough: the most
-of a process varies by little.
+The service runs with Kafka, an SQLite ledger, mail, Slack and PagerDuty; the providers accept every message at once. The
+benchmark measures the peak, including the start on a migrated ledger. One round is enough: the peak hardly varies.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 
 from bench import alertmanager
 from bench.figures import Figure, Goal, Missing, interleaved
-from bench.providers import Api, Manner, Provider, Relay, providing
+from bench.providers import Api, Provider, ProviderOptions, Relay, running_provider
 from bench.replicas import fill, resident, serving
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
@@ -42,36 +41,36 @@ GROUPS = 10_000
 CHANNELS = ("email", "slack", "pagerduty")
 AT_REST = 3.0
 AT_WORK = 10.0
-"""Seconds of each look: what is held at once is held after the first of them."""
+"""Seconds of each measurement: memory reaches its peak in the first few of them."""
 LIMIT = Goal("at most", 120, of="value")
-RECORDED_AT_ONCE = 500
+RECORD_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """What a round needs."""
+    """The servers, ledgers and settings of a round."""
 
     servers: str
     topic: str
     channels: Mapping[str, Any]
     ledgers: Path
-    """The folder of two: `empty.db`, and `due.db` in which much is due."""
+    """A folder with two ledgers: `empty.db`, and `due.db` with many due deliveries."""
     seconds: float
-    """Of work."""
+    """Duration of a measurement under load."""
 
-    def most(self, *, ledger: str = "empty", topic: str, seconds: float) -> float:
-        """The most MiB that a service had which began on this ledger and topic."""
+    def peak(self, *, ledger: str = "empty", topic: str, seconds: float) -> float:
+        """Peak memory in MiB of a service that starts with this ledger and topic."""
         with TemporaryDirectory() as folder:
             shutil.copyfile(self.ledgers / f"{ledger}.db", Path(folder, "ledger.db"))
-            return self._most(Path(folder), topic, seconds)
+            return self._peak(Path(folder), topic, seconds)
 
-    def _most(self, folder: Path, topic: str, seconds: float) -> float:
+    def _peak(self, folder: Path, topic: str, seconds: float) -> float:
         kafka = {"bootstrap_servers": self.servers, "topics": [topic], "group_id": f"bench-{time.monotonic_ns()}"}
         ledger = {"url": f"sqlite+aiosqlite:///{folder}/ledger.db"}
         with serving(folder, {"kafka": kafka, "ledger": ledger, "channels": self.channels}) as replica:
             replica.wait_until_ready()
             time.sleep(seconds)
-            return resident(replica.process.pid, most=True)
+            return resident(replica.process.pid, peak=True)
 
 
 def figures(_rounds: int, *, smoke: bool) -> Iterator[Figure | Missing]:
@@ -82,23 +81,23 @@ def figures(_rounds: int, *, smoke: bool) -> Iterator[Figure | Missing]:
         "due": f"while {due:,} deliveries are due",
     }
     with ExitStack() as stack:
-        rig = stack.enter_context(rigged(messages, due, seconds=2 if smoke else AT_WORK))
+        rig = stack.enter_context(opened_rig(messages, due, seconds=2 if smoke else AT_WORK))
         quiet = f"{rig.topic}-quiet"
         contenders = {
-            "rest": partial(rig.most, topic=quiet, seconds=AT_REST),
-            "read": partial(rig.most, topic=rig.topic, seconds=rig.seconds),
-            "due": partial(rig.most, ledger="due", topic=quiet, seconds=rig.seconds),
+            "rest": partial(rig.peak, topic=quiet, seconds=AT_REST),
+            "read": partial(rig.peak, topic=rig.topic, seconds=rig.seconds),
+            "due": partial(rig.peak, ledger="due", topic=quiet, seconds=rig.seconds),
         }
         if alertmanager.installed():
-            provider = stack.enter_context(providing(Api, Manner()))
+            provider = stack.enter_context(running_provider(Api, ProviderOptions()))
             receiver = {"webhook_configs": [{"url": f"http://127.0.0.1:{provider.port}/"}]}
-            contenders["alertmanager"] = partial(alertmanager.most_resident, groups, receiver, provider)
+            contenders["alertmanager"] = partial(alertmanager.peak_memory, groups, receiver, provider)
         found = interleaved(1, contenders)
     baseline = f"Alertmanager with {groups:,} groups"
     for name, work in works.items():
         if not alertmanager.installed():
-            most = max(found[name])
-            yield Missing(path="memory", work=work, baseline=baseline, why=f"{most:.0f} MiB; no Alertmanager here")
+            peak = max(found[name])
+            yield Missing(path="memory", work=work, baseline=baseline, why=f"{peak:.0f} MiB; no Alertmanager here")
             continue
         yield Figure(
             path="memory",
@@ -112,14 +111,14 @@ def figures(_rounds: int, *, smoke: bool) -> Iterator[Figure | Missing]:
 
 
 @contextmanager
-def rigged(messages: int, due: int, *, seconds: float) -> Iterator[Rig]:
+def opened_rig(messages: int, due: int, *, seconds: float) -> Iterator[Rig]:
     broker = start()
     topic = f"bench-{os.getpid()}"
     with ExitStack() as stack:
         stack.callback(broker.stop)
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        relay = stack.enter_context(providing(Relay, Manner()))
-        api = stack.enter_context(providing(Api, Manner()))
+        relay = stack.enter_context(running_provider(Relay, ProviderOptions()))
+        api = stack.enter_context(running_provider(Api, ProviderOptions()))
         for name in (topic, f"{topic}-quiet"):
             event_loop.run(make_topic(broker.bootstrap_servers, name, partitions=PARTITIONS))
         event_loop.run(fill(broker.bootstrap_servers, topic, topic_full(messages)))
@@ -141,9 +140,9 @@ def sections(relay: Provider, api: Provider) -> Mapping[str, Any]:
 
 
 def topic_full(count: int) -> Iterator[tuple[int, EncodedMessage]]:
-    """One terminal event in a hundred messages; the others are of nodes and tasks, of about 1 kB."""
-    noise = [one for one in write_lifecycle(an_owing_event(0), Format.FLYTE_V2) if " n0 " in one.summary]
-    inner = [EncodedMessage(one.key, one.headers, one.value.ljust(1000), one.summary) for one in noise]
+    """Yield partition and message: 99 node and task events of about 1 kB, then one terminal event."""
+    others = [one for one in write_lifecycle(an_owing_event(0), Format.FLYTE_V2) if " n0 " in one.summary]
+    inner = [EncodedMessage(one.key, one.headers, one.value.ljust(1000), one.summary) for one in others]
     for number in range(count // 100):
         for index in range(99):
             yield number % PARTITIONS, inner[index % len(inner)]
@@ -151,23 +150,23 @@ def topic_full(count: int) -> Iterator[tuple[int, EncodedMessage]]:
 
 
 async def make_due(file: Path, count: int) -> None:
-    """A ledger that owes so much, each delivery with the content that it would have."""
+    """Create a ledger with `count` due deliveries, each with rendered content."""
     now = SystemClock().now()
     renderer = Renderer()
     planner = Planner(addresses=dict.fromkeys(CHANNELS, str), fallbacks={}, render=renderer.render)
     first = an_owing_event(0, *CHANNELS)
     assert first.options is not None
-    models = planner.plan(first, [Rule(told, "bench") for told in first.options.notifications], now=now)
+    models = planner.plan(first, [Rule(notification, "bench") for notification in first.options.notifications], now=now)
     async with Ledger(f"sqlite+aiosqlite:///{file}") as ledger:
-        for begin in range(0, count // len(CHANNELS), RECORDED_AT_ONCE):
-            portion = [owing(number, models) for number in range(begin, begin + RECORDED_AT_ONCE)]
-            await ledger.record(portion, [], now=now)
+        for begin in range(0, count // len(CHANNELS), RECORD_BATCH):
+            batch = [recorded_event(number, models) for number in range(begin, begin + RECORD_BATCH)]
+            await ledger.record(batch, [], now=now)
 
 
-def owing(number: int, models: Sequence[Delivery]) -> RecordedEvent:
+def recorded_event(number: int, models: Sequence[Delivery]) -> RecordedEvent:
     event = an_owing_event(number, *CHANNELS)
     assert event.options is not None
-    told = {one.channel: one.recipients for one in event.options.notifications}
+    recipients = {one.channel: one.recipients for one in event.options.notifications}
     return RecordedEvent(
         event=event,
         position=f"bench/0@{number}",
@@ -176,10 +175,10 @@ def owing(number: int, models: Sequence[Delivery]) -> RecordedEvent:
         considered=[],
         deliveries=[
             model._replace(
-                key=delivery_key(event.key, model.channel, told[model.channel]),
+                key=delivery_key(event.key, model.channel, recipients[model.channel]),
                 event=event.key,
-                recipients=told[model.channel],
-                addresses=told[model.channel],
+                recipients=recipients[model.channel],
+                addresses=recipients[model.channel],
             )
             for model in models
         ],

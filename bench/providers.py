@@ -1,6 +1,6 @@
-"""A mail relay and an API server that cost next to nothing, so that they aren't what is measured.
+"""A mail relay and an HTTP API server that use almost no CPU, so that they do not limit a measurement.
 
-Each runs in a process of its own, on the machine's last core, and counts what arrives: how much, and how often the same.
+Each runs in its own process on the machine's last core, and counts the messages and how many of them are different.
 """
 
 from __future__ import annotations
@@ -20,38 +20,39 @@ import uvloop
 
 BACKLOG = 4096
 IDENTITY = re.compile(rb'Message-ID: <(\w{20,})@|"(?:dedup_)?key": ?"(\w{20,})"|\b(train-n\d+)')
-"""Where a message says which it is: our delivery's key, Alertmanager's group, or the name that a test message has."""
+"""The part that identifies a message: the delivery's key, or the launch plan's name in messages of the baselines."""
 
 
 def cores() -> tuple[int, int]:
-    """The core of whoever is measured, and the one of the providers: the same where there is but one."""
-    mine = sorted(os.sched_getaffinity(0))
-    return mine[0], mine[-1]
+    """The core for measured programs and the core for providers; the same one if the machine has only one core."""
+    available = sorted(os.sched_getaffinity(0))
+    return available[0], available[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
-    """How a provider behaves."""
+class ProviderOptions:
+    """The options of a provider."""
 
-    takes: float = 0
-    """Seconds for each message."""
+    delay: float = 0
+    """Seconds before the answer to each message."""
     pipelining: bool = False
-    """Whether the relay offers it."""
-    most_connections: int = 1_000_000
-    """It answers 421 to more than these at once."""
+    """True if the relay offers PIPELINING."""
+    max_connections: int = 1_000_000
+    """The relay answers 421 to connections above this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """What has come since the count began."""
+    """The counts since `begin`."""
 
     messages: int
     different: int
     refused: int
-    """Connections above the limit."""
-    most_open: int
+    """Connections refused because of the limit."""
+    max_open: int
+    """The largest number of open connections."""
     last: float
-    """When the last message came, by the machine's monotonic clock."""
+    """When the last message arrived, in seconds of the monotonic clock."""
 
 
 @dataclass(slots=True)
@@ -59,60 +60,60 @@ class _Count:
     messages: int = 0
     identities: set[bytes] = field(default_factory=set)
     refused: int = 0
-    most_open: int = 0
+    max_open: int = 0
     last: float = 0
     open: int = 0
 
     def begin(self) -> None:
-        self.messages = self.refused = self.most_open = 0
+        self.messages = self.refused = self.max_open = 0
         self.identities.clear()
 
-    def told(self) -> Arrivals:
-        return Arrivals(self.messages, len(self.identities), self.refused, self.most_open, self.last)
+    def arrivals(self) -> Arrivals:
+        return Arrivals(self.messages, len(self.identities), self.refused, self.max_open, self.last)
 
 
 class _Server(asyncio.Protocol):
-    """What the two have in common: taking a message, at once or a while later."""
+    """Base of both servers: counts a message and answers it, after the delay."""
 
     transport: asyncio.Transport
 
-    def __init__(self, manner: Manner, count: _Count) -> None:
-        self.manner = manner
+    def __init__(self, options: ProviderOptions, count: _Count) -> None:
+        self.options = options
         self.count = count
-        self.heard = b""
+        self.received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's class does not inherit from it
         self.count.open += 1
-        self.count.most_open = max(self.count.most_open, self.count.open)
+        self.count.max_open = max(self.count.max_open, self.count.open)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self.count.open -= 1
 
-    def take(self, message: bytes, answer: bytes) -> None:
+    def accept(self, message: bytes, answer: bytes) -> None:
         found = IDENTITY.search(message)
         self.count.messages += 1
         self.count.identities.add(found[found.lastindex or 0] if found else message)
         self.count.last = time.monotonic()
-        if self.manner.takes:
-            asyncio.get_running_loop().call_later(self.manner.takes, self.say, answer)
+        if self.options.delay:
+            asyncio.get_running_loop().call_later(self.options.delay, self.reply, answer)
         else:
             self.transport.write(answer)
 
-    def say(self, answer: bytes) -> None:
-        if not self.transport.is_closing():  # who has all he waited for may be gone
+    def reply(self, answer: bytes) -> None:
+        if not self.transport.is_closing():  # the client may have disconnected during the delay
             self.transport.write(answer)
 
 
 class Relay(_Server):
-    """SMTP, as far as a mail needs it."""
+    """SMTP with the commands that a mail needs."""
 
     in_mail = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if self.count.open > self.manner.most_connections:
+        if self.count.open > self.options.max_connections:
             self.count.refused += 1
             self.transport.write(b"421 4.7.0 too many connections\r\n")
             self.transport.close()
@@ -120,20 +121,20 @@ class Relay(_Server):
             self.transport.write(b"220 bench ESMTP\r\n")
 
     def data_received(self, data: bytes) -> None:
-        self.heard += data
+        self.received += data
         answers = b""
         while True:
             if self.in_mail:
-                end = self.heard.find(b"\r\n.\r\n")
+                end = self.received.find(b"\r\n.\r\n")
                 if end < 0:
                     break
-                mail, self.heard, self.in_mail = self.heard[:end], self.heard[end + 5 :], False
-                self.take(mail, b"250 2.0.0 taken\r\n")
+                mail, self.received, self.in_mail = self.received[:end], self.received[end + 5 :], False
+                self.accept(mail, b"250 2.0.0 taken\r\n")
                 continue
-            line, found, rest = self.heard.partition(b"\r\n")
+            line, found, rest = self.received.partition(b"\r\n")
             if not found:
                 break
-            self.heard = rest
+            self.received = rest
             answers += self.answer(line[:4].upper())
         if answers:
             self.transport.write(answers)
@@ -141,7 +142,7 @@ class Relay(_Server):
     def answer(self, command: bytes) -> bytes:
         match command:
             case b"EHLO":
-                return b"250-bench\r\n" + (b"250-PIPELINING\r\n" if self.manner.pipelining else b"") + b"250 SIZE\r\n"
+                return b"250-bench\r\n" + (b"250-PIPELINING\r\n" if self.options.pipelining else b"") + b"250 SIZE\r\n"
             case b"DATA":
                 self.in_mail = True
                 return b"354 go on\r\n"
@@ -154,19 +155,19 @@ class Relay(_Server):
 
 
 class Api(_Server):
-    """HTTP/1.1: takes whatever is posted, in the words of Slack's Web API and webhooks and of PagerDuty's Events API."""
+    """HTTP/1.1 that accepts every POST, and answers like Slack's Web API, Slack's webhooks or PagerDuty's Events API."""
 
     def data_received(self, data: bytes) -> None:
-        self.heard += data
+        self.received += data
         while True:
-            head, found, body = self.heard.partition(b"\r\n\r\n")
+            head, found, body = self.received.partition(b"\r\n\r\n")
             length = int(_LENGTH.findall(head)[0]) if found else 0
             if not found or len(body) < length:
                 return
-            self.heard = body[length:]
+            self.received = body[length:]
             status, answer = _answer_to(head.partition(b"\r\n")[0])
             reply = b"HTTP/1.1 %s\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s"
-            self.take(body[:length], reply % (status, len(answer), answer))
+            self.accept(body[:length], reply % (status, len(answer), answer))
 
 
 _LENGTH = re.compile(rb"(?i)content-length: (\d+)")
@@ -181,27 +182,27 @@ def _answer_to(request: bytes) -> tuple[bytes, bytes]:
 
 
 class Provider:
-    """A running provider. Raises RuntimeError where its process has died."""
+    """A running provider. Its methods raise RuntimeError if its process has died."""
 
     def __init__(self, port: int, pipe: Connection) -> None:
         self.port = port
         self._pipe = pipe
 
     def begin(self) -> None:
-        """Count from here."""
-        self._ask("begin")
+        """Reset the counts."""
+        self._request("begin")
 
     def arrivals(self) -> Arrivals:
-        told: Arrivals = self._ask("count")
-        return told
+        counts: Arrivals = self._request("count")
+        return counts
 
-    def _ask(self, question: str) -> Any:
+    def _request(self, command: str) -> Any:
         with _void_if_it_dies():
-            self._pipe.send(question)
+            self._pipe.send(command)
             return self._pipe.recv()
 
     def wait_for(self, messages: int, seconds: float) -> Arrivals:
-        """Until so many have arrived, or the time is over."""
+        """Wait until so many messages have arrived, for at most `seconds`. Returns the counts."""
         until = time.monotonic() + seconds
         while (so_far := self.arrivals()).messages < messages and time.monotonic() < until:
             time.sleep(0.02)
@@ -209,20 +210,20 @@ class Provider:
 
 
 @contextmanager
-def providing(speaks: type[_Server], manner: Manner) -> Iterator[Provider]:
-    """A provider, while the block lasts. Raises RuntimeError where its process dies before it runs."""
+def running_provider(protocol: type[_Server], options: ProviderOptions) -> Iterator[Provider]:
+    """A provider that runs until the end of the block. Raises RuntimeError if its process dies at the start."""
     spawn = multiprocessing.get_context("spawn")
-    ours, its = spawn.Pipe()
-    process = spawn.Process(target=_run, args=(its, speaks, manner), daemon=True)
+    parent_end, child_end = spawn.Pipe()
+    process = spawn.Process(target=_run, args=(child_end, protocol, options), daemon=True)
     process.start()
-    its.close()  # the process has its own: as long as this one is open, nobody learns that that one is closed
+    child_end.close()  # otherwise recv() would not notice that the process has closed its copy
     try:
         with _void_if_it_dies():
-            port = ours.recv()
-        yield Provider(port, ours)
+            port = parent_end.recv()
+        yield Provider(port, parent_end)
     finally:
         with suppress(ConnectionError):
-            ours.send("enough")
+            parent_end.send("stop")
         process.join()
 
 
@@ -234,30 +235,30 @@ def _void_if_it_dies() -> Iterator[None]:
         raise RuntimeError("the provider has died: this measurement is void") from None
 
 
-def _run(pipe: Connection, speaks: type[_Server], manner: Manner) -> None:
+def _run(pipe: Connection, protocol: type[_Server], options: ProviderOptions) -> None:
     os.sched_setaffinity(0, {cores()[1]})
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(pipe, speaks, manner))
+        runner.run(_serve(pipe, protocol, options))
 
 
-async def _serve(pipe: Connection, speaks: type[_Server], manner: Manner) -> None:
+async def _serve(pipe: Connection, protocol: type[_Server], options: ProviderOptions) -> None:
     count = _Count()
     loop = asyncio.get_running_loop()
-    over = asyncio.Event()
+    stop = asyncio.Event()
 
-    def asked() -> None:
+    def handle_command() -> None:
         match pipe.recv():
             case "begin":
                 count.begin()
                 pipe.send(None)
             case "count":
-                pipe.send(count.told())
+                pipe.send(count.arrivals())
             case _:
-                over.set()
+                stop.set()
 
-    server = await loop.create_server(lambda: speaks(manner, count), "127.0.0.1", 0, backlog=BACKLOG)
-    loop.add_reader(pipe.fileno(), asked)
+    server = await loop.create_server(lambda: protocol(options, count), "127.0.0.1", 0, backlog=BACKLOG)
+    loop.add_reader(pipe.fileno(), handle_command)
     pipe.send(server.sockets[0].getsockname()[1])
-    await over.wait()
+    await stop.wait()
     loop.remove_reader(pipe.fileno())
     server.close()

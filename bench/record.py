@@ -1,9 +1,9 @@
-"""Terminal events a second into the ledger, three deliveries each, beside the same rows by the bare driver.
+"""Terminal events per second recorded in the ledger, with three deliveries each, compared with the bare database driver.
 
     python -m bench.record [--events 3000] [--rounds 5]
 
-The baseline takes the very rows that ours has written, ready-made, and writes them into an empty ledger of the same schema in
-batches and transactions of the same size: by sqlite3's `executemany` with the same pragmas, by asyncpg's on PostgreSQL.
+The baseline writes the same rows, prepared, into an empty ledger with the same schema, in transactions of the same size:
+with sqlite3's `executemany` and the same pragmas, or with asyncpg's `executemany` on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tests.support.postgres import Cluster
 
 EVENTS = 3000
 BATCH = 100
-"""Events in a transaction."""
+"""Events per transaction."""
 TABLES = ("events", "contents", "deliveries")
-"""What a batch is written to, in order; each row begins with its key."""
-INSERT_RECIPIENTS = "told"
-"""What SQLite's ledger writes besides; PostgreSQL's triggers do it for either side."""
+"""The tables that a batch is written to, in order. The first column of each is its key."""
+RECIPIENTS = "delivery_recipients"
+"""The table that the ledger also writes on SQLite. On PostgreSQL a trigger writes it, for the baseline too."""
 
 Tables = Mapping[str, Sequence[Sequence[Any]]]
-"""Rows as the driver has them, by table."""
+"""The driver's rows, by table."""
 
 
 def batches(entries: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -48,46 +48,46 @@ def batches(entries: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 async def ours(url: str, entries: Sequence[RecordedEvent]) -> float:
-    """Events a second by `Ledger.record`."""
+    """Events per second with `Ledger.record`."""
     now = SystemClock().now()
     async with Ledger(url) as ledger:
         began = time.perf_counter()
         for batch in batches(entries):
             await ledger.record(batch, (), now=now)
-        took = time.perf_counter() - began
-        owed = sum((await ledger.counts()).values())
-    if owed != len(entries) * DELIVERIES:
-        raise RuntimeError(f"{owed} deliveries are owed: this measurement is void")
-    return len(entries) / took
+        seconds = time.perf_counter() - began
+        stored = sum((await ledger.counts()).values())
+    if stored != len(entries) * DELIVERIES:
+        raise RuntimeError(f"{stored} deliveries were recorded: this measurement is void")
+    return len(entries) / seconds
 
 
 def statement(table: str, width: int, mark: Callable[[int], str]) -> str:
     return f"INSERT INTO {table} VALUES ({', '.join(mark(number + 1) for number in range(width))})"
 
 
-def portions(rows: Tables) -> list[list[tuple[str, Sequence[Sequence[Any]]]]]:
-    """Each batch's rows, table by table, in the order of their keys."""
+def rows_by_batch(rows: Tables) -> list[list[tuple[str, Sequence[Sequence[Any]]]]]:
+    """Each batch's rows, by table, in the order of their keys."""
     events, contents, deliveries = (rows[table] for table in TABLES)
-    told: dict[str, list[Sequence[Any]]] = {}
-    for row in rows.get(INSERT_RECIPIENTS, ()):
-        told.setdefault(row[2], []).append(row)
-    owed: dict[str, list[Sequence[Any]]] = {}
+    recipients: dict[str, list[Sequence[Any]]] = {}
+    for row in rows.get(RECIPIENTS, ()):
+        recipients.setdefault(row[2], []).append(row)
+    deliveries_of: dict[str, list[Sequence[Any]]] = {}
     for row in deliveries:
-        owed.setdefault(row[1], []).append(row)
+        deliveries_of.setdefault(row[1], []).append(row)
     bodies = {row[0]: row for row in contents}
-    made = []
+    result = []
     for batch in batches(events):
-        theirs = [row for event in batch for row in owed[event[0]]]
+        batch_deliveries = [row for event in batch for row in deliveries_of[event[0]]]
         parts = {
-            **dict(zip(TABLES, (batch, [bodies[row[5]] for row in theirs], theirs), strict=True)),
-            INSERT_RECIPIENTS: [row for delivery in theirs for row in told.get(delivery[0], ())],
+            **dict(zip(TABLES, (batch, [bodies[row[5]] for row in batch_deliveries], batch_deliveries), strict=True)),
+            RECIPIENTS: [row for delivery in batch_deliveries for row in recipients.get(delivery[0], ())],
         }
-        made.append([(table, sorted(part, key=itemgetter(0))) for table, part in parts.items() if part])
-    return made
+        result.append([(table, sorted(part, key=itemgetter(0))) for table, part in parts.items() if part])
+    return result
 
 
 def opened(file: Path) -> sqlite3.Connection:
-    """As the ledger opens it."""
+    """A connection with the ledger's pragmas."""
     connection = sqlite3.connect(file, isolation_level=None)
     pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=8000", "cache_size=-4096")
     for pragma in pragmas:
@@ -97,11 +97,11 @@ def opened(file: Path) -> sqlite3.Connection:
 
 def sqlite_rows(file: Path) -> Tables:
     with closing(opened(file)) as connection:
-        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in (*TABLES, INSERT_RECIPIENTS)}
+        return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in (*TABLES, RECIPIENTS)}
 
 
 def bare_sqlite(file: Path, rows: Tables, count: int) -> float:
-    work = portions(rows)
+    work = rows_by_batch(rows)
     with closing(opened(file)) as connection:
         began = time.perf_counter()
         for batch in work:
@@ -122,7 +122,7 @@ async def postgres_rows(url: str) -> Tables:
 
 async def bare_postgres(url: str, rows: Tables, count: int) -> float:
     connection = await asyncpg.connect(url)
-    work = portions(rows)
+    work = rows_by_batch(rows)
     try:
         began = time.perf_counter()
         for batch in work:
@@ -175,7 +175,7 @@ def measure(pair: Callable[..., Coroutine[Any, Any, tuple[float, float]]], *argu
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A server that syncs its files, as one in production does."""
+    """A PostgreSQL server with fsync, as in production."""
     cluster = Cluster()
     cluster.start(fsync=True)
     try:
@@ -211,8 +211,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--events", type=int, default=EVENTS)
     options.add_argument("--rounds", type=int, default=5)
-    asked = options.parse_args()
-    print(as_markdown(figures(asked.rounds, smoke=False, count=asked.events)))
+    arguments = options.parse_args()
+    print(as_markdown(figures(arguments.rounds, smoke=False, count=arguments.events)))
 
 
 if __name__ == "__main__":

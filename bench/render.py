@@ -1,9 +1,9 @@
-"""CPU a message, from an event to what is handed to the channel, beside the engine's and the standard library's own cost.
+"""CPU per message, from an event to the content for the channel, compared with bare Jinja and the standard library.
 
     python -m bench.render [--messages 300] [--rounds 9]
 
-Each message is made from an event never seen before, so that it pays for reading the error and for all else
-that messages of one event share.
+Each message is rendered from a new event, so that its cost includes the work that messages of one event share, such as
+parsing the error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NUMBERS = count()
 
 
 def fresh() -> Event:
-    """An event that nothing is remembered of."""
+    """A new event, for which nothing is cached."""
     error = (
         SAMPLE.error.model_copy(update={"message": f"{SAMPLE.error.message} {next(NUMBERS)}"}) if SAMPLE.error else None
     )
@@ -93,7 +93,7 @@ def kinds() -> dict[str, Callable[[], Any]]:
 
     return {
         "an event (the bench's own)": fresh,
-        "what templates see of it": lambda: context_of(fresh(), ""),
+        "template variables": lambda: context_of(fresh(), ""),
         "slack": lambda: orjson.dumps(renderer.render("slack", fresh())),
         "pagerduty": lambda: orjson.dumps(renderer.render("pagerduty", fresh())),
         "mail, rendered": lambda: renderer.render("email", fresh()),
@@ -107,7 +107,7 @@ def kinds() -> dict[str, Callable[[], Any]]:
 
 
 WORK = {
-    "what templates see of it": None,
+    "template variables": None,
     "slack": Goal("at most", 150, of="value"),
     "pagerduty": Goal("at most", 150, of="value"),
     "mail, rendered": None,
@@ -115,44 +115,46 @@ WORK = {
     "mail and its bytes": Goal("at most", 350, of="value"),
     "all three of an event": None,
 }
-"""What is ours, and how many microseconds of CPU it may take."""
+"""The dispatcher's work, and its goal in microseconds of CPU."""
 BASELINES = {"mail, its bytes": "compat32, its bytes"}
-"""Who does the same; where nobody does, Jinja alone renders the mail's parts."""
+"""The baseline of a work; for all others it is Jinja alone, which renders the mail's parts."""
 JINJA = "Jinja alone: the mail's parts"
-OWN = "an event (the bench's own)"
-NOTHING_FRESH = {OWN, JINJA, "mail, its bytes", "EmailMessage, its bytes", "compat32, its bytes"}
+NEW_EVENT = "an event (the bench's own)"
+WITHOUT_NEW_EVENT = {NEW_EVENT, JINJA, "mail, its bytes", "EmailMessage, its bytes", "compat32, its bytes"}
 
 
 def measured(rounds: int, messages: int) -> dict[str, list[float]]:
-    """Microseconds of CPU a message, by what was made of it, without the bench's own."""
-    made = kinds()
-    for make in made.values():
-        make()  # compiles the templates, as a service does once
+    """Microseconds of CPU per message, by kind of work, without the cost of creating the event."""
+    works = kinds()
+    for work in works.values():
+        work()  # compiles the templates, as a service does once
     gc.freeze()
-    took = interleaved(rounds, {name: partial(_cpu, make, messages) for name, make in made.items()})
+    costs = interleaved(rounds, {name: partial(_cpu, work, messages) for name, work in works.items()})
     gc.unfreeze()
-    own = statistics.median(took[OWN])
-    return {name: [one - own * (name not in NOTHING_FRESH) for one in times] for name, times in took.items()}
+    event_cost = statistics.median(costs[NEW_EVENT])
+    return {
+        name: [one - event_cost * (name not in WITHOUT_NEW_EVENT) for one in times] for name, times in costs.items()
+    }
 
 
-def _cpu(make: Callable[[], Any], messages: int) -> float:
+def _cpu(work: Callable[[], Any], messages: int) -> float:
     began = time.process_time()
     for _ in range(messages):
-        make()
+        work()
     return (time.process_time() - began) / messages * 1e6
 
 
 def figures(rounds: int, *, smoke: bool, messages: int = 300) -> Iterable[Figure]:
-    """What each message costs, beside the engine or the standard library."""
-    took = measured(max(rounds, 1), 5 if smoke else messages)
+    """The cost of each kind of work, compared with bare Jinja or the standard library."""
+    costs = measured(max(rounds, 1), 5 if smoke else messages)
     for work, goal in WORK.items():
         baseline = BASELINES.get(work, JINJA)
         yield Figure(
             path="render",
             work=work,
             baseline=baseline,
-            ours=took[work],
-            theirs=took[baseline],
+            ours=costs[work],
+            theirs=costs[baseline],
             unit=" us",
             goal=goal,
         )

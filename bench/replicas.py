@@ -1,4 +1,4 @@
-"""The real service, one process a replica, and what its processes take of the machine."""
+"""Runs replicas of the service as processes, and measures their memory and CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer
 from dispatcher.flyte.encode import EncodedMessage
 from tests.support.service import COMMAND, free_port
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds."""
 
 
@@ -30,7 +30,7 @@ class Replica:
         self._log = log
 
     def wait_until_ready(self) -> None:
-        until = monotonic() + PATIENCE
+        until = monotonic() + TIMEOUT
         while not ready(self._port):
             if self.process.poll() is not None or monotonic() > until:
                 raise RuntimeError(f"the service is not ready: {self._log.read_text()[-2000:]}")
@@ -39,11 +39,11 @@ class Replica:
 
 @contextmanager
 def serving(folder: Path, settings: Mapping[str, Any], name: str = "replica") -> Iterator[Replica]:
-    """A replica while the block lasts; not waited for."""
+    """Start a replica, without waiting until it is ready; stop it at the end of the block."""
     port = free_port()
-    whole = {"http": {"listen": f"127.0.0.1:{port}"}, "log": "json", **settings}
+    all_settings = {"http": {"listen": f"127.0.0.1:{port}"}, "log": "json", **settings}
     config, log = folder / f"{name}.yaml", folder / f"{name}.log"
-    config.write_text(yaml.safe_dump(whole))
+    config.write_text(yaml.safe_dump(all_settings))
     with log.open("wb") as sink:
         process = psutil.Popen([*COMMAND, "serve", "--config", str(config)], stdout=sink, stderr=sink)
     try:
@@ -51,7 +51,7 @@ def serving(folder: Path, settings: Mapping[str, Any], name: str = "replica") ->
     finally:
         process.terminate()
         try:
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
         except psutil.TimeoutExpired:
             process.kill()
             process.wait()
@@ -59,7 +59,7 @@ def serving(folder: Path, settings: Mapping[str, Any], name: str = "replica") ->
 
 @contextmanager
 def several(folder: Path, settings: Mapping[str, Any], count: int) -> Iterator[list[Replica]]:
-    """So many replicas, all of them ready."""
+    """Start `count` replicas and wait until all are ready."""
     with ExitStack() as stack:
         running = [stack.enter_context(serving(folder, settings, f"replica-{number}")) for number in range(count)]
         for replica in running:
@@ -68,24 +68,24 @@ def several(folder: Path, settings: Mapping[str, Any], count: int) -> Iterator[l
 
 
 def ready(port: int) -> bool:
-    asking = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     with suppress(OSError, http.client.HTTPException):
-        asking.request("GET", "/readyz")
-        return asking.getresponse().status == 200
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
     return False
 
 
-def resident(pid: int, *, most: bool = False) -> float:
-    """Resident MiB of a process, now or the most it ever was (proc(5), VmRSS and VmHWM)."""
+def resident(pid: int, *, peak: bool = False) -> float:
+    """Resident memory of a process in MiB, current or peak (proc(5), VmRSS and VmHWM)."""
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(rf"^{'VmHWM' if most else 'VmRSS'}:\s+(\d+) kB", status, re.MULTILINE)
+    found = re.search(rf"^{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status, re.MULTILINE)
     if found is None:
-        raise RuntimeError(f"process {pid} has gone")
+        raise RuntimeError(f"process {pid} has ended")
     return int(found[1]) / 1024
 
 
 async def fill(servers: str, topic: str, messages: Iterable[tuple[int, EncodedMessage]]) -> None:
-    """Publish messages, each to its partition."""
+    """Publish messages, given as partition and message."""
     producer = AIOKafkaProducer(bootstrap_servers=servers, linger_ms=20, max_batch_size=256 * 1024)
     await producer.start()
     for partition, message in messages:
@@ -94,7 +94,7 @@ async def fill(servers: str, topic: str, messages: Iterable[tuple[int, EncodedMe
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Seconds of CPU that processes and all their children, those that ended too, have taken so far."""
+    """CPU seconds used so far by processes and all their children, including ended ones."""
     total = 0.0
     for pid in pids:
         process = psutil.Process(pid)

@@ -1,7 +1,7 @@
-"""Terminal events a second through intake with FlyteAdmin answering in 20 ms, beside the same with rules from files.
+"""Terminal events per second through intake with a FlyteAdmin that answers in 20 ms, compared with rules from files.
 
-Every event is terminal and owes three deliveries; FlyteAdmin is a server with Flyte's own services, in a process of
-its own. The source hands out batches as Kafka's does, without Kafka: what is measured is the way into the ledger.
+Each event has three deliveries. FlyteAdmin is a local gRPC server with Flyte's services, in another process. The source
+gives batches from memory, without Kafka: the benchmark measures the path from the batch to the ledger.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dispatcher.runtime import event_loop
 ANSWER_SECONDS = 0.02
 EVENTS = 2000
 BATCH = 100
-"""Terminal events in a batch: a busy topic brings so many among some thousand others."""
+"""Terminal events per batch: on a busy topic, a batch has this many among some thousand other events."""
 NOTIFICATIONS = [
     {"phases": ["FAILED"], "email": {"recipientsEmail": ["dev-team@example.com", "on-call@example.com"]}},
     {"phases": ["FAILED"], "slack": {"recipientsEmail": ["#dev-alerts"]}},
@@ -64,7 +64,7 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Topic:
-    """Messages in memory, a batch at a time."""
+    """A source of messages in memory, in batches."""
 
     messages: Sequence[EncodedMessage]
     committed: list[int] = field(default_factory=list)
@@ -74,7 +74,7 @@ class _Topic:
             yield _Batch(self.messages[first : first + BATCH], first, self.committed)
 
     async def wait(self, duration: timedelta) -> bool:
-        raise RuntimeError(f"something was away for {duration}: this measurement is void")
+        raise RuntimeError(f"intake had to wait {duration}: this measurement is void")
 
     def stop(self) -> None:
         pass
@@ -96,7 +96,7 @@ def events(count: int) -> list[Event]:
 
 
 def serve(port: Connection, count: int) -> None:
-    """FlyteAdmin, until the other end hangs up."""
+    """Run FlyteAdmin until the other end of the pipe sends or closes."""
 
     async def run() -> None:
         async with LocalFlyteAdmin(delay=ANSWER_SECONDS) as server:
@@ -115,7 +115,7 @@ def serve(port: Connection, count: int) -> None:
 
 
 async def intake(folder: Path, count: int, port: int | None) -> float:
-    """Events a second, from bytes to committed."""
+    """Events per second, from the encoded event to the commit."""
     (folder / "plan.json").write_text(
         f'{{"id": {PLAN.model_dump_json()}, "notifications": {NOTIFICATIONS}}}'.replace("'", '"')
     )
@@ -128,7 +128,7 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
         fallbacks={},
         render=renderer.render,
     )
-    # Without FlyteAdmin the launch plan has to be named; with it, Flyte's bare event is enough.
+    # Without FlyteAdmin the event must name its launch plan; with it, a bare v1 event is enough.
     form = Format.FLYTE_V2 if port is None else Format.FLYTE_V1
     topic = _Topic([write(event, form) for event in events(count)])
     async with AsyncExitStack() as stack:
@@ -137,26 +137,26 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
         if port is not None:
             config = FlyteAdminConfig(endpoint=f"127.0.0.1:{port}", insecure=True)
             admin = await stack.enter_async_context(open_flyte_admin(config, SystemClock()))
-            await admin.unready_reason()  # connects, as a service has long done
-        owed: list[str] = []
+            await admin.unready_reason()  # connects before the measurement
+        recorded: list[str] = []
         intake = Intake(
             ledger,
             lambda: rules.book,
             planner,
             SystemClock(),
-            on_batch=lambda heard: owed.extend(one.key for entry in heard.recorded for one in entry.deliveries),
+            on_batch=lambda batch: recorded.extend(one.key for entry in batch.recorded for one in entry.deliveries),
             look_up=admin.look_up if admin is not None else None,
         )
         began = time.perf_counter()
         await intake.run(topic)
-        took = time.perf_counter() - began
-    if len(set(owed)) != 3 * count or topic.committed != sorted(topic.committed):
-        raise RuntimeError(f"{len(set(owed))} deliveries, commits {topic.committed}: this measurement is void")
-    return count / took
+        seconds = time.perf_counter() - began
+    if len(set(recorded)) != 3 * count or topic.committed != sorted(topic.committed):
+        raise RuntimeError(f"{len(set(recorded))} deliveries, commits {topic.committed}: this measurement is void")
+    return count / seconds
 
 
 def measure(count: int, port: int | None) -> float:
-    """The same, of a process of its own."""
+    """Run one measurement in this process. `port`: FlyteAdmin's; None for rules from files."""
     logs.configure("json", level=40)
     event_loop.freeze_garbage_collector()  # as the service does
     with TemporaryDirectory() as folder:
@@ -173,10 +173,10 @@ def figures(rounds: int, *, smoke: bool) -> Iterator[Figure]:
     try:
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
 
-            def asking(port: int | None) -> float:
+            def rate(port: int | None) -> float:
                 return processes.submit(measure, count, port).result()
 
-            found = interleaved(rounds, {"asked": partial(asking, port), "files": partial(asking, None)})
+            found = interleaved(rounds, {"FlyteAdmin": partial(rate, port), "files": partial(rate, None)})
     finally:
         ours.send("end")
         server.join(10)
@@ -184,6 +184,6 @@ def figures(rounds: int, *, smoke: bool) -> Iterator[Figure]:
         path="rules",
         work=f"{count:,} terminal events into the ledger, FlyteAdmin asked about each and answering in {1000 * ANSWER_SECONDS:.0f} ms",
         baseline="the same with rules from files",
-        ours=found["asked"],
+        ours=found["FlyteAdmin"],
         theirs=found["files"],
     )

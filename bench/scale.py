@@ -1,8 +1,8 @@
-"""Deliveries a second by 1, 2 and 4 replicas of the service on one topic and one PostgreSQL ledger, beside as many times one.
+"""Deliveries per second by 1, 2 and 4 replicas on one topic and one PostgreSQL ledger, compared with a multiple of one.
 
-The relay takes 50 ms a mail. First each replica has so few hands that it takes about a quarter of a core: while the
-machine has cores left, replicas should add up. Then they have as many as they can use, which shows where that ends;
-lines of CPU tell who took it.
+The relay takes 50 ms per mail. First each replica has so few slots that it uses about a quarter of a core: as long as the
+machine has free cores, the throughput should grow with the replicas. Then each has as many slots as it can use, which
+shows the limit. More lines compare the CPU use of the replicas, PostgreSQL and Kafka.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import psutil
 from sqlalchemy.engine import make_url
 
 from bench.figures import Figure, Goal
-from bench.providers import Manner, Provider, Relay, providing
+from bench.providers import Provider, ProviderOptions, Relay, running_provider
 from bench.replicas import cpu_seconds, fill, several
 from dispatcher.flyte.encode import Format, write
 from dispatcher.runtime import event_loop
@@ -33,23 +33,23 @@ from tests.support.brokers.fixtures import make_topic
 from tests.support.postgres import Cluster
 
 PARTITIONS = 12
-TAKES = 0.05
-"""Seconds that the relay takes for a mail."""
+DELAY = 0.05
+"""Seconds that the relay takes per mail."""
 REPLICAS = (1, 2, 4)
 FEW, MANY = 6, 60
-"""Hands of a replica: 120 mails a second, which is a quarter of a core; and more than a core can feed."""
+"""Slots per replica: 6 give 120 mails per second, a quarter of a core; 60 are more than one core can use."""
 SECONDS = 3.0
-"""Of work, at the rate that the hands allow."""
-AT_MOST = 250
-"""Mails a second that are prepared for a replica: many hands could take more, which its core can't."""
-PATIENCE = 90.0
+"""Duration of a run, at the rate that the slots allow."""
+MAX_RATE = 250
+"""Mails per second and replica for which events are published: one core cannot deliver more."""
+TIMEOUT = 90.0
 GOAL = Goal("at least", 0.85)
 _numbers = count(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """One run: mails a second, and the cores that each party kept busy meanwhile."""
+class RunResult:
+    """One run: mails per second, and the average number of cores that each program used."""
 
     rate: float
     cores: Mapping[str, float]
@@ -57,107 +57,107 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """What all runs share."""
+    """The servers that all runs share."""
 
     broker: Broker
     cluster: Cluster
     relay: Provider
 
-    def run(self, replicas: int, hands: int, seconds: float) -> Ran:
-        """So many replicas, on a topic and a database of their own, between the first tenth of the mails and the last."""
+    def run(self, replicas: int, concurrency: int, seconds: float) -> RunResult:
+        """One run with a new topic and database, measured from 10 % to 90 % of the mails. `concurrency`: per replica."""
         name = f"scale_{os.getpid()}_{next(_numbers)}"
         event_loop.run(make_topic(self.broker.bootstrap_servers, name, partitions=PARTITIONS))
         event_loop.run(make_database(self.cluster.url, name))
-        mails = int(replicas * min(hands / TAKES, AT_MOST) * seconds)
+        mails = int(replicas * min(concurrency / DELAY, MAX_RATE) * seconds)
         with (
             TemporaryDirectory() as folder,
-            several(Path(folder), self.settings(name, hands), replicas) as running,
+            several(Path(folder), self.settings(name, concurrency), replicas) as running,
             ThreadPoolExecutor(1) as threads,
         ):
             self.relay.begin()
             events = (write(an_owing_event(number, "email"), Format.NATIVE) for number in range(mails))
             placed = ((number % PARTITIONS, one) for number, one in enumerate(events))
-            parties = {"replicas": [one.process.pid for one in running], **self.servers()}
-            # In a thread: a few mails have all arrived by the time that a producer has come and gone.
-            filling = threads.submit(lambda: event_loop.run(fill(self.broker.bootstrap_servers, name, placed)))
+            programs = {"replicas": [one.process.pid for one in running], **self.servers()}
+            # In a thread: a short run's mails would all have arrived before the producer has closed.
+            publishing = threads.submit(lambda: event_loop.run(fill(self.broker.bootstrap_servers, name, placed)))
             first = self.until(mails // 10)
-            before = {party: cpu_seconds(pids) for party, pids in parties.items()}
+            before = {program: cpu_seconds(pids) for program, pids in programs.items()}
             last = self.until(mails * 9 // 10)
-            filling.result()
+            publishing.result()
             took = last[0] - first[0]
-            used = {party: (cpu_seconds(pids) - before[party]) / took for party, pids in parties.items()}
-            return Ran((last[1] - first[1]) / took, used)
+            used = {program: (cpu_seconds(pids) - before[program]) / took for program, pids in programs.items()}
+            return RunResult((last[1] - first[1]) / took, used)
 
-    def settings(self, name: str, hands: int) -> dict[str, Any]:
+    def settings(self, name: str, concurrency: int) -> dict[str, Any]:
         mail = {"host": "127.0.0.1", "port": self.relay.port, "security": "none", "from": "Flyte <flyte@example.com>"}
         url = make_url(self.cluster.url).set(database=name).render_as_string(hide_password=False)
         return {
             "kafka": {"bootstrap_servers": self.broker.bootstrap_servers, "topics": [name], "group_id": name},
             "ledger": {"url": url},
-            "channels": {"email": {**mail, "concurrency": hands, "connections": hands}},
+            "channels": {"email": {**mail, "concurrency": concurrency, "connections": concurrency}},
         }
 
     def servers(self) -> dict[str, list[int]]:
-        """PostgreSQL, and the broker where it is our own."""
-        ours = {child.pid: " ".join(child.cmdline()) for child in psutil.Process().children()}
+        """Process ids of PostgreSQL and of the broker; the broker's are empty if this run did not start it."""
+        children = {child.pid: " ".join(child.cmdline()) for child in psutil.Process().children()}
         return {
-            "PostgreSQL": [pid for pid, line in ours.items() if "postgres" in line.partition(" ")[0]],
-            "Kafka": [pid for pid, line in ours.items() if "kafka.Kafka" in line],
+            "PostgreSQL": [pid for pid, line in children.items() if "postgres" in line.partition(" ")[0]],
+            "Kafka": [pid for pid, line in children.items() if "kafka.Kafka" in line],
         }
 
     def until(self, mails: int) -> tuple[float, int]:
-        """When so many had arrived, and how many it were."""
-        arrived = self.relay.wait_for(mails, PATIENCE)
+        """Wait until `mails` have arrived. Returns the time of the last arrival, and the number of arrivals."""
+        arrived = self.relay.wait_for(mails, TIMEOUT)
         if arrived.messages < mails:
-            raise RuntimeError(f"{arrived.messages} mails of {mails} in {PATIENCE:.0f} s: this measurement is void")
+            raise RuntimeError(f"{arrived.messages} mails of {mails} in {TIMEOUT:.0f} s: this measurement is void")
         return arrived.last, arrived.messages
 
 
 def figures(rounds: int, *, smoke: bool) -> Iterator[Figure]:
     seconds, numbers = (0.6, REPLICAS[:2]) if smoke else (SECONDS, REPLICAS)
-    with rigged() as rig:
-        for hands, words in ((FEW, "a quarter of a core each"), (MANY, "as fast as they can")):
-            runs: dict[int, list[Ran]] = {replicas: [] for replicas in numbers}
+    with opened_rig() as rig:
+        for concurrency, load in ((FEW, "a quarter of a core each"), (MANY, "as fast as they can")):
+            runs: dict[int, list[RunResult]] = {replicas: [] for replicas in numbers}
             for _ in range(rounds):
                 for replicas, so_far in runs.items():
-                    so_far.append(rig.run(replicas, hands, seconds))
+                    so_far.append(rig.run(replicas, concurrency, seconds))
             for replicas in numbers[1:]:
                 yield Figure(
                     path="scale out",
-                    work=f"mails by {replicas} replicas, {words} ({hands} hands, {1000 * TAKES:.0f} ms a mail)",
+                    work=f"mails by {replicas} replicas, {load} ({concurrency} slots, {1000 * DELAY:.0f} ms a mail)",
                     baseline=f"{replicas} times one replica",
                     ours=[run.rate for run in runs[replicas]],
                     theirs=[run.rate * replicas for run in runs[1]],
-                    goal=GOAL if hands == FEW else None,
+                    goal=GOAL if concurrency == FEW else None,
                 )
-            yield from shares(runs, words)
+            yield from cpu_figures(runs, load)
 
 
-def shares(runs: Mapping[int, list[Ran]], words: str) -> Iterator[Figure]:
-    """Whose CPU it was, with the most replicas and with one."""
+def cpu_figures(runs: Mapping[int, list[RunResult]], load: str) -> Iterator[Figure]:
+    """The CPU use of each program with the most replicas, compared with one replica."""
     replicas, most = max(runs.items())
-    for party in most[0].cores:
-        if not statistics.median(run.cores[party] for run in runs[1]):
-            continue  # a server of somebody else's
+    for program in most[0].cores:
+        if not statistics.median(run.cores[program] for run in runs[1]):
+            continue  # this run did not start the program
         yield Figure(
             path="scale out",
-            work=f"CPU of {party} with {replicas} replicas, {words}",
+            work=f"CPU of {program} with {replicas} replicas, {load}",
             baseline="with one",
-            ours=[run.cores[party] for run in most],
-            theirs=[run.cores[party] for run in runs[1]],
+            ours=[run.cores[program] for run in most],
+            theirs=[run.cores[program] for run in runs[1]],
             unit=" cores",
         )
 
 
 @contextmanager
-def rigged() -> Iterator[Rig]:
+def opened_rig() -> Iterator[Rig]:
     with ExitStack() as stack:
         broker = start()
         stack.callback(broker.stop)
         cluster = Cluster()
         stack.callback(cluster.remove)
         cluster.start(fsync=True)
-        yield Rig(broker, cluster, stack.enter_context(providing(Relay, Manner(takes=TAKES))))
+        yield Rig(broker, cluster, stack.enter_context(running_provider(Relay, ProviderOptions(delay=DELAY))))
 
 
 async def make_database(server: str, name: str) -> None:

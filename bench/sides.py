@@ -1,4 +1,4 @@
-"""The sides of a race: each in a process of its own, on the same core, one after the other, and nothing lost on the way."""
+"""Runs the dispatcher and its baselines one after the other, each in a new process on the same core, and compares them."""
 
 from __future__ import annotations
 
@@ -12,66 +12,75 @@ from typing import Any, TypeVar
 
 from bench.figures import Figure, Goal
 from bench.providers import Provider, cores
-from bench.storm import Ran, spent
+from bench.storm import RunResult, cpu_seconds_used
 
 Item = TypeVar("Item")
 
 
-def apart(work: Callable[..., Ran], *arguments: Any) -> Ran:
-    """Do it in a new process on the core of whoever is measured."""
+def in_new_process(work: Callable[..., RunResult], *arguments: Any) -> RunResult:
+    """Run `work` in a new process, on the core for measured programs."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_settle_in) as process:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_pin_to_core) as process:
         return process.submit(work, *arguments).result()
 
 
-def _settle_in() -> None:
+def _pin_to_core() -> None:
     os.sched_setaffinity(0, {cores()[0]})
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)  # the log is written, and goes where nobody waits for it
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)  # log lines are written, but to /dev/null, which never blocks
 
 
-def checked(provider: Provider, count: int, run: Callable[[], Ran]) -> Ran:
-    """Run it, and see to it that every message arrived once, and none was refused."""
+def without_loss(provider: Provider, count: int, run: Callable[[], RunResult]) -> RunResult:
+    """Run it. Raises RuntimeError unless every message arrived exactly once and no connection was refused."""
     provider.begin()
-    ran = run()
-    came = provider.arrivals()
-    if not came.messages == came.different == count or came.refused:
-        raise RuntimeError(f"{count} messages became {came}: this measurement is void")
-    return ran
+    result = run()
+    arrived = provider.arrivals()
+    if not arrived.messages == arrived.different == count or arrived.refused:
+        raise RuntimeError(f"{count} messages became {arrived}: this measurement is void")
+    return result
 
 
-async def by_hands(hands: int, items: Sequence[Item], send: Callable[[Item], Awaitable[object]]) -> Ran:
-    """Send them all, so many at once."""
+async def run_concurrently(
+    concurrency: int, items: Sequence[Item], send: Callable[[Item], Awaitable[object]]
+) -> RunResult:
+    """Send all items, with `concurrency` tasks."""
     waiting = list(items)
 
     async def work() -> None:
         while waiting:
             await send(waiting.pop())
 
-    cpu, began = spent(), time.perf_counter()
+    cpu, began = cpu_seconds_used(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for _ in range(hands):
+        for _ in range(concurrency):
             group.create_task(work())
-    return Ran(len(items), time.perf_counter() - began, spent() - cpu)
+    return RunResult(len(items), time.perf_counter() - began, cpu_seconds_used() - cpu)
 
 
-def compared(
-    path: str, work: str, baseline: str, ours: Sequence[Ran], theirs: Sequence[Ran], goal: Goal | None = None
+def comparison(
+    path: str,
+    work: str,
+    baseline: str,
+    ours: Sequence[RunResult],
+    theirs: Sequence[RunResult],
+    goal: Goal | None = None,
 ) -> Iterator[Figure]:
-    """The rates, which the goal is of; and the CPU that a message cost, which depends less on what else the machine does."""
+    """Two figures: the rate, which the goal applies to, and the CPU per message, which other load on the machine affects
+    less.
+    """
     yield Figure(
         path=path,
         work=work,
         baseline=baseline,
-        ours=[ran.rate for ran in ours],
-        theirs=[ran.rate for ran in theirs],
+        ours=[result.rate for result in ours],
+        theirs=[result.rate for result in theirs],
         goal=goal,
     )
     yield Figure(
         path=path,
         work=f"{work}: CPU a message",
         baseline=baseline,
-        ours=[ran.cpu_each * 1e6 for ran in ours],
-        theirs=[ran.cpu_each * 1e6 for ran in theirs],
+        ours=[result.cpu_per_message * 1e6 for result in ours],
+        theirs=[result.cpu_per_message * 1e6 for result in theirs],
         unit=" us",
     )

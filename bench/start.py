@@ -1,4 +1,4 @@
-"""Seconds until something is there: the service ready for work, a preview, the help; beside an interpreter that does nothing."""
+"""Seconds until the service is ready, and for `preview` and `--help`, compared with `python -c pass`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ channels:
 
 
 def figures(rounds: int, *, smoke: bool) -> Iterator[Figure]:
-    del smoke  # it is short
+    del smoke  # the full benchmark is short
     found = interleaved(
         max(rounds, 1),
         {
@@ -63,7 +63,7 @@ def until_done(*command: str) -> float:
 
 
 def until_ready() -> float:
-    """From the start of the process until it answers 200 to /readyz."""
+    """Seconds from the start of the process until it answers 200 to /readyz."""
     with TemporaryDirectory() as folder:
         port = free_port()
         file = Path(folder, "dispatcher.yaml")
@@ -84,8 +84,8 @@ def until_ready() -> float:
 
 
 def ready(port: int) -> bool:
-    asking = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     with suppress(OSError, http.client.HTTPException):
-        asking.request("GET", "/readyz")
-        return asking.getresponse().status == 200
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
     return False

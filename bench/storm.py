@@ -1,7 +1,7 @@
-"""A storm of failed executions through the dispatcher: from bytes to messages that are sent and settled.
+"""Sends a burst of failed executions through the dispatcher, from encoded events to settled deliveries.
 
-The rooms are wired as the service wires them, over a ledger on disk and one channel; the source hands out batches as
-Kafka's does. It all runs in a process of its own, on one core.
+Intake and worker are connected as in the service, with a ledger on disk and one channel; the source gives batches from
+memory instead of Kafka. Everything runs in one new process on one core.
 """
 
 from __future__ import annotations
@@ -34,25 +34,24 @@ from dispatcher.runtime.service import Service, make_planner, open_channels
 
 BATCH = 500
 PROJECTS = 40
-"""Each has a recipient of its own."""
-PATIENCE = 120.0
+"""Each project has its own recipient."""
+TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """How many messages, how long they took, and what they cost."""
+class RunResult:
+    """Number of messages, elapsed seconds and CPU seconds of one run."""
 
     messages: int
     seconds: float
     cpu: float
-    """Seconds of CPU."""
 
     @property
     def rate(self) -> float:
         return self.messages / self.seconds
 
     @property
-    def cpu_each(self) -> float:
+    def cpu_per_message(self) -> float:
         return self.cpu / self.messages
 
 
@@ -71,7 +70,7 @@ class _Batch:
 
 @dataclass(slots=True)
 class Topic:
-    """Messages in memory, a batch at a time."""
+    """A source of messages in memory, in batches."""
 
     messages: Sequence[EncodedMessage]
 
@@ -80,7 +79,7 @@ class Topic:
             yield _Batch(self.messages[first : first + BATCH])
 
     async def wait(self, duration: timedelta) -> bool:
-        raise RuntimeError(f"something was away for {duration}: this measurement is void")
+        raise RuntimeError(f"intake had to wait {duration}: this measurement is void")
 
     def stop(self) -> None:
         pass
@@ -90,12 +89,12 @@ class Topic:
 
 
 def events(count: int) -> list[EncodedMessage]:
-    """Executions that failed, each of a launch plan of its own."""
+    """Terminal events of failed executions, each with its own launch plan."""
     now = SystemClock().now()
-    words = (
+    message = (
         "Traceback (most recent call last):\n\n  File \"train.py\", line 42, in main\nValueError: no such column 'age'"
     )
-    error = ExecutionError(code="USER:Unknown", message=words, kind="USER")
+    error = ExecutionError(code="USER:Unknown", message=message, kind="USER")
     return [
         write(
             Event(
@@ -113,8 +112,8 @@ def events(count: int) -> list[EncodedMessage]:
     ]
 
 
-def carry(count: int, channel: str, section: Mapping[str, Any], recipient: str) -> Ran:
-    """So many events to one message each, in this process. `recipient`: of a project, with `{}` for its number."""
+def carry(count: int, channel: str, section: Mapping[str, Any], recipient: str) -> RunResult:
+    """Deliver `count` events, one message each, in this process. `recipient` has `{}` for the project's number."""
     logs.configure("json")
     with TemporaryDirectory() as folder:
         _write_settings(Path(folder), channel, section, recipient)
@@ -126,9 +125,9 @@ def _write_settings(folder: Path, channel: str, section: Mapping[str, Any], reci
     rules.mkdir()
     kind = {"email": "email", "slack": "slack", "pagerduty": "pager_duty"}[channel]
     for project in range(PROJECTS):
-        told = {"phases": ["FAILED"], kind: {"recipients_email": [recipient.format(project)]}}
+        rule = {"phases": ["FAILED"], kind: {"recipients_email": [recipient.format(project)]}}
         plan = {"project": f"bench{project}", "domain": "production", "name": "*"}
-        (rules / f"{project}.yaml").write_text(yaml.safe_dump({"launch_plan": plan, "notifications": [told]}))
+        (rules / f"{project}.yaml").write_text(yaml.safe_dump({"launch_plan": plan, "notifications": [rule]}))
     settings = {
         "ledger": {"url": "sqlite+aiosqlite:///ledger.db"},
         "rules": {"launch_plans": "rules"},
@@ -138,31 +137,31 @@ def _write_settings(folder: Path, channel: str, section: Mapping[str, Any], reci
 
 
 @dataclass(slots=True)
-class _Endings:
-    """Counts what is sent and settled where the service is told of it: a look into the ledger is work of its own."""
+class _SentCounter:
+    """Counts sent deliveries in the worker's callback: querying the ledger instead would distort the measurement."""
 
-    tell: Callable[[Settlement, bool], None]
-    """Whom the courier told before."""
+    on_settled: Callable[[Settlement, bool], None]
+    """The callback that this one replaces; it is called first."""
     sent: int = 0
-    _awaited: int = 0
+    _target: int = 0
     _reached: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def __call__(self, ending: Settlement, held: bool) -> None:  # noqa: FBT001 - a callback's form
-        self.tell(ending, held)
-        self.sent += held and isinstance(ending.outcome, Sent)
-        if self.sent >= self._awaited:
+    def __call__(self, settlement: Settlement, held: bool) -> None:  # noqa: FBT001 - the callback's signature
+        self.on_settled(settlement, held)
+        self.sent += held and isinstance(settlement.outcome, Sent)
+        if self.sent >= self._target:
             self._reached.set()
 
     async def reach(self, total: int) -> None:
-        """Wait until so many are sent. Raises TimeoutError."""
-        self._awaited = total
+        """Wait until `total` deliveries are sent. Raises TimeoutError."""
+        self._target = total
         self._reached.clear()
         if self.sent < total:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await self._reached.wait()
 
 
-async def _carry(folder: Path, channel: str, owed: list[EncodedMessage]) -> Ran:
+async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> RunResult:
     settings = load(folder / "dispatcher.yaml")
     service = Service(settings)
     channels = open_channels(settings)
@@ -170,30 +169,34 @@ async def _carry(folder: Path, channel: str, owed: list[EncodedMessage]) -> Ran:
     service.metrics.add_channel(channel)
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
-    async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as rooms:
+    async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as group:
         await ledger.preallocate()
-        courier = service._worker(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
-        courier.on_settled = endings = _Endings(courier.on_settled)
-        service._workers = [courier]  # noqa: SLF001
-        tell = {"direct_dispatch": service._direct_dispatches, "on_pending": service._wake_workers, "on_batch": service._batch_recorded}  # noqa: SLF001
-        intake = Intake(ledger, lambda: rules.book, planner, SystemClock(), **tell)
-        rooms.create_task(courier.run())
-        await intake.run(Topic(owed[:1]))  # templates are compiled and libraries loaded, once in a service's life
-        await endings.reach(1)
+        worker = service._worker(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
+        worker.on_settled = sent = _SentCounter(worker.on_settled)
+        service._workers = [worker]  # noqa: SLF001
+        callbacks = {
+            "direct_dispatch": service._direct_dispatches,  # noqa: SLF001
+            "on_pending": service._wake_workers,  # noqa: SLF001
+            "on_batch": service._batch_recorded,  # noqa: SLF001
+        }
+        intake = Intake(ledger, lambda: rules.book, planner, SystemClock(), **callbacks)
+        group.create_task(worker.run())
+        await intake.run(Topic(messages[:1]))  # compiles the templates and loads libraries, as a service does once
+        await sent.reach(1)
         event_loop.freeze_garbage_collector()
-        cpu, began = spent(), time.perf_counter()
-        await intake.run(Topic(owed[1:]))
-        await endings.reach(len(owed))
-        ran = Ran(len(owed) - 1, time.perf_counter() - began, spent() - cpu)
+        cpu, began = cpu_seconds_used(), time.perf_counter()
+        await intake.run(Topic(messages[1:]))
+        await sent.reach(len(messages))
+        result = RunResult(len(messages) - 1, time.perf_counter() - began, cpu_seconds_used() - cpu)
         counts = await ledger.counts()
-        courier.stop()
+        worker.stop()
     await channels[channel].aclose()
-    if counts != {(channel, State.SENT): len(owed)}:
-        raise RuntimeError(f"{len(owed)} events became {counts}: this measurement is void")
-    return ran
+    if counts != {(channel, State.SENT): len(messages)}:
+        raise RuntimeError(f"{len(messages)} events became {counts}: this measurement is void")
+    return result
 
 
-def spent() -> float:
-    """Seconds of CPU that this process has used."""
+def cpu_seconds_used() -> float:
+    """CPU seconds that this process has used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime

@@ -1,4 +1,4 @@
-"""What the benchmarks of intake and the ledger work on: failed executions that owe a mail, a Slack message and a page."""
+"""Test data for the benchmarks of intake and ledger: failed executions with a mail, a Slack and a PagerDuty delivery."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dispatcher.rules import RuleBook, decide
 from dispatcher.rules.files import LaunchPlanFiles
 
 DELIVERIES = 3
-"""What each event owes."""
+"""Deliveries per event."""
 _PLAN = EntityId(project="flytesnacks", domain="production", name="train.daily", version="v1")
 _RULES = """
 launch_plan: {project: flytesnacks, domain: production, name: train.daily}
@@ -48,12 +48,12 @@ User error."""
 
 
 def _name(number: int) -> str:
-    """As Flyte makes them up: neighbours in time are none in any order of names."""
+    """An execution name as random as Flyte's: names of consecutive executions are not adjacent in an index."""
     return f"a{hashlib.sha256(str(number).encode()).hexdigest()[:19]}"
 
 
 def failed(number: int) -> Event:
-    """The end of an execution of its own, with an error as flytekit reports it."""
+    """The terminal event of a new execution, with an error as flytekit reports it."""
     return Event(
         execution=ExecutionId(project="flytesnacks", domain="production", name=_name(number)),
         phase=Phase.FAILED,
@@ -76,9 +76,7 @@ def rules() -> Callable[[], RuleBook]:
 
 @cache
 def planner() -> Planner:
-    """A planner over the own templates, compiled, and channels that take every address; threads and incidents as they
-    come with the settings' defaults.
-    """
+    """A planner with the built-in templates, compiled, channels that accept any address, and the default threads."""
     renderer = Renderer()
     renderer.check()
     return Planner(
@@ -95,7 +93,7 @@ def _of_the_launch_plan(address: str) -> Scope:
 
 
 def recorded(number: int) -> RecordedEvent:
-    """What intake hands to the ledger for it."""
+    """The entry that intake records for the event."""
     event = failed(number)
     decision = decide(event, rules()())
     return RecordedEvent(
@@ -103,6 +101,6 @@ def recorded(number: int) -> RecordedEvent:
         position=f"flyte-cloudevents/0@{number}",
         verdict=decision.verdict,
         reason=decision.reason,
-        considered=[look.as_data() for look in decision.considered],
+        considered=[rule.as_data() for rule in decision.considered],
         deliveries=planner().plan(event, decision.matched, now=SystemClock().now()),
     )

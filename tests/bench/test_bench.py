@@ -1,4 +1,4 @@
-"""The table of a benchmark run: what its lines say, and what becomes of a benchmark that can't be run."""
+"""The table of a benchmark run: its lines, and benchmarks that fail or cannot run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from bench.__main__ import BEGIN, END, Run, around_table, measure
 from bench.figures import Figure, Goal, Missing, Unavailable, as_markdown
-from bench.providers import Api, Manner, providing
+from bench.providers import Api, ProviderOptions, running_provider
 
 
 def a_figure(*, ours: list[float], theirs: list[float], goal: Goal | None = None) -> Figure:
@@ -24,8 +24,8 @@ def a_run() -> Run:
     return Run(rounds=3, smoke=False, machine={})
 
 
-def test_a_ratio_is_the_median_of_rounds_that_ran_side_by_side() -> None:
-    """The machine was at half its speed in the second round, for both."""
+def test_the_ratio_is_the_median_of_each_rounds_ratio() -> None:
+    """In the second round both ran at half speed."""
     figure = a_figure(ours=[90, 40, 80], theirs=[100, 50, 100])
     assert figure.ratio == 0.8
     assert "| 80/s | 100/s | 0.8 (0.8 to 0.9) |" in figure.as_row()
@@ -40,13 +40,13 @@ def test_a_ratio_is_the_median_of_rounds_that_ran_side_by_side() -> None:
         (Goal("at most", 79, of="value"), False),
     ],
 )
-def test_a_goal_is_of_the_ratio_or_of_our_own_value(goal: Goal, met: bool) -> None:
+def test_a_goal_applies_to_the_ratio_or_to_the_dispatchers_value(goal: Goal, met: bool) -> None:
     figure = a_figure(ours=[80], theirs=[100], goal=goal)
     assert figure.met is met
     assert figure.as_row().endswith("| met |" if met else "| missed |")
 
 
-def test_what_breaks_or_lacks_something_is_a_line_and_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_or_unavailable_benchmark_is_a_line_and_the_others_run(capsys: pytest.CaptureFixture[str]) -> None:
     good = a_figure(ours=[1], theirs=[1])
 
     def lacks(_rounds: int, *, smoke: bool) -> Iterable[Figure | Missing]:
@@ -73,33 +73,33 @@ def test_what_breaks_or_lacks_something_is_a_line_and_stops_no_other(capsys: pyt
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_only_the_table_of_a_file_is_replaced(tmp_path: Path) -> None:
+def test_write_replaces_only_the_table_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "performance.md"
     file.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     assert "new".join(around_table(file)) == f"before\n{BEGIN}new{END}\nafter\n"
 
 
-def test_a_file_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_table_markers_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "performance.md"
     file.write_text(f"{END} {BEGIN}")
     with pytest.raises(ValueError, match="has no table"):
         around_table(file)
 
 
-class DiesAtBirth(Manner):
+class DiesAtStart(ProviderOptions):
     def __reduce__(self) -> tuple[Any, ...]:
         return os._exit, (1,)
 
 
-class DiesOfCompany(Api):
+class DiesAtConnection(Api):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         os._exit(1)
 
 
-def test_nobody_waits_for_a_provider_that_is_dead() -> None:
-    with pytest.raises(RuntimeError, match="died"), providing(Api, DiesAtBirth()):
+def test_a_dead_provider_raises_an_error_at_once() -> None:
+    with pytest.raises(RuntimeError, match="died"), running_provider(Api, DiesAtStart()):
         pass
-    with providing(DiesOfCompany, Manner()) as provider:
+    with running_provider(DiesAtConnection, ProviderOptions()) as provider:
         socket.create_connection(("127.0.0.1", provider.port)).close()
         with pytest.raises(RuntimeError, match="died"):
             provider.wait_for(1, seconds=10)

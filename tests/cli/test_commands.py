@@ -82,7 +82,7 @@ async def test_check_reports_problems_in_templates_match(tmp_path: Path) -> None
     for match, words in (
         ({"recipient": "boss@*", "path": "own"}, "text.txt.j2:1: 'nonsense' is undefined"),
         ({"project": "p", "path": ["nowhere"]}, "templates.match.0.path: no such folder"),
-        ({"path": ["own"]}, "templates.match.0: says of nothing when it holds"),
+        ({"path": ["own"]}, "templates.match.0: has no condition"),
         ({"projekt": "p", "path": ["own"]}, "templates.match.0.projekt: unknown option"),
     ):
         status, _, err = await command("check", "--config", settings_file(tmp_path, templates={"match": [match]}))
@@ -97,7 +97,7 @@ async def test_template_variables_are_listed_with_type_meaning_and_example() -> 
     assert listed["error.summary"] == {
         "name": "error.summary",
         "type": "text",
-        "meaning": "The exception's line.",
+        "meaning": "The line with the exception.",
         "example": "ValueError: bad learning rate: <lr> & 'momentum' must be > 0",
     }
     assert listed["labels"]["type"] == "mapping of text to text"
