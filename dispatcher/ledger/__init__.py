@@ -1,8 +1,8 @@
 """The ledger, a transactional outbox in SQLite or PostgreSQL: events, deliveries, attempts. All SQL is in this package.
 
 Other packages use only `Ledger` (`ledger.py`) and the values in `records.py`. `schema` and `rows` define the tables and
-their rows, `claim` selects due deliveries, `engine` opens the database; `sqlite`, `statements` and `values` make frequent
-statements fast.
+their rows, `claim` selects due deliveries, `engine` opens the database; `sqlite`, `statements` and `values` make
+frequent statements fast.
 """
 
 from dispatcher.ledger.engine import HEAD, Schema

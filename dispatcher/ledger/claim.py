@@ -1,4 +1,4 @@
-"""Claims due deliveries: those that wait in the ledger, and those that are being inserted."""
+"""Claims due deliveries: deliveries that wait in the ledger, and new deliveries before they are inserted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ last batch the next claim continues."""
 def claim(
     connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, admission: AdmissionControl
 ) -> Claim:
-    """Claim up to `limit` due deliveries of a channel that `admission` lets go, oldest first (`Ledger.claim`)."""
+    """Claim up to `limit` due deliveries of a channel that `admission` allows, oldest first (`Ledger.claim`)."""
     claimed: list[Delivery] = []
     deferred_until: list[datetime] = []
     states = DestinationStates(connection, channel)
@@ -68,7 +68,7 @@ def claim_on_insert(
     direct_dispatch: Mapping[str, DirectDispatch],
     status: LaunchPlanStatus,
 ) -> dict[str, Changes]:
-    """Claim new deliveries for free slots of workers, just before they are inserted; their changed fields, by key.
+    """Claim new deliveries for free slots of workers, before they are inserted. Returns their changed fields, by key.
 
     `direct_dispatch`: free slots by channel. Claims only deliveries that `claim` would claim too. A delivery that has
     to wait for its destination's rate limit is left to `claim`, which defers it.
@@ -112,7 +112,7 @@ def _claimed_on_insert(
 
 
 def _openings(connection: Connection, candidates: Sequence[Delivery], status: LaunchPlanStatus) -> frozenset[str]:
-    """The new threads that have only one delivery, a failure after which the launch plan has not succeeded."""
+    """The threads that `candidates` open: each is new and has one delivery, a failure without a later success."""
     number = Counter(one.thread for one in candidates)
     single = [
         one.thread
@@ -129,7 +129,7 @@ _EXISTING_THREADS = {
     dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE thread = value)"  # noqa: S608 - our own names
     for dialect, names in {"sqlite": "json_each(?)", "postgresql": "json_array_elements_text($1::json)"}.items()
 }
-"""Which threads of a JSON list have deliveries: one index lookup for each."""
+"""Selects the threads of a JSON list that have deliveries, with one index lookup for each thread."""
 
 
 _WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
@@ -198,15 +198,16 @@ def _due_statement() -> Select[Any]:
 
 
 DUE = _due_statement()
-"""The due deliveries with their contents, oldest first; of a thread only its earliest waiting delivery."""
+"""The due deliveries with their contents, oldest first. Of each thread, only the earliest waiting delivery."""
 _DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "saturated"))
-"""`DUE` without saturated destinations: the long backlog of one would fill the limit, and hide other deliveries."""
+"""`DUE` without saturated destinations: a long backlog of one of them would fill the limit and hide other
+deliveries."""
 
 
 def _due(connection: Connection, channel: str, admission: AdmissionControl, size: int) -> Sequence[Row]:
     values: dict[str, Any] = {"channel": channel, "now": admission.now, "size": size}
     if saturated := admission.saturated:
-        values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]  # the column's own form
+        values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]  # encoded like the column
     return prepare_select(_DUE_ELSEWHERE if saturated else DUE, connection.dialect).rows(connection, **values)
 
 
@@ -238,7 +239,7 @@ _DEFER = (
 def _admit(
     rows: Sequence[Row], admission: AdmissionControl, states: DestinationStates, limit: int
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The rows that may go now, up to `limit`, and the parameters of `_DEFER` for those that may go only later."""
+    """The rows that may be sent now, up to `limit`, and the parameters of `_DEFER` for rows that must wait."""
     admitted: list[Row] = []
     deferred = []
     for row in rows:

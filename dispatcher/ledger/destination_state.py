@@ -72,6 +72,6 @@ class DestinationStates:
 _SELECT = (
     select(destinations)
     .where(destinations.c.channel == bindparam("of"), among(destinations.c.name, "names"))
-    .order_by(destinations.c.name)  # every transaction locks rows in the same order, so that none deadlock
+    .order_by(destinations.c.name)  # every transaction locks rows in the same order, which prevents deadlocks
     .with_for_update()
 )

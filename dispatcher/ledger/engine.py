@@ -109,7 +109,7 @@ class Schema:
 
 
 def _number(version: str | None) -> int:
-    """The version's number, by which releases are ordered; 0 for a version without a hash: no release has one."""
+    """The version's number, which orders releases; 0 for a version without a hash, which no release has."""
     parsed = _VERSION.fullmatch(version or "")
     return int(parsed[1]) if parsed else 0
 
@@ -149,7 +149,7 @@ class Database:
         schema = await self.schema()
         if schema.compatible:
             return schema
-        # No statement timeout: an index over millions of rows takes long, and so does waiting for another replica's.
+        # No statement timeout: creating an index over millions of rows takes long, here or in another replica.
         unlimited = Database(self.url.render_as_string(hide_password=False), None, self._password_file)
         try:
             async with unlimited.writing() as connection:
@@ -191,8 +191,8 @@ class Database:
     async def preallocate(self) -> None:
         """Give SQLite's write-ahead log its full size now, if the disk has space for it.
 
-        Otherwise each commit makes the file larger, and then also waits for the file system's journal and its other
-        writers.
+        Otherwise each commit makes the file larger, and so also waits for the file system's journal and for other
+        programs that write to this journal.
         """
         if self._writer is not None:
             with suppress(_RollBack, LedgerUnavailable):
@@ -209,8 +209,8 @@ class Database:
     async def _locked(self) -> AsyncIterator[None]:
         """Hold the process's write lock: SQLite has one writer at a time.
 
-        Raises LedgerUnavailable after `_BUSY_SECONDS`: the writer that has the lock waits for another process that
-        locks the file.
+        Raises LedgerUnavailable after `_BUSY_SECONDS`: then the writer that has the lock is waiting for another
+        process, which has locked the file.
         """
         with self._translated_errors():
             async with asyncio.timeout(_BUSY_SECONDS) as limit, self._write_lock:
@@ -268,7 +268,7 @@ def _fill_log(connection: Connection) -> None:
 async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
     """Begin a transaction; while the file is locked, try again until `_BUSY_SECONDS` have passed.
 
-    Many short waits instead of one long wait of SQLite's, which can't be cancelled: readiness has to answer in time.
+    It waits many times for a short time: a wait inside SQLite can't be cancelled, and readiness must answer in time.
     """
     now = asyncio.get_running_loop().time
     deadline = now() + _BUSY_SECONDS
@@ -363,7 +363,7 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
 
     @event.listens_for(engine.sync_engine, "checkout")
     def ping(connection: Any, record: Any, _proxy: object) -> None:
-        # Like SQLAlchemy's own pre-ping, which raises a server's timeout instead of replacing the connection.
+        # Instead of SQLAlchemy's pre-ping, which raises the server's timeout and does not replace the connection.
         if not record.fresh:
             try:
                 connection.ping()
@@ -482,7 +482,7 @@ def _upgrade(connection: Connection, place: str) -> Schema:
 
 
 def _is_duplicate_table(error: DBAPIError) -> bool:
-    """True if a table could not be created because another one has its name."""
+    """True if a table could not be created because a table of that name exists."""
     return getattr(error.orig, "sqlstate", None) == _DUPLICATE_TABLE or "already exists" in str(error.orig)
 
 

@@ -1,8 +1,8 @@
 """Reads and writes the status of launch plans within a transaction of the ledger.
 
 A launch plan's status is that of its newest terminal event, in whatever order the events arrive. Its row is locked
-while one of its events is recorded: if two replicas record a failure and a success at the same time, the second sees
-the first.
+while one of its events is recorded: if two replicas record a failure and a success at the same time, the second
+transaction sees the event of the first.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class LaunchPlanStatus:
         self._loaded: dict[str, _Status] = {}
 
     def load(self, names: Iterable[str]) -> None:
-        """Read the launch plans, and lock their rows until the transaction ends."""
-        ordered = sorted(set(names))  # every transaction locks rows in the same order, so that none deadlock
+        """Read the status of the launch plans, and lock their rows until the transaction ends."""
+        ordered = sorted(set(names))  # every transaction locks rows in the same order, which prevents deadlocks
         if not ordered:
             return
         empty = [{"name": name, "failed_at": None, "succeeded_at": None} for name in ordered]
@@ -45,7 +45,7 @@ class LaunchPlanStatus:
             self._loaded[row.name] = _Status(row.failed_at, row.succeeded_at)
 
     def record_failure(self, delivery: Delivery) -> None:
-        """Note the time of a failure that has a delivery."""
+        """Keep the time of a failure that has a delivery."""
         status = self._loaded[delivery.launch_plan]
         if status.failed_at is None or delivery.occurred_at > status.failed_at:
             status.failed_at = delivery.occurred_at
@@ -56,7 +56,7 @@ class LaunchPlanStatus:
         return succeeded_at is not None and succeeded_at > delivery.occurred_at
 
     def record_success(self, success: Resolution) -> list[OpenThread]:
-        """Note the time of a success, and return the open threads that it ends.
+        """Keep the time of a success, and return the open threads that it ends.
 
         Empty if a later success is recorded already, or if no failure was recorded since the last success.
         """

@@ -154,11 +154,11 @@ class Ledger:
         """Write a batch: events with their deliveries, and rejected messages.
 
         Events that are recorded already, by any replica, stay unchanged, and their deliveries are not written again. A
-        success also adds a resolved notice for each open thread of its launch plan. A delivery for the same success
+        success also adds a resolved notice for each open thread of its launch plan. A delivery of the same event
         to the same addresses is then left out: the resolved notice takes its place.
 
         `direct_dispatch`: free slots of workers, by channel. Deliveries are claimed for them in the same transaction,
-        which saves a separate claim. Each one's `accept` is called in any case.
+        which saves a separate claim. `accept` of each `DirectDispatch` is always called.
         """
         written = RecordResult()
         claimed: Mapping[str, Delivery] = {}
@@ -191,7 +191,7 @@ class Ledger:
     def _add_deliveries(
         self, connection: Connection, entries: Sequence[RecordedEvent], direct_dispatch: Mapping[str, DirectDispatch]
     ) -> tuple[Sequence[Delivery], Mapping[str, Delivery]]:
-        """Insert the deliveries of new events; returns all of them, and those claimed by direct dispatch by key."""
+        """Insert the deliveries of new events. Returns all of them, and by key those that direct dispatch claimed."""
         planned = [delivery for entry in entries for delivery in entry.deliveries]
         failures = [delivery for delivery in planned if delivery.launch_plan]
         successes = sorted((entry.resolution for entry in entries if entry.resolution), key=lambda one: one.occurred_at)
@@ -288,11 +288,11 @@ class Ledger:
     async def claim(
         self, channel: str, limit: int, *, lease: str, until: datetime, admission: AdmissionControl
     ) -> Claim:
-        """Claim up to `limit` due deliveries that `admission` lets go, oldest first. The lease ends at `until`.
+        """Claim up to `limit` due deliveries that `admission` allows, oldest first. The lease ends at `until`.
 
-        Deliveries that may go only later are deferred until then. Of each thread, only the earliest waiting delivery is
-        claimed. A delivery whose lease ended without a settlement is due again and in doubt: its attempt may have
-        arrived.
+        Deliveries that may be sent only later are deferred until then. Of each thread, only the earliest waiting
+        delivery is claimed. A delivery whose lease ended without a settlement is due again and in doubt: its attempt
+        may have arrived.
         """
         return await self._database.write(
             lambda connection: claim.claim(connection, channel, limit, lease=lease, until=until, admission=admission)
@@ -301,8 +301,8 @@ class Ledger:
     async def settle(self, settlement: Settlement) -> bool:
         """Store an attempt's outcome and its follow-ups, if the lease is still held.
 
-        False if it isn't: another worker has claimed the delivery, and this outcome is ignored. The attempt is stored
-        in either case. Settlements that arrive while another one is being written share the next transaction.
+        False if it isn't: another worker may have claimed the delivery, and this outcome is ignored. The attempt is
+        stored in either case. Settlements that arrive while another one is being written share the next transaction.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pending.append((settlement, done))
@@ -420,7 +420,7 @@ class Ledger:
             return read_stored_delivery(row, await _bodies(connection, {row.content})) if row is not None else None
 
     async def history(self, delivery: str) -> list[Attempt]:
-        """The delivery's attempts, in order. An attempt whose worker crashed is not among them."""
+        """The delivery's attempts, in order. An attempt whose worker crashed is missing."""
         query = select(attempts).where(attempts.c.delivery == delivery).order_by(attempts.c.number, attempts.c.id)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
@@ -482,11 +482,10 @@ class Ledger:
     async def purge(self, before: datetime, *, limit: int) -> int:
         """Delete up to `limit` events that were recorded before this time and have no waiting delivery.
 
-        Their deliveries and attempts are deleted too, and contents that no other delivery sends. So are up to `limit`
-        rejected messages of that age, the status and versions of launch plans without deliveries and without later
-        events, and the state of destinations that is out of date. Returns how many events and rejected messages were
-        deleted. `complete_since` moves to this time. A small limit keeps the transaction short, so that workers do not
-        wait for it.
+        Also deletes their deliveries and attempts, contents that no other delivery uses, up to `limit` rejected
+        messages of that age, the status and versions of launch plans without deliveries and without later events, and
+        outdated states of destinations. Moves `complete_since` forward to this time. Returns how many
+        events and rejected messages were deleted. A small limit keeps the transaction short, so that workers do not wait for it.
         """
         waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
         old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
@@ -604,8 +603,8 @@ class Ledger:
     ) -> dict[str, Delivery]:
         """Insert the deliveries and their contents. `traces`: by event key; `claimed`: by delivery key.
 
-        Returns the claimed deliveries by key. Their content is what a claim would read, so that every attempt sends the
-        same message.
+        Returns the claimed deliveries by key. Their content equals what a claim would read, so that every attempt sends
+        the same message.
         """
         bodies = {}
         rows = []
@@ -638,7 +637,7 @@ async def _advance_checkpoint(connection: AsyncConnection, name: str, at: dateti
 
 
 def _only_strings(content: Any) -> bool:
-    """True if the content has only strings and mappings, like mail: JSON would give back the same."""
+    """True if the content has only strings and mappings, as mail has: then JSON does not change it."""
     return type(content) is str or (type(content) is dict and all(map(_only_strings, content.values())))
 
 
@@ -730,7 +729,7 @@ _SET_DEAD = _SETTLE.values(
 
 
 def _outcome_updates(settlements: Sequence[Settlement]) -> dict[Update, list[dict[str, Any]]]:
-    """The parameters that store the outcomes, by the statement that takes them."""
+    """For each update statement, the parameters that store the outcomes."""
     updates: dict[Update, list[dict[str, Any]]] = {}
     for entry in settlements:
         row: dict[str, Any] = {"settled": entry.delivery.key}

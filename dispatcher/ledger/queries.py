@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # importing this at run time would import the ORM; `engine` a
 MAX_ROWS_READ = 10_000
 """How many rows one page reads at most, if no single index covers all its conditions."""
 MAX_COUNT = 10_000
-"""Where a count stops."""
+"""A count stops at this number."""
 LAG_SAMPLE = 200
 """How many deliveries of each time bucket are used for its lags."""
 _Entry = TypeVar("_Entry")
@@ -153,7 +153,7 @@ class TimeBucket:
 
 
 class Queries:
-    """Every method raises LedgerUnavailable while the database can't be used."""
+    """Queries for the console. Every method raises LedgerUnavailable while the database can't be used."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -202,7 +202,7 @@ class Queries:
     async def rejected(
         self, *, limit: int, after: Cursor | None = None, replayed: bool | None = None
     ) -> Page[RejectedSummary]:
-        """A page of rejected messages; `replayed`: True for only replayed messages, False for only the others."""
+        """A page of rejected messages. `replayed`: True: only replayed ones, False: only the rest, None: all."""
         at, key = rejected.c.received_at, rejected.c.id
         columns = [column for column in rejected.c if column.name not in {"headers", "body"}]
         some = select(*columns, at.label("at"), key.label("key"))
@@ -240,7 +240,7 @@ class Queries:
         return sorted(activity, key=lambda one: (one.at, one.id))
 
     async def status(self) -> LedgerStatus:
-        """Count what waits, what is dead and what was rejected."""
+        """Count the waiting and dead deliveries and the rejected messages."""
         state, at = deliveries.c.state, deliveries.c.created_at
         newest = select(rejected.c.replayed_at).order_by(rejected.c.received_at.desc()).limit(MAX_COUNT + 1).subquery()
         async with self._database.reading() as connection:
@@ -302,7 +302,7 @@ def _by_key_prefix(text: str) -> Select[Any]:
 
 
 def _one_index(wanted: DeliveryFilter) -> bool:
-    """True if one index covers all conditions: then the first rows of the index are the page."""
+    """True if one index covers all conditions: then the page is the first rows of the index."""
     few = wanted.execution is not None or bool(wanted.keys)
     given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
     return wanted.channel is None and sum(given) <= 1

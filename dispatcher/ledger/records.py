@@ -60,7 +60,7 @@ class RecordResult:
     new: frozenset[str] = frozenset()
     """Keys of the events that were recorded for the first time."""
     unclaimed: Sequence[Delivery] = ()
-    """Their waiting deliveries, without those claimed by direct dispatch."""
+    """The waiting deliveries of these events, except those that direct dispatch claimed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class Rejected:
     size: int
     """Bytes of the whole message."""
     event: str | None = None
-    """The event's key; None if the message has none that could be read."""
+    """The event's key; None if it can't be read from the message."""
     replayed_at: datetime | None = None
 
     @property
@@ -118,7 +118,7 @@ class Settlement:
     follow_ups: Sequence[Delivery] = ()
     """New deliveries caused by the outcome: for refused recipients of a mail, or to a fallback."""
     feedback: Feedback | None = None
-    """Its effect on the destination's state; None if it has none."""
+    """The attempt's effect on the destination's state; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,10 @@ INSERT_RECIPIENTS = """
     CROSS JOIN json_each(new.addresses) AS name
     WHERE new.addresses <> new.recipients
 """
-"""Adds the recipients and addresses of new deliveries, whose keys are given twice as a JSON list.
+"""Adds the recipients and addresses of new deliveries. Both parameters are the JSON list of the deliveries' keys.
 
-For SQLite only: on PostgreSQL a trigger does the same once for each statement. SQLite's triggers run for each row,
-which costs more than twice as much.
+For SQLite only: on PostgreSQL a trigger does the same, once for each statement. SQLite's triggers run for each row,
+which would cost more than twice as much.
 """
 
 
@@ -95,7 +95,7 @@ def matching_events(
 
 
 def lower(text: str) -> str:
-    """A recipient as `delivery_recipients` has it: ASCII letters in lower case, cut to the column's length, no NUL."""
+    """A recipient as `delivery_recipients` stores it: ASCII letters in lower case, cut to the column's size, no NUL."""
     return "".join(chr(ord(char) + 32) if "A" <= char <= "Z" else char for char in text)[:320].replace("\0", "")
 
 
@@ -181,9 +181,9 @@ def of_execution(text: str) -> list[ColumnElement[bool]]:
 class has_name(ColumnElement[bool]):  # noqa: N801 - lower case like SQLAlchemy's own functions
     """True for events of executions with this name, in any project and domain.
 
-    PostgreSQL has an index on the name. SQLite has none, because each event would write one more page: there the query
-    first lists the places (project and domain), each with one look-up in the primary key, and then looks up the event
-    keys that the name can have there.
+    PostgreSQL has an index on the name. SQLite has none, because each event would then write one more page. On SQLite,
+    the query first lists the places (project and domain), each with one look-up in the primary key, and then looks up
+    the event keys that the name can have in each place.
     """
 
     inherit_cache: bool | None = False

@@ -1,4 +1,4 @@
-"""The one writer of a SQLite ledger: runs writes in a thread, and commits all that wait in one transaction."""
+"""The only writer of a SQLite ledger: runs writes in a thread, and commits all waiting writes in one transaction."""
 
 from __future__ import annotations
 
@@ -50,13 +50,14 @@ class _Write:
 class Writer:
     """Runs writes one after another in a thread, from BEGIN to COMMIT without a switch to the event loop.
 
-    To send each statement to a thread and wait for it costs many times the statement itself. And a commit, which waits
-    for the disk, costs the same for one write as for many: the writes that arrive during a transaction share the next
-    one. Each write is committed completely or not at all, even if others in the same transaction fail.
+    Sending each statement to a thread and waiting for it would cost many times more than the statement itself. A commit
+    waits for the disk and costs the same for one write as for many, so the writes that arrive during a transaction
+    share the next transaction. Each write is committed completely or not at all, even if other writes of the same
+    transaction fail.
     """
 
     def __init__(self, engine: Engine, lock: WriterLock, *, busy_seconds: float) -> None:
-        """`lock`: held during each transaction. `busy_seconds`: how long to wait while another process has the file."""
+        """`lock`: held during each transaction. `busy_seconds`: how long to wait for another process's lock."""
         self._engine = engine
         self._lock = lock
         self._busy_seconds = busy_seconds
@@ -70,7 +71,7 @@ class Writer:
         """Set when a write arrives that is not low-priority."""
 
     async def write(self, work: Callable[[Connection], T], *, low_priority: bool = False) -> T:
-        """Run `work`, commit, and return its result. If the caller is cancelled, all of it is committed or nothing.
+        """Run `work`, commit, and return its result. If the caller is cancelled, all of `work` or nothing is committed.
 
         `low_priority`: wait `LOW_PRIORITY_WAIT` for an urgent write, whose transaction this one can share.
         """
@@ -100,7 +101,7 @@ class Writer:
         self._engine.dispose()
 
     async def _write_waiting(self) -> None:
-        """Run transactions until no write waits. A separate task, so that a cancelled caller cancels only itself."""
+        """Run transactions until no write waits. It is a separate task, so a cancelled caller stops no write."""
         group: list[_Write] = []
         while self._waiting:
             await self._wait_for_urgent_write()
@@ -109,7 +110,7 @@ class Writer:
                     group, self._waiting = self._waiting, []
                     await self._run_group(group)
             except Exception as error:  # noqa: BLE001 - each caller gets it, at its own await
-                for write in [*group, *self._waiting]:  # the waiting writes would meet the same locked file
+                for write in [*group, *self._waiting]:  # the waiting writes would fail at the same locked file
                     write.complete(error)
                 self._waiting.clear()
             for write in group:
@@ -157,7 +158,7 @@ class Writer:
     def _begin(self, connection: Connection, group: Sequence[_Write]) -> RootTransaction:
         """Begin a transaction; while the file is locked, try again until `busy_seconds` have passed.
 
-        Many short waits instead of one long wait of SQLite's, which can't be cancelled.
+        It waits many times for a short time, because a wait inside SQLite can't be cancelled.
         """
         deadline = time.monotonic() + self._busy_seconds
         while True:

@@ -60,7 +60,8 @@ def _run_on_sqlite(connection: Connection, sql: str, method: str, values: Any) -
 class among(ColumnElement[bool]):  # noqa: N801 - lower case like SQLAlchemy's functions
     """`column IN (…)` with a list of keys as one parameter, named `name`.
 
-    For `prepare_select` and `prepare_update` only. Lists of any length give the same SQL text, so that the database prepares it only once.
+    For `prepare_select` and `prepare_update` only. Lists of any length give the same SQL text, so that the database
+    prepares it only once.
     """
 
     inherit_cache: bool | None = False
@@ -141,7 +142,7 @@ class PreparedInsert:
 
 
 def _array_type(column: Column[Any], dialect: Dialect) -> str:
-    """The array type of a column. TEXT for strings: a cast to VARCHAR(n) would truncate, TEXT lets the insert fail."""
+    """The array type of a column. TEXT for strings, because a cast to VARCHAR(n) would truncate them."""
     return f"{'TEXT' if isinstance(column.type, String) else column.type.compile(dialect)}[]"
 
 

@@ -103,7 +103,7 @@ def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | No
 
 @lru_cache(maxsize=16)
 def _cached(process: Callable[..., Any], dialect: Dialect) -> Processor:
-    """The processor with a cache of 256 values, shared by all columns of the type: a batch repeats few values often."""
+    """The processor with a cache of 256 values, shared by all columns of the type: a batch has few distinct values."""
     return lru_cache(maxsize=256)(partial(process, dialect=dialect))
 
 
