@@ -49,8 +49,8 @@ class Message:
     """One message to send."""
 
     key: str
-    """The delivery's key, the same at every attempt: used in Message-ID and Slack metadata. Without a thread, it is also
-    PagerDuty's dedup key."""
+    """The delivery's key, the same at every attempt: used in Message-ID and Slack metadata. If the message has no
+    thread, it is also PagerDuty's dedup key."""
     recipients: tuple[str, ...]
     """Addresses that `Channel.address` returned. Only mail gets more than one."""
     content: Content
@@ -170,7 +170,7 @@ class Channel(Protocol):
         """
 
     def destination(self, recipients: tuple[str, ...]) -> str:
-        """Return the key of the rate limit and circuit breaker: a Slack channel, a service. Empty: all addresses share one."""
+        """Return the key of the rate limit and circuit breaker: a Slack channel, a service. Empty: one for all."""
 
     def thread_by(self, address: str) -> ThreadBy | None:
         """Return what a thread at this address covers; None if messages to it form no threads."""

@@ -10,7 +10,7 @@ from importlib.util import find_spec, module_from_spec
 
 @contextmanager
 def without_modules(*names: str) -> Iterator[None]:
-    """Within the block, importing these modules fails as if they were not installed. Modules that are loaded already stay."""
+    """Within the block, importing these modules fails as if they were not installed. Loaded modules stay loaded."""
     hidden = [name for name in names if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # "import of … halted"

@@ -122,7 +122,8 @@ class SsrfGuard:
         allowed = [address for address in addresses if self.allows_address(address)]
         if not allowed:
             raise Forbidden(
-                f"the URL leads to a private, local or reserved address: if it must, add it to {self.section}.allow_networks"
+                "the URL leads to a private, local or reserved address: if it must, add it to "
+                f"{self.section}.allow_networks"
             )
         return allowed
 

@@ -151,7 +151,7 @@ class EmailConfig(RelayConfig):
     recipients_visible: bool = True
     """False: recipients don't see the other recipients."""
     dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(comma_list)] = ()
-    """The delivery reports that the envelope sender gets, if the relay offers DSN (RFC 3461); empty: the relay decides."""
+    """The reports that the envelope sender gets, if the relay offers DSN (RFC 3461); empty: the relay decides."""
     dkim: DkimConfig | None = None
 
     @property

@@ -50,7 +50,7 @@ def sign(mail: bytes, *, domain: str, selector: str, key_file: Path) -> bytes:
     """Return the mail with a DKIM-Signature header in front; takes some 30 ms with a 2048-bit key.
 
     The signature contains the time, so it differs at each attempt; the rest of the mail is the same. `From` is signed
-    once more than it occurs, so that nobody can add a second `From` (RFC 6376, 8.15).
+    once more than it occurs, so adding a second `From` breaks the signature (RFC 6376, 8.15).
 
     Raises Later (provider_wide) if the key can't be read, so that no mail is sent unsigned.
     """

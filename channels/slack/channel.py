@@ -68,7 +68,9 @@ _ADVICE = {
     "account_inactive": "the token's account is gone: install the app again",
     "token_revoked": "the token was revoked: install the app again and change channels.slack.token",
     "token_expired": "the token has expired: change channels.slack.token",
-    "missing_scope": "the app lacks a scope: it needs chat:write; for people's addresses users:read.email, to join channels:join",
+    "missing_scope": (
+        "the app lacks a scope: it needs chat:write; for people's addresses users:read.email, to join channels:join"
+    ),
     "method_not_supported_for_channel_type": "the app can join public channels only: invite it",
     "not_in_channel": "invite the app to the channel, or set channels.slack.join",
     "channel_not_found": "no such channel, or a private one that the app was not invited to",
@@ -348,7 +350,7 @@ class SlackChannel:
         return None if channel_id is None else await self._search("conversations.history", message.key, channel_id, {})
 
     async def _search(self, method: str, key: str, channel: str, query: Mapping[str, Any]) -> Receipt | None:
-        """Search the messages that a method lists for the key; None if no message has it, or the app lacks the scope."""
+        """Search the messages that a method lists for the key; None if none has it or the app lacks the scope."""
         parameters = {"channel": channel, "limit": HISTORY_LIMIT, "include_all_metadata": "true", **query}
         try:
             page = await self._query(method, parameters)

@@ -155,7 +155,7 @@ class WebhookChannel:
         return WirePreview(headers["Content-Type"].partition(";")[0], body)
 
     async def send(self, message: Message) -> Receipt:
-        """Send the message's key in `Idempotency-Key` and `webhook-id`: receivers recognize a repeated message by it."""
+        """Send the key as `Idempotency-Key` and `webhook-id`, so that receivers recognize a repeated message."""
         (address,) = message.recipients
         target = self._config.targets.get(address)
         if target is None:  # a URL in a rule, or a target that was removed after the delivery was created

@@ -94,8 +94,8 @@ class DeliveryWorker:
     _send_slots: asyncio.Semaphore = field(init=False)
     """Limits concurrent sends to `concurrency`."""
     _settle_slots: asyncio.Semaphore = field(init=False)
-    """Limits concurrent settlements to `concurrency`, because after a crash, every delivery that was sent but not settled
-    is sent again."""
+    """Limits concurrent settlements to `concurrency`, because after a crash, every delivery that was sent but not
+    settled is sent again."""
     _start_slots: asyncio.Semaphore = field(init=False)
     """Limits how many sends start in one event-loop iteration, if the provider is slow."""
     _fastest_send: float = 0.0

@@ -41,7 +41,7 @@ class BatchResult:
     source: str = ""
     """`kafka`, or the position that all messages share: `http`, `reconcile`, `canary`."""
     messages: int = 0
-    """How many messages of any type the batch had."""
+    """How many messages the batch had, with those that have no terminal event."""
 
     def new_or_duplicate(self) -> Iterator[tuple[RecordedEvent, bool]]:
         """Yield each recorded event, with True if it was new. Of several copies in the batch only the first is new."""
@@ -64,16 +64,17 @@ class ReplayResult:
 RETRY_PAUSE = timedelta(seconds=1)
 """Time between two attempts while the ledger is unavailable, and the first pause while FlyteAdmin is."""
 MAX_RETRY_PAUSE = timedelta(seconds=15)
-"""Pauses for FlyteAdmin double up to this: identity providers lock clients out that often send a wrong password."""
+"""Longest pause for FlyteAdmin; pauses double up to it. Identity providers lock out clients that often send a wrong
+password."""
 CHUNK = 100
-"""Results that are recorded in one transaction. Workers don't wait long for their own transactions, and the first
-deliveries are sent while later events are decided."""
+"""Number of results recorded in one transaction. It is small, so that workers don't wait long for their transactions,
+and the first deliveries are sent while later events are decided."""
 MAX_YIELDS = 10
-"""Event-loop iterations for other tasks between two events; one send takes a few."""
+"""Maximum event-loop iterations for other tasks between two events; one send takes a few iterations."""
 MAX_YIELD_SECONDS = 0.02
-"""Time for other tasks between two events: intake goes on even if many deliveries are due."""
+"""Maximum time for other tasks between two events: intake continues even if many deliveries are due."""
 IDLE_ITERATION = 0.0001
-"""Seconds. After a shorter event-loop iteration, other tasks have nothing to do."""
+"""Seconds. If an event-loop iteration is shorter than this, other tasks have nothing to do."""
 
 IncomingMessage = tuple[Headers, bytes | None, str]
 """A message's headers, its value and its position: where it came from, as text."""
@@ -95,7 +96,7 @@ class _TerminalEvent:
 
 _Decoded = _TerminalEvent | Rejected
 IntakeResult = RecordedEvent | Rejected
-"""What intake makes of a message."""
+"""The result for one message."""
 
 
 async def _no_direct_dispatch() -> Mapping[str, DirectDispatch]:
@@ -112,8 +113,8 @@ class Intake:
     planner: Planner
     clock: Clock
     direct_dispatch: Callable[[], Awaitable[Mapping[str, DirectDispatch]]] = _no_direct_dispatch
-    """Returns the workers' free slots, by channel, just before deliveries are recorded. They are passed to the ledger
-    without another `await` between, because a worker claims nothing until it has an answer."""
+    """Returns the workers' free slots, by channel. Called just before deliveries are recorded, without another `await`
+    in between, because a worker claims nothing until its slots are accepted."""
     on_pending: Callable[[Sequence[Delivery]], None] = lambda _: None
     """Called with the recorded deliveries that no worker has claimed yet."""
     on_batch: Callable[[BatchResult], None] = lambda _: None
@@ -125,7 +126,7 @@ class Intake:
     async def run(self, source: Source) -> None:
         """Process the source's batches until it ends.
 
-        While FlyteAdmin or the ledger is unavailable, the batch waits, and the source with it.
+        While FlyteAdmin or the ledger is unavailable, the current batch is retried, and no further batch is read.
         """
         async with aclosing(source.batches()) as batches:
             async for batch in batches:
@@ -179,7 +180,7 @@ class Intake:
         return True
 
     async def _process_chunk(self, decoded: Sequence[_Decoded], messages: int, source: Source) -> bool:
-        results: dict[int, IntakeResult] = {}  # kept over retries: FlyteAdmin is not asked again about a decided event
+        results: dict[int, IntakeResult] = {}  # kept for retries: FlyteAdmin is not asked again about a decided event
         ordered = await _retry_until_done(lambda: self._decide_all(decoded, results), source)
         if ordered is None:
             return False
@@ -212,7 +213,8 @@ class Intake:
     ) -> list[IntakeResult]:
         """Return the results in the order of `decoded`. FlyteAdmin is asked about several executions at the same time.
 
-        Raises Unavailable as soon as one look-up fails. `results`, by index in `decoded`, keeps those that are done.
+        Raises Unavailable as soon as one look-up fails. `results`, by index in `decoded`, keeps the finished results
+        for a retry.
         """
         try:
             async with asyncio.TaskGroup() as look_ups:
@@ -322,8 +324,8 @@ class Intake:
 async def _yield_to_other_tasks() -> None:
     """Let other tasks run until they wait, for `MAX_YIELDS` event-loop iterations and `MAX_YIELD_SECONDS` at most.
 
-    Planning renders templates, which takes the CPU for a while. Deliveries go out meanwhile, and several iterations in
-    a row finish most of a send: one iteration after each rendering would make it slower.
+    Planning renders templates, which blocks the event loop for a while. So workers can send in between. Several
+    iterations in a row finish most of a send; with a single iteration after each rendering, sends would be slower.
     """
     began = latest = time.perf_counter()
     for _ in range(MAX_YIELDS):

@@ -29,9 +29,9 @@ if TYPE_CHECKING:  # it needs an extra to be loaded
 log = structlog.get_logger(__name__)
 
 POSITION = "reconcile"
-"""The position that the ledger stores for such an event."""
+"""The position that the ledger stores for an event that reconciliation recorded."""
 PAUSE = timedelta(seconds=0.5)
-"""Time before each list request to FlyteAdmin: a list costs its database more than a look-up."""
+"""Time before each list request to FlyteAdmin: a list costs FlyteAdmin's database more than a look-up."""
 MAX_FAILED_PLACES = 3
 """After this many failed places in a row, FlyteAdmin itself counts as unavailable. A place is a project and domain."""
 LOGGED_EXECUTIONS = 5
@@ -57,14 +57,14 @@ class Reconciler:
     intake: Intake
     clock: Clock
     look_back: timedelta
-    """How far back it looks at most, for example after a long downtime."""
+    """Maximum length of the time range to reconcile, for example after a long downtime."""
     min_age: timedelta
-    """How long after the execution finished its event counts as missing; before that, it may still be in Kafka."""
+    """How long after an execution finished its event may still be in Kafka; after that, it counts as missing."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Once it is set, `run` and `reconcile` end after the current request."""
 
     async def run(self, every: timedelta, rng: Random) -> None:
-        """Reconcile periodically until stopped. If FlyteAdmin or the ledger is unavailable, retry at the next time."""
+        """Reconcile periodically until stopped. If FlyteAdmin or the ledger is unavailable, skip one interval."""
         while not await self._stopped_within(every * rng.uniform(0.9, 1.1)):  # so that replicas don't ask all at once
             try:
                 time_range = await self.next_range()
@@ -79,7 +79,7 @@ class Reconciler:
     async def next_range(self) -> TimeRange:
         """Return the time range since the checkpoint. Raises LedgerUnavailable.
 
-        It overlaps the last range by `min_age`, so that FlyteAdmin's clock may differ from this one by up to that.
+        It overlaps the last range by `min_age`, so that FlyteAdmin's clock may differ from this one by up to `min_age`.
         """
         time_range = await self.range_since(self.clock.now() - self.look_back)
         checkpoint = await self.ledger.reconciled_until()
@@ -116,7 +116,7 @@ class Reconciler:
         return len(found)
 
     async def record(self, missing: Sequence[Event]) -> list[str]:
-        """Let intake record missing events; returns the keys of those that were still new. Raises Unavailable."""
+        """Let intake record missing events; returns the keys of the events that were still new. Raises Unavailable."""
         batch = await self.intake.ingest(_as_messages(missing))
         return sorted(batch.new) + [entry.event or "" for entry in batch.rejected]
 

@@ -11,7 +11,7 @@ from dispatcher.model.rate_limit import FAILURES_TO_OPEN
 
 MIN_OPEN_TIME = timedelta(milliseconds=500)
 MAX_OPEN_TIME = timedelta(seconds=10)
-"""The breaker stays open no longer than this before it lets a probe through, unless the provider asks for a longer pause."""
+"""Longest time that the breaker stays open before it lets a probe through, unless the provider asks for longer."""
 
 
 @dataclass(slots=True)

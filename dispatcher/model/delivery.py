@@ -93,8 +93,8 @@ def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:
 def time_prefixed(digest: str, at: datetime) -> str:
     """Return the digest with its first five hexadecimal digits replaced by the time, in steps of 16 seconds.
 
-    Keys of about the same time are then neighbours in the index. Random keys would each go to another page of the index, and
-    inserts would become slower as the ledger grows. The digits repeat after 194 days, which does no harm.
+    Keys of about the same time are then neighbours in the index. Random keys would each go to another page of the
+    index, and inserts would become slower as the ledger grows. The digits repeat after 194 days, which does no harm.
     """
     return f"{int(at.timestamp()) // 16 % 16**5:05x}{digest}"[: len(digest)]
 

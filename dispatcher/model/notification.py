@@ -57,8 +57,8 @@ class Notification(BaseModel):
         unknown = [field for field in fields if field not in CHANNEL_FIELDS]
         if unknown:
             raise ValueError(
-                f"unknown channel {str(unknown[0])[:60]!r}; a notification names one of email, slack, pager_duty, teams, webhook; "
-                "another as channel: NAME, recipients: […]"
+                f"unknown channel {str(unknown[0])[:60]!r}; a notification names one of email, slack, pager_duty, "
+                "teams, webhook; another as channel: NAME, recipients: […]"
             )
         given = [field for field in fields if data[field] is not None]
         if len(given) != 1:

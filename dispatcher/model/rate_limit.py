@@ -109,8 +109,8 @@ def feedback(destination: str, result: Result, now: datetime, *, destination_fai
     """The feedback of an attempt's result; None if the destination's state stays the same.
 
     `destination` is empty if the channel limits only the provider as a whole. A permanent refusal (`Never`) concerns
-    the message, and a provider-wide failure concerns the provider: neither changes the destination's state. A success changes it
-    only after failures (`destination_failing`).
+    the message, and a provider-wide failure concerns the provider: neither changes the destination's state. A success
+    changes it only after failures (`destination_failing`).
     """
     if not destination:
         return None
@@ -150,7 +150,7 @@ class AdmissionDecision(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class AdmissionControl:
-    """Decides for one claim which deliveries may be sent now. The ledger stores the decisions in the claim's transaction."""
+    """Decides for one claim which deliveries may be sent now. The claim's transaction stores the decisions."""
 
     rate_limit: RateLimit
     destination: Callable[[tuple[str, ...]], str]

@@ -275,8 +275,9 @@ class _EventPlan:
                 self.deliveries.append(notice._replace(key=key, fallback_for=dead.key))
 
     def change_events(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
-        """Return a change event for each service that a rule names. Unknown recipients are left out: they are reported when
-        the launch plan fails.
+        """Return a change event for each service that a rule names.
+
+        Unknown recipients are left out: they are reported when the launch plan fails.
         """
         deliveries = []
         for rule in rules:

@@ -3,9 +3,9 @@
 The source survives every failure of the broker and every rebalance:
 
 - A consumer object that has failed is replaced, never reused. Every call has a deadline. A poll is cancelled only when
-  its consumer is given up.
-- Offsets are committed after the ledger's transaction, and not for work that began before a rebalance. Messages that
-  are read twice change nothing in the ledger.
+  its consumer is closed afterwards.
+- Offsets are committed after the ledger's transaction, and not for work that began before a rebalance. A message
+  that is read twice changes nothing in the ledger.
 """
 
 from __future__ import annotations
@@ -52,29 +52,30 @@ HeaderFilter = Callable[[Sequence[tuple[str, bytes]]], bool]
 """Returns True if a message can be skipped because of its headers."""
 
 FETCH_BYTES = 256 * 1024
-"""How much is fetched from a partition at once and buffered. While aiokafka parses a response, it holds
-three copies of it and one of the response before."""
+"""Bytes that are fetched from a partition at once and buffered. While aiokafka parses a response, memory contains three
+copies of this response and one copy of the previous one."""
 CHUNK = 500
-"""Messages taken out of aiokafka's buffers at a time. Skipped messages are freed while the CPU still has them cached."""
+"""Messages taken out of aiokafka's buffers at a time: so few that the CPU's cache still contains the skipped messages
+when they are freed."""
 BACKLOG_SIZE = 100
 """A fetch with at least this many messages means that there is a backlog."""
 GATHER_SECONDS = 0.05
 """How long a batch may collect further messages during a backlog, because each batch costs a transaction even if most
 of its messages are skipped."""
 POLL_MS = 500
-"""How long an empty poll lasts, and so how soon a stop is noticed."""
+"""How long a poll waits for messages. A stop is noticed after this time at most."""
 CALL_SECONDS = 15
 """Deadline of a call to the broker."""
 CLOSE_SECONDS = 3
 """Deadline of a call during a stop. A consumer that takes longer to close does so in the background."""
 HEALTHY_SECONDS = 60
-"""A consumer that has worked this long counts as healthy. After its next failure the retry pauses start at the shortest
-again."""
+"""A consumer that has worked this long counts as healthy. After its next failure, the retry pauses start again at the
+shortest."""
 COMMIT_EVERY = 1.0
-"""Seconds between two commits. After a crash, this much is read again and found in the ledger as duplicates."""
+"""Seconds between two commits. After a crash, the messages since the last commit are read again and are duplicates."""
 NO_LIMIT_MS = 10**12
 """Switches aiokafka's `max_poll_interval_ms` off: intake may keep a batch for as long as the ledger is unavailable.
-Heartbeats and rejoining need no polls, and fetched messages stay buffered, unlike with `pause`."""
+Heartbeats and rejoining need no polls, and fetched messages stay buffered; after aiokafka's `pause` they would not."""
 
 _CONNECTION_ERRORS = (KafkaError, TimeoutError, OSError)
 """Errors after which a consumer object is replaced."""
@@ -256,7 +257,8 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         """Start a new generation. With aiokafka's eager assignors, every rebalance revokes all partitions.
 
         This must be quick, because the rebalance waits for it. A running commit is cancelled: if aiokafka repeated it
-        in the next generation, the broker would accept it and set back a partition that may have a new owner.
+        in the next generation, the broker would accept it and reset the offset of a partition that may have a new
+        owner.
         """
         self.joined = False
         self.generation += 1
@@ -337,8 +339,8 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
     async def _fetch(self, fetched: FetchResult, *, wait_ms: int) -> None:
         """Wait for one record, then empty aiokafka's buffers partition by partition.
 
-        A call never asks for several partitions: if aiokafka raises for one of them, it has already taken the others'
-        records out of its buffers and would continue after them, so they would be lost.
+        The buffers are not emptied with one call for all partitions: if aiokafka raises an error for one partition, it
+        has already removed the records of other partitions from its buffers, and they would be lost.
         """
         try:
             await self._poll(fetched, wait_ms=wait_ms, most=1)
@@ -468,7 +470,7 @@ class KafkaSource:
     """The topics' messages, in batches; implements `dispatcher.intake.source.Source`."""
 
     def __init__(self, config: KafkaConfig, skip: HeaderFilter = lambda _: False) -> None:
-        """`skip`: filter for messages that batches only count. On Flyte's topic that is most of them."""
+        """`skip`: selects messages that a batch counts but does not contain: on Flyte's topic, most messages."""
         self._config = config
         self._skip = skip
         self._stopping = asyncio.Event()
@@ -531,7 +533,7 @@ class KafkaSource:
     async def _read_with_retries(self, read_ahead: _KafkaBatch | None = None) -> _KafkaBatch | None:
         """Call `_next_batch`, and again with a new consumer after each failure.
 
-        The first call does without tenacity, whose bookkeeping is slow. Its failure counts as tenacity's first attempt.
+        The first call does not use tenacity, whose bookkeeping is slow. Its failure counts as tenacity's first attempt.
         """
         try:
             return await self._next_batch(read_ahead)
@@ -584,9 +586,10 @@ class KafkaSource:
         return self._session
 
     async def _close(self, *, flush: bool = False) -> None:
-        """Close the consumer; if that takes longer than `CLOSE_SECONDS`, it goes on in the background.
+        """Close the consumer; if that takes longer than `CLOSE_SECONDS`, the close continues in the background.
 
-        It is never cancelled: aiokafka's tasks would go on, and their heartbeats would keep its partitions unread.
+        The close is never cancelled: aiokafka's tasks would continue, and their heartbeats would keep the partitions
+        assigned to this consumer, which reads nothing any more.
         """
         session, self._session = self._session, None
         if session is None:
@@ -643,7 +646,7 @@ def _undecodable_reason(error: Exception) -> str:
 
 
 class _LastError(logging.Handler):
-    """Keeps aiokafka's last logged error: it logs why a connection failed, and raises only that it failed."""
+    """Keeps the last error that aiokafka logged: only the log says why a connection failed, the exception does not."""
 
     message = ""
 
@@ -667,7 +670,7 @@ def _describe(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a published message is."""
+    """The position of a published message."""
 
     topic: str
     partition: int
@@ -675,7 +678,7 @@ class Published:
 
 
 class KafkaPublisher:
-    """Publishes test events. It needs no right on the cluster except to write to the topic."""
+    """Publishes test events. Its only right on the cluster is to write to the topic."""
 
     def __init__(self, config: KafkaConfig) -> None:
         self._producer = AIOKafkaProducer(
@@ -749,7 +752,7 @@ async def check(config: KafkaConfig) -> list[Finding]:
 async def _check_topic(
     consumer: AIOKafkaConsumer, config: KafkaConfig, topic: str, description: Mapping[str, Any] | None
 ) -> list[Finding]:
-    """`description`: the topic's, from the admin API; None if it is missing. Raises `_CONNECTION_ERRORS`."""
+    """Check one topic. `description`: from the admin API; None if the topic is missing. Raises `_CONNECTION_ERRORS`."""
     if description is None:
         advice = "is flyteadmin's cloudEvents.eventsPublisher.topicName the same, and may our user DESCRIBE it?"
         return [Finding(f"topic {topic} isn't there, or is hidden from us: {advice}", ok=False)]
