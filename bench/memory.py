@@ -29,7 +29,7 @@ from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules import Rule
 from dispatcher.runtime import event_loop
-from tests.faults.rig import an_owing_event
+from tests.faults.rig import an_event_for
 from tests.support.brokers import start
 from tests.support.brokers.fixtures import make_topic
 from tests.support.standins import SERVICES
@@ -141,12 +141,12 @@ def sections(relay: Provider, api: Provider) -> Mapping[str, Any]:
 
 def topic_full(count: int) -> Iterator[tuple[int, EncodedMessage]]:
     """Yield partition and message: 99 node and task events of about 1 kB, then one terminal event."""
-    others = [one for one in write_lifecycle(an_owing_event(0), Format.FLYTE_V2) if " n0 " in one.summary]
+    others = [one for one in write_lifecycle(an_event_for(0), Format.FLYTE_V2) if " n0 " in one.summary]
     inner = [EncodedMessage(one.key, one.headers, one.value.ljust(1000), one.summary) for one in others]
     for number in range(count // 100):
         for index in range(99):
             yield number % PARTITIONS, inner[index % len(inner)]
-        yield number % PARTITIONS, write(an_owing_event(number, *CHANNELS), Format.NATIVE)
+        yield number % PARTITIONS, write(an_event_for(number, *CHANNELS), Format.NATIVE)
 
 
 async def make_due(file: Path, count: int) -> None:
@@ -154,7 +154,7 @@ async def make_due(file: Path, count: int) -> None:
     now = SystemClock().now()
     renderer = Renderer()
     planner = Planner(addresses=dict.fromkeys(CHANNELS, str), fallbacks={}, render=renderer.render)
-    first = an_owing_event(0, *CHANNELS)
+    first = an_event_for(0, *CHANNELS)
     assert first.options is not None
     models = planner.plan(first, [Rule(notification, "bench") for notification in first.options.notifications], now=now)
     async with Ledger(f"sqlite+aiosqlite:///{file}") as ledger:
@@ -164,7 +164,7 @@ async def make_due(file: Path, count: int) -> None:
 
 
 def recorded_event(number: int, models: Sequence[Delivery]) -> RecordedEvent:
-    event = an_owing_event(number, *CHANNELS)
+    event = an_event_for(number, *CHANNELS)
     assert event.options is not None
     recipients = {one.channel: one.recipients for one in event.options.notifications}
     return RecordedEvent(

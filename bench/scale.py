@@ -27,7 +27,7 @@ from bench.providers import Provider, ProviderOptions, Relay, running_provider
 from bench.replicas import cpu_seconds, fill, several
 from dispatcher.flyte.encode import Format, write
 from dispatcher.runtime import event_loop
-from tests.faults.rig import an_owing_event
+from tests.faults.rig import an_event_for
 from tests.support.brokers import Broker, start
 from tests.support.brokers.fixtures import make_topic
 from tests.support.postgres import Cluster
@@ -75,7 +75,7 @@ class Rig:
             ThreadPoolExecutor(1) as threads,
         ):
             self.relay.begin()
-            events = (write(an_owing_event(number, "email"), Format.NATIVE) for number in range(mails))
+            events = (write(an_event_for(number, "email"), Format.NATIVE) for number in range(mails))
             placed = ((number % PARTITIONS, one) for number, one in enumerate(events))
             programs = {"replicas": [one.process.pid for one in running], **self.servers()}
             # In a thread: a short run's mails would all have arrived before the producer has closed.

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from channels.contract import Scope
+from channels.contract import ThreadBy
 from dispatcher.clock import SystemClock
 from dispatcher.ledger import RecordedEvent
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
@@ -87,7 +87,7 @@ def planner() -> Planner:
     )
 
 
-def _of_the_launch_plan(address: str) -> Scope:
+def _of_the_launch_plan(address: str) -> ThreadBy:
     del address
     return "launch_plan"
 

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type or to write, typed and written."""
+"""Runs the commands and checks the YAML in README.md and docs/."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.support.brokers.fixtures import make_topic
 from tests.support.pages import ROOT, Block, blocks, pages, words
 
 ELSEWHERE = {"docker", "helm", "kafka-acls.sh", "kafka-topics.sh", "kubectl", "systemctl"}
-"""Programs that the pages speak of and that a test can't have: a cluster's, an engine's, root's."""
-APART = {"tutorial.md"}
-"""Pages that are followed from their first line to their last, by a test of their own."""
-PAGES = [page for page in pages() if page.name not in APART]
+"""Programs in the pages that a test cannot run: they need a cluster, a container engine or root."""
+OWN_TEST = {"tutorial.md"}
+"""Pages that test_tutorial.py runs from beginning to end."""
+PAGES = [page for page in pages() if page.name not in OWN_TEST]
 CONSOLE = [block for page in PAGES for block in blocks(page, "console")]
 YAML = [block for page in PAGES for block in blocks(page, "yaml")]
 
@@ -32,8 +32,8 @@ YAML = [block for page in PAGES for block in blocks(page, "yaml")]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def a_world(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     await make_topic(broker.bootstrap_servers, topic := f"docs-{os.getpid()}")
-    async with world(tmp_path_factory.mktemp("docs") / "world", broker.bootstrap_servers, topic) as made:
-        yield made
+    async with world(tmp_path_factory.mktemp("docs") / "world", broker.bootstrap_servers, topic) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -44,31 +44,31 @@ def here(a_world: World, tmp_path: Path) -> World:
 @pytest.mark.broker
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("block", CONSOLE, ids=str)
-async def test_every_command_of_the_pages_does_what_it_is_there_for(block: Block, here: World) -> None:
+async def test_every_command_in_the_pages_succeeds(block: Block, here: World) -> None:
     for line in block.commands:
         match words(here.here(line)):
             case ["dispatcher", "import-flyteadmin", *_] as typed:
-                await _import(typed, here)
+                await _import_flyteadmin(typed, here)
             case ["dispatcher", *_] as typed:
-                status, said = await here.run(typed)
-                assert status == 0, f"{line}\n{said}"
+                status, output = await here.run(typed)
+                assert status == 0, f"{line}\n{output}"
             case ["make", target]:
                 assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
             case ["pip", "install", package]:
                 assert _installable(package), line
             case typed:
-                assert typed[0] in ELSEWHERE, f"{block}: who tries {typed[0]}?"
+                assert typed[0] in ELSEWHERE, f"{block}: no test runs {typed[0]}"
 
 
-async def _import(typed: list[str], here: World) -> None:
-    """What is imported is for the reader to fill in; the world's settings are what comes of it."""
+async def _import_flyteadmin(typed: list[str], here: World) -> None:
+    """Run the import, then put back the world's settings: a reader would now complete the generated ones."""
     file = here.folder / typed[typed.index("--output") + 1]
-    filled_in = file.read_text()
+    completed = file.read_text()
     file.unlink()
-    status, said = await here.run(typed)
-    assert status == 0, said
+    status, output = await here.run(typed)
+    assert status == 0, output
     assert set(yaml.safe_load(file.read_text())) <= set(Settings.model_fields)
-    file.write_text(filled_in)
+    file.write_text(completed)
 
 
 def _installable(package: str) -> bool:
@@ -80,48 +80,40 @@ def _installable(package: str) -> bool:
 @pytest.mark.broker
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("block", YAML, ids=str)
-async def test_every_piece_of_yaml_is_taken_by_the_one_it_is_for(block: Block, here: World) -> None:
+async def test_every_yaml_block_is_valid_for_its_program(block: Block, here: World) -> None:
     text = here.here(block.text)
     data = yaml.safe_load(text)
     if "launch_plan" in data:
         (here.folder / "launch_plans" / "train.daily.yaml").write_text(text)
-        await _checks_out({"rules": {"launch_plans": ["./launch_plans"]}}, here)
+        await _check({"rules": {"launch_plans": ["./launch_plans"]}}, here)
     elif set(data) <= set(Settings.model_fields):
-        await _checks_out(data, here)
+        await _check(data, here)
     elif set(data) <= set(CHANNEL_TYPES):
-        await _checks_out({"channels": data}, here)
+        await _check({"channels": data}, here)
     elif "cloudEvents" in data or "eventsPublisher" in data:
         events = data.get("cloudEvents", data)
         (here.folder / "flyteadmin.yaml").write_text(yaml.safe_dump({"cloudEvents": events}))
-        _, said = await here.run(["dispatcher", "import-flyteadmin", "flyteadmin.yaml"])
-        assert events["eventsPublisher"]["topicName"] in said
-    else:
-        assert block.file == "ntfy.yaml" or "auth" in data, (
-            f"{block}: whose is it?"
-        )  # tried by the channel's own test; flyteadmin's
+        _, output = await here.run(["dispatcher", "import-flyteadmin", "flyteadmin.yaml"])
+        assert events["eventsPublisher"]["topicName"] in output
+    else:  # ntfy.yaml has its channel's test; `auth` belongs to flyteadmin's configuration
+        assert block.file == "ntfy.yaml" or "auth" in data, f"{block}: no program for it"
 
 
-async def _checks_out(data: Mapping[str, Any], here: World) -> None:
-    """`dispatcher check` finds nothing, once the sections are there that the piece leaves out."""
+async def _check(data: Mapping[str, Any], here: World) -> None:
+    """`dispatcher check` accepts the block after missing sections are added."""
     settings = dict(data)
     if "reconcile" in settings:
         settings["rules"] = {"flyte_admin": {"endpoint": "127.0.0.1:81", "insecure": True}} | settings.get("rules", {})
     if "channels" not in settings:
         settings["channels"] = yaml.safe_load((here.folder / "dispatcher.yaml").read_text())["channels"]
-    (here.folder / "piece.yaml").write_text(yaml.safe_dump(settings))
-    status, said = await here.run(["dispatcher", "check", "--config", "piece.yaml"])
-    assert status == 0, said
+    (here.folder / "block.yaml").write_text(yaml.safe_dump(settings))
+    status, output = await here.run(["dispatcher", "check", "--config", "block.yaml"])
+    assert status == 0, output
 
 
-def test_no_page_has_a_block_in_a_language_that_nobody_tries() -> None:
-    tried = {
-        "console",
-        "yaml",
-        "text",
-        "python",
-        "toml",
-    }  # python, toml: the channel that docs/channels.md shows has its own test
+def test_every_block_in_the_pages_has_a_language_that_a_test_covers() -> None:
+    covered = {"console", "yaml", "text", "python", "toml"}  # python, toml: tested with docs/channels.md's own channel
     for page in pages():
         found = re.findall(r"^ *```(\w*)", page.read_text(), re.MULTILINE)
-        assert set(found[::2]) <= tried, page
+        assert set(found[::2]) <= covered, page
         assert "" not in found[::2], page

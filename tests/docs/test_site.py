@@ -1,4 +1,4 @@
-"""The site: built whole, with every command and option, and nothing from elsewhere."""
+"""The documentation site: it builds, has every command and setting, and loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.pages import ROOT, pages
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `make docs` builds it; a broken link or anchor fails it."""
+    """The site as `make docs` builds it; a broken link or anchor fails the build."""
     folder = tmp_path_factory.mktemp("site")
 
     async def build() -> tuple[int | None, bytes]:
@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_page_is_in_the_site(site: Path) -> None:
+def test_the_site_has_every_page(site: Path) -> None:
     for page in pages():
         name = "index" if page.name == "README.md" else page.stem
         assert (site / f"{name}.html").exists(), f"{page}: name it in mkdocs.yml"
@@ -58,7 +58,7 @@ def test_the_reference_has_every_command_and_every_section(site: Path) -> None:
     assert "Maximum number of messages in a batch." in settings
 
 
-def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
+def test_the_site_loads_nothing_from_other_hosts(site: Path) -> None:
     for page in site.rglob("*.html"):
         foreign = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(?:https?:)?//[^\"]+", page.read_text())
         assert foreign == [], page

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, followed from its first line to its last."""
+"""Runs docs/tutorial.md from beginning to end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "tutorial.md"
 
 
 @pytest.mark.broker
-async def test_the_tutorial_ends_well(broker: Broker, tmp_path: Path) -> None:
+async def test_every_step_of_the_tutorial_succeeds(broker: Broker, tmp_path: Path) -> None:
     ports = {"1025": str(free_port()), "8080": str(free_port())}
     topic = f"tutorial-{os.getpid()}"
     script = ["set -eu"]
@@ -33,10 +33,10 @@ async def test_the_tutorial_ends_well(broker: Broker, tmp_path: Path) -> None:
             file = tmp_path / block.file
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
-        else:  # `make` has its own tests, and what it sets up is what we run in
+        else:  # without `make`: this test already runs in the environment that it sets up
             script += [line[2:] for line in text.splitlines() if not line.startswith(("$ make ", "$ export PATH="))]
-    said = tmp_path / "said.txt"
-    with said.open("wb") as sink:
+    output = tmp_path / "output.txt"
+    with output.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
             "bash", "-c", "\n".join(script), cwd=tmp_path, stdout=sink, stderr=STDOUT, start_new_session=True,
             env=os.environ | {
@@ -49,8 +49,8 @@ async def test_the_tutorial_ends_well(broker: Broker, tmp_path: Path) -> None:
         async with asyncio.timeout(100):
             status = await process.wait()
     finally:
-        with suppress(ProcessLookupError):  # what stays in the background, where a step failed
+        with suppress(ProcessLookupError):  # background processes that are left if a step failed
             os.killpg(process.pid, signal.SIGKILL)
-    assert status == 0, said.read_text()
-    assert said.read_text().count("250 OK") == 2, "both were sent, as explain shows"
+    assert status == 0, output.read_text()
+    assert output.read_text().count("250 OK") == 2, "both were sent, as explain shows"
     assert (tmp_path / "mails-later.txt").read_text().count("MemoryError") >= 1

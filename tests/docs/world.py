@@ -1,4 +1,4 @@
-"""What the pages' commands meet when they are tried: the providers, FlyteAdmin, a broker, a folder with all the files that are named."""
+"""The environment for the pages' commands: fake providers, FlyteAdmin, a broker, and a folder with the named files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.service import ROUTING_KEY, ask, command
 from tests.support.service import serving as a_replica
 
 EXECUTIONS = ("akx7b9q2vjt5fm4c8h2d", "a7failed")
-"""The names of executions that the pages speak of."""
+"""The execution names in the pages."""
 PLAN = {
     "launch_plan": {"project": "flytesnacks", "domain": "production", "name": "train.daily"},
     "notifications": [
@@ -38,54 +38,54 @@ PLAN = {
     ],
 }
 SECRET = "0123456789abcdef0123456789abcdef"
-UP = ("ready", "http://127.0.0.1")
-"""What a command that stays says once it is up."""
+READY = ("ready", "http://127.0.0.1")
+"""A command that runs until it is stopped prints one of these when it is ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A folder in which the pages' commands can be typed."""
+    """A folder in which the pages' commands can run."""
 
     folder: Path
     key: str
-    """Of a delivery in the ledger."""
+    """The key of a delivery in the ledger."""
 
     @property
     def secrets(self) -> Path:
         return self.folder / "secrets"
 
     def copy(self, to: Path) -> World:
-        """The same again: what one block changes, the next doesn't see."""
+        """A copy of the folder, so that one block's changes do not affect the next."""
         shutil.copytree(self.folder, to)
         return World(to, self.key)
 
     def here(self, text: str) -> str:
-        """A page's text with its placeholders filled in."""
+        """A page's text with its placeholders replaced."""
         return text.replace("/run/secrets", str(self.secrets)).replace(" KEY ", f" {self.key} ")
 
     async def run(self, words: list[str]) -> tuple[int, str]:
-        """Type a command: its exit status and what it said. One that stays is ended once it is up."""
-        stays = "serve" in words or "--serve" in words
+        """Run a command. Returns its exit status and output. A server is stopped as soon as it is ready."""
+        is_server = "serve" in words or "--serve" in words
         arguments = [*words[1:], "--port", "0"] if "--serve" in words else words[1:]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "dispatcher", *arguments,
             cwd=self.folder, stdout=PIPE, stderr=STDOUT, env=os.environ | {"DISPATCHER_CONFIG": "dispatcher.yaml"},
         )  # fmt: skip
         assert process.stdout is not None
-        said = b""
+        output = b""
         async with asyncio.timeout(90):
-            while stays and (line := await process.stdout.readline()):
-                said += line
-                if any(word in line.decode() for word in UP):
+            while is_server and (line := await process.stdout.readline()):
+                output += line
+                if any(word in line.decode() for word in READY):
                     process.send_signal(signal.SIGTERM if "serve" in words else signal.SIGINT)
                     break
             rest, _ = await process.communicate()
-        return process.returncode or 0, (said + rest).decode()
+        return process.returncode or 0, (output + rest).decode()
 
 
 @asynccontextmanager
 async def world(folder: Path, kafka: str, topic: str) -> AsyncIterator[World]:
-    """Everything up, one failure told, one message rejected."""
+    """Start the environment; the ledger has one failure with its deliveries, and one rejected message."""
     slack = SlackReceiver(channels=[Conversation("C0000001", "alerts")])
     pagerduty = PagerDutyReceiver({ROUTING_KEY: "ML"})
     async with (
@@ -107,15 +107,15 @@ async def world(folder: Path, kafka: str, topic: str) -> AsyncIterator[World]:
             },
         }
         _write_files(folder)
-        key = await _tell(folder, settings)
-        login = {"client_id": admin.oauth.client_id, "client_secret": admin.oauth.client_secret}
-        settings["rules"] |= {"flyte_admin": {"endpoint": admin.endpoint, "insecure": True, **login}}
+        key = await _fill_ledger(folder, settings)
+        client = {"client_id": admin.oauth.client_id, "client_secret": admin.oauth.client_secret}
+        settings["rules"] |= {"flyte_admin": {"endpoint": admin.endpoint, "insecure": True, **client}}
         (folder / "dispatcher.yaml").write_text(yaml.safe_dump(settings))
         yield World(folder, key)
 
 
-async def _tell(folder: Path, settings: Mapping[str, Any]) -> str:
-    """A first failure, through a replica, and a message that nobody understands; the key of a delivery."""
+async def _fill_ledger(folder: Path, settings: Mapping[str, Any]) -> str:
+    """Publish a failure and an undecided event to a replica. Returns the key of a sent delivery."""
     async with a_replica(folder, settings) as replica:
         failure = ["--project", "flytesnacks", "--domain", "production", "--launch-plan", "train.daily"]
         for form, name in (("native", EXECUTIONS[1]), ("flyte-v1", "unknown")):
@@ -129,7 +129,7 @@ async def _tell(folder: Path, settings: Mapping[str, Any]) -> str:
 
 
 def _write_files(folder: Path) -> None:
-    """The files and folders that the pages name."""
+    """Write the files and folders that the pages name."""
     for name in (
         "launch_plans",
         "my-templates",

@@ -1,4 +1,4 @@
-"""The proofs: real processes, real signals, real Apache Kafka and PostgreSQL. `make test-faults` runs them.
+"""Fault tests: real processes and signals, Apache Kafka and PostgreSQL. `make test-faults` runs them.
 
-Each prints its seed and its figures on one line at the end of the run; FAULT_SEED repeats a run's dice.
+Each test prints one line with its seed and results at the end of the run. FAULT_SEED=… repeats a run's random choices.
 """

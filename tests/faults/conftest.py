@@ -1,4 +1,4 @@
-"""What every proof uses: its dice, and a place for its figures."""
+"""Fixtures of the fault tests: the random seed, and a line of results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FIGURES = "figures"
 
 @pytest.fixture
 def seed() -> int:
-    """FAULT_SEED, or another one each time; a failure shows it."""
-    drawn = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
-    print(f"FAULT_SEED={drawn}")
-    return drawn
+    """FAULT_SEED, or a new random seed, which a failure's output shows."""
+    number = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"FAULT_SEED={number}")
+    return number
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def rng(seed: int) -> random.Random:
 
 @pytest.fixture
 def figures(seed: int, request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Say what was measured, on one line; it is shown at the end of the run, whether the proof holds or not."""
+    """A function that takes one line of results; the line is printed at the end of the run, also if the test fails."""
     name = request.node.path.stem.removeprefix("test_")
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         request.node.user_properties.append((_FIGURES, f"{name}: {line}; seed {seed}"))
 
-    return tell
+    return report
 
 
 @pytest.hookimpl(trylast=True)

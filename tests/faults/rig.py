@@ -1,4 +1,4 @@
-"""The proofs' machinery: replicas that come and go, events that owe, and the ledger's own account of it all."""
+"""Tools of the fault tests: replicas that can be killed, events with rules, and direct queries of the ledger."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.support.service import COMMAND
 from tests.support.standins import SERVICES
 
 CHANNELS = 500
-"""Slack channels that the events' deliveries are spread over."""
+"""The Slack channels that the events' deliveries are spread over."""
 
 
-def an_owing_event(number: int, *channels: str, spread: int = CHANNELS) -> Event:
-    """A terminal event whose own Options owe one delivery on each of the channels."""
+def an_event_for(number: int, *channels: str, spread: int = CHANNELS) -> Event:
+    """A terminal event whose Options have one rule, and so one delivery, for each of the channels."""
     recipients = {
         "email": f"person-{number}@example.com",
         "slack": f"C{number % spread:07d}",
@@ -44,20 +44,20 @@ def an_owing_event(number: int, *channels: str, spread: int = CHANNELS) -> Event
 
 
 class Replica:
-    """`dispatcher serve`, again and again: one process after the other, with the same settings."""
+    """`dispatcher serve`, started several times with the same settings: one process after the other."""
 
     def __init__(
         self, name: str, folder: Path, settings: Mapping[str, Any], *, version: NextVersion | None = None
     ) -> None:
-        """`version`: another one than this."""
+        """`version`: the version to run; None for this one."""
         self.name = name
         self._version = version
-        self.births: list[float] = []
-        """When each of its processes was started."""
+        self.started_at: list[float] = []
+        """The start time of each process."""
         self._config = folder / f"{name}.yaml"
         self._config.write_text(yaml.safe_dump({**settings, "log": "json"}))
         self._log = folder / f"{name}.log"
-        self._log_began = 0
+        self._log_offset = 0
         self._process: Process | None = None
 
     @property
@@ -70,14 +70,14 @@ class Replica:
         return self._log.read_text()[-3000:]
 
     @property
-    def said(self) -> list[dict[str, Any]]:
-        """All that it has logged, as data."""
+    def log_lines(self) -> list[dict[str, Any]]:
+        """All log lines of all processes, parsed."""
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
     async def start(self) -> None:
-        """Start a process; not waited for until it is ready."""
-        self.births.append(time.time())
-        self._log_began = self._log.stat().st_size if self._log.exists() else 0
+        """Start a process, without waiting until it is ready."""
+        self.started_at.append(time.time())
+        self._log_offset = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as sink:
             self._process = await asyncio.create_subprocess_exec(
                 *COMMAND,
@@ -91,10 +91,10 @@ class Replica:
             )
 
     async def ready(self) -> None:
-        """Wait until the latest process says so: only then does it know what SIGTERM means."""
+        """Wait until the current process logs `ready`: only then does it handle SIGTERM."""
         assert self._process is not None
         async with asyncio.timeout(60):
-            while b'"event":"ready"' not in self._log.read_bytes()[self._log_began :]:
+            while b'"event":"ready"' not in self._log.read_bytes()[self._log_offset :]:
                 assert self._process.returncode is None, f"{self.name} did not start: {self.log}"
                 await asyncio.sleep(0.1)
 
@@ -106,7 +106,7 @@ class Replica:
         await process.wait()
 
     async def stop(self, *, seconds: float = 40) -> float:
-        """Ask it to stop; how many seconds that took. It must end well."""
+        """Send SIGTERM and wait for exit status 0. Returns the seconds that this took."""
         process = self._process
         assert process is not None
         await self.ready()
@@ -118,7 +118,7 @@ class Replica:
         return time.monotonic() - began
 
     async def remove(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Kill the process if it still runs."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
@@ -126,7 +126,7 @@ class Replica:
 
 @asynccontextmanager
 async def replicas(*given: Replica) -> AsyncIterator[Sequence[Replica]]:
-    """Started; none is left behind."""
+    """Start the replicas; kill those that still run at the end of the block."""
     try:
         for replica in given:
             await replica.start()
@@ -141,50 +141,50 @@ Publish = Callable[[Event], Awaitable[None]]
 
 @asynccontextmanager
 async def publishing(servers: str, topic: str) -> AsyncIterator[Publish]:
-    """Hand events to Kafka; at the end of the block it has them all, however often it went away meanwhile."""
+    """Publish events to Kafka. At the end of the block Kafka has acknowledged all, even if it was restarted meanwhile."""
     producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", linger_ms=5, request_timeout_ms=120_000)
     await producer.start()
-    underway: list[asyncio.Future[Any]] = []
+    pending: list[asyncio.Future[Any]] = []
 
     async def publish(event: Event) -> None:
         message = write(event, Format.NATIVE)
         sent = await producer.send(topic, message.value, key=message.key, headers=list(message.headers))
-        underway.append(sent)
-        if len(underway) >= 5000:
-            await _all(underway)
+        pending.append(sent)
+        if len(pending) >= 5000:
+            await _wait_for_all(pending)
 
     try:
         yield publish
-        await _all(underway)
+        await _wait_for_all(pending)
     finally:
         await producer.stop()
 
 
-async def _all(underway: list[asyncio.Future[Any]]) -> None:
-    waiting, underway[:] = list(underway), []
+async def _wait_for_all(pending: list[asyncio.Future[Any]]) -> None:
+    waiting, pending[:] = list(pending), []
     for future in waiting:
         await future
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One delivery as the ledger has it at the end."""
+    """One delivery in the ledger, with its attempts."""
 
     key: str
     channel: str
     state: State
     attempt: int
-    spans: tuple[tuple[float, float, str], ...]
-    """Its attempts that left a row: when they began and ended, and how."""
+    attempts: tuple[tuple[float, float, str], ...]
+    """The recorded attempts: start, end and outcome."""
 
     @property
-    def untold(self) -> int:
-        """Attempts that were begun, and whose worker did not live to write how they ended."""
-        return self.attempt - len(self.spans)
+    def unrecorded(self) -> int:
+        """Attempts that were started but not recorded, because their worker was killed."""
+        return self.attempt - len(self.attempts)
 
 
-class Truth:
-    """The ledger's account, read past the product."""
+class LedgerReader:
+    """Reads the ledger's tables directly, without the dispatcher's code."""
 
     def __init__(self, url: str) -> None:
         self._engine: AsyncEngine = create_async_engine(url)
@@ -197,8 +197,8 @@ class Truth:
         async with self._engine.connect() as connection:
             return Counter(dict(iter(await connection.execute(query))))
 
-    async def held_by(self, pid: int) -> Counter[str]:
-        """How many deliveries a process has claimed and not settled, by channel."""
+    async def claimed_by(self, pid: int) -> Counter[str]:
+        """The number of deliveries that a process has claimed and not settled, by channel."""
         query = (
             select(deliveries.c.channel, func.count())
             .where(deliveries.c.lease.like(f"%:{pid}:%"), deliveries.c.state == State.WAITING)
@@ -208,31 +208,31 @@ class Truth:
             return Counter(dict(iter(await connection.execute(query))))
 
     async def rows(self) -> dict[str, Row]:
-        spans: dict[str, list[tuple[float, float, str]]] = {}
+        recorded: dict[str, list[tuple[float, float, str]]] = {}
         async with self._engine.connect() as connection:
             for row in await connection.execute(select(attempts)):
-                span = (row.started_at.timestamp(), row.ended_at.timestamp(), row.outcome)
-                spans.setdefault(row.delivery, []).append(span)
+                attempt = (row.started_at.timestamp(), row.ended_at.timestamp(), row.outcome)
+                recorded.setdefault(row.delivery, []).append(attempt)
             query = select(deliveries.c.key, deliveries.c.channel, deliveries.c.state, deliveries.c.attempt)
             return {
-                row.key: Row(row.key, row.channel, State(row.state), row.attempt, tuple(spans.get(row.key, ())))
+                row.key: Row(row.key, row.channel, State(row.state), row.attempt, tuple(recorded.get(row.key, ())))
                 for row in await connection.execute(query)
             }
 
     async def settled(self, count: int, *, seconds: float) -> Counter[str]:
-        """Wait until so many deliveries are there and none waits; the states as they then, or at last, are."""
-        with_patience = time.monotonic() + seconds
+        """Wait until there are `count` deliveries and none is waiting, for at most `seconds`. Returns the states."""
+        deadline = time.monotonic() + seconds
         while True:
             states = await self.states()
-            if (states.total() >= count and not states[State.WAITING]) or time.monotonic() > with_patience:
+            if (states.total() >= count and not states[State.WAITING]) or time.monotonic() > deadline:
                 return states
             await asyncio.sleep(0.5)
 
 
 @asynccontextmanager
-async def the_truth(url: str) -> AsyncIterator[Truth]:
-    truth = Truth(url)
+async def reading_ledger(url: str) -> AsyncIterator[LedgerReader]:
+    reader = LedgerReader(url)
     try:
-        yield truth
+        yield reader
     finally:
-        await truth.aclose()
+        await reader.aclose()

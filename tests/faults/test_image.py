@@ -1,4 +1,4 @@
-"""The image: built as its Dockerfile says and run as a container, without an engine."""
+"""The container image: built from the Dockerfile and run like a container, without a container engine."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ print("answered", connection.getresponse().status)
 """
 
 
-def test_the_image_builds_and_serves_on_a_file_system_that_cannot_be_written(
+def test_the_image_builds_and_runs_with_a_read_only_file_system(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Every instruction carried out; then its health, an event recorded, no pip, and SIGTERM to process 1."""
-    if why := image.missing():
-        pytest.skip(f"the image is not built: {why}")
+    """Runs every instruction, then checks health, recording of an event, that pip is absent, and SIGTERM to process 1."""
+    if reason := image.missing():
+        pytest.skip(f"the image is not built: {reason}")
     copy = tmp_path_factory.mktemp("docker") / "Dockerfile"  # the parser opens its file for writing
     copy.write_text((ROOT / "Dockerfile").read_text())
     built = image.Image(DockerfileParser(path=str(copy)), ROOT, tmp_path)
@@ -57,7 +57,7 @@ def test_the_image_builds_and_serves_on_a_file_system_that_cannot_be_written(
         seconds=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said = done.stdout
+    output = done.stdout
     for line in (
         "healthy",
         "answered 202",
@@ -66,6 +66,6 @@ def test_the_image_builds_and_serves_on_a_file_system_that_cannot_be_written(
         "No module named 'pip'",
         "No module named 'hatch",
     ):
-        assert line in said, said
-    assert "a@example.com" in said
-    assert '"event":"stopped"' in said, "SIGTERM reached it, and it drained"
+        assert line in output, output
+    assert "a@example.com" in output
+    assert '"event":"stopped"' in output, "SIGTERM reached it, and it drained"

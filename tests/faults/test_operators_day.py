@@ -1,4 +1,4 @@
-"""An operator's day, from the first replica to the last: by commands, pages, metrics, signals and files alone."""
+"""An operator's day, from the first replica to the last, using only commands, pages, metrics, signals and files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.service import ask, command, free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.broker, pytest.mark.timeout(400)]
 
-MAILBOX, ROOM = "dev-team@example.com", "dev-alerts"
+MAILBOX, SLACK_CHANNEL = "dev-team@example.com", "dev-alerts"
 OLD_TOKEN, NEW_TOKEN = "xoxb-of-yesterday", "xoxb-of-today"
 OPERATOR, DASHBOARD = "operator-0123456789abcdef", "dashboard-0123456789abcdef"
 REFUSAL = "550 5.7.1 relaying denied"
@@ -36,16 +36,16 @@ PLAN = {
     "launch_plan": {"project": "flytesnacks", "domain": "development", "name": "train.daily"},
     "notifications": [
         {"phases": ["FAILED"], "email": {"recipients_email": [MAILBOX]}},
-        {"phases": ["FAILED"], "channel": "slack", "recipients": [f"#{ROOM}"]},
+        {"phases": ["FAILED"], "channel": "slack", "recipients": [f"#{SLACK_CHANNEL}"]},
     ],
 }
-PATIENCE = 60
-"""Seconds within which people have to be told, on a machine that does other things too."""
+ARRIVAL_TIMEOUT = 60
+"""Seconds within which notifications must arrive, also on a busy machine."""
 
 
 @dataclass
 class Day:
-    """What the operator has at hand."""
+    """The replicas, the providers and the operator's tools."""
 
     folder: Path
     settings: dict[str, Any]
@@ -54,22 +54,22 @@ class Day:
     session: aiohttp.ClientSession
     page: Page
     running: dict[Replica, str] = field(default_factory=dict)
-    """Replicas and their addresses."""
+    """URL of each running replica."""
     failed: list[str] = field(default_factory=list)
     """The names of all executions that have failed."""
 
     @property
     def config(self) -> Path:
-        """For commands: any replica's, they differ by the port alone."""
+        """The settings file for commands: one replica's, as the replicas' settings differ only in the port."""
         return self.folder / "one.yaml"
 
     @property
     def url(self) -> str:
-        """Of a replica."""
+        """The URL of one replica."""
         return next(iter(self.running.values()))
 
     async def start(self, name: str, version: NextVersion | None = None) -> Replica:
-        """One replica more, once it is ready; Prometheus learns of it."""
+        """Start a replica, wait until it is ready, and add it to Prometheus."""
         listen = f"127.0.0.1:{free_port()}"
         settings = {**self.settings, "http": {**self.settings["http"], "listen": listen}}
         replica = Replica(name, self.folder, settings, version=version)
@@ -80,7 +80,7 @@ class Day:
         return replica
 
     async def drain(self, replica: Replica) -> None:
-        """SIGTERM, and status 0; Prometheus is told before."""
+        """Remove the replica from Prometheus, then stop it with SIGTERM; it must exit with status 0."""
         url = self.running.pop(replica)
         self.watcher.watch(list(self.running.values()))
         try:
@@ -90,32 +90,32 @@ class Day:
             raise
 
     async def fail(self, name: str, count: int, *, rate: float = 0) -> None:
-        """So many executions of the launch plan fail."""
+        """Publish `count` failures of the launch plan, `rate` per second."""
         self.failed += [f"{name}-{number}" for number in range(1, count + 1)]
         options = {"to": "kafka", "launch-plan": "train.daily", "error": "ValueError: boom", "rate": rate}
         given = [f"--{option}={value}" for option, value in {**options, "name": name, "count": count}.items()]
         status, out, err = await command("publish", "--config", str(self.config), *given)
         assert (status, out.splitlines()[-1:]) == (0, [f"published {count} messages"]), out + err
 
-    async def told(self, *channels: str) -> None:
-        """Everybody has been told of everything by these channels."""
+    async def expect_all_arrived(self, *channels: str) -> None:
+        """Wait until the notifications of all failures have arrived on these channels."""
 
-        def all_are(_: Inbox) -> bool:
-            return all(len(self.came(channel)) >= len(self.failed) for channel in channels)
+        def all_arrived(_: Inbox) -> bool:
+            return all(len(self.arrived(channel)) >= len(self.failed) for channel in channels)
 
-        enough = await self.inbox.until(all_are, seconds=PATIENCE)
-        assert enough, {channel: len(self.came(channel)) for channel in channels}
+        complete = await self.inbox.until(all_arrived, seconds=ARRIVAL_TIMEOUT)
+        assert complete, {channel: len(self.arrived(channel)) for channel in channels}
 
-    def came(self, channel: str) -> list[str]:
-        """The keys of the deliveries that the receiver has taken."""
+    def arrived(self, channel: str) -> list[str]:
+        """The keys of the deliveries that arrived on the channel."""
         if channel == "slack":
             return [message.key for message in self.inbox.slack.messages]
         return [mail.message_id.strip("<>").partition("@")[0] for mail in self.inbox.mail.mails]
 
     async def deliveries(self, **query: str) -> Sequence[dict[str, Any]]:
-        """What the API says of deliveries."""
-        shown = {"Authorization": f"Bearer {DASHBOARD}"}
-        async with self.session.get(f"{self.url}/api/v1/deliveries", params=query, headers=shown) as answer:
+        """The deliveries that the API lists for the query."""
+        headers = {"Authorization": f"Bearer {DASHBOARD}"}
+        async with self.session.get(f"{self.url}/api/v1/deliveries", params=query, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
             entries: Sequence[dict[str, Any]] = (await answer.json())["entries"]
             return entries
@@ -130,44 +130,45 @@ async def test_an_operators_day(
         await deploy(day)
         await rotate_the_slack_token(day)
         dead = await break_the_relay(day)
-        await get_the_alert(day)
-        await find_the_dead_and_read_why(day, dead)
-        await mend_and_redrive(day, dead)
+        await wait_for_the_alert(day)
+        await find_the_dead_deliveries_and_their_reason(day, dead)
+        await fix_and_redrive(day, dead)
         during = await upgrade(day)
-        await see_that_the_alert_is_over(day)
+        await wait_until_the_alert_is_resolved(day)
         canaries = await drain(day)
-        await nobody_was_forgotten_and_nobody_told_twice(day)
+        await check_that_each_failure_arrived_once(day)
         figures(
-            f"{len(day.failed)} failures, {during} of them during the upgrade, each told once by mail and by Slack;"
-            f" {dead} were dead and redriven; canaries that arrived: {canaries}; watched by {day.watcher.name};"
+            f"{len(day.failed)} failures, {during} of them during the upgrade, each notified once by mail and on Slack;"
+            f" {dead} were dead and redriven; canaries that arrived: {canaries}; monitored by {day.watcher.name};"
             f" {time.monotonic() - began:.0f} s"
         )
 
 
 async def deploy(day: Day) -> None:
-    """Two replicas; failures are told by mail and on Slack."""
+    """Start two replicas; failures arrive by mail and on Slack."""
     await asyncio.gather(day.start("one"), day.start("two"))
-    await until(day.watcher.sees_all, f"{day.watcher.name} watches both")  # or it would not see the first to die
+    # Otherwise it would miss the first dead delivery.
+    await until(day.watcher.sees_all, f"{day.watcher.name} watches both")
     await day.fail("first", 4)
-    await day.told("email", "slack")
+    await day.expect_all_arrived("email", "slack")
     assert await day.watcher.firing() == set()
 
 
 async def rotate_the_slack_token(day: Day) -> None:
-    """The file gets the new token, Slack then refuses the old one, and nobody restarts anything."""
+    """Write a new token to the file; Slack then refuses the old one. No replica is restarted."""
     (day.folder / "slack-token").write_text(NEW_TOKEN)
     day.inbox.slack.token = NEW_TOKEN
     await day.fail("rotated", 3)
-    await day.told("email", "slack")
+    await day.expect_all_arrived("email", "slack")
     assert not await day.deliveries(state="dead")
 
 
 async def break_the_relay(day: Day) -> int:
-    """The relay refuses what it took; how many deliveries are dead of it. Slack's are well."""
+    """The relay refuses the recipient, and Slack works. Returns the number of dead deliveries."""
     day.inbox.mail.refuse = {MAILBOX: REFUSAL}
     count = 3
     await day.fail("broken", count)
-    await day.told("slack")
+    await day.expect_all_arrived("slack")
 
     async def all_dead() -> bool:
         return len(await day.deliveries(state="dead")) == count
@@ -176,8 +177,8 @@ async def break_the_relay(day: Day) -> int:
     return count
 
 
-async def get_the_alert(day: Day) -> None:
-    """The one that the runbook has an entry for, and no other."""
+async def wait_for_the_alert(day: Day) -> None:
+    """Wait until the alert about dead deliveries fires."""
 
     async def fires() -> bool:
         return DEAD in await day.watcher.firing()
@@ -185,8 +186,8 @@ async def get_the_alert(day: Day) -> None:
     await until(fires, f"{DEAD} fires")
 
 
-async def find_the_dead_and_read_why(day: Day, dead: int) -> None:
-    """In the console: log in, go to the dead, look at one."""
+async def find_the_dead_deliveries_and_their_reason(day: Day, dead: int) -> None:
+    """In the console: log in, open the list of dead deliveries, open one."""
     page = day.page
     await page.goto(f"{day.url}/console/")
     await page.get_by_label("Token").fill(OPERATOR)
@@ -200,8 +201,8 @@ async def find_the_dead_and_read_why(day: Day, dead: int) -> None:
     await expect(page.frame_locator("iframe.preview").locator("body")).to_contain_text("ValueError: boom")
 
 
-async def mend_and_redrive(day: Day, dead: int) -> None:
-    """Nothing is put back before the confirmation; then the mails come."""
+async def fix_and_redrive(day: Day, dead: int) -> None:
+    """Nothing is redriven before the confirmation; after it the mails arrive."""
     day.inbox.mail.refuse = {}
     page = day.page
     await page.goto(f"{day.url}/console/deliveries?state=dead")
@@ -211,36 +212,36 @@ async def mend_and_redrive(day: Day, dead: int) -> None:
     assert len(await day.deliveries(state="dead")) == dead
     await page.get_by_role("button", name=f"Redrive {dead}").click()
     await expect(page.get_by_role("status")).to_have_text(f"{dead} deliveries will be retried now.")
-    await day.told("email", "slack")
+    await day.expect_all_arrived("email", "slack")
     assert not await day.deliveries(state="dead")
 
 
 async def upgrade(day: Day) -> int:
-    """The tables first, then replica by replica, while executions fail; how many did meanwhile."""
-    before, over = len(day.failed), asyncio.Event()
+    """Migrate the tables, then replace the replicas one by one, while executions fail. Returns how many failed."""
+    before, done = len(day.failed), asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        group.create_task(_keep_failing(day, over))
+        group.create_task(_keep_failing(day, done))
         after = NextVersion(day.folder / "next")
         assert await after.migrate(day.config) == f"ledger     migrated from version {HEAD} to {NEXT}\n"
         for number, old in enumerate(list(day.running), start=1):
             await day.start(f"upgraded {number}", after)
             await day.drain(old)
-        over.set()
-    await day.told("email", "slack")
-    await day.page.goto(f"{day.url}/console/")  # the login holds at the new replicas too
+        done.set()
+    await day.expect_all_arrived("email", "slack")
+    await day.page.goto(f"{day.url}/console/")  # the session is valid on the new replicas too
     await expect(day.page.get_by_role("link", name="0 dead", exact=True)).to_be_visible()
     return len(day.failed) - before
 
 
-async def _keep_failing(day: Day, over: asyncio.Event) -> None:
+async def _keep_failing(day: Day, done: asyncio.Event) -> None:
     for number in itertools.count():
-        if over.is_set():
+        if done.is_set():
             return
         await day.fail(f"upgrade-{number}", 10, rate=10)
 
 
-async def see_that_the_alert_is_over(day: Day) -> None:
-    """And that it was the only one of the day."""
+async def wait_until_the_alert_is_resolved(day: Day) -> None:
+    """Wait until no alert fires; the alert must have been the only one of the day."""
 
     async def quiet() -> bool:
         return not await day.watcher.firing()
@@ -250,32 +251,32 @@ async def see_that_the_alert_is_over(day: Day) -> None:
 
 
 async def drain(day: Day) -> int:
-    """Each ends with status 0 and leaves nothing waiting; how many canaries came through over the day."""
+    """Stop all replicas; no delivery is waiting afterwards. Returns the number of canaries that arrived."""
 
-    def one_came(inbox: Inbox) -> bool:
+    def one_arrived(inbox: Inbox) -> bool:
         return bool(inbox.webhook.calls)
 
-    assert await day.inbox.until(one_came, seconds=PATIENCE), "no canary arrived"
+    assert await day.inbox.until(one_arrived, seconds=ARRIVAL_TIMEOUT), "no canary arrived"
     for replica in list(day.running):
         await day.drain(replica)
     assert await ask(day.config, "deliveries", "list", "--state=waiting", "--state=dead") == []
     return len(day.inbox.webhook.calls)
 
 
-async def nobody_was_forgotten_and_nobody_told_twice(day: Day) -> None:
-    """By the ledger's account and by the receivers'."""
+async def check_that_each_failure_arrived_once(day: Day) -> None:
+    """Each failure has one delivery per channel in the ledger, and the fakes received each delivery once."""
     for channel in ("email", "slack"):
-        owed = await ask(day.config, "deliveries", "list", f"--channel={channel}", "--limit=100000")
-        assert sorted(one["execution"]["name"] for one in owed) == sorted(day.failed)
-        assert Counter(day.came(channel)) == Counter(one["key"] for one in owed), channel
+        stored = await ask(day.config, "deliveries", "list", f"--channel={channel}", "--limit=100000")
+        assert sorted(one["execution"]["name"] for one in stored) == sorted(day.failed)
+        assert Counter(day.arrived(channel)) == Counter(one["key"] for one in stored), channel
 
 
 @asynccontextmanager
 async def a_day(apache: ApacheKafka, topic: str, postgres_url: str, folder: Path) -> AsyncIterator[Day]:
-    """Receivers, Prometheus and a browser; of the replicas none is left behind."""
+    """Start the fakes, Prometheus and a browser; at the end, kill replicas that still run."""
     inbox = Inbox()
     inbox.slack.token = OLD_TOKEN
-    inbox.slack.channels = [Conversation("C0000001", ROOM)]
+    inbox.slack.channels = [Conversation("C0000001", SLACK_CHANNEL)]
     _write(folder)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -296,7 +297,7 @@ async def a_day(apache: ApacheKafka, topic: str, postgres_url: str, folder: Path
 
 
 def _write(folder: Path) -> None:
-    """The files that the settings name."""
+    """Write the files that the settings name."""
     secrets = {"slack": OLD_TOKEN, "operator": OPERATOR, "dashboard": DASHBOARD, "session": "one-key-for-both"}
     for name, secret in secrets.items():
         (folder / f"{name}-token").write_text(secret)

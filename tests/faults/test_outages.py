@@ -1,4 +1,4 @@
-"""Three providers in trouble at once: all is delivered, nobody is bothered early, and nobody more than needed."""
+"""Three providers fail at the same time: everything is delivered, no retry comes too early, and none is needless."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ import pytest
 
 from dispatcher.model.delivery import State
 from dispatcher.model.retry import FLOOR, RetryPolicy
-from tests.faults.rig import Replica, an_owing_event, publishing, replicas, the_truth
+from tests.faults.rig import Replica, an_event_for, publishing, reading_ledger, replicas
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.standins import RETRY_AFTER, Handover, Reaction, StandIns
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 EVENTS = 100
-MATCHED = ("email", "slack", "pagerduty")
+CHANNELS = ("email", "slack", "pagerduty")
 SLACK_CHANNELS = 20
-HANDS = 20
+CONCURRENCY = 20
 DOWN = 60.0
-"""Seconds for which the relay can't be reached."""
-BUSY = 15.0
+"""Seconds for which the relay is unreachable."""
+REFUSING = 15.0
 """Seconds for which it then answers 451."""
 POLICY = RetryPolicy(initial=timedelta(seconds=1), ceiling=timedelta(seconds=4))
-FIRST_REST, LONGEST_REST = 0.5, 10.0
-"""Seconds for which a provider that is away is left alone: doubling from the one to the other."""
-PAGERDUTY_PATIENCE = 2
-"""Seconds after which an answer of PagerDuty's is no longer waited for."""
-ON_THE_WAY = 0.5
-"""Seconds: what was on its way to a Slack channel when another message was refused there may still come."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+"""Seconds: the circuit breaker's first and longest pause; it doubles from one to the other."""
+PAGERDUTY_TIMEOUT = 2
+"""Seconds to wait for PagerDuty's answer."""
+IN_FLIGHT = 0.5
+"""Seconds: messages already in flight to a Slack channel may still arrive this long after a refusal there."""
 
 
-class Troubles:
-    """The providers' moods, and the exact number of times that each should have been bothered."""
+class Failures:
+    """Decides how each provider reacts to a message."""
 
     def __init__(self, rng: Random) -> None:
-        self.relay_takes_mail = False
+        self.relay_accepts = False
         self._rng = rng
-        self._swallowed: set[str] = set()
+        self._seen: set[str] = set()
 
     def reaction(self, channel: str, key: str) -> Reaction:
         match channel:
             case "email":
-                return Reaction.TAKE if self.relay_takes_mail else Reaction.REFUSE
+                return Reaction.TAKE if self.relay_accepts else Reaction.REFUSE
             case "slack":
                 return self._rng.choice((Reaction.TAKE, Reaction.REFUSE))
-            case _ if key in self._swallowed:
+            case _ if key in self._seen:
                 return Reaction.TAKE
             case _:
-                self._swallowed.add(key)
+                self._seen.add(key)
                 return self._rng.choice((Reaction.TAKE, Reaction.TAKE, Reaction.NO_ANSWER, Reaction.DISCONNECT))
 
 
-async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than_the_policy_says(
+async def test_after_outages_everything_is_delivered_with_no_more_attempts_than_the_policy_allows(
     rng: Random, figures: Callable[[str], None], apache: ApacheKafka, topic: str, postgres_url: str, tmp_path: Path
 ) -> None:
     began = time.monotonic()
-    troubles = Troubles(rng)
-    async with StandIns(reaction=troubles.reaction) as standins, the_truth(postgres_url) as truth:
+    failures = Failures(rng)
+    async with StandIns(reaction=failures.reaction) as standins, reading_ledger(postgres_url) as ledger:
         channels = await standins.open(mail=False)
         for section in channels.values():
-            section["concurrency"] = HANDS
+            section["concurrency"] = CONCURRENCY
             section["retry"] = {"initial": "1s", "ceiling": "4s"}
-        channels["pagerduty"]["timeout"] = PAGERDUTY_PATIENCE
+        channels["pagerduty"]["timeout"] = PAGERDUTY_TIMEOUT
         kafka = {"bootstrap_servers": apache.bootstrap_servers, "topics": [topic], "group_id": f"group-{topic}"}
         settings = {"kafka": kafka, "ledger": {"url": postgres_url}, "channels": channels}
         async with (
@@ -78,86 +78,90 @@ async def test_outages_delay_and_double_nothing_and_nobody_is_bothered_more_than
             publishing(apache.bootstrap_servers, topic) as publish,
         ):
             await replica.ready()
-            down = time.time()
+            down_at = time.time()
             for number in range(EVENTS):
-                await publish(an_owing_event(number, *MATCHED, spread=SLACK_CHANNELS))
+                await publish(an_event_for(number, *CHANNELS, spread=SLACK_CHANNELS))
             await asyncio.sleep(DOWN)
-            busy = time.time()
+            refusing_at = time.time()
             await standins.open_mail(channels["email"]["port"])
-            await asyncio.sleep(BUSY)
-            troubles.relay_takes_mail, well = True, time.time()
-            states = await truth.settled(EVENTS * len(MATCHED), seconds=60)
+            await asyncio.sleep(REFUSING)
+            failures.relay_accepts, accepting_at = True, time.time()
+            states = await ledger.settled(EVENTS * len(CHANNELS), seconds=60)
             await replica.stop()
-        rows = (await truth.rows()).values()
+        rows = (await ledger.rows()).values()
 
-    asked = {channel: [one for one in standins.handovers if one.channel == channel] for channel in MATCHED}
-    reactions = {channel: Counter(one.reaction for one in handovers) for channel, handovers in asked.items()}
-    swallowed = reactions["pagerduty"][Reaction.NO_ANSWER] + reactions["pagerduty"][Reaction.DISCONNECT]
-    in_vain = sum(ended < busy for row in rows if row.channel == "email" for _, ended, _ in row.spans)
-    found_out = asked["email"][0].arrived_at - busy
-    early = list(_early(asked))
-    delivered = max(one.decided_at for one in asked["email"]) - well
+    received = {channel: [one for one in standins.handovers if one.channel == channel] for channel in CHANNELS}
+    reactions = {channel: Counter(one.reaction for one in handovers) for channel, handovers in received.items()}
+    unanswered = reactions["pagerduty"][Reaction.NO_ANSWER] + reactions["pagerduty"][Reaction.DISCONNECT]
+    while_down = sum(ended < refusing_at for row in rows if row.channel == "email" for _, ended, _ in row.attempts)
+    detection = received["email"][0].arrived_at - refusing_at
+    early = list(_early(received))
+    delivered = max(one.decided_at for one in received["email"]) - accepting_at
     figures(
-        f"{EVENTS} events, {dict(states)}; relay down {busy - down:.0f} s: {in_vain} attempts of {_in_vain_budget()};"
-        f" its return found out in {found_out:.1f} s; 451 for {well - busy:.0f} s:"
-        f" {reactions['email'][Reaction.REFUSE]} refused of {_refused_budget()}, all delivered {delivered:.1f} s later;"
-        f" Slack: {reactions['slack'][Reaction.REFUSE]} of {len(asked['slack'])} posts answered 429;"
-        f" PagerDuty: {swallowed} of {len(asked['pagerduty'])} posts taken without an answer,"
-        f" {len({one.key for one in asked['pagerduty']})} incidents; {len(early)} too early; {time.monotonic() - began:.0f} s"
+        f"{EVENTS} events, {dict(states)}; relay down {refusing_at - down_at:.0f} s: {while_down} attempts,"
+        f" at most {_max_attempts_while_down()} allowed; its return detected in {detection:.1f} s;"
+        f" 451 for {accepting_at - refusing_at:.0f} s: {reactions['email'][Reaction.REFUSE]} refused,"
+        f" at most {_max_refused()} allowed, all delivered {delivered:.1f} s later;"
+        f" Slack: {reactions['slack'][Reaction.REFUSE]} of {len(received['slack'])} posts answered 429;"
+        f" PagerDuty: {unanswered} of {len(received['pagerduty'])} posts accepted without an answer,"
+        f" {len({one.key for one in received['pagerduty']})} incidents; {len(early)} too early;"
+        f" {time.monotonic() - began:.0f} s"
     )
 
-    assert states == {State.SENT: EVENTS * len(MATCHED)}, [row for row in rows if row.state is not State.SENT][:5]
-    for channel in MATCHED:
-        assert {one.key for one in asked[channel]} == {row.key for row in rows if row.channel == channel}
-    assert len(asked["email"]) == EVENTS + reactions["email"][Reaction.REFUSE]
-    assert len(asked["slack"]) == EVENTS + reactions["slack"][Reaction.REFUSE]
-    assert len(asked["pagerduty"]) == EVENTS + swallowed
-    assert all(_alike(told) for told in _by(asked["pagerduty"], lambda one: one.key))
-    assert in_vain <= _in_vain_budget()
-    assert reactions["email"][Reaction.REFUSE] <= _refused_budget()
-    assert found_out <= LONGEST_REST + 2
+    assert states == {State.SENT: EVENTS * len(CHANNELS)}, [row for row in rows if row.state is not State.SENT][:5]
+    for channel in CHANNELS:
+        assert {one.key for one in received[channel]} == {row.key for row in rows if row.channel == channel}
+    assert len(received["email"]) == EVENTS + reactions["email"][Reaction.REFUSE]
+    assert len(received["slack"]) == EVENTS + reactions["slack"][Reaction.REFUSE]
+    assert len(received["pagerduty"]) == EVENTS + unanswered
+    assert all(_identical(group) for group in _grouped(received["pagerduty"], lambda one: one.key))
+    assert while_down <= _max_attempts_while_down()
+    assert reactions["email"][Reaction.REFUSE] <= _max_refused()
+    assert detection <= LONGEST_PAUSE + 2
     assert delivered <= POLICY.ceiling.total_seconds() + 5
     assert not early, early[:3]
 
 
-def _early(asked: dict[str, list[Handover]]) -> Iterator[tuple[Handover, Handover]]:
-    """What was refused, or taken in silence, and what then came too soon."""
-    for channel, handovers in asked.items():
-        wish = RETRY_AFTER if channel == "slack" else FLOOR.total_seconds()
-        for told in _by(handovers, lambda one: one.key):
-            yield from ((one, other) for one, other in pairwise(told) if other.arrived_at - one.decided_at < wish)
-    for told in _by(asked["slack"], lambda one: one.target):
-        for refused in (one for one in told if not one.taken):
-            yield from ((refused, one) for one in told if ON_THE_WAY < one.arrived_at - refused.decided_at < RETRY_AFTER)
+def _early(received: dict[str, list[Handover]]) -> Iterator[tuple[Handover, Handover]]:
+    """Yield a refused or unanswered message, and the next message to the same destination if it came too early."""
+    for channel, handovers in received.items():
+        min_wait = RETRY_AFTER if channel == "slack" else FLOOR.total_seconds()
+        for group in _grouped(handovers, lambda one: one.key):
+            yield from ((one, other) for one, other in pairwise(group) if other.arrived_at - one.decided_at < min_wait)
+    for group in _grouped(received["slack"], lambda one: one.target):
+        for refused in (one for one in group if not one.taken):
+            yield from (
+                (refused, one) for one in group if IN_FLIGHT < one.arrived_at - refused.decided_at < RETRY_AFTER
+            )
 
 
-def _by(handovers: list[Handover], what: Callable[[Handover], str]) -> Iterable[list[Handover]]:
+def _grouped(handovers: list[Handover], key: Callable[[Handover], str]) -> Iterable[list[Handover]]:
     groups = defaultdict(list)
     for one in handovers:
-        groups[what(one)].append(one)
+        groups[key(one)].append(one)
     return groups.values()
 
 
-def _alike(told: list[Handover]) -> bool:
-    """Whether PagerDuty was told the very same each time, and so makes one incident of it."""
-    return len({(one.target, one.body) for one in told}) == 1
+def _identical(group: list[Handover]) -> bool:
+    """True if PagerDuty received the same event each time, so that it merges them into one incident."""
+    return len({(one.target, one.body) for one in group}) == 1
 
 
-def _in_vain_budget() -> int:
-    """Attempts on a relay that is away: one of each hand, then a single one after each rest, and rests grow."""
-    knocks, passed, rest = 0, 0.0, FIRST_REST
+def _max_attempts_while_down() -> int:
+    """Attempts on an unreachable relay: one per slot, then one after each pause of the breaker; the pauses grow."""
+    probes, passed, pause = 0, 0.0, FIRST_PAUSE
     while passed < DOWN:
-        knocks, passed, rest = knocks + 1, passed + rest, min(2 * rest, LONGEST_REST)
-    return HANDS + knocks
+        probes, passed, pause = probes + 1, passed + pause, min(2 * pause, LONGEST_PAUSE)
+    return CONCURRENCY + probes
 
 
-def _refused_budget() -> int:
-    """Attempts on a relay that refuses each mail by itself: what the policy's mean waits make of that time, and a tenth.
+def _max_refused() -> int:
+    """Attempts on a relay that refuses each mail: as many as the policy's mean back-off allows in that time, plus 10 %.
 
-    Full jitter draws evenly up to the bound, and what falls below the floor waits for the floor.
+    Full jitter draws evenly between 0 and the bound; a wait below the floor is raised to the floor.
     """
     attempts, passed, floor = 0, 0.0, FLOOR.total_seconds()
-    while passed < BUSY:
+    while passed < REFUSING:
         attempts += 1
         bound = POLICY.bound(attempts).total_seconds()
         passed += floor + (bound - floor) ** 2 / (2 * bound)

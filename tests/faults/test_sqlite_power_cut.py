@@ -1,4 +1,4 @@
-"""Killed again and again while it commits to SQLite: the file stays whole, and so does what it says."""
+"""The service is killed repeatedly while it commits to SQLite: the file and its data stay consistent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from dispatcher.flyte.encode import Format, write
-from tests.faults.rig import Replica, an_owing_event
+from tests.faults.rig import Replica, an_event_for
 from tests.support.service import free_port
 from tests.support.standins import StandIns
 
@@ -25,20 +25,20 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 CUTS = int(os.environ.get("FAULT_CUTS", "60"))
 PUBLISHERS = 8
-"""So many publishers at once, so that a commit is under way at nearly every moment."""
+"""Concurrent publishers: with so many, a commit is running nearly all the time."""
 LIFE = (0.02, 0.5)
-"""Seconds from the first answer of a process to its end."""
-MATCHED = ("email", "slack")
+"""Seconds from a process's first answer to its kill."""
+CHANNELS = ("email", "slack")
 
 INVARIANTS = {
     "the file is whole": "SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
     "every reference leads somewhere": "SELECT * FROM pragma_foreign_key_check",
     "every event has all its deliveries": f"""
-        SELECT events.key, count(deliveries.key) AS owed FROM events LEFT JOIN deliveries ON event = events.key
-        GROUP BY events.key HAVING owed <> {len(MATCHED)}""",
+        SELECT events.key, count(deliveries.key) AS times FROM events LEFT JOIN deliveries ON event = events.key
+        GROUP BY events.key HAVING times <> {len(CHANNELS)}""",
     "every delivery has its event": "SELECT key FROM deliveries WHERE event NOT IN (SELECT key FROM events)",
-    "every delivery has its content": "SELECT key FROM deliveries WHERE content NOT IN (SELECT digest FROM contents)",
-    "every content is sent by a delivery": "SELECT digest FROM contents WHERE digest NOT IN (SELECT content FROM deliveries)",
+    "every delivery has its content": "SELECT key FROM deliveries WHERE content NOT IN (SELECT content_hash FROM contents)",
+    "every content is sent by a delivery": "SELECT content_hash FROM contents WHERE content_hash NOT IN (SELECT content FROM deliveries)",
     "what is sent has one attempt that says so": """
         SELECT key, state, count(attempts.id) AS times FROM deliveries
         LEFT JOIN attempts ON delivery = key AND outcome = 'sent'
@@ -49,42 +49,42 @@ INVARIANTS = {
     "no attempt is counted that was not begun": """
         SELECT delivery FROM attempts JOIN deliveries ON delivery = key WHERE number > attempt""",
 }
-"""What must select nothing."""
+"""Queries that must return no row."""
 
 
 class Publishers:
-    """They hand events in over HTTP, and remember what they were promised."""
+    """Publish events over HTTP, and keep the acknowledgements."""
 
     def __init__(self, url: str) -> None:
-        self.promised: dict[str, list[str]] = {}
-        """The events that were answered with 202, and the deliveries that the answer named."""
+        self.acknowledged: dict[str, list[str]] = {}
+        """Events answered with 202, and the deliveries in the answer."""
         self.unanswered: set[str] = set()
         self._url = url
         self._numbers = itertools.count()
 
     async def publish(self, first_answer: asyncio.Event) -> None:
-        """Hand in one event after the other, all at once, until the service is gone."""
+        """Publish events with PUBLISHERS tasks until the service is gone."""
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
             for _ in range(PUBLISHERS):
                 group.create_task(self._publish(session, first_answer))
 
     async def _publish(self, session: aiohttp.ClientSession, first_answer: asyncio.Event) -> None:
         while True:
-            event = an_owing_event(next(self._numbers), *MATCHED)
+            event = an_event_for(next(self._numbers), *CHANNELS)
             message = write(event, Format.NATIVE)
             headers = {name.replace("ce_", "ce-"): value.decode() for name, value in message.headers}
             self.unanswered.add(event.key)
             try:
                 async with session.post(f"{self._url}/events", data=message.value, headers=headers) as answer:
                     assert answer.status == 202, await answer.text()
-                    self.promised[event.key] = (await answer.json())["deliveries"]
+                    self.acknowledged[event.key] = (await answer.json())["deliveries"]
             except aiohttp.ClientError:
                 return
             self.unanswered.discard(event.key)
             first_answer.set()
 
 
-async def test_a_service_that_is_killed_while_it_commits_leaves_nothing_half_written(
+async def test_kills_during_commits_leave_no_partial_data_and_lose_no_acknowledged_event(
     rng: Random, figures: Callable[[str], None], tmp_path: Path
 ) -> None:
     began = time.monotonic()
@@ -101,32 +101,33 @@ async def test_a_service_that_is_killed_while_it_commits_leaves_nothing_half_wri
         try:
             for cut in range(1, CUTS + 1):
                 await replica.start()
-                await _work_and_die(replica, publishers, rng.uniform(*LIFE))
-                sent = _examine(tmp_path / "ledger.db", publishers.promised, sent, f"cut {cut}")
+                await _work_until_killed(replica, publishers, rng.uniform(*LIFE))
+                sent = _check(tmp_path / "ledger.db", publishers.acknowledged, sent, f"kill {cut}")
             recorded = _events(tmp_path / "ledger.db") & publishers.unanswered
             await replica.start()
             states = await _all_sent(tmp_path / "ledger.db")
             await replica.stop()
-            _examine(tmp_path / "ledger.db", publishers.promised, sent, "the end")
+            _check(tmp_path / "ledger.db", publishers.acknowledged, sent, "the end")
         finally:
             await replica.remove()
 
-    taken = Counter((handover.channel, handover.key) for handover in standins.handovers)
-    owed = {key for keys in publishers.promised.values() for key in keys}
-    lost = owed - {key for _, key in taken}
-    doubled = Counter(channel for (channel, _), number in taken.items() if number > 1)
+    received = Counter((handover.channel, handover.key) for handover in standins.handovers)
+    expected = {key for keys in publishers.acknowledged.values() for key in keys}
+    lost = expected - {key for _, key in received}
+    duplicates = Counter(channel for (channel, _), number in received.items() if number > 1)
     figures(
-        f"{CUTS} kills during commits, {len(publishers.promised)} events acknowledged, {len(publishers.unanswered)} cut off"
-        f" of which {len(recorded)} were recorded; integrity and {len(INVARIANTS) - 1} invariants held each time;"
-        f" {dict(states)}; lost {len(lost)}; doubled {dict(doubled)}; {time.monotonic() - began:.0f} s"
+        f"{CUTS} kills during commits, {len(publishers.acknowledged)} events acknowledged,"
+        f" {len(publishers.unanswered)} without an answer, of which {len(recorded)} were recorded; integrity and"
+        f" {len(INVARIANTS) - 1} invariants held each time;"
+        f" {dict(states)}; lost {len(lost)}; duplicates {dict(duplicates)}; {time.monotonic() - began:.0f} s"
     )
     assert not lost
-    assert not doubled["slack"]
-    assert doubled["email"] <= CUTS * 2 * settings["channels"]["email"].get("concurrency", 20)
+    assert not duplicates["slack"]
+    assert duplicates["email"] <= CUTS * 2 * settings["channels"]["email"].get("concurrency", 20)
 
 
-async def _work_and_die(replica: Replica, publishers: Publishers, life: float) -> None:
-    """Let a process record, claim and settle for a moment, then kill it."""
+async def _work_until_killed(replica: Replica, publishers: Publishers, life: float) -> None:
+    """Let a process record, claim and settle for `life` seconds, then kill it."""
     await replica.ready()
     answered = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -137,15 +138,15 @@ async def _work_and_die(replica: Replica, publishers: Publishers, life: float) -
         await replica.kill()
 
 
-def _examine(file: Path, promised: dict[str, list[str]], sent_before: set[str], when: str) -> set[str]:
-    """Hold the ledger against its invariants and our promises; what is sent by now."""
+def _check(file: Path, acknowledged: dict[str, list[str]], sent_before: set[str], when: str) -> set[str]:
+    """Check the ledger against its invariants and the acknowledgements. Returns the keys of all sent deliveries."""
     with closing(sqlite3.connect(file)) as ledger:
         for invariant, query in INVARIANTS.items():
-            assert not (broken := ledger.execute(query).fetchall()), f"{when}: not so: {invariant}: {broken[:5]}"
-        there = dict(_by_event(ledger))
+            assert not (broken := ledger.execute(query).fetchall()), f"{when}: not true: {invariant}: {broken[:5]}"
+        stored = dict(_by_event(ledger))
         sent = {key for (key,) in ledger.execute("SELECT key FROM deliveries WHERE state = 'sent'")}
-    for event, keys in promised.items():
-        assert there.get(event) == set(keys), f"{when}: {event} was acknowledged with {keys}: {there.get(event)}"
+    for event, keys in acknowledged.items():
+        assert stored.get(event) == set(keys), f"{when}: {event} was acknowledged with {keys}: {stored.get(event)}"
     assert sent_before <= sent, f"{when}: no longer sent: {sorted(sent_before - sent)[:5]}"
     return sent
 
@@ -161,13 +162,13 @@ def _events(file: Path) -> set[str]:
 
 
 async def _all_sent(file: Path) -> Counter[str]:
-    """Wait until nothing is owed; the states as they then, or at last, are."""
+    """Wait until no delivery is waiting, for at most 60 seconds. Returns the states."""
     query = "SELECT state, count(*) FROM deliveries GROUP BY state"
-    patience = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while True:
         with closing(sqlite3.connect(file)) as ledger:
             states: Counter[str] = Counter(dict(ledger.execute(query).fetchall()))
-        if not states["waiting"] or time.monotonic() > patience:
+        if not states["waiting"] or time.monotonic() > deadline:
             assert set(+states) == {"sent"}, states
             return states
         await asyncio.sleep(0.5)
