@@ -1,10 +1,10 @@
-# make demo: see it work.  make test: prove it.  make help: the rest.
+# make demo: see it work.  make test: run the tests.  make help: list all targets.
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(shell for p in $$PYTHON python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
-# flyteidl says that it is not for 3.14; it is generated code, and does as well there.
+# flyteidl declares support up to Python 3.13 only; its generated code works on 3.14 too.
 UNBOUND = $(shell $(BIN)/python -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 14) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UNBOUND)
 TESTS ?= tests
@@ -13,10 +13,10 @@ export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
 .PHONY: help demo test check audit test-broker test-faults bench bench-smoke docs lock clean
 
-help: ## what there is to make
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## a day in the life of a team, with an inbox to look into (DEMO_ARGS=--once ends by itself)
+demo: $(VENV)/.demo ## a simulated day, with a local inbox you can open (DEMO_ARGS=--once exits at the end)
 	@$(BIN)/dispatcher demo $(DEMO_ARGS)
 
 test: $(VENV)/.test ## every test that this machine can run
@@ -29,28 +29,28 @@ check: $(VENV)/.test ## format, lint, types, import contracts, container files
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
-audit: $(VENV)/.test ## secrets in what is committed; known vulnerabilities in what is installed, where they can be asked for
+audit: $(VENV)/.test ## secrets in committed files; known vulnerabilities of the pinned packages, if advisories are reachable
 	$(BIN)/python .ci/audit
 
-test-broker: $(VENV)/.test ## the broker tests against real Apache Kafka, and nothing lighter
+test-broker: $(VENV)/.test ## the broker tests with Apache Kafka (make test may use a lighter broker)
 	BROKER=apache $(BIN)/python -m pytest -m "broker and not faults" tests $(PYTEST_ARGS)
 
-test-faults: $(VENV)/.test ## the proofs: kills, restarts, outages and a soak, twenty minutes in all
+test-faults: $(VENV)/.test ## the fault tests: kills, restarts, outages and a soak test, twenty minutes in all
 	BROKER=apache $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_ARGS)
 
-bench: $(VENV)/.test ## every benchmark beside its baselines, about twenty minutes on a quiet machine (ONLY="mail start" for some)
+bench: $(VENV)/.test ## all benchmarks, about twenty minutes on a quiet machine (ONLY="mail start" for some)
 	$(BIN)/python -m bench $(addprefix --only ,$(ONLY)) $(BENCH_ARGS)
 
-bench-smoke: $(VENV)/.test ## whether the benchmarks still run
+bench-smoke: $(VENV)/.test ## a short run that only tests that the benchmarks work
 	$(BIN)/python -m bench --smoke $(addprefix --only ,$(ONLY)) $(BENCH_ARGS)
 
-docs: $(VENV)/.test ## the documentation as a site, in .cache/site
+docs: $(VENV)/.test ## build the documentation site in .cache/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-lock: $(VENV)/.test ## compile requirements/*.txt anew
+lock: $(VENV)/.test ## compile requirements/*.txt again
 	.ci/lock
 
-clean: ## remove what was made here
+clean: ## remove .venv, caches and build results
 	rm -rf $(VENV) .cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:

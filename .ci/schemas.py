@@ -1,7 +1,7 @@
-"""JSON schemas for kubeconform: of Kubernetes' kinds from its OpenAPI document, of others from their CRDs.
+"""Writes JSON schemas for kubeconform, from Kubernetes' OpenAPI document and from CRDs.
 
-FOLDER SWAGGER CRD…: writes KIND-GROUP-VERSION.json into the folder. No object may have a property that its schema
-doesn't name, where it names any: a misspelt field is what these are for.
+Arguments: FOLDER SWAGGER CRD…; writes KIND-GROUP-VERSION.json into FOLDER. A schema with properties allows no other
+properties, so that kubeconform finds misspelt fields.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 
 import yaml
 
-_NUMBER_TOO = {"type": ["string", "integer", "number"]}
+_INT_OR_STRING = {"type": ["string", "integer", "number"]}
 
 
 def strict(schema: Any) -> Any:
-    """The schema with its objects closed, and with Kubernetes' own words in JSON Schema's."""
+    """The schema without additional properties, and with Kubernetes' extensions replaced by JSON Schema."""
     match schema:
         case list():
             return [strict(part) for part in schema]
         case {"format": "int-or-string"} | {"x-kubernetes-int-or-string": True}:
-            return dict(_NUMBER_TOO)
+            return dict(_INT_OR_STRING)
         case dict():
-            made = {name: strict(part) for name, part in schema.items() if not name.startswith("x-kubernetes")}
-            named = isinstance(made.get("properties"), dict) and "additionalProperties" not in made
-            if named and not schema.get("x-kubernetes-preserve-unknown-fields"):
-                made["additionalProperties"] = False
-            return made
+            result = {name: strict(part) for name, part in schema.items() if not name.startswith("x-kubernetes")}
+            closed = isinstance(result.get("properties"), dict) and "additionalProperties" not in result
+            if closed and not schema.get("x-kubernetes-preserve-unknown-fields"):
+                result["additionalProperties"] = False
+            return result
         case _:
             return schema
 
@@ -38,17 +38,17 @@ def write(folder: Path, kind: str, group: str, version: str, schema: Any) -> Non
     (folder / f"{name}.json").write_text(json.dumps(schema))
 
 
-def of_kubernetes(folder: Path, swagger: Path) -> None:
+def write_kubernetes_schemas(folder: Path, swagger: Path) -> None:
     definitions = strict(json.loads(swagger.read_text())["definitions"])
-    definitions["io.k8s.apimachinery.pkg.api.resource.Quantity"] = dict(_NUMBER_TOO)
+    definitions["io.k8s.apimachinery.pkg.api.resource.Quantity"] = dict(_INT_OR_STRING)
     (folder / "kubernetes.json").write_text(json.dumps({"definitions": definitions}))
     for name, schema in json.loads(swagger.read_text())["definitions"].items():
-        for known in schema.get("x-kubernetes-group-version-kind", ()):
+        for kind in schema.get("x-kubernetes-group-version-kind", ()):
             reference = {"$ref": f"kubernetes.json#/definitions/{name}"}
-            write(folder, known["kind"], known["group"], known["version"], reference)
+            write(folder, kind["kind"], kind["group"], kind["version"], reference)
 
 
-def of_crd(folder: Path, file: Path) -> None:
+def write_crd_schemas(folder: Path, file: Path) -> None:
     spec = yaml.safe_load(file.read_text())["spec"]
     for version in spec["versions"]:
         schema = strict(version["schema"]["openAPIV3Schema"])
@@ -58,9 +58,9 @@ def of_crd(folder: Path, file: Path) -> None:
 
 def main() -> None:
     folder, swagger, *crds = map(Path, sys.argv[1:])
-    of_kubernetes(folder, swagger)
+    write_kubernetes_schemas(folder, swagger)
     for file in crds:
-        of_crd(folder, file)
+        write_crd_schemas(folder, file)
 
 
 main()

@@ -83,11 +83,11 @@ def planner() -> Planner:
         addresses={"email": str, "slack": str, "pagerduty": str},
         fallbacks={},
         render=renderer.render,
-        scopes={"slack": _of_the_launch_plan, "pagerduty": _of_the_launch_plan},
+        thread_by={"slack": _by_launch_plan, "pagerduty": _by_launch_plan},
     )
 
 
-def _of_the_launch_plan(address: str) -> ThreadBy:
+def _by_launch_plan(address: str) -> ThreadBy:
     del address
     return "launch_plan"
 
