@@ -101,7 +101,7 @@ class Replica:
     async def kill(self) -> None:
         process = self._process
         assert process is not None
-        assert process.returncode is None, f"{self.name} had ended by itself: {self.log}"
+        assert process.returncode is None, f"{self.name} had already ended: {self.log}"
         process.kill()
         await process.wait()
 

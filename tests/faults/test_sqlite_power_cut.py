@@ -32,21 +32,21 @@ CHANNELS = ("email", "slack")
 
 INVARIANTS = {
     "the file is whole": "SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
-    "every reference leads somewhere": "SELECT * FROM pragma_foreign_key_check",
+    "every foreign key has its row": "SELECT * FROM pragma_foreign_key_check",
     "every event has all its deliveries": f"""
         SELECT events.key, count(deliveries.key) AS times FROM events LEFT JOIN deliveries ON event = events.key
         GROUP BY events.key HAVING times <> {len(CHANNELS)}""",
     "every delivery has its event": "SELECT key FROM deliveries WHERE event NOT IN (SELECT key FROM events)",
     "every delivery has its content": "SELECT key FROM deliveries WHERE content NOT IN (SELECT content_hash FROM contents)",
     "every content is sent by a delivery": "SELECT content_hash FROM contents WHERE content_hash NOT IN (SELECT content FROM deliveries)",
-    "what is sent has one attempt that says so": """
+    "every sent delivery has exactly one attempt with outcome sent": """
         SELECT key, state, count(attempts.id) AS times FROM deliveries
         LEFT JOIN attempts ON delivery = key AND outcome = 'sent'
         GROUP BY key HAVING times <> (state = 'sent')""",
-    "what is settled has a time and no lease": """
+    "every finished delivery has a time and no lease": """
         SELECT key FROM deliveries
         WHERE (state = 'waiting') = (settled_at IS NOT NULL) OR (state <> 'waiting' AND lease IS NOT NULL)""",
-    "no attempt is counted that was not begun": """
+    "no attempt has a number above the count of attempts": """
         SELECT delivery FROM attempts JOIN deliveries ON delivery = key WHERE number > attempt""",
 }
 """Queries that must return no row."""

@@ -78,7 +78,7 @@ class Case(_Entry):
     """The main execution's `disable_notifications`."""
     events: Annotated[list[Annotated[IncomingEvent, BeforeValidator(_event)]], BeforeValidator(_list)]
     one_batch: bool = False
-    """Send all messages in one batch; otherwise each is a batch of its own."""
+    """Send all messages in one batch; otherwise each message is one batch."""
     notified: Annotated[list[str], BeforeValidator(_list)] = []
     """Expected deliveries, as `EXECUTION PHASE CHANNEL RECIPIENTS`; without EXECUTION for the main one."""
     undeliverable: Annotated[list[str], BeforeValidator(_list)] = []

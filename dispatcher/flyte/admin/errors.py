@@ -28,10 +28,10 @@ class PermanentError(Exception):
 
 
 _REFUSALS = {
-    grpc.StatusCode.NOT_FOUND: "FlyteAdmin doesn't know {what}: {said}",
+    grpc.StatusCode.NOT_FOUND: "FlyteAdmin doesn't know {what}: {details}",
     grpc.StatusCode.PERMISSION_DENIED: "FlyteAdmin doesn't let us see {what}, give rules.flyte_admin.client_id "
-    "the right to: {said}",
-    grpc.StatusCode.INVALID_ARGUMENT: "FlyteAdmin can't make sense of {what}: {said}",
+    "the right to: {details}",
+    grpc.StatusCode.INVALID_ARGUMENT: "FlyteAdmin can't make sense of {what}: {details}",
 }
 _TRANSIENT_CODES = frozenset(
     {
@@ -71,24 +71,28 @@ def classify_error(error: grpc.aio.AioRpcError, what: str, *, endpoint: str, ins
 
     `what` names the requested object in the message: `execution p/d/n`.
     """
-    code, said = error.code(), " ".join((error.details() or "").split())[:_MAX_DETAILS]
+    code, details = error.code(), " ".join((error.details() or "").split())[:_MAX_DETAILS]
     for pattern, hint in _HINTS:
         if pattern.search(error.details() or ""):
-            return _unavailable(code, f"{hint.format(endpoint=endpoint)} ({said})")
+            return _unavailable(code, f"{hint.format(endpoint=endpoint)} ({details})")
     if code in _REFUSALS:
-        return PermanentError(_REFUSALS[code].format(what=what, said=said))
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in said:
-        return PermanentError(f"the answer of rules.flyte_admin.endpoint {endpoint} to {what} is too large: {said}")
+        return PermanentError(_REFUSALS[code].format(what=what, details=details))
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return PermanentError(f"the answer of rules.flyte_admin.endpoint {endpoint} to {what} is too large: {details}")
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        return FlyteAdminUnavailable(f"rules.flyte_admin.client_id: {endpoint} wants a login that it accepts: {said}")
+        return FlyteAdminUnavailable(
+            f"rules.flyte_admin.client_id: {endpoint} wants a login that it accepts: {details}"
+        )
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return FlyteAdminUnavailable(f"rules.flyte_admin.endpoint: {endpoint} is no FlyteAdmin: {said}")
+        return FlyteAdminUnavailable(f"rules.flyte_admin.endpoint: {endpoint} is no FlyteAdmin: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return TransientError(f"rules.flyte_admin.endpoint: no answer from {endpoint} within rules.flyte_admin.timeout")
     if code in _TRANSIENT_CODES:
-        tls_hint = "; if it speaks TLS, take rules.flyte_admin.insecure away" if insecure and "closed" in said else ""
-        return TransientError(f"rules.flyte_admin.endpoint: {endpoint} can't be asked now: {said}{tls_hint}")
-    return ServerError(f"FlyteAdmin at {endpoint} failed at {what}: {code.name}: {said}")
+        tls_hint = (
+            "; if it speaks TLS, take rules.flyte_admin.insecure away" if insecure and "closed" in details else ""
+        )
+        return TransientError(f"rules.flyte_admin.endpoint: {endpoint} can't be asked now: {details}{tls_hint}")
+    return ServerError(f"FlyteAdmin at {endpoint} failed at {what}: {code.name}: {details}")
 
 
 def _unavailable(code: grpc.StatusCode, message: str) -> FlyteAdminUnavailable:

@@ -176,7 +176,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
 def _refusal(url: str, status: int, answer: dict[str, Any]) -> FlyteAdminUnavailable:
     """The error for a refused token request, with the setting to check."""
     code, words = (str(answer.get(name) or "")[:_MAX_DETAILS] for name in ("error", "error_description"))
-    said = f"HTTP {status}{f', {code}' if code else ''}{f': {words}' if words else ''}"
+    answered = f"HTTP {status}{f', {code}' if code else ''}{f': {words}' if words else ''}"
     match code:
         case "invalid_client" | "unauthorized_client" | "access_denied":
             setting = "client_secret: expired, or not this client's?"
@@ -185,10 +185,10 @@ def _refusal(url: str, status: int, answer: dict[str, Any]) -> FlyteAdminUnavail
         case _ if status == 401:
             setting = "client_secret: expired, or not this client's?"
         case _ if status in {408, 429} or status >= 500:
-            return TransientError(f"rules.flyte_admin.token_endpoint: {url} answered {said}")
+            return TransientError(f"rules.flyte_admin.token_endpoint: {url} answered {answered}")
         case _:
             setting = "token_endpoint"
-    return FlyteAdminUnavailable(f"rules.flyte_admin.{setting} {url} answered {said}")
+    return FlyteAdminUnavailable(f"rules.flyte_admin.{setting} {url} answered {answered}")
 
 
 def _lifetime(value: Any) -> timedelta:
