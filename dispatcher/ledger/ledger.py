@@ -484,8 +484,8 @@ class Ledger:
 
         Also deletes their deliveries and attempts, contents that no other delivery uses, up to `limit` rejected
         messages of that age, the status and versions of launch plans without deliveries and without later events, and
-        outdated states of destinations. Moves `complete_since` forward to this time. Returns how many events and rejected
-        messages were deleted. A small limit keeps the transaction short, so that workers do not wait for it.
+        outdated states of destinations. Moves `complete_since` forward to this time. Returns how many events and
+        rejected messages were deleted. A small limit keeps the transaction short, so that workers do not wait for it.
         """
         waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
         old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
