@@ -94,7 +94,7 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, python: str, tmp_pa
         return done.stdout
 
     assert run("--version") == f"dispatcher {__version__}\n"
-    assert "all that was owed arrived" in run("demo", "--once")
+    assert "every expected message arrived" in run("demo", "--once")
     assert "train.daily failed" in run("preview", "--channel", "slack")
 
 
