@@ -1,4 +1,7 @@
-"""Builds the change event for a launch plan's new version: PagerDuty's Events API v2, "Send change events"."""
+"""Builds the change event for a launch plan's new version.
+
+Source: PagerDuty's Events API v2, "Send change events".
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dispatcher.rendering.text import cut
 
 
 def change_event(context: Context) -> Content:
-    """Build the change event of a version whose first execution finished. It has no template."""
+    """Build the change event of a version whose first execution finished. Change events have no template."""
     plan = context.launch_plan
     summary = f"{plan.name} has run in version {plan.version} for the first time: it {context.done}"
     details = {

@@ -1,4 +1,4 @@
-"""The variables of templates: cleaned values, empty (never None) if the event doesn't supply them."""
+"""The variables of templates. Their values are cleaned; a value that the event doesn't supply is empty, never None."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dispatcher.rendering.text import clean, cut, one_line
 from dispatcher.rendering.traceback import summarize
 
 LONGEST_URL = 1500
-"""Characters; `&` counts as five, because HTML writes it as `&amp;`."""
+"""Maximum characters of a URL. `&` counts as five, because HTML writes it as `&amp;`."""
 LONGEST_NAME = 255
 LABELS = 20
 """Maximum number of labels that a template gets; an event may have thousands."""
@@ -40,13 +40,13 @@ class Entity:
     """A launch plan or a workflow; all fields are empty if the event doesn't name it."""
 
     project: str = ""
-    """Its project."""
+    """The project of the launch plan or workflow."""
     domain: str = ""
-    """Its domain."""
+    """The domain of the launch plan or workflow."""
     name: str = ""
-    """Its name."""
+    """The name of the launch plan or workflow."""
     version: str = ""
-    """Its version."""
+    """The version of the launch plan or workflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Failure:
     message: str = ""
     """The whole error message, without terminal colours."""
     code: str = ""
-    """Flyte's error code: `USER:Unknown`."""
+    """Flyte's error code, such as `USER:Unknown`."""
     kind: str = ""
     """Flyte's error kind: `user` or `system`; empty if unknown."""
     node: str = ""
@@ -77,7 +77,7 @@ class Context(NamedTuple):
     name: str
     """The execution's name."""
     what: str
-    """The name of the launch plan, else of the workflow, else of the execution."""
+    """The launch plan's name; if the event doesn't give it, the workflow's name, or else the execution's name."""
     phase: str
     """`succeeded`, `failed`, `aborted` or `timed_out`."""
     done: str
@@ -95,25 +95,25 @@ class Context(NamedTuple):
     principal: str = ""
     """Who started the execution."""
     labels: Mapping[str, str] = MappingProxyType({})
-    """The execution's labels, up to 20."""
+    """The execution's labels, 20 at most."""
     url: str = ""
-    """The execution's page in Flyte's console."""
+    """The address of the execution's page in Flyte's console."""
     logs_url: str = ""
-    """The execution's logs, from the setting `logs_url`."""
+    """The address of the execution's logs, built from the setting `logs_url`."""
     occurred_at: str = ""
-    """When the execution finished, in UTC: `2026-11-20 09:14:21 UTC`."""
+    """When the execution finished, in UTC, such as `2026-11-20 09:14:21 UTC`."""
     timestamp: str = ""
     """When the execution finished, as ISO 8601 with zone."""
     started_at: str = ""
     """When the execution started, in UTC."""
     duration: str = ""
-    """How long the execution took: `14 minutes and 17 seconds`."""
+    """How long the execution took, such as `14 minutes and 17 seconds`."""
     error: Failure = Failure()
     """The error: summary, frames, message, code, kind, node."""
     undelivered: str = ""
-    """For fallback recipients: who could not be notified, and why."""
+    """In a message to fallback recipients: who could not be notified, and why. Otherwise empty."""
     test: str = ""
-    """For a test notification: a sentence that says so; `what` then begins with `TEST: `."""
+    """In a test notification: a sentence that says so; `what` then begins with `TEST: `. Otherwise empty."""
 
     def variables(self) -> dict[str, Any]:
         return self._asdict()
@@ -176,7 +176,7 @@ def _failure(event: Event) -> Failure:
 
 
 def _short(text: str) -> str:
-    """One line of at most `LONGEST_NAME` characters; the event itself sets no limit."""
+    """Return the text as one line of at most `LONGEST_NAME` characters. An event's texts can be longer."""
     return cut(one_line(text[: 4 * LONGEST_NAME]), LONGEST_NAME)
 
 
@@ -205,7 +205,7 @@ def _duration(elapsed: timedelta) -> str:
     return _format_duration(elapsed // length, unit)
 
 
-@lru_cache(maxsize=4096)  # formatting takes a quarter of the time of `context_of`, and durations repeat
+@lru_cache(maxsize=4096)  # durations repeat, and formatting one takes a quarter of `context_of`'s time
 def _format_duration(number: int, unit: str) -> str:
     try:
         return humanize.precisedelta(timedelta(**{unit: number}), minimum_unit=unit, format="%d")

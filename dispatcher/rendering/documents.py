@@ -38,7 +38,7 @@ class Sink:
 
 
 SinkFor = Callable[[Place, Mapping[str, Any]], Sink]
-"""Returns the sink of a string, by its place and the mapping that contains it."""
+"""Takes the place of a string and the mapping that contains it, and returns the string's sink."""
 
 
 class Variables(dict[Environment, JinjaContext]):
@@ -81,7 +81,10 @@ def compile_document(document: Document, sink_for: SinkFor) -> Callable[[Variabl
 
 
 def _check_size(data: Any) -> None:
-    """Raises BadDocument for more than MAX_VALUES values: YAML aliases can make a short document large or endless."""
+    """Raise BadDocument if there are more than MAX_VALUES values.
+
+    YAML aliases can make a short document large or endless.
+    """
     queue, count = [data], 0
     while queue:
         node = queue.pop()
@@ -103,7 +106,7 @@ def strings_of(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Constant:
-    """A part of the document without templates: the same in every message."""
+    """A part of the document that contains no templates, so it is the same in every message."""
 
     value: Any
 

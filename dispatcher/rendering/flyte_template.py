@@ -25,7 +25,7 @@ _NAMES = frozenset(
         ),
     }
 )
-"""The thirteen variables."""
+"""The names of the thirteen variables."""
 _VARIABLE = re.compile(r"\{\{ ?([a-z_.]{1,40}) ?\}\}")
 _JINJA_OPENING = re.compile(r"\{(?=[{%#]|\Z)")
 _JINJA_ERROR = (

@@ -10,15 +10,18 @@ import orjson
 
 from channels.contract import Content
 
-# Slack counts UTF-16 units. Sources: docs.slack.dev, "Blocks", each block's and object's own page; chat.postMessage.
+# Slack's limits. Lengths are in UTF-16 units, which Slack counts. Sources: docs.slack.dev: the pages of each block and
+# object under "Blocks", and the page of chat.postMessage.
 SLACK_TEXT = 4000
-"""Slack recommends this limit for chat.postMessage, which truncates at 40,000; chat.update refuses longer texts."""
+"""Maximum length of a message's text. Slack recommends this limit for chat.postMessage, which accepts longer texts but
+truncates them at 40,000; chat.update refuses texts that are longer than 4,000."""
 SLACK_BLOCKS = 50
 SLACK_FIELDS = 10
 SLACK_BUDGETS = {"header": 150, "section": 3000, "field": 2000, "context": 2000, "button": 75, "url": 3000}
 SLACK_ELEMENTS = {"context": 10, "actions": 25}
 
-# Source: PagerDuty's Events API v2 overview and its OpenAPI schema; the limits of single fields are our choice.
+# PagerDuty's limits. Sources: the overview of Events API v2 and its OpenAPI schema. The limits of single fields are our
+# own choice.
 PAGERDUTY_SUMMARY = 1024
 PAGERDUTY_FIELD = 1000
 PAGERDUTY_DETAIL = 20_000
@@ -27,23 +30,24 @@ PAGERDUTY_EVENT = 512 * 1024
 PAGERDUTY_SEVERITIES = ("critical", "error", "warning", "info")
 PAGERDUTY_ACTIONS = ("trigger", "acknowledge", "resolve")
 
-# Source: Microsoft's Teams documentation, "Create and send messages"; the limits of single texts are our choice.
+# Teams' limits. Source: Microsoft's Teams documentation, "Create and send messages". The limits of single texts are our
+# own choice.
 TEAMS_MESSAGE = 28 * 1024
-"""Bytes, with the JSON around the card."""
+"""Maximum bytes of a message: the card and the JSON around it."""
 TEAMS_ENVELOPE = 150
-"""Bytes for the JSON around the card."""
+"""Bytes reserved for the JSON around the card."""
 TEAMS_TEXT = 3000
 TEAMS_URL = 2000
 
 WEBHOOK_TEXT = 20_000
 WEBHOOK_BODY = 256 * 1024
-"""Bytes; our choice."""
+"""Maximum bytes of a request's body. This limit is our own choice."""
 
 MAIL_SUBJECT = 200
-"""Characters. RFC 5322, 2.1.1 allows 998 in a line, but mail programs show fewer."""
+"""Maximum characters of a subject. RFC 5322, 2.1.1 allows 998 in a line, but mail programs show fewer."""
 MAIL_TEXT = 60_000
 MAIL_HTML = 100_000
-"""Bytes; Gmail clips larger mails at 102 kB."""
+"""Maximum bytes of the HTML part. Gmail clips mails that are larger than 102 kB."""
 
 
 def lint(channel: str, content: Content) -> list[str]:

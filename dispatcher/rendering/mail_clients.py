@@ -1,7 +1,7 @@
 """Finds HTML and CSS that Gmail, Outlook or Apple Mail don't support. The built-in mail works in all three.
 
 Sources: Gmail's list of supported CSS (developers.google.com/gmail/design/css), Microsoft's list of what
-Outlook's Word engine renders, and the Can I email tables.
+Outlook's Word engine renders, and the tables at caniemail.com.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 LONGEST_REASON = 600
 TEST = "This is a test notification: no execution has finished."
 TEST_MARK = "TEST: "
-"""Put before the variable `what` in a test notification, so that even a template without `test` shows the mark."""
+"""Prefix of the variable `what` in a test notification, so that even a template without `test` shows the mark."""
 
 DOCUMENTS = {
     "slack": "slack/message.yaml",
@@ -45,7 +45,8 @@ DOCUMENTS = {
 }
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 SKIP_AFTER_STOP = 100
-"""After a custom template exceeded a limit, this many messages use the built-in one: each try takes up to a second."""
+"""Number of messages that use the built-in template after a custom template exceeded a limit. They don't try the custom
+template again, because each try takes up to a second."""
 STYLE_SHEET = "email/style.css"
 CHANNELS = ("email", *DOCUMENTS)
 
@@ -53,7 +54,7 @@ TemplateSetKey = tuple[int, ...]
 """The template sets that apply to a message, as indices into the setting `templates.match`."""
 
 Severity = Callable[[Event], str | None]
-"""Returns PagerDuty's severity for an event; with None, the phase decides."""
+"""Returns PagerDuty's severity for an event, or None if the event's phase determines it."""
 
 
 def _severity_by_phase(event: Event) -> str | None:
@@ -86,14 +87,14 @@ class Renderer:
         provided: Mapping[str, Path | None] | None = None,
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """For each file of a message, the first folder that has it wins.
+        """Each file of a message is taken from the first folder that has it.
 
         The folders are searched in this order: those of the template sets that apply, then `paths`, then the built-in
         folder. All have the layout of the built-in `templates/`.
 
         `console_url`: the address of Flyte's console. `logs_url`: the address of an execution's logs, with
         `{project}`, `{domain}` and `{name}` as placeholders. `severity`: overrides the phase's severity for PagerDuty.
-        `provided`: other packages' channels, each with its own document template or None; `NAME/message.yaml` in a
+        `provided`: plug-in packages' channels, each with its own document template or None; `NAME/message.yaml` in a
         folder replaces that template. `on_failure`: called with the channel each time the built-in template is used
         instead of a custom one.
 
@@ -112,13 +113,13 @@ class Renderer:
         self._severity = severity
         self._on_failure = on_failure
         self._lock = Lock()
-        """Lets one thread render at a time: the event loop's thread, or the ledger's, which renders during `record`."""
+        """Lets only one thread render at a time: the event loop's or the ledger's, which renders during `record`."""
         self._latest: tuple[Event, Context] | None = None
         self._provided = provided or {}
         self._built_in = _CompiledTemplates([built_in_folder()], self._provided, metered=False)
         self._compiled: dict[TemplateSetKey, _CompiledTemplates] = {}
         self._messages_to_skip: dict[tuple[str, TemplateSetKey], int] = {}
-        """By channel and template set: for how many more messages the built-in template is used."""
+        """Mapping from channel and template sets to the number of messages that still use the built-in template."""
 
     def template_set(self, event: Event, recipient: str = "") -> TemplateSetKey:
         """Return which template sets apply. An event's recipients with the same key share one message."""
@@ -140,8 +141,8 @@ class Renderer:
         used and an error is logged.
 
         `recipient`: one of the message's recipients, as the rule writes it. `template`: a launch plan's own mail
-        template, which replaces the mail's HTML. `undelivered`: for fallback recipients, who could not be notified and
-        why. `test`: mark the message as a test notification.
+        template, which replaces the mail's HTML. `undelivered`: who could not be notified, and why, if the message is
+        for fallback recipients. `test`: mark the message as a test notification.
         """
         with self._lock:
             context = self._context(event)
@@ -188,7 +189,10 @@ class Renderer:
         return list(dict.fromkeys(problems))
 
     def mail_client_problems(self) -> list[Problem]:
-        """Return what mail programs don't support in the operator's HTML templates. It doesn't prevent sending."""
+        """Return the constructs in the operator's HTML templates that mail programs don't support.
+
+        Messages with such constructs are sent all the same.
+        """
         folders = [*(path for entry in self._template_sets for path in entry.path), *self._paths] or [built_in_folder()]
         files = dict.fromkeys(file for folder in folders for file in sorted(folder.glob("email/*")))
         return [
@@ -219,7 +223,7 @@ class Renderer:
         try:
             content = templates.render(channel, context)
             reason = "; ".join(limits.lint(channel, content))
-        except Exception as error:  # noqa: BLE001 - an operator's template may raise anything; the message goes out
+        except Exception as error:  # noqa: BLE001 - a template may raise any exception; the message is still sent
             reason = str(templates.problem(channel, error))
             if isinstance(error, Stopped) or isinstance(error.__cause__, Stopped):
                 self._messages_to_skip[channel, key] = skipped = SKIP_AFTER_STOP
@@ -238,7 +242,7 @@ class Renderer:
     def _with_launch_plan_template(
         self, template: str | None, channel: str, context: Context, content: Content
     ) -> Content:
-        """Replace the mail's HTML and text by the launch plan's own template, unless it is empty or too large."""
+        """Replace a mail's HTML and text with the launch plan's own template, unless it renders empty or too large."""
         if template is None or channel != "email":
             return content
         try:
@@ -256,7 +260,7 @@ class Renderer:
         return {**content, "html": html, "text": cut(flyte_template.as_text(html), limits.MAIL_TEXT) or content["text"]}
 
     def _context(self, event: Event) -> Context:
-        """The event's variables, kept for its next message: an event's messages are rendered one after another."""
+        """Return the event's variables. They are kept, because an event's messages are rendered one after another."""
         if self._latest is None or self._latest[0] is not event:
             severity = self._severity(event)
             self._latest = (event, context_of(event, self._console_url, self._logs_url, severity=severity))
@@ -268,7 +272,7 @@ def _event_key(context: Context) -> str:
 
 
 def _with_launch_plan(channel: str, event: Event, content: Content) -> Content:
-    """Add the launch plan to a mail's content, if known: the email channel derives List-Id and thread from it."""
+    """Add the launch plan, if known, to a mail's content. The email channel derives List-Id and thread from it."""
     plan = event.launch_plan
     if channel != "email" or plan is None:
         return content
@@ -286,7 +290,7 @@ class _Loader(FileSystemLoader):
     def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
         source, file, uptodate = super().get_source(environment, template)
         if template.startswith("email/") and template.endswith(".html.j2"):
-            with suppress(NotInlined):  # mail_client_problems() reports it
+            with suppress(NotInlined):  # mail_client_problems() reports this error
                 source = inline(source, super().get_source(environment, STYLE_SHEET)[0])
         return source, file, uptodate
 
@@ -320,7 +324,7 @@ class _CompiledTemplates:
             self._meter.reset()
         try:
             problems = list(self._parse_mail() if channel == "email" else self._parse_document(channel))
-        except Exception as error:  # noqa: BLE001 - an operator's file may raise anything; it is a problem to report
+        except Exception as error:  # noqa: BLE001 - a template may raise any exception, which is reported here
             return [self.problem(channel, error)]
         return problems or list(self._render_samples(channel, console_url))
 
@@ -349,7 +353,7 @@ class _CompiledTemplates:
                 tree = self._plain.parse(source, name, file)
                 self._plain.get_template(name)
             except TemplateNotFound:
-                continue  # rendering reports it, unless the file is optional
+                continue  # rendering reports a missing file, unless it is optional
             except TemplateSyntaxError as error:
                 yield self.problem("email", error)
                 continue
@@ -371,7 +375,7 @@ class _CompiledTemplates:
                 content = self.render(channel, context_of(event, console_url))
                 file = self._main_file(channel)
                 problems = [Problem(file, 0, problem) for problem in limits.lint(channel, content)]
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - a template may raise any exception, which is reported here
                 problems = [self.problem(channel, error)]
             for problem in problems:
                 if problem not in seen:
@@ -438,11 +442,11 @@ class _CompiledTemplates:
 
     def _sandbox(self, **options: Any) -> Sandbox:
         if self._meter is None:
-            return Sandbox(self._loader, cache_size=-1, **options)  # few templates: cache all, without LRU accounting
+            return Sandbox(self._loader, cache_size=-1, **options)  # -1: cache every template, without LRU accounting
         return MeteredSandbox(self._loader, self._meter, **options)
 
     def _main_file(self, channel: str) -> Path:
-        """A channel's document, or the mail's HTML. An unknown channel gets the webhook's document."""
+        """Return the file of a channel's document or of the mail's HTML. An unknown channel gets the webhook's."""
         if channel == "email":
             return self._file(MAIL_PARTS["html"])
         if channel not in self._provided:

@@ -37,17 +37,18 @@ from dispatcher.rendering.context import Entity, Failure
 from dispatcher.rendering.text import cut, escape_html
 
 BUDGET = 200_000
-"""Maximum steps for one message. The built-in mail needs about a thousand; a step takes one to four microseconds."""
+"""Maximum number of steps for one message. The built-in mail needs about a thousand steps. A step takes one to four
+microseconds."""
 UNIT = 16
-"""Characters that cost as much as one step."""
+"""Number of characters that cost as much as one step."""
 DEPTH = 30
 """Maximum depth of nested macro calls."""
 INCLUDES = 100
-"""Maximum number of includes, imports and extensions of templates in one message."""
+"""Maximum number of `include`, `import` and `extends` tags that run for one message. Each part of a mail counts too."""
 LONGEST_SOURCE = 200_000
-"""Maximum characters of one template file."""
+"""Maximum number of characters in one template file."""
 LARGEST_NUMBER = 4096
-"""Maximum bits of an integer that `*`, `**`, `+` or `%` produces."""
+"""Maximum number of bits of an integer that `*`, `**`, `+` or `%` produces."""
 
 FILTERS = frozenset({
     "abs", "capitalize", "count", "cut", "d", "default", "dictsort", "e", "escape", "filesizeformat", "first",
@@ -56,7 +57,7 @@ FILTERS = frozenset({
     "selectattr", "sort", "string", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
     "wordwrap",
 })  # fmt: skip
-"""Jinja's filters whose result is about as long as their input, or whose cost is known before the call."""
+"""The available filters. Their results are about as long as their inputs, or their cost is known before the call."""
 GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 METHODS = frozenset({
     "capitalize", "casefold", "count", "endswith", "find", "get", "index", "isalnum", "isalpha", "isascii",
@@ -64,13 +65,14 @@ METHODS = frozenset({
     "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit", "rstrip",
     "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "values",
 })  # fmt: skip
-"""Methods of text, numbers and collections whose result is no longer than their input."""
+"""The available methods of text, numbers and collections. Their results are no longer than their inputs."""
 
 _SAFE_ATTRIBUTES: Mapping[type, frozenset[str]] = {
     **{kind: frozenset(field.name for field in fields(kind)) for kind in (Entity, Failure)},
     dict: frozenset({"get", "items", "keys", "values"}),
 }
-"""Attributes that skip Jinja's safety check: the check takes longer than the rest of an attribute access."""
+"""Mapping from a type to the attributes that are read without Jinja's safety check. The check takes longer than the
+rest of an attribute access."""
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _COLLECTIONS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, range, *_VIEWS)
 _REPEATABLE = (str, list, tuple)
@@ -108,9 +110,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
-    # Jinja's signature.
+    # The parameters are named as in Jinja, so that a template's keyword arguments can't have the same names.
     def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063
-        """Call a macro directly: Jinja would first check its safety and its arguments, which is slower."""
+        """Call macros directly, because Jinja first checks a macro's safety and arguments, which is slower."""
         if type(__obj) is not Macro:
             return super().call(__context, __obj, *args, **kwargs)
         kwargs.pop("_loop_vars", None)
@@ -118,7 +120,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         omitted = len(__obj.arguments) - len(args)
         if kwargs or omitted < 0 or __obj.catch_kwargs or __obj.catch_varargs or __obj.caller:
             return __obj(__context.eval_ctx, *args, **kwargs)
-        text = __obj._func(*args, *(missing,) * omitted)  # noqa: SLF001 - Macro itself calls it
+        text = __obj._func(*args, *(missing,) * omitted)  # noqa: SLF001 - no public method skips the checks
         return str.__new__(Markup, text) if __context.eval_ctx.autoescape else text
 
 
@@ -131,7 +133,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Start a new message."""
+        """Restore the budget and clear the counters. Call this before rendering each message."""
         self._left, self._includes, self._depth = BUDGET, 0, 0
 
     def charge(self, cost: int = 1) -> None:
@@ -146,7 +148,7 @@ class Meter:
             raise Stopped(f"stopped after {INCLUDES} includes: does it include itself?")
 
     def nested(self, function: Callable[[], Any]) -> Any:
-        """Call the function, counted as one more level of nesting."""
+        """Call the function one level of nesting deeper. Raises Stopped beyond DEPTH levels."""
         self._depth += 1
         if self._depth > DEPTH:
             raise Stopped(f"stopped at {DEPTH} macros inside one another: does one call itself?")
@@ -156,7 +158,7 @@ class Meter:
             self._depth -= 1
 
     def charge_value(self, value: Any) -> Any:
-        """Charge a value with everything nested in it, and return it."""
+        """Charge a value and everything nested in it, and return the value."""
         queue = [value]
         while queue:
             item = queue.pop()
@@ -182,9 +184,9 @@ class Meter:
         return before - self._left
 
     def charge_output(self, value: Any) -> Any:
-        """Charge a value that the template prints, and return it.
+        """Charge a value that the template prints, and return the value.
 
-        Raises Stopped for a collection: it would be printed in Python's syntax.
+        Raises Stopped for a collection, because it would be printed in Python's syntax.
         """
         if isinstance(value, (*_COLLECTIONS, Namespace, Macro)):
             raise Stopped(f"a {type(value).__name__.lower()} can't be shown: choose a part of it, or use join")
@@ -258,7 +260,7 @@ class MeteredSandbox(Sandbox):
             return self.getattr(obj, argument)
         return super().getitem(obj, argument)
 
-    # Jinja's signature.
+    # The parameters are named as in Jinja, so that a template's keyword arguments can't have the same names.
     def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063
         meter = __self._meter
         meter.charge_value(args)
@@ -372,7 +374,7 @@ _CHARGES: Mapping[str, Callable[..., None]] = {
 class _Instrument(NodeTransformer):
     """Inserts the meter's filters into a template's syntax tree."""
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - Jinja's names
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - NodeTransformer finds methods by these names
         if node.recursive:
             raise TemplateSyntaxError("recursive loops are not supported: use a macro", node.lineno)
         text = sum(len(data.data) for part in node.body for data in part.find_all(nodes.TemplateData))

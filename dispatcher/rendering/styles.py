@@ -22,7 +22,8 @@ _NO_COMMENT = re.compile(
 """Places where a comment would be read as text: inside a tag, and in elements that contain only text."""
 _BODY = re.compile(r"<body\b", re.IGNORECASE)
 _TABLE_AROUND = {"tr": "<table><tbody>|</tbody></table>", "td": "<table><tbody><tr>|</tr></tbody></table>"}
-"""The table that a fragment needs around it to be valid HTML, by the fragment's first tag; `|` marks its place."""
+"""Mapping from a fragment's first tag to the table that must surround the fragment so that the HTML is valid. `|` marks
+the fragment's place in the table."""
 
 
 class NotInlined(Exception):
@@ -48,7 +49,7 @@ def inline(source: str, css: str) -> str:
         before, _, after = _TABLE_AROUND.get(next(iter(tags), "").lower(), "<div>|</div>").partition("|")
         inlined = _inliner("").inline_fragment(f"{before}{plain}{after}", css)
         inlined = inlined.strip().removeprefix(before).removesuffix(after)
-    if "tbody" not in tags:  # the parser adds it
+    if "tbody" not in tags:  # the parser adds <tbody> to tables without it
         inlined = inlined.replace("<tbody>", "").replace("</tbody>", "")
     if [tag.lower() for tag in _TAG.findall(inlined)] != [tag.lower() for tag in tags]:
         raise NotInlined(

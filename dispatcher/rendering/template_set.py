@@ -13,7 +13,8 @@ from channels.common.comma_list import comma_list
 from dispatcher.model.event import Event
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
-"""One of the patterns must match; no patterns match everything. `*` is any text, `?` one character, `[ab]` a or b."""
+"""At least one of the patterns must match; an empty list matches everything. `*` matches any text, `?` one character,
+`[ab]` the letter a or b."""
 
 
 class TemplateSet(BaseModel):
@@ -26,9 +27,9 @@ class TemplateSet(BaseModel):
     launch_plan: Patterns = ()
     """The launch plan's name. Only `*` matches an event without a launch plan."""
     labels: Mapping[str, str] = Field(default_factory=dict)
-    """The execution's labels, a pattern for each name: the execution must have each label, with a matching value."""
+    """Mapping from a label's name to a pattern. The execution must have each of these labels, with a matching value."""
     recipient: Patterns = ()
-    """As a rule writes it: a mail address, `#channel`, a service's alias. Case-insensitive."""
+    """The recipient as a rule writes it: a mail address, `#channel`, or a service's alias. Case is ignored."""
     path: Annotated[tuple[Path, ...], BeforeValidator(comma_list)] = Field(min_length=1)
     """Folders with the layout of the built-in `templates/`."""
 
@@ -43,7 +44,7 @@ class TemplateSet(BaseModel):
     def applies_to(self, event: Event, recipient: str) -> bool:
         """True if all conditions match.
 
-        `recipient`: as the rule writes it; empty for a message that isn't for one recipient.
+        `recipient`: the recipient as the rule writes it; empty for a message that isn't for one recipient.
         """
         execution = event.execution
         return (

@@ -29,7 +29,7 @@ class Escaped(str):
 
 def clean(text: str) -> str:
     """Remove terminal colours; replace control characters, bidirectional overrides and lone surrogates with U+FFFD."""
-    if text.replace("\n", "").replace("\t", "").isprintable():  # the usual case, checked faster than by a pattern
+    if text.replace("\n", "").replace("\t", "").isprintable():  # the usual case; this check is faster than a pattern
         return text
     text = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     return _UNPRINTABLE.sub("\ufffd", text)
@@ -94,7 +94,10 @@ def _without_torn_markup(text: str, limit: int) -> str:
 
 
 def _first_graphemes(text: str, limit: int) -> str:
-    """The longest prefix of whole graphemes within `limit` UTF-16 units. Reads at most `limit` + 1 characters."""
+    """Return the longest prefix that consists of whole graphemes and has at most `limit` UTF-16 units.
+
+    Reads at most `limit` + 1 characters.
+    """
     end = used = 0
     for grapheme in _GRAPHEME.finditer(text[: max(limit, 0) + 1]):
         used += _units(grapheme.group())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dispatcher.rendering.text import clean, cut, one_line
 
 LONGEST = 100_000
-"""Maximum characters of an error message that are read. Of a longer one, the middle is left out."""
+"""Maximum number of characters of an error message that are read. The middle of a longer message is left out."""
 LONGEST_SUMMARY = 1000
 FRAMES = 3
 LONGEST_LINE = 300
@@ -25,13 +25,13 @@ class ErrorSummary(NamedTuple):
     """The parts of an error message, most useful first."""
 
     summary: str
-    """The line with the exception; the first line if the message is no traceback."""
+    """The line with the exception, or the first line if the message is not a traceback."""
     frames: str
     """The last frames of the user's own code, a few lines each."""
     node: str
     """The node that failed, if the message names it."""
     message: str
-    """The whole message, cleaned."""
+    """The whole message after `clean`, which makes it safe to show."""
 
 
 class _Frame(NamedTuple):
@@ -78,7 +78,7 @@ def _summary(lines: list[str], frames: list[_Frame]) -> str:
 
 
 def _user_frames(frames: list[_Frame], lines: list[str]) -> str:
-    """Format the last frames outside of libraries, or the last library frames if all are, each with its source line."""
+    """Format the last frames, each with its source line. Frames in libraries are used only if there are no others."""
     selected = [frame for frame in frames if not _in_library(frame.file)] or frames
     heads = {frame.line for frame in frames}
     shown = []
@@ -90,6 +90,6 @@ def _user_frames(frames: list[_Frame], lines: list[str]) -> str:
     return "\n".join(shown)
 
 
-@lru_cache(maxsize=1024)  # tracebacks name the same files again and again
+@lru_cache(maxsize=1024)  # cached, because tracebacks name the same files again and again
 def _in_library(file: str) -> bool:
     return _LIBRARY.search(file) is not None

@@ -17,9 +17,9 @@ class Variable:
     """One variable of a template, or one part of a variable."""
 
     name: str
-    """As a template writes it: `error.summary`."""
+    """The name as a template writes it, such as `error.summary`."""
     type: str
-    """`text`, or `mapping of text to text`."""
+    """Either `text` or `mapping of text to text`."""
     meaning: str
     example: str
     """The value in the example context; empty if it has none."""
@@ -41,7 +41,7 @@ def _variables(kind: type[Any], example: Any, prefix: str) -> Iterator[Variable]
 
 
 def _meanings(kind: type[Any]) -> Mapping[str, str]:
-    """The docstring of each field."""
+    """Return a mapping from each field's name to its docstring."""
     (definition,) = ast.parse(inspect.getsource(kind)).body
     body = getattr(definition, "body", [])
     return {
