@@ -164,7 +164,7 @@ def _marked(text: str) -> Markup:
     html = str(escape(_plain(text)))
     for pattern, tag in _MARKS:
         html = pattern.sub(rf"<{tag}>\1</{tag}>", html)
-    return Markup(html.replace("\n", "<br>"))  # noqa: S704 - escaped above, only our tags are added
+    return Markup(html.replace("\n", "<br>"))  # noqa: S704 - the text is escaped above; only our own tags are added
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Sample messages: rendered exactly as for sending, but shown instead of sent."""
+"""Sample messages. They are rendered exactly like real messages, but shown instead of sent."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Sample:
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """Every form of the message, by file name extension."""
+        """Mapping from a file name extension to the message in that form."""
         forms = {"html": self.html.encode(), "txt": self.text.encode()}
         return {**forms, "eml": self.wire} if self.channel == "email" else {**forms, "json": self.json}
 
@@ -95,9 +95,10 @@ class SampleRenderer:
     def render(self, channel: str, event: Event, recipient: str = "") -> Sample:
         """Render the message that the channel would send.
 
-        `recipient`: as a rule writes it; if empty, one from the channel's settings, or an example.
+        `recipient`: the recipient as a rule writes it. If it is empty, one from the channel's settings or an example is
+        used.
 
-        Raises TemplateError, UnknownRecipient, and SettingsError if another package's channel isn't configured.
+        Raises TemplateError or UnknownRecipient, and SettingsError if a plug-in package's channel isn't configured.
         """
         section = self._settings.channel_sections.get(channel)
         if section is None and channel not in _EXAMPLES:

@@ -119,7 +119,7 @@ class Workbench:
         return _json(**_forms(sample))
 
     async def _changes(self, _: Request) -> Response:
-        """A server-sent event for each change of a template file."""
+        """Send a server-sent event each time a template file changes."""
         return StreamingResponse(self._watch(), media_type="text/event-stream", headers=_HEADERS)
 
     async def _watch(self) -> AsyncIterator[bytes]:
@@ -127,7 +127,7 @@ class Workbench:
         async for _ in awatch(*self.folders, stop_event=self._stopping, rust_timeout=500):
             try:
                 self._renderer = SampleRenderer(self._settings)
-            except DispatcherError:  # a folder is missing, perhaps only during an editor's save
+            except DispatcherError:  # a folder is missing, perhaps only while an editor saves
                 continue
             yield b"data: changed\n\n"
 
@@ -152,7 +152,7 @@ def _forms(sample: Sample) -> Mapping[str, Any]:
 
 
 def _in_scheme(html: str, scheme: str) -> str:
-    """The HTML in one colour scheme, independent of the browser's preference."""
+    """Return the HTML with the colour scheme fixed to `scheme`, even if the browser prefers the other one."""
     html = _COLOR_SCHEME.sub(lambda found: "(min-width: 0)" if found[1] == scheme else "(max-width: 0)", html)
     background, text = ("#1a1d21", "#e8e8e8") if scheme == "dark" else ("#ffffff", "#1d1c1d")
     return f"{html}<style>:root{{color-scheme:{scheme};background:{background};color:{text}}}</style>"
