@@ -1,4 +1,4 @@
-"""Events and attempts of all replicas as server-sent events, read from the ledger as they are written.
+"""Events and attempts of all replicas as server-sent events, read from the ledger soon after they are written.
 
 The ledger is queried once a second for all listeners together. Every entry has a stable id. A client that reconnects
 with its last id gets the entries that it missed, and the last seconds before them again, because the clocks and
@@ -23,9 +23,9 @@ from dispatcher.ledger.search import Cursor
 POLL_INTERVAL = 1.0
 """Seconds between queries."""
 HEARTBEAT = 15.0
-"""Seconds of silence after which a comment is sent: proxies close silent connections."""
+"""Seconds of silence after which a comment is sent, because proxies close silent connections."""
 QUERY_LIMIT = 200
-"""Entries of each kind in one query. A client that missed more has to search for them."""
+"""Maximum number of entries of each kind in one query. A client that missed more entries has to search for them."""
 REMEMBERED = 4 * 3 * QUERY_LIMIT
 STREAMS = 32
 """Maximum number of listeners of this process."""

@@ -19,11 +19,11 @@ from dispatcher.model.rate_limit import Rate, parse_rate
 from dispatcher.parsing.duration import Duration
 
 MIN_TOKEN_LENGTH = 16
-"""Characters of a token. A shorter one could be guessed."""
+"""Minimum number of characters of a token. A shorter token could be guessed."""
 
 
 class Scope(StrEnum):
-    """What a caller may do."""
+    """A permission of a caller."""
 
     PUBLISH = "publish"
     """Post events."""
@@ -84,7 +84,7 @@ class Oidc(BaseModel):
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
     scopes: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ("openid", "profile", "email")
-    """OAuth scopes to request; some providers need another one to include groups."""
+    """OAuth scopes to request; some providers send the groups only if another scope is requested."""
     groups_claim: str = "groups"
     """The claim that lists a person's groups."""
     read: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
@@ -94,7 +94,7 @@ class Oidc(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the settings that grant scopes. If it changes, sessions from before are no longer valid."""
+        """A hash of the settings that grant scopes. If it changes, older sessions are no longer valid."""
         return hashlib.sha256(repr((self.issuer, self.client_id, self.read, self.operate)).encode()).hexdigest()
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class HttpConfig(BaseModel):
     listen: str = Field("127.0.0.1:8080", pattern=r"^.+:\d{1,5}$")
     """HOST:PORT; port 0 means any free port."""
     token: SecretStr | None = None
-    """Bearer token for publishers: short for an entry of `tokens` with the scope `publish`."""
+    """Bearer token for publishers: the same as an entry of `tokens` with the scope `publish`."""
     token_file: SecretFile | None = None
     tokens: tuple[Token, ...] = ()
     """Callers and their scopes. Required unless `listen` is a loopback address; without tokens, every local user has
@@ -130,7 +130,7 @@ class HttpConfig(BaseModel):
     console: bool = False
     """Serve the console and its API."""
     metrics: Literal["guarded", "open"] = "guarded"
-    """`guarded`: requires the scope `read`; `open`: no authentication."""
+    """Access to `/metrics`. `guarded`: callers need the scope `read`. `open`: callers need no authentication."""
     rate: Annotated[Rate, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)] = (
         Field("2000/s", validate_default=True)
     )
@@ -141,8 +141,9 @@ class HttpConfig(BaseModel):
     session: Duration = Field(timedelta(hours=8), ge=timedelta(minutes=1), le=timedelta(days=30))
     """How long a login at the console is valid."""
     session_key_file: SecretFile | None = None
-    """Keys that sign the session cookies, one per line: the first one signs, all are accepted. Replicas need the same
-    file. Without it each process generates a key, and a restart ends all sessions."""
+    """File with the keys that sign session cookies, one per line. The first key signs new cookies; cookies of all keys
+    are accepted. Replicas need the same file. Without a file, each process generates a key, and a restart ends all
+    sessions."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -167,7 +168,7 @@ class HttpConfig(BaseModel):
         reject_both("token", self.token, self.token_file)
         try:
             callers = list(self.callers())
-        except ValidationError as error:  # in http.token
+        except ValidationError as error:  # the error is in http.token
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         if len({caller.name for caller in callers}) < len(callers):
             raise ValueError("each of tokens needs a unique name; `publisher` is the name of http.token")

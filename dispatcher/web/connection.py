@@ -21,16 +21,16 @@ class ConnectionLimits:
     """Timeouts of a connection, and the maximum number of connections."""
 
     headers: timedelta = timedelta(seconds=10)
-    """From the connection's start, or a later request's first byte, to the end of the request's headers."""
+    """Maximum time from the connection's start, or from a later request's first byte, to the end of the headers."""
     body: timedelta = timedelta(seconds=60)
-    """From the end of the headers to the end of the request's body."""
+    """Maximum time from the end of the headers to the end of the request's body."""
     unread_body: timedelta = timedelta(seconds=5)
-    """From the end of the response to the end of the request's body, if the response is complete first: most clients
-    read the response only after they have sent everything."""
+    """Maximum time from the end of the response to the end of the request's body. Used if the response is complete
+    first; most clients read it only after they have sent the whole body."""
     stalled_response: timedelta = timedelta(seconds=60)
-    """How long the send buffer may stay full because the client doesn't read the response."""
+    """Maximum time for which the send buffer may stay full because the client doesn't read the response."""
     connections: int = 500
-    """Beyond this number, the connection that has been idle longest is closed."""
+    """Maximum number of connections. If there are more, the connection that has been idle longest is closed."""
 
 
 _Stage = Literal["headers", "body", "unread_body"]
@@ -48,9 +48,9 @@ class Connection(H11Protocol):
         self._receive_timeout: asyncio.TimerHandle | None = None
         self._send_timeout: asyncio.TimerHandle | None = None
         self.idle_since: float | None = self.loop.time()
-        """Event loop time; None while a request is being answered."""
+        """Event loop time since which the connection is idle; None while a request is being answered."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
         super().connection_made(transport)
         self._enter("headers")
         if len(self.connections) > self.limits.connections:
@@ -89,7 +89,7 @@ class Connection(H11Protocol):
             self._send_timeout = None
 
     def _close_longest_idle(self) -> None:
-        """Close the connection that has been idle longest. It is the new one if all others are busy."""
+        """Close the connection that has been idle longest. If all other connections are busy, this is the new one."""
         connected = (one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing())
         idle = [(one.idle_since, id(one), one) for one in connected if one.idle_since is not None]
         min(idle)[2].transport.abort()

@@ -37,7 +37,9 @@ class DeliveryCriteria(_Parameters):
     channel: Annotated[_Text | None, Field(description="`email`, `slack`, …")] = None
     recipient: Annotated[
         _Text | None,
-        Field(description="In full, as the rule or the channel writes it; ASCII letters match in either case."),
+        Field(
+            description="The whole recipient, as the rule or the channel writes it; ASCII letters match in either case."
+        ),
     ] = None
     launch_plan: Annotated[_Text | None, Field(description="Name of the launch plan.")] = None
     execution: Annotated[_Text | None, Field(description="`project/domain/name`, or only the name.")] = None
@@ -65,7 +67,7 @@ class PageParameters(_Parameters):
 
     @property
     def cursor(self) -> Cursor | None:
-        """`after`, parsed. Raises ValueError if it is not a cursor."""
+        """The parsed value of `after`, or None if it is not given. Raises ValueError if it is not a cursor."""
         return Cursor.parse(self.after) if self.after is not None else None
 
 
@@ -109,7 +111,8 @@ class RejectedSearch(PageParameters):
     """A search for rejected messages."""
 
     replayed: Annotated[
-        bool | None, Field(description="true: only replayed messages; false: only messages that were not replayed.")
+        bool | None,
+        Field(description="true selects only replayed messages, false only messages that were not replayed."),
     ] = None
 
 

@@ -9,8 +9,8 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-"""Content-Security-Policy of pages. It forbids inline scripts and styles, and loading from other hosts: text from an
-event must not run as a script."""
+"""Content-Security-Policy of pages. It forbids inline scripts and styles, and loading from other hosts, so that text
+from an event can't run as a script."""
 FRAME_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data: cid:; frame-ancestors 'self'; "
     "form-action 'none'; base-uri 'none'"

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from dispatcher.errors import Unavailable
 
 TIMEOUT = 3.0
-"""Seconds for each check; all run at the same time. It is short because probes have short timeouts."""
+"""Maximum seconds for each check; all checks run at the same time. It is short because probes have short timeouts."""
 
 ReadinessCheck = Callable[[], Awaitable[str | None]]
 """Returns None if the component is ready, else the reason. May raise Unavailable; its text is then the reason."""

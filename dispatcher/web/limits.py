@@ -15,14 +15,14 @@ from dispatcher.model.rate_limit import Rate
 from dispatcher.web.responses import problem, problem_details
 
 MAX_BODY_BYTES = 256 * 1024
-"""Body of a form or of an API request."""
+"""Maximum size of the body of a form or an API request."""
 MAX_EVENT_BYTES = 4 * 2**20
-"""Body of POST /events. Kafka brokers reject messages above 1 MiB by default."""
+"""Maximum size of the body of POST /events. For comparison: Kafka brokers reject messages above 1 MiB by default."""
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
-"""All headers of a request together."""
+"""Maximum size of all headers of a request together."""
 MAX_TARGET_BYTES = 8 * 1024
-"""Path with query."""
+"""Maximum size of a request's path and query together."""
 _UNIQUE_HEADERS = (
     b"host",
     b"authorization",
@@ -32,7 +32,8 @@ _UNIQUE_HEADERS = (
     b"x-csrf-token",
 )
 MAX_KEYS = 10_000
-"""Token buckets kept by one RateLimiter. Beyond that it drops the least recently used bucket, as if it were full."""
+"""Maximum number of token buckets in one RateLimiter. If there are more, it drops the least recently used bucket, which
+then counts as full."""
 
 
 class RateLimiter:
@@ -43,7 +44,8 @@ class RateLimiter:
         self._tolerance = rate.interval * (burst - 1)
         self._clock = clock
         self._full_at: dict[str, datetime] = {}
-        """When each key's bucket will be full again (GCRA's theoretical arrival time). A missing bucket is full."""
+        """Mapping from a key to the time when its bucket will be full again (GCRA's theoretical arrival time). A bucket
+        that is missing is full."""
 
     def take(self, key: str) -> timedelta:
         """Take one token from the key's bucket and return zero; if the bucket is empty, return the time to wait."""
@@ -78,8 +80,8 @@ class RequestLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         violation = _violation(scope) if scope["type"] == "http" else None
-        # Close the connection: a proxy may see another end of this request than we do (request smuggling). The next
-        # request on the connection could then be another client's.
+        # Close the connection, because a proxy and we may see the end of this request in different places (request
+        # smuggling). The connection's next request could then belong to another client.
         response = problem_details if scope.get("path", "").startswith("/api/") else problem
         await (response(*violation, {"Connection": "close"}) if violation else self._app)(scope, receive, send)
 

@@ -1,6 +1,7 @@
 """GET /metrics: counters, and gauges whose values collectors read from the ledger, Kafka and the components.
 
-Collectors run at a scrape, at the same time, and their results are cached: several scrapers cost no more than one.
+At a scrape, all collectors run at the same time. Their results are cached, so that several scrapers cost no more than
+one.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from starlette.responses import Response
 log = structlog.get_logger(__name__)
 
 COLLECTOR_TIMEOUT = 3.0
-"""Seconds for one collector; Prometheus waits ten seconds for a scrape by default."""
+"""Maximum seconds for one collector. By default, Prometheus waits ten seconds for a scrape."""
 MIN_CACHE = 5.0
 """Minimum seconds for which results are cached."""
 MAX_SHARE = 0.05
-"""Maximum share of the time that collectors may run: results of slow collectors are cached for longer."""
+"""Maximum share of the time in which collectors run. To keep it, results of slow collectors are cached for longer."""
 
 Collector = Callable[[], Awaitable[None]]
 """Reads current values and sets its gauges. May raise any exception."""

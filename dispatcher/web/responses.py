@@ -34,7 +34,7 @@ def problem_details(status: int, detail: str, headers: Mapping[str, str] | None 
 
 
 async def http_error(_: Request, error: Exception) -> Response:
-    """Starlette's own errors (unknown path, wrong method, oversized body) in the form of `problem`."""
+    """Convert Starlette's own errors (unknown path, wrong method, oversized body) to the form of `problem`."""
     if not isinstance(error, HTTPException):  # narrows the type that Starlette declares for handlers
         raise error
     return problem(error.status_code, error.detail, error.headers)

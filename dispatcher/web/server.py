@@ -35,7 +35,7 @@ async def serving(
     *,
     tls: Tls | None = None,
     trusted_proxies: Sequence[str] = (),
-    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - immutable
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - immutable, so it can be shared
 ) -> AsyncIterator[str]:
     """Serve until the block ends; yields the base URL. Raises SettingsError if it can't listen or load the TLS files.
 

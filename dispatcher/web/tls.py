@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 class Certificate:
-    """The certificate from the files. Each new connection uses the files' current content."""
+    """Loads the certificate from its files. Each new connection uses the files' current content."""
 
     def __init__(self, tls: Tls) -> None:
         """Raises SettingsError if the files are not a certificate with its key."""
@@ -50,7 +50,7 @@ class Certificate:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Modification time and inode, which change if the file is replaced."""
+    """Return the modification time and inode, which change if the file is replaced; zeros if it can't be read."""
     try:
         status = file.stat()
     except OSError:

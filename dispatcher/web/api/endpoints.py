@@ -31,7 +31,7 @@ from dispatcher.web.responses import problem_details
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
-"""By name: a time range for the charts, and its number of time buckets."""
+"""Mapping from a name to a time range of the charts and the number of its time buckets."""
 DELIVERIES_AT_MOST = 500
 """Maximum number of deliveries that are shown for one execution."""
 _Parsed = TypeVar("_Parsed")

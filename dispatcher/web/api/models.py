@@ -38,7 +38,7 @@ class Execution(_Response):
 
 class BoundedCount(_Response):
     number: int
-    more: Annotated[bool, Field(description="There are more than `number`.")]
+    more: Annotated[bool, Field(description="True if there are more than `number`.")]
 
     @classmethod
     def of(cls, count: Count) -> Self:
@@ -174,7 +174,9 @@ class RejectedMessageDetails(RejectedMessage):
 
     headers: Sequence[Header]
     body: str
-    complete: Annotated[bool, Field(description="The whole body is stored, so the message can be replayed.")]
+    complete: Annotated[
+        bool, Field(description="True if the whole body is stored, so that the message can be replayed.")
+    ]
 
     @classmethod
     def of_stored(cls, stored: Rejected) -> Self:
@@ -190,7 +192,9 @@ class EntryPage(_Response, Generic[_Entry]):
     ]
     cut: Annotated[
         bool,
-        Field(description="The search stopped at its row limit before the page was full: continue with `next`."),
+        Field(
+            description="True if the search stopped at its row limit before the page was full; continue with `next`."
+        ),
     ]
 
 
@@ -293,14 +297,14 @@ class RedriveByKeys(_RedriveRequest):
 
 
 class RedriveByFilter(_RedriveRequest):
-    """Redrive all dead deliveries that match; an empty filter matches every one."""
+    """Redrive all dead deliveries that match; an empty filter matches all dead deliveries."""
 
     filter: DeliveryCriteria
 
 
 class RedriveResult(_Response):
     deliveries: Annotated[int, Field(description="Number of dead deliveries that are due again, or would be.")]
-    more: Annotated[bool, Field(description="Only after a dry run: there are more than the 10,000 that it counted.")]
+    more: Annotated[bool, Field(description="True if a dry run found more deliveries than the 10,000 that it counts.")]
     dry_run: bool
 
 
@@ -308,5 +312,5 @@ class ReplayResult(_Response):
     """The result of processing a rejected message again."""
 
     id: str
-    accepted: Annotated[bool, Field(description="false: the message was rejected again.")]
+    accepted: Annotated[bool, Field(description="False if the message was rejected again.")]
     message: Annotated[str, Field(description="What the message was decoded as, or why it was rejected again.")]

@@ -64,9 +64,9 @@ class Operation:
     """None for a stream of events."""
     query: type[BaseModel] | None = None
     body: Any = None
-    """A model or a union of models."""
+    """A model or a union of models; None if the operation takes no body."""
     problems: Sequence[int] = ()
-    """Error statuses, in addition to those of every operation."""
+    """The error statuses of this operation, besides those that all operations can return."""
 
     @property
     def route(self) -> Route:
@@ -87,8 +87,8 @@ class Operation:
 
 
 async def http_problem(_: Request, error: Exception) -> Response:
-    """Answer an unknown path or method."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for HTTPException only
+    """Respond to a request with an unknown path or method."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - only HTTPException has this handler
     return problem_details(error.status_code, error.detail, error.headers)
 
 

@@ -36,17 +36,17 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 ErrorResponse = Callable[[int, str, Mapping[str, str]], Response]
 
 LOGIN_RATE, LOGIN_BURST = Rate(6, "min"), 10
-"""Login attempts of one client: enough to mistype a token, too few to guess one."""
+"""Maximum login attempts of one client: enough for a person who mistypes a token, too few to guess a token."""
 UNAUTHENTICATED_RATE, UNAUTHENTICATED_BURST = Rate(20, "s"), 200
-"""Requests of one client without a valid token or session."""
+"""Maximum requests of one client that has no valid token or session."""
 _PROBES = ("/healthz", "/readyz")
-"""Paths without a rate limit: if a probe were refused, the orchestrator would restart the service."""
+"""Paths without a rate limit, because the orchestrator would restart the service if a probe were refused."""
 CALLER = "dispatcher.caller"
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOGIN_SCOPES = frozenset({Scope.READ, Scope.OPERATE})
-"""Scopes that a login can have: only programs publish events."""
+"""Scopes that a logged-in person can have. `publish` is not among them, because only programs publish events."""
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
@@ -58,8 +58,8 @@ class Caller:
     name: str
     scopes: frozenset[Scope]
     csrf_token: str | None = None
-    """A request that changes something must contain this token. Set if browsers send the caller's credentials
-    automatically, as they do with cookies."""
+    """A request that changes something must contain this token. None if the caller has a bearer token, which browsers
+    don't send automatically as they send cookies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class AccessControl:
         self._caller_limiter = RateLimiter(config.rate, max(config.rate.number, 1), clock)
         self._unauthenticated_limiter = RateLimiter(UNAUTHENTICATED_RATE, UNAUTHENTICATED_BURST, clock)
         self.login_limiter = RateLimiter(LOGIN_RATE, LOGIN_BURST, clock)
-        """Login attempts by client."""
+        """Limits the login attempts of each client."""
         self._csrf_token = secrets.token_urlsafe(32)
 
     def identify(self, request: HTTPConnection) -> Caller | Unauthenticated:
@@ -117,7 +117,10 @@ class AccessControl:
         return Session(token.name, secrets.token_urlsafe(32), self.sessions.fingerprint(secret))
 
     def _find_token(self, shown: str) -> tuple[Token, str] | None:
-        """Compare with every token in constant time: the duration must not reveal anything about a token."""
+        """Return the token that equals `shown`, with its secret, or None.
+
+        Compares with every token in constant time, so that the duration reveals nothing about a token.
+        """
         found = None
         for token, secret in self._secrets():
             if hmac.compare_digest(_digest(shown), _digest(secret)):
@@ -218,7 +221,7 @@ def needs(scope: Scope, endpoint: Endpoint, *, problem: ErrorResponse = problem)
 async def _has_csrf_token(request: Request, caller: Caller, scope: Scope) -> bool:
     """True if the request contains the caller's CSRF token, or doesn't need one.
 
-    Publishing needs none: publishers are programs, and `is_foreign` has already refused other sites' pages.
+    Publishing needs none, because publishers are programs, and `is_foreign` has already refused other sites' pages.
     """
     if caller.csrf_token is None or request.method in SAFE_METHODS or scope is Scope.PUBLISH:
         return True

@@ -30,11 +30,12 @@ log = structlog.get_logger(__name__)
 HOME = "/console/"
 COOKIE = "dispatcher_oidc"
 REQUEST_TIMEOUT = 10.0
-"""Seconds for each request to the provider."""
+"""Maximum seconds for each request to the provider."""
 LOGIN_TIMEOUT = 600
 """Maximum seconds between the redirect to the provider and the browser's return."""
 ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]
-"""Signatures with the provider's private key. `none` and shared secrets (HS256) are not accepted."""
+"""The accepted signature algorithms, which all sign with a private key. `none` and shared secrets (HS256) are not
+accepted."""
 
 
 class OidcPages:
@@ -98,7 +99,7 @@ class OidcPages:
 
     async def _claims(self, request: Request, login: dict[str, Any]) -> dict[str, Any]:
         """The verified claims of the provider's id_token. Raises an exception of any type if verification fails."""
-        from joserfc import jwt  # noqa: PLC0415 - an extra
+        from joserfc import jwt  # noqa: PLC0415 - an optional dependency
         from joserfc.jwk import KeySet  # noqa: PLC0415
 
         async with self._client(request) as client:
@@ -139,7 +140,7 @@ class OidcPages:
     def _client(self, request: Request) -> Any:
         # Importing authlib's httpx client emits a deprecation warning.
         with warnings.catch_warnings(record=True):
-            from authlib.integrations.httpx_client import AsyncOAuth2Client  # noqa: PLC0415 - an extra
+            from authlib.integrations.httpx_client import AsyncOAuth2Client  # noqa: PLC0415 - an optional dependency
 
         return AsyncOAuth2Client(
             self._config.client_id,
@@ -157,6 +158,6 @@ class OidcPages:
 
 
 def local_target(target: str) -> str:
-    """Where to go after the login: `target` if it is a path of this site, else the console's first page."""
+    """The page to open after the login: `target` if it is a path of this site, else the console's first page."""
     is_local = target.startswith("/") and not target.startswith("//") and target.isprintable() and "\\" not in target
     return target if is_local else HOME

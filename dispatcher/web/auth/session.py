@@ -34,7 +34,7 @@ class Session:
     fingerprint: str
     """A hash of the login's token, or of the provider's settings. If either changes, the session becomes invalid."""
     scopes: frozenset[Scope] = frozenset()
-    """Granted through the OpenID Connect provider. A session from a token has the token's scopes instead."""
+    """Scopes granted through the OpenID Connect provider. A session from a token has the token's scopes instead."""
 
 
 class _Signer(TimestampSigner):
@@ -106,7 +106,7 @@ class Sessions:
     def matches_fingerprint(self, fingerprint: str, secret: str) -> bool:
         """True if `fingerprint` was computed from this token with any of the keys."""
         matches = [hmac.compare_digest(fingerprint, _fingerprint(key, secret)) for key in self._keys()]
-        return any(matches)  # a list, so every key is compared: the duration must not reveal anything
+        return any(matches)  # a list, so every key is compared and the duration reveals nothing
 
     def _serializer(self, salt: str = "session") -> URLSafeTimedSerializer:
         oldest_first = self._keys()[::-1]  # itsdangerous signs with the last key

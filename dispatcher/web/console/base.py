@@ -71,7 +71,7 @@ class Console:
         return needs(scope, endpoint, problem=self._access_error)
 
     def render(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-        """A whole page."""
+        """Render a whole page."""
         common = {
             "caller": caller(request),
             "logged_in": COOKIE in request.cookies,
@@ -82,7 +82,7 @@ class Console:
         return HTMLResponse(html, status)
 
     def fragment(self, template: str, **values: Any) -> str:
-        """Part of a page, which the script inserts into an open page."""
+        """Render a part of a page, which the script inserts into an open page."""
         return self._templates.get_template(template).render(**values)
 
     def error_page(self, request: Request, status: int, message: str) -> Response:

@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart with coordinates from 0 to `WIDTH` and `HEIGHT`."""
+    """A chart. All coordinates are in SVG units, between 0 and `WIDTH` or `HEIGHT`."""
 
     rows: Sequence[Tick]
     columns: Sequence[Tick]
@@ -52,7 +52,7 @@ class Chart:
 
 
 def outcomes(time_buckets: Sequence[TimeBucket]) -> Chart:
-    """Bars: the deliveries created in each time bucket, by their present state."""
+    """Return a bar chart of the deliveries that were created in each time bucket, by their present state."""
     top = _round_up(max(sum(one.by_state.values()) for one in time_buckets))
     bottom = HEIGHT - BOTTOM
 
@@ -74,7 +74,10 @@ def outcomes(time_buckets: Sequence[TimeBucket]) -> Chart:
 
 
 def lags(time_buckets: Sequence[TimeBucket]) -> Chart:
-    """Lines: p50 and p95 of the time from the terminal event to the provider's acceptance, on a logarithmic scale."""
+    """Return a line chart of the time from the terminal event to the provider's acceptance (p50 and p95).
+
+    The lag axis is logarithmic.
+    """
     known = [lag for one in time_buckets for quantile in (0.5, 0.95) if (lag := one.lag(quantile)) is not None]
     low = max(
         (tick for tick in _LAG_TICKS if tick <= max(min(known, default=0.1), _LAG_TICKS[0])), default=_LAG_TICKS[0]
@@ -143,7 +146,7 @@ def _x(at: int, time_buckets: Sequence[TimeBucket]) -> float:
 
 
 def _round_up(number: int) -> int:
-    """The next higher of 2, 4, 10, 20, 40, 100, …: half of each is a whole number."""
+    """Round up to 2, 4, 10, 20, 40, 100, …, because half of each of these is a whole number."""
     size = 1
     while True:
         for digit in (2, 4, 10):

@@ -80,7 +80,8 @@ def _wire(console: Console, delivery: Delivery) -> bytes | None:
     )
     try:
         return channel.wire_preview(message).body
-    except (ChannelError, LookupError, TypeError, ValueError):  # content of another version or of a custom template
+    except (ChannelError, LookupError, TypeError, ValueError):
+        # Another version or a custom template can have written content that the channel rejects.
         return None
 
 

@@ -12,7 +12,7 @@ from dispatcher.web.console import charts
 from dispatcher.web.console.base import Console, PageError
 
 SHOWN = 30
-"""Activity entries on the page when it is loaded."""
+"""Maximum number of activity entries on the page when it is loaded."""
 
 
 async def get(console: Console, request: Request) -> Response:
