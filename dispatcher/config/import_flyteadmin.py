@@ -25,7 +25,8 @@ TEMPLATES = "flyte-templates"
 """The folder, next to the settings, for templates with Flyte's subject and body."""
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _SENDGRID = ("smtp.sendgrid.net", "587", "apikey")
-"""SendGrid's documentation, "Integrating with the SMTP API": the API key is the password of the user `apikey`."""
+"""Host, port and user name of SendGrid's relay. The API key is the password. Source: SendGrid's documentation,
+"Integrating with the SMTP API"."""
 _NO_WRAP = 100_000
 """A line length that yaml.safe_dump never reaches, so that it does not wrap lines."""
 _WORKFLOWS = {"all", "*", "workflow"}
@@ -40,7 +41,7 @@ class ImportedConfig:
     lines: list[str] = field(default_factory=list)
     """The settings' YAML."""
     templates: dict[str, str] = field(default_factory=dict)
-    """Files of `templates.path`: name and content."""
+    """Mapping from the name of a template file, in the folder `TEMPLATES`, to its content."""
     to_do: list[str] = field(default_factory=list)
     """Tasks for a person; each is also a comment in the settings."""
 
@@ -282,7 +283,7 @@ def _where_from(place: str) -> str:
 
 
 def _printable(line: str) -> str:
-    """The line without control characters and line breaks: text from flyteadmin must not end the comment."""
+    """Replace control characters and line breaks, so that text from flyteadmin can't end the comment."""
     return "".join(character if character.isprintable() else " " for character in line)
 
 

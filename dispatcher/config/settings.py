@@ -62,14 +62,14 @@ class LedgerSettings(_Section):
     url: str = DEFAULT_LEDGER
     """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
     password_file: SecretFile | None = None
-    """PostgreSQL's password, instead of one in the URL; read at each connection, so it may rotate."""
+    """File with PostgreSQL's password, if `url` contains none. Read at each connection, so the password may rotate."""
     timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
-    """Maximum time of one PostgreSQL statement; then it is cancelled and retried."""
+    """Maximum time of one PostgreSQL statement. A statement that takes longer is cancelled and retried."""
     retention: Duration = timedelta(days=90)
     """How long events and rejected messages are kept. Older ones are deleted, except events with waiting deliveries."""
     lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
-    """How long a worker owns a delivery that it claimed; if the worker dies, others claim it after this time. An
-    attempt may take two thirds of this time at most."""
+    """How long a worker owns a delivery that it claimed. If the worker dies, another worker claims the delivery after
+    this time. An attempt may take two thirds of this time at most."""
 
     @model_validator(mode="after")
     def _has_one_password(self) -> Self:
@@ -81,7 +81,7 @@ class LedgerSettings(_Section):
 
 
 class RecipientAlias(RootModel[Mapping[str, str]]):
-    """A channel and a recipient on it: `{teams: dev}`."""
+    """A channel and a recipient on it, such as `{teams: dev}`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -106,20 +106,20 @@ class RulesSettings(_Section):
     flyte_admin: FlyteAdminConfig | None = None
     """Ask FlyteAdmin for an execution's effective rules; they take precedence over rule files."""
     recipients: Mapping[str, RecipientAlias] = Field(default_factory=dict)
-    """Redirects recipients in rules to another channel: `{"#dev": {teams: dev}}`. Flyte's launch plans can name only
-    email, Slack and PagerDuty recipients; this option redirects them to other channels."""
+    """Redirects recipients in rules to another channel, as in `{"#dev": {teams: dev}}`. Flyte's launch plans can name
+    only email, Slack and PagerDuty recipients; this option redirects them to other channels."""
 
 
 class ReconcileSettings(_Section):
     """Looks in FlyteAdmin for finished executions whose event was lost before Kafka. Needs `rules.flyte_admin`."""
 
     every: Duration = Field(timedelta(minutes=10), ge=timedelta(), le=timedelta(days=1))
-    """How often to look; 0 switches it off."""
+    """How often to look; 0 switches reconciliation off."""
     look_back: Duration = Field(timedelta(hours=24), ge=timedelta(minutes=1))
-    """How far back to look at most, for example after a long outage."""
+    """Maximum time to look back, for example after a long outage."""
     min_age: Duration = Field(timedelta(minutes=5), ge=timedelta())
-    """How long ago an execution must have finished before its event counts as lost; until then the event may still be
-    in Kafka."""
+    """Time to wait after an execution has finished. If its event has not arrived by then, it counts as lost; before
+    that, the event may still be in Kafka."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
@@ -158,13 +158,13 @@ class DeliveryOptions(BaseModel):
 
     retry: RetrySettings = RetrySettings()
     concurrency: int = Field(20, ge=1, le=1000)
-    """Maximum deliveries in flight; one Slack channel or PagerDuty service gets at most a quarter of them."""
+    """Maximum number of deliveries in flight; one Slack channel or PagerDuty service gets at most a quarter of them."""
     rate: RateOption
     """Rate limit of one destination: a Slack channel, a PagerDuty service, the mail relay. Replicas share the limit."""
     burst: int
-    """How many messages a destination takes at once before `rate` limits them."""
+    """Maximum number of messages that a destination may get at once; after them, `rate` is the limit."""
     fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
-    """By channel: who is notified when a delivery is dead."""
+    """Mapping from a channel to the recipients on it who are notified when a delivery is dead."""
 
     def rate_limit(self) -> RateLimit:
         """The limits of one destination: `rate`, `burst`, and a quarter of `concurrency`."""
@@ -217,13 +217,13 @@ class Settings(BaseSettings):
     http: HttpConfig | None = None
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
-    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # created at run time, above
+    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # the type is created above
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: str = ""
     """URL of Flyte's console, such as `https://flyte.example.com/console`, for links to the execution."""
     logs_url: str = Field("", pattern=r"^(https?://[^\s<>\"'|]+)?$")
-    """Log links: a URL that contains `{project}`, `{domain}` and `{name}` of the execution."""
+    """URL of an execution's logs. Its `{project}`, `{domain}` and `{name}` are replaced with those of the execution."""
     watchdog: WatchdogConfig = WatchdogConfig()
     canary: CanaryConfig | None = None
     tracing: TracingConfig | None = None
@@ -232,7 +232,7 @@ class Settings(BaseSettings):
     log: Literal["json", "console", "auto"] = "auto"
     """Format of the log. `auto`: readable text at a terminal, otherwise JSON."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Only `debug` names recipients and mail addresses."""
+    """Lowest level of the lines to log. Only lines of the level `debug` name recipients and mail addresses."""
 
     @model_validator(mode="after")
     def _reconcile_has_flyte_admin(self) -> Self:
@@ -262,7 +262,7 @@ class Settings(BaseSettings):
 def load(path: Path | None) -> Settings:
     """Read the settings from a file and the environment. Without a path, `DISPATCHER_CONFIG` may name the file.
 
-    Raises SettingsError: a line for each problem, with file and line, or the environment variable.
+    Raises SettingsError. Its message has one line for each problem, with the file and line or the environment variable.
     """
     if PLUGIN_PROBLEMS:
         raise SettingsError("\n".join(f"{problem}; fix that package, or uninstall it" for problem in PLUGIN_PROBLEMS))
@@ -279,7 +279,7 @@ def load(path: Path | None) -> Settings:
 
 
 def _path_from_environment() -> Path | None:
-    path = os.environ.get(CONFIG_VARIABLE)  # noqa: TID251 - only this module reads the environment
+    path = os.environ.get(CONFIG_VARIABLE)  # noqa: TID251 - this module alone may read the environment
     return Path(path) if path else None
 
 
@@ -332,7 +332,7 @@ def _problems(error: ValidationError, document: Document, path: Path | None) -> 
 
 def _place(where: tuple[int | str, ...], document: Document, path: Path | None) -> str:
     variable = PREFIX + "__".join(map(str, where)).upper()
-    if variable in os.environ or path is None:  # noqa: TID251 - to name the variable in the message
+    if variable in os.environ or path is None:  # noqa: TID251 - this module alone may read the environment
         return f"{variable}: " if variable in os.environ else ""  # noqa: TID251
     return f"{path}:{document.line_of(where)}: "
 
@@ -351,6 +351,6 @@ def _suggestion(where: tuple[int | str, ...]) -> str:
 
 
 def _model_in(annotation: Any) -> Any:
-    """The model in `Model` or `Model | None`."""
+    """Return the model in the annotation `Model` or `Model | None`; None if the annotation contains no model."""
     candidates = getattr(annotation, "__args__", (annotation,))
     return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
