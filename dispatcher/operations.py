@@ -18,13 +18,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Redrive and replay. Raises Unavailable while the ledger or FlyteAdmin can't be reached."""
+    """Redrives deliveries and replays messages. Raises Unavailable while the ledger or FlyteAdmin can't be reached."""
 
     ledger: Ledger
     intake: Intake
     clock: Clock
     notify: Callable[[], None]
-    """Called after a redrive: there are new due deliveries for the workers."""
+    """Called after a redrive, because the workers then have new due deliveries."""
 
     async def redrive(self, wanted: DeliveryFilter, *, by: str) -> int:
         """Make the matching dead deliveries due again; return their number. `by`: the caller, for the log."""

@@ -14,14 +14,16 @@ SWITCH_INTERVAL = 0.0005
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Like `asyncio.run`, with uvloop if installed: half of a send's time is spent in the event loop (bench/mail.py).
+    """Run `main` like `asyncio.run`, but with uvloop if it is installed.
+
+    uvloop is faster, and a send spends half of its time in the event loop (bench/mail.py).
 
     Also shortens the interpreter's switch interval. SQLite's thread releases the interpreter lock at each statement;
     while the event loop is busy, it would wait 5 ms (Python's default) each time to get the lock back.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
-        from uvloop import new_event_loop  # noqa: PLC0415 - not available for Windows and PyPy
+        from uvloop import new_event_loop  # noqa: PLC0415 - uvloop is not available for Windows and PyPy
     except ModuleNotFoundError:
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:

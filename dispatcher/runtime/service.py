@@ -45,22 +45,23 @@ from dispatcher.web.health import ReadinessCheck, ReadyPage
 from dispatcher.web.metrics import Collector, MetricsPage
 from dispatcher.web.server import serving
 
-if TYPE_CHECKING:  # the import needs an extra
+if TYPE_CHECKING:  # the client needs optional dependencies (an extra), so only types are imported
     from dispatcher.flyte.admin.client import FlyteAdmin
 
 log = structlog.get_logger(__name__)
 
 PURGE_LIMIT = 200
-"""Events that one purge deletes at most."""
+"""Maximum number of events that one purge deletes."""
 PURGE_PAUSE = 0.5
-"""Seconds between two purges while there are more rows to delete: deliveries need the ledger too."""
+"""Seconds to pause between purges while there are more rows to delete, so that deliveries can use the ledger."""
 PURGE_INTERVAL = 600.0
 """Seconds until the next purge after one that deleted nothing."""
 IDLE_POLL_TIMEOUT = 0.02
 """Maximum seconds that intake waits, before it records a batch, for workers that are polling the ledger. Most polls
 find nothing; the workers then have free slots for the batch's deliveries."""
 LEDGER_TIMEOUT = 30
-"""Seconds that the service waits for the ledger when it starts: a database that starts together with it needs time."""
+"""Maximum seconds that the service waits for the ledger at its start, because a database that starts at the same time
+needs some time."""
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class Service:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _workers: list[DeliveryWorker] = field(default_factory=list)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    """The tasks of all components except the workers, by the component's name. They end before the workers do."""
+    """Mapping from a component's name to its task, except for workers. These tasks end before the workers' tasks do."""
     _progress_monitor: ProgressMonitor | None = None
     _canary: Canary | None = None
     _tracing: Tracing = OFF
@@ -262,10 +263,10 @@ class Service:
             worker.abandon()
 
     async def _direct_dispatches(self) -> Mapping[str, DirectDispatch]:
-        """The workers' free slots, by channel. Waits up to IDLE_POLL_TIMEOUT for running polls.
+        """Return the workers' free slots, by channel. Waits up to IDLE_POLL_TIMEOUT for running polls to finish.
 
-        `accept` must be called on every DirectDispatch. So nothing is awaited after the first one was created: a
-        cancellation in between would leave it without an answer.
+        `accept` must be called on every DirectDispatch. So nothing is awaited after the first DirectDispatch is
+        created, because a cancellation there would prevent the call.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(IDLE_POLL_TIMEOUT):
@@ -345,7 +346,7 @@ class Service:
             self.metrics.backlog(await ledger.backlog(now=self.clock.now()), now=self.clock.now())
 
         async def kafka() -> None:
-            assert source is not None  # noqa: S101 - only registered with a source, see below
+            assert source is not None  # noqa: S101 - this collector is used only with a source
             self.metrics.kafka(None, source.last_timestamps())  # in case the broker does not answer
             self.metrics.kafka(await source.lag(), source.last_timestamps())
 
@@ -428,7 +429,7 @@ def make_renderer(
 
 
 def _severity(settings: Settings) -> Callable[[Event], str | None]:
-    """A function that returns an event's severity from the first channel section that defines one, or None."""
+    """Return a function that returns an event's severity from the first channel section that defines one, or None."""
     functions = [one.severity_of for one in settings.channel_sections.values() if hasattr(one, "severity_of")]
 
     def severity(event: Event) -> str | None:
@@ -512,7 +513,8 @@ def make_reconciler(
 async def migrate_ledger(settings: LedgerSettings) -> Schema:
     """Migrate the ledger's tables. Returns the schema that they had before.
 
-    Raises SettingsError and LedgerIncompatible, and LedgerUnavailable if the ledger is unavailable for LEDGER_TIMEOUT.
+    Raises SettingsError and LedgerIncompatible, and LedgerUnavailable if the ledger is unavailable for LEDGER_TIMEOUT
+    seconds.
     """
     ledger = Ledger(settings.url, settings.timeout, settings.password_file)
     try:
