@@ -25,7 +25,7 @@ from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
 
-if TYPE_CHECKING:  # every command reads the settings, and few commands need these modules
+if TYPE_CHECKING:  # every command imports the settings, but few need these modules
     from dispatcher.intake.kafka.consumer import KafkaConfig
     from dispatcher.intake.pipeline import Intake
     from dispatcher.ledger import Ledger, StoredDelivery
@@ -36,7 +36,8 @@ log = structlog.get_logger(__name__)
 PROJECT, DOMAIN = "dispatcher", "canary"
 """The project and domain of canaries, in the ledger and in the console."""
 POSITION = "canary"
-"""The position of a canary that did not go through Kafka; also the name of the election of the sending replica."""
+"""The position of a canary that did not go through Kafka. Also the name of the election that chooses the replica which
+sends the canary."""
 POLL_INTERVAL = timedelta(milliseconds=500)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -50,16 +51,16 @@ class CanaryConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channel: str
-    """One of the configured channels."""
+    """Name of the configured channel that sends the canaries."""
     recipient: str
     """The recipient, written as in a rule: a mailbox or a Slack channel for canaries only."""
     every: Duration = Field(timedelta(minutes=5), ge=timedelta(seconds=10), le=timedelta(days=1))
     """How often a canary is sent."""
     within: Duration = Field(timedelta(minutes=1), ge=timedelta(seconds=1))
-    """How soon it must arrive; otherwise it is missed."""
+    """Maximum time until a canary arrives. A canary that has not arrived by then counts as missed."""
     through: Literal["kafka", "intake"] = "kafka"
-    """Where it is published: on the first of `kafka.topics`, which needs write permission, or directly to intake.
-    Without the section `kafka` it is always intake."""
+    """Where canaries are published. `kafka`: to the first of `kafka.topics`, which needs write permission. `intake`:
+    directly to intake; without the section `kafka`, canaries always go there."""
     readiness: bool = False
     """`true`: `/readyz` fails on all replicas from a missed canary until the next one arrives."""
 
@@ -82,7 +83,7 @@ class Canary:
     publish_miss: Publish
     """Publishes the event that notifies the fallback recipients of a missed canary. Never goes through Kafka."""
     fallback_recipients: Mapping[str, Sequence[str]]
-    """By channel: the recipients who are notified of a missed canary."""
+    """Mapping from a channel to the recipients who are notified of a missed canary."""
     stopping: asyncio.Event
     missed: str | None = None
     """Why the last canary was missed; None if it arrived or none was sent yet."""
@@ -130,7 +131,7 @@ class Canary:
 
     async def _arrival(self, event: Event) -> datetime | str:
         """When the canary arrived, or the reason why it has not arrived yet."""
-        from dispatcher.ledger import DeliveryFilter  # noqa: PLC0415 - see above
+        from dispatcher.ledger import DeliveryFilter  # noqa: PLC0415 - only the running service needs it
 
         try:
             found = await self.ledger.find(DeliveryFilter(execution=str(event.execution)), limit=10)
@@ -151,7 +152,7 @@ class Canary:
         if not elected:
             return
         self.metrics.canary_missed(self.config.channel)
-        # A dead canary notifies the fallback recipients like any other dead delivery.
+        # If the canary is dead, the fallback recipients are notified already, as for any other dead delivery.
         if first and self.fallback_recipients and not reason.startswith(_GIVEN_UP):
             try:
                 await self.publish_miss(self._miss_event(event, reason))
@@ -169,7 +170,7 @@ class Canary:
         )
 
     def _miss_event(self, event: Event, reason: str) -> Event:
-        """The failure that notifies the fallback recipients of a missed canary."""
+        """The FAILED event whose rules notify the fallback recipients of a missed canary."""
         rules = tuple(
             Notification(phases=(Phase.FAILED,), channel=channel, recipients=tuple(recipients))
             for channel, recipients in self.fallback_recipients.items()
@@ -188,7 +189,7 @@ class Canary:
         )
 
     def _slot(self) -> datetime:
-        """The start of this period: the same for all replicas, and the scheduled time of its canary."""
+        """The start of the current period. It is the same on all replicas, and is the scheduled time of the canary."""
         now = self.clock.now()
         return now - (now - _EPOCH) % self.config.every
 
@@ -222,7 +223,7 @@ def through_kafka(config: KafkaConfig) -> Publish:
     """A function that publishes an event to the first of `kafka.topics`."""
 
     async def publish(event: Event) -> None:
-        from dispatcher.intake.kafka.consumer import KafkaPublisher  # noqa: PLC0415 - see above
+        from dispatcher.intake.kafka.consumer import KafkaPublisher  # noqa: PLC0415 - only the running service needs it
 
         message = write(event, Format.NATIVE)
         async with KafkaPublisher(config) as publisher:

@@ -1,7 +1,7 @@
 """Logging to standard error: readable text at a terminal, otherwise one JSON object per line.
 
-Mail addresses are masked at every level except debug: mail relays and Slack name people in their answers, and more
-people can read the log than the ledger, which has the full text.
+Mail addresses are masked at every level except debug. Answers of mail relays and Slack contain them, and more people
+can read the log than the ledger, which has the full text.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class _LockedStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._lock = threading.RLock()  # reentrant: a garbage collection in the middle of a write can log
+        self._lock = threading.RLock()  # reentrant, because a garbage collection during a write can log
 
     def write(self, text: str) -> None:
         with self._lock:
@@ -136,8 +136,8 @@ class _LineLogger:
 
 
 def _never_raising(steps: Sequence[structlog.typing.Processor]) -> structlog.typing.Processor:
-    """A processor that runs all steps. If a step raises, the result is a line that reports the error: code that logs
-    never gets an exception.
+    """Return a processor that runs all steps. If a step raises, the processor returns a line that reports the error, so
+    that code that logs never gets an exception.
     """
 
     def render(logger: Any, level: str, entry: structlog.typing.EventDict) -> Any:
@@ -177,7 +177,7 @@ def _dumps(entry: structlog.typing.EventDict) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """A JSON value for an object of a type that JSON does not have."""
+    """Convert an object whose type JSON does not have into a JSON value."""
     match value:
         case set() | frozenset():
             return list(value)

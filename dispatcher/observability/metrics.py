@@ -1,4 +1,4 @@
-"""The metrics: one method for each occurrence to count. The only module that uses the Prometheus client.
+"""The metrics, with one method for each occurrence to count. This is the only module that uses the Prometheus client.
 
 Label values are few, and known in advance or from the settings: channels, phases, topics. Executions, projects,
 recipients and reasons are never labels; they are in the ledger and in the log. docs/metrics.md lists every metric, and
@@ -26,12 +26,12 @@ from dispatcher.version import __version__
 
 SOURCES = ("kafka", "http", "reconcile", "canary")
 REPLAY = "replay"
-"""The label for all other sources: a replayed message has the position at which it first arrived."""
+"""The label `source` of replays. The source of a replayed message is the position at which it first arrived."""
 _PROVIDER_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LAG_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
 _CANARY_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
-# It would add a second series to each metric, which PromQL does not use.
+# Without this, each counter and histogram gets a second series with its creation time, which PromQL does not use.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
@@ -207,7 +207,7 @@ class Metrics:
                 self._deliveries.labels(self._channel_label(delivery.channel), "dead").inc()
 
     def _channel_label(self, channel: str) -> str:
-        """The channel's name, or `other` for one that is not configured: events and old deliveries may name any."""
+        """Return the channel's name, or `other` if it is not configured, because events may name any channel."""
         return channel if channel in self._channels else "other"
 
     def deferred(self, channel: str, number: int) -> None:
@@ -297,7 +297,9 @@ class Metrics:
         self._loop_delay = self._gauge("loop_delay_seconds", "How late the event loop ran its last heartbeat.")
         self._canaries = self._counter("canaries", "Canaries by outcome: arrived, missed.", "channel", "outcome")
         self._canary_last_arrival = self._gauge(
-            "canary_last_arrival_timestamp_seconds", "When the last canary that this replica sent arrived.", "channel"
+            "canary_last_arrival_timestamp_seconds",
+            "Arrival time of the last canary that this replica sent.",
+            "channel",
         )
         self._canary_duration = self._histogram(
             "canary_duration_seconds",
@@ -329,7 +331,7 @@ class Metrics:
         self._stalled.labels(component).set(1)
 
     def recovered(self, component: str) -> None:
-        """A stalled component makes progress again."""
+        """Record that a stalled component makes progress again."""
         self._stalled.labels(component).set(0)
 
     def heartbeat(self, delay: float) -> None:
@@ -352,7 +354,7 @@ class Metrics:
         self._canaries.labels(channel, "missed").inc()
 
     def _series_of(self, metric: _Metric, *labels: str) -> _Metric:
-        """The series with these labels, cached for the hot path. Not for gauges whose series are cleared."""
+        """Return the series with these labels, cached for speed. Don't use it for gauges whose series are cleared."""
         key = (metric, *labels)
         series: _Metric | None = self._series.get(key)
         if series is None:
@@ -384,5 +386,5 @@ def _phase(rejected: Rejected) -> str:
 
 
 def _seconds(duration: timedelta) -> float:
-    """The duration in seconds. A negative duration is 0: clocks of different machines differ."""
+    """Return the seconds, or 0 if the duration is negative, which happens because the clocks of machines differ."""
     return max(duration.total_seconds(), 0.0)

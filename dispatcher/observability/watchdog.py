@@ -25,7 +25,7 @@ from dispatcher.clock import Clock
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.parsing.duration import Duration
 
-if TYPE_CHECKING:  # every command reads the settings, and few commands need these modules
+if TYPE_CHECKING:  # every command imports the settings, but few need these modules
     from dispatcher.delivering.worker import DeliveryWorker
     from dispatcher.intake.kafka.consumer import KafkaSource
     from dispatcher.ledger import Ledger
@@ -36,9 +36,9 @@ log = structlog.get_logger(__name__)
 LOOP = "loop"
 """The event loop's name among the components."""
 EXIT_STATUS = 70
-"""The exit status of a process that the watchdog ends: EX_SOFTWARE of sysexits."""
+"""The exit status of a process that the watchdog ends: EX_SOFTWARE in sysexits.h."""
 CHECKS_PER_PERIOD = 4
-"""Heartbeats and checks in each period of `loop_stall` or `no_progress_after`."""
+"""Number of heartbeats in each period of `loop_stall`, and of progress checks in each `no_progress_after`."""
 
 
 class WatchdogConfig(BaseModel):
@@ -47,14 +47,14 @@ class WatchdogConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loop_stall: Duration = Field(timedelta(seconds=30), ge=timedelta())
-    """How long the event loop may be blocked before it counts as hung, and the log says where; 0 switches the check
-    off."""
+    """Time after which a blocked event loop counts as hung. The log then shows where it is blocked. 0 switches the
+    check off."""
     exit: bool = False
     """End the process with status 70 if its event loop hangs, so that a supervisor restarts it. Use this if there
     is no liveness probe."""
     no_progress_after: Duration = Field(timedelta(minutes=5), ge=timedelta())
-    """How long a component with work may make no progress before `/readyz` and the log name it; 0 switches the check
-    off."""
+    """Time after which a component that has work but makes no progress counts as stalled. `/readyz` and the log then
+    name it. 0 switches the check off."""
 
 
 def _exit() -> None:
@@ -120,7 +120,7 @@ class Watchdog:
     def _report(self, seconds: float) -> None:
         self._hangs = True
         self._metrics.stalled(LOOP)
-        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the only way to another thread's stack
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - no public function shows another thread
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         log.critical(
             "stalled: the event loop hangs",
@@ -147,10 +147,10 @@ class ProgressMonitor:
 
     ledger: Ledger
     workers: Mapping[str, DeliveryWorker]
-    """By the component's name, such as `worker slack`."""
+    """Mapping from the component's name, such as `worker slack`, to the worker."""
     source: KafkaSource | None
     tasks: Mapping[str, asyncio.Task[None]]
-    """The components' tasks, by the component's name."""
+    """Mapping from a component's name to its task."""
     metrics: Metrics
     clock: Clock
     no_progress_after: timedelta
@@ -161,7 +161,7 @@ class ProgressMonitor:
     """The components that make no progress."""
     _started_at: datetime | None = None
     _lagging_since: datetime | None = None
-    """Since when messages have been unread and no batch has been recorded."""
+    """Time since which messages have been unread and no batch has been recorded; None at other times."""
 
     async def run(self) -> None:
         """Check until stopped."""
