@@ -16,13 +16,13 @@ import orjson
 from dispatcher.errors import Unreadable
 
 Headers = Sequence[tuple[str, bytes]]
-"""Names and values. The names are Kafka's: the HTTP intake renames `ce-type` to `ce_type`."""
+"""Names and values. The names are those of Kafka messages, so the HTTP intake renames `ce-type` to `ce_type`."""
 
 _STRUCTURED = b"application/cloudevents+json"
 
 
 def type_header(headers: Headers) -> bytes | None:
-    """The event's type in binary mode, or None without a type header. This is the hot path: no parsing, no copies."""
+    """The event's type in binary mode, or None without a type header. Parses and copies nothing, for speed."""
     for name, value in headers:
         if name == "ce_type":
             return value
@@ -52,7 +52,7 @@ def trace_context(headers: Headers, value: bytes | None) -> dict[str, str]:
 
 
 def load_json(value: bytes | None) -> Any:
-    """Parse JSON. Raises Unreadable with the place of the error."""
+    """Parse JSON. Raises Unreadable, which names the position of the error."""
     if not value:
         raise Unreadable("the message is empty")
     try:

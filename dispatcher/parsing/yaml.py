@@ -19,7 +19,7 @@ class Problem:
 
     file: Path
     line: int
-    """Counted from 1; 0 if the line is not known."""
+    """The line's number, counted from 1; 0 if it is not known."""
     message: str
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ def _parse_json(text: str) -> Document:
         raise Malformed(f"broken JSON: {error.msg}", error.lineno) from None
     try:
         return Document(data, yaml.compose(text, Loader=_Loader))
-    except (yaml.YAMLError, RecursionError):  # valid JSON that YAML can't parse, for example with tabs: no line numbers
+    except (yaml.YAMLError, RecursionError):  # YAML can't parse all JSON, such as tabs; then lines are unknown
         return Document(data)
 
 

@@ -1,4 +1,4 @@
-"""Traces: one for each event, from its message to the provider. Without `tracing:` in the settings, nothing is traced.
+"""Traces each event from its message to the provider. Without `tracing:` in the settings, nothing is traced.
 
 Other packages use the classes of this module, which do nothing by themselves. `spans` has the classes that export; it
 needs the extra `tracing` and is the only module that imports OpenTelemetry.
@@ -25,7 +25,7 @@ class TracingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: str = Field(pattern=r"^https?://[^\s/]+")
-    """URL of an OpenTelemetry collector, such as `http://collector:4318`; `/v1/traces` is added if it has no path."""
+    """URL of an OpenTelemetry collector, such as `http://collector:4318`. If it has no path, `/v1/traces` is added."""
     service_name: str = Field("flyte-notification-dispatcher", min_length=1)
     """The name of this service in traces."""
     sample: float = Field(1.0, ge=0, le=1)
@@ -93,7 +93,7 @@ def open_tracing(config: TracingConfig | None) -> Tracing:
     if config is None:
         return OFF
     try:
-        from dispatcher.tracing.spans import ExportingTracing  # noqa: PLC0415 - needs an extra, only for tracing
+        from dispatcher.tracing.spans import ExportingTracing  # noqa: PLC0415 - OpenTelemetry is an optional dependency
     except ImportError:
         raise SettingsError(
             "tracing needs OpenTelemetry: pip install 'flyte-notification-dispatcher[tracing]'"

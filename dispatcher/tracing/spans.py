@@ -30,7 +30,7 @@ from dispatcher.version import __version__
 MAX_TRACESTATE = 512
 """Maximum characters of a `tracestate`; a longer one is dropped. Source: W3C Trace Context, 3.3.1.5."""
 EXPORT_TIMEOUT = 5
-"""Seconds that the collector may take for one batch; shutdown waits about as long for the last batch."""
+"""Maximum seconds that the collector may take for one batch; shutdown waits about as long for the last batch."""
 _KINDS = {"dispatcher.send": SpanKind.CLIENT}
 _w3c = TraceContextTextMapPropagator()
 
@@ -110,7 +110,7 @@ class _ExportedSpan(Span):
 
 
 class _LinkSampler(Sampler):
-    """Samples a share of the traces. A trace with a link is sampled only if the linked span was."""
+    """Samples a share of the traces. A trace with a link is sampled only if the linked span was sampled."""
 
     def __init__(self, share: float) -> None:
         self._share = TraceIdRatioBased(share)
