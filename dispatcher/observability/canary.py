@@ -62,7 +62,7 @@ class CanaryConfig(BaseModel):
     """Where canaries are published. `kafka`: to the first of `kafka.topics`, which needs write permission. `intake`:
     directly to intake; without the section `kafka`, canaries always go there."""
     readiness: bool = False
-    """`true`: `/readyz` fails on all replicas from a missed canary until the next one arrives."""
+    """If true, `/readyz` fails on all replicas from a missed canary until the next canary arrives."""
 
     @model_validator(mode="after")
     def _one_at_a_time(self) -> Self:
@@ -116,7 +116,7 @@ class Canary:
             await self._record_miss(event, problem or arrival, elected=elected)
 
     async def unready_reason(self) -> str | None:
-        """For /readyz: why the last canary was missed, or None."""
+        """Return the reason for /readyz why the last canary was missed, or None."""
         return f"the last canary is missed: {self.missed}" if self.missed is not None else None
 
     async def _wait_for_arrival(self, event: Event, deadline: datetime) -> datetime | str:

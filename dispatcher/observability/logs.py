@@ -123,7 +123,7 @@ class _LockedStream:
 
 
 class _LineLogger:
-    """The logger that structlog's bound loggers wrap: writes finished lines to the stream."""
+    """The logger that structlog's bound loggers wrap. It writes finished lines to the stream."""
 
     def __init__(self, name: str, stream: _LockedStream) -> None:
         self.name = name

@@ -201,7 +201,7 @@ class Metrics:
             self._series_of(self._lag, channel).observe(lag)
 
     def _count_undeliverable(self, created: Sequence[Delivery]) -> None:
-        """Count new deliveries that are dead from the start: no configured channel serves the recipient."""
+        """Count new deliveries that are dead from the start, because no configured channel serves the recipient."""
         for delivery in created:
             if delivery.state is State.DEAD:
                 self._deliveries.labels(self._channel_label(delivery.channel), "dead").inc()

@@ -185,7 +185,7 @@ class ProgressMonitor:
             self._update("intake", stalled=await self._intake_stalled(self.source, now))
 
     async def unready_reason(self) -> str | None:
-        """For /readyz: the components that make no progress, or None."""
+        """Return a sentence for /readyz that names the components without progress, or None if there are none."""
         return f"no progress: {', '.join(sorted(self.stalled))}" if self.stalled else None
 
     async def _worker_stalled(self, worker: DeliveryWorker, now: datetime) -> bool:
@@ -236,7 +236,7 @@ class ProgressMonitor:
 
 
 def await_stack(task: asyncio.Task[Any]) -> list[str]:
-    """Where a task waits: `file:line function` of each coroutine, the innermost last."""
+    """Return where a task waits, as one `file:line function` for each coroutine, the innermost last."""
     places = []
     awaited: Any = task.get_coro()
     while awaited is not None:

@@ -64,7 +64,7 @@ def load_json(value: bytes | None) -> Any:
 
 
 def _with_lone_surrogates(value: bytes) -> Any:
-    """Parse JSON with lone surrogates, which UTF-8 can't encode: each becomes a question mark."""
+    """Parse JSON with lone surrogates, which UTF-8 can't encode. Each becomes a question mark."""
     try:
         text = json.dumps(json.loads(value), ensure_ascii=False)
     except (ValueError, RecursionError) as error:

@@ -272,7 +272,7 @@ class MeteredSandbox(Sandbox):
         return result if isinstance(result, Namespace) else meter.charge_value(result)
 
     def call_binop(self, context: JinjaContext, operator: str, left: Any, right: Any) -> Any:
-        """Charge `*`, `**`, `+` and `%` before they run: their results can be much larger than their operands."""
+        """Charge `*`, `**`, `+` and `%` before they run, because results can be much larger than operands."""
         meter = self._meter
         if isinstance(left, int) and isinstance(right, int):
             meter.charge()

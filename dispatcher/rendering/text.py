@@ -85,7 +85,7 @@ def cut_mrkdwn(text: str, limit: int) -> str:
 
 
 def cut_for_slack(text: object, limit: int) -> Escaped:
-    """Escape, then cut: the limit applies to the escaped text, which is the text that is sent."""
+    """Escape, then cut, because the limit applies to the text that is sent, which is the escaped text."""
     return Escaped(cut_mrkdwn(escape_slack(text), limit))
 
 

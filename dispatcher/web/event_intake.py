@@ -63,7 +63,7 @@ def _kafka_headers(request: Request) -> Headers:
 def _response(result: BatchResult) -> Response:
     if result.rejected:
         rejected = result.rejected[0]
-        status = 202 if rejected.event else 400  # 202: decoded, but its rules are unknown; kept for a replay
+        status = 202 if rejected.event else 400  # 202: the event is kept for a replay once its rules are known
         return JSONResponse({"status": "rejected", "id": rejected.id, "reason": rejected.reason}, status)
     if not result.recorded:
         return JSONResponse({"status": "ignored", "reason": "not a terminal phase change of a workflow"}, 202)

@@ -37,7 +37,7 @@ then counts as full."""
 
 
 class RateLimiter:
-    """A token bucket for each key (GCRA): `burst` requests at once, then as many as the rate allows."""
+    """A token bucket for each key (GCRA). It allows `burst` requests at once, and then as many as the rate allows."""
 
     def __init__(self, rate: Rate, burst: int, clock: Clock) -> None:
         self._interval = rate.interval
@@ -64,7 +64,7 @@ def too_many_requests(wait: timedelta) -> Response:
 
 
 def client_key(host: str) -> str:
-    """The rate limit's key for an address: an IPv4 address itself, or the /64 network of an IPv6 address."""
+    """Return the rate limiter's key of an address: the IPv4 address itself, or the /64 network of an IPv6 address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -23,7 +23,7 @@ with without_modules("watchfiles"):  # uvicorn's reloader for development; impor
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Install no signal handlers: the service has its own."""
+        """Install no signal handlers, because the service has its own."""
         yield
 
 
@@ -79,7 +79,7 @@ async def serving(
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only if the socket's protocol is IPPROTO_TCP. With Nagle's algorithm, the second write
-    # of a response waits for the client's delayed acknowledgement: 40 ms.
+    # of a response waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -262,7 +262,7 @@ class Api:
 
 
 def _parsed(parse: Callable[[], _Parsed]) -> _Parsed:
-    """Return the result of `parse`. An invalid time or cursor is the client's mistake: 400."""
+    """Return the result of `parse`. An invalid time or cursor is the client's mistake and gets status 400."""
     try:
         return parse()
     except ValueError as error:

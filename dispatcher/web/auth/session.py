@@ -58,7 +58,7 @@ class Sessions:
         self._clock = clock
 
     def begin(self, response: Response, session: Session, *, secure: bool) -> None:
-        """Set the session's cookie. `secure`: the browser sends it only over https."""
+        """Set the session's cookie. `secure`: true if the browser must send it only over https."""
         data = {
             "name": session.name,
             "csrf": session.csrf_token,
