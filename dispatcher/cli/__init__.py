@@ -1,4 +1,4 @@
-"""The `dispatcher` command. Each command has a module; slow imports happen only when a command runs."""
+"""The `dispatcher` command. Each subcommand has its own module, which imports slow modules only when it runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
 ) -> None:
     del version
 
@@ -65,7 +67,7 @@ def main() -> None:
     try:
         app(prog_name="dispatcher")
     except DispatcherError as error:
-        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - the command line writes here
+        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - errors are printed, not logged
         sys.exit(1)
     except ExceptionGroup as group:
         problems = group.split(DispatcherError)

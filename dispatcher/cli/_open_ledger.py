@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 def with_ledger(config: Path | None, use: Callable[[Ledger], Awaitable[_T]]) -> _T:
-    """Open the configured ledger, and return the result of `use`. Raises the errors of `settings.load` and the ledger."""
+    """Open the configured ledger, call `use` with it, and return the result. Raises what `load` and the ledger do."""
     import asyncio
 
     from dispatcher.config.settings import load

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the parser of their values."""
+"""Options that several commands share, and the parser for `--since`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ Config = Annotated[
     typer.Option("--config", "-c", help="The settings file.", envvar="DISPATCHER_CONFIG", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Print at most this many, newest first.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of entries to print, newest first.")]
 Since = Annotated[
     str | None,
     typer.Option(
         "--since",
-        help="Only from this time on: a duration before now (24h, 7d) or a time (2026-11-20T09:00Z).",
+        help="Only entries since this time: a duration before now (24h, 7d) or a time (2026-11-20T09:00Z).",
         show_default=False,
     ),
 ]
 
 
 def parse_since(text: str | None, *, now: datetime) -> datetime | None:
-    """Parse `--since`: a duration before `now`, or a time, in UTC if it has no zone. Raises typer.BadParameter."""
+    """Parse `--since`: a duration before `now` or a time, which is in UTC if it has no zone. None stays None.
+
+    Raises typer.BadParameter.
+    """
     from dispatcher.parsing.duration import parse_time
 
     if text is None:

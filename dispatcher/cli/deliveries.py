@@ -19,11 +19,12 @@ deliveries = typer.Typer(help="List, show, redrive or purge deliveries.", no_arg
 PURGE_BATCH = 500
 
 State = Annotated[
-    list[str] | None, typer.Option("--state", help="waiting, sent or dead; repeat it for several.", show_default=False)
+    list[str] | None,
+    typer.Option("--state", help="Only this state: waiting, sent or dead. Can be repeated.", show_default=False),
 ]
 ChannelName = Annotated[str | None, typer.Option("--channel", help="Only this channel.", show_default=False)]
 KEY_DIGITS = 12
-"""How many digits of a key lists print. A key's first five digits are its time, so fewer would not identify it."""
+"""Number of a key's digits that a list shows. The first five are the time, so uniqueness needs several more."""
 
 Execution = Annotated[
     str | None, typer.Option("--execution", help="Only this execution: project/domain/name.", show_default=False)
@@ -69,11 +70,11 @@ def list_(
 
 @deliveries.command()
 def show(
-    key: Annotated[str, typer.Argument(help="The delivery's key, or its first digits.")],
+    key: Annotated[str, typer.Argument(help="The delivery's key, or the first digits of it.")],
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one delivery with each attempt and the provider's answer. --json includes the content."""
+    """Show one delivery with its attempts and the provider's answers. With --json, prints the content as well."""
     from dispatcher.cli._output import console, state_text, time_text, write_details, write_json, write_table
     from dispatcher.explain import attempt_data, delivery_data
     from dispatcher.ledger import DeliveryFilter
@@ -130,17 +131,21 @@ def show(
 
 @deliveries.command()
 def redrive(
-    keys: Annotated[list[str] | None, typer.Argument(help="Keys of dead deliveries, or their first digits.")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Keys of dead deliveries, or the first digits of them.")
+    ] = None,
     config: Config = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="All dead deliveries that match the other options.")
+        bool, typer.Option("--all", help="Redrive all dead deliveries that match the other options.")
     ] = False,
     channel: ChannelName = None,
     execution: Execution = None,
     since: Since = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the deliveries; change nothing.")] = False,
 ) -> None:
-    """Retry dead deliveries, by key or filter. They are due at once, with a full retry budget. Fix the cause first."""
+    """Retry dead deliveries, by key or filter. They are due at once and have their full retry time again. Fix the cause
+    first.
+    """
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
@@ -160,10 +165,14 @@ def redrive(
 
 @deliveries.command()
 def purge(
-    older_than: Annotated[str, typer.Option(help="Delete entries recorded longer ago than this: 30d.")],
+    older_than: Annotated[
+        str, typer.Option(help="Delete entries that were recorded longer ago than this, such as 30d.")
+    ],
     config: Config = None,
 ) -> None:
-    """Delete old events and old rejected messages. An event is deleted with its deliveries once all are sent or dead."""
+    """Delete old events and old rejected messages. An event's deliveries are deleted with it. Events that have a
+    waiting delivery are kept.
+    """
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 

@@ -10,11 +10,13 @@ import typer
 def demo(
     once: Annotated[
         bool,
-        typer.Option("--once", help="Exit at the end: status 0 if every expected message arrived, and no other."),
+        typer.Option("--once", help="Exit at the end: status 0 if exactly the expected messages arrived, otherwise 1."),
     ] = False,
-    port: Annotated[int, typer.Option(help="Port of the inbox's page.", show_default="a free one")] = 0,
+    port: Annotated[int, typer.Option(help="Port of the inbox's web page.", show_default="a free one")] = 0,
 ) -> None:
-    """Run a simulated day of a team. Prints each event, its decision, and each message in a local inbox."""
+    """Run a simulated day of a team. Prints each event, the decision about it, and each message that reaches the local
+    inbox.
+    """
     from dispatcher.cli._output import console
     from dispatcher.errors import DispatcherError
     from dispatcher.observability import logs

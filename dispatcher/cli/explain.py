@@ -1,4 +1,4 @@
-"""`dispatcher explain`: why someone was notified about an execution, or was not."""
+"""`dispatcher explain`: explains why someone was notified about an execution, or was not."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def explain(
     event: Annotated[
         Path | None,
         typer.Option(
-            help="A file with an event: a dry run with the current rules, without the ledger.",
+            help="Explain the event in this file: a dry run with the current rules, without the ledger.",
             exists=True,
             dir_okay=False,
             show_default=False,
@@ -50,8 +50,8 @@ def explain(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain why someone was notified, or was not. Prints each evaluated rule with the reason, and each delivery with the
-    provider's answers.
+    """Explain why someone was notified, or was not. Prints for each rule why it matched or did not match, and for each
+    delivery the provider's answers.
 
     Exit status 1 if the ledger has nothing about the execution.
     """
@@ -78,7 +78,7 @@ def explain(
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # the name is too long for a file
+    except OSError:  # for example, the name is too long
         return False
 
 
@@ -100,7 +100,7 @@ def _execution(text: str) -> ExecutionId:
 
 
 def _dry_run(settings: Settings, file: Path) -> Explanation:
-    """Decide and plan the event in a file with the configured rule sources. Writes and sends nothing.
+    """Evaluate the configured rules for the event in a file, and plan its deliveries. Writes and sends nothing.
 
     Raises FlyteAdminUnavailable if FlyteAdmin is configured and does not answer.
     """
@@ -138,7 +138,10 @@ def _dry_run(settings: Settings, file: Path) -> Explanation:
 
 
 async def _look_up(settings: Settings, event: Event) -> tuple[Event, AdminExecution | UnknownExecution | None]:
-    """The event completed by FlyteAdmin, and FlyteAdmin's answer; None if FlyteAdmin is not configured or not needed."""
+    """Return the event completed with FlyteAdmin's data, and FlyteAdmin's answer.
+
+    The answer is None if FlyteAdmin is not configured or not needed.
+    """
     from dispatcher.clock import SystemClock
     from dispatcher.rules import AdminExecution, decides_itself
     from dispatcher.runtime.service import configured_flyte_admin
@@ -274,7 +277,7 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[str]) -> None:
-    """`rules`: where each printed rule is defined; a delivery refers to its rule by its number."""
+    """Print the deliveries, each with the number of its rule. `rules` says where each printed rule is defined."""
     from dispatcher.cli._output import console, state_text, write_table
 
     if not deliveries:

@@ -18,13 +18,16 @@ def import_flyteadmin(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Write the settings to this file, and templates next to it.", show_default=False
+            "--output",
+            "-o",
+            help="Write the settings to this file, and templates to a folder next to it. By default, print the settings.",
+            show_default=False,
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Generate settings from flyteadmin's configuration. Reads its notifications and cloudEvents sections, copies no
-    secrets, and marks what you must complete.
+    secrets, and marks the settings that you must complete.
     """
     from dispatcher.config.import_flyteadmin import SECTIONS, import_config
     from dispatcher.errors import SettingsError
@@ -45,7 +48,7 @@ def import_flyteadmin(
 
 
 def _read(file: Path) -> list[Any]:
-    """The file's YAML documents, with those in a ConfigMap's files. Raises SettingsError if it cannot be parsed."""
+    """The YAML documents in the file, and in a ConfigMap inside it. Raises SettingsError if one cannot be parsed."""
     from dispatcher.errors import SettingsError
     from dispatcher.parsing.yaml import Malformed, parse
 

@@ -11,13 +11,13 @@ from dispatcher.cli._options import Config
 if TYPE_CHECKING:
     from dispatcher.ledger import Schema
 
-ledger = typer.Typer(name="ledger", help="Show the version of the ledger's tables, or migrate.")
+ledger = typer.Typer(name="ledger", help="Show the version of the ledger's tables, or migrate them.")
 
 
 @ledger.command()
 def migrate(config: Config = None) -> None:
-    """Migrate the tables to this version, also while replicas run. `serve` does the same at its start. Waits up to 30
-    seconds for the ledger.
+    """Migrate the tables to the version that this dispatcher needs. Replicas can keep running. `serve` does the same
+    when it starts. Waits up to 30 seconds until the ledger can be reached.
     """
     import asyncio
     import logging

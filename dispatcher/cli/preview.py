@@ -21,7 +21,7 @@ _NOT_TERMINAL = "{} is not a terminal phase: use SUCCEEDED, FAILED, ABORTED or T
 
 
 class Form(StrEnum):
-    """The preview's format."""
+    """The output format."""
 
     TERMINAL = "terminal"
     HTML = "html"
@@ -39,17 +39,23 @@ def preview(
     ] = "FAILED",
     event: Annotated[
         Path | None,
-        typer.Option("--event", help="Use the event in this file.", exists=True, dir_okay=False, show_default=False),
+        typer.Option(
+            "--event", help="Use the event in this file, not a sample.", exists=True, dir_okay=False, show_default=False
+        ),
     ] = None,
     execution: Annotated[
-        str, typer.Option(help="project/domain/name: use this finished execution from FlyteAdmin (rules.flyte_admin).")
+        str, typer.Option(help="Use this finished execution (project/domain/name) from FlyteAdmin (rules.flyte_admin).")
     ] = "",
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change an event field: error.message=boom, labels.team=ml.", show_default=False),
+        typer.Option(
+            "--set",
+            help="Change a field of the event: error.message=boom, labels.team=ml. Can be repeated.",
+            show_default=False,
+        ),
     ] = None,
     recipient: Annotated[
-        str, typer.Option(help="The recipient, written as in a rule, if templates differ by recipient.")
+        str, typer.Option(help="The recipient, written as in a rule; by default, one from the settings or an example.")
     ] = "",
     form: Annotated[Form, typer.Option("--format", help="The output format.")] = Form.TERMINAL,
     output: Annotated[
@@ -59,16 +65,16 @@ def preview(
     diff: Annotated[
         Path | None,
         typer.Option(
-            help="A template folder: print how its templates would change the messages.",
+            help="Print how the templates in this folder would change the messages.",
             exists=True,
             file_okay=False,
             show_default=False,
         ),
     ] = None,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Serve a page that reloads whenever a template changes.")
+        bool, typer.Option("--serve", help="Serve the previews on a web page, which reloads when a template changes.")
     ] = False,
-    port: Annotated[int, typer.Option(help="That page's port; 0 takes a free one.", min=0, max=65535)] = 8090,
+    port: Annotated[int, typer.Option(help="The port of --serve; 0 selects a free port.", min=0, max=65535)] = 8090,
     config: Config = None,
 ) -> None:
     """Render messages without sending them. Exit status 1 if a provider would refuse one."""
@@ -168,7 +174,7 @@ def _sample(file: Path | None, phase: str) -> Event:
 
 
 def _require_terminal(event: Event) -> Event:
-    """The event. Raises BadParameter if its phase is not terminal."""
+    """Return the event. Raises BadParameter if its phase is not terminal."""
     if not event.phase.terminal:
         raise typer.BadParameter(_NOT_TERMINAL.format(event.phase))
     return event

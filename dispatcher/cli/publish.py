@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from dispatcher.model.event import Event
 
 MAX_PRINTED = 20
-"""Up to this many executions, each message is printed; with more, a progress bar is shown."""
+"""Maximum number of executions for which each message is printed; for more, a progress bar is shown."""
 MAX_IN_FLIGHT = 500
-"""Executions that are published concurrently."""
+"""Maximum number of executions that are published concurrently."""
 
 
 class Destination(StrEnum):
@@ -33,13 +33,15 @@ class Destination(StrEnum):
 
 
 Publish = Callable[["EncodedMessage"], Awaitable[str]]
-"""Publishes one message; returns where it was published: `flyte-cloudevents/0@41`."""
+"""Publishes one message and returns where: topic, partition and offset as `flyte-cloudevents/0@41`, or the URL."""
 
 
 def publish(
     config: Config = None,
-    to: Annotated[Destination, typer.Option(help="Kafka, or the HTTP intake.")] = Destination.HTTP,
-    form: Annotated[str, typer.Option("--format", help="flyte-v1, flyte-v2 or native.")] = "native",
+    to: Annotated[Destination, typer.Option(help="Publish to Kafka, or to the HTTP intake.")] = Destination.HTTP,
+    form: Annotated[
+        str, typer.Option("--format", help="The events' format: flyte-v1, flyte-v2, or native (the dispatcher's own).")
+    ] = "native",
     phase: Annotated[str, typer.Option(help="The phase that the execution enters.")] = "FAILED",
     project: Annotated[str, typer.Option(help="The execution's project.")] = "flytesnacks",
     domain: Annotated[str, typer.Option(help="The execution's domain.")] = "development",
@@ -49,7 +51,7 @@ def publish(
     ] = None,
     error: Annotated[str | None, typer.Option(help="The execution's error message.", show_default=False)] = None,
     principal: Annotated[str, typer.Option(help="Who started the execution.", show_default=False)] = "",
-    label: Annotated[list[str] | None, typer.Option(help="A label, KEY=VALUE; repeat it for several.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="A label as KEY=VALUE. Can be repeated.")] = None,
     lifecycle: Annotated[
         bool, typer.Option("--lifecycle", help="Also publish the earlier phases, a node event and a task event.")
     ] = False,
@@ -60,7 +62,7 @@ def publish(
         typer.Option(help="Publish the events in this file instead, one JSON document per line.", exists=True),
     ] = None,
     bootstrap_servers: Annotated[
-        str | None, typer.Option(help="Kafka's HOST:PORT; replaces the settings' value.", show_default=False)
+        str | None, typer.Option(help="Kafka's HOST:PORT, instead of the one in the settings.", show_default=False)
     ] = None,
     topic: Annotated[
         str | None, typer.Option(help="The Kafka topic.", show_default="the first in the settings")

@@ -34,8 +34,8 @@ def reconcile(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the executions; record nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Record executions that finished without an event. FlyteAdmin lists the finished executions; the running service
-    sends the notifications.
+    """Record executions that finished without an event. Looks for them in FlyteAdmin; the running service then sends
+    the notifications.
     """
     from dispatcher.cli._output import console, time_text, write_json
     from dispatcher.clock import SystemClock
@@ -69,7 +69,10 @@ def reconcile(
 async def _reconcile(
     ledger: Ledger, settings: Settings, wanted: datetime, *, dry_run: bool
 ) -> tuple[datetime, list[Event]]:
-    """The start of the checked time range, which can be later than `wanted`, and the missing terminal events."""
+    """Find the terminal events since `wanted` that the ledger lacks, and record them unless `dry_run` is set.
+
+    Returns the start of the checked time range, which can be later than `wanted`, and the events.
+    """
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles

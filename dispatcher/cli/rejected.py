@@ -43,7 +43,7 @@ def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json
 
 @rejected.command()
 def show(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="The message's id, or its first digits.")],
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The message's id, or the first digits of it.")],
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -78,10 +78,12 @@ def show(
 @rejected.command()
 def replay(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Ids of rejected messages, or their first digits.")
+        list[str] | None, typer.Argument(metavar="ID", help="Ids of rejected messages, or the first digits of them.")
     ] = None,
     config: Config = None,
-    everything: Annotated[bool, typer.Option("--all", help="All messages that were not replayed yet.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Replay all messages that have not been replayed yet.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what a replay would do.")] = False,
 ) -> None:
     """Process rejected messages again. Uses the current rules and decoder; the running service sends the resulting

@@ -1,4 +1,4 @@
-"""`dispatcher send-test`: sends one real message, marked as a test, with the configured channel."""
+"""`dispatcher send-test`: sends one real message, marked as a test, through a configured channel."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 def send_test(
     channel: Annotated[str, typer.Option(help="The channel's name in the settings.", show_default=False)],
     to: Annotated[str, typer.Option("--to", help="The recipient, written as in a rule.", show_default=False)],
-    phase: Annotated[str, typer.Option(help="SUCCEEDED, FAILED, ABORTED or TIMED_OUT.")] = "FAILED",
+    phase: Annotated[
+        str, typer.Option(help="The phase in the message: SUCCEEDED, FAILED, ABORTED or TIMED_OUT.")
+    ] = "FAILED",
     config: Config = None,
 ) -> None:
     """Send one real message, marked as a test. Prints the provider's answer.
 
-    Uses the templates, recipients and secrets of the settings; needs neither Kafka nor the ledger; makes one attempt.
-    PagerDuty opens an incident for it. Exit status 1 if the provider did not accept the message.
+    Uses the templates, recipients and secrets of the settings, but not Kafka or the ledger. Makes one attempt.
+    PagerDuty opens an incident for the message. Exit status 1 if the provider did not accept the message.
     """
     import asyncio
 
@@ -87,7 +89,7 @@ def _content(settings: Settings, target: Target, event: Event) -> Content:
 
 
 def _message(target: Target, event: Event, content: Content) -> Message:
-    """The message, with a new key each time: PagerDuty would merge two tests with the same key."""
+    """The message, with a new key each time, because PagerDuty would merge two tests with the same key."""
     from channels.contract import Message
     from dispatcher.model.delivery import delivery_key
 

@@ -37,14 +37,14 @@ def variables(as_json: AsJson = False) -> None:
 def lint(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Template folders; without any, those in the settings.", show_default=False),
+        typer.Argument(help="Template folders to check; if none is given, those in the settings.", show_default=False),
     ] = None,
     config: Config = None,
 ) -> None:
     """Find problems in templates. Checks syntax, variables, missing parts, the channels' limits, and HTML and CSS that
     mail programs don't support.
 
-    Prints each problem with file and line. Exit status 1 if there is one.
+    Prints each problem with file and line. Exit status 1 if there is a problem.
     """
     from channels.registry import TEMPLATES
     from dispatcher.config.settings import load
