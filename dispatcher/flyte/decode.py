@@ -1,7 +1,7 @@
 """Decodes one message from Kafka or HTTP to an Event.
 
-`dispatcher.parsing.cloudevents` parses the two CloudEvents modes, `payloads` Flyte's own data. The data of a native
-event has the fields of Event.
+`dispatcher.parsing.cloudevents` parses both CloudEvents modes, and `payloads` parses Flyte's own data. The data of a
+native event (the dispatcher's own format) has the same fields as Event, so it needs no parser.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dispatcher.parsing.cloudevents import (
 from dispatcher.parsing.validation_errors import first_problem
 
 NATIVE = "dispatcher.execution.phase_changed.v1"
-"""The CloudEvents type of the native event, for engines other than Flyte."""
+"""The CloudEvents type of a native event: the dispatcher's own format, which engines other than Flyte can send."""
 
 _PARSERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     payloads.V1: payloads.v1,
@@ -50,7 +50,10 @@ def type_label(headers: Headers) -> str:
 
 
 def is_other_type(headers: Headers) -> bool:
-    """True if the type header names a type that is not decoded. The fast filter for Kafka: it does not read the value."""
+    """True if the type header names a type that is not decoded.
+
+    Kafka's messages are filtered with this, because it is fast: it does not read the value.
+    """
     for name, value in headers:
         if name == "ce_type":
             return value not in _TYPE_BY_HEADER
@@ -60,8 +63,8 @@ def is_other_type(headers: Headers) -> bool:
 def decode(headers: Headers, value: bytes | None) -> Event | None:
     """Decode one message.
 
-    None for a CloudEvent of another type, as most messages on Flyte's topic are. If the message has a type header, the
-    value of such an event is not parsed. Raises Unreadable, with a reason for the operator.
+    Returns None for a CloudEvent of another type, as most messages on Flyte's topic are. If such a message has a type
+    header, its value is not parsed. Raises Unreadable, with a reason for the operator.
     """
     header = type_header(headers)
     if header is not None:

@@ -1,6 +1,7 @@
 """Encodes an Event as an engine sends it, for test events, the demo and the tests.
 
-The reverse of `decode`. Each format leaves out the fields that Flyte leaves out: v1 has no launch plan, for example.
+This is the reverse of `decode`. Each format leaves out the fields that Flyte leaves out; for example, v1 has no launch
+plan.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class EncodedMessage:
     headers: Headers
     value: bytes
     summary: str
-    """A line for people: `p/d/n FAILED`."""
+    """A line that people can read, such as `p/d/n FAILED`."""
 
 
 def write(event: Event, form: Format) -> EncodedMessage:
@@ -121,7 +122,7 @@ def _identifier(entity: EntityId) -> dict[str, str]:
 
 
 def _notification(rule: Any) -> dict[str, Any]:
-    if rule.channel not in CHANNEL_FIELDS.values():  # a channel of another package
+    if rule.channel not in CHANNEL_FIELDS.values():  # a channel from another Python package
         return {"phases": list(rule.phases), "channel": rule.channel, "recipients": list(rule.recipients)}
     field = {"pagerduty": "pager_duty"}.get(rule.channel, rule.channel)
     body: dict[str, Any] = {"recipients_email": list(rule.recipients)}

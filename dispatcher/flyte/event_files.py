@@ -1,4 +1,4 @@
-"""Events in files: one JSON document, or one per line, in every format that intake reads."""
+"""Reads events from files, in every format that intake reads: one JSON document per file, or one per line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_messages(path: Path) -> Iterator[tuple[Headers, bytes]]:
 
 
 def _as_message(document: Any) -> tuple[Headers, bytes]:
-    """Headers and value for a recorded Kafka message, a structured CloudEvent, or an event's bare data."""
+    """Convert a recorded Kafka message, a structured CloudEvent or an event's bare data to headers and a value."""
     if not isinstance(document, dict):
         raise Unreadable("a JSON object was expected")
     if "headers" in document and "value" in document:

@@ -11,12 +11,12 @@ V2 = "com.flyte.resource.cloudevents.WorkflowExecution"
 
 
 def v1(data: dict[str, Any]) -> dict[str, Any]:
-    """Event's fields from an `admin.WorkflowExecutionEventRequest`. Raises Unreadable if the event is missing."""
+    """The fields of Event from an `admin.WorkflowExecutionEventRequest`. Raises Unreadable if the event is missing."""
     return _workflow_event(data.get("event"), "event")
 
 
 def v2(data: dict[str, Any]) -> dict[str, Any]:
-    """Event's fields from an `event.CloudEventWorkflowExecution`; all parts except the raw event may be missing.
+    """The fields of Event from an `event.CloudEventWorkflowExecution`; all parts except the raw event may be missing.
 
     Flyte adds the launch plan, labels and principal to SUCCEEDED events only, unless `enrichAllWorkflowEventTypes` is
     set. Raises Unreadable if the raw event is missing.

@@ -1,4 +1,4 @@
-"""FlyteAdmin over gRPC: an execution's effective rules and its details.
+"""The client of FlyteAdmin over gRPC. It reads an execution's details and effective rules.
 
 `client` makes the requests, `oauth` gets the token, `mapping` converts the answers. Without the extra `flyte-admin`
 only `config` can be imported.
@@ -24,9 +24,9 @@ def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
 
     Raises SettingsError if gRPC is not installed, or if `ca_file` has no certificate.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - otherwise its C core writes to standard error
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - gRPC reads it; unset, it logs to stderr
     try:
-        import grpc.aio  # noqa: F401, PLC0415 - an extra: only users of rules.flyte_admin need it
+        import grpc.aio  # noqa: F401, PLC0415 - optional: only rules.flyte_admin needs it
     except ImportError:
         raise SettingsError(
             "rules.flyte_admin needs gRPC: pip install 'flyte-notification-dispatcher[flyte-admin]'"

@@ -1,7 +1,7 @@
 """The gRPC client of FlyteAdmin: looks up an execution's details and effective rules, and lists executions.
 
-Each request has a deadline. Transient errors are retried until then; afterwards FlyteAdminUnavailable is raised, and
-intake waits. If FlyteAdmin does not know the execution or refuses access, the result is UnknownExecution.
+Each request has a deadline, until which transient errors are retried. Then FlyteAdminUnavailable is raised, and intake
+waits. If FlyteAdmin does not know the execution or refuses access, the result is UnknownExecution.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ from dispatcher.rules import AdminExecution, Rule, UnknownExecution
 log = structlog.get_logger(__name__)
 
 PARALLEL = 100
-"""Concurrent look-ups; more of them wait. Proxies commonly allow 100 streams on one connection."""
+"""Maximum number of concurrent look-ups; further ones wait. Proxies commonly allow 100 streams on one connection."""
 PLAN_CACHE_SIZE = 2000
-"""Launch plans in the cache, least recently used first out. A version of a launch plan never changes."""
+"""Maximum number of launch plans in the cache; the least recently used one is dropped first.
+
+Cached rules never become outdated, because a version of a launch plan never changes.
+"""
 SHUTDOWN_DEADLINE = 3
-"""Seconds: the deadline of each request during shutdown."""
+"""Maximum duration of a request during shutdown, in seconds."""
 PAGE_SIZE = 100
-"""Executions or projects on one page of a list."""
+"""Maximum number of executions or projects on one page of a list."""
 _MAX_MESSAGE_BYTES = 32 * 2**20
 
 _Method = Callable[[Any], Any]
@@ -53,7 +56,7 @@ _Method = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list of finished executions, as their terminal events."""
+    """The terminal events of the executions on one page of a list."""
 
     events: Sequence[Event]
     next_token: str
@@ -93,7 +96,7 @@ class FlyteAdmin:
         await self._connection.channel.close()
 
     def shorten_deadlines(self) -> None:
-        """For shutdown: running and later requests time out after at most SHUTDOWN_DEADLINE seconds."""
+        """Let running and later requests time out after at most SHUTDOWN_DEADLINE seconds, for shutdown."""
         self._timeout = min(self._timeout, SHUTDOWN_DEADLINE)
         latest = asyncio.get_running_loop().time() + self._timeout
         for deadline in self._deadlines:
@@ -126,7 +129,7 @@ class FlyteAdmin:
         return None if answer is not None else f"{self._config.endpoint} answered what can't be understood"
 
     async def places(self) -> list[tuple[str, str]]:
-        """Every project and domain (`AdminService.ListProjects`).
+        """Every pair of a project and one of its domains (`AdminService.ListProjects`).
 
         Raises FlyteAdminUnavailable, also if FlyteAdmin refuses the list.
         """
@@ -146,9 +149,11 @@ class FlyteAdmin:
     async def list_finished(
         self, project: str, domain: str, *, since: datetime, until: datetime, token: str = ""
     ) -> Page:
-        """One page of a project and domain's finished executions whose row was last updated in that time.
+        """One page of finished executions of a project and domain.
 
-        Skips and logs executions with invalid values. If FlyteAdmin refuses the list, logs it and returns an empty page.
+        Lists the executions whose row in FlyteAdmin's database was last updated between `since` and `until`.
+
+        Skips and logs executions with invalid values. If FlyteAdmin refuses the list, logs that and returns no events.
         Raises FlyteAdminUnavailable.
         """
         request = common_pb2.ResourceListRequest(
@@ -186,7 +191,7 @@ class FlyteAdmin:
             except ServerError as error:
                 if not await self._answers_other_requests():
                     raise
-                # FlyteAdmin fails at this execution only: waiting for it would block all later messages.
+                # FlyteAdmin fails at this execution only. Waiting until it recovers would block all later messages.
                 return UnknownExecution(str(error))
 
     async def _get_execution(self, execution: ExecutionId) -> Any:
@@ -242,7 +247,7 @@ class FlyteAdmin:
         return rules
 
     async def _answers_other_requests(self) -> bool:
-        """After an error for one execution: true if FlyteAdmin can answer another request from its database."""
+        """True if FlyteAdmin can answer another request from its database; called after an error for one execution."""
         try:
             answer = await self._call("ListProjects", project_pb2.ProjectListRequest(limit=1), "the list of projects")
         except (FlyteAdminUnavailable, PermanentError):
@@ -250,11 +255,11 @@ class FlyteAdmin:
         return answer is not None
 
     async def _call(self, method: str, request: Any, what: str) -> Any:
-        """One request, with retries until the deadline; None if the response is not a message of the expected type.
+        """Send one request, with retries until the deadline. None if the response is not of the expected type.
 
         `what` names the requested object in error messages. Raises PermanentError or FlyteAdminUnavailable.
         """
-        connection = self._connection  # kept until the end: gRPC closes a channel that is no longer referenced
+        connection = self._connection  # this reference keeps the gRPC channel open while the request runs
         last_error: list[BaseException] = []
 
         def remember_error(state: RetryCallState) -> None:
@@ -276,7 +281,7 @@ class FlyteAdmin:
             if last_error:
                 raise last_error[0] from None
             if self._connection is connection:
-                # The connection may be dead without an error: later requests use a new one.
+                # The connection may be dead although it reported no error, so later requests use a new one.
                 self._connection = self._connect()
             raise TransientError(
                 f"rules.flyte_admin.endpoint: no answer from {self._config.endpoint} "
@@ -299,7 +304,7 @@ class FlyteAdmin:
             raise self._classified(error, what) from None
 
     async def _auth_metadata(self, connection: _Connection) -> AuthMetadata:
-        """Where and how to request a token. Fetched before each token request, so that a change is noticed."""
+        """Fetch where and how to request a token. Called before each token request, so that changes are noticed."""
         service = connection.auth_metadata
         client = await self._call_auth_service(service.GetPublicClientConfig, auth_pb2.PublicClientAuthConfigRequest())
         endpoint = self._config.token_endpoint
@@ -326,7 +331,7 @@ class FlyteAdmin:
 
     @asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:
-        """Raises TimeoutError if the block takes longer than the timeout; `shorten_deadlines` can bring that forward."""
+        """Raise TimeoutError if the block takes longer than the timeout, which `shorten_deadlines` can reduce."""
         async with asyncio.timeout(self._timeout) as deadline:
             self._deadlines.add(deadline)
             try:
@@ -353,7 +358,10 @@ def _metadata(token: Token | None) -> tuple[tuple[str, str], ...]:
 
 
 def _certificates(config: FlyteAdminConfig) -> bytes | None:
-    """The content of `ca_file`. Raises SettingsError if it has no certificate: gRPC would only fail to connect."""
+    """The content of `ca_file`. Raises SettingsError if it has no certificate.
+
+    gRPC does not check the content; with an invalid file, it would only fail to connect.
+    """
     if config.ca_file is None:
         return None
     try:

@@ -16,7 +16,7 @@ _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 
 
 def _endpoint(value: Any) -> Any:
-    """HOST:PORT, without the `dns:///` that Flyte's tools write before it."""
+    """Return HOST:PORT, without the `dns:///` that Flyte's tools write before it."""
     if not isinstance(value, str):
         return value
     given = value.strip().removeprefix("dns:///")
@@ -30,26 +30,26 @@ def _scopes(value: Any) -> Any:
 
 
 class FlyteAdminConfig(BaseModel):
-    """FlyteAdmin as the source of rules."""
+    """FlyteAdmin as the source of each execution's rules."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: Annotated[str, BeforeValidator(_endpoint)]
-    """HOST:PORT, also as `dns:///HOST:PORT`; the default port is 443."""
+    """FlyteAdmin's address: HOST:PORT or `dns:///HOST:PORT`. The default port is 443."""
     insecure: bool = False
     """Connect without TLS, for example inside a cluster."""
     ca_file: SecretFile | None = None
-    """CA certificates to trust (PEM); without it, gRPC's built-in roots."""
+    """File with the CA certificates to trust (PEM). Without it, gRPC trusts its built-in root certificates."""
     client_id: str | None = None
-    """The OAuth2 client; without it, no authentication."""
+    """Id of the OAuth2 client. Without it, the dispatcher does not log in."""
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
     token_endpoint: str | None = None
-    """URL of the token endpoint; without it, the one that FlyteAdmin's AuthMetadataService names."""
+    """URL of the token endpoint. Without it, FlyteAdmin's AuthMetadataService names the URL."""
     scopes: Annotated[tuple[str, ...], BeforeValidator(_scopes)] = ()
-    """Scopes of the token; without any, those that AuthMetadataService names."""
+    """Scopes to request for the token. Without any, AuthMetadataService names the scopes."""
     timeout: Duration = Field(timedelta(seconds=10), ge=timedelta(milliseconds=100), le=timedelta(minutes=5))
-    """How long one look-up may take, including its retries."""
+    """Maximum duration of one look-up, including its retries."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

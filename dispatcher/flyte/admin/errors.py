@@ -12,11 +12,11 @@ import grpc
 from dispatcher.errors import FlyteAdminUnavailable
 
 _MAX_DETAILS = 300
-"""Characters of gRPC's error text that a message quotes."""
+"""Maximum number of characters of gRPC's error text that a message quotes."""
 
 
 class TransientError(FlyteAdminUnavailable):
-    """The error may pass: the request is repeated until its deadline."""
+    """An error that may go away. The request is repeated until its deadline."""
 
 
 class ServerError(TransientError):

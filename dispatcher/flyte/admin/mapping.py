@@ -19,7 +19,7 @@ from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.rules import AdminExecution, Rule
 
 _ERROR_KINDS = ("UNKNOWN", "USER", "SYSTEM")
-"""`flyteidl.core.ExecutionError.ErrorKind`, by number."""
+"""The names of `flyteidl.core.ExecutionError.ErrorKind`, in the order of their numbers."""
 
 
 def execution_of(message: Any) -> AdminExecution:
@@ -70,13 +70,16 @@ def terminal_event_of(message: Any) -> Event:
 
 
 def finished_between(since: datetime, until: datetime) -> str:
-    """Filters in flyteadmin's syntax (`common/filters.go`): finished executions whose row was last updated in that time."""
+    """Filters for finished executions whose row was last updated between the two times.
+
+    They are in flyteadmin's syntax (`common/filters.go`).
+    """
     phases = ";".join(sorted(TERMINAL))
     return f"value_in(phase,{phases})+gte(updated_at,{_rfc3339(since)})+lte(updated_at,{_rfc3339(until)})"
 
 
 def _rfc3339(time: datetime) -> str:
-    """RFC 3339 in UTC with `Z`: a `+` would separate two filters."""
+    """The time in UTC (RFC 3339), with `Z` instead of `+00:00`, because `+` separates two filters."""
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -95,7 +98,10 @@ def rules_of(notifications: Iterable[Any], defined_in: str) -> tuple[tuple[Rule,
 
 @lru_cache(maxsize=4096)
 def _notification(content: bytes) -> Notification | str:
-    """One notification, or the reason why it is invalid. Cached: every execution of a launch plan repeats its rules."""
+    """One notification, or the reason why it is invalid.
+
+    Cached, because all executions of a launch plan have the same rules.
+    """
     try:
         return Notification.model_validate(MessageToDict(common_pb2.Notification.FromString(content)))
     except ValidationError as error:
@@ -109,7 +115,7 @@ def _entity(identity: Any) -> EntityId | None:
 
 
 def _error(closure: Any) -> ExecutionError | None:
-    """The error of a failed execution; for an aborted one the cause and the principal, worded as in flyteadmin's events."""
+    """The error of a failed execution; for an aborted one, why and by whom, worded as in flyteadmin's events."""
     match closure.WhichOneof("output_result"):
         case "error":
             kind = closure.error.kind

@@ -1,7 +1,8 @@
 """Gets FlyteAdmin's access token with OAuth2 client credentials (RFC 6749, 4.4), and renews it before it expires.
 
-Flyte's AuthMetadataService, which needs no token, names the token endpoint, the scopes and the header. A token's age is
-counted with the local clock from when it was requested, so the clocks of other machines do not matter.
+Flyte's AuthMetadataService, which needs no token, names the token endpoint, the scopes and the gRPC metadata key. The
+age of a token is measured with the local clock, from the time of the request, so the clocks of other machines do not
+matter.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from dispatcher.flyte.admin.errors import TransientError
 log = structlog.get_logger(__name__)
 
 MARGIN = timedelta(minutes=1)
-"""How long before it expires a token is renewed; a token that is valid for under 5 minutes after 4/5 of that time."""
+"""A token is renewed this long before it expires. If it is valid for less than 5 minutes, it is renewed after 4/5 of
+that time.
+"""
 DEFAULT_LIFETIME = timedelta(minutes=5)
 """Lifetime of a token if the server gives no valid `expires_in`."""
 MAX_LIFETIME = timedelta(days=1)
 MAX_RESPONSE_BYTES = 64 * 1024
 _MAX_DETAILS = 200
-"""Characters of the token endpoint's error that a message quotes."""
+"""Maximum number of characters of the token endpoint's error that a message quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,11 @@ class AuthMetadata:
     scopes: tuple[str, ...] = ()
     audience: str = ""
     metadata_key: str = "authorization"
-    """The gRPC metadata that carries the token; operators can rename it (flyteadmin `auth.grpcAuthorizationHeader`)."""
+    """The gRPC metadata key of the token. Operators can rename it in flyteadmin (`auth.grpcAuthorizationHeader`)."""
 
 
 FetchAuthMetadata = Callable[[], Awaitable[AuthMetadata]]
-"""Calls AuthMetadataService."""
+"""Gets the AuthMetadata from FlyteAdmin's AuthMetadataService."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class OAuthClient:
         """Why the last request for a token failed; None if it succeeded."""
 
     async def token(self, fetch_auth_metadata: FetchAuthMetadata, *, refused: Token | None = None) -> Token:
-        """A valid token; a new one if FlyteAdmin refused the current one, which is given as `refused`.
+        """Return a valid token. If FlyteAdmin refused a token, pass it as `refused` to get a new one.
 
         Raises FlyteAdminUnavailable, naming the setting to check.
         """
@@ -158,7 +161,7 @@ class OAuthClient:
         return f"Basic {base64.b64encode(pair.encode()).decode()}"
 
     def _ssl_context(self) -> ssl.SSLContext:
-        """Trusts the system's certificates and those of `ca_file`: another company may run the token endpoint."""
+        """Trusts `ca_file` and also the system's certificates, because another company may run the token endpoint."""
         context = ssl.create_default_context()
         if self._config.ca_file is not None:
             context.load_verify_locations(self._config.ca_file)

@@ -1,4 +1,4 @@
-"""Concurrent callers that ask the same question share one call."""
+"""Lets concurrent callers that need the same result share one call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class _Flight(Generic[Answer]):
 
 
 class SingleFlight(Generic[Key, Answer]):
-    """The running calls, by key. A call is cancelled when its last caller is cancelled (Go: `singleflight`)."""
+    """Shares a running call between all callers with the same key, as Go's `singleflight` does.
+
+    A call is cancelled when its last caller is cancelled.
+    """
 
     def __init__(self) -> None:
         self._flights: dict[Key, _Flight[Answer]] = {}
