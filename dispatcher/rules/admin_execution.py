@@ -22,11 +22,11 @@ class AdminExecution:
     started_at: datetime | None = None
     duration: timedelta | None = None
     error: ExecutionError | None = None
-    """Why it failed, or why and by whom it was aborted."""
+    """Why the execution failed, or why and by whom it was aborted."""
     rules: tuple[Rule, ...] = ()
     """The effective rules (`closure.notifications`), which flyteadmin itself uses when the execution finishes."""
     refused: tuple[str, ...] = ()
-    """Reasons for the notifications that are invalid: flyteadmin accepts an empty phase list, which never matches."""
+    """Why some notifications are invalid. For example, flyteadmin accepts an empty phase list, which never matches."""
     own: bool = False
     """True if the rules are the execution's own list, not the launch plan's."""
     disabled: bool = False
@@ -58,6 +58,6 @@ class AdminExecution:
 
 @dataclass(frozen=True, slots=True)
 class UnknownExecution:
-    """FlyteAdmin answered without an execution: it does not know it, does not show it to us, or sent an unusable one."""
+    """FlyteAdmin does not know the execution, does not let the dispatcher read it, or sent unusable data about it."""
 
     reason: str

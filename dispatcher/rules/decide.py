@@ -12,7 +12,7 @@ from dispatcher.rules.rulebook import ANY, Rule, RuleBook
 
 
 class Verdict(StrEnum):
-    """The decision about an event, as the ledger stores it. Pages and commands show it with spaces."""
+    """The decision about an event, as the ledger stores it. Pages and commands show spaces instead of `_`."""
 
     MATCHED = "matched"
     """At least one rule names the phase."""
@@ -105,7 +105,7 @@ def decide(event: Event, book: RuleBook, admin: AdminExecution | UnknownExecutio
 
 
 def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule, ...]) -> Decision:
-    """The decision by FlyteAdmin's effective rules. Rules from files are listed as overridden."""
+    """Decide with FlyteAdmin's effective rules. Rules from files are listed as overridden."""
     overridden = _overridden(from_files, "FlyteAdmin's rules go before files")
     if admin.disabled:
         switch = "spec.disable_all"
@@ -122,7 +122,7 @@ def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule
 
 
 def disabled_by_of(verdict: str, reason: str) -> str | None:
-    """The switch that disabled an event's notifications, read from the ledger's verdict and reason; None for others.
+    """The switch that disabled an event's notifications, from the stored verdict and reason; None for other verdicts.
 
     The reason of a disabled event begins with the switch.
     """

@@ -1,4 +1,7 @@
-"""Launch plan rules from files: Flyte's YAML or JSON (also from `flytectl get launchplan`), protobuf, `pyflyte package`.
+"""Reads the rules of launch plans from files.
+
+A file is Flyte's YAML or JSON (as `flytectl get launchplan` prints it, for example), protobuf, or an archive from
+`pyflyte package`.
 
 An invalid rule is rejected with file and line; the other rules apply. If a file becomes unreadable while the process
 runs, for example because it is half saved, its last valid rules stay in effect.
@@ -26,9 +29,9 @@ log = structlog.get_logger(__name__)
 PACKAGE = ".tgz"
 SUFFIXES = frozenset({".yaml", ".yml", ".json", ".pb", PACKAGE})
 RESCAN_MS = 5000
-"""A scan this often finds the changes that the kernel does not report, as on network file systems."""
+"""Milliseconds between two scans. They find changes that the kernel does not report, as on network file systems."""
 MAX_FILE_BYTES = 16 * 2**20
-"""A launch plan has a few kilobytes; a larger file is a mistake."""
+"""Maximum size of a rule file that is not an archive. A launch plan has a few kilobytes; larger files are a mistake."""
 
 _Path = tuple[str | int, ...]
 _ID_FIELDS = ("id", "launch_plan", "launchPlan")
@@ -66,7 +69,7 @@ class _LoadedFile:
 
 @dataclass(slots=True)
 class LaunchPlanFiles:
-    """The rule files under some folders; a load reads only files that have changed."""
+    """The rule files at some paths, which are files or folders. `load` reads only files that have changed."""
 
     paths: Sequence[Path]
     book: RuleBook = field(default_factory=RuleBook)
@@ -98,7 +101,7 @@ class LaunchPlanFiles:
         if not watched:
             await stop.wait()
             return
-        from watchfiles import awatch  # noqa: PLC0415 - most services have no rule files
+        from watchfiles import awatch  # noqa: PLC0415 - not needed without rule files
 
         async for _ in awatch(*watched, stop_event=stop, yield_on_timeout=True, rust_timeout=RESCAN_MS, debounce=200):
             before = (self.book, self.problems)

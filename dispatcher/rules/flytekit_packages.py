@@ -18,12 +18,15 @@ from typing import Any
 from dispatcher.parsing.yaml import Malformed
 
 MAX_UNPACKED_BYTES = 64 * 2**20
-"""A package has messages of a few kilobytes, and perhaps packed source code."""
+"""Maximum size of an unpacked archive. Its messages have a few kilobytes each; it may also contain source code."""
 MAX_MEMBERS = 10_000
 MAX_MESSAGE_BYTES = 16 * 2**20
 
 _NUMBERED = re.compile(r"(?:\d+_)?(?P<name>.+?)(?:_3)?")
-"""flytekit's file names: a number, the entity's name, and 3 for a launch plan (`core.ResourceType`)."""
+"""The file names that flytekit writes: an optional number and `_`, the entity's name, and `_3` for a launch plan.
+
+3 is LAUNCH_PLAN in `core.ResourceType`.
+"""
 _PLACEHOLDERS = re.compile(r"\{\{ ?registration\.\w+ ?\}\}")
 """Placeholder for a project, domain or version that `flytectl register` fills in later."""
 
@@ -33,9 +36,9 @@ class Package:
     """The content of an archive."""
 
     messages: list[tuple[str, bytes]] = field(default_factory=list)
-    """The protobuf files: path in the archive, and bytes."""
+    """The protobuf files, each as its path in the archive and its bytes."""
     refused: list[tuple[str, str]] = field(default_factory=list)
-    """Members that a flytekit package never has: name, and reason for the refusal."""
+    """The refused members, which a flytekit package never has, each as its name and the reason."""
 
 
 def read_package(path: Path) -> Package:
@@ -52,7 +55,7 @@ def read_package(path: Path) -> Package:
                 if number > MAX_MEMBERS:
                     raise Malformed(f"more than {MAX_MEMBERS} files: no package of launch plans", 0)
                 _add(package, archive, member)
-            # tarfile ends silently at a broken header: a real end of archive has a block of zeros here.
+            # tarfile stops silently at a broken header. At the real end of an archive there is a block of zeros.
             if any(unpacked[archive.offset : archive.offset + tarfile.BLOCKSIZE]):
                 raise Malformed(f"the archive is broken after {number} files", 0)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
@@ -97,7 +100,7 @@ def launch_plan(content: bytes, name: str, place: Mapping[str, str]) -> dict[str
     package also has. `place` gives the project and domain for messages that have only placeholders for them. Raises
     Malformed for any other message.
     """
-    from flyteidl.admin.launch_plan_pb2 import LaunchPlan, LaunchPlanSpec  # noqa: PLC0415 - only needed for such files
+    from flyteidl.admin.launch_plan_pb2 import LaunchPlan, LaunchPlanSpec  # noqa: PLC0415 - only protobuf files need it
     from flyteidl.admin.task_pb2 import TaskSpec  # noqa: PLC0415
     from flyteidl.admin.workflow_pb2 import WorkflowSpec  # noqa: PLC0415
     from flyteidl.core.identifier_pb2 import LAUNCH_PLAN, TASK, UNSPECIFIED, WORKFLOW  # noqa: PLC0415

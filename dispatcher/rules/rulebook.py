@@ -27,7 +27,7 @@ class PlanKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One notification, and where it is written: `options.notifications[0]`, `plans/train.yaml:12`."""
+    """One notification, and where it is defined, such as `options.notifications[0]` or `plans/train.yaml:12`."""
 
     notification: Notification
     defined_at: str
@@ -47,7 +47,10 @@ class RuleBook:
 
     plans: Mapping[PlanKey, PlanRules] = field(default_factory=dict)
     _versions: Mapping[tuple[str, str, str], list[str]] = field(init=False, repr=False, compare=False)
-    """Versions by project, domain and name: a scan of 100,000 plans took 10 ms for each event without rules."""
+    """Mapping from project, domain and name to the versions that have rules.
+
+    Without it, each event that has no rules needs a scan of all launch plans (10 ms for 100,000).
+    """
 
     def __post_init__(self) -> None:
         versions: dict[tuple[str, str, str], list[str]] = {}
@@ -56,10 +59,10 @@ class RuleBook:
         object.__setattr__(self, "_versions", versions)
 
     def entries_for(self, event: Event) -> list[PlanRules]:
-        """The entries that fit the event's launch plan, most specific first. Only the first one's rules apply.
+        """The entries that fit the event's launch plan, most specific first. Only the rules of the first entry apply.
 
         The order is this version, any version, any launch plan of the project and domain. An event that does not name
-        its launch plan fits only the last.
+        its launch plan fits only the entry for any launch plan.
         """
         return [entry for key in _most_specific_first(event) if (entry := self.plans.get(key)) is not None]
 
