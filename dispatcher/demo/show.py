@@ -37,9 +37,9 @@ from dispatcher.intake.pipeline import BatchResult
 from dispatcher.runtime.service import Service
 
 ARRIVAL_TIMEOUT = 30.0
-"""Seconds in which every expected message must arrive."""
+"""Maximum time until every expected message has arrived, in seconds."""
 EXTRA_WAIT = timedelta(seconds=1)
-"""After that, how long the demo waits for messages that are not expected."""
+"""How long the demo then waits, in case messages arrive that are not expected."""
 _ROUTING_KEY = "0123456789abcdef0123456789abcdef"
 _WEBHOOK_SECRET = "of the demo"  # noqa: S105 - no secret: for the demo only
 _ALLOW_LOOPBACK = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
@@ -70,7 +70,10 @@ class Show:
         )
 
     async def run(self, *, once: bool) -> bool:
-        """Run the demo. True if exactly the expected messages arrived. Without `once` the inbox stays open until Ctrl-C."""
+        """Run the demo; without `once`, the inbox then stays open until Ctrl-C.
+
+        Returns True if exactly the expected messages arrived.
+        """
         with TemporaryDirectory(prefix="dispatcher-demo-") as folder:
             async with self.inbox:
                 service = Service(load(self._settings_file(Path(folder))), on_batch=self._show_decisions)

@@ -34,7 +34,7 @@ from dispatcher.web.server import serving
 _ANONYMOUS_SERVICE = "/flyteidl.service.AuthMetadataService/"
 _PAGE_SIZE = 100
 _MAX_LISTED_ERROR = 100
-"""Characters of an error in a list."""
+"""Maximum number of characters of an error in a list."""
 
 
 @dataclass(slots=True)
@@ -47,13 +47,13 @@ class OAuthServer:
     expires_in: Any = 3600
     """`expires_in` in the response: seconds, or an invalid value for a test."""
     metadata_key: str = "flyte-authorization"
-    """The gRPC metadata key that carries the token: Flyte lets operators rename it."""
+    """The gRPC metadata key that carries the token. Flyte lets operators rename it."""
     scripted_responses: list[tuple[int, bytes]] = field(default_factory=list)
-    """Responses that the token endpoint gives first: status and body."""
+    """Responses that the token endpoint gives before its normal ones, each as its status and body."""
     token_requests: list[dict[str, str]] = field(default_factory=list)
     """The form data of the token requests so far."""
     valid_tokens: set[str] = field(default_factory=set)
-    """Accepted tokens; remove one to let it expire."""
+    """The tokens that are accepted. Remove a token to let it expire."""
 
     async def token(self, request: Request) -> Response:
         """The token endpoint (RFC 6749, 4.4)."""
@@ -85,31 +85,34 @@ class LocalFlyteAdmin:
     """The server, on a free loopback port; use it with `async with`."""
 
     executions: dict[str, Any] = field(default_factory=dict)
-    """`project/domain/name` -> flyteidl's Execution."""
+    """Mapping from `project/domain/name` to flyteidl's Execution."""
     row_updated_at: dict[str, datetime] = field(default_factory=dict)
-    """When an execution's row was last updated, if that was after its `closure.updated_at`, as after archiving."""
+    """Mapping from an execution to the time when its row was last updated.
+
+    Only for executions whose row was updated after `closure.updated_at`, for example because they were archived.
+    """
     launch_plans: dict[str, Any] = field(default_factory=dict)
-    """`project/domain/name@version` -> flyteidl's LaunchPlan."""
+    """Mapping from `project/domain/name@version` to flyteidl's LaunchPlan."""
     forbidden: set[str] = field(default_factory=set)
     """Executions that the client may not read, and places (`project/domain`) that it may not list."""
     oauth: OAuthServer | None = None
     tls: tuple[bytes, bytes] | None = None
-    """Private key and certificate chain, PEM."""
+    """Private key and certificate chain (PEM); None to serve without TLS."""
     port: int = 0
     delay: float = 0.0
     """Seconds before each response."""
     answering: asyncio.Event = field(default_factory=asyncio.Event)
     """While this event is cleared, the server does not respond."""
     scripted_errors: list[grpc.StatusCode] = field(default_factory=list)
-    """Statuses for the next requests, in order."""
+    """Error statuses for the next requests, in order. Each is used once."""
     errors_by_name: dict[str, grpc.StatusCode] = field(default_factory=dict)
-    """Executions and places for which every request gets this status."""
+    """Mapping from an execution, or a place (`project/domain`), to the error status that requests for it get."""
     raw_answer: bytes | None = None
-    """Sent instead of every response, as these bytes."""
+    """If set, these bytes are sent instead of every response."""
     requests_by_method: Counter[str] = field(default_factory=Counter)
-    """Number of requests by the method's name."""
+    """Mapping from a method's name to its number of requests."""
     lookups_by_execution: Counter[str] = field(default_factory=Counter)
-    """Number of GetExecution requests by execution."""
+    """Mapping from an execution to its number of GetExecution requests."""
     max_concurrent: int = 0
     """The largest number of concurrent requests so far."""
     concurrent: int = 0
@@ -234,7 +237,7 @@ class _AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc] 
     def __init__(self, admin: LocalFlyteAdmin) -> None:
         self._admin = admin
 
-    async def GetVersion(self, _: Any, __: Any) -> Any:  # noqa: N802 - gRPC's names, here and below
+    async def GetVersion(self, _: Any, __: Any) -> Any:  # noqa: N802 - gRPC prescribes these names
         return version_pb2.GetVersionResponse(control_plane_version=version_pb2.Version(Version="v1.16.8"))
 
     async def GetExecution(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -287,7 +290,7 @@ class _AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc] 
 
 
 class _AuthMetadataService(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: ignore[misc]  # generated, untyped
-    """Where and how clients get a token."""
+    """Tells clients where and how to get a token."""
 
     def __init__(self, admin: LocalFlyteAdmin) -> None:
         self._admin = admin
@@ -321,7 +324,7 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def _page(found: list[Any], request: Any) -> tuple[list[Any], str]:
-    """The requested page, and the next page's token, which is its offset; empty on the last page."""
+    """The requested page, and the next page's token: its offset, or an empty text if there is no next page."""
     offset, limit = int(request.token or 0), request.limit or _PAGE_SIZE
     return found[offset : offset + limit], str(offset + limit) if offset + limit < len(found) else ""
 

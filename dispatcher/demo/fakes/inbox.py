@@ -1,6 +1,6 @@
 """The inbox: fakes of a mail relay, Slack, PagerDuty, Teams and a webhook receiver on loopback, and a page of arrivals.
 
-Each fake checks messages and answers like the real service. The tests use them too.
+Each fake checks messages and answers like the real service. The tests use the fakes too.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Inbox:
         await self._stack.aclose()
 
     async def until(self, enough: Callable[[Self], bool], *, seconds: float) -> bool:
-        """Wait until `enough` is true; False if it is not after `seconds`."""
+        """Wait until `enough` returns true. Returns False if that takes longer than `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 while not enough(self):

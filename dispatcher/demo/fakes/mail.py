@@ -1,6 +1,7 @@
 """A local mail relay, built on aiosmtpd, that is as strict as a real one.
 
-Beyond aiosmtpd's checks it checks CRLF line ends, line lengths (RFC 5322, 2.1.1) and the required headers (3.6).
+In addition to aiosmtpd's checks, it checks CRLF line ends, line lengths (RFC 5322, 2.1.1) and the required headers
+(3.6).
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ class MailReceiver:
     """If set, the relay offers and requires STARTTLS."""
     implicit_tls: ssl.SSLContext | None = None
     refuse: Mapping[str, str] = field(default_factory=dict)
-    """Recipients to refuse, with the reply for each."""
+    """Mapping from each recipient to refuse to the reply."""
     script: list[tuple[str, str]] = field(default_factory=list)
-    """Scripted replies, each used once: command (`mail`, `rcpt`, `data`) and reply. Instead of a reply, `drop` closes the
-    connection, `take and drop` accepts the mail first, and `wait` waits a second before the normal reply."""
+    """Scripted replies, each used once: command (`mail`, `rcpt`, `data`) and reply. Instead of a reply, `drop` closes
+    the connection, `take and drop` accepts the mail first, and `wait` waits a second before the normal reply."""
     arrived: Callable[[Mail], None] = lambda _: None
     mails: list[Mail] = field(default_factory=list)
     connections: int = 0
@@ -94,7 +95,7 @@ class MailReceiver:
         for protocol in self._open:
             if protocol.transport is not None:
                 protocol.transport.close()
-        await asyncio.sleep(0)  # noqa: TID251 - lets the transports close
+        await asyncio.sleep(0)  # noqa: TID251 - no wait: it only lets the transports close
         await self._listening.wait_closed()
 
     def _protocol(self) -> SMTP:
@@ -130,7 +131,7 @@ class MailReceiver:
         success = isinstance(given, LoginPassword) and (given.login, given.password) == expected
         return AuthResult(success=success, handled=False)
 
-    # aiosmtpd calls the methods handle_…
+    # aiosmtpd prescribes the names of the methods handle_…
 
     async def handle_MAIL(  # noqa: N802
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]

@@ -36,12 +36,12 @@ class Incident:
 
 @dataclass(slots=True)
 class PagerDutyReceiver:
-    """One account. `services` maps a routing key to the service's name."""
+    """One PagerDuty account. `services` maps a routing key to the service's name."""
 
     services: Mapping[str, str] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
     changes: list[Mapping[str, Any]] = field(default_factory=list)
-    """The change events, in order."""
+    """The accepted change events, in order."""
     requests: int = 0
     script: ReplyScript = field(default_factory=ReplyScript)
     arrived: Callable[[Incident], None] = lambda _: None

@@ -66,26 +66,26 @@ class SlackError(Exception):
 
 @dataclass(slots=True)
 class SlackReceiver:
-    """One workspace. Channel names have no `#`; like Slack, it refuses messages to unknown channels."""
+    """One Slack workspace, which refuses messages to unknown channels. Names in `channels` have no `#`."""
 
     token: str = "xoxb-demo"  # noqa: S105 - no secret: for the demo and tests
     channels: list[Conversation] = field(default_factory=list)
     people: Mapping[str, str] = field(default_factory=dict)
-    """Mail address -> user id."""
+    """Mapping from mail address to user id."""
     per_second: float | None = None
     """Rate limit in messages per second and channel, with a burst of 3; None for no limit."""
     messages: list[SlackMessage] = field(default_factory=list)
     scopes: tuple[str, ...] = ("chat:write", "users:read.email", "channels:history")
     """The token's scopes: sent with every answer, and enforced for joining a channel and reading its history."""
     edit_window: float = float("inf")
-    """For how many seconds a message can be edited."""
+    """Number of seconds during which a message can be edited."""
     webhooks: Mapping[str, str] = field(default_factory=dict)
-    """Incoming webhooks: the path after `/services/` -> the channel's name."""
+    """Incoming webhooks, as a mapping from the path after `/services/` to the channel's name."""
     requests: int = 0
     script: ReplyScript = field(default_factory=ReplyScript)
     arrived: Callable[[SlackMessage], None] = lambda _: None
     _recent: dict[str, list[float]] = field(default_factory=dict)
-    """By channel id: when its last messages were accepted."""
+    """Mapping from channel id to the times at which the channel's last messages were accepted."""
 
     def routes(self) -> list[Route]:
         return [
@@ -163,7 +163,10 @@ class SlackReceiver:
         return {"channel": conversation.id, "ts": ts, "message": {"text": arguments.get("text", ""), "ts": ts}}
 
     def _update(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Needs the channel's id, not its name. Blocks and attachments that are not given stay as they were."""
+        """Edit a message. `channel` must be the channel's id, not its name.
+
+        Blocks and attachments that are not given stay as they were.
+        """
         conversation = self._conversation(str(arguments.get("channel", "")))
         if conversation.id != arguments["channel"]:
             raise SlackError("channel_not_found")

@@ -1,7 +1,7 @@
-"""A local Teams workflow, and a webhook receiver that checks signatures.
+"""A local receiver like Microsoft Teams' Workflows app, and a webhook receiver that checks signatures.
 
-They follow Microsoft's Teams platform documentation, "Create and send messages" (28 kB, Adaptive Cards), and the Standard
-Webhooks specification.
+They follow Microsoft's Teams platform documentation, "Create and send messages" (28 kB, Adaptive Cards), and the
+Standard Webhooks specification.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dispatcher.demo.fakes.script import ReplyScript
 from dispatcher.rendering.limits import TEAMS_MESSAGE, lint
 
 TOLERANCE = 300
-"""Seconds: how much a signature's time may differ from the receiver's clock."""
+"""Maximum difference between a signature's time and the receiver's clock, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """An Adaptive Card that a workflow accepted."""
+    """An Adaptive Card that a Teams workflow accepted."""
 
     team: str
     body: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(slots=True)
 class TeamsReceiver:
-    """Teams workflows; each path `/workflows/NAME` is one."""
+    """Teams workflows. Each path `/workflows/NAME` is a separate workflow."""
 
     cards: list[Card] = field(default_factory=list)
     script: ReplyScript = field(default_factory=ReplyScript)
@@ -77,7 +77,10 @@ class TeamsReceiver:
 
 @dataclass(slots=True)
 class WebhookReceiver:
-    """Webhook receivers; each path `/NAME` is one. If `secret` is set, each message must be signed with it."""
+    """Webhook receivers. Each path `/NAME` is a separate receiver.
+
+    If `secret` is set, each message must be signed with it.
+    """
 
     secret: str = ""
     calls: list[Call] = field(default_factory=list)
