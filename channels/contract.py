@@ -25,7 +25,7 @@ class EarlierMessage:
     """A message that was sent earlier in the same thread, or is in doubt."""
 
     reference: Mapping[str, str]
-    """`reference` of its receipt; empty if the message is in doubt."""
+    """The `reference` of the message's receipt; empty if the message is in doubt."""
     content: Content
 
 
@@ -34,7 +34,8 @@ class Thread:
     """The thread that a message belongs to. Its messages are sent one after another, in the order of their events."""
 
     key: str
-    """The same for all messages to one address about one launch plan (or execution): PagerDuty's dedup key."""
+    """Identifies the thread: the same for all messages to one address about one launch plan (or execution). PagerDuty
+    uses it as the dedup key."""
     earlier: tuple[EarlierMessage, ...] = ()
     """The messages since the last resolved notice, oldest first; if there are many, only the first and the last."""
     resolves: bool = False
@@ -49,19 +50,21 @@ class Message:
     """One message to send."""
 
     key: str
-    """The delivery's key, the same at every attempt: used in Message-ID and Slack metadata. If the message has no
-    thread, it is also PagerDuty's dedup key."""
+    """The delivery's key, the same at every attempt. It is part of the Message-ID and of the metadata in Slack. If the
+    message has no thread, PagerDuty uses it as the dedup key."""
     recipients: tuple[str, ...]
-    """Addresses that `Channel.address` returned. Only mail gets more than one."""
+    """Addresses that `Channel.address` returned. Only a mail has more than one."""
     content: Content
     created_at: datetime
-    """When the delivery was created, in UTC: the mail's Date, the same at every attempt."""
+    """When the delivery was created, in UTC. It is the same at every attempt and is used as the Date of a mail."""
     thread: Thread | None = None
     """None if the message belongs to no thread."""
     in_doubt: bool = False
-    """True if an earlier attempt may have arrived. If the provider can be searched, search before sending again."""
+    """True if an earlier attempt may have arrived. The channel then searches the provider, if it can, before it sends
+    again."""
     trace: Mapping[str, str] = field(default_factory=dict)
-    """W3C `traceparent` and `tracestate` of this attempt, for providers that propagate traces; else empty."""
+    """Trace headers of this attempt, W3C `traceparent` and `tracestate`, for providers that propagate traces; may be
+    empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Answer:
 
 
 EXCERPT = 500
+"""Maximum number of characters that are kept of a provider's text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +87,10 @@ class Receipt:
 
     answer: Answer
     reference: Mapping[str, str] = field(default_factory=dict)
-    """What later messages need to refer to this one: Message-ID, Slack's channel and ts, dedup key."""
+    """Identifies the message at the provider, so that later messages can refer to it: its Message-ID, Slack's channel
+    and ts, or PagerDuty's dedup key."""
     failures: Mapping[str, ChannelError] = field(default_factory=dict)
-    """Mail only: the recipients that the relay did not accept, each with its error."""
+    """The recipients that the mail relay did not accept, each with its error; empty for other channels."""
 
 
 class ChannelError(Exception):
@@ -100,7 +105,7 @@ class ChannelError(Exception):
 class Later(ChannelError):
     """A temporary failure: retry the same message later.
 
-    `retry_after` is the provider's `Retry-After`: no retry is earlier than that. `provider_wide` is true if the whole
+    `retry_after` is the provider's `Retry-After`, before which no retry is made. `provider_wide` is true if the whole
     provider fails (unreachable, overloaded, refusing our credentials), and false if only this destination does.
     """
 
@@ -124,7 +129,7 @@ class Never(ChannelError):
 class UnknownRecipient(Never):
     """This channel can't reach the recipient; another channel may (`fallback: email`).
 
-    `reachable_by`: the channel and the recipient to use instead, if that is certain.
+    `reachable_by`: the channel and the recipient to use instead; None if they are not known.
     """
 
     def __init__(
@@ -151,7 +156,7 @@ class Finding:
     """The result of one step of `Channel.check`."""
 
     message: str
-    """What works, or what is wrong and which setting to change: a sentence without secrets."""
+    """A sentence without secrets that says what works, or what is wrong and which setting to change."""
     ok: bool = True
 
 
@@ -170,7 +175,10 @@ class Channel(Protocol):
         """
 
     def destination(self, recipients: tuple[str, ...]) -> str:
-        """Return the key of the rate limit and circuit breaker: a Slack channel, a service. Empty: one for all."""
+        """Return the name of the destination, such as a Slack channel or a PagerDuty service.
+
+        Each destination has its own rate limit and circuit breaker. Empty if all recipients share one rate limit.
+        """
 
     def thread_by(self, address: str) -> ThreadBy | None:
         """Return what a thread at this address covers; None if messages to it form no threads."""
@@ -199,8 +207,10 @@ class ChannelType:
     open: Callable[[Any], Channel]
     """Takes an instance of `config` and returns the channel; opens no connection."""
     rate: str = "none"
-    """The default rate limit for each destination (`1/s`, `120/min`): what the provider allows."""
+    """The default rate limit for each destination, such as `1/s` or `120/min`, according to the provider's limits;
+    `none` means no limit."""
     burst: int = 1
-    """How many messages may be sent at once after an idle period."""
+    """Maximum number of messages that may be sent at once after an idle period."""
     template: Path | None = None
-    """Only for a channel of another package: its template file. Without it, the webhooks' JSON is used."""
+    """The template file of a channel that another package provides. If it is None, the JSON template of webhooks is
+    used."""

@@ -19,15 +19,16 @@ from channels.webhook.channel import WebhookChannel, WebhookConfig
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 ENTRY_POINT_GROUP = "flyte_notification_dispatcher.channels"
-"""The entry point group for channels of other packages. An entry is the channel's name and refers to a ChannelType."""
+"""The entry point group in which other packages register channels. An entry's name is the channel's name, and the entry
+refers to a ChannelType."""
 
 BUILT_IN: Mapping[str, ChannelType] = {
     "email": ChannelType(config=EmailConfig, open=EmailChannel),
-    # Slack, "Rate limits": one message per second for each channel, with short bursts
+    # one message per second for each Slack channel, with short bursts (Slack, "Rate limits")
     "slack": ChannelType(config=SlackConfig, open=SlackChannel, rate="1/s", burst=3),
-    # PagerDuty, "Events API v2 rate limits": 120 events per minute for each integration key
+    # 120 events per minute for each integration key (PagerDuty, "Events API v2 rate limits")
     "pagerduty": ChannelType(config=PagerDutyConfig, open=PagerDutyChannel, rate="120/min", burst=10),
-    # Microsoft documents no limit for workflows, only to respect 429: the limit is our choice
+    # our own choice: Microsoft documents no limit for Power Automate workflows and asks clients only to respect 429
     "teams": ChannelType(config=TeamsConfig, open=TeamsChannel, rate="2/s", burst=2),
     "webhook": ChannelType(config=WebhookConfig, open=WebhookChannel),
 }
@@ -57,6 +58,6 @@ def _load_plugins() -> tuple[dict[str, ChannelType], list[str]]:
 
 _plugins, PLUGIN_PROBLEMS = _load_plugins()
 CHANNEL_TYPES: Mapping[str, ChannelType] = {**BUILT_IN, **_plugins}
-"""Every channel type, by the name that settings, rules and the ledger use."""
+"""Mapping from a channel's name, as settings, rules and the ledger use it, to the channel's type."""
 TEMPLATES: Mapping[str, Path | None] = {name: channel_type.template for name, channel_type in _plugins.items()}
-"""The template file of each channel of another package; None if the package has none."""
+"""Mapping from each channel that another package provides to its template file; None if it has no template."""

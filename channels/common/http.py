@@ -24,13 +24,14 @@ from channels.common.tls import ReloadingContext
 from channels.contract import InDoubt, Later, Never
 
 MAX_ANSWER_BYTES = 4096
-"""Bytes of an answer's body that are read; the rest is not needed."""
+"""Maximum number of bytes that are read of an answer's body. The rest is not needed."""
 CONNECT_SHARE = 0.5
-"""Share of the timeout for connecting. If that takes longer, the send fails before anything was sent."""
+"""Maximum share of the timeout that connecting may take. After that, the send fails while nothing was sent, so that the
+message is not in doubt."""
 URL_CACHE_SIZE = 256
-"""Number of allowed URLs that are cached, so that they are not parsed again for the next message."""
+"""Maximum number of allowed URLs that are cached, so that they are not parsed again for the next message."""
 KEEP_ALIVE = 15
-"""Seconds that an idle connection is kept for the next message."""
+"""Seconds for which an idle connection is kept open for the next message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class HttpClient:
         await self._session.close()
 
     def _tls(self, name: str) -> ssl.SSLContext | bool:
-        """The certificates to trust, as aiohttp's `ssl` parameter; True: the system's."""
+        """Return aiohttp's `ssl` parameter: a context with the certificates to trust, or True to trust the system's."""
         try:
             return self._tls_context.context() if self._tls_context is not None else True
         except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ def without_modules(*names: str) -> Iterator[None]:
     """Within the block, importing these modules fails as if they were not installed. Loaded modules stay loaded."""
     hidden = [name for name in names if name not in sys.modules]
     for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # "import of … halted"
+        sys.modules[name] = None  # type: ignore[assignment]  # None makes an import of the module fail
     try:
         yield
     finally:

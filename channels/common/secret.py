@@ -15,7 +15,8 @@ def _existing_file(path: Path) -> Path:
 
 
 SecretFile = Annotated[Path, AfterValidator(_existing_file)]
-"""A file with a secret, as Docker and Kubernetes mount them. It is read at each use, so you can rotate the secret."""
+"""A file that contains a secret, as Docker and Kubernetes mount secrets. It is read at each use, so you can rotate the
+secret."""
 
 
 def reveal(value: SecretStr | None, file: Path | None) -> str | None:

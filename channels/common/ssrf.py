@@ -1,7 +1,7 @@
 """The SSRF guard: decides whether a message may be sent to a URL or an IP address; opens no connection.
 
-The author of a launch plan may name a URL, and a server in the dispatcher's network may trust every client that can
-reach it.
+Without the guard, the author of a launch plan could name the URL of a server in the dispatcher's network, and this
+server may trust every client that can reach it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# IANA, "IPv4 Special-Purpose Address Registry", and multicast (RFC 5771). Not `ipaddress.is_global`: its result depends
-# on the Python version.
+# The networks of IANA's "IPv4 Special-Purpose Address Registry", and multicast (RFC 5771). They are listed here because
+# the result of `ipaddress.is_global` depends on the Python version.
 _CLOSED_V4 = [
     IPv4Network(network)
     for network in (
@@ -39,16 +39,17 @@ _CLOSED_V4 = [
         "203.0.113.0/24",
         "224.0.0.0/4",
         "240.0.0.0/4",
-        "168.63.129.16/32",  # Azure's platform services for its virtual machines: a public address
+        "168.63.129.16/32",  # Azure's services for its virtual machines: IANA does not list this address
     )
 ]
 _OPEN_V6 = IPv6Network("2000::/3")
-"""The global unicast addresses that IANA has allocated (RFC 4291, 2.4), except `_CLOSED_V6`."""
+"""The range of global unicast addresses that IANA has allocated (RFC 4291, 2.4). The networks in `_CLOSED_V6` are
+excepted."""
 _CLOSED_V6 = [
     IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 ]
 _NAT64 = IPv6Network("64:ff9b::/96")
-"""NAT64: the last 32 bits are the IPv4 address that packets are forwarded to (RFC 6052)."""
+"""The prefix of NAT64 addresses. Packets are forwarded to the IPv4 address in the last 32 bits (RFC 6052)."""
 _PORTS = {"https": 443, "http": 80}
 _NUMBER = re.compile(r"(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 
@@ -62,10 +63,10 @@ class SsrfGuard:
     """The rules for URLs and addresses, from the settings of one channel."""
 
     section: str
-    """The section of the settings, for error messages: `channels.webhook`."""
+    """The section of the settings that error messages name, such as `channels.webhook`."""
     hosts: Sequence[str] = ()
-    """Hosts that URLs in rules may use: `hooks.example.com`, `*.example.com`, `example.com:8443`; without a port, the
-    scheme's default port is meant."""
+    """Hosts that URLs in rules may use: `hooks.example.com`, `*.example.com`, `example.com:8443`. For a host without a
+    port, only the scheme's default port is allowed."""
     networks: Sequence[Network] = ()
     """Networks that are allowed although they are private or reserved."""
     plain_http: bool = False
@@ -76,7 +77,7 @@ class SsrfGuard:
         Checks that the scheme is allowed and that there is no login. If the host is an IP address, checks it too; the
         addresses of a host name are checked when it is resolved.
         """
-        from yarl import URL  # noqa: PLC0415 - kept out of the command line's start
+        from yarl import URL  # noqa: PLC0415 - yarl would slow down every command
 
         try:
             url = URL(text)
@@ -90,21 +91,21 @@ class SsrfGuard:
         if url.raw_user is not None or url.raw_password is not None:
             raise Forbidden("the URL holds a login: give it as a header instead")
         literal = _parse_address(host)
-        if literal is None and _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):  # 127.1, 0x7f000001
+        if literal is None and _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):  # such as 127.1 or 0x7f000001
             raise Forbidden("the URL's host is neither a name nor an address as it is usually written")
         if literal is not None:
             self.allowed_addresses(host)  # an IP address is not resolved, so the resolver can't check it
         return url.with_fragment(None)
 
     def allows_host(self, url: URL) -> bool:
-        """Whether a rule may use the URL's host and port."""
+        """True if a rule may use the URL's host and port."""
         host = (url.raw_host or "").rstrip(".").lower()
         host = f"[{host}]" if ":" in host else host
         host_and_port = host if url.port == _PORTS.get(url.scheme) else f"{host}:{url.port}"
         return any(fnmatchcase(host_and_port, pattern.lower()) for pattern in self.hosts)
 
     def allows_address(self, address: str) -> bool:
-        """Whether a connection to this IP address is allowed. An IPv4 address embedded in IPv6 is checked as IPv4."""
+        """True if a connection to this IP address is allowed. An IPv4 address embedded in IPv6 is checked as IPv4."""
         parsed = _parse_address(address)
         if parsed is None:
             return False
@@ -129,7 +130,7 @@ class SsrfGuard:
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is an IP address, which needs no DNS."""
+    """True if the host is an IP address, so that no DNS look-up is needed."""
     return _parse_address(host) is not None
 
 
@@ -141,7 +142,7 @@ def _parse_address(host: str) -> Address | None:
 
 
 def _embedded_ipv4(address: Address) -> Address:
-    """The IPv4 address that an IPv6 address embeds (mapped or NAT64); any other address unchanged."""
+    """Return the IPv4 address that an IPv6 address embeds (mapped or NAT64), or any other address unchanged."""
     if isinstance(address, IPv4Address):
         return address
     if address.ipv4_mapped is not None:
@@ -150,5 +151,5 @@ def _embedded_ipv4(address: Address) -> Address:
 
 
 def origin(url: URL) -> str:
-    """Scheme, host and port of the URL: the path and query may be secret."""
+    """Return the URL's scheme, host and port, without the path and query, which may be secret."""
     return str(url.origin())

@@ -19,9 +19,11 @@ from channels.email.config import OAuthConfig, RelayConfig
 from channels.email.smtp_replies import login_refused
 
 _PREFERRED_MECHANISMS = ("plain", "login", "cram-md5")
-"""In order of preference. CRAM-MD5 is last, because relays must store readable passwords for it; TLS protects PLAIN."""
+"""Mechanisms for passwords, in order of preference. CRAM-MD5 is last, because relays must store readable passwords for
+it. PLAIN is safe, because TLS encrypts the login."""
 RENEW_BEFORE_EXPIRY = 60.0
-"""Seconds before its expiry at which a token is renewed; a token valid for less than two minutes is renewed halfway."""
+"""A token is renewed this many seconds before it expires. A token that is valid for less than two minutes is renewed
+after half of that time."""
 _ERROR_CODE = re.compile(r"[a-z_]{1,60}")
 
 
@@ -122,7 +124,7 @@ class _TokenCache:
 
         Raises Later (provider_wide).
         """
-        import aiohttp  # noqa: PLC0415 - not needed with a password or without a login
+        import aiohttp  # noqa: PLC0415 - aiohttp is needed for this request only
 
         oauth, where = self._oauth, "channels.email.oauth.token_url"
         try:

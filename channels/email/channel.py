@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from channels.email.relay import Relay
 
 FAILED_RELAY_LAST = 30.0
-"""Seconds for which a relay that failed is tried after the other relays."""
+"""After a failure, a relay is tried after the other relays for this many seconds."""
 
 
 class EmailChannel:
@@ -43,7 +43,7 @@ class EmailChannel:
 
     def thread_by(self, address: str) -> ThreadBy | None:
         del address
-        return None  # mail programs form threads by the headers
+        return None  # mail programs form threads from the headers
 
     def wire_preview(self, message: Message) -> WirePreview:
         return WirePreview("message/rfc822", self._builder.render(message))
@@ -95,7 +95,7 @@ class EmailChannel:
 
 
 def _combined(refusals: list[Later]) -> Later:
-    """Return one error with every relay's reason; `provider_wide` only if all errors are."""
+    """Return one error with every relay's reason. It is `provider_wide` only if all errors are `provider_wide`."""
     if len(refusals) == 1:
         return refusals[0]
     reasons = dict.fromkeys(refusal.reason for refusal in refusals)

@@ -25,11 +25,11 @@ from channels.common.secret import SecretFile, reject_both
 from channels.email.addresses import mail_address
 
 NULL_SENDER = "<>"
-"""The null reverse-path: no bounces are sent (RFC 5321, 4.5.5)."""
+"""The null reverse-path, an envelope sender to which no bounces are sent (RFC 5321, 4.5.5)."""
 _PORTS = {"none": 25, "starttls": 587, "tls": 465}
 _BREAKS = re.compile(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]")
 _LOGIN_OPTIONS = frozenset({"username", "password", "password_file", "auth", "oauth"})
-"""A relay inherits all of these options or none."""
+"""A relay inherits either all of these options or none."""
 
 
 class OAuthConfig(BaseModel):
@@ -38,9 +38,9 @@ class OAuthConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token_file: SecretFile | None = None
-    """Read at each login."""
+    """A file that contains an access token. It is read at each login."""
     token_url: AnyUrl | None = None
-    """The token endpoint (RFC 6749, 4.4). It must use https, except on loopback."""
+    """The URL of the token endpoint (RFC 6749, 4.4). It must use https, except on a loopback address."""
     client_id: str = ""
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
@@ -66,11 +66,11 @@ class DkimConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     selector: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")
-    """The public key is published in the TXT record `SELECTOR._domainkey.DOMAIN`."""
+    """The key's selector. The public key must be published in the TXT record `SELECTOR._domainkey.DOMAIN`."""
     domain: str = ""
-    """Empty: the domain of `from`."""
+    """The domain that signs. If empty, it is the domain of `from`."""
     key_file: SecretFile
-    """An RSA key, PEM, without a passphrase; at least 1024 bits, better 2048 (RFC 8301)."""
+    """A PEM file with an RSA key without a passphrase. The key has at least 1024 bits, better 2048 (RFC 8301)."""
 
     @model_validator(mode="after")
     def _can_sign(self) -> Self:
@@ -89,26 +89,29 @@ class RelayConfig(BaseModel):
 
     host: str = ""
     port: int = Field(0, ge=0, le=65535)
-    """0: 587 for starttls, 465 for tls, 25 for none."""
+    """The relay's port. 0 means 587 for starttls, 465 for tls and 25 for none."""
     security: Literal["none", "starttls", "tls"] = "starttls"
-    """With `starttls` a relay without STARTTLS is an error; there is no opportunistic mode (RFC 8314)."""
+    """How the connection is encrypted. With `starttls`, a relay that offers no STARTTLS is an error: there is no
+    opportunistic mode (RFC 8314)."""
     username: str | None = None
     password: SecretStr | None = None
     password_file: SecretFile | None = None
     auth: Literal["auto", "plain", "login", "cram-md5"] = "auto"
-    """The mechanism for the password; `auto`: the first of `plain`, `login`, `cram-md5` that the relay offers."""
+    """The mechanism for the password. `auto` uses the first of `plain`, `login` and `cram-md5` that the relay offers.
+    """
     oauth: OAuthConfig | None = None
-    """A token instead of a password, by XOAUTH2."""
+    """The source of access tokens. With it, the login uses a token (XOAUTH2) instead of a password."""
     connections: int = Field(5, ge=1, le=500)
     """Maximum number of connections to the relay."""
     timeout: float = Field(30, gt=0, le=100)
-    """Seconds to connect, and to wait for each reply."""
+    """Maximum number of seconds to connect, and to wait for each reply."""
     ca_file: SecretFile | None = None
-    """Certificates to trust instead of the system's, PEM."""
+    """A PEM file with certificates to trust instead of the system's."""
     cert_file: SecretFile | None = None
-    """The dispatcher's client certificate, PEM, for relays that require one."""
+    """A PEM file with the dispatcher's client certificate, for relays that require one."""
     key_file: SecretFile | None = None
-    """The certificate's key, without a passphrase, if it is not in `cert_file`."""
+    """A PEM file with the key of the client certificate, without a passphrase, if `cert_file` does not contain the key.
+    """
 
     @property
     def address(self) -> tuple[str, int]:
@@ -142,16 +145,18 @@ class EmailConfig(RelayConfig):
     relays: tuple[RelayConfig, ...] = ()
     """Several relays instead of `host`, tried in this order. They inherit missing options from this section."""
     sender: str = Field(alias="from")
-    """`flyte@example.com` or `Flyte <flyte@example.com>`."""
+    """The sender of the mails: `flyte@example.com` or `Flyte <flyte@example.com>`."""
     envelope_from: str = ""
-    """The address for bounces; empty: `from`; `<>`: no bounces."""
+    """The address that receives bounces. If empty, the address in `from` receives them. `<>` means that no bounces are
+    sent."""
     reply_to: Addresses = ()
     list_unsubscribe: str = ""
-    """Page or address for unsubscribing: `https://…` or `mailto:…` (RFC 2369)."""
+    """The web page or mail address for unsubscribing: `https://…` or `mailto:…` (RFC 2369)."""
     recipients_visible: bool = True
-    """False: recipients don't see the other recipients."""
+    """If false, recipients don't see the other recipients of a mail."""
     dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(comma_list)] = ()
-    """The reports that the envelope sender gets, if the relay offers DSN (RFC 3461); empty: the relay decides."""
+    """The delivery reports that the envelope sender gets, if the relay offers DSN (RFC 3461). If empty, the relay
+    decides."""
     dkim: DkimConfig | None = None
 
     @property

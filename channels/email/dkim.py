@@ -23,7 +23,7 @@ SIGNED_HEADERS = (
     "mime-version",
     "content-type",
 )
-"""The headers that readers and programs rely on (RFC 6376, 5.4.1)."""
+"""The headers that are signed, because readers and programs rely on them (RFC 6376, 5.4.1)."""
 MIN_KEY_BITS = 1024
 _DISABLED_LOGGER = logging.getLogger(f"{__name__}.dkimpy")
 _DISABLED_LOGGER.disabled = True
@@ -79,6 +79,6 @@ def sign(mail: bytes, *, domain: str, selector: str, key_file: Path) -> bytes:
 
 @lru_cache(maxsize=8)
 def _cached_key(file: Path, modified_at: int) -> bytes:
-    """Read the key; cached until the file's modification time changes."""
+    """Read the key. The result is cached until the file's modification time changes."""
     del modified_at
     return read_key(file)

@@ -29,8 +29,8 @@ _MAX_LABEL = 60
 MAX_LINE = 998
 """Maximum number of octets in a line, without its line end (RFC 5322, 2.1.1)."""
 _SAFE = bytes(range(ord(" "), 0x7F)) + b"\t\n"
-# Lines that mailboxes or relays would change (From, a lone dot, trailing blanks), and a MIME boundary. The pattern
-# starts with the line end because the search is then fast.
+# Matches lines that mailboxes or relays would change (From, a single dot, trailing blanks), and MIME boundaries. The
+# pattern starts with the line end, because that makes the search fast.
 _UNSAFE_LINE = re.compile(r"\n(?:From |\.\n|--=_|(?<=[ \t]\n))")
 
 
@@ -41,11 +41,11 @@ class MailMessage:
     key: str
     """The delivery's key, which bounces return as the envelope id (RFC 3461, 4.4)."""
     sender: str
-    """The envelope sender, which gets the bounces; empty: no bounces are sent."""
+    """The envelope sender, which gets the bounces. If empty, no bounces are sent."""
     recipients: tuple[str, ...]
     notify: tuple[str, ...]
-    """DSN: the events that the envelope sender is notified of (`failure`, `delay`, `success`), or `never`.
-    Empty: the relay decides."""
+    """The events of which the envelope sender gets a report (DSN): `failure`, `delay`, `success`, or `never`. If empty,
+    the relay decides."""
     message_id: str
     render: Callable[[tuple[str, ...]], bytes]
     """Returns the mail's bytes with these recipients in its To header."""
@@ -106,7 +106,10 @@ def thread_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, .
 
 @lru_cache(maxsize=256)
 def _list_and_thread(launch_plan: str, domain: str, project: str, mail_domain: str) -> tuple[str, ...]:
-    """Cached, because many mails concern few launch plans. `domain`: Flyte's domain; `mail_domain`: that of `from`."""
+    """Return the headers. They are cached, because many mails concern few launch plans.
+
+    `domain`: the launch plan's domain in Flyte. `mail_domain`: the mail domain of `from`.
+    """
     names = (launch_plan, domain, project)
     labels = (
         _list_id_label(launch_plan, _NOT_IN_LABELS),
@@ -173,7 +176,7 @@ def message_id(key: str, sender: str) -> str:
 
 @lru_cache(maxsize=16)
 def _date(timestamp: datetime) -> str:
-    """Cached, because the mails of one batch have the same date."""
+    """Format a date. The result is cached, because the mails of one batch have the same date."""
     return format_datetime(timestamp)
 
 
@@ -203,7 +206,7 @@ def encoded_words(text: str, *, first_line: int = WIDTH) -> str:
     start, line_length = 0, first_line
     while start < len(octets):
         end = min(start + (min(line_length, MAX_ENCODED_WORD) - len("=?utf-8?b??=")) // 4 * 3, len(octets))
-        while end < len(octets) and octets[end] & 0xC0 == 0x80:  # inside a character
+        while end < len(octets) and octets[end] & 0xC0 == 0x80:  # the word would end inside a character
             end -= 1
         words.append(f"=?utf-8?b?{binascii.b2a_base64(octets[start:end], newline=False).decode()}?=")
         start, line_length = end, WIDTH - 1
@@ -232,7 +235,7 @@ def _quoted(lines: Sequence[str]) -> bytes:
 
 
 def _needs_no_encoding(text: str) -> bool:
-    """Whether the text is 7bit (RFC 2045, 2.7) and no relay or mailbox changes it, which would break a signature."""
+    """True if the text is 7bit (RFC 2045, 2.7) and no relay or mailbox changes it, which would break a signature."""
     if not text.isascii() or text.encode().translate(None, _SAFE) or _UNSAFE_LINE.search(f"\n{text}\n"):
         return False
     start = 0

@@ -20,19 +20,21 @@ from channels.email.smtp_replies import answer, code_and_text, excerpt
 from channels.email.transaction import Extensions, StaleConnection, send_mail
 
 MAX_AGE = 300.0
-"""Seconds after which a connection is closed."""
+"""Maximum age of a connection in seconds. An older connection is closed instead of being used again."""
 MAX_MAILS = 100
-"""Mails after which a connection is closed: many relays allow no more."""
+"""Maximum number of mails on one connection. After that it is closed, because many relays allow no more."""
 MAX_IDLE = 60.0
-"""Seconds after which an idle connection is closed, because relays limit the number of connections."""
+"""Maximum idle time of a connection in seconds. After that it is closed, because relays limit the number of
+connections."""
 LIMIT_PROBE_INTERVAL = 60.0
-"""After the relay refused a connection: seconds before the pool tries to open one more."""
+"""Seconds that the pool waits after the relay has refused a connection, before it tries to open one more."""
 RSET_TIMEOUT = 5.0
-"""Seconds that an idle connection has to answer RSET; otherwise it is replaced."""
+"""Maximum number of seconds to wait for the reply to RSET on an idle connection. Without a reply, the connection is
+replaced."""
 SKIP_RSET = 1.0
-"""Seconds after an accepted mail during which the connection is reused without RSET."""
+"""A connection is reused without RSET for this many seconds after its last mail, if the relay accepted that mail."""
 ACQUIRE_TIMEOUT = 60.0
-"""Seconds that a mail waits for a connection while all of them are in use."""
+"""Maximum number of seconds that a mail waits for a connection while all connections are in use."""
 _OK = 250
 
 
@@ -45,7 +47,7 @@ class Connection:
     opened_at: float
     idle_since: float = 0.0
     mails: int = 0
-    """Number of transactions that were started on it."""
+    """Number of transactions that were started on this connection."""
     ready: bool = True
     """False during a transaction. If it is still false at the release, the connection is closed."""
     clean: bool = True
@@ -176,7 +178,7 @@ class Relay:
         return None
 
     async def _is_usable(self, connection: Connection) -> bool:
-        """Whether an idle connection can send one more mail. At `MAX_AGE` or `MAX_MAILS`, sends QUIT first."""
+        """True if an idle connection can send one more mail. Sends QUIT if it has reached `MAX_AGE` or `MAX_MAILS`."""
         now = asyncio.get_running_loop().time()
         if now - connection.opened_at >= MAX_AGE or connection.mails >= MAX_MAILS:
             await connection.protocol.quit()
@@ -244,7 +246,8 @@ class Relay:
         )
         try:
             await smtp.connect()
-            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - EHLO again after STARTTLS (RFC 3207, 4.2)
+            # EHLO is needed again after STARTTLS (RFC 3207, 4.2)
+            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - no public method falls back to HELO
             await self._auth.authenticate(smtp)
         except Later as error:  # raised by the login; a temporary refusal (4yz) may mean too many connections
             smtp.close()
@@ -301,7 +304,7 @@ def _no_passphrase() -> str:
 
 
 def _hung_up(error: Exception) -> bool:
-    """Whether the relay was reached and closed or refused the connection; false for TLS and DNS errors."""
+    """True if the relay was reached and closed or refused the connection; false for TLS and DNS errors."""
     if any(isinstance(cause, ssl.SSLError | socket.gaierror) for cause in (error, error.__cause__)):
         return False
     return isinstance(error, aiosmtplib.SMTPServerDisconnected | aiosmtplib.SMTPConnectError | ConnectionError)

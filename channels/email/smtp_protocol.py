@@ -14,9 +14,10 @@ from typing import NamedTuple, cast
 from aiosmtplib import SMTP
 
 MAX_REPLY_BYTES = 32 * 1024
-"""A longer reply is a protocol error; replies for many recipients are far shorter."""
+"""Maximum number of bytes in a reply. A longer reply is a protocol error; even replies for many recipients are far
+shorter."""
 QUIT_TIMEOUT = 2.0
-"""Seconds to wait for the reply to QUIT."""
+"""Maximum number of seconds to wait for the reply to QUIT."""
 
 
 class Reply(NamedTuple):
@@ -56,13 +57,13 @@ class SmtpProtocol(asyncio.Protocol):
         """The start of a line whose end has not arrived yet."""
         self._error: ConnectionFailed | None = None
         self._waiter: asyncio.Future[None] | None = None
-        """Set while `read_reply` waits."""
+        """The future that `read_reply` waits for; None if it is not waiting."""
         self._transport = cast("asyncio.Transport", smtp.transport)
         self._transport.set_protocol(self)
 
     @property
     def usable(self) -> bool:
-        """Whether the connection is open and no unrequested reply (usually 421, before the relay closes) arrived."""
+        """True if the connection is open and no unrequested reply (usually 421, before the relay closes) arrived."""
         return not (self._replies or self._partial_lines or self._buffer or self._error or self._transport.is_closing())
 
     def write(self, data: bytes) -> None:

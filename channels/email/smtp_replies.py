@@ -13,7 +13,8 @@ from channels.contract import EXCERPT, Answer, ChannelError, Later, Never
 _ENHANCED_CODE = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
 CLOSING = 421
 LOGIN_FAILED = frozenset({530, 534, 535, 538})
-"""The login is missing or wrong. The operator fixes that in the settings, so the mail is retried until then."""
+"""Reply codes which mean that the login is missing or wrong. The mail is retried until the operator has fixed the
+settings."""
 _ADVICE = {
     "login": {
         454: "its login service is out of order",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _START_MAIL_INPUT = 354
 _OK = 250
 _RECIPIENT_ACCEPTED = frozenset({250, 251})
-"""251: the relay forwards the mail itself (RFC 5321, 3.4)."""
+"""Reply codes for an accepted recipient. 251 means that the relay forwards the mail itself (RFC 5321, 3.4)."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _CLOSED_EARLY = "the relay closed the connection before taking the mail"
 
@@ -38,7 +38,7 @@ class Extensions:
     """The service extensions that the relay announced in its reply to EHLO."""
 
     pipelining: bool
-    """Several commands may be sent together (RFC 2920)."""
+    """True if several commands may be sent together (RFC 2920)."""
     smtputf8: bool
     dsn: bool
     size: int | None

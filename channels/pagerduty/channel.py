@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 MAX_EVENT_BYTES = 512 * 1024
 MAX_DEDUP_KEY = 255
-"""Characters of a dedup key."""
+"""Maximum number of characters in a dedup key."""
 ROUTING_KEY_LENGTH = 32
-"""Characters of a routing key."""
+"""Number of characters in a routing key."""
 MASK = "********"
 _INVALID_EVENT = {"event_action": "none"}
 """An event for `check`: PagerDuty validates the routing key first and then refuses the unknown action."""
@@ -55,11 +55,12 @@ class SeverityRule(BaseModel):
 
     severity: Severity
     phases: tuple[Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"], ...] = ()
-    """The execution has one of these phases; empty: any phase."""
+    """The execution must have one of these phases. If empty, any phase matches."""
     domains: tuple[str, ...] = ()
-    """The execution's domain matches one of these patterns; `*` matches any characters. Empty: any domain."""
+    """The execution's domain must match one of these patterns, in which `*` matches any characters. If empty, any
+    domain matches."""
     labels: Mapping[str, str] = Field(default_factory=dict)
-    """The execution has each of these labels, and its value matches the pattern."""
+    """The execution must have each of these labels, and the label's value must match the pattern."""
 
     def matches(self, phase: str, domain: str, labels: Mapping[str, str]) -> bool:
         return (
@@ -77,7 +78,7 @@ class PagerDutyService(BaseModel):
     routing_key: SecretStr | None = None
     routing_key_file: SecretFile | None = None
     severity: Severity | None = None
-    """Overrides `severities` and the template."""
+    """The severity of all events of this service. It overrides `severities` and the template."""
 
     @model_validator(mode="after")
     def _has_a_key(self) -> Self:
@@ -93,20 +94,22 @@ class PagerDutyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     events_url: str = Field("https://events.pagerduty.com", pattern=r"^https?://\S+$")
-    """`https://events.eu.pagerduty.com` for the EU region."""
+    """The URL of the Events API. In PagerDuty's EU region it is `https://events.eu.pagerduty.com`."""
     services: Mapping[str, PagerDutyService] = Field(default_factory=dict)
     change_events: bool = False
-    """Send a change event, which pages nobody, after a launch plan's first run in a new version."""
+    """If true, send a change event after a launch plan's first run in a new version. Change events page nobody."""
     severities: tuple[SeverityRule, ...] = ()
-    """The value of `severity` in templates: from the first rule that matches, else from the phase."""
+    """Rules that set the value of `severity` in templates. The first rule that matches counts. If none matches, the
+    value depends on the phase."""
     incident: ThreadBy = "launch_plan"
-    """What one incident covers. In each case the launch plan's next success resolves it."""
+    """What one incident covers: all executions of a launch plan, or a single execution. The launch plan's next success
+    resolves the incident in both cases."""
     fallback: Literal["email", "none"] = "none"
-    """The channel for recipients that are no service in the settings."""
+    """The channel that notifies recipients who are not among `services`."""
     timeout: float = Field(20, gt=0, le=100)
-    """Seconds to wait for an answer."""
+    """Maximum number of seconds to connect, and to wait for the answer."""
     connections: int = Field(8, ge=1, le=100)
-    """Number of threads; each has its own connection."""
+    """Number of threads that send events. Each has its own connection."""
 
     def severity_of(self, phase: str, domain: str, labels: Mapping[str, str]) -> Severity | None:
         """Return the severity of the first rule in `severities` that matches; None if none does."""
@@ -217,7 +220,7 @@ class PagerDutyChannel:
         return session.post("/v2/enqueue" if "event_action" in event else "/v2/change/enqueue", routing_key, event)
 
     def _event(self, message: Message) -> dict[str, Any]:
-        if "event_action" not in message.content:  # PagerDuty, "Send change events": a change event has no dedup key
+        if "event_action" not in message.content:  # a change event has no dedup key (PagerDuty, "Send change events")
             return _limit_size(dict(message.content))
         thread = message.thread
         dedup_key = (thread.key if thread is not None else message.key)[:MAX_DEDUP_KEY]

@@ -52,12 +52,12 @@ class _Endpoint(NamedTuple):
     request: requests.PreparedRequest
     """Method, URL and headers, without a body."""
     pool: HTTPConnectionPool
-    """To the host or to a proxy, with the certificates to trust."""
+    """Opens connections to the host or to a proxy, and checks the server's certificate."""
     url: str
     """The URL as it is written in the request line."""
 
 
-class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # untyped
+class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # pdpyras is untyped
     """A pdpyras session that sends each event once.
 
     pdpyras' own `request` sleeps and retries, after a 429 without limit; here the delivery worker decides on retries.
@@ -78,7 +78,7 @@ class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # 
 
     def send_event(self, path: str, body: bytes) -> Response:
         """Send the event to the path, once. Raises errors of requests and urllib3."""
-        if self.cookies or path not in self._endpoints:  # a cookie is a header, and may change with each answer
+        if self.cookies or path not in self._endpoints:  # cookies are sent in a header, and each answer may change them
             self._endpoints[path] = self._prepare_endpoint(path)
         endpoint = self._endpoints[path]
         headers = {**endpoint.request.headers, "Content-Length": str(len(body))}
@@ -143,9 +143,9 @@ class Session:
 
 
 def _never_connected(error: Exception) -> bool:
-    """Whether the error occurred before anything was sent."""
-    if isinstance(error, requests.RequestException):  # it wraps urllib3's error
+    """True if the error occurred before anything was sent."""
+    if isinstance(error, requests.RequestException):  # requests wraps urllib3's error
         error = getattr(error.args[0], "reason", error) if error.args else error
     untrusted = isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], SSLCertVerificationError)
-    # a refused connection is a ConnectTimeoutError too
+    # urllib3's error for a refused connection, NewConnectionError, is a ConnectTimeoutError too
     return untrusted or isinstance(error, ConnectTimeoutError | ProxyError)

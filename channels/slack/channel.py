@@ -1,7 +1,7 @@
 """The Slack channel: posts messages through the Web API with slack-sdk, or through incoming webhooks.
 
 Answers and limits follow Slack's documentation of chat.postMessage, rate limits and message metadata. The Web API
-reports most errors with HTTP 200 and `ok: false`, so the body decides.
+reports most errors with HTTP 200 and `ok: false`, so only the body shows whether a request has succeeded.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ Result = TypeVar("Result")
 METADATA_TYPE = "notification_delivery"
 """The event_type of our messages' metadata; its payload is `{"key": …}`."""
 LOOKUP_TTL = 3600.0
-"""Seconds for which the result of a look-up is cached, also if nothing was found."""
+"""Seconds for which the result of a look-up is cached, even if nothing was found."""
 HISTORY_LIMIT = 100
-"""Number of messages in a channel or thread that are searched for an earlier attempt."""
+"""Maximum number of messages in a channel or thread that are searched for an earlier attempt."""
 MAX_CLOCK_SKEW = 300.0
-"""Seconds by which Slack's clock may be behind ours; a search in a thread starts this long before `created_at`."""
+"""Maximum number of seconds by which Slack's clock may be behind ours. A search in a thread starts this long before
+`created_at`."""
 MAX_UPDATE_TEXT = 4000
-"""Maximum characters of `text` in chat.update; a longer text is refused with `msg_too_long`."""
+"""Maximum number of characters of `text` in chat.update. Slack refuses a longer text with `msg_too_long`."""
 MAX_BLOCKS = 50
 
 _CHANNEL_ID = re.compile(r"[CGD][A-Z0-9]{6,}")
@@ -92,7 +93,8 @@ _LATER = {
     "org_login_required",
 }
 _IN_DOUBT = {"internal_error", "fatal_error"}
-"""Slack documents them with "possible some aspect of the operation succeeded before the error"."""
+"""Error codes after which the message may have arrived. Slack documents them with "possible some aspect of the
+operation succeeded before the error"."""
 _WEBHOOK_ADVICE = {
     "invalid_payload": "the template makes what Slack refuses: run dispatcher preview",
     "invalid_blocks": "the template makes blocks that Slack refuses: run dispatcher preview",
@@ -105,7 +107,8 @@ _WEBHOOK_ADVICE = {
     "action_prohibited": "the workspace's admin has restricted posting there",
     "posting_to_general_channel_denied": "the webhook's creator may not post there",
 }
-"""Slack, "Handling errors" of incoming webhooks."""
+"""Mapping from an error code of an incoming webhook to the advice for it (Slack, "Handling errors" of incoming
+webhooks)."""
 _AS_JSON = {"Content-Type": "application/json"}
 _NO_RECIPIENT = {"users_not_found", "user_not_found"}
 
@@ -119,9 +122,10 @@ _NO_THREAD = {
     "is_archived",
     "channel_not_found",
 }
-"""The thread can't be continued: its first message is deleted or can't be changed, or its channel is archived."""
+"""Error codes which mean that the thread can't be continued: its first message is deleted or can't be changed, or its
+channel is archived."""
 _WEBHOOK_LATER = {"rollup_error"}
-"""Temporary failures that a webhook reports with status 500 (Slack, "Changes to webhook errors")."""
+"""Error codes of temporary failures, which a webhook reports with status 500 (Slack, "Changes to webhook errors")."""
 
 
 class SlackWebhook(SecretUrl):
@@ -136,19 +140,21 @@ class SlackConfig(BaseModel):
     token: SecretStr | None = None
     token_file: SecretFile | None = None
     api_url: str = Field("https://slack.com/api/", pattern=r"^https?://\S+$")
-    """`https://slack-gov.com/api/` for GovSlack, or an Enterprise Grid's own host."""
+    """The URL of the Web API. It is `https://slack-gov.com/api/` for GovSlack; an Enterprise Grid may have its own
+    host."""
     recipients: Mapping[str, str] = Field(default_factory=dict)
-    """Aliases for recipients: the name in rules, and the #channel, channel id, user id or mail address to send to."""
+    """Mapping from an alias that rules use to a recipient: a #channel, channel id, user id or mail address."""
     webhooks: Mapping[str, SlackWebhook] = Field(default_factory=dict)
     """Incoming webhooks, by the alias that rules use."""
     join: bool = False
-    """True: the app joins a public channel if it is not a member; needs the scope channels:join."""
+    """If true, the app joins a public channel when it is not a member. It needs the scope channels:join for that."""
     thread: ThreadBy | Literal["none"] = "launch_plan"
-    """What one thread covers. In each case the launch plan's next success closes it."""
+    """What one thread covers: all executions of a launch plan, or a single execution. The launch plan's next success
+    closes the thread in both cases. `none` means that messages form no threads."""
     fallback: Literal["email", "none"] = "none"
-    """The channel for recipients that Slack can't reach."""
+    """The channel that notifies recipients whom Slack can't reach."""
     timeout: float = Field(20, gt=0, le=100)
-    """Seconds to wait for an answer."""
+    """Maximum number of seconds for one request, from connecting to the answer."""
 
     @model_validator(mode="after")
     def _has_a_token(self) -> Self:
@@ -166,7 +172,8 @@ class SlackChannel:
         self._client: Client | None = None
         self._session: aiohttp.ClientSession | None = None
         self._lookups: dict[str, tuple[float, str | None]] = {}
-        """Cached look-ups: expiry on the event loop's clock, and the id or None."""
+        """Cached results by the name that was looked up: when the result expires on the event loop's clock, and the id,
+        or None if nothing was found."""
 
     def address(self, recipient: str) -> str:
         if recipient in self._config.webhooks:
@@ -219,7 +226,10 @@ class SlackChannel:
         return await self._post_message(_body(message, channel))
 
     async def _reply(self, message: Message, root: _ThreadRoot) -> Receipt:
-        """Reply in the thread. A resolved notice first updates the first message, because an update can be repeated."""
+        """Reply in the thread. For a resolved notice, update the thread's first message before that.
+
+        The update comes first, because a retry can repeat it without harm if the reply fails.
+        """
         thread = message.thread
         if thread is not None and thread.resolves and not thread.superseded:
             content = _resolved_content(root.content, message.content)
@@ -249,7 +259,7 @@ class SlackChannel:
             raise Later(error.reason, answer=error.answer) from None
 
     async def _send_by_webhook(self, webhook: SlackWebhook, message: Message) -> Receipt:
-        """Post through an incoming webhook. Its answer is plain text without the message's position."""
+        """Post through an incoming webhook. Its answer is plain text, which does not identify the posted message."""
         import aiohttp  # noqa: PLC0415
 
         try:
@@ -320,7 +330,7 @@ class SlackChannel:
             await self._session.close()
 
     async def _channel(self, address: str) -> str:
-        """Return the channel to post to. A user id is enough: Slack opens the direct message with the app itself."""
+        """Return the channel to post to. For a person this is the user id: Slack opens the direct message by itself."""
         if not _PERSON.fullmatch(address):
             return address
         user = await self._cached_lookup(address, self._user_id)
@@ -350,7 +360,7 @@ class SlackChannel:
         return None if channel_id is None else await self._search("conversations.history", message.key, channel_id, {})
 
     async def _search(self, method: str, key: str, channel: str, query: Mapping[str, Any]) -> Receipt | None:
-        """Search the messages that a method lists for the key; None if none has it or the app lacks the scope."""
+        """Search for the key in the messages that a method lists; None if none has it or the app lacks the scope."""
         parameters = {"channel": channel, "limit": HISTORY_LIMIT, "include_all_metadata": "true", **query}
         try:
             page = await self._query(method, parameters)
@@ -427,7 +437,7 @@ class SlackChannel:
 
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._config.timeout)
-            # no trust_env: slack-sdk reads the proxy settings, and aiohttp would read ~/.netrc for each message
+            # trust_env is off, because aiohttp would read ~/.netrc for each message; slack-sdk reads the proxy settings
             self._session = aiohttp.ClientSession(timeout=limits)
         return self._session
 
@@ -445,7 +455,7 @@ class SlackChannel:
 
 @dataclass(frozen=True, slots=True)
 class _ThreadRoot:
-    """The first message of a thread: its position, and its content if it is known."""
+    """The first message of a thread: Slack's channel and timestamp, and the content if it is known."""
 
     channel: str
     ts: str
@@ -453,7 +463,7 @@ class _ThreadRoot:
 
 
 def _thread_root(message: Message) -> _ThreadRoot | None:
-    """Return the root of the thread that the last earlier message is in; None if no earlier message has a position."""
+    """Return the root of the newest earlier message's thread; None if no earlier message has a channel and `ts`."""
     earlier = message.thread.earlier if message.thread is not None else ()
     sent = [one for one in earlier if one.reference.get("ts") and one.reference.get("channel")]
     if not sent:
@@ -481,7 +491,7 @@ def _resolved_content(first: Content | None, success: Content) -> dict[str, Any]
 
 
 def _webhook_receipt(status: int, text: str, delay: timedelta | None) -> Receipt:
-    """Return the receipt for a webhook's answer, or raise its error. `delay`: from Retry-After."""
+    """Return the receipt for a webhook's answer, or raise its error. `delay`: the time in Retry-After."""
     code = text.strip() if re.fullmatch(r"[a-z_]{1,60}", text.strip()) else ""
     answer = Answer(str(status), code)
     match status:

@@ -1,1 +1,1 @@
-"""The Microsoft Teams channel: posts Adaptive Cards to the webhooks of workflows."""
+"""The Microsoft Teams channel: posts Adaptive Cards to the webhooks of Power Automate workflows."""

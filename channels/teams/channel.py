@@ -1,4 +1,6 @@
-"""The Teams channel: POSTs an Adaptive Card to a workflow's webhook ("When a Teams webhook request is received").
+"""The Teams channel: POSTs an Adaptive Card to the webhook of a Power Automate workflow.
+
+The workflow's trigger is "When a Teams webhook request is received".
 
 Limits and answers follow Microsoft's Teams platform documentation, webhooks and connectors, "Create and send messages":
 a message has at most 28 kB; an answer with HTTP status 200 may report a failure in its text.
@@ -29,7 +31,7 @@ from channels.contract import (
 from channels.webhook.targets import Target, TargetOptions, Targets, error_for_status, masked_answer, url_of
 
 MAX_BYTES = 28 * 1024
-"""Bytes of one message, including the JSON around the card."""
+"""Maximum number of bytes in one message, including the JSON around the card."""
 CARD = "application/vnd.microsoft.card.adaptive"
 _TRUNCATED_NOTE = "Some of it was too large for Teams and is left out."
 _INNER_ERROR = re.compile(r"HTTP error (\d{3})")
@@ -37,7 +39,7 @@ _HEADERS = {"Content-Type": "application/json"}
 
 
 class TeamsConfig(TargetOptions):
-    """The workflows, by the alias that rules use."""
+    """The webhooks of Power Automate workflows, by the alias that rules use."""
 
     targets: Mapping[str, Target] = Field(default_factory=dict)
 
@@ -92,7 +94,8 @@ class TeamsChannel:
 def _error(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError | None:
     """Return the error for an answer; None if the card was accepted.
 
-    A workflow accepts with 202 and an empty body, a connector with 200 and `1`.
+    A Power Automate workflow accepts a card with status 202 and an empty body, a connector with status 200 and the text
+    `1`.
     """
     if not 200 <= status <= 299:
         return error_for_status(status, name, answer, headers)

@@ -1,7 +1,8 @@
 """The webhook channel: POSTs JSON to a URL.
 
-Signature and header names follow the Standard Webhooks specification, because receivers find libraries to verify it.
-The modes `binary` and `structured` follow CloudEvents 1.0, HTTP protocol binding, 3.1 and 3.2.
+The signature and the header names follow the Standard Webhooks specification, so that receivers can verify messages
+with existing libraries. The modes `binary` and `structured` follow the HTTP protocol binding of CloudEvents 1.0,
+sections 3.1 and 3.2.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _RESERVED_HEADER = re.compile(
 )
 _URL = re.compile(r"https?:", re.IGNORECASE)
 ORIGIN_CACHE_SIZE = 256
-"""Number of URLs from rules whose origin is cached: several steps of a delivery need the origin."""
+"""Maximum number of URLs from rules whose origin is cached. It is cached because several steps of a delivery need it.
+"""
 
 
 class HeaderValue(BaseModel):
@@ -74,12 +76,14 @@ class WebhookTarget(Target):
     """A receiver's URL, and how requests to it are authenticated."""
 
     mode: Mode = "json"
-    """`json`: the body is the rendered template. `binary`, `structured`: the template is the data of a CloudEvent."""
+    """With `json`, the body is the rendered template. With `binary` or `structured`, the rendered template is the data
+    of a CloudEvent."""
     secret: SecretStr | None = None
-    """The key that signs each message: `whsec_` followed by base64, or any text."""
+    """The key that signs each message. It is written as `whsec_` followed by base64, or as any other text."""
     secret_file: SecretFile | None = None
     headers: Mapping[str, Header] = Field(default_factory=dict)
-    """Additional headers: a value, or a file as in `Authorization: {value_file: /run/secrets/ops}`."""
+    """Additional headers. Each has a value, or a file that contains it: `Authorization: {value_file:
+    /run/secrets/ops}`."""
 
     @model_validator(mode="after")
     def _not_both_secrets(self) -> Self:
@@ -102,11 +106,12 @@ class WebhookConfig(TargetOptions):
 
     targets: Mapping[str, WebhookTarget] = Field(default_factory=dict)
     allow_hosts: CommaList[str] = ()
-    """Hosts that URLs in rules may use: `hooks.example.com`, `*.example.com`, `example.com:8443`. Empty: none."""
+    """Hosts that URLs in rules may use: `hooks.example.com`, `*.example.com`, `example.com:8443`. If empty, rules can
+    name targets only."""
     mode: Mode = "json"
-    """The mode for URLs in rules; a target has its own."""
+    """The mode of messages to URLs in rules. Each target has its own mode."""
     source: str = Field("/flyte-notification-dispatcher", pattern=r"^[!-~]+$")
-    """The CloudEvents attribute `source`: a URI reference."""
+    """The attribute `source` of CloudEvents. It is a URI reference."""
 
     @field_validator("targets")
     @classmethod
@@ -169,7 +174,7 @@ class WebhookChannel:
             secrets = [*custom.values(), *([secret] if secret else [])]
             headers |= {**message.trace, **custom} | (_signature(secret, name, message.key, body) if secret else {})
         response = await self._targets.post(url, body, headers, name)
-        # the answer to a URL in a rule is not shown: the server may be internal although the guard allows its address
+        # the answer from a URL in a rule is not shown, because a server that the guard allows may still be internal
         answer = masked_answer(response, url, secrets) if target is not None else Answer(str(response.status))
         if 200 <= response.status <= 299:
             return Receipt(answer=answer, reference={"idempotency_key": message.key})

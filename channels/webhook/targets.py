@@ -1,4 +1,4 @@
-"""Shared by webhooks and Teams: targets that rules name by an alias, requests to them, and errors for HTTP statuses.
+"""Targets that rules name by an alias, requests to them, and errors for HTTP statuses, for webhooks and Teams.
 
 Anyone who knows a target's URL can post to it, so the URL is a secret: other packages see only the alias.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MASK = "********"
 MIN_SECRET_LENGTH = 4
-"""Characters. Shorter secrets are not masked in answers, because they would match ordinary text."""
+"""Minimum number of characters of a secret that is masked in answers. Shorter secrets would match ordinary text."""
 
 
 Item = TypeVar("Item")
@@ -40,13 +40,14 @@ class TargetOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     allow_networks: CommaList[IPvAnyNetwork] = ()
-    """Private, local or reserved networks that messages may be sent to: `10.20.0.0/16`."""
+    """Private, local or reserved networks that messages may be sent to, such as `10.20.0.0/16`."""
     allow_http: bool = False
     """Allow http URLs. Without TLS, anyone on the network path can read the messages and the URL."""
     timeout: float = Field(20, gt=0, le=100)
-    """Seconds to wait for an answer."""
+    """Maximum number of seconds for one request, from connecting to the answer."""
     ca_file: SecretFile | None = None
-    """Certificates to trust in addition to the system's, PEM: for example your company's own authority."""
+    """A PEM file with certificates to trust in addition to the system's, for example that of your company's certificate
+    authority."""
 
 
 class Targets:
@@ -117,7 +118,10 @@ def masked_answer(response: Response, url: str, secrets: Iterable[str] = ()) -> 
 
 
 def error_for_status(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError:
-    """Return the error for a status other than 2xx (RFC 9110, 15); never `provider_wide`: only this target failed."""
+    """Return the error for a status other than 2xx (RFC 9110, 15).
+
+    It is never `provider_wide`, because only this target failed.
+    """
     match status:
         case 408 | 425 | 429:
             return Later(f"{name} takes no more for now: {status}", answer=answer, retry_after=retry_after(headers))
