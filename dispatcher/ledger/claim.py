@@ -32,8 +32,8 @@ from dispatcher.model.rate_limit import AdmissionControl, DestinationState
 Changes = Mapping[str, Any]
 """The changed fields of a delivery, by name."""
 EXTRA_READS = (100, 100, 100)
-"""How many further due deliveries a claim reads, batch by batch, if too many of the first ones were deferred. After the
-last batch the next claim continues."""
+"""Sizes of the further batches of due deliveries that a claim reads if it is not full because deliveries were deferred.
+After the last batch, the next claim continues."""
 
 
 def claim(
@@ -112,7 +112,7 @@ def _claimed_on_insert(
 
 
 def _openings(connection: Connection, candidates: Sequence[Delivery], status: LaunchPlanStatus) -> frozenset[str]:
-    """The threads that `candidates` open: each is new and has one delivery, a failure without a later success."""
+    """Return the threads that `candidates` open: new threads with one delivery, a failure without a later success."""
     number = Counter(one.thread for one in candidates)
     single = [
         one.thread
@@ -126,14 +126,15 @@ def _openings(connection: Connection, candidates: Sequence[Delivery], status: La
 
 
 _EXISTING_THREADS = {
-    dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE thread = value)"  # noqa: S608 - our own names
+    dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE thread = value)"  # noqa: S608 - only constants
     for dialect, names in {"sqlite": "json_each(?)", "postgresql": "json_array_elements_text($1::json)"}.items()
 }
 """Selects the threads of a JSON list that have deliveries, with one index lookup for each thread."""
 
 
 _WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
-"""A literal, not a parameter: otherwise the databases do not use the partial indexes of waiting deliveries."""
+"""A literal instead of a parameter, because with a parameter the databases do not use the partial indexes of waiting
+deliveries."""
 
 
 def _due_statement() -> Select[Any]:
@@ -198,16 +199,17 @@ def _due_statement() -> Select[Any]:
 
 
 DUE = _due_statement()
-"""The due deliveries with their contents, oldest first. Of each thread, only the earliest waiting delivery."""
+"""Selects the due deliveries with their contents, earliest due time first. Of each thread, it selects only the earliest
+waiting delivery."""
 _DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "saturated"))
-"""`DUE` without saturated destinations: a long backlog of one of them would fill the limit and hide other
+"""`DUE` without saturated destinations, because a long backlog of one of them would fill the limit and hide other
 deliveries."""
 
 
 def _due(connection: Connection, channel: str, admission: AdmissionControl, size: int) -> Sequence[Row]:
     values: dict[str, Any] = {"channel": channel, "now": admission.now, "size": size}
     if saturated := admission.saturated:
-        values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]  # encoded like the column
+        values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]  # encoded as in the column
     return prepare_select(_DUE_ELSEWHERE if saturated else DUE, connection.dialect).rows(connection, **values)
 
 
@@ -217,7 +219,8 @@ def _addresses(one: Row | Delivery) -> tuple[str, ...]:
 
 
 _IN_DOUBT = or_(deliveries.c.in_doubt, deliveries.c.lease.is_not(None))
-"""A delivery that still has a lease was never settled: its attempt may have arrived."""
+"""True if the delivery was in doubt before, or still has a lease. In the latter case its last attempt was never
+settled, and may have arrived."""
 _CLAIM = (
     update(deliveries)
     .where(among(deliveries.c.key, "keys"))
@@ -239,7 +242,7 @@ _DEFER = (
 def _admit(
     rows: Sequence[Row], admission: AdmissionControl, states: DestinationStates, limit: int
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The rows that may be sent now, up to `limit`, and the parameters of `_DEFER` for rows that must wait."""
+    """Return the rows that may be sent now, up to `limit`, and the parameters of `_DEFER` for rows that must wait."""
     admitted: list[Row] = []
     deferred = []
     for row in rows:

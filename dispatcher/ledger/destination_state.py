@@ -43,7 +43,7 @@ class DestinationStates:
             self._changed.add(name)
 
     def apply(self, feedback: Iterable[Feedback]) -> None:
-        """Apply the feedback of attempts in the order of time, and write the new states."""
+        """Apply the feedback of attempts in the order of their times, and write the new states."""
         in_order = sorted(feedback, key=lambda one: one.at)
         if not in_order:
             return

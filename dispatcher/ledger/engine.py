@@ -42,7 +42,7 @@ from dispatcher.ledger.schema import compatibility
 from dispatcher.ledger.sqlite import Writer, WriterLock
 from dispatcher.ledger.statements import run
 
-with without_package_init("sqlalchemy.ext.asyncio"):  # the package's __init__ imports the ORM: 8 MiB
+with without_package_init("sqlalchemy.ext.asyncio"):  # the package's __init__ would import the ORM, which takes 8 MiB
     from sqlalchemy.ext.asyncio.engine import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
@@ -59,22 +59,22 @@ _VERSION = re.compile(r"(\d{4})_[0-9a-f]{8}")
 
 _MIGRATION_LOCK = 0x666C797465  # "flyte": key of PostgreSQL's advisory lock, so that replicas migrate one after another
 _MIGRATION_LOCK_TIMEOUT = "4s"
-"""How long a migration waits for a table's lock on PostgreSQL. Every later transaction queues behind the migration, so
-it gives up and tries again: otherwise one long transaction would stop all deliveries."""
+"""Maximum time that a migration waits for a table's lock on PostgreSQL. Then it gives up and tries again, because every
+later transaction queues behind it, and one long transaction would otherwise stop all deliveries."""
 _BUSY_SECONDS = 10
-"""How long to wait for a lock, a pooled connection or a new connection to the server."""
+"""Maximum number of seconds to wait for a lock, a pooled connection or a new connection to the server."""
 TIMEOUT = timedelta(seconds=30)
-"""How long one statement may take on PostgreSQL."""
+"""Maximum time for one statement on PostgreSQL."""
 _BUSY_POLL_SECONDS = 0.5
-"""SQLite's own wait for a locked file. It can't be cancelled, so it is short, and we repeat it up to `_BUSY_SECONDS`.
-"""
+"""Seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short, and we repeat it
+until `_BUSY_SECONDS` have passed."""
 _UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "40", "42501", "53", "55", "57", "58", "F0", "XX")
 """Prefixes of PostgreSQL's error codes that mean: the statement is correct, but the database can't execute it now. In
 this order: connection, read-only standby, login, no such database, deadlock, permission, full disk, lock, shutdown,
 I/O, broken files. Source: PostgreSQL's manual, appendix A."""
 _CACHE = "cache_size=-4096"
-"""The writer's page cache in KiB. In a large ledger a batch of 100 events changes a thousand pages of 4 KiB; with
-SQLite's default of 2 MiB it would read half of them twice."""
+"""The pragma for the writer's page cache: 4096 KiB. In a large ledger a batch of 100 events changes a thousand pages of
+4 KiB; with SQLite's default of 2 MiB it would read half of them twice."""
 _WAL_PAGES, _PAGE_BYTES = 8000, 4096
 """SQLite copies its write-ahead log into the database file every 32 MB. The limit is high because each batch changes
 pages in all parts of a large ledger.
@@ -109,7 +109,7 @@ class Schema:
 
 
 def _number(version: str | None) -> int:
-    """The version's number, which orders releases; 0 for a version without a hash, which no release has."""
+    """Return the version's number, which orders releases; 0 for a version without a hash, which no release has."""
     parsed = _VERSION.fullmatch(version or "")
     return int(parsed[1]) if parsed else 0
 
@@ -136,12 +136,14 @@ class Database:
         return self._engine.dialect
 
     async def migrate(self) -> Schema:
-        """Create or upgrade the tables, and return the schema from before.
+        """Create or upgrade the tables, and return the schema as it was before the migration.
 
         Several replicas may call this at once, and older replicas may keep running. A newer version's tables are left
-        unchanged if they are compatible with this version. Raises LedgerIncompatible if they aren't, or if an
-        unreleased version or another program created the tables; LedgerUnavailable while the database can't be reached
-        or another transaction locks a table.
+        unchanged if they are compatible with this version.
+
+        Raises LedgerIncompatible if a newer version's tables are not compatible, or if an unreleased version or another
+        program created the tables. Raises LedgerUnavailable while the database can't be reached or another transaction
+        locks a table.
         """
         if self.sqlite:
             async with self.writing() as connection:
@@ -268,7 +270,8 @@ def _fill_log(connection: Connection) -> None:
 async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
     """Begin a transaction; while the file is locked, try again until `_BUSY_SECONDS` have passed.
 
-    It waits many times for a short time: a wait inside SQLite can't be cancelled, and readiness must answer in time.
+    It waits many times for a short time, because a wait inside SQLite can't be cancelled, and /readyz must answer
+    in time.
     """
     now = asyncio.get_running_loop().time
     deadline = now() + _BUSY_SECONDS
@@ -338,7 +341,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _place(url: URL) -> str:
-    """The database's location for messages, without user and password."""
+    """Return the database's location for messages, without user and password."""
     if url.get_backend_name() == "sqlite":
         return f"the file {url.database}"
     server = f" at {url.host}{f':{url.port}' if url.port else ''}" if url.host else ""
@@ -363,7 +366,7 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
 
     @event.listens_for(engine.sync_engine, "checkout")
     def ping(connection: Any, record: Any, _proxy: object) -> None:
-        # Instead of SQLAlchemy's pre-ping, which raises the server's timeout and does not replace the connection.
+        # SQLAlchemy's own pre-ping would raise the timeout of a hanging server instead of replacing the connection.
         if not record.fresh:
             try:
                 connection.ping()
@@ -375,8 +378,8 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_timeouts(connection: Any, _record: object) -> None:
-        # The server releases our locks if this process dies in a transaction. Set with statements, because PgBouncer
-        # refuses connections that ask for such settings.
+        # With these timeouts, the server releases our locks if this process dies in a transaction. They are set with
+        # statements, because PgBouncer refuses connections that ask for such settings.
         cursor = connection.cursor()
         cursor.execute(f"SET idle_in_transaction_session_timeout = {2 * int(1000 * seconds)}")
         cursor.execute(f"SET lock_timeout = {int(1000 * min(seconds, _BUSY_SECONDS))}")
@@ -385,7 +388,7 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def drop_after_timeout(context: ExceptionContext) -> None:
-        # A connection that doesn't answer can't even roll back. SQLAlchemy then drops the pool's other connections too.
+        # A connection that doesn't answer can't even roll back. Marking it makes SQLAlchemy drop the whole pool.
         if isinstance(context.original_exception, TimeoutError):
             context.is_disconnect = True
 
@@ -411,21 +414,21 @@ def _prepare(engine: Engine, *more: str) -> None:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # no implicit BEGIN: `begin` below sends it
+        connection.isolation_level = None  # the driver sends no implicit BEGIN, because `begin` below sends one
         try:
             cursor = connection.cursor()
-            # FULL: the Kafka offset is committed after our commit, so our commit must survive a power cut.
+            # FULL, because the Kafka offset is committed after our commit, so our commit must survive a power cut.
             autocheckpoint = f"wal_autocheckpoint={_WAL_PAGES}"
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", autocheckpoint, *more):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
         except sqlite3.Error:
-            connection.close()  # SQLAlchemy would drop it without closing it: its thread and its file would stay open
+            connection.close()  # SQLAlchemy would not close it, so its thread and file would stay open
             raise
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # IMMEDIATE: a transaction that reads first and writes later would fail if another one wrote in between.
+        # IMMEDIATE, because a transaction that reads first and writes later would fail if another one wrote in between.
         reads = connection.get_execution_options().get("purpose") == "read"
         run(connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
 
@@ -449,8 +452,8 @@ def _schema(connection: Connection) -> Schema:
 
 
 def _upgradable_versions(connection: Connection) -> set[str]:
-    """The versions from which this dispatcher can migrate."""
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 - most starts find the tables at HEAD and don't need it
+    """Return the versions from which this dispatcher can migrate."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - most starts find the tables at HEAD
 
     return {script.revision for script in ScriptDirectory.from_config(alembic_config(connection)).walk_revisions()}
 
@@ -459,7 +462,7 @@ def _upgrade(connection: Connection, place: str) -> Schema:
     before = _schema(connection)
     if before.compatible:
         return before
-    from alembic import command  # noqa: PLC0415 - most starts have nothing to migrate; it takes megabytes
+    from alembic import command  # noqa: PLC0415 - Alembic takes megabytes; few starts migrate
     from alembic.util import CommandError  # noqa: PLC0415
 
     try:
@@ -487,7 +490,7 @@ def _is_duplicate_table(error: DBAPIError) -> bool:
 
 
 def alembic_config(connection: Connection) -> Any:
-    """Alembic's configuration for the ledger's migrations on an open connection."""
+    """Return Alembic's configuration for the ledger's migrations on an open connection."""
     from alembic.config import Config  # noqa: PLC0415
 
     config = Config()
@@ -497,7 +500,7 @@ def alembic_config(connection: Connection) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """The driver's error message, without the statement and without the URL and its password."""
+    """Return the driver's error message, without the statement and without the URL and its password."""
     origin = error.orig if isinstance(error, DBAPIError) else None
     match (origin and origin.__cause__) or origin or error:
         case socket.gaierror() as inner:

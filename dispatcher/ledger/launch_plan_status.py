@@ -1,8 +1,8 @@
 """Reads and writes the status of launch plans within a transaction of the ledger.
 
-A launch plan's status is that of its newest terminal event, in whatever order the events arrive. Its row is locked
-while one of its events is recorded: if two replicas record a failure and a success at the same time, the second
-transaction sees the event of the first.
+A launch plan's status is that of its newest terminal event, even if events arrive in another order. The launch plan's
+row is locked while one of its events is recorded. So if two replicas record a failure and a success at the same time,
+the second transaction sees the event of the first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Status:
 
 
 class LaunchPlanStatus:
-    """The status of the launch plans of one batch of events, within its transaction."""
+    """Reads and updates the status of a batch's launch plans, in the transaction that records the batch."""
 
     def __init__(self, connection: Connection, dialect: ModuleType) -> None:
         self._connection = connection
@@ -45,7 +45,7 @@ class LaunchPlanStatus:
             self._loaded[row.name] = _Status(row.failed_at, row.succeeded_at)
 
     def record_failure(self, delivery: Delivery) -> None:
-        """Keep the time of a failure that has a delivery."""
+        """Keep the time of a failure that has a delivery, if it is the launch plan's newest failure."""
         status = self._loaded[delivery.launch_plan]
         if status.failed_at is None or delivery.occurred_at > status.failed_at:
             status.failed_at = delivery.occurred_at
@@ -83,8 +83,8 @@ class LaunchPlanStatus:
                 event=row.event,
             )
             for thread, row in sorted(last_in_thread.items())
-            if not row.resolves  # else the thread has ended
-            and row.occurred_at <= success.occurred_at  # else there was another failure after this success
+            if not row.resolves  # otherwise the thread has ended already
+            and row.occurred_at <= success.occurred_at  # otherwise there was another failure after this success
         ]
 
     def record_version(self, run: NewVersion) -> bool:

@@ -88,7 +88,8 @@ _COMPLETE_SINCE, _RECONCILED, _PINGED = "complete_since", "reconciled", "pinged"
 _CHECKPOINT = select(checkpoints.c.at).where(checkpoints.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))
 _PendingSettlement = tuple[Settlement, asyncio.Future[bool]]
-"""A settlement that is not written yet, and the future of its caller: True if the lease is still held."""
+"""A settlement that is not written yet, and the future that its caller awaits. The result is True if the lease is still
+held."""
 _NO_DIRECT_DISPATCH: Mapping[str, DirectDispatch] = {}
 _NONE_CLAIMED: Mapping[str, Changes] = {}
 
@@ -117,7 +118,7 @@ class Ledger:
         return self
 
     async def migrate(self) -> Schema:
-        """Create or upgrade the tables, like `open`, and return the schema from before."""
+        """Create or upgrade the tables, like `open`, and return the schema as it was before."""
         return await self._database.migrate()
 
     async def preallocate(self) -> None:
@@ -206,7 +207,7 @@ class Ledger:
             + [one.launch_plan for one in successes]
             + [one.launch_plan for one in runs.values()]
         )
-        first = failures if successes else []  # inserted first: `record_success` finds open threads in the table
+        first = failures if successes else []  # inserted first, so that `record_success` finds their threads
         traces = {entry.event.key: entry.span.trace for entry in entries}
         self._insert_deliveries(connection, first, traces)
         for delivery in failures:
@@ -231,7 +232,7 @@ class Ledger:
         return [*first, *rest], claimed
 
     async def rejected_events(self, executions: Iterable[ExecutionId]) -> list[Rejected]:
-        """The rejected events of these executions (their rules were unknown) that were not replayed yet."""
+        """Return these executions' events that were rejected because their rules were unknown, and not yet replayed."""
         keys = [f"{execution}/{phase}" for execution in executions for phase in sorted(TERMINAL)]
         entries = []
         async with self._database.reading() as connection:
@@ -245,7 +246,7 @@ class Ledger:
     # -- reconciliation
 
     async def seen_events(self, events_: Iterable[str]) -> frozenset[str]:
-        """Which of these events, given by key, are in the ledger, recorded or rejected."""
+        """Return those of the given event keys that are in the ledger, as a recorded or a rejected event."""
         found: set[str] = set()
         async with self._database.reading() as connection:
             for chunk in _in_chunks(sorted(set(events_))):
@@ -262,9 +263,9 @@ class Ledger:
             )
 
     async def complete_since(self, *, now: datetime) -> datetime:
-        """The time since which the ledger is complete: the first start, or later after a purge.
+        """Return the time since which the ledger is complete: the first start, or a later time after a purge.
 
-        `now` if the ledger is new.
+        For a new ledger, this is `now`.
         """
         async with self._database.reading() as connection:
             since: datetime | None = await connection.scalar(_CHECKPOINT, {"name": _COMPLETE_SINCE})
@@ -272,13 +273,13 @@ class Ledger:
         return since or now
 
     async def reconciled_until(self) -> datetime | None:
-        """Upper bound of the last reconciled period; None if there was none."""
+        """Return the upper bound of the last reconciled time range; None if nothing was reconciled yet."""
         async with self._database.reading() as connection:
             until: datetime | None = await connection.scalar(_CHECKPOINT, {"name": _RECONCILED})
         return until
 
     async def set_reconciled_until(self, until: datetime) -> None:
-        """Store the upper bound of the reconciled period; a value earlier than the stored one is ignored."""
+        """Store the upper bound of the reconciled time range; a value earlier than the stored one is ignored."""
         async with self._database.writing() as connection:
             await connection.run_sync(self._insert, checkpoints, [{"name": _RECONCILED, "at": until}])
             await _advance_checkpoint(connection, _RECONCILED, until)
@@ -301,8 +302,9 @@ class Ledger:
     async def settle(self, settlement: Settlement) -> bool:
         """Store an attempt's outcome and its follow-ups, if the lease is still held.
 
-        False if it isn't: another worker may have claimed the delivery, and this outcome is ignored. The attempt is
-        stored in either case. Settlements that arrive while another one is being written share the next transaction.
+        Returns False if the lease is lost: another worker may have claimed the delivery, and this outcome is ignored.
+        The attempt is stored in either case. Settlements that arrive while another one is being written share the next
+        transaction.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pending.append((settlement, done))
@@ -316,7 +318,7 @@ class Ledger:
             group: list[_PendingSettlement] = []
             try:
                 held = await self._database.write(partial(self._settle_all, group), low_priority=True)
-            except Exception as error:  # noqa: BLE001 - each caller gets it, at its own await
+            except Exception as error:  # noqa: BLE001 - each caller gets the error at its own await
                 for _, done in group or self._take_pending():
                     if not done.cancelled():
                         done.set_exception(error)
@@ -576,7 +578,7 @@ class Ledger:
             return found.first() is not None
 
     async def ping(self, *, now: datetime) -> None:
-        """Write one row. A read would succeed even on a full disk. Raises LedgerUnavailable."""
+        """Write one row, because a read would succeed even on a full disk. Raises LedgerUnavailable."""
 
         def write(connection: Connection) -> None:
             self._insert(connection, checkpoints, [{"name": _PINGED, "at": now}])
@@ -587,7 +589,7 @@ class Ledger:
     # -- rows
 
     def _names_execution(self, execution: ExecutionId) -> ColumnElement[bool]:
-        """Condition: a rejected message names the execution, in its event's key or, without a key, in its bytes."""
+        """Condition that a rejected message names the execution in its event's key or, without a key, in its bytes."""
         search = func.instr if self._database.sqlite else func.pg_catalog.position
         parts = (search(rejected.c.body, orjson.dumps(part)) > 0 for part in execution.model_dump().values())
         return or_(
@@ -601,8 +603,9 @@ class Ledger:
         traces: Mapping[str, str],
         claimed: Mapping[str, Changes] = _NONE_CLAIMED,
     ) -> dict[str, Delivery]:
-        """Insert the deliveries and their contents. `traces`: by event key; `claimed`: by delivery key.
+        """Insert the deliveries and their contents.
 
+        `traces`: the trace of each event, by event key. `claimed`: the changed fields of claimed deliveries, by key.
         Returns the claimed deliveries by key. Their content equals what a claim would read, so that every attempt sends
         the same message.
         """
@@ -637,12 +640,12 @@ async def _advance_checkpoint(connection: AsyncConnection, name: str, at: dateti
 
 
 def _only_strings(content: Any) -> bool:
-    """True if the content has only strings and mappings, as mail has: then JSON does not change it."""
+    """True if the content has only strings and mappings, as mail has. JSON does not change such content."""
     return type(content) is str or (type(content) is dict and all(map(_only_strings, content.values())))
 
 
 def _in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Chunks of 500 keys: databases limit the number of parameters in a statement."""
+    """Yield chunks of 500 keys, because databases limit the number of parameters in a statement."""
     for begin in range(0, len(keys), 500):
         yield keys[begin : begin + 500]
 
@@ -729,7 +732,7 @@ _SET_DEAD = _SETTLE.values(
 
 
 def _outcome_updates(settlements: Sequence[Settlement]) -> dict[Update, list[dict[str, Any]]]:
-    """For each update statement, the parameters that store the outcomes."""
+    """Return a mapping from each update statement to the parameters that store the outcomes."""
     updates: dict[Update, list[dict[str, Any]]] = {}
     for entry in settlements:
         row: dict[str, Any] = {"settled": entry.delivery.key}

@@ -30,11 +30,11 @@ if TYPE_CHECKING:  # importing this at run time would import the ORM; `engine` a
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 MAX_ROWS_READ = 10_000
-"""How many rows one page reads at most, if no single index covers all its conditions."""
+"""Maximum number of rows that are read for one page, if no single index covers all its conditions."""
 MAX_COUNT = 10_000
-"""A count stops at this number."""
+"""Maximum number up to which rows are counted."""
 LAG_SAMPLE = 200
-"""How many deliveries of each time bucket are used for its lags."""
+"""Maximum number of deliveries of a time bucket from which its lags are computed."""
 _Entry = TypeVar("_Entry")
 
 
@@ -44,7 +44,7 @@ class Page(Generic[_Entry]):
 
     entries: Sequence[_Entry]
     after: Cursor | None
-    """Pass it to get the next page; None if there are no older entries."""
+    """The cursor that selects the next page; None if there are no older entries."""
     cut: bool = False
     """True if the search stopped at `MAX_ROWS_READ` before the page was full: older entries may match."""
 
@@ -103,7 +103,7 @@ class Activity:
     """A recorded event, a finished attempt or a rejected message."""
 
     id: str
-    """Stable: made of the kind and the row's key."""
+    """A stable id, made of the kind and the row's key."""
     kind: str
     """`event`, `attempt` or `rejected`."""
     at: datetime
@@ -143,7 +143,8 @@ class TimeBucket:
     by_state: Mapping[State, int]
     """The number of deliveries in each state."""
     lags: Sequence[timedelta]
-    """Times from the event's `occurred_at` to the provider's acceptance, ascending; of the newest `LAG_SAMPLE` sent."""
+    """Times from the event's `occurred_at` to the provider's acceptance, in ascending order, for the newest
+    `LAG_SAMPLE` sent deliveries."""
 
     def lag(self, quantile: float) -> float | None:
         """The quantile (0 to 1) of the lags in seconds; None if nothing was sent."""
@@ -202,7 +203,7 @@ class Queries:
     async def rejected(
         self, *, limit: int, after: Cursor | None = None, replayed: bool | None = None
     ) -> Page[RejectedSummary]:
-        """A page of rejected messages. `replayed`: True: only replayed ones, False: only the rest, None: all."""
+        """A page of rejected messages. `replayed`: True selects only replayed messages, False only the others."""
         at, key = rejected.c.received_at, rejected.c.id
         columns = [column for column in rejected.c if column.name not in {"headers", "body"}]
         some = select(*columns, at.label("at"), key.label("key"))
@@ -297,7 +298,7 @@ class Queries:
 
 
 def _by_key_prefix(text: str) -> Select[Any]:
-    """Select deliveries whose key begins with the text; none if it has fewer than 6 digits, because too many match."""
+    """Select deliveries whose key begins with the text; none for fewer than 6 characters, which match too many."""
     return select(deliveries.c.key).where(*conditions(DeliveryFilter(keys=[text])), literal(len(text) >= 6))
 
 

@@ -14,7 +14,7 @@ from dispatcher.model.rate_limit import AdmissionControl, Feedback
 from dispatcher.tracing import NO_SPAN, Span
 
 BODY_KEPT = 64 * 1024
-"""How many bytes of a rejected message are stored."""
+"""Maximum number of bytes of a rejected message that are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,10 @@ class RecordedEvent:
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
-    """Each rule considered: defined_at, phases, channel, recipients, matched, reason."""
+    """Each rule that was considered, with the keys defined_at, phases, channel, recipients, matched and reason."""
     deliveries: Sequence[Delivery]
     resolution: Resolution | None = None
-    """For a success: ends the open threads of the launch plan."""
+    """Ends the open threads of the launch plan after a success; None for other events."""
     version: NewVersion | None = None
     """Reports the launch plan's version if it is new; None if no rule asks for change events."""
     kind: str = ""
@@ -60,7 +60,7 @@ class RecordResult:
     new: frozenset[str] = frozenset()
     """Keys of the events that were recorded for the first time."""
     unclaimed: Sequence[Delivery] = ()
-    """The waiting deliveries of these events, except those that direct dispatch claimed."""
+    """The waiting deliveries of the new events, except those that direct dispatch claimed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class StoredEvent:
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
-    """Each rule considered: defined_at, phases, channel, recipients, matched, reason."""
+    """Each rule that was considered, with the keys defined_at, phases, channel, recipients, matched and reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +86,9 @@ class Rejected:
     reason: str
     headers: Sequence[tuple[str, bytes]]
     body: bytes
-    """The stored bytes: the first `BODY_KEPT`."""
+    """The stored bytes, which are the first `BODY_KEPT` bytes of the message."""
     size: int
-    """Bytes of the whole message."""
+    """Number of bytes in the whole message."""
     event: str | None = None
     """The event's key; None if it can't be read from the message."""
     replayed_at: datetime | None = None
@@ -100,7 +100,7 @@ class Rejected:
 
 
 def rejected_id(position: str, value: bytes) -> str:
-    """The id of a rejected message, computed from position and bytes: the same if the message is read again."""
+    """Return the id of a rejected message, computed from position and bytes: the same if the message is read again."""
     digest = hashlib.sha256(position.encode())
     digest.update(b"\0")
     digest.update(value)
@@ -116,7 +116,8 @@ class Settlement:
     started_at: datetime
     ended_at: datetime
     follow_ups: Sequence[Delivery] = ()
-    """New deliveries caused by the outcome: for refused recipients of a mail, or to a fallback."""
+    """New deliveries that the outcome causes: for refused recipients of a mail, through a fallback channel, or to
+    fallback recipients."""
     feedback: Feedback | None = None
     """The attempt's effect on the destination's state; None if it has none."""
 
@@ -129,7 +130,7 @@ class Claim:
     next_at: datetime | None = None
     """When the first of the deferred deliveries is due; None if none was deferred."""
     more: bool = False
-    """True if there may be further due deliveries, which this claim did not read."""
+    """True if there may be further due deliveries that this claim did not take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,10 @@ class Backlog:
     """When the oldest waiting delivery was created."""
     waiting: int = 0
     due: int = 0
-    """Waiting deliveries that are due and not in flight, counted up to `ledger.DUE_COUNTED`."""
+    """Number of waiting deliveries that are due and not in flight, counted up to `ledger.DUE_COUNTED`."""
     dead: int = 0
     open_breakers: int = 0
-    """Destinations whose circuit breaker is open."""
+    """Number of destinations whose circuit breaker is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,9 +180,9 @@ class DeliveryFilter:
     states: frozenset[State] = frozenset()
     channel: str | None = None
     since: datetime | None = None
-    """Created then or later."""
+    """Selects deliveries that were created at this time or later."""
     until: datetime | None = None
-    """Created before then."""
+    """Selects deliveries that were created before this time."""
     execution: str | None = None
     """`project/domain/name`, or a name alone."""
     launch_plan: str | None = None
@@ -189,7 +190,7 @@ class DeliveryFilter:
     recipient: str | None = None
     """The whole recipient, as a rule names it or as the channel's address; the case of ASCII letters is ignored."""
     keys: Sequence[str] = ()
-    """Keys or prefixes of keys."""
+    """Keys of deliveries, or the beginnings of keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +205,6 @@ class EventFilter:
     phase: str | None = None
     verdict: str | None = None
     since: datetime | None = None
-    """Recorded then or later."""
+    """Selects events that were recorded at this time or later."""
     until: datetime | None = None
-    """Recorded before then."""
+    """Selects events that were recorded before this time."""

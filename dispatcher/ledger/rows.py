@@ -23,7 +23,7 @@ from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.model.event import Event
 
 LEASE_LOST = "the lease had run out, so this outcome was ignored"
-"""Reason of an attempt that ended after its lease."""
+"""The reason that is stored for an attempt that ended after its lease."""
 
 
 def event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def read_rejected(row: Row[Any]) -> Rejected:
 
 
 def delivery_row(delivery: Delivery, content_hash: str, trace: str) -> dict[str, Any]:
-    """The row of a new delivery. `content_hash`: key of its content. `trace`: the trace of its event."""
+    """Return the row of a new delivery. `content_hash`: the key of its content. `trace`: the trace of its event."""
     return {
         "key": delivery.key,
         "event": delivery.event,
@@ -115,7 +115,7 @@ def delivery_row(delivery: Delivery, content_hash: str, trace: str) -> dict[str,
 
 
 def delivery_fields(row: Any, content: Any) -> dict[str, Any]:
-    """The fields of the delivery in a row. The row may come from SQLAlchemy or from a prepared query."""
+    """Return the fields of the delivery in a row. The row may come from SQLAlchemy or from a prepared query."""
     return {
         "key": row.key,
         "event": row.event,
@@ -143,7 +143,7 @@ def delivery_fields(row: Any, content: Any) -> dict[str, Any]:
 
 
 def read_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
-    """`bodies`: contents by hash."""
+    """Return the delivery in a row. `bodies`: the contents by hash."""
     return Delivery(**delivery_fields(row, bodies[row.content]))
 
 

@@ -27,7 +27,7 @@ from sqlalchemy.sql import text
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A timestamp. Raises ValueError for one without a time zone. SQLite would drop the zone, so it stores UTC."""
+    """A time with a time zone; raises ValueError without one. It is stored in UTC, because SQLite drops the zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -67,9 +67,9 @@ class EncodedJson(NamedTuple):
 
 
 class CompressedJson(TypeDecorator[Any]):
-    """JSON data, compressed with LZ4 from 4 KiB on: a mail has many kilobytes of repetitive text.
+    """JSON data, compressed with LZ4 if it has 4 KiB or more: a mail has many kilobytes of repetitive text.
 
-    zlib's result is a quarter smaller, but takes seven times as long, for every event.
+    zlib's result would be a quarter smaller, but would take seven times as long for every event.
     """
 
     impl = LargeBinary
@@ -108,7 +108,7 @@ class StringList(TypeDecorator[tuple[str, ...]]):
 
 _MIN_COMPRESSED_BYTES = 4096
 _LZ4 = b"\x04"
-"""First byte of a compressed value. No JSON document starts with it."""
+"""The first byte of a compressed value. No JSON document starts with this byte."""
 
 metadata = MetaData(
     naming_convention={
@@ -185,7 +185,7 @@ deliveries = Table(
     Column("occurred_at", UtcTime, nullable=False),
     Column("trace", String(600)),
     Index("ix_deliveries_event", "event"),
-    # The migrations make these indexes partial on PostgreSQL too. `postgresql_where` here would import its dialect.
+    # The migrations make these indexes partial on PostgreSQL too. `postgresql_where` would import its dialect.
     Index(
         "ix_deliveries_thread",
         "thread",
@@ -195,7 +195,7 @@ deliveries = Table(
     Index(
         "ix_deliveries_thread_waiting",
         "thread",
-        "state",  # without it, SQLite would read all earlier messages of the thread
+        "state",  # without this column, SQLite would read all earlier messages of the thread
         "occurred_at",
         sqlite_where=text("state = 'waiting' AND thread IS NOT NULL"),
     ),
@@ -213,7 +213,7 @@ deliveries = Table(
     ),
     Index(
         "ix_deliveries_backlog",
-        "state",  # without it, SQLite would also read each row of the table
+        "state",  # without this column, SQLite would also read each row of the table
         "channel",
         "created_at",
         sqlite_where=text("state = 'waiting'"),

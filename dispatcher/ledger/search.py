@@ -66,10 +66,10 @@ def conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
 def matching_deliveries(
     wanted: DeliveryFilter, after: Cursor | None, *, limit: int, max_rows: int
 ) -> tuple[Select[Any], Select[Any]]:
-    """Two queries: the matching deliveries, newest first; and the last row that the search read.
+    """Return two queries: the matching deliveries, newest first; and the last row that the search read.
 
-    `max_rows`: how many rows the search reads at most. If it reads fewer, the second query returns no row. The column
-    `at` of both is the time by which rows are sorted.
+    `max_rows`: the maximum number of rows that the search reads. If it reads fewer, the second query returns no row.
+    The column `at` of both is the time by which rows are sorted.
     """
     some = _newest_rows(wanted, after, max_rows).subquery("some")
     matching = select(some).where(*_row_conditions(wanted, some.c))
@@ -95,7 +95,7 @@ def matching_events(
 
 
 def lower(text: str) -> str:
-    """A recipient as `delivery_recipients` stores it: ASCII letters in lower case, cut to the column's size, no NUL."""
+    """Return a recipient as `delivery_recipients` stores it: ASCII letters in lower case, cut to size, without NUL."""
     return "".join(chr(ord(char) + 32) if "A" <= char <= "Z" else char for char in text)[:320].replace("\0", "")
 
 
@@ -105,7 +105,7 @@ def _last_row(some: Any, max_rows: int) -> Select[Any]:
 
 
 def _newest_rows(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
-    """The newest deliveries from the index that the filter narrows most. `at`: the time that sorts the index."""
+    """The newest deliveries from the index that the filter narrows most. The index is sorted by `at`."""
     if wanted.execution is not None or wanted.keys:
         at, key = deliveries.c.created_at, deliveries.c.key
         query = select(deliveries, at.label("at")).where(*_key_conditions(wanted))
@@ -214,8 +214,8 @@ _KEYS_IN_ALL_PLACES = """
     SELECT places.project || '/' || places.domain || '/' || {name} || '/' || phase.value
     FROM places CROSS JOIN json_each({phases}) AS phase
 """
-"""Keys are `project/domain/name/PHASE`. "0" is the character after "/", so `project/domain0` follows all keys of a
-place."""
+"""Selects every key that an event of an execution with this name can have. Keys are `project/domain/name/PHASE`. "0" is
+the character after "/", so `project/domain0` follows all keys of a place."""
 
 
 def _row_conditions(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool]]:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from dispatcher.ledger.statements import run
 
 LOW_PRIORITY_WAIT = 0.005
-"""Seconds that a low-priority write waits for an urgent one, to share its transaction."""
+"""Maximum number of seconds that a low-priority write waits for an urgent write whose transaction it can share."""
 T = TypeVar("T")
 WriterLock = Callable[[], AbstractAsyncContextManager[None]]
 """Returns a context manager that locks out all other writers in this process."""
@@ -29,7 +29,7 @@ class _Write:
 
     work: Callable[[Connection], Any]
     done: asyncio.Future[Any]
-    """The caller waits for it. It is cancelled if the caller was cancelled."""
+    """The future that the caller waits for. It is cancelled if the caller was cancelled."""
     low_priority: bool
     transaction: Future[None] | None = None
     """The transaction that the work runs in; None while it still waits."""
@@ -63,10 +63,11 @@ class Writer:
         self._busy_seconds = busy_seconds
         self._waiting: list[_Write] = []
         self._task: asyncio.Task[None] | None = None
-        """Runs while writes wait."""
+        """The task that runs while writes wait."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._connection: Connection | None = None
-        """The thread's connection, kept open: a checkout from the engine's pool costs as much as a statement."""
+        """The thread's connection. It is kept open, because a checkout from the engine's pool costs as much as a
+        statement."""
         self._urgent_write = asyncio.Event()
         """Set when a write arrives that is not low-priority."""
 
@@ -109,13 +110,13 @@ class Writer:
                 async with self._lock():
                     group, self._waiting = self._waiting, []
                     await self._run_group(group)
-            except Exception as error:  # noqa: BLE001 - each caller gets it, at its own await
+            except Exception as error:  # noqa: BLE001 - each caller gets the error at its own await
                 for write in [*group, *self._waiting]:  # the waiting writes would fail at the same locked file
                     write.complete(error)
                 self._waiting.clear()
             for write in group:
                 write.complete()
-            await asyncio.sleep(0)  # noqa: TID251 - callers may add their next writes to the next transaction
+            await asyncio.sleep(0)  # noqa: TID251 - lets callers add writes to the next transaction
 
     async def _wait_for_urgent_write(self) -> None:
         """If only low-priority writes wait, wait up to `LOW_PRIORITY_WAIT` for an urgent one: one commit for both."""
@@ -180,7 +181,7 @@ def _run_work(write: _Write, connection: Connection, *, with_savepoint: bool) ->
         run(connection, "SAVEPOINT one_write")
     try:
         write.result = write.work(connection)
-    except Exception as error:  # noqa: BLE001 - the caller gets it
+    except Exception as error:  # noqa: BLE001 - the caller gets the error
         write.error = error
         if with_savepoint:
             try:

@@ -84,7 +84,7 @@ def _in_array(element: among, compiler: SQLCompiler, **options: Any) -> str:
 
 @lru_cache(maxsize=64)
 def prepare_insert(table: Table, dialect: Dialect, *, overwrite: bool = False) -> PreparedInsert:
-    """The prepared insert of a table, compiled at the first call."""
+    """Return the prepared insert of a table, compiled at the first call."""
     return PreparedInsert(table, dialect, overwrite=overwrite)
 
 
@@ -92,7 +92,7 @@ class PreparedInsert:
     """`INSERT … ON CONFLICT DO NOTHING` into one table; with `overwrite`, `DO UPDATE` of all columns but the key."""
 
     def __init__(self, table: Table, dialect: Dialect, *, overwrite: bool) -> None:
-        columns = [column for column in table.columns if column.autoincrement is not True]  # the database fills those
+        columns = [column for column in table.columns if column.autoincrement is not True]  # the rest is automatic
         self._key = columns[0]
         self._bind = BindProcessors([(column.name, column.type) for column in columns], dialect)
         self._in_arrays = dialect.name == "postgresql"
@@ -100,7 +100,7 @@ class PreparedInsert:
         if self._in_arrays:
             types = (_array_type(column, dialect) for column in columns)
             arrays = ", ".join(f"${number}::{kind}" for number, kind in enumerate(types, start=1))
-            values = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - our own names
+            values = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - only names from the schema
         names = ", ".join(column.name for column in columns)
         keys = ", ".join(column.name for column in table.primary_key)
         changes = ", ".join(f"{one.name} = excluded.{one.name}" for one in columns if not one.primary_key)
@@ -122,7 +122,7 @@ class PreparedInsert:
             return [key for (key,) in run(connection, returning, self._parameters(rows))]
         name = self._key.name
         existing = {key for (key,) in self._existing.rows(connection, keys=[row[name] for row in rows])}
-        missing = [row for row in rows if row[name] not in existing]  # no race: SQLite has one writer, this transaction
+        missing = [row for row in rows if row[name] not in existing]  # no race: only one transaction writes to SQLite
         self.insert(connection, missing)
         return [row[name] for row in missing]
 
@@ -132,23 +132,23 @@ class PreparedInsert:
         return PreparedSelect(select(self._key).where(among(self._key, "keys")), self._dialect)
 
     def _parameters(self, rows: Rows) -> Any:
-        """The driver's parameters for the rows, sorted by key.
+        """Return the driver's parameters for the rows, sorted by key.
 
-        The order is the same in all replicas, so that two that write the same rows can't deadlock. PostgreSQL gets one
-        array for each column: a single statement inserts all rows, and its triggers run once.
+        The order is the same in all replicas, so that two replicas that write the same rows can't deadlock. PostgreSQL
+        gets one array for each column, so that a single statement inserts all rows and its triggers run once.
         """
         bound = [self._bind.process(row) for row in sorted(rows, key=itemgetter(self._key.name))]
         return tuple(map(list, zip(*bound, strict=True))) if self._in_arrays else bound
 
 
 def _array_type(column: Column[Any], dialect: Dialect) -> str:
-    """The array type of a column. TEXT for strings, because a cast to VARCHAR(n) would truncate them."""
+    """Return the array type of a column. It is TEXT for strings, because a cast to VARCHAR(n) would truncate them."""
     return f"{'TEXT' if isinstance(column.type, String) else column.type.compile(dialect)}[]"
 
 
 @lru_cache(maxsize=64)
 def prepare_update(statement: Update, dialect: Dialect) -> PreparedUpdate:
-    """The prepared form of an update that is a module's constant, compiled at the first call."""
+    """Return the prepared form of an update, compiled at the first call. The update must be a module's constant."""
     return PreparedUpdate(statement, dialect)
 
 
@@ -165,7 +165,7 @@ class PreparedUpdate:
 
 @lru_cache(maxsize=64)
 def prepare_select(statement: Select[Any], dialect: Dialect) -> PreparedSelect:
-    """The prepared form of a query that is a module's constant, compiled at the first call."""
+    """Return the prepared form of a query, compiled at the first call. The query must be a module's constant."""
     return PreparedSelect(statement, dialect)
 
 
@@ -175,7 +175,7 @@ class PreparedSelect:
     def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
         self._sql, self._bind = _compiled(statement, dialect)
         columns = statement.selected_columns
-        row: Any = namedtuple("Row", [str(column.key) for column in columns])  # type: ignore[misc]  # noqa: PYI024 - made here
+        row: Any = namedtuple("Row", [str(column.key) for column in columns])  # type: ignore[misc]  # noqa: PYI024 - fields known at run time only
         self._row = row._make
         self._read = ResultProcessors([column.type for column in columns], dialect)
 

@@ -66,13 +66,13 @@ def _processors(
     dialect: Dialect,
     processor: Callable[[TypeEngine[Any], Dialect], Processor | None],
 ) -> list[tuple[int, Processor]]:
-    """The processors by the position of their value; most types need none."""
+    """Return each processor with the position of the value that it converts; most types need none."""
     found = ((at, processor(kind, dialect)) for at, kind in enumerate(kinds))
     return [(at, process) for at, process in found if process is not None]
 
 
 def _bind_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
-    """Converts a type's values for the driver; None if the driver takes them unchanged."""
+    """Return the function that converts a type's values for the driver; None if the driver takes them unchanged."""
     match kind:
         case UtcTime():
             return _cached(_as_text if dialect.name == "sqlite" else _TIME.process_bind_param, dialect)
@@ -87,7 +87,7 @@ def _bind_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None
 
 
 def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
-    """Converts the driver's values of a type; None if they stay unchanged."""
+    """Return the function that converts the driver's values of a type; None if they stay unchanged."""
     match kind:
         case UtcTime() if dialect.name == "sqlite":
             return _cached(_from_text, dialect)
@@ -103,12 +103,15 @@ def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | No
 
 @lru_cache(maxsize=16)
 def _cached(process: Callable[..., Any], dialect: Dialect) -> Processor:
-    """The processor with a cache of 256 values, shared by all columns of the type: a batch has few distinct values."""
+    """Return the processor with a cache of 256 values, because a batch has few distinct values.
+
+    All columns of the type share the cache.
+    """
     return lru_cache(maxsize=256)(partial(process, dialect=dialect))
 
 
 def _as_text(value: datetime | None, dialect: Dialect) -> str | None:
-    """A time as SQLAlchemy stores it in SQLite, which has no type for times."""
+    """Return a time as the text that SQLAlchemy stores in SQLite, which has no type for times."""
     naive = _TIME.process_bind_param(value, dialect)
     return None if naive is None else naive.isoformat(" ", "microseconds")
 
@@ -118,7 +121,7 @@ def _from_text(text: str | None, dialect: Dialect) -> datetime | None:
 
 
 def _to_bool(number: int | None) -> bool | None:
-    """SQLite stores booleans as 0 and 1."""
+    """Convert SQLite's 0 or 1 to a boolean."""
     return None if number is None else bool(number)
 
 
