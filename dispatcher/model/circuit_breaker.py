@@ -11,7 +11,7 @@ from dispatcher.model.rate_limit import FAILURES_TO_OPEN
 
 MIN_OPEN_TIME = timedelta(milliseconds=500)
 MAX_OPEN_TIME = timedelta(seconds=10)
-"""Longest time that the breaker stays open before it lets a probe through, unless the provider asks for longer."""
+"""Maximum time that the breaker stays open before it lets a probe through, unless the provider asks for longer."""
 
 
 @dataclass(slots=True)
@@ -23,9 +23,9 @@ class CircuitBreaker:
     """
 
     _outages: int = 0
-    """Failures in a row that concern every destination (`Later.provider_wide`)."""
+    """Number of failures in a row that concern every destination (`Later.provider_wide`)."""
     _unanswered: int = 0
-    """Sends in a row that got no answer."""
+    """Number of sends in a row that got no answer."""
     _open_until: datetime | None = None
 
     @property
@@ -34,7 +34,7 @@ class CircuitBreaker:
         return self._open_until is not None
 
     def allowed(self, slots: int, now: datetime) -> int:
-        """How many sends may be in flight now: all `slots` if closed, 0 if open, 1 if half-open."""
+        """Return how many sends may be in flight now: `slots` if the breaker is closed, 0 if open, 1 if half-open."""
         if self._open_until is None:
             return slots
         return 0 if now < self._open_until else 1

@@ -24,9 +24,9 @@ class State(StrEnum):
     WAITING = "waiting"
     """Pending: due now or later, or in flight."""
     SENT = "sent"
-    """The provider accepted it."""
+    """The provider accepted the message."""
     DEAD = "dead"
-    """Given up; `reason` says why."""
+    """The dispatcher gave up; `reason` says why."""
 
 
 class Delivery(NamedTuple):
@@ -37,12 +37,13 @@ class Delivery(NamedTuple):
     """
 
     key: str
-    """Stable identity, the same at every attempt: the mail's Message-ID, Slack's metadata, PagerDuty's dedup key."""
+    """Identifies the delivery, the same at every attempt. It is used in the mail's Message-ID and in Slack's metadata,
+    and, without a thread, as PagerDuty's dedup key."""
     event: str
-    """The key of its event."""
+    """The key of the event that caused the delivery."""
     channel: str
     recipients: tuple[str, ...]
-    """As written in the rule."""
+    """The recipients as the rule names them."""
     addresses: tuple[str, ...]
     """The channel's addresses for `recipients`: for mail in the same order, for other channels exactly one."""
     content: Content
@@ -50,42 +51,48 @@ class Delivery(NamedTuple):
     """Where the matched rule is defined: `options[0]`, `launch_plans/train.yaml:12`."""
     created_at: datetime
     due_at: datetime
-    """No attempt is made before this time; while the delivery is claimed, the end of the lease."""
+    """No attempt is made before this time. While the delivery is claimed, it is the end of the lease."""
     retry_window_start: datetime
-    """The retry deadline counts from here: the time of creation, or of the last redrive."""
+    """When the delivery was created, or redriven for the last time. The retry deadline counts from this time."""
     occurred_at: datetime
-    """When its event happened."""
+    """When the event happened."""
     state: State = State.WAITING
     attempt: int = 0
-    """Attempts so far. Counted at the claim, so that a delivery that crashes the process is not attempted forever."""
+    """Number of attempts so far. Each claim counts as an attempt, so that a delivery that crashes the process is not
+    attempted forever."""
     in_doubt: bool = False
-    """An earlier attempt may have arrived."""
+    """True if an earlier attempt may have arrived."""
     lease: str | None = None
-    """The worker that claimed it; only that worker may settle it."""
+    """The id of the worker that claimed the delivery, and that alone may settle it. None if the delivery is not
+    claimed."""
     reason: str = ""
-    """Why it is dead, or why the last attempt failed."""
+    """Why the delivery is dead, or why the last attempt failed."""
     thread: str = ""
-    """The key of its thread (`thread_key`), whose messages are sent in the order of `occurred_at`; empty: no thread."""
+    """The key of the delivery's thread (`thread_key`). The messages of a thread are sent in the order of `occurred_at`.
+    Empty if the delivery has no thread."""
     launch_plan: str = ""
-    """The launch plan whose next success ends the thread; empty if none does."""
+    """The launch plan whose next success ends the thread; empty if the delivery has no thread."""
     resolves: bool = False
-    """True for a resolved notice, which reports that success."""
+    """True for a resolved notice, which reports the success that ends the thread."""
     fallback_for: str = ""
-    """The key of the dead delivery that this delivery reports to the fallback recipients."""
+    """The key of the dead delivery that this delivery reports to the fallback recipients; empty for other deliveries.
+    """
     slot_reserved: bool = False
-    """`due_at` is a slot of its destination's rate limit, reserved for it."""
+    """True if `due_at` is a slot of the destination's rate limit that is reserved for this delivery."""
     destination_failing: bool = False
-    """At the claim its destination had failures in a row (`DestinationState.failures`); not stored."""
+    """True if the destination had failures in a row (`DestinationState.failures`) when the delivery was claimed. Not
+    stored."""
     trace: str = ""
-    """The trace of its event (`tracing.Span.trace`); the ledger sets it on all deliveries of the event."""
+    """The trace of the event (`tracing.Span.trace`). The ledger sets it on all deliveries of the event."""
     opens_thread: bool = False
-    """At the claim its thread had no other delivery, and the launch plan had no later success; not stored."""
+    """True if, when the delivery was claimed, its thread had no other delivery and the launch plan had no later
+    success. Not stored."""
     blocks_thread: bool = False
-    """At the claim another delivery of its thread waited for it; not stored."""
+    """True if, when the delivery was claimed, another delivery of its thread waited for it. Not stored."""
 
 
 def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:
-    """The stable key of the delivery for `event` to `addresses` on `channel`."""
+    """Return the stable key of the delivery for `event` to `addresses` on `channel`."""
     parts = "\0".join((event, channel, *addresses))
     return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -100,7 +107,7 @@ def time_prefixed(digest: str, at: datetime) -> str:
 
 
 def thread_key(channel: str, addresses: Sequence[str], subject: str) -> str:
-    """The stable key of the thread about `subject` to `addresses` on `channel`."""
+    """Return the stable key of the thread about `subject` to `addresses` on `channel`."""
     return delivery_key(subject, f"thread {channel}", addresses)
 
 
@@ -118,11 +125,11 @@ class OpenThread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """The success of a launch plan, which ends the threads about its failures. Only the ledger knows open threads."""
+    """The success of a launch plan, which ends the threads about its failures. Only the ledger knows the open ones."""
 
     launch_plan: str
     occurred_at: datetime
-    """When it succeeded."""
+    """When the launch plan's execution succeeded."""
     plan_resolved_notice: Callable[[OpenThread], Delivery | None]
     """Returns the resolved notice for an open thread; None if its channel no longer has threads."""
 
@@ -156,14 +163,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Given up; a redrive helps only after a person has changed something."""
+    """The dispatcher gave up. A redrive helps only after a person has changed something."""
 
     reason: str
     answer: Answer | None = None
     unknown_recipient: bool = False
-    """The channel can't reach the recipient; a fallback channel may."""
+    """True if the channel can't reach the recipient. A fallback channel may be able to."""
     in_doubt: bool = False
-    """The message may have arrived."""
+    """True if the message may have arrived."""
 
 
 Outcome = Sent | Retry | Dead
@@ -206,7 +213,7 @@ def _retry_or_give_up(
 
 
 def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryPolicy, rng: Random) -> list[Delivery]:
-    """One new delivery, dead or due again, for each recipient whom the mail relay did not accept."""
+    """Return one new delivery, dead or due again, for each recipient whom the mail relay did not accept."""
     parts = []
     for recipient, address in zip(delivery.recipients, delivery.addresses, strict=True):
         if (error := receipt.failures.get(address)) is None:

@@ -30,7 +30,8 @@ class _Incoming(BaseModel):
 
 
 Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
-"""At most 255 characters, as in flyteadmin. With a slash or a control character two executions could look like one."""
+"""A name of at most 255 characters, as in flyteadmin, without slashes and control characters: with those, two
+executions could look like one."""
 
 
 class ExecutionId(_Incoming):
@@ -117,6 +118,6 @@ class Event(_Incoming):
     def key(self) -> str:
         """Identifies the event, the same for every copy of it: `project/domain/name/PHASE`.
 
-        Not taken from CloudEvents' id, whose text form differs between builds of Flyte.
+        It is not derived from the CloudEvents id, whose text form differs between builds of Flyte.
         """
         return f"{self.execution}/{self.phase}"

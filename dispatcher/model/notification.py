@@ -18,12 +18,11 @@ CHANNEL_FIELDS = {
     "teams": "teams",
     "webhook": "webhook",
 }
-"""Field of the notification -> channel: the oneof of `flyteidl.admin.Notification` in each spelling, then the channels
-that Flyte does not have.
-"""
+"""Mapping from a field of the notification to the channel: first the fields of `flyteidl.admin.Notification` in each
+spelling, then those for channels that Flyte does not have."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-"""Control characters: no address of any channel has one, and databases can't search for text with NUL."""
+"""Matches a control character. No address of any channel has one, and databases can't search for text with NUL."""
 _RECIPIENT_FIELDS = ("recipients_email", "recipientsEmail", "recipients")
 
 

@@ -21,10 +21,11 @@ from channels.contract import InDoubt, Later, Receipt
 from dispatcher.model.delivery import Result
 
 FAILURES_TO_OPEN = 5
-"""Failures in a row that open a destination's breaker."""
+"""Number of failures in a row that open a destination's breaker."""
 FIRST_PAUSE = timedelta(seconds=5)
 LONGEST_PAUSE = timedelta(minutes=5)
-"""An open breaker lets one delivery through after each pause. The pause doubles from the first to the longest."""
+"""An open breaker lets one delivery through after each pause. Pauses double from `FIRST_PAUSE` up to `LONGEST_PAUSE`.
+"""
 _RATE = re.compile(r"\s*(\d+)\s*/\s*(s|min|h)\s*")
 _UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1)}
 
@@ -69,9 +70,9 @@ class RateLimit:
 
     rate: Rate | None = None
     burst: int = 1
-    """Deliveries that may be sent at once when the bucket is full."""
+    """Maximum number of deliveries that may be sent at once when the bucket is full."""
     max_in_flight: int = 1000
-    """Maximum deliveries in flight to one destination, so that a slow destination can't occupy all slots."""
+    """Maximum number of deliveries in flight to one destination, so that a slow destination can't occupy all slots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +82,10 @@ class DestinationState:
     theoretical_arrival_at: datetime
     """When the bucket is full again: the theoretical arrival time of GCRA (ITU-T I.371)."""
     blocked_until: datetime | None = None
-    """Nothing is sent before then: the destination sent `Retry-After`, or its breaker is open."""
+    """Nothing is sent before this time, because the destination sent `Retry-After` or its breaker is open. None if it
+    is not blocked."""
     failures: int = 0
-    """Failures in a row; a `Retry-After` is not counted."""
+    """Number of failures in a row. A `Retry-After` is not counted."""
 
     @property
     def breaker_open(self) -> bool:
@@ -96,21 +98,21 @@ NEW_DESTINATION = DestinationState(theoretical_arrival_at=datetime(1970, 1, 1, t
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One attempt's effect on the state of its destination: success, `Retry-After`, or (neither) a failure."""
+    """One attempt's effect on the state of its destination: a success, a `Retry-After`, or else a failure."""
 
     destination: str
     at: datetime
     succeeded: bool = False
     retry_after: timedelta | None = None
-    """The pause that the destination asked for."""
+    """The pause that the destination asked for; None if it asked for none."""
 
 
 def feedback(destination: str, result: Result, now: datetime, *, destination_failing: bool) -> Feedback | None:
-    """The feedback of an attempt's result; None if the destination's state stays the same.
+    """Return how an attempt's result changes the destination's state; None if the state stays the same.
 
     `destination` is empty if the channel limits only the provider as a whole. A permanent refusal (`Never`) concerns
-    the message, and a provider-wide failure concerns the provider: neither changes the destination's state. A success
-    changes it only after failures (`destination_failing`).
+    only the message, and a provider-wide failure concerns only the provider, so neither changes the destination's
+    state. A success changes it only after failures (`destination_failing`).
     """
     if not destination:
         return None
@@ -126,7 +128,7 @@ def feedback(destination: str, result: Result, now: datetime, *, destination_fai
 
 
 def apply(state: DestinationState, feedback: Feedback) -> DestinationState:
-    """The destination's state after the feedback."""
+    """Return the destination's state after the feedback."""
     if feedback.succeeded:
         return replace(state, failures=0, blocked_until=None)
     if feedback.retry_after is not None:
@@ -154,10 +156,10 @@ class AdmissionControl:
 
     rate_limit: RateLimit
     destination: Callable[[tuple[str, ...]], str]
-    """A delivery's destination, given its addresses (`Channel.destination`)."""
+    """Returns a delivery's destination, given its addresses (`Channel.destination`)."""
     now: datetime
     in_flight: Counter[str] = field(default_factory=Counter)
-    """Deliveries in flight, by destination."""
+    """Number of deliveries in flight, by destination."""
     deferred: int = 0
     """Number of deliveries in this claim that may be sent only later."""
 
@@ -187,7 +189,7 @@ class AdmissionControl:
             self.deferred += 1
             return decision
         self.in_flight[name] += 1
-        if name and state.breaker_open:  # half-open: this delivery is the probe, and no other is sent before its result
+        if name and state.breaker_open:  # half-open: this delivery is the probe; no other one is sent before its result
             blocked_until = self.now + _pause(state.failures)
             return decision._replace(state=replace(decision.state, blocked_until=blocked_until))
         return decision
@@ -206,7 +208,7 @@ class AdmissionControl:
 
 
 def _pause(failures: int) -> timedelta:
-    """How long a destination's breaker stays open after this many failures in a row."""
+    """Return how long a destination's breaker stays open after this many failures in a row."""
     if failures < FAILURES_TO_OPEN:
         return timedelta()
     return min(FIRST_PAUSE * (1 << min(failures - FAILURES_TO_OPEN, 10)), LONGEST_PAUSE)

@@ -1,7 +1,7 @@
 """When to retry: exponential back-off with full jitter, between a floor and a ceiling, until a deadline.
 
-The ledger counts the attempts of a delivery, because each attempt may run in another process: no retry loop in memory
-can span them. Only the curve comes from tenacity (`wait_exponential`).
+The ledger counts the attempts of a delivery, because each attempt may run in another process, so a retry loop in memory
+can't. Of tenacity, only the curve of the delays is used (`wait_exponential`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ class RetryPolicy:
     initial: timedelta = timedelta(seconds=2)
     """Upper bound of the first delay; the bound doubles with each attempt."""
     ceiling: timedelta = timedelta(minutes=10)
-    """The bound never exceeds this."""
+    """Maximum value of this bound."""
     deadline: timedelta = timedelta(hours=24)
-    """Counted from `Delivery.retry_window_start`; a delivery that can't be retried before it is dead."""
+    """Maximum time for retries, counted from `Delivery.retry_window_start`. A delivery becomes dead if its next retry
+    would be later."""
 
     def bound(self, attempt: int) -> timedelta:
-        """Upper bound of the delay after this attempt, counted from 1."""
+        """Return the upper bound of the delay after this attempt. Attempts are counted from 1."""
         curve = wait_exponential(multiplier=self.initial.total_seconds(), max=self.ceiling.total_seconds())
         state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
         state.attempt_number = max(attempt, 1)
         return timedelta(seconds=curve(state))
 
     def delay(self, attempt: int, rng: Random) -> timedelta:
-        """The delay after this attempt, counted from 1: random between 0 and the bound, but at least `FLOOR`."""
+        """Return the delay after this attempt: a random time between 0 and the bound, but at least `FLOOR`."""
         drawn = timedelta(seconds=rng.uniform(0, self.bound(attempt).total_seconds()))
         return max(drawn, FLOOR)
