@@ -31,7 +31,8 @@ GROUPED = frozenset({"email"})
 """Channels on which one message has several recipients."""
 
 MAX_VERSION_LENGTH = 255
-"""Characters of a launch plan's version that are stored; flyteadmin allows no more, other engines may."""
+"""Maximum number of characters of a launch plan's version that are stored. flyteadmin allows no more, but other engines
+may."""
 
 Address = Callable[[str], str]
 """`Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
@@ -75,22 +76,25 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Plans deliveries. It knows a configured channel only by its function for addresses."""
+    """Plans deliveries. It does not use the channels themselves, only functions that the channels provide."""
 
     addresses: Mapping[str, Address]
-    """By configured channel: the function that returns a recipient's address."""
+    """Mapping from each configured channel to the function that returns a recipient's address."""
     fallbacks: Mapping[str, str]
-    """By channel: the fallback channel for recipients that the channel does not know, such as `slack` -> `email`."""
+    """Mapping from a channel to the channel that is used instead if it does not know the recipient, such as `slack` ->
+    `email`."""
     render: Render
     fallback_recipients: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    """By channel: the channels and recipients that are notified when one of its deliveries is dead."""
+    """Mapping from a channel to the channels and recipients that are notified when one of its deliveries is dead."""
     template_set: TemplateSetOf = _same_templates
     thread_by: Mapping[str, Callable[[str], ThreadBy | None]] = field(default_factory=dict)
-    """By channel: whether messages to an address are threaded by launch plan or execution (`Channel.thread_by`)."""
+    """Mapping from a channel to the function that returns whether messages to an address are threaded by launch plan or
+    by execution (`Channel.thread_by`)."""
     change_events: Mapping[str, Callable[[Event], Content]] = field(default_factory=dict)
-    """By channel with change events: the function that renders one for a launch plan's new version."""
+    """Mapping from each channel that sends change events to the function that renders the change event for a new
+    version of a launch plan."""
     aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """By recipient in a rule: the channel and recipient that replace it (`rules.recipients`)."""
+    """Mapping from a recipient in a rule to the channel and recipient that replace it (`rules.recipients`)."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """Return the deliveries for the matched rules.
@@ -213,9 +217,9 @@ class _EventPlan:
     _event: str = field(init=False)
     """The event's key."""
     _registered: set[tuple[str, str]] = field(default_factory=set)
-    """The channels and addresses that have a delivery."""
+    """The pairs of channel and address that have a delivery of this event."""
     _contents: dict[tuple[str, str | None, Hashable], Content] = field(default_factory=dict)
-    """Rendered content, by channel, the rule's own template and template set."""
+    """Mapping from channel, the rule's own template and the template set to the rendered content."""
 
     def __post_init__(self) -> None:
         self._event = self.event.key
@@ -250,15 +254,15 @@ class _EventPlan:
             self._add_delivery(fallback, group, delivery.rule, None)
 
     def notify_fallback(self, dead: Delivery, reason: str) -> None:
-        """Add notices about a dead delivery to the fallback recipients of its channel."""
-        if dead.fallback_for:  # no notice about a failed notice: the ledger and the log have it
+        """Plan a notice about the dead delivery for each fallback recipient of its channel."""
+        if dead.fallback_for:  # a dead notice causes no further notice; it is in the ledger and the log
             return
         undelivered = f"{', '.join(dead.recipients)} could not be notified through {dead.channel}: {reason}"
         for channel, recipients in self.planner.fallback_recipients.get(dead.channel, {}).items():
             for recipient in recipients:
                 try:
                     target = self.planner.target(channel, recipient)
-                except UnknownRecipient:  # `unreachable` reports it at the start
+                except UnknownRecipient:  # `unreachable` reports the recipient at the start
                     continue
                 if not self.register(f"fallback {target.channel}", target.address):
                     continue
@@ -277,7 +281,7 @@ class _EventPlan:
     def change_events(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
         """Return a change event for each service that a rule names.
 
-        Unknown recipients are left out: they are reported when the launch plan fails.
+        Unknown recipients are left out, because they are reported when the launch plan fails.
         """
         deliveries = []
         for rule in rules:
@@ -326,7 +330,7 @@ class _EventPlan:
         self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content, position=position))
 
     def _thread_position(self, channel: str, addresses: Sequence[str]) -> _ThreadPosition:
-        """The thread of a failure; no thread for a success, because `plan_resolved_notice` adds it to open threads."""
+        """Return the thread of a failure. A success gets none: `plan_resolved_notice` adds it to the open threads."""
         thread_by = self.planner.thread_by.get(channel)
         unit = thread_by(addresses[0]) if thread_by is not None else None
         if unit is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
@@ -348,7 +352,7 @@ class _EventPlan:
             self.deliveries.append(self._delivery(channel, (recipient,), (), rule.defined_at, content, dead=reason))
 
     def _key(self, kind: str, addresses: Sequence[str]) -> str:
-        """The delivery key. It is the same on every replica: if two replicas reroute a delivery, they write one row."""
+        """Return the delivery key. It is the same on every replica, so two that reroute a delivery write one row."""
         return time_prefixed(delivery_key(self._event, kind, addresses), self.event.occurred_at)
 
     def _delivery(
@@ -381,7 +385,7 @@ class _EventPlan:
         )
 
     def _content(self, channel: str, recipient: str, template: str | None) -> Content:
-        """The message for this recipient. It is rendered once for all recipients with the same template set."""
+        """Return the message for this recipient. It is rendered once for all recipients with the same template set."""
         key = (channel, template, self.planner.template_set(self.event, recipient))
         if key not in self._contents:
             self._contents[key] = self.planner.render(channel, self.event, recipient=recipient, template=template)
@@ -389,5 +393,5 @@ class _EventPlan:
 
 
 def _launch_plan_key(plan: EntityId) -> str:
-    """`project/domain/name`, without the version."""
+    """Return `project/domain/name`, without the version."""
     return f"{plan.project}/{plan.domain}/{plan.name}"
