@@ -35,7 +35,7 @@ SENDING_SHARE = 2 / 3
 """Part of the lease, counted from the claim, in which an attempt must end. The rest is for settling. It applies in
 addition to the channel's own timeouts."""
 SLOW = 0.02
-"""Seconds. A provider counts as slow if its fastest recent send took longer."""
+"""A provider counts as slow if its fastest recent send took longer than this many seconds."""
 POLL_INTERVAL = timedelta(seconds=1)
 """How often an idle worker asks the ledger for deliveries that other processes may have recorded."""
 
@@ -70,7 +70,7 @@ class DeliveryWorker:
     worker_id: str
     """The owner that this worker's leases name; differs between replicas."""
     concurrency: int
-    """How many messages are sent at the same time."""
+    """Maximum number of messages that are sent at the same time."""
     rate_limit: RateLimit = field(default_factory=RateLimit)
     """Limits for each destination."""
     lease: timedelta = LEASE
@@ -86,7 +86,7 @@ class DeliveryWorker:
     """Set when there may be work; cleared before each claim."""
     _stopping: bool = False
     _abandoned: bool = False
-    """Nothing more is sent; claimed deliveries are released."""
+    """True if nothing more is sent and claimed deliveries are released."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """One task for each delivery that is claimed and neither settled nor released."""
     _sending: set[asyncio.Task[None]] = field(default_factory=set)
@@ -99,31 +99,31 @@ class DeliveryWorker:
     _start_slots: asyncio.Semaphore = field(init=False)
     """Limits how many sends start in one event-loop iteration, if the provider is slow."""
     _fastest_send: float = 0.0
-    """Seconds of the fastest recent send. Each slower send raises it by 5 %."""
+    """Duration of the fastest recent send in seconds. Each slower send raises it by 5 %."""
     _settle_time: timedelta = field(init=False)
     """Part of the lease that is kept for settling."""
     _group: asyncio.TaskGroup = field(init=False)
     _dispatch_pending: bool = False
-    """Intake has a `DirectDispatch` of this worker and has not called its `accept` yet."""
+    """True if intake has a `DirectDispatch` of this worker and has not called its `accept` yet."""
     _waiting: bool = False
-    """The worker waits for `_wakeup`."""
+    """True if the worker waits for `_wakeup`."""
     _idle_poll_done: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared during a claim that will probably find nothing."""
     _returned: int = 0
-    """How many of `_tasks` have finished their send."""
+    """Number of tasks in `_tasks` that have finished their send."""
     _in_flight_by_destination: Counter[str] = field(default_factory=Counter)
     _blocked_destinations: Counter[str] = field(default_factory=Counter)
-    """How many attempts to each destination have feedback that is not stored in the ledger yet."""
+    """Number of attempts to each destination whose feedback is not stored in the ledger yet."""
     _in_flight_by_thread: Counter[str] = field(default_factory=Counter)
     _breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     _next_due_at: datetime | None = None
     """The earliest known time at which a delivery becomes due."""
     _more_due: bool = False
-    """The last claim left deliveries that may be claimed as soon as a slot is free."""
+    """True if the last claim left deliveries that may be claimed as soon as a slot is free."""
     _saturated_destinations: frozenset[str] = frozenset()
     """Destinations that already had `rate_limit.max_in_flight` deliveries in flight at the last claim."""
     _threads_with_new: set[str] = field(default_factory=set)
-    """Threads with a delivery in flight and a newer one recorded since."""
+    """Threads that have a delivery in flight, and a newer delivery that was recorded in the meantime."""
 
     def __post_init__(self) -> None:
         self._send_slots = asyncio.Semaphore(self.concurrency)
@@ -134,19 +134,19 @@ class DeliveryWorker:
 
     @property
     def breaker_open(self) -> bool:
-        """Whether the circuit breaker of the whole provider is open."""
+        """True if the circuit breaker of the whole provider is open."""
         return self._breaker.open
 
     @property
     def in_flight(self) -> int:
-        """How many deliveries are claimed and neither settled nor released."""
+        """Number of deliveries that are claimed and neither settled nor released."""
         return len(self._tasks)
 
     @property
     def _prefetch(self) -> int:
-        """How many deliveries may be claimed beyond the free slots, so that no slot waits for the ledger.
+        """Maximum number of deliveries that may be claimed beyond the free slots, so that no slot waits for the ledger.
 
-        0 if destinations have a rate limit: a delivery that the limit lets through must be sent at once.
+        0 if destinations have a rate limit, because a delivery that the limit lets through must be sent at once.
         """
         return self.concurrency if self.rate_limit.rate is None else 0
 
@@ -168,7 +168,7 @@ class DeliveryWorker:
         )
 
     async def idle_poll_done(self) -> None:
-        """Wait for a running poll that will probably find nothing: after it, slots may be free for intake."""
+        """If a poll is running that will probably find nothing, wait for it: then slots may be free for intake."""
         await self._idle_poll_done.wait()
 
     def notify(self, threads: Iterable[str] = ()) -> None:
@@ -245,7 +245,7 @@ class DeliveryWorker:
 
     @property
     def _free_slots(self) -> int:
-        """How many more deliveries may be claimed: the free send slots, plus the prefetch."""
+        """Number of further deliveries that may be claimed: the free send slots, plus the prefetch."""
         allowed = self._breaker.allowed(self.concurrency, self.clock.now())
         if allowed < self.concurrency:
             return allowed - len(self._tasks)
@@ -259,7 +259,7 @@ class DeliveryWorker:
 
     @property
     def _can_claim(self) -> bool:
-        """Whether a claim is worth a query: a send slot is free, or half of the prefetched deliveries have got one."""
+        """True if a claim is worth a query: a send slot is free, or half of the prefetched deliveries got a slot."""
         return self._free_slots > (self._prefetch // 2 if self._send_slots.locked() else 0)
 
     async def _claim(self) -> Sequence[Delivery]:
@@ -288,7 +288,7 @@ class DeliveryWorker:
         return claim.deliveries
 
     def _admission(self, now: datetime) -> AdmissionControl:
-        """The admission control for one claim; blocked destinations count as full."""
+        """Return the admission control for one claim; blocked destinations count as full."""
         blocked = Counter(dict.fromkeys(self._blocked_destinations, self.rate_limit.max_in_flight))
         return AdmissionControl(
             rate_limit=self.rate_limit,
@@ -301,7 +301,7 @@ class DeliveryWorker:
         """Wait until `_wakeup` is set, a delivery becomes due, or `POLL_INTERVAL` has passed."""
         wait = POLL_INTERVAL
         if self._next_due_at is not None and (left := self._next_due_at - self.clock.now()) < POLL_INTERVAL:
-            # `_next_due_at` is used once: a time in the past would make a busy loop.
+            # `_next_due_at` is used only once, because a time in the past would cause a busy loop.
             wait, self._next_due_at = max(left, timedelta()), None
         try:
             async with asyncio.timeout(wait.total_seconds()):
@@ -345,7 +345,7 @@ class DeliveryWorker:
         """Send the delivery; None if it is released instead and the attempt is not counted."""
         started = self.clock.now()
         left = delivery.due_at - self._settle_time - started
-        # The claim or the wait for a slot took too long: another worker may soon get the lease.
+        # True if the claim or the wait for a slot took too long, so that another worker may soon get the lease.
         late = left <= timedelta()
         # The breaker or the destination may have changed since the claim.
         blocked = (self._breaker.open and not probing) or self._destination(delivery) in self._blocked_destinations
@@ -363,13 +363,13 @@ class DeliveryWorker:
             result = await self._attempt(delivery, thread, left, send_span)
         except asyncio.CancelledError:
             span.end(outcome="released")
-            # The message may have arrived: the next attempt asks the provider first, if the channel can.
+            # The message may have arrived, so the next attempt searches the provider first, if the channel can.
             await self._release(delivery._replace(in_doubt=True), due_at=self.clock.now())
             return None
         send_span.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
         if isinstance(result, Receipt):
-            seconds = max((ended - started).total_seconds(), 0.0)  # a clock may be set back
+            seconds = max((ended - started).total_seconds(), 0.0)  # the clock may have been set back
             self._fastest_send = min(seconds, 1.05 * self._fastest_send + 0.0001)
         self._breaker.record(result, ended)
         outcome = classify(delivery, result, now=ended, policy=self.policy, rng=self.rng)
@@ -478,7 +478,7 @@ class DeliveryWorker:
         return counted
 
     async def _follow_ups(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
-        """The deliveries that an outcome creates.
+        """Return the deliveries that an outcome causes.
 
         A mail's refused recipients get their own deliveries. A recipient that the channel does not know goes to the
         fallback channel. The fallback recipients are notified of dead deliveries.
@@ -497,7 +497,7 @@ class DeliveryWorker:
                 return ()
 
     async def _notices(self, dead: Sequence[Delivery], now: datetime) -> Sequence[Delivery]:
-        """Notices to the fallback recipients about one event's dead deliveries, at most one for each recipient."""
+        """Return notices about one event's dead deliveries, at most one for each fallback recipient."""
         if not dead or (event := await self.ledger.event(dead[0].event)) is None:
             return ()
         notices = [self.planner.notify_fallback(event, delivery, delivery.reason, now=now) for delivery in dead]
@@ -536,7 +536,7 @@ def _log_outcome(delivery: Delivery, outcome: Outcome, span: Span) -> None:
 
 
 def _decrement(counts: Counter[str], name: str) -> None:
-    """Subtract one, and remove the key at zero: `Counter` would keep it."""
+    """Subtract one, and remove the key at zero, because `Counter` would keep it."""
     counts[name] -= 1
     if not counts[name]:
         del counts[name]
