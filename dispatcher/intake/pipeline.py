@@ -39,9 +39,9 @@ class BatchResult:
     new: frozenset[str] = frozenset()
     """The keys of the events that were not in the ledger before."""
     source: str = ""
-    """`kafka`, or the position that all messages share: `http`, `reconcile`, `canary`."""
+    """`kafka`, or, for other sources, the position that all messages share: `http`, `reconcile`, `canary`."""
     messages: int = 0
-    """How many messages the batch had, with those that have no terminal event."""
+    """Number of messages in the batch, including those without a terminal event."""
 
     def new_or_duplicate(self) -> Iterator[tuple[RecordedEvent, bool]]:
         """Yield each recorded event, with True if it was new. Of several copies in the batch only the first is new."""
@@ -58,26 +58,27 @@ class ReplayResult:
 
     accepted: bool
     message: str
-    """What the message was decoded as, or why it is rejected again."""
+    """The event that the message was decoded as, with the verdict's reason, or why the message is rejected again."""
 
 
 RETRY_PAUSE = timedelta(seconds=1)
-"""Time between two attempts while the ledger is unavailable, and the first pause while FlyteAdmin is."""
+"""Time between two attempts while the ledger is unavailable, and the first pause while FlyteAdmin is unavailable."""
 MAX_RETRY_PAUSE = timedelta(seconds=15)
-"""Longest pause for FlyteAdmin; pauses double up to it. Identity providers lock out clients that often send a wrong
-password."""
+"""Maximum pause while FlyteAdmin is unavailable. Pauses double up to it, because identity providers lock out clients
+that often send a wrong password."""
 CHUNK = 100
-"""Number of results recorded in one transaction. It is small, so that workers don't wait long for their transactions,
-and the first deliveries are sent while later events are decided."""
+"""Maximum number of results recorded in one transaction. It is small, so that workers don't wait long for their own
+transactions and the first deliveries are sent while later events are decided."""
 MAX_YIELDS = 10
-"""Maximum event-loop iterations for other tasks between two events; one send takes a few iterations."""
+"""Maximum number of event-loop iterations for other tasks between two events. One send takes a few iterations."""
 MAX_YIELD_SECONDS = 0.02
-"""Maximum time for other tasks between two events: intake continues even if many deliveries are due."""
+"""Maximum number of seconds for other tasks between two events, so that intake continues even if many deliveries are
+due."""
 IDLE_ITERATION = 0.0001
-"""Seconds. If an event-loop iteration is shorter than this, other tasks have nothing to do."""
+"""If an event-loop iteration is shorter than this many seconds, other tasks have nothing to do."""
 
 IncomingMessage = tuple[Headers, bytes | None, str]
-"""A message's headers, its value and its position: where it came from, as text."""
+"""A message's headers, its value and its position, a text that says where the message came from."""
 LookUp = Callable[[ExecutionId], Awaitable[AdminExecution | UnknownExecution]]
 """Returns FlyteAdmin's data about an execution. Raises FlyteAdminUnavailable."""
 _Result = TypeVar("_Result")
@@ -180,7 +181,7 @@ class Intake:
         return True
 
     async def _process_chunk(self, decoded: Sequence[_Decoded], messages: int, source: Source) -> bool:
-        results: dict[int, IntakeResult] = {}  # kept for retries: FlyteAdmin is not asked again about a decided event
+        results: dict[int, IntakeResult] = {}  # kept, so that a retry does not ask FlyteAdmin about them again
         ordered = await _retry_until_done(lambda: self._decide_all(decoded, results), source)
         if ordered is None:
             return False
@@ -270,7 +271,7 @@ class Intake:
         return batch
 
     def _decide(self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None) -> IntakeResult:
-        """Decide and plan. `answer`: FlyteAdmin's, or None if it was not asked."""
+        """Decide and plan. `answer`: FlyteAdmin's answer, or None if it was not asked."""
         try:
             event = answer.complete(terminal.event) if isinstance(answer, AdminExecution) else terminal.event
             decision = decide(event, self.rules(), answer)
@@ -324,8 +325,8 @@ class Intake:
 async def _yield_to_other_tasks() -> None:
     """Let other tasks run until they wait, for `MAX_YIELDS` event-loop iterations and `MAX_YIELD_SECONDS` at most.
 
-    Planning renders templates, which blocks the event loop for a while. So workers can send in between. Several
-    iterations in a row finish most of a send; with a single iteration after each rendering, sends would be slower.
+    Planning renders templates, which blocks the event loop for a while, so workers get time to send between two events.
+    Several iterations in a row finish most of a send; with a single iteration after each event, sends would be slower.
     """
     began = latest = time.perf_counter()
     for _ in range(MAX_YIELDS):

@@ -1,7 +1,8 @@
 """Finds executions that finished without an event, by comparing FlyteAdmin's lists with the ledger.
 
-flyteadmin publishes an event once, from a goroutine without retries, so an event can be lost before Kafka. Intake
-records a missing event as a native event. If the lost event arrives later, it has the same key and changes nothing.
+flyteadmin publishes an event once, from a goroutine without retries, so an event can be lost before Kafka. This
+module passes each missing event to intake in the dispatcher's own format, and intake records it. If the lost event
+arrives later, it has the same key and changes nothing.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import Event
 
-if TYPE_CHECKING:  # it needs an extra to be loaded
+if TYPE_CHECKING:  # at run time, importing FlyteAdmin's client needs an optional dependency
     from dispatcher.flyte.admin.client import FlyteAdmin
 
 log = structlog.get_logger(__name__)
 
 POSITION = "reconcile"
-"""The position that the ledger stores for an event that reconciliation recorded."""
+"""The position that the ledger stores for an event that reconciliation found, instead of a position in Kafka."""
 PAUSE = timedelta(seconds=0.5)
-"""Time before each list request to FlyteAdmin: a list costs FlyteAdmin's database more than a look-up."""
+"""Pause before each list request, because a list costs FlyteAdmin's database more than a look-up."""
 MAX_FAILED_PLACES = 3
 """After this many failed places in a row, FlyteAdmin itself counts as unavailable. A place is a project and domain."""
 LOGGED_EXECUTIONS = 5
-"""How many of the missing events the log line names."""
+"""Maximum number of missing events that the log line names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class TimeRange:
 
 @dataclass(slots=True)
 class Reconciler:
-    """Reconciles each time range once: the replicas share a checkpoint in the ledger, which survives restarts."""
+    """Reconciles each time range once: all replicas share a checkpoint, which the ledger keeps across restarts."""
 
     admin: FlyteAdmin
     ledger: Ledger
@@ -59,7 +60,8 @@ class Reconciler:
     look_back: timedelta
     """Maximum length of the time range to reconcile, for example after a long downtime."""
     min_age: timedelta
-    """How long after an execution finished its event may still be in Kafka; after that, it counts as missing."""
+    """Time to wait after an execution has finished. If its event has not arrived by then, it counts as missing; before
+    that, the event may still be in Kafka."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Once it is set, `run` and `reconcile` end after the current request."""
 
@@ -172,6 +174,6 @@ class Reconciler:
 
 
 def _as_messages(events: Sequence[Event]) -> list[tuple[Sequence[tuple[str, bytes]], bytes, str]]:
-    """The events as intake's messages."""
+    """Encode the events as messages in the form that intake reads: headers, value and position."""
     messages = [write(event, Format.NATIVE) for event in events]
     return [(message.headers, message.value, POSITION) for message in messages]

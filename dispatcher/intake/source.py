@@ -29,7 +29,7 @@ class Batch(Protocol):
 
     @property
     def skipped(self) -> int:
-        """How many further messages the source's filter skipped."""
+        """Number of further messages that the source's filter skipped."""
 
     def position(self, message: RawMessage) -> str:
         """Return where the message came from, as `topic/partition@offset`."""
@@ -41,20 +41,24 @@ class Batch(Protocol):
 class Source(Protocol):
     """Yields batches, one at a time and in order.
 
-    Backpressure: while the caller works on a batch, at most one more is fetched. However long that takes, the source
-    stays a member of its consumer group. A batch that is never committed is yielded again after a restart.
-    Shutdown: after `stop`, `batches` ends when the caller asks for the next batch, and leaves the group within seconds,
-    even if the broker is down. It does the same if it is cancelled or closed early: use it with `contextlib.aclosing`.
+    Backpressure: while the caller works on a batch, at most one more is fetched. However long the caller works, the
+    source stays a member of its consumer group. A batch that is never committed is yielded again after a restart.
+    Shutdown: after `stop`, `batches` ends when the caller asks for the next batch, and the source leaves the group
+    within seconds, even if the broker is down. The source also leaves the group if `batches` is cancelled or closed
+    early, so use `batches` with `contextlib.aclosing`.
     """
 
     def batches(self) -> AsyncGenerator[Batch]:
         """Yield batches until stopped. The source handles its own failures: it retries forever and raises nothing."""
 
     async def wait(self, duration: timedelta) -> bool:
-        """Wait before a retry of the current batch; False if stopped: drop the batch, it is yielded again later."""
+        """Wait before a retry of the current batch. Returns False if the source was stopped.
+
+        The caller then drops the batch, which is yielded again after a restart.
+        """
 
     def stop(self) -> None:
         """Make `batches` end."""
 
     async def unready_reason(self) -> str | None:
-        """Why no messages arrive, for /readyz; None if the source is ready."""
+        """Return why no messages arrive, for /readyz; None if the source is ready."""

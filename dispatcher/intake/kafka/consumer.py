@@ -52,30 +52,32 @@ HeaderFilter = Callable[[Sequence[tuple[str, bytes]]], bool]
 """Returns True if a message can be skipped because of its headers."""
 
 FETCH_BYTES = 256 * 1024
-"""Bytes that are fetched from a partition at once and buffered. While aiokafka parses a response, memory contains three
-copies of this response and one copy of the previous one."""
+"""Maximum number of bytes that are fetched from a partition at once and buffered. While aiokafka parses a response,
+memory contains three copies of this response and one copy of the previous response."""
 CHUNK = 500
-"""Messages taken out of aiokafka's buffers at a time: so few that the CPU's cache still contains the skipped messages
-when they are freed."""
+"""Maximum number of messages that are taken out of aiokafka's buffers at a time. It is small, so that the CPU's cache
+still contains the skipped messages when they are freed."""
 BACKLOG_SIZE = 100
 """A fetch with at least this many messages means that there is a backlog."""
 GATHER_SECONDS = 0.05
-"""How long a batch may collect further messages during a backlog, because each batch costs a transaction even if most
-of its messages are skipped."""
+"""Maximum number of seconds for which a batch collects further messages during a backlog. Larger batches are better
+then, because each batch costs a transaction even if most of its messages are skipped."""
 POLL_MS = 500
-"""How long a poll waits for messages. A stop is noticed after this time at most."""
+"""Milliseconds that a poll waits for messages. A stop is noticed after this time at the latest."""
 CALL_SECONDS = 15
-"""Deadline of a call to the broker."""
+"""Maximum number of seconds for a call to the broker."""
 CLOSE_SECONDS = 3
-"""Deadline of a call during a stop. A consumer that takes longer to close does so in the background."""
+"""Maximum number of seconds for a call to the broker during a stop. A consumer that takes longer to close continues to
+close in the background."""
 HEALTHY_SECONDS = 60
-"""A consumer that has worked this long counts as healthy. After its next failure, the retry pauses start again at the
-shortest."""
+"""A consumer that has worked for this many seconds counts as healthy. After its next failure, the retry pauses start
+again at the shortest."""
 COMMIT_EVERY = 1.0
 """Seconds between two commits. After a crash, the messages since the last commit are read again and are duplicates."""
 NO_LIMIT_MS = 10**12
-"""Switches aiokafka's `max_poll_interval_ms` off: intake may keep a batch for as long as the ledger is unavailable.
-Heartbeats and rejoining need no polls, and fetched messages stay buffered; after aiokafka's `pause` they would not."""
+"""A value that switches aiokafka's `max_poll_interval_ms` off, because intake may keep a batch for as long as the
+ledger is unavailable. Heartbeats and rejoining need no polls. Fetched messages stay buffered without polls, but they
+would not stay buffered after aiokafka's `pause`."""
 
 _CONNECTION_ERRORS = (KafkaError, TimeoutError, OSError)
 """Errors after which a consumer object is replaced."""
@@ -88,7 +90,7 @@ _UNDECODABLE = (
     zlib.error,
     EOFError,
 )
-"""What aiokafka raises, at every attempt, for records that it can't decode."""
+"""Errors that aiokafka raises at every attempt to read records that it can't decode."""
 
 
 def _comma_separated(value: Any) -> Any:
@@ -101,23 +103,24 @@ class KafkaConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), Field(min_length=1)]
-    """HOST:PORT; several are separated by commas."""
+    """The brokers as HOST:PORT, separated by commas."""
     topics: Annotated[tuple[str, ...], BeforeValidator(comma_list), Field(min_length=1)] = ("flyte-cloudevents",)
     group_id: str = Field("notification-dispatcher", min_length=1)
     group_instance_id: str | None = None
-    """Static membership: a name that differs between replicas, so that a quick restart causes no rebalance."""
+    """A name for static membership in the group, different for each replica. With it, a quick restart causes no
+    rebalance."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     username: str | None = None
     password: SecretStr | None = None
     password_file: SecretFile | None = None
     ca_file: SecretFile | None = None
-    """Certificate authorities to trust, PEM; default: the system's."""
+    """A PEM file with certificate authorities to trust instead of the system's."""
     cert_file: SecretFile | None = None
-    """Client certificate, PEM, if the broker asks for one."""
+    """A PEM file with the client certificate, if the broker asks for one."""
     key_file: SecretFile | None = None
     session_timeout: Duration = Field(timedelta(seconds=15), ge=timedelta(seconds=1))
-    """How long until a crashed replica's partitions are reassigned."""
+    """Time after which a crashed replica's partitions are reassigned."""
     stall_timeout: Duration = Field(timedelta(seconds=60), gt=timedelta())
     """The consumer is replaced if it reads nothing for this long although the broker has messages."""
     max_poll_records: int = Field(5000, ge=1, le=100_000)
@@ -148,7 +151,7 @@ class KafkaConfig(BaseModel):
             "bootstrap_servers": self.bootstrap_servers,
             "client_id": "flyte-notification-dispatcher",
             "security_protocol": self.security_protocol,
-            "metadata_max_age_ms": 10_000,  # how soon a new topic is found
+            "metadata_max_age_ms": 10_000,  # a new topic is found within this time
         }
         if self.security_protocol.endswith("SSL"):
             context = ssl.create_default_context(cafile=self.ca_file)
@@ -170,15 +173,15 @@ class FetchResult:
     records: list[ConsumerRecord] = field(default_factory=list)
     undecodable: list[tuple[str, str]] = field(default_factory=list)
     skipped: int = 0
-    """How many records the filter skipped."""
+    """Number of records that the filter skipped."""
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
-    """By partition: the offset after its last message here."""
+    """Mapping from each partition to the offset after the last message that was fetched from it."""
 
     def __len__(self) -> int:
         return len(self.records) + len(self.undecodable) + self.skipped
 
     def start_over(self, generation: int) -> None:
-        """Drop everything if there was a rebalance: the partitions' new owners read it again."""
+        """Drop everything if there was a rebalance, because the partitions' new owners read it again."""
         if generation != self.generation:
             self.generation = generation
             self.records.clear()
@@ -204,11 +207,11 @@ class _KafkaBatch:
             self._session.offsets_to_commit.update(self._next_offsets)
 
     def belongs_to(self, session: ConsumerSession | None) -> bool:
-        """Whether this session has read the batch, and there was no rebalance since."""
+        """True if this session has read the batch and there was no rebalance since then."""
         return self._session is session and self._generation == self._session.generation
 
     def as_fetch_result(self) -> FetchResult:
-        """A copy of the contents, to add further messages to."""
+        """Return a copy of the contents, to which further messages can be added."""
         return FetchResult(
             self._generation, [*self.messages], [*self.undecodable], self.skipped, {**self._next_offsets}
         )
@@ -227,7 +230,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
             group_instance_id=config.group_instance_id,
             enable_auto_commit=False,
             max_partition_fetch_bytes=FETCH_BYTES,
-            auto_offset_reset="none",  # `_seek_to_beginning` and `_reset_offset` do it, and log it
+            auto_offset_reset="none",  # `_seek_to_beginning` and `_reset_offset` reset offsets, and log it
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 5,
             request_timeout_ms=session_ms + CALL_SECONDS * 1000,  # joining may take a whole session timeout
@@ -243,9 +246,9 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         self.generation = 0
         """Number of rebalances. Work that began in an earlier generation must not be committed."""
         self.offsets_to_commit: dict[TopicPartition, int] = {}
-        """By partition: the offset for the next commit."""
+        """Mapping from each partition to the offset for the next commit."""
         self.last_timestamps: dict[TopicPartition, float] = {}
-        """By partition: the timestamp of the last message read, in seconds since 1970."""
+        """Mapping from each partition to the timestamp of the last message read, in seconds since 1970."""
 
     async def open(self) -> None:
         """Connect and subscribe. The first `read` joins the group. Missing topics are no error."""
@@ -308,7 +311,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         )
 
     async def flush(self) -> None:
-        """Commit `offsets_to_commit`. If that fails, the messages are only read again."""
+        """Commit `offsets_to_commit`. A failure does no harm, because the messages are only read again."""
         offsets, self.offsets_to_commit = self.offsets_to_commit, {}
         self._committed_at = _now()
         if not offsets:
@@ -350,7 +353,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
             for partition, offset in error.args[0].items():
                 await self._reset_offset(partition, offset)
         except _UNDECODABLE:
-            for partition in self._assigned():  # the error does not say which partition
+            for partition in self._assigned():  # the error does not say which partition it concerns
                 await self._skip_undecodable(fetched, partition, most=1)
         if fetched:
             await self._drain_buffers(fetched)
@@ -361,7 +364,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
             try:
                 await self._drain_partition(fetched, partition)
             except (NoOffsetForPartitionError, OffsetOutOfRangeError):
-                continue  # the next `_fetch` raises it again
+                continue  # the next `_fetch` gets the error again, and handles it
             except _UNDECODABLE:
                 await self._skip_undecodable(fetched, partition, most=self._capacity(fetched))
 
@@ -470,7 +473,7 @@ class KafkaSource:
     """The topics' messages, in batches; implements `dispatcher.intake.source.Source`."""
 
     def __init__(self, config: KafkaConfig, skip: HeaderFilter = lambda _: False) -> None:
-        """`skip`: selects messages that a batch counts but does not contain: on Flyte's topic, most messages."""
+        """`skip`: True for a message that a batch only counts and does not contain, as for most of Flyte's messages."""
         self._config = config
         self._skip = skip
         self._stopping = asyncio.Event()
@@ -490,7 +493,7 @@ class KafkaSource:
                     batch = await self._read_with_retries(batch)
                 if batch is not None:
                     # The next batch is read while the caller records this one.
-                    next_read = asyncio.create_task(self._read_with_retries())  # noqa: TID251 - no group spans a yield
+                    next_read = asyncio.create_task(self._read_with_retries())  # noqa: TID251 - no TaskGroup may span a yield
                     yield batch
         finally:
             self.stop()
@@ -596,7 +599,7 @@ class KafkaSource:
             return
         if flush:
             await session.flush()
-        closing = asyncio.create_task(session.consumer.stop())  # noqa: TID251 - may outlive this call, see above
+        closing = asyncio.create_task(session.consumer.stop())  # noqa: TID251 - the task may outlive this call
         self._closing.add(closing)
         closing.add_done_callback(self._log_close_error)
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
@@ -646,7 +649,7 @@ def _undecodable_reason(error: Exception) -> str:
 
 
 class _LastError(logging.Handler):
-    """Keeps the last error that aiokafka logged: only the log says why a connection failed, the exception does not."""
+    """Keeps the last error that aiokafka logged, because the exception does not say why a connection failed."""
 
     message = ""
 
@@ -678,7 +681,7 @@ class Published:
 
 
 class KafkaPublisher:
-    """Publishes test events. Its only right on the cluster is to write to the topic."""
+    """Publishes test events. On the cluster, it needs only the right to write to the topic."""
 
     def __init__(self, config: KafkaConfig) -> None:
         self._producer = AIOKafkaProducer(
