@@ -28,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # importing Rich takes longer than everything else that --help does
+    rich_markup_mode=None,  # the default imports Rich, which would take most of the time of --help
 )
 
 
@@ -63,11 +63,11 @@ app.command("import-flyteadmin")(import_flyteadmin)
 
 
 def main() -> None:
-    """Run the command line. A DispatcherError becomes one message on standard error, with exit status 1."""
+    """Run the command line. For a `DispatcherError`, print its message on standard error and exit with status 1."""
     try:
         app(prog_name="dispatcher")
     except DispatcherError as error:
-        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - errors are printed, not logged
+        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - a command prints its errors and has no log
         sys.exit(1)
     except ExceptionGroup as group:
         problems = group.split(DispatcherError)

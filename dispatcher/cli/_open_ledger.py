@@ -13,7 +13,10 @@ _T = TypeVar("_T")
 
 
 def with_ledger(config: Path | None, use: Callable[[Ledger], Awaitable[_T]]) -> _T:
-    """Open the configured ledger, call `use` with it, and return the result. Raises what `load` and the ledger do."""
+    """Open the configured ledger, call `use` with the ledger, and return the result of `use`.
+
+    Raises SettingsError, or an error of the ledger or of `use`.
+    """
     import asyncio
 
     from dispatcher.config.settings import load

@@ -25,9 +25,9 @@ Since = Annotated[
 
 
 def parse_since(text: str | None, *, now: datetime) -> datetime | None:
-    """Parse `--since`: a duration before `now` or a time, which is in UTC if it has no zone. None stays None.
+    """Return the time that `--since` names: a time, or a duration before `now` such as 24h.
 
-    Raises typer.BadParameter.
+    A time without zone is UTC. Returns None if `text` is None. Raises typer.BadParameter if `text` is neither a duration nor a time.
     """
     from dispatcher.parsing.duration import parse_time
 

@@ -26,7 +26,7 @@ def write_json(data: Any) -> None:
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table. Markup in the cells is printed as text."""
+    """Print a table. Rich's markup in a cell, such as `[red]`, is printed as it is and has no effect."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in _NO_WRAP)
@@ -36,7 +36,7 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def write_details(details: Iterable[tuple[str, Any]]) -> None:
-    """Print one name and value per line; empty values are left out."""
+    """Print one line for each pair of a name and a value. Pairs with an empty value are skipped."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -51,5 +51,5 @@ def state_text(state: str) -> Text:
 
 
 def time_text(time: datetime | None) -> str:
-    """A UTC time as `2026-11-20 09:14:21`; empty for None."""
+    """Format a UTC time as `2026-11-20 09:14:21`. Returns an empty text for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S") if time is not None else ""

@@ -58,13 +58,13 @@ def check(config: Config = None, live: Live = False) -> None:
 
 
 async def _check_connections(settings: Settings) -> bool:
-    """Check all connections concurrently, and print a line per finding in a fixed order. Returns True if all are ok."""
+    """Check all connections concurrently, and print one line for each finding. Returns True if every finding is ok."""
     import asyncio
 
     from dispatcher.observability import logs
     from dispatcher.runtime.service import open_channels
 
-    logs.configure("console", level=logging.CRITICAL)  # the findings already report the errors
+    logs.configure("console", level=logging.CRITICAL)  # the findings report the errors, so the log would repeat them
     channels = open_channels(settings)
     async with asyncio.TaskGroup() as group:
         checks = {

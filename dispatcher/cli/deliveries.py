@@ -24,7 +24,8 @@ State = Annotated[
 ]
 ChannelName = Annotated[str | None, typer.Option("--channel", help="Only this channel.", show_default=False)]
 KEY_DIGITS = 12
-"""Number of a key's digits that a list shows. The first five are the time, so uniqueness needs several more."""
+"""A list shows this many digits of each key. Keys of about the same time share their first five digits, so several
+more are needed to tell keys apart."""
 
 Execution = Annotated[
     str | None, typer.Option("--execution", help="Only this execution: project/domain/name.", show_default=False)
@@ -74,7 +75,7 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one delivery with its attempts and the provider's answers. With --json, prints the content as well."""
+    """Show one delivery with its attempts and the provider's answers. With --json, prints the message's content too."""
     from dispatcher.cli._output import console, state_text, time_text, write_details, write_json, write_table
     from dispatcher.explain import attempt_data, delivery_data
     from dispatcher.ledger import DeliveryFilter
@@ -143,8 +144,8 @@ def redrive(
     since: Since = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the deliveries; change nothing.")] = False,
 ) -> None:
-    """Retry dead deliveries, by key or filter. They are due at once and have their full retry time again. Fix the cause
-    first.
+    """Retry dead deliveries, selected by key or by filter. First fix the reason why they are dead. Each delivery is due
+    at once, and has the full retry time again.
     """
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
@@ -170,8 +171,8 @@ def purge(
     ],
     config: Config = None,
 ) -> None:
-    """Delete old events and old rejected messages. An event's deliveries are deleted with it. Events that have a
-    waiting delivery are kept.
+    """Delete old events and old rejected messages. The deliveries of an event are deleted with the event. Events that
+    have a waiting delivery are kept.
     """
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock

@@ -1,4 +1,4 @@
-"""`dispatcher demo`: a simulated day with the real service, and a local inbox."""
+"""`dispatcher demo`: runs the real service through a simulated day. A local inbox receives the messages."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def demo(
     ] = False,
     port: Annotated[int, typer.Option(help="Port of the inbox's web page.", show_default="a free one")] = 0,
 ) -> None:
-    """Run a simulated day of a team. Prints each event, the decision about it, and each message that reaches the local
-    inbox.
+    """Run a simulated day of a team. Prints each event, the decision about the event, and each message that arrives in
+    the local inbox.
     """
     from dispatcher.cli._output import console
     from dispatcher.errors import DispatcherError

@@ -1,4 +1,4 @@
-"""`dispatcher explain`: explains why someone was notified about an execution, or was not."""
+"""`dispatcher explain`: explains why people were or were not notified about an execution."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 MAX_DELIVERIES = 10_000
 MAX_REJECTED = 50
 PLANNED = "planned"
-"""The state shown for a delivery of a dry run, which is not in the ledger."""
+"""The state that a dry run shows for each delivery, because its deliveries are not in the ledger."""
 NOT_TERMINAL = "not_terminal"
-"""The verdict shown for an event in a file whose phase is not terminal."""
+"""The verdict that a dry run shows if the phase of the event in the file is not terminal."""
 
 
 def explain(
@@ -50,8 +50,8 @@ def explain(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain why someone was notified, or was not. Prints for each rule why it matched or did not match, and for each
-    delivery the provider's answers.
+    """Explain why people were or were not notified. Prints for each rule why the rule matched or did not match, and for
+    each delivery how the provider answered.
 
     Exit status 1 if the ledger has nothing about the execution.
     """
@@ -78,7 +78,7 @@ def explain(
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # for example, the name is too long
+    except OSError:  # the argument is no possible file name, for example because it is too long
         return False
 
 
@@ -138,9 +138,9 @@ def _dry_run(settings: Settings, file: Path) -> Explanation:
 
 
 async def _look_up(settings: Settings, event: Event) -> tuple[Event, AdminExecution | UnknownExecution | None]:
-    """Return the event completed with FlyteAdmin's data, and FlyteAdmin's answer.
+    """Ask FlyteAdmin about the event's execution. Returns the event with the missing fields added, and the answer.
 
-    The answer is None if FlyteAdmin is not configured or not needed.
+    If FlyteAdmin is not configured, or if the event's own Options decide, returns the unchanged event and None.
     """
     from dispatcher.clock import SystemClock
     from dispatcher.rules import AdminExecution, decides_itself
@@ -170,9 +170,9 @@ def _planned_data(delivery: Delivery) -> dict[str, Any]:
 
 
 def _recorded(settings: Settings, execution: ExecutionId) -> list[Explanation]:
-    """Explain the execution's recorded events, in order of recording, then its rejected messages.
+    """Explain the execution's recorded events in the order in which they were recorded, then its rejected messages.
 
-    If the ledger has neither, prints what to check and exits with status 1.
+    If the ledger has no event and no rejected message, prints what to check and exits with status 1.
     """
     import asyncio
 
@@ -277,7 +277,7 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[str]) -> None:
-    """Print the deliveries, each with the number of its rule. `rules` says where each printed rule is defined."""
+    """Print each delivery with the number of its rule. `rules` has the `defined_at` of rule 1, rule 2 and so on."""
     from dispatcher.cli._output import console, state_text, write_table
 
     if not deliveries:
@@ -308,7 +308,7 @@ def _attempt_cells(attempt: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _answer(attempt: Mapping[str, Any] | None, reason: str) -> str:
-    """The provider's answer, then the reasons of the attempt and of the delivery; equal reasons appear once."""
+    """Return the provider's answer, the attempt's reason and the delivery's reason, without repeating equal reasons."""
     answer = f"{attempt['status']} {attempt['answer']}".strip() if attempt is not None else ""
     reasons = dict.fromkeys((attempt["reason"] if attempt is not None else "", reason))
     return ": ".join(text for text in (answer, *reasons) if text)

@@ -26,8 +26,8 @@ def import_flyteadmin(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
-    """Generate settings from flyteadmin's configuration. Reads its notifications and cloudEvents sections, copies no
-    secrets, and marks the settings that you must complete.
+    """Generate settings from flyteadmin's configuration. Reads the sections notifications and cloudEvents. Secrets are
+    not copied. Comments mark the settings that you must complete.
     """
     from dispatcher.config.import_flyteadmin import SECTIONS, import_config
     from dispatcher.errors import SettingsError
@@ -48,7 +48,10 @@ def import_flyteadmin(
 
 
 def _read(file: Path) -> list[Any]:
-    """The YAML documents in the file, and in a ConfigMap inside it. Raises SettingsError if one cannot be parsed."""
+    """Return the file's YAML documents. If a document is a ConfigMap, also return the YAML documents that it contains.
+
+    Raises SettingsError if the file cannot be read or is not valid YAML.
+    """
     from dispatcher.errors import SettingsError
     from dispatcher.parsing.yaml import Malformed, parse
 
@@ -63,7 +66,7 @@ def _read(file: Path) -> list[Any]:
 
 
 def _configmap_files(data: Any) -> list[str]:
-    """The files in a ConfigMap, as `kubectl get configmap flyte-admin-base-config -o yaml` prints it."""
+    """Return the contents of the files in a ConfigMap. The list is empty if `data` is not a ConfigMap."""
     if not isinstance(data, dict) or data.get("kind") != "ConfigMap" or not isinstance(data.get("data"), dict):
         return []
     return [text for text in data["data"].values() if isinstance(text, str)]

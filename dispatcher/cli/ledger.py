@@ -16,8 +16,8 @@ ledger = typer.Typer(name="ledger", help="Show the version of the ledger's table
 
 @ledger.command()
 def migrate(config: Config = None) -> None:
-    """Migrate the tables to the version that this dispatcher needs. Replicas can keep running. `serve` does the same
-    when it starts. Waits up to 30 seconds until the ledger can be reached.
+    """Migrate the tables to the version that this dispatcher needs. Replicas can run during the migration. `serve` also
+    migrates the tables when it starts. If the ledger cannot be reached, the command tries again for up to 30 seconds.
     """
     import asyncio
     import logging
@@ -39,7 +39,7 @@ def migrate(config: Config = None) -> None:
 
 @ledger.command()
 def status(config: Config = None) -> None:
-    """Show the version of the tables. Exit status 1 if this dispatcher must migrate them, or cannot use them."""
+    """Show the version of the tables. Exit status 1 if the tables must be migrated, or this dispatcher is too old."""
     import asyncio
 
     from dispatcher.config.settings import LedgerSettings, load

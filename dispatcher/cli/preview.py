@@ -77,7 +77,7 @@ def preview(
     port: Annotated[int, typer.Option(help="The port of --serve; 0 selects a free port.", min=0, max=65535)] = 8090,
     config: Config = None,
 ) -> None:
-    """Render messages without sending them. Exit status 1 if a provider would refuse one."""
+    """Render messages without sending them. Exit status 1 if a provider would refuse one of the messages."""
     from channels.contract import UnknownRecipient
     from dispatcher.config.settings import load
     from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
@@ -117,7 +117,7 @@ def preview(
 
 
 def _exit_with(problems: Iterator[str]) -> None:
-    """Print the problems; exit with status 1 if there is one."""
+    """Print the problems. Exit with status 1 if there is at least one problem."""
     status = 0
     for problem in problems:
         typer.echo(problem, err=True)
@@ -212,7 +212,7 @@ def _formatted(sample: Sample, form: Form) -> bytes:
 def _write_all(
     renderer: SampleRenderer, channels: list[str], events: list[Event], recipient: str, folder: Path
 ) -> Iterator[str]:
-    """Write every message in every format, and an index page; yield the problems."""
+    """Write every message in every format, and an index page. Yields why a provider would refuse a message."""
     from dispatcher.preview.html import index
     from dispatcher.workbench.sample import TemplateError
 

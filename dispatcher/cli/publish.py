@@ -1,4 +1,4 @@
-"""`dispatcher publish`: publishes test events to Kafka or to the HTTP intake, in an engine's format."""
+"""`dispatcher publish`: publishes test events to Kafka or to the HTTP intake, in Flyte's or the dispatcher's format."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
     from dispatcher.model.event import Event
 
 MAX_PRINTED = 20
-"""Maximum number of executions for which each message is printed; for more, a progress bar is shown."""
+"""For at most this many executions, each message is printed. For more executions, a progress bar is shown instead."""
 MAX_IN_FLIGHT = 500
 """Maximum number of executions that are published concurrently."""
 
 
 class Destination(StrEnum):
-    """Where to publish."""
+    """Where the command publishes the events: Kafka, or the HTTP intake."""
 
     KAFKA = "kafka"
     HTTP = "http"
 
 
 Publish = Callable[["EncodedMessage"], Awaitable[str]]
-"""Publishes one message and returns where: topic, partition and offset as `flyte-cloudevents/0@41`, or the URL."""
+"""A function that publishes one message. Returns the message's place in Kafka, such as `flyte-cloudevents/0@41` (topic,
+partition, offset), or the URL and the status of the HTTP intake's answer."""
 
 
 def publish(
@@ -71,7 +72,7 @@ def publish(
         str | None, typer.Option(help="URL of the HTTP intake.", show_default="http.listen of the settings")
     ] = None,
 ) -> None:
-    """Publish test events. Prints where each one was published."""
+    """Publish test events. Prints where each event was published."""
     import asyncio
 
     from dispatcher.config.settings import load
@@ -138,7 +139,7 @@ def _pair(label: str) -> tuple[str, str]:
 
 
 def _executions(event: Event, form: Format, *, lifecycle: bool, count: int) -> Iterator[list[EncodedMessage]]:
-    """Yield each execution's messages. If `count` is above 1, the executions' names are numbered."""
+    """Yield the messages of each of `count` executions. If `count` is above 1, each name ends with a number."""
     from dispatcher.flyte.encode import write, write_lifecycle
 
     for number in range(count):

@@ -34,8 +34,8 @@ def reconcile(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the executions; record nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Record executions that finished without an event. Looks for them in FlyteAdmin; the running service then sends
-    the notifications.
+    """Record executions that finished without an event. The command searches FlyteAdmin for the executions and adds
+    their terminal events to the ledger. The running service then sends the notifications.
     """
     from dispatcher.cli._output import console, time_text, write_json
     from dispatcher.clock import SystemClock
@@ -71,7 +71,8 @@ async def _reconcile(
 ) -> tuple[datetime, list[Event]]:
     """Find the terminal events since `wanted` that the ledger lacks, and record them unless `dry_run` is set.
 
-    Returns the start of the checked time range, which can be later than `wanted`, and the events.
+    Returns the start of the checked time range, and the events. The start is later than `wanted` if the ledger is
+    complete only from a later time on.
     """
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake

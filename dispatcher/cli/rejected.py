@@ -86,8 +86,8 @@ def replay(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what a replay would do.")] = False,
 ) -> None:
-    """Process rejected messages again. Uses the current rules and decoder; the running service sends the resulting
-    notifications.
+    """Process rejected messages again. The command uses the current rules and decoder. The running service then sends
+    the notifications.
     """
     from dispatcher.cli._output import console
     from dispatcher.config.settings import load
@@ -107,7 +107,7 @@ def replay(
 
 
 async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry_run: bool) -> int:
-    """Replay each message and print the result. Returns how many were accepted."""
+    """Replay each message and print the result. Returns the number of accepted messages."""
     from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake

@@ -25,8 +25,8 @@ def send_test(
 ) -> None:
     """Send one real message, marked as a test. Prints the provider's answer.
 
-    Uses the templates, recipients and secrets of the settings, but not Kafka or the ledger. Makes one attempt.
-    PagerDuty opens an incident for the message. Exit status 1 if the provider did not accept the message.
+    The command uses the templates, recipients and secrets of the settings, but neither Kafka nor the ledger. It makes
+    one attempt. PagerDuty opens an incident for the message. Exit status 1 if the provider did not accept the message.
     """
     import asyncio
 
@@ -74,7 +74,7 @@ def send_test(
 
 
 def _content(settings: Settings, target: Target, event: Event) -> Content:
-    """The rendered content. Raises TemplateError if it does not say that it is a test."""
+    """Render the message's content. Raises TemplateError if the content does not say that the message is a test."""
     import orjson
 
     from dispatcher.rendering.renderer import TEST_MARK, TemplateError
@@ -89,7 +89,7 @@ def _content(settings: Settings, target: Target, event: Event) -> Content:
 
 
 def _message(target: Target, event: Event, content: Content) -> Message:
-    """The message, with a new key each time, because PagerDuty would merge two tests with the same key."""
+    """Create the message. Each test gets a new key, because PagerDuty merges messages with the same key."""
     from channels.contract import Message
     from dispatcher.model.delivery import delivery_key
 

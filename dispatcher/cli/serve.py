@@ -6,7 +6,7 @@ from dispatcher.cli._options import Config
 
 
 def serve(config: Config = None) -> None:
-    """Run the service until SIGTERM or SIGINT. It then drains in-flight deliveries."""
+    """Run the service until SIGTERM or SIGINT. Before the service exits, it drains the deliveries in flight."""
     import asyncio
     import logging
     import signal

@@ -16,7 +16,7 @@ templates = typer.Typer(
 
 @templates.command()
 def variables(as_json: AsJson = False) -> None:
-    """List template variables, with type, meaning and example."""
+    """List template variables. Prints the type, the meaning and an example of each variable."""
     from dataclasses import asdict
 
     from dispatcher.cli._output import write_json, write_table
@@ -41,8 +41,8 @@ def lint(
     ] = None,
     config: Config = None,
 ) -> None:
-    """Find problems in templates. Checks syntax, variables, missing parts, the channels' limits, and HTML and CSS that
-    mail programs don't support.
+    """Find problems in templates. Checks the syntax, the variables and the channels' limits. Reports missing parts, and
+    HTML and CSS that mail programs don't support.
 
     Prints each problem with file and line. Exit status 1 if there is a problem.
     """
