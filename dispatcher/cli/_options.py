@@ -27,7 +27,8 @@ Since = Annotated[
 def parse_since(text: str | None, *, now: datetime) -> datetime | None:
     """Return the time that `--since` names: a time, or a duration before `now` such as 24h.
 
-    A time without zone is UTC. Returns None if `text` is None. Raises typer.BadParameter if `text` is neither a duration nor a time.
+    A time without zone is UTC. Returns None if `text` is None. Raises typer.BadParameter if `text` is
+    neither a duration nor a time.
     """
     from dispatcher.parsing.duration import parse_time
 

@@ -1,8 +1,9 @@
 """Converts flyteadmin's configuration of notifications and events into settings of the dispatcher. Does no I/O.
 
-The fields are defined in flyteadmin's `runtime/interfaces/application_configuration.go`. Their names are
-case-insensitive, because flyteadmin reads them with viper. Secrets are never copied; a comment says where flyteadmin
-has them. Everything else that can't be converted becomes a TO DO comment.
+The fields of the configuration are defined in flyteadmin's `runtime/interfaces/application_configuration.go`. Upper and
+lower case do not matter in their names, because flyteadmin reads the fields with viper. Secrets are never copied;
+instead, a comment says where flyteadmin reads each secret. Everything else that can't be converted becomes a TO DO
+comment.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ import yaml
 from dispatcher.rendering.flyte_template import as_jinja, as_text
 
 SECTIONS = ("notifications", "cloudEvents")
-"""The sections of flyteadmin's configuration that are converted."""
+"""The names of the sections of flyteadmin's configuration that this module converts."""
 TEMPLATES = "flyte-templates"
-"""The folder, next to the settings, for templates with Flyte's subject and body."""
+"""Name of the folder, next to the settings file, for the templates made from flyteadmin's mail subject and body."""
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _SENDGRID = ("smtp.sendgrid.net", "587", "apikey")
-"""Host, port and user name of SendGrid's relay. The API key is the password. Source: SendGrid's documentation,
-"Integrating with the SMTP API"."""
+"""Host, port and user name of SendGrid's relay, from the page "Integrating with the SMTP API" of SendGrid's
+documentation. The password is the API key."""
 _NO_WRAP = 100_000
-"""A line length that yaml.safe_dump never reaches, so that it does not wrap lines."""
+"""Line length for `yaml.safe_dump`. No line is that long, so no line is wrapped."""
 _WORKFLOWS = {"all", "*", "workflow"}
 _ADDRESS = re.compile(r"[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9.-]{1,253}")
 _IMPLICIT_TLS = "465"
@@ -36,41 +37,41 @@ _IMPLICIT_TLS = "465"
 
 @dataclass(slots=True)
 class ImportedConfig:
-    """The settings while they are being generated."""
+    """The result of the import: the settings, the templates, and the tasks that a person must still do."""
 
     lines: list[str] = field(default_factory=list)
-    """The settings' YAML."""
+    """The lines of the settings file (YAML)."""
     templates: dict[str, str] = field(default_factory=dict)
     """Mapping from the name of a template file, in the folder `TEMPLATES`, to its content."""
     to_do: list[str] = field(default_factory=list)
-    """Tasks for a person; each is also a comment in the settings."""
+    """The tasks that a person must do. Each task is also a comment in the settings file."""
 
     @property
     def text(self) -> str:
         return "\n".join(self.lines) + "\n"
 
     def add_to_do(self, task: str, *lines: str, indent: int = 0) -> None:
-        """Add a TO DO comment; `lines` are settings that a person completes and uncomments."""
+        """Add a task as a TO DO comment. A person completes and uncomments the settings in `lines`."""
         self.to_do.append(task)
         self.lines += [f"{' ' * indent}# {_printable(line)}" for line in (f"TO DO: {task}", *lines)]
 
     def add_option(self, name: str, value: Any, *, indent: int = 2) -> None:
-        """Add one option."""
+        """Add one option to the settings, with its value as YAML."""
         text = yaml.safe_dump({name: value}, allow_unicode=True, width=_NO_WRAP)
         self.lines += [f"{' ' * indent}{line}" for line in text.splitlines()]
 
 
 def import_config(data: Any, origin: str, *, with_templates: bool) -> ImportedConfig | None:
-    """The settings for flyteadmin's configuration, or None if `data` has none of `SECTIONS` at any depth.
+    """Convert flyteadmin's configuration. Returns None if `data` contains none of `SECTIONS` at any depth.
 
     Args:
-        data: flyteadmin's configuration, or documents that contain it, such as Helm values.
-        origin: the file's name, for the first line.
-        with_templates: whether Flyte's subject and body become template files.
+        data: flyteadmin's configuration, or documents that contain the configuration, such as Helm values.
+        origin: the name of the converted file, for the first line of the settings.
+        with_templates: True to convert the subject and body of flyteadmin's mails to template files.
 
     """
     notifications = _find_section(data, "notifications")
-    # flyte-core's Helm values name the section cloud_events.
+    # The Helm chart flyte-core names this section cloud_events, flyteadmin names it cloudEvents.
     events = _find_section(data, "cloudEvents") or _find_section(data, "cloud_events")
     if notifications is None and events is None:
         return None
@@ -219,7 +220,7 @@ def _sender(config: ImportedConfig, sender: str) -> None:
 
 
 def _templates(config: ImportedConfig, emailer: Mapping[str, Any], *, with_templates: bool) -> None:
-    """Convert Flyte's subject and body to custom templates."""
+    """Convert the subject and body of flyteadmin's mails to custom templates."""
     subject, body = _one_line(_text(emailer, "subject")), _text(emailer, "body").strip()
     if not subject and not body:
         return
@@ -240,7 +241,7 @@ def _templates(config: ImportedConfig, emailer: Mapping[str, Any], *, with_templ
 
 
 def _find_section(data: Any, name: str) -> Mapping[str, Any] | None:
-    """The first mapping with that name, searched breadth-first."""
+    """Return the section named `name` that is nested least deeply in `data`; None if there is no such section."""
     queue = deque([data])
     while queue:
         node = queue.popleft()
@@ -278,12 +279,12 @@ def _true(section: Mapping[str, Any], name: str) -> bool:
 
 
 def _where_from(place: str) -> str:
-    """A remark that says where flyteadmin reads a secret: a file, an environment variable or a Kubernetes secret."""
+    """Return a remark on where flyteadmin reads a secret: a file, an environment variable or a Kubernetes secret."""
     return f" (flyteadmin has it from {place})" if place else ""
 
 
 def _printable(line: str) -> str:
-    """Replace control characters and line breaks, so that text from flyteadmin can't end the comment."""
+    """Replace control characters and line breaks with spaces, because a line break would end the YAML comment."""
     return "".join(character if character.isprintable() else " " for character in line)
 
 

@@ -1,7 +1,8 @@
-"""The settings: each option's name, default and meaning. The only module that reads environment variables.
+"""The settings: each option's name, default and meaning. Only this module reads environment variables.
 
-Options come from a YAML file. Each can also be an environment variable, which takes precedence:
-`kafka.bootstrap_servers` is `DISPATCHER__KAFKA__BOOTSTRAP_SERVERS`. Relative paths start at the file's folder.
+Options come from a YAML file and from environment variables, which take precedence over the file. For example, the
+variable for `kafka.bootstrap_servers` is `DISPATCHER__KAFKA__BOOTSTRAP_SERVERS`. Relative paths in the file start at
+the file's folder.
 """
 
 from __future__ import annotations
@@ -60,16 +61,19 @@ class LedgerSettings(_Section):
     """The database of events, deliveries and attempts."""
 
     url: str = DEFAULT_LEDGER
-    """`sqlite+aiosqlite:///FILE`, or `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    """URL of the database: `sqlite+aiosqlite:///FILE` for one replica, or
+    `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for one or several replicas."""
     password_file: SecretFile | None = None
-    """File with PostgreSQL's password, if `url` contains none. Read at each connection, so the password may rotate."""
+    """File with PostgreSQL's password, if `url` contains no password. Each new connection reads the file again, so the
+    password may be changed at any time."""
     timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
     """Maximum time of one PostgreSQL statement. A statement that takes longer is cancelled and retried."""
     retention: Duration = timedelta(days=90)
-    """How long events and rejected messages are kept. Older ones are deleted, except events with waiting deliveries."""
+    """How long events and rejected messages are kept. After this time they are deleted, except events with waiting
+    deliveries."""
     lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
-    """How long a worker owns a delivery that it claimed. If the worker dies, another worker claims the delivery after
-    this time. An attempt may take two thirds of this time at most."""
+    """How long a worker owns a delivery that the worker has claimed. If the worker crashes, another worker claims the
+    delivery after this time. An attempt may take two thirds of this time at most."""
 
     @model_validator(mode="after")
     def _has_one_password(self) -> Self:
@@ -81,13 +85,13 @@ class LedgerSettings(_Section):
 
 
 class RecipientAlias(RootModel[Mapping[str, str]]):
-    """A channel and a recipient on it, such as `{teams: dev}`."""
+    """The recipient that replaces a rule's recipient: a channel and a recipient on that channel, as in `{teams: dev}`."""
 
     model_config = ConfigDict(frozen=True)
 
     @property
     def target(self) -> tuple[str, str]:
-        """The channel and the recipient."""
+        """The name of the channel, and the recipient on that channel."""
         ((channel, recipient),) = self.root.items()
         return channel, recipient
 
@@ -102,24 +106,24 @@ class RulesSettings(_Section):
     """Where the launch plans' rules come from."""
 
     launch_plans: Paths = ()
-    """Files and folders with the rules of launch plans; read again when they change."""
+    """Files and folders with the rules of launch plans. The dispatcher reads a file again when the file changes."""
     flyte_admin: FlyteAdminConfig | None = None
-    """Ask FlyteAdmin for an execution's effective rules; they take precedence over rule files."""
+    """FlyteAdmin, if the dispatcher asks it for effective rules. Effective rules take precedence over rule files."""
     recipients: Mapping[str, RecipientAlias] = Field(default_factory=dict)
-    """Redirects recipients in rules to another channel, as in `{"#dev": {teams: dev}}`. Flyte's launch plans can name
-    only email, Slack and PagerDuty recipients; this option redirects them to other channels."""
+    """Mapping from a recipient in rules to the recipient that replaces it, such as `{"#dev": {teams: dev}}`. Flyte's
+    launch plans can name only email, Slack and PagerDuty recipients; this option redirects them to other channels."""
 
 
 class ReconcileSettings(_Section):
-    """Looks in FlyteAdmin for finished executions whose event was lost before Kafka. Needs `rules.flyte_admin`."""
+    """Searches FlyteAdmin for finished executions whose event never reached Kafka. Needs `rules.flyte_admin`."""
 
     every: Duration = Field(timedelta(minutes=10), ge=timedelta(), le=timedelta(days=1))
-    """How often to look; 0 switches reconciliation off."""
+    """Time between two searches. 0 switches reconciliation off."""
     look_back: Duration = Field(timedelta(hours=24), ge=timedelta(minutes=1))
-    """Maximum time to look back, for example after a long outage."""
+    """Maximum age of the executions that a search includes. This limits the search after a long outage."""
     min_age: Duration = Field(timedelta(minutes=5), ge=timedelta())
-    """Time to wait after an execution has finished. If its event has not arrived by then, it counts as lost; before
-    that, the event may still be in Kafka."""
+    """Time to wait after an execution has finished. If the execution's event has not arrived by then, the event counts
+    as lost. Before that time, the event may still be in Kafka."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
@@ -132,47 +136,53 @@ class TemplateSettings(_Section):
     """Templates that replace the built-in ones."""
 
     path: Paths = ()
-    """Folders with the layout of the built-in `templates/`; a file in them replaces the built-in file of that name."""
+    """Folders with the same layout as the built-in `templates/`. A file in such a folder replaces the built-in file
+    with the same path."""
     match: tuple[TemplateSet, ...] = ()
-    """Folders for some messages only. They take precedence over `path`, and earlier entries over later ones."""
+    """Folders with templates for some messages only. These folders take precedence over `path`. If several entries
+    match a message, the earlier entry takes precedence."""
 
 
 class RetrySettings(_Section):
-    """When a failed delivery is retried, and when it is dead."""
+    """When a delivery is retried after an attempt without success, and when the dispatcher gives the delivery up."""
 
     initial: Duration = timedelta(seconds=2)
-    """Initial back-off. It doubles with each attempt; each wait is a random time up to the back-off."""
+    """Initial back-off. The back-off doubles with each attempt. Before a retry, the dispatcher waits for a random
+    time up to the back-off."""
     ceiling: Duration = timedelta(minutes=10)
     """Maximum back-off."""
     deadline: Duration = timedelta(hours=24)
-    """Total time before giving up; the delivery is then dead."""
+    """Maximum time for all attempts of a delivery. After this time, the delivery is dead."""
 
     def policy(self) -> RetryPolicy:
         return RetryPolicy(initial=self.initial, ceiling=self.ceiling, deadline=self.deadline)
 
 
 class DeliveryOptions(BaseModel):
-    """The options that every channel has, besides its own."""
+    """The options that every channel has, in addition to the channel's own options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retry: RetrySettings = RetrySettings()
     concurrency: int = Field(20, ge=1, le=1000)
-    """Maximum number of deliveries in flight; one Slack channel or PagerDuty service gets at most a quarter of them."""
+    """Maximum number of deliveries in flight on this channel. One destination, such as a Slack channel or a PagerDuty
+    service, gets at most a quarter of them."""
     rate: RateOption
-    """Rate limit of one destination: a Slack channel, a PagerDuty service, the mail relay. Replicas share the limit."""
+    """Rate limit for one destination: a Slack channel, a PagerDuty service or the mail relay. All replicas share
+    the limit."""
     burst: int
-    """Maximum number of messages that a destination may get at once; after them, `rate` is the limit."""
+    """Maximum number of messages that a destination may get at once. Further messages wait, as `rate` says."""
     fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
-    """Mapping from a channel to the recipients on it who are notified when a delivery is dead."""
+    """Recipients who are notified when a delivery of this channel is dead: a mapping from a channel to the recipients
+    on that channel."""
 
     def rate_limit(self) -> RateLimit:
-        """The limits of one destination: `rate`, `burst`, and a quarter of `concurrency`."""
+        """Return the limits of one destination. At most a quarter of `concurrency` may be in flight to a destination."""
         return RateLimit(rate=self.rate, burst=self.burst, max_in_flight=max(self.concurrency // 4, 1))
 
 
 def _channel_sections() -> type[BaseModel]:
-    """The model of `channels`: one optional section for each channel in the registry."""
+    """Create the pydantic model of the section `channels`, with one optional section for each registered channel."""
     sections: dict[str, Any] = {
         name: (
             create_model(
@@ -193,7 +203,7 @@ _Channels = _channel_sections()
 
 
 class _Environment(EnvSettingsSource):
-    """Reads lists and mappings as JSON; a value that is not JSON stays a string, such as `a,b` for a list."""
+    """Reads lists and mappings in environment variables as JSON. A value that is not JSON, such as `a,b`, stays a string."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
@@ -203,7 +213,7 @@ class _Environment(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """All settings. A section that is absent is switched off."""
+    """All settings. If an optional section such as `kafka` is missing, that part of the dispatcher is switched off."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -217,22 +227,24 @@ class Settings(BaseSettings):
     http: HttpConfig | None = None
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
-    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # the type is created above
+    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # created at run time
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: str = ""
-    """URL of Flyte's console, such as `https://flyte.example.com/console`, for links to the execution."""
+    """URL of Flyte's console, such as `https://flyte.example.com/console`. Messages link to the execution there."""
     logs_url: str = Field("", pattern=r"^(https?://[^\s<>\"'|]+)?$")
-    """URL of an execution's logs. Its `{project}`, `{domain}` and `{name}` are replaced with those of the execution."""
+    """URL of an execution's logs. `{project}`, `{domain}` and `{name}` in this URL are replaced with the execution's
+    values."""
     watchdog: WatchdogConfig = WatchdogConfig()
     canary: CanaryConfig | None = None
     tracing: TracingConfig | None = None
     shutdown_timeout: Duration = timedelta(seconds=20)
-    """How long shutdown waits for in-flight deliveries."""
+    """Maximum time that the dispatcher waits at shutdown until the deliveries in flight are finished."""
     log: Literal["json", "console", "auto"] = "auto"
-    """Format of the log. `auto`: readable text at a terminal, otherwise JSON."""
+    """Format of the log. `auto` means readable text if the output is a terminal, and JSON otherwise."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level of the lines to log. Only lines of the level `debug` name recipients and mail addresses."""
+    """Minimum level of the log lines that are written. Only lines of the level `debug` contain recipients and mail
+    addresses."""
 
     @model_validator(mode="after")
     def _reconcile_has_flyte_admin(self) -> Self:
@@ -254,15 +266,16 @@ class Settings(BaseSettings):
 
     @property
     def channel_sections(self) -> Mapping[str, Any]:
-        """The sections of the configured channels, by name."""
+        """Mapping from the name of each configured channel to its section of the settings."""
         sections = {name: getattr(self.channels, name) for name in CHANNEL_TYPES}
         return {name: section for name, section in sections.items() if section is not None}
 
 
 def load(path: Path | None) -> Settings:
-    """Read the settings from a file and the environment. Without a path, `DISPATCHER_CONFIG` may name the file.
+    """Read the settings from a file and from environment variables.
 
-    Raises SettingsError. Its message has one line for each problem, with the file and line or the environment variable.
+    If `path` is None, the environment variable `DISPATCHER_CONFIG` can name the file. Raises SettingsError. The error's
+    message has one line for each problem, with the file and line or the environment variable.
     """
     if PLUGIN_PROBLEMS:
         raise SettingsError("\n".join(f"{problem}; fix that package, or uninstall it" for problem in PLUGIN_PROBLEMS))
@@ -279,7 +292,7 @@ def load(path: Path | None) -> Settings:
 
 
 def _path_from_environment() -> Path | None:
-    path = os.environ.get(CONFIG_VARIABLE)  # noqa: TID251 - this module alone may read the environment
+    path = os.environ.get(CONFIG_VARIABLE)  # noqa: TID251 - only this module may read the environment
     return Path(path) if path else None
 
 
@@ -296,7 +309,7 @@ def _read(path: Path) -> Document:
 
 
 def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The file's options. Relative paths in them become relative to the file's folder, not to the working directory."""
+    """Return the file's options, in which each relative path starts at the file's folder `base`."""
     return {name: _resolve_value(name, value, base) for name, value in data.items()}
 
 
@@ -332,16 +345,16 @@ def _problems(error: ValidationError, document: Document, path: Path | None) -> 
 
 def _place(where: tuple[int | str, ...], document: Document, path: Path | None) -> str:
     variable = PREFIX + "__".join(map(str, where)).upper()
-    if variable in os.environ or path is None:  # noqa: TID251 - this module alone may read the environment
+    if variable in os.environ or path is None:  # noqa: TID251 - only this module may read the environment
         return f"{variable}: " if variable in os.environ else ""  # noqa: TID251
     return f"{path}:{document.line_of(where)}: "
 
 
 def _suggestion(where: tuple[int | str, ...]) -> str:
-    """The end of the message about an unknown option: the closest valid name, or all valid names."""
+    """Return the end of the error message for an unknown option: the closest valid name, or all valid names."""
     model: Any = Settings
     for step in where[:-1]:
-        if isinstance(step, int):  # an index into a list; the previous step found the items' model
+        if isinstance(step, int):  # skip an index into a list: `model` is already the model of the list's items
             continue
         field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
         model = _model_in(field.annotation) if field is not None else None
@@ -351,6 +364,6 @@ def _suggestion(where: tuple[int | str, ...]) -> str:
 
 
 def _model_in(annotation: Any) -> Any:
-    """Return the model in the annotation `Model` or `Model | None`; None if the annotation contains no model."""
+    """Return the pydantic model in a type annotation such as `Model | None`; None if the annotation has no model."""
     candidates = getattr(annotation, "__args__", (annotation,))
     return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
