@@ -85,7 +85,7 @@ class LedgerSettings(_Section):
 
 
 class RecipientAlias(RootModel[Mapping[str, str]]):
-    """The recipient that replaces a rule's recipient: a channel and a recipient on that channel, as in `{teams: dev}`."""
+    """The recipient that replaces a rule's recipient: a channel and a recipient on that channel (`{teams: dev}`)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -177,7 +177,7 @@ class DeliveryOptions(BaseModel):
     on that channel."""
 
     def rate_limit(self) -> RateLimit:
-        """Return the limits of one destination. At most a quarter of `concurrency` may be in flight to a destination."""
+        """Return the limits of one destination. At most a quarter of `concurrency` is in flight to a destination."""
         return RateLimit(rate=self.rate, burst=self.burst, max_in_flight=max(self.concurrency // 4, 1))
 
 
@@ -203,7 +203,7 @@ _Channels = _channel_sections()
 
 
 class _Environment(EnvSettingsSource):
-    """Reads lists and mappings in environment variables as JSON. A value that is not JSON, such as `a,b`, stays a string."""
+    """Reads lists and mappings in variables as JSON. A value that is not JSON, such as `a,b`, stays a string."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:

@@ -26,7 +26,8 @@ from dispatcher.parsing.cloudevents import (
 from dispatcher.parsing.validation_errors import first_problem
 
 NATIVE = "dispatcher.execution.phase_changed.v1"
-"""The CloudEvents type of a native event: the dispatcher's own format, which engines other than Flyte can send."""
+"""The CloudEvents type of a native event, which is an event in the dispatcher's own format. Workflow engines other than
+Flyte can send native events."""
 
 _PARSERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     payloads.V1: payloads.v1,
@@ -45,14 +46,17 @@ __all__ = ["NATIVE", "Headers", "decode", "is_other_type", "trace_context", "typ
 
 
 def type_label(headers: Headers) -> str:
-    """A message's type as a metric label: `flyte-v1`, `flyte-v2`, `native`, `structured` (no type header) or `other`."""
+    """Return the metric label for a message's type: `flyte-v1`, `flyte-v2`, `native`, `structured` or `other`.
+
+    A message is `structured` if it has no type header, because its body then contains the type.
+    """
     return _LABELS.get(type_header(headers), "other")
 
 
 def is_other_type(headers: Headers) -> bool:
-    """True if the type header names a type that is not decoded.
+    """True if the type header names a type that the dispatcher does not decode.
 
-    Kafka's messages are filtered with this, because it is fast: it does not read the value.
+    The Kafka consumer skips such messages with this function, which is fast because it does not read the value.
     """
     for name, value in headers:
         if name == "ce_type":
@@ -63,8 +67,8 @@ def is_other_type(headers: Headers) -> bool:
 def decode(headers: Headers, value: bytes | None) -> Event | None:
     """Decode one message.
 
-    Returns None for a CloudEvent of another type, as most messages on Flyte's topic are. If such a message has a type
-    header, its value is not parsed. Raises Unreadable, with a reason for the operator.
+    Returns None for CloudEvents of types that the dispatcher does not decode, which most messages on Flyte's topic are.
+    If such a CloudEvent has a type header, its value is not parsed. Raises Unreadable with a reason for the operator.
     """
     header = type_header(headers)
     if header is not None:

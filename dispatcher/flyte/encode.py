@@ -1,7 +1,7 @@
-"""Encodes an Event as an engine sends it, for test events, the demo and the tests.
+"""Encodes an Event as a message for Kafka or HTTP. `dispatcher publish`, the demo and the tests use this module.
 
-This is the reverse of `decode`. Each format leaves out the fields that Flyte leaves out; for example, v1 has no launch
-plan.
+This module is the reverse of `decode`. A message in one of Flyte's formats lacks the fields that Flyte does not send;
+for example, v1 has no launch plan.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _V2_TYPE = "com.flyte.resource.cloudevents.{}Execution"
 
 
 class Format(StrEnum):
-    """The format of an encoded event."""
+    """The format of an encoded event: one of Flyte's formats, or the dispatcher's own format `native`."""
 
     FLYTE_V1 = "flyte-v1"
     FLYTE_V2 = "flyte-v2"
@@ -35,17 +35,17 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EncodedMessage:
-    """One message for Kafka; for HTTP, rename the headers `ce_…` to `ce-…`."""
+    """One message, with Kafka's header names, such as `ce_type`. HTTP needs a hyphen in the names, as in `ce-type`."""
 
     key: bytes
     headers: Headers
     value: bytes
     summary: str
-    """A line that people can read, such as `p/d/n FAILED`."""
+    """The message in one line for people, such as `p/d/n FAILED`."""
 
 
 def write(event: Event, form: Format) -> EncodedMessage:
-    """The message for one phase change, in CloudEvents' binary mode."""
+    """Encode one event as a CloudEvent in binary mode: the attributes are headers, and the data is the body."""
     event_type, data = _ENCODERS[form](event)
     return _message(
         event_type,
@@ -57,7 +57,10 @@ def write(event: Event, form: Format) -> EncodedMessage:
 
 
 def write_lifecycle(event: Event, form: Format) -> Iterator[EncodedMessage]:
-    """All messages of an execution up to its terminal event `event`: earlier phases, one node event, one task event."""
+    """Yield the messages that an execution sends: its earlier phases, a node event, a task event, and last `event`.
+
+    `event` is the terminal event. The native format has no node events and no task events.
+    """
     steps = list(_phases_before(event.phase))
     for index, phase in enumerate(steps):
         earlier = event.occurred_at - timedelta(seconds=2 * (len(steps) - index))
@@ -122,7 +125,7 @@ def _identifier(entity: EntityId) -> dict[str, str]:
 
 
 def _notification(rule: Any) -> dict[str, Any]:
-    if rule.channel not in CHANNEL_FIELDS.values():  # a channel from another Python package
+    if rule.channel not in CHANNEL_FIELDS.values():  # Flyte has no field for a plug-in's channel
         return {"phases": list(rule.phases), "channel": rule.channel, "recipients": list(rule.recipients)}
     field = {"pagerduty": "pager_duty"}.get(rule.channel, rule.channel)
     body: dict[str, Any] = {"recipients_email": list(rule.recipients)}
@@ -132,7 +135,7 @@ def _notification(rule: Any) -> dict[str, Any]:
 
 
 def _inner_message(event: Event, form: Format, part: str) -> EncodedMessage:
-    """A node's or task's event. Most messages on a real topic are of these types; the dispatcher skips them."""
+    """Encode an event of a node or a task. Most messages on a real topic are such events; the dispatcher skips them."""
     event_type = (_V1_TYPE if form is Format.FLYTE_V1 else _V2_TYPE).format(part)
     inner = {"id": {"nodeId": "n0", "executionId": event.execution.model_dump()}, "phase": "RUNNING"}
     data = {"event" if form is Format.FLYTE_V1 else "rawEvent": inner}
@@ -141,7 +144,10 @@ def _inner_message(event: Event, form: Format, part: str) -> EncodedMessage:
 
 
 def _text_form(execution: ExecutionId, phase: Phase) -> str:
-    """The event's id as flyteadmin writes it: protobuf's text form and the phase. It is also the Kafka message's key."""
+    """Return the event's id as flyteadmin writes it: the execution's id in protobuf's text form, and the phase.
+
+    The event's id is also the key of the Kafka message.
+    """
     return f'project:"{execution.project}" domain:"{execution.domain}" name:"{execution.name}".{phase}'
 
 

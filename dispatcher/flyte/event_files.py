@@ -1,4 +1,4 @@
-"""Reads events from files, in every format that intake reads: one JSON document per file, or one per line."""
+"""Reads events from files, in every format that intake reads. A file has one JSON document, or one per line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPE_BY_FIELD = {"event": payloads.V1, "rawEvent": payloads.V2, "raw_event": pa
 
 
 def read_event_file(path: Path) -> Event:
-    """Read the one event in a file. Raises Unreadable, or OSError if the file cannot be read."""
+    """Read a file that contains one event. Raises Unreadable if the content is not an event, or OSError."""
     headers, value = _as_message(load_json(path.read_bytes()))
     event = decode(headers, value)
     if event is None:
@@ -27,7 +27,7 @@ def read_event_file(path: Path) -> Event:
 
 
 def read_messages(path: Path) -> Iterator[tuple[Headers, bytes]]:
-    """Yield each message of a JSON Lines file, for publishing. Raises Unreadable with the line number."""
+    """Yield the message on each line of a JSON Lines file. Raises Unreadable with the number of an invalid line."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -39,7 +39,10 @@ def read_messages(path: Path) -> Iterator[tuple[Headers, bytes]]:
 
 
 def _as_message(document: Any) -> tuple[Headers, bytes]:
-    """Convert a recorded Kafka message, a structured CloudEvent or an event's bare data to headers and a value."""
+    """Return the headers and the value of a message.
+
+    `document` is a recorded Kafka message, a structured CloudEvent, or only the data of an event.
+    """
     if not isinstance(document, dict):
         raise Unreadable("a JSON object was expected")
     if "headers" in document and "value" in document:

@@ -1,4 +1,4 @@
-"""Flyte's v1 and v2 payloads, as flyteadmin's cloudEvents publisher writes them (protobuf JSON)."""
+"""Parses the data of Flyte's v1 and v2 events, which flyteadmin's cloudEvents publisher writes as protobuf JSON."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ V2 = "com.flyte.resource.cloudevents.WorkflowExecution"
 
 
 def v1(data: dict[str, Any]) -> dict[str, Any]:
-    """The fields of Event from an `admin.WorkflowExecutionEventRequest`. Raises Unreadable if the event is missing."""
+    """Return the fields of Event from an `admin.WorkflowExecutionEventRequest`.
+
+    Raises Unreadable if `event` is missing.
+    """
     return _workflow_event(data.get("event"), "event")
 
 
 def v2(data: dict[str, Any]) -> dict[str, Any]:
-    """The fields of Event from an `event.CloudEventWorkflowExecution`; all parts except the raw event may be missing.
+    """Return the fields of Event from an `event.CloudEventWorkflowExecution`.
 
-    Flyte adds the launch plan, labels and principal to SUCCEEDED events only, unless `enrichAllWorkflowEventTypes` is
-    set. Raises Unreadable if the raw event is missing.
+    Unless flyteadmin's option `enrichAllWorkflowEventTypes` is set, only SUCCEEDED events contain the launch plan, the
+    labels and the principal. Raises Unreadable if `rawEvent` is missing.
     """
     fields = _workflow_event(_field(data, "rawEvent", "raw_event"), "rawEvent")
     fields["launch_plan"] = _field(data, "launchPlanId", "launch_plan_id")

@@ -1,7 +1,7 @@
-"""The client of FlyteAdmin over gRPC. It reads an execution's details and effective rules.
+"""The gRPC client of FlyteAdmin, which reads an execution's details and effective rules.
 
-`client` makes the requests, `oauth` gets the token, `mapping` converts the answers. Without the extra `flyte-admin`
-only `config` can be imported.
+`client` sends the requests, `oauth` gets the access token, and `mapping` converts FlyteAdmin's answers. If this package
+was installed without its extra `flyte-admin`, only `config` can be imported, because the other modules need gRPC.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["FlyteAdminConfig", "open_flyte_admin"]
 
 
 def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
-    """Create the client; use it with `async with`. It connects at the first request.
+    """Create the client, which is used with `async with`. The client connects to FlyteAdmin at the first request.
 
     Raises SettingsError if gRPC is not installed, or if `ca_file` has no certificate.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - gRPC reads it; unset, it logs to stderr
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - stops gRPC's own log on stderr
     try:
-        import grpc.aio  # noqa: F401, PLC0415 - optional: only rules.flyte_admin needs it
+        import grpc.aio  # noqa: F401, PLC0415 - tests whether this optional package exists
     except ImportError:
         raise SettingsError(
             "rules.flyte_admin needs gRPC: pip install 'flyte-notification-dispatcher[flyte-admin]'"
         ) from None
-    from dispatcher.flyte.admin.client import FlyteAdmin  # noqa: PLC0415 - needs grpc
+    from dispatcher.flyte.admin.client import FlyteAdmin  # noqa: PLC0415 - imports gRPC, which may be missing
 
     return FlyteAdmin(config, clock)

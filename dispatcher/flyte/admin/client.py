@@ -1,7 +1,8 @@
 """The gRPC client of FlyteAdmin: looks up an execution's details and effective rules, and lists executions.
 
-Each request has a deadline, until which transient errors are retried. Then FlyteAdminUnavailable is raised, and intake
-waits. If FlyteAdmin does not know the execution or refuses access, the result is UnknownExecution.
+Each request has a deadline. Until the deadline, the client repeats a request that fails with a transient error. After
+the deadline, the client raises FlyteAdminUnavailable, and intake waits. If FlyteAdmin does not know the execution or
+refuses access, the result is UnknownExecution.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from dispatcher.rules import AdminExecution, Rule, UnknownExecution
 log = structlog.get_logger(__name__)
 
 PARALLEL = 100
-"""Maximum number of concurrent look-ups; further ones wait. Proxies commonly allow 100 streams on one connection."""
+"""Maximum number of concurrent look-ups; further look-ups wait. The number is 100 because many proxies allow 100 gRPC
+streams on one connection."""
 PLAN_CACHE_SIZE = 2000
-"""Maximum number of launch plans in the cache; the least recently used one is dropped first.
+"""Maximum number of launch plans in the cache. A new launch plan then replaces the least recently used launch plan.
 
 Cached rules never become outdated, because a version of a launch plan never changes.
 """
@@ -51,12 +53,12 @@ PAGE_SIZE = 100
 _MAX_MESSAGE_BYTES = 32 * 2**20
 
 _Method = Callable[[Any], Any]
-"""One method of a gRPC service: takes a request, returns a call to await."""
+"""A method of a gRPC service. It takes a request, and returns a call that the caller awaits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The terminal events of the executions on one page of a list."""
+    """One page of a list of finished executions, as their terminal events."""
 
     events: Sequence[Event]
     next_token: str
@@ -73,7 +75,7 @@ class _Connection:
 
 
 class FlyteAdmin:
-    """A client of one FlyteAdmin; use it with `async with`."""
+    """The client of one FlyteAdmin server. `async with` closes the connection at the end of the block."""
 
     def __init__(self, config: FlyteAdminConfig, clock: Clock) -> None:
         self._config = config
@@ -96,23 +98,23 @@ class FlyteAdmin:
         await self._connection.channel.close()
 
     def shorten_deadlines(self) -> None:
-        """Let running and later requests time out after at most SHUTDOWN_DEADLINE seconds, for shutdown."""
+        """Reduce the timeout of running and later requests to SHUTDOWN_DEADLINE seconds. Called at shutdown."""
         self._timeout = min(self._timeout, SHUTDOWN_DEADLINE)
         latest = asyncio.get_running_loop().time() + self._timeout
         for deadline in self._deadlines:
             deadline.reschedule(min(deadline.when() or latest, latest))
 
     async def look_up(self, execution: ExecutionId) -> AdminExecution | UnknownExecution:
-        """An execution's details and effective rules (`AdminService.GetExecution`).
+        """Return an execution's details and effective rules, from FlyteAdmin's method `AdminService.GetExecution`.
 
         Raises FlyteAdminUnavailable if FlyteAdmin does not answer in time or rejects the client's credentials.
         """
         return await self._look_ups.run(execution, lambda: self._look_up(execution))
 
     async def event(self, execution: ExecutionId) -> Event:
-        """The execution's current phase as an event, with its full error.
+        """Return an event with the execution's current phase and, if the execution failed, the complete error.
 
-        Raises FlyteAdminUnavailable, also if the execution is unknown or the answer is invalid.
+        Raises FlyteAdminUnavailable. An unknown execution and an invalid answer raise the same error.
         """
         try:
             message = await self._get_execution(execution)
@@ -121,7 +123,7 @@ class FlyteAdmin:
             raise FlyteAdminUnavailable(str(error)) from None
 
     async def unready_reason(self) -> str | None:
-        """Why FlyteAdmin cannot be used, for /readyz; None if it answers."""
+        """Return the reason why FlyteAdmin cannot be used, which /readyz shows. Returns None if FlyteAdmin answers."""
         try:
             answer = await self._call("GetVersion", version_pb2.GetVersionRequest(), "its version")
         except (FlyteAdminUnavailable, PermanentError) as error:
@@ -129,9 +131,9 @@ class FlyteAdmin:
         return None if answer is not None else f"{self._config.endpoint} answered what can't be understood"
 
     async def places(self) -> list[tuple[str, str]]:
-        """Every pair of a project and one of its domains (`AdminService.ListProjects`).
+        """Return each pair of a project and one of the project's domains, from `AdminService.ListProjects`.
 
-        Raises FlyteAdminUnavailable, also if FlyteAdmin refuses the list.
+        Raises FlyteAdminUnavailable if FlyteAdmin cannot be reached or refuses to list the projects.
         """
         found: list[tuple[str, str]] = []
         token = ""
@@ -149,12 +151,11 @@ class FlyteAdmin:
     async def list_finished(
         self, project: str, domain: str, *, since: datetime, until: datetime, token: str = ""
     ) -> Page:
-        """One page of finished executions of a project and domain.
+        """Return one page of the finished executions of a project and domain, as their terminal events.
 
-        Lists the executions whose row in FlyteAdmin's database was last updated between `since` and `until`.
-
-        Skips and logs executions with invalid values. If FlyteAdmin refuses the list, logs that and returns no events.
-        Raises FlyteAdminUnavailable.
+        The list contains the executions whose row in FlyteAdmin's database was last updated between `since` and
+        `until`. Executions with invalid values are logged and skipped. If FlyteAdmin refuses to list the executions,
+        the refusal is logged, and the page is empty. Raises FlyteAdminUnavailable.
         """
         request = common_pb2.ResourceListRequest(
             id=common_pb2.NamedEntityIdentifier(project=project, domain=domain),
@@ -191,7 +192,7 @@ class FlyteAdmin:
             except ServerError as error:
                 if not await self._answers_other_requests():
                     raise
-                # FlyteAdmin fails at this execution only. Waiting until it recovers would block all later messages.
+                # Only the request for this execution fails. Waiting for an answer would block all later messages.
                 return UnknownExecution(str(error))
 
     async def _get_execution(self, execution: ExecutionId) -> Any:
@@ -219,7 +220,10 @@ class FlyteAdmin:
         return found
 
     async def _rules_of_plan(self, plan: EntityId) -> tuple[Rule, ...]:
-        """The launch plan's rules that the execution overrides, for `explain` only; empty if they cannot be read."""
+        """Return the launch plan's rules, which this execution overrides. Only `explain` shows these rules.
+
+        Returns no rules if FlyteAdmin refuses the request or answers with an internal error.
+        """
         if plan in self._plan_cache:
             self._plan_cache.move_to_end(plan)
             return self._plan_cache[plan]
@@ -247,7 +251,7 @@ class FlyteAdmin:
         return rules
 
     async def _answers_other_requests(self) -> bool:
-        """True if FlyteAdmin can answer another request from its database; called after an error for one execution."""
+        """True if FlyteAdmin can list a project from its database. Called after a request for one execution failed."""
         try:
             answer = await self._call("ListProjects", project_pb2.ProjectListRequest(limit=1), "the list of projects")
         except (FlyteAdminUnavailable, PermanentError):
@@ -255,7 +259,7 @@ class FlyteAdmin:
         return answer is not None
 
     async def _call(self, method: str, request: Any, what: str) -> Any:
-        """Send one request, with retries until the deadline. None if the response is not of the expected type.
+        """Send one request, with retries until the deadline. Returns None if the answer is not of the expected type.
 
         `what` names the requested object in error messages. Raises PermanentError or FlyteAdminUnavailable.
         """
@@ -275,7 +279,7 @@ class FlyteAdmin:
             async with self._deadline():
                 return await retrying(self._call_once, connection, method, request, what)
         except TimeoutError:
-            # A missing token explains the timeout better than this request's own error.
+            # If the last request for a token failed, its error explains the timeout best, so that error is raised.
             if self._oauth is not None and self._oauth.last_error is not None:
                 last_error = [self._oauth.last_error]
             if last_error:
@@ -304,7 +308,10 @@ class FlyteAdmin:
             raise self._classified(error, what) from None
 
     async def _auth_metadata(self, connection: _Connection) -> AuthMetadata:
-        """Fetch where and how to request a token. Called before each token request, so that changes are noticed."""
+        """Ask FlyteAdmin where and how to request an access token.
+
+        Called before each request for a token, so that the client uses the current values.
+        """
         service = connection.auth_metadata
         client = await self._call_auth_service(service.GetPublicClientConfig, auth_pb2.PublicClientAuthConfigRequest())
         endpoint = self._config.token_endpoint
@@ -317,7 +324,7 @@ class FlyteAdmin:
         return AuthMetadata(endpoint, tuple(client.scopes), client.audience, key)
 
     async def _call_auth_service(self, call: _Method, request: Any) -> Any:
-        """The answer, or None if the server has no AuthMetadataService."""
+        """Call a method of AuthMetadataService. Returns None if the server does not have this service."""
         try:
             return await call(request)
         except grpc.aio.AioRpcError as error:
@@ -331,7 +338,7 @@ class FlyteAdmin:
 
     @asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:
-        """Raise TimeoutError if the block takes longer than the timeout, which `shorten_deadlines` can reduce."""
+        """Raise TimeoutError if the `async with` block is slower than the timeout. `shorten_deadlines` reduces it."""
         async with asyncio.timeout(self._timeout) as deadline:
             self._deadlines.add(deadline)
             try:
@@ -346,7 +353,7 @@ class FlyteAdmin:
             ("grpc.min_reconnect_backoff_ms", 2000),
             ("grpc.service_config_disable_resolution", 1),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.use_local_subchannel_pool", 1),  # otherwise a new channel shares the old, dead connection
+            ("grpc.use_local_subchannel_pool", 1),  # otherwise a new gRPC channel would use the old, dead connection
         ]
         if self._credentials is None:
             return _Connection(grpc.aio.insecure_channel(self._config.endpoint, options=options))
@@ -358,9 +365,9 @@ def _metadata(token: Token | None) -> tuple[tuple[str, str], ...]:
 
 
 def _certificates(config: FlyteAdminConfig) -> bytes | None:
-    """The content of `ca_file`. Raises SettingsError if it has no certificate.
+    """Return the content of `ca_file`. Raises SettingsError if the file contains no certificate.
 
-    gRPC does not check the content; with an invalid file, it would only fail to connect.
+    The content is checked here because gRPC does not check it: with an invalid file, each connection would fail.
     """
     if config.ca_file is None:
         return None

@@ -16,7 +16,7 @@ _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 
 
 def _endpoint(value: Any) -> Any:
-    """Return HOST:PORT, without the `dns:///` that Flyte's tools write before it."""
+    """Remove the prefix `dns:///`, which Flyte's tools write. Raises ValueError if the endpoint is invalid."""
     if not isinstance(value, str):
         return value
     given = value.strip().removeprefix("dns:///")
@@ -30,7 +30,7 @@ def _scopes(value: Any) -> Any:
 
 
 class FlyteAdminConfig(BaseModel):
-    """FlyteAdmin as the source of each execution's rules."""
+    """FlyteAdmin's address and login. The dispatcher asks FlyteAdmin for the effective rules of each execution."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,15 +39,15 @@ class FlyteAdminConfig(BaseModel):
     insecure: bool = False
     """Connect without TLS, for example inside a cluster."""
     ca_file: SecretFile | None = None
-    """File with the CA certificates to trust (PEM). Without it, gRPC trusts its built-in root certificates."""
+    """File with the CA certificates to trust (PEM). Without a file, gRPC trusts its built-in root certificates."""
     client_id: str | None = None
-    """Id of the OAuth2 client. Without it, the dispatcher does not log in."""
+    """Id of the OAuth2 client. Without an id, the dispatcher does not log in."""
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
     token_endpoint: str | None = None
-    """URL of the token endpoint. Without it, FlyteAdmin's AuthMetadataService names the URL."""
+    """URL of the token endpoint. By default, the dispatcher asks FlyteAdmin's AuthMetadataService for the URL."""
     scopes: Annotated[tuple[str, ...], BeforeValidator(_scopes)] = ()
-    """Scopes to request for the token. Without any, AuthMetadataService names the scopes."""
+    """Scopes to request for the token. By default, the dispatcher asks FlyteAdmin's AuthMetadataService for them."""
     timeout: Duration = Field(timedelta(seconds=10), ge=timedelta(milliseconds=100), le=timedelta(minutes=5))
     """Maximum duration of one look-up, including its retries."""
 

@@ -1,6 +1,7 @@
-"""Classifies gRPC errors of FlyteAdmin, and names the setting that each one points to.
+"""Classifies gRPC errors of FlyteAdmin, and names the setting that the operator should check for each error.
 
-Many gRPC errors differ only in their text. The patterns come from real failed connections (tests/flyte/admin).
+Many gRPC errors differ only in their text, so patterns recognize them. The texts come from real failed connections
+(tests/flyte/admin).
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import grpc
 from dispatcher.errors import FlyteAdminUnavailable
 
 _MAX_DETAILS = 300
-"""Maximum number of characters of gRPC's error text that a message quotes."""
+"""Maximum length of the quotation from gRPC's error text in an error message, in characters."""
 
 
 class TransientError(FlyteAdminUnavailable):
-    """An error that may go away. The request is repeated until its deadline."""
+    """An error that may go away, such as a lost connection. The client repeats the request until the deadline."""
 
 
 class ServerError(TransientError):
-    """FlyteAdmin answered with an internal error; it may fail for this request only."""
+    """FlyteAdmin answered with an internal error. Other requests may still succeed."""
 
 
 class PermanentError(Exception):
@@ -67,9 +68,9 @@ _HINTS = (
 
 
 def classify_error(error: grpc.aio.AioRpcError, what: str, *, endpoint: str, insecure: bool) -> Exception:
-    """The exception to raise for a gRPC error: PermanentError, or FlyteAdminUnavailable with the setting to check.
+    """Return the exception to raise for a gRPC error: PermanentError, or FlyteAdminUnavailable with a setting to check.
 
-    `what` names the requested object in the message: `execution p/d/n`.
+    `what` names the requested object in the exception's message, such as `execution p/d/n`.
     """
     code, details = error.code(), " ".join((error.details() or "").split())[:_MAX_DETAILS]
     for pattern, hint in _HINTS:

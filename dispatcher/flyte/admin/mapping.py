@@ -1,4 +1,4 @@
-"""Converts flyteidl messages to events, executions and rules, and a time range to flyteadmin's filters. Pure."""
+"""Converts flyteidl messages to events, executions and rules, and a time range to flyteadmin's filters. No I/O."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ERROR_KINDS = ("UNKNOWN", "USER", "SYSTEM")
 
 
 def execution_of(message: Any) -> AdminExecution:
-    """A `flyteidl.admin.Execution` as AdminExecution. Raises PermanentError if its values are invalid."""
+    """Convert a `flyteidl.admin.Execution`. Raises PermanentError if a value in the message is invalid."""
     spec, closure = message.spec, message.closure
     rules, refused = rules_of(closure.notifications, "flyte_admin:closure.notifications")
     try:
@@ -46,11 +46,11 @@ def execution_of(message: Any) -> AdminExecution:
 
 
 def terminal_event_of(message: Any) -> Event:
-    """The terminal event of a finished execution in a list (`flyteidl.admin.Execution`), without its error.
+    """Convert a finished execution (`flyteidl.admin.Execution`) to its terminal event, without the error.
 
-    The event's time is `closure.updated_at`, which flyteadmin copies from the terminal event (`occurredAt`). Lists cut
-    errors to 100 characters (`TrimErrorMessage`), so callers take the error from GetExecution. Raises PermanentError if
-    the message's values are invalid.
+    The event's time is `closure.updated_at`, which flyteadmin copies from the terminal event (`occurredAt`). In a list,
+    flyteadmin cuts each error to 100 characters (`TrimErrorMessage`), so callers take the error from GetExecution.
+    Raises PermanentError if a value in the message is invalid.
     """
     identity, closure = message.id, message.closure
     try:
@@ -70,21 +70,21 @@ def terminal_event_of(message: Any) -> Event:
 
 
 def finished_between(since: datetime, until: datetime) -> str:
-    """Filters for finished executions whose row was last updated between the two times.
+    """Return filters that select finished executions whose row was last updated between the two times.
 
-    They are in flyteadmin's syntax (`common/filters.go`).
+    The filters are written in flyteadmin's syntax (`common/filters.go`).
     """
     phases = ";".join(sorted(TERMINAL))
     return f"value_in(phase,{phases})+gte(updated_at,{_rfc3339(since)})+lte(updated_at,{_rfc3339(until)})"
 
 
 def _rfc3339(time: datetime) -> str:
-    """The time in UTC (RFC 3339), with `Z` instead of `+00:00`, because `+` separates two filters."""
+    """Format a time in UTC (RFC 3339), with `Z` and not `+00:00`, because flyteadmin reads `+` as a separator."""
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def rules_of(notifications: Iterable[Any], defined_in: str) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
-    """The rules in `flyteidl.admin.Notification` messages, and the reasons for the invalid ones."""
+    """Convert `flyteidl.admin.Notification` messages. Returns the valid rules, and a reason for each invalid message."""
     rules, refused = [], []
     for at, message in enumerate(notifications):
         defined_at = f"{defined_in}[{at}]"
@@ -98,9 +98,9 @@ def rules_of(notifications: Iterable[Any], defined_in: str) -> tuple[tuple[Rule,
 
 @lru_cache(maxsize=4096)
 def _notification(content: bytes) -> Notification | str:
-    """One notification, or the reason why it is invalid.
+    """Parse a serialized `flyteidl.admin.Notification`. Returns the reason as text if the message is invalid.
 
-    Cached, because all executions of a launch plan have the same rules.
+    The results are cached, because most executions of a launch plan have the same rules.
     """
     try:
         return Notification.model_validate(MessageToDict(common_pb2.Notification.FromString(content)))
@@ -115,7 +115,7 @@ def _entity(identity: Any) -> EntityId | None:
 
 
 def _error(closure: Any) -> ExecutionError | None:
-    """The error of a failed execution; for an aborted one, why and by whom, worded as in flyteadmin's events."""
+    """Return the execution's error, or None. The text for an abort is the same as in flyteadmin's events."""
     match closure.WhichOneof("output_result"):
         case "error":
             kind = closure.error.kind

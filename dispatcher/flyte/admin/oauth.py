@@ -1,8 +1,8 @@
 """Gets FlyteAdmin's access token with OAuth2 client credentials (RFC 6749, 4.4), and renews it before it expires.
 
-Flyte's AuthMetadataService, which needs no token, names the token endpoint, the scopes and the gRPC metadata key. The
-age of a token is measured with the local clock, from the time of the request, so the clocks of other machines do not
-matter.
+FlyteAdmin's AuthMetadataService, which needs no token, names the token endpoint, the scopes and the gRPC metadata key.
+The local clock measures the age of a token, from the time at which the token was requested, so the clocks of other
+machines do not matter.
 """
 
 from __future__ import annotations
@@ -29,43 +29,44 @@ from dispatcher.flyte.admin.errors import TransientError
 log = structlog.get_logger(__name__)
 
 MARGIN = timedelta(minutes=1)
-"""A token is renewed this long before it expires. If it is valid for less than 5 minutes, it is renewed after 4/5 of
-that time.
+"""The client renews a token this long before the token expires. If the token is valid for less than 5 minutes, the
+client renews the token after 4/5 of that time.
 """
 DEFAULT_LIFETIME = timedelta(minutes=5)
-"""Lifetime of a token if the server gives no valid `expires_in`."""
+"""Assumed lifetime of a token if the token endpoint's answer contains no valid `expires_in`."""
 MAX_LIFETIME = timedelta(days=1)
 MAX_RESPONSE_BYTES = 64 * 1024
 _MAX_DETAILS = 200
-"""Maximum number of characters of the token endpoint's error that a message quotes."""
+"""Maximum length of the quotation from the token endpoint's error in an error message, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuthMetadata:
-    """Where and how to request a token, from AuthMetadataService."""
+    """FlyteAdmin's answer about where and how to request an access token (AuthMetadataService)."""
 
     token_endpoint: str
     scopes: tuple[str, ...] = ()
     audience: str = ""
     metadata_key: str = "authorization"
-    """The gRPC metadata key of the token. Operators can rename it in flyteadmin (`auth.grpcAuthorizationHeader`)."""
+    """The gRPC metadata key that carries the token. flyteadmin's operators can rename the key with the option
+    `auth.grpcAuthorizationHeader`."""
 
 
 FetchAuthMetadata = Callable[[], Awaitable[AuthMetadata]]
-"""Gets the AuthMetadata from FlyteAdmin's AuthMetadataService."""
+"""A function that asks FlyteAdmin's AuthMetadataService for the AuthMetadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An access token, and when it is due for renewal."""
+    """An access token, and the time at which the client must renew the token."""
 
     metadata: tuple[str, str]
-    """The gRPC metadata that each request carries: key and value."""
+    """The key and the value that each gRPC request carries as metadata."""
     renew_at: datetime
 
 
 class OAuthClient:
-    """Keeps one valid token. Concurrent callers share one request for it."""
+    """Keeps one valid token. If several callers need a new token at the same time, they share one request."""
 
     def __init__(self, config: FlyteAdminConfig, clock: Clock) -> None:
         self._config = config
@@ -73,12 +74,12 @@ class OAuthClient:
         self._lock = asyncio.Lock()
         self._token: Token | None = None
         self.last_error: FlyteAdminUnavailable | None = None
-        """Why the last request for a token failed; None if it succeeded."""
+        """The error of the last request for a token; None if the last request succeeded."""
 
     async def token(self, fetch_auth_metadata: FetchAuthMetadata, *, refused: Token | None = None) -> Token:
-        """Return a valid token. If FlyteAdmin refused a token, pass it as `refused` to get a new one.
+        """Return a valid token. After FlyteAdmin has refused a token, pass that token as `refused` to get a new token.
 
-        Raises FlyteAdminUnavailable, naming the setting to check.
+        Raises FlyteAdminUnavailable with the setting to check.
         """
         async with self._lock:
             token = self._token
@@ -126,7 +127,7 @@ class OAuthClient:
             form["scope"] = " ".join(scopes)
         if auth.audience:
             form["audience"] = auth.audience
-        # Half of the look-up's deadline, so that the error names the token endpoint and not FlyteAdmin.
+        # Wait for half of the look-up's timeout, so that the error can name a slow token endpoint, not FlyteAdmin.
         limit = aiohttp.ClientTimeout(self._config.timeout.total_seconds() / 2)
         try:
             async with (
@@ -151,7 +152,7 @@ class OAuthClient:
             raise TransientError(f"rules.flyte_admin.token_endpoint: {url} can't be reached: {words}") from None
 
     def _credentials(self) -> str:
-        """HTTP Basic credentials; client id and secret are form-encoded first (RFC 6749, 2.3.1)."""
+        """Return the header value for HTTP Basic. OAuth2 form-encodes the id and the secret (RFC 6749, 2.3.1)."""
         try:
             secret = reveal(self._config.client_secret, self._config.client_secret_file)
         except (OSError, UnicodeDecodeError) as error:
@@ -161,7 +162,10 @@ class OAuthClient:
         return f"Basic {base64.b64encode(pair.encode()).decode()}"
 
     def _ssl_context(self) -> ssl.SSLContext:
-        """Trusts `ca_file` and also the system's certificates, because another company may run the token endpoint."""
+        """Create a TLS context that trusts `ca_file` and the system's certificates.
+
+        A token endpoint on the internet, run by an identity provider, has a certificate that only the system trusts.
+        """
         context = ssl.create_default_context()
         if self._config.ca_file is not None:
             context.load_verify_locations(self._config.ca_file)
@@ -177,7 +181,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _refusal(url: str, status: int, answer: dict[str, Any]) -> FlyteAdminUnavailable:
-    """The error for a refused token request, with the setting to check."""
+    """Return the error to raise if the token endpoint refused the request. The message names the setting to check."""
     code, words = (str(answer.get(name) or "")[:_MAX_DETAILS] for name in ("error", "error_description"))
     answered = f"HTTP {status}{f', {code}' if code else ''}{f': {words}' if words else ''}"
     match code:
@@ -195,7 +199,7 @@ def _refusal(url: str, status: int, answer: dict[str, Any]) -> FlyteAdminUnavail
 
 
 def _lifetime(value: Any) -> timedelta:
-    """A token's lifetime from `expires_in`, which some servers leave out, write as text, or get wrong."""
+    """Convert `expires_in` to the token's lifetime. Some servers send no value, a number as text, or nonsense."""
     try:
         seconds = float(value)
     except (TypeError, ValueError):

@@ -13,26 +13,26 @@ Answer = TypeVar("Answer")
 
 @dataclass(slots=True)
 class _Flight(Generic[Answer]):
-    """A running call, and how many callers wait for it."""
+    """A running call, and the number of callers that wait for its result."""
 
     task: asyncio.Task[Answer]
     waiting: int = 0
 
 
 class SingleFlight(Generic[Key, Answer]):
-    """Shares a running call between all callers with the same key, as Go's `singleflight` does.
+    """Lets all callers with the same key share one running call, as Go's `singleflight` does.
 
-    A call is cancelled when its last caller is cancelled.
+    If all callers that wait for a call are cancelled, the call is cancelled too.
     """
 
     def __init__(self) -> None:
         self._flights: dict[Key, _Flight[Answer]] = {}
 
     async def run(self, key: Key, call: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
-        """The result of `call`, or of the call with this key that is already running. Raises what that call raises."""
+        """Run `call`, or wait for a call with the same key if one is running. Returns or raises what the call does."""
         flight = self._flights.get(key)
         if flight is None:
-            task = asyncio.create_task(call())  # noqa: TID251 - the callers wait for it, and the last one cancels it
+            task = asyncio.create_task(call())  # noqa: TID251 - all callers share this task, so no TaskGroup owns it
             flight = self._flights[key] = _Flight(task)
         flight.waiting += 1
         try:
@@ -41,6 +41,6 @@ class SingleFlight(Generic[Key, Answer]):
             flight.waiting -= 1
             if (flight.waiting == 0 or flight.task.done()) and self._flights.get(key) is flight:
                 del self._flights[key]
-            if flight.waiting == 0 and not flight.task.done():  # the last caller was cancelled
+            if flight.waiting == 0 and not flight.task.done():  # all callers were cancelled, so stop the call
                 flight.task.cancel()
                 await asyncio.wait({flight.task})
