@@ -1,5 +1,6 @@
-"""The interface that every channel implements: `send` takes one message and returns a receipt, or raises an error that
-says whether to retry it.
+"""The interface that every channel implements.
+
+Its method `send` sends one message. It returns a receipt, or raises an error that says whether to retry the message.
 """
 
 from __future__ import annotations
@@ -13,36 +14,41 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 Content = Mapping[str, Any]
-"""A rendered template: JSON data. Each channel's class documents the keys that it expects."""
+"""The content of a message: the JSON object that a template rendered. The class of each channel documents the keys that
+it needs."""
 
 
 ThreadBy = Literal["launch_plan", "execution"]
-"""What one thread covers: all executions of a launch plan, or a single execution."""
+"""Which messages belong to one thread: those about all executions of a launch plan, or about a single execution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierMessage:
-    """A message that was sent earlier in the same thread, or is in doubt."""
+    """An earlier message of the same thread, which was sent or may have arrived."""
 
     reference: Mapping[str, str]
-    """The `reference` of the message's receipt; empty if the message is in doubt."""
+    """The `reference` in the message's receipt; empty if the message may have arrived but has no receipt."""
     content: Content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thread:
-    """The thread that a message belongs to. Its messages are sent one after another, in the order of their events."""
+    """The thread that a message belongs to. The messages of a thread are sent one after another, in the order of their
+    events.
+    """
 
     key: str
-    """Identifies the thread: the same for all messages to one address about one launch plan (or execution). PagerDuty
-    uses it as the dedup key."""
+    """Identifies the thread. All messages to one address about one launch plan (or execution) have the same key.
+    PagerDuty gets the key as dedup key."""
     earlier: tuple[EarlierMessage, ...] = ()
-    """The messages since the last resolved notice, oldest first; if there are many, only the first and the last."""
+    """The messages of the thread since the last resolved notice, oldest first. If there are many, only the oldest and
+    the newest are kept."""
     resolves: bool = False
-    """True for a resolved notice: the message reports a success, which closes the thread."""
+    """True if the message is a resolved notice: it reports a success, which closes the thread."""
     superseded: bool = False
-    """True if the message is outdated. A failure is outdated if the launch plan has succeeded since, and the thread has
-    neither a waiting resolved notice nor a newer failure. A resolved notice is outdated if a newer failure was sent."""
+    """True if the message is outdated. A failure is outdated if the launch plan has succeeded since then, and the
+    thread has neither a waiting resolved notice nor a newer failure. A resolved notice is outdated if a newer failure
+    was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,51 +56,58 @@ class Message:
     """One message to send."""
 
     key: str
-    """The delivery's key, the same at every attempt. It is part of the Message-ID and of the metadata in Slack. If the
-    message has no thread, PagerDuty uses it as the dedup key."""
+    """The delivery's key, which is the same at every attempt. It is part of a mail's Message-ID and of a Slack
+    message's metadata. If the message has no thread, PagerDuty uses it as dedup key."""
     recipients: tuple[str, ...]
-    """Addresses that `Channel.address` returned. Only a mail has more than one."""
+    """The addresses to send to, as returned by `Channel.address`. Only mail sends to more than one address."""
     content: Content
     created_at: datetime
-    """When the delivery was created, in UTC. It is the same at every attempt and is used as the Date of a mail."""
+    """The time at which the delivery was created, in UTC. The time is the same at every attempt; mail uses it as the
+    Date header."""
     thread: Thread | None = None
-    """None if the message belongs to no thread."""
+    """The thread that the message belongs to; None if it belongs to no thread."""
     in_doubt: bool = False
-    """True if an earlier attempt may have arrived. The channel then searches the provider, if it can, before it sends
-    again."""
+    """True if an earlier attempt may have arrived. Before the channel sends again, it asks the provider whether the
+    message is there, if the provider supports this."""
     trace: Mapping[str, str] = field(default_factory=dict)
-    """Trace headers of this attempt, W3C `traceparent` and `tracestate`, for providers that propagate traces; may be
-    empty."""
+    """The trace headers of this attempt (W3C `traceparent` and `tracestate`), which are sent to providers that
+    propagate traces; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The provider's answer, stored with the attempt. It never contains a token, a key or a whole body."""
+    """The provider's answer to a message. The ledger stores it with the attempt. It never contains a token, a key or a
+    whole body.
+    """
 
     status: str
-    """The provider's code: `250`, `429`, `channel_not_found`."""
+    """The provider's status or error code: `250`, `429`, `channel_not_found`."""
     text: str = ""
-    """The start of the provider's text, at most `EXCERPT` characters."""
+    """The start of the answer's text, at most `EXCERPT` characters."""
 
 
 EXCERPT = 500
-"""Maximum number of characters that are kept of a provider's text."""
+"""Maximum number of characters that are stored of the text in a provider's answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Proof that the provider accepted the message."""
+    """Returned by `send` if the provider accepted the message."""
 
     answer: Answer
     reference: Mapping[str, str] = field(default_factory=dict)
-    """Identifies the message at the provider, so that later messages can refer to it: its Message-ID, Slack's channel
-    and ts, or PagerDuty's dedup key."""
+    """Identifies the message at the provider, so that later messages can refer to it: the Message-ID of a mail, the
+    channel and ts of a Slack message, or PagerDuty's dedup key."""
     failures: Mapping[str, ChannelError] = field(default_factory=dict)
-    """The recipients that the mail relay did not accept, each with its error; empty for other channels."""
+    """Mapping from each recipient that the mail relay did not accept to the error; empty for channels other than mail.
+    """
 
 
 class ChannelError(Exception):
-    """The message was not sent, or is in doubt. `str()` is a sentence for the operator, without secrets and bodies."""
+    """The message was not sent, or it is unknown whether it was sent.
+
+    `str()` gives the reason as a sentence for the operator, which contains no secrets and no bodies.
+    """
 
     def __init__(self, reason: str, *, answer: Answer | None = None) -> None:
         super().__init__(reason)
@@ -103,10 +116,11 @@ class ChannelError(Exception):
 
 
 class Later(ChannelError):
-    """A temporary failure: retry the same message later.
+    """A temporary failure: the worker retries the same message later.
 
-    `retry_after` is the provider's `Retry-After`, before which no retry is made. `provider_wide` is true if the whole
-    provider fails (unreachable, overloaded, refusing our credentials), and false if only this destination does.
+    `retry_after`: the minimum time to wait before the retry, from the provider's header `Retry-After`. `provider_wide`:
+    true if the provider fails for all destinations (it is unreachable or overloaded, or refuses our credentials), false
+    if only this destination fails.
     """
 
     def __init__(
@@ -123,11 +137,11 @@ class Later(ChannelError):
 
 
 class Never(ChannelError):
-    """A permanent failure: retrying is useless until a person changes something."""
+    """A permanent failure: a retry would fail again until a person changes something."""
 
 
 class UnknownRecipient(Never):
-    """This channel can't reach the recipient; another channel may (`fallback: email`).
+    """This channel can't reach the recipient, but another channel may reach it (setting `fallback: email`).
 
     `reachable_by`: the channel and the recipient to use instead; None if they are not known.
     """
@@ -140,12 +154,12 @@ class UnknownRecipient(Never):
 
 
 class InDoubt(ChannelError):
-    """The connection failed after the message was sent: the message may have arrived."""
+    """It is unknown whether the message arrived: for example, the connection failed after the message was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class WirePreview:
-    """The exact bytes that `send` would transmit, with secrets masked."""
+    """The bytes that `send` would transmit, with secrets masked."""
 
     media_type: str
     body: bytes
@@ -153,64 +167,68 @@ class WirePreview:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one step of `Channel.check`."""
+    """The result of one test that `Channel.check` makes."""
 
     message: str
-    """A sentence without secrets that says what works, or what is wrong and which setting to change."""
+    """A sentence that says what works, or what is wrong and which setting to change. It contains no secrets."""
     ok: bool = True
 
 
 class Channel(Protocol):
-    """A way to send messages to recipients through one provider.
+    """Sends messages to recipients through one provider.
 
     The constructor opens no connection. `send` may be called concurrently, and each call ends within the channel's own
-    timeouts. A cancelled `send` must not leave a connection in a state that breaks the next `send`.
+    timeouts. If a call of `send` is cancelled, it must not leave a connection in a state that breaks the next call.
     """
 
     def address(self, recipient: str) -> str:
-        """Return the address for a rule's recipient: resolve an alias of the settings, or validate it; no I/O.
+        """Return the address for a rule's recipient: look up an alias in the settings, or validate the recipient. Does
+        no I/O.
 
-        The address is stored and shown to users, so an alias for a secret is returned unresolved.
-        Raises UnknownRecipient if this channel can't reach the recipient.
+        The address is stored and shown to users, so an alias for a secret is returned as it is. Raises
+        `UnknownRecipient` if this channel can't reach the recipient.
         """
 
     def destination(self, recipients: tuple[str, ...]) -> str:
         """Return the name of the destination, such as a Slack channel or a PagerDuty service.
 
-        Each destination has its own rate limit and circuit breaker. Empty if all recipients share one rate limit.
+        Each destination has its own rate limit and circuit breaker. The name is empty if all recipients share one rate
+        limit.
         """
 
     def thread_by(self, address: str) -> ThreadBy | None:
-        """Return what a thread at this address covers; None if messages to it form no threads."""
+        """Return whether messages to this address form a thread for each launch plan or for each execution; None if
+        they form no threads.
+        """
 
     def wire_preview(self, message: Message) -> WirePreview:
-        """Return what `send` would transmit for this message; no I/O."""
+        """Return the bytes that `send` would transmit for this message. Does no I/O."""
 
     async def send(self, message: Message) -> Receipt:
-        """Send the message. Raises only Later, Never, UnknownRecipient or InDoubt."""
+        """Send the message. Raises only `Later`, `Never`, `UnknownRecipient` or `InDoubt`."""
 
     async def check(self) -> Sequence[Finding]:
         """Test the connection, the login and the permissions without notifying anyone.
 
-        Raises nothing; ends within the channel's own timeouts.
+        The method raises nothing, and ends within the channel's own timeouts.
         """
 
     async def aclose(self) -> None:
-        """Close all connections. Every `send` has returned or was cancelled before this call."""
+        """Close all connections. The caller makes sure that no `send` is running."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelType:
-    """A type of channel: the model of its settings, and the function that creates a channel from them."""
+    """A type of channel: the class of its settings, and the function that creates a channel from the settings."""
 
     config: type[BaseModel]
     open: Callable[[Any], Channel]
-    """Takes an instance of `config` and returns the channel; opens no connection."""
+    """Creates the channel from an instance of `config`, and opens no connection."""
     rate: str = "none"
-    """The default rate limit for each destination, such as `1/s` or `120/min`, according to the provider's limits;
-    `none` means no limit."""
+    """The default rate limit for each destination, such as `1/s` or `120/min`, chosen according to the provider's
+    limits. `none` means no limit."""
     burst: int = 1
-    """Maximum number of messages that may be sent at once after an idle period."""
+    """Maximum number of messages that a destination may get at once after an idle period."""
     template: Path | None = None
-    """The template file of a channel that another package provides. If it is None, the JSON template of webhooks is
-    used."""
+    """The default template file, if another package provides the channel. If it is None, the JSON template of webhooks
+    is used."""

@@ -1,1 +1,1 @@
-"""Helpers that several channels share: HTTP, TLS, secrets, the SSRF guard. This package knows no channel."""
+"""Helpers that several channels share: HTTP, TLS, secrets, the SSRF guard. This package imports no channel."""

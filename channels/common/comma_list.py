@@ -1,4 +1,6 @@
-"""A pydantic validator for list settings that may also be written with commas, as in environment variables."""
+"""A pydantic validator for settings that are lists: a list may also be written as text with commas, for example in an
+environment variable.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ from typing import Any
 
 
 def comma_list(value: Any) -> Any:
-    """Split a string at its commas and strip the parts; any other value is returned unchanged.
+    """Split a string at its commas and strip each part. A value that is not a string is returned unchanged.
 
-    Use it with pydantic's BeforeValidator.
+    Use this function with pydantic's BeforeValidator.
     """
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

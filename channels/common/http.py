@@ -1,4 +1,5 @@
-"""The HTTP client of webhooks and Teams: sends POST requests to URLs that users chose and the SSRF guard allows.
+"""The HTTP client of the channels webhook and teams: sends POST requests to URLs that users chose and the SSRF guard
+allows.
 
 A host name is resolved once for each connection. The guard checks the addresses, and the client connects to an address
 that is allowed. So a DNS answer that changes after the check (DNS rebinding) has no effect. The client follows no
@@ -24,28 +25,28 @@ from channels.common.tls import ReloadingContext
 from channels.contract import InDoubt, Later, Never
 
 MAX_ANSWER_BYTES = 4096
-"""Maximum number of bytes that are read of an answer's body. The rest is not needed."""
+"""Maximum number of bytes that are read from the body of a server's answer. The remaining bytes are not needed."""
 CONNECT_SHARE = 0.5
-"""Maximum share of the timeout that connecting may take. After that, the send fails while nothing was sent, so that the
-message is not in doubt."""
+"""Maximum share of a request's timeout that connecting may take. If connecting takes longer, the send fails before the
+message was sent, so it is certain that the message did not arrive."""
 URL_CACHE_SIZE = 256
-"""Maximum number of allowed URLs that are cached, so that they are not parsed again for the next message."""
+"""Maximum number of checked URLs that are cached, so that a URL is not parsed and checked again for each message."""
 KEEP_ALIVE = 15
 """Seconds for which an idle connection is kept open for the next message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A server's answer."""
+    """A server's answer to a POST request."""
 
     status: int
     headers: Mapping[str, str]
     text: str
-    """The first `MAX_ANSWER_BYTES` of the body."""
+    """The first `MAX_ANSWER_BYTES` bytes of the answer's body, decoded as UTF-8."""
 
 
 class GuardedResolver(AbstractResolver):
-    """Wraps a resolver and removes the addresses that the guard forbids."""
+    """Resolves host names with another resolver, and removes the addresses that the guard forbids."""
 
     def __init__(self, guard: SsrfGuard, resolver: AbstractResolver) -> None:
         self._guard = guard
@@ -54,7 +55,9 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Raises Forbidden if the guard allows no address, OSError if the name has no address."""
+        """Return the host's allowed addresses. Raises `Forbidden` if the guard allows none of them, `OSError` if the
+        host has no address.
+        """
         results = await self._resolver.resolve(host, port, family)
         allowed = self._guard.allowed_addresses(*(one["host"] for one in results))
         return [one for one in results if one["host"] in allowed]
@@ -74,9 +77,10 @@ class HttpClient:
         *,
         ca_file: Path | None = None,
     ) -> None:
-        """`timeout`: seconds for a whole request. `resolver`: replaces the system's resolver.
+        """`timeout`: maximum number of seconds for a whole request. `resolver`: is used instead of the system's
+        resolver.
 
-        `ca_file`: certificates to trust in addition to the system's.
+        `ca_file`: a file with certificates to trust in addition to the system's certificates.
         """
         self._check_url = lru_cache(URL_CACHE_SIZE)(guard.check_url)
         self._tls_context = (
@@ -97,9 +101,10 @@ class HttpClient:
         )
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], name: str) -> Response:
-        """Send the body, once. `name`: the server's name in error messages.
+        """Send the body once, without a retry. `name`: the server's name in error messages.
 
-        Raises Never if the guard forbids the URL, Later if nothing was sent, InDoubt if the body may have arrived.
+        Raises `Never` if the guard forbids the URL, `Later` if nothing was sent, `InDoubt` if the body may have
+        arrived.
         """
         tls = self._tls(name)
         try:
@@ -119,7 +124,9 @@ class HttpClient:
             raise InDoubt(f"{name} did not answer: {type(error).__name__}; it may have taken the message") from None
 
     async def test_connection(self, url: str, name: str) -> None:
-        """Connect and disconnect without sending a request. Raises Never or Later, as `post` does."""
+        """Connect and disconnect without sending a request. Raises `Never` if the guard forbids the URL, `Later` if
+        connecting fails.
+        """
         tls = self._tls(name)
         try:
             checked = self._check_url(url)
@@ -141,7 +148,9 @@ class HttpClient:
         await self._session.close()
 
     def _tls(self, name: str) -> ssl.SSLContext | bool:
-        """Return aiohttp's `ssl` parameter: a context with the certificates to trust, or True to trust the system's."""
+        """Return the value of aiohttp's parameter `ssl`: a TLS context that also trusts `ca_file`, or True to trust
+        only the system's certificates.
+        """
         try:
             return self._tls_context.context() if self._tls_context is not None else True
         except (OSError, ValueError) as error:
@@ -162,7 +171,7 @@ async def _read_start(content: aiohttp.StreamReader) -> str:
 
 
 def _connection_problem(error: Exception) -> str:
-    """Describe a failed connection without the address, which may be secret."""
+    """Return the reason why a connection failed, without the server's address, because the address may be secret."""
     cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not to be trusted: {cause.verify_message}; see ca_file"

@@ -1,4 +1,6 @@
-"""Import a library without optional modules that we don't use, because imported modules stay in memory."""
+"""Context managers that import a library without modules that the dispatcher does not use. Every imported module takes
+memory.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from importlib.util import find_spec, module_from_spec
 
 @contextmanager
 def without_modules(*names: str) -> Iterator[None]:
-    """Within the block, importing these modules fails as if they were not installed. Loaded modules stay loaded."""
+    """Within the `with` block, importing these modules fails, as if they were not installed. Modules that were already
+    imported are not affected.
+    """
     hidden = [name for name in names if name not in sys.modules]
     for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # None makes an import of the module fail
+        sys.modules[name] = None  # type: ignore[assignment]  # with None, Python refuses to import the module
     try:
         yield
     finally:
@@ -23,9 +27,10 @@ def without_modules(*names: str) -> Iterator[None]:
 
 @contextmanager
 def without_package_init(package: str) -> Iterator[None]:
-    """Within the block, the package's `__init__` is not run, so one of its modules can be imported alone.
+    """Within the `with` block, importing a module of the package does not run the package's `__init__`.
 
-    A later import of the package runs its `__init__` as usual and uses the modules that are loaded already.
+    So the module is imported without the other modules that `__init__` would import. After the block, importing the
+    package runs its `__init__` as usual and uses the modules that are already imported.
     """
     spec = find_spec(package)
     if package in sys.modules or spec is None:

@@ -1,4 +1,4 @@
-"""Secrets in settings: a value or a file, never shown in logs, errors or `repr`."""
+"""Secrets in settings: each is given as a value or as a file, and is never shown in logs, errors or `repr`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def _existing_file(path: Path) -> Path:
 
 
 SecretFile = Annotated[Path, AfterValidator(_existing_file)]
-"""A file that contains a secret, as Docker and Kubernetes mount secrets. It is read at each use, so you can rotate the
-secret."""
+"""A file that contains a secret, as Docker and Kubernetes mount secrets. The file is read each time the secret is used,
+so you can change the secret while the dispatcher runs."""
 
 
 def reveal(value: SecretStr | None, file: Path | None) -> str | None:
-    """Return the secret: the value, or the file's text, stripped. None if neither is set. Do not store the result.
+    """Return the secret: `value`, or the stripped text of `file`. None if neither is set.
 
-    Raises OSError if the file can't be read.
+    Do not store the result, because the file may change. Raises `OSError` if the file can't be read.
     """
     if value is not None:
         return value.get_secret_value()
@@ -30,13 +30,13 @@ def reveal(value: SecretStr | None, file: Path | None) -> str | None:
 
 
 def reject_both(name: str, value: SecretStr | None, file: Path | None) -> None:
-    """Raise ValueError if both `name` and `name_file` are set."""
+    """Raise `ValueError` if a setting is given twice, as `name` and as `name_file`."""
     if value is not None and file is not None:
         raise ValueError(f"give {name} or {name}_file, not both")
 
 
 class SecretUrl(BaseModel):
-    """The URL of an incoming webhook. It is a secret: anyone who knows it can post there."""
+    """The URL of an incoming webhook. The URL is a secret, because anyone who knows it can post messages to it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

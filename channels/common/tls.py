@@ -1,4 +1,4 @@
-"""A TLS context that is rebuilt when its certificate files change."""
+"""Keeps a TLS context, and builds a new one when the certificate files change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 class ReloadingContext:
-    """Caches a TLS context until one of its files changes. Creating a context takes tens of milliseconds."""
+    """Caches a TLS context until one of its certificate files changes, because creating a context takes tens of
+    milliseconds.
+    """
 
     def __init__(self, files: Iterable[Path | None], create: Callable[[], ssl.SSLContext]) -> None:
         self._files = [file for file in files if file is not None]
@@ -16,7 +18,9 @@ class ReloadingContext:
         self._cached: tuple[tuple[float, ...], ssl.SSLContext] | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return the context. Raises OSError (which includes ssl.SSLError) or ValueError if a file can't be used."""
+        """Return the cached context, or a new one if a file has changed. Raises `OSError` (or its subclass
+        `ssl.SSLError`) or `ValueError` if a file can't be used.
+        """
         modified_at = tuple(file.stat().st_mtime for file in self._files)
         if self._cached is None or self._cached[0] != modified_at:
             self._cached = (modified_at, self._create())
