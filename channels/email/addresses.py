@@ -1,4 +1,4 @@
-"""Validates mail addresses and converts their domain to its DNS form."""
+"""Validates mail addresses, and converts their domain to ASCII, as DNS needs it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _ADDRESS = re.compile(r"[^@\s<>\"(),:;\\\[\]\x00-\x1f\x7f]{1,64}@[^@\s<>\"(),:;\
 
 
 def mail_address(text: str) -> str:
-    """Return the address with its domain in lower case and in ASCII.
+    """Return the address with its domain in lower case and in ASCII. Raises `ValueError` if the text is no mail
+    address.
 
-    Non-ASCII domains are encoded by IDNA 2008 (RFC 5891, mapped by UTS 46); the older IDNA 2003 would turn `ß` into
-    `ss`. The part before the @ is not changed (RFC 5321, 2.4). Raises ValueError if the text is no mail address.
+    Non-ASCII domains are encoded by IDNA 2008 (RFC 5891, mapped by UTS 46), because the older IDNA 2003 would turn `ß`
+    into `ss`. The part before the @ is not changed (RFC 5321, 2.4).
     """
     if not _ADDRESS.fullmatch(text):
         raise ValueError("not a mail address")

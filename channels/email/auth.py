@@ -1,6 +1,7 @@
-"""Logs in to a relay: with a password (PLAIN, LOGIN or CRAM-MD5) or with an access token (XOAUTH2).
+"""Logs in to a relay with a password (PLAIN, LOGIN or CRAM-MD5) or with an access token (XOAUTH2).
 
-Secrets are read at each login, so they can be rotated, and are masked in the relay's replies.
+Secrets are read at each login, so operators can change them while the dispatcher runs. If the relay repeats a secret in
+its reply, the secret is masked.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from channels.email.config import OAuthConfig, RelayConfig
 from channels.email.smtp_replies import login_refused
 
 _PREFERRED_MECHANISMS = ("plain", "login", "cram-md5")
-"""Mechanisms for passwords, in order of preference. CRAM-MD5 is last, because relays must store readable passwords for
-it. PLAIN is safe, because TLS encrypts the login."""
+"""Login mechanisms for passwords, in order of preference. CRAM-MD5 is last, because it forces relays to store readable
+passwords. PLAIN is safe, because TLS encrypts the login."""
 RENEW_BEFORE_EXPIRY = 60.0
 """A token is renewed this many seconds before it expires. A token that is valid for less than two minutes is renewed
 after half of that time."""
@@ -28,7 +29,7 @@ _ERROR_CODE = re.compile(r"[a-z_]{1,60}")
 
 
 class SmtpAuth:
-    """Logs in to one relay on new connections."""
+    """Logs in to one relay after a connection is opened."""
 
     def __init__(self, relay: RelayConfig, where: str) -> None:
         self._relay = relay
@@ -38,7 +39,8 @@ class SmtpAuth:
     async def authenticate(self, smtp: SMTP) -> None:
         """Log in, if the settings have a login.
 
-        Raises Later (provider_wide) if the login is impossible or refused, aiosmtplib's errors if the connection fails.
+        Raises `Later` with `provider_wide` if the login is impossible or refused, and aiosmtplib's errors if the
+        connection fails.
         """
         username = self._relay.username
         if username is None:
@@ -81,14 +83,14 @@ class SmtpAuth:
 
 
 class _TokenResponse(BaseModel):
-    """A token endpoint's answer (RFC 6749, 5.1)."""
+    """The answer of an OAuth token endpoint (RFC 6749, 5.1)."""
 
     access_token: str = Field(min_length=1, pattern=r"^[\x20-\x7e]+$")
     expires_in: float = Field(300, gt=0)
 
 
 class _TokenCache:
-    """The current access token: requested once for all connections, and renewed before it expires."""
+    """Provides the current access token. A token is requested once for all connections, and renewed before expiry."""
 
     def __init__(self, oauth: OAuthConfig, timeout: float) -> None:
         self._oauth = oauth
@@ -98,7 +100,10 @@ class _TokenCache:
         self._valid_until = 0.0
 
     async def get(self) -> str:
-        """Return a valid token: from the file, from the cache or from the endpoint. Raises Later (provider_wide)."""
+        """Return a valid token: from the file if there is one, else from the cache or from the token endpoint.
+
+        Raises `Later` with `provider_wide` if no token can be obtained.
+        """
         if self._oauth.token_file is not None:
             try:
                 return reveal(None, self._oauth.token_file) or ""
@@ -115,16 +120,16 @@ class _TokenCache:
             return self._token
 
     def forget(self, token: str) -> None:
-        """Drop a token that the relay refused, so that the next login requests a new one."""
+        """Forget a token because the relay refused it. The next login requests a new token."""
         if token == self._token:
             self._valid_until = 0.0
 
     async def _request_token(self) -> _TokenResponse:
         """Request a token by the client-credentials flow (RFC 6749, 4.4), with the client's secret in the body.
 
-        Raises Later (provider_wide).
+        Raises `Later` with `provider_wide` if the endpoint gives no token.
         """
-        import aiohttp  # noqa: PLC0415 - aiohttp is needed for this request only
+        import aiohttp  # noqa: PLC0415 - imported late: only token requests need aiohttp
 
         oauth, where = self._oauth, "channels.email.oauth.token_url"
         try:
@@ -157,7 +162,9 @@ class _TokenCache:
 
 
 def _error_code(body: bytes) -> str:
-    """Return a space and the error code (RFC 6749, 5.2); no other part of the body, which may contain secrets."""
+    """Return a space and the error code from the endpoint's answer (RFC 6749, 5.2). All other parts of the body are
+    left out, because they may contain secrets.
+    """
 
     class Refusal(BaseModel):
         error: Any = ""
@@ -175,7 +182,7 @@ def _offered_mechanisms(smtp: SMTP) -> str:
 
 
 def _masked(text: str, *secrets: str) -> str:
-    """Return the relay's text with the secrets masked, in plain text and in base64."""
+    """Return the text of the relay's reply, with the secrets masked. A secret is masked in plain text and in base64."""
     for secret in filter(None, secrets):
         for form in (secret, base64.b64encode(secret.encode()).decode()):
             text = text.replace(form, "********")

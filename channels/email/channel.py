@@ -1,4 +1,4 @@
-"""EmailChannel: validates addresses, builds the mail, and sends it through the first relay that accepts it."""
+"""EmailChannel: validates addresses, builds each mail, and sends it through the first relay that accepts it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from channels.email.relay import Relay
 
 FAILED_RELAY_LAST = 30.0
-"""After a failure, a relay is tried after the other relays for this many seconds."""
+"""For this many seconds after a relay has failed, the other relays are tried before it."""
 
 
 class EmailChannel:
-    """Sends mail through one relay, or through the first of several that accepts it.
+    """Sends mail through one relay, or through the first of several relays that accepts the mail.
 
     Content: `{"subject": str, "text": str, "html": str}`, and optionally `"about": {"project": str, "domain": str,
     "launch_plan": str}`, from which the List-Id and thread headers are derived.
@@ -43,7 +43,7 @@ class EmailChannel:
 
     def thread_by(self, address: str) -> ThreadBy | None:
         del address
-        return None  # mail programs form threads from the headers
+        return None  # mail needs no `Thread`: mail programs group mails by their headers
 
     def wire_preview(self, message: Message) -> WirePreview:
         return WirePreview("message/rfc822", self._builder.render(message))
@@ -54,7 +54,7 @@ class EmailChannel:
         for relay in self._relays_in_order():
             try:
                 receipt = await relay.send(mail)
-            except Later as refusal:  # the relay accepted nothing: try the next one
+            except Later as refusal:  # this relay did not accept the mail, so try the next relay
                 refusals.append(refusal)
                 if refusal.provider_wide:
                     self._failed_at[relay] = asyncio.get_running_loop().time()
@@ -74,12 +74,14 @@ class EmailChannel:
     async def _build(self, message: Message) -> MailMessage:
         if self._config.dkim is None:
             return self._builder.build(message)
-        return await asyncio.to_thread(self._builder.build, message)  # signing takes milliseconds of CPU time
+        # The DKIM signature takes milliseconds of CPU time, so it is computed outside the event loop.
+        return await asyncio.to_thread(self._builder.build, message)
 
     def _relays_in_order(self) -> list[Relay]:
-        """Return the relays in the order of the settings; relays that failed recently come last."""
+        """Return the relays in the order of the settings, but relays that failed recently come last."""
         if not self._relays:
-            from channels.email.relay import Relay  # noqa: PLC0415 - aiosmtplib would slow down every command
+            # Imported late: at the top of the file, aiosmtplib would slow down every command.
+            from channels.email.relay import Relay  # noqa: PLC0415
 
             self._relays = [Relay(route) for route in self._config.routes]
         if not self._failed_at:
@@ -89,13 +91,16 @@ class EmailChannel:
             self._relays,
             key=lambda relay: self._failed_at.get(relay, now - FAILED_RELAY_LAST) > now - FAILED_RELAY_LAST,
         )
-        if ordered[0] in self._failed_at:  # this mail tests the relay; concurrent mails use other relays
+        # If the first relay has failed before, this mail tests whether it works again. Other mails use other relays.
+        if ordered[0] in self._failed_at:
             self._failed_at[ordered[0]] = now
         return ordered
 
 
 def _combined(refusals: list[Later]) -> Later:
-    """Return one error with every relay's reason. It is `provider_wide` only if all errors are `provider_wide`."""
+    """Return one error with the reasons of all relays. It is `provider_wide` only if every relay's error is
+    `provider_wide`.
+    """
     if len(refusals) == 1:
         return refusals[0]
     reasons = dict.fromkeys(refusal.reason for refusal in refusals)

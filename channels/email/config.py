@@ -25,22 +25,25 @@ from channels.common.secret import SecretFile, reject_both
 from channels.email.addresses import mail_address
 
 NULL_SENDER = "<>"
-"""The null reverse-path, an envelope sender to which no bounces are sent (RFC 5321, 4.5.5)."""
+"""The null reverse-path: an envelope sender which means that no bounces are sent (RFC 5321, 4.5.5)."""
 _PORTS = {"none": 25, "starttls": 587, "tls": 465}
 _BREAKS = re.compile(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]")
 _LOGIN_OPTIONS = frozenset({"username", "password", "password_file", "auth", "oauth"})
-"""A relay inherits either all of these options or none."""
+"""The settings of a login. If an entry of `relays` contains none of these settings, the entry inherits all of them from
+the section."""
 
 
 class OAuthConfig(BaseModel):
-    """The source of XOAUTH2 access tokens: a file that another program renews, or the client-credentials flow."""
+    """Where XOAUTH2 access tokens come from: a file that another program renews, or a token endpoint
+    (client-credentials flow).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token_file: SecretFile | None = None
-    """A file that contains an access token. It is read at each login."""
+    """A file that contains an access token. The file is read at each login."""
     token_url: AnyUrl | None = None
-    """The URL of the token endpoint (RFC 6749, 4.4). It must use https, except on a loopback address."""
+    """The URL of the token endpoint (RFC 6749, 4.4). The URL must use https, except on a loopback address."""
     client_id: str = ""
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
@@ -61,57 +64,58 @@ class OAuthConfig(BaseModel):
 
 
 class DkimConfig(BaseModel):
-    """The key that signs every mail (RFC 6376)."""
+    """The key that signs every mail with DKIM (RFC 6376)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     selector: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")
-    """The key's selector. The public key must be published in the TXT record `SELECTOR._domainkey.DOMAIN`."""
+    """The selector of the DKIM key. The public key must be published in the TXT record `SELECTOR._domainkey.DOMAIN`."""
     domain: str = ""
-    """The domain that signs. If empty, it is the domain of `from`."""
+    """The domain that signs the mails. If empty, the domain of the address in `from` signs."""
     key_file: SecretFile
-    """A PEM file with an RSA key without a passphrase. The key has at least 1024 bits, better 2048 (RFC 8301)."""
+    """A PEM file with an RSA key without a passphrase. The key must have at least 1024 bits; 2048 are recommended (RFC
+    8301)."""
 
     @model_validator(mode="after")
     def _can_sign(self) -> Self:
         if importlib.util.find_spec("dkim") is None:
             raise ValueError("signing needs dkimpy: pip install 'flyte-notification-dispatcher[dkim]'")
-        from channels.email.dkim import read_key  # noqa: PLC0415 - dkimpy is optional
+        from channels.email.dkim import read_key  # noqa: PLC0415 - dkimpy may not be installed
 
         read_key(self.key_file)
         return self
 
 
 class RelayConfig(BaseModel):
-    """One relay, and the login to it."""
+    """The address of one relay, and the login to it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     host: str = ""
     port: int = Field(0, ge=0, le=65535)
-    """The relay's port. 0 means 587 for starttls, 465 for tls and 25 for none."""
+    """The relay's port. 0 means the usual port for `security`: 587 for `starttls`, 465 for `tls`, 25 for `none`."""
     security: Literal["none", "starttls", "tls"] = "starttls"
-    """How the connection is encrypted. With `starttls`, a relay that offers no STARTTLS is an error: there is no
-    opportunistic mode (RFC 8314)."""
+    """How the connection is encrypted. With `starttls`, a relay that offers no STARTTLS is an error: mail is never sent
+    unencrypted instead (RFC 8314)."""
     username: str | None = None
     password: SecretStr | None = None
     password_file: SecretFile | None = None
     auth: Literal["auto", "plain", "login", "cram-md5"] = "auto"
-    """The mechanism for the password. `auto` uses the first of `plain`, `login` and `cram-md5` that the relay offers.
-    """
+    """The login mechanism for the password. `auto` uses the first of `plain`, `login` and `cram-md5` that the relay
+    offers."""
     oauth: OAuthConfig | None = None
-    """The source of access tokens. With it, the login uses a token (XOAUTH2) instead of a password."""
+    """Where access tokens come from. If set, the login uses a token (XOAUTH2) instead of a password."""
     connections: int = Field(5, ge=1, le=500)
     """Maximum number of connections to the relay."""
     timeout: float = Field(30, gt=0, le=100)
-    """Maximum number of seconds to connect, and to wait for each reply."""
+    """Maximum number of seconds for connecting, and for each reply of the relay."""
     ca_file: SecretFile | None = None
-    """A PEM file with certificates to trust instead of the system's."""
+    """A PEM file with the certificates to trust instead of the system's certificates."""
     cert_file: SecretFile | None = None
     """A PEM file with the dispatcher's client certificate, for relays that require one."""
     key_file: SecretFile | None = None
-    """A PEM file with the key of the client certificate, without a passphrase, if `cert_file` does not contain the key.
-    """
+    """A PEM file with the key of the client certificate, without a passphrase. Needed if `cert_file` does not contain
+    the key."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -140,10 +144,11 @@ Addresses = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
 
 
 class EmailConfig(RelayConfig):
-    """The relays and the sender."""
+    """The settings of the mail channel: the relays and the sender."""
 
     relays: tuple[RelayConfig, ...] = ()
-    """Several relays instead of `host`, tried in this order. They inherit missing options from this section."""
+    """Relays to use instead of `host`. They are tried in this order, and inherit options that they don't set from this
+    section."""
     sender: str = Field(alias="from")
     """The sender of the mails: `flyte@example.com` or `Flyte <flyte@example.com>`."""
     envelope_from: str = ""
@@ -155,18 +160,18 @@ class EmailConfig(RelayConfig):
     recipients_visible: bool = True
     """If false, recipients don't see the other recipients of a mail."""
     dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(comma_list)] = ()
-    """The delivery reports that the envelope sender gets, if the relay offers DSN (RFC 3461). If empty, the relay
-    decides."""
+    """The events about which the relay sends delivery reports to the envelope sender, if the relay offers DSN (RFC
+    3461). If empty, the relay decides."""
     dkim: DkimConfig | None = None
 
     @property
     def routes(self) -> tuple[RelayConfig, ...]:
-        """The relays, in the order in which they are tried."""
+        """The settings of the relays, in the order in which the relays are tried."""
         return self.relays or (self,)
 
     @property
     def bounces(self) -> str:
-        """The envelope sender; empty for the null reverse-path."""
+        """The address that bounces are sent to (the envelope sender); empty if no bounces are sent."""
         return "" if self.envelope_from == NULL_SENDER else self.envelope_from or parseaddr(self.sender)[1]
 
     @model_validator(mode="before")
@@ -231,7 +236,7 @@ def _with_inherited(relay: Any, common: Mapping[str, Any]) -> Any:
 
 
 def _ascii_address(text: str) -> str:
-    """Validate a sender's address. It must be ASCII before the @, because not every relay supports SMTPUTF8."""
+    """Validate a sender's address. The part before the @ must be ASCII, because not every relay supports SMTPUTF8."""
     address = mail_address(text)
     if not address.isascii():
         raise ValueError("an address of ours must be ASCII before the @, or few relays could carry it")

@@ -1,4 +1,4 @@
-"""Signs mail with DKIM (RFC 6376). dkimpy is an optional dependency, imported only if a key is configured."""
+"""Signs mail with DKIM (RFC 6376). dkimpy is an optional dependency, which is imported only if a key is configured."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ SIGNED_HEADERS = (
     "mime-version",
     "content-type",
 )
-"""The headers that are signed, because readers and programs rely on them (RFC 6376, 5.4.1)."""
+"""The headers that the signature covers, because readers and programs rely on them (RFC 6376, 5.4.1)."""
 MIN_KEY_BITS = 1024
 _DISABLED_LOGGER = logging.getLogger(f"{__name__}.dkimpy")
 _DISABLED_LOGGER.disabled = True
-"""dkimpy logs the content that it signs, so its logger is disabled."""
+"""This logger is given to dkimpy and is disabled, because dkimpy logs the content that it signs."""
 
 
 def read_key(file: Path) -> bytes:
-    """Return the file's RSA key in PEM. Raises ValueError if there is none; the error never contains the key."""
-    from dkim.crypto import UnparsableKeyError, parse_pem_private_key  # noqa: PLC0415 - optional
+    """Return the RSA key in the file, in PEM. Raises `ValueError` if the file has no usable key; the error never
+    contains the key.
+    """
+    from dkim.crypto import UnparsableKeyError, parse_pem_private_key  # noqa: PLC0415 - dkimpy may not be installed
 
     try:
         pem = file.read_bytes()
@@ -47,14 +49,15 @@ def read_key(file: Path) -> bytes:
 
 
 def sign(mail: bytes, *, domain: str, selector: str, key_file: Path) -> bytes:
-    """Return the mail with a DKIM-Signature header in front; takes some 30 ms with a 2048-bit key.
+    """Return the mail with a DKIM-Signature header in front. This takes some 30 ms with a 2048-bit key.
 
-    The signature contains the time, so it differs at each attempt; the rest of the mail is the same. `From` is signed
-    once more than it occurs, so adding a second `From` breaks the signature (RFC 6376, 8.15).
+    The signature contains the current time, so it differs at each attempt; all other bytes of the mail stay the same.
+    `From` is signed once more than the mail contains it, so that a second `From`, added later, breaks the signature
+    (RFC 6376, 8.15).
 
-    Raises Later (provider_wide) if the key can't be read, so that no mail is sent unsigned.
+    Raises `Later` with `provider_wide` if the key can't be read, so that no mail is sent unsigned.
     """
-    import dkim  # noqa: PLC0415 - optional
+    import dkim  # noqa: PLC0415 - imported late: dkimpy may not be installed
 
     try:
         key = _cached_key(key_file, key_file.stat().st_mtime_ns)
@@ -79,6 +82,6 @@ def sign(mail: bytes, *, domain: str, selector: str, key_file: Path) -> bytes:
 
 @lru_cache(maxsize=8)
 def _cached_key(file: Path, modified_at: int) -> bytes:
-    """Read the key. The result is cached until the file's modification time changes."""
+    """Return the key in the file. The key is cached, and read again when the file's modification time has changed."""
     del modified_at
     return read_key(file)

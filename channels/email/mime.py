@@ -1,7 +1,7 @@
-"""Builds a mail's bytes and its envelope.
+"""Builds the bytes of a mail, and its envelope (sender and recipients).
 
-The standard library's EmailMessage takes longer than the rest of a delivery, so headers and parts are formatted here.
-The tests parse them with the standard library.
+This module formats headers and parts itself: the standard library's EmailMessage would need more time than all other
+steps of a delivery. The tests parse the mails with the standard library.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ from channels.contract import Content, Message
 from channels.email.config import EmailConfig
 
 WIDTH = 76
-"""Maximum length of a header line with an encoded word (RFC 2047, 2)."""
+"""Maximum length of a header line that contains an encoded word (RFC 2047, 2)."""
 MAX_ENCODED_WORD = 75
 _BREAKS = re.compile(r"[\r\n\0\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _NOT_IN_A_LABEL = re.compile(r"[^a-z0-9_-]+")
 _NOT_IN_LABELS = re.compile(r"[^a-z0-9_.-]+|\.{2,}")
 _MAX_LABEL = 60
 MAX_LINE = 998
-"""Maximum number of octets in a line, without its line end (RFC 5322, 2.1.1)."""
+"""Maximum number of octets in a line, without the line end (RFC 5322, 2.1.1)."""
 _SAFE = bytes(range(ord(" "), 0x7F)) + b"\t\n"
-# Matches lines that mailboxes or relays would change (From, a single dot, trailing blanks), and MIME boundaries. The
-# pattern starts with the line end, because that makes the search fast.
+# Matches lines that mailboxes or relays would change: lines that start with `From `, have only a dot or end with a
+# blank. Also matches MIME boundaries. The pattern starts with the previous line's end, because this makes the search
+# fast.
 _UNSAFE_LINE = re.compile(r"\n(?:From |\.\n|--=_|(?<=[ \t]\n))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailMessage:
-    """A mail and its envelope."""
+    """A mail and its envelope, ready to be sent."""
 
     key: str
-    """The delivery's key, which bounces return as the envelope id (RFC 3461, 4.4)."""
+    """The delivery's key. It is sent as envelope id, which delivery reports contain (RFC 3461, 4.4)."""
     sender: str
-    """The envelope sender, which gets the bounces. If empty, no bounces are sent."""
+    """The envelope sender: the address that bounces are sent to. If empty, no bounces are sent."""
     recipients: tuple[str, ...]
     notify: tuple[str, ...]
-    """The events of which the envelope sender gets a report (DSN): `failure`, `delay`, `success`, or `never`. If empty,
-    the relay decides."""
+    """The events about which the relay sends a report (DSN) to the envelope sender: `failure`, `delay`, `success`, or
+    `never`. If empty, the relay decides."""
     message_id: str
     render: Callable[[tuple[str, ...]], bytes]
-    """Returns the mail's bytes with these recipients in its To header."""
+    """Function that returns the mail's bytes, with the given recipients in the To header."""
 
 
 class MessageBuilder:
-    """Builds mails with the sender, headers and signature of the settings."""
+    """Builds mails with the sender, headers and DKIM key of the settings."""
 
     def __init__(self, config: EmailConfig) -> None:
         self._config = config
@@ -86,14 +87,15 @@ class MessageBuilder:
         mail = compose(message, config.sender, headers, recipients_visible=config.recipients_visible)
         if config.dkim is None:
             return mail
-        from channels.email.dkim import sign  # noqa: PLC0415 - dkimpy is optional
+        from channels.email.dkim import sign  # noqa: PLC0415 - dkimpy may not be installed
 
         dkim = config.dkim
         return sign(mail, domain=dkim.domain or self._domain, selector=dkim.selector, key_file=dkim.key_file)
 
 
 def thread_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, ...]:
-    """Return the headers that let mail programs group a launch plan's mails; none if the launch plan is unknown.
+    """Return the headers that let mail programs group the mails about a launch plan; none if the launch plan is
+    unknown.
 
     The List-Id is derived from the launch plan (RFC 2919). References and In-Reply-To name a message that does not
     exist: its id is a hash of the launch plan's name. So no earlier mail has to be found, and every recipient sees the
@@ -106,7 +108,7 @@ def thread_headers(about: Mapping[str, Any] | None, domain: str) -> tuple[str, .
 
 @lru_cache(maxsize=256)
 def _list_and_thread(launch_plan: str, domain: str, project: str, mail_domain: str) -> tuple[str, ...]:
-    """Return the headers. They are cached, because many mails concern few launch plans.
+    """Return the List-Id and thread headers. The result is cached, because there are many mails and few launch plans.
 
     `domain`: the launch plan's domain in Flyte. `mail_domain`: the mail domain of `from`.
     """
@@ -125,12 +127,16 @@ def _list_and_thread(launch_plan: str, domain: str, project: str, mail_domain: s
 
 
 def _header(name: str, value: str) -> str:
-    """Format one header. The value gets its own line if one line would be longer than RFC 5322 (2.1.1) recommends."""
+    """Format one header. If the name and the value are longer than RFC 5322 (2.1.1) recommends for a line, the value
+    gets its own line.
+    """
     return f"{name}: {value}" if len(name) + len(value) <= 76 else f"{name}:\r\n {value}"
 
 
 def _list_id_label(name: str, invalid: re.Pattern[str]) -> str:
-    """Convert a name for a List-Id. If characters were replaced, a hash is appended, so that names stay distinct."""
+    """Convert a name to a part of a List-Id. If characters had to be replaced, a hash is appended, so that different
+    names stay different.
+    """
     label = invalid.sub("-", name.lower())[:_MAX_LABEL].strip(".-")
     if label == name:
         return label
@@ -141,10 +147,10 @@ def _list_id_label(name: str, invalid: re.Pattern[str]) -> str:
 def compose(
     message: Message, sender: str, extra_headers: Sequence[str] = (), *, recipients_visible: bool = True
 ) -> bytes:
-    """Return the mail's bytes with CRLF line ends: the content as text and as HTML (RFC 2046, 5.1.4).
+    """Return the mail's bytes with CRLF line ends. The mail contains the content as text and as HTML (RFC 2046, 5.1.4).
 
-    A part that relays leave unchanged is sent unencoded; any other part is quoted-printable, in lines of up to 76
-    characters.
+    A part that relays would not change is sent unencoded. Any other part is encoded as quoted-printable, in lines of up
+    to 76 characters.
 
     `sender`: an address with or without a name, as in `EmailConfig.sender`. `extra_headers`: additional headers,
     folded, without their final line end.
@@ -170,19 +176,21 @@ def compose(
 
 
 def message_id(key: str, sender: str) -> str:
-    """Return the Message-ID of a delivery, the same at every attempt, in the sender's domain (RFC 5322, 3.6.4)."""
+    """Return a delivery's Message-ID (RFC 5322, 3.6.4). It is in the sender's domain, and the same at every attempt."""
     return f"<{key}@{_author(sender)[1]}>"
 
 
 @lru_cache(maxsize=16)
 def _date(timestamp: datetime) -> str:
-    """Format a date. The result is cached, because the mails of one batch have the same date."""
+    """Format a date for a header. The result is cached, because all mails of one batch have the same date."""
     return format_datetime(timestamp)
 
 
 @lru_cache(maxsize=16)
 def _author(sender: str) -> tuple[str, str]:
-    """Return the From header and the domain of a sender. Cached, because the sender is the same in every mail."""
+    """Return a sender's From header and mail domain. The result is cached, because the sender is the same in every
+    mail.
+    """
     name, address = parseaddr(sender)
     return formataddr((name, address)), address.rpartition("@")[2].encode("idna").decode()
 
@@ -197,16 +205,17 @@ def _subject(content: Content) -> str:
 def encoded_words(text: str, *, first_line: int = WIDTH) -> str:
     """Encode a header's non-ASCII text as base64 encoded words, one on each line (RFC 2047, 2).
 
-    A word has at most 75 characters, a line at most `WIDTH`, and no character is split between words. `first_line`: the
-    number of characters that fit on the first line, after the header's name. Characters that UTF-8 can't encode become
-    question marks. The standard library's Header does the same, but takes forty times as long.
+    An encoded word has at most 75 characters, and a line at most `WIDTH`. No character is split between two words.
+    Characters that UTF-8 can't encode become question marks. `first_line`: the number of characters that fit on the
+    first line, after the header's name. The standard library's Header gives the same result, but takes forty times as
+    long.
     """
     octets = text.encode(errors="replace")
     words = []
     start, line_length = 0, first_line
     while start < len(octets):
         end = min(start + (min(line_length, MAX_ENCODED_WORD) - len("=?utf-8?b??=")) // 4 * 3, len(octets))
-        while end < len(octets) and octets[end] & 0xC0 == 0x80:  # the word would end inside a character
+        while end < len(octets) and octets[end] & 0xC0 == 0x80:  # don't end the word inside a character
             end -= 1
         words.append(f"=?utf-8?b?{binascii.b2a_base64(octets[start:end], newline=False).decode()}?=")
         start, line_length = end, WIDTH - 1
@@ -218,7 +227,7 @@ def _folded(addresses: Sequence[str]) -> str:
 
 
 def _part(kind: str, text: str) -> bytes:
-    """Return a MIME part with its headers; all line ends become CRLF."""
+    """Return a MIME part with its headers. All line ends become CRLF."""
     if _needs_no_encoding(text):
         encoding, octets = "7bit", text.removesuffix("\n").encode().replace(b"\n", b"\r\n") + b"\r\n"
     else:
@@ -228,19 +237,24 @@ def _part(kind: str, text: str) -> bytes:
 
 
 def _quoted(lines: Sequence[str]) -> bytes:
-    """Encode as quoted-printable (RFC 2045, 6.7). `From` at a line start is encoded too: mailboxes change it."""
+    """Encode lines as quoted-printable (RFC 2045, 6.7). `From` at the start of a line is encoded too, because mailboxes
+    would change it.
+    """
     text = "\r\n" + "\r\n".join(lines) + "\r\n"
     octets = binascii.b2a_qp(text.encode(errors="replace"), istext=True)
     return octets.replace(b"\r\nFrom ", b"\r\nF=\r\nrom ").removeprefix(b"\r\n")
 
 
 def _needs_no_encoding(text: str) -> bool:
-    """True if the text is 7bit (RFC 2045, 2.7) and no relay or mailbox changes it, which would break a signature."""
+    """True if the text is 7bit (RFC 2045, 2.7) and needs no encoding, because no relay or mailbox would change it.
+
+    A change would break the mail's DKIM signature.
+    """
     if not text.isascii() or text.encode().translate(None, _SAFE) or _UNSAFE_LINE.search(f"\n{text}\n"):
         return False
     start = 0
     while len(text) - start > MAX_LINE:
-        start = text.rfind("\n", start, start + MAX_LINE + 1) + 1  # skip all lines that end within the limit
+        start = text.rfind("\n", start, start + MAX_LINE + 1) + 1  # go on after the last line end within the limit
         if start == 0:
             return False
     return True

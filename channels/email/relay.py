@@ -1,4 +1,4 @@
-"""One relay and its pool of SMTP connections."""
+"""One mail relay, and the pool of SMTP connections to it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from channels.email.transaction import Extensions, StaleConnection, send_mail
 MAX_AGE = 300.0
 """Maximum age of a connection in seconds. An older connection is closed instead of being used again."""
 MAX_MAILS = 100
-"""Maximum number of mails on one connection. After that it is closed, because many relays allow no more."""
+"""Maximum number of mails that are sent on one connection. The connection is then closed, because many relays allow no
+more."""
 MAX_IDLE = 60.0
-"""Maximum idle time of a connection in seconds. After that it is closed, because relays limit the number of
+"""Maximum idle time of a connection in seconds. The connection is then closed, because relays limit the number of
 connections."""
 LIMIT_PROBE_INTERVAL = 60.0
-"""Seconds that the pool waits after the relay has refused a connection, before it tries to open one more."""
+"""If the relay refused a connection because of a limit, the pool waits this many seconds before it tries again to open
+one more connection."""
 RSET_TIMEOUT = 5.0
-"""Maximum number of seconds to wait for the reply to RSET on an idle connection. Without a reply, the connection is
-replaced."""
+"""Maximum number of seconds to wait for the reply to RSET on an idle connection. Without a reply, another connection is
+used instead."""
 SKIP_RSET = 1.0
-"""A connection is reused without RSET for this many seconds after its last mail, if the relay accepted that mail."""
+"""If the relay accepted the last mail on a connection, the connection is reused without RSET for this many seconds."""
 ACQUIRE_TIMEOUT = 60.0
 """Maximum number of seconds that a mail waits for a connection while all connections are in use."""
 _OK = 250
@@ -40,27 +42,30 @@ _OK = 250
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One connection to the relay, after the login."""
+    """One connection to the relay, after the login, and its state."""
 
     protocol: SmtpProtocol
     extensions: Extensions
     opened_at: float
     idle_since: float = 0.0
     mails: int = 0
-    """Number of transactions that were started on this connection."""
+    """Number of mails whose transaction was started on this connection."""
     ready: bool = True
-    """False during a transaction. If it is still false at the release, the connection is closed."""
+    """False during a transaction. If `ready` is still false when the connection is released, the connection is closed.
+    """
     clean: bool = True
-    """False if the relay may still have state of a transaction that failed, so RSET is needed."""
+    """False if a transaction failed: the relay may still remember the transaction, so RSET must be sent before the next
+    mail."""
     loses_commands: bool = False
-    """True if pipelined commands got no reply: from then on, commands are sent one by one."""
+    """True if pipelined commands got no reply. From then on, commands are sent one by one."""
 
 
 class Relay:
-    """Sends mails, over at most as many connections as the settings and the relay allow.
+    """Sends mails over a pool of connections. Their number is limited by the settings and by the relay.
 
-    `_slots` has one permit for each connection that may be in use. If the relay refuses a connection while others are
-    open, a permit is withheld, so that the pool shrinks to the relay's limit; later the pool probes for one more.
+    `_slots` is a semaphore with one permit for each connection that may be in use. If the relay refuses a connection
+    while others are open, a permit is withheld, so the pool shrinks to the relay's limit. Later the pool tries whether
+    the relay allows one more connection.
     """
 
     def __init__(self, config: RelayConfig) -> None:
@@ -70,33 +75,35 @@ class Relay:
         self._auth = SmtpAuth(config, self._where)
         self._slots = asyncio.Semaphore(config.connections)
         self._withheld = 0
-        """Permits of `_slots` that are not used, because the relay allows fewer connections than the settings."""
+        """Number of permits of `_slots` that are withheld, because the relay allows fewer connections than the
+        settings."""
         self._probe_limit_at = 0.0
         self._idle: list[Connection] = []
         self._open = 0
         self._loses_commands = False
         self._opening = 0
         self._connect_finished = asyncio.Event()
-        """Set and cleared each time an attempt to connect has succeeded or failed."""
+        """Wakes tasks that wait until an attempt to connect has succeeded or failed: it is set and cleared at once each
+        time."""
         self._idle_timer: asyncio.TimerHandle | None = None
         self._tls_context = ReloadingContext((config.ca_file, config.cert_file, config.key_file), self._create_context)
 
     async def send(self, mail: MailMessage) -> Receipt:
-        """Send the mail. Raises Later, Never or InDoubt."""
+        """Send the mail. Raises `Later`, `Never` or `InDoubt`."""
         while True:
             connection = await self._acquire()
             is_new = not connection.mails
             connection.mails += 1
             try:
                 return await send_mail(connection, mail)
-            except StaleConnection:  # nothing was sent; if the connection was reused, try the next one
+            except StaleConnection:  # nothing was sent, so try another connection unless this one is new
                 if is_new:
                     raise Later(f"{self._where} closed the connection at once", provider_wide=True) from None
             finally:
                 self._release(connection)
 
     async def check(self) -> Finding:
-        """Connect, start TLS and log in, without sending a mail."""
+        """Connect to the relay, start TLS and log in, without sending a mail."""
         try:
             self._release(await self._acquire())
         except Later as error:
@@ -113,7 +120,7 @@ class Relay:
                 self._connection_closed()
 
     async def _acquire(self) -> Connection:
-        """Return an idle or new connection for one mail. Raises Later."""
+        """Return a connection for one mail: an idle one or a new one. Raises `Later` if there is none."""
         now = asyncio.get_running_loop().time()
         if self._withheld and now >= self._probe_limit_at:
             self._withheld -= 1
@@ -123,7 +130,7 @@ class Relay:
             await self._acquire_slot()
             try:
                 return await self._reuse_idle() or await self._open_new()
-            except _Saturated:  # withhold this permit, and wait for a connection that is released
+            except _Saturated:  # keep this permit, so that the pool shrinks, and wait for another
                 self._withheld += 1
                 self._probe_limit_at = asyncio.get_running_loop().time() + LIMIT_PROBE_INTERVAL
             except BaseException:
@@ -131,8 +138,8 @@ class Relay:
                 raise
 
     async def _acquire_slot(self) -> None:
-        """Take a permit. Raises Later if none is free within `ACQUIRE_TIMEOUT`."""
-        if not self._slots.locked():  # the usual case needs no timer
+        """Take a permit, waiting for one if necessary. Raises `Later` if no permit is free within `ACQUIRE_TIMEOUT`."""
+        if not self._slots.locked():  # usual case: a permit is free, so no timeout is needed
             await self._slots.acquire()
             return
         try:
@@ -157,13 +164,15 @@ class Relay:
 
     def _connection_closed(self) -> None:
         self._open -= 1
-        if not self._open:  # the relay's limit may have changed: use all permits again
+        if not self._open:  # the relay's limit may have changed, so give all withheld permits back
             while self._withheld:
                 self._withheld -= 1
                 self._slots.release()
 
     async def _reuse_idle(self) -> Connection | None:
-        """Return a usable idle connection, after RSET if needed; None if there is none. Closes unusable ones."""
+        """Return a usable idle connection; None if there is none. RSET is sent if needed, and unusable connections are
+        closed.
+        """
         while self._idle:
             connection = self._idle.pop()
             ready, connection.ready = connection.ready, False
@@ -178,7 +187,7 @@ class Relay:
         return None
 
     async def _is_usable(self, connection: Connection) -> bool:
-        """True if an idle connection can send one more mail. Sends QUIT if it has reached `MAX_AGE` or `MAX_MAILS`."""
+        """True if an idle connection can send one more mail. If it is too old or has sent `MAX_MAILS`, QUIT is sent."""
         now = asyncio.get_running_loop().time()
         if now - connection.opened_at >= MAX_AGE or connection.mails >= MAX_MAILS:
             await connection.protocol.quit()
@@ -199,7 +208,7 @@ class Relay:
             self._idle_timer = asyncio.get_running_loop().call_later(MAX_IDLE, self._close_idle)
 
     def _close_idle(self) -> None:
-        """Close the connections that were idle for `MAX_IDLE`."""
+        """Close the connections that have been idle for `MAX_IDLE` seconds."""
         self._idle_timer = None
         now = asyncio.get_running_loop().time()
         for connection in [one for one in self._idle if now - one.idle_since >= MAX_IDLE - 1]:
@@ -209,7 +218,9 @@ class Relay:
             self._schedule_idle_timer()
 
     async def _open_new(self) -> Connection:
-        """Open a connection. Raises Later, and _Saturated if the relay refuses it while other connections are open."""
+        """Open a connection. Raises `Later` if this fails, or `_Saturated` if it fails while other connections are
+        open.
+        """
         self._opening += 1
         try:
             smtp = await self._connect()
@@ -226,7 +237,8 @@ class Relay:
             self._connect_finished.clear()
         if not isinstance(refusal, _LimitSuspected):
             raise refusal
-        # while other connections are being opened, wait: if one succeeds, the relay only limits their number
+        # Wait for other attempts to connect: if one succeeds, the relay works and only limits the number of
+        # connections.
         while self._opening and not self._open:
             await self._connect_finished.wait()
         if self._open:
@@ -246,10 +258,10 @@ class Relay:
         )
         try:
             await smtp.connect()
-            # EHLO is needed again after STARTTLS (RFC 3207, 4.2)
-            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - no public method falls back to HELO
+            # After STARTTLS, EHLO must be sent again (RFC 3207, 4.2).
+            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - aiosmtplib has no public method that falls back to HELO
             await self._auth.authenticate(smtp)
-        except Later as error:  # raised by the login; a temporary refusal (4yz) may mean too many connections
+        except Later as error:  # the login failed; a reply code 4yz may mean too many connections
             smtp.close()
             if error.answer is not None and error.answer.status.startswith("4"):
                 raise _LimitSuspected(error.reason, answer=error.answer, provider_wide=True) from None
@@ -275,7 +287,7 @@ class Relay:
         return smtp
 
     def _tls_context_or_later(self) -> ssl.SSLContext:
-        """Return the TLS context that all connections share. Raises Later if a certificate file can't be used."""
+        """Return the TLS context that all connections share. Raises `Later` if a certificate file can't be used."""
         try:
             return self._tls_context.context()
         except (OSError, ValueError) as error:
@@ -292,11 +304,11 @@ class Relay:
 
 
 class _LimitSuspected(Later):
-    """The relay refused the connection or closed it: perhaps it allows no more connections."""
+    """The relay refused or closed the connection, perhaps because it allows no more connections."""
 
 
 class _Saturated(Exception):
-    """The relay allows no more connections than those that are open."""
+    """The relay allows no more connections than are open now."""
 
 
 def _no_passphrase() -> str:
@@ -304,7 +316,7 @@ def _no_passphrase() -> str:
 
 
 def _hung_up(error: Exception) -> bool:
-    """True if the relay was reached and closed or refused the connection; false for TLS and DNS errors."""
+    """True if the relay was reached, but closed or refused the connection. False for TLS and DNS errors."""
     if any(isinstance(cause, ssl.SSLError | socket.gaierror) for cause in (error, error.__cause__)):
         return False
     return isinstance(error, aiosmtplib.SMTPServerDisconnected | aiosmtplib.SMTPConnectError | ConnectionError)
@@ -315,7 +327,7 @@ def _certificate_advice(text: str) -> str:
 
 
 def _unreachable(error: Exception) -> str:
-    """Describe why the connection failed. aiosmtplib sometimes wraps the cause."""
+    """Return a text that says why the connection failed. aiosmtplib sometimes hides the real error in `__cause__`."""
     for cause in (error, error.__cause__):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"has a certificate that is not trusted ({cause.verify_message}): see channels.email.ca_file"
@@ -324,7 +336,8 @@ def _unreachable(error: Exception) -> str:
         if isinstance(cause, ssl.SSLError):
             return f"speaks no TLS that we understand ({cause.reason}): see channels.email.security and port"
     if any(isinstance(cause, aiosmtplib.SMTPServerDisconnected) for cause in (error, error.__cause__)):
-        # a TLS 1.3 server refuses a client's certificate after the client's handshake is done (RFC 8446, 4.4.2.4)
+        # A TLS 1.3 server refuses a client's certificate only after the client has finished its handshake (RFC 8446,
+        # 4.4.2.4), so the refusal looks like a closed connection.
         return "hung up before taking any mail; if it requires a client certificate, see channels.email.cert_file"
     if "STARTTLS" in str(error):
         return "offers no STARTTLS: see channels.email.security and port"

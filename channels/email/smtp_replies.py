@@ -1,6 +1,7 @@
-"""The meaning of a relay's reply: the error to raise, and what the operator or the rule's author should change.
+"""Interprets a relay's reply: which error to raise, and what the operator or the rule's author should change.
 
-Reply codes: RFC 5321, 4.2.3; RFC 4954 for logins; RFC 3463 for the enhanced status codes in the text.
+Reply codes are defined in RFC 5321, 4.2.3, and in RFC 4954 for logins. Some replies also contain an enhanced status
+code (RFC 3463).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from channels.contract import EXCERPT, Answer, ChannelError, Later, Never
 _ENHANCED_CODE = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
 CLOSING = 421
 LOGIN_FAILED = frozenset({530, 534, 535, 538})
-"""Reply codes which mean that the login is missing or wrong. The mail is retried until the operator has fixed the
-settings."""
+"""Reply codes which mean that the login is missing or wrong. The mail is retried, because the operator can fix the
+login in the settings."""
 _ADVICE = {
     "login": {
         454: "its login service is out of order",
@@ -57,7 +58,8 @@ _ENHANCED_ADVICE = {
     ("mail", "5.2.2"): "the mailbox is full",
     ("sender", "5.7.60"): "the login may not send as channels.email.from",
 }
-"""Advice for enhanced status codes that are more specific than the reply code."""
+"""Mapping from a pair (what was refused, enhanced status code) to advice, which is more specific than the advice for
+the reply code."""
 
 
 def answer(code: int, text: str) -> Answer:
@@ -65,7 +67,7 @@ def answer(code: int, text: str) -> Answer:
 
 
 def excerpt(text: str) -> str:
-    """Return the start of the text as one printable line, at most `EXCERPT` characters."""
+    """Return the start of the text, at most `EXCERPT` characters, as one line without unprintable characters."""
     line = " ".join(text.split())[:EXCERPT]
     return line if line.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in line)
 
@@ -75,22 +77,22 @@ def code_and_text(code: int, text: str) -> str:
 
 
 def refusal_error(what: str, code: int, text: str) -> ChannelError:
-    """Return the error for a reply that refuses `what`: the `sender`, a `recipient` or the `mail`."""
+    """Return the error for a reply with which the relay refuses `what`: the `sender`, a `recipient` or the `mail`."""
     reply = f"{code_and_text(code, text)}{_advice(what, code, text)}"
     if code == CLOSING:
         return Later(f"the relay closes: {reply}", answer=answer(code, text), provider_wide=True)
     if code in LOGIN_FAILED:
         return Later(f"the relay takes nothing from us: {reply}", answer=answer(code, text), provider_wide=True)
-    # 552 to a recipient means too many recipients, and must be treated like 452 (RFC 5321, 4.5.3.1.10).
+    # After a RCPT command, 552 means too many recipients. It must be treated like 452 (RFC 5321, 4.5.3.1.10).
     if 400 <= code < 500 or (what == "recipient" and code == 552):
         return Later(f"the relay did not take the {what} yet: {reply}", answer=answer(code, text))
     return Never(f"the relay refused the {what}: {reply}", answer=answer(code, text))
 
 
 def login_refused(where: str, code: int, text: str, *, token: bool) -> Later:
-    """Return the error for a refused login: the operator fixes it in the settings or at the relay; the mail is retried.
+    """Return the error for a refused login. The mail is retried, because the operator can fix the login.
 
-    `token`: the login used a token instead of a password.
+    `token`: true if the login used a token instead of a password.
     """
     advice = _advice("login", code, text)
     if token and code == 535:
@@ -100,7 +102,10 @@ def login_refused(where: str, code: int, text: str, *, token: bool) -> Later:
 
 
 def most_retryable(failures: Mapping[str, ChannelError]) -> ChannelError:
-    """Return one error for all failed recipients: the first Later if there is one, else a Never with all reasons."""
+    """Return one error for all failed recipients.
+
+    It is the first `Later` if there is one, because the mail is then retried; else a `Never` that contains all reasons.
+    """
     for failure in failures.values():
         if isinstance(failure, Later):
             return failure

@@ -1,4 +1,4 @@
-"""One mail transaction over one connection: MAIL, RCPT for each recipient, DATA (RFC 5321, 3.3).
+"""Sends one mail over one connection: the commands MAIL, RCPT for each recipient, and DATA (RFC 5321, 3.3).
 
 If the relay offers PIPELINING (RFC 2920), these commands are sent together, so a mail takes two round trips instead of
 four or more. Each reply has the same meaning with and without pipelining.
@@ -24,25 +24,27 @@ if TYPE_CHECKING:
 _START_MAIL_INPUT = 354
 _OK = 250
 _RECIPIENT_ACCEPTED = frozenset({250, 251})
-"""Reply codes for an accepted recipient. 251 means that the relay forwards the mail itself (RFC 5321, 3.4)."""
+"""Reply codes which mean that the relay accepted a recipient. With 251, the relay forwards the mail itself (RFC 5321,
+3.4)."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _CLOSED_EARLY = "the relay closed the connection before taking the mail"
 
 
 class StaleConnection(Exception):
-    """The relay had closed the connection before it received the mail's first command."""
+    """The relay closed the connection before it received the mail's first command, so nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
-    """The service extensions that the relay announced in its reply to EHLO."""
+    """The SMTP extensions that the relay announced in its reply to EHLO."""
 
     pipelining: bool
-    """True if several commands may be sent together (RFC 2920)."""
+    """True if several commands may be sent without waiting for each reply (RFC 2920)."""
     smtputf8: bool
     dsn: bool
     size: int | None
-    """The maximum size of a mail in bytes; 0 if the relay names no limit, None if it lacks the extension (RFC 1870)."""
+    """The maximum size of a mail in bytes (RFC 1870). 0 if the relay names no limit, None if it lacks the extension
+    SIZE."""
 
     @classmethod
     def of(cls, smtp: SMTP) -> Self:
@@ -58,8 +60,8 @@ class Extensions:
 async def send_mail(connection: Connection, mail: MailMessage) -> Receipt:
     """Send the mail to those recipients that the relay accepts.
 
-    Afterwards `connection.ready` is true if the connection can be used for another mail. Raises Later, Never or
-    InDoubt, and StaleConnection if the relay had closed the connection before.
+    Afterwards `connection.ready` is true if another mail can be sent on the connection. Raises `Later`, `Never` or
+    `InDoubt`, and `StaleConnection` if the relay had already closed the connection.
     """
     recipients, failures = _supported_recipients(connection.extensions, mail)
     content = mail.render(recipients)
@@ -83,10 +85,10 @@ async def send_mail(connection: Connection, mail: MailMessage) -> Receipt:
 
 
 def _supported_recipients(extensions: Extensions, mail: MailMessage) -> tuple[tuple[str, ...], dict[str, ChannelError]]:
-    """Return the recipients that the relay can address, and an error for each other recipient.
+    """Return the recipients to whom the relay can send, and an error for each other recipient.
 
-    An address with non-ASCII characters has no ASCII form, so it needs SMTPUTF8 (RFC 6531, 3.2). Without SMTPUTF8, the
-    mail to the other recipients must not contain that address either.
+    If the part of an address before the @ has non-ASCII characters, the relay needs SMTPUTF8 (RFC 6531, 3.2). Without
+    SMTPUTF8, the mail to the other recipients must not contain that address either.
     """
     if extensions.smtputf8 or all(map(str.isascii, mail.recipients)):
         return mail.recipients, {}
@@ -101,7 +103,9 @@ def _supported_recipients(extensions: Extensions, mail: MailMessage) -> tuple[tu
 
 
 def _check_size(extensions: Extensions, content: bytes) -> None:
-    """Raise Never if the mail exceeds the relay's limit (RFC 1870, 4), before any command is sent."""
+    """Raise `Never` if the mail is larger than the relay allows (RFC 1870, 4). The size is checked before any command
+    is sent.
+    """
     if extensions.size and extensions.size < len(content):
         advice = "shorten the template, or raise the relay's limit"
         raise Never(f"the mail has {len(content)} bytes and the relay takes {extensions.size}: {advice}")
@@ -124,23 +128,27 @@ def _rcpt_commands(extensions: Extensions, mail: MailMessage, recipients: Sequen
 
 
 def _command(text: str) -> bytes:
-    if _CONTROL.search(text):  # the relay would read a line break as the start of another command
+    if _CONTROL.search(text):  # a line break would let the address start a new SMTP command
         raise Never("an address has characters in it that no address can have")
     return f"{text}\r\n".encode()
 
 
 class _Envelope:
-    """The commands from MAIL to DATA: sent together with PIPELINING, else each after the previous one's reply."""
+    """Sends the commands from MAIL to DATA: together if the relay offers PIPELINING, else each command after the
+    previous reply.
+    """
 
     def __init__(self, connection: Connection, commands: list[bytes]) -> None:
         self._connection = connection
         self._pipelined = connection.extensions.pipelining and not connection.loses_commands
         self._unsent = [*commands, b"DATA\r\n"]
         self._pending_replies = 0
-        """Number of commands that were sent and have no reply yet."""
+        """Number of commands that were sent and whose reply was not read yet."""
 
     async def next_reply(self) -> Reply:
-        """Read the reply to the next command. Raises Disconnected, ReplyTimeout or ProtocolError."""
+        """Send the next command if necessary, and read its reply. Raises `Disconnected`, `ReplyTimeout` or
+        `ProtocolError`.
+        """
         if not self._pending_replies:
             count = len(self._unsent) if self._pipelined else 1
             self._connection.protocol.write(b"".join(self._unsent[:count]))
@@ -155,17 +163,18 @@ class _Envelope:
         return reply
 
     async def abort(self, *, sender_accepted: bool = True) -> bool:
-        """End the transaction without a mail: read the pending replies. Returns whether the connection stays usable.
+        """Read the pending replies and end the transaction without sending a mail. Return True if the connection stays
+        usable.
 
-        A relay may reply 354 to DATA although it accepted no recipient. Then a line with only a dot ends the mail,
-        which is empty (RFC 2920, 3.1).
+        A relay may reply 354 to DATA although it accepted no recipient. Then a line with only a dot is sent, which ends
+        the transaction with an empty mail (RFC 2920, 3.1).
         """
         reply = None
         try:
             while self._pending_replies:
                 reply = await self.next_reply()
             if reply is not None and reply.code == _START_MAIL_INPUT:
-                if not sender_accepted:  # the relay may deliver even an empty mail, so only closing prevents one
+                if not sender_accepted:  # the relay might deliver the empty mail, so close instead
                     return False
                 self._connection.protocol.write(b".\r\n")
                 reply = await self._connection.protocol.read_reply()
@@ -194,7 +203,7 @@ async def _send_sender(connection: Connection, envelope: _Envelope) -> None:
 
 
 async def _send_recipients(envelope: _Envelope, recipients: Sequence[str]) -> dict[str, ChannelError]:
-    """Return the recipients that the relay refused, each with its error."""
+    """Read the replies to the RCPT commands. Return the recipients that the relay refused, each with its error."""
     failures: dict[str, ChannelError] = {}
     for recipient in recipients:
         reply = await _next_reply_or_later(envelope)
@@ -215,7 +224,7 @@ async def _send_data_command(connection: Connection, envelope: _Envelope) -> Non
 
 
 async def _next_reply_or_later(envelope: _Envelope) -> Reply:
-    """Read the reply to the next command. Raises Later if the connection fails: the mail was not sent yet."""
+    """Read the next command's reply. Raises `Later` if the connection fails, because the mail was not sent yet."""
     try:
         return await envelope.next_reply()
     except ConnectionFailed:
@@ -223,7 +232,10 @@ async def _next_reply_or_later(envelope: _Envelope) -> Reply:
 
 
 async def _send_content(connection: Connection, content: bytes) -> Answer:
-    """Send the mail itself. Raises Later if the connection fails before its last line is sent, InDoubt afterwards."""
+    """Send the text of the mail and return the relay's answer.
+
+    Raises `Later` if the connection fails before the last line is sent, and `InDoubt` if it fails afterwards.
+    """
     try:
         connection.protocol.write(_dot_stuffed(content))
     except ConnectionFailed:
@@ -239,5 +251,7 @@ async def _send_content(connection: Connection, content: bytes) -> Answer:
 
 
 def _dot_stuffed(content: bytes) -> bytes:
-    """Double the dots at line starts, and add the line with the dot that ends the mail (RFC 5321, 4.5.2)."""
+    """Double each dot at the start of a line, and append the line with a single dot that ends the mail (RFC 5321,
+    4.5.2).
+    """
     return (b"." if content.startswith(b".") else b"") + content.replace(b"\r\n.", b"\r\n..") + b".\r\n"
