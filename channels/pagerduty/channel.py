@@ -1,6 +1,7 @@
 """The PagerDuty channel: sends events to the Events API v2. The client library blocks, so it runs in threads.
 
-Limits and answers follow PagerDuty's developer documentation, "Events API v2 overview" and "Rate limits".
+Limits, and the meaning of answers, follow PagerDuty's developer documentation, "Events API v2 overview" and "Rate
+limits".
 """
 
 from __future__ import annotations
@@ -37,19 +38,20 @@ if TYPE_CHECKING:
 
 MAX_EVENT_BYTES = 512 * 1024
 MAX_DEDUP_KEY = 255
-"""Maximum number of characters in a dedup key."""
+"""Maximum number of characters in PagerDuty's dedup key. A longer key is cut."""
 ROUTING_KEY_LENGTH = 32
-"""Number of characters in a routing key."""
+"""Number of characters in a PagerDuty routing key."""
 MASK = "********"
 _INVALID_EVENT = {"event_action": "none"}
-"""An event for `check`: PagerDuty validates the routing key first and then refuses the unknown action."""
+"""The event that `check` sends. PagerDuty checks the routing key first and then refuses the unknown action, so the
+answer shows whether the key is known."""
 
 
 Severity = Literal["critical", "error", "warning", "info"]
 
 
 class SeverityRule(BaseModel):
-    """A severity for the executions that match all given conditions."""
+    """Sets the severity of executions that meet all conditions of the rule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +62,7 @@ class SeverityRule(BaseModel):
     """The execution's domain must match one of these patterns, in which `*` matches any characters. If empty, any
     domain matches."""
     labels: Mapping[str, str] = Field(default_factory=dict)
-    """The execution must have each of these labels, and the label's value must match the pattern."""
+    """The execution must have each of these labels, and each label's value must match the pattern given for it."""
 
     def matches(self, phase: str, domain: str, labels: Mapping[str, str]) -> bool:
         return (
@@ -71,14 +73,15 @@ class SeverityRule(BaseModel):
 
 
 class PagerDutyService(BaseModel):
-    """The Events API v2 integration of a service."""
+    """A PagerDuty service, addressed through its Events API v2 integration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     routing_key: SecretStr | None = None
     routing_key_file: SecretFile | None = None
     severity: Severity | None = None
-    """The severity of all events of this service. It overrides `severities` and the template."""
+    """The severity of all events that are sent to this PagerDuty service. If set, `severities` and the template's
+    severity are ignored."""
 
     @model_validator(mode="after")
     def _has_a_key(self) -> Self:
@@ -89,7 +92,9 @@ class PagerDutyService(BaseModel):
 
 
 class PagerDutyConfig(BaseModel):
-    """The services, by the alias that rules use."""
+    """The settings of the PagerDuty channel. `services`: mapping from the alias that rules use to the PagerDuty
+    service.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -97,29 +102,31 @@ class PagerDutyConfig(BaseModel):
     """The URL of the Events API. In PagerDuty's EU region it is `https://events.eu.pagerduty.com`."""
     services: Mapping[str, PagerDutyService] = Field(default_factory=dict)
     change_events: bool = False
-    """If true, send a change event after a launch plan's first run in a new version. Change events page nobody."""
+    """If true, a change event is sent when a launch plan has run in a new version for the first time. PagerDuty pages
+    nobody for change events."""
     severities: tuple[SeverityRule, ...] = ()
-    """Rules that set the value of `severity` in templates. The first rule that matches counts. If none matches, the
-    value depends on the phase."""
+    """Rules that determine the value of `severity` in templates. The first rule that matches is used. If no rule
+    matches, the value depends on the phase."""
     incident: ThreadBy = "launch_plan"
-    """What one incident covers: all executions of a launch plan, or a single execution. The launch plan's next success
-    resolves the incident in both cases."""
+    """Whether one incident covers all executions of a launch plan or a single execution. In both cases, the launch
+    plan's next success resolves the incident."""
     fallback: Literal["email", "none"] = "none"
-    """The channel that notifies recipients who are not among `services`."""
+    """The channel that notifies recipients who are not in `services`. `none`: no other channel does."""
     timeout: float = Field(20, gt=0, le=100)
-    """Maximum number of seconds to connect, and to wait for the answer."""
+    """Maximum number of seconds for connecting, and for waiting for PagerDuty's answer."""
     connections: int = Field(8, ge=1, le=100)
-    """Number of threads that send events. Each has its own connection."""
+    """Number of threads that send events. Each thread has its own connection."""
 
     def severity_of(self, phase: str, domain: str, labels: Mapping[str, str]) -> Severity | None:
-        """Return the severity of the first rule in `severities` that matches; None if none does."""
+        """Return the severity from the first rule in `severities` that matches; None if no rule matches."""
         return next((rule.severity for rule in self.severities if rule.matches(phase, domain, labels)), None)
 
 
 class PagerDutyChannel:
-    """Sends events to services. Content: an event without routing_key and dedup_key; change events lack event_action.
+    """Sends events to PagerDuty services.
 
-    A thread is an incident: its messages share a dedup key, and the resolved notice resolves it.
+    Content: an event without `routing_key` and `dedup_key`. A change event also has no `event_action`. The messages of
+    a thread share a dedup key, so they belong to one PagerDuty incident. The resolved notice resolves the incident.
     """
 
     def __init__(self, config: PagerDutyConfig) -> None:
@@ -145,7 +152,8 @@ class PagerDutyChannel:
         return WirePreview("application/json", orjson.dumps(event, option=orjson.OPT_INDENT_2))
 
     async def send(self, message: Message) -> Receipt:
-        from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415 - pdpyras would slow down every command
+        # Imported late: at the top of the file, pdpyras would slow down every command.
+        from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415
 
         service = self._config.services.get(message.recipients[0])
         if service is None:
@@ -171,7 +179,9 @@ class PagerDutyChannel:
         return _receipt(response, reference, routing_key)
 
     async def check(self) -> Sequence[Finding]:
-        """Send an invalid event for each service: the answer shows if the routing key is known. Opens no incident."""
+        """Send an invalid event to each service: the answer shows whether the routing key is known. No incident is
+        opened.
+        """
         if not self._config.services:
             return [Finding("channels.pagerduty.services is empty: nobody can be paged", ok=False)]
         return [await self._check_service(name) for name in self._config.services]
@@ -220,7 +230,7 @@ class PagerDutyChannel:
         return session.post("/v2/enqueue" if "event_action" in event else "/v2/change/enqueue", routing_key, event)
 
     def _event(self, message: Message) -> dict[str, Any]:
-        if "event_action" not in message.content:  # a change event has no dedup key (PagerDuty, "Send change events")
+        if "event_action" not in message.content:  # change events have no dedup key ("Send change events")
             return _limit_size(dict(message.content))
         thread = message.thread
         dedup_key = (thread.key if thread is not None else message.key)[:MAX_DEDUP_KEY]
@@ -234,7 +244,9 @@ class PagerDutyChannel:
 
 
 def _limit_size(event: dict[str, Any]) -> dict[str, Any]:
-    """Replace the details of an event that is too large; the summary is kept for the person who is paged."""
+    """Replace the details of an event that is too large for PagerDuty. The summary is kept, because the person who is
+    paged needs it.
+    """
     if len(orjson.dumps(event)) <= MAX_EVENT_BYTES - 1024 or "payload" not in event:
         return event
     details = {"note": "the details were too large for PagerDuty and were left out"}
@@ -242,7 +254,9 @@ def _limit_size(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _receipt(response: Response, reference: Mapping[str, str], routing_key: str) -> Receipt:
-    """Return the receipt for an accepted event, or raise the error for the answer. The routing key is masked."""
+    """Return the receipt if PagerDuty accepted the event, else raise the error. The routing key is masked in the
+    answer's text.
+    """
     text = " ".join(response.text.split()).replace(routing_key, MASK)[:EXCERPT]
     answer = Answer(str(response.status), text)
     if response.status == 202:

@@ -1,6 +1,7 @@
-"""A client for PagerDuty's Events API v2; the only module that imports pdpyras.
+"""A client for PagerDuty's Events API v2. No other module imports pdpyras.
 
-pdpyras is deprecated upstream. To replace it, change this module only: other modules use `Session.post` and its errors.
+pdpyras' authors have deprecated it. To replace pdpyras, change only this module: other modules use only `Session.post`,
+its result and its errors.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import orjson
 from channels.common.lean_imports import without_modules
 
 with warnings.catch_warnings(), without_modules("chardet", "charset_normalizer"):
-    # requests would import a library of 2.5 MiB to guess the encoding of answers; we read answers as UTF-8. requests
-    # warns that this library is missing, and pdpyras warns that pdpyras is deprecated: operators can't act on either.
+    # requests would import a library of 2.5 MiB that guesses the encoding of answers. It is not needed, because answers
+    # are read as UTF-8. Two warnings are hidden, because operators can do nothing about them: requests warns that the
+    # library is missing, and pdpyras warns that pdpyras is deprecated.
     warnings.simplefilter("ignore")
     import pdpyras
     import requests
@@ -31,7 +33,7 @@ _NO_RETRIES = Retry(total=False)
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The API's answer."""
+    """PagerDuty's answer to an event."""
 
     status: int
     headers: Mapping[str, str]
@@ -39,31 +41,33 @@ class Response:
 
 
 class Unreachable(Exception):
-    """No connection was opened, so nothing was sent."""
+    """The connection could not be opened, so the event was not sent."""
 
 
 class NoAnswer(Exception):
-    """The event was sent, and no answer arrived."""
+    """The event was sent, but no answer arrived, so it is unknown whether PagerDuty received the event."""
 
 
 class _Endpoint(NamedTuple):
-    """A prepared request to one path of the events host, and the pool of connections for it."""
+    """The connection pool for one API path, and the parts of its requests that are the same for every event."""
 
     request: requests.PreparedRequest
-    """Method, URL and headers, without a body."""
+    """The HTTP method, URL and headers of the request, without a body."""
     pool: HTTPConnectionPool
-    """Opens connections to the host or to a proxy, and checks the server's certificate."""
+    """Opens connections to the API's host or to a proxy, and checks the server's certificate."""
     url: str
-    """The URL as it is written in the request line."""
+    """The URL as written in the HTTP request line: only the path, or the whole URL for some proxies."""
 
 
-class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # pdpyras is untyped
-    """A pdpyras session that sends each event once.
+class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # pdpyras has no types
+    """A pdpyras session that sends each event once, without retries.
 
-    pdpyras' own `request` sleeps and retries, after a 429 without limit; here the delivery worker decides on retries.
+    pdpyras' own method `request` sleeps and retries, after a 429 without limit. It is not used, because here the
+    delivery worker decides on retries.
 
     Headers, ~/.netrc login, proxies, certificates and the connection pool are determined once instead of for each
-    event, and urllib3's response is not converted to one of requests. These steps took two thirds of an event's time.
+    event, and urllib3's response is not converted to a response of requests. These steps took two thirds of an event's
+    time.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -77,8 +81,8 @@ class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # 
         self._endpoints: dict[str, _Endpoint] = {}
 
     def send_event(self, path: str, body: bytes) -> Response:
-        """Send the event to the path, once. Raises errors of requests and urllib3."""
-        if self.cookies or path not in self._endpoints:  # cookies are sent in a header, and each answer may change them
+        """Send the event to the API path once, without a retry. Raises the errors of requests and urllib3."""
+        if self.cookies or path not in self._endpoints:  # cookies may have changed: set the headers again
             self._endpoints[path] = self._prepare_endpoint(path)
         endpoint = self._endpoints[path]
         headers = {**endpoint.request.headers, "Content-Length": str(len(body))}
@@ -100,7 +104,7 @@ class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # 
 
     def close(self) -> None:
         super().close()
-        self._endpoints.clear()  # a pool closes its connections when it is garbage-collected
+        self._endpoints.clear()  # drops the pools, which closes their connections
 
     def _prepare_endpoint(self, path: str) -> _Endpoint:
         event = requests.Request("POST", self.normalize_url(path), self.prepare_headers("POST"))
@@ -115,21 +119,23 @@ class _SingleAttemptSession(pdpyras.EventsAPISession):  # type: ignore[misc]  # 
         return _Endpoint(prepared, pool, self._adapter.request_url(prepared, proxies))
 
     def _follow_redirect(self, request: requests.PreparedRequest, body: bytes) -> Response:
-        """Repeat the request with requests, which decides by the status whether the redirect keeps the body."""
-        self._endpoints.clear()  # requests may drop the pool of the first host when it connects to another
+        """Send the request again through requests, which follows the redirect and decides by the status whether to keep
+        the body.
+        """
+        self._endpoints.clear()  # requests may drop the pools when it connects to another host, so forget them
         request.prepare_body(body, None)
         response = self.send(request, timeout=self.timeout, **self._environment)
         return Response(response.status_code, response.headers, response.text)
 
 
 class Session:
-    """Keep-alive connections to one events host. Not thread-safe: each thread needs its own."""
+    """Sends events to one host and keeps the connection open. Not thread-safe: each thread needs its own session."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._session = _SingleAttemptSession(url.rstrip("/"), timeout)
 
     def post(self, path: str, routing_key: str, event: Mapping[str, Any]) -> Response:
-        """Send one event, once. Raises Unreachable or NoAnswer."""
+        """Send one event once, without a retry. Raises `Unreachable` or `NoAnswer`."""
         body = orjson.dumps({**event, "routing_key": routing_key})
         try:
             return self._session.send_event(path, body)
@@ -143,9 +149,9 @@ class Session:
 
 
 def _never_connected(error: Exception) -> bool:
-    """True if the error occurred before anything was sent."""
-    if isinstance(error, requests.RequestException):  # requests wraps urllib3's error
+    """True if the error occurred before any byte of the event was sent."""
+    if isinstance(error, requests.RequestException):  # get urllib3's error, which requests has wrapped
         error = getattr(error.args[0], "reason", error) if error.args else error
     untrusted = isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], SSLCertVerificationError)
-    # urllib3's error for a refused connection, NewConnectionError, is a ConnectTimeoutError too
+    # `ConnectTimeoutError` includes its subclass `NewConnectionError`, urllib3's error for a refused connection.
     return untrusted or isinstance(error, ConnectTimeoutError | ProxyError)
