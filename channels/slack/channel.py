@@ -1,7 +1,7 @@
 """The Slack channel: posts messages through the Web API with slack-sdk, or through incoming webhooks.
 
-Answers and limits follow Slack's documentation of chat.postMessage, rate limits and message metadata. The Web API
-reports most errors with HTTP 200 and `ok: false`, so only the body shows whether a request has succeeded.
+Limits, and the meaning of answers, follow Slack's documentation of chat.postMessage, rate limits and message metadata.
+The Web API reports most errors with HTTP 200 and `ok: false`, so only the body shows whether a request has succeeded.
 """
 
 from __future__ import annotations
@@ -45,16 +45,19 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 METADATA_TYPE = "notification_delivery"
-"""The event_type of our messages' metadata; its payload is `{"key": …}`."""
+"""The `event_type` in the metadata of the dispatcher's Slack messages. The metadata's payload is `{"key": …}` with the
+delivery's key."""
 LOOKUP_TTL = 3600.0
-"""Seconds for which the result of a look-up is cached, even if nothing was found."""
+"""Seconds for which the result of a look-up (the id for a name or mail address) is cached. That nothing was found is
+cached too."""
 HISTORY_LIMIT = 100
-"""Maximum number of messages in a channel or thread that are searched for an earlier attempt."""
+"""Maximum number of messages in a Slack channel or thread that are searched for a message from an earlier attempt."""
 MAX_CLOCK_SKEW = 300.0
-"""Maximum number of seconds by which Slack's clock may be behind ours. A search in a thread starts this long before
-`created_at`."""
+"""Maximum number of seconds by which Slack's clock may be behind ours. To find the message of an earlier attempt, the
+search in a thread starts this long before `created_at`."""
 MAX_UPDATE_TEXT = 4000
-"""Maximum number of characters of `text` in chat.update. Slack refuses a longer text with `msg_too_long`."""
+"""Maximum number of characters of `text` in a request to chat.update. Slack refuses a longer text with `msg_too_long`.
+"""
 MAX_BLOCKS = 50
 
 _CHANNEL_ID = re.compile(r"[CGD][A-Z0-9]{6,}")
@@ -93,8 +96,8 @@ _LATER = {
     "org_login_required",
 }
 _IN_DOUBT = {"internal_error", "fatal_error"}
-"""Error codes after which the message may have arrived. Slack documents them with "possible some aspect of the
-operation succeeded before the error"."""
+"""Error codes after which the message may have arrived. Slack's documentation of these codes says: "possible some
+aspect of the operation succeeded before the error"."""
 _WEBHOOK_ADVICE = {
     "invalid_payload": "the template makes what Slack refuses: run dispatcher preview",
     "invalid_blocks": "the template makes blocks that Slack refuses: run dispatcher preview",
@@ -107,8 +110,8 @@ _WEBHOOK_ADVICE = {
     "action_prohibited": "the workspace's admin has restricted posting there",
     "posting_to_general_channel_denied": "the webhook's creator may not post there",
 }
-"""Mapping from an error code of an incoming webhook to the advice for it (Slack, "Handling errors" of incoming
-webhooks)."""
+"""Mapping from an error code of an incoming webhook to advice for the operator. The codes are from Slack's "Handling
+errors" for incoming webhooks."""
 _AS_JSON = {"Content-Type": "application/json"}
 _NO_RECIPIENT = {"users_not_found", "user_not_found"}
 
@@ -122,37 +125,41 @@ _NO_THREAD = {
     "is_archived",
     "channel_not_found",
 }
-"""Error codes which mean that the thread can't be continued: its first message is deleted or can't be changed, or its
-channel is archived."""
+"""Error codes which mean that the thread can't be continued, so the message is posted outside the thread. For example,
+the first message of the thread was deleted, or the Slack channel is archived."""
 _WEBHOOK_LATER = {"rollup_error"}
-"""Error codes of temporary failures, which a webhook reports with status 500 (Slack, "Changes to webhook errors")."""
+"""Error codes of temporary failures that an incoming webhook reports with status 500 (Slack, "Changes to webhook
+errors")."""
 
 
 class SlackWebhook(SecretUrl):
-    """An incoming webhook. It posts to one channel and needs no token; it has no threads and no look-ups."""
+    """An incoming webhook. It posts to one Slack channel and needs no token, but it supports no threads and no
+    look-ups.
+    """
 
 
 class SlackConfig(BaseModel):
-    """A bot token or webhooks, and aliases for recipients."""
+    """The settings of the Slack channel: a bot token or incoming webhooks, and aliases for recipients."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token: SecretStr | None = None
     token_file: SecretFile | None = None
     api_url: str = Field("https://slack.com/api/", pattern=r"^https?://\S+$")
-    """The URL of the Web API. It is `https://slack-gov.com/api/` for GovSlack; an Enterprise Grid may have its own
-    host."""
+    """The URL of Slack's Web API. For GovSlack it is `https://slack-gov.com/api/`; an Enterprise Grid organization may
+    have its own host."""
     recipients: Mapping[str, str] = Field(default_factory=dict)
-    """Mapping from an alias that rules use to a recipient: a #channel, channel id, user id or mail address."""
+    """Mapping from an alias that rules use to the recipient: a #channel, channel id, user id or mail address."""
     webhooks: Mapping[str, SlackWebhook] = Field(default_factory=dict)
-    """Incoming webhooks, by the alias that rules use."""
+    """Mapping from an alias that rules use to an incoming webhook."""
     join: bool = False
-    """If true, the app joins a public channel when it is not a member. It needs the scope channels:join for that."""
+    """If true, the Slack app joins a public Slack channel when it must post there and is not a member. To join, it
+    needs the scope channels:join."""
     thread: ThreadBy | Literal["none"] = "launch_plan"
-    """What one thread covers: all executions of a launch plan, or a single execution. The launch plan's next success
-    closes the thread in both cases. `none` means that messages form no threads."""
+    """Whether one thread covers all executions of a launch plan or a single execution. In both cases, the launch plan's
+    next success closes the thread. `none` means that messages form no threads."""
     fallback: Literal["email", "none"] = "none"
-    """The channel that notifies recipients whom Slack can't reach."""
+    """The channel that notifies recipients whom Slack can't reach. `none`: no other channel does."""
     timeout: float = Field(20, gt=0, le=100)
     """Maximum number of seconds for one request, from connecting to the answer."""
 
@@ -165,15 +172,17 @@ class SlackConfig(BaseModel):
 
 
 class SlackChannel:
-    """Sends messages to channels and people. Content: `text`, and `blocks` or `attachments`, as in chat.postMessage."""
+    """Sends messages to Slack channels and people. Content: `text`, and `blocks` or `attachments`, as in
+    chat.postMessage.
+    """
 
     def __init__(self, config: SlackConfig) -> None:
         self._config = config
         self._client: Client | None = None
         self._session: aiohttp.ClientSession | None = None
         self._lookups: dict[str, tuple[float, str | None]] = {}
-        """Cached results by the name that was looked up: when the result expires on the event loop's clock, and the id,
-        or None if nothing was found."""
+        """Mapping from a name that was looked up to the cached result: the time at which it expires, on the event
+        loop's clock, and the id, or None if nothing was found."""
 
     def address(self, recipient: str) -> str:
         if recipient in self._config.webhooks:
@@ -226,9 +235,10 @@ class SlackChannel:
         return await self._post_message(_body(message, channel))
 
     async def _reply(self, message: Message, root: _ThreadRoot) -> Receipt:
-        """Reply in the thread. For a resolved notice, update the thread's first message before that.
+        """Reply in the thread. If the message is a resolved notice, first update the first message of the thread.
 
-        The update comes first, because a retry can repeat it without harm if the reply fails.
+        The update comes before the reply, because it can be repeated without harm: if the reply fails, a retry does
+        both again.
         """
         thread = message.thread
         if thread is not None and thread.resolves and not thread.superseded:
@@ -237,7 +247,11 @@ class SlackChannel:
         return await self._post_message(_body(message, root.channel, thread_ts=root.ts))
 
     async def _post_message(self, body: Mapping[str, Any]) -> Receipt:
-        """Post a message. If the app is not in the channel and the settings allow it, join and post again."""
+        """Post a message.
+
+        If Slack refuses because the app is not in the Slack channel, and the setting `join` is true, join and post
+        again.
+        """
         try:
             answer = await self._call("chat.postMessage", body)
         except Never as refusal:
@@ -251,15 +265,17 @@ class SlackChannel:
         return Receipt(answer=Answer("ok", f"ts {reference['ts']}"), reference=reference)
 
     async def _join(self, channel: str) -> None:
-        """Join a public channel. Raises Later, or Never if the channel can't be joined."""
+        """Join a public Slack channel. Raises `Never` if the app can't join it, `Later` if joining failed for now."""
         channel_id = await self._conversation_id(channel)
         try:
             await self._call("conversations.join", {"channel": channel_id or channel})
-        except InDoubt as error:  # joining twice is harmless
+        except InDoubt as error:  # try again later, because joining twice does no harm
             raise Later(error.reason, answer=error.answer) from None
 
     async def _send_by_webhook(self, webhook: SlackWebhook, message: Message) -> Receipt:
-        """Post through an incoming webhook. Its answer is plain text, which does not identify the posted message."""
+        """Post through an incoming webhook. The webhook answers with plain text, which does not identify the posted
+        message.
+        """
         import aiohttp  # noqa: PLC0415
 
         try:
@@ -282,7 +298,9 @@ class SlackChannel:
         return _webhook_receipt(status, text.replace(url, "********"), delay)
 
     async def check(self) -> Sequence[Finding]:
-        """Call `auth.test`, which also names the token's scopes. Webhooks are not tested: that would post a message."""
+        """Test the token with `auth.test`, and check its scopes. Webhooks are not tested, because a test would post a
+        message.
+        """
         if self._config.token is None and self._config.token_file is None:
             return [Finding("webhooks only: they can't be tested without posting a message")]
         try:
@@ -292,13 +310,14 @@ class SlackChannel:
         return [Finding(f"the token is accepted: {identity}"), *self._scope_findings(scopes)]
 
     async def _identity_and_scopes(self) -> tuple[str, frozenset[str] | None]:
-        """Return the app's name with its workspace, and its scopes; None if Slack doesn't name them.
+        """Return the app's name with its workspace, and the token's scopes; None for the scopes if Slack doesn't name
+        them.
 
-        Raises Later or Never.
+        Raises `Later` or `Never`.
         """
         try:
             response = await self._get("auth.test", {})
-        except InDoubt as error:  # the request changes nothing, so it is never in doubt
+        except InDoubt as error:  # the request changes nothing, so it can be repeated
             raise Later("Slack did not answer auth.test: check channels.slack.api_url", answer=error.answer) from None
         data = response.data if isinstance(response.data, dict) else {}
         headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
@@ -307,7 +326,7 @@ class SlackChannel:
         return f"{data.get('user', '?')} in workspace {data.get('team', '?')}", scopes
 
     def _scope_findings(self, scopes: frozenset[str] | None) -> list[Finding]:
-        """Report missing scopes. A finding is a problem if the settings need the scope, else a remark."""
+        """Return a finding for each missing scope: a problem if the settings need the scope, else only a remark."""
         if scopes is None:
             return [Finding("Slack doesn't say which scopes the token has: chat:write is needed")]
         advice = "add it to the app under OAuth & Permissions, and install the app again"
@@ -330,7 +349,10 @@ class SlackChannel:
             await self._session.close()
 
     async def _channel(self, address: str) -> str:
-        """Return the channel to post to. For a person this is the user id: Slack opens the direct message by itself."""
+        """Return the Slack channel to post to.
+
+        For a person, this is the user id: Slack then posts to the direct message with that person.
+        """
         if not _PERSON.fullmatch(address):
             return address
         user = await self._cached_lookup(address, self._user_id)
@@ -346,7 +368,10 @@ class SlackChannel:
         return str(answer["user"]["id"])
 
     async def _find_earlier_attempt(self, message: Message, root: _ThreadRoot | None, channel: str) -> Receipt | None:
-        """Search for the message of an earlier attempt, in its thread, then in the channel; None if there is none."""
+        """Search for a message that an earlier attempt posted, first in the thread, then in the Slack channel.
+
+        None if no such message is found.
+        """
         if root is not None:
             since = message.created_at.timestamp() - MAX_CLOCK_SKEW
             query = {"ts": root.ts, "oldest": f"{since:.6f}"}
@@ -360,11 +385,14 @@ class SlackChannel:
         return None if channel_id is None else await self._search("conversations.history", message.key, channel_id, {})
 
     async def _search(self, method: str, key: str, channel: str, query: Mapping[str, Any]) -> Receipt | None:
-        """Search for the key in the messages that a method lists; None if none has it or the app lacks the scope."""
+        """Search for a message with this delivery key among the messages that a Web API method lists.
+
+        None if no message has the key, or if the app lacks the scope to list messages.
+        """
         parameters = {"channel": channel, "limit": HISTORY_LIMIT, "include_all_metadata": "true", **query}
         try:
             page = await self._query(method, parameters)
-        except Never:  # the history scope is missing: post again, although the message may then appear twice
+        except Never:  # a scope is missing, so post again; the message may appear twice
             return None
         for message in page.get("messages", ()):
             if message.get("metadata", {}).get("event_payload", {}).get("key") == key:
@@ -374,7 +402,10 @@ class SlackChannel:
         return None
 
     async def _conversation_id(self, channel: str) -> str | None:
-        """Return the id of a channel or direct message: the history methods accept no names and no user ids."""
+        """Return the id of a Slack channel or direct message; None if there is no such Slack channel.
+
+        The Web API methods that list messages accept no channel names and no user ids.
+        """
         if _USER_ID.fullmatch(channel):
             opened = await self._query("conversations.open", {"users": channel})
             return str(opened["channel"]["id"])
@@ -404,9 +435,9 @@ class SlackChannel:
         return result
 
     async def _query(self, method: str, query: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Call a Web API method that changes nothing; up to three attempts, because look-ups can be repeated safely.
+        """Call a Web API method that changes nothing. It is tried up to three times, because repeating it does no harm.
 
-        Raises Later or Never.
+        Raises `Later` or `Never`.
         """
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_retryable),
@@ -416,19 +447,19 @@ class SlackChannel:
         )
         try:
             answer: AsyncSlackResponse = await retrying(self._get, method, query)
-        except InDoubt as error:  # the request changes nothing, so it is never in doubt
+        except InDoubt as error:  # the request changes nothing, so it can be repeated
             raise Later(error.reason, answer=error.answer) from None
         if not isinstance(answer.data, dict):
             raise Later("Slack gave an answer that is no JSON object")
         return answer.data
 
     async def _get(self, method: str, query: Mapping[str, Any]) -> AsyncSlackResponse:
-        """Send one GET request and return the answer with its headers. Raises as `_call` does."""
+        """Send one GET request, and return the answer with its headers. Raises the same errors as `_call`."""
         client = self._client_with_token()
         return await _translate_errors(client, client.api_call(method, http_verb="GET", params=dict(query)))
 
     async def _call(self, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Call a Web API method with a JSON body, once. Raises Later, Never, UnknownRecipient or InDoubt."""
+        """Call a Web API method once, with a JSON body. Raises `Later`, `Never`, `UnknownRecipient` or `InDoubt`."""
         client = self._client_with_token()
         return await _translate_errors(client, client.post(method, orjson.dumps(body)))
 
@@ -437,13 +468,15 @@ class SlackChannel:
 
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self._config.timeout)
-            # trust_env is off, because aiohttp would read ~/.netrc for each message; slack-sdk reads the proxy settings
+            # `trust_env` stays off: with it, aiohttp would read ~/.netrc for each message. The proxy settings of the
+            # environment still apply, because slack-sdk reads them.
             self._session = aiohttp.ClientSession(timeout=limits)
         return self._session
 
     def _client_with_token(self) -> Client:
         if self._client is None:
-            from channels.slack.client import Client  # noqa: PLC0415 - slack-sdk would slow down every command
+            # Imported late: at the top of the file, slack-sdk would slow down every command.
+            from channels.slack.client import Client  # noqa: PLC0415
 
             self._client = Client(f"{self._config.api_url.rstrip('/')}/", self._open_session())
         try:
@@ -455,7 +488,7 @@ class SlackChannel:
 
 @dataclass(frozen=True, slots=True)
 class _ThreadRoot:
-    """The first message of a thread: Slack's channel and timestamp, and the content if it is known."""
+    """The first message of a Slack thread: its Slack channel, its timestamp, and its content if known."""
 
     channel: str
     ts: str
@@ -463,7 +496,10 @@ class _ThreadRoot:
 
 
 def _thread_root(message: Message) -> _ThreadRoot | None:
-    """Return the root of the newest earlier message's thread; None if no earlier message has a channel and `ts`."""
+    """Return the first message of the Slack thread that contains the newest earlier message.
+
+    None if no earlier message has a Slack channel and a timestamp (`ts`).
+    """
     earlier = message.thread.earlier if message.thread is not None else ()
     sent = [one for one in earlier if one.reference.get("ts") and one.reference.get("channel")]
     if not sent:
@@ -475,9 +511,9 @@ def _thread_root(message: Message) -> _ThreadRoot | None:
 
 
 def _resolved_content(first: Content | None, success: Content) -> dict[str, Any]:
-    """Return the new content of a thread's first message: the success, and below it the failure in the success colour.
+    """Return the new content of a thread's first message: the success, then the failure in the success's colour.
 
-    Blocks and attachments are always set, because chat.update keeps fields that the request lacks.
+    Blocks and attachments are always set, because chat.update keeps the fields that a request does not contain.
     """
     first = first or {}
     color = next((one["color"] for one in success.get("attachments", ()) if "color" in one), None)
@@ -485,13 +521,13 @@ def _resolved_content(first: Content | None, success: Content) -> dict[str, Any]
     attachments = [{**one, **({"color": color} if color else {})} for one in first.get("attachments", ())]
     text = str(success.get("text", ""))
     if not blocks and first.get("text"):
-        # half of the limit, because Slack counts some characters twice
+        # Slack counts some characters twice, so only half of the limit is used.
         text = f"{text}\n{first['text']}"[: MAX_UPDATE_TEXT // 2]
     return {"text": text, "blocks": blocks, "attachments": attachments}
 
 
 def _webhook_receipt(status: int, text: str, delay: timedelta | None) -> Receipt:
-    """Return the receipt for a webhook's answer, or raise its error. `delay`: the time in Retry-After."""
+    """Return the receipt if the webhook accepted the message, else raise the error. `delay`: the Retry-After time."""
     code = text.strip() if re.fullmatch(r"[a-z_]{1,60}", text.strip()) else ""
     answer = Answer(str(status), code)
     match status:
@@ -526,8 +562,10 @@ def _is_retryable(error: BaseException) -> bool:
 
 
 async def _translate_errors(client: Client, request: Awaitable[Result]) -> Result:
-    """Await a request of the client. Raises the ChannelError for its error answer or connection failure."""
-    import aiohttp  # noqa: PLC0415 - slack-sdk would slow down every command
+    """Await a request of the client. If it fails, raise the `ChannelError` for Slack's error answer or the failed
+    connection.
+    """
+    import aiohttp  # noqa: PLC0415 - imported late: aiohttp would slow down every command
     from slack_sdk.errors import SlackApiError, SlackClientError  # noqa: PLC0415
 
     try:
@@ -542,7 +580,7 @@ async def _translate_errors(client: Client, request: Awaitable[Result]) -> Resul
 
 
 def _error_for(error: SlackApiError, token: str) -> ChannelError:
-    """Return the ChannelError for an answer that is not `ok`."""
+    """Return the `ChannelError` for an answer of the Web API that reports an error."""
     response = error.response
     status = int(getattr(response, "status_code", 0) or getattr(response, "status", 0))
     data = getattr(response, "data", None)
@@ -562,12 +600,12 @@ def _error_for(error: SlackApiError, token: str) -> ChannelError:
 
 
 def _masked(token: str, text: str) -> str:
-    """Mask the token: a proxy at `api_url` may repeat it in its answer."""
+    """Return the text with the token masked, because a proxy at `api_url` may repeat the token in its answer."""
     return text.replace(token, "********") if token else text
 
 
 def _excerpt(data: object, token: str) -> str:
-    """Return the error fields of Slack's answer, without the message that it may repeat."""
+    """Return only the error fields of Slack's answer, because other fields may repeat the message."""
     if not isinstance(data, dict):
         return ""
     fields = {name: data[name] for name in ("error", "needed", "provided", "errors", "warning") if name in data}
