@@ -1,1 +1,1 @@
-"""The Microsoft Teams channel: posts Adaptive Cards to the webhooks of Power Automate workflows."""
+"""The Microsoft Teams channel: posts Adaptive Cards to webhook URLs of Power Automate workflows."""

@@ -1,9 +1,9 @@
-"""The Teams channel: POSTs an Adaptive Card to the webhook of a Power Automate workflow.
+"""The Microsoft Teams channel: POSTs an Adaptive Card to the webhook URL of a Power Automate workflow.
 
-The workflow's trigger is "When a Teams webhook request is received".
+The Power Automate workflow must have the trigger "When a Teams webhook request is received".
 
-Limits and answers follow Microsoft's Teams platform documentation, webhooks and connectors, "Create and send messages":
-a message has at most 28 kB; an answer with HTTP status 200 may report a failure in its text.
+Limits, and the meaning of answers, follow "Create and send messages" in Microsoft's Teams platform documentation
+(webhooks and connectors). A message has at most 28 kB. An answer with HTTP status 200 may report a failure in its text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from channels.contract import (
 from channels.webhook.targets import Target, TargetOptions, Targets, error_for_status, masked_answer, url_of
 
 MAX_BYTES = 28 * 1024
-"""Maximum number of bytes in one message, including the JSON around the card."""
+"""Maximum number of bytes in one message: the card and the JSON around it."""
 CARD = "application/vnd.microsoft.card.adaptive"
 _TRUNCATED_NOTE = "Some of it was too large for Teams and is left out."
 _INNER_ERROR = re.compile(r"HTTP error (\d{3})")
@@ -39,13 +39,15 @@ _HEADERS = {"Content-Type": "application/json"}
 
 
 class TeamsConfig(TargetOptions):
-    """The webhooks of Power Automate workflows, by the alias that rules use."""
+    """The settings of the Teams channel. `targets`: mapping from the alias that rules use to the webhook URL of a Power
+    Automate workflow.
+    """
 
     targets: Mapping[str, Target] = Field(default_factory=dict)
 
 
 class TeamsChannel:
-    """Sends cards to channels and chats. Content: an Adaptive Card."""
+    """Sends Adaptive Cards to Teams channels and chats. Content: an Adaptive Card."""
 
     def __init__(self, config: TeamsConfig) -> None:
         self._config = config
@@ -72,7 +74,9 @@ class TeamsChannel:
         return WirePreview("application/json", _message(message.content))
 
     async def send(self, message: Message) -> Receipt:
-        """Teams has no deduplication key: if the outcome is in doubt, the retry may show the card twice."""
+        """Send the card once. If it is unknown whether it arrived, a retry may show it twice, because Teams has no
+        deduplication key.
+        """
         (name,) = message.recipients
         url = url_of(self._config.targets[self.address(name)], name)
         response = await self._targets.post(url, _message(message.content), _HEADERS, name)
@@ -82,7 +86,7 @@ class TeamsChannel:
         return Receipt(answer=answer)
 
     async def check(self) -> Sequence[Finding]:
-        """Connect to each workflow's server without sending a request."""
+        """Connect to the server of each Power Automate workflow, without sending a request."""
         if not self._config.targets:
             return [Finding("channels.teams.targets is empty: nobody can be notified", ok=False)]
         return await self._targets.check(self._config.targets)
@@ -92,16 +96,16 @@ class TeamsChannel:
 
 
 def _error(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError | None:
-    """Return the error for an answer; None if the card was accepted.
+    """Return the error for Teams' answer; None if Teams accepted the card.
 
-    A Power Automate workflow accepts a card with status 202 and an empty body, a connector with status 200 and the text
-    `1`.
+    A Power Automate workflow accepts a card with status 202 and an empty body. A connector accepts it with status 200
+    and the text `1`.
     """
     if not 200 <= status <= 299:
         return error_for_status(status, name, answer, headers)
     if inner := _INNER_ERROR.search(answer.text):
         return error_for_status(int(inner[1]), name, Answer(inner[1], answer.text), headers)
-    if "delivery failed" in answer.text or answer.text.startswith("<"):  # an HTML page, probably from a proxy
+    if "delivery failed" in answer.text or answer.text.startswith("<"):  # `<`: an HTML page, probably from a proxy
         return InDoubt(
             f"{name} answered {status} with words that are not Teams'; it may have taken the card", answer=answer
         )
@@ -109,7 +113,10 @@ def _error(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -
 
 
 def _message(card: Content) -> bytes:
-    """Return the message with the card. If it is too large, the largest parts are removed first, never the headline."""
+    """Return the message that contains the card.
+
+    While the card is too large, the largest part after the first one is removed; the first part is the headline.
+    """
     body: Any = card.get("body")
     encoded = _encode(card)
     while len(encoded) > MAX_BYTES and isinstance(body, list) and len(body) > 1:

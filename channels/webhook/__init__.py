@@ -1,1 +1,1 @@
-"""The webhook channel: posts JSON or CloudEvents to named targets, or to URLs that rules name."""
+"""The webhook channel: posts JSON or CloudEvents to targets from the settings, or to URLs in rules."""

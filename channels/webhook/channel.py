@@ -1,4 +1,4 @@
-"""The webhook channel: POSTs JSON to a URL.
+"""The webhook channel: POSTs JSON or a CloudEvent to a URL.
 
 The signature and the header names follow the Standard Webhooks specification, so that receivers can verify messages
 with existing libraries. The modes `binary` and `structured` follow the HTTP protocol binding of CloudEvents 1.0,
@@ -34,7 +34,7 @@ from channels.webhook.targets import (
 )
 
 EVENT_TYPE = "dispatcher.notification.v1"
-"""The CloudEvents type of each message."""
+"""The CloudEvents attribute `type` of every message."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _RESERVED_HEADER = re.compile(
@@ -42,12 +42,12 @@ _RESERVED_HEADER = re.compile(
 )
 _URL = re.compile(r"https?:", re.IGNORECASE)
 ORIGIN_CACHE_SIZE = 256
-"""Maximum number of URLs from rules whose origin is cached. It is cached because several steps of a delivery need it.
-"""
+"""Maximum number of URLs from rules whose origin (scheme, host and port) is cached, because several steps of a delivery
+need the origin."""
 
 
 class HeaderValue(BaseModel):
-    """A header's value, or the file that contains it. The value may be a secret, so it is never shown."""
+    """An HTTP header's value, or the file that contains it. The value is never shown, because it may be a secret."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,16 +73,16 @@ Mode = Literal["json", "binary", "structured"]
 
 
 class WebhookTarget(Target):
-    """A receiver's URL, and how requests to it are authenticated."""
+    """The URL of a receiver, and how requests to it are authenticated."""
 
     mode: Mode = "json"
-    """With `json`, the body is the rendered template. With `binary` or `structured`, the rendered template is the data
-    of a CloudEvent."""
+    """With `json`, the request's body is the rendered template. With `binary` or `structured`, the request is a
+    CloudEvent, and the rendered template is its data."""
     secret: SecretStr | None = None
-    """The key that signs each message. It is written as `whsec_` followed by base64, or as any other text."""
+    """The key that signs each message: `whsec_` followed by base64, or any other text."""
     secret_file: SecretFile | None = None
     headers: Mapping[str, Header] = Field(default_factory=dict)
-    """Additional headers. Each has a value, or a file that contains it: `Authorization: {value_file:
+    """Additional HTTP headers. Each has a value, or a file that contains the value: `Authorization: {value_file:
     /run/secrets/ops}`."""
 
     @model_validator(mode="after")
@@ -102,16 +102,16 @@ class WebhookTarget(Target):
 
 
 class WebhookConfig(TargetOptions):
-    """The targets by alias, and the hosts that URLs in rules may use."""
+    """The settings of the webhook channel: the targets, and the hosts that URLs in rules may use."""
 
     targets: Mapping[str, WebhookTarget] = Field(default_factory=dict)
     allow_hosts: CommaList[str] = ()
-    """Hosts that URLs in rules may use: `hooks.example.com`, `*.example.com`, `example.com:8443`. If empty, rules can
-    name targets only."""
+    """Hosts that URLs in rules may use: `hooks.example.com`, `*.example.com`, `example.com:8443`. If empty, rules can't
+    contain URLs, only the aliases of targets."""
     mode: Mode = "json"
-    """The mode of messages to URLs in rules. Each target has its own mode."""
+    """The mode of messages to URLs in rules. Messages to a target use the target's own mode."""
     source: str = Field("/flyte-notification-dispatcher", pattern=r"^[!-~]+$")
-    """The attribute `source` of CloudEvents. It is a URI reference."""
+    """The CloudEvents attribute `source`, a URI reference."""
 
     @field_validator("targets")
     @classmethod
@@ -131,7 +131,7 @@ class WebhookChannel:
         self._origin = lru_cache(ORIGIN_CACHE_SIZE)(lambda address: origin(guard.check_url(address)))
 
     def address(self, recipient: str) -> str:
-        """An alias is returned unresolved. A URL must be allowed by the settings."""
+        """Return a target's alias as it is. Return a URL if the settings allow it, else raise `UnknownRecipient`."""
         if recipient in self._config.targets:
             return recipient
         if not _URL.match(recipient):
@@ -160,10 +160,14 @@ class WebhookChannel:
         return WirePreview(headers["Content-Type"].partition(";")[0], body)
 
     async def send(self, message: Message) -> Receipt:
-        """Send the key as `Idempotency-Key` and `webhook-id`, so that receivers recognize a repeated message."""
+        """Send the message to the target or URL.
+
+        The headers `Idempotency-Key` and `webhook-id` contain the delivery's key, so that receivers recognize a
+        repeated message.
+        """
         (address,) = message.recipients
         target = self._config.targets.get(address)
-        if target is None:  # a URL in a rule, or a target that was removed after the delivery was created
+        if target is None:  # a URL in a rule; raises if the target was removed from the settings
             address = self.address(address)
         name = address if target is not None else self._origin(address)
         url = url_of(target, name) if target is not None else address
@@ -174,14 +178,15 @@ class WebhookChannel:
             secrets = [*custom.values(), *([secret] if secret else [])]
             headers |= {**message.trace, **custom} | (_signature(secret, name, message.key, body) if secret else {})
         response = await self._targets.post(url, body, headers, name)
-        # the answer from a URL in a rule is not shown, because a server that the guard allows may still be internal
+        # The text of an answer from a URL in a rule is not shown. The server may be internal, although the guard allows
+        # it, and the author of the rule must not read its answers.
         answer = masked_answer(response, url, secrets) if target is not None else Answer(str(response.status))
         if 200 <= response.status <= 299:
             return Receipt(answer=answer, reference={"idempotency_key": message.key})
         raise error_for_status(response.status, name, answer, response.headers)
 
     async def check(self) -> Sequence[Finding]:
-        """Connect to each target without sending a request."""
+        """Connect to the server of each target, without sending a request."""
         if not self._config.targets and not self._config.allow_hosts:
             return [Finding("channels.webhook has neither targets nor allow_hosts: nobody can be notified", ok=False)]
         return await self._targets.check(self._config.targets)
@@ -190,7 +195,7 @@ class WebhookChannel:
         await self._targets.aclose()
 
     def _request(self, message: Message) -> tuple[bytes, dict[str, str]]:
-        """Return body and headers; both are the same at every attempt."""
+        """Return the body and the headers of the request. Both are the same at every attempt."""
         target = self._config.targets.get(message.recipients[0])
         mode = target.mode if target is not None else self._config.mode
         headers = {"Content-Type": "application/json", "Idempotency-Key": message.key, "webhook-id": message.key}
@@ -213,7 +218,7 @@ class WebhookChannel:
 
 
 def _custom_headers(target: WebhookTarget, name: str) -> dict[str, str]:
-    """Return the target's additional headers. Raises Later if a file can't be read, Never if a value is invalid."""
+    """Return the target's additional headers. Raises `Later` if a file can't be read, `Never` if a value is invalid."""
     headers = {}
     for header, setting in target.headers.items():
         value = reveal_or_later(setting.value, setting.value_file, f"{name}: header {header}'s value_file") or ""
@@ -224,9 +229,9 @@ def _custom_headers(target: WebhookTarget, name: str) -> dict[str, str]:
 
 
 def _secret(target: WebhookTarget, name: str) -> str | None:
-    """Return the signing key; None if the target has none.
+    """Return the target's signing key; None if the settings contain none.
 
-    Raises Later if its file can't be read and Never if it is empty, so that no message is sent unsigned.
+    Raises `Later` if the key's file can't be read and `Never` if the key is empty, so that no message is sent unsigned.
     """
     secret = reveal_or_later(target.secret, target.secret_file, f"{name}: secret_file")
     if secret is not None and not secret:
@@ -235,14 +240,15 @@ def _secret(target: WebhookTarget, name: str) -> str | None:
 
 
 def _signature(secret: str, name: str, key: str, body: bytes) -> dict[str, str]:
-    """Return the signature's headers: HMAC-SHA256 over `ID.TIMESTAMP.BODY`; TIMESTAMP is this attempt's Unix time.
+    """Return the headers with the signature and its timestamp.
 
-    Raises Never if the secret is not valid base64.
+    The signature is the HMAC-SHA256 of `ID.TIMESTAMP.BODY`: ID is the delivery's key, TIMESTAMP the Unix time of this
+    attempt. Raises `Never` if the secret starts with `whsec_` but is not valid base64.
     """
     try:
         signing_key = base64.b64decode(secret[6:], validate=True) if secret.startswith("whsec_") else secret.encode()
     except ValueError:
         raise Never(f"{name}: what follows whsec_ in the secret must be base64") from None
-    timestamp = str(int(time.time()))  # noqa: TID251 - receivers compare it with their clock
+    timestamp = str(int(time.time()))  # noqa: TID251 - real time, because receivers compare it with their clock
     digest = hmac.new(signing_key, b".".join((key.encode(), timestamp.encode(), body)), hashlib.sha256).digest()
     return {"webhook-timestamp": timestamp, "webhook-signature": f"v1,{base64.b64encode(digest).decode()}"}

@@ -1,6 +1,7 @@
-"""Targets that rules name by an alias, requests to them, and errors for HTTP statuses, for webhooks and Teams.
+"""Targets for the channels webhook and teams: their settings, the requests to them, and errors for HTTP statuses.
 
-Anyone who knows a target's URL can post to it, so the URL is a secret: other packages see only the alias.
+A target is a URL in the settings, which rules name by an alias. The URL is a secret, because anyone who knows it can
+post to it: other packages see only the alias.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 MASK = "********"
 MIN_SECRET_LENGTH = 4
-"""Minimum number of characters of a secret that is masked in answers. Shorter secrets would match ordinary text."""
+"""Minimum number of characters of a secret that is masked in answers. A shorter secret would also match ordinary text.
+"""
 
 
 Item = TypeVar("Item")
@@ -31,27 +33,27 @@ CommaList = Annotated[tuple[Item, ...], BeforeValidator(comma_list)]
 
 
 class Target(SecretUrl):
-    """A receiver's URL; its alias is the key in the settings."""
+    """The URL of a receiver. Rules name the receiver by its alias, which is the key in the settings."""
 
 
 class TargetOptions(BaseModel):
-    """Options for the requests to all targets."""
+    """Settings that apply to the requests to all targets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     allow_networks: CommaList[IPvAnyNetwork] = ()
-    """Private, local or reserved networks that messages may be sent to, such as `10.20.0.0/16`."""
+    """Private, local or reserved networks to which messages may be sent, such as `10.20.0.0/16`."""
     allow_http: bool = False
-    """Allow http URLs. Without TLS, anyone on the network path can read the messages and the URL."""
+    """If true, http URLs are allowed. Without TLS, anyone on the network path can read the messages and the URL."""
     timeout: float = Field(20, gt=0, le=100)
-    """Maximum number of seconds for one request, from connecting to the answer."""
+    """Maximum number of seconds for one request, from connecting to the end of the answer."""
     ca_file: SecretFile | None = None
-    """A PEM file with certificates to trust in addition to the system's, for example that of your company's certificate
-    authority."""
+    """A PEM file with certificates to trust in addition to the system's certificates, such as the certificate of your
+    company's certificate authority."""
 
 
 class Targets:
-    """Sends requests to targets. Opens no connection before the first request."""
+    """Sends requests to targets. No connection is opened before the first request."""
 
     def __init__(self, guard: SsrfGuard, options: TargetOptions) -> None:
         self.guard = guard
@@ -59,14 +61,15 @@ class Targets:
         self._client: HttpClient | None = None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], name: str) -> Response:
-        """Send the body, once. `name`: the target's name in error messages.
+        """Send the body once, without a retry. `name`: the target's name in error messages.
 
-        Raises Never if the guard forbids the URL, Later if nothing was sent, InDoubt if the body may have arrived.
+        Raises `Never` if the guard forbids the URL, `Later` if nothing was sent, `InDoubt` if the body may have
+        arrived.
         """
         return await self._http.post(url, body, headers, name)
 
     async def check(self, targets: Mapping[str, Target]) -> Sequence[Finding]:
-        """Connect to each target without sending a request, because any request would be a message."""
+        """Connect to each target without sending a request, because receivers would take any request as a message."""
         async with asyncio.TaskGroup() as group:
             checks = [group.create_task(self._check(name, target)) for name, target in targets.items()]
         return [task.result() for task in checks]
@@ -84,7 +87,8 @@ class Targets:
 
     @property
     def _http(self) -> HttpClient:
-        from channels.common.http import HttpClient  # noqa: PLC0415 - aiohttp would slow down every command
+        # Imported late: at the top of the file, aiohttp would slow down every command.
+        from channels.common.http import HttpClient  # noqa: PLC0415
 
         if self._client is None:
             self._client = HttpClient(self.guard, self._options.timeout, ca_file=self._options.ca_file)
@@ -92,12 +96,12 @@ class Targets:
 
 
 def url_of(target: Target, name: str) -> str:
-    """Return the target's URL; do not store it. Raises Later if its file can't be read."""
+    """Return the target's URL. Do not store it. Raises `Later` if its file can't be read."""
     return reveal_or_later(target.url, target.url_file, f"{name}: url_file") or ""
 
 
 def reveal_or_later(value: SecretStr | None, file: SecretFile | None, name: str) -> str | None:
-    """Return the secret, as `reveal` does. Raises Later with `name` in the reason if its file can't be read."""
+    """Return the secret, as `reveal` does. If its file can't be read, raise `Later` with `name` in the reason."""
     try:
         return reveal(value, file)
     except OSError as error:
@@ -107,7 +111,7 @@ def reveal_or_later(value: SecretStr | None, file: SecretFile | None, name: str)
 
 
 def masked_answer(response: Response, url: str, secrets: Iterable[str] = ()) -> Answer:
-    """Return the server's answer, with the URL, the URL's parts and the other secrets masked."""
+    """Return the server's answer. The URL, parts of the URL and the other secrets are masked in its text."""
     text = " ".join(response.text.split())
     parts = urlsplit(url)
     url_parts = [url, parts.path, *parts.path.split("/"), parts.query, *(value for _, value in parse_qsl(parts.query))]
@@ -118,9 +122,9 @@ def masked_answer(response: Response, url: str, secrets: Iterable[str] = ()) -> 
 
 
 def error_for_status(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError:
-    """Return the error for a status other than 2xx (RFC 9110, 15).
+    """Return the error for an HTTP status other than 2xx (RFC 9110, 15).
 
-    It is never `provider_wide`, because only this target failed.
+    The error is never `provider_wide`, because it concerns only this target.
     """
     match status:
         case 408 | 425 | 429:
