@@ -1,7 +1,7 @@
-"""The canary: a synthetic event, sent every few minutes through the whole pipeline, to check that notifications arrive.
+"""Sends canaries: synthetic events that go through the whole pipeline, to check that notifications arrive.
 
-A canary arrives like any other event (through Kafka, if configured). Its own Options contain its only rule, with a
-recipient for canaries only. One replica sends it; all replicas check whether it arrived.
+A canary enters like any other event (through Kafka, if Kafka is configured). Its only rule is in its own Options and
+names a recipient that is used for canaries only. One replica sends the canary; all replicas check whether it arrived.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
 
-if TYPE_CHECKING:  # every command imports the settings, but few need these modules
+if TYPE_CHECKING:  # for types only: every command imports this file for its settings, and few need these modules
     from dispatcher.intake.kafka.consumer import KafkaConfig
     from dispatcher.intake.pipeline import Intake
     from dispatcher.ledger import Ledger, StoredDelivery
@@ -34,15 +34,15 @@ if TYPE_CHECKING:  # every command imports the settings, but few need these modu
 log = structlog.get_logger(__name__)
 
 PROJECT, DOMAIN = "dispatcher", "canary"
-"""The project and domain of canaries, in the ledger and in the console."""
+"""The project and the domain of every canary's execution. The ledger and the console show them."""
 POSITION = "canary"
-"""The position of a canary that did not go through Kafka. Also the name of the election that chooses the replica which
-sends the canary."""
+"""The position that the ledger stores for a canary that did not go through Kafka. This text is also the name of an
+election: the elected replica sends the canary."""
 POLL_INTERVAL = timedelta(milliseconds=500)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Publish = Callable[[Event], Awaitable[None]]
-"""Publishes an event. Raises DispatcherError if that fails."""
+"""Function that publishes an event. Raises DispatcherError if the event can't be published."""
 
 
 class CanaryConfig(BaseModel):
@@ -53,16 +53,19 @@ class CanaryConfig(BaseModel):
     channel: str
     """Name of the configured channel that sends the canaries."""
     recipient: str
-    """The recipient, written as in a rule: a mailbox or a Slack channel for canaries only."""
+    """The recipient of the canaries, written as in a rule: a mailbox or a Slack channel that is used for canaries
+    only."""
     every: Duration = Field(timedelta(minutes=5), ge=timedelta(seconds=10), le=timedelta(days=1))
     """How often a canary is sent."""
     within: Duration = Field(timedelta(minutes=1), ge=timedelta(seconds=1))
-    """Maximum time until a canary arrives. A canary that has not arrived by then counts as missed."""
+    """Maximum time from sending a canary until it arrives. After this time, a canary that has not arrived counts as
+    missed."""
     through: Literal["kafka", "intake"] = "kafka"
-    """Where canaries are published. `kafka`: to the first of `kafka.topics`, which needs write permission. `intake`:
-    directly to intake; without the section `kafka`, canaries always go there."""
+    """Where canaries are published. `kafka`: to the first topic in `kafka.topics`; the dispatcher needs permission to
+    write to this topic. `intake`: directly to intake. Without the section `kafka`, canaries always go directly to
+    intake."""
     readiness: bool = False
-    """If true, `/readyz` fails on all replicas from a missed canary until the next canary arrives."""
+    """If true, `/readyz` fails on all replicas after a missed canary, until a canary arrives again."""
 
     @model_validator(mode="after")
     def _one_at_a_time(self) -> Self:
@@ -73,7 +76,9 @@ class CanaryConfig(BaseModel):
 
 @dataclass(slots=True, kw_only=True)
 class Canary:
-    """Sends one canary in each period of `every`, unless another replica does, and checks whether it arrives."""
+    """Sends one canary in each period of length `every`, unless another replica sends it, and checks whether the canary
+    arrives.
+    """
 
     config: CanaryConfig
     ledger: Ledger
@@ -81,12 +86,13 @@ class Canary:
     metrics: Metrics
     publish: Publish
     publish_miss: Publish
-    """Publishes the event that notifies the fallback recipients of a missed canary. Never goes through Kafka."""
+    """Publishes the event that notifies the fallback recipients of a missed canary. This event never goes through
+    Kafka."""
     fallback_recipients: Mapping[str, Sequence[str]]
     """Mapping from a channel to the recipients who are notified of a missed canary."""
     stopping: asyncio.Event
     missed: str | None = None
-    """Why the last canary was missed; None if it arrived or none was sent yet."""
+    """Why the last canary was missed; None if the canary arrived or no canary was sent yet."""
 
     async def run(self) -> None:
         """Send and check canaries until stopped."""
@@ -98,7 +104,9 @@ class Canary:
                 log.error("no canary could be sent", exc_info=error)
 
     async def send_and_check(self) -> None:
-        """Send this period's canary, unless another replica was elected; wait until it arrived or is missed."""
+        """Send this period's canary, unless another replica was elected to send it. Then wait until the canary arrives
+        or counts as missed.
+        """
         event, deadline = self._event(self._slot()), self.clock.now() + self.config.within
         elected, problem = True, None
         try:
@@ -116,11 +124,11 @@ class Canary:
             await self._record_miss(event, problem or arrival, elected=elected)
 
     async def unready_reason(self) -> str | None:
-        """Return the reason for /readyz why the last canary was missed, or None."""
+        """Return a sentence for /readyz that says why the last canary was missed; None if it was not missed."""
         return f"the last canary is missed: {self.missed}" if self.missed is not None else None
 
     async def _wait_for_arrival(self, event: Event, deadline: datetime) -> datetime | str:
-        """When the canary arrived, or the reason why it did not arrive before the deadline."""
+        """Return when the canary arrived, or the reason why it did not arrive before the deadline."""
         while True:
             arrival = await self._arrival(event)
             if isinstance(arrival, datetime) or arrival.startswith(_GIVEN_UP) or self.stopping.is_set():
@@ -130,8 +138,8 @@ class Canary:
             await self.clock.sleep(POLL_INTERVAL)
 
     async def _arrival(self, event: Event) -> datetime | str:
-        """When the canary arrived, or the reason why it has not arrived yet."""
-        from dispatcher.ledger import DeliveryFilter  # noqa: PLC0415 - only the running service needs it
+        """Return when the canary arrived, or the reason why it has not arrived yet."""
+        from dispatcher.ledger import DeliveryFilter  # noqa: PLC0415 - only the running service needs the ledger
 
         try:
             found = await self.ledger.find(DeliveryFilter(execution=str(event.execution)), limit=10)
@@ -152,7 +160,7 @@ class Canary:
         if not elected:
             return
         self.metrics.canary_missed(self.config.channel)
-        # If the canary is dead, the fallback recipients are notified already, as for any other dead delivery.
+        # If the canary's delivery is dead, the fallback recipients got the usual notice about a dead delivery already.
         if first and self.fallback_recipients and not reason.startswith(_GIVEN_UP):
             try:
                 await self.publish_miss(self._miss_event(event, reason))
@@ -160,7 +168,7 @@ class Canary:
                 log.error("the fallback recipients could not be notified of the missed canary", reason=str(error))
 
     def _event(self, slot: datetime) -> Event:
-        """The canary of a period, named after its scheduled time."""
+        """Return the canary whose scheduled time is `slot`. This time is also the name of the canary's execution."""
         rule = Notification(phases=(Phase.SUCCEEDED,), channel=self.config.channel, recipients=(self.config.recipient,))
         return Event(
             execution=ExecutionId(project=PROJECT, domain=DOMAIN, name=f"{slot:%Y%m%dT%H%M%SZ}"),
@@ -170,7 +178,7 @@ class Canary:
         )
 
     def _miss_event(self, event: Event, reason: str) -> Event:
-        """The FAILED event whose rules notify the fallback recipients of a missed canary."""
+        """Return a FAILED event that reports the missed canary. Its rules notify the fallback recipients."""
         rules = tuple(
             Notification(phases=(Phase.FAILED,), channel=channel, recipients=tuple(recipients))
             for channel, recipients in self.fallback_recipients.items()
@@ -189,7 +197,9 @@ class Canary:
         )
 
     def _slot(self) -> datetime:
-        """The start of the current period. It is the same on all replicas, and is the scheduled time of the canary."""
+        """Return the start of the current period, which is the scheduled time of its canary. It is the same on all
+        replicas.
+        """
         now = self.clock.now()
         return now - (now - _EPOCH) % self.config.every
 
@@ -207,7 +217,7 @@ _GIVEN_UP = "given up: "
 
 
 def _arrival(stored: Sequence[StoredDelivery]) -> datetime | str:
-    """When a canary's first sent delivery arrived, or the reason why none has arrived."""
+    """Return when the provider accepted a canary's delivery, or the reason why no delivery is sent."""
     for one in stored:
         if one.delivery.state is State.SENT and one.settled_at is not None:
             return one.settled_at
@@ -220,10 +230,10 @@ def _arrival(stored: Sequence[StoredDelivery]) -> datetime | str:
 
 
 def through_kafka(config: KafkaConfig) -> Publish:
-    """A function that publishes an event to the first of `kafka.topics`."""
+    """Return a function that publishes an event to the first topic in `kafka.topics`."""
 
     async def publish(event: Event) -> None:
-        from dispatcher.intake.kafka.consumer import KafkaPublisher  # noqa: PLC0415 - only the running service needs it
+        from dispatcher.intake.kafka.consumer import KafkaPublisher  # noqa: PLC0415 - only the service needs Kafka
 
         message = write(event, Format.NATIVE)
         async with KafkaPublisher(config) as publisher:
@@ -233,7 +243,7 @@ def through_kafka(config: KafkaConfig) -> Publish:
 
 
 def through_intake(intake: Intake) -> Publish:
-    """A function that gives an event directly to intake."""
+    """Return a function that passes an event directly to intake, without Kafka."""
 
     async def publish(event: Event) -> None:
         message = write(event, Format.NATIVE)

@@ -1,7 +1,7 @@
 """Logging to standard error: readable text at a terminal, otherwise one JSON object per line.
 
-Mail addresses are masked at every level except debug. Answers of mail relays and Slack contain them, and more people
-can read the log than the ledger, which has the full text.
+Mail addresses are masked at every level except debug, because more people can read the log than the ledger. The answers
+of mail relays and of Slack contain mail addresses. The ledger stores these answers unmasked.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import orjson
 
 from channels.common.lean_imports import without_modules
 
-with without_modules("rich"):  # structlog would import it for coloured tracebacks; it takes 4 MiB
+with without_modules("rich"):  # structlog would import rich for coloured tracebacks, which takes 4 MiB of memory
     import structlog
     import structlog.tracebacks
 
 _tracebacks = structlog.processors.ExceptionRenderer(
-    structlog.tracebacks.ExceptionDictTransformer(
-        show_locals=False, max_frames=20
-    )  # locals may contain tokens and addresses
+    # Tracebacks are logged without the values of local variables, because these may contain tokens and addresses.
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
 )
 
 _LOCAL = r"""(?: "[^"\n]{1,64}" | [^\s<>()\[\]{},;:"'`|=@\\/]{1,64} )"""
@@ -39,7 +38,9 @@ _ADDRESS = re.compile(
 
 
 def masked(value: Any) -> Any:
-    """The value with the local part of every mail address replaced by `…`. Operators need the hosts, so hosts stay."""
+    """Return the value with the local part (before the `@`) of every mail address replaced by `…`. The host stays,
+    because operators need it.
+    """
     match value:
         case str():
             return _ADDRESS.sub("…", value) if "@" in value else value
@@ -60,10 +61,10 @@ def _mask(_logger: object, level: str, entry: structlog.typing.EventDict) -> str
 
 
 def configure(form: Literal["json", "console", "auto"], *, level: int = logging.INFO) -> None:
-    """Send structlog's lines and the libraries' warnings to the current standard error.
+    """Write structlog's lines and the libraries' warnings to the current standard error.
 
-    `level` applies to the lines of the packages `dispatcher` and `channels`. Call this before they log: a logger keeps
-    the level that was configured when it wrote its first line.
+    `level` is the lowest level that the packages `dispatcher` and `channels` log. Call this function before these
+    packages log, because a logger keeps the level that was configured when it wrote its first line.
     """
     readable = form == "console" or (form == "auto" and sys.stderr.isatty())
     common: list[structlog.typing.Processor] = [
@@ -93,11 +94,11 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for package in ("dispatcher", "channels"):
         logging.getLogger(package).setLevel(level)
-    # aiokafka logs every attempt to reconnect; the Kafka source logs an outage once.
+    # aiokafka's lines are dropped: it logs every attempt to reconnect, but the Kafka source logs an outage only once.
     logging.getLogger("aiokafka").propagate = False
-    # uvicorn logs a warning for every request that is not HTTP, so any client could fill the log.
+    # uvicorn's warnings are dropped: there is one for every request that is not HTTP, so any client could fill the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    # structlog's lines bypass the standard library's records and handlers, which take five times as long.
+    # structlog writes to the stream directly: the standard library's records and handlers take five times as long.
     structlog.configure(
         processors=[*common, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -107,23 +108,25 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
 
 
 class _LockedStream:
-    """A stream to which several threads write one line at a time. A line that can't be written is lost."""
+    """A stream to which only one thread can write at a time, so that lines do not mix. A line that can't be written is
+    lost.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._lock = threading.RLock()  # reentrant, because a garbage collection during a write can log
+        self._lock = threading.RLock()  # reentrant: a garbage collection during a write can log in the same thread
 
     def write(self, text: str) -> None:
         with self._lock:
             try:
                 self._stream.write(text)
                 self._stream.flush()
-            except Exception:  # noqa: BLE001, S110 - there is no other place to report it
+            except Exception:  # noqa: BLE001, S110 - the log fails, so there is no place to report the error
                 pass
 
 
 class _LineLogger:
-    """The logger that structlog's bound loggers wrap. It writes finished lines to the stream."""
+    """The logger inside structlog's bound loggers. It gets each finished line and writes the line to the stream."""
 
     def __init__(self, name: str, stream: _LockedStream) -> None:
         self.name = name
@@ -136,8 +139,8 @@ class _LineLogger:
 
 
 def _never_raising(steps: Sequence[structlog.typing.Processor]) -> structlog.typing.Processor:
-    """Return a processor that runs all steps. If a step raises, the processor returns a line that reports the error, so
-    that code that logs never gets an exception.
+    """Return a processor that runs all steps. If a step raises an exception, the processor returns a line that reports
+    the error. So code that logs never gets an exception.
     """
 
     def render(logger: Any, level: str, entry: structlog.typing.EventDict) -> Any:
@@ -146,7 +149,7 @@ def _never_raising(steps: Sequence[structlog.typing.Processor]) -> structlog.typ
         try:
             for step in steps:
                 text = step(logger, level, text)
-        except Exception as error:  # noqa: BLE001 - an object's __str__ can raise anything
+        except Exception as error:  # noqa: BLE001 - the __str__ of a logged object can raise any exception
             return steps[-1](
                 logger, level, {"event": "a line could not be written", "reason": type(error).__name__, **common}
             )
@@ -159,9 +162,9 @@ _ORJSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATE
 
 
 def _json(_logger: object, level: str, entry: structlog.typing.EventDict) -> str:
-    """The line as JSON in ASCII, so that it contains no control characters for a terminal."""
+    """Return the log line as JSON that is only ASCII, so that it can't contain control characters for a terminal."""
     text = _dumps(entry)
-    if "@" in text and level != "debug":  # masking takes most of a line's time, and few lines have an address
+    if "@" in text and level != "debug":  # masking is slow, so lines without a mail address skip it
         text = _dumps(masked(entry))
     return text
 
@@ -171,13 +174,13 @@ def _dumps(entry: structlog.typing.EventDict) -> str:
         text = orjson.dumps(entry, default=_to_json, option=_ORJSON_OPTIONS)
         if text.isascii():
             return text.decode()
-    except TypeError:  # orjson refuses lone surrogates, integers above 64 bits, and keys that are not text
+    except TypeError:  # json (below) accepts what orjson refuses: lone surrogates, large integers, numbers as keys
         pass
     return json.dumps(entry, default=_to_json, separators=(",", ":"))
 
 
 def _to_json(value: Any) -> Any:
-    """Convert an object whose type JSON does not have into a JSON value."""
+    """Convert a value of a type that JSON does not have, such as a set, to a JSON value."""
     match value:
         case set() | frozenset():
             return list(value)

@@ -1,8 +1,8 @@
-"""The metrics, with one method for each occurrence to count. This is the only module that uses the Prometheus client.
+"""The Prometheus metrics. Other modules call one method for each occurrence that is counted.
 
-Label values are few, and known in advance or from the settings: channels, phases, topics. Executions, projects,
-recipients and reasons are never labels; they are in the ledger and in the log. docs/metrics.md lists every metric, and
-a test compares it with this module.
+Only this module uses the Prometheus client. Label values are few, and known in advance or from the settings: channels,
+phases, topics. Executions, projects, recipients and reasons are never labels, because they have too many values; the
+ledger and the log have them. docs/metrics.md lists every metric, and a test compares it with this module.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from dispatcher.version import __version__
 
 SOURCES = ("kafka", "http", "reconcile", "canary")
 REPLAY = "replay"
-"""The label `source` of replays. The source of a replayed message is the position at which it first arrived."""
+"""Value of the label `source` for replayed messages. The source of a replayed message itself is the position at which
+it first arrived; positions would be too many label values."""
 _PROVIDER_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LAG_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
 _CANARY_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
-# Without this, each counter and histogram gets a second series with its creation time, which PromQL does not use.
+# Without this call, the client adds a series with the creation time to each counter and histogram. PromQL doesn't
+# need these series.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
@@ -39,7 +41,7 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 @dataclass(frozen=True, slots=True)
 class MetricDescription:
-    """One metric, as docs/metrics.md describes it."""
+    """The description of one metric. A test compares it with docs/metrics.md."""
 
     name: str
     kind: str
@@ -49,7 +51,7 @@ class MetricDescription:
 
 
 class Metrics:
-    """The metrics of one service. Counting costs one dict look-up and one addition."""
+    """All metrics of one replica. To count an occurrence takes one dict look-up and one addition."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -67,11 +69,11 @@ class Metrics:
 
     @property
     def descriptions(self) -> Sequence[MetricDescription]:
-        """Every metric that this module declares."""
+        """The descriptions of all metrics that this module declares."""
         return self._descriptions
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
-        """All metrics in a format that the `Accept` header allows, and the content type."""
+        """Return all metrics, in a format that the `Accept` header allows, and the content type of this format."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
@@ -94,7 +96,7 @@ class Metrics:
             "Messages rendered with the built-in template because a custom template failed.",
             "channel",
         )
-        for source in (*SOURCES, REPLAY):  # rate() needs a counter's series to exist before the first increment
+        for source in (*SOURCES, REPLAY):  # created at 0: PromQL's rate() misses the first increment of a new series
             self._messages.labels(source)
             self._rejected.labels(source)
 
@@ -121,7 +123,7 @@ class Metrics:
         self._series_of(self._events, source, kind, phase, decision).inc()
 
     def template_failed(self, channel: str) -> None:
-        """Count a message that was rendered with the built-in template because a custom one failed."""
+        """Count a message that was rendered with the built-in template because a custom template failed."""
         self._template_failures.labels(channel).inc()
 
     # -- delivering
@@ -162,7 +164,7 @@ class Metrics:
         )
 
     def add_channel(self, name: str) -> None:
-        """Create the counters of a configured channel, at zero."""
+        """Create the metrics of a configured channel, with the value 0."""
         self._channels.add(name)
         for outcome in ("sent", "retry", "in_doubt", "dead"):
             self._attempts.labels(name, outcome)
@@ -177,8 +179,10 @@ class Metrics:
         ):
             metric.labels(name)
 
-    def settled(self, settlement: Settlement, lease_held: bool) -> None:  # noqa: FBT001 - a callback's signature
-        """Count a finished attempt. If its lease was lost, its outcome changed nothing in the ledger."""
+    def settled(self, settlement: Settlement, lease_held: bool) -> None:  # noqa: FBT001 - set by the callback's type
+        """Count a finished attempt. If the attempt's lease was lost, the delivery is not counted as sent or dead,
+        because the outcome changed nothing in the ledger.
+        """
         channel = settlement.delivery.channel
         match settlement.outcome:
             case Sent():
@@ -207,11 +211,15 @@ class Metrics:
                 self._deliveries.labels(self._channel_label(delivery.channel), "dead").inc()
 
     def _channel_label(self, channel: str) -> str:
-        """Return the channel's name, or `other` if it is not configured, because events may name any channel."""
+        """Return the channel's name, or `other` if the channel is not configured. Events may name any channel, so the
+        names of unknown channels would be too many label values.
+        """
         return channel if channel in self._channels else "other"
 
     def deferred(self, channel: str, number: int) -> None:
-        """Count due deliveries that a claim postponed."""
+        """Count due deliveries that a claim postponed because of a rate limit, a Retry-After or an open circuit
+        breaker.
+        """
         if number:
             self._rate_limit_waits.labels(channel).inc(number)
 
@@ -252,8 +260,8 @@ class Metrics:
         )
 
     def backlog(self, channels: Mapping[str, Backlog] | None, *, now: datetime) -> None:
-        """Set the gauges of the ledger's backlog. None (the ledger can't be read) removes them: no value is better than
-        an old one.
+        """Set the gauges of the ledger's backlog. If the ledger can't be read, `channels` is None. Then the gauges are
+        removed, because old values would be misleading.
         """
         for gauge in (self._waiting, self._due, self._dead, self._oldest_waiting, self._open_breakers):
             gauge.clear()
@@ -271,12 +279,11 @@ class Metrics:
             self._oldest_waiting.labels(name).set(age)
 
     def kafka(self, lag: Mapping[tuple[str, int], int] | None, last_message: Mapping[tuple[str, int], float]) -> None:
-        """Set the gauges of the assigned partitions. The mappings' keys are topic and partition number.
+        """Set the gauges of the Kafka partitions that are assigned to this replica.
 
         Args:
-            lag: messages not read yet; None if the broker did not answer.
-            last_message: Unix timestamps of the last messages that were read.
-
+            lag: mapping from topic and partition to the number of unread messages; None if the broker did not answer.
+            last_message: mapping from topic and partition to the Unix timestamp of the last message that was read.
         """
         for gauge, values in ((self._kafka_lag, lag or {}), (self._kafka_last_message, last_message)):
             gauge.clear()
@@ -312,21 +319,23 @@ class Metrics:
         build.labels(__version__, platform.python_version()).set(1)
 
     def readiness(self, unready_reasons: Mapping[str, str | None]) -> None:
-        """Set the readiness of each component; its reason is None if it is ready."""
+        """Set the readiness of each component. `unready_reasons` maps each component to the reason why it is not ready,
+        or to None if it is ready.
+        """
         for component, reason in unready_reasons.items():
             self._ready.labels(component).set(reason is None)
 
-    def collector_finished(self, collector: str, success: bool) -> None:  # noqa: FBT001 - a callback's signature
-        """Set whether a collector succeeded at this scrape."""
+    def collector_finished(self, collector: str, success: bool) -> None:  # noqa: FBT001 - set by the callback's type
+        """Record whether a collector, which reads values for the metrics page, succeeded at this scrape."""
         self._collector_success.labels(collector).set(success)
 
     def add_watched(self, component: str) -> None:
-        """Create the metrics of a component that the watchdog watches, at zero."""
+        """Create the metrics of a component that the watchdog watches, with the value 0."""
         self._stalls.labels(component)
         self._stalled.labels(component).set(0)
 
     def stalled(self, component: str) -> None:
-        """Count a component that stopped making progress."""
+        """Record that a component stopped making progress."""
         self._stalls.labels(component).inc()
         self._stalled.labels(component).set(1)
 
@@ -335,16 +344,16 @@ class Metrics:
         self._stalled.labels(component).set(0)
 
     def heartbeat(self, delay: float) -> None:
-        """Set how many seconds late the event loop ran its heartbeat."""
+        """Record by how many seconds the event loop's last heartbeat was late."""
         self._loop_delay.set(delay)
 
     def add_canary(self, channel: str) -> None:
-        """Create the counters of canaries on this channel, at zero."""
+        """Create the counters of this channel's canaries, with the value 0."""
         for outcome in ("arrived", "missed"):
             self._canaries.labels(channel, outcome)
 
     def canary_arrived(self, channel: str, duration: timedelta, *, at: datetime) -> None:
-        """Count a canary that arrived at the time `at`."""
+        """Count a canary that arrived at the time `at`, which is `duration` after its scheduled time."""
         self._canaries.labels(channel, "arrived").inc()
         self._canary_duration.labels(channel).observe(_seconds(duration))
         self._canary_last_arrival.labels(channel).set(at.timestamp())
@@ -354,7 +363,9 @@ class Metrics:
         self._canaries.labels(channel, "missed").inc()
 
     def _series_of(self, metric: _Metric, *labels: str) -> _Metric:
-        """Return the series with these labels, cached for speed. Don't use it for gauges whose series are cleared."""
+        """Return the metric's series with these label values, from a cache for speed. Don't use this method for a gauge
+        whose series are removed: the cache would return a removed series.
+        """
         key = (metric, *labels)
         series: _Metric | None = self._series.get(key)
         if series is None:
@@ -381,10 +392,12 @@ class Metrics:
 
 
 def _phase(rejected: Rejected) -> str:
-    """The phase of a rejected event; empty if the message could not be decoded."""
+    """Return the phase of a rejected event; empty if the message could not be decoded."""
     return rejected.event.rpartition("/")[2] if rejected.event else ""
 
 
 def _seconds(duration: timedelta) -> float:
-    """Return the seconds, or 0 if the duration is negative, which happens because the clocks of machines differ."""
+    """Return the duration in seconds, or 0 if it is negative. It can be negative because the clocks of two machines
+    differ.
+    """
     return max(duration.total_seconds(), 0.0)

@@ -1,7 +1,8 @@
 """Detects a blocked event loop, and components that have work but make no progress.
 
-A thread watches the event loop, and a task in the loop watches the components. The log shows where the loop or a
-component hangs. A blocked loop does not answer liveness probes; without a probe, the watchdog can end the process.
+A thread watches the event loop, and a task in the event loop watches the components. The log shows where the event loop
+or a component hangs. A process whose event loop is blocked does not answer liveness probes, so it is restarted. If
+there is no liveness probe, the watchdog can end the process.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dispatcher.clock import Clock
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.parsing.duration import Duration
 
-if TYPE_CHECKING:  # every command imports the settings, but few need these modules
+if TYPE_CHECKING:  # for types only: every command imports this file for its settings, and few need these modules
     from dispatcher.delivering.worker import DeliveryWorker
     from dispatcher.intake.kafka.consumer import KafkaSource
     from dispatcher.ledger import Ledger
@@ -34,27 +35,28 @@ if TYPE_CHECKING:  # every command imports the settings, but few need these modu
 log = structlog.get_logger(__name__)
 
 LOOP = "loop"
-"""The event loop's name among the components."""
+"""The name of the event loop in the metrics and the log, where it is one of the components."""
 EXIT_STATUS = 70
-"""The exit status of a process that the watchdog ends: EX_SOFTWARE in sysexits.h."""
+"""The exit status of a process that the watchdog ends. The number is EX_SOFTWARE in sysexits.h."""
 CHECKS_PER_PERIOD = 4
-"""Number of heartbeats in each period of `loop_stall`, and of progress checks in each `no_progress_after`."""
+"""Number of heartbeats in each period of length `loop_stall`. Also the number of progress checks in each period of
+length `no_progress_after`."""
 
 
 class WatchdogConfig(BaseModel):
-    """When the event loop or a component counts as stalled, and what happens then."""
+    """Time limits after which the event loop or a component counts as stalled, and whether the process then ends."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loop_stall: Duration = Field(timedelta(seconds=30), ge=timedelta())
-    """Time after which a blocked event loop counts as hung. The log then shows where it is blocked. 0 switches the
+    """Time after which a blocked event loop counts as hung. The log then shows the code that blocks it. 0 switches the
     check off."""
     exit: bool = False
-    """End the process with status 70 if its event loop hangs, so that a supervisor restarts it. Use this if there
-    is no liveness probe."""
+    """End the process with exit status 70 if its event loop hangs, so that a supervisor restarts it. Use this option if
+    there is no liveness probe."""
     no_progress_after: Duration = Field(timedelta(minutes=5), ge=timedelta())
     """Time after which a component that has work but makes no progress counts as stalled. `/readyz` and the log then
-    name it. 0 switches the check off."""
+    name the component. 0 switches the check off."""
 
 
 def _exit() -> None:
@@ -64,8 +66,8 @@ def _exit() -> None:
 class Watchdog:
     """A context manager whose thread watches the event loop that runs the `with` block.
 
-    A C extension that hangs without releasing the interpreter lock stops this thread too; only a liveness probe detects
-    such a hang.
+    A C extension that hangs without releasing the interpreter lock also stops the watchdog's thread. Only a liveness
+    probe detects such a hang.
     """
 
     def __init__(self, config: WatchdogConfig, metrics: Metrics, exit_process: Callable[[], None] = _exit) -> None:
@@ -96,7 +98,7 @@ class Watchdog:
             self._thread.join()
 
     def _heartbeat(self) -> None:
-        """Runs in the event loop, at each interval."""
+        """Record that the event loop runs. The event loop calls this method once in each interval."""
         now = time.monotonic()
         expected = self._interval if self._next_heartbeat is not None else 0
         delay, self._last_heartbeat = now - self._last_heartbeat - expected, now
@@ -108,11 +110,11 @@ class Watchdog:
         self._next_heartbeat = self._loop.call_later(self._interval, self._heartbeat)
 
     def _watch(self) -> None:
-        """Runs in the watchdog's thread."""
+        """Check once in each interval whether a heartbeat is missing. Runs in the watchdog's own thread."""
         now = time.monotonic()
         while not self._closed.wait(self._interval):
             now, previous = time.monotonic(), now
-            if now - previous > 2 * self._interval:  # the whole process was stopped or got no CPU, not only the loop
+            if now - previous > 2 * self._interval:  # this thread was late too, so the whole process had no CPU time
                 continue
             if not self._hangs and now - self._last_heartbeat > self._config.loop_stall.total_seconds():
                 self._report(now - self._last_heartbeat)
@@ -120,7 +122,7 @@ class Watchdog:
     def _report(self, seconds: float) -> None:
         self._hangs = True
         self._metrics.stalled(LOOP)
-        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - no public function shows another thread
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - there is no public function
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         log.critical(
             "stalled: the event loop hangs",
@@ -134,9 +136,9 @@ class Watchdog:
             self._exit_process()
 
     def _task_name(self) -> str:
-        """The name of the task that blocks the event loop."""
+        """Return the name of the asyncio task that blocks the event loop, or `a callback` if no task is known."""
         task = None
-        with suppress(Exception):  # asyncio supports this call only in the loop's own thread
+        with suppress(Exception):  # may fail: asyncio supports this call only in the event loop's own thread
             task = asyncio.current_task(self._loop)
         return task.get_name() if task is not None else "a callback"
 
@@ -147,10 +149,10 @@ class ProgressMonitor:
 
     ledger: Ledger
     workers: Mapping[str, DeliveryWorker]
-    """Mapping from the component's name, such as `worker slack`, to the worker."""
+    """Mapping from the component's name, such as `worker slack`, to the delivery worker."""
     source: KafkaSource | None
     tasks: Mapping[str, asyncio.Task[None]]
-    """Mapping from a component's name to its task."""
+    """Mapping from a component's name to the asyncio task that runs it."""
     metrics: Metrics
     clock: Clock
     no_progress_after: timedelta
@@ -158,25 +160,26 @@ class ProgressMonitor:
     last_batch_at: datetime | None = None
     """When the last batch from Kafka was recorded."""
     stalled: set[str] = field(default_factory=set)
-    """The components that make no progress."""
+    """The names of the components that have work but make no progress."""
     _started_at: datetime | None = None
     _lagging_since: datetime | None = None
-    """Time since which messages have been unread and no batch has been recorded; None at other times."""
+    """Time since which Kafka has had unread messages and no batch has been recorded. None if there are no unread
+    messages, or intake makes progress."""
 
     async def run(self) -> None:
-        """Check until stopped."""
+        """Check all components again and again, until the service stops."""
         for component in (*self.workers, *(["intake"] if self.source is not None else [])):
             self.metrics.add_watched(component)
         while not await self._stopped_within(self.no_progress_after / CHECKS_PER_PERIOD):
             try:
                 await self.check()
             except LedgerUnavailable:
-                continue  # /readyz reports it
+                continue  # /readyz reports that the ledger is unavailable
             except Exception as error:  # a bug in this check must not stop the service
                 log.error("the progress check failed", exc_info=error)
 
     async def check(self) -> None:
-        """Check each component once. Raises LedgerUnavailable."""
+        """Check each component once. Raises LedgerUnavailable if the ledger can't be read."""
         now = self.clock.now()
         self._started_at = self._started_at or now
         for component, worker in self.workers.items():
@@ -185,11 +188,13 @@ class ProgressMonitor:
             self._update("intake", stalled=await self._intake_stalled(self.source, now))
 
     async def unready_reason(self) -> str | None:
-        """Return a sentence for /readyz that names the components without progress, or None if there are none."""
+        """Return a sentence for /readyz that names the components without progress; None if all make progress."""
         return f"no progress: {', '.join(sorted(self.stalled))}" if self.stalled else None
 
     async def _worker_stalled(self, worker: DeliveryWorker, now: datetime) -> bool:
-        """True if deliveries have been due for `no_progress_after`, and the worker claimed none in this time."""
+        """True if deliveries have been due for `no_progress_after` and the worker has claimed none of them, or if the
+        worker's task has ended.
+        """
         if self._task_ended(f"worker {worker.name}"):
             return True
         long_ago = now - self.no_progress_after
@@ -199,12 +204,14 @@ class ProgressMonitor:
         return await self.ledger.overdue(worker.name, before=long_ago)
 
     async def _intake_stalled(self, source: KafkaSource, now: datetime) -> bool:
-        """True if messages have been unread for `no_progress_after`, and no batch was recorded in this time."""
+        """True if messages have been unread for `no_progress_after` and no batch was recorded in this time, or if
+        intake's task has ended.
+        """
         if self._task_ended("intake"):
             return True
         try:
             lag = sum((await source.lag()).values())
-        except Exception:  # noqa: BLE001 - any error means that the broker does not answer; /readyz reports it
+        except Exception:  # noqa: BLE001 - any error means that the broker does not answer, which /readyz reports
             return False
         if not lag or (self._lagging_since and self.last_batch_at and self.last_batch_at > self._lagging_since):
             self._lagging_since = None
@@ -213,7 +220,7 @@ class ProgressMonitor:
         return self._lagging_since is not None and now - self._lagging_since >= self.no_progress_after
 
     def _task_ended(self, component: str) -> bool:
-        """True if the component's task has ended although the service is not stopping."""
+        """True if the component's asyncio task has ended although the service is not stopping."""
         return component in self.tasks and self.tasks[component].done() and not self.stopping.is_set()
 
     def _update(self, component: str, *, stalled: bool) -> None:
@@ -236,7 +243,9 @@ class ProgressMonitor:
 
 
 def await_stack(task: asyncio.Task[Any]) -> list[str]:
-    """Return where a task waits, as one `file:line function` for each coroutine, the innermost last."""
+    """Return where an asyncio task waits: a text `file:line function` for each coroutine that awaits the next one, with
+    the innermost coroutine last.
+    """
     places = []
     awaited: Any = task.get_coro()
     while awaited is not None:
