@@ -227,7 +227,7 @@ class Settings(BaseSettings):
     http: HttpConfig | None = None
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
-    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # created at run time
+    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # this type is created at run time
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: str = ""

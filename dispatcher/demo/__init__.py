@@ -1,5 +1,5 @@
-"""The demo: a simulated day of a team with the real service, embedded settings and a local inbox.
+"""The demo: runs the real service through a simulated day of a team. A local inbox receives the messages.
 
-`story` has the events and the expected messages. `fakes` has the local mail server, Slack, PagerDuty, Teams, webhook
-receiver and FlyteAdmin, which the tests use too. `show` runs the demo.
+`story` contains the events and the expected messages. `fakes` contains local fakes of a mail server, Slack, PagerDuty,
+Teams, a webhook receiver and FlyteAdmin; the tests use these fakes too. `show` runs the demo.
 """

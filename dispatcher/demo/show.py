@@ -1,4 +1,4 @@
-"""Runs the demo: the real service with embedded settings, the inbox, and the simulated day, shown in the terminal."""
+"""Runs the demo: starts the real service and the inbox, sends the simulated day's events, and prints the result."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from dispatcher.intake.pipeline import BatchResult
 from dispatcher.runtime.service import Service
 
 ARRIVAL_TIMEOUT = 30.0
-"""Maximum time until every expected message has arrived, in seconds."""
+"""Maximum time that the demo waits until every expected message has arrived, in seconds."""
 EXTRA_WAIT = timedelta(seconds=1)
-"""How long the demo then waits, in case messages arrive that are not expected."""
+"""Time that the demo waits after the last expected message. If another message arrives in this time, the demo fails."""
 _ROUTING_KEY = "0123456789abcdef0123456789abcdef"
-_WEBHOOK_SECRET = "of the demo"  # noqa: S105 - no secret: for the demo only
+_WEBHOOK_SECRET = "of the demo"  # noqa: S105 - only the demo's fake receiver accepts this value
 _ALLOW_LOOPBACK = {"allow_http": True, "allow_networks": ["127.0.0.0/8"]}
 _VERDICT_STYLES = {"matched": "green", "no_matching_rule": "yellow", "disabled": "magenta"}
 
 
 @dataclass(slots=True)
 class Show:
-    """One run of the demo."""
+    """Runs the demo once and prints its progress."""
 
     console: Console
     port: int = 0
-    """The inbox page's port; 0 takes a free one."""
+    """The port of the inbox's web page. 0 chooses a free port."""
     clock: Clock = field(default_factory=SystemClock)
     inbox: Inbox = field(init=False)
 
@@ -70,7 +70,7 @@ class Show:
         )
 
     async def run(self, *, once: bool) -> bool:
-        """Run the demo; without `once`, the inbox then stays open until Ctrl-C.
+        """Run the demo. If `once` is False, the inbox stays open after the simulated day, until Ctrl-C.
 
         Returns True if exactly the expected messages arrived.
         """
@@ -188,7 +188,7 @@ class Show:
 
 
 _Message = tuple[str, tuple[str, ...], str]
-"""Channel, recipients and execution of one message."""
+"""The channel, the recipients and the execution's name of one message."""
 
 
 def _expected(scene: Scene) -> list[_Message]:

@@ -1,4 +1,4 @@
-"""The demo's simulated day: the executions, and the expected messages."""
+"""The demo's simulated day: the executions, and the messages that must arrive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 
 Expected = tuple[str, tuple[str, ...]]
-"""One expected message: the channel, and its recipients, sorted."""
+"""One message that must arrive: its channel, and its recipients in alphabetical order."""
 
 LAUNCH_PLANS = """\
 # Rules in Flyte's own form; "*" as name is for every launch plan of the project and domain.
@@ -63,18 +63,18 @@ User error."""
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One execution: its terminal event, the event's format, and the expected messages."""
+    """One execution of the day: its terminal event, the event's format, and the messages that must arrive."""
 
     title: str
     event: Event
     form: Format
     expected: Sequence[Expected] = ()
     lifecycle: bool = True
-    """True to send the execution's earlier phases and its node and task events before the terminal event."""
+    """True to send the execution's earlier events (phases, nodes and tasks) before the terminal event."""
 
 
 def day(now: datetime) -> list[Scene]:
-    """The scenes, in order; the executions finish at `now`."""
+    """Return the scenes of the day, in order. All executions finish at `now`."""
     failed = _event("a7failed", Phase.FAILED, now, plan="train.daily", error=_TRACEBACK, took=857)
     return [
         Scene(

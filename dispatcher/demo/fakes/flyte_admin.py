@@ -1,7 +1,7 @@
-"""A local FlyteAdmin: Flyte's gRPC services with filters, pages, OAuth2 and scripted errors.
+"""A fake FlyteAdmin: serves Flyte's gRPC services locally, with filters, pages, OAuth2 and scripted errors.
 
-It follows flyteadmin's `rpc/adminservice`, `auth` and `common/filters.go`: filters are joined with `+`, a page token is
-the offset of the next page, and AuthMetadataService needs no token.
+The fake behaves like flyteadmin's `rpc/adminservice`, `auth` and `common/filters.go`: `+` separates the filters, a page
+token is the offset of the next page, and AuthMetadataService needs no token.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from dispatcher.web.server import serving
 _ANONYMOUS_SERVICE = "/flyteidl.service.AuthMetadataService/"
 _PAGE_SIZE = 100
 _MAX_LISTED_ERROR = 100
-"""Maximum number of characters of an error in a list."""
+"""Maximum length of each execution's error message in a list, in characters. The rest is cut off, as in flyteadmin."""
 
 
 @dataclass(slots=True)
 class OAuthServer:
-    """A token endpoint for OAuth2 client credentials, with one client."""
+    """A fake token endpoint for OAuth2 client credentials, which knows one client."""
 
     client_id: str = "dispatcher"
-    client_secret: str = "secret-of-the-client"  # noqa: S105 - no secret: for the demo and tests
+    client_secret: str = "secret-of-the-client"  # noqa: S105 - only fake servers accept this value
     scopes: tuple[str, ...] = ("all",)
     expires_in: Any = 3600
-    """`expires_in` in the response: seconds, or an invalid value for a test."""
+    """The value of `expires_in` in responses: a number of seconds, or an invalid value for a test."""
     metadata_key: str = "flyte-authorization"
-    """The gRPC metadata key that carries the token. Flyte lets operators rename it."""
+    """The gRPC metadata key that carries the token. Flyte's operators can choose another key."""
     scripted_responses: list[tuple[int, bytes]] = field(default_factory=list)
-    """Responses that the token endpoint gives before its normal ones, each as its status and body."""
+    """Status and body of each scripted response. The token endpoint sends them before any normal response."""
     token_requests: list[dict[str, str]] = field(default_factory=list)
-    """The form data of the token requests so far."""
+    """The form data of each token request so far, in order."""
     valid_tokens: set[str] = field(default_factory=set)
-    """The tokens that are accepted. Remove a token to let it expire."""
+    """The tokens that FlyteAdmin accepts. To simulate an expired token, a test removes it from this set."""
 
     async def token(self, request: Request) -> Response:
-        """The token endpoint (RFC 6749, 4.4)."""
+        """Answer a token request (RFC 6749, 4.4)."""
         form = dict(parse_qsl((await request.body()).decode()))
         self.token_requests.append(form)
         if self.scripted_responses:
@@ -82,41 +82,43 @@ class OAuthServer:
 
 @dataclass(slots=True)
 class LocalFlyteAdmin:
-    """The server, on a free loopback port; use it with `async with`."""
+    """The fake server, which listens on a free loopback port. `async with` starts and stops the server."""
 
     executions: dict[str, Any] = field(default_factory=dict)
     """Mapping from `project/domain/name` to flyteidl's Execution."""
     row_updated_at: dict[str, datetime] = field(default_factory=dict)
-    """Mapping from an execution to the time when its row was last updated.
+    """Mapping from an execution to the time at which its database row was last updated.
 
-    Only for executions whose row was updated after `closure.updated_at`, for example because they were archived.
+    Executions that are not in this mapping have the time `closure.updated_at`. In flyteadmin, the row's time is later
+    if, for example, the execution was archived.
     """
     launch_plans: dict[str, Any] = field(default_factory=dict)
     """Mapping from `project/domain/name@version` to flyteidl's LaunchPlan."""
     forbidden: set[str] = field(default_factory=set)
-    """Executions that the client may not read, and places (`project/domain`) that it may not list."""
+    """Executions that the client may not read, and places (`project/domain`) that the client may not list."""
     oauth: OAuthServer | None = None
     tls: tuple[bytes, bytes] | None = None
-    """Private key and certificate chain (PEM); None to serve without TLS."""
+    """Private key and certificate chain (PEM). If None, the server does not use TLS."""
     port: int = 0
     delay: float = 0.0
-    """Seconds before each response."""
+    """The server waits this many seconds before each response."""
     answering: asyncio.Event = field(default_factory=asyncio.Event)
-    """While this event is cleared, the server does not respond."""
+    """The server responds only while this asyncio event is set."""
     scripted_errors: list[grpc.StatusCode] = field(default_factory=list)
-    """Error statuses for the next requests, in order. Each is used once."""
+    """Error statuses for the next requests, in order. Each status answers one request."""
     errors_by_name: dict[str, grpc.StatusCode] = field(default_factory=dict)
-    """Mapping from an execution, or a place (`project/domain`), to the error status that requests for it get."""
+    """Mapping from an execution or a place (`project/domain`) to an error status. Every request for this execution or
+    place gets that error."""
     raw_answer: bytes | None = None
-    """If set, these bytes are sent instead of every response."""
+    """If set, the server answers every request with these bytes, for example to test invalid answers."""
     requests_by_method: Counter[str] = field(default_factory=Counter)
-    """Mapping from a method's name to its number of requests."""
+    """Mapping from each method's name to the number of its requests so far."""
     lookups_by_execution: Counter[str] = field(default_factory=Counter)
-    """Mapping from an execution to its number of GetExecution requests."""
+    """Mapping from each execution to the number of GetExecution requests for it so far."""
     max_concurrent: int = 0
-    """The largest number of concurrent requests so far."""
+    """The highest value of `concurrent` so far."""
     concurrent: int = 0
-    """Requests that are being handled now."""
+    """Number of requests that the server is handling now."""
     _token_url: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _server: grpc.aio.Server | None = None
@@ -130,17 +132,17 @@ class LocalFlyteAdmin:
 
     @property
     def token_url(self) -> str:
-        """The token endpoint's address."""
+        """The URL of the token endpoint; empty without `oauth`."""
         return self._token_url
 
     def add(self, execution: Mapping[str, Any]) -> Any:
-        """Add an Execution, given as protobuf's JSON. Returns the message, which a test may change."""
+        """Add an Execution, which is given as protobuf JSON. Returns the protobuf message, which a test may change."""
         message = ParseDict(dict(execution), execution_pb2.Execution())
         self.executions[_full_name(message.id)] = message
         return message
 
     def add_launch_plan(self, plan: Mapping[str, Any]) -> None:
-        """Add a LaunchPlan, given as protobuf's JSON."""
+        """Add a LaunchPlan, which is given as protobuf JSON."""
         message = ParseDict(dict(plan), launch_plan_pb2.LaunchPlan())
         self.launch_plans[f"{_full_name(message.id)}@{message.id.version}"] = message
 
@@ -159,7 +161,7 @@ class LocalFlyteAdmin:
         await self._stack.aclose()
 
     async def start(self) -> None:
-        """Start listening; after a stop, on the same port as before."""
+        """Start the server. After `stop`, the server uses the same port again."""
         server = grpc.aio.server(interceptors=[_Interceptor(self)], options=[("grpc.so_reuseport", 0)])
         admin_pb2_grpc.add_AdminServiceServicer_to_server(_AdminService(self), server)
         auth_pb2_grpc.add_AuthMetadataServiceServicer_to_server(_AuthMetadataService(self), server)
@@ -172,20 +174,20 @@ class LocalFlyteAdmin:
         self._server = server
 
     async def stop(self) -> None:
-        """Close the server and all connections."""
+        """Stop the server and close all its connections."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
 
     async def handle(self, method: str, request: Any, context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
-        """Handle one request: count it, check its token, apply delays and scripted errors, then call `answer`."""
+        """Handle one request: count the request, check its token, wait, raise a scripted error, or call `answer`."""
         self.concurrent += 1
         self.requests_by_method[method.rpartition("/")[2]] += 1
         self.max_concurrent = max(self.max_concurrent, self.concurrent)
         try:
             await self._check_token(method, context)
             await self.answering.wait()
-            await asyncio.sleep(self.delay)  # noqa: TID251 - simulates a slow server
+            await asyncio.sleep(self.delay)  # noqa: TID251 - a fake server waits in real time
             if self.scripted_errors:
                 await context.abort(self.scripted_errors.pop(0), "as the script wants it")
             name = _full_name(request.id) if isinstance(request, execution_pb2.WorkflowExecutionGetRequest) else ""
@@ -231,8 +233,8 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         )
 
 
-class _AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # generated, untyped
-    """The methods that the dispatcher uses; all others are UNIMPLEMENTED."""
+class _AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # generated without types
+    """The methods of AdminService that the dispatcher uses. All other methods answer UNIMPLEMENTED."""
 
     def __init__(self, admin: LocalFlyteAdmin) -> None:
         self._admin = admin
@@ -289,8 +291,8 @@ class _AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc] 
         return execution_pb2.ExecutionList(executions=[_as_listed(execution) for execution in page], token=next_token)
 
 
-class _AuthMetadataService(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: ignore[misc]  # generated, untyped
-    """Tells clients where and how to get a token."""
+class _AuthMetadataService(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: ignore[misc]  # generated without types
+    """Answers clients that ask where and how to request a token."""
 
     def __init__(self, admin: LocalFlyteAdmin) -> None:
         self._admin = admin
@@ -324,13 +326,16 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def _page(found: list[Any], request: Any) -> tuple[list[Any], str]:
-    """The requested page, and the next page's token: its offset, or an empty text if there is no next page."""
+    """Return the requested page and the token of the next page.
+
+    The token is the offset of the next page; empty if there is no next page.
+    """
     offset, limit = int(request.token or 0), request.limit or _PAGE_SIZE
     return found[offset : offset + limit], str(offset + limit) if offset + limit < len(found) else ""
 
 
 def _as_listed(execution: Any) -> Any:
-    """The execution with its error cut as in lists (flyteadmin's `transformers/execution.go`)."""
+    """Return the execution as in a list: with a shortened error (flyteadmin's `transformers/execution.go`)."""
     if execution.closure.WhichOneof("output_result") != "error":
         return execution
     listed = execution_pb2.Execution.FromString(execution.SerializeToString())
@@ -339,7 +344,10 @@ def _as_listed(execution: Any) -> Any:
 
 
 def _filters(text: str) -> list[Callable[[LocalFlyteAdmin, Any], bool]]:
-    """Parse `value_in(phase,FAILED;ABORTED)+gte(updated_at,2026-11-20T09:00:00Z)`. Raises ValueError or KeyError."""
+    """Parse filters such as `value_in(phase,FAILED;ABORTED)+gte(updated_at,2026-11-20T09:00:00Z)`.
+
+    Raises ValueError or KeyError if a filter is invalid.
+    """
     return [_filter(part) for part in text.split("+") if part]
 
 

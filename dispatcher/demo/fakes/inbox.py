@@ -1,6 +1,6 @@
-"""The inbox: fakes of a mail relay, Slack, PagerDuty, Teams and a webhook receiver on loopback, and a page of arrivals.
+"""The inbox: local fakes of a mail relay, Slack, PagerDuty, Teams and a webhook receiver, and a page with all messages.
 
-Each fake checks messages and answers like the real service. The tests use the fakes too.
+Each fake checks the messages and answers like the real service. The tests use the fakes too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Arrival = Mail | SlackMessage | Incident | Card | Call
 
 @dataclass(slots=True)
 class Inbox:
-    """All receivers and the page; `async with` opens and closes them."""
+    """The fake receivers and the web page. `async with` starts and stops them."""
 
     mail: MailReceiver = field(default_factory=MailReceiver)
     slack: SlackReceiver = field(default_factory=SlackReceiver)
@@ -45,11 +45,11 @@ class Inbox:
     teams: TeamsReceiver = field(default_factory=TeamsReceiver)
     webhook: WebhookReceiver = field(default_factory=WebhookReceiver)
     port: int = 0
-    """The page's port; 0 takes a free one."""
+    """The port of the web page and the HTTP receivers. 0 chooses a free port."""
     on_arrival: Callable[[Arrival], None] = lambda _: None
-    """Called with each arrival."""
+    """A function that is called with each message that arrives."""
     arrivals: list[Arrival] = field(default_factory=list)
-    """All arrivals in order; an incident appears once for each of its events."""
+    """All messages that have arrived, in order. A PagerDuty incident appears once for each of its events."""
     url: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,7 +84,7 @@ class Inbox:
         await self._stack.aclose()
 
     async def until(self, enough: Callable[[Self], bool], *, seconds: float) -> bool:
-        """Wait until `enough` returns true. Returns False if that takes longer than `seconds`."""
+        """Wait until `enough` returns True, then return True. Returns False if that takes longer than `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 while not enough(self):

@@ -1,7 +1,7 @@
-"""A local mail relay, built on aiosmtpd, that is as strict as a real one.
+"""A fake mail relay that is as strict as a real relay.
 
-In addition to aiosmtpd's checks, it checks CRLF line ends, line lengths (RFC 5322, 2.1.1) and the required headers
-(3.6).
+The library aiosmtpd speaks SMTP. In addition, this module refuses mails with bare CR or LF characters, lines that are
+too long (RFC 5322, 2.1.1), missing headers (RFC 5322, 3.6) or malformed MIME.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """One accepted mail."""
+    """One mail that the relay accepted."""
 
     sender: str
     recipients: tuple[str, ...]
@@ -43,25 +43,26 @@ class Mail:
         return str(self.parsed["message-id"])
 
     def part(self, kind: str) -> str:
-        """The text of the `plain` or the `html` part."""
+        """Return the text of the mail's part `kind`, which is `plain` or `html`; empty if the mail has no such part."""
         body = self.parsed.get_body((kind,))
         return "" if body is None else str(body.get_content()).replace("\r\n", "\n")
 
 
 @dataclass(slots=True)
 class MailReceiver:
-    """The relay, on a free loopback port; `async with` opens and closes it."""
+    """The fake relay, which listens on a free loopback port. `async with` starts and stops the relay."""
 
     login: tuple[str, str] | None = None
-    """Username and password that senders must use; with `tls`, only after STARTTLS."""
+    """Username and password that senders must use. If `tls` is set, senders can log in only after STARTTLS."""
     tls: ssl.SSLContext | None = None
     """If set, the relay offers and requires STARTTLS."""
     implicit_tls: ssl.SSLContext | None = None
     refuse: Mapping[str, str] = field(default_factory=dict)
-    """Mapping from each recipient to refuse to the reply."""
+    """The recipients that the relay refuses. Each recipient maps to the reply that the relay then sends."""
     script: list[tuple[str, str]] = field(default_factory=list)
-    """Scripted replies, each used once: command (`mail`, `rcpt`, `data`) and reply. Instead of a reply, `drop` closes
-    the connection, `take and drop` accepts the mail first, and `wait` waits a second before the normal reply."""
+    """Scripted replies, in order. Each reply is a pair: the SMTP command (`mail`, `rcpt` or `data`) and the text to
+    send. Three texts are not sent: `drop` closes the connection, `take and drop` accepts the mail and then closes the
+    connection, and `wait` waits for one second before the normal reply (after `data`: before 451)."""
     arrived: Callable[[Mail], None] = lambda _: None
     mails: list[Mail] = field(default_factory=list)
     connections: int = 0
@@ -83,7 +84,7 @@ class MailReceiver:
         return await self.start(0)
 
     async def start(self, port: int) -> Self:
-        """Listen on the port; 0 takes a free one."""
+        """Listen on the port. 0 chooses a free port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._protocol, "127.0.0.1", port, ssl=self.implicit_tls)
         return self
@@ -95,7 +96,7 @@ class MailReceiver:
         for protocol in self._open:
             if protocol.transport is not None:
                 protocol.transport.close()
-        await asyncio.sleep(0)  # noqa: TID251 - no wait: it only lets the transports close
+        await asyncio.sleep(0)  # noqa: TID251 - no wait: the event loop closes the transports
         await self._listening.wait_closed()
 
     def _protocol(self) -> SMTP:
@@ -108,7 +109,7 @@ class MailReceiver:
                 "auth_require_tls": self.tls is not None,
             }
         with warnings.catch_warnings():
-            # aiosmtpd warns about a login without STARTTLS; here the login is protected by implicit TLS or loopback.
+            # aiosmtpd warns about a login without STARTTLS. Here the login is safe: it uses implicit TLS or loopback.
             warnings.simplefilter("ignore", UserWarning)
             protocol = SMTP(
                 self,
@@ -131,9 +132,7 @@ class MailReceiver:
         success = isinstance(given, LoginPassword) and (given.login, given.password) == expected
         return AuthResult(success=success, handled=False)
 
-    # aiosmtpd prescribes the names of the methods handle_…
-
-    async def handle_MAIL(  # noqa: N802
+    async def handle_MAIL(  # noqa: N802 - aiosmtpd prescribes this name
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         if (reply := await self._scripted("mail", server)) is not None:
@@ -142,7 +141,7 @@ class MailReceiver:
         envelope.mail_options.extend(options)
         return "250 OK"
 
-    async def handle_RCPT(  # noqa: N802
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd prescribes this name
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         if (reply := await self._scripted("rcpt", server)) is not None:
@@ -170,12 +169,12 @@ class MailReceiver:
         return f"250 2.0.0 OK queued as {len(self.mails)}"
 
     async def _scripted(self, command: str, server: SMTP) -> str | None:
-        """The script's reply to this command; None for the normal reply."""
+        """Return the next scripted reply if it is for this command. Returns None if the relay should reply normally."""
         if not self.script or self.script[0][0] != command:
             return None
         reply = self.script.pop(0)[1]
         if reply == "wait":
-            await asyncio.sleep(1)  # noqa: TID251 - simulates a slow server
+            await asyncio.sleep(1)  # noqa: TID251 - a fake server waits in real time
             return None
         if reply in {"drop", "take and drop"}:
             if isinstance(server.transport, asyncio.Transport):
@@ -185,7 +184,7 @@ class MailReceiver:
 
 
 def _problem(raw: bytes) -> str | None:
-    """Why a strict relay would refuse the mail; None if it would accept it."""
+    """Return why a strict relay would refuse the mail; None if the relay would accept the mail."""
     if raw.replace(b"\r\n", b"").count(b"\n") or raw.replace(b"\r\n", b"").count(b"\r"):
         return "bare CR or LF"
     if any(len(line) > 998 for line in raw.split(b"\r\n")):

@@ -1,4 +1,4 @@
-"""The inbox's web page, which shows each arrival as its reader would see it."""
+"""The inbox's web page, which shows each message as its recipient would see it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosni
 
 
 class InboxPage:
-    """`/` shows all arrivals, newest first; `/list` is the list alone, which the page's script fetches every second."""
+    """The page at `/` shows all messages, newest first. Its script updates the page from `/list` every second."""
 
     def __init__(self, arrivals: Sequence[Any]) -> None:
         self._arrivals = arrivals

@@ -1,7 +1,8 @@
-"""A local PagerDuty: the Events API v2, with the checks and answers of the real one.
+"""A fake PagerDuty: serves the Events API v2 locally, with the same checks and answers as PagerDuty.
 
-It follows PagerDuty's "Events API v2 overview" and its OpenAPI document: 202 for an accepted event, 400 with a list of
-errors, and events with the same routing key and dedup key are merged into one incident.
+The fake follows PagerDuty's page "Events API v2 overview" and PagerDuty's OpenAPI document. It answers 202 to an
+accepted event, and 400 with a list of errors to an invalid event. Events with the same routing key and dedup key become
+one incident.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SEVERITIES = {"critical", "error", "warning", "info"}
 
 @dataclass(slots=True)
 class Incident:
-    """An incident with all its events."""
+    """One PagerDuty incident, with all events that PagerDuty merged into it."""
 
     service: str
     dedup_key: str
@@ -36,7 +37,7 @@ class Incident:
 
 @dataclass(slots=True)
 class PagerDutyReceiver:
-    """One PagerDuty account. `services` maps a routing key to the service's name."""
+    """A fake PagerDuty account. `services` maps each routing key to the name of its PagerDuty service."""
 
     services: Mapping[str, str] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
@@ -129,7 +130,7 @@ class PagerDutyReceiver:
         )
         if incident is None:
             if event["event_action"] != "trigger":
-                return  # PagerDuty drops an acknowledge or resolve without an open incident
+                return  # PagerDuty ignores an acknowledge or resolve event that matches no open incident
             incident = Incident(service, key, "triggered", [])
             self.incidents.append(incident)
         incident.events.append(without_key)

@@ -1,4 +1,4 @@
-"""Scripted HTTP replies: a fake server gives each of them once, then answers normally."""
+"""Scripted HTTP replies. A fake server sends each scripted reply once, in order, and then answers normally."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from starlette.responses import Response
 
 @dataclass(frozen=True, slots=True)
 class ScriptedReply:
-    """One reply that replaces the fake's normal answer."""
+    """One HTTP reply that a fake server sends instead of its normal answer."""
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0
-    """Seconds before the reply."""
+    """The fake server waits this many seconds before the reply."""
     accept: bool = False
-    """Process the request as well, like a server that accepts a message and then fails to confirm it."""
+    """If True, the fake server also accepts the message, as a real server does that fails before it can confirm."""
 
 
 @dataclass(slots=True)
 class ReplyScript:
-    """The scripted replies that are left, in order."""
+    """The scripted replies that the fake server has not sent yet, in order."""
 
     steps: list[ScriptedReply] = field(default_factory=list)
 
     async def play(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
-        """The next scripted reply; if none is left, the normal answer, which `handle` gives."""
+        """Return the next scripted reply. If no scripted reply is left, return the normal answer from `handle`."""
         if not self.steps:
             return await handle(request)
         reply = self.steps.pop(0)
         if reply.accept:
             await handle(request)
-        await asyncio.sleep(reply.delay)  # noqa: TID251 - simulates a slow server
+        await asyncio.sleep(reply.delay)  # noqa: TID251 - a fake server waits in real time
         return Response(reply.body, reply.status, dict(reply.headers), media_type="application/json")

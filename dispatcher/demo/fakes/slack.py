@@ -1,7 +1,7 @@
-"""A local Slack: the Web API methods that the dispatcher uses, with the checks and answers of the real ones.
+"""A fake Slack: serves locally the Web API methods that the dispatcher uses, with the same checks and answers as Slack.
 
-It follows Slack's documentation of chat.postMessage, Block Kit and rate limits. As in Slack, every refusal is HTTP 200
-with `ok: false`, except 429 for the rate limit.
+The fake follows Slack's documentation of chat.postMessage, Block Kit and rate limits. As in Slack, a refusal has HTTP
+status 200 and `ok: false`. Only a refusal because of the rate limit has HTTP status 429.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _CHANGEABLE = ("text", "blocks", "attachments", "metadata")
 
 @dataclass(slots=True)
 class SlackMessage:
-    """One accepted message, with its edits."""
+    """One message that Slack accepted. `edits` counts how often the message was edited."""
 
     channel: str
-    """The conversation's id."""
+    """The id of the Slack channel or direct message that contains this message."""
     name: str
-    """The conversation's name."""
+    """The name of the Slack channel, or of the person in a direct message."""
     ts: str
     body: Mapping[str, Any]
     edits: int = 0
 
     @property
     def thread(self) -> str | None:
-        """The ts of the thread's first message; None for a message outside a thread."""
+        """The `ts` of the thread's first message, if this message is a reply; otherwise None."""
         return self.body.get("thread_ts")
 
     @property
@@ -47,7 +47,7 @@ class SlackMessage:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A channel, or a direct message."""
+    """A Slack channel, or the direct messages with one person."""
 
     id: str
     name: str
@@ -57,7 +57,7 @@ class Conversation:
 
 
 class SlackError(Exception):
-    """An answer with `ok: false`."""
+    """Raised to refuse a request. The answer to the client then has `ok: false` and the error's code."""
 
     def __init__(self, code: str, **more: str) -> None:
         super().__init__(code)
@@ -66,26 +66,27 @@ class SlackError(Exception):
 
 @dataclass(slots=True)
 class SlackReceiver:
-    """One Slack workspace, which refuses messages to unknown channels. Names in `channels` have no `#`."""
+    """A fake Slack workspace. It refuses messages to channels that are not in `channels`. Names there have no `#`."""
 
-    token: str = "xoxb-demo"  # noqa: S105 - no secret: for the demo and tests
+    token: str = "xoxb-demo"  # noqa: S105 - only fake servers accept this value
     channels: list[Conversation] = field(default_factory=list)
     people: Mapping[str, str] = field(default_factory=dict)
-    """Mapping from mail address to user id."""
+    """Mapping from each person's mail address to the Slack user id."""
     per_second: float | None = None
-    """Rate limit in messages per second and channel, with a burst of 3; None for no limit."""
+    """Rate limit of each Slack channel in messages per second, with a burst of 3. None means no limit."""
     messages: list[SlackMessage] = field(default_factory=list)
     scopes: tuple[str, ...] = ("chat:write", "users:read.email", "channels:history")
-    """The token's scopes: sent with every answer, and enforced for joining a channel and reading its history."""
+    """The token's scopes. The answers contain them in a header. Without the right scope, the fake refuses to
+    join a channel or to return its messages."""
     edit_window: float = float("inf")
-    """Number of seconds during which a message can be edited."""
+    """A message can be edited until this many seconds after it was sent."""
     webhooks: Mapping[str, str] = field(default_factory=dict)
-    """Incoming webhooks, as a mapping from the path after `/services/` to the channel's name."""
+    """Incoming webhooks: mapping from the path after `/services/` to the name of the webhook's channel."""
     requests: int = 0
     script: ReplyScript = field(default_factory=ReplyScript)
     arrived: Callable[[SlackMessage], None] = lambda _: None
     _recent: dict[str, list[float]] = field(default_factory=dict)
-    """Mapping from channel id to the times at which the channel's last messages were accepted."""
+    """Mapping from a channel id to the times of the last accepted messages, which the rate limit counts."""
 
     def routes(self) -> list[Route]:
         return [
@@ -140,7 +141,7 @@ class SlackReceiver:
         return self._accept(conversation, arguments)
 
     def _check_thread(self, conversation: Conversation, ts: str) -> None:
-        """A thread's first message is in the same channel and is not a reply. Raises SlackError otherwise."""
+        """Raise SlackError if the message `ts` is not in this conversation, or is itself a reply in a thread."""
         parent = self._message(conversation, ts)
         if parent is None:
             raise SlackError("thread_not_found")
@@ -163,9 +164,9 @@ class SlackReceiver:
         return {"channel": conversation.id, "ts": ts, "message": {"text": arguments.get("text", ""), "ts": ts}}
 
     def _update(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Edit a message. `channel` must be the channel's id, not its name.
+        """Edit a message. The argument `channel` must be the channel's id, not its name.
 
-        Blocks and attachments that are not given stay as they were.
+        If the arguments contain no blocks or no attachments, the message keeps its old blocks or attachments.
         """
         conversation = self._conversation(str(arguments.get("channel", "")))
         if conversation.id != arguments["channel"]:
@@ -210,7 +211,7 @@ class SlackReceiver:
         return await self.script.play(request, self._handle_webhook)
 
     async def _handle_webhook(self, request: Request) -> Response:
-        """Answers in plain text, with the statuses in Slack's "Handling errors" for incoming webhooks."""
+        """Accept a message to an incoming webhook. As in Slack, an answer is plain text and has an HTTP status."""
         name = self.webhooks.get(request.path_params["path"])
         if name is None:
             return PlainTextResponse("no_service", 404)
@@ -260,13 +261,16 @@ class SlackReceiver:
         return {"channel": {"id": self._conversation(str(arguments.get("users", ""))).id}}
 
     def _history(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The channel's messages without replies, newest first."""
+        """Return the channel's messages, newest first, without the replies in threads."""
         self._check_scope("channels:history")
         newest_first = [message for message in reversed(self.messages) if message.channel == arguments.get("channel")]
         return _listed([message for message in newest_first if message.thread is None], arguments)
 
     def _replies(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """A thread's first message and its replies, oldest first. `oldest` filters the replies only."""
+        """Return a thread's first message and its replies, oldest first.
+
+        The argument `oldest` omits older replies, but never the thread's first message.
+        """
         self._check_scope("channels:history")
         conversation = self._conversation(str(arguments.get("channel", "")))
         first = self._message(conversation, str(arguments.get("ts", "")))
@@ -283,7 +287,7 @@ class SlackReceiver:
 
 
 def _listed(messages: Sequence[SlackMessage], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer with at most `limit` messages, and their metadata if `include_all_metadata` is set."""
+    """Return the answer with at most `limit` messages. It contains metadata only if `include_all_metadata` is set."""
     with_metadata = arguments.get("include_all_metadata") == "true"
     return {
         "messages": [

@@ -1,7 +1,7 @@
-"""A local receiver like Microsoft Teams' Workflows app, and a webhook receiver that checks signatures.
+"""Two fake receivers: one like Microsoft Teams' Workflows app, and one for webhooks, which checks signatures.
 
-They follow Microsoft's Teams platform documentation, "Create and send messages" (28 kB, Adaptive Cards), and the
-Standard Webhooks specification.
+The fake of Teams follows the page "Create and send messages" of Microsoft's Teams documentation: a message is an
+Adaptive Card of at most 28 kB. The webhook receiver follows the Standard Webhooks specification.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dispatcher.demo.fakes.script import ReplyScript
 from dispatcher.rendering.limits import TEAMS_MESSAGE, lint
 
 TOLERANCE = 300
-"""Maximum difference between a signature's time and the receiver's clock, in seconds."""
+"""The webhook receiver refuses a signature whose time differs by more than this many seconds from the current time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """An Adaptive Card that a Teams workflow accepted."""
+    """An Adaptive Card that the fake of Teams accepted."""
 
     team: str
     body: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An accepted webhook message."""
+    """A message that a webhook receiver accepted."""
 
     name: str
     key: str
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(slots=True)
 class TeamsReceiver:
-    """Teams workflows. Each path `/workflows/NAME` is a separate workflow."""
+    """A fake of Teams' Workflows app. Each path `/workflows/NAME` belongs to a separate team, NAME."""
 
     cards: list[Card] = field(default_factory=list)
     script: ReplyScript = field(default_factory=ReplyScript)
@@ -77,9 +77,9 @@ class TeamsReceiver:
 
 @dataclass(slots=True)
 class WebhookReceiver:
-    """Webhook receivers. Each path `/NAME` is a separate receiver.
+    """A fake of webhook receivers. Each path `/NAME` belongs to a separate receiver, NAME.
 
-    If `secret` is set, each message must be signed with it.
+    If `secret` is set, each message must have a signature made with `secret`.
     """
 
     secret: str = ""
@@ -109,7 +109,7 @@ class WebhookReceiver:
 
     def _signed(self, request: Request, body: bytes) -> bool:
         key, at = request.headers.get("webhook-id", ""), request.headers.get("webhook-timestamp", "0")
-        if not at.isdecimal() or abs(time.time() - int(at)) > TOLERANCE:  # noqa: TID251 - the fake server's clock
+        if not at.isdecimal() or abs(time.time() - int(at)) > TOLERANCE:  # noqa: TID251 - a fake has its own clock
             return False
         digest = hmac.new(self.secret.encode(), f"{key}.{at}.".encode() + body, hashlib.sha256).digest()
         expected = f"v1,{base64.b64encode(digest).decode()}"

@@ -84,7 +84,7 @@ def _rfc3339(time: datetime) -> str:
 
 
 def rules_of(notifications: Iterable[Any], defined_in: str) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
-    """Convert `flyteidl.admin.Notification` messages. Returns the valid rules, and a reason for each invalid message."""
+    """Convert `flyteidl.admin.Notification` messages. Returns the valid rules, and why the others are invalid."""
     rules, refused = [], []
     for at, message in enumerate(notifications):
         defined_at = f"{defined_in}[{at}]"
