@@ -1,7 +1,8 @@
 """Authentication and authorization of requests.
 
-Callers present a bearer token or a session cookie. On loopback without tokens, every program on this machine has full
-access. A route names the scope that it requires: `Route("/events", needs(Scope.PUBLISH, post))`.
+Callers send a bearer token or a session cookie. If the service listens on a loopback address and neither tokens nor an
+OpenID Connect provider are configured, every program on this machine has full access. A route names the scope that its
+callers need: `Route("/events", needs(Scope.PUBLISH, post))`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 ErrorResponse = Callable[[int, str, Mapping[str, str]], Response]
 
 LOGIN_RATE, LOGIN_BURST = Rate(6, "min"), 10
-"""Maximum login attempts of one client: enough for a person who mistypes a token, too few to guess a token."""
+"""Maximum rate and burst of login attempts from one client address. They are enough for a person who mistypes a token,
+and too few to guess a token."""
 UNAUTHENTICATED_RATE, UNAUTHENTICATED_BURST = Rate(20, "s"), 200
-"""Maximum requests of one client that has no valid token or session."""
+"""Maximum rate and burst of requests from one client address without a valid token or session."""
 _PROBES = ("/healthz", "/readyz")
-"""Paths without a rate limit, because the orchestrator would restart the service if a probe were refused."""
+"""Paths without a rate limit: if the service refused a health probe, the orchestrator could restart the service."""
 CALLER = "dispatcher.caller"
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
@@ -53,25 +55,28 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller."""
+    """A person or program that was identified, with the scopes that it has."""
 
     name: str
     scopes: frozenset[Scope]
     csrf_token: str | None = None
-    """A request that changes something must contain this token. None if the caller has a bearer token, which browsers
-    don't send automatically as they send cookies."""
+    """A request of this caller that changes something must contain this token. None if the caller has a bearer token:
+    browsers send only cookies automatically, so a page of another site can't misuse a bearer token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unauthenticated:
-    """A request without a known caller, with the status and reason of its response."""
+    """The result for a request whose caller is not identified: status and reason of the error response."""
 
     status: int
     reason: str
 
 
 class AccessControl:
-    """Identifies callers and limits their request rates. Token files are read at each request, so they can rotate."""
+    """Identifies callers and limits their request rates.
+
+    Token files are read again at each request, so tokens can be replaced without a restart.
+    """
 
     def __init__(self, config: HttpConfig, clock: Clock) -> None:
         self.sessions = Sessions(config.session_key_file, config.session, clock)
@@ -79,7 +84,7 @@ class AccessControl:
         self._tokens = tuple(config.callers())
         self.oidc = config.oidc
         self.open = config.loopback and not self._tokens and self.oidc is None
-        """True if every program on this machine has full access."""
+        """True if every program on this machine has full access, because no tokens and no provider are configured."""
         self._caller_limiter = RateLimiter(config.rate, max(config.rate.number, 1), clock)
         self._unauthenticated_limiter = RateLimiter(UNAUTHENTICATED_RATE, UNAUTHENTICATED_BURST, clock)
         self.login_limiter = RateLimiter(LOGIN_RATE, LOGIN_BURST, clock)
@@ -87,7 +92,7 @@ class AccessControl:
         self._csrf_token = secrets.token_urlsafe(32)
 
     def identify(self, request: HTTPConnection) -> Caller | Unauthenticated:
-        """The caller, from the request's token or session."""
+        """Return the caller to whom the request's token or session belongs, or the reason why there is none."""
         if self.open:
             return self._local_caller(request)
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -99,7 +104,7 @@ class AccessControl:
         return Unauthenticated(401, "show a token: Authorization: Bearer …")
 
     def wait(self, scope: Connection, caller: Caller | Unauthenticated) -> timedelta:
-        """How long the caller has to wait before this request; zero if it is within the rate limit."""
+        """Return how long the caller has to wait because of the rate limit; zero if the request is allowed now."""
         if scope["path"] in _PROBES:
             return timedelta()
         match caller:
@@ -109,7 +114,10 @@ class AccessControl:
                 return self._unauthenticated_limiter.take(client_of(scope))
 
     def log_in(self, shown: str) -> Session | None:
-        """A new session for the token `shown`; None if the token is unknown or has none of the scopes of a login."""
+        """Return a new session for a person who entered the token `shown`.
+
+        Returns None if the token is unknown, or if it has neither the scope `read` nor `operate`.
+        """
         found = self._find_token(shown)
         if found is None or not found[0].scopes & _LOGIN_SCOPES:
             return None
@@ -117,9 +125,9 @@ class AccessControl:
         return Session(token.name, secrets.token_urlsafe(32), self.sessions.fingerprint(secret))
 
     def _find_token(self, shown: str) -> tuple[Token, str] | None:
-        """Return the token that equals `shown`, with its secret, or None.
+        """Return the configured token whose secret equals `shown`, and the secret; None if no token matches.
 
-        Compares with every token in constant time, so that the duration reveals nothing about a token.
+        `shown` is compared with every secret in constant time, so that the response time reveals nothing about them.
         """
         found = None
         for token, secret in self._secrets():
@@ -128,7 +136,11 @@ class AccessControl:
         return found
 
     def _session_caller(self, session: Session) -> Caller | Unauthenticated:
-        """The session's caller, with its token's current scopes. A removed or replaced token ends its sessions."""
+        """Return the caller of a session.
+
+        A session that began with a token has the token's current scopes. If that token was removed or replaced, the
+        session is no longer valid.
+        """
         if self.oidc is not None and session.fingerprint == self.oidc.fingerprint:
             return Caller(session.name, session.scopes & _LOGIN_SCOPES, session.csrf_token)
         for token, secret in self._secrets():
@@ -143,11 +155,11 @@ class AccessControl:
             except (OSError, UnicodeDecodeError) as error:
                 log.warning("a token's file can't be read: the token is refused", token=token.name, reason=str(error))
                 continue
-            if secret:  # a file may be empty while it is being written
+            if secret:  # a token file may be empty while it is being rewritten, and an empty token must not match
                 yield token, secret
 
     def _local_caller(self, request: HTTPConnection) -> Caller | Unauthenticated:
-        """Full access for a program on this machine; no access for another site's page in a browser on this machine."""
+        """Give a program on this machine full access, but refuse pages of other sites in a browser on this machine."""
         if not is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
             return Unauthenticated(403, "without http.tokens, only this machine is served: use 127.0.0.1 or localhost")
         if any(name in request.headers for name in _FORWARDED):
@@ -158,7 +170,10 @@ class AccessControl:
 
 
 def is_foreign(request: HTTPConnection) -> bool:
-    """True if a browser says that a page of another site made this request. Links from other sites are allowed."""
+    """True if the browser's headers say that a page of another site made this request.
+
+    False if a person followed a link on another site, because links are allowed.
+    """
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         is_link = request.scope["method"] in SAFE_METHODS and request.headers.get("sec-fetch-mode") == "navigate"
@@ -168,7 +183,7 @@ def is_foreign(request: HTTPConnection) -> bool:
 
 
 def client_of(scope: Connection) -> str:
-    """The rate limit's key for an unauthenticated client."""
+    """Return the key by which the rate limit counts the requests of a client that is not authenticated."""
     return client_key(scope["client"][0] if scope.get("client") else "")
 
 
@@ -177,7 +192,7 @@ def _digest(text: str) -> bytes:
 
 
 class AccessMiddleware:
-    """ASGI middleware: identifies the caller for `needs`, sets `request.state.csrf_token`, applies the rate limit."""
+    """ASGI middleware that identifies the caller for `needs`, sets `request.state.csrf_token` and limits the rate."""
 
     def __init__(self, app: ASGIApp, access_control: AccessControl) -> None:
         self._app = app
@@ -195,13 +210,16 @@ class AccessMiddleware:
 
 
 def caller(request: HTTPConnection) -> str:
-    """The caller's name, in an endpoint wrapped in `needs`."""
+    """Return the caller's name. Works only in endpoints wrapped in `needs`, which refuses unidentified callers."""
     name: str = request.scope[CALLER].name
     return name
 
 
 def needs(scope: Scope, endpoint: Endpoint, *, problem: ErrorResponse = problem) -> Endpoint:
-    """Wrap an endpoint that only callers with the scope may use; others get the response of `problem`."""
+    """Wrap an endpoint so that only callers with the scope can use it.
+
+    All other callers get an error that `problem` creates, or the login page.
+    """
 
     @wraps(endpoint)
     async def guarded(request: Request) -> Response:
@@ -219,9 +237,10 @@ def needs(scope: Scope, endpoint: Endpoint, *, problem: ErrorResponse = problem)
 
 
 async def _has_csrf_token(request: Request, caller: Caller, scope: Scope) -> bool:
-    """True if the request contains the caller's CSRF token, or doesn't need one.
+    """True if the request contains the caller's CSRF token, or doesn't need a CSRF token.
 
-    Publishing needs none, because publishers are programs, and `is_foreign` has already refused other sites' pages.
+    Publishing events doesn't need a CSRF token, because people who log in at the console can't publish. For programs on
+    this machine, `is_foreign` has already refused requests from pages of other sites.
     """
     if caller.csrf_token is None or request.method in SAFE_METHODS or scope is Scope.PUBLISH:
         return True
@@ -233,12 +252,12 @@ async def _has_csrf_token(request: Request, caller: Caller, scope: Scope) -> boo
 
 
 _RELOAD = '<!doctype html><meta http-equiv="refresh" content="0"><title>Loading</title>'
-"""A browser doesn't send a SameSite=Strict cookie if it follows a link from another site. This page loads the address
-again, and then the cookie is sent."""
+"""Page that loads the same address again. If a person follows a link on another site, the browser doesn't send the
+SameSite=Strict cookie; when this page loads the address again, the browser sends the cookie."""
 
 
 def _refusal(request: Request, unauthenticated: Unauthenticated, problem: ErrorResponse) -> Response:
-    """An error for programs, the login page for browsers."""
+    """Return an error for a program; redirect a browser to the login page."""
     page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
     if not page or unauthenticated.status != 401:
         headers = {"WWW-Authenticate": "Bearer"} if unauthenticated.status == 401 else {}

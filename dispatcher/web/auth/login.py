@@ -1,4 +1,4 @@
-"""/login, which exchanges a token for a session, and /logout."""
+"""The pages /login, where a person exchanges a token for a session, and /logout, which ends the session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAGES = Path(__file__).parent / "pages"
 
 
 class LoginPages:
-    """The login form with its style sheet, and the logout."""
+    """Serves the login form, its style sheet and the logout."""
 
     def __init__(self, access_control: AccessControl) -> None:
         self._access_control = access_control
@@ -43,7 +43,7 @@ class LoginPages:
 
     async def _show(self, request: Request) -> Response:
         target = local_target(request.query_params.get("next", HOME))
-        if self._access_control.open:  # no login is needed
+        if self._access_control.open:  # no login is needed, because everyone on this machine has full access
             return RedirectResponse(target, 303)
         return self._page(target)
 

@@ -1,7 +1,7 @@
 """Login through an OpenID Connect provider: the authorization code flow with PKCE, state and nonce.
 
-An id_token is accepted only if it is signed with the provider's key, issued for this client, not expired, and has the
-nonce of this login. Sources: OpenID Connect Core 1.0, 3.1; RFC 7636; RFC 9700.
+An id_token is accepted only if the provider signed it and issued it for the configured `client_id`, if it is not
+expired, and if it contains the nonce of this login. Sources: OpenID Connect Core 1.0, 3.1; RFC 7636; RFC 9700.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ COOKIE = "dispatcher_oidc"
 REQUEST_TIMEOUT = 10.0
 """Maximum seconds for each request to the provider."""
 LOGIN_TIMEOUT = 600
-"""Maximum seconds between the redirect to the provider and the browser's return."""
+"""Maximum seconds from the redirect to the provider until the browser returns from the provider."""
 ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]
-"""The accepted signature algorithms, which all sign with a private key. `none` and shared secrets (HS256) are not
-accepted."""
+"""The accepted signature algorithms. All of them sign with a private key, which only the provider has. Tokens without a
+signature (`none`) or signed with a shared secret (HS256) are refused."""
 
 
 class OidcPages:
-    """/login/oidc redirects to the provider, /oidc/callback receives its response."""
+    """Serves /login/oidc, which redirects to the provider, and /oidc/callback, which gets the provider's response."""
 
     def __init__(self, access_control: AccessControl, config: Oidc) -> None:
         self._access_control = access_control
@@ -59,12 +59,12 @@ class OidcPages:
                 address, _ = client.create_authorization_url(
                     endpoint, state=login["state"], nonce=login["nonce"], code_verifier=login["verifier"]
                 )
-        except Exception as error:  # noqa: BLE001 - a provider can fail in any way
+        except Exception as error:  # noqa: BLE001 - whatever type the error has, this login fails
             return self._failed(error)
         response = RedirectResponse(address, 303)
         sealed = self._access_control.sessions.seal(login)
         secure = request.url.scheme == "https"
-        # lax: the browser must send the cookie with the provider's redirect, which comes from another site
+        # lax, not strict: the browser must send this cookie when the provider, which is another site, redirects back
         response.set_cookie(
             COOKIE, sealed, max_age=LOGIN_TIMEOUT, path="/oidc", httponly=True, samesite="lax", secure=secure
         )
@@ -79,15 +79,15 @@ class OidcPages:
             return problem(403, "this response belongs to another login: start again at /login")
         try:
             claims = await self._claims(request, login)
-        except Exception as error:  # noqa: BLE001 - on any error the login fails
+        except Exception as error:  # noqa: BLE001 - whatever type the error has, this login fails
             return self._failed(error)
         name, scopes = self._person(claims)
         if not scopes:
             log.warning("a login was refused: in none of http.oidc's groups", caller=name)
             return problem(403, f"{name} has no access to this console")
         log.info("logged in", caller=name)
-        # The next request has to come from a page of this site: after a redirect from the provider's site, the browser
-        # would not send the SameSite=Strict cookie.
+        # This page opens the target. A redirect to the target would not work: the browser would still count it as a
+        # request from the provider's site, and would not send the SameSite=Strict session cookie.
         target = escape(login["target"])
         response = HTMLResponse(
             f'<!doctype html><meta http-equiv="refresh" content="0;url={target}"><title>Welcome</title>'
@@ -98,9 +98,12 @@ class OidcPages:
         return response
 
     async def _claims(self, request: Request, login: dict[str, Any]) -> dict[str, Any]:
-        """The verified claims of the provider's id_token. Raises an exception of any type if verification fails."""
-        from joserfc import jwt  # noqa: PLC0415 - an optional dependency
-        from joserfc.jwk import KeySet  # noqa: PLC0415
+        """Fetch the id_token from the provider, verify it and return its claims.
+
+        Raises an exception of any type if the token can't be fetched or is not valid.
+        """
+        from joserfc import jwt  # noqa: PLC0415 - joserfc is an optional dependency
+        from joserfc.jwk import KeySet  # noqa: PLC0415 - joserfc is an optional dependency
 
         async with self._client(request) as client:
             provider = await self._provider(client)
@@ -130,7 +133,7 @@ class OidcPages:
         return str(mail or claims["sub"])[:200], frozenset(scopes)
 
     async def _provider(self, client: Any) -> dict[str, Any]:
-        """The provider's configuration. Raises ValueError if it names another issuer."""
+        """Fetch the provider's configuration. Raises ValueError if its issuer is not `http.oidc.issuer`."""
         url = self._config.issuer.rstrip("/") + "/.well-known/openid-configuration"
         found: dict[str, Any] = (await client.request("GET", url, withhold_token=True)).raise_for_status().json()
         if found.get("issuer") != self._config.issuer:
@@ -138,9 +141,10 @@ class OidcPages:
         return found
 
     def _client(self, request: Request) -> Any:
-        # Importing authlib's httpx client emits a deprecation warning.
+        # authlib is an optional dependency, so it is imported here. The import emits a deprecation warning, which is
+        # hidden from the log.
         with warnings.catch_warnings(record=True):
-            from authlib.integrations.httpx_client import AsyncOAuth2Client  # noqa: PLC0415 - an optional dependency
+            from authlib.integrations.httpx_client import AsyncOAuth2Client  # noqa: PLC0415 - authlib is optional
 
         return AsyncOAuth2Client(
             self._config.client_id,
@@ -158,6 +162,6 @@ class OidcPages:
 
 
 def local_target(target: str) -> str:
-    """The page to open after the login: `target` if it is a path of this site, else the console's first page."""
+    """Return the page to open after the login: `target` if it is a path on this site, else the console's first page."""
     is_local = target.startswith("/") and not target.startswith("//") and target.isprintable() and "\\" not in target
     return target if is_local else HOME

@@ -1,4 +1,7 @@
-"""Sessions of the console: signed cookies, each bound to the token or provider with which the person logged in."""
+"""Sessions of people who logged in at the console.
+
+A session is a signed cookie. It is bound to the token or to the OpenID Connect provider that was used for the login.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,21 @@ COOKIE = "dispatcher_session"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A login at the console."""
+    """The session of a person who has logged in at the console."""
 
     name: str
     csrf_token: str
-    """The session's forms must contain this token."""
+    """Every form that is sent in this session must contain this token, so that other sites can't forge requests."""
     fingerprint: str
-    """A hash of the login's token, or of the provider's settings. If either changes, the session becomes invalid."""
+    """A hash of the token that was used for the login, or of the provider's settings. If the token or these settings
+    change, the session becomes invalid."""
     scopes: frozenset[Scope] = frozenset()
-    """Scopes granted through the OpenID Connect provider. A session from a token has the token's scopes instead."""
+    """Scopes that a login through the OpenID Connect provider has granted. Empty after a login with a token, because
+    then the token's current scopes apply."""
 
 
 class _Signer(TimestampSigner):
-    """TimestampSigner that reads the injected clock."""
+    """itsdangerous' `TimestampSigner`, which uses the injected clock instead of the system clock."""
 
     def __init__(self, *arguments: Any, clock: Clock, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -49,7 +54,10 @@ class _Signer(TimestampSigner):
 
 
 class Sessions:
-    """Signs and reads session cookies. With a key file, sessions survive a restart and work on every replica."""
+    """Signs and reads session cookies.
+
+    With a key file, sessions survive a restart, and they are valid on every replica that has the same file.
+    """
 
     def __init__(self, key_file: Path | None, lifetime: timedelta, clock: Clock) -> None:
         self._key_file = key_file
@@ -58,7 +66,7 @@ class Sessions:
         self._clock = clock
 
     def begin(self, response: Response, session: Session, *, secure: bool) -> None:
-        """Set the session's cookie. `secure`: true if the browser must send it only over https."""
+        """Set the session's cookie in the response. If `secure` is true, the browser sends it only over https."""
         data = {
             "name": session.name,
             "csrf": session.csrf_token,
@@ -79,7 +87,10 @@ class Sessions:
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
     def read(self, request: HTTPConnection) -> Session | None:
-        """The session of the request's cookie; None if it is missing, expired or not signed with one of the keys."""
+        """Return the session from the request's cookie.
+
+        Returns None if the cookie is missing, expired or not signed with one of the keys.
+        """
         cookie = request.cookies.get(COOKIE)
         if not cookie:
             return None
@@ -87,35 +98,37 @@ class Sessions:
             data: dict[str, Any] = self._serializer().loads(cookie, max_age=int(self._lifetime.total_seconds()))
             scopes = frozenset(map(Scope, data["scopes"]))
             return Session(data["name"], data["csrf"], data["fingerprint"], scopes)
-        except (BadData, KeyError, TypeError, ValueError):  # a cookie of another version may have other fields
+        except (BadData, KeyError, TypeError, ValueError):  # another version of the service may set other fields
             return None
 
     def seal(self, data: dict[str, Any]) -> str:
-        """Sign data for a cookie. The browser's user can read the data."""
+        """Sign data for a cookie, so that a change is detected. The browser's user can read the data."""
         return str(self._serializer("sealed").dumps(data))
 
     def unseal(self, text: str, seconds: int) -> dict[str, Any]:
-        """The data signed by `seal` within the last `seconds`. Raises itsdangerous' BadData for anything else."""
+        """Return the data that `seal` signed. Raises itsdangerous' `BadData` if the signature is wrong or too old."""
         data: dict[str, Any] = self._serializer("sealed").loads(text, max_age=seconds)
         return data
 
     def fingerprint(self, secret: str) -> str:
-        """A keyed hash that binds a session to a token without revealing it."""
+        """Return a keyed hash of a token. The hash binds a session to the token without revealing the token."""
         return _fingerprint(self._keys()[0], secret)
 
     def matches_fingerprint(self, fingerprint: str, secret: str) -> bool:
-        """True if `fingerprint` was computed from this token with any of the keys."""
+        """True if `fingerprint` was computed from this token with any of the session keys."""
         matches = [hmac.compare_digest(fingerprint, _fingerprint(key, secret)) for key in self._keys()]
-        return any(matches)  # a list, so every key is compared and the duration reveals nothing
+        return any(matches)  # a list, not a generator: every key is compared, so the response time reveals nothing
 
     def _serializer(self, salt: str = "session") -> URLSafeTimedSerializer:
-        oldest_first = self._keys()[::-1]  # itsdangerous signs with the last key
+        oldest_first = self._keys()[::-1]  # itsdangerous signs with the last key, so the newest key comes last
         options = {"clock": self._clock, "key_derivation": "hmac", "digest_method": hashlib.sha256}
         return URLSafeTimedSerializer(oldest_first, salt, signer=_Signer, signer_kwargs=options)
 
     def _keys(self) -> Sequence[bytes]:
-        """The keys, newest first. While the file can't be read, only the generated key is used: sessions that were
-        signed with the file's keys are then invalid.
+        """Return the keys, newest first.
+
+        While the key file can't be read, only the generated key is used. Sessions that were signed with the file's keys
+        are then invalid.
         """
         if self._key_file is None:
             return [self._generated_key]
