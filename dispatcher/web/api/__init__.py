@@ -1,7 +1,8 @@
-"""The console's data as JSON, at `/api/v1`, and the OpenAPI document that describes it.
+"""The API at `/api/v1`, which serves the console's data as JSON, and the OpenAPI document that describes the API.
 
-`endpoints` has the table of operations, from which both the routes and the document are generated, so that they can't
-differ. `models` has the request and response bodies, `openapi` turns an operation into a route and a document.
+`endpoints` defines a table of operations. The routes and the OpenAPI document are both generated from this table, so
+they can't contradict each other. `models` defines the request and response bodies. `openapi` generates the route of an
+operation and its part of the document.
 """
 
 from dispatcher.web.api.endpoints import Api

@@ -1,4 +1,4 @@
-"""The API's operations."""
+"""Defines the table of the API's operations, and the endpoints that handle their requests."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from dispatcher.web.responses import problem_details
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
-"""Mapping from a name to a time range of the charts and the number of its time buckets."""
+"""The time ranges that a chart can show. Maps a name to the length of the range and its number of time buckets."""
 DELIVERIES_AT_MOST = 500
-"""Maximum number of deliveries that are shown for one execution."""
+"""Maximum number of deliveries that the API and the console show for one execution."""
 _Parsed = TypeVar("_Parsed")
 
 
 class Api:
-    """Reads with the ledger's queries; redrives and replays with `Operations`."""
+    """The API's endpoints. They read through the ledger's queries, and they redrive and replay through `Operations`."""
 
     def __init__(self, ledger: Ledger, operations: Operations, activity_stream: ActivityStream, clock: Clock) -> None:
         self._ledger = ledger
@@ -55,10 +55,10 @@ class Api:
             routes=[*(operation.route for operation in self._endpoints), openapi],
             exception_handlers={HTTPException: http_problem},
         )
-        mount = Mount(
-            ROOT, pages, max_body_size=2**31
-        )  # each operation checks the size and reports it as problem details
-        # A path with a line break must match too, so that its error is sent as problem details.
+        # Starlette's limit is set very high, because each operation checks the body's size itself: then a body that is
+        # too large is reported as problem details.
+        mount = Mount(ROOT, pages, max_body_size=2**31)
+        # DOTALL: a path with a line break must match this mount too, so that its error is sent as problem details.
         mount.path_regex = re.compile(mount.path_regex.pattern, re.DOTALL)
         return [mount]
 
@@ -262,7 +262,7 @@ class Api:
 
 
 def _parsed(parse: Callable[[], _Parsed]) -> _Parsed:
-    """Return the result of `parse`. An invalid time or cursor is the client's mistake and gets status 400."""
+    """Return the result of `parse`. If `parse` finds an invalid time or cursor, the client gets status 400."""
     try:
         return parse()
     except ValueError as error:

@@ -46,7 +46,7 @@ class BoundedCount(_Response):
 
 
 class Delivery(_Response):
-    """One message to one target on one channel."""
+    """One message on one channel, for example to a Slack channel or to all mail addresses of a rule."""
 
     key: str
     event: str
@@ -118,7 +118,7 @@ class TerminalEvent(_Response):
 
 
 class EvaluatedRule(_Response):
-    """A rule, and whether it matched the event."""
+    """A rule, and whether the rule matched the event."""
 
     defined_at: str
     phases: Sequence[str]
@@ -129,7 +129,7 @@ class EvaluatedRule(_Response):
 
 
 class EventExplanation(_Response):
-    """The decision about one terminal event, or a rejected message about the execution."""
+    """The decision about one terminal event of the execution. A rejected message has only the reason."""
 
     event: Annotated[Mapping[str, Any], Field(description="The event, with `verdict` and `reason`.")]
     rules: Sequence[EvaluatedRule]
@@ -138,7 +138,7 @@ class EventExplanation(_Response):
 
 
 class ExecutionExplanation(_Response):
-    """As in `dispatcher explain`: an explanation for each terminal event of the execution."""
+    """The explanations of all terminal events of an execution, with the same data as `dispatcher explain --json`."""
 
     execution: Execution
     explanations: Sequence[EventExplanation]
@@ -149,7 +149,7 @@ class ExecutionExplanation(_Response):
 
 
 class RejectedMessage(_Response):
-    """A message that could not be read, or an event whose rules are unknown."""
+    """A message that could not be decoded, or an event whose rules are unknown."""
 
     id: str
     position: str
@@ -227,7 +227,7 @@ def _next(page: Page[Any]) -> str | None:
 
 
 class Status(_Response):
-    """Numbers of deliveries and rejected messages."""
+    """How many deliveries are waiting or dead, and how many messages were rejected."""
 
     waiting: BoundedCount
     dead: BoundedCount
@@ -249,7 +249,7 @@ class Status(_Response):
 
 
 class LagParameters(BaseModel):
-    """The time range, ending now."""
+    """The length of the time range, which ends now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -279,7 +279,10 @@ class LagBucket(_Response):
 
 
 class Lag(_Response):
-    """Outcomes and lags over time, oldest first. Lags come from a sample of each bucket's newest deliveries."""
+    """The outcomes and lags of each time bucket, oldest bucket first.
+
+    The lags of a bucket are computed from a sample of its newest deliveries.
+    """
 
     time_buckets: Sequence[LagBucket]
 
@@ -297,7 +300,7 @@ class RedriveByKeys(_RedriveRequest):
 
 
 class RedriveByFilter(_RedriveRequest):
-    """Redrive all dead deliveries that match; an empty filter matches all dead deliveries."""
+    """Redrive all dead deliveries that match the filter; an empty filter matches all dead deliveries."""
 
     filter: DeliveryCriteria
 

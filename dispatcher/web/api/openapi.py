@@ -1,4 +1,4 @@
-"""`Operation`: one entry of the API's table. Its route and its part of the OpenAPI document are generated from it."""
+"""Defines `Operation`, and generates an operation's route and its part of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REF = "#/components/schemas/{model}"
 
 
 class Problem(Exception):
-    """An error that the client gets as problem details (RFC 9457)."""
+    """Raised by an endpoint: the client gets the status and the detail as problem details (RFC 9457)."""
 
     def __init__(self, status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -51,22 +51,22 @@ class ApiRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """A method on a path: its parameters, its response, and the function that handles it."""
+    """An HTTP method on a path, with its parameters, its response and the function that handles the requests."""
 
     method: str
     path: str
     name: str
     summary: str
-    """One sentence for the OpenAPI document."""
+    """One sentence that describes the operation in the OpenAPI document."""
     scope: Scope
     endpoint: Callable[[ApiRequest], Awaitable[BaseModel | Response]]
     response: type[BaseModel] | None
-    """None for a stream of events."""
+    """The model of the response body; None if the response is a stream of server-sent events."""
     query: type[BaseModel] | None = None
     body: Any = None
-    """A model or a union of models; None if the operation takes no body."""
+    """The model of the request body, or a union of models; None if the operation takes no body."""
     problems: Sequence[int] = ()
-    """The error statuses of this operation, besides those that all operations can return."""
+    """Error statuses that this operation can return, in addition to those of all operations (400, 401, 403, 503)."""
 
     @property
     def route(self) -> Route:
@@ -87,8 +87,8 @@ class Operation:
 
 
 async def http_problem(_: Request, error: Exception) -> Response:
-    """Respond to a request with an unknown path or method."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - only HTTPException has this handler
+    """Exception handler: send an error that Starlette raised (unknown path, wrong method) as problem details."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - for mypy: Starlette never passes another type
     return problem_details(error.status_code, error.detail, error.headers)
 
 
@@ -133,7 +133,7 @@ def _checked(adapter: TypeAdapter[Any], data: Any) -> Any:
 
 
 def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of these operations."""
+    """Return the OpenAPI 3.1 document of the operations. `root` is the path below which they are served."""
     adapters = [TypeAdapter(operation.body) for operation in operations if operation.body is not None]
     models: list[type[BaseModel]] = [ProblemDetails, *(one.response for one in operations if one.response is not None)]
     _, definitions = models_json_schema([(model, "serialization") for model in models], ref_template=_REF)
@@ -221,7 +221,7 @@ def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _inlined(shape: Any, schema: Mapping[str, Any]) -> Any:
-    """A parameter's schema with its model's own definitions copied in place of references to them."""
+    """Return a parameter's schema, in which each reference to a definition is replaced with the definition."""
     match shape:
         case {"$ref": str(reference)}:
             return _inlined(schema["$defs"][reference.rpartition("/")[2]], schema)
