@@ -1,7 +1,7 @@
 """The console: web pages for operators, with one module per page.
 
-The pages are rendered on the server and work without JavaScript, which only adds live updates. All data is escaped,
-because events and error messages may contain markup; messages are shown in sandboxed frames.
+The pages are rendered on the server and work without JavaScript; JavaScript only adds live updates. All data is
+escaped, because events and error messages may contain HTML. The HTML of deliveries is shown in sandboxed frames.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TYPES = {"console.css": "text/css", "console.js": "text/javascript", "icon.svg"
 
 
 def routes(console: Console) -> list[BaseRoute]:
-    """The console's routes, with the scope that each page requires."""
+    """Return the console's routes, with the scope that each page requires."""
     read, operate = Scope.READ, Scope.OPERATE
     table: list[tuple[str, Scope, Page, str]] = [
         ("/", read, overview.get, "GET"),
@@ -67,7 +67,7 @@ async def _to_console(_: Request) -> Response:
 
 
 async def _static(request: Request) -> Response:
-    """Style sheet, script and icon. They need no login."""
+    """Serve the style sheet, the script and the icon, which need no login."""
     name = request.path_params["name"]
     if name not in _TYPES:
         return Response("no such file\n", 404, media_type="text/plain")

@@ -1,4 +1,4 @@
-"""The parts that all pages of the console share: ledger, operations, rendering and error pages."""
+"""Code that all pages of the console share: access to the ledger and the operations, rendering, error pages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _JUST_NOW = timedelta(seconds=5)
 
 
 class PageError(Exception):
-    """An error that is shown as an error page with the message."""
+    """Raised by a page: the browser gets an error page with the status and the message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class PageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """Renders pages, and gives them access to the ledger and the operations."""
+    """Renders the pages, and gives their code access to the ledger and the operations."""
 
     ledger: Ledger
     operations: Operations
@@ -58,7 +58,7 @@ class Console:
         object.__setattr__(self, "_templates", _environment(self.clock))
 
     def guarded(self, scope: Scope, page: Page) -> Endpoint:
-        """The page as an endpoint that requires the scope and shows errors as pages."""
+        """Turn a page into an endpoint that requires the scope and shows errors as HTML pages."""
 
         async def endpoint(request: Request) -> Response:
             try:
@@ -71,7 +71,7 @@ class Console:
         return needs(scope, endpoint, problem=self._access_error)
 
     def render(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-        """Render a whole page."""
+        """Render a whole page from a template."""
         common = {
             "caller": caller(request),
             "logged_in": COOKIE in request.cookies,
@@ -82,7 +82,7 @@ class Console:
         return HTMLResponse(html, status)
 
     def fragment(self, template: str, **values: Any) -> str:
-        """Render a part of a page, which the script inserts into an open page."""
+        """Render a part of a page. The console's script inserts the part into a page that is already open."""
         return self._templates.get_template(template).render(**values)
 
     def error_page(self, request: Request, status: int, message: str) -> Response:
@@ -90,7 +90,7 @@ class Console:
         return self.render(request, "error.html.j2", status=status, title=title, message=message)
 
     def _access_error(self, status: int, reason: str, headers: Mapping[str, str]) -> Response:
-        """An error page for a caller without access."""
+        """Return an error page for a caller who is not logged in or lacks the scope."""
         values = {
             "caller": "",
             "logged_in": False,
@@ -107,7 +107,10 @@ Page = Callable[[Console, Request], Awaitable[Response]]
 
 
 def read_query(model: type[BaseModel], request: Request, *, ignore: Sequence[str] = ()) -> tuple[Any, str]:
-    """The query as `model`, without blank fields; if it is not valid, the model's defaults and the problem in words."""
+    """Parse the request's query as `model`, without its blank fields. Returns the model and an empty text.
+
+    If the query is not valid, returns the model's defaults and a text that names the first problem.
+    """
     given = request.query_params
     lists = {name for name, entry in model.model_fields.items() if "list[" in str(entry.annotation)}
     data: dict[str, Any] = {}
@@ -141,9 +144,10 @@ def _environment(clock: Clock) -> Environment:
 
 
 def url(*path: str, **query: Any) -> str:
-    """A URL in the console; None and empty values are left out of the query."""
+    """Return a URL in the console. Query parameters that are None or empty are left out."""
     fields = [
-        (name, value if isinstance(value, list) else str(value))  # a cursor is a tuple, but a single value
+        # Without `str`, `urlencode` would treat a cursor, which is a tuple, as a list of values.
+        (name, value if isinstance(value, list) else str(value))
         for name, value in query.items()
         if value is not None and value != ""
     ]
@@ -152,7 +156,10 @@ def url(*path: str, **query: Any) -> str:
 
 
 def when(at: datetime | str | None, now: datetime) -> Markup:
-    """A time relative to now, like `5 minutes ago`, with the exact time as tooltip. The script keeps it up to date."""
+    """Return HTML that shows a time relative to now, such as `5 minutes ago`, and the exact time as tooltip.
+
+    The console's script keeps the relative time up to date.
+    """
     if at is None:
         return Markup("")
     time = datetime.fromisoformat(at) if isinstance(at, str) else at
@@ -169,7 +176,7 @@ def _ago(age: timedelta) -> str:
 
 
 def exact(at: datetime | str) -> str:
-    """A time to the second, in UTC."""
+    """Format a time in UTC, with seconds."""
     time = datetime.fromisoformat(at) if isinstance(at, str) else at
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 

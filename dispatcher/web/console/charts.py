@@ -1,4 +1,4 @@
-"""Coordinates of the charts' bars and lines; the templates render them as SVG."""
+"""Computes the coordinates of the charts' bars and lines. The page templates draw them as SVG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dispatcher.model.delivery import State
 WIDTH, HEIGHT = 400, 180
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 22
 _ORDER = (State.SENT, State.WAITING, State.DEAD)
-"""The states in a bar, from bottom to top."""
+"""The order in which a bar stacks the states of its deliveries, from bottom to top."""
 _LAG_TICKS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0, 864_000.0)
 
 
@@ -37,13 +37,14 @@ class Bar:
 class Line:
     name: str
     paths: Sequence[str]
-    """The points of an SVG polyline for each part of the line; the line has a gap where a time bucket has no value."""
+    """The parts of the line, each as the points of an SVG polyline. Between two parts is a gap, where a time bucket has
+    no value."""
     points: Sequence[tuple[float, float, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart. All coordinates are in SVG units, between 0 and `WIDTH` or `HEIGHT`."""
+    """The elements of a chart. In SVG units, x is between 0 and `WIDTH`, and y is between 0 and `HEIGHT`."""
 
     rows: Sequence[Tick]
     columns: Sequence[Tick]
@@ -52,7 +53,7 @@ class Chart:
 
 
 def outcomes(time_buckets: Sequence[TimeBucket]) -> Chart:
-    """Return a bar chart of the deliveries that were created in each time bucket, by their present state."""
+    """Return a bar chart: how many deliveries were created in each time bucket, and in which state they are now."""
     top = _round_up(max(sum(one.by_state.values()) for one in time_buckets))
     bottom = HEIGHT - BOTTOM
 
@@ -65,7 +66,7 @@ def outcomes(time_buckets: Sequence[TimeBucket]) -> Chart:
         for state in _ORDER:
             number = bucket.by_state.get(state, 0)
             if number:
-                height = max(scaled(number), 1.5)  # keeps one dead delivery among thousands visible
+                height = max(scaled(number), 1.5)  # so that one dead delivery among thousands stays visible
                 y -= height
                 label = f"{number:,} {state}, created {bucket.begin:%d %b %H:%M} to {bucket.end:%H:%M} UTC"
                 bars.append(Bar(_x(at, time_buckets) + 1, y, _step(time_buckets) - 2, height, state, label))
@@ -74,9 +75,9 @@ def outcomes(time_buckets: Sequence[TimeBucket]) -> Chart:
 
 
 def lags(time_buckets: Sequence[TimeBucket]) -> Chart:
-    """Return a line chart of the time from the terminal event to the provider's acceptance (p50 and p95).
+    """Return a line chart of the lag (p50 and p95) on a logarithmic axis.
 
-    The lag axis is logarithmic.
+    The lag is the time from the terminal event until the provider has accepted the message.
     """
     known = [lag for one in time_buckets for quantile in (0.5, 0.95) if (lag := one.lag(quantile)) is not None]
     low = max(
@@ -98,7 +99,7 @@ def lags(time_buckets: Sequence[TimeBucket]) -> Chart:
 
 
 def duration(seconds: float) -> str:
-    """A duration as an axis label."""
+    """Format a duration as an axis label."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
@@ -108,7 +109,7 @@ def duration(seconds: float) -> str:
 def _traced(
     values: Sequence[tuple[int, float | None]], time_buckets: Sequence[TimeBucket], y: object, name: str
 ) -> tuple[list[str], list[tuple[float, float, str]]]:
-    assert callable(y)  # noqa: S101 - narrows the type
+    assert callable(y)  # noqa: S101 - for mypy: `y` is always a function
     paths: list[str] = []
     points = []
     path: list[str] = []
@@ -146,7 +147,7 @@ def _x(at: int, time_buckets: Sequence[TimeBucket]) -> float:
 
 
 def _round_up(number: int) -> int:
-    """Round up to 2, 4, 10, 20, 40, 100, …, because half of each of these is a whole number."""
+    """Round up to 2, 4, 10, 20, 40, 100, …: half of each is a whole number, which is the axis' middle label."""
     size = 1
     while True:
         for digit in (2, 4, 10):

@@ -1,4 +1,4 @@
-"""The list of deliveries, with filters."""
+"""The page with the list of deliveries and its filters."""
 
 from __future__ import annotations
 

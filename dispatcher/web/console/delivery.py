@@ -42,7 +42,7 @@ async def get(console: Console, request: Request) -> Response:
 
 
 async def message(console: Console, request: Request) -> Response:
-    """The message as its recipients see it, for a sandboxed frame."""
+    """Return the message as its recipients see it. The delivery's page shows it in a sandboxed frame."""
     delivery = (await _stored_delivery(console, request)).delivery
     if delivery.channel == "email":
         html = str(delivery.content.get("html") or _NO_HTML)
@@ -59,7 +59,7 @@ async def _stored_delivery(console: Console, request: Request) -> StoredDelivery
 
 
 def _headline(delivery: Delivery) -> str:
-    """The subject or title, which a recipient sees first."""
+    """Return the subject or title, which a recipient sees first; empty if the content has none."""
     content: Any = delivery.content
     payload = content.get("payload")
     summary = payload.get("summary") if isinstance(payload, dict) else None
@@ -68,7 +68,10 @@ def _headline(delivery: Delivery) -> str:
 
 
 def _wire(console: Console, delivery: Delivery) -> bytes | None:
-    """The bytes for the provider, with secrets masked; None if the channel is not configured or rejects the content."""
+    """Return the bytes that the channel would send to the provider, with secrets masked.
+
+    Returns None if the channel is not configured or rejects the content.
+    """
     channel = console.channels.get(delivery.channel)
     if channel is None or not delivery.addresses:
         return None
@@ -81,7 +84,7 @@ def _wire(console: Console, delivery: Delivery) -> bytes | None:
     try:
         return channel.wire_preview(message).body
     except (ChannelError, LookupError, TypeError, ValueError):
-        # Another version or a custom template can have written content that the channel rejects.
+        # Another version of the dispatcher or a custom template may have created content that this channel rejects.
         return None
 
 

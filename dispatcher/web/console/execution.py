@@ -1,4 +1,4 @@
-"""An execution's page: the decision and its reasons, the rules and the deliveries; the same as `dispatcher explain`."""
+"""An execution's page. Like `dispatcher explain`, it shows the decision with its reason, the rules and deliveries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of executions, each with its verdict and the states of its deliveries."""
+"""The page with the list of executions, each with its verdict and the states of its deliveries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first page: status, charts and live activity."""
+"""The console's first page, with status, charts and live activity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dispatcher.web.console import charts
 from dispatcher.web.console.base import Console, PageError
 
 SHOWN = 30
-"""Maximum number of activity entries on the page when it is loaded."""
+"""Maximum number of activity entries that the page contains when it is loaded. The script adds newer entries."""
 
 
 async def get(console: Console, request: Request) -> Response:
@@ -38,7 +38,7 @@ async def get(console: Console, request: Request) -> Response:
 
 
 async def stream(console: Console, request: Request) -> Response:
-    """Activity as server-sent events, each rendered as a row of the page."""
+    """Stream activity as server-sent events. Each of these events contains one HTML row for the page."""
 
     def row(entry: Activity) -> str:
         return console.fragment("activity.html.j2", entry=entry)

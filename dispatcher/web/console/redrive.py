@@ -1,4 +1,4 @@
-"""Redrive of dead deliveries: GET shows them and asks for confirmation, POST redrives them."""
+"""The page that redrives dead deliveries: GET shows the deliveries and asks for confirmation, POST redrives them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEAD = frozenset({State.DEAD})
 
 
 async def get(console: Console, request: Request) -> Response:
-    """The confirmation page: how many deliveries, which ones, and why they are dead."""
+    """Show the confirmation page: the number of dead deliveries, the newest of them, and why they are dead."""
     keys, criteria = _selection(request.query_params)
     if "selected" in request.query_params and not keys:
         raise PageError(400, "No delivery was selected: tick some of them first.")

@@ -1,4 +1,4 @@
-"""Rejected messages: they could not be decoded, or their rules are unknown. They can be replayed here."""
+"""Pages for rejected messages, which could not be decoded or whose rules are unknown. Operators replay them here."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def _entry(console: Console, request: Request) -> Rejected:
 
 
 def _readable(body: bytes) -> str:
-    """JSON indented; other bytes as text."""
+    """Return JSON with indentation, and bytes that are not JSON as plain text."""
     try:
         return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:

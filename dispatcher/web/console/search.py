@@ -1,4 +1,4 @@
-"""The search field: finds executions, launch plans, recipients, deliveries by key, and rejected messages by id."""
+"""The search page: finds executions, launch plans and recipients by name, deliveries and rejected messages by id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def get(console: Console, request: Request) -> Response:
 
 
 def _link(kind: str, key: str, text: str) -> tuple[str, str, str]:
-    """The kind of the match, its page's URL, and the link's text."""
+    """Return the kind of a match, the URL of its page, and the text of the link to the page."""
     match kind:
         case "delivery":
             return "Delivery", url("deliveries", key), key
