@@ -1,1 +1,1 @@
-"""The service's HTTP side: event intake, health and metrics pages, the console and its API."""
+"""The service's HTTP server: event intake, health and metrics pages, the console and its API."""

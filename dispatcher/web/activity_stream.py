@@ -1,8 +1,9 @@
-"""Events and attempts of all replicas as server-sent events, read from the ledger soon after they are written.
+"""Streams the activity of all replicas (recorded events, attempts and rejected messages) as server-sent events.
 
-The ledger is queried once a second for all listeners together. Every entry has a stable id. A client that reconnects
-with its last id gets the entries that it missed, and the last seconds before them again, because the clocks and
-transactions of replicas overlap.
+Activity is read from the ledger, with one query per second for all connected clients together. Every entry has a
+stable id. A client that reconnects with the id of its last entry gets the entries that it missed. It also gets the
+entries of the few seconds before its last entry again: the clocks of replicas differ and their transactions overlap, so
+an entry with an earlier time may have become visible later.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from dispatcher.ledger.queries import Activity, Queries
 from dispatcher.ledger.search import Cursor
 
 POLL_INTERVAL = 1.0
-"""Seconds between queries."""
+"""Seconds between two queries of the ledger."""
 HEARTBEAT = 15.0
-"""Seconds of silence after which a comment is sent, because proxies close silent connections."""
+"""Seconds without a new entry after which a comment is sent, because proxies close connections without traffic."""
 QUERY_LIMIT = 200
-"""Maximum number of entries of each kind in one query. A client that missed more entries has to search for them."""
+"""Maximum number of entries of each kind (event, attempt, rejected message) that one query reads. A client that missed
+more entries gets only the newest of them."""
 REMEMBERED = 4 * 3 * QUERY_LIMIT
 STREAMS = 32
-"""Maximum number of listeners of this process."""
+"""Maximum number of clients to which this process streams at the same time."""
 OVERLAP = timedelta(seconds=5)
 
 Format = Callable[[Activity], str]
-"""Formats an entry as the data of a server-sent event."""
+"""Formats an entry as the text in the `data` field of a server-sent event."""
 
 
 class ActivityStream:
-    """Polls the ledger for recent activity and streams it to all listeners."""
+    """Polls the ledger for recent activity and streams the activity to all connected clients."""
 
     def __init__(self, queries: Queries, stopping: asyncio.Event, *, streams: int = STREAMS) -> None:
         self._queries = queries
@@ -44,16 +46,16 @@ class ActivityStream:
         self._free_streams = streams
         self._polling = asyncio.Lock()
         self._polled_at = float("-inf")
-        """Event loop time of the last query."""
+        """Event loop time (seconds) of the last query of the ledger."""
         self._recent: OrderedDict[str, tuple[int, Activity]] = OrderedDict()
-        """The newest entries by id, each with a number in the order in which this process has read them."""
+        """Mapping from an entry's id to the entry and its number, for the newest entries. This process numbers the
+        entries in the order in which it reads them."""
         self._newest_number = 0
 
     def response(self, format_entry: Format, *, after: str | None) -> Response | None:
-        """A stream of the activity from now on, or after the entry with the id `after`; None if there are too many
-        listeners.
+        """Return a stream of the activity from now on, or of all activity after the entry with the id `after`.
 
-        Raises ValueError if `after` is not an id of this stream.
+        Returns None if too many clients are connected. Raises ValueError if `after` is not an id of this stream.
         """
         last = Cursor.parse(after) if after else None
         if self._free_streams <= 0:
@@ -69,7 +71,7 @@ class ActivityStream:
             self._free_streams += 1
 
     async def _events(self, format_entry: Format, last: Cursor | None) -> AsyncIterator[str]:
-        """Server-sent events for one listener, until the service stops."""
+        """Yield the server-sent events for one client until the service stops."""
         yield "retry: 2000\n\n"
         silence = 0.0
         missed, number = await self._missed(last)
@@ -90,7 +92,7 @@ class ActivityStream:
                     await self._stopping.wait()
 
     async def _missed(self, last: Cursor | None) -> tuple[list[Activity], int]:
-        """Entries since `last`, and the number of the newest entry read so far."""
+        """Return the entries that a client has missed since `last`, and the number of the newest entry in `_recent`."""
         with suppress(LedgerUnavailable):
             await self._poll()
             number = self._newest_number
@@ -106,7 +108,7 @@ class ActivityStream:
         return [numbered for numbered in self._recent.values() if numbered[0] > number]
 
     async def _poll(self) -> None:
-        """Read the newest entries, unless another listener has just done so."""
+        """Read the newest entries from the ledger, unless this was just done for another client."""
         async with self._polling:
             now = asyncio.get_running_loop().time()
             if now - self._polled_at < POLL_INTERVAL / 2:
@@ -121,7 +123,7 @@ class ActivityStream:
 
 
 class _StreamResponse(StreamingResponse):
-    """Counts as a listener while it is being sent."""
+    """A streaming response that reduces the number of free streams while it is being sent."""
 
     def __init__(self, events: AsyncIterator[str], listening: Callable[[], AbstractContextManager[None]]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -134,7 +136,7 @@ class _StreamResponse(StreamingResponse):
 
 
 def event_id(entry: Activity) -> str:
-    """The id of an entry, with which a client resumes the stream after it."""
+    """Return the id of an entry. A client that reconnects sends this id, and the stream continues after the entry."""
     return str(Cursor(entry.at, entry.id))
 
 

@@ -1,4 +1,4 @@
-"""The service's routes, with the scope that each one requires."""
+"""The service's routes, and the scope that a caller needs for each route."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def application(
     access_control: AccessControl,
     more: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
-    """The ASGI application.
+    """Return the ASGI application that serves all routes.
 
-    `metrics`: the page for Prometheus, already wrapped in `needs` if it requires a scope; `more`: routes of the console
-    and its API, if they are enabled.
+    `metrics` is the endpoint for Prometheus. If it requires a scope, it is already wrapped in `needs`. `more` contains
+    the routes of the console and its API if the console is enabled.
     """
     pages = Starlette(
         routes=[

@@ -1,4 +1,4 @@
-"""The `http:` settings: where the service listens, and which callers may do what."""
+"""The `http:` settings: the address on which the service listens, and the permissions of its callers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIN_TOKEN_LENGTH = 16
 
 
 class Scope(StrEnum):
-    """A permission of a caller."""
+    """A permission that a caller can have."""
 
     PUBLISH = "publish"
     """Post events."""
@@ -38,7 +38,8 @@ class Token(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")  # with \w, the compiled pattern would take 6 MiB
+    # The pattern avoids \w, because the compiled pattern would then take 6 MiB of memory.
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")
     """The caller's name in logs and in the console."""
     token: SecretStr | None = None
     token_file: SecretFile | None = None
@@ -60,12 +61,12 @@ class Token(BaseModel):
         return self
 
     def reveal(self) -> str | None:
-        """The token itself; don't keep it. Raises OSError if its file can't be read."""
+        """Return the token's current text; don't keep it. Raises OSError if the token's file can't be read."""
         return reveal(self.token, self.token_file)
 
 
 class Tls(BaseModel):
-    """A certificate and its key (PEM). Changed files are read again at the next connection."""
+    """Files with the certificate and its key (PEM). If the files change, the next connection uses their new content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,27 +75,29 @@ class Tls(BaseModel):
 
 
 class Oidc(BaseModel):
-    """The OpenID Connect provider for logins, and the scopes of its users and groups."""
+    """The OpenID Connect provider for logins, and the scopes that its users and groups get."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     issuer: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
-    """The provider's issuer URL; its configuration is read from `/.well-known/openid-configuration` under it."""
+    """The provider's issuer URL. The provider's configuration is read from `/.well-known/openid-configuration` below
+    this URL."""
     client_id: str = Field(min_length=1)
     client_secret: SecretStr | None = None
     client_secret_file: SecretFile | None = None
     scopes: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ("openid", "profile", "email")
-    """OAuth scopes to request; some providers send the groups only if another scope is requested."""
+    """OAuth scopes to request from the provider. Some providers send a person's groups only if an additional scope is
+    requested."""
     groups_claim: str = "groups"
-    """The claim that lists a person's groups."""
+    """Name of the id_token's claim that lists a person's groups."""
     read: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
-    """Groups and mail addresses with the scope `read`."""
+    """Groups and mail addresses of the people who get the scope `read`."""
     operate: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
-    """Groups and mail addresses with the scopes `read` and `operate`."""
+    """Groups and mail addresses of the people who get the scopes `read` and `operate`."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the settings that grant scopes. If it changes, older sessions are no longer valid."""
+        """A hash of the settings that grant scopes. If one of them changes, existing sessions become invalid."""
         return hashlib.sha256(repr((self.issuer, self.client_id, self.read, self.operate)).encode()).hexdigest()
 
     @model_validator(mode="after")
@@ -113,20 +116,20 @@ class Oidc(BaseModel):
 
 
 class HttpConfig(BaseModel):
-    """The HTTP intake, the health pages and the console."""
+    """Settings of the HTTP server, which serves event intake, the health pages and the console."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     listen: str = Field("127.0.0.1:8080", pattern=r"^.+:\d{1,5}$")
-    """HOST:PORT; port 0 means any free port."""
+    """The address to listen on, as HOST:PORT. Port 0 means any free port."""
     token: SecretStr | None = None
-    """Bearer token for publishers: the same as an entry of `tokens` with the scope `publish`."""
+    """Bearer token for publishers. It has the same effect as an entry of `tokens` with the scope `publish`."""
     token_file: SecretFile | None = None
     tokens: tuple[Token, ...] = ()
-    """Callers and their scopes. Required unless `listen` is a loopback address; without tokens, every local user has
-    full access."""
+    """Callers with their tokens and scopes. If `listen` is not a loopback address, `token`, `tokens` or `oidc` is
+    required. If it is a loopback address and none of them is set, every program on this machine has full access."""
     oidc: Oidc | None = None
-    """OpenID Connect login at the console, in addition to tokens."""
+    """Login at the console through an OpenID Connect provider, in addition to the login with a token."""
     console: bool = False
     """Serve the console and its API."""
     metrics: Literal["guarded", "open"] = "guarded"
@@ -134,16 +137,16 @@ class HttpConfig(BaseModel):
     rate: Annotated[Rate, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)] = (
         Field("2000/s", validate_default=True)
     )
-    """Maximum request rate of each caller; a request beyond it gets status 429."""
+    """Maximum request rate of each caller. A request beyond this rate gets status 429."""
     trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
     """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted."""
     tls: Tls | None = None
     session: Duration = Field(timedelta(hours=8), ge=timedelta(minutes=1), le=timedelta(days=30))
     """How long a login at the console is valid."""
     session_key_file: SecretFile | None = None
-    """File with the keys that sign session cookies, one per line. The first key signs new cookies; cookies of all keys
-    are accepted. Replicas need the same file. Without a file, each process generates a key, and a restart ends all
-    sessions."""
+    """File with the keys that sign session cookies, one per line. The first key signs new cookies. Cookies that were
+    signed with any of the keys are accepted. All replicas need the same file. Without a file, each process generates a
+    key, so a restart ends all sessions."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -152,11 +155,11 @@ class HttpConfig(BaseModel):
 
     @property
     def loopback(self) -> bool:
-        """True if only this machine can connect."""
+        """True if only programs on this machine can connect."""
         return is_loopback(self.address[0])
 
     def callers(self) -> Iterator[Token]:
-        """All callers with a token, including `http.token`."""
+        """Yield all callers that have a token, including the publisher with `http.token`."""
         if self.token is not None or self.token_file is not None:
             yield Token(
                 name="publisher", token=self.token, token_file=self.token_file, scopes=frozenset({Scope.PUBLISH})
@@ -168,7 +171,7 @@ class HttpConfig(BaseModel):
         reject_both("token", self.token, self.token_file)
         try:
             callers = list(self.callers())
-        except ValidationError as error:  # the error is in http.token
+        except ValidationError as error:  # only http.token can be invalid here: `tokens` was validated before
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         if len({caller.name for caller in callers}) < len(callers):
             raise ValueError("each of tokens needs a unique name; `publisher` is the name of http.token")
@@ -189,7 +192,7 @@ class HttpConfig(BaseModel):
 
 
 def is_loopback(host: str) -> bool:
-    """True if a host name or address from a URL or setting is a loopback address."""
+    """True if the host, which is a name or an IP address, is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

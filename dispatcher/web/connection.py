@@ -1,8 +1,8 @@
-"""An HTTP connection with timeouts, on top of uvicorn's.
+"""Adds timeouts to uvicorn's HTTP connections.
 
-uvicorn limits how long an idle connection is kept, but not how long a request may take to arrive or a response to be
-read. Without these timeouts, a few hundred clients that send a byte now and then (slowloris) would occupy all
-connections.
+uvicorn limits how long an idle connection is kept open. It does not limit how long a client may take to send a request
+or to read a response. Without such limits, a few hundred clients that send a byte now and then (slowloris) would occupy
+all connections.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ class ConnectionLimits:
     """Timeouts of a connection, and the maximum number of connections."""
 
     headers: timedelta = timedelta(seconds=10)
-    """Maximum time from the connection's start, or from a later request's first byte, to the end of the headers."""
+    """Maximum time until a request's headers are complete. For the first request of a connection, the time starts with
+    the connection; for later requests, it starts with the request's first byte."""
     body: timedelta = timedelta(seconds=60)
     """Maximum time from the end of the headers to the end of the request's body."""
     unread_body: timedelta = timedelta(seconds=5)
-    """Maximum time from the end of the response to the end of the request's body. Used if the response is complete
-    first; most clients read it only after they have sent the whole body."""
+    """Maximum time to wait for the rest of a request's body after the response is complete. The connection stays open
+    for this time, because most clients read the response only after they have sent the whole body."""
     stalled_response: timedelta = timedelta(seconds=60)
     """Maximum time for which the send buffer may stay full because the client doesn't read the response."""
     connections: int = 500
@@ -37,20 +38,21 @@ _Stage = Literal["headers", "body", "unread_body"]
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when its client exceeds a timeout."""
+    """uvicorn's HTTP connection, with timeouts: it is closed if its client exceeds a timeout of `limits`."""
 
     limits = ConnectionLimits()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._stage: _Stage | None = None
-        """The part of a request whose timeout is running; None between requests and while a response is computed."""
+        """The part of the request that is being received, and whose timeout is running. None between requests and while
+        the response is computed."""
         self._receive_timeout: asyncio.TimerHandle | None = None
         self._send_timeout: asyncio.TimerHandle | None = None
         self.idle_since: float | None = self.loop.time()
-        """Event loop time since which the connection is idle; None while a request is being answered."""
+        """Event loop time (seconds) at which the connection became idle; None while a request is being answered."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares it so
         super().connection_made(transport)
         self._enter("headers")
         if len(self.connections) > self.limits.connections:
@@ -89,7 +91,10 @@ class Connection(H11Protocol):
             self._send_timeout = None
 
     def _close_longest_idle(self) -> None:
-        """Close the connection that has been idle longest. If all other connections are busy, this is the new one."""
+        """Close the connection that has been idle longest, after a new connection has exceeded the maximum number.
+
+        If all other connections are busy, the new connection is closed, because it is idle too.
+        """
         connected = (one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing())
         idle = [(one.idle_since, id(one), one) for one in connected if one.idle_since is not None]
         min(idle)[2].transport.abort()
@@ -105,7 +110,10 @@ class Connection(H11Protocol):
             self._enter("body")
 
     def _enter(self, stage: _Stage | None) -> None:
-        """Start the timeout of a new stage; the timeout of the current stage keeps running."""
+        """Stop the timeout of the previous stage and start the timeout of `stage`.
+
+        If `stage` is already the current stage, its timeout keeps running.
+        """
         if stage == self._stage:
             return
         if self._receive_timeout is not None:

@@ -1,6 +1,7 @@
-"""POST /events: CloudEvents over HTTP, in binary and structured mode.
+"""POST /events: receives CloudEvents over HTTP, in binary and structured mode.
 
-The response is sent after the ledger has committed the event: status `recorded` means it is stored durably.
+The response is sent after the ledger has committed the event, so the status `recorded` means that the event is stored
+durably.
 Source: the CloudEvents HTTP protocol binding 1.0.2.
 """
 
@@ -20,7 +21,7 @@ from dispatcher.web.responses import problem
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER = "5"
-"""Seconds after which a publisher should retry while the ledger or FlyteAdmin is unavailable."""
+"""Value of the `Retry-After` header, in seconds. It is sent while the ledger or FlyteAdmin is unavailable."""
 
 _KEPT_HEADERS = frozenset({"content-type", "traceparent", "tracestate"})
 
@@ -28,7 +29,7 @@ Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[BatchRe
 
 
 class EventsPage:
-    """The HTTP intake."""
+    """Serves POST /events: passes the event to intake and returns the result to the publisher."""
 
     def __init__(self, take: Take) -> None:
         self._take = take
@@ -48,9 +49,10 @@ class EventsPage:
 
 
 def _kafka_headers(request: Request) -> Headers:
-    """The request's headers as a Kafka message would have them: `ce-type` becomes `ce_type`.
+    """Return the request's headers under the names that they have in Kafka messages: `ce-type` becomes `ce_type`.
 
-    Only CloudEvents, content type and trace headers are kept, because other headers may contain a token.
+    Only the headers of CloudEvents, the content type and trace headers are kept, because other headers may contain a
+    token.
     """
     kept = []
     for name, value in request.headers.raw:
@@ -63,7 +65,7 @@ def _kafka_headers(request: Request) -> Headers:
 def _response(result: BatchResult) -> Response:
     if result.rejected:
         rejected = result.rejected[0]
-        status = 202 if rejected.event else 400  # 202: the event is kept for a replay once its rules are known
+        status = 202 if rejected.event else 400  # 202: the event is kept and can be replayed when its rules are known
         return JSONResponse({"status": "rejected", "id": rejected.id, "reason": rejected.reason}, status)
     if not result.recorded:
         return JSONResponse({"status": "ignored", "reason": "not a terminal phase change of a workflow"}, 202)

@@ -1,4 +1,4 @@
-"""Query parameters of the console's and the API's searches."""
+"""Query parameters of the searches in the console and the API."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class DeliveryCriteria(_Parameters):
     until: TimeArgument | None = None
 
     def filter(self, *, now: datetime, states: frozenset[State] = frozenset()) -> DeliveryFilter:
-        """The filter for the ledger. Raises ValueError for an invalid `since` or `until`."""
+        """Return the filter for the ledger's query. Raises ValueError if `since` or `until` is not a valid time."""
         return DeliveryFilter(
             states=states,
             channel=self.channel,
@@ -60,29 +60,29 @@ class DeliveryCriteria(_Parameters):
 
 
 class PageParameters(_Parameters):
-    """Selects a page of a list, newest first."""
+    """Selects one page of a list, in which the newest entries come first."""
 
     after: Annotated[str | None, Field(max_length=1200, description="`next` of the previous page.")] = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE, description="Maximum number of entries.")] = 50
 
     @property
     def cursor(self) -> Cursor | None:
-        """The parsed value of `after`, or None if it is not given. Raises ValueError if it is not a cursor."""
+        """The cursor in `after`; None if `after` is not given. Raises ValueError if `after` is not a valid cursor."""
         return Cursor.parse(self.after) if self.after is not None else None
 
 
 class DeliverySearch(DeliveryCriteria, PageParameters):
-    """A search for deliveries."""
+    """Parameters of a search for deliveries."""
 
     state: Annotated[list[State], Field(description="May be repeated to match several states.")] = []
 
     def wanted(self, *, now: datetime) -> DeliveryFilter:
-        """The filter for the ledger. Raises ValueError for an invalid `since` or `until`."""
+        """Return the filter for the ledger's query. Raises ValueError if `since` or `until` is not a valid time."""
         return self.filter(now=now, states=frozenset(self.state))
 
 
 class ExecutionSearch(PageParameters):
-    """A search for terminal events."""
+    """Parameters of a search for terminal events."""
 
     execution: Annotated[_Text | None, Field(description="`project/domain/name`, or only the name.")] = None
     launch_plan: _Text | None = None
@@ -94,7 +94,7 @@ class ExecutionSearch(PageParameters):
     until: TimeArgument | None = None
 
     def wanted(self, *, now: datetime) -> EventFilter:
-        """The filter for the ledger. Raises ValueError for an invalid `since` or `until`."""
+        """Return the filter for the ledger's query. Raises ValueError if `since` or `until` is not a valid time."""
         return EventFilter(
             execution=self.execution,
             launch_plan=self.launch_plan,
@@ -108,7 +108,7 @@ class ExecutionSearch(PageParameters):
 
 
 class RejectedSearch(PageParameters):
-    """A search for rejected messages."""
+    """Parameters of a search for rejected messages."""
 
     replayed: Annotated[
         bool | None,

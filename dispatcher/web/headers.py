@@ -1,4 +1,4 @@
-"""Security headers of every response, unless its page sets others."""
+"""Adds security headers to every response. If the page has set one of these headers itself, its value is kept."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ FRAME_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data: cid:; frame-ancestors 'self'; "
     "form-action 'none'; base-uri 'none'"
 )
-"""Content-Security-Policy of a message's HTML in a frame: its own styles are allowed; scripts, forms and loading from
-other hosts are not."""
+"""Content-Security-Policy of a delivery's HTML, which the console shows in a frame. It allows the styles in the HTML,
+but no scripts, no forms and nothing that is loaded from other hosts."""
 _DEFAULTS = {
     "content-security-policy": PAGE_POLICY,
     "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",  # with `no-referrer`, browsers send forms with `Origin: null`
+    # Not `no-referrer`: browsers would then send forms with `Origin: null`, and `is_foreign` could refuse them.
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
@@ -28,7 +29,7 @@ _DEFAULTS = {
 
 
 class SafeHeaders:
-    """ASGI middleware: adds the security headers that a response lacks."""
+    """ASGI middleware that adds the security headers that a response lacks."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

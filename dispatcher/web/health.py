@@ -1,4 +1,7 @@
-"""GET /healthz: 200 while the event loop runs. GET /readyz: 200 if all components are ready, else 503 with reasons."""
+"""GET /healthz returns 200 while the event loop runs.
+
+GET /readyz returns 200 if all components are ready, else 503 with the reasons.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from starlette.responses import JSONResponse, Response
 from dispatcher.errors import Unavailable
 
 TIMEOUT = 3.0
-"""Maximum seconds for each check; all checks run at the same time. It is short because probes have short timeouts."""
+"""Maximum seconds for each check; all checks run at the same time. The limit is short, because an orchestrator's probe
+also has a short timeout."""
 
 ReadinessCheck = Callable[[], Awaitable[str | None]]
-"""Returns None if the component is ready, else the reason. May raise Unavailable; its text is then the reason."""
+"""Returns None if the component is ready, else the reason why it is not. May also raise `Unavailable`: the text of the
+exception is then the reason."""
 
 
 async def alive(_: Request) -> Response:
@@ -22,13 +27,13 @@ async def alive(_: Request) -> Response:
 
 
 class ReadyPage:
-    """Runs the readiness check of each component."""
+    """Serves /readyz: runs the readiness check of each component and reports the results."""
 
     def __init__(self, checks: dict[str, ReadinessCheck]) -> None:
         self._checks = checks
 
     async def unready_reasons(self) -> dict[str, str | None]:
-        """For each component the reason why it is not ready, or None if it is."""
+        """Return a mapping from each component to the reason why it is not ready, or to None if it is ready."""
         async with asyncio.TaskGroup() as checking:
             tasks = {name: checking.create_task(_run(check)) for name, check in self._checks.items()}
         return {name: task.result() for name, task in tasks.items()}

@@ -1,4 +1,4 @@
-"""Limits on the size, form and rate of requests, checked before any page runs."""
+"""Limits on the size, form and rate of requests. They are checked before a page handles the request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dispatcher.web.responses import problem, problem_details
 MAX_BODY_BYTES = 256 * 1024
 """Maximum size of the body of a form or an API request."""
 MAX_EVENT_BYTES = 4 * 2**20
-"""Maximum size of the body of POST /events. For comparison: Kafka brokers reject messages above 1 MiB by default."""
+"""Maximum size of the body of POST /events. It is larger than the 1 MiB that Kafka brokers accept by default."""
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
 """Maximum size of all headers of a request together."""
@@ -32,20 +32,23 @@ _UNIQUE_HEADERS = (
     b"x-csrf-token",
 )
 MAX_KEYS = 10_000
-"""Maximum number of token buckets in one RateLimiter. If there are more, it drops the least recently used bucket, which
-then counts as full."""
+"""Maximum number of token buckets in one `RateLimiter`. If there are more, the bucket that has not been used for the
+longest time is dropped. A dropped bucket counts as full."""
 
 
 class RateLimiter:
-    """A token bucket for each key (GCRA). It allows `burst` requests at once, and then as many as the rate allows."""
+    """Limits the requests of each key with a token bucket (GCRA).
+
+    A full bucket allows `burst` requests at once. After that, requests are allowed at the given rate.
+    """
 
     def __init__(self, rate: Rate, burst: int, clock: Clock) -> None:
         self._interval = rate.interval
         self._tolerance = rate.interval * (burst - 1)
         self._clock = clock
         self._full_at: dict[str, datetime] = {}
-        """Mapping from a key to the time when its bucket will be full again (GCRA's theoretical arrival time). A bucket
-        that is missing is full."""
+        """Mapping from a key to the time when its bucket will be full again (GCRA's theoretical arrival time). If a key
+        is missing, its bucket is full."""
 
     def take(self, key: str) -> timedelta:
         """Take one token from the key's bucket and return zero; if the bucket is empty, return the time to wait."""
@@ -59,12 +62,12 @@ class RateLimiter:
 
 
 def too_many_requests(wait: timedelta) -> Response:
-    """The 429 response to a client that has to wait."""
+    """Return the 429 response for a client that has to wait."""
     return problem(429, "too many requests", {"Retry-After": str(math.ceil(wait.total_seconds()))})
 
 
 def client_key(host: str) -> str:
-    """Return the rate limiter's key of an address: the IPv4 address itself, or the /64 network of an IPv6 address."""
+    """Return the rate limiter's key for an address: the IPv4 address itself, or the /64 network of an IPv6 address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -73,21 +76,22 @@ def client_key(host: str) -> str:
 
 
 class RequestLimits:
-    """ASGI middleware: rejects oversized and malformed requests."""
+    """ASGI middleware that rejects oversized and malformed requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         violation = _violation(scope) if scope["type"] == "http" else None
-        # Close the connection, because a proxy and we may see the end of this request in different places (request
-        # smuggling). The connection's next request could then belong to another client.
+        # `Connection: close`, because this server and a proxy in front of it may disagree about where a malformed
+        # request ends (request smuggling). On an open connection, the rest of that request could then be taken for the
+        # beginning of another client's request.
         response = problem_details if scope.get("path", "").startswith("/api/") else problem
         await (response(*violation, {"Connection": "close"}) if violation else self._app)(scope, receive, send)
 
 
 def _violation(scope: Scope) -> tuple[int, str] | None:
-    """Status and reason if the path or the headers break a limit, else None."""
+    """Return the status and reason of the error response if the path or the headers break a limit, else None."""
     headers = scope["headers"]
     counts = Counter(name for name, _ in headers)
     path = scope["path"]

@@ -1,7 +1,7 @@
-"""GET /metrics: counters, and gauges whose values collectors read from the ledger, Kafka and the components.
+"""GET /metrics: the page with counters and gauges for Prometheus.
 
-At a scrape, all collectors run at the same time. Their results are cached, so that several scrapers cost no more than
-one.
+Functions named collectors read the gauges' values from the ledger, Kafka and the components. At a scrape, all
+collectors run at the same time. Their results are cached, so several Prometheus servers cost no more than one.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from starlette.responses import Response
 log = structlog.get_logger(__name__)
 
 COLLECTOR_TIMEOUT = 3.0
-"""Maximum seconds for one collector. By default, Prometheus waits ten seconds for a scrape."""
+"""Maximum seconds for one collector. It is well below the ten seconds that Prometheus waits for a scrape by default."""
 MIN_CACHE = 5.0
-"""Minimum seconds for which results are cached."""
+"""Minimum seconds for which the results of the collectors are cached."""
 MAX_SHARE = 0.05
-"""Maximum share of the time in which collectors run. To keep it, results of slow collectors are cached for longer."""
+"""Maximum share of time in which collectors run: 0.05 means 3 of 60 seconds. If collectors are slow, their results are
+cached for longer, so that the share is not exceeded."""
 
 Collector = Callable[[], Awaitable[None]]
-"""Reads current values and sets its gauges. May raise any exception."""
+"""Reads current values and sets the gauges to them. May raise any exception, because the page catches all."""
 CollectorFinished = Callable[[str, bool], None]
-"""Called after each collector with its name and whether it succeeded."""
+"""Called after each collector, with the collector's name and True if the collector succeeded."""
 
 
 class MetricsPage:
-    """The page for Prometheus. It always answers; a failed collector is logged and shown in a metric."""
+    """Serves /metrics. If a collector fails, the failure is logged and shown in a metric; the page is still served."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Responses that several pages share."""
+"""Error responses that several pages use."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PROBLEM_JSON = "application/problem+json"
 
 
 def problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An error as JSON, with its reason in words."""
+    """Return an error response in JSON, with the reason as text."""
     return JSONResponse({"status": "error", "reason": reason}, status, dict(headers or {}))
 
 
 class ProblemDetails(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """The body of the API's error responses, which says what went wrong (RFC 9457, problem details)."""
 
     type: str = "about:blank"
     title: str
@@ -28,13 +28,13 @@ class ProblemDetails(BaseModel):
 
 
 def problem_details(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An error of the API, as `application/problem+json`."""
+    """Return an error response of the API, as `application/problem+json`."""
     details = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail)
     return Response(details.model_dump_json(), status, dict(headers or {}), media_type=PROBLEM_JSON)
 
 
 async def http_error(_: Request, error: Exception) -> Response:
-    """Convert Starlette's own errors (unknown path, wrong method, oversized body) to the form of `problem`."""
-    if not isinstance(error, HTTPException):  # narrows the type that Starlette declares for handlers
+    """Exception handler: send an error that Starlette raised (unknown path, oversized body) as `problem` does."""
+    if not isinstance(error, HTTPException):  # for mypy: Starlette calls this handler only with an HTTPException
         raise error
     return problem(error.status_code, error.detail, error.headers)

@@ -1,4 +1,4 @@
-"""Serves an ASGI application in the service's event loop, with uvicorn; signals are left to the service."""
+"""Serves an ASGI application with uvicorn, in the service's event loop. The service itself handles signals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dispatcher.web.config import Tls
 from dispatcher.web.limits import MAX_HEADER_BYTES
 from dispatcher.web.tls import Certificate
 
-with without_modules("watchfiles"):  # uvicorn's reloader for development; importing it takes 1 MiB
+with without_modules("watchfiles"):  # saves 1 MiB: uvicorn needs watchfiles only to reload changed code
     import uvicorn
 
     from dispatcher.web.connection import Connection, ConnectionLimits
@@ -35,11 +35,12 @@ async def serving(
     *,
     tls: Tls | None = None,
     trusted_proxies: Sequence[str] = (),
-    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - immutable, so it can be shared
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - immutable, so all calls can share it
 ) -> AsyncIterator[str]:
-    """Serve until the block ends; yields the base URL. Raises SettingsError if it can't listen or load the TLS files.
+    """Serve the application until the `async with` block ends. Yields the base URL.
 
-    `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted.
+    `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted. Raises
+    SettingsError if the server can't listen on the address or can't load the TLS files.
     """
     certificate = Certificate(tls) if tls is not None else None
     listener = _listen(host, port)
@@ -68,7 +69,7 @@ async def serving(
                 bound_port = listener.getsockname()[1]
                 url_host = f"[{host}]" if ":" in host else host
                 yield f"{'https' if tls else 'http'}://{url_host}:{bound_port}"
-            except Exception as error:  # noqa: BLE001 - raised again after the server's orderly shutdown
+            except Exception as error:  # noqa: BLE001 - raised again below, after the server has shut down
                 failure = error
             finally:
                 server.should_exit = True
@@ -78,8 +79,8 @@ async def serving(
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only if the socket's protocol is IPPROTO_TCP. With Nagle's algorithm, the second write
-    # of a response waits 40 ms for the client's delayed acknowledgement.
+    # IPPROTO_TCP is given because asyncio sets TCP_NODELAY only on sockets with this protocol. Without TCP_NODELAY
+    # (with Nagle's algorithm), the second write of a response waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

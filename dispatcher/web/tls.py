@@ -1,4 +1,4 @@
-"""TLS for the listener, with a certificate that can be replaced while the service runs."""
+"""TLS for the HTTP server, with a certificate that can be replaced while the service runs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ log = structlog.get_logger(__name__)
 
 
 class Certificate:
-    """Loads the certificate from its files. Each new connection uses the files' current content."""
+    """The certificate from the configured files. If the files change, new connections use the new certificate."""
 
     def __init__(self, tls: Tls) -> None:
-        """Raises SettingsError if the files are not a certificate with its key."""
+        """Load the files. Raises SettingsError if they can't be read, or are not a certificate and its key."""
         self._tls = tls
         self._loaded_stamps = self._stamps()
         try:
             self._newest = self._load()
-        except OSError as error:  # ssl.SSLError is a subclass
+        except OSError as error:  # also catches ssl.SSLError, which is a subclass of OSError
             raise SettingsError(f"http.tls: cert_file and key_file are no pair that can be used: {error}") from None
         self.context = self._newest
         self.context.sni_callback = self._choose
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
-        """Called at each handshake. While the files are being replaced, certificate and key may not match; until they
-        match, the old certificate is used.
+        """Choose the certificate for a new connection. OpenSSL calls this function at each TLS handshake.
+
+        Changed files are loaded first. While the files are being replaced, the certificate and the key may not match;
+        until they match, the old certificate is used.
         """
         stamps = self._stamps()
         if stamps != self._loaded_stamps:
@@ -50,7 +52,7 @@ class Certificate:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Return the modification time and inode, which change if the file is replaced; zeros if it can't be read."""
+    """Return the file's modification time and inode, to notice that it was replaced; zeros if it can't be read."""
     try:
         status = file.stat()
     except OSError:
