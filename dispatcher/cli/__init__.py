@@ -67,7 +67,7 @@ def main() -> None:
     try:
         app(prog_name="dispatcher")
     except DispatcherError as error:
-        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - a command prints its errors and has no log
+        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - this error is for the terminal, not for the log
         sys.exit(1)
     except ExceptionGroup as group:
         problems = group.split(DispatcherError)

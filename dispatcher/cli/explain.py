@@ -78,7 +78,7 @@ def explain(
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # the argument is no possible file name, for example because it is too long
+    except OSError:  # the text cannot be a file name, for example because it is too long
         return False
 
 
@@ -277,7 +277,7 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[str]) -> None:
-    """Print each delivery with the number of its rule. `rules` has the `defined_at` of rule 1, rule 2 and so on."""
+    """Print each delivery with the number of its rule. `rules` lists the `defined_at` of each rule, from rule 1 on."""
     from dispatcher.cli._output import console, state_text, write_table
 
     if not deliveries:

@@ -21,7 +21,7 @@ _NOT_TERMINAL = "{} is not a terminal phase: use SUCCEEDED, FAILED, ABORTED or T
 
 
 class Form(StrEnum):
-    """The output format."""
+    """The format in which the command prints or writes a message."""
 
     TERMINAL = "terminal"
     HTML = "html"

@@ -133,7 +133,7 @@ class ReconcileSettings(_Section):
 
 
 class TemplateSettings(_Section):
-    """Templates that replace the built-in ones."""
+    """Custom templates that replace the built-in templates."""
 
     path: Paths = ()
     """Folders with the same layout as the built-in `templates/`. A file in such a folder replaces the built-in file
@@ -171,7 +171,7 @@ class DeliveryOptions(BaseModel):
     """Rate limit for one destination: a Slack channel, a PagerDuty service or the mail relay. All replicas share
     the limit."""
     burst: int
-    """Maximum number of messages that a destination may get at once. Further messages wait, as `rate` says."""
+    """Maximum number of messages that a destination may get at once. After that, `rate` limits further messages."""
     fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
     """Recipients who are notified when a delivery of this channel is dead: a mapping from a channel to the recipients
     on that channel."""
@@ -203,7 +203,10 @@ _Channels = _channel_sections()
 
 
 class _Environment(EnvSettingsSource):
-    """Reads lists and mappings in variables as JSON. A value that is not JSON, such as `a,b`, stays a string."""
+    """Reads lists and mappings in environment variables as JSON.
+
+    A value that is not JSON, such as `a,b`, stays a string.
+    """
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
@@ -227,7 +230,7 @@ class Settings(BaseSettings):
     http: HttpConfig | None = None
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
-    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # this type is created at run time
+    channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # type created at run time
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
     console_url: str = ""

@@ -65,7 +65,7 @@ def is_other_type(headers: Headers) -> bool:
 
 
 def decode(headers: Headers, value: bytes | None) -> Event | None:
-    """Decode one message.
+    """Decode one message to an Event.
 
     Returns None for CloudEvents of types that the dispatcher does not decode, which most messages on Flyte's topic are.
     If such a CloudEvent has a type header, its value is not parsed. Raises Unreadable with a reason for the operator.

@@ -57,7 +57,7 @@ def write(event: Event, form: Format) -> EncodedMessage:
 
 
 def write_lifecycle(event: Event, form: Format) -> Iterator[EncodedMessage]:
-    """Yield the messages that an execution sends: its earlier phases, a node event, a task event, and last `event`.
+    """Yield all messages about one execution: its earlier phases, a node event, a task event, and last `event`.
 
     `event` is the terminal event. The native format has no node events and no task events.
     """

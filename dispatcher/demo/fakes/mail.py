@@ -96,7 +96,7 @@ class MailReceiver:
         for protocol in self._open:
             if protocol.transport is not None:
                 protocol.transport.close()
-        await asyncio.sleep(0)  # noqa: TID251 - no wait: the event loop closes the transports
+        await asyncio.sleep(0)  # noqa: TID251 - no time passes: the event loop closes the transports
         await self._listening.wait_closed()
 
     def _protocol(self) -> SMTP:

@@ -20,7 +20,7 @@ class ScriptedReply:
     delay: float = 0
     """The fake server waits this many seconds before the reply."""
     accept: bool = False
-    """If True, the fake server also accepts the message, as a real server does that fails before it can confirm."""
+    """If True, the fake server accepts the message before it sends this reply, although the reply may be an error."""
 
 
 @dataclass(slots=True)

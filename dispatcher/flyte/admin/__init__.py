@@ -24,7 +24,7 @@ def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
 
     Raises SettingsError if gRPC is not installed, or if `ca_file` has no certificate.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - stops gRPC's own log on stderr
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - reads no setting: it stops gRPC's log
     try:
         import grpc.aio  # noqa: F401, PLC0415 - tests whether this optional package exists
     except ImportError:

@@ -42,7 +42,7 @@ PARALLEL = 100
 """Maximum number of concurrent look-ups; further look-ups wait. The number is 100 because many proxies allow 100 gRPC
 streams on one connection."""
 PLAN_CACHE_SIZE = 2000
-"""Maximum number of launch plans in the cache. A new launch plan then replaces the least recently used launch plan.
+"""Maximum number of launch plans in the cache. If it is full, a new launch plan replaces the least recently used.
 
 Cached rules never become outdated, because a version of a launch plan never changes.
 """
@@ -338,7 +338,7 @@ class FlyteAdmin:
 
     @asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:
-        """Raise TimeoutError if the `async with` block is slower than the timeout. `shorten_deadlines` reduces it."""
+        """Raise TimeoutError if the block takes longer than the timeout, which `shorten_deadlines` may reduce."""
         async with asyncio.timeout(self._timeout) as deadline:
             self._deadlines.add(deadline)
             try:

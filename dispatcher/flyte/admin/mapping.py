@@ -84,7 +84,7 @@ def _rfc3339(time: datetime) -> str:
 
 
 def rules_of(notifications: Iterable[Any], defined_in: str) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
-    """Convert `flyteidl.admin.Notification` messages. Returns the valid rules, and why the others are invalid."""
+    """Parse `flyteidl.admin.Notification` messages. Returns the valid rules, and a reason for each invalid message."""
     rules, refused = [], []
     for at, message in enumerate(notifications):
         defined_at = f"{defined_in}[{at}]"
@@ -115,7 +115,10 @@ def _entity(identity: Any) -> EntityId | None:
 
 
 def _error(closure: Any) -> ExecutionError | None:
-    """Return the execution's error, or None. The text for an abort is the same as in flyteadmin's events."""
+    """Return the error of a failed or aborted execution; None for other executions.
+
+    The error of an aborted execution has the same text as in flyteadmin's events.
+    """
     match closure.WhichOneof("output_result"):
         case "error":
             kind = closure.error.kind

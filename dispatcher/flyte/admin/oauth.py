@@ -152,7 +152,7 @@ class OAuthClient:
             raise TransientError(f"rules.flyte_admin.token_endpoint: {url} can't be reached: {words}") from None
 
     def _credentials(self) -> str:
-        """Return the header value for HTTP Basic. OAuth2 form-encodes the id and the secret (RFC 6749, 2.3.1)."""
+        """Return the value of the header `Authorization`. The id and the secret are form-encoded (RFC 6749, 2.3.1)."""
         try:
             secret = reveal(self._config.client_secret, self._config.client_secret_file)
         except (OSError, UnicodeDecodeError) as error:

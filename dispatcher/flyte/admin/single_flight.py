@@ -29,7 +29,10 @@ class SingleFlight(Generic[Key, Answer]):
         self._flights: dict[Key, _Flight[Answer]] = {}
 
     async def run(self, key: Key, call: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
-        """Run `call`, or wait for a call with the same key if one is running. Returns or raises what the call does."""
+        """Run `call`. If a call with the same key is running already, wait for that call instead.
+
+        Returns the call's result, or raises its exception.
+        """
         flight = self._flights.get(key)
         if flight is None:
             task = asyncio.create_task(call())  # noqa: TID251 - all callers share this task, so no TaskGroup owns it
