@@ -42,7 +42,7 @@ PARALLEL = 100
 """Maximum number of concurrent look-ups; further look-ups wait. The number is 100 because many proxies allow 100 gRPC
 streams on one connection."""
 PLAN_CACHE_SIZE = 2000
-"""Maximum number of launch plans in the cache. If it is full, a new launch plan replaces the least recently used.
+"""Maximum number of launch plans in the cache. A full cache drops the least recently used launch plan.
 
 Cached rules never become outdated, because a version of a launch plan never changes.
 """
