@@ -1,4 +1,4 @@
-"""CloudEvents 1.0 over Kafka or HTTP: an event's type and data, in binary or structured mode.
+"""Reads CloudEvents 1.0 that arrive over Kafka or HTTP: an event's type and data, in binary or structured mode.
 
 Source: the CloudEvents specification 1.0.2, with its Kafka and HTTP protocol bindings.
 """
@@ -16,13 +16,16 @@ import orjson
 from dispatcher.errors import Unreadable
 
 Headers = Sequence[tuple[str, bytes]]
-"""Names and values. The names are those of Kafka messages, so the HTTP intake renames `ce-type` to `ce_type`."""
+"""The names and values of a message's headers. The names are those of Kafka messages, such as `ce_type`, so the HTTP
+intake renames HTTP's `ce-type`."""
 
 _STRUCTURED = b"application/cloudevents+json"
 
 
 def type_header(headers: Headers) -> bytes | None:
-    """The event's type in binary mode, or None without a type header. Parses and copies nothing, for speed."""
+    """Return the event's type from the header `ce_type`, which only binary mode has; None if there is no such header.
+    For speed, it parses and copies nothing.
+    """
     for name, value in headers:
         if name == "ce_type":
             return value
@@ -30,10 +33,10 @@ def type_header(headers: Headers) -> bytes | None:
 
 
 def trace_context(headers: Headers, value: bytes | None) -> dict[str, str]:
-    """The W3C trace context of a message: `traceparent` and `tracestate`, if it has them.
+    """Return the W3C trace context of a message: `traceparent` and `tracestate`, if the message has them.
 
-    The transport's own headers take precedence over the event's attributes, which describe the trace in which the event
-    was created. Source: the CloudEvents extension "distributed tracing".
+    The headers of Kafka or HTTP take precedence over the event's attributes, because these attributes describe the
+    trace in which the event was created. Source: the CloudEvents extension "distributed tracing".
     """
     found: dict[str, str] = {}
     for prefix in ("", "ce_"):
@@ -52,7 +55,7 @@ def trace_context(headers: Headers, value: bytes | None) -> dict[str, str]:
 
 
 def load_json(value: bytes | None) -> Any:
-    """Parse JSON. Raises Unreadable, which names the position of the error."""
+    """Parse JSON. Raises Unreadable if it is invalid; the error's text names the position."""
     if not value:
         raise Unreadable("the message is empty")
     try:
@@ -64,7 +67,7 @@ def load_json(value: bytes | None) -> Any:
 
 
 def _with_lone_surrogates(value: bytes) -> Any:
-    """Parse JSON with lone surrogates, which UTF-8 can't encode. Each becomes a question mark."""
+    """Parse JSON that contains lone surrogates. UTF-8 can't encode them, so each is replaced by a question mark."""
     try:
         text = json.dumps(json.loads(value), ensure_ascii=False)
     except (ValueError, RecursionError) as error:
@@ -73,10 +76,10 @@ def _with_lone_surrogates(value: bytes) -> Any:
 
 
 def envelope(headers: Headers, value: bytes | None) -> tuple[str, Any]:
-    """The type and the JSON object of a structured-mode event.
+    """Return the type and the JSON object of a structured-mode event.
 
-    An event is structured if its content type says so. A bridge may have lost the headers; then the attribute
-    `specversion` in the body is enough. Raises Unreadable for anything else.
+    An event is in structured mode if its content type says so. A bridge between two systems may have lost the headers;
+    then the attribute `specversion` in the body is enough. Raises Unreadable if the message is not such an event.
     """
     declared = any(
         name.lower() == "content-type" and content.lower().startswith(_STRUCTURED) for name, content in headers
@@ -91,7 +94,7 @@ def envelope(headers: Headers, value: bytes | None) -> tuple[str, Any]:
 
 
 def enveloped_data(body: dict[str, Any]) -> Any:
-    """The data of a structured-mode event. Raises Unreadable if it has none."""
+    """Return the data of a structured-mode event. Raises Unreadable if the event has no data."""
     if "data" in body:
         data = body["data"]
         return load_json(data.encode()) if isinstance(data, str) else data

@@ -1,4 +1,6 @@
-"""Durations such as `500ms`, `30s`, `5m`, `24h`, `7d` or plain seconds, and times such as `24h` ago."""
+"""Parses durations such as `500ms`, `30s`, `5m`, `24h`, `7d` or a number of seconds, and times such as `24h` (24 hours
+ago).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*")
 
 
 def parse_duration(text: str) -> timedelta:
-    """Parse a duration; a number without a unit is seconds. Raises ValueError with examples."""
+    """Parse a duration. A number without a unit means seconds. Raises ValueError, with examples in its text, if `text`
+    is no duration.
+    """
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise ValueError(f"{text[:30]!r} is not a duration: write 500ms, 30s, 5m, 24h or 7d")
@@ -22,7 +26,10 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_time(text: str, *, now: datetime) -> datetime:
-    """Parse a time: ISO 8601, in UTC if it has no zone, or a duration before `now`. Raises ValueError with examples."""
+    """Parse a point in time. It is written in ISO 8601 (in UTC if it has no time zone), or as a duration before `now`.
+
+    Raises ValueError, with examples in its text, if `text` is neither a time nor a duration.
+    """
     problem = ValueError(f"{text[:40]!r} is neither a duration like 24h nor a time like 2026-11-20T09:00Z")
     try:
         return now - parse_duration(text)

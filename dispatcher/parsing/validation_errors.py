@@ -1,4 +1,4 @@
-"""Pydantic's validation errors as one readable line."""
+"""Formats a validation error of Pydantic as one readable line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem as `place: message`, without the invalid value, which may be secret."""
+    """Return the first problem as `place: message`. The invalid value is left out, because it may be secret."""
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     what = problem["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""Parses YAML and JSON and keeps the line of each value, so that error messages can name it."""
+"""Parses YAML and JSON, and keeps the line number of each value, so that error messages can contain it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem in a file that a person wrote, with its place."""
+    """A problem in a file that a person wrote: the file, the line and a message."""
 
     file: Path
     line: int
-    """The line's number, counted from 1; 0 if it is not known."""
+    """The line's number, counted from 1; 0 if the line is not known."""
     message: str
 
     def __str__(self) -> str:
@@ -27,7 +27,7 @@ class Problem:
 
 
 class Malformed(Exception):
-    """A file can't be parsed. `line` counts from 1; 0 if it is not known."""
+    """A file can't be parsed. `line` counts from 1; it is 0 if the line is not known."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -36,13 +36,15 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One parsed document and the lines of its values."""
+    """One parsed document and the line numbers of its values."""
 
     data: Any
     _root: yaml.Node | None = None
 
     def line_of(self, path: Sequence[str | int] = ()) -> int:
-        """The line of the value at `path`, or of the deepest part of the path that exists; 0 if it is not known."""
+        """Return the line number of the value at `path`. If `path` does not exist, return the line number of its
+        deepest part that exists. 0 if line numbers are not known.
+        """
         node = self._root
         if node is None:
             return 0
@@ -55,7 +57,7 @@ class Document:
 
 
 def parse(text: str, *, json: bool = False) -> list[Document]:
-    """Parse all documents of a YAML stream, or one JSON document. Raises Malformed."""
+    """Parse all documents of a YAML stream, or one JSON document. Raises Malformed if the text is invalid."""
     if json:
         return [_parse_json(text)]
     loader = _Loader(text)
@@ -78,7 +80,7 @@ def _parse_json(text: str) -> Document:
         raise Malformed(f"broken JSON: {error.msg}", error.lineno) from None
     try:
         return Document(data, yaml.compose(text, Loader=_Loader))
-    except (yaml.YAMLError, RecursionError):  # YAML can't parse all JSON, such as tabs; then lines are unknown
+    except (yaml.YAMLError, RecursionError):  # YAML can't parse some JSON, such as tabs; lines are unknown then
         return Document(data)
 
 

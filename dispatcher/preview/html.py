@@ -1,6 +1,6 @@
 """Shows Slack's blocks, PagerDuty's events and Teams' cards as HTML or plain text, for previews and the demo's inbox.
 
-A message contains text from outside, so everything is escaped.
+A message can contain untrusted text, so all text is escaped.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def page(channel: str, content: Content) -> str:
 
 
 def to_html(channel: str, content: Content) -> Markup:
-    """Return a message of any channel except `email` as HTML. An unknown channel's message is shown as JSON."""
+    """Return a message of any channel except `email` as HTML. Mail already contains HTML. An unknown channel's message
+    is shown as JSON.
+    """
     renderers = {"slack": _slack, "pagerduty": _incident, "teams": _card}
     return renderers.get(channel, _data)(content)
 
@@ -70,7 +72,9 @@ def plain_text(channel: str, content: Content) -> str:
 
 
 def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
-    """Return a page that shows many messages. An entry has a name, its files in the page's folder, and its problems."""
+    """Return a page that shows many messages. Each entry is one message: its name, its files in the page's folder, and
+    its problems.
+    """
     parts = []
     for name, files, problems in entries:
         links = Markup(" ").join(Markup('<a href="{0}">{0}</a>').format(file) for file in files)
@@ -89,7 +93,7 @@ def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
 
 def _slack(content: Content) -> Markup:
     blocks = _mappings(content.get("blocks"))
-    # without top-level blocks, Slack shows the text, even if there are attachments
+    # If a message has no top-level blocks, Slack shows the message's `text`, even if there are attachments.
     parts = [_blocks(blocks) if blocks else Markup("<p>{}</p>").format(mrkdwn(str(content.get("text", ""))))]
     for attachment in _mappings(content.get("attachments")):
         color = str(attachment.get("color", ""))
@@ -138,7 +142,7 @@ def _text(text: Any) -> Markup:
 
 
 def mrkdwn(text: str) -> Markup:
-    """Convert Slack's mrkdwn to HTML."""
+    """Convert mrkdwn, Slack's markup language, to HTML."""
     parts = []
     for index, part in enumerate(_FENCE.split(text)):
         if index % 2:
@@ -164,11 +168,11 @@ def _marked(text: str) -> Markup:
     html = str(escape(_plain(text)))
     for pattern, tag in _MARKS:
         html = pattern.sub(rf"<{tag}>\1</{tag}>", html)
-    return Markup(html.replace("\n", "<br>"))  # noqa: S704 - the text is escaped above; only our own tags are added
+    return Markup(html.replace("\n", "<br>"))  # noqa: S704 - the text is escaped above, and only fixed tags are added
 
 
 def _plain(text: str) -> str:
-    """Replace Slack's three entities with their characters."""
+    """Replace Slack's entities for `&`, `<` and `>` with these characters."""
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
@@ -177,7 +181,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    """The mappings in a list. Other values can't be shown and are left out."""
+    """Return the mappings of a list. Other items can't be shown and are left out."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
@@ -249,7 +253,7 @@ def _fact(fact: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def unmarked(text: str) -> str:
-    """Remove the backslashes of Markdown's escaped characters."""
+    """Remove the backslashes that escape characters in Markdown."""
     return _ESCAPED.sub(r"\1", text)
 
 

@@ -1,4 +1,6 @@
-"""Shows messages in a terminal, similar to how recipients see them. Rich's markup in a message has no effect."""
+"""Shows messages in a terminal, similar to how recipients see them. Text that looks like Rich's markup is shown as it
+is.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ def _mail(content: Content) -> Iterator[RenderableType]:
 
 def _slack(content: Content) -> Iterator[RenderableType]:
     blocks = _mappings(content.get("blocks"))
-    if not blocks:  # without top-level blocks, Slack shows the text
+    if not blocks:  # if there are no top-level blocks, Slack shows `text`
         yield _mrkdwn(str(content.get("text", "")))
     yield from _blocks(blocks)
     for attachment in _mappings(content.get("attachments")):
@@ -181,7 +183,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    """The mappings in a list. Other values can't be shown and are left out."""
+    """Return the mappings of a list. Other items can't be shown and are left out."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
@@ -190,5 +192,5 @@ def _text_of(text: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Replace Slack's three entities with their characters."""
+    """Replace Slack's entities for `&`, `<` and `>` with these characters."""
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

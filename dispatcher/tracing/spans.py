@@ -1,4 +1,6 @@
-"""Spans that OpenTelemetry exports. The SDK sends them in batches from its own thread, so no other code waits."""
+"""Spans that OpenTelemetry exports. The SDK sends them in batches from its own thread, so no other code waits for the
+collector.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,17 @@ from dispatcher.tracing import AttributeValue, ReadTraceContext, Span, Tracing, 
 from dispatcher.version import __version__
 
 MAX_TRACESTATE = 512
-"""Maximum characters of a `tracestate`; a longer one is dropped. Source: W3C Trace Context, 3.3.1.5."""
+"""Maximum number of characters of a `tracestate`. A longer `tracestate` is dropped. Source: W3C Trace Context,
+3.3.1.5."""
 EXPORT_TIMEOUT = 5
-"""Maximum seconds that the collector may take for one batch; shutdown waits about as long for the last batch."""
+"""Maximum time in seconds for sending one batch of spans to the collector. Shutdown waits about as long for the last
+batch."""
 _KINDS = {"dispatcher.send": SpanKind.CLIENT}
 _w3c = TraceContextTextMapPropagator()
 
 
 class ExportingTracing(Tracing):
-    """Starts spans that are exported."""
+    """Starts spans that OpenTelemetry exports."""
 
     def __init__(self, config: TracingConfig) -> None:
         exporter = OTLPSpanExporter(
@@ -74,7 +78,9 @@ class ExportingTracing(Tracing):
 
 
 class _ExportedSpan(Span):
-    """A span that is exported. If the sampler dropped it, it only passes the trace context on."""
+    """A span that OpenTelemetry exports. If the sampler dropped the span, it is not exported and only passes the trace
+    context on.
+    """
 
     __slots__ = ("_span", "_tracer")
 
@@ -110,7 +116,9 @@ class _ExportedSpan(Span):
 
 
 class _LinkSampler(Sampler):
-    """Samples a share of the traces. A trace with a link is sampled only if the linked span was sampled."""
+    """Decides which new traces are exported: a share of them. A trace with a link is exported only if the linked span
+    was.
+    """
 
     def __init__(self, share: float) -> None:
         self._share = TraceIdRatioBased(share)
@@ -136,7 +144,7 @@ class _LinkSampler(Sampler):
 
 
 def _headers(trace: str) -> Mapping[str, str]:
-    """The headers of a trace context as the ledger stores it (`Span.trace`)."""
+    """Return the trace context as headers. `trace` is the text that the ledger stores (`Span.trace`)."""
     parent, _, state = trace.partition(" ")
     return {"traceparent": parent, "tracestate": state}
 

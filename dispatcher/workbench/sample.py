@@ -1,4 +1,4 @@
-"""Sample messages. They are rendered exactly like real messages, but shown instead of sent."""
+"""Renders sample messages in the same way as real messages, to show them instead of sending them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Sample:
 
     @property
     def headline(self) -> str:
-        """The line that a reader sees first: a mail's subject, Slack's notification, an incident's summary."""
+        """The line that a reader sees first: a mail's subject, the text of Slack's notification, or an incident's
+        summary.
+        """
         match self.channel:
             case "email":
                 return str(self.content.get("subject", ""))
@@ -59,7 +61,7 @@ class Sample:
 
     @property
     def html(self) -> str:
-        """A whole page: a mail's own HTML, or another channel's message as its readers see it."""
+        """A whole HTML page: a mail's own HTML, or another channel's message as its readers see it."""
         return str(self.content["html"]) if self.channel == "email" else page(self.channel, self.content)
 
     @property
@@ -85,7 +87,7 @@ class SampleRenderer:
     """
 
     def __init__(self, settings: Settings, first: Sequence[Path] = ()) -> None:
-        """`first`: template folders that are searched before those of the settings.
+        """`first`: template folders that are searched before the template folders of the settings.
 
         Raises TemplateError for a folder that doesn't exist.
         """
@@ -95,8 +97,8 @@ class SampleRenderer:
     def render(self, channel: str, event: Event, recipient: str = "") -> Sample:
         """Render the message that the channel would send.
 
-        `recipient`: the recipient as a rule writes it. If it is empty, one from the channel's settings or an example is
-        used.
+        `recipient`: the recipient as a rule writes it. If it is empty, a recipient from the channel's settings is used,
+        or else an example.
 
         Raises TemplateError or UnknownRecipient, and SettingsError if a plug-in package's channel isn't configured.
         """
@@ -121,9 +123,10 @@ class SampleRenderer:
 
 
 def with_changes(event: Event, changes: Sequence[str]) -> Event:
-    """Return the event with each `NAME=VALUE` applied; `error.message=boom` changes one part.
+    """Return the event with the given changes. A change is written `NAME=VALUE`; `error.message=boom` changes one part
+    of a field.
 
-    Raises Unreadable, naming the change.
+    Raises Unreadable if a change is invalid; the error's text names the change.
     """
     data = event.model_dump(mode="json")
     paths: list[list[str]] = []

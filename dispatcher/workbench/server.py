@@ -1,7 +1,7 @@
-"""`dispatcher preview --serve`: a page that shows the message while its templates are edited.
+"""The server of `dispatcher preview --serve`: a page that shows a message while its templates are edited.
 
-The server listens on loopback only, and never writes to the templates. An event's text is not trusted, so the page
-shows messages in sandboxed frames without scripts.
+The server listens on loopback only, and never changes the templates. An event's text is not trusted, so the page shows
+messages in sandboxed frames without scripts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _COLOR_SCHEME = re.compile(r"\(\s*prefers-color-scheme\s*:\s*(dark|light)\s*\)")
 
 
 class Workbench:
-    """The page's server. It loads all templates again when a template file changes."""
+    """The server of the preview page. It loads all templates again when a template file changes."""
 
     def __init__(self, settings: Settings, event: Event) -> None:
         """`event`: the event that the page shows first. Raises TemplateError for a folder that doesn't exist."""
@@ -65,7 +65,7 @@ class Workbench:
         self._stopping.set()
 
     async def run(self, port: int, on_ready: Any) -> None:
-        """Serve until stopped. `on_ready` is called with the page's address."""
+        """Serve the page until `stop` is called. When the server listens, `on_ready` is called with the page's URL."""
         application = Starlette(
             routes=[
                 Route("/", self._file),
@@ -75,7 +75,7 @@ class Workbench:
                 Route("/sample", self._render, methods=["POST"]),
                 Route("/changes/stream", self._changes),
             ],
-            # against DNS rebinding: a website's own domain name may resolve to 127.0.0.1
+            # Against DNS rebinding: refuses requests of a website whose own domain name resolves to 127.0.0.1.
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
         )
         async with serving(application, HOST, port) as url:
@@ -99,7 +99,7 @@ class Workbench:
         )
 
     async def _render(self, request: Request) -> Response:
-        """Respond with one message in every form; if it can't be rendered, `error` says why."""
+        """Respond with one message in every form. If the message can't be rendered, the field `error` says why."""
         try:
             body = orjson.loads(await request.body())
             channel, event = body["channel"], Event.model_validate(body["event"])
@@ -127,7 +127,7 @@ class Workbench:
         async for _ in awatch(*self.folders, stop_event=self._stopping, rust_timeout=500):
             try:
                 self._renderer = SampleRenderer(self._settings)
-            except DispatcherError:  # a folder is missing, perhaps only while an editor saves
+            except DispatcherError:  # keep the old templates: a folder is missing, perhaps only while an editor saves
                 continue
             yield b"data: changed\n\n"
 
@@ -152,14 +152,14 @@ def _forms(sample: Sample) -> Mapping[str, Any]:
 
 
 def _in_scheme(html: str, scheme: str) -> str:
-    """Return the HTML with the colour scheme fixed to `scheme`, even if the browser prefers the other one."""
+    """Return the HTML with its colour scheme fixed to `scheme`, even if the browser prefers the other colour scheme."""
     html = _COLOR_SCHEME.sub(lambda found: "(min-width: 0)" if found[1] == scheme else "(max-width: 0)", html)
     background, text = ("#1a1d21", "#e8e8e8") if scheme == "dark" else ("#ffffff", "#1d1c1d")
     return f"{html}<style>:root{{color-scheme:{scheme};background:{background};color:{text}}}</style>"
 
 
 def run(settings: Settings, event: Event, port: int) -> None:
-    """Serve the page until interrupted."""
+    """Serve the page until the user presses Ctrl+C."""
 
     async def serve() -> None:
         workbench = Workbench(settings, event)
