@@ -1,1 +1,1 @@
-"""From the ledger to a provider: claim, send, settle."""
+"""Sends deliveries from the ledger to the providers, and stores the outcomes in the ledger."""

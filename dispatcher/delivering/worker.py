@@ -1,4 +1,4 @@
-"""Delivers the messages of one channel: claim, send, classify, settle.
+"""Delivers the messages of one channel: claims deliveries, sends them, and stores the outcomes in the ledger.
 
 Each channel has a worker of its own, so a slow provider delays no other channel.
 """
@@ -30,34 +30,36 @@ from dispatcher.tracing import OFF, Span, Tracing
 log = structlog.get_logger(__name__)
 
 LEASE = timedelta(minutes=3)
-"""How long a claimed delivery belongs to its worker. If the worker crashes, other replicas can claim it after this."""
+"""How long a claimed delivery belongs to its worker. If the worker crashes, another replica can claim the
+delivery after this time."""
 SENDING_SHARE = 2 / 3
-"""Part of the lease, counted from the claim, in which an attempt must end. The rest is for settling. It applies in
-addition to the channel's own timeouts."""
+"""Share of the lease, from its start, within which an attempt must end. The remaining share is reserved for settling.
+This limit applies in addition to the channel's own timeouts."""
 SLOW = 0.02
 """A provider counts as slow if its fastest recent send took longer than this many seconds."""
 POLL_INTERVAL = timedelta(seconds=1)
-"""How often an idle worker asks the ledger for deliveries that other processes may have recorded."""
+"""After this time, an idle worker claims again, even if nothing woke it, because another process may have recorded
+deliveries."""
 
 
 @dataclass(slots=True, kw_only=True)
 class DeliveryWorker:
     """Claims, sends and settles the deliveries of one channel until it is stopped.
 
-    Relations between its counters and sets:
+    How its counters and sets depend on each other:
 
-    - Each claimed delivery has a task in `_tasks` until it is settled or released. A task needs a send slot to send,
-      then a settle slot to settle; there are `concurrency` slots of each type.
-    - `len(_tasks) - _returned` tasks have not finished their send. A claim never raises this number above
-      `concurrency + _prefetch`. `_in_flight_by_destination` counts the same tasks by destination.
-    - `_in_flight_by_thread` counts all tasks by thread. `_threads_with_new` is a subset of its keys.
-    - A destination is in `_blocked_destinations` from the time its feedback is known until the ledger has stored it.
-      Meanwhile the worker sends nothing to it. `_saturated_destinations` are the destinations that the last claim
-      skipped.
-    - While `_dispatch_pending` is true, intake has a `DirectDispatch`: the free slots are reserved for intake, and the
-      worker claims nothing.
-    - `_more_due` and `_next_due_at` describe deliveries that the last claim did not take. `_wakeup` ends the wait for
-      new work; otherwise the worker polls the ledger every `POLL_INTERVAL`.
+    - `_tasks` has one task for each claimed delivery, until the delivery is settled or released. The task takes a send
+      slot to send the delivery, then a settle slot to settle the delivery. There are `concurrency` slots of each type.
+    - `_returned` of these tasks have finished their send. The other tasks wait for a send slot or are sending. A claim
+      never makes more than `concurrency + _prefetch` tasks wait or send. `_in_flight_by_destination` counts the tasks
+      that wait or send, by destination.
+    - `_in_flight_by_thread` counts all tasks by thread. `_threads_with_new` contains only threads that have a task.
+    - A destination is in `_blocked_destinations` while the ledger has not stored the feedback of an attempt to this
+      destination. In that time, the worker sends nothing to the destination.
+    - While `_dispatch_pending` is true, the free slots are offered to intake (`DirectDispatch`), so the worker claims
+      nothing.
+    - `_more_due` and `_next_due_at` describe deliveries that the last claim left in the ledger. The worker claims again
+      when `_wakeup` is set, when `_next_due_at` is reached, or after `POLL_INTERVAL`.
     """
 
     name: str
@@ -68,62 +70,65 @@ class DeliveryWorker:
     clock: Clock
     rng: Random
     worker_id: str
-    """The owner that this worker's leases name; differs between replicas."""
+    """The owner's name in the leases of this worker. Each replica has a different name."""
     concurrency: int
     """Maximum number of messages that are sent at the same time."""
     rate_limit: RateLimit = field(default_factory=RateLimit)
-    """Limits for each destination."""
+    """Limits that apply to each destination of the channel."""
     lease: timedelta = LEASE
-    """How long a claim is valid."""
+    """How long a claimed delivery belongs to this worker."""
     on_settled: Callable[[Settlement, bool], None] = lambda *_: None
-    """Called after each settlement, with True if it counted and False if the lease was lost."""
+    """Called after each settlement, with True if the ledger applied the outcome, and False if the worker had lost the
+    lease."""
     on_deferred: Callable[[int], None] = lambda _: None
-    """Called after each claim, with the number of due deliveries that rate limits or blocked destinations deferred."""
+    """Called after each claim, with the number of due deliveries that must wait because of a rate limit or a blocked
+    destination."""
     tracing: Tracing = OFF
     claimed_at: datetime | None = None
     """When the worker last claimed a delivery."""
     _wakeup: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when there may be work; cleared before each claim."""
+    """Set when there may be deliveries to claim. The worker clears it before each claim."""
     _stopping: bool = False
     _abandoned: bool = False
-    """True if nothing more is sent and claimed deliveries are released."""
+    """True after `abandon`: the worker sends nothing more, and releases the claimed deliveries."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    """One task for each delivery that is claimed and neither settled nor released."""
+    """One task for each claimed delivery, until the delivery is settled or released."""
     _sending: set[asyncio.Task[None]] = field(default_factory=set)
     """The tasks that are waiting for the provider's answer."""
     _send_slots: asyncio.Semaphore = field(init=False)
     """Limits concurrent sends to `concurrency`."""
     _settle_slots: asyncio.Semaphore = field(init=False)
-    """Limits concurrent settlements to `concurrency`, because after a crash, every delivery that was sent but not
-    settled is sent again."""
+    """Limits concurrent settlements to `concurrency`, so that few deliveries are sent but not settled. After a crash,
+    all such deliveries are sent again."""
     _start_slots: asyncio.Semaphore = field(init=False)
-    """Limits how many sends start in one event-loop iteration, if the provider is slow."""
+    """If the provider is slow, limits how many sends start in one event-loop iteration."""
     _fastest_send: float = 0.0
-    """Duration of the fastest recent send in seconds. Each slower send raises it by 5 %."""
+    """Duration of the fastest recent send, in seconds. Each slower send raises this value by 5 %, so that an
+    old send does not count forever."""
     _settle_time: timedelta = field(init=False)
-    """Part of the lease that is kept for settling."""
+    """The last part of the lease, which is reserved for settling."""
     _group: asyncio.TaskGroup = field(init=False)
     _dispatch_pending: bool = False
-    """True if intake has a `DirectDispatch` of this worker and has not called its `accept` yet."""
+    """True while intake has a `DirectDispatch` of this worker, until `DirectDispatch.accept` is called."""
     _waiting: bool = False
-    """True if the worker waits for `_wakeup`."""
+    """True while `run` waits for `_wakeup`."""
     _idle_poll_done: asyncio.Event = field(default_factory=asyncio.Event)
-    """Cleared during a claim that will probably find nothing."""
+    """Cleared while a claim is running that will probably find nothing; set again when this claim is finished."""
     _returned: int = 0
     """Number of tasks in `_tasks` that have finished their send."""
     _in_flight_by_destination: Counter[str] = field(default_factory=Counter)
     _blocked_destinations: Counter[str] = field(default_factory=Counter)
-    """Number of attempts to each destination whose feedback is not stored in the ledger yet."""
+    """Mapping from each blocked destination to its number of attempts whose feedback the ledger has not stored yet."""
     _in_flight_by_thread: Counter[str] = field(default_factory=Counter)
     _breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     _next_due_at: datetime | None = None
-    """The earliest known time at which a delivery becomes due."""
+    """The earliest time at which a deferred or retried delivery becomes due; None if there is no such delivery."""
     _more_due: bool = False
-    """True if the last claim left deliveries that may be claimed as soon as a slot is free."""
+    """True if the ledger may have due deliveries that the last claim did not take, because all slots were in use."""
     _saturated_destinations: frozenset[str] = frozenset()
     """Destinations that already had `rate_limit.max_in_flight` deliveries in flight at the last claim."""
     _threads_with_new: set[str] = field(default_factory=set)
-    """Threads that have a delivery in flight, and a newer delivery that was recorded in the meantime."""
+    """Threads with a delivery in flight for which another delivery was recorded in the meantime."""
 
     def __post_init__(self) -> None:
         self._send_slots = asyncio.Semaphore(self.concurrency)
@@ -139,21 +144,22 @@ class DeliveryWorker:
 
     @property
     def in_flight(self) -> int:
-        """Number of deliveries that are claimed and neither settled nor released."""
+        """Number of claimed deliveries that are not settled or released yet."""
         return len(self._tasks)
 
     @property
     def _prefetch(self) -> int:
-        """Maximum number of deliveries that may be claimed beyond the free slots, so that no slot waits for the ledger.
+        """Maximum number of claimed deliveries that may wait for a send slot, so that no slot waits for the ledger.
 
-        0 if destinations have a rate limit, because a delivery that the limit lets through must be sent at once.
+        0 if destinations have a rate limit, because a delivery that the rate limit admits must be sent at once.
         """
         return self.concurrency if self.rate_limit.rate is None else 0
 
     def direct_dispatch(self) -> DirectDispatch | None:
-        """Offer the free slots for the deliveries that intake records next; None if due deliveries need the slots.
+        """Offer the free slots to intake, for the deliveries that intake records next.
 
-        Until intake has called `accept`, the worker claims nothing.
+        Returns None if the worker has no slots to offer, for example because due deliveries need the slots. The worker
+        claims nothing until `DirectDispatch.accept` is called.
         """
         if self._dispatch_pending or self._stopping or not self._idle:
             return None
@@ -168,26 +174,27 @@ class DeliveryWorker:
         )
 
     async def idle_poll_done(self) -> None:
-        """If a poll is running that will probably find nothing, wait for it: then slots may be free for intake."""
+        """If a claim is running that will probably find nothing, wait for its end, because then slots are free."""
         await self._idle_poll_done.wait()
 
     def notify(self, threads: Iterable[str] = ()) -> None:
-        """Claim now, because there may be work.
+        """Wake the worker, because there may be deliveries to claim.
 
-        `threads`: threads with a new delivery. The worker also claims after its current delivery of such a thread.
+        `threads`: the threads of new deliveries. If such a thread already has a delivery in flight, the worker claims
+        again after that delivery.
         """
         self._threads_with_new.update(thread for thread in threads if thread and self._in_flight_by_thread[thread])
         self._wakeup.set()
 
     def stop(self) -> None:
-        """Claim nothing more; `run` returns once all deliveries in flight are settled."""
+        """Stop claiming. `run` returns once all deliveries in flight are settled or released."""
         self._stopping = True
         self.notify()
 
     def abandon(self) -> None:
-        """Stop, cancel the sends and release their deliveries to other workers. Known outcomes are still stored.
+        """Stop, cancel the running sends, and release their deliveries. Outcomes that are known are still stored.
 
-        A task whose send has not started is not cancelled: it sees `_abandoned` and releases its delivery.
+        A task whose send has not started is not cancelled, because it sees `_abandoned` and releases its delivery.
         """
         self._abandoned = True
         self.stop()
@@ -195,7 +202,7 @@ class DeliveryWorker:
             task.cancel()
 
     async def run(self) -> None:
-        """Claim and deliver until stopped. While the ledger is unavailable, wait."""
+        """Claim and deliver until the worker is stopped. While the ledger is unavailable, keep trying to claim."""
         async with asyncio.TaskGroup() as self._group:
             while self._dispatch_pending or not self._stopping:
                 self._wakeup.clear()
@@ -206,7 +213,7 @@ class DeliveryWorker:
                     await self._wait_for_work()
 
     def _accept(self, claimed: Sequence[Delivery]) -> None:
-        """Start the deliveries that intake claimed for the `DirectDispatch`."""
+        """Start a task for each delivery that was claimed for the `DirectDispatch`."""
         self._dispatch_pending = False
         self.claimed_at = self.clock.now() if claimed else self.claimed_at
         for delivery in claimed:
@@ -222,7 +229,7 @@ class DeliveryWorker:
         task.add_done_callback(partial(self._task_done, delivery))
 
     def _send_returned(self, delivery: Delivery) -> None:
-        """Free the destination and the slot, and notify if another delivery can now be claimed."""
+        """Note that a send is finished, and wake the worker if another delivery can now be claimed."""
         self._returned += 1
         destination = self._destination(delivery)
         _decrement(self._in_flight_by_destination, destination)
@@ -230,7 +237,7 @@ class DeliveryWorker:
             self.notify()
 
     def _task_done(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        """Free the thread, and notify if its next delivery waited for this one."""
+        """Remove a finished task, and wake the worker if another delivery of its thread waited for this task."""
         self._returned -= 1
         self._tasks.discard(task)
         thread = delivery.thread
@@ -245,7 +252,7 @@ class DeliveryWorker:
 
     @property
     def _free_slots(self) -> int:
-        """Number of further deliveries that may be claimed: the free send slots, plus the prefetch."""
+        """Number of deliveries that may be claimed now: free slots plus prefetch, or fewer if the breaker is open."""
         allowed = self._breaker.allowed(self.concurrency, self.clock.now())
         if allowed < self.concurrency:
             return allowed - len(self._tasks)
@@ -253,13 +260,13 @@ class DeliveryWorker:
 
     @property
     def _idle(self) -> bool:
-        """True if the last claim left nothing due and a slot is free."""
+        """True if the worker is waiting, knows of no due delivery, and has a free slot."""
         work_known = self._wakeup.is_set() or self._more_due or self._breaker.open
         return self._waiting and not work_known and self._can_claim
 
     @property
     def _can_claim(self) -> bool:
-        """True if a claim is worth a query: a send slot is free, or half of the prefetched deliveries got a slot."""
+        """True if a claim is worth a query: a slot is free, or fewer than `_prefetch / 2` deliveries wait for one."""
         return self._free_slots > (self._prefetch // 2 if self._send_slots.locked() else 0)
 
     async def _claim(self) -> Sequence[Delivery]:
@@ -288,7 +295,7 @@ class DeliveryWorker:
         return claim.deliveries
 
     def _admission(self, now: datetime) -> AdmissionControl:
-        """Return the admission control for one claim; blocked destinations count as full."""
+        """Return the admission control for one claim. Blocked destinations count as full, so they get nothing."""
         blocked = Counter(dict.fromkeys(self._blocked_destinations, self.rate_limit.max_in_flight))
         return AdmissionControl(
             rate_limit=self.rate_limit,
@@ -301,7 +308,7 @@ class DeliveryWorker:
         """Wait until `_wakeup` is set, a delivery becomes due, or `POLL_INTERVAL` has passed."""
         wait = POLL_INTERVAL
         if self._next_due_at is not None and (left := self._next_due_at - self.clock.now()) < POLL_INTERVAL:
-            # `_next_due_at` is used only once, because a time in the past would cause a busy loop.
+            # `_next_due_at` is cleared, because a time in the past would make the worker claim again without a pause.
             wait, self._next_due_at = max(left, timedelta()), None
         try:
             async with asyncio.timeout(wait.total_seconds()):
@@ -313,9 +320,9 @@ class DeliveryWorker:
             self._waiting = False
 
     async def _deliver(self, delivery: Delivery, *, probing: bool) -> None:
-        """Send the delivery once a slot is free, and settle it.
+        """Send the delivery once a slot is free, and settle the delivery.
 
-        `probing`: the provider's breaker is open, and this delivery tests whether it works again.
+        `probing`: True if the provider's breaker is open and this delivery tests whether the provider works again.
         """
         async with self._send_slots:
             if self._fastest_send > SLOW:
@@ -334,20 +341,20 @@ class DeliveryWorker:
     async def _wait_for_start_slot(self) -> None:
         """Wait for an event-loop iteration in which few other sends start.
 
-        Many sends that start together share the CPU, so all their requests go out late. Their answers also arrive
-        together, and in the meantime the provider has few requests to work on. With a fast provider this costs nothing,
-        and running many similar steps in a row saves CPU time, so the limit applies to slow providers only.
+        Many sends that start together share the CPU, so all their requests go out late, and until then the provider
+        has little to do. With a fast provider, the delay does not matter, and starting many sends in a row saves CPU
+        time. Therefore only sends to slow providers wait.
         """
         await self._start_slots.acquire()
         asyncio.get_running_loop().call_soon(self._start_slots.release)
 
     async def _send(self, delivery: Delivery, *, probing: bool) -> tuple[Settlement, Span] | None:
-        """Send the delivery; None if it is released instead and the attempt is not counted."""
+        """Send the delivery. Returns None if the delivery is released instead; then the attempt is not counted."""
         started = self.clock.now()
         left = delivery.due_at - self._settle_time - started
-        # True if the claim or the wait for a slot took too long, so that another worker may soon get the lease.
+        # If the wait for a slot used up the sending time, another worker may get the lease before this send is settled.
         late = left <= timedelta()
-        # The breaker or the destination may have changed since the claim.
+        # Checked again, because the breaker may have opened, or the destination been blocked, since the claim.
         blocked = (self._breaker.open and not probing) or self._destination(delivery) in self._blocked_destinations
         if self._abandoned or late or blocked:
             await self._release(delivery, due_at=started)
@@ -363,13 +370,13 @@ class DeliveryWorker:
             result = await self._attempt(delivery, thread, left, send_span)
         except asyncio.CancelledError:
             span.end(outcome="released")
-            # The message may have arrived, so the next attempt searches the provider first, if the channel can.
+            # The message may have arrived. Before the next attempt sends, the channel asks the provider, if it can.
             await self._release(delivery._replace(in_doubt=True), due_at=self.clock.now())
             return None
         send_span.end(failed=isinstance(result, Exception))
         ended = self.clock.now()
         if isinstance(result, Receipt):
-            seconds = max((ended - started).total_seconds(), 0.0)  # the clock may have been set back
+            seconds = max((ended - started).total_seconds(), 0.0)  # not negative, even if the system clock was set back
             self._fastest_send = min(seconds, 1.05 * self._fastest_send + 0.0001)
         self._breaker.record(result, ended)
         outcome = classify(delivery, result, now=ended, policy=self.policy, rng=self.rng)
@@ -386,7 +393,7 @@ class DeliveryWorker:
         return settlement, span
 
     async def _settle(self, settlement: Settlement, span: Span) -> None:
-        """Store the outcome. The worker blocks the destination until the ledger has stored its feedback."""
+        """Store the outcome. The worker sends nothing to the destination until the ledger has stored the feedback."""
         destination = self._destination(settlement.delivery)
         if settlement.feedback is not None:
             self._blocked_destinations[destination] += 1
@@ -403,7 +410,7 @@ class DeliveryWorker:
             self.notify()
 
     def _attempt_span(self, delivery: Delivery) -> Span:
-        """The attempt's span; part of the event's trace only for the first attempt before any redrive."""
+        """Return the attempt's span. Only the first attempt, before any redrive, belongs to the event's trace."""
         return self.tracing.attempt(
             delivery.trace,
             first=delivery.attempt == 1 and delivery.retry_window_start == delivery.created_at,
@@ -414,9 +421,9 @@ class DeliveryWorker:
         )
 
     async def _attempt(self, delivery: Delivery, thread: Thread | None, limit: timedelta, span: Span) -> Result:
-        """Send once and return the receipt or the exception. The only place where exceptions become values."""
+        """Send the message once. Returns the receipt, or the exception if the send failed."""
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - coroutines always run in a task
+        assert task is not None  # noqa: S101 - for the type checker: a coroutine always runs in a task
         self._sending.add(task)
         try:
             addresses = delivery.addresses or tuple(map(self.channel.address, delivery.recipients))
@@ -438,10 +445,13 @@ class DeliveryWorker:
                 log.exception("a channel broke its contract", **_log_fields(delivery), **span.log_fields)
             return error
         finally:
-            self._sending.discard(task)  # `abandon` must not cancel the settlement that follows
+            self._sending.discard(task)  # the send is over: `abandon` must not cancel the settlement that follows
 
     async def _store(self, settlement: Settlement) -> None:
-        """Store the outcome if the lease is still held; retry, because a sent delivery must not be sent again."""
+        """Store the outcome if the worker still holds the lease.
+
+        If the ledger is unavailable, retry, because without a stored outcome a sent message would be sent again.
+        """
         try:
             counted: bool | None = await self._store_once(settlement)
         except LedgerUnavailable:
@@ -455,7 +465,7 @@ class DeliveryWorker:
             log.warning("the lease was lost: this outcome does not count", **_log_fields(settlement.delivery))
 
     async def _store_with_retries(self, settlement: Settlement) -> bool | None:
-        """Retry until the ledger is available again; None if that takes longer than `_settle_time`."""
+        """Store the outcome once the ledger is available. Returns None if that takes longer than `_settle_time`."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(LedgerUnavailable),
             wait=wait_random_exponential(multiplier=0.1, max=5),
@@ -468,7 +478,10 @@ class DeliveryWorker:
         return counted
 
     async def _store_once(self, settlement: Settlement) -> bool:
-        """Settle in the ledger, with follow-ups; False if the lease was lost. Raises LedgerUnavailable."""
+        """Store the outcome together with the deliveries that it causes.
+
+        Returns False if the lease was lost. Raises LedgerUnavailable.
+        """
         follow_ups = await self._follow_ups(settlement.delivery, settlement.outcome, settlement.ended_at)
         complete = replace(settlement, follow_ups=follow_ups) if follow_ups else settlement
         counted = await self.ledger.settle(complete)
@@ -478,10 +491,10 @@ class DeliveryWorker:
         return counted
 
     async def _follow_ups(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
-        """Return the deliveries that an outcome causes.
+        """Return the new deliveries that an outcome causes.
 
-        A mail's refused recipients get their own deliveries. A recipient that the channel does not know goes to the
-        fallback channel. The fallback recipients are notified of dead deliveries.
+        Each recipient of a mail that the relay refused gets a separate delivery. A recipient that the channel does not
+        know gets a delivery on the fallback channel. The fallback recipients get a notice about each dead delivery.
         """
         match outcome:
             case Sent(receipt):
@@ -497,14 +510,14 @@ class DeliveryWorker:
                 return ()
 
     async def _notices(self, dead: Sequence[Delivery], now: datetime) -> Sequence[Delivery]:
-        """Return notices about one event's dead deliveries, at most one for each fallback recipient."""
+        """Return the notices to fallback recipients about dead deliveries of one event."""
         if not dead or (event := await self.ledger.event(dead[0].event)) is None:
             return ()
         notices = [self.planner.notify_fallback(event, delivery, delivery.reason, now=now) for delivery in dead]
         return [notice for several in notices for notice in several]
 
     async def _release(self, delivery: Delivery, *, due_at: datetime) -> None:
-        """Give the delivery back to the ledger; the attempt is not counted."""
+        """Give the delivery back to the ledger, so that it is due at `due_at`. The attempt is not counted."""
         try:
             await self.ledger.release(delivery, due_at=due_at)
         except LedgerUnavailable:
@@ -514,7 +527,7 @@ class DeliveryWorker:
 
 
 def _log_fields(delivery: Delivery) -> dict[str, str | int]:
-    """The fields of every log line about a delivery."""
+    """Return the fields that every log line about a delivery contains."""
     return {
         "execution": delivery.event,
         "channel": delivery.channel,
@@ -536,7 +549,7 @@ def _log_outcome(delivery: Delivery, outcome: Outcome, span: Span) -> None:
 
 
 def _decrement(counts: Counter[str], name: str) -> None:
-    """Subtract one, and remove the key at zero, because `Counter` would keep it."""
+    """Subtract one from a count. Removes the key at zero, because a `Counter` would keep the key."""
     counts[name] -= 1
     if not counts[name]:
         del counts[name]
