@@ -1,1 +1,1 @@
-"""From messages to recorded deliveries: sources, the intake pipeline, reconciliation."""
+"""Turns incoming messages into recorded deliveries: sources, the intake pipeline, reconciliation."""

@@ -1,6 +1,6 @@
-"""Turns messages into recorded deliveries: decode, look up, decide, plan, record; then the source may commit.
+"""Turns messages into recorded deliveries: decode, look up, decide, plan, record. Then the source may commit.
 
-No message is lost: one that can't be decoded or decided is recorded as rejected, with the reason.
+No message is lost: if a message can't be decoded or decided, it is recorded as rejected, with the reason.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """The recorded results of a batch of messages."""
+    """The results that were recorded for one batch of messages."""
 
     recorded: Sequence[RecordedEvent] = ()
     rejected: Sequence[Rejected] = ()
     new: frozenset[str] = frozenset()
     """The keys of the events that were not in the ledger before."""
     source: str = ""
-    """`kafka`, or, for other sources, the position that all messages share: `http`, `reconcile`, `canary`."""
+    """Where the messages came from: `kafka`, or the position of the first message, such as `http` or `reconcile`."""
     messages: int = 0
-    """Number of messages in the batch, including those without a terminal event."""
+    """Number of messages in the batch, including messages without a terminal event."""
 
     def new_or_duplicate(self) -> Iterator[tuple[RecordedEvent, bool]]:
-        """Yield each recorded event, with True if it was new. Of several copies in the batch only the first is new."""
+        """Yield each recorded event, with True if it was new. Of several copies in a batch, only the first is new."""
         new = set(self.new)
         for entry in self.recorded:
             key = entry.event.key
@@ -58,35 +58,36 @@ class ReplayResult:
 
     accepted: bool
     message: str
-    """The event that the message was decoded as, with the verdict's reason, or why the message is rejected again."""
+    """If accepted, the event and the reason for its verdict; otherwise why the message is rejected again."""
 
 
 RETRY_PAUSE = timedelta(seconds=1)
-"""Time between two attempts while the ledger is unavailable, and the first pause while FlyteAdmin is unavailable."""
+"""Pause before a retry if the ledger is unavailable, and before the first retry if FlyteAdmin is unavailable."""
 MAX_RETRY_PAUSE = timedelta(seconds=15)
-"""Maximum pause while FlyteAdmin is unavailable. Pauses double up to it, because identity providers lock out clients
-that often send a wrong password."""
+"""Maximum pause before a retry if FlyteAdmin is unavailable. Each pause is twice as long as the last pause, up to this
+maximum, because identity providers lock out clients that often send a wrong password."""
 CHUNK = 100
-"""Maximum number of results recorded in one transaction. It is small, so that workers don't wait long for their own
-transactions and the first deliveries are sent while later events are decided."""
+"""Maximum number of results that are recorded in one transaction. It is small, so that workers don't wait long for the
+ledger, and the first deliveries of a batch are sent while its later events are being decided."""
 MAX_YIELDS = 10
-"""Maximum number of event-loop iterations for other tasks between two events. One send takes a few iterations."""
+"""After deciding an event, intake lets other tasks run for at most this many event-loop iterations. One send takes a
+few iterations."""
 MAX_YIELD_SECONDS = 0.02
-"""Maximum number of seconds for other tasks between two events, so that intake continues even if many deliveries are
-due."""
+"""After deciding an event, intake lets other tasks run for at most this many seconds, so that intake continues even if
+many deliveries are due."""
 IDLE_ITERATION = 0.0001
-"""If an event-loop iteration is shorter than this many seconds, other tasks have nothing to do."""
+"""If an event-loop iteration took less than this many seconds, the other tasks had nothing to do."""
 
 IncomingMessage = tuple[Headers, bytes | None, str]
-"""A message's headers, its value and its position, a text that says where the message came from."""
+"""A message as (headers, value, position). The position is a text that says where the message came from."""
 LookUp = Callable[[ExecutionId], Awaitable[AdminExecution | UnknownExecution]]
-"""Returns FlyteAdmin's data about an execution. Raises FlyteAdminUnavailable."""
+"""A function that returns FlyteAdmin's data about an execution. Raises FlyteAdminUnavailable."""
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class _TerminalEvent:
-    """A decoded message with a terminal event, before the decision."""
+    """A decoded message with a terminal event, for which nothing is decided yet."""
 
     event: Event
     headers: Headers
@@ -97,7 +98,7 @@ class _TerminalEvent:
 
 _Decoded = _TerminalEvent | Rejected
 IntakeResult = RecordedEvent | Rejected
-"""The result for one message."""
+"""The result of processing one message."""
 
 
 async def _no_direct_dispatch() -> Mapping[str, DirectDispatch]:
@@ -110,24 +111,24 @@ class Intake:
 
     ledger: Ledger
     rules: Callable[[], RuleBook]
-    """Returns the current rules of the rule files."""
+    """Returns the rules that the rule files contain now."""
     planner: Planner
     clock: Clock
     direct_dispatch: Callable[[], Awaitable[Mapping[str, DirectDispatch]]] = _no_direct_dispatch
-    """Returns the workers' free slots, by channel. Called just before deliveries are recorded, without another `await`
-    in between, because a worker claims nothing until its slots are accepted."""
+    """Returns the workers' offers of free slots, by channel. Called just before deliveries are recorded, because after
+    an offer, the worker claims nothing until the offer is accepted."""
     on_pending: Callable[[Sequence[Delivery]], None] = lambda _: None
-    """Called with the recorded deliveries that no worker has claimed yet."""
+    """Called after each batch, with the recorded deliveries that no worker has claimed yet."""
     on_batch: Callable[[BatchResult], None] = lambda _: None
-    """Called after each batch is recorded."""
+    """Called with the result of each batch after the batch was recorded."""
     look_up: LookUp | None = None
-    """Asks FlyteAdmin for an execution; None if rules come from events and files only."""
+    """Asks FlyteAdmin about an execution. None if FlyteAdmin is not configured."""
     tracing: Tracing = OFF
 
     async def run(self, source: Source) -> None:
-        """Process the source's batches until it ends.
+        """Process the source's batches until the source is stopped.
 
-        While FlyteAdmin or the ledger is unavailable, the current batch is retried, and no further batch is read.
+        While FlyteAdmin or the ledger is unavailable, the current batch is retried, and no further batch is processed.
         """
         async with aclosing(source.batches()) as batches:
             async for batch in batches:
@@ -136,16 +137,16 @@ class Intake:
                 await batch.commit()
 
     async def ingest(self, messages: Iterable[IncomingMessage]) -> BatchResult:
-        """Process and record some messages.
+        """Process some messages and record the results.
 
-        Raises Unavailable; then nothing is recorded, and the caller may send the same messages again.
+        Raises Unavailable. Nothing is recorded then, and the caller may pass the same messages again.
         """
         listed = list(messages)
         results = await self.evaluate(listed)
         return await self._record(results, source=listed[0][2] if listed else "", messages=len(listed))
 
     async def evaluate(self, messages: Iterable[IncomingMessage]) -> list[IntakeResult]:
-        """Decode, decide and plan without recording. Messages without a terminal event give no result.
+        """Return the results for some messages, but record nothing. A message without a terminal event has no result.
 
         Raises Unavailable.
         """
@@ -153,9 +154,10 @@ class Intake:
         return await self._decide_all(decoded, {})
 
     async def replay(self, rejected: Rejected, *, dry_run: bool = False) -> ReplayResult:
-        """Process a rejected message with today's rules and decoder.
+        """Process a rejected message again, with today's rules and decoder.
 
-        If it is accepted, record it and mark the message as replayed, unless `dry_run`. Raises Unavailable.
+        If the message is not rejected again, record the result and mark the message as replayed. With `dry_run`, record
+        and mark nothing. Raises Unavailable.
         """
         if not rejected.whole:
             return ReplayResult(False, f"only its first {len(rejected.body)} bytes were kept: publish it again")
@@ -171,17 +173,17 @@ class Intake:
         return ReplayResult(True, "today's decoder finds no terminal event in it")
 
     async def _process(self, batch: Batch, source: Source) -> bool:
-        """Record a batch in chunks; False if the source was stopped before the end."""
+        """Process and record a batch in chunks. Returns False if the source was stopped before the last chunk."""
         decoded = self._decode_batch(batch)
         messages = len(batch.messages) + len(batch.undecodable) + batch.skipped
         for first in range(0, max(len(decoded), 1), CHUNK):
             if not await self._process_chunk(decoded[first : first + CHUNK], messages, source):
                 return False
-            messages = 0  # the first chunk reports the messages of the whole batch
+            messages = 0  # because the first chunk has already reported all messages of the batch
         return True
 
     async def _process_chunk(self, decoded: Sequence[_Decoded], messages: int, source: Source) -> bool:
-        results: dict[int, IntakeResult] = {}  # kept, so that a retry does not ask FlyteAdmin about them again
+        results: dict[int, IntakeResult] = {}  # by index; a retry does not decide these events again
         ordered = await _retry_until_done(lambda: self._decide_all(decoded, results), source)
         if ordered is None:
             return False
@@ -197,12 +199,12 @@ class Intake:
         return decoded
 
     def _decode(self, headers: Headers, value: bytes | None, position: str) -> _Decoded | None:
-        """Decode a message; None if it has no terminal event."""
+        """Decode a message. Returns None if the message has no terminal event."""
         try:
             event = decode(headers, value)
         except Unreadable as error:
             return self._reject(str(error), headers, value or b"", position)
-        except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the others
+        except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the other messages
             return self._internal_error(error, headers, value or b"", position)
         if event is None or not event.phase.terminal:
             return None
@@ -212,10 +214,10 @@ class Intake:
     async def _decide_all(
         self, decoded: Sequence[_Decoded], results: MutableMapping[int, IntakeResult]
     ) -> list[IntakeResult]:
-        """Return the results in the order of `decoded`. FlyteAdmin is asked about several executions at the same time.
+        """Return the results in the order of `decoded`. Asks FlyteAdmin about several executions at the same time.
 
-        Raises Unavailable as soon as one look-up fails. `results`, by index in `decoded`, keeps the finished results
-        for a retry.
+        Raises Unavailable as soon as one look-up fails. `results` maps an index in `decoded` to its result. It keeps
+        the finished results, so that a retry does not decide these events again.
         """
         try:
             async with asyncio.TaskGroup() as look_ups:
@@ -239,14 +241,14 @@ class Intake:
     async def _look_up(
         self, index: int, terminal: _TerminalEvent, look_up: LookUp, results: MutableMapping[int, IntakeResult]
     ) -> None:
-        """Ask FlyteAdmin about the execution, decide, and store the result in `results`. Raises Unavailable."""
+        """Ask FlyteAdmin about the execution, decide the event, and add the result to `results`. Raises Unavailable."""
         span = terminal.span.child("dispatcher.look_up")
         try:
             answer = await look_up(terminal.event.execution)
         except Unavailable:
             span.end(failed=True)
             raise
-        except Exception as error:  # noqa: BLE001 - a bug with one execution must not stop the others
+        except Exception as error:  # noqa: BLE001 - a bug with one execution must not stop other executions
             span.end(failed=True)
             results[index] = self._undecidable(error, terminal)
         else:
@@ -271,7 +273,10 @@ class Intake:
         return batch
 
     def _decide(self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None) -> IntakeResult:
-        """Decide and plan. `answer`: FlyteAdmin's answer, or None if it was not asked."""
+        """Decide which rules match the event, and plan its deliveries.
+
+        `answer`: FlyteAdmin's answer about the execution; None if FlyteAdmin was not asked.
+        """
         try:
             event = answer.complete(terminal.event) if isinstance(answer, AdminExecution) else terminal.event
             decision = decide(event, self.rules(), answer)
@@ -294,7 +299,7 @@ class Intake:
                 kind=type_label(terminal.headers),
                 span=terminal.span,
             )
-        except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the others
+        except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the other messages
             return self._undecidable(error, terminal)
 
     def _undecidable(self, error: Exception, terminal: _TerminalEvent) -> Rejected:
@@ -323,14 +328,14 @@ class Intake:
 
 
 async def _yield_to_other_tasks() -> None:
-    """Let other tasks run until they wait, for `MAX_YIELDS` event-loop iterations and `MAX_YIELD_SECONDS` at most.
+    """Let other tasks run until they have nothing to do, up to `MAX_YIELDS` iterations and `MAX_YIELD_SECONDS`.
 
-    Planning renders templates, which blocks the event loop for a while, so workers get time to send between two events.
-    Several iterations in a row finish most of a send; with a single iteration after each event, sends would be slower.
+    Deciding an event blocks the event loop while templates are rendered. Therefore workers get time to send after each
+    event. They get several event-loop iterations, because a send needs several and would be slow with one per event.
     """
     began = latest = time.perf_counter()
     for _ in range(MAX_YIELDS):
-        await asyncio.sleep(0)  # noqa: TID251 - it counts event-loop iterations, not time
+        await asyncio.sleep(0)  # noqa: TID251 - yields for one event-loop iteration, measures no time
         now = time.perf_counter()
         if now - latest < IDLE_ITERATION or now - began > MAX_YIELD_SECONDS:
             return
@@ -338,7 +343,7 @@ async def _yield_to_other_tasks() -> None:
 
 
 async def _retry_until_done(step: Callable[[], Awaitable[_Result]], source: Source) -> _Result | None:
-    """Retry a step while it raises Unavailable; None if the source was stopped first."""
+    """Call `step` until it does not raise Unavailable. Returns its result, or None if the source was stopped."""
     admin_pause = RETRY_PAUSE
     while True:
         try:

@@ -1,7 +1,7 @@
 """Finds executions that finished without an event, by comparing FlyteAdmin's lists with the ledger.
 
-flyteadmin publishes an event once, from a goroutine without retries, so an event can be lost before Kafka. This
-module passes each missing event to intake in the dispatcher's own format, and intake records it. If the lost event
+flyteadmin publishes each event only once and does not retry, so an event can be lost before it reaches Kafka. This
+module creates each missing event from FlyteAdmin's data and passes it to intake, which records it. If the event itself
 arrives later, it has the same key and changes nothing.
 """
 
@@ -24,50 +24,53 @@ from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import Event
 
-if TYPE_CHECKING:  # at run time, importing FlyteAdmin's client needs an optional dependency
+if TYPE_CHECKING:  # imported for types only, because FlyteAdmin's client needs an optional dependency
     from dispatcher.flyte.admin.client import FlyteAdmin
 
 log = structlog.get_logger(__name__)
 
 POSITION = "reconcile"
-"""The position that the ledger stores for an event that reconciliation found, instead of a position in Kafka."""
+"""The position that the ledger stores for events from reconciliation, because these events have no Kafka position."""
 PAUSE = timedelta(seconds=0.5)
-"""Pause before each list request, because a list costs FlyteAdmin's database more than a look-up."""
+"""Pause before each request for a list of executions, because such requests are expensive for FlyteAdmin's database."""
 MAX_FAILED_PLACES = 3
-"""After this many failed places in a row, FlyteAdmin itself counts as unavailable. A place is a project and domain."""
+"""If FlyteAdmin fails for this many places in a row, it counts as unavailable. A place is a project and a domain."""
 LOGGED_EXECUTIONS = 5
-"""Maximum number of missing events that the log line names."""
+"""Maximum number of executions that the log line about missing events names."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimeRange:
-    """The time range to reconcile, by the time at which FlyteAdmin last wrote an execution."""
+    """A time range to reconcile: executions that FlyteAdmin last updated between `since` and `until`."""
 
     since: datetime
     until: datetime
     oldest: datetime
-    """Executions that finished before this time are left out, even if FlyteAdmin wrote them later."""
+    """Executions that finished before this time are left out, even if FlyteAdmin updated them later."""
 
 
 @dataclass(slots=True)
 class Reconciler:
-    """Reconciles each time range once: all replicas share a checkpoint, which the ledger keeps across restarts."""
+    """Finds and records missing events periodically.
+
+    The ledger stores a checkpoint, up to which everything is reconciled. All replicas share the checkpoint.
+    """
 
     admin: FlyteAdmin
     ledger: Ledger
     intake: Intake
     clock: Clock
     look_back: timedelta
-    """Maximum length of the time range to reconcile, for example after a long downtime."""
+    """How far back `run` reconciles, even if the checkpoint is older, for example after a long downtime."""
     min_age: timedelta
     """Time to wait after an execution has finished. If its event has not arrived by then, it counts as missing; before
     that, the event may still be in Kafka."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Once it is set, `run` and `reconcile` end after the current request."""
+    """When this is set, `run` and `reconcile` end after the current request."""
 
     async def run(self, every: timedelta, rng: Random) -> None:
-        """Reconcile periodically until stopped. If FlyteAdmin or the ledger is unavailable, skip one interval."""
-        while not await self._stopped_within(every * rng.uniform(0.9, 1.1)):  # so that replicas don't ask all at once
+        """Reconcile periodically until stopped. If FlyteAdmin or the ledger is unavailable, try again after `every`."""
+        while not await self._stopped_within(every * rng.uniform(0.9, 1.1)):  # replicas ask at different times
             try:
                 time_range = await self.next_range()
                 await self.reconcile(time_range)
@@ -75,13 +78,14 @@ class Reconciler:
                     await self.ledger.set_reconciled_until(time_range.until)
             except Unavailable as error:
                 log.warning("executions could not be compared with their events", reason=str(error))
-            except Exception as error:  # a bug in here must not stop the deliveries
+            except Exception as error:  # because a bug here must not stop deliveries
                 log.error("executions could not be compared with their events", exc_info=error)
 
     async def next_range(self) -> TimeRange:
-        """Return the time range since the checkpoint. Raises LedgerUnavailable.
+        """Return the time range from `min_age` before the checkpoint. Raises LedgerUnavailable.
 
-        It overlaps the last range by `min_age`, so that FlyteAdmin's clock may differ from this one by up to `min_age`.
+        The range overlaps the last reconciled range by `min_age`. With the overlap, no event is overlooked if
+        FlyteAdmin's clock differs from the dispatcher's clock by less than `min_age`.
         """
         time_range = await self.range_since(self.clock.now() - self.look_back)
         checkpoint = await self.ledger.reconciled_until()
@@ -90,9 +94,9 @@ class Reconciler:
         return TimeRange(max(time_range.since, checkpoint - self.min_age), time_range.until, time_range.oldest)
 
     async def range_since(self, since: datetime) -> TimeRange:
-        """Return the range from `since`, or from where the ledger is complete, up to `min_age` ago.
+        """Return the time range from `since` up to `min_age` ago.
 
-        Raises LedgerUnavailable.
+        If the ledger is complete only since a later time, the range starts at that time. Raises LedgerUnavailable.
         """
         now = self.clock.now()
         oldest = max(since, await self.ledger.complete_since(now=now))
@@ -101,7 +105,7 @@ class Reconciler:
     async def reconcile(self, time_range: TimeRange) -> int:
         """Record the missing events of a time range and return their number.
 
-        Raises Unavailable. Events recorded before the error stay recorded, and the next call finds the rest.
+        Raises Unavailable. Events that were recorded before the error stay recorded; the next call finds the others.
         """
         found: list[str] = []
         try:
@@ -118,15 +122,15 @@ class Reconciler:
         return len(found)
 
     async def record(self, missing: Sequence[Event]) -> list[str]:
-        """Let intake record missing events; returns the keys of the events that were still new. Raises Unavailable."""
+        """Let intake record missing events. Returns the keys of events that are new or rejected. Raises Unavailable."""
         batch = await self.intake.ingest(_as_messages(missing))
         return sorted(batch.new) + [entry.event or "" for entry in batch.rejected]
 
     async def missing(self, time_range: TimeRange) -> AsyncGenerator[Sequence[Event]]:
         """Yield the terminal events that the ledger does not have, page by page. Changes nothing.
 
-        One request at a time, with a pause before each. Raises Unavailable. If FlyteAdmin fails for one place only, the
-        error is raised after the other places.
+        Sends one request at a time, with a pause before each request. Raises Unavailable. If FlyteAdmin fails for one
+        place only, the other places are still listed before the error is raised.
         """
         if time_range.until <= time_range.since:
             return

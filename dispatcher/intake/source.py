@@ -1,4 +1,4 @@
-"""The interface of a source of batches, such as Kafka."""
+"""The interface of a source that yields batches of messages, such as Kafka."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class RawMessage(Protocol):
-    """One message, with the attributes of aiokafka's ConsumerRecord, so that records need no wrapper."""
+    """One message. It has the attributes of aiokafka's ConsumerRecord, so that ConsumerRecords can be used directly."""
 
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
@@ -18,47 +18,49 @@ class RawMessage(Protocol):
 
 
 class Batch(Protocol):
-    """Messages that are committed together."""
+    """Messages that are read together and committed together."""
 
     @property
     def messages(self) -> Sequence[RawMessage]: ...
 
     @property
     def undecodable(self) -> Sequence[tuple[str, str]]:
-        """Position and reason of each message that the source could not read."""
+        """Position of each message that the source could not decode, and the reason."""
 
     @property
     def skipped(self) -> int:
-        """Number of further messages that the source's filter skipped."""
+        """Number of messages that the source's filter skipped. They are not in `messages`."""
 
     def position(self, message: RawMessage) -> str:
-        """Return where the message came from, as `topic/partition@offset`."""
+        """Return the message's position in Kafka, as `topic/partition@offset`."""
 
     async def commit(self) -> None:
-        """Note that the batch is recorded. The source yields it again only if a rebalance moved its partitions."""
+        """Note that the batch is recorded. It is not yielded again, unless a rebalance moves its partitions."""
 
 
 class Source(Protocol):
     """Yields batches, one at a time and in order.
 
-    Backpressure: while the caller works on a batch, at most one more is fetched. However long the caller works, the
-    source stays a member of its consumer group. A batch that is never committed is yielded again after a restart.
-    Shutdown: after `stop`, `batches` ends when the caller asks for the next batch, and the source leaves the group
-    within seconds, even if the broker is down. The source also leaves the group if `batches` is cancelled or closed
-    early, so use `batches` with `contextlib.aclosing`.
+    Backpressure: while the caller works on a batch, the source fetches at most one more batch. The source stays a
+    member of its consumer group, however long the caller works. If a batch is not committed, its messages are yielded
+    again after a restart.
+
+    Shutdown: after `stop`, `batches` ends when the caller asks for the next batch. The source then leaves the group
+    within seconds, even if the broker is down. It also leaves the group if `batches` is cancelled or closed early, so
+    the caller should use `contextlib.aclosing`.
     """
 
     def batches(self) -> AsyncGenerator[Batch]:
-        """Yield batches until stopped. The source handles its own failures: it retries forever and raises nothing."""
+        """Yield batches until the source is stopped. After a failure, the source retries forever and raises nothing."""
 
     async def wait(self, duration: timedelta) -> bool:
-        """Wait before a retry of the current batch. Returns False if the source was stopped.
+        """Wait before the caller retries the current batch. Returns False if the source was stopped.
 
-        The caller then drops the batch, which is yielded again after a restart.
+        If the source was stopped, the caller drops the batch. Its messages are yielded again after a restart.
         """
 
     def stop(self) -> None:
-        """Make `batches` end."""
+        """Stop the source, so that `batches` ends."""
 
     async def unready_reason(self) -> str | None:
-        """Return why no messages arrive, for /readyz; None if the source is ready."""
+        """Return why no messages arrive, for the page /readyz. None if the source is ready."""

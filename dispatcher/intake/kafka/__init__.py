@@ -1,1 +1,1 @@
-"""Kafka: the source of events, and a publisher for test events."""
+"""Reads Flyte's events from Kafka, and publishes test events to Kafka."""

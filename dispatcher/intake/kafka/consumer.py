@@ -1,11 +1,12 @@
-"""Kafka through aiokafka: the source of events, and a publisher for test events.
+"""Reads events from Kafka, and publishes test events to Kafka, with aiokafka.
 
-The source survives every failure of the broker and every rebalance:
+The source works again after every failure of the broker and every rebalance:
 
-- A consumer object that has failed is replaced, never reused. Every call has a deadline. A poll is cancelled only when
-  its consumer is closed afterwards.
-- Offsets are committed after the ledger's transaction, and not for work that began before a rebalance. A message
-  that is read twice changes nothing in the ledger.
+- A consumer object that has failed is replaced, never reused. Every call to the broker has a deadline. If a
+  poll is cancelled, its consumer is closed afterwards.
+- Offsets are committed after the ledger's transaction. Offsets of work that began before a rebalance are not
+  committed, so another replica may read those messages again. A message that is read twice changes nothing in the
+  ledger.
 """
 
 from __future__ import annotations
@@ -49,38 +50,39 @@ from dispatcher.parsing.duration import Duration
 log = structlog.get_logger(__name__)
 
 HeaderFilter = Callable[[Sequence[tuple[str, bytes]]], bool]
-"""Returns True if a message can be skipped because of its headers."""
+"""A function that gets a message's headers, and returns True if the message can be skipped."""
 
 FETCH_BYTES = 256 * 1024
-"""Maximum number of bytes that are fetched from a partition at once and buffered. While aiokafka parses a response,
-memory contains three copies of this response and one copy of the previous response."""
+"""Maximum number of bytes that are fetched from a partition at once and buffered. It is small, because aiokafka needs
+about four times as much memory: three copies of the response that it parses, and one of the previous response."""
 CHUNK = 500
-"""Maximum number of messages that are taken out of aiokafka's buffers at a time. It is small, so that the CPU's cache
-still contains the skipped messages when they are freed."""
+"""Maximum number of messages that are taken out of aiokafka's buffers at a time. It is small, because skipped messages
+can be freed faster while they are still in the CPU's cache."""
 BACKLOG_SIZE = 100
-"""A fetch with at least this many messages means that there is a backlog."""
+"""If a fetch returns at least this many messages, more messages are probably waiting in Kafka (a backlog)."""
 GATHER_SECONDS = 0.05
-"""Maximum number of seconds for which a batch collects further messages during a backlog. Larger batches are better
-then, because each batch costs a transaction even if most of its messages are skipped."""
+"""Maximum number of seconds for which a batch collects further messages during a backlog. A larger batch saves
+transactions, because each batch costs one transaction even if most of its messages are skipped."""
 POLL_MS = 500
-"""Milliseconds that a poll waits for messages. A stop is noticed after this time at the latest."""
+"""Maximum number of milliseconds that a poll waits for messages. After this time, the source notices a stop."""
 CALL_SECONDS = 15
-"""Maximum number of seconds for a call to the broker."""
+"""Maximum duration of a call to the broker, in seconds."""
 CLOSE_SECONDS = 3
-"""Maximum number of seconds for a call to the broker during a stop. A consumer that takes longer to close continues to
-close in the background."""
+"""Maximum duration of a call to the broker during a stop, in seconds. If closing a consumer takes longer, closing
+continues in the background."""
 HEALTHY_SECONDS = 60
-"""A consumer that has worked for this many seconds counts as healthy. After its next failure, the retry pauses start
-again at the shortest."""
+"""A consumer that has worked for this many seconds counts as healthy. If it fails later, the first retry pause is
+short again."""
 COMMIT_EVERY = 1.0
-"""Seconds between two commits. After a crash, the messages since the last commit are read again and are duplicates."""
+"""Seconds between two commits. After a crash, the messages since the last commit are read again; the ledger ignores
+them as duplicates."""
 NO_LIMIT_MS = 10**12
-"""A value that switches aiokafka's `max_poll_interval_ms` off, because intake may keep a batch for as long as the
-ledger is unavailable. Heartbeats and rejoining need no polls. Fetched messages stay buffered without polls, but they
-would not stay buffered after aiokafka's `pause`."""
+"""A `max_poll_interval_ms` so large that aiokafka never removes the consumer from its group, even if nothing is polled.
+While the ledger is unavailable, intake keeps its batch and does not poll. aiokafka sends heartbeats and rejoins the
+group without polls. Its method `pause` is not used, because `pause` drops the messages that are already fetched."""
 
 _CONNECTION_ERRORS = (KafkaError, TimeoutError, OSError)
-"""Errors after which a consumer object is replaced."""
+"""After one of these errors, the consumer object is replaced by a new one."""
 _DENIED = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
 _UNDECODABLE = (
     CorruptRecordException,
@@ -90,7 +92,7 @@ _UNDECODABLE = (
     zlib.error,
     EOFError,
 )
-"""Errors that aiokafka raises at every attempt to read records that it can't decode."""
+"""Errors that aiokafka raises for a record that it can't decode. Reading the record again raises the error again."""
 
 
 def _comma_separated(value: Any) -> Any:
@@ -98,7 +100,7 @@ def _comma_separated(value: Any) -> Any:
 
 
 class KafkaConfig(BaseModel):
-    """Where Flyte's events are, and how to connect."""
+    """Where Flyte's events are in Kafka, and how to connect to Kafka."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -107,22 +109,22 @@ class KafkaConfig(BaseModel):
     topics: Annotated[tuple[str, ...], BeforeValidator(comma_list), Field(min_length=1)] = ("flyte-cloudevents",)
     group_id: str = Field("notification-dispatcher", min_length=1)
     group_instance_id: str | None = None
-    """A name for static membership in the group, different for each replica. With it, a quick restart causes no
-    rebalance."""
+    """The replica's name as a static member of the consumer group; each replica needs a different name. With a name, a
+    quick restart of the replica causes no rebalance."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     username: str | None = None
     password: SecretStr | None = None
     password_file: SecretFile | None = None
     ca_file: SecretFile | None = None
-    """A PEM file with certificate authorities to trust instead of the system's."""
+    """A PEM file with the certificate authorities to trust. If not set, the system's authorities are trusted."""
     cert_file: SecretFile | None = None
-    """A PEM file with the client certificate, if the broker asks for one."""
+    """A PEM file with the client certificate, for brokers that ask for a client certificate."""
     key_file: SecretFile | None = None
     session_timeout: Duration = Field(timedelta(seconds=15), ge=timedelta(seconds=1))
-    """Time after which a crashed replica's partitions are reassigned."""
+    """Time after which the partitions of a crashed replica are assigned to other replicas."""
     stall_timeout: Duration = Field(timedelta(seconds=60), gt=timedelta())
-    """The consumer is replaced if it reads nothing for this long although the broker has messages."""
+    """If the consumer reads nothing for this long although the broker has messages, the consumer is replaced."""
     max_poll_records: int = Field(5000, ge=1, le=100_000)
     """Maximum number of messages in a batch."""
 
@@ -151,7 +153,7 @@ class KafkaConfig(BaseModel):
             "bootstrap_servers": self.bootstrap_servers,
             "client_id": "flyte-notification-dispatcher",
             "security_protocol": self.security_protocol,
-            "metadata_max_age_ms": 10_000,  # a new topic is found within this time
+            "metadata_max_age_ms": 10_000,  # so that a new topic is found within 10 seconds
         }
         if self.security_protocol.endswith("SSL"):
             context = ssl.create_default_context(cafile=self.ca_file)
@@ -167,21 +169,21 @@ class KafkaConfig(BaseModel):
 
 @dataclass(slots=True)
 class FetchResult:
-    """Messages of one generation, fetched in one or several polls."""
+    """Messages that one or several polls have fetched, without a rebalance between these polls."""
 
     generation: int
     records: list[ConsumerRecord] = field(default_factory=list)
     undecodable: list[tuple[str, str]] = field(default_factory=list)
     skipped: int = 0
-    """Number of records that the filter skipped."""
+    """Number of messages that the filter skipped. They are not in `records`."""
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
-    """Mapping from each partition to the offset after the last message that was fetched from it."""
+    """Mapping from each partition to the offset after its last fetched message."""
 
     def __len__(self) -> int:
         return len(self.records) + len(self.undecodable) + self.skipped
 
     def start_over(self, generation: int) -> None:
-        """Drop everything if there was a rebalance, because the partitions' new owners read it again."""
+        """If there was a rebalance, drop all messages, because the partitions' new owners read the messages again."""
         if generation != self.generation:
             self.generation = generation
             self.records.clear()
@@ -207,18 +209,18 @@ class _KafkaBatch:
             self._session.offsets_to_commit.update(self._next_offsets)
 
     def belongs_to(self, session: ConsumerSession | None) -> bool:
-        """True if this session has read the batch and there was no rebalance since then."""
+        """True if `session` has read this batch, and there was no rebalance since then."""
         return self._session is session and self._generation == self._session.generation
 
     def as_fetch_result(self) -> FetchResult:
-        """Return a copy of the contents, to which further messages can be added."""
+        """Return a copy of this batch to which further messages can be added."""
         return FetchResult(
             self._generation, [*self.messages], [*self.undecodable], self.skipped, {**self._next_offsets}
         )
 
 
-class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """One Kafka consumer, from joining the group to its first fatal error."""
+class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the base class has no types
+    """One Kafka consumer, used from the time it joins the group until it fails or is closed."""
 
     def __init__(self, config: KafkaConfig, skip: HeaderFilter) -> None:
         self._config = config
@@ -230,10 +232,10 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
             group_instance_id=config.group_instance_id,
             enable_auto_commit=False,
             max_partition_fetch_bytes=FETCH_BYTES,
-            auto_offset_reset="none",  # `_seek_to_beginning` and `_reset_offset` reset offsets, and log it
+            auto_offset_reset="none",  # because this class resets offsets itself, and logs the reset
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 5,
-            request_timeout_ms=session_ms + CALL_SECONDS * 1000,  # joining may take a whole session timeout
+            request_timeout_ms=session_ms + CALL_SECONDS * 1000,  # because joining may take a session timeout
             max_poll_interval_ms=NO_LIMIT_MS,
         )
         self._poll_seconds = 2 * session_ms / 1000 + CALL_SECONDS
@@ -244,24 +246,24 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         self._last_read_at: dict[TopicPartition, float] = {}
         self.joined = False
         self.generation = 0
-        """Number of rebalances. Work that began in an earlier generation must not be committed."""
+        """Number of rebalances so far. Offsets that were read before a rebalance must not be committed after it."""
         self.offsets_to_commit: dict[TopicPartition, int] = {}
-        """Mapping from each partition to the offset for the next commit."""
+        """Mapping from each partition to the offset that the next commit stores for it."""
         self.last_timestamps: dict[TopicPartition, float] = {}
-        """Mapping from each partition to the timestamp of the last message read, in seconds since 1970."""
+        """Mapping from each partition to the timestamp of its last message that was read, in seconds since 1970."""
 
     async def open(self) -> None:
-        """Connect and subscribe. The first `read` joins the group. Missing topics are no error."""
+        """Connect to the broker and subscribe. The first `read` joins the group. A missing topic is no error."""
         async with self._deadline():
             await self.consumer.start()
         self.consumer.subscribe(topics=list(self._config.topics), listener=self)
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Start a new generation. With aiokafka's eager assignors, every rebalance revokes all partitions.
+        """Start a new generation, and forget the offsets to commit: a rebalance always revokes all partitions.
 
-        This must be quick, because the rebalance waits for it. A running commit is cancelled: if aiokafka repeated it
-        in the next generation, the broker would accept it and reset the offset of a partition that may have a new
-        owner.
+        The rebalance waits for this method, so it must be quick. A running commit is cancelled. Otherwise aiokafka
+        could repeat the commit after the rebalance, and the broker would then reset the offset of a partition that may
+        have a new owner.
         """
         self.joined = False
         self.generation += 1
@@ -277,14 +279,14 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         log.info("partitions assigned", partitions=_names(assigned))
 
     def shorten_deadlines(self) -> None:
-        """For a stop: cancel calls that take longer than `CLOSE_SECONDS`, such as a poll while the broker is down."""
+        """Cancel calls to the broker after `CLOSE_SECONDS`, so that a stop is quick even if the broker is down."""
         self._call_seconds = CLOSE_SECONDS
         soon = _now() + CLOSE_SECONDS
         for limit in self._timeouts:
             limit.reschedule(min(limit.when() or soon, soon))
 
     async def read(self) -> _KafkaBatch | None:
-        """Return the next batch, or None if no message came within `POLL_MS`."""
+        """Return the next batch, or None if no message arrived within `POLL_MS`."""
         if _now() - self._committed_at >= COMMIT_EVERY:
             await self.flush()
         fetched = FetchResult(self.generation)
@@ -297,7 +299,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         return self._batch(fetched)
 
     async def extend(self, batch: _KafkaBatch) -> _KafkaBatch | None:
-        """Return the same batch with the messages that have arrived since."""
+        """Return the batch with the messages added that have arrived since the batch was read."""
         fetched = batch.as_fetch_result()
         await self._drain_buffers(fetched)
         self._last_read_at.update(dict.fromkeys(fetched.next_offsets, _now()))
@@ -311,7 +313,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         )
 
     async def flush(self) -> None:
-        """Commit `offsets_to_commit`. A failure does no harm, because the messages are only read again."""
+        """Commit `offsets_to_commit`. Errors are only logged, because the messages are then just read again."""
         offsets, self.offsets_to_commit = self.offsets_to_commit, {}
         self._committed_at = _now()
         if not offsets:
@@ -332,7 +334,10 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
             return {part: max(end - await self.consumer.position(part), 0) for part, end in ends.items()}
 
     async def _fetch_backlog(self, fetched: FetchResult) -> None:
-        """Fetch more during a backlog of mostly skipped messages, for `GATHER_SECONDS` at most."""
+        """Fetch more if many messages are waiting and most fetched messages were skipped, so that the batch grows.
+
+        Stops after `GATHER_SECONDS`.
+        """
         until, before = _now() + GATHER_SECONDS, 0
         while len(fetched) - before >= BACKLOG_SIZE and len(fetched.records) < CHUNK and self._capacity(fetched):
             before = len(fetched)
@@ -340,10 +345,10 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
                 await self._fetch(fetched, wait_ms=math.ceil(1000 * left))
 
     async def _fetch(self, fetched: FetchResult, *, wait_ms: int) -> None:
-        """Wait for one record, then empty aiokafka's buffers partition by partition.
+        """Wait for one message, then empty aiokafka's buffers, with one call for each partition.
 
-        The buffers are not emptied with one call for all partitions: if aiokafka raises an error for one partition, it
-        has already removed the records of other partitions from its buffers, and they would be lost.
+        With one call for all partitions, messages could be lost: if aiokafka raises an error for one partition, it has
+        already removed other partitions' messages from its buffers.
         """
         try:
             await self._poll(fetched, wait_ms=wait_ms, most=1)
@@ -353,23 +358,23 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
             for partition, offset in error.args[0].items():
                 await self._reset_offset(partition, offset)
         except _UNDECODABLE:
-            for partition in self._assigned():  # the error does not say which partition it concerns
+            for partition in self._assigned():  # all partitions, because the error does not name its partition
                 await self._skip_undecodable(fetched, partition, most=1)
         if fetched:
             await self._drain_buffers(fetched)
 
     async def _drain_buffers(self, fetched: FetchResult) -> None:
-        """Take the buffered records of all partitions, up to `max_poll_records`."""
+        """Take the buffered messages of all partitions, until the batch has `max_poll_records` messages."""
         for partition in self._assigned():
             try:
                 await self._drain_partition(fetched, partition)
             except (NoOffsetForPartitionError, OffsetOutOfRangeError):
-                continue  # the next `_fetch` gets the error again, and handles it
+                continue  # because the next `_fetch` gets the same error and handles it
             except _UNDECODABLE:
                 await self._skip_undecodable(fetched, partition, most=self._capacity(fetched))
 
     async def _drain_partition(self, fetched: FetchResult, partition: TopicPartition) -> None:
-        """Take the buffered records of one partition, up to `max_poll_records`."""
+        """Take the buffered messages of one partition, until the batch has `max_poll_records` messages."""
         while most := min(self._capacity(fetched), CHUNK):
             if await self._poll(fetched, partition, most=most) < most:
                 return
@@ -378,7 +383,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         return max(self._config.max_poll_records - len(fetched), 0)
 
     def _assigned(self) -> list[TopicPartition]:
-        """The assigned partitions, least recently read first, so that a busy one does not starve the others."""
+        """Return the assigned partitions, least recently read first, so that a busy partition delays no other."""
         return sorted(self.consumer.assignment(), key=lambda part: self._last_read_at.get(part, 0.0))
 
     async def _poll(self, fetched: FetchResult, *partitions: TopicPartition, wait_ms: int = 0, most: int) -> int:
@@ -394,7 +399,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
         return sum(map(len, taken.values()))
 
     async def _skip_undecodable(self, fetched: FetchResult, partition: TopicPartition, *, most: int) -> None:
-        """Read a partition one record at a time, until the undecodable records are noted and skipped."""
+        """Read a partition message by message. Adds undecodable messages to `fetched.undecodable` and skips them."""
         undecodable = False
         for _ in range(most):
             offset = await self._position(partition)
@@ -417,7 +422,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
             await self.consumer.seek_to_beginning(partition)
 
     async def _reset_offset(self, partition: TopicPartition, expected: int) -> None:
-        """Continue with the oldest message, because the broker does not have the wanted offset (any more)."""
+        """Continue with the partition's oldest message, because the broker has no message at the expected offset."""
         async with self._deadline():
             await self.consumer.seek_to_beginning(partition)
         first = await self._position(partition)
@@ -444,7 +449,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
 
     @asynccontextmanager
     async def _deadline(self, seconds: float = CALL_SECONDS) -> AsyncIterator[asyncio.Timeout]:
-        """Limit the time of the calls in the block; `shorten_deadlines` can reduce it. Raises TimeoutError."""
+        """Limit the duration of the `with` block. `shorten_deadlines` can shorten the limit. Raises TimeoutError."""
         async with asyncio.timeout(min(seconds, self._call_seconds)) as limit:
             self._timeouts.add(limit)
             try:
@@ -455,7 +460,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
     async def _check_stall(self) -> None:
         """Raise KafkaError if nothing was read for `stall_timeout` although the broker has messages.
 
-        A consumer can look healthy while it gets no messages (aiokafka #1037).
+        This check is needed because an aiokafka consumer can stop getting messages without an error (aiokafka #1037).
         """
         limit = self._config.stall_timeout.total_seconds()
         now = _now()
@@ -470,16 +475,16 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aioka
 
 
 class KafkaSource:
-    """The topics' messages, in batches; implements `dispatcher.intake.source.Source`."""
+    """Yields the messages of the configured topics in batches. Implements `dispatcher.intake.source.Source`."""
 
     def __init__(self, config: KafkaConfig, skip: HeaderFilter = lambda _: False) -> None:
-        """`skip`: True for a message that a batch only counts and does not contain, as for most of Flyte's messages."""
+        """`skip`: returns True for messages that intake does not need. Batches only count these messages."""
         self._config = config
         self._skip = skip
         self._stopping = asyncio.Event()
         self._session: ConsumerSession | None = None
         self._unready_reason = "not connected yet"
-        """Why no messages arrive; used while the consumer is not in the group."""
+        """Why no messages arrive. Used only while the consumer is not a member of the group."""
         self._closing: set[asyncio.Task[None]] = set()
 
     async def batches(self) -> AsyncGenerator[Batch]:
@@ -492,8 +497,8 @@ class KafkaSource:
                 if read_ahead and batch is not None:
                     batch = await self._read_with_retries(batch)
                 if batch is not None:
-                    # The next batch is read while the caller records this one.
-                    next_read = asyncio.create_task(self._read_with_retries())  # noqa: TID251 - no TaskGroup may span a yield
+                    # Read the next batch in the background, while the caller records this batch.
+                    next_read = asyncio.create_task(self._read_with_retries())  # noqa: TID251 - a TaskGroup must not contain a `yield`
                     yield batch
         finally:
             self.stop()
@@ -526,7 +531,7 @@ class KafkaSource:
         return {(part.topic, part.partition): behind for part, behind in lag.items()}
 
     def last_timestamps(self) -> Mapping[tuple[str, int], float]:
-        """Return the timestamp of the last message read from each assigned partition, in seconds since 1970."""
+        """Return the timestamp of each assigned partition's last message that was read, in seconds since 1970."""
         if self._session is None:
             return {}
         assigned = self._session.consumer.assignment()
@@ -534,9 +539,10 @@ class KafkaSource:
         return {(part.topic, part.partition): at for part, at in timestamps if part in assigned}
 
     async def _read_with_retries(self, read_ahead: _KafkaBatch | None = None) -> _KafkaBatch | None:
-        """Call `_next_batch`, and again with a new consumer after each failure.
+        """Call `_next_batch`. After each failure, call it again with a new consumer.
 
-        The first call does not use tenacity, whose bookkeeping is slow. Its failure counts as tenacity's first attempt.
+        The first call is made without tenacity, because tenacity is slow. If the first call fails, its error is passed
+        to tenacity as the first attempt.
         """
         try:
             return await self._next_batch(read_ahead)
@@ -560,10 +566,10 @@ class KafkaSource:
         return batch
 
     async def _next_batch(self, read_ahead: _KafkaBatch | None = None) -> _KafkaBatch | None:
-        """Return the next batch, or None if stopped or without messages for `HEALTHY_SECONDS`.
+        """Return the next batch. None if the source was stopped, or no message arrived for `HEALTHY_SECONDS`.
 
-        `read_ahead`: a batch that was read some time ago; messages that have arrived since are added to it.
-        If the consumer fails, it is closed and the error is raised.
+        `read_ahead`: a batch that was read some time ago. It is returned with the messages that have arrived since.
+        If the consumer fails, the consumer is closed and its error is raised.
         """
         try:
             if self._session is not None and read_ahead is not None and read_ahead.belongs_to(self._session):
@@ -589,17 +595,17 @@ class KafkaSource:
         return self._session
 
     async def _close(self, *, flush: bool = False) -> None:
-        """Close the consumer; if that takes longer than `CLOSE_SECONDS`, the close continues in the background.
+        """Close the consumer. If closing takes longer than `CLOSE_SECONDS`, it continues in the background.
 
-        The close is never cancelled: aiokafka's tasks would continue, and their heartbeats would keep the partitions
-        assigned to this consumer, which reads nothing any more.
+        A close is never cancelled. After a cancelled close, aiokafka's tasks would still send heartbeats, so the
+        partitions would stay assigned to a consumer that reads nothing.
         """
         session, self._session = self._session, None
         if session is None:
             return
         if flush:
             await session.flush()
-        closing = asyncio.create_task(session.consumer.stop())  # noqa: TID251 - the task may outlive this call
+        closing = asyncio.create_task(session.consumer.stop())  # noqa: TID251 - closing may continue after this call
         self._closing.add(closing)
         closing.add_done_callback(self._log_close_error)
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
@@ -616,7 +622,7 @@ class KafkaSource:
         log.warning("Kafka failed: reconnecting", reason=self._unready_reason, after_seconds=pause)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait; return at once when stopped."""
+        """Wait for `seconds`, or until the source is stopped."""
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -633,7 +639,7 @@ def _now() -> float:
 
 
 async def _bounded(call: Any, seconds: float = CALL_SECONDS) -> Any:
-    """Await a call with a deadline: aiokafka may wait forever for a broker that is down. Raises TimeoutError."""
+    """Await a call with a deadline, because aiokafka may wait forever if the broker is down. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         return await call
 
@@ -649,7 +655,7 @@ def _undecodable_reason(error: Exception) -> str:
 
 
 class _LastError(logging.Handler):
-    """Keeps the last error that aiokafka logged, because the exception does not say why a connection failed."""
+    """Keeps the last error message that aiokafka logged. If a connection fails, only the log says why."""
 
     message = ""
 
@@ -673,7 +679,7 @@ def _describe(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The position of a published message."""
+    """The position of a published message in Kafka."""
 
     topic: str
     partition: int
@@ -681,7 +687,7 @@ class Published:
 
 
 class KafkaPublisher:
-    """Publishes test events. On the cluster, it needs only the right to write to the topic."""
+    """Publishes test events to Kafka. Its Kafka user needs only the right to write to the topic."""
 
     def __init__(self, config: KafkaConfig) -> None:
         self._producer = AIOKafkaProducer(
@@ -720,14 +726,14 @@ class KafkaPublisher:
 
 
 async def check(config: KafkaConfig) -> list[Finding]:
-    """Check that the brokers answer and the topics can be read, and how far the group is behind.
+    """Check that the brokers answer and the topics can be read, and count the messages that the group has not read yet.
 
-    Joins no group, creates no topic, commits nothing and raises nothing.
+    Joins no group, creates no topic, commits no offset. Errors become findings and are not raised.
     """
     servers = config.bootstrap_servers
     try:
         options = config.connection()
-    except OSError as error:  # includes ssl.SSLError
+    except OSError as error:  # ssl.SSLError is an OSError too
         return [Finding(f"kafka.ca_file, cert_file or password_file can't be used: {_describe(error)}", ok=False)]
     admin = AIOKafkaAdminClient(**options, request_timeout_ms=CALL_SECONDS * 1000)
     consumer = AIOKafkaConsumer(
@@ -755,7 +761,10 @@ async def check(config: KafkaConfig) -> list[Finding]:
 async def _check_topic(
     consumer: AIOKafkaConsumer, config: KafkaConfig, topic: str, description: Mapping[str, Any] | None
 ) -> list[Finding]:
-    """Check one topic. `description`: from the admin API; None if the topic is missing. Raises `_CONNECTION_ERRORS`."""
+    """Check one topic. Raises `_CONNECTION_ERRORS`.
+
+    `description`: the admin API's description of the topic; None if there is no such topic.
+    """
     if description is None:
         advice = "is flyteadmin's cloudEvents.eventsPublisher.topicName the same, and may our user DESCRIBE it?"
         return [Finding(f"topic {topic} isn't there, or is hidden from us: {advice}", ok=False)]
@@ -782,7 +791,7 @@ async def _check_topic(
 async def _newest_message(
     consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], ends: Mapping[TopicPartition, int]
 ) -> str:
-    """Describe when the topic's newest message was written. Reading it also tests the right to read."""
+    """Return a text that says when the topic's newest message was written. Also tests the right to read."""
     consumer.assign(partitions)
     for partition in partitions:
         consumer.seek(partition, ends[partition] - 1)
