@@ -1,1 +1,1 @@
-"""Turns decisions into deliveries."""
+"""Turns the rules that match an event into deliveries."""

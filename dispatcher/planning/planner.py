@@ -1,8 +1,8 @@
 """Turns the matched rules of an event into deliveries with a key and rendered content.
 
-For mail, one delivery has a rule's whole recipient list, as in Flyte, or the recipients that share a template set. On
-every other channel, one delivery has one address. An address is notified of an event once per channel, even
-if several rules name it.
+A mail goes to a rule's whole recipient list, as in Flyte. If the recipients have different template sets, each template
+set gets its own mail. On every other channel, each delivery has exactly one address. An address is notified of an event
+only once per channel, even if several rules name the address.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from dispatcher.model.phase import Phase
 from dispatcher.rules import Rule
 
 GROUPED = frozenset({"email"})
-"""Channels on which one message has several recipients."""
+"""Channels on which one message can have several recipients."""
 
 MAX_VERSION_LENGTH = 255
-"""Maximum number of characters of a launch plan's version that are stored. flyteadmin allows no more, but other engines
-may."""
+"""Maximum number of characters of a launch plan's version that the ledger stores. flyteadmin also allows at most this
+many, but other workflow engines may send more."""
 
 Address = Callable[[str], str]
-"""`Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
+"""The method `Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
 
 
 class Render(Protocol):
@@ -50,15 +50,16 @@ class Render(Protocol):
         template: str | None = None,
         undelivered: str = "",
     ) -> Content:
-        """Return the content.
+        """Return the content of the message.
 
-        `recipient`: one of the recipients, who share a template set. `template`: the rule's own template.
-        `undelivered`: only for a notice to fallback recipients: the recipients that could not be notified, and why.
+        `recipient`: one of the message's recipients, because all of them share a template set.
+        `template`: the template that the rule names; None if the rule names no template.
+        `undelivered`: who could not be notified, and why. Used only in notices to fallback recipients.
         """
 
 
 class TemplateSetOf(Protocol):
-    """Returns the template set of a recipient. Recipients with equal template sets share a message."""
+    """Returns the template set of a recipient. Recipients with equal template sets can share a message."""
 
     def __call__(self, event: Event, recipient: str) -> Hashable: ...
 
@@ -76,31 +77,32 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Plans deliveries. It does not use the channels themselves, only functions that the channels provide."""
+    """Plans deliveries. The planner has no access to the channels, only to functions that the channels provide."""
 
     addresses: Mapping[str, Address]
     """Mapping from each configured channel to the function that returns a recipient's address."""
     fallbacks: Mapping[str, str]
-    """Mapping from a channel to the channel that is used instead if it does not know the recipient, such as `slack` ->
-    `email`."""
+    """Mapping from a channel to its fallback channel, which is used for recipients that the channel does not know. For
+    example, `slack` -> `email`."""
     render: Render
     fallback_recipients: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    """Mapping from a channel to the channels and recipients that are notified when one of its deliveries is dead."""
+    """Mapping from a channel to its fallback recipients, by their channel. They are notified if one of the channel's
+    deliveries is dead."""
     template_set: TemplateSetOf = _same_templates
     thread_by: Mapping[str, Callable[[str], ThreadBy | None]] = field(default_factory=dict)
-    """Mapping from a channel to the function that returns whether messages to an address are threaded by launch plan or
-    by execution (`Channel.thread_by`)."""
+    """Mapping from a channel to its method `Channel.thread_by`, which returns whether messages to an address form one
+    thread per launch plan or one per execution."""
     change_events: Mapping[str, Callable[[Event], Content]] = field(default_factory=dict)
-    """Mapping from each channel that sends change events to the function that renders the change event for a new
-    version of a launch plan."""
+    """Mapping from each channel that sends change events to a function that renders them. A change event reports that a
+    launch plan has run in a new version."""
     aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Mapping from a recipient in a rule to the channel and recipient that replace it (`rules.recipients`)."""
+    """Mapping from a recipient in a rule to the channel and recipient that are used instead (`rules.recipients`)."""
 
     def plan(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> tuple[Delivery, ...]:
         """Return the deliveries for the matched rules.
 
-        A recipient that no channel knows gets an undeliverable delivery: dead from the start, with the reason, so that
-        an operator can fix the rule.
+        For a recipient that no channel knows, the delivery is undeliverable: it is dead from the start, and its reason
+        helps an operator to fix the rule.
         """
         event_plan = _EventPlan(self, event, now)
         for rule in rules:
@@ -110,9 +112,10 @@ class Planner:
         return tuple(event_plan.deliveries)
 
     def new_version(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> NewVersion | None:
-        """Return the change events to send if the launch plan ran in this version for the first time.
+        """Return the change events for the event's version of the launch plan, or None if no rule's channel has them.
 
-        They are sent to the recipients of all `rules`. None if no channel of the rules has change events.
+        The ledger stores the change events only if the launch plan has run in this version for the first time. The
+        recipients of all `rules` get them, for any phase.
         """
         with_change_events = [rule for rule in rules if rule.notification.channel in self.change_events]
         plan = event.launch_plan
@@ -126,7 +129,10 @@ class Planner:
         )
 
     def resolution(self, event: Event, *, now: datetime) -> Resolution | None:
-        """Return the resolved notices to send after a launch plan's success; None if no channel has threads."""
+        """Return a `Resolution`, with which the ledger plans the resolved notices after a launch plan's success.
+
+        None if the event is not a success, or if no channel has threads.
+        """
         if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.thread_by:
             return None
         return Resolution(
@@ -136,7 +142,10 @@ class Planner:
         )
 
     def notify_fallback(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
-        """Return notices to the fallback recipients about a dead delivery, at most one for each recipient and event."""
+        """Return the notices that report a dead delivery to the fallback recipients of its channel.
+
+        Notices of one event to the same recipient have the same key, so the ledger stores only one of them.
+        """
         event_plan = _EventPlan(self, event, now)
         event_plan.notify_fallback(delivery, reason)
         return tuple(event_plan.deliveries)
@@ -144,9 +153,9 @@ class Planner:
     def reroute(
         self, event: Event, delivery: Delivery, notified: Iterable[tuple[str, str]], *, now: datetime
     ) -> tuple[Delivery, ...]:
-        """Return deliveries on the fallback channel for a delivery whose channel does not know the recipient.
+        """If the delivery's channel does not know the recipient, return deliveries on the fallback channel instead.
 
-        `notified`: the channels and addresses that have a delivery of this event already. They get no second one.
+        `notified`: pairs of channel and address that already have a delivery of this event. They get no other delivery.
         """
         fallback = self.fallbacks.get(delivery.channel)
         event_plan = _EventPlan(self, event, now)
@@ -157,7 +166,7 @@ class Planner:
         return tuple(event_plan.deliveries)
 
     def unreachable(self) -> Iterator[str]:
-        """Yield a problem for each recipient in the settings that no channel knows."""
+        """Yield an error message for each recipient in the settings that no channel knows."""
         for recipient in self.aliases:
             try:
                 self.target("", recipient)
@@ -197,7 +206,7 @@ class Planner:
 
 
 class _ThreadPosition(NamedTuple):
-    """The thread of a delivery, and the launch plan whose success resolves it."""
+    """The thread of a delivery, and the launch plan whose next success ends the thread."""
 
     thread: str
     launch_plan: str
@@ -217,15 +226,15 @@ class _EventPlan:
     _event: str = field(init=False)
     """The event's key."""
     _registered: set[tuple[str, str]] = field(default_factory=set)
-    """The pairs of channel and address that have a delivery of this event."""
+    """The pairs of channel and address that already have a delivery of this event."""
     _contents: dict[tuple[str, str | None, Hashable], Content] = field(default_factory=dict)
-    """Mapping from channel, the rule's own template and the template set to the rendered content."""
+    """Mapping from (channel, template that the rule names, template set) to the rendered content."""
 
     def __post_init__(self) -> None:
         self._event = self.event.key
 
     def add_rule(self, rule: Rule) -> None:
-        """Add the deliveries of one matched rule."""
+        """Add the deliveries that one matched rule asks for."""
         by_channel: dict[str, list[Target]] = {}
         for recipient in rule.notification.recipients:
             try:
@@ -241,13 +250,13 @@ class _EventPlan:
                 self._add_delivery(channel, group, rule.defined_at, template)
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
-        """Add deliveries on the fallback channel for the recipients that it knows."""
+        """Add deliveries on the fallback channel, for those of the delivery's recipients that this channel knows."""
         targets = []
         for recipient in delivery.recipients:
             try:
                 target = self.planner.target(fallback, recipient)
             except UnknownRecipient:
-                continue  # the dead delivery contains the reason
+                continue  # the fallback does not know the recipient either, so the recipient's delivery stays dead
             if self.register(target.channel, target.address):
                 targets.append(target)
         for group in self._by_template_set(targets):
@@ -255,14 +264,14 @@ class _EventPlan:
 
     def notify_fallback(self, dead: Delivery, reason: str) -> None:
         """Plan a notice about the dead delivery for each fallback recipient of its channel."""
-        if dead.fallback_for:  # a dead notice causes no further notice; it is in the ledger and the log
+        if dead.fallback_for:  # a dead notice causes no further notice, because that could go on forever
             return
         undelivered = f"{', '.join(dead.recipients)} could not be notified through {dead.channel}: {reason}"
         for channel, recipients in self.planner.fallback_recipients.get(dead.channel, {}).items():
             for recipient in recipients:
                 try:
                     target = self.planner.target(channel, recipient)
-                except UnknownRecipient:  # `unreachable` reports the recipient at the start
+                except UnknownRecipient:  # already reported: `unreachable` checks fallback recipients at the start
                     continue
                 if not self.register(f"fallback {target.channel}", target.address):
                     continue
@@ -279,9 +288,9 @@ class _EventPlan:
                 self.deliveries.append(notice._replace(key=key, fallback_for=dead.key))
 
     def change_events(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
-        """Return a change event for each service that a rule names.
+        """Return a change event for each recipient of the rules, such as a PagerDuty service.
 
-        Unknown recipients are left out, because they are reported when the launch plan fails.
+        Unknown recipients are skipped, because a rule that matches later reports them as undeliverable.
         """
         deliveries = []
         for rule in rules:
@@ -301,9 +310,9 @@ class _EventPlan:
         return deliveries
 
     def plan_resolved_notice(self, opened: OpenThread) -> Delivery | None:
-        """Return the resolved notice of a thread, whether or not a rule asks for successes.
+        """Return the resolved notice for an open thread, even if no rule asks for successes.
 
-        None if the channel is no longer configured or no longer threads messages to this address.
+        None if the channel is not configured any more, or does not use threads for this address any more.
         """
         thread_by = self.planner.thread_by.get(opened.channel)
         if thread_by is None or thread_by(opened.addresses[0]) is None or self.event.launch_plan is None:
@@ -315,7 +324,7 @@ class _EventPlan:
         return notice._replace(key=self._key(f"resolved {opened.thread}", opened.addresses), resolves=True)
 
     def register(self, channel: str, address: str) -> bool:
-        """Note that an address has a delivery on this channel; False if it had one already."""
+        """Note that an address has a delivery on a channel. Returns False if the address already had one."""
         pair = (channel, address.casefold())
         if pair in self._registered:
             return False
@@ -330,7 +339,10 @@ class _EventPlan:
         self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content, position=position))
 
     def _thread_position(self, channel: str, addresses: Sequence[str]) -> _ThreadPosition:
-        """Return the thread of a failure. A success gets none: `plan_resolved_notice` adds it to the open threads."""
+        """Return the thread of a failure's delivery. Other deliveries have no thread.
+
+        A success needs none, because `plan_resolved_notice` plans its notices in the threads of earlier failures.
+        """
         thread_by = self.planner.thread_by.get(channel)
         unit = thread_by(addresses[0]) if thread_by is not None else None
         if unit is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
@@ -352,7 +364,10 @@ class _EventPlan:
             self.deliveries.append(self._delivery(channel, (recipient,), (), rule.defined_at, content, dead=reason))
 
     def _key(self, kind: str, addresses: Sequence[str]) -> str:
-        """Return the delivery key. It is the same on every replica, so two that reroute a delivery write one row."""
+        """Return the delivery key.
+
+        The key is the same on every replica. If two replicas reroute the same delivery, the ledger stores one row.
+        """
         return time_prefixed(delivery_key(self._event, kind, addresses), self.event.occurred_at)
 
     def _delivery(
@@ -385,7 +400,7 @@ class _EventPlan:
         )
 
     def _content(self, channel: str, recipient: str, template: str | None) -> Content:
-        """Return the message for this recipient. It is rendered once for all recipients with the same template set."""
+        """Return the message for this recipient. Recipients with the same template set share one rendered message."""
         key = (channel, template, self.planner.template_set(self.event, recipient))
         if key not in self._contents:
             self._contents[key] = self.planner.render(channel, self.event, recipient=recipient, template=template)
@@ -393,5 +408,5 @@ class _EventPlan:
 
 
 def _launch_plan_key(plan: EntityId) -> str:
-    """Return `project/domain/name`, without the version."""
+    """Return the launch plan as `project/domain/name`, without its version."""
     return f"{plan.project}/{plan.domain}/{plan.name}"
