@@ -1,14 +1,14 @@
-"""Decides who is notified of an event, and gives the reason for each rule.
+"""Decides which rules match an event, and gives the reason for each rule.
 
-`decide` makes the decision, without I/O; `RuleBook` has the launch plans' rules; `files` reads them from folders;
-`AdminExecution` has the rules that FlyteAdmin gives for one execution.
+`decide` makes the decision, without I/O. `RuleBook` contains the launch plans' rules, which `files` reads from folders.
+`AdminExecution` contains the rules that FlyteAdmin gives for one execution.
 
-Precedence, as in Flyte (flyteadmin `manager/impl/util`, flytekit `Options`): Options that disable notifications disable
-every rule; otherwise a non-empty list in Options replaces the launch plan's rules; otherwise the launch plan's rules
-apply.
+Precedence, as in Flyte (flyteadmin `manager/impl/util`, flytekit `Options`): If the execution's Options disable
+notifications, no rule applies. Otherwise, if the Options have a list of rules, this list replaces the launch plan's
+rules. Otherwise the launch plan's rules apply.
 
-Sources, each used only if the sources before it have no answer: the Options in the event itself; FlyteAdmin, which has
-already applied this precedence to its executions; the launch plan files.
+The rules come from the first of these places that has an answer: the Options in the event itself; FlyteAdmin, which has
+already applied this precedence; the launch plan files.
 """
 
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution

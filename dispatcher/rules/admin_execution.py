@@ -1,4 +1,4 @@
-"""FlyteAdmin's data about one execution: its details and its effective rules. Pure."""
+"""FlyteAdmin's data about one execution: its details and its effective rules. Does no I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dispatcher.rules.rulebook import Rule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminExecution:
-    """An execution in FlyteAdmin (flyteidl `admin.Execution`)."""
+    """FlyteAdmin's data about an execution (flyteidl `admin.Execution`), as far as the dispatcher uses the data."""
 
     launch_plan: EntityId | None = None
     workflow: EntityId | None = None
@@ -24,18 +24,19 @@ class AdminExecution:
     error: ExecutionError | None = None
     """Why the execution failed, or why and by whom it was aborted."""
     rules: tuple[Rule, ...] = ()
-    """The effective rules (`closure.notifications`), which flyteadmin itself uses when the execution finishes."""
+    """The effective rules (`closure.notifications`). FlyteAdmin itself uses them when the execution finishes."""
     refused: tuple[str, ...] = ()
-    """Why some notifications are invalid. For example, flyteadmin accepts an empty phase list, which never matches."""
+    """Why some of FlyteAdmin's rules are invalid. For example, FlyteAdmin accepts a rule without phases, which no event
+    can match."""
     own: bool = False
-    """True if the rules are the execution's own list, not the launch plan's."""
+    """True if `rules` is the execution's own list. False if `rules` is the launch plan's list."""
     disabled: bool = False
     """True if the execution was started with `spec.disable_all`."""
     replaced: tuple[Rule, ...] = ()
     """The launch plan's rules, if the execution's own list or `disable_all` overrides them."""
 
     def complete(self, event: Event) -> Event:
-        """The event with its empty fields filled in from FlyteAdmin. Values that the event has are kept."""
+        """Return the event, with its empty fields filled in from FlyteAdmin's data. Fields with a value are kept."""
         added: dict[str, Any] = {}
         for name in ("launch_plan", "workflow", "principal", "labels", "error"):
             if not getattr(event, name) and getattr(self, name):
@@ -45,7 +46,10 @@ class AdminExecution:
         return event.model_copy(update=added) if added else event
 
     def _start_time(self, finished_at: datetime) -> datetime | None:
-        """`started_at`; if that is after `finished_at` because two clocks differ, `finished_at` minus the duration."""
+        """Return when the execution started.
+
+        If clocks differ, `started_at` may be later than `finished_at`. Then return `finished_at` minus the duration.
+        """
         if self.started_at is not None and self.started_at <= finished_at:
             return self.started_at
         if self.duration is None:
@@ -58,6 +62,6 @@ class AdminExecution:
 
 @dataclass(frozen=True, slots=True)
 class UnknownExecution:
-    """FlyteAdmin does not know the execution, does not let the dispatcher read it, or sent unusable data about it."""
+    """Used if FlyteAdmin does not know the execution, denies access to it, or sent unusable data about it."""
 
     reason: str

@@ -1,4 +1,4 @@
-"""Decides one event: evaluates every rule and gives the reason for each result. Pure."""
+"""Decides about one event: evaluates every rule, and gives a reason for each result. Does no I/O."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from dispatcher.rules.rulebook import ANY, Rule, RuleBook
 
 
 class Verdict(StrEnum):
-    """The decision about an event, as the ledger stores it. Pages and commands show spaces instead of `_`."""
+    """The decision about an event. The ledger stores these values; pages and commands show `_` as a space."""
 
     MATCHED = "matched"
-    """At least one rule names the phase."""
+    """At least one rule that applies names the event's phase."""
     NO_MATCHING_RULE = "no_matching_rule"
-    """No rule names the phase, or there are no rules."""
+    """No rule that applies names the event's phase, or there are no rules."""
     DISABLED = "disabled"
     """Notifications are disabled for this execution."""
     UNKNOWN_LAUNCH_PLAN = "unknown_launch_plan"
     """The event does not name its launch plan, and there are no `*` rules for its project and domain."""
     RULES_UNKNOWN = "rules_unknown"
-    """FlyteAdmin does not say which rules apply, and no file has rules for the launch plan."""
+    """FlyteAdmin did not say which rules apply, and no file has rules for the launch plan."""
 
     @property
     def known(self) -> bool:
-        """True if the event was decided, also if the decision is to send nothing."""
+        """True if the rules are known, so that the event is decided, even if nothing is sent."""
         return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.RULES_UNKNOWN}
 
 
 class Considered(NamedTuple):
-    """One rule that was evaluated, with the result and its reason."""
+    """One evaluated rule: whether the rule matched the event, and why."""
 
     rule: Rule
     matched: bool
     reason: str
     applies: bool = True
-    """False if the rule was replaced, or disabled, or belongs to a source that is not used for this execution."""
+    """False if the rule is replaced or disabled, or comes from a place that is not used for this execution."""
 
     def as_data(self) -> dict[str, Any]:
-        """JSON for the ledger and for `--json`."""
+        """Return the rule and its result as JSON data, for the ledger and for `--json`."""
         notification = self.rule.notification
         return {
             "defined_at": self.rule.defined_at,
@@ -55,7 +55,7 @@ class Considered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict, its reason, and every rule that was evaluated."""
+    """The verdict about an event, the reason for the verdict, and every evaluated rule."""
 
     verdict: Verdict
     reason: str
@@ -64,7 +64,7 @@ class Decision:
 
     @property
     def rules(self) -> list[Rule]:
-        """The rules that apply to the execution, for any phase."""
+        """The rules that apply to the execution, also if they don't name the event's phase."""
         return [evaluated.rule for evaluated in self.considered if evaluated.applies]
 
     @property
@@ -73,7 +73,7 @@ class Decision:
 
 
 def decides_itself(event: Event) -> bool:
-    """True if the event's own Options decide, so that no other source needs to be asked."""
+    """True if the Options in the event decide alone, so that FlyteAdmin need not be asked."""
     return event.options is not None and (event.options.disable_notifications or bool(event.options.notifications))
 
 
@@ -105,7 +105,7 @@ def decide(event: Event, book: RuleBook, admin: AdminExecution | UnknownExecutio
 
 
 def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule, ...]) -> Decision:
-    """Decide with FlyteAdmin's effective rules. Rules from files are listed as overridden."""
+    """Decide with FlyteAdmin's effective rules. Rules from files do not apply; they are listed as overridden."""
     overridden = _overridden(from_files, "FlyteAdmin's rules go before files")
     if admin.disabled:
         switch = "spec.disable_all"
@@ -122,9 +122,9 @@ def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule
 
 
 def disabled_by_of(verdict: str, reason: str) -> str | None:
-    """The switch that disabled an event's notifications, from the stored verdict and reason; None for other verdicts.
+    """Return the name of the switch that disabled an event's notifications, or None if they are not disabled.
 
-    The reason of a disabled event begins with the switch.
+    The name is read from the stored reason, because the reason of a disabled event begins with the switch's name.
     """
     return reason.partition(" ")[0] if verdict == Verdict.DISABLED else None
 
@@ -152,7 +152,10 @@ def _overridden(rules: list[Rule] | tuple[Rule, ...], reason: str) -> tuple[Cons
 
 
 def _verdict(event: Event, considered: tuple[Considered, ...], rule_list: str) -> Decision:
-    """`rule_list` names where the rules come from: `launch plan p/d/name`, `the execution's own list`."""
+    """Return the decision for the evaluated rules.
+
+    `rule_list` says where the rules come from, for example `launch plan p/d/name` or `the execution's own list`.
+    """
     matched = sum([evaluated.matched for evaluated in considered])
     if matched:
         rules = "1 rule" if matched == 1 else f"{matched} rules"

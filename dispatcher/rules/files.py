@@ -1,10 +1,10 @@
 """Reads the rules of launch plans from files.
 
-A file is Flyte's YAML or JSON (as `flytectl get launchplan` prints it, for example), protobuf, or an archive from
-`pyflyte package`.
+A file contains launch plans in Flyte's YAML or JSON form (for example the output of `flytectl get launchplan`), a
+launch plan in protobuf, or an archive from `pyflyte package`.
 
-An invalid rule is rejected with file and line; the other rules apply. If a file becomes unreadable while the process
-runs, for example because it is half saved, its last valid rules stay in effect.
+An invalid rule is reported with its file and line; the other rules of the file still apply. If a file becomes
+unreadable while the process runs, for example because it is half saved, its last valid rules stay in effect.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ log = structlog.get_logger(__name__)
 PACKAGE = ".tgz"
 SUFFIXES = frozenset({".yaml", ".yml", ".json", ".pb", PACKAGE})
 RESCAN_MS = 5000
-"""Milliseconds between two scans. They find changes that the kernel does not report, as on network file systems."""
+"""Milliseconds between two scans for changed files. Scans are needed where the kernel reports no changes, for example
+on network file systems."""
 MAX_FILE_BYTES = 16 * 2**20
-"""Maximum size of a rule file that is not an archive. A launch plan has a few kilobytes; larger files are a mistake."""
+"""Maximum size of a rule file that is not an archive. A launch plan needs only a few kilobytes, so a larger file
+is probably a mistake."""
 
 _Path = tuple[str | int, ...]
 _ID_FIELDS = ("id", "launch_plan", "launchPlan")
 _LAUNCH_PLAN_KINDS = (None, "", "LAUNCH_PLAN", "UNSPECIFIED", 3, 0)
-"""Values of `core.ResourceType` that are accepted as a launch plan; the field may be missing."""
+"""Values of the field `resourceType` that are accepted for a launch plan. None: the field may be missing."""
 _NOTIFICATION_PATHS: tuple[_Path, ...] = (
     ("notifications",),
     ("spec", "entityMetadata", "notifications"),
@@ -48,11 +50,11 @@ _NOTIFICATION_PATHS: tuple[_Path, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class _RuleDocument:
-    """One document in a file, or one message in an archive."""
+    """One document in a rule file, or one protobuf message in an archive."""
 
     parsed: Document
     member: str = ""
-    """Path of the message inside the archive; empty for other files."""
+    """Path of the protobuf message inside its archive. Empty if the file is not an archive."""
 
     def problem(self, path: Path, line: int, message: str) -> Problem:
         return Problem(path, line, f"{self.member}: {message}" if self.member else message)
@@ -60,7 +62,10 @@ class _RuleDocument:
 
 @dataclass(frozen=True, slots=True)
 class _LoadedFile:
-    """The content of one file when it was last read. `stamp` is its modification time, size and inode."""
+    """The content of one file when it was last read.
+
+    `stamp` is the file's modification time, size and inode at that time, so that a change is noticed.
+    """
 
     stamp: tuple[int, ...]
     plans: tuple[PlanRules, ...] = ()
@@ -69,18 +74,18 @@ class _LoadedFile:
 
 @dataclass(slots=True)
 class LaunchPlanFiles:
-    """The rule files at some paths, which are files or folders. `load` reads only files that have changed."""
+    """The rules in some files and folders. `load` reads again only those files that have changed."""
 
     paths: Sequence[Path]
     book: RuleBook = field(default_factory=RuleBook)
     problems: tuple[Problem, ...] = ()
-    """Invalid files and rules of the last load, with file and line."""
+    """The invalid files and rules that the last `load` found, with file and line."""
     _loaded: dict[Path, _LoadedFile] = field(default_factory=dict)
 
     def load(self) -> None:
-        """Read new and changed files, drop deleted ones, and replace `book` and `problems`.
+        """Read new and changed files, forget deleted files, and replace `book` and `problems`.
 
-        Never raises because of a file's content: invalid content is listed in `problems`.
+        Invalid content of a file raises nothing: it is listed in `problems`.
         """
         unreadable = [Problem(path, 0, reason) for path in self.paths if (reason := _unreadable(path))]
         self._loaded = {path: self._read(path) for path in _rule_files(self.paths)}
@@ -95,13 +100,13 @@ class LaunchPlanFiles:
         self.problems = (*unreadable, *(p for loaded in self._loaded.values() for p in loaded.problems), *clashes)
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """Load again after each change, until `stop` is set."""
+        """Call `load` after each change of a rule file, until `stop` is set."""
         folders = {path if path.is_dir() else path.parent for path in self.paths}
         watched = [folder for folder in folders if folder.is_dir()]
         if not watched:
             await stop.wait()
             return
-        from watchfiles import awatch  # noqa: PLC0415 - not needed without rule files
+        from watchfiles import awatch  # noqa: PLC0415 - imported here, because only rule files need it
 
         async for _ in awatch(*watched, stop_event=stop, yield_on_timeout=True, rust_timeout=RESCAN_MS, debounce=200):
             before = (self.book, self.problems)
@@ -111,7 +116,7 @@ class LaunchPlanFiles:
                 self.log_problems()
 
     def log_problems(self) -> None:
-        """Log each invalid file or rule."""
+        """Log each invalid file and rule that the last `load` found."""
         for problem in self.problems:
             log.error("a rule was refused", file=str(problem.file), line=problem.line, reason=problem.message)
 
@@ -131,7 +136,7 @@ class LaunchPlanFiles:
             return _LoadedFile((), kept, (problem,))
 
     def _place(self, path: Path) -> Mapping[str, str]:
-        """Project and domain from the file's folders (`FOLDER/…/PROJECT/DOMAIN/file`); empty if it has fewer folders."""
+        """Return project and domain from the path `FOLDER/…/PROJECT/DOMAIN/file`. Empty if there are fewer folders."""
         for root in self.paths:
             folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
             if len(folders) >= 2:
@@ -152,7 +157,7 @@ def _same(one: PlanRules, other: PlanRules) -> bool:
 
 
 def _rule_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield each rule file once, in a stable order, without hidden files and folders (a ConfigMap's `..data`)."""
+    """Yield each rule file once, in a stable order. Hidden files and folders are skipped (a ConfigMap has `..data`)."""
     seen = set()
     for root in paths:
         found = sorted(root.rglob("*")) if root.is_dir() else [root]
@@ -164,7 +169,7 @@ def _rule_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _documents(path: Path, size: int, place: Mapping[str, str]) -> tuple[list[_RuleDocument], list[Problem]]:
-    """The documents of a file, and the problems of an archive's members.
+    """Return the documents in a file, and a problem for each refused file inside an archive.
 
     Raises Malformed if the file is not a valid rule file, and OSError if it cannot be read.
     """
@@ -257,7 +262,7 @@ def _rules(path: Path, document: _RuleDocument, item: Any, at: _Path) -> tuple[l
 
 
 def _notifications(item: dict[str, Any]) -> tuple[_Path, Any]:
-    """The path of the launch plan's notifications in the document, and their value; an empty list if there are none."""
+    """Return the path of the launch plan's notifications in the document, and the notifications (may be empty)."""
     for path in _NOTIFICATION_PATHS:
         value: Any = item
         for step in path:

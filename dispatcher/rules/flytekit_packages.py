@@ -1,6 +1,6 @@
-"""Launch plans that flytekit serialised: protobuf messages, alone or in the archive that `pyflyte package` writes.
+"""Reads launch plans that flytekit wrote: single protobuf files, and the archives that `pyflyte package` writes.
 
-Archives are unpacked in memory only, up to MAX_UNPACKED_BYTES.
+Archives are unpacked only in memory, up to `MAX_UNPACKED_BYTES`.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from typing import Any
 from dispatcher.parsing.yaml import Malformed
 
 MAX_UNPACKED_BYTES = 64 * 2**20
-"""Maximum size of an unpacked archive. Its messages have a few kilobytes each; it may also contain source code."""
+"""Maximum size of an unpacked archive. Its protobuf messages have only a few kilobytes each, but the archive may also
+contain source code."""
 MAX_MEMBERS = 10_000
 MAX_MESSAGE_BYTES = 16 * 2**20
 
 _NUMBERED = re.compile(r"(?:\d+_)?(?P<name>.+?)(?:_3)?")
-"""The file names that flytekit writes: an optional number and `_`, the entity's name, and `_3` for a launch plan.
+"""Pattern of flytekit's file names: an optional number and `_`, the entity's name, and `_3` if it is a launch plan.
 
-3 is LAUNCH_PLAN in `core.ResourceType`.
+3 is the value of LAUNCH_PLAN in `core.ResourceType`.
 """
 _PLACEHOLDERS = re.compile(r"\{\{ ?registration\.\w+ ?\}\}")
-"""Placeholder for a project, domain or version that `flytectl register` fills in later."""
+"""Pattern of the placeholders that `flytectl register` later replaces with a project, domain or version."""
 
 
 @dataclass(slots=True)
 class Package:
-    """The content of an archive."""
+    """The launch plan files that were read from an archive, and the refused files."""
 
     messages: list[tuple[str, bytes]] = field(default_factory=list)
-    """The protobuf files, each as its path in the archive and its bytes."""
+    """The protobuf files, each as (path in the archive, content)."""
     refused: list[tuple[str, str]] = field(default_factory=list)
-    """The refused members, which a flytekit package never has, each as its name and the reason."""
+    """The refused files, each as (name, reason). An archive that flytekit wrote contains no such file."""
 
 
 def read_package(path: Path) -> Package:
-    """Read the protobuf files of a gzipped tar archive; other files are skipped.
+    """Read the protobuf files in a gzipped tar archive. Other files in the archive are skipped.
 
-    Raises Malformed if the file is not a gzipped tar archive, is broken or unpacks to more than MAX_UNPACKED_BYTES;
-    OSError if it cannot be read.
+    Raises Malformed if `path` is not a gzipped tar archive, is broken, or unpacks to more than `MAX_UNPACKED_BYTES`.
+    Raises OSError if `path` cannot be read.
     """
     unpacked = _unpacked(path)
     package = Package()
@@ -55,7 +56,7 @@ def read_package(path: Path) -> Package:
                 if number > MAX_MEMBERS:
                     raise Malformed(f"more than {MAX_MEMBERS} files: no package of launch plans", 0)
                 _add(package, archive, member)
-            # tarfile stops silently at a broken header. At the real end of an archive there is a block of zeros.
+            # tarfile also stops, without an error, at a broken header. Only at the real end, a block of zeros follows.
             if any(unpacked[archive.offset : archive.offset + tarfile.BLOCKSIZE]):
                 raise Malformed(f"the archive is broken after {number} files", 0)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
@@ -76,7 +77,7 @@ def _unpacked(path: Path) -> bytes:
 
 def _add(package: Package, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
     path = PurePosixPath(member.name)
-    if not member.name.isprintable():  # some databases and terminals reject such a name
+    if not member.name.isprintable():  # because some databases and terminals reject such a name
         package.refused.append((member.name, "its name holds what can't be printed"))
     elif path.is_absolute() or ".." in path.parts:
         package.refused.append((member.name, "its path leaves the archive"))
@@ -86,19 +87,21 @@ def _add(package: Package, archive: tarfile.TarFile, member: tarfile.TarInfo) ->
         return
     elif not member.isreg():
         package.refused.append((member.name, "not a file"))
-    elif member.size > MAX_MESSAGE_BYTES:  # a sparse file can claim any size without using space in the archive
+    elif member.size > MAX_MESSAGE_BYTES:  # a sparse file can be huge, although its archive is small
         package.refused.append((member.name, f"larger than {MAX_MESSAGE_BYTES // 2**20} MiB: no launch plan"))
     elif (content := archive.extractfile(member)) is not None:
         package.messages.append((member.name, content.read()))
 
 
 def launch_plan(content: bytes, name: str, place: Mapping[str, str]) -> dict[str, Any] | None:
-    """The identity and notifications of a launch plan in a protobuf file, in protobuf's JSON form.
+    """Return the id and the notifications of a launch plan in a protobuf file, in protobuf's JSON form.
 
-    Reads a `flyteidl.admin.LaunchPlan` or a `LaunchPlanSpec`. A spec does not name its launch plan: the name comes from
-    the file's name; project, domain and version come from the spec's workflow. None for tasks and workflows, which a
-    package also has. `place` gives the project and domain for messages that have only placeholders for them. Raises
-    Malformed for any other message.
+    The file contains a `flyteidl.admin.LaunchPlan` or a `LaunchPlanSpec`. A `LaunchPlanSpec` does not contain the name
+    of the launch plan, so the name is read from the file's name. Project, domain and version come from its workflow.
+    Returns None if the file contains a task or a workflow, because archives also contain those. Raises Malformed for
+    any other content.
+
+    `place`: the project and domain to use if the file contains only placeholders for them.
     """
     from flyteidl.admin.launch_plan_pb2 import LaunchPlan, LaunchPlanSpec  # noqa: PLC0415 - only protobuf files need it
     from flyteidl.admin.task_pb2 import TaskSpec  # noqa: PLC0415
@@ -132,7 +135,7 @@ def launch_plan(content: bytes, name: str, place: Mapping[str, str]) -> dict[str
 
 
 def _parsed(message_type: Any, content: bytes) -> Any:
-    """The bytes decoded as that message type; None if they cannot be."""
+    """Decode the bytes as `message_type`. Returns None if that is not possible."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415
 
     try:

@@ -1,4 +1,4 @@
-"""The rules from files, by launch plan, with `*` for any version or any launch plan."""
+"""The rules that were read from files, by launch plan. `*` means any version or any launch plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ANY = "*"
 
 
 class PlanKey(NamedTuple):
-    """A launch plan. `*` as version means any version; `*` as name means any launch plan of the project and domain."""
+    """Names a launch plan. Version `*` means any version. Name `*` means any launch plan of the project and domain."""
 
     project: str
     domain: str
@@ -27,7 +27,7 @@ class PlanKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One notification, and where it is defined, such as `options.notifications[0]` or `plans/train.yaml:12`."""
+    """One rule, and where the rule is defined, such as `options.notifications[0]` or `plans/train.yaml:12`."""
 
     notification: Notification
     defined_at: str
@@ -35,7 +35,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class PlanRules:
-    """One launch plan's rules. An empty list is valid and means: no notifications."""
+    """The rules of one launch plan. An empty list is valid: the launch plan then sends no notifications."""
 
     key: PlanKey
     rules: tuple[Rule, ...]
@@ -43,7 +43,7 @@ class PlanRules:
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """All launch plans' rules, as of the last load."""
+    """The rules of all launch plans, as the rule files were last loaded."""
 
     plans: Mapping[PlanKey, PlanRules] = field(default_factory=dict)
     _versions: Mapping[tuple[str, str, str], list[str]] = field(init=False, repr=False, compare=False)
@@ -59,15 +59,15 @@ class RuleBook:
         object.__setattr__(self, "_versions", versions)
 
     def entries_for(self, event: Event) -> list[PlanRules]:
-        """The entries that fit the event's launch plan, most specific first. Only the rules of the first entry apply.
+        """Return the entries for the event's launch plan, most specific first. Only the rules of the first entry apply.
 
-        The order is this version, any version, any launch plan of the project and domain. An event that does not name
-        its launch plan fits only the entry for any launch plan.
+        The order is: the event's version, any version, any launch plan of the project and domain. If the event does not
+        name its launch plan, only the entry for any launch plan is returned.
         """
         return [entry for key in _most_specific_first(event) if (entry := self.plans.get(key)) is not None]
 
     def versions_of(self, plan: EntityId) -> list[str]:
-        """The versions of this launch plan that have rules, as a hint if the event's version has none."""
+        """Return the versions of a launch plan that have rules. Shown as a hint if the event's version has no rules."""
         return list(self._versions.get((plan.project, plan.domain, plan.name), ()))
 
 
