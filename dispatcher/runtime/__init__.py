@@ -1,1 +1,1 @@
-"""The service: wiring, start and stop, and its event loop."""
+"""Builds, starts and stops the service, and chooses its event loop."""

@@ -1,4 +1,4 @@
-"""The service's event loop: uvloop if it is installed, otherwise asyncio's own."""
+"""Runs the service with uvloop if uvloop is installed, otherwise with asyncio's own event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 SWITCH_INTERVAL = 0.0005
-"""Seconds after which a thread must give up the interpreter lock if another thread waits for it."""
+"""Seconds after which a thread must give up the interpreter lock if another thread waits for the lock."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -18,12 +18,12 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     uvloop is faster, and a send spends half of its time in the event loop (bench/mail.py).
 
-    Also shortens the interpreter's switch interval. SQLite's thread releases the interpreter lock at each statement;
-    while the event loop is busy, it would wait 5 ms (Python's default) each time to get the lock back.
+    Also sets the interpreter's switch interval to `SWITCH_INTERVAL`. SQLite's thread releases the interpreter lock at
+    each statement. With Python's default interval, it would then wait 5 ms for the lock while the event loop is busy.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
-        from uvloop import new_event_loop  # noqa: PLC0415 - uvloop is not available for Windows and PyPy
+        from uvloop import new_event_loop  # noqa: PLC0415 - imported here, because uvloop may not be installed
     except ModuleNotFoundError:
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -31,10 +31,10 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def freeze_garbage_collector() -> None:
-    """Exempt all objects that exist now from garbage collection. Call this once, after everything is loaded.
+    """Exclude all objects that exist now from garbage collection. Call this once, after everything is loaded.
 
-    The hot path creates many short-lived objects and few reference cycles. Without this, the collector would scan all
-    objects from the start-up again and again, and intake would be an eighth slower (bench/intake.py).
+    Intake and delivery create many short-lived objects and few reference cycles. Without this function, the collector
+    would scan all objects from the start-up again and again, which makes intake one eighth slower (bench/intake.py).
     """
     gc.collect()
     gc.freeze()

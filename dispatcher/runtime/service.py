@@ -1,4 +1,4 @@
-"""Opens the ledger, the channels and the sources, runs the components side by side, and stops them in order."""
+"""Opens the ledger, the channels and the sources, runs the components at the same time, and stops them in order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from dispatcher.web.health import ReadinessCheck, ReadyPage
 from dispatcher.web.metrics import Collector, MetricsPage
 from dispatcher.web.server import serving
 
-if TYPE_CHECKING:  # the client needs optional dependencies (an extra), so only types are imported
+if TYPE_CHECKING:  # imported for types only, because the client needs optional dependencies
     from dispatcher.flyte.admin.client import FlyteAdmin
 
 log = structlog.get_logger(__name__)
@@ -53,44 +53,47 @@ log = structlog.get_logger(__name__)
 PURGE_LIMIT = 200
 """Maximum number of events that one purge deletes."""
 PURGE_PAUSE = 0.5
-"""Seconds to pause between purges while there are more rows to delete, so that deliveries can use the ledger."""
+"""Seconds between two purges while there are more rows to delete. In the pause, deliveries can use the ledger."""
 PURGE_INTERVAL = 600.0
-"""Seconds until the next purge after one that deleted nothing."""
+"""Seconds until the next purge if the last purge deleted nothing."""
 IDLE_POLL_TIMEOUT = 0.02
-"""Maximum seconds that intake waits, before it records a batch, for workers that are polling the ledger. Most polls
-find nothing; the workers then have free slots for the batch's deliveries."""
+"""Before intake records a batch, it waits at most this many seconds for workers that are polling the ledger. Most polls
+find nothing, so that the workers then have free slots for the deliveries of the batch."""
 LEDGER_TIMEOUT = 30
-"""Maximum seconds that the service waits for the ledger at its start, because a database that starts at the same time
-needs some time."""
+"""At its start, the service waits at most this many seconds for the ledger's database, because the database may be
+starting too."""
 
 
 @dataclass(slots=True)
 class Service:
-    """One replica of the dispatcher. `run` returns when it has stopped; `stop` makes it stop."""
+    """One replica of the dispatcher. `run` runs the replica until `stop` is called."""
 
     settings: Settings
     clock: Clock = field(default_factory=SystemClock)
     rng: Random = field(default_factory=Random)
     on_ready: Callable[[str | None], None] = lambda _: None
-    """Called once everything runs, with the base URL of the HTTP server, or None without one."""
+    """Called once everything runs, with the base URL of the HTTP server, or None if there is no HTTP server."""
     on_batch: Callable[[BatchResult], None] = lambda _: None
-    """Called with every batch after it was recorded."""
+    """Called with the result of each batch after the batch was recorded."""
     metrics: Metrics = field(default_factory=Metrics)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _workers: list[DeliveryWorker] = field(default_factory=list)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    """Mapping from a component's name to its task, except for workers. These tasks end before the workers' tasks do."""
+    """Mapping from a component's name to its task, without workers. At a stop, the workers end after these tasks."""
     _progress_monitor: ProgressMonitor | None = None
     _canary: Canary | None = None
     _tracing: Tracing = OFF
     _ledger_wait: asyncio.Timeout | None = None
-    """The timeout around the wait for the ledger, so that `stop` can end it; None outside that wait."""
+    """The timeout of the wait for the ledger at the start, so that `stop` can end this wait; None at other times."""
     _open: bool = False
     """True once the ledger is migrated."""
     _not_open_reason: str = "not open yet"
 
     def stop(self) -> None:
-        """Stop intake, then finish the deliveries in flight within `shutdown_timeout`. A second call cancels them."""
+        """Stop intake, then finish the deliveries in flight within `shutdown_timeout`.
+
+        A second call cancels all components and releases the deliveries in flight.
+        """
         if self._stopping.is_set():
             self._abandon()
             for task in self._tasks.values():
@@ -100,9 +103,9 @@ class Service:
             self._ledger_wait.reschedule(0)
 
     async def run(self) -> None:
-        """Open everything, run until stopped, close everything.
+        """Open everything, run until the service is stopped, and close everything.
 
-        The HTTP server already runs while the ledger is migrated, and until all workers have stopped.
+        The HTTP server starts before the ledger is migrated, and stops after all workers have stopped.
 
         Raises SettingsError, LedgerUnavailable or LedgerIncompatible if the service can't start.
         """
@@ -143,13 +146,13 @@ class Service:
         log.info("stopped")
 
     async def _open_ledger(self, ledger: Ledger) -> bool:
-        """Migrate the ledger. Returns False if the service was stopped first. Raises the errors of `migrate_ledger`."""
+        """Migrate the ledger. Returns False if the service was stopped. Raises the errors of `migrate_ledger`."""
         if self._stopping.is_set():
             return False
         try:
             async with asyncio.timeout(None) as self._ledger_wait:
                 schema = await _migrate(ledger, self._ledger_unavailable)
-                # Reconciliation ignores executions that finished before the ledger's first start.
+                # Needed for reconciliation, which ignores executions that finished before the first start.
                 await ledger.record_first_start(now=self.clock.now())
         except TimeoutError:
             if not self._stopping.is_set():
@@ -176,7 +179,7 @@ class Service:
             def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 return components.create_task(work, name=name)
 
-            preallocation = start("preallocation", ledger.preallocate())  # runs in the background
+            preallocation = start("preallocation", ledger.preallocate())
             workers = {f"worker {one.name}": start(f"worker {one.name}", one.run()) for one in self._workers}
             tasks = self._tasks
             tasks["rules"] = start("rules", rules.watch(self._stopping))
@@ -204,7 +207,7 @@ class Service:
             await self._drain([*workers.values()])
 
     def _make_canary(self, ledger: Ledger, intake: Intake) -> Canary | None:
-        """The canary, or None if none is configured."""
+        """Return the canary, or None if no canary is configured."""
         config, kafka = self.settings.canary, self.settings.kafka
         if config is None:
             return None
@@ -236,7 +239,7 @@ class Service:
         )
 
     async def _purge(self, ledger: Ledger) -> None:
-        """Delete rows older than `ledger.retention`, in small portions, until stopped."""
+        """Delete rows that are older than `ledger.retention`, in small portions, until the service is stopped."""
         while not self._stopping.is_set():
             try:
                 purged = await ledger.purge(self.clock.now() - self.settings.ledger.retention, limit=PURGE_LIMIT)
@@ -249,7 +252,7 @@ class Service:
                     await self._stopping.wait()
 
     async def _drain(self, workers: list[asyncio.Task[None]]) -> None:
-        """Let the workers finish their deliveries in flight, for `shutdown_timeout` at most."""
+        """Let the workers finish their deliveries in flight. After `shutdown_timeout`, release those deliveries."""
         for worker in self._workers:
             worker.stop()
         if workers:
@@ -263,10 +266,10 @@ class Service:
             worker.abandon()
 
     async def _direct_dispatches(self) -> Mapping[str, DirectDispatch]:
-        """Return the workers' free slots, by channel. Waits up to IDLE_POLL_TIMEOUT for running polls to finish.
+        """Return the workers' offers of free slots, by channel. First waits until the running polls have finished.
 
-        `accept` must be called on every DirectDispatch. So nothing is awaited after the first DirectDispatch is
-        created, because a cancellation there would prevent the call.
+        `DirectDispatch.accept` must be called for every offer. Therefore this method awaits nothing after the first
+        offer, because a cancellation at an `await` would lose the offers.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(IDLE_POLL_TIMEOUT):
@@ -334,7 +337,7 @@ class Service:
             yield url
 
     def _collectors(self, ready: ReadyPage, ledger: Ledger, source: KafkaSource | None) -> Mapping[str, Collector]:
-        """The collectors that run at a scrape, by name."""
+        """Return the functions that update metrics at each scrape, by name."""
 
         async def components() -> None:
             for worker in self._workers:
@@ -342,21 +345,21 @@ class Service:
             self.metrics.readiness(await ready.unready_reasons())
 
         async def backlog() -> None:
-            self.metrics.backlog(None, now=self.clock.now())  # in case the ledger does not answer
+            self.metrics.backlog(None, now=self.clock.now())  # clears old values, in case the ledger does not answer
             self.metrics.backlog(await ledger.backlog(now=self.clock.now()), now=self.clock.now())
 
         async def kafka() -> None:
-            assert source is not None  # noqa: S101 - this collector is used only with a source
-            self.metrics.kafka(None, source.last_timestamps())  # in case the broker does not answer
+            assert source is not None  # noqa: S101 - for the type checker: this function is used only with a source
+            self.metrics.kafka(None, source.last_timestamps())  # clears the old lag, in case the broker does not answer
             self.metrics.kafka(await source.lag(), source.last_timestamps())
 
         return {"components": components, "ledger": backlog, **({"kafka": kafka} if source is not None else {})}
 
     def _console(self, intake: Intake, ledger: Ledger) -> Sequence[BaseRoute]:
-        """The routes of the console and the API."""
+        """Return the HTTP routes of the console and the API."""
         from dispatcher.operations import Operations  # noqa: PLC0415
         from dispatcher.web.activity_stream import ActivityStream  # noqa: PLC0415
-        from dispatcher.web.api import Api  # noqa: PLC0415 - loaded only if the console is on
+        from dispatcher.web.api import Api  # noqa: PLC0415 - imported only if the console is on
         from dispatcher.web.console import Console, routes  # noqa: PLC0415
 
         operations = Operations(ledger, intake, self.clock, self._wake_all_workers)
@@ -370,7 +373,7 @@ class Service:
             worker.notify()
 
     def _once_open(self, take: Take) -> Take:
-        """Wrap `take` so that it raises LedgerUnavailable until the ledger is open; publishers then retry."""
+        """Wrap `take` so that it raises LedgerUnavailable until the ledger is open, because publishers then retry."""
 
         async def take_once_open(messages: Sequence[IncomingMessage]) -> BatchResult:
             if not self._open:
@@ -401,19 +404,19 @@ class Service:
 
 
 def open_channels(settings: Settings) -> dict[str, Channel]:
-    """The configured channels, by name. Opens no connection."""
+    """Return the configured channels, by name. No connection is opened yet."""
     return {name: CHANNEL_TYPES[name].open(section) for name, section in settings.channel_sections.items()}
 
 
 def make_renderer(
     settings: Settings, first: Sequence[Path] = (), on_failure: Callable[[str], None] = lambda _: None
 ) -> Renderer:
-    """The renderer of the configured templates. Raises TemplateError for a folder that does not exist.
+    """Return a renderer for the configured templates. Raises TemplateError if a template folder does not exist.
 
     Args:
         settings: the settings, with `templates` and the channels' severities.
-        first: template folders that override those of the settings.
-        on_failure: called with the channel whenever a custom template fails and the built-in one is used.
+        first: template folders that have priority over the folders in the settings.
+        on_failure: called with the channel if a custom template fails, so that the built-in template is used instead.
 
     """
     templates = settings.templates
@@ -429,7 +432,7 @@ def make_renderer(
 
 
 def _severity(settings: Settings) -> Callable[[Event], str | None]:
-    """Return a function that returns an event's severity from the first channel section that defines one, or None."""
+    """Return a function that returns an event's severity. The first channel section that defines a severity is used."""
     functions = [one.severity_of for one in settings.channel_sections.values() if hasattr(one, "severity_of")]
 
     def severity(event: Event) -> str | None:
@@ -442,11 +445,11 @@ def _severity(settings: Settings) -> Callable[[Event], str | None]:
 def make_planner(
     settings: Settings, channels: Mapping[str, Channel], template_failed: Callable[[str], None] = lambda _: None
 ) -> Planner:
-    """The planner for the configured channels and templates.
+    """Return a planner for the configured channels and templates.
 
-    Calls `template_failed` with the channel whenever a custom template fails and the built-in one is used.
-    Raises SettingsError for templates that can't be read, and for recipients in the settings that no channel can reach:
-    those of `fallback_recipients`, `rules.recipients` and the canary.
+    `template_failed` is called with the channel if a custom template fails, so that the built-in template is used.
+    Raises SettingsError if templates can't be read, or if no channel can reach one of the recipients in the settings
+    (`fallback_recipients`, `rules.recipients` and the canary's recipient).
     """
     renderer = make_renderer(settings, on_failure=template_failed)
     fallbacks = {
@@ -475,7 +478,7 @@ def make_planner(
 
 
 def _unreachable_canary(settings: Settings, planner: Planner) -> Iterator[str]:
-    """Yield the reason if the canary's recipient can't be reached."""
+    """Yield an error message if no channel can reach the canary's recipient."""
     if settings.canary is not None:
         try:
             planner.target(settings.canary.channel, settings.canary.recipient)
@@ -485,9 +488,9 @@ def _unreachable_canary(settings: Settings, planner: Planner) -> Iterator[str]:
 
 @asynccontextmanager
 async def configured_flyte_admin(settings: Settings, clock: Clock) -> AsyncIterator[FlyteAdmin | None]:
-    """The client of FlyteAdmin, or None if it is not configured.
+    """Yield a client for FlyteAdmin, or None if FlyteAdmin is not configured.
 
-    Raises SettingsError if gRPC is not installed, or `ca_file` contains no certificate.
+    Raises SettingsError if gRPC is not installed, or if the settings' `ca_file` contains no certificate.
     """
     config = settings.rules.flyte_admin
     if config is None:
@@ -505,16 +508,16 @@ def make_reconciler(
     clock: Clock,
     stopping: asyncio.Event | None = None,
 ) -> Reconciler:
-    """The reconciler with the settings' options. Its `run` returns once `stopping` is set."""
+    """Return a reconciler with the options from the settings. Its method `run` returns once `stopping` is set."""
     options = settings.reconcile
     return Reconciler(admin, ledger, intake, clock, options.look_back, options.min_age, stopping or asyncio.Event())
 
 
 async def migrate_ledger(settings: LedgerSettings) -> Schema:
-    """Migrate the ledger's tables. Returns the schema that they had before.
+    """Migrate the ledger's tables. Returns the schema that the tables had before the migration.
 
-    Raises SettingsError and LedgerIncompatible, and LedgerUnavailable if the ledger is unavailable for LEDGER_TIMEOUT
-    seconds.
+    Raises SettingsError or LedgerIncompatible. Raises LedgerUnavailable if the ledger is unavailable for longer than
+    `LEDGER_TIMEOUT`.
     """
     ledger = Ledger(settings.url, settings.timeout, settings.password_file)
     try:
@@ -529,7 +532,7 @@ def _log_retry(state: RetryCallState) -> None:
 
 
 async def _migrate(ledger: Ledger, before_retry: Callable[[RetryCallState], None] = _log_retry) -> Schema:
-    """Migrate the ledger; retry for LEDGER_TIMEOUT seconds while it is unavailable."""
+    """Migrate the ledger. While the ledger is unavailable, retry for up to `LEDGER_TIMEOUT` seconds."""
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(LedgerUnavailable),
         wait=wait_exponential(multiplier=0.2, max=3),
