@@ -1,4 +1,4 @@
-"""`python -m dispatcher` is the `dispatcher` command."""
+"""Makes `python -m dispatcher` run the `dispatcher` command."""
 
 from dispatcher.cli import main
 

@@ -16,7 +16,7 @@ class Unreadable(DispatcherError):
 
 
 class Unavailable(DispatcherError):
-    """The ledger or FlyteAdmin is unavailable; intake waits and loses nothing."""
+    """The ledger or FlyteAdmin is unavailable. Intake waits until it is available again, so no message is lost."""
 
 
 class LedgerUnavailable(Unavailable):

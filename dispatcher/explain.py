@@ -20,10 +20,11 @@ REJECTED = "rejected"
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One event with its decision and deliveries, as `--json` prints it."""
+    """One event with its verdict, rules and deliveries, in the form that `--json` prints."""
 
     event: Mapping[str, Any]
-    """The event's fields, with `verdict`, `reason`, and the position and time at which it was received."""
+    """The event's fields, with `verdict`, `reason`, the position of its message, and the time at which it was recorded
+    or rejected."""
     rules: Sequence[Mapping[str, Any]] = ()
     deliveries: Sequence[Mapping[str, Any]] = ()
     disabled_by: str | None = None
@@ -40,9 +41,9 @@ class Explanation:
 async def explanations(
     ledger: Ledger, execution: ExecutionId, refused: Iterable[Rejected], *, deliveries_at_most: int
 ) -> list[Explanation]:
-    """Explain each event of an execution in the order of recording, then each message of `refused`, newest last.
+    """Explain an execution's recorded events, oldest first, then the rejected messages in `refused`, oldest first.
 
-    `deliveries_at_most`: the maximum number of deliveries of all events together.
+    `deliveries_at_most`: maximum number of deliveries to include, over all events.
     """
     known = await ledger.stored_events(execution)
     stored = await ledger.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
@@ -103,7 +104,11 @@ def _rejected(entry: Rejected, execution: ExecutionId) -> Explanation:
 def with_deduplicated_recipients(
     rules: Iterable[Mapping[str, Any]], deliveries: Iterable[Delivery]
 ) -> list[Mapping[str, Any]]:
-    """The evaluated rules. A matched rule's reason also names the recipients who get another rule's message instead."""
+    """Return the evaluated rules. If another rule's message notifies some of a rule's recipients, its reason says so.
+
+    A recipient whom several matched rules name gets only one message. The reasons of the other rules name this
+    recipient.
+    """
     by_rule: dict[str, set[str]] = {}
     for delivery in deliveries:
         by_rule.setdefault(delivery.rule, set()).update(delivery.recipients)
@@ -119,7 +124,7 @@ def with_deduplicated_recipients(
 
 
 def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
-    """A delivery as `--json` prints it, without its content and attempts."""
+    """Return a delivery in the form that `--json` prints, without its content and attempts."""
     delivery = stored.delivery
     project, domain, name, phase = delivery.event.split("/")
     return {
@@ -143,7 +148,7 @@ def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
 
 
 def attempt_data(attempt: Attempt) -> dict[str, Any]:
-    """An attempt as `--json` prints it."""
+    """Return an attempt in the form that `--json` prints."""
     return {
         "number": attempt.number,
         "started_at": attempt.started_at,
@@ -157,7 +162,7 @@ def attempt_data(attempt: Attempt) -> dict[str, Any]:
 
 
 def rejected_data(entry: Rejected) -> dict[str, Any]:
-    """A rejected message as `--json` prints it, without headers and body."""
+    """Return a rejected message in the form that `--json` prints, without its headers and body."""
     return {
         "id": entry.id,
         "position": entry.position,
@@ -170,7 +175,7 @@ def rejected_data(entry: Rejected) -> dict[str, Any]:
 
 
 def rejected_details(entry: Rejected) -> dict[str, Any]:
-    """A rejected message with its headers and the stored part of its body, as text."""
+    """Return a rejected message with its headers and the stored part of its body, both as text."""
     return {
         **rejected_data(entry),
         "headers": [[name, value.decode(errors="replace")] for name, value in entry.headers],

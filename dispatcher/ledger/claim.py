@@ -1,4 +1,4 @@
-"""Claims due deliveries: deliveries that wait in the ledger, and new deliveries before they are inserted."""
+"""Marks deliveries as claimed by a worker: due deliveries in the ledger, and new deliveries before their insert."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from dispatcher.model.delivery import Delivery, State
 from dispatcher.model.rate_limit import AdmissionControl, DestinationState
 
 Changes = Mapping[str, Any]
-"""The changed fields of a delivery, by name."""
+"""Mapping from the name of a delivery's changed field to its new value."""
 EXTRA_READS = (100, 100, 100)
-"""Sizes of the further batches of due deliveries that a claim reads if it is not full because deliveries were deferred.
-After the last batch, the next claim continues."""
+"""Sizes of further batches of due deliveries. A claim first reads as many due deliveries as it may take. If some of
+them may be sent only later, it reads batches of these sizes until it has enough. After the last batch it stops, and the
+next claim continues."""
 
 
 def claim(
     connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, admission: AdmissionControl
 ) -> Claim:
-    """Claim up to `limit` due deliveries of a channel that `admission` allows, oldest first (`Ledger.claim`)."""
+    """Claim up to `limit` of a channel's due deliveries, if `admission` lets them be sent now. See `Ledger.claim`."""
     claimed: list[Delivery] = []
     deferred_until: list[datetime] = []
     states = DestinationStates(connection, channel)
@@ -68,10 +69,11 @@ def claim_on_insert(
     direct_dispatch: Mapping[str, DirectDispatch],
     status: LaunchPlanStatus,
 ) -> dict[str, Changes]:
-    """Claim new deliveries for free slots of workers, before they are inserted. Returns their changed fields, by key.
+    """Claim new deliveries for the workers' free slots, before the deliveries are inserted.
 
-    `direct_dispatch`: free slots by channel. Claims only deliveries that `claim` would claim too. A delivery that has
-    to wait for its destination's rate limit is left to `claim`, which defers it.
+    Returns a mapping from the key of each claimed delivery to its changed fields. `direct_dispatch`: free slots by
+    channel. A delivery is claimed only if `claim` would claim it too. A delivery that must wait for its destination's
+    rate limit is not claimed here: `claim` later sets the time at which it may be sent.
     """
     claimed: dict[str, Changes] = {}
     candidates = [one for one in new if one.channel in direct_dispatch and one.state is State.WAITING]
@@ -112,7 +114,7 @@ def _claimed_on_insert(
 
 
 def _openings(connection: Connection, candidates: Sequence[Delivery], status: LaunchPlanStatus) -> frozenset[str]:
-    """Return the threads that `candidates` open: new threads with one delivery, a failure without a later success."""
+    """Return the new threads whose only delivery is in `candidates` and reports a failure without a later success."""
     number = Counter(one.thread for one in candidates)
     single = [
         one.thread
@@ -126,15 +128,16 @@ def _openings(connection: Connection, candidates: Sequence[Delivery], status: La
 
 
 _EXISTING_THREADS = {
-    dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE thread = value)"  # noqa: S608 - only constants
+    dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE thread = value)"  # noqa: S608 - the SQL text contains only constants, no outside values
     for dialect, names in {"sqlite": "json_each(?)", "postgresql": "json_array_elements_text($1::json)"}.items()
 }
-"""Selects the threads of a JSON list that have deliveries, with one index lookup for each thread."""
+"""Mapping from a database dialect to SQL that returns which threads of a JSON list have deliveries in the ledger. The
+SQL needs one index lookup for each thread."""
 
 
 _WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
-"""A literal instead of a parameter, because with a parameter the databases do not use the partial indexes of waiting
-deliveries."""
+"""The state `waiting`, written into the SQL text. If it were a parameter, the databases would not use the indexes that
+contain only waiting deliveries (partial indexes)."""
 
 
 def _due_statement() -> Select[Any]:
@@ -199,17 +202,18 @@ def _due_statement() -> Select[Any]:
 
 
 DUE = _due_statement()
-"""Selects the due deliveries with their contents, earliest due time first. Of each thread, it selects only the earliest
-waiting delivery."""
+"""Selects due deliveries with their contents, earliest due time first. From each thread, it selects only the earliest
+waiting delivery, so that the messages of a thread are sent in order."""
 _DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "saturated"))
-"""`DUE` without saturated destinations, because a long backlog of one of them would fill the limit and hide other
-deliveries."""
+"""Like `DUE`, but leaves out destinations that already have their maximum number of deliveries in flight. Otherwise a
+long backlog of one such destination would fill the limit and hide the deliveries to other destinations."""
 
 
 def _due(connection: Connection, channel: str, admission: AdmissionControl, size: int) -> Sequence[Row]:
     values: dict[str, Any] = {"channel": channel, "now": admission.now, "size": size}
     if saturated := admission.saturated:
-        values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]  # encoded as in the column
+        # The column contains JSON lists of addresses, so each destination is encoded as a JSON list of one address.
+        values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]
     return prepare_select(_DUE_ELSEWHERE if saturated else DUE, connection.dialect).rows(connection, **values)
 
 
@@ -219,8 +223,8 @@ def _addresses(one: Row | Delivery) -> tuple[str, ...]:
 
 
 _IN_DOUBT = or_(deliveries.c.in_doubt, deliveries.c.lease.is_not(None))
-"""True if the delivery was in doubt before, or still has a lease. In the latter case its last attempt was never
-settled, and may have arrived."""
+"""The new value of `in_doubt` when a delivery is claimed: true if the delivery was in doubt before, or still has a
+lease. A remaining lease means that the last attempt was never settled, so its message may have arrived."""
 _CLAIM = (
     update(deliveries)
     .where(among(deliveries.c.key, "keys"))

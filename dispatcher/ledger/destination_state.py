@@ -12,7 +12,7 @@ from dispatcher.model.rate_limit import NEW_DESTINATION, DestinationState, Feedb
 
 
 class DestinationStates:
-    """The states of one channel's destinations, by name, within one transaction. `save` writes the changed ones."""
+    """The states of one channel's destinations, by name, in one transaction. `save` writes the states that changed."""
 
     def __init__(self, connection: Connection, channel: str) -> None:
         self._connection = connection
@@ -43,7 +43,7 @@ class DestinationStates:
             self._changed.add(name)
 
     def apply(self, feedback: Iterable[Feedback]) -> None:
-        """Apply the feedback of attempts in the order of their times, and write the new states."""
+        """Change the states by the feedback of attempts, earliest first, and write the changed states."""
         in_order = sorted(feedback, key=lambda one: one.at)
         if not in_order:
             return

@@ -42,45 +42,48 @@ from dispatcher.ledger.schema import compatibility
 from dispatcher.ledger.sqlite import Writer, WriterLock
 from dispatcher.ledger.statements import run
 
-with without_package_init("sqlalchemy.ext.asyncio"):  # the package's __init__ would import the ORM, which takes 8 MiB
+with without_package_init("sqlalchemy.ext.asyncio"):  # avoids an import of the ORM, which takes 8 MiB
     from sqlalchemy.ext.asyncio.engine import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
 HEAD = "0001_aaaf4d13"
-"""The newest migration: its number, and a hash of the tables that all migrations create. A test checks both."""
+"""The version of the newest migration: its number, and a hash of the tables that all migrations create. A test checks
+both."""
 COMPATIBLE = HEAD
-"""The oldest version whose code can work with HEAD's tables and read the rows that HEAD's code writes.
+"""The oldest version whose code can work with the tables of `HEAD` and read the rows that this version writes.
 
-The ledger stores it, so that older replicas may start beside newer ones. Raise it only when a migration removes or
-narrows something that older code uses, or when HEAD's code writes something that older code can't read, such as another
-compression of contents.
+The ledger stores this value, so that older replicas may start beside newer replicas. Raise it only when a migration
+removes or narrows something that older code uses, or when this version writes something that older code can't read,
+such as contents with another compression.
 """
 _VERSION = re.compile(r"(\d{4})_[0-9a-f]{8}")
 
-_MIGRATION_LOCK = 0x666C797465  # "flyte": key of PostgreSQL's advisory lock, so that replicas migrate one after another
+# Key of the PostgreSQL advisory lock that lets only one replica migrate at a time. It spells "flyte" in ASCII.
+_MIGRATION_LOCK = 0x666C797465
 _MIGRATION_LOCK_TIMEOUT = "4s"
-"""Maximum time that a migration waits for a table's lock on PostgreSQL. Then it gives up and tries again, because every
-later transaction queues behind it, and one long transaction would otherwise stop all deliveries."""
+"""Maximum time that a migration waits for a table's lock on PostgreSQL. Then the migration gives up and is tried again
+later. Without this limit, all later transactions would queue behind the migration, so one long transaction of another
+client would stop all deliveries."""
 _BUSY_SECONDS = 10
 """Maximum number of seconds to wait for a lock, a pooled connection or a new connection to the server."""
 TIMEOUT = timedelta(seconds=30)
 """Maximum time for one statement on PostgreSQL."""
 _BUSY_POLL_SECONDS = 0.5
-"""Seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short, and we repeat it
-until `_BUSY_SECONDS` have passed."""
+"""Number of seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short. `_begin`
+repeats it until `_BUSY_SECONDS` have passed."""
 _UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "40", "42501", "53", "55", "57", "58", "F0", "XX")
-"""Prefixes of PostgreSQL's error codes that mean: the statement is correct, but the database can't execute it now. In
-this order: connection, read-only standby, login, no such database, deadlock, permission, full disk, lock, shutdown,
-I/O, broken files. Source: PostgreSQL's manual, appendix A."""
+"""Prefixes of PostgreSQL's error codes which mean that the statement is correct, but the database can't execute it now.
+In this order: lost connection, read-only standby, refused login, missing database, deadlock, missing permission, full
+disk, lock not available, shutdown, I/O error, and two for broken files. Source: PostgreSQL's manual, appendix A."""
 _CACHE = "cache_size=-4096"
-"""The pragma for the writer's page cache: 4096 KiB. In a large ledger a batch of 100 events changes a thousand pages of
-4 KiB; with SQLite's default of 2 MiB it would read half of them twice."""
+"""The pragma that sets the writer's page cache to 4096 KiB. In a large ledger, a batch of 100 events changes a thousand
+pages of 4 KiB. With SQLite's default cache of 2 MiB, the batch would read half of these pages twice."""
 _WAL_PAGES, _PAGE_BYTES = 8000, 4096
-"""SQLite copies its write-ahead log into the database file every 32 MB. The limit is high because each batch changes
-pages in all parts of a large ledger.
+"""SQLite copies its write-ahead log into the database file each time the log has grown to 8000 pages (32 MB). This
+limit is high, because each batch changes pages in all parts of a large ledger.
 
-The commit that reaches the limit does the copy. A background thread would delay fewer commits, but before SQLite 3.51.3
-that can lose commits: sqlite.org/wal.html#walresetbug.
+The commit that reaches the limit also does the copy. A copy in a background thread would delay fewer commits, but
+SQLite before 3.51.3 can then lose commits: sqlite.org/wal.html#walresetbug.
 """
 _DUPLICATE_TABLE = "42P07"
 _IN_MEMORY = ":memory:"
@@ -93,7 +96,7 @@ class Schema:
     version: str | None
     """The last migration that was applied; None if the ledger has no tables."""
     oldest: str | None
-    """The oldest version whose code can work with the tables, as stored in the table `compatibility`."""
+    """The oldest version of the dispatcher whose code can work with the tables, read from the table `compatibility`."""
 
     @property
     def newer(self) -> bool:
@@ -109,19 +112,20 @@ class Schema:
 
 
 def _number(version: str | None) -> int:
-    """Return the version's number, which orders releases; 0 for a version without a hash, which no release has."""
+    """Return a version's number, which is higher in later releases; 0 if the text is no version of a release."""
     parsed = _VERSION.fullmatch(version or "")
     return int(parsed[1]) if parsed else 0
 
 
 class Database:
-    """Transactions on the ledger's database. Raises LedgerUnavailable while the database can't be used."""
+    """Runs transactions on the ledger's database. Raises LedgerUnavailable while the database can't be used."""
 
     def __init__(self, url: str, timeout: timedelta | None = TIMEOUT, password_file: Path | None = None) -> None:
-        """Check the URL; open no connection yet. Raises SettingsError for a URL that can't be used.
+        """Check the URL, but open no connection yet. Raises SettingsError if the URL can't be used.
 
-        `timeout`: limit for one statement on PostgreSQL, so that a hanging server does not block a caller for ever;
-        None: no limit. `password_file`: contains PostgreSQL's password; read again for each connection.
+        `timeout`: maximum time for one statement on PostgreSQL, so that a hanging server does not block a caller
+        forever; None if there is no limit. `password_file`: the file that contains PostgreSQL's password; it is read
+        again for each connection.
         """
         self._password_file = password_file
         self.url = _checked(url)
@@ -151,7 +155,8 @@ class Database:
         schema = await self.schema()
         if schema.compatible:
             return schema
-        # No statement timeout: creating an index over millions of rows takes long, here or in another replica.
+        # No statement timeout: creating an index over millions of rows takes long, and so does waiting while another
+        # replica migrates.
         unlimited = Database(self.url.render_as_string(hide_password=False), None, self._password_file)
         try:
             async with unlimited.writing() as connection:
@@ -168,21 +173,22 @@ class Database:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes: committed at the end of the block, rolled back if the block raises."""
+        """Open a transaction that may write. The end of the block commits it; an error in the block rolls it back."""
         async with self._locked(), self._transaction("write") as connection:
             yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that only reads; on SQLite it never waits for a writer."""
+        """Open a transaction that only reads. On SQLite it never waits for a writer."""
         async with self._transaction("read") as connection:
             yield connection
 
     async def write(self, work: Callable[[Connection], T], *, low_priority: bool = False) -> T:
-        """Run `work` in a transaction and return its result: the fast path for frequent writes.
+        """Run `work` in a transaction and return its result. This is the fast path for frequent writes.
 
-        On SQLite, writes that wait at the same time share one transaction, each in its own savepoint, so that one can
-        fail alone. `low_priority`: wait a few milliseconds for an urgent write to share a transaction with.
+        On SQLite, writes that wait at the same time share one transaction. Each write has its own savepoint, so that
+        one write can fail without the others. `low_priority`: wait a few milliseconds for an urgent write, so that both
+        writes share one transaction.
         """
         if self._writer is None:
             async with self.writing() as connection:
@@ -193,8 +199,8 @@ class Database:
     async def preallocate(self) -> None:
         """Give SQLite's write-ahead log its full size now, if the disk has space for it.
 
-        Otherwise each commit makes the file larger, and so also waits for the file system's journal and for other
-        programs that write to this journal.
+        Without this, each commit makes the log file larger. The commit then also waits for the file system's journal,
+        and for other programs that write to this journal.
         """
         if self._writer is not None:
             with suppress(_RollBack, LedgerUnavailable):
@@ -209,10 +215,10 @@ class Database:
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
-        """Hold the process's write lock: SQLite has one writer at a time.
+        """Hold this process's write lock, because SQLite allows only one writer at a time.
 
-        Raises LedgerUnavailable after `_BUSY_SECONDS`: then the writer that has the lock is waiting for another
-        process, which has locked the file.
+        Raises LedgerUnavailable if the lock is not free after `_BUSY_SECONDS`. In this case, the writer that holds the
+        lock is waiting for another process that has locked the file.
         """
         with self._translated_errors():
             async with asyncio.timeout(_BUSY_SECONDS) as limit, self._write_lock:
@@ -229,7 +235,8 @@ class Database:
                     yield connection
                     await commit.aclose()
                 except DBAPIError:
-                    # SQLite keeps a connection read-only if it was opened while the file was read-only.
+                    # Close this connection. SQLite keeps a connection read-only if the file was read-only when the
+                    # connection was opened.
                     await raw.invalidate()
                     raise
 
@@ -238,13 +245,13 @@ class Database:
         async with AsyncExitStack() as stack:
             try:
                 connection = await stack.enter_async_context(self._engine.connect())
-            except (TypeError, ValueError, OverflowError) as error:  # parts of the URL that only the driver checks
+            except (TypeError, ValueError, OverflowError) as error:  # only the driver checks these parts of the URL
                 raise SettingsError(f"ledger.url: {self._place} can't be connected to: {_cause(error)}") from error
             yield connection
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Turn errors of the database into LedgerUnavailable. Wrong statements, our own bugs, are raised unchanged."""
+        """Turn the database's errors into LedgerUnavailable. Errors of wrong SQL, which are bugs, stay unchanged."""
         try:
             yield
         except (TimeoutError, PoolTimeout, OSError) as error:
@@ -256,11 +263,11 @@ class Database:
 
 
 class _RollBack(Exception):
-    """Raised to roll the transaction back; not an error."""
+    """Raised on purpose, to roll the transaction back. No operation has failed."""
 
 
 def _fill_log(connection: Connection) -> None:
-    """Write more pages than SQLite's cache holds, so that the log grows; then roll back. The log keeps its size."""
+    """Make the write-ahead log grow: write more than SQLite's cache holds, then roll back. The log keeps its size."""
     run(connection, "CREATE TABLE filler (data BLOB)")
     for _ in range(_WAL_PAGES * _PAGE_BYTES >> 20):
         run(connection, "INSERT INTO filler VALUES (zeroblob(1048576))")
@@ -270,8 +277,7 @@ def _fill_log(connection: Connection) -> None:
 async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
     """Begin a transaction; while the file is locked, try again until `_BUSY_SECONDS` have passed.
 
-    It waits many times for a short time, because a wait inside SQLite can't be cancelled, and /readyz must answer
-    in time.
+    Each single wait inside SQLite is short, because it can't be cancelled, and /readyz must answer in time.
     """
     now = asyncio.get_running_loop().time
     deadline = now() + _BUSY_SECONDS
@@ -290,7 +296,7 @@ def _is_unavailable(error: DBAPIError) -> bool:
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return True
     if isinstance(error.orig, sqlite3.Error):
-        return type(error) is DatabaseError  # the file is damaged, or not a database
+        return type(error) is DatabaseError  # raised if the file is damaged or is no database
     return str(getattr(error.orig, "sqlstate", None)).startswith(_UNAVAILABLE_SQLSTATES)
 
 
@@ -330,9 +336,9 @@ def _check_file(file: Path) -> None:
 
 
 def _is_folder(path: Path) -> bool:
-    """Like `Path.is_dir`, but raises OSError if the path can't be read, where Python 3.14 and later return False.
+    """Like `Path.is_dir`, but raises OSError if the path can't be read.
 
-    Raises ValueError for an invalid name.
+    `Path.is_dir` returns False for such a path since Python 3.14. Raises ValueError for an invalid name.
     """
     try:
         return S_ISDIR(path.stat().st_mode)
@@ -341,7 +347,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _place(url: URL) -> str:
-    """Return the database's location for messages, without user and password."""
+    """Return the database's location for error messages, without user and password."""
     if url.get_backend_name() == "sqlite":
         return f"the file {url.database}"
     server = f" at {url.host}{f':{url.port}' if url.port else ''}" if url.host else ""
@@ -366,7 +372,8 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
 
     @event.listens_for(engine.sync_engine, "checkout")
     def ping(connection: Any, record: Any, _proxy: object) -> None:
-        # SQLAlchemy's own pre-ping would raise the timeout of a hanging server instead of replacing the connection.
+        # If a pooled connection does not answer, replace the whole pool. SQLAlchemy's own pre-ping would raise the
+        # timeout error of a hanging server instead.
         if not record.fresh:
             try:
                 connection.ping()
@@ -379,7 +386,7 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
     @event.listens_for(engine.sync_engine, "connect")
     def set_timeouts(connection: Any, _record: object) -> None:
         # With these timeouts, the server releases our locks if this process dies in a transaction. They are set with
-        # statements, because PgBouncer refuses connections that ask for such settings.
+        # SQL statements, because PgBouncer refuses connections that set them as connection parameters.
         cursor = connection.cursor()
         cursor.execute(f"SET idle_in_transaction_session_timeout = {2 * int(1000 * seconds)}")
         cursor.execute(f"SET lock_timeout = {int(1000 * min(seconds, _BUSY_SECONDS))}")
@@ -388,7 +395,8 @@ def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | 
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def drop_after_timeout(context: ExceptionContext) -> None:
-        # A connection that doesn't answer can't even roll back. Marking it makes SQLAlchemy drop the whole pool.
+        # A connection whose server does not answer can't even roll back. `is_disconnect` makes SQLAlchemy drop the
+        # whole pool.
         if isinstance(context.original_exception, TimeoutError):
             context.is_disconnect = True
 
@@ -414,21 +422,23 @@ def _prepare(engine: Engine, *more: str) -> None:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver sends no implicit BEGIN, because `begin` below sends one
+        connection.isolation_level = None  # the driver must send no BEGIN, because `begin` below sends it
         try:
             cursor = connection.cursor()
-            # FULL, because the Kafka offset is committed after our commit, so our commit must survive a power cut.
+            # synchronous=FULL makes a commit survive a power cut. This is necessary, because the Kafka offset is
+            # committed after the ledger's commit, and Kafka then does not send the event again.
             autocheckpoint = f"wal_autocheckpoint={_WAL_PAGES}"
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", autocheckpoint, *more):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
         except sqlite3.Error:
-            connection.close()  # SQLAlchemy would not close it, so its thread and file would stay open
+            connection.close()  # SQLAlchemy would not close this connection, so its thread and file would stay open
             raise
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # IMMEDIATE, because a transaction that reads first and writes later would fail if another one wrote in between.
+        # BEGIN IMMEDIATE takes the write lock at once. Without it, a transaction that reads first and writes later
+        # would fail if another transaction wrote in between.
         reads = connection.get_execution_options().get("purpose") == "read"
         run(connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
 
@@ -452,8 +462,8 @@ def _schema(connection: Connection) -> Schema:
 
 
 def _upgradable_versions(connection: Connection) -> set[str]:
-    """Return the versions from which this dispatcher can migrate."""
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 - most starts find the tables at HEAD
+    """Return the versions of the tables that this dispatcher can upgrade."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - imported only here, because most starts find tables that are up to date and need no Alembic
 
     return {script.revision for script in ScriptDirectory.from_config(alembic_config(connection)).walk_revisions()}
 
@@ -462,7 +472,7 @@ def _upgrade(connection: Connection, place: str) -> Schema:
     before = _schema(connection)
     if before.compatible:
         return before
-    from alembic import command  # noqa: PLC0415 - Alembic takes megabytes; few starts migrate
+    from alembic import command  # noqa: PLC0415 - imported only here, because Alembic takes megabytes of memory and few starts migrate
     from alembic.util import CommandError  # noqa: PLC0415
 
     try:

@@ -1,8 +1,8 @@
 """Reads and writes the status of launch plans within a transaction of the ledger.
 
-A launch plan's status is that of its newest terminal event, even if events arrive in another order. The launch plan's
-row is locked while one of its events is recorded. So if two replicas record a failure and a success at the same time,
-the second transaction sees the event of the first.
+A launch plan's status depends on its newest terminal event, even if events arrive in another order. A transaction that
+records an event of a launch plan locks the launch plan's row. So if two replicas record a failure and a success at the
+same time, the second transaction sees the event that the first transaction recorded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LaunchPlanStatus:
             self._loaded[row.name] = _Status(row.failed_at, row.succeeded_at)
 
     def record_failure(self, delivery: Delivery) -> None:
-        """Keep the time of a failure that has a delivery, if it is the launch plan's newest failure."""
+        """Set the launch plan's last failure to the time of this delivery's event, unless a later failure is stored."""
         status = self._loaded[delivery.launch_plan]
         if status.failed_at is None or delivery.occurred_at > status.failed_at:
             status.failed_at = delivery.occurred_at
@@ -56,9 +56,9 @@ class LaunchPlanStatus:
         return succeeded_at is not None and succeeded_at > delivery.occurred_at
 
     def record_success(self, success: Resolution) -> list[OpenThread]:
-        """Keep the time of a success, and return the open threads that it ends.
+        """Set the launch plan's last success to the time of this success, and return the open threads that it ends.
 
-        Empty if a later success is recorded already, or if no failure was recorded since the last success.
+        The list is empty if a later success is recorded already, or if no failure was recorded since the last success.
         """
         status = self._loaded[success.launch_plan]
         since = status.succeeded_at
@@ -83,12 +83,12 @@ class LaunchPlanStatus:
                 event=row.event,
             )
             for thread, row in sorted(last_in_thread.items())
-            if not row.resolves  # otherwise the thread has ended already
-            and row.occurred_at <= success.occurred_at  # otherwise there was another failure after this success
+            if not row.resolves  # a resolved notice has already ended the other threads
+            and row.occurred_at <= success.occurred_at  # in the other threads, the launch plan failed again later
         ]
 
     def record_version(self, run: NewVersion) -> bool:
-        """Record the version of a run. True if it is new and the launch plan has run in other versions before."""
+        """Record a run's version. Returns True if the version is new, but not the launch plan's first version."""
         insert = (
             self._dialect.insert(launch_plan_versions)
             .on_conflict_do_nothing()

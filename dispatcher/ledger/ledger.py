@@ -79,7 +79,7 @@ from dispatcher.model.event import Event, ExecutionId
 from dispatcher.model.phase import TERMINAL
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN, AdmissionControl, Feedback
 
-if TYPE_CHECKING:  # at run time this import would load the ORM
+if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which takes 8 MiB
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 DUE_COUNTED = 10_000
@@ -88,8 +88,8 @@ _COMPLETE_SINCE, _RECONCILED, _PINGED = "complete_since", "reconciled", "pinged"
 _CHECKPOINT = select(checkpoints.c.at).where(checkpoints.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))
 _PendingSettlement = tuple[Settlement, asyncio.Future[bool]]
-"""A settlement that is not written yet, and the future that its caller awaits. The result is True if the lease is still
-held."""
+"""A settlement that is not written yet, and the future that its caller waits for. The future's result is True if the
+lease was still held when the settlement was written."""
 _NO_DIRECT_DISPATCH: Mapping[str, DirectDispatch] = {}
 _NONE_CLAIMED: Mapping[str, Changes] = {}
 
@@ -97,14 +97,15 @@ _NONE_CLAIMED: Mapping[str, Changes] = {}
 class Ledger:
     """Events, deliveries and their outcomes, in SQLite or PostgreSQL: a transactional outbox.
 
-    Every method raises LedgerUnavailable while the database can't be used. Nothing is written then, and the caller may
-    call again.
+    Every method raises LedgerUnavailable while the database can't be used. In this case the method wrote nothing, and
+    the caller may call it again.
     """
 
     def __init__(self, url: str, timeout: timedelta = TIMEOUT, password_file: Path | None = None) -> None:
-        """Open no connection yet. Raises SettingsError for a URL that can't be used.
+        """Check the URL, but open no connection yet. Raises SettingsError if the URL can't be used.
 
-        `timeout`: limit for one statement on PostgreSQL. `password_file`: see `Database`.
+        `timeout`: maximum time for one statement on PostgreSQL. `password_file`: the file that contains PostgreSQL's
+        password.
         """
         self._database = Database(url, timeout, password_file)
         self.queries = Queries(self._database)
@@ -118,7 +119,7 @@ class Ledger:
         return self
 
     async def migrate(self) -> Schema:
-        """Create or upgrade the tables, like `open`, and return the schema as it was before."""
+        """Create or upgrade the tables, like `open`, and return the schema as it was before the migration."""
         return await self._database.migrate()
 
     async def preallocate(self) -> None:
@@ -152,14 +153,15 @@ class Ledger:
         now: datetime,
         direct_dispatch: Mapping[str, DirectDispatch] = _NO_DIRECT_DISPATCH,
     ) -> RecordResult:
-        """Write a batch: events with their deliveries, and rejected messages.
+        """Write a batch in one transaction: events with their deliveries, and rejected messages.
 
-        Events that are recorded already, by any replica, stay unchanged, and their deliveries are not written again. A
-        success also adds a resolved notice for each open thread of its launch plan. A delivery of the same event
-        to the same addresses is then left out: the resolved notice takes its place.
+        An event that any replica has recorded before stays unchanged, and its deliveries are not written again. A
+        success also adds a resolved notice for each open thread of its launch plan. If the success has another delivery
+        to the same addresses, only the resolved notice is written.
 
-        `direct_dispatch`: free slots of workers, by channel. Deliveries are claimed for them in the same transaction,
-        which saves a separate claim. `accept` of each `DirectDispatch` is always called.
+        `direct_dispatch`: free slots of workers, by channel. New deliveries are claimed for these slots in the same
+        transaction, which saves a separate claim. The `accept` function of each `DirectDispatch` is always called, even
+        if the transaction fails.
         """
         written = RecordResult()
         claimed: Mapping[str, Delivery] = {}
@@ -192,7 +194,7 @@ class Ledger:
     def _add_deliveries(
         self, connection: Connection, entries: Sequence[RecordedEvent], direct_dispatch: Mapping[str, DirectDispatch]
     ) -> tuple[Sequence[Delivery], Mapping[str, Delivery]]:
-        """Insert the deliveries of new events. Returns all of them, and by key those that direct dispatch claimed."""
+        """Insert the deliveries of new events. Returns all of these deliveries, and the claimed deliveries by key."""
         planned = [delivery for entry in entries for delivery in entry.deliveries]
         failures = [delivery for delivery in planned if delivery.launch_plan]
         successes = sorted((entry.resolution for entry in entries if entry.resolution), key=lambda one: one.occurred_at)
@@ -207,7 +209,8 @@ class Ledger:
             + [one.launch_plan for one in successes]
             + [one.launch_plan for one in runs.values()]
         )
-        first = failures if successes else []  # inserted first, so that `record_success` finds their threads
+        # If the batch has a success, failures are inserted first, so that `record_success` finds the failures' threads.
+        first = failures if successes else []
         traces = {entry.event.key: entry.span.trace for entry in entries}
         self._insert_deliveries(connection, first, traces)
         for delivery in failures:
@@ -232,7 +235,7 @@ class Ledger:
         return [*first, *rest], claimed
 
     async def rejected_events(self, executions: Iterable[ExecutionId]) -> list[Rejected]:
-        """Return these executions' events that were rejected because their rules were unknown, and not yet replayed."""
+        """Return the events of these executions that were rejected for unknown rules and are not replayed yet."""
         keys = [f"{execution}/{phase}" for execution in executions for phase in sorted(TERMINAL)]
         entries = []
         async with self._database.reading() as connection:
@@ -246,7 +249,7 @@ class Ledger:
     # -- reconciliation
 
     async def seen_events(self, events_: Iterable[str]) -> frozenset[str]:
-        """Return those of the given event keys that are in the ledger, as a recorded or a rejected event."""
+        """Return the keys for which the ledger has a recorded or a rejected event."""
         found: set[str] = set()
         async with self._database.reading() as connection:
             for chunk in _in_chunks(sorted(set(events_))):
@@ -255,7 +258,10 @@ class Ledger:
         return frozenset(found)
 
     async def record_first_start(self, *, now: datetime) -> None:
-        """Store the time of the first start, or of the oldest event if that is earlier. Later calls do nothing."""
+        """At the first start, store since when the ledger has all events: `now`, or the time of an older event.
+
+        Later calls change nothing.
+        """
         async with self._database.writing() as connection:
             oldest = await connection.scalar(_OLDEST)
             await connection.run_sync(
@@ -263,9 +269,9 @@ class Ledger:
             )
 
     async def complete_since(self, *, now: datetime) -> datetime:
-        """Return the time since which the ledger is complete: the first start, or a later time after a purge.
+        """Return the time since which the ledger has all events: the first start, or a later time after a purge.
 
-        For a new ledger, this is `now`.
+        Returns `now` for a new ledger.
         """
         async with self._database.reading() as connection:
             since: datetime | None = await connection.scalar(_CHECKPOINT, {"name": _COMPLETE_SINCE})
@@ -273,13 +279,13 @@ class Ledger:
         return since or now
 
     async def reconciled_until(self) -> datetime | None:
-        """Return the upper bound of the last reconciled time range; None if nothing was reconciled yet."""
+        """Return the end of the time range that was reconciled last; None if nothing was reconciled yet."""
         async with self._database.reading() as connection:
             until: datetime | None = await connection.scalar(_CHECKPOINT, {"name": _RECONCILED})
         return until
 
     async def set_reconciled_until(self, until: datetime) -> None:
-        """Store the upper bound of the reconciled time range; a value earlier than the stored one is ignored."""
+        """Store the end of the time range that was reconciled. If the stored time is later, it stays unchanged."""
         async with self._database.writing() as connection:
             await connection.run_sync(self._insert, checkpoints, [{"name": _RECONCILED, "at": until}])
             await _advance_checkpoint(connection, _RECONCILED, until)
@@ -291,34 +297,34 @@ class Ledger:
     ) -> Claim:
         """Claim up to `limit` due deliveries that `admission` allows, oldest first. The lease ends at `until`.
 
-        Deliveries that may be sent only later are deferred until then. Of each thread, only the earliest waiting
-        delivery is claimed. A delivery whose lease ended without a settlement is due again and in doubt: its attempt
-        may have arrived.
+        A delivery that may be sent only later is not claimed, but becomes due at that later time. From each thread,
+        only the earliest waiting delivery is claimed. If a delivery's lease ended without a settlement, the delivery is
+        due again and in doubt, because the message may have arrived.
         """
         return await self._database.write(
             lambda connection: claim.claim(connection, channel, limit, lease=lease, until=until, admission=admission)
         )
 
     async def settle(self, settlement: Settlement) -> bool:
-        """Store an attempt's outcome and its follow-ups, if the lease is still held.
+        """Store an attempt's outcome, and insert the deliveries that follow from it, if the lease is still held.
 
-        Returns False if the lease is lost: another worker may have claimed the delivery, and this outcome is ignored.
-        The attempt is stored in either case. Settlements that arrive while another one is being written share the next
+        Returns False if the lease is lost. The delivery then stays unchanged, because another worker may have claimed
+        it. The attempt's own row is written in both cases. Settlements that arrive during a write share the next
         transaction.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pending.append((settlement, done))
         if self._settle_task is None or self._settle_task.done():
-            self._settle_task = asyncio.create_task(self._settle_pending())  # noqa: TID251 - `aclose` waits for it
+            self._settle_task = asyncio.create_task(self._settle_pending())  # noqa: TID251 - allowed here, because `aclose` waits for this task
         return await done
 
     async def _settle_pending(self) -> None:
-        """Write the pending settlements in groups, in a task that no cancelled caller can stop."""
+        """Write the pending settlements in groups. Runs in its own task, so that a cancelled caller can't stop it."""
         while self._pending:
             group: list[_PendingSettlement] = []
             try:
                 held = await self._database.write(partial(self._settle_all, group), low_priority=True)
-            except Exception as error:  # noqa: BLE001 - each caller gets the error at its own await
+            except Exception as error:  # noqa: BLE001 - every error is passed on to the callers that wait
                 for _, done in group or self._take_pending():
                     if not done.cancelled():
                         done.set_exception(error)
@@ -328,12 +334,12 @@ class Ledger:
                         done.set_result(settlement.delivery.key in held)
 
     def _settle_all(self, group: list[_PendingSettlement], connection: Connection) -> frozenset[str]:
-        """Settle all settlements that are pending now, and add them to the group."""
+        """Move the pending settlements to `group` and write them. Returns the keys of deliveries with a held lease."""
         group += self._take_pending()
         return self._settle([settlement for settlement, _ in group], connection)
 
     def _take_pending(self) -> Iterator[_PendingSettlement]:
-        """Remove the pending settlements and return them. Safe in any thread."""
+        """Remove and return the pending settlements. May be called from any thread."""
         with suppress(IndexError):
             while True:
                 yield self._pending.popleft()
@@ -357,14 +363,14 @@ class Ledger:
         return held
 
     async def release(self, delivery: Delivery, *, due_at: datetime) -> None:
-        """Give a claimed delivery back; its attempt is not counted."""
+        """Give a claimed delivery back without counting the attempt. The delivery is due again at `due_at`."""
         values = {"due_at": due_at, "in_doubt": delivery.in_doubt}
         release = update(deliveries).where(*_lease_held(delivery))
         release = release.values(lease=None, attempt=deliveries.c.attempt - 1, **values)
         await self._database.write(lambda connection: connection.execute(release))
 
     async def thread(self, delivery: Delivery) -> Thread | None:
-        """The thread of a claimed delivery, with its earlier messages; None if it has no thread."""
+        """Return a claimed delivery's thread, with its earlier messages; None if the delivery has no thread."""
         if not delivery.thread:
             return None
         if delivery.opens_thread:
@@ -386,20 +392,20 @@ class Ledger:
         return Thread(key=delivery.thread, earlier=earlier, resolves=delivery.resolves, superseded=superseded)
 
     async def event(self, key: str) -> Event | None:
-        """The recorded event with this key; None if there is none."""
+        """Return the recorded event with this key; None if the ledger has no such event."""
         async with self._database.reading() as connection:
             facts = await connection.scalar(select(events.c.facts).where(events.c.key == key))
         return None if facts is None else Event.model_validate(facts)
 
     async def newest(self) -> tuple[str, datetime] | None:
-        """Key and time of the event that was recorded last; None if there is none."""
+        """Return the key and time of the event that was recorded last; None if the ledger has no events."""
         query = select(events.c.key, events.c.recorded_at).order_by(events.c.recorded_at.desc()).limit(1)
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).first()
         return None if row is None else (row.key, row.recorded_at)
 
     async def notified(self, event: str) -> frozenset[tuple[str, str]]:
-        """The (channel, address) pairs to which the event has deliveries."""
+        """Return the (channel, address) pairs to which the event has deliveries."""
         query = select(deliveries.c.channel, deliveries.c.addresses).where(deliveries.c.event == event)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
@@ -416,22 +422,23 @@ class Ledger:
         return [read_stored_delivery(row, bodies) for row in rows]
 
     async def delivery(self, key: str) -> StoredDelivery | None:
-        """The delivery with this key; None if there is none."""
+        """Return the delivery with this key; None if the ledger has no such delivery."""
         async with self._database.reading() as connection:
             row = (await connection.execute(select(deliveries).where(deliveries.c.key == key))).first()
             return read_stored_delivery(row, await _bodies(connection, {row.content})) if row is not None else None
 
     async def history(self, delivery: str) -> list[Attempt]:
-        """The delivery's attempts, in order. An attempt whose worker crashed is missing."""
+        """Return the delivery's attempts, in order. An attempt during which the worker crashed is missing."""
         query = select(attempts).where(attempts.c.delivery == delivery).order_by(attempts.c.number, attempts.c.id)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
         return [read_attempt(row) for row in rows]
 
     async def stored_events(self, execution: ExecutionId) -> list[StoredEvent]:
-        """The terminal events of an execution, in the order of recording.
+        """Return the terminal events of an execution, in the order of recording.
 
-        Flyte sends one for each execution (its database rejects a second); other engines may send more.
+        Flyte sends one terminal event for each execution, because its database rejects a second one. Other workflow
+        engines may send several.
         """
         query = (
             select(events)
@@ -450,10 +457,10 @@ class Ledger:
         id_starts: str = "",
         execution: ExecutionId | None = None,
     ) -> list[Rejected]:
-        """The newest rejected messages, newest first.
+        """Return the newest rejected messages, newest first.
 
-        `execution`: only messages whose event or whose stored bytes name this execution. That reads every rejected
-        message: do not use it on a hot path.
+        `execution`: selects only messages whose event key or stored bytes contain this execution. Such a search reads
+        every rejected message, so it is slow.
         """
         query = select(rejected).order_by(rejected.c.received_at.desc(), rejected.c.id).limit(limit)
         if since is not None:
@@ -484,10 +491,11 @@ class Ledger:
     async def purge(self, before: datetime, *, limit: int) -> int:
         """Delete up to `limit` events that were recorded before this time and have no waiting delivery.
 
-        Also deletes their deliveries and attempts, contents that no other delivery uses, up to `limit` rejected
-        messages of that age, the status and versions of launch plans without deliveries and without later events, and
-        outdated states of destinations. Moves `complete_since` forward to this time. Returns how many events and
-        rejected messages were deleted. A small limit keeps the transaction short, so that workers do not wait for it.
+        Also deletes: their deliveries and attempts; contents that no other delivery uses; up to `limit` rejected
+        messages that were received before this time; the status and versions of launch plans that have no deliveries
+        and no later events; outdated states of destinations. Moves `complete_since` forward to this time. Returns how
+        many events and rejected messages were deleted. A small limit keeps the transaction short, so that workers do
+        not wait for it.
         """
         waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
         old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
@@ -532,7 +540,7 @@ class Ledger:
         return {(row.channel, State(row.state)): row.number for row in rows}
 
     async def backlog(self, *, now: datetime) -> Mapping[str, Backlog]:
-        """The backlog of each channel. Cheap: it reads only indexes of waiting and dead deliveries."""
+        """Return the backlog of each channel. Cheap, because it reads only indexes of waiting and dead deliveries."""
         channel, number = deliveries.c.channel, func.count()
         waiting = deliveries.c.state == State.WAITING
         queries = (
@@ -563,7 +571,7 @@ class Ledger:
         }
 
     async def elect(self, name: str, at: datetime) -> bool:
-        """Elect one of the replicas that call this with the same name and time: True for the first call, else False."""
+        """Elect one of the replicas that call this with equal name and time. Returns True only to the first caller."""
         first = self._dialect.insert(checkpoints).on_conflict_do_nothing().returning(checkpoints.c.name)
         later = update(checkpoints).where(checkpoints.c.name == name, checkpoints.c.at < at).values(at=at)
         async with self._database.writing() as connection:
@@ -572,13 +580,16 @@ class Ledger:
             return (await connection.execute(later)).rowcount == 1
 
     async def overdue(self, channel: str, *, before: datetime) -> bool:
-        """True if a delivery has been due since `before`, is not in flight and waits for no other delivery."""
+        """True if a delivery was due at `before`, is not in flight, and waits for no other delivery of its thread."""
         async with self._database.reading() as connection:
             found = await connection.execute(claim.DUE, {"channel": channel, "now": before, "size": 1})
             return found.first() is not None
 
     async def ping(self, *, now: datetime) -> None:
-        """Write one row, because a read would succeed even on a full disk. Raises LedgerUnavailable."""
+        """Write one row to check the ledger, because a read would succeed even on a full disk.
+
+        Raises LedgerUnavailable if the row can't be written.
+        """
 
         def write(connection: Connection) -> None:
             self._insert(connection, checkpoints, [{"name": _PINGED, "at": now}])
@@ -589,7 +600,7 @@ class Ledger:
     # -- rows
 
     def _names_execution(self, execution: ExecutionId) -> ColumnElement[bool]:
-        """Condition that a rejected message names the execution in its event's key or, without a key, in its bytes."""
+        """SQL condition: a rejected message's event key, or its bytes if it has no key, contains the execution."""
         search = func.instr if self._database.sqlite else func.pg_catalog.position
         parts = (search(rejected.c.body, orjson.dumps(part)) > 0 for part in execution.model_dump().values())
         return or_(
@@ -605,9 +616,9 @@ class Ledger:
     ) -> dict[str, Delivery]:
         """Insert the deliveries and their contents.
 
-        `traces`: the trace of each event, by event key. `claimed`: the changed fields of claimed deliveries, by key.
-        Returns the claimed deliveries by key. Their content equals what a claim would read, so that every attempt sends
-        the same message.
+        `traces`: mapping from an event's key to its trace. `claimed`: mapping from a claimed delivery's key to its
+        changed fields. Returns the claimed deliveries by key. Their content is the same as if it had been read back
+        from the ledger, so that a later attempt sends the same message.
         """
         bodies = {}
         rows = []
@@ -640,7 +651,7 @@ async def _advance_checkpoint(connection: AsyncConnection, name: str, at: dateti
 
 
 def _only_strings(content: Any) -> bool:
-    """True if the content has only strings and mappings, as mail has. JSON does not change such content."""
+    """True if the content has only strings and mappings, as in mail. JSON encodes and decodes it without a change."""
     return type(content) is str or (type(content) is dict and all(map(_only_strings, content.values())))
 
 
@@ -674,7 +685,7 @@ async def _superseded(connection: AsyncConnection, delivery: Delivery, succeeded
 async def _earlier_messages(
     connection: AsyncConnection, *conditions: ColumnElement[bool]
 ) -> tuple[EarlierMessage, ...]:
-    """The first and the last matching failure message that arrived or may have arrived; no resolved notices."""
+    """Return the first and the last of the matching failure messages that arrived or may have arrived."""
     arrived = or_(deliveries.c.state == State.SENT, and_(deliveries.c.state == State.DEAD, deliveries.c.in_doubt))
     query = select(deliveries).where(*conditions, deliveries.c.resolves.is_(False), arrived)
     first = (await connection.execute(query.order_by(deliveries.c.occurred_at, deliveries.c.key).limit(1))).first()
@@ -701,7 +712,7 @@ def _lease_held(delivery: Delivery) -> tuple[Any, ...]:
 
 
 def _held_leases(connection: Connection, settlements: Sequence[Settlement]) -> frozenset[str]:
-    """The keys of the deliveries whose lease is still held. Locks their rows until the transaction ends."""
+    """Return the keys of deliveries whose lease is still held. Locks the deliveries until the transaction ends."""
     claimed = {entry.delivery.key: (entry.delivery.lease, entry.delivery.attempt) for entry in settlements}
     rows = prepare_select(_LEASES, connection.dialect).rows(connection, keys=list(claimed))
     return frozenset(row.key for row in rows if (row.lease, row.attempt) == claimed[row.key])
@@ -732,7 +743,7 @@ _SET_DEAD = _SETTLE.values(
 
 
 def _outcome_updates(settlements: Sequence[Settlement]) -> dict[Update, list[dict[str, Any]]]:
-    """Return a mapping from each update statement to the parameters that store the outcomes."""
+    """Return the update statements that store the outcomes, each with its list of parameters."""
     updates: dict[Update, list[dict[str, Any]]] = {}
     for entry in settlements:
         row: dict[str, Any] = {"settled": entry.delivery.key}

@@ -1,1 +1,1 @@
-"""Alembic's scripts: they upgrade a ledger from any released version to this one."""
+"""Alembic's scripts, which upgrade a ledger from any released version to this version."""

@@ -1,7 +1,7 @@
 """All tables of the ledger.
 
-Until 0.1.0 is released, changes to the tables go into this file. The revision ends in a hash of the tables: a ledger
-that an earlier version of this file created is refused (`engine.Schema`).
+Until 0.1.0 is released, changes to the tables go into this file. The revision ends in a hash of the tables. So if an
+earlier version of this file created a ledger, the dispatcher refuses it (`engine.Schema`).
 """
 
 import sqlalchemy as sa
@@ -18,8 +18,9 @@ _HAS_THREAD = sa.text("thread IS NOT NULL")
 _WAITING_WITH_THREAD = sa.text("state = 'waiting' AND thread IS NOT NULL")
 _HAS_LAUNCH_PLAN = sa.text("launch_plan IS NOT NULL")
 
-# Triggers maintain `delivery_recipients`. SQLite has one only for deletions: its triggers run for each row, so the
-# ledger inserts the rows itself (`search.INSERT_RECIPIENTS`).
+# Triggers keep `delivery_recipients` up to date. SQLite runs a trigger once for each row, which is slow for inserts, so
+# SQLite has a trigger only for deletions. On SQLite, the ledger itself inserts the rows of this table
+# (`search.INSERT_RECIPIENTS`).
 _SQLITE = (
     """
     CREATE TRIGGER recipients_delete AFTER DELETE ON deliveries BEGIN
@@ -30,8 +31,8 @@ _SQLITE = (
     END
     """,
 )
-# PostgreSQL's text can't contain NUL: recipients with a NUL can't be searched, but their deliveries are stored.
-# Collation "C" changes only ASCII letters to lower case, like SQLite.
+# PostgreSQL's text can't contain NUL. Deliveries to recipients with a NUL are stored, but a search for the recipient
+# does not find them. With collation "C", `lower` changes only ASCII letters, as on SQLite.
 _POSTGRES = (
     r"""
     CREATE FUNCTION recipient_names(recipients text, addresses text) RETURNS SETOF text LANGUAGE sql STABLE AS $$
@@ -88,7 +89,7 @@ def upgrade() -> None:
         sa.Column("considered", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_events"),
     )
-    if op.get_context().dialect.name == "postgresql":  # SQLite doesn't need it (`search.has_name`)
+    if op.get_context().dialect.name == "postgresql":  # on SQLite, `search.has_name` needs no index
         op.create_index("ix_events_name", "events", ["name"])
     op.create_index("ix_events_launch_plan", "events", ["launch_plan", "recorded_at"])
     op.create_index("ix_events_recorded_at", "events", ["recorded_at"])

@@ -1,1 +1,1 @@
-"""One module for each version, in order."""
+"""One module for each version of the tables. File names begin with the version's number."""
