@@ -7,11 +7,11 @@
     plan        planning/planner, rendering/renderer          deliveries with stable keys and rendered content
     record      ledger/ledger                                 one transaction per batch; then the offset is committed
     claim       ledger/claim                                  due deliveries that rate limits and circuit breakers admit
-    send        delivering/worker, channels/*/channel         one message; a receipt, or an error with the next step
+    send        delivering/worker, channels/*/channel         one message; the result is a receipt or an error
     classify    model/delivery                                the outcome: sent, retry or dead
     settle      ledger/ledger                                 the outcome is stored if the worker still owns the lease
 
-`intake/pipeline` joins the steps up to the ledger, `intake/reconcile` adds the events that never arrived, and
-`runtime/service` wires everything. Intake and workers share nothing but the ledger. Event, phase, notification and
-delivery are values in `model`.
+`intake/pipeline` runs the steps up to "record", and `intake/reconcile` adds the events that never arrived.
+`runtime/service` creates and connects all parts. Intake and workers share only the ledger. The values Event, Phase,
+Notification and Delivery are in `model`.
 """

@@ -24,10 +24,10 @@ class Operations:
     intake: Intake
     clock: Clock
     notify: Callable[[], None]
-    """Called after a redrive, because the workers then have new due deliveries."""
+    """Wakes the workers after a redrive, because they then have new due deliveries."""
 
     async def redrive(self, wanted: DeliveryFilter, *, by: str) -> int:
-        """Make the matching dead deliveries due again; return their number. `by`: the caller, for the log."""
+        """Make the matching dead deliveries due again; return their number. `by`: the caller's name, for the log."""
         number = await self.ledger.redrive(wanted, now=self.clock.now())
         log.info("redriven", by=by, deliveries=number, keys=len(wanted.keys) or None, filter=_in_words(wanted))
         if number:
@@ -39,19 +39,19 @@ class Operations:
         return await self.ledger.queries.count(replace(wanted, states=frozenset({State.DEAD})))
 
     async def rejected(self, identity: str) -> Rejected | None:
-        """The rejected message with exactly this id, or None."""
+        """Return the rejected message with exactly this id; None if the ledger has no such message."""
         found = await self.ledger.find_rejected(limit=2, id_starts=identity)
         return next((entry for entry in found if entry.id == identity), None)
 
     async def replay(self, refused: Rejected, *, by: str) -> ReplayResult:
-        """Process a rejected message again. `by`: the caller, for the log."""
+        """Process a rejected message again. `by`: the caller's name, for the log."""
         result = await self.intake.replay(refused)
         log.info("replayed", by=by, id=refused.id, accepted=result.accepted)
         return result
 
 
 def _in_words(wanted: DeliveryFilter) -> str:
-    """The filter's conditions for the log, without recipients: more people can read the log than the ledger."""
+    """Return the filter as text for the log, without recipients: more people can read the log than the ledger."""
     names = {"channel": wanted.channel, "execution": wanted.execution, "launch_plan": wanted.launch_plan}
     times = {name: at.isoformat() for name in ("since", "until") if (at := getattr(wanted, name)) is not None}
     conditions = [f"{name} {value}" for name, value in {**names, **times}.items() if value is not None]

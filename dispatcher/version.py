@@ -1,3 +1,3 @@
-"""The version. It is defined only here."""
+"""The dispatcher's version, which is defined only here."""
 
 __version__ = "0.1.0"

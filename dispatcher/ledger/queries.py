@@ -1,6 +1,6 @@
 """Read-only queries for the console and its API: pages of deliveries, events and rejected messages, status, activity.
 
-Each query starts from an index and reads a bounded number of rows, because a ledger may have millions.
+Each query starts from an index and reads a limited number of rows, because a ledger may have millions of rows.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from dispatcher.ledger.search import (
 )
 from dispatcher.model.delivery import State
 
-if TYPE_CHECKING:  # importing this at run time would import the ORM; `engine` avoids that
+if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which takes 8 MiB
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 MAX_ROWS_READ = 10_000
-"""Maximum number of rows that are read for one page, if no single index covers all its conditions."""
+"""Maximum number of rows that a query reads for one page, if no single index covers all conditions of the filter."""
 MAX_COUNT = 10_000
-"""Maximum number up to which rows are counted."""
+"""Rows are counted only up to this number."""
 LAG_SAMPLE = 200
-"""Maximum number of deliveries of a time bucket from which its lags are computed."""
+"""The lags of a time bucket are computed from at most this many of its deliveries."""
 _Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[_Entry]):
-    """Some entries, newest first."""
+    """One page of a list, newest entry first."""
 
     entries: Sequence[_Entry]
     after: Cursor | None
     """The cursor that selects the next page; None if there are no older entries."""
     cut: bool = False
-    """True if the search stopped at `MAX_ROWS_READ` before the page was full: older entries may match."""
+    """True if the search stopped at `MAX_ROWS_READ` before the page was full, so that older entries may match too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverySummary:
-    """A delivery in a list."""
+    """The fields of a delivery that lists show."""
 
     key: str
     event: str
@@ -70,7 +70,7 @@ class DeliverySummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventSummary:
-    """A terminal event in a list, with the number of its deliveries in each state."""
+    """The fields of a terminal event that lists show, and the number of its deliveries in each state."""
 
     key: str
     project: str
@@ -87,7 +87,7 @@ class EventSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedSummary:
-    """A rejected message in a list."""
+    """The fields of a rejected message that lists show."""
 
     id: str
     position: str
@@ -100,24 +100,24 @@ class RejectedSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
-    """A recorded event, a finished attempt or a rejected message."""
+    """One entry of the activity list: a recorded event, a finished attempt or a rejected message."""
 
     id: str
-    """A stable id, made of the kind and the row's key."""
+    """A stable id, made of `kind` and the key of the entry's row."""
     kind: str
     """`event`, `attempt` or `rejected`."""
     at: datetime
     details: Mapping[str, Any]
-    """Columns of the row, by name."""
+    """Mapping from a column of the entry's row to the value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """A number of rows, counted up to `MAX_COUNT`."""
+    """The number of rows that a query found, counted only up to `MAX_COUNT`."""
 
     number: int
     more: bool = False
-    """True if there are more than `number`."""
+    """True if there are more rows than `number`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +127,7 @@ class LedgerStatus:
     waiting: Count
     dead: Count
     rejected: Count
-    """Rejected messages that were not replayed, among the newest `MAX_COUNT`."""
+    """Number of rejected messages that were not replayed. Only the newest `MAX_COUNT` rejected messages are counted."""
     oldest_waiting: datetime | None
     """When the oldest waiting delivery was created."""
     newest_event: datetime | None
@@ -136,18 +136,18 @@ class LedgerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeBucket:
-    """The deliveries that were created in one interval: their present states, and the lags of a sample."""
+    """The deliveries that were created in one time interval: their number in each state, and the lags of some."""
 
     begin: datetime
     end: datetime
     by_state: Mapping[State, int]
     """The number of deliveries in each state."""
     lags: Sequence[timedelta]
-    """Times from the event's `occurred_at` to the provider's acceptance, in ascending order, for the newest
-    `LAG_SAMPLE` sent deliveries."""
+    """The lags of the newest `LAG_SAMPLE` sent deliveries, in ascending order. A lag is the time from the event's
+    `occurred_at` until the provider accepted the message."""
 
     def lag(self, quantile: float) -> float | None:
-        """The quantile (0 to 1) of the lags in seconds; None if nothing was sent."""
+        """Return a quantile of the lags in seconds, for example 0.5 for the median; None if no delivery was sent."""
         if not self.lags:
             return None
         return self.lags[max(math.ceil(quantile * len(self.lags)) - 1, 0)].total_seconds()
@@ -162,7 +162,7 @@ class Queries:
     async def deliveries(
         self, wanted: DeliveryFilter, *, limit: int, after: Cursor | None = None
     ) -> Page[DeliverySummary]:
-        """A page of the matching deliveries."""
+        """Return a page of the deliveries that match the filter. `after`: the cursor of the previous page."""
         max_rows = limit + 1 if _one_index(wanted) else MAX_ROWS_READ
         query, last_read = matching_deliveries(wanted, after, limit=limit + 1, max_rows=max(max_rows, limit + 1))
         async with self._database.reading() as connection:
@@ -170,15 +170,15 @@ class Queries:
         return Page([_delivery_summary(row) for row in rows], after, cut)
 
     async def count(self, wanted: DeliveryFilter) -> Count:
-        """Count the matching deliveries, up to `MAX_COUNT`."""
+        """Count the deliveries that match the filter, up to `MAX_COUNT`."""
         some = select(literal(1)).select_from(deliveries).where(*conditions(wanted)).limit(MAX_COUNT + 1)
         async with self._database.reading() as connection:
             return await _count(connection, some)
 
     async def reasons(self, wanted: DeliveryFilter, *, limit: int) -> Sequence[tuple[str, str, int]]:
-        """The most frequent reasons of the matching deliveries, as (channel, reason, number of deliveries).
+        """Return the most frequent reasons of the matching deliveries, as (channel, reason, number of deliveries).
 
-        Reads `MAX_COUNT` deliveries at most.
+        Reads at most `MAX_COUNT` deliveries.
         """
         some = select(deliveries.c.channel, deliveries.c.reason).where(*conditions(wanted)).limit(MAX_COUNT).subquery()
         number = func.count().label("number")
@@ -188,7 +188,7 @@ class Queries:
             return [(row.channel, row.reason, row.number) for row in rows]
 
     async def events(self, wanted: EventFilter, *, limit: int, after: Cursor | None = None) -> Page[EventSummary]:
-        """A page of the matching terminal events."""
+        """Return a page of the terminal events that match the filter. `after`: the cursor of the previous page."""
         given = [getattr(wanted, name) for name in ("launch_plan", "phase", "verdict", "project", "domain")]
         one_index = given == [wanted.launch_plan, None, None, None, None] and not (
             wanted.execution and wanted.launch_plan
@@ -203,7 +203,11 @@ class Queries:
     async def rejected(
         self, *, limit: int, after: Cursor | None = None, replayed: bool | None = None
     ) -> Page[RejectedSummary]:
-        """A page of rejected messages. `replayed`: True selects only replayed messages, False only the others."""
+        """Return a page of rejected messages. `after`: the cursor of the previous page.
+
+        `replayed`: if True, only replayed messages; if False, only messages that are not replayed; if None, all
+        messages.
+        """
         at, key = rejected.c.received_at, rejected.c.id
         columns = [column for column in rejected.c if column.name not in {"headers", "body"}]
         some = select(*columns, at.label("at"), key.label("key"))
@@ -221,7 +225,7 @@ class Queries:
         return Page([_rejected_summary(row) for row in rows], after, cut)
 
     async def latest(self, *, limit: int, since: datetime | None = None) -> list[Activity]:
-        """The newest activity, oldest first, with at most `limit` entries of each kind."""
+        """Return the newest events, attempts and rejected messages, at most `limit` of each kind, from old to new."""
         newest_events = select(events).order_by(events.c.recorded_at.desc()).limit(limit)
         newest_rejected = select(rejected).order_by(rejected.c.received_at.desc()).limit(limit)
         if since is not None:
@@ -281,9 +285,10 @@ class Queries:
         ]
 
     async def identify(self, text: str) -> Mapping[str, str]:
-        """Find what a search text names: an example of each kind that has such an entry.
+        """Find what a search text may mean, such as a delivery or a launch plan. Returns one match of each kind.
 
-        Keys: `delivery`, `execution`, `launch_plan`, `recipient`, `rejected`. Values: the entry's key, name or id.
+        The result maps each kind that has a match to the key, name or id of the match. Kinds: `delivery`, `execution`,
+        `launch_plan`, `recipient`, `rejected`.
         """
         queries = {
             "delivery": _by_key_prefix(text),
@@ -298,12 +303,12 @@ class Queries:
 
 
 def _by_key_prefix(text: str) -> Select[Any]:
-    """Select deliveries whose key begins with the text; none for fewer than 6 characters, which match too many."""
+    """Select deliveries whose key begins with the text, if it has 6 characters or more; fewer match too many keys."""
     return select(deliveries.c.key).where(*conditions(DeliveryFilter(keys=[text])), literal(len(text) >= 6))
 
 
 def _one_index(wanted: DeliveryFilter) -> bool:
-    """True if one index covers all conditions: then the page is the first rows of the index."""
+    """True if one index covers all conditions, so that the first rows of the index are the page."""
     few = wanted.execution is not None or bool(wanted.keys)
     given = (wanted.recipient is not None, wanted.launch_plan is not None, bool(wanted.states), few)
     return wanted.channel is None and sum(given) <= 1
@@ -314,7 +319,8 @@ async def _page(
 ) -> tuple[Sequence[Row[Any]], Cursor | None, bool]:
     """Run `query`; return the rows, the cursor of the next page, and True if the search stopped at its row limit.
 
-    `last_read`: selects the last row that the search read if it stopped there, else nothing.
+    `last_read`: a query for the last row that the search read. It returns no row if the search did not stop at its
+    limit.
     """
     rows = (await connection.execute(query)).all()
     if len(rows) > limit:

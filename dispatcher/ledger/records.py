@@ -1,4 +1,4 @@
-"""Values that the ledger's methods take and return, besides `Delivery`."""
+"""Values that the ledger's methods take and return, except `Delivery`, which is in `model`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dispatcher.model.rate_limit import AdmissionControl, Feedback
 from dispatcher.tracing import NO_SPAN, Span
 
 BODY_KEPT = 64 * 1024
-"""Maximum number of bytes of a rejected message that are stored."""
+"""Maximum number of bytes that the ledger stores of a rejected message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,25 +23,26 @@ class RecordedEvent:
 
     event: Event
     position: str
-    """Origin of the message: `TOPIC/PARTITION@OFFSET` in Kafka, or the name of another source."""
+    """Where the message came from: `TOPIC/PARTITION@OFFSET` for Kafka, or the name of another source."""
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
-    """Each rule that was considered, with the keys defined_at, phases, channel, recipients, matched and reason."""
+    """The evaluated rules, each with the keys defined_at, phases, channel, recipients, matched and reason."""
     deliveries: Sequence[Delivery]
     resolution: Resolution | None = None
-    """Ends the open threads of the launch plan after a success; None for other events."""
+    """Ends the open threads of the launch plan, if this event is a success; None for other events."""
     version: NewVersion | None = None
-    """Reports the launch plan's version if it is new; None if no rule asks for change events."""
+    """Plans the change events that report the launch plan's version, if the version is new. None if no rule asks for
+    change events."""
     kind: str = ""
-    """The message's type (`decode.type_label`); not stored."""
+    """The message's type (`decode.type_label`), a label of the metrics. The ledger does not store it."""
     span: Span = NO_SPAN
-    """The event's span from message to ledger; its deliveries store the trace."""
+    """The event's tracing span, from its message to the ledger. Each delivery of the event stores the span's trace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectDispatch:
-    """A worker's free slots: `Ledger.record` claims new deliveries for them in the transaction that inserts them."""
+    """A worker's free slots. When `Ledger.record` inserts new deliveries, it also claims deliveries for these slots."""
 
     limit: int
     """The number of free slots."""
@@ -50,7 +51,8 @@ class DirectDispatch:
     """When the lease of the claimed deliveries ends."""
     admission: AdmissionControl
     accept: Callable[[Sequence[Delivery]], None]
-    """Called exactly once, with the claimed deliveries; with an empty list if none was claimed or the write failed."""
+    """Called exactly once, with the claimed deliveries. The list is empty if no delivery was claimed or the write
+    failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class StoredEvent:
     verdict: str
     reason: str
     considered: Sequence[Mapping[str, Any]]
-    """Each rule that was considered, with the keys defined_at, phases, channel, recipients, matched and reason."""
+    """The evaluated rules, each with the keys defined_at, phases, channel, recipients, matched and reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ class Rejected:
     reason: str
     headers: Sequence[tuple[str, bytes]]
     body: bytes
-    """The stored bytes, which are the first `BODY_KEPT` bytes of the message."""
+    """The stored bytes: at most the first `BODY_KEPT` bytes of the message."""
     size: int
     """Number of bytes in the whole message."""
     event: str | None = None
@@ -95,12 +97,12 @@ class Rejected:
 
     @property
     def whole(self) -> bool:
-        """True if all bytes are stored, so that the message can be replayed."""
+        """True if all bytes of the message are stored, so that the message can be replayed."""
         return len(self.body) == self.size
 
 
 def rejected_id(position: str, value: bytes) -> str:
-    """Return the id of a rejected message, computed from position and bytes: the same if the message is read again."""
+    """Return a rejected message's id, a hash of position and bytes: the same if the message is read again."""
     digest = hashlib.sha256(position.encode())
     digest.update(b"\0")
     digest.update(value)
@@ -109,26 +111,26 @@ def rejected_id(position: str, value: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """The outcome of one attempt, and its consequences."""
+    """The outcome of one attempt, and the changes that follow from it."""
 
     delivery: Delivery
     outcome: Outcome
     started_at: datetime
     ended_at: datetime
     follow_ups: Sequence[Delivery] = ()
-    """New deliveries that the outcome causes: for refused recipients of a mail, through a fallback channel, or to
-    fallback recipients."""
+    """New deliveries that follow from the outcome: to recipients whom the mail relay refused, through a fallback
+    channel, or to fallback recipients."""
     feedback: Feedback | None = None
     """The attempt's effect on the destination's state; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The result of `Ledger.claim`: claimed deliveries, and when to claim again."""
+    """The result of `Ledger.claim`: the claimed deliveries, and when to claim again."""
 
     deliveries: Sequence[Delivery]
     next_at: datetime | None = None
-    """When the first of the deferred deliveries is due; None if none was deferred."""
+    """The earliest time at which a deferred delivery is due; None if this claim deferred no delivery."""
     more: bool = False
     """True if there may be further due deliveries that this claim did not take."""
 
@@ -149,7 +151,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One finished attempt."""
+    """One finished attempt to send a delivery."""
 
     number: int
     started_at: datetime
@@ -166,7 +168,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDelivery:
-    """A delivery in the ledger, with the time at which it finished and the receipt's reference."""
+    """A delivery in the ledger, with the time at which it was sent or given up, and the receipt's reference."""
 
     delivery: Delivery
     settled_at: datetime | None
@@ -184,13 +186,13 @@ class DeliveryFilter:
     until: datetime | None = None
     """Selects deliveries that were created before this time."""
     execution: str | None = None
-    """`project/domain/name`, or a name alone."""
+    """The execution, as `project/domain/name` or by name alone."""
     launch_plan: str | None = None
-    """The launch plan's name."""
+    """The launch plan's name, without project and domain."""
     recipient: str | None = None
-    """The whole recipient, as a rule names it or as the channel's address; the case of ASCII letters is ignored."""
+    """A whole recipient as a rule names it, or a whole address of the channel. The case of ASCII letters is ignored."""
     keys: Sequence[str] = ()
-    """Keys of deliveries, or the beginnings of keys."""
+    """Complete keys of deliveries, or beginnings of keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +200,7 @@ class EventFilter:
     """Selects terminal events that meet all given conditions."""
 
     execution: str | None = None
-    """`project/domain/name`, or a name alone."""
+    """The execution, as `project/domain/name` or by name alone."""
     launch_plan: str | None = None
     project: str | None = None
     domain: str | None = None

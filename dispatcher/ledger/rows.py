@@ -23,7 +23,7 @@ from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
 from dispatcher.model.event import Event
 
 LEASE_LOST = "the lease had run out, so this outcome was ignored"
-"""The reason that is stored for an attempt that ended after its lease."""
+"""The reason that is stored with an attempt that ended after its lease."""
 
 
 def event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def delivery_fields(row: Any, content: Any) -> dict[str, Any]:
 
 
 def read_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
-    """Return the delivery in a row. `bodies`: the contents by hash."""
+    """Return the delivery in a row. `bodies`: mapping from a content hash to the content."""
     return Delivery(**delivery_fields(row, bodies[row.content]))
 
 

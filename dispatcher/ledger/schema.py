@@ -1,4 +1,4 @@
-"""The ledger's tables for SQLAlchemy. Migrations create them; a test compares both."""
+"""The ledger's tables for SQLAlchemy. Migrations create the tables; a test checks that both definitions agree."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from sqlalchemy.sql import text
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A time with a time zone; raises ValueError without one. It is stored in UTC, because SQLite drops the zone."""
+    """Column type for a time with a time zone. Raises ValueError for a time without a zone.
+
+    Times are stored in UTC, because SQLite does not store the time zone.
+    """
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -48,7 +51,10 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class ForeignText(TypeDecorator[str]):
-    """Text from outside. Replaces NUL, which PostgreSQL refuses, and unpaired surrogates, which no database takes."""
+    """Column type for text from outside the dispatcher.
+
+    Replaces NUL, which PostgreSQL refuses, and unpaired surrogates, which every database refuses.
+    """
 
     impl = Text
     cache_ok = True
@@ -67,9 +73,10 @@ class EncodedJson(NamedTuple):
 
 
 class CompressedJson(TypeDecorator[Any]):
-    """JSON data, compressed with LZ4 if it has 4 KiB or more: a mail has many kilobytes of repetitive text.
+    """Column type for JSON data, compressed with LZ4 if it has 4 KiB or more.
 
-    zlib's result would be a quarter smaller, but would take seven times as long for every event.
+    A mail has many kilobytes of repetitive text. zlib's result would be a quarter smaller, but zlib would take seven
+    times as long for every event.
     """
 
     impl = LargeBinary
@@ -92,7 +99,7 @@ class CompressedJson(TypeDecorator[Any]):
 
 
 class StringList(TypeDecorator[tuple[str, ...]]):
-    """A short list of strings, stored as JSON."""
+    """Column type for a short list of strings, stored as JSON."""
 
     impl = Text
     cache_ok = True
@@ -135,7 +142,7 @@ events = Table(
     Column("reason", ForeignText, nullable=False),
     Column("facts", CompressedJson, nullable=False),
     Column("considered", CompressedJson, nullable=False),
-    Index("ix_events_name", "name", info={"only": "postgresql"}),  # not on SQLite: see `search.has_name`
+    Index("ix_events_name", "name", info={"only": "postgresql"}),  # SQLite does not need it: see `search.has_name`
     Index("ix_events_launch_plan", "launch_plan", "recorded_at"),
     Index("ix_events_recorded_at", "recorded_at"),
 )
@@ -155,7 +162,7 @@ contents = Table(
     Column("content_hash", String(64), primary_key=True),
     Column("body", CompressedJson, nullable=False),
 )
-"""The content of messages. Deliveries with the same content share a row."""
+"""The content of messages. Deliveries with the same content share one row."""
 
 deliveries = Table(
     "deliveries",
@@ -185,7 +192,8 @@ deliveries = Table(
     Column("occurred_at", UtcTime, nullable=False),
     Column("trace", String(600)),
     Index("ix_deliveries_event", "event"),
-    # The migrations make these indexes partial on PostgreSQL too. `postgresql_where` would import its dialect.
+    # The migrations make these indexes partial on PostgreSQL too. `postgresql_where` is not used here, because it would
+    # import SQLAlchemy's PostgreSQL dialect.
     Index(
         "ix_deliveries_thread",
         "thread",
@@ -195,7 +203,7 @@ deliveries = Table(
     Index(
         "ix_deliveries_thread_waiting",
         "thread",
-        "state",  # without this column, SQLite would read all earlier messages of the thread
+        "state",  # without this column in the index, SQLite would read all earlier messages
         "occurred_at",
         sqlite_where=text("state = 'waiting' AND thread IS NOT NULL"),
     ),
@@ -213,7 +221,7 @@ deliveries = Table(
     ),
     Index(
         "ix_deliveries_backlog",
-        "state",  # without this column, SQLite would also read each row of the table
+        "state",  # without this column in the index, SQLite would also read each row of the table
         "channel",
         "created_at",
         sqlite_where=text("state = 'waiting'"),
@@ -236,8 +244,9 @@ delivery_recipients = Table(
     Column("delivery", String(64), primary_key=True),
     sqlite_with_rowid=False,
 )
-"""Deliveries by recipient and address, with ASCII letters in lower case. Triggers on `deliveries` maintain it, except
-that on SQLite the ledger inserts the rows itself (`search.INSERT_RECIPIENTS`)."""
+"""Finds deliveries by recipient or address, with ASCII letters in lower case. On PostgreSQL, triggers on `deliveries`
+keep this table up to date. On SQLite, a trigger only deletes rows, and the ledger inserts them
+(`search.INSERT_RECIPIENTS`)."""
 
 launch_plan_status = Table(
     "launch_plan_status",
@@ -246,7 +255,8 @@ launch_plan_status = Table(
     Column("failed_at", UtcTime),
     Column("succeeded_at", UtcTime),
 )
-"""When launch plans with notified failures last failed and succeeded (`ledger/launch_plan_status.py`)."""
+"""When each launch plan last failed and last succeeded, by the times of the events. Only failures that have deliveries
+count (`ledger/launch_plan_status.py`)."""
 
 launch_plan_versions = Table(
     "launch_plan_versions",
@@ -265,7 +275,7 @@ destinations = Table(
     Column("blocked_until", UtcTime),
     Column("failures", Integer, nullable=False),
 )
-"""The rate limit and failures of each destination (`dispatcher/model/rate_limit.py`)."""
+"""The state of each destination: its rate limit, its pause and its failures (`dispatcher/model/rate_limit.py`)."""
 
 attempts = Table(
     "attempts",
@@ -299,4 +309,5 @@ rejected = Table(
 )
 
 compatibility = Table("compatibility", metadata, Column("oldest", String(32), nullable=False))
-"""One row: the oldest version whose code can work with these tables. `engine` writes it after each migration."""
+"""Has one row: the oldest version whose code can work with these tables. `engine` writes this row after each migration.
+"""

@@ -1,7 +1,7 @@
 """Turns filters into SQL that always starts from an index.
 
-A search reads at most `max_rows` rows from the index, newest first, and checks the other conditions on those rows. So
-no combination of conditions reads the whole ledger.
+A search reads at most `max_rows` rows through the index, newest first, and checks the other conditions on these rows.
+So even an unusual combination of conditions does not read the whole ledger.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ INSERT_RECIPIENTS = """
     CROSS JOIN json_each(new.addresses) AS name
     WHERE new.addresses <> new.recipients
 """
-"""Adds the recipients and addresses of new deliveries. Both parameters are the JSON list of the deliveries' keys.
+"""Adds the recipients and addresses of new deliveries to `delivery_recipients`. Both parameters are the same JSON list
+of the deliveries' keys.
 
-For SQLite only: on PostgreSQL a trigger does the same, once for each statement. SQLite's triggers run for each row,
-which would cost more than twice as much.
+For SQLite only. On PostgreSQL, a trigger does the same, once for each statement. SQLite runs a trigger once for each
+row, which would cost more than twice as much as this statement.
 """
 
 
 class Cursor(NamedTuple):
-    """The last row of a page. Pages are sorted newest first, so the next page has older rows."""
+    """The position of a page's last row. Pages are sorted newest first, so the next page has older rows."""
 
     at: datetime
     key: str
@@ -58,7 +59,7 @@ class Cursor(NamedTuple):
 
 
 def conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
-    """All conditions of the filter on the table `deliveries`."""
+    """Return the SQL conditions for all parts of the filter, on the table `deliveries`."""
     within = _range(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
     return [*_row_conditions(wanted, deliveries.c), *_key_conditions(wanted), *within]
 
@@ -66,10 +67,10 @@ def conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
 def matching_deliveries(
     wanted: DeliveryFilter, after: Cursor | None, *, limit: int, max_rows: int
 ) -> tuple[Select[Any], Select[Any]]:
-    """Return two queries: the matching deliveries, newest first; and the last row that the search read.
+    """Return two queries: for the matching deliveries, newest first, and for the last row that the search read.
 
-    `max_rows`: the maximum number of rows that the search reads. If it reads fewer, the second query returns no row.
-    The column `at` of both is the time by which rows are sorted.
+    The search reads at most `max_rows` rows. If it reads fewer, the second query returns no row. In both queries, the
+    column `at` is the time by which the rows are sorted.
     """
     some = _newest_rows(wanted, after, max_rows).subquery("some")
     matching = select(some).where(*_row_conditions(wanted, some.c))
@@ -79,7 +80,7 @@ def matching_deliveries(
 def matching_events(
     wanted: EventFilter, after: Cursor | None, *, limit: int, max_rows: int
 ) -> tuple[Select[Any], Select[Any]]:
-    """Like `matching_deliveries`, for terminal events."""
+    """The same as `matching_deliveries`, for terminal events."""
     columns = [column for column in events.c if column.name not in {"facts", "considered"}]
     at = events.c.recorded_at
     query = select(*columns, at.label("at")).where(*_range(at, events.c.key, wanted.since, wanted.until, after))
@@ -95,17 +96,17 @@ def matching_events(
 
 
 def lower(text: str) -> str:
-    """Return a recipient as `delivery_recipients` stores it: ASCII letters in lower case, cut to size, without NUL."""
+    """Return a recipient as `delivery_recipients` stores it: ASCII letters in lower case, 320 characters, no NUL."""
     return "".join(chr(ord(char) + 32) if "A" <= char <= "Z" else char for char in text)[:320].replace("\0", "")
 
 
 def _last_row(some: Any, max_rows: int) -> Select[Any]:
-    """Select the row at position `max_rows`; no row if the subquery has fewer."""
+    """Select the row at position `max_rows`; no row if the subquery has fewer rows."""
     return select(some.c.at, some.c.key).order_by(some.c.at.desc(), some.c.key.desc()).offset(max_rows - 1).limit(1)
 
 
 def _newest_rows(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
-    """The newest deliveries from the index that the filter narrows most. The index is sorted by `at`."""
+    """Select the newest deliveries, by the index that leaves the fewest rows. The index is sorted by `at`."""
     if wanted.execution is not None or wanted.keys:
         at, key = deliveries.c.created_at, deliveries.c.key
         query = select(deliveries, at.label("at")).where(*_key_conditions(wanted))
@@ -126,7 +127,7 @@ def _newest_rows(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) ->
 
 
 def _by_state(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
-    """Read the newest deliveries of each wanted state from the index on state, and take the newest of them."""
+    """Read the newest deliveries of each wanted state from the index on state, and select the newest of all these."""
     at, key = deliveries.c.created_at, deliveries.c.key
     within = _range(at, key, wanted.since, wanted.until, after)
     parts = [
@@ -155,7 +156,7 @@ def _range(at: Any, key: Any, since: datetime | None, until: datetime | None, af
 
 
 def _key_conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
-    """The conditions that select few deliveries by an index: delivery keys and an execution."""
+    """Return the conditions on delivery keys and on the execution. An index finds the few deliveries that meet them."""
     limits: list[ColumnElement[bool]] = []
     if wanted.keys:
         full = [key for key in wanted.keys if len(key) >= KEY_LENGTH]
@@ -167,23 +168,26 @@ def _key_conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
 
 
 def _starts_with(prefix: str) -> ColumnElement[bool]:
-    """A range of delivery keys. Keys are hexadecimal, and "g" comes after all digits. LIKE would not use the index."""
+    """SQL condition: a delivery key starts with `prefix`. It is a range, because LIKE would not use the index.
+
+    Keys have hexadecimal digits only, so `prefix` followed by "g" comes after all keys that start with `prefix`.
+    """
     return and_(deliveries.c.key >= prefix, deliveries.c.key < f"{prefix}g")
 
 
 def of_execution(text: str) -> list[ColumnElement[bool]]:
-    """Conditions on `events` for an execution: `project/domain/name`, or a name in any project and domain."""
+    """Return conditions on `events` for an execution: `project/domain/name`, or a name in any project and domain."""
     if "/" not in text:
         return [has_name(text)]
     return [events.c.key.in_([f"{text}/{phase}" for phase in sorted(TERMINAL)])]
 
 
-class has_name(ColumnElement[bool]):  # noqa: N801 - lower case like SQLAlchemy's own functions
-    """True for events of executions with this name, in any project and domain.
+class has_name(ColumnElement[bool]):  # noqa: N801 - named in lower case, because it is used like a function of SQLAlchemy
+    """SQL condition: the event's execution has this name, in any project and domain.
 
-    PostgreSQL has an index on the name. SQLite has none, because each event would then write one more page. On SQLite,
-    the query first lists the places (project and domain), each with one look-up in the primary key, and then looks up
-    the event keys that the name can have in each place.
+    PostgreSQL has an index on the name. SQLite has no such index, because each recorded event would then have to write
+    one more page. On SQLite, the query first lists all places (project and domain), with one look-up in the primary key
+    for each place. Then it looks up the event keys that the name can have in each place.
     """
 
     inherit_cache: bool | None = False
@@ -215,18 +219,19 @@ _KEYS_IN_ALL_PLACES = """
     FROM places CROSS JOIN json_each({phases}) AS phase
 """
 """Selects every key that an event of an execution with this name can have. Keys are `project/domain/name/PHASE`. "0" is
-the character after "/", so `project/domain0` follows all keys of a place."""
+the character after "/". So `project/domain0` sorts after all keys of this project and domain, and the next key belongs
+to the next place."""
 
 
 def _row_conditions(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool]]:
-    """The conditions that are checked on each row."""
+    """Return the conditions that the search checks on each row that it has read."""
     limits: list[ColumnElement[bool]] = []
     if wanted.states:
         limits.append(row.state.in_(sorted(wanted.states)))
     if wanted.channel is not None:
         limits.append(row.channel == wanted.channel)
     if wanted.launch_plan is not None:
-        # A scalar subquery, so that the planner can't turn it into a join that starts from the launch plan's events.
+        # A scalar subquery, because the database could turn a join around and read all events of the launch plan first.
         plan = select(events.c.launch_plan).where(events.c.key == row.event).scalar_subquery()
         limits.append(plan == wanted.launch_plan)
     if wanted.recipient is not None:

@@ -1,4 +1,4 @@
-"""The only writer of a SQLite ledger: runs writes in a thread, and commits all waiting writes in one transaction."""
+"""Writes to a SQLite ledger, in one thread. All writes that wait at the same time are committed in one transaction."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ WriterLock = Callable[[], AbstractAsyncContextManager[None]]
 
 @dataclass(slots=True, eq=False)
 class _Write:
-    """One caller's work and its result."""
+    """The work of one call of `Writer.write`, and its result."""
 
     work: Callable[[Connection], Any]
     done: asyncio.Future[Any]
     """The future that the caller waits for. It is cancelled if the caller was cancelled."""
     low_priority: bool
     transaction: Future[None] | None = None
-    """The transaction that the work runs in; None while it still waits."""
+    """The transaction in which the work runs; None while the work still waits."""
     result: Any = None
     error: Exception | None = None
 
@@ -50,38 +50,39 @@ class _Write:
 class Writer:
     """Runs writes one after another in a thread, from BEGIN to COMMIT without a switch to the event loop.
 
-    Sending each statement to a thread and waiting for it would cost many times more than the statement itself. A commit
-    waits for the disk and costs the same for one write as for many, so the writes that arrive during a transaction
-    share the next transaction. Each write is committed completely or not at all, even if other writes of the same
-    transaction fail.
+    If each statement were sent to a thread separately, the switches would cost many times more than the statement. A
+    commit waits for the disk, and costs the same for one write as for many. So the writes that arrive during a
+    transaction share the next transaction. Each write is committed completely or not at all, even if other writes of
+    the same transaction fail.
     """
 
     def __init__(self, engine: Engine, lock: WriterLock, *, busy_seconds: float) -> None:
-        """`lock`: held during each transaction. `busy_seconds`: how long to wait for another process's lock."""
+        """`lock`: locks out other writers of this process. `busy_seconds`: maximum wait for another process's lock."""
         self._engine = engine
         self._lock = lock
         self._busy_seconds = busy_seconds
         self._waiting: list[_Write] = []
         self._task: asyncio.Task[None] | None = None
-        """The task that runs while writes wait."""
+        """The task that runs the transactions. It ends when no write waits."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._connection: Connection | None = None
-        """The thread's connection. It is kept open, because a checkout from the engine's pool costs as much as a
+        """The thread's connection. It stays open, because a checkout from the engine's pool costs as much as a
         statement."""
         self._urgent_write = asyncio.Event()
-        """Set when a write arrives that is not low-priority."""
+        """Set when an urgent write arrives, which means a write without `low_priority`."""
 
     async def write(self, work: Callable[[Connection], T], *, low_priority: bool = False) -> T:
         """Run `work`, commit, and return its result. If the caller is cancelled, all of `work` or nothing is committed.
 
-        `low_priority`: wait `LOW_PRIORITY_WAIT` for an urgent write, whose transaction this one can share.
+        `low_priority`: wait up to `LOW_PRIORITY_WAIT` seconds for an urgent write, so that both writes share one
+        transaction.
         """
         write = _Write(work, asyncio.get_running_loop().create_future(), low_priority)
         self._waiting.append(write)
         if not low_priority:
             self._urgent_write.set()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write_waiting())  # noqa: TID251 - `aclose` waits for it
+            self._task = asyncio.create_task(self._write_waiting())  # noqa: TID251 - allowed here, because `aclose` waits for this task
         try:
             result: T = await write.done
         except asyncio.CancelledError:
@@ -93,7 +94,7 @@ class Writer:
         return result
 
     async def aclose(self) -> None:
-        """Finish the waiting writes, then close the connection and the thread."""
+        """Finish the waiting writes, then close the connection and stop the thread."""
         if self._task is not None:
             await asyncio.wait([self._task])
         await asyncio.to_thread(self._thread.shutdown)
@@ -102,7 +103,10 @@ class Writer:
         self._engine.dispose()
 
     async def _write_waiting(self) -> None:
-        """Run transactions until no write waits. It is a separate task, so a cancelled caller stops no write."""
+        """Run transactions until no write waits.
+
+        This runs in a separate task, so that a cancelled caller does not stop the writes of other callers.
+        """
         group: list[_Write] = []
         while self._waiting:
             await self._wait_for_urgent_write()
@@ -110,16 +114,16 @@ class Writer:
                 async with self._lock():
                     group, self._waiting = self._waiting, []
                     await self._run_group(group)
-            except Exception as error:  # noqa: BLE001 - each caller gets the error at its own await
-                for write in [*group, *self._waiting]:  # the waiting writes would fail at the same locked file
+            except Exception as error:  # noqa: BLE001 - every error is passed on to the callers that wait
+                for write in [*group, *self._waiting]:  # the waiting writes would fail too, because the file is locked
                     write.complete(error)
                 self._waiting.clear()
             for write in group:
                 write.complete()
-            await asyncio.sleep(0)  # noqa: TID251 - lets callers add writes to the next transaction
+            await asyncio.sleep(0)  # noqa: TID251 - sleep(0) lets other tasks run, which may add writes to the next transaction
 
     async def _wait_for_urgent_write(self) -> None:
-        """If only low-priority writes wait, wait up to `LOW_PRIORITY_WAIT` for an urgent one: one commit for both."""
+        """If only low-priority writes wait, give urgent writes `LOW_PRIORITY_WAIT` seconds to join the transaction."""
         if any(not write.low_priority for write in self._waiting):
             return
         self._urgent_write.clear()
@@ -148,9 +152,9 @@ class Writer:
             self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
-        """Close the connection after an error; the next transaction opens a new one.
+        """Close the connection after an error; the next transaction opens a new connection.
 
-        SQLite keeps a connection read-only if it was opened while the file was read-only.
+        SQLite keeps a connection read-only if the file was read-only when the connection was opened.
         """
         self._connection = None
         connection.invalidate()
@@ -159,7 +163,7 @@ class Writer:
     def _begin(self, connection: Connection, group: Sequence[_Write]) -> RootTransaction:
         """Begin a transaction; while the file is locked, try again until `busy_seconds` have passed.
 
-        It waits many times for a short time, because a wait inside SQLite can't be cancelled.
+        Each single wait inside SQLite is short, because it can't be cancelled.
         """
         deadline = time.monotonic() + self._busy_seconds
         while True:
@@ -173,15 +177,15 @@ class Writer:
 
 
 def _run_work(write: _Write, connection: Connection, *, with_savepoint: bool) -> None:
-    """Do the work, or undo all of it and keep its error.
+    """Run one write. If its work fails, undo the work and store the error in `write.error`.
 
-    Raises the error if SQLite has rolled back the whole transaction because of it, as on a full disk.
+    Raises the error if SQLite rolled back the whole transaction because of it, for example on a full disk.
     """
     if with_savepoint:
         run(connection, "SAVEPOINT one_write")
     try:
         write.result = write.work(connection)
-    except Exception as error:  # noqa: BLE001 - the caller gets the error
+    except Exception as error:  # noqa: BLE001 - `write.error` passes the error on to the caller
         write.error = error
         if with_savepoint:
             try:
@@ -193,7 +197,7 @@ def _run_work(write: _Write, connection: Connection, *, with_savepoint: bool) ->
 
 
 async def _finished(transaction: Future[None]) -> None:
-    """Wait until the transaction is committed or has failed; the error is not raised here."""
+    """Wait until the transaction is committed or has failed. If it has failed, no error is raised here."""
     finished = asyncio.Event()
     loop = asyncio.get_running_loop()
     transaction.add_done_callback(lambda _: loop.call_soon_threadsafe(finished.set))

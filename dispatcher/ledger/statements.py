@@ -23,13 +23,14 @@ from dispatcher.ledger.values import BindProcessors, KeyList, ResultProcessors
 
 Rows = Sequence[Mapping[str, Any]]
 Row = Any
-"""A row of a query's result, a named tuple with the column names."""
+"""A row of a query's result: a named tuple whose fields are the columns."""
 
 
 def run(connection: Connection, sql: str, values: tuple[Any, ...] = ()) -> Sequence[Sequence[Any]]:
     """Execute SQL in the driver's own syntax and return the rows, if any. Raises DBAPIError.
 
-    On SQLite it bypasses SQLAlchemy, whose overhead for each statement exceeds the statement's own cost there.
+    On SQLite, this calls the driver directly, because SQLAlchemy's overhead for a statement is higher than the cost of
+    the statement itself.
     """
     if connection.dialect.name != "sqlite":
         result = connection.exec_driver_sql(sql, values or None)
@@ -48,7 +49,7 @@ def run_each(connection: Connection, sql: str, values: list[tuple[Any, ...]]) ->
 
 
 def _run_on_sqlite(connection: Connection, sql: str, method: str, values: Any) -> Sequence[Sequence[Any]]:
-    """Execute with SQLite's cursor, and raise its errors as SQLAlchemy's."""
+    """Execute SQL with the driver's cursor. Raises the driver's errors as SQLAlchemy's DBAPIError."""
     try:
         with closing(connection.connection.cursor()) as cursor:
             getattr(cursor, method)(sql, values)
@@ -57,11 +58,11 @@ def _run_on_sqlite(connection: Connection, sql: str, method: str, values: Any) -
         raise DBAPIError.instance(sql, None, error, sqlite3.Error) from error
 
 
-class among(ColumnElement[bool]):  # noqa: N801 - lower case like SQLAlchemy's functions
-    """`column IN (…)` with a list of keys as one parameter, named `name`.
+class among(ColumnElement[bool]):  # noqa: N801 - named in lower case, because it is used like a function of SQLAlchemy
+    """SQL condition `column IN (…)`, with a whole list of keys as one parameter, named `name`.
 
-    For `prepare_select` and `prepare_update` only. Lists of any length give the same SQL text, so that the database
-    prepares it only once.
+    It works only in statements for `prepare_select` and `prepare_update`. The SQL text is the same for lists of any
+    length, so the database prepares the statement only once.
     """
 
     inherit_cache: bool | None = False
@@ -74,7 +75,7 @@ class among(ColumnElement[bool]):  # noqa: N801 - lower case like SQLAlchemy's f
 @compiles(among, "sqlite")
 def _in_json(element: among, compiler: SQLCompiler, **options: Any) -> str:
     keys = compiler.process(element.keys, **options)
-    return f"{compiler.process(element.column, **options)} IN (SELECT value FROM json_each({keys}))"  # noqa: S608 - compiled
+    return f"{compiler.process(element.column, **options)} IN (SELECT value FROM json_each({keys}))"  # noqa: S608 - both parts are SQL text from SQLAlchemy's compiler, no outside values
 
 
 @compiles(among, "postgresql")
@@ -84,15 +85,16 @@ def _in_array(element: among, compiler: SQLCompiler, **options: Any) -> str:
 
 @lru_cache(maxsize=64)
 def prepare_insert(table: Table, dialect: Dialect, *, overwrite: bool = False) -> PreparedInsert:
-    """Return the prepared insert of a table, compiled at the first call."""
+    """Return the prepared insert of a table. The first call compiles it; later calls return the same object."""
     return PreparedInsert(table, dialect, overwrite=overwrite)
 
 
 class PreparedInsert:
-    """`INSERT … ON CONFLICT DO NOTHING` into one table; with `overwrite`, `DO UPDATE` of all columns but the key."""
+    """`INSERT … ON CONFLICT DO NOTHING` into one table; with `overwrite`, `DO UPDATE` of all columns except the key."""
 
     def __init__(self, table: Table, dialect: Dialect, *, overwrite: bool) -> None:
-        columns = [column for column in table.columns if column.autoincrement is not True]  # the rest is automatic
+        # The insert leaves out autoincrement columns, because the database numbers them.
+        columns = [column for column in table.columns if column.autoincrement is not True]
         self._key = columns[0]
         self._bind = BindProcessors([(column.name, column.type) for column in columns], dialect)
         self._in_arrays = dialect.name == "postgresql"
@@ -100,7 +102,7 @@ class PreparedInsert:
         if self._in_arrays:
             types = (_array_type(column, dialect) for column in columns)
             arrays = ", ".join(f"${number}::{kind}" for number, kind in enumerate(types, start=1))
-            values = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - only names from the schema
+            values = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - the SQL text contains only names and types from the schema, no outside values
         names = ", ".join(column.name for column in columns)
         keys = ", ".join(column.name for column in table.primary_key)
         changes = ", ".join(f"{one.name} = excluded.{one.name}" for one in columns if not one.primary_key)
@@ -109,7 +111,7 @@ class PreparedInsert:
         self._dialect = dialect
 
     def insert(self, connection: Connection, rows: Rows) -> None:
-        """Insert the rows. Rows whose key exists already are skipped, or overwritten with `overwrite`."""
+        """Insert the rows. A row whose key exists already is skipped; with `overwrite`, it replaces the stored row."""
         if rows:
             (run if self._in_arrays else run_each)(connection, self._sql, self._parameters(rows))
 
@@ -122,33 +124,37 @@ class PreparedInsert:
             return [key for (key,) in run(connection, returning, self._parameters(rows))]
         name = self._key.name
         existing = {key for (key,) in self._existing.rows(connection, keys=[row[name] for row in rows])}
-        missing = [row for row in rows if row[name] not in existing]  # no race: only one transaction writes to SQLite
+        # No other transaction can insert these keys in the meantime, because SQLite has one writer at a time.
+        missing = [row for row in rows if row[name] not in existing]
         self.insert(connection, missing)
         return [row[name] for row in missing]
 
     @cached_property
     def _existing(self) -> PreparedSelect:
-        """Finds which of the given keys exist."""
+        """A query that returns which of the given keys exist."""
         return PreparedSelect(select(self._key).where(among(self._key, "keys")), self._dialect)
 
     def _parameters(self, rows: Rows) -> Any:
         """Return the driver's parameters for the rows, sorted by key.
 
-        The order is the same in all replicas, so that two replicas that write the same rows can't deadlock. PostgreSQL
-        gets one array for each column, so that a single statement inserts all rows and its triggers run once.
+        All replicas use the same order, so that two replicas that write the same rows can't deadlock. PostgreSQL gets
+        one array for each column. A single statement can then insert all rows, and PostgreSQL's triggers run only once.
         """
         bound = [self._bind.process(row) for row in sorted(rows, key=itemgetter(self._key.name))]
         return tuple(map(list, zip(*bound, strict=True))) if self._in_arrays else bound
 
 
 def _array_type(column: Column[Any], dialect: Dialect) -> str:
-    """Return the array type of a column. It is TEXT for strings, because a cast to VARCHAR(n) would truncate them."""
+    """Return a column's array type. It is TEXT[] for strings, because a cast to VARCHAR(n)[] would truncate them."""
     return f"{'TEXT' if isinstance(column.type, String) else column.type.compile(dialect)}[]"
 
 
 @lru_cache(maxsize=64)
 def prepare_update(statement: Update, dialect: Dialect) -> PreparedUpdate:
-    """Return the prepared form of an update, compiled at the first call. The update must be a module's constant."""
+    """Return the prepared form of an update. The first call compiles it; later calls return the same object.
+
+    The update must be a module's constant, because the cache compares updates by identity.
+    """
     return PreparedUpdate(statement, dialect)
 
 
@@ -165,7 +171,10 @@ class PreparedUpdate:
 
 @lru_cache(maxsize=64)
 def prepare_select(statement: Select[Any], dialect: Dialect) -> PreparedSelect:
-    """Return the prepared form of a query, compiled at the first call. The query must be a module's constant."""
+    """Return the prepared form of a query. The first call compiles it; later calls return the same object.
+
+    The query must be a module's constant, because the cache compares queries by identity.
+    """
     return PreparedSelect(statement, dialect)
 
 
@@ -175,7 +184,7 @@ class PreparedSelect:
     def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
         self._sql, self._bind = _compiled(statement, dialect)
         columns = statement.selected_columns
-        row: Any = namedtuple("Row", [str(column.key) for column in columns])  # type: ignore[misc]  # noqa: PYI024 - fields known at run time only
+        row: Any = namedtuple("Row", [str(column.key) for column in columns])  # type: ignore[misc]  # noqa: PYI024 - the fields are known only at run time
         self._row = row._make
         self._read = ResultProcessors([column.type for column in columns], dialect)
 

@@ -1,4 +1,4 @@
-"""Converts values to and from the driver's types with the column types' own rules, but faster than SQLAlchemy."""
+"""Converts values to and from the driver's types, by the rules of the column types, but faster than SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sqlalchemy.types import NullType, TypeEngine
 from dispatcher.ledger.schema import CompressedJson, ForeignText, StringList, UtcTime
 
 Processor = Callable[[Any], Any]
-"""Converts one value."""
+"""A function that converts one value to or from the driver's type."""
 
 
 class KeyList(TypeDecorator[Sequence[str]]):
-    """A list of keys as one parameter, for `statements.among`; no column has this type."""
+    """The type of the parameter of `statements.among`, a list of keys. No column has this type."""
 
     impl: TypeEngine[Any] | type[TypeEngine[Any]] = NullType
     cache_ok: bool | None = True
@@ -30,12 +30,12 @@ class KeyList(TypeDecorator[Sequence[str]]):
 
 
 class BindProcessors:
-    """Converts a row, given by column names, to a tuple of the driver's values in the order of a statement."""
+    """Converts a mapping from column names to values into a tuple of driver values, in the statement's order."""
 
     def __init__(
         self, named: Sequence[tuple[str, TypeEngine[Any]]], dialect: Dialect, constants: Mapping[str, Any] | None = None
     ) -> None:
-        """`named`: names and types in the statement's order. `constants`: values that need not be in each row."""
+        """`named`: names and types in the statement's order. `constants`: values for names that a row may leave out."""
         names = [name for name, _ in named]
         self._pick = itemgetter(*names) if len(names) > 1 else lambda row: [row[name] for name in names]
         self._processors = _processors((kind for _, kind in named), dialect, _bind_processor)
@@ -49,7 +49,7 @@ class BindProcessors:
 
 
 class ResultProcessors:
-    """Converts a row of the driver's values to Python's types."""
+    """Converts a row of the driver's values to Python values."""
 
     def __init__(self, kinds: Iterable[TypeEngine[Any]], dialect: Dialect) -> None:
         self._processors = _processors(kinds, dialect, _result_processor)
@@ -66,7 +66,7 @@ def _processors(
     dialect: Dialect,
     processor: Callable[[TypeEngine[Any], Dialect], Processor | None],
 ) -> list[tuple[int, Processor]]:
-    """Return each processor with the position of the value that it converts; most types need none."""
+    """Return a list of (position of a value in the row, processor). Most types need no processor."""
     found = ((at, processor(kind, dialect)) for at, kind in enumerate(kinds))
     return [(at, process) for at, process in found if process is not None]
 
@@ -78,7 +78,7 @@ def _bind_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None
             return _cached(_as_text if dialect.name == "sqlite" else _TIME.process_bind_param, dialect)
         case StringList():
             return _cached(_STRINGS.process_bind_param, dialect)
-        case ForeignText() | CompressedJson() | KeyList():  # the driver takes their results unchanged
+        case ForeignText() | CompressedJson() | KeyList():  # the driver accepts the results of these methods
             return partial(kind.process_bind_param, dialect=dialect)
         case Boolean():
             return None
@@ -103,9 +103,9 @@ def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | No
 
 @lru_cache(maxsize=16)
 def _cached(process: Callable[..., Any], dialect: Dialect) -> Processor:
-    """Return the processor with a cache of 256 values, because a batch has few distinct values.
+    """Return the processor with a cache of 256 results, because a batch has few distinct values.
 
-    All columns of the type share the cache.
+    All columns of the same type share one cache.
     """
     return lru_cache(maxsize=256)(partial(process, dialect=dialect))
 

@@ -1,4 +1,4 @@
-"""The circuit breaker of a provider. Each replica has its own, in memory."""
+"""The circuit breaker of a provider. Each replica has its own breaker, in memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MAX_OPEN_TIME = timedelta(seconds=10)
 class CircuitBreaker:
     """Stops sends to a provider that is down, refuses every message or does not answer.
 
-    The breaker stays open longer after each failure in a row. Then it lets one delivery through, the probe: a success
-    closes it.
+    After each failure in a row, the breaker stays open longer. When this time is over, it lets one delivery through as
+    a probe. If the probe succeeds, the breaker closes.
     """
 
     _outages: int = 0
-    """Number of failures in a row that concern every destination (`Later.provider_wide`)."""
+    """Number of failures in a row that concern the provider as a whole (`Later.provider_wide`)."""
     _unanswered: int = 0
-    """Number of sends in a row that got no answer."""
+    """Number of sends in a row that got no answer from the provider."""
     _open_until: datetime | None = None
 
     @property

@@ -1,7 +1,6 @@
-"""A delivery and its state machine. Pure functions; the ledger stores the results.
+"""Defines a delivery and its states. All functions are pure; the ledger stores their results.
 
-waiting --claim--> waiting, leased --settle--> sent | dead | waiting (due later)
-dead --redrive--> waiting
+waiting --claim--> waiting, leased --settle--> sent | dead | waiting (due later) dead --redrive--> waiting
 """
 
 from __future__ import annotations
@@ -32,38 +31,40 @@ class State(StrEnum):
 class Delivery(NamedTuple):
     """One message to one target on one channel.
 
-    A NamedTuple, because several copies are created for each message sent, and a frozen dataclass with this many fields
-    takes four times as long to create.
+    It is a NamedTuple, because several copies are created for each sent message. A frozen dataclass with this many
+    fields would take four times as long to create.
     """
 
     key: str
-    """Identifies the delivery, the same at every attempt. It is used in the mail's Message-ID and in Slack's metadata,
-    and, without a thread, as PagerDuty's dedup key."""
+    """Identifies the delivery; the key is the same at every attempt. The mail's Message-ID and the Slack message's
+    metadata contain it. If the delivery has no thread, the key is also PagerDuty's dedup key."""
     event: str
     """The key of the event that caused the delivery."""
     channel: str
     recipients: tuple[str, ...]
     """The recipients as the rule names them."""
     addresses: tuple[str, ...]
-    """The channel's addresses for `recipients`: for mail in the same order, for other channels exactly one."""
+    """The addresses that the channel uses for `recipients`. Mail has one address for each recipient, in the same order.
+    Other channels have exactly one address."""
     content: Content
     rule: str
-    """Where the matched rule is defined: `options[0]`, `launch_plans/train.yaml:12`."""
+    """Where the matched rule is defined, for example `options[0]` or `launch_plans/train.yaml:12`."""
     created_at: datetime
     due_at: datetime
-    """No attempt is made before this time. While the delivery is claimed, it is the end of the lease."""
+    """Workers make no attempt before this time. While the delivery is claimed, this is the time at which the lease
+    ends."""
     retry_window_start: datetime
-    """When the delivery was created, or redriven for the last time. The retry deadline counts from this time."""
+    """When the delivery was created, or last redriven. The retry deadline counts from this time."""
     occurred_at: datetime
-    """When the event happened."""
+    """When the execution entered the phase that the event reports."""
     state: State = State.WAITING
     attempt: int = 0
     """Number of attempts so far. Each claim counts as an attempt, so that a delivery that crashes the process is not
     attempted forever."""
     in_doubt: bool = False
-    """True if an earlier attempt may have arrived."""
+    """True if the message of an earlier attempt may have arrived."""
     lease: str | None = None
-    """The id of the worker that claimed the delivery, and that alone may settle it. None if the delivery is not
+    """The id of the worker that claimed the delivery. Only this worker may settle it. None if the delivery is not
     claimed."""
     reason: str = ""
     """Why the delivery is dead, or why the last attempt failed."""
@@ -75,20 +76,20 @@ class Delivery(NamedTuple):
     resolves: bool = False
     """True for a resolved notice, which reports the success that ends the thread."""
     fallback_for: str = ""
-    """The key of the dead delivery that this delivery reports to the fallback recipients; empty for other deliveries.
-    """
+    """The key of the dead delivery that this message reports, if it is a notice to fallback recipients; else empty."""
     slot_reserved: bool = False
     """True if `due_at` is a slot of the destination's rate limit that is reserved for this delivery."""
     destination_failing: bool = False
-    """True if the destination had failures in a row (`DestinationState.failures`) when the delivery was claimed. Not
-    stored."""
+    """True if the last attempts to the same destination had failed when a worker claimed this delivery
+    (`DestinationState.failures`). The ledger does not store this field."""
     trace: str = ""
     """The trace of the event (`tracing.Span.trace`). The ledger sets it on all deliveries of the event."""
     opens_thread: bool = False
-    """True if, when the delivery was claimed, its thread had no other delivery and the launch plan had no later
-    success. Not stored."""
+    """True if, when a worker claimed the delivery, its thread had no other delivery and the launch plan had no later
+    success. The ledger does not store this field."""
     blocks_thread: bool = False
-    """True if, when the delivery was claimed, another delivery of its thread waited for it. Not stored."""
+    """True if, when a worker claimed the delivery, another delivery of its thread waited for it. The ledger does not
+    store this field."""
 
 
 def delivery_key(event: str, channel: str, addresses: Sequence[str]) -> str:
@@ -113,7 +114,7 @@ def thread_key(channel: str, addresses: Sequence[str], subject: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenThread:
-    """A thread with failures, sent or pending, and no resolved notice yet."""
+    """A thread that has failure messages, sent or waiting, and no resolved notice yet."""
 
     channel: str
     recipients: tuple[str, ...]
@@ -125,23 +126,23 @@ class OpenThread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """The success of a launch plan, which ends the threads about its failures. Only the ledger knows the open ones."""
+    """A success of a launch plan. It ends the launch plan's open threads, which only the ledger knows."""
 
     launch_plan: str
     occurred_at: datetime
     """When the launch plan's execution succeeded."""
     plan_resolved_notice: Callable[[OpenThread], Delivery | None]
-    """Returns the resolved notice for an open thread; None if its channel no longer has threads."""
+    """Returns the resolved notice for an open thread; None if the thread's channel no longer has threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVersion:
-    """A run of a launch plan in a version that may be new. Only the ledger knows whether it is."""
+    """A run of a launch plan in a version that may be new. Only the ledger knows whether the version is new."""
 
     launch_plan: str
     version: str
     plan_deliveries: Callable[[], Sequence[Delivery]]
-    """Returns the deliveries that report the version, if it is new."""
+    """Returns the deliveries that report the version. It is called only if the version is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The next attempt is due at `at`."""
+    """The attempt did not succeed. The next attempt is due at `at`."""
 
     at: datetime
     reason: str
@@ -168,7 +169,7 @@ class Dead:
     reason: str
     answer: Answer | None = None
     unknown_recipient: bool = False
-    """True if the channel can't reach the recipient. A fallback channel may be able to."""
+    """True if the channel can't reach the recipient. A fallback channel may be able to reach the recipient."""
     in_doubt: bool = False
     """True if the message may have arrived."""
 

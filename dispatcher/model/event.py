@@ -30,8 +30,8 @@ class _Incoming(BaseModel):
 
 
 Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
-"""A name of at most 255 characters, as in flyteadmin, without slashes and control characters: with those, two
-executions could look like one."""
+"""A name of at most 255 characters, as in flyteadmin. Slashes and control characters are not allowed, because they
+could make the names of two different executions look the same."""
 
 
 class ExecutionId(_Incoming):
@@ -73,11 +73,11 @@ class ExecutionError(_Incoming):
     code: str = ""
     message: str = ""
     kind: str = "UNKNOWN"
-    """Whom Flyte blames: USER, SYSTEM or UNKNOWN."""
+    """Whom Flyte blames for the error: USER, SYSTEM or UNKNOWN."""
 
 
 def _plain_map(value: Any) -> Any:
-    """Unwrap `{"values": {…}}`, flytekit's form of Labels and Annotations; people write the map without it."""
+    """Unwrap `{"values": {…}}`, flytekit's form of Labels and Annotations. People usually write only the inner map."""
     if isinstance(value, dict) and set(value) == {"values"} and isinstance(value["values"], dict):
         return value["values"]
     return value
@@ -96,10 +96,10 @@ class Options(_Incoming):
 
 
 class Event(_Incoming):
-    """An execution entered a phase.
+    """The report that an execution entered a phase.
 
     Only `execution`, `phase` and `occurred_at` are always set. Whether Flyte's events have the other fields depends on
-    version, phase and settings (flyteadmin `cloudevents`).
+    Flyte's version, the phase and flyteadmin's settings (`cloudevents`).
     """
 
     execution: ExecutionId
@@ -116,8 +116,8 @@ class Event(_Incoming):
 
     @property
     def key(self) -> str:
-        """Identifies the event, the same for every copy of it: `project/domain/name/PHASE`.
+        """The event's identity, `project/domain/name/PHASE`. It is the same for every copy of the event.
 
-        It is not derived from the CloudEvents id, whose text form differs between builds of Flyte.
+        The key does not contain the CloudEvents id, because the text form of this id differs between builds of Flyte.
         """
         return f"{self.execution}/{self.phase}"

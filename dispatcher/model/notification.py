@@ -18,8 +18,8 @@ CHANNEL_FIELDS = {
     "teams": "teams",
     "webhook": "webhook",
 }
-"""Mapping from a field of the notification to the channel: first the fields of `flyteidl.admin.Notification` in each
-spelling, then those for channels that Flyte does not have."""
+"""Mapping from a field of the notification to the channel: first the fields of `flyteidl.admin.Notification`, in each
+spelling, then the fields for channels that Flyte does not have."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Matches a control character. No address of any channel has one, and databases can't search for text with NUL."""

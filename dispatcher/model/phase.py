@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """`flyteidl.core.WorkflowExecution.Phase`; the declaration order is the protobuf numbering."""
+    """`flyteidl.core.WorkflowExecution.Phase`. The members are declared in the order of their protobuf numbers."""
 
     UNDEFINED = "UNDEFINED"
     QUEUED = "QUEUED"

@@ -1,9 +1,10 @@
-"""Rate limits and circuit breakers: which deliveries of a claim may be sent now, and when the rest may be sent.
+"""Rate limits and circuit breakers: which deliveries of a claim may be sent now, and when the others may be sent.
 
-The state of a destination (a Slack channel, a PagerDuty service) is in the ledger, so that all replicas share it and a
-restart keeps it: its bucket, the end of its pause (`Retry-After` or an open breaker) and its failures in a row. A
-delivery that may not be sent yet reserves the next free slot and is due then. So nothing polls, and the backlog of one
-destination does not delay other destinations. The breaker of a whole provider is in `circuit_breaker`.
+A destination is, for example, a Slack channel or a PagerDuty service. Its state consists of its token bucket, the end
+of its pause (`Retry-After` or an open breaker) and its number of failures in a row. The state is in the ledger, so that
+all replicas share it and a restart does not lose it. A delivery that may not be sent yet reserves the next free slot of
+the rate limit, and is due at the time of that slot. So workers need not poll, and the backlog of one destination does
+not delay other destinations. The breaker of a whole provider is in `circuit_breaker`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from channels.contract import InDoubt, Later, Receipt
 from dispatcher.model.delivery import Result
 
 FAILURES_TO_OPEN = 5
-"""Number of failures in a row that open a destination's breaker."""
+"""Number of failures in a row after which a destination's breaker opens."""
 FIRST_PAUSE = timedelta(seconds=5)
 LONGEST_PAUSE = timedelta(minutes=5)
-"""An open breaker lets one delivery through after each pause. Pauses double from `FIRST_PAUSE` up to `LONGEST_PAUSE`.
-"""
+"""While a breaker is open, it lets one delivery through after each pause. The pauses double from `FIRST_PAUSE` up to
+`LONGEST_PAUSE`."""
 _RATE = re.compile(r"\s*(\d+)\s*/\s*(s|min|h)\s*")
 _UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1)}
 
@@ -70,22 +71,22 @@ class RateLimit:
 
     rate: Rate | None = None
     burst: int = 1
-    """Maximum number of deliveries that may be sent at once when the bucket is full."""
+    """Maximum number of deliveries that may be sent at once to a destination whose bucket is full."""
     max_in_flight: int = 1000
     """Maximum number of deliveries in flight to one destination, so that a slow destination can't occupy all slots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationState:
-    """Rate limit and breaker state of one destination."""
+    """The state of one destination's rate limit and circuit breaker."""
 
     theoretical_arrival_at: datetime
-    """When the bucket is full again: the theoretical arrival time of GCRA (ITU-T I.371)."""
+    """When the destination's token bucket is full again: the theoretical arrival time of GCRA (ITU-T I.371)."""
     blocked_until: datetime | None = None
-    """Nothing is sent before this time, because the destination sent `Retry-After` or its breaker is open. None if it
-    is not blocked."""
+    """Nothing is sent to the destination before this time, because it sent `Retry-After` or its breaker is open. None
+    if the destination is not blocked."""
     failures: int = 0
-    """Number of failures in a row. A `Retry-After` is not counted."""
+    """Number of failures in a row. An answer with `Retry-After` does not count as a failure."""
 
     @property
     def breaker_open(self) -> bool:
@@ -93,26 +94,26 @@ class DestinationState:
 
 
 NEW_DESTINATION = DestinationState(theoretical_arrival_at=datetime(1970, 1, 1, tzinfo=UTC))
-"""The state of a destination that the ledger has no row for."""
+"""The state of a destination that has no row in the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One attempt's effect on the state of its destination: a success, a `Retry-After`, or else a failure."""
+    """How one attempt changes the state of its destination: as a success, as a `Retry-After`, or else as a failure."""
 
     destination: str
     at: datetime
     succeeded: bool = False
     retry_after: timedelta | None = None
-    """The pause that the destination asked for; None if it asked for none."""
+    """The pause that the destination asked for; None if it did not ask for a pause."""
 
 
 def feedback(destination: str, result: Result, now: datetime, *, destination_failing: bool) -> Feedback | None:
     """Return how an attempt's result changes the destination's state; None if the state stays the same.
 
     `destination` is empty if the channel limits only the provider as a whole. A permanent refusal (`Never`) concerns
-    only the message, and a provider-wide failure concerns only the provider, so neither changes the destination's
-    state. A success changes it only after failures (`destination_failing`).
+    only the message, and a provider-wide failure concerns only the provider. So neither of them changes the
+    destination's state. A success changes the state only if earlier attempts failed (`destination_failing`).
     """
     if not destination:
         return None
@@ -128,7 +129,7 @@ def feedback(destination: str, result: Result, now: datetime, *, destination_fai
 
 
 def apply(state: DestinationState, feedback: Feedback) -> DestinationState:
-    """Return the destination's state after the feedback."""
+    """Return the destination's new state, after an attempt's feedback."""
     if feedback.succeeded:
         return replace(state, failures=0, blocked_until=None)
     if feedback.retry_after is not None:
@@ -140,12 +141,12 @@ def apply(state: DestinationState, feedback: Feedback) -> DestinationState:
 
 
 class AdmissionDecision(NamedTuple):
-    """When one delivery may be sent."""
+    """The decision when one delivery may be sent."""
 
     state: DestinationState
-    """The new state of its destination."""
+    """The new state of the delivery's destination."""
     at: datetime
-    """The time at which it may be sent: `AdmissionControl.now`, or later."""
+    """The time at which the delivery may be sent: `AdmissionControl.now`, or later."""
     slot_reserved: bool
     """True if `at` is a slot of the rate limit that is reserved for this delivery."""
 
@@ -161,7 +162,7 @@ class AdmissionControl:
     in_flight: Counter[str] = field(default_factory=Counter)
     """Number of deliveries in flight, by destination."""
     deferred: int = 0
-    """Number of deliveries in this claim that may be sent only later."""
+    """Number of deliveries that this claim postponed, because they may be sent only later."""
 
     def tracks(self, name: str) -> bool:
         """True if decisions about this destination depend on its stored state."""
@@ -169,13 +170,13 @@ class AdmissionControl:
 
     @property
     def saturated(self) -> list[str]:
-        """Destinations with `max_in_flight` deliveries in flight; further deliveries to them stay in the ledger."""
+        """Destinations that have `max_in_flight` deliveries in flight. A claim takes no further deliveries to them."""
         return [name for name, number in self.in_flight.items() if name and number >= self.rate_limit.max_in_flight]
 
     def admit(self, name: str, state: DestinationState, *, slot_reserved: bool) -> AdmissionDecision | None:
         """Decide when one more delivery to the destination may be sent; None if the destination is saturated.
 
-        `slot_reserved`: the delivery was deferred to a slot of the rate limit, which has come now.
+        `slot_reserved`: True if an earlier claim reserved a slot of the rate limit for the delivery, which is due now.
         """
         if name and state.blocked_until is not None and state.blocked_until > self.now:
             self.deferred += 1
@@ -189,13 +190,15 @@ class AdmissionControl:
             self.deferred += 1
             return decision
         self.in_flight[name] += 1
-        if name and state.breaker_open:  # half-open: this delivery is the probe; no other one is sent before its result
+        # The breaker is half-open, and this delivery is the probe. Other deliveries wait for one pause, until its
+        # result is known.
+        if name and state.breaker_open:
             blocked_until = self.now + _pause(state.failures)
             return decision._replace(state=replace(decision.state, blocked_until=blocked_until))
         return decision
 
     def _reserve(self, state: DestinationState, earliest: datetime) -> AdmissionDecision:
-        """Reserve the first free slot of the rate limit that is not before `earliest`."""
+        """Reserve the first free slot of the rate limit at `earliest` or later."""
         if self.rate_limit.rate is None:
             return AdmissionDecision(state, earliest, slot_reserved=False)
         interval = self.rate_limit.rate.interval

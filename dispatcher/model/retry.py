@@ -1,7 +1,7 @@
 """When to retry: exponential back-off with full jitter, between a floor and a ceiling, until a deadline.
 
-The ledger counts the attempts of a delivery, because each attempt may run in another process, so a retry loop in memory
-can't. Of tenacity, only the curve of the delays is used (`wait_exponential`).
+The ledger counts the attempts of a delivery. A retry loop in memory could not count them, because each attempt may run
+in another process. So the only part of tenacity that is used is its formula for the delays (`wait_exponential`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class RetryPolicy:
     initial: timedelta = timedelta(seconds=2)
     """Upper bound of the first delay; the bound doubles with each attempt."""
     ceiling: timedelta = timedelta(minutes=10)
-    """Maximum value of this bound."""
+    """Highest value that the upper bound of a delay can reach."""
     deadline: timedelta = timedelta(hours=24)
-    """Maximum time for retries, counted from `Delivery.retry_window_start`. A delivery becomes dead if its next retry
-    would be later."""
+    """Maximum time for retries, counted from `Delivery.retry_window_start`. If the next retry would be later, the
+    delivery becomes dead."""
 
     def bound(self, attempt: int) -> timedelta:
         """Return the upper bound of the delay after this attempt. Attempts are counted from 1."""
