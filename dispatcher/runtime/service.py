@@ -266,8 +266,9 @@ class Service:
             worker.abandon()
 
     async def _direct_dispatches(self) -> Mapping[str, DirectDispatch]:
-        """Return the workers' offers of free slots, by channel. First waits until the running polls have finished.
+        """Return the workers' offers of free slots, by channel.
 
+        Before that, wait up to `IDLE_POLL_TIMEOUT` until running polls have finished, because slots are then free.
         `DirectDispatch.accept` must be called for every offer. Therefore this method awaits nothing after the first
         offer, because a cancellation at an `await` would lose the offers.
         """
