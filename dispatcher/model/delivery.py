@@ -1,6 +1,7 @@
 """Defines a delivery and its states. All functions are pure; the ledger stores their results.
 
-waiting --claim--> waiting, leased --settle--> sent | dead | waiting (due later) dead --redrive--> waiting
+waiting --claim--> waiting, leased --settle--> sent | dead | waiting (due later)
+dead --redrive--> waiting
 """
 
 from __future__ import annotations
