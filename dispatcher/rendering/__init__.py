@@ -1,4 +1,6 @@
-"""Renders an event into a channel's message. Sending and preview use the same Renderer, so they can't differ."""
+"""Renders an event into a channel's message. Sending and preview use the same Renderer, so a preview shows the real
+message.
+"""
 
 from dispatcher.rendering.limits import lint
 from dispatcher.rendering.renderer import Renderer, TemplateError

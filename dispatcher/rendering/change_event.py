@@ -1,4 +1,4 @@
-"""Builds the change event for a launch plan's new version.
+"""Builds PagerDuty's change event, which reports that a launch plan runs in a new version.
 
 Source: PagerDuty's Events API v2, "Send change events".
 """
@@ -12,7 +12,7 @@ from dispatcher.rendering.text import cut
 
 
 def change_event(context: Context) -> Content:
-    """Build the change event of a version whose first execution finished. Change events have no template."""
+    """Build the change event for a launch plan's version whose first execution has finished. It uses no template."""
     plan = context.launch_plan
     summary = f"{plan.name} has run in version {plan.version} for the first time: it {context.done}"
     details = {

@@ -1,7 +1,7 @@
 """Compiles templates as Jinja does, except that HTML escaping returns `str` instead of `Markup`.
 
-Creating a `Markup` takes longer than the escaping itself. It is not needed: the escaped pieces are joined once, at the
-end, and no later step escapes them again.
+Creating a `Markup` takes longer than the escaping itself. A `Markup` is not needed, because the escaped pieces are
+joined once, at the end, and no later step escapes them again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jinja2.compiler import CodeGenerator, Frame
 
 
 class Compiler(CodeGenerator):
-    """Code generator for environments that have a method `escape`."""
+    """Jinja's code generator, changed so that compiled templates call the environment's method `escape`."""
 
     def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> None:
         if frame.eval_ctx.volatile or not frame.eval_ctx.autoescape:

@@ -1,4 +1,6 @@
-"""The variables of templates. Their values are cleaned; a value that the event doesn't supply is empty, never None."""
+"""The variables that templates can use, built from an event. All values are cleaned of terminal colours and control
+characters. A value that the event doesn't contain is empty, never None.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ from dispatcher.rendering.text import clean, cut, one_line
 from dispatcher.rendering.traceback import summarize
 
 LONGEST_URL = 1500
-"""Maximum characters of a URL. `&` counts as five, because HTML writes it as `&amp;`."""
+"""Maximum number of characters of a URL. Each `&` counts as five, because HTML writes it as `&amp;`."""
 LONGEST_NAME = 255
 LABELS = 20
-"""Maximum number of labels that a template gets; an event may have thousands."""
+"""Maximum number of labels that a template gets, because an event may have thousands of labels."""
 _URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20\x7f]+")
 _SECOND, _MINUTE, _HOUR, _DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
 _DONE = {
@@ -37,7 +39,7 @@ _DONE = {
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A launch plan or a workflow; all fields are empty if the event doesn't name it."""
+    """A launch plan or a workflow. If the event names no launch plan or workflow, all fields are empty."""
 
     project: str = ""
     """The project of the launch plan or workflow."""
@@ -51,7 +53,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The execution's error; all fields are empty if there is none."""
+    """The execution's error. If the execution has no error, all fields are empty."""
 
     summary: str = ""
     """The line with the exception."""
@@ -64,7 +66,7 @@ class Failure:
     kind: str = ""
     """Flyte's error kind: `user` or `system`; empty if unknown."""
     node: str = ""
-    """The node that failed, if the message names it."""
+    """The name of the node that failed, if the message names it."""
 
 
 class Context(NamedTuple):
@@ -89,9 +91,9 @@ class Context(NamedTuple):
     symbol: str
     """The phase as one emoji."""
     launch_plan: Entity = Entity()
-    """The launch plan: project, domain, name, version."""
+    """The execution's launch plan, with its project, domain, name and version."""
     workflow: Entity = Entity()
-    """The workflow: project, domain, name, version."""
+    """The execution's workflow, with its project, domain, name and version."""
     principal: str = ""
     """Who started the execution."""
     labels: Mapping[str, str] = MappingProxyType({})
@@ -109,11 +111,11 @@ class Context(NamedTuple):
     duration: str = ""
     """How long the execution took, such as `14 minutes and 17 seconds`."""
     error: Failure = Failure()
-    """The error: summary, frames, message, code, kind, node."""
+    """The execution's error, with the parts summary, frames, message, code, kind and node."""
     undelivered: str = ""
     """In a message to fallback recipients: who could not be notified, and why. Otherwise empty."""
     test: str = ""
-    """In a test notification: a sentence that says so; `what` then begins with `TEST: `. Otherwise empty."""
+    """In a test notification: a sentence that marks it as a test; `what` then begins with `TEST: `. Otherwise empty."""
 
     def variables(self) -> dict[str, Any]:
         return self._asdict()
@@ -123,7 +125,9 @@ VARIABLES = Context._fields
 
 
 def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: str | None = None) -> Context:
-    """Build the variables from a terminal event. `severity`: overrides the phase's severity for PagerDuty."""
+    """Build the template variables from a terminal event. `severity`: PagerDuty's severity; if None, the event's phase
+    determines it.
+    """
     done, default_severity, color, symbol = _DONE[event.phase]
     plan, workflow = _entity(event.launch_plan), _entity(event.workflow)
     execution = event.execution
@@ -153,7 +157,7 @@ def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: 
     )
 
 
-@lru_cache(maxsize=1024)  # many executions share few launch plans and workflows
+@lru_cache(maxsize=1024)  # cached, because many executions have the same launch plan and workflow
 def _entity(entity: EntityId | None) -> Entity:
     if entity is None:
         return Entity()
@@ -176,12 +180,14 @@ def _failure(event: Event) -> Failure:
 
 
 def _short(text: str) -> str:
-    """Return the text as one line of at most `LONGEST_NAME` characters. An event's texts can be longer."""
+    """Return the text as one line that is cut to `LONGEST_NAME` characters, because an event's texts can be longer."""
     return cut(one_line(text[: 4 * LONGEST_NAME]), LONGEST_NAME)
 
 
 def _in_utc(time: datetime) -> datetime:
-    """Convert to UTC. A time at the limits of the calendar, which has no UTC equivalent, keeps its written digits."""
+    """Convert a time to UTC. Near the years 1 and 9999, a time may have no equivalent in UTC; then only its zone is set
+    to UTC.
+    """
     try:
         return time.astimezone(UTC)
     except OverflowError:
@@ -193,9 +199,9 @@ def _format_time(time: datetime) -> str:
 
 
 def _duration(elapsed: timedelta) -> str:
-    """Format a duration. From one hour on, seconds are left out; from one day on, minutes too.
+    """Format a duration as text. From one hour on, the text has no seconds; from one day on, also no minutes.
 
-    Empty if the duration isn't positive, because then the event's times are wrong.
+    Returns an empty text if the duration isn't positive, because then the event's times are wrong.
     """
     if elapsed < _SECOND:
         return "under 1 second" if elapsed > timedelta() else ""
@@ -205,18 +211,19 @@ def _duration(elapsed: timedelta) -> str:
     return _format_duration(elapsed // length, unit)
 
 
-@lru_cache(maxsize=4096)  # durations repeat, and formatting one takes a quarter of `context_of`'s time
+@lru_cache(maxsize=4096)  # cached: durations repeat, and to format them takes a quarter of `context_of`'s time
 def _format_duration(number: int, unit: str) -> str:
     try:
         return humanize.precisedelta(timedelta(**{unit: number}), minimum_unit=unit, format="%d")
-    except OverflowError:  # longer than the longest timedelta
+    except OverflowError:  # the duration is longer than the longest timedelta
         return ""
 
 
 def _url(event: Event, console_url: str) -> str:
-    """Return the address of the execution's page in Flyte's console, or an empty text; at most `LONGEST_URL` long.
+    """Return the URL of the execution's page in Flyte's console, or an empty text if there is none.
 
-    The event's own address is used if it is a plain http(s) link; otherwise the address is built from `console_url`.
+    The event's own URL is used if it is a plain http(s) link. Otherwise the URL is built from `console_url`. A URL that
+    is longer than `LONGEST_URL` is not used.
     """
     if event.url.isprintable() and _URL.fullmatch(event.url[: LONGEST_URL + 1]):
         url = event.url if event.url.isascii() else quote(event.url, safe=printable)
@@ -231,7 +238,9 @@ def _url(event: Event, console_url: str) -> str:
 
 
 def _logs_url(event: Event, pattern: str) -> str:
-    """Fill in the setting `logs_url`; empty if it isn't set, or the result is longer than `LONGEST_URL`."""
+    """Return the URL of the execution's logs, built from the setting `logs_url`. Empty if the setting is empty or the
+    URL is longer than `LONGEST_URL`.
+    """
     if not pattern:
         return ""
     url = pattern
@@ -241,7 +250,7 @@ def _logs_url(event: Event, pattern: str) -> str:
 
 
 def _path_segment(text: str) -> str:
-    """Percent-encode a text as one segment of a URL's path."""
+    """Percent-encode a text, so that it is one segment of a URL's path."""
     return text if text.isascii() and text.isalnum() else quote(clean(text), safe="")
 
 

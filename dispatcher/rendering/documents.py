@@ -1,8 +1,8 @@
-"""Document templates: YAML whose strings are Jinja templates.
+"""Renders document templates: YAML files whose strings are Jinja templates.
 
-The result is built as data, so a quote in an error message can't break the JSON. A string that renders empty is
-dropped. A mapping is dropped if its `when` renders empty or False, if its own text, href or url renders empty, or if
-all its templates render empty.
+Each string is rendered alone, and the result is built as data. So a quote in an error message can't break the JSON. A
+string that renders empty is dropped. A mapping is dropped in three cases: its `when` renders empty or `False`; its own
+`text`, `href` or `url` renders empty; all its templates render empty.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from jinja2.runtime import Context as JinjaContext
 from dispatcher.parsing.yaml import Document
 
 MAX_VALUES = 5000
-"""Maximum number of values in a document, with YAML aliases expanded."""
+"""Maximum number of values in a document. A value that YAML aliases repeat counts each time."""
 _DROPPED = object()
 _FALSY = (_DROPPED, "False")
 _REQUIRED = frozenset({"text", "href", "url"})
-"""A mapping is useless without these, so it is dropped if one of them renders empty."""
+"""If the value of one of these keys renders empty, the whole mapping is dropped, because it is useless without the
+value."""
 
 Place = tuple[str | int, ...]
-"""The keys and indices from the document's root to a value."""
+"""The path of a value: the keys and indices that lead from the document's root to the value."""
 Render = Callable[["Variables"], Any]
 
 
@@ -38,11 +39,13 @@ class Sink:
 
 
 SinkFor = Callable[[Place, Mapping[str, Any]], Sink]
-"""Takes the place of a string and the mapping that contains it, and returns the string's sink."""
+"""Function that takes the place of a string and the mapping around the string, and returns the string's sink."""
 
 
 class Variables(dict[Environment, JinjaContext]):
-    """A message's variables: one Jinja context per environment. Creating one takes longer than rendering a string."""
+    """A message's variables, as one Jinja context per environment. Contexts are kept, because to create one takes
+    longer than to render a string.
+    """
 
     __slots__ = ("_values",)
 
@@ -56,7 +59,7 @@ class Variables(dict[Environment, JinjaContext]):
 
 
 class BadDocument(Exception):
-    """The document, or a template in it, is invalid or failed to render. `line` is the line in the file."""
+    """The document, or a template in it, is invalid or can't be rendered. `line` is the line number in the file."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -64,7 +67,9 @@ class BadDocument(Exception):
 
 
 def compile_document(document: Document, sink_for: SinkFor) -> Callable[[Variables], dict[str, Any]]:
-    """Compile all strings, and return a function that renders the document. Both raise BadDocument."""
+    """Compile all templates in the document, and return a function that renders the document. Both this call and the
+    returned function raise BadDocument if a template is invalid or fails.
+    """
     if not isinstance(document.data, dict):
         raise BadDocument("a mapping was expected", 1)
     _check_size(document.data)
@@ -81,9 +86,9 @@ def compile_document(document: Document, sink_for: SinkFor) -> Callable[[Variabl
 
 
 def _check_size(data: Any) -> None:
-    """Raise BadDocument if there are more than MAX_VALUES values.
+    """Raise BadDocument if the document has more than MAX_VALUES values.
 
-    YAML aliases can make a short document large or endless.
+    YAML aliases repeat values, so they can make a short document large or endless.
     """
     queue, count = [data], 0
     while queue:
@@ -96,7 +101,7 @@ def _check_size(data: Any) -> None:
 
 
 def strings_of(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
-    """Yield each string that is a template, with its place."""
+    """Yield the place and the text of each string that is a template."""
     if isinstance(node, dict | list):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from strings_of(value, (*place, key))

@@ -1,7 +1,8 @@
-"""Fills in a launch plan's own mail template, which Flyte documents but flyteadmin ignores.
+"""Fills in a launch plan's own mail template. Flyte documents such templates, but flyteadmin ignores them.
 
-The launch plan's author is not trusted. So the thirteen variables (flyteadmin's `notifications/email.go`) are replaced
-in one pass, their values are escaped for HTML, and nothing else is evaluated.
+The launch plan's author is not trusted. So only thirteen variables are replaced, in one pass, and their values are
+escaped for HTML. Nothing else in the template is evaluated. Source of the variables: flyteadmin's
+`notifications/email.go`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _NAMES = frozenset(
         ),
     }
 )
-"""The names of the thirteen variables."""
+"""The names of the thirteen variables that a launch plan's mail template can use."""
 _VARIABLE = re.compile(r"\{\{ ?([a-z_.]{1,40}) ?\}\}")
 _JINJA_OPENING = re.compile(r"\{(?=[{%#]|\Z)")
 _JINJA_ERROR = (
@@ -42,11 +43,12 @@ _GAPS = re.compile(r"\s*\n\s*\n\s*")
 
 
 class TooLarge(Exception):
-    """The filled-in template is larger than a mail may be."""
+    """The filled-in template is larger than a mail's HTML may be."""
 
 
 def substitute(template: str, context: Context, *, budget: int) -> str:
-    """Fill in the template's variables and return the HTML. An unknown variable is left unchanged.
+    """Fill in the template's variables and return the HTML. A name in braces that is no known variable is left
+    unchanged.
 
     Raises TooLarge as soon as the result has more than `budget` bytes.
     """
@@ -66,7 +68,9 @@ def substitute(template: str, context: Context, *, budget: int) -> str:
 
 
 def as_text(html: str) -> str:
-    """Convert HTML to plain text for mail programs that show no HTML. Empty if the HTML has no text."""
+    """Convert HTML to plain text, for mail programs that show no HTML. Returns an empty text if the HTML contains no
+    text.
+    """
     pieces: list[str] = []
     invisible = href = ""
     end = 0
@@ -93,7 +97,9 @@ def as_text(html: str) -> str:
 
 
 def as_jinja(template: str) -> str:
-    """Convert a Flyte template to a Jinja template: Flyte's variables become Jinja's, the rest becomes plain text."""
+    """Convert a launch plan's mail template to a Jinja template. Flyte's variables become Jinja variables; everything
+    else becomes plain text.
+    """
     pieces: list[str] = []
     end = 0
     for variable in _VARIABLE.finditer(template):

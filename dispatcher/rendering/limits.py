@@ -1,4 +1,4 @@
-"""The providers' limits: constants that rendering cuts texts to, and `lint`, which checks a whole message."""
+"""The providers' limits on messages. Rendering cuts texts to these limits; `lint` checks a whole message."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import orjson
 
 from channels.contract import Content
 
-# Slack's limits. Lengths are in UTF-16 units, which Slack counts. Sources: docs.slack.dev: the pages of each block and
-# object under "Blocks", and the page of chat.postMessage.
+# Slack's limits. Lengths are in UTF-16 units, because Slack counts these. Sources, on docs.slack.dev: the page of each
+# block and object under "Blocks", and the page of chat.postMessage.
 SLACK_TEXT = 4000
-"""Maximum length of a message's text. Slack recommends this limit for chat.postMessage, which accepts longer texts but
-truncates them at 40,000; chat.update refuses texts that are longer than 4,000."""
+"""Maximum length of a message's `text`. chat.update refuses longer texts. chat.postMessage cuts texts only after 40,000
+characters, but Slack recommends this limit."""
 SLACK_BLOCKS = 50
 SLACK_FIELDS = 10
 SLACK_BUDGETS = {"header": 150, "section": 3000, "field": 2000, "context": 2000, "button": 75, "url": 3000}
 SLACK_ELEMENTS = {"context": 10, "actions": 25}
 
-# PagerDuty's limits. Sources: the overview of Events API v2 and its OpenAPI schema. The limits of single fields are our
-# own choice.
+# PagerDuty's limits. Sources: the overview of Events API v2 and its OpenAPI schema. The limits of single fields are the
+# dispatcher's choice.
 PAGERDUTY_SUMMARY = 1024
 PAGERDUTY_FIELD = 1000
 PAGERDUTY_DETAIL = 20_000
@@ -30,28 +30,31 @@ PAGERDUTY_EVENT = 512 * 1024
 PAGERDUTY_SEVERITIES = ("critical", "error", "warning", "info")
 PAGERDUTY_ACTIONS = ("trigger", "acknowledge", "resolve")
 
-# Teams' limits. Source: Microsoft's Teams documentation, "Create and send messages". The limits of single texts are our
-# own choice.
+# Teams' limits. Source: Microsoft's Teams documentation, "Create and send messages". The limits of single texts are the
+# dispatcher's choice.
 TEAMS_MESSAGE = 28 * 1024
-"""Maximum bytes of a message: the card and the JSON around it."""
+"""Maximum number of bytes of a message, which consists of the card and the JSON around the card."""
 TEAMS_ENVELOPE = 150
-"""Bytes reserved for the JSON around the card."""
+"""Number of the message's bytes that are reserved for the JSON around the card."""
 TEAMS_TEXT = 3000
 TEAMS_URL = 2000
 
 WEBHOOK_TEXT = 20_000
 WEBHOOK_BODY = 256 * 1024
-"""Maximum bytes of a request's body. This limit is our own choice."""
+"""Maximum number of bytes of a webhook request's body. This limit is the dispatcher's choice."""
 
 MAIL_SUBJECT = 200
-"""Maximum characters of a subject. RFC 5322, 2.1.1 allows 998 in a line, but mail programs show fewer."""
+"""Maximum number of characters of a mail's subject. RFC 5322 (2.1.1) allows 998 in a line, but mail programs show
+fewer."""
 MAIL_TEXT = 60_000
 MAIL_HTML = 100_000
-"""Maximum bytes of the HTML part. Gmail clips mails that are larger than 102 kB."""
+"""Maximum number of bytes of a mail's HTML part. Gmail cuts off mails that are larger than 102 kB."""
 
 
 def lint(channel: str, content: Content) -> list[str]:
-    """Return why the provider would refuse the message, one sentence per reason; empty if it would accept it."""
+    """Return why the provider would refuse the message, as one sentence per reason; empty if the provider would accept
+    it.
+    """
     checks = {"email": _mail, "slack": _slack, "pagerduty": _pagerduty, "teams": _teams}
     largest = {"pagerduty": PAGERDUTY_EVENT, "teams": TEAMS_MESSAGE - TEAMS_ENVELOPE, "webhook": WEBHOOK_BODY}
     try:

@@ -1,7 +1,7 @@
-"""Finds HTML and CSS that Gmail, Outlook or Apple Mail don't support. The built-in mail works in all three.
+"""Finds HTML and CSS that Gmail, Outlook or Apple Mail don't support. All three support the built-in mail template.
 
-Sources: Gmail's list of supported CSS (developers.google.com/gmail/design/css), Microsoft's list of what
-Outlook's Word engine renders, and the tables at caniemail.com.
+Sources: Gmail's list of supported CSS (developers.google.com/gmail/design/css), Microsoft's list of what Outlook's Word
+engine renders, and the tables at caniemail.com.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _CONSTRUCTS = tuple(
 
 
 def unsupported(source: str) -> Iterator[tuple[int, str]]:
-    """Yield each unsupported construct of an HTML template: its line, counted from 1, and a sentence about it."""
+    """Yield each unsupported construct of an HTML template: its line number, counted from 1, and a sentence that
+    describes it.
+    """
     for pattern, message in _CONSTRUCTS:
         for found in pattern.finditer(source):
             yield source.count("\n", 0, found.start()) + 1, f"{' '.join(found[0].split())} {message}"

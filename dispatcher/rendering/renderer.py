@@ -1,4 +1,4 @@
-"""The Renderer: fills in the built-in templates, or an operator's files that replace them."""
+"""The Renderer, which fills in the built-in templates, or an operator's template files that replace them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ log = structlog.get_logger(__name__)
 LONGEST_REASON = 600
 TEST = "This is a test notification: no execution has finished."
 TEST_MARK = "TEST: "
-"""Prefix of the variable `what` in a test notification, so that even a template without `test` shows the mark."""
+"""Prefix of the variable `what` in a test notification. So even a template that doesn't use the variable `test` shows
+that the message is a test."""
 
 DOCUMENTS = {
     "slack": "slack/message.yaml",
@@ -45,8 +46,8 @@ DOCUMENTS = {
 }
 MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 SKIP_AFTER_STOP = 100
-"""Number of messages that use the built-in template after a custom template exceeded a limit. They don't try the custom
-template again, because each try takes up to a second."""
+"""After a custom template exceeded a limit, this many messages use the built-in template without trying the custom
+template, because each try takes up to a second."""
 STYLE_SHEET = "email/style.css"
 CHANNELS = ("email", *DOCUMENTS)
 
@@ -54,7 +55,7 @@ TemplateSetKey = tuple[int, ...]
 """The template sets that apply to a message, as indices into the setting `templates.match`."""
 
 Severity = Callable[[Event], str | None]
-"""Returns PagerDuty's severity for an event, or None if the event's phase determines it."""
+"""Function that returns PagerDuty's severity for an event, or None if the event's phase determines the severity."""
 
 
 def _severity_by_phase(event: Event) -> str | None:
@@ -63,11 +64,13 @@ def _severity_by_phase(event: Event) -> str | None:
 
 
 class TemplateError(DispatcherError):
-    """A template can't be used. The message has the file, the line and the reason."""
+    """A template can't be used. The error's text contains the file, the line and the reason."""
 
 
 def built_in_folder() -> Path:
-    """The folder of the built-in templates: inside the installed package, or in the repository's root."""
+    """Return the folder of the built-in templates: inside the installed package, or in the root of a source
+    checkout.
+    """
     package = Path(__file__).parent.parent
     installed = package / "templates"
     return installed if installed.is_dir() else package.parent / "templates"
@@ -87,16 +90,17 @@ class Renderer:
         provided: Mapping[str, Path | None] | None = None,
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Each file of a message is taken from the first folder that has it.
+        """Create a Renderer that takes each template file from the first folder that contains it.
 
-        The folders are searched in this order: those of the template sets that apply, then `paths`, then the built-in
-        folder. All have the layout of the built-in `templates/`.
+        The folders are searched in this order: the folders of the template sets that apply, then `paths`, then the
+        built-in folder. All folders have the layout of the built-in `templates/`.
 
-        `console_url`: the address of Flyte's console. `logs_url`: the address of an execution's logs, with
-        `{project}`, `{domain}` and `{name}` as placeholders. `severity`: overrides the phase's severity for PagerDuty.
-        `provided`: plug-in packages' channels, each with its own document template or None; `NAME/message.yaml` in a
-        folder replaces that template. `on_failure`: called with the channel each time the built-in template is used
-        instead of a custom one.
+        `console_url`: the URL of Flyte's console. `logs_url`: the URL of an execution's logs, with `{project}`,
+        `{domain}` and `{name}` as placeholders. `severity`: function that can replace the phase's severity for
+        PagerDuty. `provided`: mapping from each channel of a plug-in package to the file of its document template, or
+        to None if it has no template. The file `NAME/message.yaml` in a folder replaces the template of the channel
+        NAME. `on_failure`: called with the channel each time the built-in template is used because a custom template
+        failed.
 
         Raises TemplateError for a folder that doesn't exist.
         """
@@ -113,16 +117,20 @@ class Renderer:
         self._severity = severity
         self._on_failure = on_failure
         self._lock = Lock()
-        """Lets only one thread render at a time: the event loop's or the ledger's, which renders during `record`."""
+        """Lets only one thread render at a time. Two threads render: the event loop's thread, and the ledger's thread
+        during `record`."""
         self._latest: tuple[Event, Context] | None = None
         self._provided = provided or {}
         self._built_in = _CompiledTemplates([built_in_folder()], self._provided, metered=False)
         self._compiled: dict[TemplateSetKey, _CompiledTemplates] = {}
         self._messages_to_skip: dict[tuple[str, TemplateSetKey], int] = {}
-        """Mapping from channel and template sets to the number of messages that still use the built-in template."""
+        """Mapping from a channel and its template sets to the number of next messages that use the built-in template,
+        because a custom template exceeded a limit."""
 
     def template_set(self, event: Event, recipient: str = "") -> TemplateSetKey:
-        """Return which template sets apply. An event's recipients with the same key share one message."""
+        """Return which template sets apply to the event and the recipient. Recipients of an event with equal results
+        get the same message.
+        """
         return tuple([index for index, entry in enumerate(self._template_sets) if entry.applies_to(event, recipient)])
 
     def render(
@@ -137,12 +145,12 @@ class Renderer:
     ) -> Content:
         """Render the message to send. Never fails because of a template or the event's data.
 
-        If a custom template fails, or renders a message that the provider would refuse, the built-in template is
-        used and an error is logged.
+        If a custom template fails, or renders a message that the provider would refuse, the built-in template is used
+        and an error is logged.
 
         `recipient`: one of the message's recipients, as the rule writes it. `template`: a launch plan's own mail
-        template, which replaces the mail's HTML. `undelivered`: who could not be notified, and why, if the message is
-        for fallback recipients. `test`: mark the message as a test notification.
+        template, which replaces the mail's HTML. `undelivered`: if the message is for fallback recipients, who could
+        not be notified, and why. `test`: if true, mark the message as a test notification.
         """
         with self._lock:
             context = self._context(event)
@@ -161,7 +169,7 @@ class Renderer:
             return change_event(self._context(event))
 
     def draft(self, channel: str, event: Event, *, recipient: str = "", template: str | None = None) -> Content:
-        """Render with the operator's templates, even if the provider would refuse the message.
+        """Render a message with the operator's templates, for a preview. The provider may refuse the message.
 
         Raises TemplateError, with file and line, if a template fails.
         """
@@ -189,9 +197,9 @@ class Renderer:
         return list(dict.fromkeys(problems))
 
     def mail_client_problems(self) -> list[Problem]:
-        """Return the constructs in the operator's HTML templates that mail programs don't support.
+        """Return the HTML and CSS in the operator's mail templates that mail programs don't support.
 
-        Messages with such constructs are sent all the same.
+        Messages from such templates are sent nevertheless.
         """
         folders = [*(path for entry in self._template_sets for path in entry.path), *self._paths] or [built_in_folder()]
         files = dict.fromkeys(file for folder in folders for file in sorted(folder.glob("email/*")))
@@ -211,7 +219,9 @@ class Renderer:
         return self._compiled[key]
 
     def _render_custom(self, channel: str, context: Context, key: TemplateSetKey) -> Content | None:
-        """Render with the operator's templates. None if there are no such templates, or their message can't be sent."""
+        """Render a message with the operator's templates. Returns None if there are no such templates, if one fails, or
+        if the provider would refuse the message.
+        """
         templates = self._templates(key)
         if templates is self._built_in:
             return None
@@ -242,7 +252,9 @@ class Renderer:
     def _with_launch_plan_template(
         self, template: str | None, channel: str, context: Context, content: Content
     ) -> Content:
-        """Replace a mail's HTML and text with the launch plan's own template, unless it renders empty or too large."""
+        """Replace a mail's HTML and text with the launch plan's own template, unless the filled-in template is empty or
+        too large.
+        """
         if template is None or channel != "email":
             return content
         try:
@@ -260,7 +272,9 @@ class Renderer:
         return {**content, "html": html, "text": cut(flyte_template.as_text(html), limits.MAIL_TEXT) or content["text"]}
 
     def _context(self, event: Event) -> Context:
-        """Return the event's variables. They are kept, because an event's messages are rendered one after another."""
+        """Return the event's variables. The variables of the last event are kept, because all messages of an event are
+        rendered one after another.
+        """
         if self._latest is None or self._latest[0] is not event:
             severity = self._severity(event)
             self._latest = (event, context_of(event, self._console_url, self._logs_url, severity=severity))
@@ -272,7 +286,9 @@ def _event_key(context: Context) -> str:
 
 
 def _with_launch_plan(channel: str, event: Event, content: Content) -> Content:
-    """Add the launch plan, if known, to a mail's content. The email channel derives List-Id and thread from it."""
+    """Add the launch plan, if known, to a mail's content. The email channel derives the mail's List-Id and thread from
+    the launch plan.
+    """
     plan = event.launch_plan
     if channel != "email" or plan is None:
         return content
@@ -285,12 +301,12 @@ def sample_event(phase: Phase) -> Event:
 
 
 class _Loader(FileSystemLoader):
-    """Loads templates from folders. HTML mail gets its style sheet inlined."""
+    """Loads templates from folders. In HTML templates of mail, it writes the style sheet's rules into the tags."""
 
     def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
         source, file, uptodate = super().get_source(environment, template)
         if template.startswith("email/") and template.endswith(".html.j2"):
-            with suppress(NotInlined):  # mail_client_problems() reports this error
+            with suppress(NotInlined):  # the template is used as it is; mail_client_problems() reports the error
                 source = inline(source, super().get_source(environment, STYLE_SHEET)[0])
         return source, file, uptodate
 
@@ -311,7 +327,9 @@ class _CompiledTemplates:
         self._documents: dict[str, Callable[[Variables], Content]] = {}
 
     def render(self, channel: str, context: Context) -> Content:
-        """Raises any exception that a template raises, and Stopped if a metered template exceeds a limit."""
+        """Render a channel's message. Raises any exception that a template raises, and Stopped if a custom template
+        exceeds a limit.
+        """
         if self._meter is not None:
             self._meter.reset()
         if channel == "email":
@@ -319,7 +337,9 @@ class _CompiledTemplates:
         return self._document(channel)(Variables(context.variables()))
 
     def check(self, channel: str, console_url: str) -> list[Problem]:
-        """Return the problems found by parsing; if there are none, those found by rendering sample events."""
+        """Return the problems that are found when the templates are parsed. If there are none, return the problems that
+        are found when sample events are rendered.
+        """
         if self._meter is not None:
             self._meter.reset()
         try:
@@ -353,7 +373,7 @@ class _CompiledTemplates:
                 tree = self._plain.parse(source, name, file)
                 self._plain.get_template(name)
             except TemplateNotFound:
-                continue  # rendering reports a missing file, unless it is optional
+                continue  # not reported here: rendering reports a missing file, unless the file is optional
             except TemplateSyntaxError as error:
                 yield self.problem("email", error)
                 continue
@@ -399,7 +419,7 @@ class _CompiledTemplates:
         context = environment.context_class(environment, all_variables, template.name, template.blocks)
         try:
             return "".join(template.root_render_func(context))
-        except Exception:  # noqa: BLE001 - Jinja re-raises it with the template's lines in the traceback
+        except Exception:  # noqa: BLE001 - raised again below, with the template's lines in the traceback
             environment.handle_exception()
 
     def _document(self, channel: str) -> Callable[[Variables], Content]:
@@ -442,11 +462,13 @@ class _CompiledTemplates:
 
     def _sandbox(self, **options: Any) -> Sandbox:
         if self._meter is None:
-            return Sandbox(self._loader, cache_size=-1, **options)  # -1: cache every template, without LRU accounting
+            return Sandbox(self._loader, cache_size=-1, **options)  # -1: caches all templates, without slow LRU order
         return MeteredSandbox(self._loader, self._meter, **options)
 
     def _main_file(self, channel: str) -> Path:
-        """Return the file of a channel's document or of the mail's HTML. An unknown channel gets the webhook's."""
+        """Return the file of a channel's document template, or of the mail's HTML template. An unknown channel uses the
+        webhook's template.
+        """
         if channel == "email":
             return self._file(MAIL_PARTS["html"])
         if channel not in self._provided:
@@ -470,7 +492,9 @@ def _mail_client_problems(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _sample_events() -> Iterator[tuple[str, Event]]:
-    """Yield an event of each terminal phase, and one with the required fields only; each with a label."""
+    """Yield one event of each terminal phase, and one event that has only the required fields. Each event comes with a
+    label for messages about problems.
+    """
     for phase in sorted(TERMINAL):
         yield phase, sample_event(phase)
     full = sample_event(Phase.FAILED)

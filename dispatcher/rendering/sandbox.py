@@ -1,18 +1,19 @@
-"""The sandbox in which templates run. Custom templates have a budget for each message, and stop when it is used up.
+"""The sandbox in which templates run. Custom templates have a budget for each message, and stop when the budget is used
+up.
 
 CPython can't stop a running template from outside: a signal handler runs only in the main thread and between two
-bytecodes, a thread can't be killed, and a process for each message takes longer than rendering it. So a template counts
-its own work. Every step whose cost can grow is charged to a `Meter`: loop iterations, calls, filters, tests,
-comparisons, operators, list items, output. The charges are inserted into the syntax tree before compilation, or made in
-the hooks of Jinja's sandbox.
+bytecodes, a thread can't be killed, and a process for each message takes longer than rendering the message. So a
+template counts its own work. Every step whose cost can grow is charged to a `Meter`: loop iterations, calls, filters,
+tests, comparisons, operators, list items, output. The code that charges a step is inserted into the syntax tree before
+compilation, or is in methods that Jinja's sandbox calls.
 
-A step costs 1, plus 1 for each `UNIT` characters or each item that it touches. So no single step takes long, and
-`BUDGET` limits both time and memory. The count is the same on every machine: whether a custom template is used never
-depends on how busy the processor is. Operations whose cost can't be known in advance are not available: `center` and
+A step costs 1, plus 1 for each `UNIT` characters or each item that it reads or writes. So no single step takes long,
+and `BUDGET` limits both time and memory. The count is the same on every machine, so whether a custom template is used
+does not depend on the machine's load. Operations whose cost can't be known in advance are not available: `center` and
 similar filters, recursive loops, text methods that make a text longer. Jinja's sandbox denies access to files and to
 Python's internals.
 
-The built-in templates have no meter: the event's size limits their work, and tests check it.
+The built-in templates have no meter: the event's size limits their work, and tests check this limit.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ BUDGET = 200_000
 """Maximum number of steps for one message. The built-in mail needs about a thousand steps. A step takes one to four
 microseconds."""
 UNIT = 16
-"""Number of characters that cost as much as one step."""
+"""Number of characters whose processing costs as much as one step."""
 DEPTH = 30
 """Maximum depth of nested macro calls."""
 INCLUDES = 100
@@ -57,7 +58,8 @@ FILTERS = frozenset({
     "selectattr", "sort", "string", "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
     "wordwrap",
 })  # fmt: skip
-"""The available filters. Their results are about as long as their inputs, or their cost is known before the call."""
+"""The filters that custom templates can use. Each of them has a result about as long as its input, or a cost that is
+known before the call."""
 GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 METHODS = frozenset({
     "capitalize", "casefold", "count", "endswith", "find", "get", "index", "isalnum", "isalpha", "isascii",
@@ -65,20 +67,21 @@ METHODS = frozenset({
     "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit", "rstrip",
     "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "values",
 })  # fmt: skip
-"""The available methods of text, numbers and collections. Their results are no longer than their inputs."""
+"""The methods of text, numbers and collections that custom templates can call. Their results are no longer than their
+inputs."""
 
 _SAFE_ATTRIBUTES: Mapping[type, frozenset[str]] = {
     **{kind: frozenset(field.name for field in fields(kind)) for kind in (Entity, Failure)},
     dict: frozenset({"get", "items", "keys", "values"}),
 }
-"""Mapping from a type to the attributes that are read without Jinja's safety check. The check takes longer than the
-rest of an attribute access."""
+"""Mapping from a type to its attributes that are always safe. They are read without Jinja's safety check, because the
+check takes longer than reading the attribute."""
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _COLLECTIONS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, range, *_VIEWS)
 _REPEATABLE = (str, list, tuple)
 _BUILT_IN = (str, int, float, bytes, *_COLLECTIONS)
 _CONVERSION = re.compile(r"%(?:\([^()%]*\))?[-#0 +]*\d{0,2}(?:\.\d{0,2})?[a-zA-Z%]")
-"""A conversion in a `%` format: `%s`, `%(name)-20s`, `%.2f`, `%%`."""
+"""Matches one conversion in the text of a `%` format, such as `%s`, `%(name)-20s`, `%.2f` or `%%`."""
 
 
 class Stopped(TemplateRuntimeError):
@@ -86,7 +89,7 @@ class Stopped(TemplateRuntimeError):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which an unknown name is an error."""
+    """Jinja's sandbox, with the change that an unknown name is an error."""
 
     code_generator_class: type[CodeGenerator] = Compiler
     escape = staticmethod(escape_html)
@@ -110,7 +113,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
-    # The parameters are named as in Jinja, so that a template's keyword arguments can't have the same names.
+    # As in Jinja, parameters begin with underscores, so that they can't clash with a template's keyword arguments.
     def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063
         """Call macros directly, because Jinja first checks a macro's safety and arguments, which is slower."""
         if type(__obj) is not Macro:
@@ -125,7 +128,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Meter:
-    """Counts the work of one message, and raises Stopped when it exceeds a limit."""
+    """Counts the work for rendering one message, and raises Stopped when the work exceeds a limit."""
 
     __slots__ = ("_depth", "_includes", "_left")
 
@@ -137,7 +140,7 @@ class Meter:
         self._left, self._includes, self._depth = BUDGET, 0, 0
 
     def charge(self, cost: int = 1) -> None:
-        """Subtract from the budget. Raises Stopped if it is used up."""
+        """Subtract `cost` from the budget. Raises Stopped if the budget is used up."""
         self._left -= cost
         if self._left < 0:
             raise Stopped(f"stopped after {BUDGET} steps: it loops too long, or makes too much")
@@ -148,7 +151,9 @@ class Meter:
             raise Stopped(f"stopped after {INCLUDES} includes: does it include itself?")
 
     def nested(self, function: Callable[[], Any]) -> Any:
-        """Call the function one level of nesting deeper. Raises Stopped beyond DEPTH levels."""
+        """Call the function, and count it as one level of nesting while it runs. Raises Stopped if there are more than
+        DEPTH levels.
+        """
         self._depth += 1
         if self._depth > DEPTH:
             raise Stopped(f"stopped at {DEPTH} macros inside one another: does one call itself?")
@@ -158,7 +163,7 @@ class Meter:
             self._depth -= 1
 
     def charge_value(self, value: Any) -> Any:
-        """Charge a value and everything nested in it, and return the value."""
+        """Charge the cost of a value and of all values nested in it, and return the value."""
         queue = [value]
         while queue:
             item = queue.pop()
@@ -178,13 +183,13 @@ class Meter:
         return value
 
     def cost_of(self, value: Any) -> int:
-        """Charge a value, and return its cost."""
+        """Charge the cost of a value, and return this cost."""
         before = self._left
         self.charge_value(value)
         return before - self._left
 
     def charge_output(self, value: Any) -> Any:
-        """Charge a value that the template prints, and return the value.
+        """Charge the cost of a value that the template prints, and return the value.
 
         Raises Stopped for a collection, because it would be printed in Python's syntax.
         """
@@ -225,7 +230,7 @@ class MeteredSandbox(Sandbox):
         }
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
-        """Add a filter that charges its input and output."""
+        """Add a filter. It is wrapped so that it charges its input and output."""
         self.filters[name] = _metered(function, self._meter, _CHARGES.get(name))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -260,7 +265,7 @@ class MeteredSandbox(Sandbox):
             return self.getattr(obj, argument)
         return super().getitem(obj, argument)
 
-    # The parameters are named as in Jinja, so that a template's keyword arguments can't have the same names.
+    # As in Jinja, parameters begin with underscores, so that they can't clash with a template's keyword arguments.
     def call(__self, __context: JinjaContext, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063
         meter = __self._meter
         meter.charge_value(args)
@@ -272,7 +277,9 @@ class MeteredSandbox(Sandbox):
         return result if isinstance(result, Namespace) else meter.charge_value(result)
 
     def call_binop(self, context: JinjaContext, operator: str, left: Any, right: Any) -> Any:
-        """Charge `*`, `**`, `+` and `%` before they run, because results can be much larger than operands."""
+        """Charge `*`, `**`, `+` and `%` before they run, because their results can be much larger than their
+        operands.
+        """
         meter = self._meter
         if isinstance(left, int) and isinstance(right, int):
             meter.charge()
@@ -296,7 +303,7 @@ def _metered(
 ) -> Callable[..., Any]:
     """Wrap a filter or test so that it charges its arguments, and each item that it yields.
 
-    `charge` adds the cost of a result that can be larger than the arguments.
+    `charge`: function that charges the cost of the result, for a filter whose result can be larger than its arguments.
     """
     passed = 1 if hasattr(function, "jinja_pass_arg") else 0
 
@@ -344,7 +351,7 @@ def _charge_wordwrap(
 ) -> None:
     del break_long_words, rest
     length = len(str(text))
-    # textwrap copies the remaining text for each line
+    # textwrap copies the remaining text for each line, so a character in a longer text costs more.
     per_character = 1 + len(wrapstring or "") // UNIT + length // (10_000 * max(int(width), 1))
     meter.charge(length * per_character)
 
@@ -372,7 +379,7 @@ _CHARGES: Mapping[str, Callable[..., None]] = {
 
 
 class _Instrument(NodeTransformer):
-    """Inserts the meter's filters into a template's syntax tree."""
+    """Inserts filters that charge the meter into a template's syntax tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - NodeTransformer finds methods by these names
         if node.recursive:

@@ -1,4 +1,6 @@
-"""Finds undefined names in a template's syntax tree, and so also in branches that no sample event reaches."""
+"""Finds undefined names in a template's syntax tree. So it also finds names in branches that no sample event
+reaches.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _PARTS = {
 
 
 def undefined_names(tree: nodes.Template, environment: Environment) -> Iterator[tuple[int, str]]:
-    """Yield each unknown variable and each unknown part of a variable: its line, and a sentence for the operator."""
+    """Yield each unknown variable and each unknown part of a variable: its line number, and a sentence for the
+    operator.
+    """
     undeclared = find_undeclared_variables(tree)
     unknown = undeclared - _KNOWN - environment.globals.keys()
     for name in tree.find_all(nodes.Name):

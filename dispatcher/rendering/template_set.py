@@ -1,4 +1,4 @@
-"""An entry of the setting `templates.match`: template folders for some events or recipients only."""
+"""An entry of the setting `templates.match`: template folders that apply only to some events or recipients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from channels.common.comma_list import comma_list
 from dispatcher.model.event import Event
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
-"""At least one of the patterns must match; an empty list matches everything. `*` matches any text, `?` one character,
-`[ab]` the letter a or b."""
+"""Patterns, at least one of which must match. An empty list matches everything. `*` matches any text, `?` matches one
+character, and `[ab]` matches the letter a or b."""
 
 
 class TemplateSet(BaseModel):
@@ -25,13 +25,14 @@ class TemplateSet(BaseModel):
     project: Patterns = ()
     domain: Patterns = ()
     launch_plan: Patterns = ()
-    """The launch plan's name. Only `*` matches an event without a launch plan."""
+    """Patterns for the launch plan's name. If an event has no launch plan, only the pattern `*` matches."""
     labels: Mapping[str, str] = Field(default_factory=dict)
     """Mapping from a label's name to a pattern. The execution must have each of these labels, with a matching value."""
     recipient: Patterns = ()
-    """The recipient as a rule writes it: a mail address, `#channel`, or a service's alias. Case is ignored."""
+    """Patterns for the recipient as a rule writes it: a mail address, `#channel`, or the alias of a PagerDuty service.
+    Upper and lower case count as equal."""
     path: Annotated[tuple[Path, ...], BeforeValidator(comma_list)] = Field(min_length=1)
-    """Folders with the layout of the built-in `templates/`."""
+    """Template folders, with the layout of the built-in `templates/`."""
 
     @model_validator(mode="after")
     def _has_a_condition(self) -> Self:
@@ -44,7 +45,7 @@ class TemplateSet(BaseModel):
     def applies_to(self, event: Event, recipient: str) -> bool:
         """True if all conditions match.
 
-        `recipient`: the recipient as the rule writes it; empty for a message that isn't for one recipient.
+        `recipient`: the recipient as the rule writes it; empty if the message goes to no particular recipient.
         """
         execution = event.execution
         return (

@@ -1,4 +1,6 @@
-"""Makes text from outside safe to show: cleans it, cuts it with an ellipsis, escapes it for HTML, Slack or Markdown."""
+"""Makes untrusted text safe to show: cleans it, cuts it with an ellipsis, and escapes it for HTML, Slack or
+Markdown.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from markupsafe import Markup, escape
 ELLIPSIS = "…"
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters; tab and line feed stay
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, except tab and line feed
     "\u202a-\u202e\u2066-\u2069"  # bidirectional overrides: they reorder the text that a reader sees
     "\ufeff\ufff9-\ufffb"
     "\ud800-\udfff]"
@@ -22,14 +24,14 @@ _GRAPHEME = regex.compile(r"\X")
 
 
 class Escaped(str):
-    """Text that is escaped already, so `escape_slack` leaves it as it is."""
+    """Text that is escaped already, so `escape_slack` does not escape it again."""
 
     __slots__ = ()
 
 
 def clean(text: str) -> str:
     """Remove terminal colours; replace control characters, bidirectional overrides and lone surrogates with U+FFFD."""
-    if text.replace("\n", "").replace("\t", "").isprintable():  # the usual case; this check is faster than a pattern
+    if text.replace("\n", "").replace("\t", "").isprintable():  # most texts are clean, and this is faster than a regex
         return text
     text = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     return _UNPRINTABLE.sub("\ufffd", text)
@@ -37,21 +39,24 @@ def clean(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Clean the text and join its lines with single spaces, for headers, titles and summaries."""
-    if text.isprintable() and "  " not in text:  # U+0020 is the only printable space
+    if text.isprintable() and "  " not in text:  # already one line: U+0020 is the only printable white space
         return text.strip()
     return " ".join(clean(text).split())
 
 
 def cut(text: str, limit: int) -> str:
-    """Cut the text to `limit` UTF-16 units, which providers count, with an ellipsis at the end if it was longer.
+    """Cut the text to `limit` UTF-16 units, because providers count these. If the text was longer, it then ends with an
+    ellipsis.
 
-    Never splits a grapheme, which a reader sees as one character.
+    Never splits a grapheme, which is several characters that a reader sees as one.
     """
     return text if _fits(text, limit) else _first_graphemes(text, limit - len(ELLIPSIS)).rstrip() + ELLIPSIS
 
 
 def escape_html(text: object) -> str:
-    """Escape for HTML text and attributes, exactly as MarkupSafe does. `Markup` is returned unchanged."""
+    """Escape text for HTML and its attributes, exactly as MarkupSafe does. `Markup` is returned unchanged, because it
+    is escaped already.
+    """
     if type(text) is not str:
         return text if type(text) is Markup else escape(text)
     escaped = text.replace("&", "&amp;").replace(">", "&gt;").replace("<", "&lt;")
@@ -59,7 +64,7 @@ def escape_html(text: object) -> str:
 
 
 def escape_slack(text: object) -> str:
-    """Escape for Slack's mrkdwn, so that data can't contain mentions, links or code fences.
+    """Escape text for mrkdwn, Slack's markup language, so that data can't contain mentions, links or code fences.
 
     Source: Slack's documentation, "Formatting text".
     """
@@ -69,12 +74,14 @@ def escape_slack(text: object) -> str:
 
 
 def escape_markdown(text: object) -> str:
-    """Escape the Markdown of Teams' TextBlock, so that data can't contain links or formatting."""
+    """Escape text for the Markdown of a Teams TextBlock, so that data can't contain links or formatting."""
     return _MARKDOWN.sub(lambda found: "\\" + found[0], str(text))
 
 
 def cut_mrkdwn(text: str, limit: int) -> str:
-    """Cut Slack's mrkdwn. Never leaves part of an entity or link, or a code block without its end."""
+    """Cut a text in Slack's mrkdwn to `limit` UTF-16 units. The result contains no part of an entity or link, and no
+    code block without its end.
+    """
     if _fits(text, limit):
         return text
     short = _without_torn_markup(text, limit)
@@ -85,7 +92,7 @@ def cut_mrkdwn(text: str, limit: int) -> str:
 
 
 def cut_for_slack(text: object, limit: int) -> Escaped:
-    """Escape, then cut, because the limit applies to the text that is sent, which is the escaped text."""
+    """Escape the text for Slack and then cut it, in this order, because Slack's limit applies to the escaped text."""
     return Escaped(cut_mrkdwn(escape_slack(text), limit))
 
 

@@ -1,4 +1,6 @@
-"""Extracts from an error message the line with the exception, the last frames of the user's code and the node."""
+"""Extracts parts of an error message: the line with the exception, the last frames of the user's code, and the failed
+node.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ class ErrorSummary(NamedTuple):
     frames: str
     """The last frames of the user's own code, a few lines each."""
     node: str
-    """The node that failed, if the message names it."""
+    """The name of the node that failed, if the message names it."""
     message: str
     """The whole message after `clean`, which makes it safe to show."""
 
@@ -42,7 +44,7 @@ class _Frame(NamedTuple):
 
 
 def summarize(message: str) -> ErrorSummary:
-    """Extract the parts of the error message of a Flyte event."""
+    """Extract the parts of a Flyte event's error message that a notification shows."""
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 5]}\n…\n{message[-LONGEST * 4 // 5 :]}"
     text = clean(message).strip()
@@ -65,7 +67,7 @@ def _summary(lines: list[str], frames: list[_Frame]) -> str:
     for index, line in enumerate(lines):
         if line.strip() == "Message:":  # flytekit puts the exception after this line
             return next((after for after in lines[index + 1 :] if after.strip()), "")
-    if frames:  # the exception follows its frames, with a smaller indent
+    if frames:  # the line with the exception follows its frames, with a smaller indent
         last = frames[-1]
         for line in lines[last.line + 1 :]:
             text = line.lstrip(_MARGIN)
@@ -78,7 +80,9 @@ def _summary(lines: list[str], frames: list[_Frame]) -> str:
 
 
 def _user_frames(frames: list[_Frame], lines: list[str]) -> str:
-    """Format the last frames, each with its source line. Frames in libraries are used only if there are no others."""
+    """Format the last `FRAMES` frames, each with its source line. Frames in libraries are left out, unless all frames
+    are in libraries.
+    """
     selected = [frame for frame in frames if not _in_library(frame.file)] or frames
     heads = {frame.line for frame in frames}
     shown = []

@@ -22,11 +22,13 @@ class Variable:
     """Either `text` or `mapping of text to text`."""
     meaning: str
     example: str
-    """The value in the example context; empty if it has none."""
+    """The variable's value in the example context; empty if it has no value."""
 
 
 def variables(example: Context) -> Iterator[Variable]:
-    """Yield every variable, in the order of `Context`. An object is replaced with its parts."""
+    """Yield every variable, in the order of `Context`. A variable that has parts, such as `error`, is replaced with its
+    parts.
+    """
     yield from _variables(type(example), example, "")
 
 
