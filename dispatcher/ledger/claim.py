@@ -246,7 +246,7 @@ _DEFER = (
 def _admit(
     rows: Sequence[Row], admission: AdmissionControl, states: DestinationStates, limit: int
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Return the rows that may be sent now, up to `limit`, and the parameters of `_DEFER` for rows that must wait."""
+    """Return the rows that may be sent now, up to `limit`, and parameters of the update `_DEFER` for other rows."""
     admitted: list[Row] = []
     deferred = []
     for row in rows:

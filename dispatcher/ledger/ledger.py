@@ -83,7 +83,7 @@ if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 DUE_COUNTED = 10_000
-"""`Ledger.backlog` counts due deliveries of each channel up to this number."""
+"""`Ledger.backlog` counts at most this many due deliveries of each channel."""
 _COMPLETE_SINCE, _RECONCILED, _PINGED = "complete_since", "reconciled", "pinged"
 _CHECKPOINT = select(checkpoints.c.at).where(checkpoints.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))

@@ -165,7 +165,7 @@ class AdmissionControl:
     """Number of deliveries that this claim postponed, because they may be sent only later."""
 
     def tracks(self, name: str) -> bool:
-        """True if decisions about this destination depend on its stored state."""
+        """True if `admit` needs the stored state of this destination."""
         return bool(name) or self.rate_limit.rate is not None
 
     @property
@@ -190,8 +190,8 @@ class AdmissionControl:
             self.deferred += 1
             return decision
         self.in_flight[name] += 1
-        # The breaker is half-open, and this delivery is the probe. Other deliveries wait for one pause, until its
-        # result is known.
+        # If the breaker is open, its pause is over, and this delivery is the probe. All other deliveries wait for another
+        # pause, unless the probe succeeds earlier.
         if name and state.breaker_open:
             blocked_until = self.now + _pause(state.failures)
             return decision._replace(state=replace(decision.state, blocked_until=blocked_until))
