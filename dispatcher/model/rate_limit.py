@@ -190,8 +190,8 @@ class AdmissionControl:
             self.deferred += 1
             return decision
         self.in_flight[name] += 1
-        # If the breaker is open, its pause is over, and this delivery is the probe. All other deliveries wait for another
-        # pause, unless the probe succeeds earlier.
+        # If the breaker is open, its pause is over, and this delivery is the probe. All other deliveries wait for one
+        # more pause, unless the probe succeeds earlier.
         if name and state.breaker_open:
             blocked_until = self.now + _pause(state.failures)
             return decision._replace(state=replace(decision.state, blocked_until=blocked_until))
