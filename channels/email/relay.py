@@ -83,8 +83,8 @@ class Relay:
         self._loses_commands = False
         self._opening = 0
         self._connect_finished = asyncio.Event()
-        """Wakes tasks that wait until an attempt to connect has succeeded or failed: it is set and cleared at once each
-        time."""
+        """Wakes the tasks that wait for the end of an attempt to connect. After each attempt, successful or not, the
+        event is set and then cleared immediately."""
         self._idle_timer: asyncio.TimerHandle | None = None
         self._tls_context = ReloadingContext((config.ca_file, config.cert_file, config.key_file), self._create_context)
 

@@ -115,7 +115,7 @@ class Context(NamedTuple):
     undelivered: str = ""
     """In a message to fallback recipients: who could not be notified, and why. Otherwise empty."""
     test: str = ""
-    """In a test notification: a sentence that marks it as a test; `what` then begins with `TEST: `. Otherwise empty."""
+    """Empty, except in a test notification: there it is a sentence that says so, and `what` begins with `TEST: `."""
 
     def variables(self) -> dict[str, Any]:
         return self._asdict()

@@ -57,8 +57,9 @@ PURGE_PAUSE = 0.5
 PURGE_INTERVAL = 600.0
 """Seconds until the next purge if the last purge deleted nothing."""
 IDLE_POLL_TIMEOUT = 0.02
-"""Before intake records a batch, it waits at most this many seconds for workers that are polling the ledger. Most polls
-find nothing, so that the workers then have free slots for the deliveries of the batch."""
+"""Maximum number of seconds that intake waits, before it records a batch, for workers that are polling the ledger. A
+worker can't offer its slots to intake while it polls. Most polls find nothing, and then the worker has free slots for
+the deliveries of the batch."""
 LEDGER_TIMEOUT = 30
 """At its start, the service waits at most this many seconds for the ledger's database, because the database may be
 starting too."""

@@ -127,7 +127,8 @@ class OAuthClient:
             form["scope"] = " ".join(scopes)
         if auth.audience:
             form["audience"] = auth.audience
-        # Wait for half of the look-up's timeout, so that the error can name a slow token endpoint, not FlyteAdmin.
+        # Wait at most half of the look-up's timeout for the token. Otherwise the look-up would time out first, and the
+        # error would blame FlyteAdmin instead of the slow token endpoint.
         limit = aiohttp.ClientTimeout(self._config.timeout.total_seconds() / 2)
         try:
             async with (
