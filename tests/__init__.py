@@ -1,1 +1,1 @@
-"""Tests, laid out as the rooms they test."""
+"""Tests, in folders that mirror the packages they test."""
