@@ -136,6 +136,17 @@ class Later(ChannelError):
         self.provider_wide = provider_wide
 
 
+class Misconfigured(Later):
+    """The provider refuses the dispatcher itself, and so every message: its credentials, scopes, quota, or EHLO name.
+
+    The message waits behind the channel's circuit breaker, as after every `provider_wide` failure, until a person has
+    corrected the settings or the account. `reason` says what to correct.
+    """
+
+    def __init__(self, reason: str, *, answer: Answer | None = None, retry_after: timedelta | None = None) -> None:
+        super().__init__(reason, answer=answer, retry_after=retry_after, provider_wide=True)
+
+
 class Never(ChannelError):
     """A permanent failure: a retry would fail again until a person changes something."""
 
