@@ -31,7 +31,7 @@ VOLUME /var/lib/dispatcher
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=40s --retries=3 \
-  CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8080, timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+  CMD ["python", "-m", "dispatcher.web.probe"]
 ENTRYPOINT ["dispatcher"]
 CMD ["serve"]
 # Last, because these change with every build.

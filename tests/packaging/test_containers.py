@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 from dockerfile_parse import DockerfileParser
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from dispatcher.config.settings import load
 from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.web.server import serving
 from tests.support.service import COMMAND
+from tests.support.tls import a_certificate
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -116,6 +125,30 @@ def test_the_image_runs_as_an_unprivileged_user_and_gets_signals_itself(dockerfi
     assert json.loads(instructions(dockerfile, "ENTRYPOINT")[0]) == ["dispatcher"], "a shell would keep SIGTERM"
     assert instructions(dockerfile, "STOPSIGNAL") == ["SIGTERM"]
     assert len(instructions(dockerfile, "HEALTHCHECK")) == 1
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_the_health_check_understands_a_service_with_and_without_tls(
+    tls: bool, dockerfile: DockerfileParser, tmp_path: Path
+) -> None:
+    _, *arguments = json.loads(instructions(dockerfile, "HEALTHCHECK")[0].partition("CMD ")[2])
+    statuses = {"/healthz": 200, "/readyz": 503}
+
+    async def page(request: Request) -> Response:
+        return Response("the page", statuses[request.url.path])
+
+    async def status(server: str, *path: str) -> tuple[int | None, bytes]:
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments, server, *path, stdout=PIPE)
+        output, _ = await process.communicate()
+        return process.returncode, output
+
+    certificate = a_certificate(tmp_path, trustme.CA()) if tls else None
+    pages = Starlette(routes=[Route(path, page) for path in statuses])
+    async with serving(pages, "127.0.0.1", 0, tls=certificate) as url:
+        server = url.partition("//")[2]
+        assert await status(server) == (0, b"the page\n")
+        assert await status(server, "/readyz") == (1, b"the page\n")
+    assert await status(server) == (1, b"")
 
 
 def test_files_that_the_image_copies_exist_and_are_not_ignored(dockerfile: DockerfileParser) -> None:

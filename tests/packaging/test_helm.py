@@ -35,7 +35,12 @@ CASES: dict[str, dict[str, Any]] = {
         "fullnameOverride": NAME,
         "ledger": {"type": "postgresql", "postgresql": {"host": "postgres", "existingSecret": "pg", "ssl": "require"}},
         "autoscaling": {"enabled": True},
-        "serviceMonitor": {"enabled": True, "labels": {"release": "x"}, "tokenSecret": {"name": "t", "key": "k"}},
+        "serviceMonitor": {
+            "enabled": True,
+            "labels": {"release": "x"},
+            "tokenSecret": {"name": "t", "key": "k"},
+            "tlsConfig": {"serverName": "x", "ca": {"secret": {"name": "ca", "key": "ca.crt"}}},
+        },
         "prometheusRule": {"enabled": True, "labels": {"release": "x"}},
         "dashboard": {"enabled": True},
         "networkPolicy": {"enabled": True, "egress": {"kafka": {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}}},
@@ -204,6 +209,20 @@ def test_a_pod_gets_longer_to_stop_than_the_dispatcher_takes(tmp_path: Path) -> 
     assert spec["terminationGracePeriodSeconds"] >= shutdown_timeout + pre_stop + 20
 
 
+@pytest.mark.parametrize("scheme", ["HTTP", "HTTPS"])
+def test_probes_and_prometheus_use_the_scheme_that_the_settings_serve(scheme: str, tmp_path: Path) -> None:
+    tls = {"cert_file": f"{SECRETS}/tls.crt", "key_file": f"{SECRETS}/tls.key"}
+    manifests = rendered(
+        {"config": {"http": {"tls": tls if scheme == "HTTPS" else None}}, "serviceMonitor": {"enabled": True}}, tmp_path
+    )
+    (container,) = pods(manifests)["Deployment"]["containers"]
+    probes = [container[f"{name}Probe"]["httpGet"]["scheme"] for name in ("startup", "liveness", "readiness")]
+    assert probes == [scheme] * 3
+    (endpoint,) = manifests["ServiceMonitor", NAME]["spec"]["endpoints"]
+    assert endpoint["scheme"] == scheme.lower()
+    assert endpoint.get("tlsConfig") == ({"insecureSkipVerify": True} if scheme == "HTTPS" else None)
+
+
 def test_an_sqlite_ledger_has_one_pod_and_outlives_the_release(tmp_path: Path) -> None:
     manifests = rendered({"replicaCount": 5}, tmp_path)
     deployment = manifests["Deployment", NAME]["spec"]
@@ -220,6 +239,7 @@ def test_a_postgresql_ledger_is_migrated_first_and_upgraded_without_downtime(tmp
     assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     job = manifests["Job", f"{NAME}-migrate"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    assert job["spec"]["ttlSecondsAfterFinished"] == 86400
     (container,) = job["spec"]["template"]["spec"]["containers"]
     done = subprocess.run([*COMMAND, *container["args"], "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

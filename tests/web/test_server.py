@@ -21,10 +21,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from dispatcher.errors import SettingsError
-from dispatcher.web.config import Tls
 from dispatcher.web.connection import ConnectionLimits
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.server import serving
+from tests.support.tls import a_certificate
 
 SHORT, LONG = timedelta(milliseconds=200), timedelta(minutes=5)
 LONG_TIMEOUTS = {"headers": LONG, "body": LONG, "unread_body": LONG, "stalled_response": LONG}
@@ -165,15 +165,6 @@ async def test_forwarded_headers_are_believed_only_from_trusted_proxies() -> Non
             assert await answer.json() == {"client": "127.0.0.1", "scheme": "http"}
         async with served(trusted_proxies=["127.0.0.0/8"]) as url, session.get(url, headers=forwarded) as answer:
             assert await answer.json() == {"client": "203.0.113.7", "scheme": "https"}
-
-
-def a_certificate(folder: Path, authority: trustme.CA) -> Tls:
-    leaf = authority.issue_cert("127.0.0.1")
-    leaf.private_key_pem.write_to_path(folder / "key.pem")
-    with (folder / "cert.pem").open("wb") as file:
-        for blob in leaf.cert_chain_pems:
-            file.write(blob.bytes())
-    return Tls(cert_file=folder / "cert.pem", key_file=folder / "key.pem")
 
 
 async def test_a_replaced_certificate_is_used_once_it_is_complete(

@@ -87,6 +87,11 @@ sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db
 {{- toYaml (mergeOverwrite $known (deepCopy .Values.config)) -}}
 {{- end -}}
 
+{{/* How the port is spoken to: with TLS, if the user's config serves TLS. */}}
+{{- define "dispatcher.scheme" -}}
+{{- ternary "HTTPS" "HTTP" (not (empty ((.Values.config).http).tls)) -}}
+{{- end -}}
+
 {{/* A path as a ConfigMap's key. */}}
 {{- define "dispatcher.key" -}}
 {{- . | replace "/" "__" -}}
