@@ -23,6 +23,7 @@ from dispatcher.ledger.search import (
     matching_deliveries,
     matching_events,
     of_execution,
+    of_launch_plan,
 )
 from dispatcher.model.delivery import State
 
@@ -293,7 +294,7 @@ class Queries:
         queries = {
             "delivery": _by_key_prefix(text),
             "execution": select(events.c.key).where(*of_execution(text)),
-            "launch_plan": select(events.c.launch_plan).where(events.c.launch_plan == text),
+            "launch_plan": select(events.c.launch_plan).where(of_launch_plan(events.c.launch_plan, text)),
             "recipient": select(delivery_recipients.c.recipient).where(delivery_recipients.c.recipient == lower(text)),
             "rejected": select(rejected.c.id).where(rejected.c.id == text),
         }

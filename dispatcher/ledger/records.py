@@ -188,7 +188,7 @@ class DeliveryFilter:
     execution: str | None = None
     """The execution, as `project/domain/name` or by name alone."""
     launch_plan: str | None = None
-    """The launch plan's name, without project and domain."""
+    """The launch plan's name, without project and domain. A long name may also be given as `shortened` returns it."""
     recipient: str | None = None
     """A whole recipient as a rule names it, or a whole address of the channel. The case of ASCII letters is ignored."""
     keys: Sequence[str] = ()

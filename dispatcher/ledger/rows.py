@@ -20,7 +20,7 @@ from dispatcher.ledger.records import (
 )
 from dispatcher.ledger.schema import EncodedJson
 from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
-from dispatcher.model.event import Event
+from dispatcher.model.event import Event, shortened
 
 LEASE_LOST = "the lease had run out, so this outcome was ignored"
 """The reason that is stored with an attempt that ended after its lease."""
@@ -34,7 +34,7 @@ def event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
         "domain": event.execution.domain,
         "name": event.execution.name,
         "phase": event.phase,
-        "launch_plan": event.launch_plan.name if event.launch_plan else "",
+        "launch_plan": shortened(event.launch_plan.name) if event.launch_plan else "",
         "occurred_at": event.occurred_at,
         "recorded_at": now,
         "position": entry.position,

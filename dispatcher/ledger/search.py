@@ -17,6 +17,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from dispatcher.ledger.records import DeliveryFilter, EventFilter
 from dispatcher.ledger.schema import deliveries, delivery_recipients, events
 from dispatcher.model.delivery import State
+from dispatcher.model.event import shortened
 from dispatcher.model.phase import TERMINAL
 
 KEY_LENGTH = 32
@@ -87,10 +88,12 @@ def matching_events(
     if wanted.execution is not None:
         query = query.where(*of_execution(wanted.execution))
     elif wanted.launch_plan is not None:
-        query = query.where(events.c.launch_plan == wanted.launch_plan)
+        query = query.where(of_launch_plan(events.c.launch_plan, wanted.launch_plan))
     some = query.order_by(at.desc(), events.c.key.desc()).limit(max_rows).subquery("some")
-    names = ("launch_plan", "phase", "verdict", "project", "domain")
+    names = ("phase", "verdict", "project", "domain")
     rest = [some.c[name] == value for name in names if (value := getattr(wanted, name)) is not None]
+    if wanted.launch_plan is not None:
+        rest.append(of_launch_plan(some.c.launch_plan, wanted.launch_plan))
     matching = select(some).where(*rest).order_by(some.c.at.desc(), some.c.key.desc()).limit(limit)
     return matching, _last_row(some, max_rows)
 
@@ -119,7 +122,7 @@ def _newest_rows(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) ->
     elif wanted.launch_plan is not None and not (wanted.states and State.SENT not in wanted.states):
         at, key = events.c.recorded_at, deliveries.c.key
         query = select(deliveries, at.label("at")).join(events, events.c.key == deliveries.c.event)
-        query = query.where(events.c.launch_plan == wanted.launch_plan)
+        query = query.where(of_launch_plan(events.c.launch_plan, wanted.launch_plan))
     else:
         return _by_state(wanted, after, max_rows)
     query = query.where(*_range(at, key, wanted.since, wanted.until, after))
@@ -182,6 +185,11 @@ def of_execution(text: str) -> list[ColumnElement[bool]]:
     return [events.c.key.in_([f"{text}/{phase}" for phase in sorted(TERMINAL)])]
 
 
+def of_launch_plan(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """Return the condition that a launch plan has this name. `column` is the column `launch_plan` of `events`."""
+    return column == shortened(name)
+
+
 class has_name(ColumnElement[bool]):  # noqa: N801 - named in lower case, because it is used like a function of SQLAlchemy
     """SQL condition: the event's execution has this name, in any project and domain.
 
@@ -233,7 +241,7 @@ def _row_conditions(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool
     if wanted.launch_plan is not None:
         # A scalar subquery, because the database could turn a join around and read all events of the launch plan first.
         plan = select(events.c.launch_plan).where(events.c.key == row.event).scalar_subquery()
-        limits.append(plan == wanted.launch_plan)
+        limits.append(of_launch_plan(plan, wanted.launch_plan))
     if wanted.recipient is not None:
         its_entry = select(delivery_recipients.c.delivery).where(
             delivery_recipients.c.recipient == lower(wanted.recipient),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Self
 
 from pydantic import AliasGenerator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -30,8 +31,26 @@ class _Incoming(BaseModel):
 
 
 Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
-"""A name of at most 255 characters, as in flyteadmin. Slashes and control characters are not allowed, because they
-could make the names of two different executions look the same."""
+"""The name of a project, a domain or an execution: at most 255 characters, as in flyteadmin. Slashes and control
+characters are not allowed, because they could make the names of two different executions look the same."""
+EntityName = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+"""The name of a launch plan or a workflow. flyteadmin accepts any name that is not empty, also with slashes, control
+characters and line breaks (flyteadmin `validation/validation.go`, `ValidateEmptyStringField`). Its database refuses
+NUL."""
+MAX_SHORT = 255
+"""Maximum number of characters of a text that `shortened` returns. An index row of PostgreSQL can hold two such texts
+(2,704 bytes)."""
+
+
+def shortened(text: str) -> str:
+    """Return the text, or a text of `MAX_SHORT` characters if it is longer: its beginning and its SHA-256 hash.
+
+    Used where the names and versions of launch plans are keys or part of a sentence, because they can have any length.
+    """
+    if len(text) <= MAX_SHORT:
+        return text
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return f"{text[: MAX_SHORT - len(digest) - 1]}…{digest}"
 
 
 class ExecutionId(_Incoming):
@@ -59,12 +78,20 @@ class EntityId(_Incoming):
 
     project: Name
     domain: Name
-    name: Name
-    version: str = ""
+    name: EntityName
+    version: Annotated[str, Field(pattern=r"^[^\x00]*$")] = ""
+    """Any text, as in flyteadmin. Empty if the version is unknown."""
+
+    @property
+    def key(self) -> str:
+        """The key of all versions: `project/domain/name`, `shortened`. The name may have slashes, so a reader splits
+        the key at the first two.
+        """
+        return shortened(f"{self.project}/{self.domain}/{self.name}")
 
     def __str__(self) -> str:
-        version = f"@{self.version}" if self.version else ""
-        return f"{self.project}/{self.domain}/{self.name}{version}"
+        version = f"@{shortened(self.version)}" if self.version else ""
+        return f"{self.project}/{self.domain}/{shortened(self.name)}{version}"
 
 
 class ExecutionError(_Incoming):

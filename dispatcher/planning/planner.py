@@ -23,16 +23,12 @@ from dispatcher.model.delivery import (
     thread_key,
     time_prefixed,
 )
-from dispatcher.model.event import EntityId, Event
+from dispatcher.model.event import Event, shortened
 from dispatcher.model.phase import Phase
 from dispatcher.rules import Rule
 
 GROUPED = frozenset({"email"})
 """Channels on which one message can have several recipients."""
-
-MAX_VERSION_LENGTH = 255
-"""Maximum number of characters of a launch plan's version that the ledger stores. flyteadmin also allows at most this
-many, but other workflow engines may send more."""
 
 Address = Callable[[str], str]
 """The method `Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
@@ -123,8 +119,8 @@ class Planner:
             return None
         event_plan = _EventPlan(self, event, now)
         return NewVersion(
-            launch_plan=_launch_plan_key(plan),
-            version=plan.version[:MAX_VERSION_LENGTH],
+            launch_plan=plan.key,
+            version=shortened(plan.version),
             plan_deliveries=lambda: event_plan.change_events(with_change_events),
         )
 
@@ -136,7 +132,7 @@ class Planner:
         if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.thread_by:
             return None
         return Resolution(
-            launch_plan=_launch_plan_key(event.launch_plan),
+            launch_plan=event.launch_plan.key,
             occurred_at=event.occurred_at,
             plan_resolved_notice=_EventPlan(self, event, now).plan_resolved_notice,
         )
@@ -319,7 +315,7 @@ class _EventPlan:
             return None
         content = self._content(opened.channel, opened.recipients[0], None)
         rule = f"resolved notice after {opened.event}"
-        position = _ThreadPosition(opened.thread, _launch_plan_key(self.event.launch_plan))
+        position = _ThreadPosition(opened.thread, self.event.launch_plan.key)
         notice = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, position=position)
         return notice._replace(key=self._key(f"resolved {opened.thread}", opened.addresses), resolves=True)
 
@@ -347,7 +343,7 @@ class _EventPlan:
         unit = thread_by(addresses[0]) if thread_by is not None else None
         if unit is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
             return _NO_THREAD
-        launch_plan = _launch_plan_key(self.event.launch_plan)
+        launch_plan = self.event.launch_plan.key
         subject = launch_plan if unit == "launch_plan" else f"execution {self.event.execution}"
         return _ThreadPosition(thread_key(channel, addresses, subject), launch_plan)
 
@@ -405,8 +401,3 @@ class _EventPlan:
         if key not in self._contents:
             self._contents[key] = self.planner.render(channel, self.event, recipient=recipient, template=template)
         return self._contents[key]
-
-
-def _launch_plan_key(plan: EntityId) -> str:
-    """Return the launch plan as `project/domain/name`, without its version."""
-    return f"{plan.project}/{plan.domain}/{plan.name}"

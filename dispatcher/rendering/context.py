@@ -157,11 +157,16 @@ def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: 
     )
 
 
-@lru_cache(maxsize=1024)  # cached, because many executions have the same launch plan and workflow
 def _entity(entity: EntityId | None) -> Entity:
     if entity is None:
         return Entity()
-    return Entity(one_line(entity.project), one_line(entity.domain), one_line(entity.name), _short(entity.version))
+    start = 4 * LONGEST_NAME  # the cache must not keep long names
+    return _shown_entity(entity.project, entity.domain, entity.name[:start], entity.version[:start])
+
+
+@lru_cache(maxsize=1024)  # cached, because many executions have the same launch plan and workflow
+def _shown_entity(project: str, domain: str, name: str, version: str) -> Entity:
+    return Entity(one_line(project), one_line(domain), _short(name), _short(version))
 
 
 def _failure(event: Event) -> Failure:

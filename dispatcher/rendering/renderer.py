@@ -16,7 +16,7 @@ from jinja2.meta import find_referenced_templates
 from channels.contract import Content
 from dispatcher.errors import DispatcherError
 from dispatcher.flyte.event_files import read_event_file
-from dispatcher.model.event import Event
+from dispatcher.model.event import Event, shortened
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.yaml import Malformed, Problem, parse
 from dispatcher.rendering import flyte_template, limits
@@ -292,7 +292,7 @@ def _with_launch_plan(channel: str, event: Event, content: Content) -> Content:
     plan = event.launch_plan
     if channel != "email" or plan is None:
         return content
-    return {**content, "about": {"project": plan.project, "domain": plan.domain, "launch_plan": plan.name}}
+    return {**content, "about": {"project": plan.project, "domain": plan.domain, "launch_plan": shortened(plan.name)}}
 
 
 def sample_event(phase: Phase) -> Event:

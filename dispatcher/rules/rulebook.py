@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dispatcher.model.event import EntityId, Event
+from dispatcher.model.event import EntityId, Event, shortened
 from dispatcher.model.notification import Notification
 
 ANY = "*"
@@ -21,8 +21,8 @@ class PlanKey(NamedTuple):
     version: str = ANY
 
     def __str__(self) -> str:
-        version = "" if self.version == ANY else f"@{self.version}"
-        return f"{self.project}/{self.domain}/{self.name}{version}"
+        version = "" if self.version == ANY else f"@{shortened(self.version)}"
+        return f"{self.project}/{self.domain}/{shortened(self.name)}{version}"
 
 
 @dataclass(frozen=True, slots=True)

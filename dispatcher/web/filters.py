@@ -16,6 +16,15 @@ MAX_PAGE_SIZE = 500
 
 
 _Text = Annotated[str, Field(min_length=1, max_length=800, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_LaunchPlan = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=3000,
+        pattern=r"^[^\x00]+$",
+        description="Name of the launch plan. A name of more than 255 characters may also be given as the list shows it.",
+    ),
+]
 TimeArgument = Annotated[
     str,
     Field(
@@ -41,7 +50,7 @@ class DeliveryCriteria(_Parameters):
             description="The whole recipient, as the rule or the channel writes it; ASCII letters match in either case."
         ),
     ] = None
-    launch_plan: Annotated[_Text | None, Field(description="Name of the launch plan.")] = None
+    launch_plan: _LaunchPlan | None = None
     execution: Annotated[_Text | None, Field(description="`project/domain/name`, or only the name.")] = None
     since: TimeArgument | None = None
     until: TimeArgument | None = None
@@ -85,7 +94,7 @@ class ExecutionSearch(PageParameters):
     """Parameters of a search for terminal events."""
 
     execution: Annotated[_Text | None, Field(description="`project/domain/name`, or only the name.")] = None
-    launch_plan: _Text | None = None
+    launch_plan: _LaunchPlan | None = None
     project: _Text | None = None
     domain: _Text | None = None
     phase: Literal["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT"] | None = None

@@ -21,6 +21,7 @@ from channels.contract import Channel
 from dispatcher.clock import Clock
 from dispatcher.errors import Unavailable
 from dispatcher.ledger import Ledger
+from dispatcher.model.event import shortened
 from dispatcher.operations import Operations
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.version import __version__
@@ -115,7 +116,7 @@ def read_query(model: type[BaseModel], request: Request, *, ignore: Sequence[str
     lists = {name for name, entry in model.model_fields.items() if "list[" in str(entry.annotation)}
     data: dict[str, Any] = {}
     for name in given:
-        values = [value.strip() for value in given.getlist(name) if value.strip()]
+        values = [value.strip(" \t") for value in given.getlist(name) if value.strip()]
         if values and name not in ignore:
             data[name] = values if name in lists else values[-1]
     try:
@@ -139,7 +140,7 @@ def _environment(clock: Clock) -> Environment:
         "when": lambda at: when(at, clock.now()),
         "channel_name": lambda name: _TITLES.get(name, name),
     }
-    environment.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds}
+    environment.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds, "shortened": shortened}
     return environment
 
 

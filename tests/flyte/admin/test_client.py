@@ -14,6 +14,7 @@ import pytest
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.admin.client import PARALLEL, FlyteAdmin
+from dispatcher.model.event import EntityId
 from dispatcher.model.phase import Phase
 from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide
 from tests.support.builders import a_launch_plan, an_event, an_execution
@@ -84,6 +85,15 @@ async def test_the_events_own_values_are_kept(server: LocalFlyteAdmin, admin: Fl
     with_values = an_event(principal="sam", launch_plan=a_launch_plan("other"), labels={"a": "b"})
     event = (await look_up(admin)).complete(with_values)
     assert (event.principal, event.launch_plan, event.labels) == ("sam", a_launch_plan("other"), {"a": "b"})
+
+
+@pytest.mark.parametrize("name", ["team/nightly", "two\nlines", "п" * 300])
+async def test_launch_plan_and_workflow_have_any_name(server: LocalFlyteAdmin, admin: FlyteAdmin, name: str) -> None:
+    named = {"project": "flytesnacks", "domain": "production", "name": name, "version": name}
+    server.add(a_finished_execution(spec={"launchPlan": named}, closure={"workflowId": named}))
+    answer = await look_up(admin)
+    assert answer.launch_plan == answer.workflow == EntityId.model_validate(named)
+    assert len(recipients(answer)) == 4
 
 
 @pytest.mark.parametrize(
