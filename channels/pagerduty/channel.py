@@ -1,27 +1,22 @@
 """The PagerDuty channel: sends events to the Events API v2. The client library blocks, so it runs in threads.
 
-Limits, and the meaning of answers, follow PagerDuty's developer documentation, "Events API v2 overview" and "Rate
-limits".
+Limits follow PagerDuty's developer documentation, "Events API v2 Overview" and "Send an Alert Event".
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from channels.common.retry_after import retry_after
 from channels.common.secret import SecretFile, reject_both, reveal
 from channels.contract import (
-    EXCERPT,
     Answer,
-    ChannelError,
     Finding,
     InDoubt,
     Later,
@@ -32,16 +27,27 @@ from channels.contract import (
     UnknownRecipient,
     WirePreview,
 )
+from channels.pagerduty.answers import MASK, NoAnswer, Response, Unreachable, answer_of, error_of
+from channels.pagerduty.threads import DaemonThreads, NoFreeThread, Overtime
 
 if TYPE_CHECKING:
-    from channels.pagerduty.client import Response, Session
+    from channels.pagerduty.client import Session
+
+log = logging.getLogger(__name__)
 
 MAX_EVENT_BYTES = 512 * 1024
 MAX_DEDUP_KEY = 255
 """Maximum number of characters in PagerDuty's dedup key. A longer key is cut."""
 ROUTING_KEY_LENGTH = 32
 """Number of characters in a PagerDuty routing key."""
-MASK = "********"
+ALERT_PATH = "/v2/enqueue"
+CHANGE_PATH = "/v2/change/enqueue"
+IMPORT_TIMEOUT = 60.0
+"""Maximum number of seconds for importing the client library, before the first event is sent."""
+SPARE_THREADS = 32
+"""Number of threads, in addition to `connections`, that replace threads that still wait for an answer after the timeout.
+The circuit breaker opens before all of them wait: after five events in a row without an answer, one event at a time
+tests PagerDuty."""
 _INVALID_EVENT = {"event_action": "none"}
 """The event that `check` sends. PagerDuty checks the routing key first and then refuses the unknown action, so the
 answer shows whether the key is known."""
@@ -99,7 +105,8 @@ class PagerDutyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     events_url: str = Field("https://events.pagerduty.com", pattern=r"^https?://\S+$")
-    """The URL of the Events API. In PagerDuty's EU region it is `https://events.eu.pagerduty.com`."""
+    """The URL of the Events API. In PagerDuty's EU region it is `https://events.eu.pagerduty.com`. The URL of an
+    endpoint (`…/v2/enqueue`) is accepted, too, because other programs ask for this URL."""
     services: Mapping[str, PagerDutyService] = Field(default_factory=dict)
     change_events: bool = False
     """If true, a change event is sent when a launch plan has run in a new version for the first time. PagerDuty pages
@@ -113,9 +120,17 @@ class PagerDutyConfig(BaseModel):
     fallback: Literal["email", "none"] = "none"
     """The channel that notifies recipients who are not in `services`. `none`: no other channel does."""
     timeout: float = Field(20, gt=0, le=100)
-    """Maximum number of seconds for connecting, and for waiting for PagerDuty's answer."""
+    """Maximum number of seconds until PagerDuty has answered. Half of it is for connecting."""
     connections: int = Field(8, ge=1, le=100)
-    """Number of threads that send events. Each thread has its own connection."""
+    """Maximum number of events that are sent at the same time. Each is sent by its own thread and connection."""
+
+    @field_validator("events_url")
+    @classmethod
+    def _without_endpoint(cls, url: str) -> str:
+        base = url.rstrip("/")
+        for endpoint in (CHANGE_PATH, ALERT_PATH, "/v2"):
+            base = base.removesuffix(endpoint)
+        return base.rstrip("/")
 
     def severity_of(self, phase: str, domain: str, labels: Mapping[str, str]) -> Severity | None:
         """Return the severity from the first rule in `severities` that matches; None if no rule matches."""
@@ -131,9 +146,11 @@ class PagerDutyChannel:
 
     def __init__(self, config: PagerDutyConfig) -> None:
         self._config = config
-        self._executor = ThreadPoolExecutor(config.connections, thread_name_prefix="pagerduty")
-        self._thread_local = threading.local()
-        self._sessions: list[Session] = []
+        self._threads = DaemonThreads(config.connections, config.connections + SPARE_THREADS)
+        self._idle_sessions: list[Session] = []
+        """Sessions that no thread uses. Threads take and return them."""
+        self._client_imported = False
+        self._closed = False
 
     def address(self, recipient: str) -> str:
         if recipient not in self._config.services:
@@ -152,10 +169,8 @@ class PagerDutyChannel:
         return WirePreview("application/json", orjson.dumps(event, option=orjson.OPT_INDENT_2))
 
     async def send(self, message: Message) -> Receipt:
-        # Imported late: at the top of the file, pdpyras would slow down every command.
-        from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415
-
-        service = self._config.services.get(message.recipients[0])
+        alias = message.recipients[0]
+        service = self._config.services.get(alias)
         if service is None:
             raise UnknownRecipient("no such PagerDuty service here any more: add it to channels.pagerduty.services")
         try:
@@ -169,14 +184,11 @@ class PagerDutyChannel:
         if thread is not None and thread.resolves and not thread.earlier:
             return Receipt(answer=Answer("none", "no trigger had arrived: there was nothing to resolve"))
         event = self._event(message)
-        try:
-            response = await asyncio.get_running_loop().run_in_executor(self._executor, self._post, routing_key, event)
-        except Unreachable as error:
-            raise Later(f"PagerDuty can't be reached: {error}", provider_wide=True) from None
-        except NoAnswer as error:
-            raise InDoubt(f"PagerDuty did not answer: {error}; it may have taken the event") from None
-        reference = {"dedup_key": event["dedup_key"]} if "dedup_key" in event else {}
-        return _receipt(response, reference, routing_key)
+        response = await self._post(routing_key, event)
+        answer = answer_of(response, routing_key)
+        if (refusal := error_of(response, answer, alias)) is not None:
+            raise refusal
+        return Receipt(answer=answer, reference={"dedup_key": event["dedup_key"]} if "dedup_key" in event else {})
 
     async def check(self) -> Sequence[Finding]:
         """Send an invalid event to each service: the answer shows whether the routing key is known. No incident is
@@ -187,8 +199,6 @@ class PagerDutyChannel:
         return [await self._check_service(name) for name in self._config.services]
 
     async def _check_service(self, name: str) -> Finding:
-        from channels.pagerduty.client import NoAnswer, Unreachable  # noqa: PLC0415
-
         service, url = self._config.services[name], self._config.events_url
         try:
             routing_key = reveal(service.routing_key, service.routing_key_file) or ""
@@ -199,35 +209,61 @@ class PagerDutyChannel:
             advice = "give the integration key of the service's Events API v2"
             return Finding(f"{name}: the routing key has {problem}: {advice}", ok=False)
         try:
-            response = await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._post, routing_key, _INVALID_EVENT
-            )
-        except (Unreachable, NoAnswer) as error:
-            return Finding(f"{url} can't be reached: {error}; check channels.pagerduty.events_url", ok=False)
+            response = await self._post(routing_key, _INVALID_EVENT)
+        except (Later, InDoubt) as error:
+            return Finding(f"{name}: {error}; check channels.pagerduty.events_url: {url}", ok=False)
         if response.status == 429:
             return Finding(f"{name}: PagerDuty is reached, and takes no more events of this service for now")
-        if response.status != 400:
-            problem = f"{url} answered {response.status}: is channels.pagerduty.events_url PagerDuty's?"
-            return Finding(f"{name}: {problem}", ok=False)
-        if "routing" in response.text.lower():
-            return Finding(
-                f"{name}: PagerDuty doesn't know the routing key: check channels.pagerduty.services", ok=False
-            )
-        return Finding(f"{name}: PagerDuty is reached and has nothing against the routing key")
+        if response.status == 400 and "routing" not in response.text.lower():
+            return Finding(f"{name}: PagerDuty is reached and has nothing against the routing key")
+        refusal = error_of(response, answer_of(response, routing_key), name)
+        return Finding(f"{name}: {refusal or f'{url} takes invalid events, so it is not PagerDuty'}", ok=False)
 
     async def aclose(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        for session in self._sessions:
-            session.close()
+        self._closed = True
+        while self._idle_sessions:
+            self._idle_sessions.pop().close()
 
-    def _post(self, routing_key: str, event: Mapping[str, Any]) -> Response:
+    async def _post(self, routing_key: str, event: Mapping[str, Any]) -> Response:
+        """Send the event once and return PagerDuty's answer. Raises `Later` if nothing was sent, or `InDoubt`."""
+        path = ALERT_PATH if "event_action" in event else CHANGE_PATH
+        body = orjson.dumps({**event, "routing_key": routing_key})
+        timeout = self._config.timeout
+        try:
+            if not self._client_imported:
+                await self._threads.run(_import_client, IMPORT_TIMEOUT)
+                self._client_imported = True
+            return await self._threads.run(partial(self._post_in_thread, path, body), timeout)
+        except Unreachable as error:
+            raise Later(f"PagerDuty can't be reached: {error}", provider_wide=True) from None
+        except NoFreeThread:
+            raise Later(
+                f"PagerDuty is too slow: all threads still wait for answers after {timeout:g} s", provider_wide=True
+            ) from None
+        except NoAnswer as error:
+            raise InDoubt(f"PagerDuty did not answer: {error}; it may have taken the event") from None
+        except Overtime:
+            log.warning(
+                "PagerDuty did not answer within %g s: %d threads wait for its answers",
+                timeout,
+                self._threads.threads,
+            )
+            raise InDoubt(f"PagerDuty did not answer within {timeout:g} s; it may have taken the event") from None
+
+    def _post_in_thread(self, path: str, body: bytes) -> Response:
         from channels.pagerduty.client import Session  # noqa: PLC0415
 
-        session: Session | None = getattr(self._thread_local, "session", None)
-        if session is None:
-            session = self._thread_local.session = Session(self._config.events_url, self._config.timeout)
-            self._sessions.append(session)
-        return session.post("/v2/enqueue" if "event_action" in event else "/v2/change/enqueue", routing_key, event)
+        try:
+            session = self._idle_sessions.pop()
+        except IndexError:
+            session = Session(self._config.events_url, self._config.timeout)
+        try:
+            return session.post(path, body)
+        finally:
+            if self._closed:
+                session.close()
+            else:
+                self._idle_sessions.append(session)
 
     def _event(self, message: Message) -> dict[str, Any]:
         if "event_action" not in message.content:  # change events have no dedup key ("Send change events")
@@ -253,34 +289,6 @@ def _limit_size(event: dict[str, Any]) -> dict[str, Any]:
     return {**event, "payload": {**event["payload"], "custom_details": details}}
 
 
-def _receipt(response: Response, reference: Mapping[str, str], routing_key: str) -> Receipt:
-    """Return the receipt if PagerDuty accepted the event, else raise the error. The routing key is masked in the
-    answer's text.
-    """
-    text = " ".join(response.text.split()).replace(routing_key, MASK)[:EXCERPT]
-    answer = Answer(str(response.status), text)
-    if response.status == 202:
-        return Receipt(answer=answer, reference=reference)
-    raise _error(response, answer)
-
-
-def _error(response: Response, answer: Answer) -> ChannelError:
-    match response.status:
-        case 400 | 413:
-            return Never(
-                f"PagerDuty refused the event: {answer.text or response.status}; check the service's routing key",
-                answer=answer,
-            )
-        case 401 | 403 | 404:
-            return Never(
-                f"PagerDuty answered {response.status}: check channels.pagerduty.events_url and the routing key",
-                answer=answer,
-            )
-        case 429:
-            delay = retry_after(response.headers)
-            return Later("PagerDuty takes no more events of this service for now", answer=answer, retry_after=delay)
-        case status if status >= 500:
-            delay = retry_after(response.headers)
-            return Later(f"PagerDuty is in trouble: {status}", answer=answer, retry_after=delay, provider_wide=True)
-        case status:
-            return InDoubt(f"PagerDuty gave an answer that means nothing to us: {status}", answer=answer)
+def _import_client() -> None:
+    """Import pdpyras. This takes too long for the event loop, and for the start of every command."""
+    import channels.pagerduty.client  # noqa: F401, PLC0415
