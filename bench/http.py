@@ -31,12 +31,11 @@ MESSAGES = 1_500
 CONCURRENCY = 50
 DELAY = 0.05
 KEY = "0123456789abcdef0123456789abcdef"
+# PagerDuty has no goal: a service takes 120 events a minute.
 GOALS: Mapping[tuple[str, float, str], float] = {
     ("Slack", 0, "slack-sdk"): 0.7,
     ("Slack", 0, "Alertmanager"): 1.4,
     ("Slack", DELAY, "slack-sdk"): 0.9,
-    ("PagerDuty", 0, "pdpyras"): 0.85,
-    ("PagerDuty", DELAY, "pdpyras"): 0.9,
 }
 
 
