@@ -137,14 +137,22 @@ class Later(ChannelError):
 
 
 class Misconfigured(Later):
-    """The provider refuses the dispatcher itself, and so every message: its credentials, scopes, quota, or EHLO name.
+    """The provider refuses the dispatcher itself: its credentials, scopes, quota, or EHLO name.
 
-    The message waits behind the channel's circuit breaker, as after every `provider_wide` failure, until a person has
-    corrected the settings or the account. `reason` says what to correct.
+    The message waits until a person has corrected the settings or the account. `reason` says what to correct. If the
+    provider refuses every message for that reason, the error is `provider_wide`, and the channel's circuit breaker
+    opens. Otherwise, for example if a scope is missing that only some messages need, only the destination waits.
     """
 
-    def __init__(self, reason: str, *, answer: Answer | None = None, retry_after: timedelta | None = None) -> None:
-        super().__init__(reason, answer=answer, retry_after=retry_after, provider_wide=True)
+    def __init__(
+        self,
+        reason: str,
+        *,
+        answer: Answer | None = None,
+        retry_after: timedelta | None = None,
+        provider_wide: bool = True,
+    ) -> None:
+        super().__init__(reason, answer=answer, retry_after=retry_after, provider_wide=provider_wide)
 
 
 class Never(ChannelError):

@@ -17,6 +17,6 @@ def retry_after(headers: Mapping[str, str]) -> timedelta | None:
     except (ValueError, OverflowError):
         try:
             delay = parsedate_to_datetime(text) - datetime.now(UTC)  # noqa: TID251 - the date is real time
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
     return min(max(delay, timedelta()), MAX_DELAY)

@@ -2,13 +2,12 @@
 
 The Power Automate workflow must have the trigger "When a Teams webhook request is received".
 
-Limits, and the meaning of answers, follow "Create and send messages" in Microsoft's Teams platform documentation
-(webhooks and connectors). A message has at most 28 kB. An answer with HTTP status 200 may report a failure in its text.
+The limit of 28 kB follows "Create and send messages" in Microsoft's Teams platform documentation (webhooks and
+connectors).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,25 +15,15 @@ import orjson
 from pydantic import Field
 
 from channels.common.ssrf import SsrfGuard
-from channels.contract import (
-    Answer,
-    ChannelError,
-    Content,
-    Finding,
-    InDoubt,
-    Message,
-    Receipt,
-    ThreadBy,
-    UnknownRecipient,
-    WirePreview,
-)
-from channels.webhook.targets import Target, TargetOptions, Targets, error_for_status, masked_answer, url_of
+from channels.contract import Content, Finding, Message, Receipt, ThreadBy, UnknownRecipient, WirePreview
+from channels.teams.answers import error_of
+from channels.webhook.answers import masked_answer
+from channels.webhook.targets import Target, TargetOptions, Targets, url_of
 
 MAX_BYTES = 28 * 1024
 """Maximum number of bytes in one message: the card and the JSON around it."""
 CARD = "application/vnd.microsoft.card.adaptive"
 _TRUNCATED_NOTE = "Some of it was too large for Teams and is left out."
-_INNER_ERROR = re.compile(r"HTTP error (\d{3})")
 _HEADERS = {"Content-Type": "application/json"}
 
 
@@ -81,7 +70,7 @@ class TeamsChannel:
         url = url_of(self._config.targets[self.address(name)], name)
         response = await self._targets.post(url, _message(message.content), _HEADERS, name)
         answer = masked_answer(response, url)
-        if (error := _error(response.status, name, answer, response.headers)) is not None:
+        if (error := error_of(response, name, answer)) is not None:
             raise error
         return Receipt(answer=answer)
 
@@ -93,23 +82,6 @@ class TeamsChannel:
 
     async def aclose(self) -> None:
         await self._targets.aclose()
-
-
-def _error(status: int, name: str, answer: Answer, headers: Mapping[str, str]) -> ChannelError | None:
-    """Return the error for Teams' answer; None if Teams accepted the card.
-
-    A Power Automate workflow accepts a card with status 202 and an empty body. A connector accepts it with status 200
-    and the text `1`.
-    """
-    if not 200 <= status <= 299:
-        return error_for_status(status, name, answer, headers)
-    if inner := _INNER_ERROR.search(answer.text):
-        return error_for_status(int(inner[1]), name, Answer(inner[1], answer.text), headers)
-    if "delivery failed" in answer.text or answer.text.startswith("<"):  # `<`: an HTML page, probably from a proxy
-        return InDoubt(
-            f"{name} answered {status} with words that are not Teams'; it may have taken the card", answer=answer
-        )
-    return None
 
 
 def _message(card: Content) -> bytes:

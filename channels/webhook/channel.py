@@ -12,7 +12,8 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
@@ -22,16 +23,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 from channels.common.secret import SecretFile, reject_both
 from channels.common.ssrf import Forbidden, SsrfGuard, origin
 from channels.contract import Answer, Finding, Message, Never, Receipt, ThreadBy, UnknownRecipient, WirePreview
-from channels.webhook.targets import (
-    CommaList,
-    Target,
-    TargetOptions,
-    Targets,
-    error_for_status,
-    masked_answer,
-    reveal_or_later,
-    url_of,
-)
+from channels.webhook.answers import error_for, masked_answer
+from channels.webhook.targets import CommaList, Target, TargetOptions, Targets, reveal_or_wait, url_of
 
 EVENT_TYPE = "dispatcher.notification.v1"
 """The CloudEvents attribute `type` of every message."""
@@ -175,15 +168,16 @@ class WebhookChannel:
         secrets: list[str] = []
         if target is not None:
             custom, secret = _custom_headers(target, name), _secret(target, name)
-            secrets = [*custom.values(), *([secret] if secret else [])]
+            secrets = [*_header_secrets(custom), *([secret, secret.removeprefix("whsec_")] if secret else [])]
             headers |= {**message.trace, **custom} | (_signature(secret, name, message.key, body) if secret else {})
         response = await self._targets.post(url, body, headers, name)
         # The text of an answer from a URL in a rule is not shown. The server may be internal, although the guard allows
         # it, and the author of the rule must not read its answers.
-        answer = masked_answer(response, url, secrets) if target is not None else Answer(str(response.status))
-        if 200 <= response.status <= 299:
+        status = response.status
+        answer = masked_answer(response, url, secrets) if target is not None else Answer(str(status))
+        if 200 <= status <= 299:
             return Receipt(answer=answer, reference={"idempotency_key": message.key})
-        raise error_for_status(response.status, name, answer, response.headers)
+        raise error_for(response, name, answer)
 
     async def check(self) -> Sequence[Finding]:
         """Connect to the server of each target, without sending a request."""
@@ -218,22 +212,35 @@ class WebhookChannel:
 
 
 def _custom_headers(target: WebhookTarget, name: str) -> dict[str, str]:
-    """Return the target's additional headers. Raises `Later` if a file can't be read, `Never` if a value is invalid."""
+    """Return the target's additional headers. Raises `Misconfigured` if a file can't be read, `Never` if a value is invalid."""
     headers = {}
     for header, setting in target.headers.items():
-        value = reveal_or_later(setting.value, setting.value_file, f"{name}: header {header}'s value_file") or ""
+        value = reveal_or_wait(setting.value, setting.value_file, f"{name}: header {header}'s value_file") or ""
         if not _HEADER_VALUE.fullmatch(value):
             raise Never(f"{name}: header {header}'s value_file must hold one line of ASCII")
         headers[header] = value
     return headers
 
 
+def _header_secrets(headers: Mapping[str, str]) -> Iterator[str]:
+    """Yield what a receiver may repeat of the headers: each value, what follows its first word, as in `Bearer TOKEN`,
+    and the login and password of a Basic credential.
+    """
+    for value in headers.values():
+        scheme, _, credential = value.partition(" ")
+        yield from (value, credential.strip())
+        if scheme.lower() == "basic":
+            with suppress(ValueError):
+                login = base64.b64decode(credential).decode()
+                yield from (login, *login.split(":", 1))
+
+
 def _secret(target: WebhookTarget, name: str) -> str | None:
     """Return the target's signing key; None if the settings contain none.
 
-    Raises `Later` if the key's file can't be read and `Never` if the key is empty, so that no message is sent unsigned.
+    Raises `Misconfigured` if the key's file can't be read and `Never` if the key is empty, so that no message is sent unsigned.
     """
-    secret = reveal_or_later(target.secret, target.secret_file, f"{name}: secret_file")
+    secret = reveal_or_wait(target.secret, target.secret_file, f"{name}: secret_file")
     if secret is not None and not secret:
         raise Never(f"{name}: the secret is empty")
     return secret

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import unescape
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -22,7 +23,7 @@ _MARKS = (
     (re.compile(r"(?<!\w)_([^_\n]+)_(?!\w)"), "em"),
     (re.compile(r"(?<!\w)~([^~\n]+)~(?!\w)"), "s"),
 )
-_ESCAPED = re.compile(r"\\([\\`*_~\[\]()])")
+_ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])|&(?:amp|lt|gt|quot);|\xa0")
 _EMPTY: tuple[object, ...] = ("", None, {}, [])
 
 STYLE = """
@@ -253,8 +254,8 @@ def _fact(fact: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def unmarked(text: str) -> str:
-    """Remove the backslashes that escape characters in Markdown."""
-    return _ESCAPED.sub(r"\1", text)
+    """Return the text that a Markdown reader shows: without backslashes that escape, and with HTML entities decoded."""
+    return _ESCAPED.sub(lambda found: found[1] or unescape(found[0]).replace("\xa0", " "), text)
 
 
 def _data(content: Content) -> Markup:

@@ -18,6 +18,9 @@ _UNPRINTABLE = re.compile(
     "\ud800-\udfff]"
 )
 _MARKDOWN = re.compile(r"[\\`*_~\[\]()]")
+_LINE_START = re.compile(r"(^|[\n\r])([ \t]*)([-+#=>|:]|[0-9]{1,9}\.(?=\s|$))?")
+"""The start of a line, with its white space and with a mark that Markdown reads as a list, heading, quotation or table.
+"""
 _TORN = re.compile(r"(?:&[a-z]{0,3}|<[^<>]*)$")
 _FENCE = "```"
 _GRAPHEME = regex.compile(r"\X")
@@ -74,8 +77,19 @@ def escape_slack(text: object) -> str:
 
 
 def escape_markdown(text: object) -> str:
-    """Escape text for the Markdown of a Teams TextBlock, so that data can't contain links or formatting."""
-    return _MARKDOWN.sub(lambda found: "\\" + found[0], str(text))
+    """Escape text for the Markdown of a Teams TextBlock or Fact, so that data can't contain links, tags or formatting.
+
+    Teams reads a subset of CommonMark, decodes HTML entities, and ignores white space at the start of a line, which is
+    therefore replaced by no-break spaces. Source: "Text features" in Microsoft's documentation of Adaptive Cards.
+    """
+    escaped = _MARKDOWN.sub(lambda found: "\\" + found[0], str(text).replace("&", "&amp;").replace("<", "&lt;"))
+    return _LINE_START.sub(_escape_line_start, escaped)
+
+
+def _escape_line_start(found: re.Match[str]) -> str:
+    end_of_line, indent, mark = found[1], found[2], found[3] or ""
+    escaped = f"{mark[:-1]}\\{mark[-1]}" if mark else ""
+    return end_of_line + indent.expandtabs(4).replace(" ", "\xa0") + escaped
 
 
 def cut_mrkdwn(text: str, limit: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Self
@@ -63,6 +64,93 @@ async def garbage_server(answer: bytes | None) -> AsyncIterator[int]:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
+        finished.set()
+        await asyncio.sleep(0.05)
+
+
+class ForwardProxy:
+    """An HTTP proxy that forwards everything to one local port, whatever host the client names.
+
+    It takes CONNECT, and requests with a whole URL. With `login` it wants that login (Basic), else it answers 407.
+    """
+
+    def __init__(self, port: int, *, login: str = "", refusal: int = 0) -> None:
+        """`refusal`: the status that answers every request; 0: requests are forwarded."""
+        self._port = port
+        self._login = base64.b64encode(login.encode()).decode()
+        self._refusal = refusal
+        self._pipes: set[asyncio.Task[None]] = set()
+        self.targets: list[str] = []
+        """The target in each request line: `HOST:PORT` after CONNECT, otherwise a URL."""
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for pipe in self._pipes:
+            pipe.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            method, target, _ = head.decode("latin-1").split(" ", 2)
+            self.targets.append(target)
+            missing = self._login and f"Basic {self._login}".encode() not in head
+            if refusal := 407 if missing else self._refusal:
+                writer.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % refusal)
+            else:
+                await self._forward(method, head, reader, writer)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def _forward(
+        self, method: str, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        if method == "CONNECT":
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        else:
+            server_writer.write(head)
+        pipes = [asyncio.create_task(_pipe(reader, server_writer)), asyncio.create_task(_pipe(server_reader, writer))]
+        self._pipes.update(pipes)
+        await asyncio.wait(pipes)
+        server_writer.close()
+        with suppress(ConnectionError):
+            await server_writer.wait_closed()
+
+
+@asynccontextmanager
+async def endless_server(head: bytes, piece: bytes, *, pause: float = 0) -> AsyncIterator[tuple[str, list[int]]]:
+    """A server that answers each request with this head, and then sends the piece again and again, until the client
+    disconnects. `pause`: seconds between two pieces.
+
+    Yields its URL, and a list with the number of bytes that were sent to each client.
+    """
+    sent: list[int] = []
+    finished = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        index = len(sent)
+        sent.append(0)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head)
+            while not finished.is_set() and not writer.is_closing():
+                writer.write(piece)
+                await writer.drain()
+                sent[index] += len(piece)
+                await asyncio.sleep(pause)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", sent
         finished.set()
         await asyncio.sleep(0.05)
 
