@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from channels.contract import Content
 
 _FENCE = re.compile(r"```(.*?)```", re.DOTALL)
-_LINK = re.compile(r"<(https?://[^|>\s]+)(?:\|([^>]*))?>")
+_LINK = re.compile(r"<(https?://[^|<>\s]+)(?:\|([^<>]*))?>")
 _MARKS = (
     (re.compile(r"`([^`\n]+)`"), "code"),
     (re.compile(r"(?<!\w)\*([^*\n]+)\*(?!\w)"), "strong"),

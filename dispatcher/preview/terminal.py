@@ -30,7 +30,7 @@ _TITLES = {
 _BELOW = (0, 0, 1, 0)
 _BAR = Box("▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n▌   \n")
 _PIECES = re.compile(
-    r"```(?P<code>.*?)```|<(?P<url>https?://[^|>\s]+)(?:\|(?P<label>[^>]*))?>|\*(?P<bold>[^*\n]+)\*", re.DOTALL
+    r"```(?P<code>.*?)```|<(?P<url>https?://[^|<>\s]+)(?:\|(?P<label>[^<>]*))?>|\*(?P<bold>[^*\n]+)\*", re.DOTALL
 )
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 _STYLES = {"good": "green", "warning": "yellow", "attention": "red"}

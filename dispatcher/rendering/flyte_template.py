@@ -32,14 +32,15 @@ _JINJA_OPENING = re.compile(r"\{(?=[{%#]|\Z)")
 _JINJA_ERROR = (
     f'" The execution failed with error: [" ~ (error.message | cut({LONGEST_ERROR})) ~ "]." if error.message else ""'
 )
-_TAG = re.compile(r"<(?P<name>/?[a-z][a-z0-9]*|!)(?P<rest>[^<>]*)>", re.IGNORECASE)
+_BRACKETS = re.compile(r"<([^<>]*)>")
+_TAG_NAME = re.compile(r"/?[a-z][a-z0-9]*|!", re.IGNORECASE)
 _HREF = re.compile(r"\bhref\s*=\s*[\"']?(https?://[^\s\"'<>]+)", re.IGNORECASE)
 _INVISIBLE = frozenset({"head", "script", "style", "title"})
 _LINE_BREAKS = frozenset(
     {"br", "hr", "/p", "/div", "/tr", "/li", "/pre", "/table", *(f"/h{level}" for level in range(1, 7))}
 )
 _BLANKS = re.compile(r"[ \t\xa0]+")
-_GAPS = re.compile(r"\s*\n\s*\n\s*")
+_WHITE_SPACE = re.compile(r"\s{2,}")
 
 
 class TooLarge(Exception):
@@ -74,8 +75,11 @@ def as_text(html: str) -> str:
     pieces: list[str] = []
     invisible = href = ""
     end = 0
-    for tag in _TAG.finditer(html):
-        name = tag["name"].lower()
+    for tag in _BRACKETS.finditer(html):
+        found = _TAG_NAME.match(tag[1])
+        if found is None:
+            continue
+        name = found[0].lower()
         if not invisible:
             pieces.append(html[end : tag.start()])
         if invisible:
@@ -85,15 +89,20 @@ def as_text(html: str) -> str:
         elif name in _LINE_BREAKS:
             pieces.append("\n")
         elif name == "a":
-            link = _HREF.search(tag["rest"])
+            link = _HREF.search(tag[1])
             href = f" ({link[1]})" if link else ""
         elif name == "/a":
             pieces.append(href)
         end = tag.end()
     if not invisible:
         pieces.append(html[end:])
-    text = _GAPS.sub("\n\n", _BLANKS.sub(" ", clean(unescape("".join(pieces))))).strip()
+    text = _WHITE_SPACE.sub(_without_gap, _BLANKS.sub(" ", clean(unescape("".join(pieces))))).strip()
     return f"{text}\n" if text else ""
+
+
+def _without_gap(white_space: re.Match[str]) -> str:
+    """Return one empty line for white space with at least one empty line, and other white space unchanged."""
+    return "\n\n" if white_space[0].count("\n") > 1 else white_space[0]
 
 
 def as_jinja(template: str) -> str:

@@ -15,13 +15,13 @@ _CONSTRUCTS = tuple(
         (r"<script\b|<iframe\b|<object\b|<embed\b", "is removed by every mail program"),
         (r"<form\b|<input\b|<textarea\b|<select\b", "is removed or does nothing in most mail programs: link to a page"),
         (r"<video\b|<audio\b|<svg\b|<canvas\b", "is not shown by Gmail and Outlook"),
-        (r"<link\b[^>]*stylesheet|@import\b|@font-face\b", "is not loaded: write the rules into email/style.css"),
-        (r"<img\b[^>]*\bsrc\s*=\s*[\"']?(?:https?:|//|\{\{)", "is a remote image: most people don't see it"),
+        (r"<link\b[^<>]*stylesheet|@import\b|@font-face\b", "is not loaded: write the rules into email/style.css"),
+        (r"<img\b[^<>]*\bsrc\s*=\s*[\"']?(?:https?:|//|\{\{)", "is a remote image: most people don't see it"),
         (r"\bon[a-z]{3,20}\s*=\s*[\"']", "is removed by every mail program"),
         (r"\bdisplay\s*:\s*(?:inline-)?(?:flex|grid)\b", "does nothing in Outlook: use a table"),
         (r"\bposition\s*:\s*(?:absolute|fixed|sticky|relative)\b", "is removed by Gmail and Outlook: use a table"),
         (r"\b(?:float|clip-path|filter|transform|animation)\s*:", "does nothing in Outlook"),
-        (r"\bbackground(?:-image)?\s*:[^;\"'}]*url\(", "is not shown by Outlook, and remote"),
+        (r"\bbackground(?:-image)?\s*:[^:;\"'}]*url\(", "is not shown by Outlook, and remote"),
         (r"\bvar\(\s*--|\bcalc\(", "is removed by Gmail and Outlook: write the value"),
     )
 )

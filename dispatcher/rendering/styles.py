@@ -13,11 +13,12 @@ import re
 
 import css_inline
 
-_JINJA = re.compile(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}", re.DOTALL)
+_JINJA = re.compile(r"\{#.*?(?:#\}|\Z)|\{%.*?(?:%\}|\Z)|\{\{.*?(?:\}\}|\Z)", re.DOTALL)
 _PLACEHOLDER = re.compile(r"<!--jinja(\d+)-->|jinja(\d+)end")
 _TAG = re.compile(r"<(/?[a-zA-Z][a-zA-Z0-9]*)\b")
 _NO_COMMENT = re.compile(
-    r"<(title|style|textarea)\b.*?</\1\s*>|<[a-zA-Z/](?:[^<>\"']|\"[^\"]*\"|'[^']*')*>", re.DOTALL | re.IGNORECASE
+    r"<(title|style|textarea)\b.*?(?:</\1\s*>|\Z)|<[a-zA-Z/](?:[^<>\"']|\"[^\"]*\"|'[^']*')*+>",
+    re.DOTALL | re.IGNORECASE,
 )
 """Matches the places where a comment would be read as text: inside a tag, and in elements that contain only text."""
 _BODY = re.compile(r"<body\b", re.IGNORECASE)

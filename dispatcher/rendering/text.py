@@ -5,6 +5,7 @@ Markdown.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 
 import regex
 from markupsafe import Markup, escape
@@ -23,7 +24,13 @@ _LINE_START = re.compile(r"(^|[\n\r])([ \t]*)([-+#=>|:]|[0-9]{1,9}\.(?=\s|$))?")
 """
 _TORN = re.compile(r"(?:&[a-z]{0,3}|<[^<>]*)$")
 _FENCE = "```"
-_GRAPHEME = regex.compile(r"\X")
+_GRAPHEME = regex.compile(r"[\U0001f1e6-\U0001f1ff]{2}[\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}]*+|\X")
+"""Matches one grapheme (Unicode Standard Annex 29). Flags have an alternative of their own: at each of them, `\\X` alone
+would count all flags before it, which takes quadratic time."""
+_BOUNDARY = regex.compile(
+    r"(?r)[\p{GCB=Other}\p{GCB=Control}\p{GCB=LF}](?=[\p{GCB=Other}\p{GCB=Control}\p{GCB=LF}\p{GCB=CR}])"
+)
+"""Searches backwards for the last place that is the end of a grapheme whatever text is before and after it."""
 
 
 class Escaped(str):
@@ -115,14 +122,13 @@ def _without_torn_markup(text: str, limit: int) -> str:
 
 
 def _first_graphemes(text: str, limit: int) -> str:
-    """Return the longest prefix that consists of whole graphemes and has at most `limit` UTF-16 units.
-
-    Reads at most `limit` + 1 characters.
-    """
-    end = used = 0
-    for grapheme in _GRAPHEME.finditer(text[: max(limit, 0) + 1]):
-        used += _units(grapheme.group())
-        if used > limit:
+    """Return the longest prefix that consists of whole graphemes and has at most `limit` UTF-16 units."""
+    longest = bisect_right(range(max(limit, 0) + 1), limit, key=lambda length: _units(text[:length])) - 1
+    start = _BOUNDARY.search(text, 0, longest + 1)
+    end = start.end() if start is not None else 0
+    # One more character shows whether the last grapheme goes on.
+    for grapheme in _GRAPHEME.finditer(text, end, longest + 1):
+        if grapheme.end() > longest:
             break
         end = grapheme.end()
     return text[:end]
