@@ -25,7 +25,7 @@ from yarl import URL
 from channels.common.body import MAX_POST_ANSWER, read_start
 from channels.common.proxy import UnusableProxy, proxy_for
 from channels.common.ssrf import Forbidden, SsrfGuard, is_address
-from channels.common.tls import ReloadingContext
+from channels.common.tls import ReloadingContext, untrusted_certificate
 from channels.contract import ChannelError, InDoubt, Later, Misconfigured, Never
 
 CONNECT_SHARE = 0.5
@@ -268,5 +268,5 @@ def _connection_problem(error: Exception) -> str:
     """Return the reason why a connection failed, without the server's address, because the address may be secret."""
     cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted: {cause.verify_message}; see ca_file"
+        return f"its certificate is not to be trusted: {untrusted_certificate(cause, 'ca_file')}"
     return getattr(cause, "strerror", None) or type(error).__name__

@@ -1,10 +1,14 @@
-"""Keeps a TLS context, and builds a new one when the certificate files change."""
+"""Keeps a TLS context, builds a new one when the certificate files change, and explains why a certificate is refused."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+_STRICT_CODES = range(80, 95)
+"""OpenSSL's codes for certificates that are refused only by the strict checks (`VERIFY_X509_STRICT`), such as `Missing
+Authority Key Identifier`. Python uses these checks from 3.13 on. Authorities in companies often leave extensions out."""
 
 
 class ReloadingContext:
@@ -25,3 +29,17 @@ class ReloadingContext:
         if self._cached is None or self._cached[0] != modified_at:
             self._cached = (modified_at, self._create())
         return self._cached[1]
+
+
+def untrusted_certificate(error: ssl.SSLCertVerificationError, ca_file: str) -> str:
+    """Return why a server's certificate is not trusted, and what to do. `ca_file`: the setting that names the
+    certificates to trust.
+
+    If the certificate or its authority's lacks an extension that RFC 5280 (4.2.1) demands, no setting helps.
+    """
+    if error.verify_code in _STRICT_CODES:
+        return (
+            f"{error.verify_message}; RFC 5280 demands this, and Python checks it from 3.13 on: have the authority issue "
+            "a certificate that keeps to it"
+        )
+    return f"{error.verify_message}; see {ca_file}"

@@ -15,7 +15,7 @@ from aiosmtplib import SMTP, SMTPAuthenticationError
 from pydantic import BaseModel, Field, ValidationError
 
 from channels.common.secret import reveal
-from channels.contract import Later
+from channels.contract import Later, Misconfigured
 from channels.email.config import OAuthConfig, RelayConfig
 from channels.email.smtp_replies import login_refused
 
@@ -39,8 +39,8 @@ class SmtpAuth:
     async def authenticate(self, smtp: SMTP) -> None:
         """Log in, if the settings have a login.
 
-        Raises `Later` with `provider_wide` if the login is impossible or refused, and aiosmtplib's errors if the
-        connection fails.
+        Raises `Misconfigured` if the login is impossible or refused, `Later` if it is refused for now, and aiosmtplib's
+        errors if the connection fails.
         """
         username = self._relay.username
         if username is None:
@@ -52,34 +52,31 @@ class SmtpAuth:
 
     async def _login_with_token(self, smtp: SMTP, username: str, tokens: _TokenCache) -> None:
         if "xoauth2" not in smtp.server_auth_methods:
-            raise Later(f"{self._where} takes no tokens (no XOAUTH2): {_offered_mechanisms(smtp)}", provider_wide=True)
+            raise Misconfigured(f"{self._where} takes no tokens (no XOAUTH2): {_offered_mechanisms(smtp)}")
         token = await tokens.get()
         try:
             await smtp.auth_xoauth2(username, token)
         except SMTPAuthenticationError as error:
             tokens.forget(token)
-            raise login_refused(self._where, error.code, _masked(error.message, token), token=True) from None
+            raise login_refused(self._where, "token", error.code, _masked(error.message, token)) from None
 
     async def _login_with_password(self, smtp: SMTP, username: str) -> None:
         try:
             password = reveal(self._relay.password, self._relay.password_file) or ""
         except OSError as error:
-            raise Later(f"channels.email.password_file can't be read: {error.strerror}", provider_wide=True) from None
+            raise Misconfigured(f"channels.email.password_file can't be read: {error.strerror}") from None
         allowed = _PREFERRED_MECHANISMS if self._relay.auth == "auto" else (self._relay.auth,)
         for mechanism in allowed:
             if mechanism in smtp.server_auth_methods:
                 break
         else:
-            raise Later(
-                f"{self._where} offers no login by {' or '.join(allowed)}: {_offered_mechanisms(smtp)}",
-                provider_wide=True,
-            )
+            raise Misconfigured(f"{self._where} offers no login by {' or '.join(allowed)}: {_offered_mechanisms(smtp)}")
         logins = {"plain": smtp.auth_plain, "login": smtp.auth_login, "cram-md5": smtp.auth_crammd5}
         try:
             await logins[mechanism](username, password)
         except SMTPAuthenticationError as error:
             reply = _masked(error.message, password, f"\0{username}\0{password}")
-            raise login_refused(self._where, error.code, reply, token=False) from None
+            raise login_refused(self._where, "login", error.code, reply) from None
 
 
 class _TokenResponse(BaseModel):
@@ -102,15 +99,13 @@ class _TokenCache:
     async def get(self) -> str:
         """Return a valid token: from the file if there is one, else from the cache or from the token endpoint.
 
-        Raises `Later` with `provider_wide` if no token can be obtained.
+        Raises `Misconfigured` if the endpoint refuses or a file can't be read, `Later` if the endpoint gives no answer.
         """
         if self._oauth.token_file is not None:
             try:
                 return reveal(None, self._oauth.token_file) or ""
             except OSError as error:
-                raise Later(
-                    f"channels.email.oauth.token_file can't be read: {error.strerror}", provider_wide=True
-                ) from None
+                raise Misconfigured(f"channels.email.oauth.token_file can't be read: {error.strerror}") from None
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if now >= self._valid_until:
@@ -127,7 +122,7 @@ class _TokenCache:
     async def _request_token(self) -> _TokenResponse:
         """Request a token by the client-credentials flow (RFC 6749, 4.4), with the client's secret in the body.
 
-        Raises `Later` with `provider_wide` if the endpoint gives no token.
+        Raises `Misconfigured` or `Later` with `provider_wide` if the endpoint gives no token.
         """
         import aiohttp  # noqa: PLC0415 - imported late: only token requests need aiohttp
 
@@ -140,9 +135,7 @@ class _TokenCache:
                 **({"scope": oauth.scope} if oauth.scope else {}),
             }
         except OSError as error:
-            raise Later(
-                f"channels.email.oauth.client_secret_file can't be read: {error.strerror}", provider_wide=True
-            ) from None
+            raise Misconfigured(f"channels.email.oauth.client_secret_file can't be read: {error.strerror}") from None
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout)) as session,
@@ -152,13 +145,13 @@ class _TokenCache:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Later(f"{where} can't be reached: {type(error).__name__}", provider_wide=True) from None
         if status != 200:
-            raise Later(
-                f"{where} gave no token: {status}{_error_code(body)}; check channels.email.oauth", provider_wide=True
-            )
+            reason = f"{where} gave no token: {status}{_error_code(body)}; check channels.email.oauth"
+            # 408, 429 and 5xx say nothing about the request.
+            raise Later(reason, provider_wide=True) if status in {408, 429} or status >= 500 else Misconfigured(reason)
         try:
             return _TokenResponse.model_validate_json(body)
         except ValidationError:
-            raise Later(f"{where} answered with something that is no token", provider_wide=True) from None
+            raise Misconfigured(f"{where} answered with something that is no token") from None
 
 
 def _error_code(body: bytes) -> str:

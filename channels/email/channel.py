@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from channels.contract import Finding, Later, Message, Receipt, ThreadBy, UnknownRecipient, WirePreview
+from channels.contract import (
+    ChannelError,
+    Finding,
+    Later,
+    Message,
+    Misconfigured,
+    Never,
+    Receipt,
+    ThreadBy,
+    UnknownRecipient,
+    WirePreview,
+)
 from channels.email.addresses import mail_address
 from channels.email.config import EmailConfig
 from channels.email.mime import MailMessage, MessageBuilder
@@ -49,7 +61,27 @@ class EmailChannel:
         return WirePreview("message/rfc822", self._builder.render(message))
 
     async def send(self, message: Message) -> Receipt:
-        mail = await self._build(message)
+        receipts: list[Receipt] = []
+        refusals: list[Never] = []
+        failures: dict[str, ChannelError] = {}
+        for mail in await self._build(message):
+            try:
+                receipts.append(await self._send_mail(mail))
+            except ChannelError as error:
+                if isinstance(error, Never):
+                    refusals.append(error)
+                elif not receipts:  # nothing was sent, so the whole message is sent again
+                    raise
+                failures |= dict.fromkeys(mail.recipients, error)
+            else:
+                failures |= receipts[-1].failures
+        if not receipts:
+            raise refusals[0] if len(refusals) == 1 else Never("; ".join(error.reason for error in refusals))
+        in_order = {name: failures[name] for name in message.recipients if name in failures}
+        return replace(receipts[0], failures=in_order)
+
+    async def _send_mail(self, mail: MailMessage) -> Receipt:
+        """Send the mail through the first relay that accepts it. Raises `Later`, `Never` or `InDoubt`."""
         refusals: list[Later] = []
         for relay in self._relays_in_order():
             try:
@@ -71,7 +103,7 @@ class EmailChannel:
         for relay in self._relays:
             await relay.aclose()
 
-    async def _build(self, message: Message) -> MailMessage:
+    async def _build(self, message: Message) -> list[MailMessage]:
         if self._config.dkim is None:
             return self._builder.build(message)
         # The DKIM signature takes milliseconds of CPU time, so it is computed outside the event loop.
@@ -98,11 +130,13 @@ class EmailChannel:
 
 
 def _combined(refusals: list[Later]) -> Later:
-    """Return one error with the reasons of all relays. It is `provider_wide` only if every relay's error is
-    `provider_wide`.
+    """Return one error with the reasons of all relays. It is `Misconfigured`, or `provider_wide`, only if every relay's
+    error is.
     """
     if len(refusals) == 1:
         return refusals[0]
-    reasons = dict.fromkeys(refusal.reason for refusal in refusals)
-    provider_wide = all(refusal.provider_wide for refusal in refusals)
-    return Later("; ".join(reasons), answer=refusals[-1].answer, provider_wide=provider_wide)
+    reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in refusals))
+    answer = refusals[-1].answer
+    if all(isinstance(refusal, Misconfigured) for refusal in refusals):
+        return Misconfigured(reasons, answer=answer)
+    return Later(reasons, answer=answer, provider_wide=all(refusal.provider_wide for refusal in refusals))

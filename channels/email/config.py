@@ -6,7 +6,6 @@ import importlib.util
 import ipaddress
 import re
 from collections.abc import Mapping
-from email.utils import parseaddr
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,7 +21,7 @@ from pydantic import (
 
 from channels.common.comma_list import comma_list
 from channels.common.secret import SecretFile, reject_both
-from channels.email.addresses import mail_address
+from channels.email.addresses import hello_name, mail_address, split_sender
 
 NULL_SENDER = "<>"
 """The null reverse-path: an envelope sender which means that no bounces are sent (RFC 5321, 4.5.5)."""
@@ -97,6 +96,10 @@ class RelayConfig(BaseModel):
     security: Literal["none", "starttls", "tls"] = "starttls"
     """How the connection is encrypted. With `starttls`, a relay that offers no STARTTLS is an error: mail is never sent
     unencrypted instead (RFC 8314)."""
+    hello: str = ""
+    """The name with which the dispatcher introduces itself to the relay (EHLO): a fully qualified host name, or an
+    address in brackets such as `[192.0.2.1]`. If empty, the machine's host name; if that has no domain, as in a pod, or
+    is not ASCII, the connection's own address in brackets (RFC 5321, 4.1.4)."""
     username: str | None = None
     password: SecretStr | None = None
     password_file: SecretFile | None = None
@@ -108,7 +111,7 @@ class RelayConfig(BaseModel):
     connections: int = Field(5, ge=1, le=500)
     """Maximum number of connections to the relay."""
     timeout: float = Field(30, gt=0, le=100)
-    """Maximum number of seconds for connecting, and for each reply of the relay."""
+    """Maximum number of seconds for connecting to each of the relay's addresses, and for each reply of the relay."""
     ca_file: SecretFile | None = None
     """A PEM file with the certificates to trust instead of the system's certificates."""
     cert_file: SecretFile | None = None
@@ -120,6 +123,16 @@ class RelayConfig(BaseModel):
     @property
     def address(self) -> tuple[str, int]:
         return self.host, self.port or _PORTS[self.security]
+
+    @field_validator("hello")
+    @classmethod
+    def _hello_is_a_host_name(cls, value: str) -> str:
+        try:
+            return hello_name(value) if value else ""
+        except ValueError:
+            raise ValueError(
+                "write a host name with its domain, such as dispatcher.example.com, or [192.0.2.1]"
+            ) from None
 
     @model_validator(mode="after")
     def _login_is_complete_and_encrypted(self) -> Self:
@@ -157,6 +170,9 @@ class EmailConfig(RelayConfig):
     reply_to: Addresses = ()
     list_unsubscribe: str = ""
     """The web page or mail address for unsubscribing: `https://…` or `mailto:…` (RFC 2369)."""
+    list_unsubscribe_post: bool = False
+    """If true, mail programs offer to unsubscribe with one click: they send a POST to `list_unsubscribe`, which must
+    then be an https address that unsubscribes the reader without asking (RFC 8058)."""
     recipients_visible: bool = True
     """If false, recipients don't see the other recipients of a mail."""
     dsn: Annotated[tuple[Literal["never", "failure", "delay", "success"], ...], BeforeValidator(comma_list)] = ()
@@ -172,7 +188,7 @@ class EmailConfig(RelayConfig):
     @property
     def bounces(self) -> str:
         """The address that bounces are sent to (the envelope sender); empty if no bounces are sent."""
-        return "" if self.envelope_from == NULL_SENDER else self.envelope_from or parseaddr(self.sender)[1]
+        return "" if self.envelope_from == NULL_SENDER else self.envelope_from or split_sender(self.sender).address
 
     @model_validator(mode="before")
     @classmethod
@@ -185,7 +201,7 @@ class EmailConfig(RelayConfig):
     @field_validator("sender")
     @classmethod
     def _sender_is_an_address(cls, value: str) -> str:
-        given = parseaddr(value)[1]
+        given = split_sender(value).address
         try:
             if _BREAKS.search(value):
                 raise ValueError("a line break")
@@ -194,7 +210,8 @@ class EmailConfig(RelayConfig):
             raise ValueError(
                 f"not a mail address; write flyte@example.com or Flyte <flyte@example.com> ({error})"
             ) from None
-        return value if given.isascii() else value.replace(given, address)
+        before, _, after = value.rpartition(given)
+        return value if given.isascii() else f"{before}{address}{after}"
 
     @field_validator("envelope_from")
     @classmethod
@@ -221,6 +238,8 @@ class EmailConfig(RelayConfig):
             )
         if not all(relay.host for relay in self.relays):
             raise ValueError("each of relays needs a host")
+        if self.list_unsubscribe_post and not self.list_unsubscribe.startswith("https://"):
+            raise ValueError("list_unsubscribe_post needs an https address in list_unsubscribe (RFC 8058, 3.1)")
         if "never" in self.dsn and len(self.dsn) > 1:
             raise ValueError("dsn: never stands alone (RFC 3461, 4.1)")
         return self

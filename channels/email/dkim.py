@@ -6,7 +6,7 @@ import logging
 from functools import lru_cache
 from pathlib import Path
 
-from channels.contract import Later
+from channels.contract import Misconfigured
 
 SIGNED_HEADERS = (
     "from",
@@ -19,11 +19,12 @@ SIGNED_HEADERS = (
     "references",
     "list-id",
     "list-unsubscribe",
+    "list-unsubscribe-post",
     "auto-submitted",
     "mime-version",
     "content-type",
 )
-"""The headers that the signature covers, because readers and programs rely on them (RFC 6376, 5.4.1)."""
+"""The headers that the signature covers, because readers and programs rely on them (RFC 6376, 5.4.1; RFC 8058, 4)."""
 MIN_KEY_BITS = 1024
 _DISABLED_LOGGER = logging.getLogger(f"{__name__}.dkimpy")
 _DISABLED_LOGGER.disabled = True
@@ -55,16 +56,14 @@ def sign(mail: bytes, *, domain: str, selector: str, key_file: Path) -> bytes:
     `From` is signed once more than the mail contains it, so that a second `From`, added later, breaks the signature
     (RFC 6376, 8.15).
 
-    Raises `Later` with `provider_wide` if the key can't be read, so that no mail is sent unsigned.
+    Raises `Misconfigured` if the key can't be read, so that no mail is sent unsigned.
     """
     import dkim  # noqa: PLC0415 - imported late: dkimpy may not be installed
 
     try:
         key = _cached_key(key_file, key_file.stat().st_mtime_ns)
     except (OSError, ValueError) as error:
-        raise Later(
-            f"the mail can't be signed: {error}; see channels.email.dkim.key_file", provider_wide=True
-        ) from None
+        raise Misconfigured(f"the mail can't be signed: {error}; see channels.email.dkim.key_file") from None
 
     present = {line.split(b":", 1)[0].lower().decode() for line in mail.partition(b"\r\n\r\n")[0].split(b"\r\n")}
     headers = [name for name in SIGNED_HEADERS if name in present] + ["from"]

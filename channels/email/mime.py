@@ -9,14 +9,15 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from email.utils import format_datetime, formataddr, parseaddr
+from email.utils import format_datetime, formataddr
 from functools import lru_cache
 from typing import Any
 
 from channels.contract import Content, Message
+from channels.email.addresses import split_sender
 from channels.email.config import EmailConfig
 
 WIDTH = 76
@@ -37,7 +38,11 @@ _UNSAFE_LINE = re.compile(r"\n(?:From |\.\n|--=_|(?<=[ \t]\n))")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailMessage:
-    """A mail and its envelope, ready to be sent."""
+    """A mail and its envelope, ready to be sent.
+
+    If the address of a recipient has non-ASCII characters before the @, the address of every recipient has: such a mail
+    needs SMTPUTF8 at the relay and at every server behind it.
+    """
 
     key: str
     """The delivery's key. It is sent as envelope id, which delivery reports contain (RFC 3461, 4.4)."""
@@ -48,8 +53,8 @@ class MailMessage:
     """The events about which the relay sends a report (DSN) to the envelope sender: `failure`, `delay`, `success`, or
     `never`. If empty, the relay decides."""
     message_id: str
-    render: Callable[[tuple[str, ...]], bytes]
-    """Function that returns the mail's bytes, with the given recipients in the To header."""
+    content: bytes
+    """The mail's bytes, signed if the settings have a DKIM key."""
 
 
 class MessageBuilder:
@@ -58,26 +63,36 @@ class MessageBuilder:
     def __init__(self, config: EmailConfig) -> None:
         self._config = config
         self._bounces = config.bounces
-        self._domain = parseaddr(config.sender)[1].rpartition("@")[2]
+        self._domain = split_sender(config.sender).address.rpartition("@")[2]
         self._fixed_headers: list[str] = []
         if config.reply_to:
             self._fixed_headers.append(f"Reply-To: {_folded(config.reply_to)}")
         if config.list_unsubscribe:
             self._fixed_headers.append(_header("List-Unsubscribe", f"<{config.list_unsubscribe}>"))
+        if config.list_unsubscribe_post:
+            self._fixed_headers.append("List-Unsubscribe-Post: List-Unsubscribe=One-Click")
 
-    def build(self, message: Message) -> MailMessage:
-        mail = self.render(message)
+    def build(self, message: Message) -> list[MailMessage]:
+        """Return the message as one mail, or as two if only some recipients have an ASCII address.
 
-        def render(recipients: tuple[str, ...]) -> bytes:
-            return mail if recipients == message.recipients else self.render(replace(message, recipients=recipients))
+        A mail that names a non-ASCII address needs SMTPUTF8 at every server (RFC 6531, 3.1). So the recipients with an
+        ASCII address get a mail of their own, which names only them. The other mail names everybody. Both have the same
+        Message-ID, because no recipient gets both.
+        """
+        plain = tuple(filter(str.isascii, message.recipients))
+        if plain in {(), message.recipients}:
+            return [self._mail(message, message.recipients)]
+        others = tuple(recipient for recipient in message.recipients if not recipient.isascii())
+        return [self._mail(replace(message, recipients=plain), plain), self._mail(message, others)]
 
+    def _mail(self, message: Message, envelope: tuple[str, ...]) -> MailMessage:
         return MailMessage(
             key=message.key,
             sender=self._bounces,
-            recipients=message.recipients,
+            recipients=envelope,
             notify=self._config.dsn,
             message_id=f"<{message.key}@{self._domain}>",
-            render=render,
+            content=self.render(message),
         )
 
     def render(self, message: Message) -> bytes:
@@ -167,7 +182,7 @@ def compose(
         "MIME-Version: 1.0",
         "Auto-Submitted: auto-generated",
         *extra_headers,
-        f'Content-Type: multipart/alternative; boundary="{boundary}"',
+        f'Content-Type: multipart/alternative;\r\n boundary="{boundary}"',
     ]
     parts = [_part("plain", content["text"]), _part("html", content["html"])]
     opening = f"\r\n--{boundary}\r\n".encode()
@@ -191,7 +206,7 @@ def _author(sender: str) -> tuple[str, str]:
     """Return a sender's From header and mail domain. The result is cached, because the sender is the same in every
     mail.
     """
-    name, address = parseaddr(sender)
+    name, address = split_sender(sender)
     return formataddr((name, address)), address.rpartition("@")[2].encode("idna").decode()
 
 

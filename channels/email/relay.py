@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 from dataclasses import dataclass
 
-import aiosmtplib
-from aiosmtplib import SMTP
-
-from channels.common.tls import ReloadingContext
-from channels.contract import Finding, Later, Receipt
-from channels.email.auth import SmtpAuth
+from channels.contract import ChannelError, Finding, Later, Receipt
 from channels.email.config import RelayConfig
 from channels.email.mime import MailMessage
+from channels.email.session import NoSession, SessionOpener
 from channels.email.smtp_protocol import ConnectionFailed, SmtpProtocol
-from channels.email.smtp_replies import answer, code_and_text, excerpt
-from channels.email.transaction import Extensions, StaleConnection, send_mail
+from channels.email.transaction import Extensions, Interrupted, StaleConnection, send_mail
 
 MAX_AGE = 300.0
 """Maximum age of a connection in seconds. An older connection is closed instead of being used again."""
@@ -37,6 +30,9 @@ SKIP_RSET = 1.0
 """If the relay accepted the last mail on a connection, the connection is reused without RSET for this many seconds."""
 ACQUIRE_TIMEOUT = 60.0
 """Maximum number of seconds that a mail waits for a connection while all connections are in use."""
+RESUME_TIME = 60.0
+"""For this many seconds, a mail is started again for the remaining recipients if the relay closes the connection after
+it has refused some of them."""
 _OK = 250
 
 
@@ -70,9 +66,8 @@ class Relay:
 
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
-        host, port = config.address
-        self._where = f"mail relay {host}:{port}"
-        self._auth = SmtpAuth(config, self._where)
+        self._opener = SessionOpener(config)
+        self._where = self._opener.where
         self._slots = asyncio.Semaphore(config.connections)
         self._withheld = 0
         """Number of permits of `_slots` that are withheld, because the relay allows fewer connections than the
@@ -86,19 +81,23 @@ class Relay:
         """Wakes the tasks that wait for the end of an attempt to connect. After each attempt, successful or not, the
         event is set and then cleared immediately."""
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._tls_context = ReloadingContext((config.ca_file, config.cert_file, config.key_file), self._create_context)
 
     async def send(self, mail: MailMessage) -> Receipt:
         """Send the mail. Raises `Later`, `Never` or `InDoubt`."""
+        failures: dict[str, ChannelError] = {}
+        resume_until = asyncio.get_running_loop().time() + RESUME_TIME
         while True:
             connection = await self._acquire()
             is_new = not connection.mails
             connection.mails += 1
             try:
-                return await send_mail(connection, mail)
+                return await send_mail(connection, mail, failures)
             except StaleConnection:  # nothing was sent, so try another connection unless this one is new
                 if is_new:
                     raise Later(f"{self._where} closed the connection at once", provider_wide=True) from None
+            except Interrupted as interrupted:  # nothing was sent, so go on without the refused recipients
+                if asyncio.get_running_loop().time() > resume_until:
+                    raise interrupted.error from None
             finally:
                 self._release(connection)
 
@@ -223,10 +222,10 @@ class Relay:
         """
         self._opening += 1
         try:
-            smtp = await self._connect()
+            smtp = await self._opener.open()
             self._open += 1
-        except Later as error:
-            refusal = error
+        except NoSession as error:
+            failure = error
         else:
             protocol = SmtpProtocol(smtp, self._config.timeout)
             now = asyncio.get_running_loop().time()
@@ -235,110 +234,16 @@ class Relay:
             self._opening -= 1
             self._connect_finished.set()
             self._connect_finished.clear()
-        if not isinstance(refusal, _LimitSuspected):
-            raise refusal
+        if not failure.limit_suspected:
+            raise failure.refusal
         # Wait for other attempts to connect: if one succeeds, the relay works and only limits the number of
         # connections.
         while self._opening and not self._open:
             await self._connect_finished.wait()
         if self._open:
             raise _Saturated
-        raise refusal
-
-    async def _connect(self) -> SMTP:
-        config, where = self._config, self._where
-        smtp = SMTP(
-            hostname=config.host,
-            port=config.address[1],
-            use_tls=config.security == "tls",
-            start_tls=config.security == "starttls",
-            tls_context=self._tls_context_or_later() if config.security != "none" else None,
-            timeout=config.timeout,
-            local_hostname=socket.gethostname() or "localhost",
-        )
-        try:
-            await smtp.connect()
-            # After STARTTLS, EHLO must be sent again (RFC 3207, 4.2).
-            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - aiosmtplib has no public method that falls back to HELO
-            await self._auth.authenticate(smtp)
-        except Later as error:  # the login failed; a reply code 4yz may mean too many connections
-            smtp.close()
-            if error.answer is not None and error.answer.status.startswith("4"):
-                raise _LimitSuspected(error.reason, answer=error.answer, provider_wide=True) from None
-            raise
-        except aiosmtplib.SMTPResponseException as error:
-            smtp.close()
-            raise _LimitSuspected(
-                f"{where} does not take mail now: {code_and_text(error.code, error.message)}"
-                f"{_certificate_advice(error.message)}",
-                answer=answer(error.code, error.message),
-                provider_wide=True,
-            ) from None
-        except (aiosmtplib.SMTPConnectTimeoutError, aiosmtplib.SMTPReadTimeoutError):
-            smtp.close()
-            raise Later(f"{where} gives no answer within {config.timeout:g} s", provider_wide=True) from None
-        except (aiosmtplib.SMTPException, OSError, ValueError) as error:
-            smtp.close()
-            error_type = _LimitSuspected if _hung_up(error) else Later
-            raise error_type(f"{where} {_unreachable(error)}", provider_wide=True) from None
-        except BaseException:
-            smtp.close()
-            raise
-        return smtp
-
-    def _tls_context_or_later(self) -> ssl.SSLContext:
-        """Return the TLS context that all connections share. Raises `Later` if a certificate file can't be used."""
-        try:
-            return self._tls_context.context()
-        except (OSError, ValueError) as error:
-            advice = "check channels.email.ca_file, cert_file and key_file"
-            raise Later(
-                f"the certificates can't be used: {excerpt(str(error))}; {advice}", provider_wide=True
-            ) from None
-
-    def _create_context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._config.ca_file)
-        if self._config.cert_file is not None:
-            context.load_cert_chain(self._config.cert_file, self._config.key_file, password=_no_passphrase)
-        return context
-
-
-class _LimitSuspected(Later):
-    """The relay refused or closed the connection, perhaps because it allows no more connections."""
+        raise failure.refusal
 
 
 class _Saturated(Exception):
     """The relay allows no more connections than are open now."""
-
-
-def _no_passphrase() -> str:
-    raise ValueError("the key wants a passphrase")
-
-
-def _hung_up(error: Exception) -> bool:
-    """True if the relay was reached, but closed or refused the connection. False for TLS and DNS errors."""
-    if any(isinstance(cause, ssl.SSLError | socket.gaierror) for cause in (error, error.__cause__)):
-        return False
-    return isinstance(error, aiosmtplib.SMTPServerDisconnected | aiosmtplib.SMTPConnectError | ConnectionError)
-
-
-def _certificate_advice(text: str) -> str:
-    return "; see channels.email.cert_file" if "certificate" in text.lower() else ""
-
-
-def _unreachable(error: Exception) -> str:
-    """Return a text that says why the connection failed. aiosmtplib sometimes hides the real error in `__cause__`."""
-    for cause in (error, error.__cause__):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"has a certificate that is not trusted ({cause.verify_message}): see channels.email.ca_file"
-        if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
-            return f"refused the TLS handshake ({cause.reason}): see channels.email.cert_file"
-        if isinstance(cause, ssl.SSLError):
-            return f"speaks no TLS that we understand ({cause.reason}): see channels.email.security and port"
-    if any(isinstance(cause, aiosmtplib.SMTPServerDisconnected) for cause in (error, error.__cause__)):
-        # A TLS 1.3 server refuses a client's certificate only after the client has finished its handshake (RFC 8446,
-        # 4.4.2.4), so the refusal looks like a closed connection.
-        return "hung up before taking any mail; if it requires a client certificate, see channels.email.cert_file"
-    if "STARTTLS" in str(error):
-        return "offers no STARTTLS: see channels.email.security and port"
-    return f"can't be reached: {excerpt(str(error)) or type(error).__name__}"

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Self
 
 from aiosmtplib import SMTP
 
-from channels.contract import Answer, ChannelError, InDoubt, Later, Never, Receipt
+from channels.contract import Answer, ChannelError, InDoubt, Later, Misconfigured, Never, Receipt
 from channels.email.mime import MailMessage
+from channels.email.refusals import Step
 from channels.email.smtp_protocol import ConnectionFailed, Disconnected, ProtocolError, Reply, ReplyTimeout
-from channels.email.smtp_replies import CLOSING, LOGIN_FAILED, answer, excerpt, most_retryable, refusal_error
+from channels.email.smtp_replies import CLOSING, answer, excerpt, most_retryable, refusal_error
 
 if TYPE_CHECKING:
     from channels.email.relay import Connection
@@ -26,12 +27,25 @@ _OK = 250
 _RECIPIENT_ACCEPTED = frozenset({250, 251})
 """Reply codes which mean that the relay accepted a recipient. With 251, the relay forwards the mail itself (RFC 5321,
 3.4)."""
+_SIZE_LIMIT = re.compile(r"[0-9]{1,20}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _CLOSED_EARLY = "the relay closed the connection before taking the mail"
 
 
 class StaleConnection(Exception):
     """The relay closed the connection before it received the mail's first command, so nothing was sent."""
+
+
+class Interrupted(Exception):
+    """The relay closed the connection before it received the mail, but after it had refused some recipients.
+
+    Postfix does so after 20 refusals (`smtpd_hard_error_limit`). `error`: the error to raise if the mail can't be sent
+    to the other recipients over another connection.
+    """
+
+    def __init__(self, error: Later) -> None:
+        super().__init__(error.reason)
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,74 +62,74 @@ class Extensions:
 
     @classmethod
     def of(cls, smtp: SMTP) -> Self:
-        limit = smtp.esmtp_extensions.get("size", "").strip()
+        limit = smtp.esmtp_extensions.get("size", "").strip()  # at most 20 digits (RFC 1870, 4)
         return cls(
             pipelining=smtp.supports_extension("pipelining"),
             smtputf8=smtp.supports_extension("smtputf8"),
             dsn=smtp.supports_extension("dsn"),
-            size=(int(limit) if limit.isdecimal() else 0) if smtp.supports_extension("size") else None,
+            size=(int(limit) if _SIZE_LIMIT.fullmatch(limit) else 0) if smtp.supports_extension("size") else None,
         )
 
 
-async def send_mail(connection: Connection, mail: MailMessage) -> Receipt:
+async def send_mail(connection: Connection, mail: MailMessage, failures: dict[str, ChannelError]) -> Receipt:
     """Send the mail to those recipients that the relay accepts.
 
+    `failures`: the recipients that the relay has refused so far, each with its error. They are left out, and recipients
+    that the relay refuses now are added.
+
     Afterwards `connection.ready` is true if another mail can be sent on the connection. Raises `Later`, `Never` or
-    `InDoubt`, and `StaleConnection` if the relay had already closed the connection.
+    `InDoubt`, `StaleConnection` if the relay had already closed the connection, and `Interrupted`.
     """
-    recipients, failures = _supported_recipients(connection.extensions, mail)
-    content = mail.render(recipients)
-    _check_size(connection.extensions, content)
-    commands = [
-        _mail_command(connection.extensions, mail, recipients, content),
-        *_rcpt_commands(connection.extensions, mail, recipients),
-    ]
+    _check_extensions(connection.extensions, mail)
+    recipients = [name for name in mail.recipients if name not in failures]
+    commands = [_mail_command(connection.extensions, mail), *_rcpt_commands(connection.extensions, mail, recipients)]
     envelope = _Envelope(connection, commands)
     connection.ready = connection.clean = False
     await _send_sender(connection, envelope)
-    failures |= await _send_recipients(envelope, recipients)
-    if len(failures) == len(mail.recipients):
-        connection.ready = await envelope.abort()
-        raise most_retryable(failures)
-    await _send_data_command(connection, envelope)
-    receipt_answer = await _send_content(connection, content)
+    try:
+        await _send_recipients(envelope, recipients, failures)
+        if len(failures) == len(mail.recipients):
+            connection.ready = await envelope.abort()
+            raise most_retryable(failures)
+        await _send_data_command(connection, envelope)
+    except _ClosedEarly as closed:
+        if set(recipients) & failures.keys():
+            raise Interrupted(closed.error) from None
+        raise closed.error from None
+    receipt_answer = await _send_content(connection, mail.content)
     connection.ready = connection.clean = True
     in_order = {name: failures[name] for name in mail.recipients if name in failures}
     return Receipt(answer=receipt_answer, reference={"message_id": mail.message_id}, failures=in_order)
 
 
-def _supported_recipients(extensions: Extensions, mail: MailMessage) -> tuple[tuple[str, ...], dict[str, ChannelError]]:
-    """Return the recipients to whom the relay can send, and an error for each other recipient.
+class _ClosedEarly(Exception):
+    """The relay closed the connection, perhaps with the reply 421, before it received the mail."""
 
-    If the part of an address before the @ has non-ASCII characters, the relay needs SMTPUTF8 (RFC 6531, 3.2). Without
-    SMTPUTF8, the mail to the other recipients must not contain that address either.
+    def __init__(self, error: Later) -> None:
+        super().__init__(error.reason)
+        self.error = error
+
+
+def _check_extensions(extensions: Extensions, mail: MailMessage) -> None:
+    """Raise `Never` if the relay can't carry the mail, before any command is sent.
+
+    Addresses with non-ASCII characters before the @ need SMTPUTF8 (RFC 6531, 3.2), and the mail must not be larger than
+    the relay allows (RFC 1870, 4).
     """
-    if extensions.smtputf8 or all(map(str.isascii, mail.recipients)):
-        return mail.recipients, {}
-    reason = (
-        "the relay can't carry mail to addresses beyond ASCII (no SMTPUTF8): use an ASCII address, or another relay"
-    )
-    failures: dict[str, ChannelError] = {name: Never(reason) for name in mail.recipients if not name.isascii()}
-    supported = tuple(filter(str.isascii, mail.recipients))
-    if not supported:
-        raise most_retryable(failures)
-    return supported, failures
-
-
-def _check_size(extensions: Extensions, content: bytes) -> None:
-    """Raise `Never` if the mail is larger than the relay allows (RFC 1870, 4). The size is checked before any command
-    is sent.
-    """
-    if extensions.size and extensions.size < len(content):
+    if not extensions.smtputf8 and not all(map(str.isascii, mail.recipients)):
+        raise Never(
+            "the relay can't carry mail to addresses beyond ASCII (no SMTPUTF8): use an ASCII address, or another relay"
+        )
+    if extensions.size and extensions.size < len(mail.content):
         advice = "shorten the template, or raise the relay's limit"
-        raise Never(f"the mail has {len(content)} bytes and the relay takes {extensions.size}: {advice}")
+        raise Never(f"the mail has {len(mail.content)} bytes and the relay takes {extensions.size}: {advice}")
 
 
-def _mail_command(extensions: Extensions, mail: MailMessage, recipients: Sequence[str], content: bytes) -> bytes:
+def _mail_command(extensions: Extensions, mail: MailMessage) -> bytes:
     parameters = []
     if extensions.size is not None:
-        parameters.append(f" SIZE={len(content)}")
-    if not all(map(str.isascii, recipients)):
+        parameters.append(f" SIZE={len(mail.content)}")
+    if not all(map(str.isascii, mail.recipients)):
         parameters.append(" BODY=8BITMIME SMTPUTF8")
     if extensions.dsn:
         parameters.append(f" RET=HDRS ENVID={mail.key}")
@@ -194,41 +208,52 @@ async def _send_sender(connection: Connection, envelope: _Envelope) -> None:
         raise StaleConnection from None
     if reply.code == _OK:
         return
+    refusal = refusal_error("sender", reply.code, reply.text)
     if reply.code == CLOSING:
         if connection.mails > 1:
             raise StaleConnection
-    elif reply.code not in LOGIN_FAILED:
+    elif not isinstance(refusal, Misconfigured):  # else close, because the next connection may have a better login
         connection.ready = await envelope.abort(sender_accepted=False)
-    raise refusal_error("sender", reply.code, reply.text)
+    raise refusal
 
 
-async def _send_recipients(envelope: _Envelope, recipients: Sequence[str]) -> dict[str, ChannelError]:
-    """Read the replies to the RCPT commands. Return the recipients that the relay refused, each with its error."""
-    failures: dict[str, ChannelError] = {}
+async def _send_recipients(envelope: _Envelope, recipients: Sequence[str], failures: dict[str, ChannelError]) -> None:
+    """Read the replies to the RCPT commands, and add the recipients that the relay refuses to `failures`.
+
+    Raises `Misconfigured` if the relay refuses the dispatcher instead of a recipient.
+    """
     for recipient in recipients:
-        reply = await _next_reply_or_later(envelope)
+        reply = await _next_reply(envelope)
         if reply.code in _RECIPIENT_ACCEPTED:
             continue
-        failure = refusal_error("recipient", reply.code, reply.text)
-        if isinstance(failure, Later) and failure.provider_wide:
+        failure = _unless_closing("recipient", reply)
+        if isinstance(failure, Misconfigured):
             raise failure
         failures[recipient] = failure
-    return failures
 
 
 async def _send_data_command(connection: Connection, envelope: _Envelope) -> None:
-    reply = await _next_reply_or_later(envelope)
+    reply = await _next_reply(envelope)
     if reply.code != _START_MAIL_INPUT:
-        connection.ready = reply.code != CLOSING
-        raise refusal_error("mail", reply.code, reply.text)
+        failure = _unless_closing("mail", reply)
+        connection.ready = True
+        raise failure
 
 
-async def _next_reply_or_later(envelope: _Envelope) -> Reply:
-    """Read the next command's reply. Raises `Later` if the connection fails, because the mail was not sent yet."""
+async def _next_reply(envelope: _Envelope) -> Reply:
+    """Read the next command's reply. Raises `_ClosedEarly` if the connection fails."""
     try:
         return await envelope.next_reply()
     except ConnectionFailed:
-        raise Later(_CLOSED_EARLY) from None
+        raise _ClosedEarly(Later(_CLOSED_EARLY)) from None
+
+
+def _unless_closing(step: Step, reply: Reply) -> ChannelError:
+    """Return the error for a refusal. Raises `_ClosedEarly` instead if the relay closes the connection (421)."""
+    error = refusal_error(step, reply.code, reply.text)
+    if reply.code == CLOSING and isinstance(error, Later):
+        raise _ClosedEarly(error)
+    return error
 
 
 async def _send_content(connection: Connection, content: bytes) -> Answer:

@@ -13,7 +13,6 @@ import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parseaddr
 from typing import Any
 
 import yaml
@@ -31,7 +30,8 @@ documentation. The password is the API key."""
 _NO_WRAP = 100_000
 """Line length for `yaml.safe_dump`. No line is that long, so no line is wrapped."""
 _WORKFLOWS = {"all", "*", "workflow"}
-_ADDRESS = re.compile(r"[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9.-]{1,253}")
+_ADDRESS = r"[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9.-]{1,253}"
+_SENDER = re.compile(rf"{_ADDRESS}|[^<>]*<{_ADDRESS}>")
 _IMPLICIT_TLS = "465"
 
 
@@ -211,7 +211,7 @@ def _no_relay(config: ImportedConfig, notifications: Mapping[str, Any], service:
 
 
 def _sender(config: ImportedConfig, sender: str) -> None:
-    if sender.isprintable() and _ADDRESS.fullmatch(parseaddr(sender)[1]):
+    if sender.isprintable() and _SENDER.fullmatch(sender.strip()):
         config.add_option("from", sender, indent=4)
         return
     why = "has variables, and only an address can be converted" if "{{" in sender else "is not a mail address"

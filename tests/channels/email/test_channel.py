@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from channels.contract import InDoubt, Later, Never, UnknownRecipient
+from channels.contract import InDoubt, Later, Misconfigured, Never, UnknownRecipient
 from channels.email import WIDTH, EmailChannel, compose, encoded_words
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.rendering.text import one_line
@@ -128,7 +128,7 @@ async def test_if_all_recipients_fail_and_one_temporarily_the_error_is_later(
     [
         ("mail", "421 4.3.2 closing", Later, True),
         ("mail", "451 4.3.0 busy", Later, False),
-        ("mail", "550 5.7.1 sender not allowed", Never, False),
+        ("mail", "550 5.7.1 sender not allowed", Misconfigured, True),
         ("mail", "552 5.3.4 too big", Never, False),
         ("rcpt", "421 4.3.2 closing", Later, True),
         ("rcpt", "452 4.5.3 too many", Later, False),

@@ -119,6 +119,50 @@ def test_reply_to_and_list_unsubscribe_come_from_the_settings() -> None:
     assert (plain["reply-to"], plain["list-unsubscribe"]) == (None, None)
 
 
+def test_one_click_unsubscribing_is_offered_only_if_the_settings_say_so() -> None:
+    page = "https://intranet.example.com/flyte/mute"
+    assert rendered(list_unsubscribe=page)["list-unsubscribe-post"] is None
+    mail = rendered(list_unsubscribe=page, list_unsubscribe_post=True)
+    assert mail["list-unsubscribe-post"] == "List-Unsubscribe=One-Click"  # RFC 8058, 3.1
+    with pytest.raises(ValidationError, match="needs an https address"):
+        config(25, list_unsubscribe="mailto:mute@example.com", list_unsubscribe_post=True)
+
+
+def test_header_lines_are_at_most_78_characters_long() -> None:
+    content = {**CONTENT, "about": ABOUT}
+    body = EmailChannel(config(25)).wire_preview(message(key="k" * 32, content=content)).body
+    assert max(map(len, body.partition(b"\r\n\r\n")[0].split(b"\r\n"))) <= 78  # RFC 5322, 2.1.1
+
+
+@pytest.mark.parametrize(
+    ("sender", "name"),
+    [
+        ("Flyte @ Example <flyte@example.com>", "Flyte @ Example"),
+        ("flyte@night <flyte@example.com>", "flyte@night"),
+        ('"Flyte, Inc. @ \\"home\\"" <flyte@example.com>', 'Flyte, Inc. @ "home"'),
+        ("flyte@example.com <flyte@example.com>", "flyte@example.com"),
+        ("Flyte (prod) <flyte@example.com>", "Flyte (prod)"),
+        ("Bücher @ Köln <flyte@example.com>", "Bücher @ Köln"),
+        ("<flyte@example.com>", ""),
+        ("flyte@example.com", ""),
+    ],
+)
+def test_the_senders_name_may_contain_an_at_sign(sender: str, name: str) -> None:
+    mail = rendered(**{"from": sender})
+    (author,) = mail["from"].addresses
+    assert (author.display_name, author.addr_spec) == (name, "flyte@example.com")
+    assert mail["message-id"] == "<k1@example.com>"
+    assert config(25, **{"from": sender}).bounces == "flyte@example.com"
+
+
+@pytest.mark.parametrize(
+    "sender", ["", "Flyte", "Flyte @ Example", "Flyte <flyte>", "a@b.c, d@e.f", "<a@b.c> Flyte", "A <a@b.c> <d@e.f>"]
+)
+def test_a_sender_without_one_address_is_a_problem(sender: str) -> None:
+    with pytest.raises(ValidationError, match=r"not a mail address; write flyte@example\.com or Flyte <flyte@ex"):
+        config(25, **{"from": sender})
+
+
 async def test_recipients_are_hidden_if_the_settings_say_so(relay: MailReceiver) -> None:
     channel = EmailChannel(config(relay.port, recipients_visible=False))
     relay.refuse = {"no@example.com": "550 5.1.1 no such user"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from channels.contract import Later, Never
+from channels.contract import Later, Misconfigured, Never
 from channels.email import EmailChannel
 from tests.support import postfix
 from tests.support.mail import ABOUT, CONTENT, config, message
@@ -19,7 +20,15 @@ pytestmark = [pytest.mark.postfix, pytest.mark.skipif(bool(postfix.missing()), r
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[Postfix]:
-    with running({**TLS, "message_size_limit": "50000", "smtpd_client_connection_count_limit": "4"}) as postfix_relay:
+    options = {
+        "message_size_limit": "50000",
+        "smtpd_client_connection_count_limit": "4",
+        "smtpd_error_sleep_time": "0",
+        "smtpd_helo_required": "yes",
+        "smtpd_helo_restrictions": "reject_non_fqdn_helo_hostname, reject_invalid_helo_hostname,"
+        " check_helo_access inline:{{banned.example.com = REJECT}}",
+    }
+    with running({**TLS, **options}) as postfix_relay:
         yield postfix_relay
 
 
@@ -65,6 +74,32 @@ async def test_each_recipient_has_its_own_outcome(relay: Postfix, channel: Email
     assert "5.1.1" in failures["nobody@example.com"][1]
     assert "let it, or log in" in failures["x@elsewhere.example"][1]
     assert (await relay.arrived("b", "<postfix3@example.com>"))["subject"] == CONTENT["subject"]
+
+
+async def test_after_20_refusals_the_others_get_the_mail(relay: Postfix, channel: EmailChannel) -> None:
+    unknown = [f"nobody{number}@example.com" for number in range(45)]
+
+    receipt = await channel.send(message(*unknown[:22], "b@example.com", *unknown[22:], key="postfix4"))
+
+    assert list(receipt.failures) == unknown
+    assert {type(error) for error in receipt.failures.values()} == {Never}
+    assert relay.log.count("too many errors") == 2
+    assert (await relay.arrived("b", "<postfix4@example.com>"))["to"]
+
+
+async def test_in_a_pod_the_ehlo_name_is_accepted(relay: Postfix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "dispatcher-7f9c6d5b8-x2lqz")
+    channel = EmailChannel(config(relay.port, **tls_options(relay)))
+    await channel.send(message(key="postfix5"))
+    assert "from [127.0.0.1]" in (await relay.arrived("a", "<postfix5@example.com>"))["received"]
+    await channel.aclose()
+
+
+async def test_if_the_relay_refuses_the_ehlo_name_the_mail_waits(relay: Postfix) -> None:
+    channel = EmailChannel(config(relay.port, **tls_options(relay), hello="banned.example.com"))
+    with pytest.raises(Misconfigured, match=r"Helo command rejected: Access denied; set channels\.email\.hello"):
+        await channel.send(message(key="postfix6"))
+    await channel.aclose()
 
 
 async def test_a_bounce_has_the_deliverys_key_and_is_sent_only_if_dsn_asks_for_it(relay: Postfix) -> None:

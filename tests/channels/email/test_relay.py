@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from channels.contract import ChannelError, InDoubt, Later, Never
+from channels.contract import ChannelError, InDoubt, Later, Misconfigured, Never
 from channels.email import EmailChannel, relay
 from channels.email.channel import FAILED_RELAY_LAST
 from tests.support.mail import config, config_with_relays, message
@@ -283,7 +283,7 @@ async def test_a_mail_that_one_relay_refuses_temporarily_is_sent_to_the_next(
 
 @pytest.mark.parametrize(
     ("step", "reply", "error_type"),
-    [("MAIL", "550 5.7.1 no", Never), ("RCPT", "550 5.1.1 nobody", Never), ("mail", TAKE_AND_DROP, InDoubt)],
+    [("MAIL", "552 5.3.4 too big", Never), ("RCPT", "550 5.1.1 nobody", Never), ("mail", TAKE_AND_DROP, InDoubt)],
 )
 async def test_a_mail_that_is_refused_permanently_or_in_doubt_is_sent_to_no_other_relay(
     server: ScriptedRelay, second: ScriptedRelay, step: str, reply: str, error_type: type[ChannelError]
@@ -418,20 +418,19 @@ async def test_a_non_ascii_address_needs_a_relay_with_smtputf8(server: ScriptedR
 
     server.extensions = ("SMTPUTF8", "8BITMIME")
     with_smtputf8 = EmailChannel(config(server.port))
-    await with_smtputf8.send(message("a@example.com", "jäne@example.com"))
-    assert server.commands[-3] == "RCPT TO:<a@example.com>"
-    assert server.commands[-4].endswith("BODY=8BITMIME SMTPUTF8")
-    assert server.mails[1].recipients == ("a@example.com", "jäne@example.com")
+    await with_smtputf8.send(message("jäne@example.com"))
+    assert server.commands[-2] == "RCPT TO:<jäne@example.com>"
+    assert server.commands[-3].endswith("BODY=8BITMIME SMTPUTF8")
     await with_smtputf8.aclose()
 
 
 @pytest.mark.parametrize(
     ("step", "reply", "error_type", "advice"),
     [
-        ("MAIL", "530 5.7.0 Authentication required", Later, "it wants a login"),
-        ("MAIL", "550 5.7.1 not yours", Never, "check channels.email.from and envelope_from"),
+        ("MAIL", "530 5.7.0 Authentication required", Misconfigured, "it wants a login"),
+        ("MAIL", "550 5.7.1 not yours", Misconfigured, "check channels.email.from and envelope_from"),
         ("MAIL", "552 5.3.4 too big", Never, "shorten the template"),
-        ("MAIL", "553 5.7.1 not owned by user", Never, "the login must be allowed to use them"),
+        ("MAIL", "553 5.7.1 not owned by user", Misconfigured, "the login must be allowed to use them"),
         ("RCPT", "450 4.2.0 greylisted", Later, "greylisted"),
         ("RCPT", "550 5.1.1 no such user", Never, "fix the address in the rule"),
         ("RCPT", "550 5.2.1 disabled", Never, "switched off"),
@@ -454,6 +453,99 @@ async def test_each_refusal_names_what_to_change(
     assert advice in caught.value.reason
     assert caught.value.answer is not None
     assert caught.value.answer.status == reply[:3]
+
+
+@pytest.mark.parametrize("closing", ["421 4.7.0 Error: too many errors", DROP])
+async def test_refusals_heard_before_the_relay_closes_are_kept_and_the_others_get_the_mail(
+    server: ScriptedRelay, channel: EmailChannel, closing: str
+) -> None:
+    server.script = [("RCPT", "550 5.1.1 unknown"), ("RCPT", "450 4.2.0 greylisted"), ("RCPT", closing)] * 2
+    unknown = ("u1@example.com", "g1@example.com", "u2@example.com", "g2@example.com")
+
+    receipt = await channel.send(message(*unknown, "a@example.com", "b@example.com"))
+
+    assert [mail.recipients for mail in server.mails] == [("a@example.com", "b@example.com")]
+    assert {name: type(error) for name, error in receipt.failures.items()} == {
+        "u1@example.com": Never,
+        "g1@example.com": Later,
+        "u2@example.com": Never,
+        "g2@example.com": Later,
+    }
+    assert len(server.sessions) == 3
+
+
+async def test_refusals_heard_before_the_relay_closes_at_data_are_kept(
+    server: ScriptedRelay, channel: EmailChannel
+) -> None:
+    server.script = [("RCPT", "250 OK"), ("RCPT", "550 5.1.1 unknown"), ("DATA", "421 4.7.0 Error: too many errors")]
+
+    receipt = await channel.send(message("a@example.com", "u@example.com"))
+
+    assert [mail.recipients for mail in server.mails] == [("a@example.com",)]
+    assert list(receipt.failures) == ["u@example.com"]
+
+
+async def test_a_relay_that_closes_again_and_again_is_not_asked_for_ever(
+    server: ScriptedRelay, channel: EmailChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "RESUME_TIME", 0.0)
+    server.script = [("RCPT", "550 5.1.1 unknown"), ("RCPT", "421 4.7.0 Error: too many errors")]
+
+    with pytest.raises(Later, match="the relay closes: 421") as caught:
+        await channel.send(message("u@example.com", "a@example.com"))
+
+    assert caught.value.provider_wide
+    assert len(server.sessions) == 1
+
+
+async def test_ascii_recipients_get_a_mail_that_names_no_others(server: ScriptedRelay) -> None:
+    server.extensions = ("SMTPUTF8", "8BITMIME", *server.extensions)
+    channel = EmailChannel(config(server.port))
+
+    receipt = await channel.send(message("boss@example.com", "jörg@example.com", "a@example.com"))
+
+    plain, other = server.mails
+    assert receipt.failures == {}
+    assert (plain.recipients, plain.parsed["to"]) == (
+        ("boss@example.com", "a@example.com"),
+        "boss@example.com, a@example.com",
+    )
+    assert plain.raw.isascii()
+    assert (other.recipients, other.parsed["to"]) == (
+        ("jörg@example.com",),
+        "boss@example.com, jörg@example.com, a@example.com",
+    )
+    assert plain.message_id == other.message_id
+    assert ["SMTPUTF8" in command for command in server.commands if command.startswith("MAIL")] == [False, True]
+    await channel.aclose()
+
+
+@pytest.mark.parametrize(
+    ("replies", "outcome"),
+    [
+        ([("mail", "250 OK"), ("mail", "554 5.7.1 spam")], {"jörg@example.com": Never}),
+        ([("mail", "250 OK"), ("mail", "451 4.3.0 busy")], {"jörg@example.com": Later}),
+        ([("mail", "250 OK"), ("mail", TAKE_AND_DROP)], {"jörg@example.com": InDoubt}),
+        ([("mail", "554 5.7.1 spam")], {"a@example.com": Never}),
+        ([("mail", "554 5.7.1 spam"), ("mail", "554 5.7.1 spam")], Never),
+        ([("mail", "554 5.7.1 spam"), ("mail", "451 4.3.0 busy")], Later),
+        ([("mail", "451 4.3.0 busy")], Later),
+        ([("mail", TAKE_AND_DROP)], InDoubt),
+    ],
+)
+async def test_each_of_two_mails_has_its_own_outcome(
+    server: ScriptedRelay, replies: list[tuple[str, str]], outcome: dict[str, type] | type[ChannelError]
+) -> None:
+    server.extensions, server.script = ("SMTPUTF8", *server.extensions), [*replies]
+    channel = EmailChannel(config(server.port))
+    to = message("a@example.com", "jörg@example.com")
+    if isinstance(outcome, dict):
+        receipt = await channel.send(to)
+        assert {name: type(error) for name, error in receipt.failures.items()} == outcome
+    else:
+        with pytest.raises(outcome):
+            await channel.send(to)
+    await channel.aclose()
 
 
 @pytest.mark.parametrize("seed", range(6))
