@@ -124,9 +124,14 @@ class _TokenCache:
 
         Raises `Misconfigured` or `Later` with `provider_wide` if the endpoint gives no token.
         """
-        import aiohttp  # noqa: PLC0415 - imported late: only token requests need aiohttp
+        # Imported late: only token requests need aiohttp.
+        import aiohttp  # noqa: PLC0415
 
-        oauth, where = self._oauth, "channels.email.oauth.token_url"
+        from channels.common.body import AnswerTooLong, read_whole  # noqa: PLC0415
+        from channels.common.http import failed_request, open_session  # noqa: PLC0415
+        from channels.common.proxy import proxy_for  # noqa: PLC0415
+
+        oauth, where, url = self._oauth, "channels.email.oauth.token_url", str(self._oauth.token_url)
         try:
             form = {
                 "grant_type": "client_credentials",
@@ -138,12 +143,17 @@ class _TokenCache:
             raise Misconfigured(f"channels.email.oauth.client_secret_file can't be read: {error.strerror}") from None
         try:
             async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout)) as session,
-                session.post(str(oauth.token_url), data=form, allow_redirects=False) as response,
+                open_session(self._timeout) as session,
+                session.post(url, data=form, allow_redirects=False, proxy=proxy_for(url)) as response,
             ):
-                status, body = response.status, await response.content.read(100_000)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Later(f"{where} can't be reached: {type(error).__name__}", provider_wide=True) from None
+                status, body = response.status, await read_whole(response.content)
+        except AnswerTooLong as error:
+            raise Misconfigured(f"{where}: {error}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            failure = failed_request(error, where, provider_wide=True)
+            if not isinstance(failure, Later):  # no answer; no mail was sent, so nothing is in doubt
+                failure = Later(f"{where} did not answer: {type(error).__name__}", provider_wide=True)
+            raise failure from None
         if status != 200:
             reason = f"{where} gave no token: {status}{_error_code(body)}; check channels.email.oauth"
             # 408, 429 and 5xx say nothing about the request.

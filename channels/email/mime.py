@@ -76,7 +76,7 @@ class MessageBuilder:
         """Return the message as one mail, or as two if only some recipients have an ASCII address.
 
         A mail that names a non-ASCII address needs SMTPUTF8 at every server (RFC 6531, 3.1). So the recipients with an
-        ASCII address get a mail of their own, which names only them. The other mail names everybody. Both have the same
+        ASCII address get a separate mail, which names only them. The other mail names everybody. Both have the same
         Message-ID, because no recipient gets both.
         """
         plain = tuple(filter(str.isascii, message.recipients))

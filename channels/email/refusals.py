@@ -46,7 +46,7 @@ class Rule(NamedTuple):
     the relay sends none."""
     fault: Fault
     advice: str = ""
-    """What is wrong or what to change; empty if nothing is known."""
+    """The cause, or the change that helps; empty if nothing is known."""
 
 
 def _words(words: str) -> str:

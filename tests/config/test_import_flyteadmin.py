@@ -196,6 +196,13 @@ def test_a_sender_that_is_not_an_address_becomes_a_to_do(sender: str, why: str) 
     assert "security: none" in config.text
 
 
+def test_a_senders_name_may_contain_an_at_sign() -> None:
+    server = {"serviceName": "smtp", "smtpServer": "relay.example.com", "smtpPort": "25"}
+    sender = "Flyte @ Example <flyte@example.com>"
+    config = import_from({"notifications": {"emailer": {"sender": sender, "emailServerConfig": server}}})
+    assert yaml.safe_load(config.text)["channels"]["email"]["from"] == sender
+
+
 def test_what_names_no_relay_is_left_to_a_person() -> None:
     aws = import_from(
         {"notifications": {"type": "aws", "aws": {"region": "eu-west-1"}, "emailer": {"sender": "a@b.c"}}}

@@ -18,11 +18,12 @@ import trustme
 from aiohttp import web
 from pydantic import ValidationError
 
-from channels.contract import ChannelError, Later
+from channels.contract import ChannelError, Later, Misconfigured
 from channels.email import EmailChannel, EmailConfig
 from channels.email import relay as relay_module
 from dispatcher.demo.fakes.inbox import MailReceiver
 from tests.support.mail import config, message
+from tests.support.servers import ForwardProxy
 from tests.support.smtp import LoginRelay, ScriptedRelay
 
 SECRET = "pass-of-the-relay"
@@ -212,8 +213,10 @@ class TokenEndpoint:
         self.granted: list[str] = []
         self.lifetime: object = 3600
         self.answer: tuple[int, object] | None = None
+        self.pause: float = 0
+        """Seconds between the two halves of an answer."""
 
-    async def grant(self, request: web.Request) -> web.Response:
+    async def grant(self, request: web.Request) -> web.StreamResponse:
         form = await request.post()
         expected = {"grant_type": "client_credentials", "client_id": "dispatcher", "scope": "mail.send"}
         if self.answer is not None:
@@ -221,7 +224,16 @@ class TokenEndpoint:
         if dict(form) != {**expected, "client_secret": CLIENT_SECRET}:
             return web.json_response({"error": "invalid_client", "error_description": CLIENT_SECRET}, status=401)
         self.granted.append(f"{TOKEN}-{len(self.granted) + 1}")
-        return web.json_response({"access_token": self.granted[-1], "expires_in": self.lifetime})
+        answer = web.json_response({"access_token": self.granted[-1], "expires_in": self.lifetime})
+        if not self.pause:
+            return answer
+        assert answer.text
+        slow = web.StreamResponse()
+        await slow.prepare(request)
+        for half in (answer.text[:20], answer.text[20:]):
+            await slow.write(half.encode())
+            await asyncio.sleep(self.pause)
+        return slow
 
     def oauth(self, port: int, **changes: Any) -> dict[str, Any]:
         url = f"http://127.0.0.1:{port}/token"
@@ -310,6 +322,53 @@ async def test_without_a_token_the_error_is_later_and_has_no_secret(
             await channel.send(message())
     assert caught.value.provider_wide
     assert_no_secret_in(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "ours"),
+    [((401, '{"error": "invalid_client"}'), True), ((200, "no token"), True), ((429, ""), False), ((503, ""), False)],
+)
+async def test_a_refused_token_is_for_a_person_to_correct_and_a_busy_endpoint_is_not(
+    relay: LoginRelay,
+    options: dict[str, Any],
+    endpoint: tuple[TokenEndpoint, int],
+    answer: tuple[int, str],
+    ours: bool,
+) -> None:
+    tokens, port = endpoint
+    tokens.answer = answer
+    async with opened(config(relay.port, oauth=tokens.oauth(port), **options)) as channel:
+        with pytest.raises(Later) as caught:
+            await channel.send(message())
+    assert isinstance(caught.value, Misconfigured) == ours
+
+
+async def test_a_token_is_read_in_pieces_and_through_the_proxy(
+    relay: LoginRelay,
+    options: dict[str, Any],
+    endpoint: tuple[TokenEndpoint, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens, port = endpoint
+    tokens.pause = 0.05
+    relay.tokens = {f"{TOKEN}-1"}
+    monkeypatch.setenv("NO_PROXY", "")
+    async with ForwardProxy(port) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        async with opened(config(relay.port, oauth=tokens.oauth(port), **options)) as channel:
+            await channel.send(message())
+    assert len(relay.mails) == 1
+    assert proxy.targets == [f"http://127.0.0.1:{port}/token"]
+
+
+async def test_an_endless_token_is_not_read_to_its_end(
+    relay: LoginRelay, options: dict[str, Any], endpoint: tuple[TokenEndpoint, int]
+) -> None:
+    tokens, port = endpoint
+    tokens.answer = (200, 5 * 2**20 * " ")
+    async with opened(config(relay.port, oauth=tokens.oauth(port), **options)) as channel:
+        with pytest.raises(Misconfigured, match=r"token_url: the answer is longer than 4194304 bytes"):
+            await channel.send(message())
 
 
 async def test_an_unreachable_token_endpoint_is_provider_wide(relay: LoginRelay, options: dict[str, Any]) -> None:

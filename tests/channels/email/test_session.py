@@ -240,7 +240,7 @@ async def test_a_certificate_without_an_extension_is_named_as_such(
 
 @contextmanager
 def handshakes(context: ssl.SSLContext) -> Iterator[int]:
-    """A TLS server on a thread that only shakes hands once. asyncio's server would close without sending its alert."""
+    """A TLS server on a thread, for one handshake. asyncio's server would close without sending its alert."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def shake_hands() -> None:
