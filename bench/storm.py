@@ -170,7 +170,6 @@ async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as group:
-        await ledger.preallocate()
         worker = service._worker(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
         worker.on_settled = sent = _SentCounter(worker.on_settled)
         service._workers = [worker]  # noqa: SLF001

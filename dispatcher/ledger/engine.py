@@ -78,8 +78,8 @@ disk, lock not available, shutdown, I/O error, and two for broken files. Source:
 _CACHE = "cache_size=-4096"
 """The pragma that sets the writer's page cache to 4096 KiB. In a large ledger, a batch of 100 events changes a thousand
 pages of 4 KiB. With SQLite's default cache of 2 MiB, the batch would read half of these pages twice."""
-_WAL_PAGES, _PAGE_BYTES = 8000, 4096
-"""SQLite copies its write-ahead log into the database file each time the log has grown to 8000 pages (32 MB). This
+_WAL_PAGES = 8000
+"""SQLite copies its write-ahead log into the database file each time the log has grown to 8000 pages of 4 KiB (32 MB). This
 limit is high, because each batch changes pages in all parts of a large ledger.
 
 The commit that reaches the limit also does the copy. A copy in a background thread would delay fewer commits, but
@@ -196,16 +196,6 @@ class Database:
         with self._translated_errors():
             return await self._writer.write(work, low_priority=low_priority)
 
-    async def preallocate(self) -> None:
-        """Give SQLite's write-ahead log its full size now, if the disk has space for it.
-
-        Without this, each commit makes the log file larger. The commit then also waits for the file system's journal,
-        and for other programs that write to this journal.
-        """
-        if self._writer is not None:
-            with suppress(_RollBack, LedgerUnavailable):
-                await self.write(_fill_log)
-
     async def aclose(self) -> None:
         if self._writer is not None:
             await self._writer.aclose()
@@ -260,18 +250,6 @@ class Database:
             if not _is_unavailable(error):
                 raise
             raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
-
-
-class _RollBack(Exception):
-    """Raised on purpose, to roll the transaction back. No operation has failed."""
-
-
-def _fill_log(connection: Connection) -> None:
-    """Make the write-ahead log grow: write more than SQLite's cache holds, then roll back. The log keeps its size."""
-    run(connection, "CREATE TABLE filler (data BLOB)")
-    for _ in range(_WAL_PAGES * _PAGE_BYTES >> 20):
-        run(connection, "INSERT INTO filler VALUES (zeroblob(1048576))")
-    raise _RollBack
 
 
 async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:

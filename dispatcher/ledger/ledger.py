@@ -122,10 +122,6 @@ class Ledger:
         """Create or upgrade the tables, like `open`, and return the schema as it was before the migration."""
         return await self._database.migrate()
 
-    async def preallocate(self) -> None:
-        """Make later commits faster (`Database.preallocate`). Useful only in a long-running process."""
-        await self._database.preallocate()
-
     async def schema(self) -> Schema:
         """Read the version of the tables. Raises LedgerIncompatible if an unreleased version created them."""
         return await self._database.schema()

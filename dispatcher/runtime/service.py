@@ -180,7 +180,6 @@ class Service:
             def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 return components.create_task(work, name=name)
 
-            preallocation = start("preallocation", ledger.preallocate())
             workers = {f"worker {one.name}": start(f"worker {one.name}", one.run()) for one in self._workers}
             tasks = self._tasks
             tasks["rules"] = start("rules", rules.watch(self._stopping))
@@ -199,7 +198,6 @@ class Service:
             self.on_ready(url)
             await self._stopping.wait()
             log.info("stopping", shutdown_timeout=self.settings.shutdown_timeout.total_seconds())
-            preallocation.cancel()
             if source is not None:
                 source.stop()
             if admin is not None:

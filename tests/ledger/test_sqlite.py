@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from dispatcher.errors import LedgerUnavailable
@@ -218,26 +218,3 @@ def test_each_write_is_committed_completely_or_not_at_all(
             assert len(rows) == (0 if fails else 2)
         assert len(rows) in {0, 2}
         assert isinstance(result, BaseException) == (fails or isinstance(result, asyncio.CancelledError))
-
-
-async def test_preallocate_gives_the_log_its_full_size_and_leaves_no_other_trace(tmp_path: Path) -> None:
-    log = tmp_path / "x.db-wal"
-    async with a_database(tmp_path) as database:
-        await asyncio.gather(database.preallocate(), database.write(insert("a")))
-        full_size = log.stat().st_size
-        assert full_size > 20 * 1024**2
-        for name in "bcd":
-            await database.write(insert(name))
-        assert log.stat().st_size == full_size
-        assert names_in_table(tmp_path) == ["a", "b", "c", "d"]
-        async with database.reading() as connection:
-            tables = await connection.run_sync(lambda one: inspect(one).get_table_names())
-        assert tables == ["t"]
-
-
-async def test_preallocate_without_disk_space_is_ignored(tmp_path: Path) -> None:
-    async with a_database(tmp_path) as database:
-        await database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 100"))
-        await database.preallocate()
-        await database.write(insert("a"))
-    assert "a" in names_in_table(tmp_path)
