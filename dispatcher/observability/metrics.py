@@ -74,7 +74,10 @@ class Metrics:
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
         """Return all metrics, in a format that the `Accept` header allows, and the content type of this format."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # raised for a `version` that is not made of numbers
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
     # -- intake

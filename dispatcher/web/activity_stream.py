@@ -52,15 +52,16 @@ class ActivityStream:
         entries in the order in which it reads them."""
         self._newest_number = 0
 
-    def response(self, format_entry: Format, *, after: str | None) -> Response | None:
+    def response(self, format_entry: Format, *, after: str | None, allowed: Callable[[], bool]) -> Response | None:
         """Return a stream of the activity from now on, or of all activity after the entry with the id `after`.
 
+        The stream ends once `allowed`, which is called every second and before entries are sent, returns false.
         Returns None if too many clients are connected. Raises ValueError if `after` is not an id of this stream.
         """
         last = Cursor.parse(after) if after else None
         if self._free_streams <= 0:
             return None
-        return _StreamResponse(self._events(format_entry, last), self._listening)
+        return _StreamResponse(self._events(format_entry, last, allowed), self._listening)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -70,8 +71,10 @@ class ActivityStream:
         finally:
             self._free_streams += 1
 
-    async def _events(self, format_entry: Format, last: Cursor | None) -> AsyncIterator[str]:
-        """Yield the server-sent events for one client until the service stops."""
+    async def _events(
+        self, format_entry: Format, last: Cursor | None, allowed: Callable[[], bool]
+    ) -> AsyncIterator[str]:
+        """Yield the server-sent events for one client until the service stops or the client is no longer allowed."""
         yield "retry: 2000\n\n"
         silence = 0.0
         missed, number = await self._missed(last)
@@ -81,6 +84,8 @@ class ActivityStream:
         while not self._stopping.is_set():
             news = [(at, entry) for at, entry in await self._since(number) if entry.id not in already_sent]
             number = max([number, *(at for at, _ in news)])
+            if not allowed():
+                return
             for _, entry in news:
                 yield _event(entry, format_entry)
             silence = 0.0 if news else silence + POLL_INTERVAL

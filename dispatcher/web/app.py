@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
@@ -17,7 +18,7 @@ from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
 from dispatcher.web.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES, RequestLimits
-from dispatcher.web.responses import http_error
+from dispatcher.web.responses import disconnected, http_error
 
 
 def application(
@@ -42,7 +43,7 @@ def application(
             *more,
         ],
         middleware=[Middleware(RequestLimits), Middleware(AccessMiddleware, access_control=access_control)],
-        exception_handlers={HTTPException: http_error},
+        exception_handlers={HTTPException: http_error, ClientDisconnect: disconnected},
         max_body_size=MAX_BODY_BYTES,
     )
     return SafeHeaders(pages)

@@ -1,4 +1,4 @@
-"""Adds timeouts to uvicorn's HTTP connections.
+"""Adds timeouts to uvicorn's HTTP connections, and answers malformed bytes wherever they are.
 
 uvicorn limits how long an idle connection is kept open. It does not limit how long a client may take to send a request
 or to read a response. Without such limits, a few hundred clients that send a byte now and then (slowloris) would occupy
@@ -13,7 +13,9 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from dispatcher.web.limits import client_of, log_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,23 @@ class Connection(H11Protocol):
             return
         self.idle_since = None
         self._update_stage()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are not HTTP, and close the connection.
+
+        uvicorn's own method assumes that no request is being answered. If the malformed bytes are in the body of a
+        request, its page sees a client that has disconnected, so that it doesn't answer too. If the page has begun to
+        answer, the connection is only closed.
+        """
+        log_refusal(client_of({"client": self.client}), msg)
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

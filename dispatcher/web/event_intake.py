@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dispatcher.errors import LedgerUnavailable, Unavailable
@@ -35,10 +35,7 @@ class EventsPage:
         self._take = take
 
     async def post(self, request: Request) -> Response:
-        try:
-            body = await request.body()
-        except ClientDisconnect:
-            return Response(status_code=400)
+        body = await request.body()
         try:
             result = await self._take([(_kafka_headers(request), body, "http")])
         except Unavailable as error:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from collections import Counter
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
+import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dispatcher.clock import Clock
+from dispatcher.clock import Clock, SystemClock
 from dispatcher.model.rate_limit import Rate
 from dispatcher.web.responses import problem, problem_details
+
+log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 256 * 1024
 """Maximum size of the body of a form or an API request."""
@@ -23,6 +28,9 @@ MAX_HEADER_BYTES = 32 * 1024
 """Maximum size of all headers of a request together."""
 MAX_TARGET_BYTES = 8 * 1024
 """Maximum size of a request's path and query together."""
+_HOST = re.compile(r"([A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
+"""The characters of a Host header (RFC 9110, 7.2; RFC 3986, 3.2.2)."""
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")
 _UNIQUE_HEADERS = (
     b"host",
     b"authorization",
@@ -66,6 +74,20 @@ def too_many_requests(wait: timedelta) -> Response:
     return problem(429, "too many requests", {"Retry-After": str(math.ceil(wait.total_seconds()))})
 
 
+_LOGGED = RateLimiter(Rate(10, "min"), 10, SystemClock())
+
+
+def log_refusal(client: str, reason: str) -> None:
+    """Log that a malformed request was refused, ten times a minute at most, since any client can send such requests."""
+    if not _LOGGED.take(""):
+        log.warning("a malformed request was refused", client=client, reason=reason)
+
+
+def client_of(scope: Scope) -> str:
+    """Return the key by which the rate limit counts the requests of a client that is not authenticated."""
+    return client_key(scope["client"][0] if scope.get("client") else "")
+
+
 def client_key(host: str) -> str:
     """Return the rate limiter's key for an address: the IPv4 address itself, or the /64 network of an IPv6 address."""
     try:
@@ -86,8 +108,12 @@ class RequestLimits:
         # `Connection: close`, because this server and a proxy in front of it may disagree about where a malformed
         # request ends (request smuggling). On an open connection, the rest of that request could then be taken for the
         # beginning of another client's request.
-        response = problem_details if scope.get("path", "").startswith("/api/") else problem
-        await (response(*violation, {"Connection": "close"}) if violation else self._app)(scope, receive, send)
+        if violation is None:
+            await self._app(scope, receive, send)
+            return
+        log_refusal(client_of(scope), violation[1])
+        response = problem_details if scope["path"].startswith("/api/") else problem
+        await response(*violation, {"Connection": "close"})(scope, receive, send)
 
 
 def _violation(scope: Scope) -> tuple[int, str] | None:
@@ -101,6 +127,10 @@ def _violation(scope: Scope) -> tuple[int, str] | None:
         return 414, f"a path with its query may have {MAX_TARGET_BYTES} bytes"
     if not path.startswith("/") or "//" in path or "\\" in path or not path.isprintable() or ".." in path.split("/"):
         return 400, "no page can have such a path"
+    if not all(_is_host(value) for name, value in headers if name == b"host"):
+        return 400, "the Host header is not valid"
+    if not all(_is_origin(value) for name, value in headers if name == b"origin"):
+        return 400, "the Origin header is not valid"
     if any(counts[name] > 1 for name in _UNIQUE_HEADERS) or (
         counts[b"content-length"] and counts[b"transfer-encoding"]
     ):
@@ -108,3 +138,17 @@ def _violation(scope: Scope) -> tuple[int, str] | None:
     if dict(headers).get(b"content-encoding", b"identity").lower() != b"identity":
         return 415, "compressed bodies are not supported: send the body without Content-Encoding"
     return None
+
+
+def _is_host(value: bytes) -> bool:
+    host = value.decode("latin-1")
+    try:
+        return _HOST.fullmatch(host) is not None and (urlsplit(f"//{host}").port or 0) >= 0
+    except ValueError:  # an IPv6 address that is none, or a port above 65535
+        return False
+
+
+def _is_origin(value: bytes) -> bool:
+    """True for `null`, and for a URL that has only a scheme, a host and a port (RFC 6454, 7.1)."""
+    scheme, separator, host = value.partition(b"://")
+    return value == b"null" or (separator != b"" and _SCHEME.fullmatch(scheme) is not None and _is_host(host))

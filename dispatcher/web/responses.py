@@ -38,3 +38,9 @@ async def http_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):  # for mypy: Starlette calls this handler only with an HTTPException
         raise error
     return problem(error.status_code, error.detail, error.headers)
+
+
+async def disconnected(_: Request, error: Exception) -> Response:
+    """Exception handler: the client has disconnected before its request was complete, so nobody reads this response."""
+    del error
+    return Response(status_code=400)

@@ -112,3 +112,40 @@ async def test_stopping_the_service_ends_the_streams(console: ConsoleServer) -> 
         console.stopping.set()
         async with asyncio.timeout(10):
             assert await listener.answer.content.read() == b""
+
+
+TOKEN = "operator-0123456789"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/stream", "/console/stream"])
+@pytest.mark.parametrize("ended_by", ["rotation", "logout", "expiry"])
+async def test_a_stream_ends_when_its_token_or_session_does(tmp_path: Path, path: str, ended_by: str) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    tokens = [{"name": "oncall", "token_file": str(file), "scopes": ["read"]}]
+    cookies = aiohttp.CookieJar(unsafe=True)  # unsafe: also for IP addresses
+    async with (
+        serve_console(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", tokens=tokens, session="1h") as console,
+        aiohttp.ClientSession(cookie_jar=cookies) as browser,
+    ):
+        headers = {"Authorization": f"Bearer {TOKEN}"} if ended_by == "rotation" else {}
+        if ended_by != "rotation":
+            async with browser.post(f"{console.url}/login", data={"token": TOKEN}) as answer:
+                page = await answer.text()
+        copied = {"Cookie": "; ".join(f"{one.key}={one.value}" for one in cookies)}
+        async with browser.get(f"{console.url}{path}", headers=headers) as stream:
+            assert (stream.status, await stream.content.readline()) == (200, b"retry: 2000\n")
+            match ended_by:
+                case "rotation":
+                    file.write_text(TOKEN[::-1])
+                case "logout":
+                    form = {"csrf_token": page.partition('name="csrf_token" value="')[2].partition('"')[0]}
+                    async with browser.post(f"{console.url}/logout", data=form) as answer:
+                        assert answer.url.path == "/login"
+                case _:
+                    console.clock.advance(3601 * SECOND)
+            await console.finish("secret")
+            async with asyncio.timeout(10):
+                assert b"secret" not in await stream.content.read()
+        async with aiohttp.ClientSession() as another, another.get(console.url + path, headers=copied) as answer:
+            assert answer.status == 401  # nor does a copy of the cookie

@@ -259,6 +259,49 @@ async def test_malformed_and_ambiguous_requests_are_refused(target: Target) -> N
     assert wrong == []
 
 
+FORM = f"POST /login {GET}\nContent-Type: application/x-www-form-urlencoded"
+MULTIPART = f"POST /login {GET}\nContent-Type: multipart/form-data; boundary=x"
+FIELD = b'--x\r\nContent-Disposition: form-data; name="token"\r\n\r\n\\ud800\r\n--x--\r\n'
+CHUNKS = f"POST /events HTTP/1.1\nHost: x\nAuthorization: Bearer {PUBLISHER}\nTransfer-Encoding: chunked"
+UNPARSABLE_REQUESTS: list[tuple[str, bytes]] = [
+    ("GET /healthz HTTP/1.1\nHost: [::1", b""),
+    ("GET /healthz HTTP/1.1\nHost: [::1]:99999", b""),
+    ("GET /healthz HTTP/1.1\nHost: x@127.0.0.1", b""),
+    (f"GET /console/ {GET}\nOrigin: http://[", b""),
+    (f"GET /console/ {GET}\nOrigin: elsewhere", b""),
+    (f"{FORM}; charset=unicode_escape\nContent-Length: 12", rb"token=\ud800"),
+    (f"{FORM}\nContent-Length: 9", b"token=%ff"),
+    (f"{MULTIPART}; charset=unicode_escape\nContent-Length: {len(FIELD)}", FIELD),
+    (CHUNKS, b"zz\r\n"),
+    (CHUNKS, b"1\r\na\r\n-1\r\n"),
+    (CHUNKS.replace("/events", "/login"), b"ffffffffffffffffffffff\r\n"),
+    (CHUNKS.replace("/events", "/api/v1/deliveries/redrive"), b"0\r\nno trailer\r\n\r\n"),
+]
+
+
+async def test_requests_that_cannot_be_parsed_are_refused_and_logged(target: Target) -> None:
+    for head, body in UNPARSABLE_REQUESTS:
+        assert await target.status(head, body) in ({400} if "redrive" not in head else {400, 415}), head
+    assert '"a malformed request was refused"' in target.replica.log
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_request_leaves_no_traceback(target: Target) -> None:
+    for path in ("/events", "/login", "/logout", "/console/redrive", "/api/v1/deliveries/redrive"):
+        for kind in ("application/json", "application/x-www-form-urlencoded"):
+            head = f"POST {path} {GET}\nAuthorization: Bearer {OPERATOR}\nContent-Type: {kind}\nContent-Length: 100\n\n"
+            _, writer = await asyncio.open_connection("127.0.0.1", target.port)
+            writer.write(head.replace("\n", "\r\n").encode() + b"half")
+            await writer.drain()
+            writer.close()
+    async with publisher_is_served(target):
+        pass  # the fixture reads the log
+
+
+async def test_an_accept_header_with_an_odd_version_gets_the_metrics(target: Target) -> None:
+    accept = f"GET /metrics {GET}\nAuthorization: Bearer {OPERATOR}\nAccept: application/openmetrics-text;version=x"
+    assert await target.status(accept) == 200
+
+
 async def test_a_flood_of_headers_is_cut_off(target: Target) -> None:
     before = target.memory
     async with publisher_is_served(target):

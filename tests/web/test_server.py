@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+import structlog
 import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,6 +24,7 @@ from starlette.routing import Route
 from dispatcher.errors import SettingsError
 from dispatcher.web.connection import ConnectionLimits
 from dispatcher.web.headers import SafeHeaders
+from dispatcher.web.limits import log_refusal
 from dispatcher.web.server import serving
 from tests.support.tls import a_certificate
 
@@ -119,6 +121,13 @@ async def test_a_body_that_continues_after_the_response_is_cut_off() -> None:
             url, b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n", b"x" * 65536
         )
         assert answer.startswith(b"HTTP/1.1 403")
+
+
+def test_refused_requests_cannot_fill_the_log() -> None:
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(1000):
+            log_refusal("203.0.113.7", "the Host header is not valid")
+    assert len(logged) <= 10
 
 
 async def test_a_client_that_does_not_read_its_response_is_disconnected() -> None:

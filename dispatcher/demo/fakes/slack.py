@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from dispatcher.demo.fakes.script import ReplyScript
 from dispatcher.rendering.limits import SLACK_TEXT, lint
+from dispatcher.web.forms import read_form
 
 _CHANGEABLE = ("text", "blocks", "attachments", "metadata")
 
@@ -308,4 +309,4 @@ async def _arguments(request: Request) -> Mapping[str, Any]:
     if request.headers.get("content-type", "").startswith("application/json"):
         parsed: Mapping[str, Any] = orjson.loads(body)
         return parsed
-    return dict(await request.form())
+    return dict(await read_form(request))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
@@ -24,10 +25,10 @@ from dispatcher.operations import Operations
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import models
 from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document, http_problem
-from dispatcher.web.auth.access import caller, needs
+from dispatcher.web.auth.access import caller, needs, still_allowed
 from dispatcher.web.config import Scope
 from dispatcher.web.filters import DeliverySearch, ExecutionSearch, RejectedSearch
-from dispatcher.web.responses import problem_details
+from dispatcher.web.responses import disconnected, problem_details
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
@@ -53,7 +54,7 @@ class Api:
         openapi = Route("/openapi.json", needs(Scope.READ, self._openapi, problem=problem_details))
         pages = Starlette(
             routes=[*(operation.route for operation in self._endpoints), openapi],
-            exception_handlers={HTTPException: http_problem},
+            exception_handlers={HTTPException: http_problem, ClientDisconnect: disconnected},
         )
         # Starlette's limit is set very high, because each operation checks the body's size itself: then a body that is
         # too large is reported as problem details.
@@ -252,7 +253,8 @@ class Api:
 
     async def _stream(self, request: ApiRequest) -> Response:
         last = request.http.headers.get("last-event-id")
-        response = _parsed(lambda: self._activity_stream.response(_data, after=last))
+        allowed = partial(still_allowed, request.http, Scope.READ)
+        response = _parsed(lambda: self._activity_stream.response(_data, after=last, allowed=allowed))
         if response is None:
             raise Problem(503, "too many clients are listening already", headers={"Retry-After": "30"})
         return response

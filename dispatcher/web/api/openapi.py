@@ -11,7 +11,7 @@ import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -115,7 +115,7 @@ async def _body(model: Any, request: Request) -> Any:
             if len(received) > MAX_BODY_BYTES:
                 raise Problem(413, f"a body may have {MAX_BODY_BYTES} bytes")
         data = orjson.loads(bytes(received))
-    except (ClientDisconnect, orjson.JSONDecodeError):
+    except orjson.JSONDecodeError:
         raise Problem(400, "the body is no JSON") from None
     return _checked(TypeAdapter(model), data)
 

@@ -26,10 +26,21 @@ from dispatcher.clock import Clock
 from dispatcher.model.rate_limit import Rate
 from dispatcher.web.auth.session import Session, Sessions
 from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
-from dispatcher.web.limits import RateLimiter, client_key, too_many_requests
+from dispatcher.web.forms import FORM, read_form
+from dispatcher.web.limits import RateLimiter, client_of, too_many_requests
 from dispatcher.web.responses import problem
 
-__all__ = ["AccessControl", "AccessMiddleware", "Caller", "Endpoint", "Scope", "Unauthenticated", "caller", "needs"]
+__all__ = [
+    "AccessControl",
+    "AccessMiddleware",
+    "Caller",
+    "Endpoint",
+    "Scope",
+    "Unauthenticated",
+    "caller",
+    "needs",
+    "still_allowed",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -44,12 +55,13 @@ UNAUTHENTICATED_RATE, UNAUTHENTICATED_BURST = Rate(20, "s"), 200
 _PROBES = ("/healthz", "/readyz")
 """Paths without a rate limit: if the service refused a health probe, the orchestrator could restart the service."""
 CALLER = "dispatcher.caller"
+_ACCESS_CONTROL = "dispatcher.access_control"
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOGIN_SCOPES = frozenset({Scope.READ, Scope.OPERATE})
 """Scopes that a logged-in person can have. `publish` is not among them, because only programs publish events."""
-_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_FORMS = (FORM, "multipart/form-data")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 
@@ -182,11 +194,6 @@ def is_foreign(request: HTTPConnection) -> bool:
     return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
-def client_of(scope: Connection) -> str:
-    """Return the key by which the rate limit counts the requests of a client that is not authenticated."""
-    return client_key(scope["client"][0] if scope.get("client") else "")
-
-
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
@@ -204,6 +211,7 @@ class AccessMiddleware:
             return
         caller = self._access_control.identify(HTTPConnection(scope))
         scope[CALLER] = caller
+        scope[_ACCESS_CONTROL] = self._access_control
         scope.setdefault("state", {})["csrf_token"] = caller.csrf_token or "" if isinstance(caller, Caller) else ""
         wait = self._access_control.wait(scope, caller)
         await (too_many_requests(wait) if wait else self._app)(scope, receive, send)
@@ -213,6 +221,15 @@ def caller(request: HTTPConnection) -> str:
     """Return the caller's name. Works only in endpoints wrapped in `needs`, which refuses unidentified callers."""
     name: str = request.scope[CALLER].name
     return name
+
+
+def still_allowed(request: HTTPConnection, scope: Scope) -> bool:
+    """True if the request's token or session has the scope now. A response that takes long has to ask again and again,
+    because tokens are replaced and people log out. Works only in endpoints wrapped in `needs`.
+    """
+    access_control: AccessControl = request.scope[_ACCESS_CONTROL]
+    caller = access_control.identify(request)
+    return isinstance(caller, Caller) and scope in caller.scopes
 
 
 def needs(scope: Scope, endpoint: Endpoint, *, problem: ErrorResponse = problem) -> Endpoint:
@@ -246,8 +263,7 @@ async def _has_csrf_token(request: Request, caller: Caller, scope: Scope) -> boo
         return True
     shown = request.headers.get(CSRF_HEADER)
     if shown is None and request.headers.get("content-type", "").startswith(_FORMS):
-        field = (await request.form(max_files=0)).get(CSRF_FIELD)
-        shown = field if isinstance(field, str) else None
+        shown = (await read_form(request)).get(CSRF_FIELD)
     return hmac.compare_digest(_digest(shown or ""), _digest(caller.csrf_token))
 
 

@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from dispatcher.web.auth.access import AccessControl, Scope, client_of, is_foreign, needs
+from dispatcher.web.auth.access import AccessControl, Scope, is_foreign, needs
 from dispatcher.web.auth.oidc import HOME, OidcPages, local_target
-from dispatcher.web.limits import too_many_requests
+from dispatcher.web.forms import read_form
+from dispatcher.web.limits import client_of, too_many_requests
 from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
@@ -53,8 +54,8 @@ class LoginPages:
         client = client_of(request.scope)
         if wait := self._access_control.login_limiter.take(client):
             return too_many_requests(wait)
-        form = await request.form(max_files=0, max_fields=10)
-        target, shown = local_target(str(form.get("next", HOME))), str(form.get("token", "")).strip()
+        form = await read_form(request)
+        target, shown = local_target(form.get("next", HOME)), form.get("token", "").strip()
         session = self._access_control.log_in(shown)
         if session is None:
             log.warning("a login was refused", client=client)
@@ -64,9 +65,9 @@ class LoginPages:
         self._access_control.sessions.begin(response, session, secure=request.url.scheme == "https")
         return response
 
-    async def _log_out(self, _: Request) -> Response:
+    async def _log_out(self, request: Request) -> Response:
         response = RedirectResponse("/login", 303)
-        self._access_control.sessions.end(response)
+        self._access_control.sessions.end(request, response)
         return response
 
     async def _style(self, _: Request) -> Response:

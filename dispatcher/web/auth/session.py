@@ -10,7 +10,7 @@ import hmac
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,9 @@ class Sessions:
         self._generated_key = secrets.token_bytes(32)
         self._lifetime = lifetime
         self._clock = clock
+        self._ended: dict[str, datetime] = {}
+        """The CSRF tokens of the sessions that were logged out, each with the time from which its cookie is too old
+        anyway. A copy of the cookie must not be valid after the logout."""
 
     def begin(self, response: Response, session: Session, *, secure: bool) -> None:
         """Set the session's cookie in the response. If `secure` is true, the browser sends it only over https."""
@@ -82,14 +85,21 @@ class Sessions:
             secure=secure,
         )
 
-    def end(self, response: Response) -> None:
-        """Delete the session's cookie."""
+    def end(self, request: HTTPConnection, response: Response) -> None:
+        """End the request's session: delete its cookie, and refuse each copy of the cookie until it expires.
+
+        Other replicas don't know of the logout, and this process forgets it when it restarts.
+        """
+        now = self._clock.now()
+        if session := self.read(request):
+            self._ended = {token: until for token, until in self._ended.items() if until > now}
+            self._ended[session.csrf_token] = now + self._lifetime
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
     def read(self, request: HTTPConnection) -> Session | None:
         """Return the session from the request's cookie.
 
-        Returns None if the cookie is missing, expired or not signed with one of the keys.
+        Returns None if the cookie is missing, expired, not signed with one of the keys, or of a session that was ended.
         """
         cookie = request.cookies.get(COOKIE)
         if not cookie:
@@ -97,9 +107,10 @@ class Sessions:
         try:
             data: dict[str, Any] = self._serializer().loads(cookie, max_age=int(self._lifetime.total_seconds()))
             scopes = frozenset(map(Scope, data["scopes"]))
-            return Session(data["name"], data["csrf"], data["fingerprint"], scopes)
+            session = Session(data["name"], data["csrf"], data["fingerprint"], scopes)
         except (BadData, KeyError, TypeError, ValueError):  # another version of the service may set other fields
             return None
+        return session if session.csrf_token not in self._ended else None
 
     def seal(self, data: dict[str, Any]) -> str:
         """Sign data for a cookie, so that a change is detected. The browser's user can read the data."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher.ledger.queries import Activity
 from dispatcher.web.activity_stream import event_id
 from dispatcher.web.api.endpoints import RANGES
+from dispatcher.web.auth.access import still_allowed
+from dispatcher.web.config import Scope
 from dispatcher.web.console import charts
 from dispatcher.web.console.base import Console, PageError
 
@@ -45,7 +49,8 @@ async def stream(console: Console, request: Request) -> Response:
 
     last = request.headers.get("last-event-id") or request.query_params.get("after")
     try:
-        response = console.activity_stream.response(row, after=last)
+        allowed = partial(still_allowed, request, Scope.READ)
+        response = console.activity_stream.response(row, after=last, allowed=allowed)
     except ValueError:
         raise PageError(400, "That is not an event id of this stream.") from None
     if response is None:

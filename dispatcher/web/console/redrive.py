@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydantic import ValidationError
-from starlette.datastructures import FormData, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -14,6 +14,7 @@ from dispatcher.model.delivery import State
 from dispatcher.web.auth.access import caller
 from dispatcher.web.console.base import Console, PageError, url
 from dispatcher.web.filters import DeliveryCriteria
+from dispatcher.web.forms import Form, read_form
 
 MAX_KEYS = 500
 SHOWN = 10
@@ -39,18 +40,18 @@ async def get(console: Console, request: Request) -> Response:
 
 
 async def post(console: Console, request: Request) -> Response:
-    keys, criteria = _selection(await request.form())
+    keys, criteria = _selection(await read_form(request))
     number = await console.operations.redrive(_filter(console, keys, criteria), by=caller(request))
     if len(keys) == 1:
         return RedirectResponse(url("deliveries", keys[0]), 303)
     return RedirectResponse(url("deliveries", **criteria.model_dump(exclude_defaults=True), redriven=str(number)), 303)
 
 
-def _selection(fields: QueryParams | FormData) -> tuple[Sequence[str], DeliveryCriteria]:
-    keys = [str(value) for value in fields.getlist("key")]
+def _selection(fields: QueryParams | Form) -> tuple[Sequence[str], DeliveryCriteria]:
+    keys = fields.getlist("key")
     if len(keys) > MAX_KEYS:
         raise PageError(400, f"More than {MAX_KEYS} deliveries are selected: use a filter instead.")
-    given = {name: str(fields[name]) for name in DeliveryCriteria.model_fields if fields.get(name)}
+    given = {name: fields[name] for name in DeliveryCriteria.model_fields if fields.get(name)}
     try:
         return keys, DeliveryCriteria.model_validate(given)
     except ValidationError:
