@@ -21,6 +21,9 @@ from dispatcher.parsing.duration import Duration
 MIN_TOKEN_LENGTH = 16
 """Minimum number of characters of a token. A shorter token could be guessed."""
 
+GROUP = "group:"
+"""Begins the name of a group, in the settings, that could be taken for a mail address."""
+
 
 class Scope(StrEnum):
     """A permission that a caller can have."""
@@ -91,9 +94,18 @@ class Oidc(BaseModel):
     groups_claim: str = "groups"
     """Name of the id_token's claim that lists a person's groups."""
     read: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
-    """Groups and mail addresses of the people who get the scope `read`."""
+    """Groups and mail addresses of the people who get the scope `read`. An entry with an `@` is a mail address. A group
+    that has an `@` in its name is written `group:NAME`."""
     operate: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
-    """Groups and mail addresses of the people who get the scopes `read` and `operate`."""
+    """Groups and mail addresses, as in `read`, of the people who get the scopes `read` and `operate`."""
+
+    def people(self, scope: Literal[Scope.READ, Scope.OPERATE]) -> frozenset[tuple[Literal["group", "address"], str]]:
+        """Return the groups and mail addresses in `read` or `operate`."""
+        entries = self.operate if scope is Scope.OPERATE else self.read
+        return frozenset(
+            ("address", entry) if "@" in entry and not entry.startswith(GROUP) else ("group", entry.removeprefix(GROUP))
+            for entry in entries
+        )
 
     @property
     def fingerprint(self) -> str:

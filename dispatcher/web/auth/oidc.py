@@ -1,7 +1,8 @@
 """Login through an OpenID Connect provider: the authorization code flow with PKCE, state and nonce.
 
 An id_token is accepted only if the provider signed it and issued it for the configured `client_id`, if it is not
-expired, and if it contains the nonce of this login. Sources: OpenID Connect Core 1.0, 3.1; RFC 7636; RFC 9700.
+expired, and if it contains the nonce of this login. Each attempt to log in can be completed once. Sources: OpenID
+Connect Core 1.0, 3.1; RFC 7636; RFC 9700.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 import hmac
 import secrets
 import warnings
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -18,11 +23,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from channels.common.secret import reveal
-from dispatcher.web.auth.access import AccessControl, Scope, client_of
+from channels.common.secret import mask, reveal
+from dispatcher.web.auth.access import AccessControl, Scope
 from dispatcher.web.auth.session import Session
 from dispatcher.web.config import Oidc
-from dispatcher.web.limits import too_many_requests
+from dispatcher.web.limits import client_of, log_refusal, too_many_requests
 from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
@@ -33,6 +38,8 @@ REQUEST_TIMEOUT = 10.0
 """Maximum seconds for each request to the provider."""
 LOGIN_TIMEOUT = 600
 """Maximum seconds from the redirect to the provider until the browser returns from the provider."""
+MAX_REASON = 500
+"""Maximum number of characters of the provider's error in the log."""
 ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]
 """The accepted signature algorithms. All of them sign with a private key, which only the provider has. Tokens without a
 signature (`none`) or signed with a shared secret (HS256) are refused."""
@@ -44,6 +51,8 @@ class OidcPages:
     def __init__(self, access_control: AccessControl, config: Oidc) -> None:
         self._access_control = access_control
         self._config = config
+        self._used: dict[str, datetime] = {}
+        """The `state` of each attempt that has come back from the provider, with the time when its cookie expires."""
 
     def routes(self) -> list[Route]:
         return [Route("/login/oidc", self._redirect_to_provider), Route("/oidc/callback", self._callback)]
@@ -71,12 +80,18 @@ class OidcPages:
         return response
 
     async def _callback(self, request: Request) -> Response:
+        state = request.query_params.get("state", "")
+        if not state.isascii():
+            log_refusal(client_of(request.scope), "a login provider's state is ASCII")
+            return problem(400, "this state was not made here")
         try:
             login = self._access_control.sessions.unseal(request.cookies.get(COOKIE, ""), LOGIN_TIMEOUT)
         except BadData:
             return problem(403, "this login was not started here, or too long ago: start again at /login")
-        if not hmac.compare_digest(request.query_params.get("state", ""), str(login.get("state", ""))):
+        if not hmac.compare_digest(state, str(login.get("state", ""))):
             return problem(403, "this response belongs to another login: start again at /login")
+        if not self._use(state):
+            return problem(403, "this login was completed or has failed: start again at /login")
         try:
             claims = await self._claims(request, login)
         except Exception as error:  # noqa: BLE001 - whatever type the error has, this login fails
@@ -97,20 +112,36 @@ class OidcPages:
         response.delete_cookie(COOKIE, path="/oidc")
         return response
 
+    def _use(self, state: str) -> bool:
+        """Mark an attempt as used. Returns False if it was used before."""
+        now = self._access_control.clock.now()
+        self._used = {one: until for one, until in self._used.items() if until > now}
+        if state in self._used:
+            return False
+        self._used[state] = now + timedelta(seconds=LOGIN_TIMEOUT)
+        return True
+
     async def _claims(self, request: Request, login: dict[str, Any]) -> dict[str, Any]:
         """Fetch the id_token from the provider, verify it and return its claims.
 
         Raises an exception of any type if the token can't be fetched or is not valid.
         """
         from joserfc import jwt  # noqa: PLC0415 - joserfc is an optional dependency
+        from joserfc.errors import SecurityWarning  # noqa: PLC0415 - joserfc is an optional dependency
         from joserfc.jwk import KeySet  # noqa: PLC0415 - joserfc is an optional dependency
 
+        code, verifier = request.query_params.get("code"), login["verifier"]
+        if not code:
+            answer = (request.query_params.get(name, "") for name in ("error", "error_description"))
+            raise ValueError(f"the provider refused: {' '.join(filter(None, answer)) or 'it sent no code'}")
         async with self._client(request) as client:
             provider = await self._provider(client)
-            code, verifier = request.query_params["code"], login["verifier"]
             token = await client.fetch_token(provider["token_endpoint"], code=code, code_verifier=verifier)
             keys = (await client.request("GET", provider["jwks_uri"], withhold_token=True)).raise_for_status().json()
-        claims: dict[str, Any] = jwt.decode(token["id_token"], KeySet.import_key_set(keys), ALGORITHMS).claims
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SecurityWarning)  # joserfc only warns of an RSA key below 2048 bits
+            key_set = KeySet.import_key_set(keys)
+        claims: dict[str, Any] = jwt.decode(token["id_token"], key_set, ALGORITHMS).claims
         registry = jwt.JWTClaimsRegistry(
             now=int(self._access_control.clock.now().timestamp()),
             leeway=60,
@@ -118,18 +149,24 @@ class OidcPages:
             aud={"essential": True, "value": self._config.client_id},
             exp={"essential": True},
             sub={"essential": True},
-            nonce={"essential": True, "value": login["nonce"]},
         )
         registry.validate(claims)
+        # OpenID Connect Core, 3.1.3.7: the third to fifth and the eleventh rule. The registry would accept lists.
+        if claims.get("nonce") != login["nonce"]:
+            raise ValueError("the id_token has the nonce of another login")
+        audiences = {claims["aud"]} if isinstance(claims["aud"], str) else set(claims["aud"])
+        if claims.get("azp", self._config.client_id if len(audiences) == 1 else None) != self._config.client_id:
+            raise ValueError("the id_token was issued to another client (azp), or for several clients without azp")
         return claims
 
     def _person(self, claims: dict[str, Any]) -> tuple[str, frozenset[Scope]]:
+        """Return the person's name and scopes. A group named like a mail address is not that address."""
         mail = claims.get("email") if claims.get("email_verified") is True else None
         groups = claims.get(self._config.groups_claim)
-        names = {str(group) for group in groups} if isinstance(groups, list) else set()
-        names |= {str(mail)} if mail else set()
-        scopes = {Scope.READ, Scope.OPERATE} if names & set(self._config.operate) else set()
-        scopes |= {Scope.READ} if names & set(self._config.read) else set()
+        found = {("group", group) for group in groups if isinstance(group, str)} if isinstance(groups, list) else set()
+        found |= {("address", mail)} if isinstance(mail, str) else set()
+        scopes = {Scope.READ, Scope.OPERATE} if found & self._config.people(Scope.OPERATE) else set()
+        scopes |= {Scope.READ} if found & self._config.people(Scope.READ) else set()
         return str(mail or claims["sub"])[:200], frozenset(scopes)
 
     async def _provider(self, client: Any) -> dict[str, Any]:
@@ -156,9 +193,16 @@ class OidcPages:
         )
 
     def _failed(self, error: Exception) -> Response:
-        reason = str(error) or type(error).__name__
+        reason = mask(str(error) or type(error).__name__, self._secrets())[:MAX_REASON]
         log.warning("the login provider can't be reached, or its response is not valid", reason=reason)
         return problem(502, "the login failed; the log says why")
+
+    def _secrets(self) -> Iterator[str]:
+        """Yield the client's secret, and the login of which it is a part (RFC 6749, 2.3.1), for `mask`."""
+        with suppress(OSError, UnicodeDecodeError):
+            secret = reveal(self._config.client_secret, self._config.client_secret_file) or ""
+            yield secret
+            yield b64encode(f"{self._config.client_id}:{secret}".encode()).decode()
 
 
 def local_target(target: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import AsyncIterator
+import warnings
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,9 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import aiohttp
 import pytest
+import structlog
 from joserfc import jwt
+from joserfc.errors import SecurityWarning
 from joserfc.jwk import OctKey, RSAKey
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -25,6 +28,7 @@ from starlette.routing import Route
 from dispatcher.web.auth.access import AccessControl, AccessMiddleware, Scope, needs
 from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.config import HttpConfig
+from dispatcher.web.forms import read_form
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.server import serving
 from tests.support.chromium import needs_a_browser, opened
@@ -41,9 +45,14 @@ class Provider:
     person: dict[str, Any] = field(default_factory=lambda: {"sub": "u1", "groups": ["oncall"]})
     false_claims: dict[str, Any] = field(default_factory=dict)
     """Claims that replace the true ones in the id_token; None removes a claim."""
+    nonces: Callable[[str], Any] = lambda nonce: nonce
+    """Returns the claim `nonce` for the nonce of the request."""
     key: Any = field(default_factory=lambda: RSAKey.generate_key(2048, {"kid": "1", "use": "sig"}))
     signs_with: Any = None
     algorithm: str = "RS256"
+    error_description: str = ""
+    """If it is set, the provider issues no token, and answers with this description."""
+    token_requests: int = 0
     authorizations: dict[str, dict[str, str]] = field(default_factory=dict)
     """The authorization requests by code."""
     clock: ManualClock = field(default_factory=ManualClock)
@@ -68,15 +77,19 @@ class Provider:
         return RedirectResponse(f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query['state']})}", 302)
 
     async def _token(self, request: Request) -> Response:
-        form = await request.form()
-        query = self.authorizations.pop(str(form["code"]))
-        digest = hashlib.sha256(str(form["code_verifier"]).encode()).digest()
+        self.token_requests += 1
+        if self.error_description:
+            return JSONResponse({"error": "invalid_client", "error_description": self.error_description}, 401)
+        form = await read_form(request)
+        query = self.authorizations.pop(form["code"])
+        digest = hashlib.sha256(form["code_verifier"].encode()).digest()
         proven = base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == query["code_challenge"]
         login = base64.b64encode(f"dispatcher:{SECRET}".encode()).decode()
         if not proven or request.headers.get("authorization") != f"Basic {login}":
             return JSONResponse({"error": "invalid_grant"}, 400)
         now = int(self.clock.now().timestamp())
-        claims = {"iss": self.url, "aud": "dispatcher", "iat": now, "exp": now + 300, "nonce": query["nonce"]}
+        nonce = self.nonces(query["nonce"])
+        claims = {"iss": self.url, "aud": "dispatcher", "iat": now, "exp": now + 300, "nonce": nonce}
         id_claims = {
             name: value for name, value in {**claims, **self.person, **self.false_claims}.items() if value is not None
         }
@@ -147,13 +160,18 @@ async def console_access(browser: aiohttp.ClientSession, url: str) -> tuple[int,
         ({"sub": "u1", "email": "jane@example.com", "email_verified": True}, (200, False)),
         ({"sub": "u1", "email": "jane@example.com"}, (401, False)),  # an address that is not verified could be anyone's
         ({"sub": "oncall"}, (401, False)),
+        ({"sub": "u1", "groups": ["jane@example.com"]}, (401, False)),  # a group of that name is not that person
+        ({"sub": "u1", "groups": ["sre@example.com"]}, (200, False)),
+        ({"sub": "u1", "email": "sre@example.com", "email_verified": True}, (401, False)),
+        ({"sub": "u1", "email": "team", "email_verified": True}, (401, False)),
+        ({"sub": "u1", "email": "group:sre@example.com", "email_verified": True, "groups": [["team"]]}, (401, False)),
     ],
 )
 async def test_groups_and_verified_addresses_grant_scopes(
     browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path, person: dict[str, Any], access: tuple[int, bool]
 ) -> None:
     provider.person = person
-    async with console(provider, tmp_path, read=["team", "jane@example.com"]) as url:
+    async with console(provider, tmp_path, read=["team", "jane@example.com", "group:sre@example.com"]) as url:
         assert (await console_access(browser, url))[0] == 401
         assert await log_in(browser, url) == (200 if access[0] == 200 else 403)
         assert await console_access(browser, url) == access
@@ -170,6 +188,10 @@ async def test_groups_and_verified_addresses_grant_scopes(
         {"exp": None},
         {"iss": None},
         {"sub": None},
+        {"aud": ["dispatcher", "another"]},
+        {"aud": ["dispatcher", "another"], "azp": "another"},
+        {"aud": "dispatcher", "azp": "another"},
+        {"aud": ["dispatcher", "another"], "azp": ["dispatcher"]},
     ],
 )
 async def test_an_id_token_with_wrong_claims_is_refused(
@@ -179,6 +201,59 @@ async def test_an_id_token_with_wrong_claims_is_refused(
     async with console(provider, tmp_path) as url:
         assert await log_in(browser, url) == 502
         assert (await console_access(browser, url))[0] == 401
+
+
+async def test_a_nonce_among_others_is_refused(
+    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path
+) -> None:
+    provider.nonces = lambda nonce: [nonce, "of another login"]
+    async with console(provider, tmp_path) as url:
+        assert await log_in(browser, url) == 502
+
+
+async def test_several_audiences_are_accepted_if_the_token_was_issued_to_this_client(
+    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path
+) -> None:
+    provider.false_claims = {"aud": ["account", "dispatcher"], "azp": "dispatcher"}
+    async with console(provider, tmp_path) as url:
+        assert await log_in(browser, url) == 200
+
+
+async def test_a_provider_with_a_short_rsa_key_is_refused(
+    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path
+) -> None:
+    with pytest.warns(SecurityWarning):
+        provider.key = RSAKey.generate_key(1024, {"kid": "1", "use": "sig"})
+    with structlog.testing.capture_logs() as logged, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as outside of tests, where a warning is no error
+        async with console(provider, tmp_path) as url:
+            assert await log_in(browser, url) == 502
+    assert "2048" in logged[-1]["reason"]
+
+
+async def test_an_attempt_to_log_in_is_completed_once(
+    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path
+) -> None:
+    provider.false_claims = {"exp": 1}
+    async with console(provider, tmp_path) as url:
+        async with browser.get(f"{url}/login/oidc", allow_redirects=False) as answer:
+            state = parse_qs(urlsplit(answer.headers["Location"]).query)["state"][0]
+        statuses = []
+        for code in range(5):
+            async with browser.get(f"{url}/oidc/callback?code={code}&state={state}") as answer:
+                statuses.append(answer.status)
+    assert statuses == [502, 403, 403, 403, 403]
+    assert provider.token_requests == 1
+
+
+async def test_the_clients_secret_is_masked_if_the_provider_repeats_it(
+    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path
+) -> None:
+    provider.error_description = f"the secret {SECRET} of {base64.b64encode(f'dispatcher:{SECRET}'.encode()).decode()}"
+    with structlog.testing.capture_logs() as logged:
+        async with console(provider, tmp_path) as url:
+            assert await log_in(browser, url) == 502
+    assert logged[-1]["reason"] == "invalid_client: the secret ******** of ********"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +280,10 @@ async def test_a_callback_of_another_login_is_refused(
             assert answer.status == 403
         async with browser.get(f"{url}/oidc/callback?state={query['state'][0]}&error=access_denied") as answer:
             assert answer.status == 502
+        async with browser.get(f"{url}/oidc/callback?code=a&state=%C3%A9") as answer:
+            assert answer.status == 400
         assert (await console_access(browser, url))[0] == 401
+    assert not provider.token_requests
 
 
 async def test_sessions_end_when_the_settings_grant_other_scopes(
