@@ -280,7 +280,7 @@ class Intake:
         try:
             event = answer.complete(terminal.event) if isinstance(answer, AdminExecution) else terminal.event
             decision = decide(event, self.rules(), answer)
-            if not decision.verdict.known:
+            if not decision.verdict.decided:
                 terminal.span.end(event=event.key, verdict="rejected", failed=True)
                 return self._reject(
                     decision.reason, terminal.headers, terminal.value, terminal.position, event=event.key

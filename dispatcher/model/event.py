@@ -5,10 +5,19 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Self
 
-from pydantic import AliasGenerator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasGenerator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
-from dispatcher.model.notification import Notification
+from dispatcher.model.notification import Notification, excess_of_data
 from dispatcher.model.phase import Phase
 
 
@@ -114,12 +123,22 @@ Labels = Annotated[dict[str, str], BeforeValidator(_plain_map)]
 
 
 class Options(_Incoming):
-    """flytekit's `Options` of one execution; fields without meaning for notifications are ignored."""
+    """flytekit's `Options` of one execution; fields without meaning for notifications are ignored.
+
+    Refuses notifications beyond `MAX_RULES` and `MAX_RECIPIENTS`.
+    """
 
     notifications: tuple[Notification, ...] = ()
     disable_notifications: bool = False
     labels: Labels = Field(default_factory=dict)
     annotations: Labels = Field(default_factory=dict)
+
+    @field_validator("notifications", mode="before")
+    @classmethod
+    def _within_limits(cls, notifications: Any) -> Any:
+        if reason := excess_of_data(notifications):
+            raise ValueError(reason)
+        return notifications
 
 
 class Event(_Incoming):

@@ -26,6 +26,41 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RECIPIENT_FIELDS = ("recipients_email", "recipientsEmail", "recipients")
 
 
+MAX_RULES = 100
+"""Maximum number of rules that apply to one event. With more rules, one event could keep a replica busy for minutes."""
+MAX_RECIPIENTS = 1000
+"""Maximum number of recipients in these rules together. A recipient that several rules name counts each time."""
+
+
+def excess(rules: int, recipients: int, *, whose: str = "the event") -> str:
+    """Return a sentence if an event has more rules or recipients than it may have; otherwise an empty text."""
+    if rules <= MAX_RULES and recipients <= MAX_RECIPIENTS:
+        return ""
+    return (
+        f"{whose} has {rules:,} rules with {recipients:,} recipients: it may have {MAX_RULES:,} rules with "
+        f"{MAX_RECIPIENTS:,} recipients"
+    )
+
+
+def excess_of_data(notifications: Any) -> str:
+    """The same as `excess`, for notifications that are not validated yet, in any form that `Notification` reads.
+
+    So a message with many notifications is refused before the time is spent to validate them all.
+    """
+    if not isinstance(notifications, list | tuple):
+        return ""
+    lists = [
+        body[field]
+        for one in notifications
+        if isinstance(one, dict)
+        for body in (one, *one.values())
+        if isinstance(body, dict)
+        for field in _RECIPIENT_FIELDS
+        if isinstance(body.get(field), list | tuple)
+    ]
+    return excess(len(notifications), sum(map(len, lists)))
+
+
 class Notification(BaseModel):
     """The recipients to notify, the channel, and the terminal phases in which to notify them.
 

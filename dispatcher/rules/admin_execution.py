@@ -28,6 +28,9 @@ class AdminExecution:
     refused: tuple[str, ...] = ()
     """Why some of FlyteAdmin's rules are invalid. For example, FlyteAdmin accepts a rule without phases, which no event
     can match."""
+    excess: str = ""
+    """A sentence if FlyteAdmin has more rules or recipients for the execution than one event may have. `rules` is then
+    empty."""
     own: bool = False
     """True if `rules` is the execution's own list. False if `rules` is the launch plan's list."""
     disabled: bool = False

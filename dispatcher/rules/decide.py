@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from dispatcher.model.event import Event
+from dispatcher.model.notification import excess
 from dispatcher.rules.admin_execution import AdminExecution, UnknownExecution
 from dispatcher.rules.rulebook import ANY, Rule, RuleBook
 
@@ -24,11 +25,13 @@ class Verdict(StrEnum):
     """The event does not name its launch plan, and there are no `*` rules for its project and domain."""
     RULES_UNKNOWN = "rules_unknown"
     """FlyteAdmin did not say which rules apply, and no file has rules for the launch plan."""
+    TOO_MANY_RULES = "too_many_rules"
+    """More rules apply, or they have more recipients, than one event may have."""
 
     @property
-    def known(self) -> bool:
-        """True if the rules are known, so that the event is decided, even if nothing is sent."""
-        return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.RULES_UNKNOWN}
+    def decided(self) -> bool:
+        """True if the event is decided, even if nothing is sent. An event that is not decided is rejected."""
+        return self not in {Verdict.UNKNOWN_LAUNCH_PLAN, Verdict.RULES_UNKNOWN, Verdict.TOO_MANY_RULES}
 
 
 class Considered(NamedTuple):
@@ -107,6 +110,8 @@ def decide(event: Event, book: RuleBook, admin: AdminExecution | UnknownExecutio
 def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule, ...]) -> Decision:
     """Decide with FlyteAdmin's effective rules. Rules from files do not apply; they are listed as overridden."""
     overridden = _overridden(from_files, "FlyteAdmin's rules go before files")
+    if admin.excess:
+        return Decision(Verdict.TOO_MANY_RULES, admin.excess)
     if admin.disabled:
         switch = "spec.disable_all"
         considered = (*_overridden(admin.replaced, f"disabled by {switch}"), *overridden)
@@ -156,10 +161,13 @@ def _verdict(event: Event, considered: tuple[Considered, ...], rule_list: str) -
 
     `rule_list` says where the rules come from, for example `launch plan p/d/name` or `the execution's own list`.
     """
+    rules = [evaluated.rule for evaluated in considered if evaluated.applies]
+    if too_many := excess(len(rules), sum([len(rule.notification.recipients) for rule in rules])):
+        return Decision(Verdict.TOO_MANY_RULES, f"{too_many}, by {rule_list}")
     matched = sum([evaluated.matched for evaluated in considered])
     if matched:
-        rules = "1 rule" if matched == 1 else f"{matched} rules"
-        return Decision(Verdict.MATCHED, f"{rules} of {rule_list} matched", considered)
+        number = "1 rule" if matched == 1 else f"{matched} rules"
+        return Decision(Verdict.MATCHED, f"{number} of {rule_list} matched", considered)
     return Decision(Verdict.NO_MATCHING_RULE, f"no rule of {rule_list} is for {event.phase}", considered)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from dispatcher.model.notification import Notification
+from dispatcher.model.notification import Notification, excess
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.parsing.yaml import Document, Malformed, Problem, parse
 from dispatcher.rules.flytekit_packages import MAX_UNPACKED_BYTES, launch_plan, read_package
@@ -220,6 +220,9 @@ def _interpret(
             rules, invalid = _rules(path, document, item, at)
             plans.append(PlanRules(key, tuple(rules)))
             problems.extend(invalid)
+            recipients = sum(len(rule.notification.recipients) for rule in rules)
+            if too_many := excess(len(rules), recipients, whose=f"launch plan {key}"):
+                problems.append(document.problem(path, document.parsed.line_of(at), too_many))
     return _LoadedFile(stamp, tuple(plans), tuple(problems))
 
 

@@ -148,7 +148,7 @@ def test_files_decide_if_flyteadmin_does_not_know_the_execution_and_without_file
     assert (decision.verdict, len(decision.matched)) == (Verdict.MATCHED, 1)
     assert decision.reason == "1 rule of launch plan flytesnacks/production/* (FlyteAdmin doesn't know it) matched"
     decision = decide(an_event(launch_plan=a_launch_plan()), RuleBook(), unknown)
-    assert (decision.verdict, decision.reason, decision.verdict.known) == (
+    assert (decision.verdict, decision.reason, decision.verdict.decided) == (
         Verdict.RULES_UNKNOWN,
         unknown.reason,
         False,

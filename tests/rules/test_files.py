@@ -134,6 +134,11 @@ def test_an_invalid_rule_is_refused_with_its_line_and_the_other_rules_apply(tmp_
         ("a.yaml", b"- 1", "a launch plan is a mapping"),
         ("a.yaml", b"{project: p, domain: '*', name: n}", "not for a project or domain"),
         ("a.yaml", b"{project: p, domain: d, name: n, notifications: 3}", "notifications must be a list"),
+        (
+            "a.yaml",
+            (PLAN + RULE * 101).encode(),
+            "a.yaml:1: launch plan p/d/lp has 101 rules",
+        ),
         ("a.yaml", b"!!python/object/apply:os.system ['true']", "broken YAML"),
         ("a.yaml", b"[" * 5000, "broken YAML"),
     ],

@@ -30,7 +30,7 @@ from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
 from dispatcher.flyte.admin.config import FlyteAdminConfig
 from dispatcher.flyte.admin.errors import PermanentError, ServerError, TransientError, classify_error
-from dispatcher.flyte.admin.mapping import execution_of, finished_between, rules_of, terminal_event_of
+from dispatcher.flyte.admin.mapping import excess_of, execution_of, finished_between, rules_of, terminal_event_of
 from dispatcher.flyte.admin.oauth import AuthMetadata, OAuthClient, Token
 from dispatcher.flyte.admin.single_flight import SingleFlight
 from dispatcher.model.event import EntityId, Event, ExecutionId
@@ -222,7 +222,8 @@ class FlyteAdmin:
     async def _rules_of_plan(self, plan: EntityId) -> tuple[Rule, ...]:
         """Return the launch plan's rules, which this execution overrides. Only `explain` shows these rules.
 
-        Returns no rules if FlyteAdmin refuses the request or answers with an internal error.
+        Returns no rules if FlyteAdmin refuses the request or answers with an internal error, or if there are more than
+        an event may have.
         """
         if plan in self._plan_cache:
             self._plan_cache.move_to_end(plan)
@@ -244,7 +245,8 @@ class FlyteAdmin:
             return ()
         if answer is None:
             return ()
-        rules, _ = rules_of(answer.spec.entity_metadata.notifications, f"flyte_admin:{plan}")
+        notifications = answer.spec.entity_metadata.notifications
+        rules, _ = rules_of(() if excess_of(notifications) else notifications, f"flyte_admin:{plan}")
         self._plan_cache[plan] = rules
         if len(self._plan_cache) > PLAN_CACHE_SIZE:
             self._plan_cache.popitem(last=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dispatcher.flyte.admin.errors import PermanentError
 from dispatcher.model.event import EntityId, Event, ExecutionError
-from dispatcher.model.notification import Notification
+from dispatcher.model.notification import Notification, excess
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.rules import AdminExecution, Rule
@@ -25,7 +25,8 @@ _ERROR_KINDS = ("UNKNOWN", "USER", "SYSTEM")
 def execution_of(message: Any) -> AdminExecution:
     """Convert a `flyteidl.admin.Execution`. Raises PermanentError if a value in the message is invalid."""
     spec, closure = message.spec, message.closure
-    rules, refused = rules_of(closure.notifications, "flyte_admin:closure.notifications")
+    too_many = excess_of(closure.notifications)
+    rules, refused = rules_of(() if too_many else closure.notifications, "flyte_admin:closure.notifications")
     try:
         return AdminExecution(
             launch_plan=_entity(spec.launch_plan),
@@ -37,6 +38,7 @@ def execution_of(message: Any) -> AdminExecution:
             error=_error(closure),
             rules=rules,
             refused=refused,
+            excess=too_many and f"{too_many}, by FlyteAdmin",
             own=bool(spec.notifications.notifications),
             disabled=spec.disable_all,
         )
@@ -94,6 +96,15 @@ def rules_of(notifications: Iterable[Any], defined_in: str) -> tuple[tuple[Rule,
             case reason:
                 refused.append(f"{defined_at}: {reason}")
     return tuple(rules), tuple(refused)
+
+
+def excess_of(notifications: Sequence[Any]) -> str:
+    """Return a sentence if there are more `flyteidl.admin.Notification` messages, or more recipients in them, than an
+    event may have; otherwise an empty text.
+    """
+    kinds = [(message, message.WhichOneof("type")) for message in notifications]
+    recipients = sum([len(getattr(message, kind).recipients_email) for message, kind in kinds if kind is not None])
+    return excess(len(kinds), recipients)
 
 
 @lru_cache(maxsize=4096)
