@@ -193,7 +193,10 @@ class Intake:
     def _decode_batch(self, batch: Batch) -> list[_Decoded]:
         decoded: list[_Decoded] = [self._reject(reason, (), b"", position) for position, reason in batch.undecodable]
         for message in batch.messages:
-            entry = self._decode(message.headers, message.value, batch.position(message))
+            headers = [
+                (name, value or b"") for name, value in message.headers
+            ]  # Kafka also has headers without a value
+            entry = self._decode(headers, message.value, batch.position(message))
             if entry is not None:
                 decoded.append(entry)
         return decoded

@@ -11,7 +11,8 @@ class RawMessage(Protocol):
     """One message. It has the attributes of aiokafka's ConsumerRecord, so that ConsumerRecords can be used directly."""
 
     @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """Names and values. A value is None if the producer sent a header without a value."""
 
     @property
     def value(self) -> bytes | None: ...

@@ -71,6 +71,7 @@ from dispatcher.ledger.schema import (
     launch_plan_status,
     launch_plan_versions,
     rejected,
+    to_json,
 )
 from dispatcher.ledger.search import INSERT_RECIPIENTS, conditions, of_execution
 from dispatcher.ledger.statements import Rows, among, prepare_insert, prepare_select, prepare_update, run
@@ -620,7 +621,7 @@ class Ledger:
         rows = []
         claimed_deliveries = {}
         for delivery in added:
-            body, trace = orjson.dumps(delivery.content), traces.get(delivery.event, "")
+            body, trace = to_json(delivery.content), traces.get(delivery.event, "")
             content_hash = time_prefixed(hashlib.sha256(body).hexdigest(), delivery.occurred_at)
             bodies[content_hash] = EncodedJson(body)
             stored = delivery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -72,6 +73,18 @@ class EncodedJson(NamedTuple):
     text: bytes
 
 
+def to_json(value: Any) -> bytes:
+    """Encode a value as JSON in UTF-8.
+
+    Replaces surrogates in its texts by question marks, as `ForeignText` does, and writes any other type of object as
+    its text. So values from other packages' channels can be stored too.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False, default=str).encode(errors="replace")
+
+
 class CompressedJson(TypeDecorator[Any]):
     """Column type for JSON data, compressed with LZ4 if it has 4 KiB or more.
 
@@ -86,7 +99,7 @@ class CompressedJson(TypeDecorator[Any]):
         del dialect
         if value is None:
             return None
-        plain = value.text if isinstance(value, EncodedJson) else orjson.dumps(value)
+        plain = value.text if isinstance(value, EncodedJson) else to_json(value)
         return plain if len(plain) < _MIN_COMPRESSED_BYTES else _LZ4 + bytes(cramjam.lz4.compress_block(plain))
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:
@@ -106,7 +119,7 @@ class StringList(TypeDecorator[tuple[str, ...]]):
 
     def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
         del dialect
-        return None if value is None else orjson.dumps(value).decode()
+        return None if value is None else to_json(value).decode()
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
         del dialect
@@ -173,7 +186,7 @@ deliveries = Table(
     Column("recipients", StringList, nullable=False),
     Column("addresses", StringList, nullable=False),
     Column("content", String(64), ForeignKey("contents.content_hash"), nullable=False),
-    Column("rule", Text, nullable=False),
+    Column("rule", ForeignText, nullable=False),
     Column("state", String(8), nullable=False),
     Column("reason", ForeignText, nullable=False),
     Column("attempt", Integer, nullable=False),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     AliasGenerator,
     AwareDatetime,
     BaseModel,
@@ -62,12 +64,36 @@ def shortened(text: str) -> str:
     return f"{text[: MAX_SHORT - len(digest) - 1]}…{digest}"
 
 
+MAX_EXECUTION_BYTES = 2000
+"""Maximum number of bytes of an execution's `project/domain/name` in UTF-8. The ledger has it in indexes, and an index
+row of PostgreSQL can hold 2,704 bytes. Flyte's own names are ASCII, so this limits only names from other engines."""
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC, this time is before the year 1 or after the year 9999") from None
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A time with a zone, converted to UTC. It must be within the years 1 to 9999 in UTC, because the ledger and templates
+need it in UTC."""
+
+
 class ExecutionId(_Incoming):
     """An execution: `project/domain/name`."""
 
     project: Name
     domain: Name
     name: Name
+
+    @model_validator(mode="after")
+    def _fits_an_index(self) -> Self:
+        text = str(self)
+        if not text.isascii() and len(text.encode()) > MAX_EXECUTION_BYTES:
+            raise ValueError(f"project, domain and name may have {MAX_EXECUTION_BYTES:,} bytes together")
+        return self
 
     def __str__(self) -> str:
         return f"{self.project}/{self.domain}/{self.name}"
@@ -150,13 +176,13 @@ class Event(_Incoming):
 
     execution: ExecutionId
     phase: Annotated[Phase, BeforeValidator(Phase.parse)]
-    occurred_at: AwareDatetime
+    occurred_at: Time
     launch_plan: EntityId | None = None
     workflow: EntityId | None = None
     principal: str = ""
     labels: Labels = Field(default_factory=dict)
     url: str = ""
-    started_at: AwareDatetime | None = None
+    started_at: Time | None = None
     error: ExecutionError | None = None
     options: Options | None = None
 

@@ -22,7 +22,12 @@ CHANNEL_FIELDS = {
 spelling, then the fields for channels that Flyte does not have."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-"""Matches a control character. No address of any channel has one, and databases can't search for text with NUL."""
+"""Matches a control character. No name or address has one, and databases can't store or search text with NUL."""
+MAX_RECIPIENT = 512
+"""Maximum number of characters of a recipient, and of a destination's name in the ledger. A mail address has at most
+320 characters (RFC 5321, 4.5.3.1), and the URL of a webhook seldom more."""
+MAX_CHANNEL = 32
+"""Maximum number of characters of a channel's name in the ledger."""
 _RECIPIENT_FIELDS = ("recipients_email", "recipientsEmail", "recipients")
 
 
@@ -70,13 +75,14 @@ class Notification(BaseModel):
 
     Rejects what flytekit and flyteadmin reject (flytekit `core/notification.py`, flyteadmin
     `notifications/validators`): no phases, a phase that is not terminal, no recipients, an empty recipient, no channel
-    or several. Also rejects recipients with control characters.
+    or several. Also rejects channels and recipients with control characters, and recipients of more than
+    `MAX_RECIPIENT` characters.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     phases: Annotated[tuple[Annotated[Phase, BeforeValidator(Phase.parse)], ...], Field()]
-    channel: str
+    channel: Annotated[str, Field(max_length=MAX_CHANNEL)]
     recipients: tuple[str, ...]
     template: str | None = None
 
@@ -121,6 +127,13 @@ class Notification(BaseModel):
                 )
         return phases
 
+    @field_validator("channel")
+    @classmethod
+    def _channel_is_printable(cls, channel: str) -> str:
+        if _CONTROL.search(channel):
+            raise ValueError("a channel with control characters")
+        return channel
+
     @field_validator("recipients")
     @classmethod
     def _recipients_are_named(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
@@ -131,4 +144,6 @@ class Notification(BaseModel):
             raise ValueError("an empty recipient")
         if any(map(_CONTROL.search, named)):
             raise ValueError("a recipient with control characters")
+        if (longest := max(map(len, named))) > MAX_RECIPIENT:
+            raise ValueError(f"a recipient of {longest} characters: at most {MAX_RECIPIENT} are allowed")
         return named

@@ -13,6 +13,11 @@ import yaml
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def readable(path: Path) -> str:
+    r"""Return the path as text that UTF-8 can encode. A byte of a file's name that is not UTF-8 becomes `\udcf6`."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A problem in a file that a person wrote: the file, the line and a message."""
@@ -23,7 +28,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+        file = readable(self.file)
+        return f"{file}:{self.line}: {self.message}" if self.line else f"{file}: {self.message}"
 
 
 class Malformed(Exception):

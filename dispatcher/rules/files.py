@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from dispatcher.model.notification import Notification, excess
 from dispatcher.parsing.validation_errors import first_problem
-from dispatcher.parsing.yaml import Document, Malformed, Problem, parse
+from dispatcher.parsing.yaml import Document, Malformed, Problem, parse, readable
 from dispatcher.rules.flytekit_packages import MAX_UNPACKED_BYTES, launch_plan, read_package
 from dispatcher.rules.rulebook import ANY, PlanKey, PlanRules, Rule, RuleBook
 
@@ -118,7 +118,7 @@ class LaunchPlanFiles:
     def log_problems(self) -> None:
         """Log each invalid file and rule that the last `load` found."""
         for problem in self.problems:
-            log.error("a rule was refused", file=str(problem.file), line=problem.line, reason=problem.message)
+            log.error("a rule was refused", file=readable(problem.file), line=problem.line, reason=problem.message)
 
     def _read(self, path: Path) -> _LoadedFile:
         before = self._loaded.get(path)
@@ -129,8 +129,12 @@ class LaunchPlanFiles:
                 return before
             documents, refused = _documents(path, status.st_size, self._place(path))
             return _interpret(path, stamp, documents, refused)
-        except (OSError, Malformed) as error:
-            message = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        except Exception as error:  # a bug with one file must not stop the other files
+            if isinstance(error, OSError | Malformed):
+                message = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            else:
+                log.error("a rule file could not be read", file=readable(path), exc_info=error)
+                message = f"internal error: {type(error).__name__}; see the log"
             problem = Problem(path, getattr(error, "line", 0), message)
             kept = before.plans if before is not None else ()
             return _LoadedFile((), kept, (problem,))
@@ -140,7 +144,7 @@ class LaunchPlanFiles:
         for root in self.paths:
             folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
             if len(folders) >= 2:
-                return {"project": folders[-2], "domain": folders[-1]}
+                return {"project": readable(Path(folders[-2])), "domain": readable(Path(folders[-1]))}
         return {}
 
 
@@ -256,7 +260,7 @@ def _rules(path: Path, document: _RuleDocument, item: Any, at: _Path) -> tuple[l
         position = (*at, *where, index)
         line = line_of(position)
         try:
-            defined_at = f"{path}:{line}" if line else f"{path / document.member}[{index}]"
+            defined_at = f"{readable(path)}:{line}" if line else f"{readable(path / document.member)}[{index}]"
             rules.append(Rule(Notification.model_validate(notification), defined_at))
         except ValidationError as error:
             line = line_of((*position, *error.errors()[0]["loc"]))
