@@ -148,6 +148,11 @@ async def test_an_execution_that_flyteadmin_wrote_late_is_found(rig: Rig) -> Non
     assert await rig.reconcile() == 1
 
 
+async def test_an_archived_execution_is_found(rig: Rig) -> None:
+    add_finished(rig.server, "archived", NOW - HOUR, stateChangeDetails={"state": "EXECUTION_ARCHIVED"})
+    assert await rig.reconcile() == 1
+
+
 async def test_a_purged_event_is_not_recorded_again(rig: Rig) -> None:
     add_finished(rig.server, "lost", NOW - HOUR, notifications=[])
     assert await rig.reconcile() == 1
@@ -255,9 +260,10 @@ async def test_the_running_service_records_lost_events(server: LocalFlyteAdmin, 
 
 
 async def test_reconciliation_can_be_disabled(server: LocalFlyteAdmin, tmp_path: Path) -> None:
+    add_finished(server, "lost", SystemClock().now() - HOUR)
     async with dispatching(tmp_path, server, every="0"):
         pass
-    assert server.requests_by_method["ListProjects"] == 0
+    assert server.requests_by_method["ListExecutions"] == 0
 
 
 async def test_the_command_lists_missing_events_and_records_them(server: LocalFlyteAdmin, tmp_path: Path) -> None:

@@ -106,6 +106,8 @@ class LocalFlyteAdmin:
     """The server responds only while this asyncio event is set."""
     scripted_errors: list[grpc.StatusCode] = field(default_factory=list)
     """Error statuses for the next requests, in order. Each status answers one request."""
+    database_down: bool = False
+    """If true, every method that reads the database answers INTERNAL, as flyteadmin does. GetVersion does not read it."""
     errors_by_name: dict[str, grpc.StatusCode] = field(default_factory=dict)
     """Mapping from an execution or a place (`project/domain`) to an error status. Every request for this execution or
     place gets that error."""
@@ -188,6 +190,10 @@ class LocalFlyteAdmin:
             await self._check_token(method, context)
             await self.answering.wait()
             await asyncio.sleep(self.delay)  # noqa: TID251 - a fake server waits in real time
+            if self.database_down and not method.endswith("/GetVersion"):
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, "failed database operation with dial tcp: connect: refused"
+                )
             if self.scripted_errors:
                 await context.abort(self.scripted_errors.pop(0), "as the script wants it")
             name = _full_name(request.id) if isinstance(request, execution_pb2.WorkflowExecutionGetRequest) else ""
@@ -308,6 +314,7 @@ class _AuthMetadataService(auth_pb2_grpc.AuthMetadataServiceServicer):  # type: 
 
 
 _FIELDS: Mapping[str, Callable[[LocalFlyteAdmin, Any], Any]] = {
+    "state": lambda _, execution: str(execution.closure.state_change_details.state),
     "phase": lambda _, execution: core_execution_pb2.WorkflowExecution.Phase.Name(execution.closure.phase),
     "created_at": lambda _, execution: execution.closure.created_at.ToDatetime(UTC),
     "started_at": lambda _, execution: execution.closure.started_at.ToDatetime(UTC),
@@ -346,9 +353,13 @@ def _as_listed(execution: Any) -> Any:
 def _filters(text: str) -> list[Callable[[LocalFlyteAdmin, Any], bool]]:
     """Parse filters such as `value_in(phase,FAILED;ABORTED)+gte(updated_at,2026-11-20T09:00:00Z)`.
 
-    Raises ValueError or KeyError if a filter is invalid.
+    Without a filter for `state`, only active executions match, as in flyteadmin. Raises ValueError or KeyError if a
+    filter is invalid.
     """
-    return [_filter(part) for part in text.split("+") if part]
+    parts = [part for part in text.split("+") if part]
+    if not any("(state," in part for part in parts):
+        parts.append(f"value_in(state,{execution_pb2.EXECUTION_ACTIVE})")
+    return [_filter(part) for part in parts]
 
 
 def _filter(text: str) -> Callable[[LocalFlyteAdmin, Any], bool]:

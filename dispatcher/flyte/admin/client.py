@@ -123,9 +123,15 @@ class FlyteAdmin:
             raise FlyteAdminUnavailable(str(error)) from None
 
     async def unready_reason(self) -> str | None:
-        """Return the reason why FlyteAdmin cannot be used, which /readyz shows. Returns None if FlyteAdmin answers."""
+        """Return the reason why FlyteAdmin cannot be used, which /readyz shows. Returns None if FlyteAdmin answers.
+
+        FlyteAdmin needs its database for the answer. A client that may not list projects gets the version instead.
+        """
         try:
-            answer = await self._call("GetVersion", version_pb2.GetVersionRequest(), "its version")
+            try:
+                answer = await self._list_one_project()
+            except PermanentError:
+                answer = await self._call("GetVersion", version_pb2.GetVersionRequest(), "its version")
         except (FlyteAdminUnavailable, PermanentError) as error:
             return str(error)
         return None if answer is not None else f"{self._config.endpoint} answered what can't be understood"
@@ -255,10 +261,12 @@ class FlyteAdmin:
     async def _answers_other_requests(self) -> bool:
         """True if FlyteAdmin can list a project from its database. Called after a request for one execution failed."""
         try:
-            answer = await self._call("ListProjects", project_pb2.ProjectListRequest(limit=1), "the list of projects")
+            return await self._list_one_project() is not None
         except (FlyteAdminUnavailable, PermanentError):
             return False
-        return answer is not None
+
+    async def _list_one_project(self) -> Any:
+        return await self._call("ListProjects", project_pb2.ProjectListRequest(limit=1), "the list of projects")
 
     async def _call(self, method: str, request: Any, what: str) -> Any:
         """Send one request, with retries until the deadline. Returns None if the answer is not of the expected type.

@@ -74,10 +74,11 @@ def terminal_event_of(message: Any) -> Event:
 def finished_between(since: datetime, until: datetime) -> str:
     """Return filters that select finished executions whose row was last updated between the two times.
 
-    The filters are written in flyteadmin's syntax (`common/filters.go`).
+    The filters are written in flyteadmin's syntax (`common/filters.go`). Without the filter for `state`, flyteadmin lists
+    active executions only (0), no archived ones (1).
     """
     phases = ";".join(sorted(TERMINAL))
-    return f"value_in(phase,{phases})+gte(updated_at,{_rfc3339(since)})+lte(updated_at,{_rfc3339(until)})"
+    return f"value_in(phase,{phases})+gte(updated_at,{_rfc3339(since)})+lte(updated_at,{_rfc3339(until)})+value_in(state,0;1)"
 
 
 def _rfc3339(time: datetime) -> str:

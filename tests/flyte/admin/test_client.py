@@ -261,6 +261,22 @@ async def test_the_client_reconnects_after_a_restart_of_the_server(server: Local
         assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
 
 
+async def test_without_its_database_flyteadmin_is_not_ready(server: LocalFlyteAdmin) -> None:
+    server.add(a_finished_execution())
+    server.database_down = True
+    async with admin_client(server, timeout="300ms") as admin:
+        with pytest.raises(FlyteAdminUnavailable, match="INTERNAL: failed database operation"):
+            await admin.look_up(EXECUTION)
+        assert "INTERNAL: failed database operation" in (await admin.unready_reason() or "")
+        server.database_down = False
+        assert await admin.unready_reason() is None
+
+
+async def test_a_client_that_may_not_list_projects_is_ready(server: LocalFlyteAdmin, admin: FlyteAdmin) -> None:
+    server.scripted_errors += [grpc.StatusCode.PERMISSION_DENIED]
+    assert await admin.unready_reason() is None
+
+
 async def test_a_request_without_an_answer_ends_at_its_deadline(server: LocalFlyteAdmin) -> None:
     server.add(a_finished_execution())
     server.answering.clear()
