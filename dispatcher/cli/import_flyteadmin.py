@@ -53,16 +53,16 @@ def _read(file: Path) -> list[Any]:
     Raises SettingsError if the file cannot be read or is not valid YAML.
     """
     from dispatcher.errors import SettingsError
-    from dispatcher.parsing.yaml import Malformed, parse
+    from dispatcher.parsing.yaml import Malformed, Problem, parse, read_text
 
     try:
-        documents = [document.data for document in parse(file.read_text(encoding="utf-8"))]
+        documents = [document.data for document in parse(read_text(file))]
         embedded = [text for data in documents for text in _configmap_files(data) if text]
         return documents + [document.data for text in embedded for document in parse(text)]
     except Malformed as error:
-        raise SettingsError(f"{file}:{error.line}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+        raise SettingsError(str(Problem(file, error.line, str(error)))) from None
+    except OSError as error:
+        raise SettingsError(f"{file}: can't be read: {error.strerror}") from None
 
 
 def _configmap_files(data: Any) -> list[str]:

@@ -39,7 +39,8 @@ from dispatcher.model.retry import RetryPolicy
 from dispatcher.observability.canary import CanaryConfig
 from dispatcher.observability.watchdog import WatchdogConfig
 from dispatcher.parsing.duration import Duration
-from dispatcher.parsing.yaml import Document, Malformed, parse
+from dispatcher.parsing.validation_errors import message_of
+from dispatcher.parsing.yaml import Document, Malformed, Problem, parse, read_text
 from dispatcher.rendering import TemplateSet
 from dispatcher.tracing import TracingConfig
 from dispatcher.web.config import HttpConfig
@@ -301,11 +302,11 @@ def _path_from_environment() -> Path | None:
 
 def _read(path: Path) -> Document:
     try:
-        documents = parse(path.read_text(encoding="utf-8"))
+        documents = parse(read_text(path))
     except Malformed as error:
-        raise SettingsError(f"{path}:{error.line}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+        raise SettingsError(str(Problem(path, error.line, str(error)))) from None
+    except OSError as error:
+        raise SettingsError(f"{path}: can't be read: {error.strerror}") from None
     if len(documents) > 1 or not isinstance(documents[0].data if documents else {}, dict | None):
         raise SettingsError(f"{path}: the settings are one mapping: sections and their options")
     return documents[0] if documents else Document({})
@@ -335,9 +336,9 @@ def _resolve_value(name: str, value: Any, base: Path) -> Any:
 
 def _problems(error: ValidationError, document: Document, path: Path | None) -> list[str]:
     lines = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+    for problem in error.errors(include_url=False, include_context=False):
         where = problem["loc"]
-        message = problem["msg"].removeprefix("Value error, ")
+        message = message_of(problem)
         if problem["type"] == "extra_forbidden":
             message = f"unknown option{_suggestion(where)}"
         elif problem["type"] == "missing":

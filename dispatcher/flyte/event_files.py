@@ -1,4 +1,7 @@
-"""Reads events from files, in every format that intake reads. A file has one JSON document, or one per line."""
+"""Reads events from files, in every format that intake reads. A file has one JSON document, or one per line.
+
+The limits of `dispatcher.parsing.composer` hold for each document.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,18 @@ from dispatcher.errors import Unreadable
 from dispatcher.flyte import payloads
 from dispatcher.flyte.decode import NATIVE, Headers, decode
 from dispatcher.model.event import Event
-from dispatcher.parsing.cloudevents import load_json
+from dispatcher.parsing.yaml import MAX_BYTES, Malformed, parse, read_text
 
 _TYPE_BY_FIELD = {"event": payloads.V1, "rawEvent": payloads.V2, "raw_event": payloads.V2, "execution": NATIVE}
 
 
 def read_event_file(path: Path) -> Event:
     """Read a file that contains one event. Raises Unreadable if the content is not an event, or OSError."""
-    headers, value = _as_message(load_json(path.read_bytes()))
+    try:
+        text = read_text(path)
+    except Malformed as error:
+        raise Unreadable(str(error)) from None
+    headers, value = _as_message(_load(text))
     event = decode(headers, value)
     if event is None:
         raise Unreadable("the file holds an event of another type, not a workflow's phase change")
@@ -29,13 +36,25 @@ def read_event_file(path: Path) -> Event:
 def read_messages(path: Path) -> Iterator[tuple[Headers, bytes]]:
     """Yield the message on each line of a JSON Lines file. Raises Unreadable with the number of an invalid line."""
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_BYTES + 1), b""), start=1):
             if not line.strip():
                 continue
             try:
-                yield _as_message(load_json(line))
+                if len(line) > MAX_BYTES:
+                    raise Unreadable(f"longer than {MAX_BYTES // 2**20} MiB")
+                yield _as_message(_load(line.decode("utf-8-sig")))
+            except UnicodeDecodeError:
+                raise Unreadable(f"line {number}: not UTF-8") from None
             except Unreadable as error:
                 raise Unreadable(f"line {number}: {error}") from None
+
+
+def _load(text: str) -> Any:
+    try:
+        (document,) = parse(text, json=True)
+    except Malformed as error:
+        raise Unreadable(f"{error} (line {error.line})" if error.line > 1 else str(error)) from None
+    return document.data
 
 
 def _as_message(document: Any) -> tuple[Headers, bytes]:

@@ -107,7 +107,10 @@ class Notification(BaseModel):
         body = data[given[0]]
         if not isinstance(body, dict):
             raise ValueError(f"{given[0]} must be a mapping with recipients_email")  # noqa: TRY004
-        recipients = next((body[field] for field in _RECIPIENT_FIELDS if body.get(field)), ())
+        listed = [field for field in _RECIPIENT_FIELDS if body.get(field)]
+        if len(listed) > 1:
+            raise ValueError(f"{' and '.join(listed)} say the same: keep one of them")
+        recipients = body[listed[0]] if listed else ()
         return {
             "phases": data.get("phases") or (),
             "channel": CHANNEL_FIELDS[given[0]],

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import ValidationError
+
+from dispatcher.parsing.scalars import Unclear, why_not_text
+
+_TEXT_EXPECTED = frozenset({"string_type", "path_type", "url_type"})
 
 
 def first_problem(error: ValidationError) -> str:
     """Return the first problem as `place: message`. The invalid value is left out, because it may be secret."""
-    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    problem = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
-    what = problem["msg"].removeprefix("Value error, ")
+    what = message_of(problem)
     return f"{where}: {what}" if where else what
+
+
+def message_of(problem: Mapping[str, Any]) -> str:
+    """Return the message of one entry of `ValidationError.errors()`, without the invalid value."""
+    value = problem["input"]
+    if problem["type"] in _TEXT_EXPECTED or isinstance(value, Unclear):
+        reason = why_not_text(value)
+        if reason is not None:
+            return reason
+    return str(problem["msg"]).removeprefix("Value error, ")

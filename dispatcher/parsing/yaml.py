@@ -1,8 +1,12 @@
-"""Parses YAML and JSON, and keeps the line number of each value, so that error messages can contain it."""
+"""Parses YAML and JSON that people wrote, and keeps the line number of each value for error messages.
+
+Both formats have the limits of `composer`: size, depth, number of values and documents. A key may be there once. YAML
+has no merge keys (`<<`) and no tags here, because they make a file mean something else than it seems to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,16 @@ from typing import Any
 import orjson
 import yaml
 
+from dispatcher.parsing.composer import MAX_DOCUMENTS, Composer, Document, Malformed
+from dispatcher.parsing.scalars import plain_scalar
+
+__all__ = ["MAX_BYTES", "Document", "Malformed", "Problem", "parse", "read_text", "readable"]
+
+MAX_BYTES = 4 * 2**20
+"""Maximum size of a file. Launch plans and settings need a few kilobytes, so a larger file is a mistake."""
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
+_JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|[^\s\[\]{}:,"]+')
 
 
 def readable(path: Path) -> str:
@@ -32,74 +45,99 @@ class Problem:
         return f"{file}:{self.line}: {self.message}" if self.line else f"{file}: {self.message}"
 
 
-class Malformed(Exception):
-    """A file can't be parsed. `line` counts from 1; it is 0 if the line is not known."""
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file without its byte order mark.
 
-    def __init__(self, message: str, line: int) -> None:
-        super().__init__(message)
-        self.line = line
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One parsed document and the line numbers of its values."""
-
-    data: Any
-    _root: yaml.Node | None = None
-
-    def line_of(self, path: Sequence[str | int] = ()) -> int:
-        """Return the line number of the value at `path`. If `path` does not exist, return the line number of its
-        deepest part that exists. 0 if line numbers are not known.
-        """
-        node = self._root
-        if node is None:
-            return 0
-        for step in path:
-            child = _child(node, step)
-            if child is None:
-                break
-            node = child
-        return int(node.start_mark.line) + 1
+    Raises Malformed if the file is larger than `MAX_BYTES` or not UTF-8, and OSError if it can't be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise Malformed(f"larger than {MAX_BYTES // 2**20} MiB: split the file", 0)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Malformed("not UTF-8: save it in this encoding", content.count(b"\n", 0, error.start) + 1) from None
 
 
 def parse(text: str, *, json: bool = False) -> list[Document]:
     """Parse all documents of a YAML stream, or one JSON document. Raises Malformed if the text is invalid."""
-    if json:
-        return [_parse_json(text)]
-    loader = _Loader(text)
+    composer = Composer()
     try:
-        documents = []
-        while loader.check_node():
-            node = loader.get_node()
-            documents.append(Document(loader.construct_document(node), node))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _malformed(error) from None
-    finally:
-        loader.dispose()
-    return documents
+        if json:
+            _compose_json(text, composer)
+        else:
+            _compose_yaml(text, composer)
+    except Malformed as error:
+        raise Malformed(f"broken {'JSON' if json else 'YAML'}: {error}", error.line) from None
+    return composer.documents
 
 
-def _parse_json(text: str) -> Document:
+def _compose_yaml(text: str, composer: Composer) -> None:
+    if text.count("%TAG") > MAX_DOCUMENTS:  # libyaml's time grows with the square of their number
+        raise Malformed(f"more than {MAX_DOCUMENTS:,} %TAG directives: leave them out", 0)
     try:
-        data = orjson.loads(text)
+        for event in yaml.parse(text, Loader=_Loader):
+            _add_event(event, composer)
+    except yaml.reader.ReaderError as error:
+        line = text.encode()[: error.position].count(b"\n") + 1
+        raise Malformed(f"the character U+{error.character:04X} is not allowed: remove it", line) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise Malformed(error.problem or error.context or "syntax error", mark.line + 1 if mark else 0) from None
+
+
+def _add_event(event: Any, composer: Composer) -> None:
+    line = event.start_mark.line + 1
+    kind = type(event)
+    if kind is yaml.ScalarEvent:
+        composer.scalar(_scalar(event, line), line, event.anchor)
+    elif kind is yaml.MappingStartEvent:
+        _check_tag(event.tag, "map", line)
+        composer.start({}, line, event.anchor)
+    elif kind is yaml.SequenceStartEvent:
+        _check_tag(event.tag, "seq", line)
+        composer.start([], line, event.anchor)
+    elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+        composer.end()
+    elif kind is yaml.AliasEvent:
+        composer.alias(event.anchor, line)
+    elif kind is yaml.DocumentEndEvent:
+        composer.end_document(line)
+
+
+def _scalar(event: yaml.ScalarEvent, line: int) -> Any:
+    if event.tag is not None:
+        _check_tag(event.tag, "str", line)
+    elif event.implicit[0]:
+        if event.value == "<<":
+            raise Malformed("merge keys (<<) are not supported: write the values out", line)
+        return plain_scalar(event.value)
+    return event.value
+
+
+def _check_tag(tag: str | None, allowed: str, line: int) -> None:
+    if tag not in (None, "!", _TAG + allowed):
+        raise Malformed(f"the tag {str(tag).replace(_TAG, '!!')[:60]} is not supported: leave it out", line)
+
+
+def _compose_json(text: str, composer: Composer) -> None:
+    try:
+        orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise Malformed(f"broken JSON: {error.msg}", error.lineno) from None
-    try:
-        return Document(data, yaml.compose(text, Loader=_Loader))
-    except (yaml.YAMLError, RecursionError):  # YAML can't parse some JSON, such as tabs; lines are unknown then
-        return Document(data)
-
-
-def _malformed(error: Exception) -> Malformed:
-    mark = getattr(error, "problem_mark", None)
-    message = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return Malformed(f"broken YAML: {message}", mark.line + 1 if mark else 0)
-
-
-def _child(node: yaml.Node, step: str | int) -> yaml.Node | None:
-    if isinstance(node, yaml.MappingNode):
-        return next((value for key, value in node.value if getattr(key, "value", None) == str(step)), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-        child: yaml.Node = node.value[step]
-        return child
-    return None
+        raise Malformed(error.msg, error.lineno) from None
+    line = 0
+    for line, content in enumerate(text.split("\n"), start=1):  # a string contains no line break
+        for token in _JSON_TOKEN.findall(content):
+            first = token[0]
+            if first == '"':
+                composer.scalar(orjson.loads(token) if "\\" in token else token[1:-1], line)
+            elif first == "{":
+                composer.start({}, line)
+            elif first == "[":
+                composer.start([], line)
+            elif first in "]}":
+                composer.end()
+            else:
+                composer.scalar(orjson.loads(token), line)
+    composer.end_document(line)

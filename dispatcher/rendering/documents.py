@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError
 from jinja2.runtime import Context as JinjaContext
 
+from dispatcher.parsing.scalars import Unclear, why_not_text
 from dispatcher.parsing.yaml import Document
 
 MAX_VALUES = 5000
@@ -126,6 +128,8 @@ def _compile(
         return _list([_compile(item, (*place, index), parent, document, sink_for) for index, item in enumerate(node)])
     if _is_template(node):
         return _leaf(node, sink_for(place, parent), document.line_of(place))
+    if isinstance(node, date | Unclear):
+        raise BadDocument(f"{place[-1]}: {why_not_text(node)}", document.line_of(place))
     return _Constant(node)
 
 

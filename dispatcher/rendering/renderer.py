@@ -18,7 +18,7 @@ from dispatcher.errors import DispatcherError
 from dispatcher.flyte.event_files import read_event_file
 from dispatcher.model.event import Event, shortened
 from dispatcher.model.phase import TERMINAL, Phase
-from dispatcher.parsing.yaml import Malformed, Problem, parse
+from dispatcher.parsing.yaml import Malformed, Problem, parse, read_text
 from dispatcher.rendering import flyte_template, limits
 from dispatcher.rendering.change_event import change_event
 from dispatcher.rendering.context import Context, context_of
@@ -383,7 +383,7 @@ class _CompiledTemplates:
     def _parse_document(self, channel: str) -> Iterator[Problem]:
         self._document(channel)
         file = self._main_file(channel)
-        (document,) = parse(file.read_text(encoding="utf-8"))
+        (document,) = parse(read_text(file))
         for place, source in strings_of(document.data):
             for _, message in undefined_names(self._plain.parse(source), self._plain):
                 yield Problem(file, document.line_of(place), message)
@@ -426,7 +426,7 @@ class _CompiledTemplates:
         if channel not in DOCUMENTS and channel not in self._provided:
             channel = "webhook"
         if channel not in self._documents:
-            documents = parse(self._main_file(channel).read_text(encoding="utf-8"))
+            documents = parse(read_text(self._main_file(channel)))
             if len(documents) != 1:
                 raise BadDocument("one YAML document was expected", 1)
             sinks = {"slack": self._slack_sink, "pagerduty": self._pagerduty_sink, "teams": self._teams_sink}

@@ -120,7 +120,7 @@ class Service:
             self._tracing = open_tracing(self.settings.tracing)
             stack.push_async_callback(asyncio.to_thread, self._tracing.close)
             rules = LaunchPlanFiles(self.settings.rules.launch_plans)
-            rules.load()
+            await asyncio.to_thread(rules.load)
             rules.log_problems()
             admin = await stack.enter_async_context(configured_flyte_admin(self.settings, self.clock))
             planner = make_planner(self.settings, channels, self.metrics.template_failed)

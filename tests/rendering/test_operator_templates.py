@@ -50,7 +50,8 @@ def test_a_custom_template_replaces_the_built_in_one(tmp_path: Path) -> None:
         ("slack/message.yaml", "- a list", 1, "a mapping was expected"),
         ("slack/message.yaml", "", 1, "one YAML document was expected"),
         ("slack/message.yaml", "text: '{{ \"\" }}'", 1, "everything in it came out empty"),
-        ("slack/message.yaml", "text: a\n1: b", 0, "no JSON"),
+        ("slack/message.yaml", "text: a\n1: b", 2, "the key 1 is not text: quote it"),
+        ("slack/message.yaml", "text: a\nblocks:\n  - {since: 2026-11-20}", 3, "since: a date where text is expected"),
         (
             "pagerduty/event.yaml",
             "{event_action: trigger, payload: {summary: x, source: y, severity: bad}}",

@@ -71,7 +71,7 @@ def test_a_launch_plan_in_two_files_is_a_problem_only_if_their_rules_differ(tmp_
 
     files = loaded(tmp_path)
 
-    assert problems(files) == ["b.yaml:0: p/d/lp has other rules in another file already; put them together"]
+    assert problems(files) == ["b.yaml:1: p/d/lp has other rules in another file already; put them together"]
 
 
 def test_an_execution_in_a_rule_file_is_reported_as_no_launch_plan() -> None:
@@ -140,7 +140,39 @@ def test_an_invalid_rule_is_refused_with_its_line_and_the_other_rules_apply(tmp_
             "a.yaml:1: launch plan p/d/lp has 101 rules",
         ),
         ("a.yaml", b"!!python/object/apply:os.system ['true']", "broken YAML"),
-        ("a.yaml", b"[" * 5000, "broken YAML"),
+        ("a.yaml", b"[" * 5000, "a.yaml:1: broken YAML: nested deeper than 64 levels"),
+        ("a.json", b"[" * 5000, "a.json:1: broken JSON"),
+        (
+            "a.json",
+            b'{"id": {"project": "p",\n"project": "q"}}',
+            "a.json:2: broken JSON: id: the key 'project' is there",
+        ),
+        ("a.yaml", f"{PLAN}{RULE}notifications: []\n".encode(), "a.yaml:5: broken YAML: the key 'notifications' is"),
+        ("a.yaml", b"- {project: p, domain: d,\n  name: n, version: 1.10}", "a.yaml:2: version: a number where text"),
+        ("a.json", b'{"project": "p", "domain": "d", "name": "n", "version": 1.10}', "version: a number where text"),
+        ("a.yaml", b"id: {project: p, domain: d, name: 2024}", "name: a number where text is expected: quote it"),
+        ("a.yaml", b"id: {project: 010, domain: d, name: n}", "project: some YAML readers take this for text"),
+        ("a.yaml", b"id: {project: p, domain: no, name: n}", "domain: true or false where text is expected: quote it"),
+        ("a.yaml", b"id: {project: p, domain: d, name: n, version: 2026-11-20}", "version: a date where text"),
+        ("a.yaml", b"id: {project: p, domain: d, name: [n]}", "name: text is expected"),
+        (
+            "a.yaml",
+            f"{PLAN}{RULE.replace('a@example.com', '2024')}".encode(),
+            "a.yaml:3: rule 1: recipients.0: a number where text is expected: quote it",
+        ),
+        (
+            "a.yaml",
+            f"{PLAN}{RULE.replace('}', ', recipients: [b@example.com]}')}".encode(),
+            "recipients_email and recipients say the same: keep one of them",
+        ),
+        (
+            "a.yaml",
+            f"{PLAN}{RULE}entityMetadata:\n  notifications: []".encode(),
+            "a.yaml:6: notifications and entityMetadata.notifications say the same",
+        ),
+        ("a.yaml", f"{PLAN}{RULE}id: {{name: x}}".encode(), "a.yaml:1: id and launch_plan say the same"),
+        ("a.yaml", f"{PLAN}{RULE}---\n{PLAN}".encode(), "a.yaml:6: p/d/lp has other rules in this file already"),
+        ("a.yaml", b"#" * (4 * 2**20 + 1), "larger than 4 MiB: split the file"),
     ],
 )
 def test_an_invalid_file_is_reported_with_name_and_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -151,6 +183,79 @@ def test_an_invalid_file_is_reported_with_name_and_line(tmp_path: Path, name: st
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     assert problems(loaded(tmp_path / "nowhere")) == ["nowhere:0: no such file or folder"]
+
+
+def test_folders_that_are_links_are_read_once(tmp_path: Path) -> None:
+    """A ConfigMap volume with `items` has links to folders: `flytesnacks` leads to `..data/flytesnacks`."""
+    rules, elsewhere = tmp_path / "rules", tmp_path / "elsewhere"
+    real = rules / "..2026_11_29" / "flytesnacks" / "production"
+    for folder in (real, elsewhere / "team" / "development"):
+        folder.mkdir(parents=True)
+        (folder / "train.yaml").write_text(f"launch_plan: {{name: train}}\nnotifications:\n{RULE}")
+    (rules / "..data").symlink_to("..2026_11_29")
+    (rules / "flytesnacks").symlink_to("..data/flytesnacks")
+    (rules / "a-team").symlink_to(elsewhere)
+    (rules / "z-same-again").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(rules)
+    (elsewhere / "team" / "development" / "itself").symlink_to(".")
+
+    files = loaded(rules)
+
+    assert files.problems == ()
+    assert [(*key, len(plan.rules)) for key, plan in files.book.plans.items()] == [
+        ("team", "development", "train", "*", 1),
+        ("flytesnacks", "production", "train", "*", 1),
+    ]
+
+
+def test_a_link_that_leads_nowhere_is_reported_and_the_last_rules_apply(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "plan.yaml").write_text(PLAN + RULE)
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "team").symlink_to("../real")
+    (tmp_path / "rules" / "other.yaml").symlink_to("../other.yaml")
+    (tmp_path / "rules" / "turning").symlink_to("turning")
+    files = loaded(tmp_path / "rules")
+    reported = ["turning:0: can't be read: Too many levels of symbolic links"]
+    assert sorted(problems(files)) == ["other.yaml:0: no such file or folder", *reported]
+
+    (tmp_path / "real").rename(tmp_path / "away")
+    files.load()
+
+    assert sorted(problems(files)) == [
+        "other.yaml:0: no such file or folder",
+        "team:0: no such file or folder",
+        *reported,
+    ]
+    assert len(files.book.plans[PlanKey("p", "d", "lp")].rules) == 1
+
+
+@pytest.mark.parametrize("name", ["gr\udcf6\udcdfe.yaml", "\udcff/plan.yaml", "team/\udc80/plan.yaml"])
+def test_a_file_whose_name_is_not_utf8_is_read_and_its_name_is_escaped(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(PLAN + RULE)
+    files = loaded(tmp_path)
+    (rule,) = files.book.plans[PlanKey("p", "d", "lp")].rules
+    assert rule.defined_at == f"{str(tmp_path / name).encode(errors='backslashreplace').decode()}:3"
+    (tmp_path / name).write_text("[")
+    files.load()
+    (problem,) = files.problems
+    assert "\\udc" in str(problem)
+
+
+async def test_a_harmful_edit_keeps_the_last_valid_rules_and_is_not_read_again(tmp_path: Path) -> None:
+    (tmp_path / "lp.yaml").write_text(PLAN + RULE)
+    files = loaded(tmp_path)
+    for text in ("a: " + "[" * 50_000, PLAN + RULE + PLAN, PLAN.replace("lp", "1.10") + RULE):
+        (tmp_path / "lp.yaml").write_text(text)
+        files.load()
+        (problem,) = files.problems
+        assert len(files.book.plans[PlanKey("p", "d", "lp")].rules) == 1
+        files.load()
+        assert files.problems[0] is problem
+    (tmp_path / "lp.yaml").write_text(PLAN.replace("lp", "new") + RULE)
+    files.load()
+    assert (list(files.book.plans), files.problems) == ([PlanKey("p", "d", "new")], ())
 
 
 async def test_changed_files_are_reloaded_and_a_broken_edit_keeps_the_last_valid_rules(tmp_path: Path) -> None:
