@@ -36,7 +36,7 @@ RESCAN_MS = 5000
 """Milliseconds between two scans for changed files. Scans are needed where the kernel reports no changes, for example
 on network file systems."""
 MAX_ENTRIES = 100_000
-"""Maximum number of files and folders that are looked at, in case a link leads to a whole file system."""
+"""Maximum number of files and folders in all, because a link may lead to a whole file system."""
 
 _Path = tuple[str | int, ...]
 _ID_FIELDS = ("id", "launch_plan", "launchPlan")
