@@ -19,6 +19,7 @@ from dispatcher.parsing.cloudevents import (
     Headers,
     envelope,
     enveloped_data,
+    is_structured,
     load_json,
     trace_context,
     type_header,
@@ -48,19 +49,19 @@ __all__ = ["NATIVE", "Headers", "decode", "is_other_type", "trace_context", "typ
 def type_label(headers: Headers) -> str:
     """Return the metric label for a message's type: `flyte-v1`, `flyte-v2`, `native`, `structured` or `other`.
 
-    A message is `structured` if it has no type header, because its body then contains the type.
+    A message is `structured` if its content type says so, or if it has no type header: its body contains the type.
     """
     return _LABELS.get(type_header(headers), "other")
 
 
 def is_other_type(headers: Headers) -> bool:
-    """True if the type header names a type that the dispatcher does not decode.
+    """True if the type header of an event in binary mode names a type that the dispatcher does not decode.
 
     The Kafka consumer skips such messages with this function, which is fast because it does not read the value.
     """
     for name, value in headers:
         if name == "ce_type":
-            return value not in _TYPE_BY_HEADER
+            return value not in _TYPE_BY_HEADER and not is_structured(headers)
     return False
 
 

@@ -83,6 +83,9 @@ from dispatcher.model.rate_limit import FAILURES_TO_OPEN, AdmissionControl, Feed
 if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which takes 8 MiB
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+HEAD_START = timedelta(minutes=5)
+"""The first start is stored this much earlier, so that an event from just before it is sent, and an event from a
+machine whose clock is slow."""
 DUE_COUNTED = 10_000
 """`Ledger.backlog` counts at most this many due deliveries of each channel."""
 _COMPLETE_SINCE, _RECONCILED, _PINGED = "complete_since", "reconciled", "pinged"
@@ -255,18 +258,20 @@ class Ledger:
         return frozenset(found)
 
     async def record_first_start(self, *, now: datetime) -> None:
-        """At the first start, store since when the ledger has all events: `now`, or the time of an older event.
+        """At the first start, store since when the ledger has all events: `HEAD_START` before `now`, or the time of an
+        older event.
 
         Later calls change nothing.
         """
+        since = now - HEAD_START
         async with self._database.writing() as connection:
             oldest = await connection.scalar(_OLDEST)
             await connection.run_sync(
-                self._insert, checkpoints, [{"name": _COMPLETE_SINCE, "at": min(oldest or now, now)}]
+                self._insert, checkpoints, [{"name": _COMPLETE_SINCE, "at": min(oldest or since, since)}]
             )
 
     async def complete_since(self, *, now: datetime) -> datetime:
-        """Return the time since which the ledger has all events: the first start, or a later time after a purge.
+        """Return the time since which the ledger has all events: the first start, or the newest event that was purged.
 
         Returns `now` for a new ledger.
         """
@@ -490,13 +495,17 @@ class Ledger:
 
         Also deletes: their deliveries and attempts; contents that no other delivery uses; up to `limit` rejected
         messages that were received before this time; the status and versions of launch plans that have no deliveries
-        and no later events; outdated states of destinations. Moves `complete_since` forward to this time. Returns how
-        many events and rejected messages were deleted. A small limit keeps the transaction short, so that workers do
-        not wait for it.
+        and no later events; outdated states of destinations. Moves `complete_since` forward to the newest event or
+        rejected message before this time. Returns how many events and rejected messages were deleted. A small limit
+        keeps the transaction short, so that workers do not wait for it.
         """
         waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
         old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
         async with self._database.writing() as connection:
+            for at in (events.c.recorded_at, rejected.c.received_at):
+                newest = await connection.scalar(select(func.max(at)).where(at < before))
+                if newest is not None:
+                    await _advance_checkpoint(connection, _COMPLETE_SINCE, newest)
             keys = list(await connection.scalars(old))
             delivery_keys = select(deliveries.c.key).where(deliveries.c.event.in_(keys))
             hashes = set(await connection.scalars(select(deliveries.c.content).where(deliveries.c.event.in_(keys))))
@@ -524,7 +533,6 @@ class Ledger:
             await connection.execute(delete(destinations).where(*idle))
             old_rejected = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)
             deleted = await connection.execute(delete(rejected).where(rejected.c.id.in_(old_rejected)))
-            await _advance_checkpoint(connection, _COMPLETE_SINCE, before)
         return len(keys) + deleted.rowcount
 
     async def counts(self) -> Mapping[tuple[str, State], int]:

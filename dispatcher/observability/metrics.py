@@ -88,6 +88,11 @@ class Metrics:
             "events", "Terminal events and rejected messages, by decision.", "source", "type", "phase", "decision"
         )
         self._rejected = self._counter("rejected", "Messages that were rejected and stored in the ledger.", "source")
+        self._kafka_skipped = self._counter(
+            "kafka_skipped",
+            "Kafka messages that were not processed: before_start (older than kafka.start), tombstone (no value).",
+            "reason",
+        )
         self._reconciled = self._counter(
             "reconciled", "Executions that finished without an event and were found by reconciliation."
         )
@@ -102,6 +107,12 @@ class Metrics:
         for source in (*SOURCES, REPLAY):  # created at 0: PromQL's rate() misses the first increment of a new series
             self._messages.labels(source)
             self._rejected.labels(source)
+        for reason in ("before_start", "tombstone"):
+            self._kafka_skipped.labels(reason)
+
+    def kafka_skipped(self, reason: str, number: int) -> None:
+        """Count Kafka messages that were not processed. `reason`: `before_start` or `tombstone`."""
+        self._kafka_skipped.labels(reason).inc(number)
 
     def batch_recorded(self, batch: BatchResult, *, now: datetime) -> None:
         """Count a batch after it was recorded in the ledger."""

@@ -6,10 +6,11 @@ Source: the CloudEvents specification 1.0.2, with its Kafka and HTTP protocol bi
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import orjson
 
@@ -19,17 +20,54 @@ Headers = Sequence[tuple[str, bytes]]
 """The names and values of a message's headers. The names are those of Kafka messages, such as `ce_type`, so the HTTP
 intake renames HTTP's `ce-type`."""
 
-_STRUCTURED = b"application/cloudevents+json"
+_CLOUDEVENTS = b"application/cloudevents"
+_BINARY_JSON = ("content-type", b"application/json")
+"""The header of flyteadmin's events, which are in binary mode."""
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+
+
+def is_structured(headers: Headers) -> bool:
+    """True if the content type says that the value is a whole CloudEvent, or a batch of them.
+
+    Then headers such as `ce_type` have no meaning. Source: section 3 of the Kafka and of the HTTP protocol binding.
+    """
+    return _BINARY_JSON not in headers and _event_format(headers) is not None  # the first condition is for speed
+
+
+def _event_format(headers: Headers) -> bytes | None:
+    """Return what follows `application/cloudevents` in the content type, such as `+json`; None if it is another type.
+
+    Parameters such as `charset` are left out.
+    """
+    for name, value in headers:
+        if name.lower() == "content-type" and value[: len(_CLOUDEVENTS)].lower() == _CLOUDEVENTS:
+            return value[len(_CLOUDEVENTS) :].partition(b";")[0].strip().lower()
+    return None
 
 
 def type_header(headers: Headers) -> bytes | None:
-    """Return the event's type from the header `ce_type`, which only binary mode has; None if there is no such header.
-    For speed, it parses and copies nothing.
-    """
+    """Return the event's type from the header `ce_type`; None if the event is not in binary mode."""
     for name, value in headers:
         if name == "ce_type":
-            return value
+            return None if is_structured(headers) else value
     return None
+
+
+def decode_http_attribute(value: bytes) -> bytes:
+    """Return the value of an HTTP header such as `ce-type` without its encoding, as it is in a Kafka message.
+
+    A string in double quotes is unquoted, then `%57` is one byte. Raises Unreadable if the result is not UTF-8.
+    Source: section 3.1.3.2 of the HTTP protocol binding.
+    """
+    if _QUOTED.fullmatch(value):
+        value = _ESCAPED.sub(rb"\1", value[1:-1])
+    decoded = unquote_to_bytes(value)
+    try:
+        decoded.decode()
+    except UnicodeDecodeError:
+        raise Unreadable("not UTF-8 after percent-decoding") from None
+    return decoded
 
 
 def trace_context(headers: Headers, value: bytes | None) -> dict[str, str]:
@@ -81,14 +119,16 @@ def envelope(headers: Headers, value: bytes | None) -> tuple[str, Any]:
     An event is in structured mode if its content type says so. A bridge between two systems may have lost the headers;
     then the attribute `specversion` in the body is enough. Raises Unreadable if the message is not such an event.
     """
-    declared = any(
-        name.lower() == "content-type" and content.lower().startswith(_STRUCTURED) for name, content in headers
-    )
+    event_format = _event_format(headers)
+    if event_format not in {None, b"", b"+json"}:
+        raise Unreadable("the content type is no single CloudEvent in JSON: send application/cloudevents+json")
     body = load_json(value)
     if not isinstance(body, dict):
         raise Unreadable("the message is no CloudEvent: a JSON object was expected")
     kind = body.get("type")
-    if not isinstance(kind, str) or not kind or (not declared and "specversion" not in body):
+    if event_format is not None and (not isinstance(kind, str) or not kind):
+        raise Unreadable("the content type is that of a structured CloudEvent, but the body names no type")
+    if not isinstance(kind, str) or not kind or (event_format is None and "specversion" not in body):
         raise Unreadable("the message is no CloudEvent: it has neither a ce_type header nor a structured envelope")
     return kind, body
 
@@ -102,6 +142,7 @@ def enveloped_data(body: dict[str, Any]) -> Any:
     if not isinstance(encoded, str):
         raise Unreadable("the CloudEvent has no data")
     try:
-        return load_json(base64.b64decode(encoded, validate=True))
-    except binascii.Error:
+        data = base64.b64decode(encoded, validate=True)
+    except ValueError:  # also for characters beyond ASCII
         raise Unreadable("the CloudEvent's data_base64 is not base64") from None
+    return load_json(data)

@@ -139,7 +139,7 @@ class Service:
                 look_up=look_up,
                 tracing=self._tracing,
             )
-            source = KafkaSource(self.settings.kafka, is_other_type) if self.settings.kafka is not None else None
+            source = self._kafka_source(ledger)
             self._canary = self._make_canary(ledger, intake)
             url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
             if await self._open_ledger(ledger):
@@ -153,7 +153,7 @@ class Service:
         try:
             async with asyncio.timeout(None) as self._ledger_wait:
                 schema = await _migrate(ledger, self._ledger_unavailable)
-                # Needed for reconciliation, which ignores executions that finished before the first start.
+                # Intake reads Kafka's messages since this time, and reconciliation compares executions since then.
                 await ledger.record_first_start(now=self.clock.now())
         except TimeoutError:
             if not self._stopping.is_set():
@@ -204,6 +204,17 @@ class Service:
                 admin.shorten_deadlines()
             await asyncio.wait(tasks.values())
             await self._drain([*workers.values()])
+
+    def _kafka_source(self, ledger: Ledger) -> KafkaSource | None:
+        """Return the source of Kafka messages, or None if Kafka is not configured."""
+        if self.settings.kafka is None:
+            return None
+        return KafkaSource(
+            self.settings.kafka,
+            is_other_type,
+            complete_since=lambda: ledger.complete_since(now=self.clock.now()),
+            on_skipped=self.metrics.kafka_skipped,
+        )
 
     def _make_canary(self, ledger: Ledger, intake: Intake) -> Canary | None:
         """Return the canary, or None if no canary is configured."""

@@ -13,9 +13,10 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dispatcher.errors import LedgerUnavailable, Unavailable
+from dispatcher.errors import LedgerUnavailable, Unavailable, Unreadable
 from dispatcher.flyte.decode import Headers
 from dispatcher.intake.pipeline import BatchResult
+from dispatcher.parsing.cloudevents import decode_http_attribute
 from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
@@ -37,7 +38,12 @@ class EventsPage:
     async def post(self, request: Request) -> Response:
         body = await request.body()
         try:
-            result = await self._take([(_kafka_headers(request), body, "http")])
+            headers = _kafka_headers(request)
+        except Unreadable as error:
+            log.warning("event refused", reason=str(error))
+            return problem(400, str(error))
+        try:
+            result = await self._take([(headers, body, "http")])
         except Unavailable as error:
             dependency = "the ledger" if isinstance(error, LedgerUnavailable) else "FlyteAdmin"
             log.warning("event not recorded: the publisher has to retry", reason=str(error))
@@ -49,13 +55,18 @@ def _kafka_headers(request: Request) -> Headers:
     """Return the request's headers under the names that they have in Kafka messages: `ce-type` becomes `ce_type`.
 
     Only the headers of CloudEvents, the content type and trace headers are kept, because other headers may contain a
-    token.
+    token. Raises Unreadable if an attribute of the CloudEvent can't be decoded.
     """
     kept = []
     for name, value in request.headers.raw:
         text = name.decode("latin-1").lower()
-        if text.startswith("ce-") or text in _KEPT_HEADERS:
-            kept.append((text.replace("ce-", "ce_", 1), value))
+        if text.startswith("ce-"):
+            try:
+                kept.append((text.replace("ce-", "ce_", 1), decode_http_attribute(value)))
+            except Unreadable as error:
+                raise Unreadable(f"the header {text} is {error}") from None
+        elif text in _KEPT_HEADERS:
+            kept.append((text, value))
     return kept
 
 

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.errors import Unreadable
-from dispatcher.flyte.decode import NATIVE, decode, is_other_type
+from dispatcher.flyte.decode import NATIVE, decode, is_other_type, type_label
 from dispatcher.flyte.encode import Format, write, write_lifecycle
 from dispatcher.flyte.event_files import read_event_file, read_messages
 from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import Phase
+from dispatcher.parsing.cloudevents import decode_http_attribute
 from tests.support import samples
 from tests.support.builders import a_launch_plan, a_notification, an_event
 
@@ -97,6 +98,61 @@ def test_structured_data_may_be_base64() -> None:
     event = decode([("content-type", b"application/cloudevents+json")], json.dumps(envelope).encode())
 
     assert event == decode(*samples.sample("v2-workflow-failed-structured"))
+
+
+@pytest.mark.parametrize(
+    "content_type", [b"application/cloudevents+json", b"Application/CloudEvents+JSON; charset=utf-8"]
+)
+@pytest.mark.parametrize("type_", [b"com.flyte.resource.cloudevents.NodeExecution", NATIVE.encode(), b"\xff"])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_content_type_decides_the_mode_and_not_the_type_header(
+    content_type: bytes, type_: bytes, *, first: bool
+) -> None:
+    """Bridges leave the headers of binary mode beside a structured event (Kafka protocol binding, section 3)."""
+    headers = [("content-type", content_type), ("ce_type", type_), ("ce_specversion", b"1.0")]
+    headers = headers if first else headers[::-1]
+    _, value = samples.sample("v2-workflow-failed-structured")
+
+    assert not is_other_type(headers)
+    assert type_label(headers) == "structured"
+    assert decode(headers, value) == decode(*samples.sample("v2-workflow-failed-structured"))
+
+
+@pytest.mark.parametrize("content_type", [b"application/cloudevents-batch+json", b"application/cloudevents+avro"])
+def test_batches_and_other_formats_are_unreadable(content_type: bytes) -> None:
+    _, value = samples.sample("v2-workflow-failed-structured")
+    with pytest.raises(Unreadable, match=r"send application/cloudevents\+json"):
+        decode([("content-type", content_type), ("ce_type", NATIVE.encode())], value)
+
+
+@pytest.mark.parametrize("data", ["§§§", "é", "\ud800", "a", "e30=\n"])
+def test_data_that_is_no_base64_is_unreadable(data: str) -> None:
+    envelope = {"specversion": "1.0", "type": NATIVE, "data_base64": data}
+    with pytest.raises(Unreadable, match="data_base64 is not base64"):
+        decode([], json.dumps(envelope).encode())
+
+
+@pytest.mark.parametrize(
+    ("header", "decoded"),
+    [
+        (b"com.flyte", b"com.flyte"),
+        (b"com%2Eflyte%2e", b"com.flyte."),
+        (b'"com.flyte"', b"com.flyte"),
+        (b'"a \\"quoted\\" %41"', b'a "quoted" A'),
+        (b"Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀".encode()),
+        (b"100%, 5%zz, %25", b"100%, 5%zz, %"),
+        (b'"open', b'"open'),
+        (b"a+b", b"a+b"),
+    ],
+)
+def test_the_encoding_of_http_headers_is_undone(header: bytes, decoded: bytes) -> None:
+    assert decode_http_attribute(header) == decoded
+
+
+@pytest.mark.parametrize("header", [b"%FF", b"%C0%A0", b"\xff", b'"%ED%A0%80"'])
+def test_http_headers_that_are_not_utf8_are_unreadable(header: bytes) -> None:
+    with pytest.raises(Unreadable, match="not UTF-8"):
+        decode_http_attribute(header)
 
 
 NATIVE_HEADERS = [("ce_type", NATIVE.encode())]

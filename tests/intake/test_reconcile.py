@@ -244,7 +244,7 @@ async def dispatching(folder: Path, server: LocalFlyteAdmin, **reconcile: str) -
 
 
 async def test_the_running_service_records_lost_events(server: LocalFlyteAdmin, tmp_path: Path) -> None:
-    add_finished(server, "before", SystemClock().now())
+    add_finished(server, "before", SystemClock().now() - 10 * MINUTE)
     async with dispatching(tmp_path, server, every="300ms", min_age="100ms") as replica:
         add_finished(server, "lost", SystemClock().now())
         async with asyncio.timeout(30):

@@ -30,6 +30,7 @@ from dispatcher.ledger import (
     Rejected,
     Settlement,
 )
+from dispatcher.ledger.ledger import HEAD_START
 from dispatcher.ledger.rows import LEASE_LOST
 from dispatcher.model.delivery import (
     Dead,
@@ -687,22 +688,34 @@ async def test_an_executions_events_are_returned_in_the_order_of_recording(ledge
     )
 
 
-async def test_the_ledger_is_complete_since_its_first_start_or_the_last_purge(ledger: Ledger) -> None:
+async def test_the_ledger_is_complete_since_five_minutes_before_its_first_start(ledger: Ledger) -> None:
     assert await ledger.complete_since(now=NOW) == NOW
     await ledger.record_first_start(now=NOW)
     await ledger.record_first_start(now=NOW + MINUTE)
-    assert await ledger.complete_since(now=NOW + MINUTE) == NOW
-    await ledger.purge(NOW - MINUTE, limit=10)
-    assert await ledger.complete_since(now=NOW + MINUTE) == NOW
+    assert await ledger.complete_since(now=NOW + MINUTE) == NOW - HEAD_START
     await ledger.purge(NOW + SECOND, limit=10)
-    assert await ledger.complete_since(now=NOW + MINUTE) == NOW + SECOND
+    assert await ledger.complete_since(now=NOW + MINUTE) == NOW - HEAD_START, "nothing was deleted"
+
+
+async def test_after_a_purge_the_ledger_is_complete_since_the_newest_event_that_was_old_enough(ledger: Ledger) -> None:
+    """Not since the time up to which was purged: after a long downtime, nothing between the two was ever recorded."""
+    await ledger.record_first_start(now=NOW)
+    await ledger.record([recorded(event=an_event(name="a1"))], [], now=NOW + MINUTE)
+    await ledger.record([recorded(event=an_event(name="a2"))], [], now=NOW + 2 * MINUTE)
+    await ledger.record([], [rejected(received_at=NOW + 3 * MINUTE)], now=NOW + 3 * MINUTE)
+    await ledger.record([recorded(event=an_event(name="a3"))], [], now=NOW + 60 * MINUTE)
+    since = []
+    for before in (2, 3, 50):
+        await ledger.purge(NOW + before * MINUTE, limit=1)
+        since.append(await ledger.complete_since(now=NOW))
+    assert since == [NOW + MINUTE, NOW + 2 * MINUTE, NOW + 3 * MINUTE]
 
 
 async def test_a_ledger_with_older_events_is_complete_since_its_oldest_event(ledger: Ledger) -> None:
-    await ledger.record([recorded()], [], now=NOW - MINUTE)
-    assert await ledger.complete_since(now=NOW) == NOW - MINUTE
+    await ledger.record([recorded()], [], now=NOW - 10 * MINUTE)
+    assert await ledger.complete_since(now=NOW) == NOW - 10 * MINUTE
     await ledger.record_first_start(now=NOW)
-    assert await ledger.complete_since(now=NOW) == NOW - MINUTE
+    assert await ledger.complete_since(now=NOW) == NOW - 10 * MINUTE
 
 
 async def test_reconciled_until_never_goes_back(ledger: Ledger) -> None:

@@ -63,6 +63,24 @@ async def test_an_invalid_message_is_rejected_with_a_reason(url: str) -> None:
     assert (status, answer["reason"]) == (400, "the message is empty")
 
 
+async def test_encoded_headers_are_decoded_and_others_refused(url: str) -> None:
+    headers, value = samples.sample("v2-workflow-failed-enriched")
+    sent = http_headers(headers)
+    quoted = {**sent, "ce-type": f'"{sent["ce-type"]}"'}
+    percent = {**sent, "ce-type": sent["ce-type"].replace("W", "%57").replace("E", "%45")}
+    statuses = [(await post(url, variant, value))[1]["status"] for variant in (quoted, percent)]
+    assert statuses == ["recorded", "duplicate"]
+    for name in ("ce-type", "ce-subject"):
+        status, answer = await post(url, {**sent, name: "%FF"}, value)
+        assert (status, answer["reason"]) == (400, f"the header {name} is not UTF-8 after percent-decoding")
+
+
+async def test_a_structured_event_may_have_headers_of_binary_mode(url: str) -> None:
+    _, value = samples.sample("v2-workflow-failed-structured")
+    headers = {"content-type": "application/cloudevents+json", "ce-type": "com.example.other", "ce-specversion": "1.0"}
+    assert (await post(url, headers, value))[1]["status"] == "recorded"
+
+
 async def test_an_event_whose_rules_are_unknown_is_kept_for_a_replay(url: str) -> None:
     headers, value = samples.sample("v1-workflow-failed")
     status, answer = await post(url, http_headers(headers), value)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import logging
 import math
 import ssl
 import zlib
@@ -31,7 +30,6 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     CorruptRecordException,
     GroupAuthorizationFailedError,
-    KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -43,12 +41,26 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from channels.common.comma_list import comma_list
 from channels.common.secret import SecretFile, reject_both, reveal
 from channels.contract import Finding
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import DispatcherError, LedgerUnavailable
+from dispatcher.intake.kafka.failures import describe
+from dispatcher.intake.kafka.health import BrokerWatch, StaticMembership
+from dispatcher.intake.kafka.start import (
+    EARLIEST,
+    FIRST_START,
+    CompleteSince,
+    Start,
+    always,
+    start_positions,
+    start_time,
+)
 from dispatcher.intake.source import Batch
 from dispatcher.parsing.duration import Duration
 
 log = structlog.get_logger(__name__)
 
+Skipped = Callable[[str, int], None]
+"""A function that counts messages that are not processed. It gets the reason, `before_start` or `tombstone`, and their
+number."""
 HeaderFilter = Callable[[Sequence[tuple[str, bytes]]], bool]
 """A function that gets a message's headers, and returns True if the message can be skipped."""
 
@@ -65,6 +77,10 @@ GATHER_SECONDS = 0.05
 transactions, because each batch costs one transaction even if most of its messages are skipped."""
 POLL_MS = 500
 """Maximum number of milliseconds that a poll waits for messages. After this time, the source notices a stop."""
+END_OF_DATES_MS = 253_402_300_800_000
+"""The end of the year 9999 in milliseconds since 1970. Python has no later dates."""
+NEWEST_OFFSETS = 5
+"""Number of offsets at a partition's end that `check` reads to find the newest message."""
 CALL_SECONDS = 15
 """Maximum duration of a call to the broker, in seconds."""
 CLOSE_SECONDS = 3
@@ -76,6 +92,9 @@ short again."""
 COMMIT_EVERY = 1.0
 """Seconds between two commits. After a crash, the messages since the last commit are read again; the ledger ignores
 them as duplicates."""
+ASKS_PER_SESSION = 5
+"""How often the brokers are asked within one session timeout. An answer may take half of it, so silent brokers are
+noticed in 70 % of the session timeout."""
 NO_LIMIT_MS = 10**12
 """A `max_poll_interval_ms` so large that aiokafka never removes the consumer from its group, even if nothing is polled.
 While the ledger is unavailable, intake keeps its batch and does not poll. aiokafka sends heartbeats and rejoins the
@@ -83,6 +102,8 @@ group without polls. Its method `pause` is not used, because `pause` drops the m
 
 _CONNECTION_ERRORS = (KafkaError, TimeoutError, OSError)
 """After one of these errors, the consumer object is replaced by a new one."""
+_RETRIED = (*_CONNECTION_ERRORS, LedgerUnavailable)
+"""After one of these errors, reading is retried. The ledger is needed for the start position `first-start`."""
 _DENIED = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
 _UNDECODABLE = (
     CorruptRecordException,
@@ -93,6 +114,9 @@ _UNDECODABLE = (
     EOFError,
 )
 """Errors that aiokafka raises for a record that it can't decode. Reading the record again raises the error again."""
+
+
+_BEGINS = {EARLIEST: "with the oldest message", FIRST_START: "with messages since five minutes before its first start"}
 
 
 def _comma_separated(value: Any) -> Any:
@@ -107,6 +131,11 @@ class KafkaConfig(BaseModel):
     bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), Field(min_length=1)]
     """The brokers as HOST:PORT, separated by commas."""
     topics: Annotated[tuple[str, ...], BeforeValidator(comma_list), Field(min_length=1)] = ("flyte-cloudevents",)
+    start: Start = FIRST_START
+    """Where reading begins in a partition for which the group has no committed offset. `first-start`: with messages
+    since the first start of the dispatcher with its ledger, or since the newest event that was purged from the ledger.
+    `earliest`: with the oldest message. Or a time with its zone, such as `2026-11-29T08:00:00Z`. Kafka's timestamps of
+    the messages count."""
     group_id: str = Field("notification-dispatcher", min_length=1)
     group_instance_id: str | None = None
     """The replica's name as a static member of the consumer group; each replica needs a different name. With a name, a
@@ -222,9 +251,13 @@ class _KafkaBatch:
 class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the base class has no types
     """One Kafka consumer, used from the time it joins the group until it fails or is closed."""
 
-    def __init__(self, config: KafkaConfig, skip: HeaderFilter) -> None:
+    def __init__(
+        self, config: KafkaConfig, skip: HeaderFilter, complete_since: CompleteSince, on_skipped: Skipped
+    ) -> None:
         self._config = config
         self._skip = skip
+        self._complete_since = complete_since
+        self._on_skipped = on_skipped
         session_ms = int(config.session_timeout.total_seconds() * 1000)
         self.consumer = AIOKafkaConsumer(
             **config.connection(),
@@ -232,6 +265,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
             group_instance_id=config.group_instance_id,
             enable_auto_commit=False,
             max_partition_fetch_bytes=FETCH_BYTES,
+            isolation_level="read_committed",  # so that messages of aborted transactions are not read
             auto_offset_reset="none",  # because this class resets offsets itself, and logs the reset
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 5,
@@ -244,7 +278,11 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         self._committing: asyncio.Timeout | None = None
         self._committed_at = _now()
         self._last_read_at: dict[TopicPartition, float] = {}
+        self._started: set[TopicPartition] = set()
+        """Partitions without a committed offset whose start position was set since the last rebalance."""
         self.joined = False
+        self.watch = BrokerWatch(self._ask_brokers, every=session_ms / 1000 / ASKS_PER_SESSION)
+        self.membership = StaticMembership(config.group_instance_id, session_ms / 1000)
         self.generation = 0
         """Number of rebalances so far. Offsets that were read before a rebalance must not be committed after it."""
         self.offsets_to_commit: dict[TopicPartition, int] = {}
@@ -257,6 +295,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         async with self._deadline():
             await self.consumer.start()
         self.consumer.subscribe(topics=list(self._config.topics), listener=self)
+        self.watch.start()
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Start a new generation, and forget the offsets to commit: a rebalance always revokes all partitions.
@@ -269,6 +308,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         self.generation += 1
         self.offsets_to_commit.clear()
         self._last_read_at.clear()
+        self._started.clear()
         if self._committing is not None:
             self._committing.reschedule(_now())
         log.info("partitions revoked", partitions=_names(revoked))
@@ -277,6 +317,35 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         self.joined = True
         self._last_read_at = dict.fromkeys(assigned, _now())
         log.info("partitions assigned", partitions=_names(assigned))
+        self.membership.assigned(assigned, _now())
+
+    def unready_reason(self) -> str | None:
+        """Return why a member of the group gets no messages; None if no reason is known."""
+        missing = [topic for topic in self._config.topics if not self.consumer.partitions_for_topic(topic)]
+        if missing:
+            return f"no such topic, so far: {', '.join(missing)}"
+        return self.membership.problem(_now()) or self.watch.problem
+
+    async def _ask_brokers(self) -> None:
+        """Ask the partitions' leaders and the group's coordinator. Raises KafkaError, TimeoutError or OSError.
+
+        An error during which a rebalance began is not raised: a coordinator answers nothing else during a rebalance.
+        """
+        generation = self.generation
+        known = {
+            TopicPartition(topic, number)
+            for topic in self._config.topics
+            for number in self.consumer.partitions_for_topic(topic) or ()
+        }
+        try:
+            async with self._deadline(self._config.session_timeout.total_seconds() / 2):
+                if partitions := sorted(self.consumer.assignment() or known):
+                    await self.consumer.end_offsets(partitions)
+                    if self.joined:
+                        await self.consumer.committed(partitions[0])
+        except _CONNECTION_ERRORS:
+            if generation == self.generation:
+                raise
 
     def shorten_deadlines(self) -> None:
         """Cancel calls to the broker after `CLOSE_SECONDS`, so that a stop is quick even if the broker is down."""
@@ -322,7 +391,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
             async with self._deadline() as self._committing:
                 await self.consumer.commit(offsets)
         except (KafkaError, TimeoutError) as error:
-            log.warning("offsets were not committed: those messages may be read again", reason=_describe(error))
+            log.warning("offsets were not committed: those messages may be read again", reason=describe(error))
         finally:
             self._committing = None
 
@@ -353,7 +422,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         try:
             await self._poll(fetched, wait_ms=wait_ms, most=1)
         except NoOffsetForPartitionError as error:
-            await self._seek_to_beginning(error.args[0])
+            await self._start(error.args[0])
         except OffsetOutOfRangeError as error:
             for partition, offset in error.args[0].items():
                 await self._reset_offset(partition, offset)
@@ -392,8 +461,11 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         fetched.start_over(self.generation)
         for partition, records in taken.items():
             wanted = [record for record in records if not self._skip(record.headers)]
-            fetched.records += wanted
-            fetched.skipped += len(records) - len(wanted)
+            events = [record for record in wanted if record.value is not None]
+            if len(events) < len(wanted):  # a compacted topic's tombstones: a key without a value
+                self._on_skipped("tombstone", len(wanted) - len(events))
+            fetched.records += events
+            fetched.skipped += len(records) - len(events)
             fetched.next_offsets[partition] = records[-1].offset + 1
             self.last_timestamps[partition] = records[-1].timestamp / 1000
         return sum(map(len, taken.values()))
@@ -416,16 +488,46 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
                 if undecodable or not taken:
                     return
 
-    async def _seek_to_beginning(self, partition: TopicPartition) -> None:
-        log.info("no offset was ever committed: reading from the beginning", partitions=_names([partition]))
+    async def _start(self, partition: TopicPartition) -> None:
+        """Set the start position of all assigned partitions for which the group has no committed offset.
+
+        `partition`: one of these partitions. The positions are committed, so that messages which are skipped are
+        reported once.
+        """
         async with self._deadline():
-            await self.consumer.seek_to_beginning(partition)
+            others = [part for part in self._assigned() if part not in {partition, *self._started}]
+            partitions = [partition, *[part for part in others if await self.consumer.committed(part) is None]]
+        await self._seek_to_start(partitions)
+
+    async def _seek_to_start(self, partitions: Collection[TopicPartition]) -> None:
+        generation = self.generation
+        since = await start_time(self._config.start, self._complete_since)
+        async with self._deadline():
+            positions = await start_positions(self.consumer, partitions, since)
+        if generation != self.generation:
+            return
+        for part, position in positions.items():
+            self.consumer.seek(part, position.offset)
+            self.offsets_to_commit[part] = position.offset
+        self._started.update(positions)
+        await self.flush()
+        skipped = sum(position.skipped for position in positions.values())
+        begins = {"partitions": _names(positions), "start": str(self._config.start), "since": since.isoformat()}
+        if not skipped:
+            log.info("no offset was committed: reading begins", **begins)
+            return
+        self._on_skipped("before_start", skipped)
+        log.warning(
+            "no offset was committed: reading begins, and older messages are skipped",
+            **begins,
+            skipped=skipped,
+            to_read_them="set kafka.start to earliest and kafka.group_id to a new name",
+        )
 
     async def _reset_offset(self, partition: TopicPartition, expected: int) -> None:
-        """Continue with the partition's oldest message, because the broker has no message at the expected offset."""
+        """Set a position that the broker has, because the broker has no message at the expected offset."""
         async with self._deadline():
-            await self.consumer.seek_to_beginning(partition)
-        first = await self._position(partition)
+            first: int = (await self.consumer.beginning_offsets([partition]))[partition]
         if first > expected:
             log.error(
                 "messages expired before they were read: raise the topic's retention",
@@ -434,13 +536,15 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
                 expected=expected,
                 first=first,
             )
+            self.consumer.seek(partition, first)
         else:
             log.error(
-                "the topic ends before the committed offset: was it recreated? Reading from its beginning",
+                "the topic ends before the committed offset: was it recreated? Reading begins as kafka.start says",
                 partition=f"{partition.topic}/{partition.partition}",
                 expected=expected,
                 first=first,
             )
+            await self._seek_to_start([partition])
 
     async def _position(self, partition: TopicPartition) -> int:
         async with self._deadline():
@@ -477,10 +581,26 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
 class KafkaSource:
     """Yields the messages of the configured topics in batches. Implements `dispatcher.intake.source.Source`."""
 
-    def __init__(self, config: KafkaConfig, skip: HeaderFilter = lambda _: False) -> None:
-        """`skip`: returns True for messages that intake does not need. Batches only count these messages."""
+    def __init__(
+        self,
+        config: KafkaConfig,
+        skip: HeaderFilter = lambda _: False,
+        complete_since: CompleteSince = always,
+        on_skipped: Skipped = lambda _reason, _number: None,
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            config: the brokers, the topics and the group.
+            skip: returns True for messages that intake does not need. Batches only count these messages.
+            complete_since: returns the time at which `first-start` begins to read.
+            on_skipped: called for skipped messages without a value, and for those before the start position.
+
+        """
         self._config = config
         self._skip = skip
+        self._complete_since = complete_since
+        self._on_skipped = on_skipped
         self._stopping = asyncio.Event()
         self._session: ConsumerSession | None = None
         self._unready_reason = "not connected yet"
@@ -519,8 +639,7 @@ class KafkaSource:
         session = self._session
         if session is None or not session.joined:
             return self._unready_reason
-        missing = [topic for topic in self._config.topics if not session.consumer.partitions_for_topic(topic)]
-        return f"no such topic, so far: {', '.join(missing)}" if missing else None
+        return session.unready_reason()
 
     async def lag(self) -> Mapping[tuple[str, int], int]:
         """Return the number of unread messages of each assigned partition, by topic and partition number.
@@ -546,10 +665,10 @@ class KafkaSource:
         """
         try:
             return await self._next_batch(read_ahead)
-        except _CONNECTION_ERRORS as error:
+        except _RETRIED as error:
             failed: Exception | None = error
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_CONNECTION_ERRORS),
+            retry=retry_if_exception_type(_RETRIED),
             wait=wait_random_exponential(multiplier=0.5, max=15),
             sleep=self._pause,
             before_sleep=self._log_retry,
@@ -581,15 +700,15 @@ class KafkaSource:
                 self._unready_reason = f"joining the group {self._config.group_id}"
                 if batch is not None:
                     return batch
-        except _CONNECTION_ERRORS as error:
-            self._unready_reason = _describe(error)
+        except _RETRIED as error:
+            self._unready_reason = describe(error)
             await self._close()
             if not self._stopping.is_set():
                 raise
         return None
 
     async def _connect(self) -> ConsumerSession:
-        self._session = ConsumerSession(self._config, self._skip)
+        self._session = ConsumerSession(self._config, self._skip, self._complete_since, self._on_skipped)
         await self._session.open()
         log.info("connected to Kafka", topics=self._config.topics, group=self._config.group_id)
         return self._session
@@ -603,6 +722,7 @@ class KafkaSource:
         session, self._session = self._session, None
         if session is None:
             return
+        await session.watch.stop()
         if flush:
             await session.flush()
         closing = asyncio.create_task(session.consumer.stop())  # noqa: TID251 - closing may continue after this call
@@ -615,7 +735,7 @@ class KafkaSource:
     def _log_close_error(self, closing: asyncio.Task[None]) -> None:
         self._closing.discard(closing)
         if not closing.cancelled() and (error := closing.exception()) is not None:
-            log.warning("the consumer did not close in order", reason=_describe(error))
+            log.warning("the consumer did not close in order", reason=describe(error))
 
     def _log_retry(self, state: RetryCallState) -> None:
         pause = round(state.upcoming_sleep, 1)
@@ -651,30 +771,7 @@ def _undecodable_reason(error: Exception) -> str:
         case UnicodeDecodeError():
             return "unreadable record: the name of a header is not UTF-8"
         case _:
-            return f"unreadable record: its batch can't be unpacked: {_describe(error)}"
-
-
-class _LastError(logging.Handler):
-    """Keeps the last error message that aiokafka logged. If a connection fails, only the log says why."""
-
-    message = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage()
-
-
-_last_error = _LastError(logging.ERROR)
-logging.getLogger("aiokafka").addHandler(_last_error)
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if not isinstance(error, KafkaConnectionError) or not _last_error.message:
-        return text
-    reason, _last_error.message = _last_error.message, ""
-    return f"{text}; {reason}"
+            return f"unreadable record: its batch can't be unpacked: {describe(error)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -704,7 +801,7 @@ class KafkaPublisher:
             await _bounded(self._producer.start())
         except (KafkaError, TimeoutError, OSError) as error:
             await _bounded(self._producer.stop())
-            raise DispatcherError(f"Kafka at {self._servers} can't be reached: {_describe(error)}") from None
+            raise DispatcherError(f"Kafka at {self._servers} can't be reached: {describe(error)}") from None
         return self
 
     async def __aexit__(
@@ -721,7 +818,7 @@ class KafkaPublisher:
                 self._producer.send_and_wait(topic, value, key=key, headers=list(headers)), 2 * CALL_SECONDS
             )
         except (KafkaError, TimeoutError) as error:
-            raise DispatcherError(f"Kafka did not take the message: {_describe(error)}") from None
+            raise DispatcherError(f"Kafka did not take the message: {describe(error)}") from None
         return Published(sent.topic, sent.partition, sent.offset)
 
 
@@ -734,10 +831,14 @@ async def check(config: KafkaConfig) -> list[Finding]:
     try:
         options = config.connection()
     except OSError as error:  # ssl.SSLError is an OSError too
-        return [Finding(f"kafka.ca_file, cert_file or password_file can't be used: {_describe(error)}", ok=False)]
+        return [Finding(f"kafka.ca_file, cert_file or password_file can't be used: {describe(error)}", ok=False)]
     admin = AIOKafkaAdminClient(**options, request_timeout_ms=CALL_SECONDS * 1000)
     consumer = AIOKafkaConsumer(
-        **options, group_id=config.group_id, enable_auto_commit=False, request_timeout_ms=CALL_SECONDS * 1000
+        **options,
+        group_id=config.group_id,
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        request_timeout_ms=CALL_SECONDS * 1000,
     )
     findings: list[Finding] = []
     try:
@@ -750,7 +851,7 @@ async def check(config: KafkaConfig) -> list[Finding]:
     except _CONNECTION_ERRORS as error:
         what = "answered with an error" if findings else "can't be reached"
         advice = "check kafka.bootstrap_servers, security_protocol and the login"
-        findings.append(Finding(f"{servers} {what}: {_describe(error)}; {advice}", ok=False))
+        findings.append(Finding(f"{servers} {what}: {describe(error)}; {advice}", ok=False))
     finally:
         for close in (consumer.stop, admin.close):
             with suppress(*_CONNECTION_ERRORS):
@@ -773,38 +874,56 @@ async def _check_topic(
     try:
         first = await _bounded(consumer.beginning_offsets(partitions))
         ends = await _bounded(consumer.end_offsets(partitions))
-        newest = await _newest_message(consumer, [part for part in partitions if ends[part] > first[part]], ends)
+        newest = await _newest_message(
+            consumer, {part: first[part] for part in partitions if ends[part] > first[part]}, ends
+        )
     except _DENIED as error:
-        return [Finding(f"topic {topic} may not be read by our user, give it READ: {_describe(error)}", ok=False)]
+        return [Finding(f"topic {topic} may not be read by our user, give it READ: {describe(error)}", ok=False)]
     findings = [Finding(f"topic {topic} is there, {len(partitions)} partitions; {newest}")]
     try:
         committed = {part: await _bounded(consumer.committed(part)) for part in partitions}
     except _DENIED as error:
-        return [*findings, Finding(f"{group} may not be used by our user, give it READ: {_describe(error)}", ok=False)]
+        return [*findings, Finding(f"{group} may not be used by our user, give it READ: {describe(error)}", ok=False)]
     lag = sum(max(ends[part] - max(committed[part] or 0, first[part]), 0) for part in partitions)
-    has_committed = any(offset is not None for offset in committed.values())
-    not_begun = "" if has_committed else "; it has read nothing yet, and begins with the oldest"
-    findings.append(Finding(f"{group} is {lag} messages behind on {topic}{not_begun}"))
-    return findings
+    if all(offset is None for offset in committed.values()):
+        begins = _BEGINS[config.start] if isinstance(config.start, str) else f"with messages since {config.start}"
+        has_read = f"has read nothing of {topic} yet; it begins {begins} (kafka.start)"
+        return [*findings, Finding(f"{group} {has_read}; the topic has {lag} messages")]
+    return [*findings, Finding(f"{group} is {lag} messages behind on {topic}")]
 
 
 async def _newest_message(
-    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], ends: Mapping[TopicPartition, int]
+    consumer: AIOKafkaConsumer, first: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
 ) -> str:
-    """Return a text that says when the topic's newest message was written. Also tests the right to read."""
-    consumer.assign(partitions)
-    for partition in partitions:
-        consumer.seek(partition, ends[partition] - 1)
+    """Return a text that says when the topic's newest message was written. Also tests the right to read.
+
+    `first`, `ends`: the first offset and the end of each partition; `first` has only partitions with messages.
+    """
+    if not first:
+        return "no message has come yet: is cloudEvents.enable set in flyteadmin?"
+    consumer.assign(list(first))
+    for partition, offset in first.items():
+        # Not only the last offset, because a transaction ends with an offset that has no message.
+        consumer.seek(partition, max(ends[partition] - NEWEST_OFFSETS, offset))
     times: list[int] = []
-    seen: set[TopicPartition] = set()
     with suppress(TimeoutError):
         async with asyncio.timeout(CALL_SECONDS):
-            while len(seen) < len(partitions):
+            while [part for part in first if await consumer.position(part) < ends[part]]:
                 taken = await consumer.getmany(timeout_ms=POLL_MS)
-                seen |= taken.keys()
                 times += [record.timestamp for records in taken.values() for record in records]
-    if not partitions:
-        return "no message has come yet: is cloudEvents.enable set in flyteadmin?"
     if not times:
         return "its newest messages could not be read in time"
-    return f"the newest message is of {datetime.fromtimestamp(max(times) / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return _newest(times)
+
+
+def _newest(timestamps: Collection[int]) -> str:
+    """Return a text with the newest of these timestamps, which are milliseconds since 1970.
+
+    A producer may write any number: -1 if it has no clock, or microseconds, which are dates beyond the year 9999.
+    """
+    dates = {timestamp for timestamp in timestamps if 0 <= timestamp < END_OF_DATES_MS}
+    odd = sorted({*timestamps} - dates)
+    newest = "the newest message has no date"
+    if dates:
+        newest = f"the newest message is of {datetime.fromtimestamp(max(dates) / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{newest}; a producer writes {odd[0]} as the time of a message, which is no date" if odd else newest

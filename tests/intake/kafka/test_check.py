@@ -24,7 +24,10 @@ async def test_the_findings_name_the_topic_its_newest_message_and_the_groups_lag
         True,
         f"topic {topic} is there, 4 partitions; no message has come yet: is cloudEvents.enable set in flyteadmin?",
     )
-    assert lag[1].startswith(f"group {settings.group_id} is 0 messages behind on {topic}; it has read nothing yet")
+    assert lag[1] == (
+        f"group {settings.group_id} has read nothing of {topic} yet; it begins with messages since five minutes before"
+        " its first start (kafka.start); the topic has 0 messages"
+    )
 
     await publish(broker.bootstrap_servers, topic, numbered(30))
     async with reading(settings) as reader:

