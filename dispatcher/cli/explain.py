@@ -203,6 +203,7 @@ def _print_what_to_check(settings: Settings, execution: ExecutionId, *, newest: 
         f"- is this the service's ledger? Here {last}; --config or ledger.url chooses another",
         f"- is its event older than ledger.retention ({settings.ledger.retention.days} days)? Then it was deleted",
         f"- did the event arrive {kafka}? Flyte publishes once, without retry, and only with cloudEvents.enable",
+        "- did it finish before the dispatcher's first start? Such events are not read: see kafka.start",
         "- was its message rejected? dispatcher rejected list",
         "To explain an event in a file, without the ledger: dispatcher explain FILE",
     ):

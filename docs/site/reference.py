@@ -8,7 +8,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from functools import cache
 from itertools import pairwise
@@ -29,6 +29,7 @@ _NAMES: Mapping[Any, str] = {
     float: "number",
     bool: "`true`, `false`",
     timedelta: "duration",
+    datetime: "time",
     Path: "path",
     AnyUrl: "address",
     IPvAnyNetwork: "network",

@@ -70,8 +70,8 @@ class BrokerWatch:
 class StaticMembership:
     """Notices that another replica uses the same `group_instance_id`.
 
-    The broker tells neither of them. Kafka gives the name to whoever asked last (KIP-345), and the heartbeat of the
-    other one makes that replica ask again.
+    The broker tells neither of them. Kafka gives the name to the replica that asked last (KIP-345), and at its next
+    heartbeat the other replica asks again.
     """
 
     def __init__(self, instance: str | None, session_timeout: float) -> None:
