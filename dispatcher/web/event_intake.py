@@ -8,16 +8,18 @@ Source: the CloudEvents HTTP protocol binding 1.0.2.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Literal
 
 import structlog
+from pydantic import BaseModel, Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from dispatcher.errors import LedgerUnavailable, Unavailable, Unreadable
 from dispatcher.flyte.decode import Headers
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.parsing.cloudevents import decode_http_attribute
-from dispatcher.web.responses import problem
+from dispatcher.web.responses import json_response, problem
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +29,20 @@ RETRY_AFTER = "5"
 _KEPT_HEADERS = frozenset({"content-type", "traceparent", "tracestate"})
 
 Take = Callable[[Sequence[tuple[Headers, bytes | None, str]]], Awaitable[BatchResult]]
+
+
+class PublishResult(BaseModel):
+    """What became of an event that was published."""
+
+    status: Annotated[
+        Literal["recorded", "duplicate", "ignored", "rejected"],
+        Field(description="With status code 202, `rejected` means that the event is kept until its rules are known."),
+    ]
+    reason: str
+    id: Annotated[str | None, Field(description="The rejected message, as in `/rejected/{id}`.")] = None
+    event: Annotated[str | None, Field(description="The event's key.")] = None
+    verdict: str | None = None
+    deliveries: Annotated[Sequence[str] | None, Field(description="Keys, as in `/deliveries/{key}`.")] = None
 
 
 class EventsPage:
@@ -74,18 +90,16 @@ def _response(result: BatchResult) -> Response:
     if result.rejected:
         rejected = result.rejected[0]
         status = 202 if rejected.event else 400  # 202: the event is kept and can be replayed when its rules are known
-        return JSONResponse({"status": "rejected", "id": rejected.id, "reason": rejected.reason}, status)
+        return json_response(PublishResult(status="rejected", id=rejected.id, reason=rejected.reason), status)
     if not result.recorded:
-        return JSONResponse({"status": "ignored", "reason": "not a terminal phase change of a workflow"}, 202)
+        ignored = PublishResult(status="ignored", reason="not a terminal phase change of a workflow")
+        return json_response(ignored, 202)
     entry = result.recorded[0]
-    is_new = entry.event.key in result.new
-    return JSONResponse(
-        {
-            "status": "recorded" if is_new else "duplicate",
-            "event": entry.event.key,
-            "verdict": entry.verdict,
-            "reason": entry.reason,
-            "deliveries": [delivery.key for delivery in entry.deliveries],
-        },
-        202,
+    recorded = PublishResult(
+        status="recorded" if entry.event.key in result.new else "duplicate",
+        event=entry.event.key,
+        verdict=entry.verdict,
+        reason=entry.reason,
+        deliveries=[delivery.key for delivery in entry.deliveries],
     )
+    return json_response(recorded, 202)

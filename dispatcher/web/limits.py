@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.model.rate_limit import Rate
-from dispatcher.web.responses import problem, problem_details
+from dispatcher.web.responses import problem_for
 
 log = structlog.get_logger(__name__)
 
@@ -69,9 +69,10 @@ class RateLimiter:
         return wait
 
 
-def too_many_requests(wait: timedelta) -> Response:
-    """Return the 429 response for a client that has to wait."""
-    return problem(429, "too many requests", {"Retry-After": str(math.ceil(wait.total_seconds()))})
+def too_many_requests(wait: timedelta, path: str) -> Response:
+    """Return the 429 response, from the page at this path, for a client that has to wait."""
+    headers = {"Retry-After": str(math.ceil(wait.total_seconds()))}
+    return problem_for(path)(429, "too many requests", headers)
 
 
 _LOGGED = RateLimiter(Rate(10, "min"), 10, SystemClock())
@@ -112,8 +113,7 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         log_refusal(client_of(scope), violation[1])
-        response = problem_details if scope["path"].startswith("/api/") else problem
-        await response(*violation, {"Connection": "close"})(scope, receive, send)
+        await problem_for(scope["path"])(*violation, {"Connection": "close"})(scope, receive, send)
 
 
 def _violation(scope: Scope) -> tuple[int, str] | None:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from typing import Literal
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 PROBLEM_JSON = "application/problem+json"
 
 
+class Refusal(BaseModel):
+    """The body of the error responses of all pages except the API's and the console's."""
+
+    status: Literal["error"] = "error"
+    reason: str
+
+
 def problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return an error response in JSON, with the reason as text."""
-    return JSONResponse({"status": "error", "reason": reason}, status, dict(headers or {}))
+    return json_response(Refusal(reason=reason), status, headers)
+
+
+def json_response(body: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with the body as JSON, without the fields that are None."""
+    return Response(body.model_dump_json(exclude_none=True), status, dict(headers or {}), media_type="application/json")
 
 
 class ProblemDetails(BaseModel):
@@ -31,6 +44,11 @@ def problem_details(status: int, detail: str, headers: Mapping[str, str] | None 
     """Return an error response of the API, as `application/problem+json`."""
     details = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail)
     return Response(details.model_dump_json(), status, dict(headers or {}), media_type=PROBLEM_JSON)
+
+
+def problem_for(path: str) -> Callable[[int, str, Mapping[str, str] | None], Response]:
+    """Return the function that creates the error responses of the page at this path."""
+    return problem_details if path.startswith("/api/") else problem
 
 
 async def http_error(_: Request, error: Exception) -> Response:

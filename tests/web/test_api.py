@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,16 +13,17 @@ import aiohttp
 import pytest
 import schemathesis
 
+from dispatcher.flyte.encode import Format, write
 from dispatcher.ledger import DeliveryFilter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
-from tests.support.builders import SECOND
+from tests.support.builders import SECOND, a_launch_plan, an_event
 from tests.support.console import DEAD, ConsoleServer, serve_console
 
 READER, OPERATOR = "reader-0123456789abcdef", "operator-0123456789abcdef"
 TOKENS = [
     {"name": "dashboard", "token": READER, "scopes": ["read"]},
-    {"name": "oncall", "token": OPERATOR, "scopes": ["read", "operate"]},
+    {"name": "oncall", "token": OPERATOR, "scopes": ["publish", "read", "operate"]},
 ]
 
 
@@ -33,7 +35,7 @@ async def console(tmp_path: Path) -> AsyncIterator[ConsoleServer]:
 
 async def call(console: ConsoleServer, path: str, *, token: str = OPERATOR, status: int = 200, **given: Any) -> Any:
     method = "POST" if "json" in given or "data" in given or path.endswith("/replay") else "GET"
-    headers = {"Authorization": f"Bearer {token}", **given.pop("headers", {})} if token else {}
+    headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **given.pop("headers", {})}
     async with (
         aiohttp.ClientSession() as session,
         session.request(method, f"{console.url}/api/v1{path}", headers=headers, **given) as response,
@@ -169,6 +171,24 @@ async def test_a_token_with_only_the_read_scope_cannot_redrive(console: ConsoleS
     assert stored.delivery.state is State.DEAD
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://elsewhere.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Cookie": "any=1"}, 403),
+        ({"Cookie": "any=1", "X-CSRF-Token": "guessed"}, 403),
+    ],
+)
+async def test_without_tokens_a_program_on_this_machine_needs_no_csrf_token(
+    tmp_path: Path, headers: dict[str, str], status: int
+) -> None:
+    async with serve_console(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as open_console:
+        await call(open_console, "/deliveries/redrive", token="", json={"filter": {}}, headers=headers, status=status)
+        await call(open_console, "/rejected/x/replay", token="", headers=headers, status=404 if status == 200 else 403)
+
+
 async def test_a_body_that_is_not_json_or_too_large_is_refused(console: ConsoleServer) -> None:
     await call(console, "/deliveries/redrive", data=b"x=1", status=415)
     json: dict[str, Any] = {"headers": {"Content-Type": "application/json"}}
@@ -245,6 +265,21 @@ async def test_responses_match_the_openapi_document(console: ConsoleServer) -> N
             body={"keys": [dead[0].key]}, media_type="application/json"
         )
         assert redrive.call_and_validate(base_url=f"{console.url}/api/v1", headers=headers).status_code == 200
+        written = write(an_event(Phase.FAILED, launch_plan=a_launch_plan()), Format.NATIVE)
+        ours = {name.replace("ce_", "ce-", 1): value.decode() for name, value in written.headers}
+        for body, given, status in (
+            (json.loads(written.value or b""), ours, 202),
+            ({}, ours, 400),
+            ({}, {"ce-type": "another"}, 202),
+            ({}, {"Content-Encoding": "gzip"}, 415),
+        ):
+            publish = schema["/events"]["POST"].Case(body=body, media_type="application/json", headers=given)
+            assert publish.call_and_validate(base_url=console.url, headers=headers | given).status_code == status
+        case = schema["/status"]["GET"].Case()
+        too_long = case.call_and_validate(base_url=f"{console.url}/api/v1", headers=headers, params={"x": "x" * 9000})
+        assert too_long.status_code == 414
+        limited = [case.call_and_validate(base_url=f"{console.url}/api/v1").status_code for _ in range(220)]
+        assert set(limited) == {401, 429}
 
     await asyncio.to_thread(check)
 

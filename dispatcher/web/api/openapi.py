@@ -17,13 +17,31 @@ from starlette.routing import Route
 
 from dispatcher.errors import Unavailable
 from dispatcher.version import __version__
-from dispatcher.web.auth.access import needs
+from dispatcher.web.auth.access import SAFE_METHODS, needs
 from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
-from dispatcher.web.responses import PROBLEM_JSON, ProblemDetails, problem_details
+from dispatcher.web.event_intake import PublishResult
+from dispatcher.web.responses import PROBLEM_JSON, ProblemDetails, Refusal, problem_details
 
 MAX_BODY_BYTES = 256 * 1024
 _REF = "#/components/schemas/{model}"
+_ALWAYS = (400, 401, 403, 414, 429, 431, 503)
+"""Error statuses that every operation can return."""
+_CSRF_PARAMETER = {
+    "name": "X-CSRF-Token",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The session's token, from any form of the console. Only a request with cookies needs it: not one "
+    "with a bearer token, nor one of a program on this machine.",
+}
+_ATTRIBUTES = {
+    "ce-specversion": "`1.0`",
+    "ce-id": "The event's id.",
+    "ce-source": "The engine that sends the event, as a URI reference.",
+    "ce-type": "For example `dispatcher.execution.phase_changed.v1`.",
+}
+"""The headers of the CloudEvents HTTP binding's binary mode (1.0.2, 3.1)."""
 
 
 class Problem(Exception):
@@ -66,7 +84,7 @@ class Operation:
     body: Any = None
     """The model of the request body, or a union of models; None if the operation takes no body."""
     problems: Sequence[int] = ()
-    """Error statuses that this operation can return, in addition to those of all operations (400, 401, 403, 503)."""
+    """Error statuses that this operation can return, in addition to those of all operations (`_ALWAYS`)."""
 
     @property
     def route(self) -> Route:
@@ -135,12 +153,15 @@ def _checked(adapter: TypeAdapter[Any], data: Any) -> Any:
 def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the operations. `root` is the path below which they are served."""
     adapters = [TypeAdapter(operation.body) for operation in operations if operation.body is not None]
-    models: list[type[BaseModel]] = [ProblemDetails, *(one.response for one in operations if one.response is not None)]
+    models: list[type[BaseModel]] = [
+        *(ProblemDetails, Refusal, PublishResult),
+        *(one.response for one in operations if one.response is not None),
+    ]
     _, definitions = models_json_schema([(model, "serialization") for model in models], ref_template=_REF)
     schemas: dict[str, Any] = dict(definitions.get("$defs", {}))
     for adapter in adapters:
         schemas |= adapter.json_schema(ref_template=_REF).get("$defs", {})
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, dict[str, Any]] = {"/events": _events_document()}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation_document(operation)
     return {
@@ -148,9 +169,10 @@ def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
         "info": {
             "title": "Flyte notification dispatcher",
             "version": __version__,
-            "summary": "Read events, deliveries and rejected messages; redrive and replay them.",
+            "summary": "Publish events; read events, deliveries and rejected messages; redrive and replay them.",
         },
         "servers": [{"url": root}],
+        # The last one, without a login: programs on this machine, if the settings have no tokens and no `http.oidc`.
         "security": [{"token": []}, {"session": []}, {}],
         "paths": paths,
         "components": {
@@ -161,7 +183,9 @@ def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
                     "type": "apiKey",
                     "in": "cookie",
                     "name": COOKIE,
-                    "description": "A login at the console. Requests that change something also need X-CSRF-Token.",
+                    "description": "A login at the console. Requests that change something also need X-CSRF-Token. "
+                    "Without a login, programs on this machine may do everything, if the settings have no tokens and no "
+                    "`http.oidc`; requests with the Origin of another site are refused.",
                 },
             },
         },
@@ -169,15 +193,18 @@ def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
 
 
 def _operation_document(operation: Operation) -> dict[str, Any]:
-    always = (400, 401, 403, 503)
     documented: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
         "description": f"Needs the scope `{operation.scope}`.",
-        "parameters": [*_path_parameters(operation), *_query_parameters(operation)],
+        "parameters": [
+            *_path_parameters(operation),
+            *_query_parameters(operation),
+            *([_CSRF_PARAMETER] if operation.method not in SAFE_METHODS else ()),
+        ],
         "responses": {
             "200": {"description": "Done", "content": _content(operation)},
-            **{str(status): _problem_response(status) for status in sorted({*always, *operation.problems})},
+            **{str(status): _problem_response(status) for status in sorted({*_ALWAYS, *operation.problems})},
         },
     }
     if operation.body is not None:
@@ -185,6 +212,47 @@ def _operation_document(operation: Operation) -> dict[str, Any]:
         schema.pop("$defs", None)
         documented["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return documented
+
+
+def _events_document() -> dict[str, Any]:
+    """Return the description of POST /events, which is not below the API's root, and which needs no console."""
+    headers = [
+        {
+            "name": name,
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": f"{text} In binary mode only.",
+        }
+        for name, text in _ATTRIBUTES.items()
+    ]
+    result, refusal = ({"$ref": _REF.format(model=model.__name__)} for model in (PublishResult, Refusal))
+    refusals = {400: {"anyOf": [result, refusal]}, **dict.fromkeys((401, 403, 413, 414, 415, 429, 431, 503), refusal)}
+    return {
+        "servers": [{"url": "/"}],
+        "post": {
+            "operationId": "publishEvent",
+            "summary": "Publish an event as a CloudEvent, in binary or structured mode.",
+            "description": f"Needs the scope `{Scope.PUBLISH}`, which a session never has.",
+            "security": [{"token": []}, {}],
+            "parameters": headers,
+            "requestBody": {
+                "description": "In binary mode the event's data, in structured mode the whole event.",
+                "required": False,  # events of other types are ignored, whatever their data
+                "content": {"application/json": {"schema": {}}, "application/cloudevents+json": {"schema": {}}},
+            },
+            "responses": {
+                "202": {"description": "Recorded, or ignored", "content": {"application/json": {"schema": result}}},
+                **{
+                    str(status): {
+                        "description": HTTPStatus(status).phrase,
+                        "content": {"application/json": {"schema": schema}},
+                    }
+                    for status, schema in refusals.items()
+                },
+            },
+        },
+    }
 
 
 def _content(operation: Operation) -> dict[str, Any]:

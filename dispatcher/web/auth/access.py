@@ -214,7 +214,7 @@ class AccessMiddleware:
         scope[_ACCESS_CONTROL] = self._access_control
         scope.setdefault("state", {})["csrf_token"] = caller.csrf_token or "" if isinstance(caller, Caller) else ""
         wait = self._access_control.wait(scope, caller)
-        await (too_many_requests(wait) if wait else self._app)(scope, receive, send)
+        await (too_many_requests(wait, scope["path"]) if wait else self._app)(scope, receive, send)
 
 
 def caller(request: HTTPConnection) -> str:
@@ -256,10 +256,13 @@ def needs(scope: Scope, endpoint: Endpoint, *, problem: ErrorResponse = problem)
 async def _has_csrf_token(request: Request, caller: Caller, scope: Scope) -> bool:
     """True if the request contains the caller's CSRF token, or doesn't need a CSRF token.
 
-    Publishing events doesn't need a CSRF token, because people who log in at the console can't publish. For programs on
-    this machine, `is_foreign` has already refused requests from pages of other sites.
+    A CSRF token protects cookies, so a request without cookies doesn't need one. This is so for programs on this
+    machine: `is_foreign` has already refused requests from pages of other sites. Nor does publishing events, because
+    people who log in at the console can't publish.
     """
     if caller.csrf_token is None or request.method in SAFE_METHODS or scope is Scope.PUBLISH:
+        return True
+    if "cookie" not in request.headers:
         return True
     shown = request.headers.get(CSRF_HEADER)
     if shown is None and request.headers.get("content-type", "").startswith(_FORMS):

@@ -53,7 +53,7 @@ class LoginPages:
             return problem(403, "this request comes from another site's page")
         client = client_of(request.scope)
         if wait := self._access_control.login_limiter.take(client):
-            return too_many_requests(wait)
+            return too_many_requests(wait, request.url.path)
         form = await read_form(request)
         target, shown = local_target(form.get("next", HOME)), form.get("token", "").strip()
         session = self._access_control.log_in(shown)

@@ -59,7 +59,7 @@ class OidcPages:
 
     async def _redirect_to_provider(self, request: Request) -> Response:
         if wait := self._access_control.login_limiter.take(client_of(request.scope)):
-            return too_many_requests(wait)
+            return too_many_requests(wait, request.url.path)
         login = {name: secrets.token_urlsafe(32) for name in ("state", "nonce", "verifier")}
         login["target"] = local_target(request.query_params.get("next", HOME))
         try:
