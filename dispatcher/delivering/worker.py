@@ -202,7 +202,13 @@ class DeliveryWorker:
             task.cancel()
 
     async def run(self) -> None:
-        """Claim and deliver until the worker is stopped. While the ledger is unavailable, keep trying to claim."""
+        """Claim and deliver until the worker is stopped. While the ledger is unavailable, keep trying to claim.
+
+        May be called again after it has raised an exception: no delivery is in flight then.
+        """
+        self._returned = 0
+        for counts in (self._in_flight_by_destination, self._blocked_destinations, self._in_flight_by_thread):
+            counts.clear()
         async with asyncio.TaskGroup() as self._group:
             while self._dispatch_pending or not self._stopping:
                 self._wakeup.clear()

@@ -78,8 +78,6 @@ class Reconciler:
                     await self.ledger.set_reconciled_until(time_range.until)
             except Unavailable as error:
                 log.warning("executions could not be compared with their events", reason=str(error))
-            except Exception as error:  # because a bug here must not stop deliveries
-                log.error("executions could not be compared with their events", exc_info=error)
 
     async def next_range(self) -> TimeRange:
         """Return the time range from `min_age` before the checkpoint. Raises LedgerUnavailable.

@@ -52,7 +52,10 @@ class Source(Protocol):
     """
 
     def batches(self) -> AsyncGenerator[Batch]:
-        """Yield batches until the source is stopped. After a failure, the source retries forever and raises nothing."""
+        """Yield batches until the source is stopped. After a failure, the source retries forever and raises nothing.
+
+        If the caller leaves the generator before `stop`, the source leaves the group, and may be called again.
+        """
 
     async def wait(self, duration: timedelta) -> bool:
         """Wait before the caller retries the current batch. Returns False if the source was stopped.

@@ -98,10 +98,7 @@ class Canary:
         """Send and check canaries until stopped."""
         self.metrics.add_canary(self.config.channel)
         while not await self._stopped_within(self._until_next_slot()):
-            try:
-                await self.send_and_check()
-            except Exception as error:  # a bug in the canary must not stop the service
-                log.error("no canary could be sent", exc_info=error)
+            await self.send_and_check()
 
     async def send_and_check(self) -> None:
         """Send this period's canary, unless another replica was elected to send it. Then wait until the canary arrives

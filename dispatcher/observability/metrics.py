@@ -315,6 +315,9 @@ class Metrics:
             "stalls", "Times that the event loop or a component made no progress for too long.", "component"
         )
         self._stalled = self._gauge("stalled", "1 while the event loop or a component makes no progress.", "component")
+        self._component_failures = self._counter(
+            "component_failures", "Unforeseen exceptions after which a component was started again.", "component"
+        )
         self._loop_delay = self._gauge("loop_delay_seconds", "How late the event loop ran its last heartbeat.")
         self._canaries = self._counter("canaries", "Canaries by outcome: arrived, missed.", "channel", "outcome")
         self._canary_last_arrival = self._gauge(
@@ -342,6 +345,14 @@ class Metrics:
     def collector_finished(self, collector: str, success: bool) -> None:  # noqa: FBT001 - set by the callback's type
         """Record whether a collector, which reads values for the metrics page, succeeded at this scrape."""
         self._collector_success.labels(collector).set(success)
+
+    def add_component(self, component: str) -> None:
+        """Create the counter of a component's failures, with the value 0."""
+        self._component_failures.labels(component)
+
+    def component_failed(self, component: str) -> None:
+        """Count an unforeseen exception after which the component was started again."""
+        self._component_failures.labels(component).inc()
 
     def add_watched(self, component: str) -> None:
         """Create the metrics of a component that the watchdog watches, with the value 0."""

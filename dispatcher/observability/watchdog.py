@@ -175,8 +175,6 @@ class ProgressMonitor:
                 await self.check()
             except LedgerUnavailable:
                 continue  # /readyz reports that the ledger is unavailable
-            except Exception as error:  # a bug in this check must not stop the service
-                log.error("the progress check failed", exc_info=error)
 
     async def check(self) -> None:
         """Check each component once. Raises LedgerUnavailable if the ledger can't be read."""

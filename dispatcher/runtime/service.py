@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.routing import BaseRoute
@@ -37,6 +37,7 @@ from dispatcher.observability.watchdog import ProgressMonitor, Watchdog
 from dispatcher.planning.planner import GROUPED, Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.runtime.components import Components
 from dispatcher.tracing import OFF, Tracing, open_tracing
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import AccessControl, Scope, needs
@@ -78,6 +79,7 @@ class Service:
     """Called with the result of each batch after the batch was recorded."""
     metrics: Metrics = field(default_factory=Metrics)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _components: Components = field(init=False)
     _workers: list[DeliveryWorker] = field(default_factory=list)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Mapping from a component's name to its task, without workers. At a stop, the workers end after these tasks."""
@@ -89,6 +91,9 @@ class Service:
     _open: bool = False
     """True once the ledger is migrated."""
     _not_open_reason: str = "not open yet"
+
+    def __post_init__(self) -> None:
+        self._components = Components(self._stopping, self.metrics)
 
     def stop(self) -> None:
         """Stop intake, then finish the deliveries in flight within `shutdown_timeout`.
@@ -175,25 +180,27 @@ class Service:
         ledger: Ledger,
         admin: FlyteAdmin | None,
     ) -> None:
-        async with asyncio.TaskGroup() as components:
+        async with asyncio.TaskGroup() as group:
 
-            def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-                return components.create_task(work, name=name)
+            def start(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+                return group.create_task(self._components.run(name, work), name=name)
 
-            workers = {f"worker {one.name}": start(f"worker {one.name}", one.run()) for one in self._workers}
+            workers = {f"worker {one.name}": start(f"worker {one.name}", one.run) for one in self._workers}
             tasks = self._tasks
-            tasks["rules"] = start("rules", rules.watch(self._stopping))
-            tasks["retention"] = start("retention", self._purge(ledger))
+            tasks["rules"] = start("rules", partial(rules.watch, self._stopping))
+            tasks["retention"] = start("retention", partial(self._purge, ledger))
             if source is not None:
-                tasks["intake"] = start("intake", intake.run(source))
+                tasks["intake"] = start("intake", partial(intake.run, source))
             if admin is not None and self.settings.reconcile.every:
                 reconciler = make_reconciler(self.settings, admin, ledger, intake, self.clock, self._stopping)
-                tasks["reconcile"] = start("reconcile", reconciler.run(self.settings.reconcile.every, self.rng))
+                tasks["reconcile"] = start(
+                    "reconcile", partial(reconciler.run, self.settings.reconcile.every, self.rng)
+                )
             if self._canary is not None:
-                tasks["canary"] = start("canary", self._canary.run())
+                tasks["canary"] = start("canary", self._canary.run)
             if self.settings.watchdog.no_progress_after:
                 self._progress_monitor = self._make_progress_monitor(ledger, source, {**workers, **tasks})
-                tasks["progress monitor"] = start("progress monitor", self._progress_monitor.run())
+                tasks["progress monitor"] = start("progress monitor", self._progress_monitor.run)
             log.info("ready", http=url, channels=sorted(worker.name for worker in self._workers))
             self.on_ready(url)
             await self._stopping.wait()
@@ -330,6 +337,7 @@ class Service:
         checks: dict[str, ReadinessCheck] = {
             "ledger": partial(self._ledger_unready_reason, ledger),
             "service": self._service_unready_reason,
+            "components": self._components.unready_reason,
             "watchdog": self._watchdog_unready_reason,
         }
         if source is not None:
@@ -344,7 +352,10 @@ class Service:
         console = self._console(intake, ledger) if http.console else []
         events = EventsPage(self._once_open(intake.ingest))
         pages = application(events, ready, metrics, AccessControl(http, self.clock), console)
-        async with serving(pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies) as url:
+        contain = partial(self._components.run, "http")
+        async with serving(
+            pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies, contain=contain
+        ) as url:
             yield url
 
     def _collectors(self, ready: ReadyPage, ledger: Ledger, source: KafkaSource | None) -> Mapping[str, Collector]:

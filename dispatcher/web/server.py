@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
@@ -18,6 +18,11 @@ with without_modules("watchfiles"):  # saves 1 MiB: uvicorn needs watchfiles onl
     import uvicorn
 
     from dispatcher.web.connection import Connection, ConnectionLimits
+
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+Contain = Callable[[Work], Coroutine[Any, Any, None]]
+"""Awaits `work()`, and again after each unforeseen exception (`Components.run`)."""
 
 
 class _Server(uvicorn.Server):
@@ -36,11 +41,13 @@ async def serving(
     tls: Tls | None = None,
     trusted_proxies: Sequence[str] = (),
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - immutable, so all calls can share it
+    contain: Contain = lambda work: work(),
 ) -> AsyncIterator[str]:
     """Serve the application until the `async with` block ends. Yields the base URL.
 
-    `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted. Raises
-    SettingsError if the server can't listen on the address or can't load the TLS files.
+    `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted. `contain`: runs
+    the server, and runs it again after an unforeseen exception. Raises SettingsError if the server can't listen on the
+    address or can't load the TLS files.
     """
     certificate = Certificate(tls) if tls is not None else None
     listener = _listen(host, port)
@@ -61,18 +68,32 @@ async def serving(
     config.load()
     config.ssl = certificate.context if certificate is not None else None
     server = _Server(config)
-    failure: Exception | None = None
-    with closing(listener):
-        async with asyncio.TaskGroup() as group:
-            group.create_task(server.serve(sockets=[listener]), name="http")
+    bound_port = listener.getsockname()[1]
+    leaving = False
+
+    async def serve() -> None:
+        nonlocal listener, server
+        if leaving:
+            return
+        if listener.fileno() < 0:  # the last call failed and closed it
+            listener, server = _listen(host, bound_port), _Server(config)
+        with closing(listener):
             try:
-                bound_port = listener.getsockname()[1]
-                url_host = f"[{host}]" if ":" in host else host
-                yield f"{'https' if tls else 'http'}://{url_host}:{bound_port}"
-            except Exception as error:  # noqa: BLE001 - raised again below, after the server has shut down
-                failure = error
+                await server.serve(sockets=[listener])
             finally:
-                server.should_exit = True
+                for one in getattr(server, "servers", ()):  # still open if the server failed
+                    one.close()
+
+    failure: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        group.create_task(contain(serve), name="http")
+        try:
+            url_host = f"[{host}]" if ":" in host else host
+            yield f"{'https' if tls else 'http'}://{url_host}:{bound_port}"
+        except Exception as error:  # noqa: BLE001 - raised again below, after the server has shut down
+            failure = error
+        finally:
+            leaving = server.should_exit = True
     if failure is not None:
         raise failure
 

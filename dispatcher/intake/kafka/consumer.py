@@ -601,7 +601,10 @@ class KafkaSource:
         self._skip = skip
         self._complete_since = complete_since
         self._on_skipped = on_skipped
+        self._stopped = False
+        """True once `stop` was called."""
         self._stopping = asyncio.Event()
+        """Set when `batches` has to end: by `stop`, or because its caller has left it."""
         self._session: ConsumerSession | None = None
         self._unready_reason = "not connected yet"
         """Why no messages arrive. Used only while the consumer is not a member of the group."""
@@ -609,6 +612,8 @@ class KafkaSource:
 
     async def batches(self) -> AsyncGenerator[Batch]:
         next_read: asyncio.Task[_KafkaBatch | None] | None = None
+        if not self._stopped:  # an earlier call may have ended with an exception of its caller
+            self._stopping.clear()
         try:
             while not self._stopping.is_set():
                 read_ahead = next_read is not None and next_read.done()
@@ -621,7 +626,7 @@ class KafkaSource:
                     next_read = asyncio.create_task(self._read_with_retries())  # noqa: TID251 - a TaskGroup must not contain a `yield`
                     yield batch
         finally:
-            self.stop()
+            self._leave()
             if next_read is not None:
                 await asyncio.wait({next_read})
             await self._close(flush=True)
@@ -631,6 +636,10 @@ class KafkaSource:
         return not self._stopping.is_set()
 
     def stop(self) -> None:
+        self._stopped = True
+        self._leave()
+
+    def _leave(self) -> None:
         self._stopping.set()
         if self._session is not None:
             self._session.shorten_deadlines()
