@@ -91,8 +91,11 @@ def open_session(timeout: float, **options: Any) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(timeout=limits, trust_env=False, **options)
 
 
-def failed_request(error: Exception, name: str, *, provider_wide: bool = False) -> ChannelError:
+def failed_request(
+    error: Exception, name: str, *, provider_wide: bool = False, ca_file: str = "ca_file"
+) -> ChannelError:
     """Return the error for a request that failed without an answer. `name`: the server's name in error messages.
+    `ca_file`: the setting that names the certificates to trust.
 
     `Later` or `Misconfigured` means that nothing was sent, `InDoubt` that the message may have arrived.
     """
@@ -111,12 +114,12 @@ def failed_request(error: Exception, name: str, *, provider_wide: bool = False) 
                 provider_wide=provider_wide,
             )
         case aiohttp.ClientProxyConnectionError():
-            reason = f"the proxy of HTTPS_PROXY can't be reached: {_connection_problem(error)}"
+            reason = f"the proxy of HTTPS_PROXY can't be reached: {_connection_problem(error, ca_file)}"
             return Later(f"{name}: {reason}", provider_wide=provider_wide)
         case aiohttp.ClientConnectorDNSError():
             return Later(f"{name} can't be reached: its host can't be found", provider_wide=provider_wide)
         case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
-            return Later(f"{name} can't be reached: {_connection_problem(error)}", provider_wide=provider_wide)
+            return Later(f"{name} can't be reached: {_connection_problem(error, ca_file)}", provider_wide=provider_wide)
         case _:
             return InDoubt(f"{name} did not answer: {type(error).__name__}; it may have taken the message")
 
@@ -264,9 +267,9 @@ def _create_context(ca_file: Path) -> ssl.SSLContext:
     return context
 
 
-def _connection_problem(error: Exception) -> str:
+def _connection_problem(error: Exception, ca_file: str = "ca_file") -> str:
     """Return the reason why a connection failed, without the server's address, because the address may be secret."""
     cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted: {untrusted_certificate(cause, 'ca_file')}"
+        return f"its certificate is not to be trusted: {untrusted_certificate(cause, ca_file)}"
     return getattr(cause, "strerror", None) or type(error).__name__

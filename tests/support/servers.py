@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Self
+from typing import Any, Self
 
 
 @asynccontextmanager
@@ -80,6 +80,7 @@ class ForwardProxy:
         self._login = base64.b64encode(login.encode()).decode()
         self._refusal = refusal
         self._pipes: set[asyncio.Task[None]] = set()
+        self._serving: set[Any] = set()
         self.targets: list[str] = []
         """The target in each request line: `HOST:PORT` after CONNECT, otherwise a URL."""
         self.url = ""
@@ -93,11 +94,12 @@ class ForwardProxy:
         self._server.close()
         for pipe in self._pipes:
             pipe.cancel()
-        await asyncio.gather(*self._pipes, return_exceptions=True)
+        await asyncio.gather(*self._serving, return_exceptions=True)
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        self._serving.add(asyncio.current_task())
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
             head = await reader.readuntil(b"\r\n\r\n")
             method, target, _ = head.decode("latin-1").split(" ", 2)
             self.targets.append(target)
@@ -116,8 +118,11 @@ class ForwardProxy:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
         if method == "CONNECT":
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        else:
-            server_writer.write(head)
+        else:  # as proxies do: only the path, and one request for each connection
+            first, rest = head.split(b"\r\n", 1)
+            method_name, url, version = first.split(b" ")
+            path = b"/" + url.split(b"/", 3)[3]
+            server_writer.write(b" ".join((method_name, path, version)) + b"\r\nConnection: close\r\n" + rest)
         pipes = [asyncio.create_task(_pipe(reader, server_writer)), asyncio.create_task(_pipe(server_reader, writer))]
         self._pipes.update(pipes)
         await asyncio.wait(pipes)
@@ -139,20 +144,23 @@ async def endless_server(head: bytes, piece: bytes, *, pause: float = 0) -> Asyn
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         index = len(sent)
         sent.append(0)
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        try:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(head)
-            while not finished.is_set() and not writer.is_closing():
+            while not finished.is_set():
                 writer.write(piece)
                 await writer.drain()
                 sent[index] += len(piece)
                 await asyncio.sleep(pause)
-        writer.close()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client has disconnected
+        finally:
+            writer.transport.abort()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", sent
         finished.set()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(pause + 0.05)
 
 
 async def wait_for_disconnect(reader: asyncio.StreamReader, released: asyncio.Event) -> None:

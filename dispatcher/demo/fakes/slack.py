@@ -21,6 +21,17 @@ from dispatcher.rendering.limits import SLACK_TEXT, lint
 from dispatcher.web.forms import read_form
 
 _CHANGEABLE = ("text", "blocks", "attachments", "metadata")
+ALL_SCOPES = (
+    "chat:write",
+    "users:read.email",
+    "channels:history",
+    "groups:history",
+    "im:history",
+    "channels:read",
+    "groups:read",
+    "im:write",
+)
+"""The scopes that a bot should have, except that for joining channels."""
 
 
 @dataclass(slots=True)
@@ -76,9 +87,10 @@ class SlackReceiver:
     per_second: float | None = None
     """Rate limit of each Slack channel in messages per second, with a burst of 3. None means no limit."""
     messages: list[SlackMessage] = field(default_factory=list)
-    scopes: tuple[str, ...] = ("chat:write", "users:read.email", "channels:history")
-    """The token's scopes. The answers contain them in a header. Without the right scope, the fake refuses to
-    join a channel or to return its messages."""
+    scopes: tuple[str, ...] = ALL_SCOPES
+    """The token's scopes. The answers contain them in a header. The fake refuses a request without the right scope."""
+    locked_threads: set[str] = field(default_factory=set)
+    """The `ts` of the first messages of threads that an admin has locked."""
     edit_window: float = float("inf")
     """A message can be edited until this many seconds after it was sent."""
     webhooks: Mapping[str, str] = field(default_factory=dict)
@@ -130,6 +142,7 @@ class SlackReceiver:
         }
 
     def _post_message(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self._check_scope("chat:write")
         conversation = self._conversation(str(arguments.get("channel", "")))
         if conversation.archived:
             raise SlackError("is_archived")
@@ -148,6 +161,8 @@ class SlackReceiver:
             raise SlackError("thread_not_found")
         if parent.thread is not None:
             raise SlackError("cannot_reply_to_message")
+        if ts in self.locked_threads:
+            raise SlackError("restricted_action_thread_locked")
 
     def _check_content(self, arguments: Mapping[str, Any]) -> None:
         if not arguments.get("text") and not arguments.get("blocks") and not arguments.get("attachments"):
@@ -169,6 +184,7 @@ class SlackReceiver:
 
         If the arguments contain no blocks or no attachments, the message keeps its old blocks or attachments.
         """
+        self._check_scope("chat:write")
         conversation = self._conversation(str(arguments.get("channel", "")))
         if conversation.id != arguments["channel"]:
             raise SlackError("channel_not_found")
@@ -249,47 +265,87 @@ class SlackReceiver:
         self._recent[channel] = [*recent, now]
 
     def _look_up(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self._check_scope("users:read.email")
         user = self.people.get(str(arguments.get("email", "")))
         if user is None:
             raise SlackError("users_not_found")
         return {"user": {"id": user}}
 
-    def _list(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        listed = [{"id": channel.id, "name": channel.name} for channel in self.channels]
-        return {"channels": listed, "response_metadata": {"next_cursor": ""}}
+    def _list(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the Slack channels of the requested types; without `types`, only public channels are listed."""
+        types = str(arguments.get("types", "public_channel")).split(",")
+        for kind, scope in (("public_channel", "channels:read"), ("private_channel", "groups:read")):
+            if kind in types:
+                self._check_scope(scope)
+        listed = [
+            {"id": channel.id, "name": channel.name}
+            for channel in self.channels
+            if ("private_channel" if channel.private else "public_channel") in types
+            and (channel.member or not channel.private)
+            and not (channel.archived and arguments.get("exclude_archived") == "true")
+        ]
+        page, metadata = _page(listed, arguments)
+        return {"channels": page, **metadata}
 
     def _open(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self._check_scope("im:write")
         return {"channel": {"id": self._conversation(str(arguments.get("users", ""))).id}}
 
     def _history(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the channel's messages, newest first, without the replies in threads."""
-        self._check_scope("channels:history")
-        newest_first = [message for message in reversed(self.messages) if message.channel == arguments.get("channel")]
-        return _listed([message for message in newest_first if message.thread is None], arguments)
+        channel = self._readable(arguments)
+        newest_first = [
+            message
+            for message in reversed(self.messages)
+            if message.channel == channel.id and message.thread is None and _is_newer(message, arguments)
+        ]
+        return _listed(newest_first, arguments)
 
     def _replies(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return a thread's first message and its replies, oldest first.
 
         The argument `oldest` omits older replies, but never the thread's first message.
         """
-        self._check_scope("channels:history")
-        conversation = self._conversation(str(arguments.get("channel", "")))
+        conversation = self._readable(arguments)
         first = self._message(conversation, str(arguments.get("ts", "")))
         if first is None:
             raise SlackError("thread_not_found")
         replies = [
             message
             for message in self.messages
-            if message.channel == conversation.id
-            and message.thread == first.ts
-            and float(message.ts) > float(arguments.get("oldest", 0))
+            if message.channel == conversation.id and message.thread == first.ts and _is_newer(message, arguments)
         ]
         return _listed([first, *replies], arguments)
 
+    def _readable(self, arguments: Mapping[str, Any]) -> Conversation:
+        """Return the conversation with the id in the arguments. Raises SlackError if the app may not read it."""
+        conversation = self._conversation(str(arguments.get("channel", "")))
+        if conversation.id != arguments.get("channel"):
+            raise SlackError("channel_not_found")
+        if conversation.id.startswith("D"):
+            self._check_scope("im:history")
+        else:
+            self._check_scope("groups:history" if conversation.private else "channels:history")
+        if not conversation.member:
+            raise SlackError("not_in_channel")
+        return conversation
+
+
+def _is_newer(message: SlackMessage, arguments: Mapping[str, Any]) -> bool:
+    return float(message.ts) > float(arguments.get("oldest", 0))
+
+
+def _page(items: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return the items on the requested page, and the metadata with the cursor of the next page."""
+    start, limit = int(arguments.get("cursor") or 0), int(arguments.get("limit", 100))
+    following = str(start + limit) if start + limit < len(items) else ""
+    return items[start : start + limit], {"response_metadata": {"next_cursor": following}}
+
 
 def _listed(messages: Sequence[SlackMessage], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer with at most `limit` messages. It contains metadata only if `include_all_metadata` is set."""
+    """Return the answer with a page of messages. It contains metadata only if `include_all_metadata` is set."""
     with_metadata = arguments.get("include_all_metadata") == "true"
+    page, metadata = _page(messages, arguments)
     return {
         "messages": [
             {
@@ -297,8 +353,9 @@ def _listed(messages: Sequence[SlackMessage], arguments: Mapping[str, Any]) -> d
                 **({"thread_ts": message.thread} if message.thread is not None else {}),
                 **({"metadata": message.body.get("metadata", {})} if with_metadata else {}),
             }
-            for message in messages[: int(arguments.get("limit", 100))]
-        ]
+            for message in page
+        ],
+        **metadata,
     }
 
 

@@ -31,7 +31,7 @@ def channel_to(url: str) -> TeamsChannel:
 
 
 def channel_with(target: dict[str, Any]) -> TeamsChannel:
-    options = {"allow_http": True, "allow_networks": ["127.0.0.1/32"], "timeout": 1}
+    options = {"allow_http": True, "allow_networks": ["127.0.0.1/32"], "timeout": 5}
     return TeamsChannel(TeamsConfig.model_validate({**options, "targets": {"ml": target}}))
 
 

@@ -32,7 +32,7 @@ def message(to: str = "ops", *, key: str = "k1") -> Message:
 
 
 def channel(url: str = "", *, hosts: tuple[str, ...] = (), section: Any = None, **target: Any) -> WebhookChannel:
-    options = {"allow_http": True, "allow_networks": ["127.0.0.0/8"], "timeout": 1, "allow_hosts": hosts}
+    options = {"allow_http": True, "allow_networks": ["127.0.0.0/8"], "timeout": 5, "allow_hosts": hosts}
     targets = {"ops": {"url": f"{url}/hooks/flyte", **target}} if url else {}
     return WebhookChannel(WebhookConfig.model_validate({**options, "targets": targets, **(section or {})}))
 
@@ -274,7 +274,7 @@ async def test_an_endless_answer_is_read_to_64_kb(encoding: str) -> None:
 
 async def test_an_answer_that_drips_ends_with_the_timeout() -> None:
     async with endless_server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"x", pause=0.1) as (url, _):
-        webhook = channel(url)
+        webhook = channel(url, section={"timeout": 1})
         started = time.monotonic()
         with pytest.raises(InDoubt, match="did not answer: TimeoutError"):
             await webhook.send(message())
