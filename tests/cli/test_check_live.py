@@ -8,8 +8,10 @@ from typing import Any
 import yaml
 from starlette.applications import Starlette
 
+from channels.slack.answers import SCOPES
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, OAuthServer
 from dispatcher.demo.fakes.inbox import MailReceiver, PagerDutyReceiver, SlackReceiver
+from dispatcher.demo.fakes.slack import ALL_SCOPES
 from dispatcher.web.server import serving
 from tests.support.flyte_admin import a_finished_execution
 from tests.support.service import ROUTING_KEY, command, free_port
@@ -49,7 +51,7 @@ async def test_each_working_connection_is_one_line(tmp_path: Path) -> None:
             "admin      ok: it is reached, the token is accepted; projects that the client can see: 1",
             f"email      ok: mail relay 127.0.0.1:{mail.port} takes connections, it asks nobody to log in",
             "slack      ok: the token is accepted: dispatcher in workspace Demo",
-            "slack      ok: scope chat:write is there",
+            *(f"slack      ok: scope {scope} is there: it {SCOPES[scope]}" for scope in ALL_SCOPES),
             "pagerduty  ok: ml: PagerDuty is reached and has nothing against the routing key",
         ]
 

@@ -101,7 +101,7 @@ async def test_the_id_of_an_earlier_post_needs_no_scope(
     """The channel remembers the id; after a restart, the thread's earlier message has it."""
     workspace.scopes = README_SCOPES
     first = await channel.send(message(to, key="k1", thread=thread_after(), **FAILED))
-    workspace.locked_threads.add(first.reference["ts"])  # so the doubtful message is no reply
+    workspace.locked_threads.add(first.reference["ts"])  # so the message in doubt is no reply
     if not restarted:
         await send_twice(workspace, channel, to)
     else:
