@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -33,6 +34,8 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _RESERVED_HEADER = re.compile(
     r"(content-.*|host|transfer-encoding|connection|idempotency-key|webhook-.*|ce-.*)", re.IGNORECASE
 )
+_UNENCODED = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+"""The characters that an attribute of a CloudEvent may have in a header (HTTP protocol binding, section 3.1.3.2)."""
 _URL = re.compile(r"https?:", re.IGNORECASE)
 ORIGIN_CACHE_SIZE = 256
 """Maximum number of URLs from rules whose origin (scheme, host and port) is cached, because several steps of a delivery
@@ -204,7 +207,8 @@ class WebhookChannel:
             case "json":
                 return orjson.dumps(message.content), headers
             case "binary":
-                return orjson.dumps(message.content), headers | {f"ce-{name}": value for name, value in event.items()}
+                attributes = {f"ce-{name}": quote(value, safe=_UNENCODED) for name, value in event.items()}
+                return orjson.dumps(message.content), headers | attributes
             case "structured":
                 whole = {**event, "datacontenttype": "application/json", "data": message.content}
                 media_type = "application/cloudevents+json; charset=utf-8"

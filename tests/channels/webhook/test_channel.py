@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from channels.contract import ChannelError, InDoubt, Later, Message, Never, UnknownRecipient
 from channels.webhook.channel import WebhookChannel, WebhookConfig
+from dispatcher.parsing.cloudevents import decode_http_attribute
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.servers import endless_server
 
@@ -144,6 +145,17 @@ async def test_in_cloudevents_modes_the_message_is_the_events_data(server: Scrip
         assert request.headers["content-type"] == "application/json"
         assert {name: request.headers[f"ce-{name}"] for name in attributes} == attributes
         assert request.json == CONTENT
+
+
+@pytest.mark.parametrize("source", ["/flyte%20prod", '/say/"hello"', "urn:flyte:a%2Fb?c=d#e", "/%", "%FF"])
+async def test_attributes_in_headers_are_percent_encoded(server: ScriptedHttp, source: str) -> None:
+    for mode in ("binary", "structured"):
+        await send_and_close(channel(server.url, section={"source": source}, mode=mode), message())
+
+    binary, structured = server.requests
+    header = binary.headers["ce-source"]
+    assert decode_http_attribute(header.encode()).decode() == structured.json["source"] == source
+    assert header == source.replace("%", "%25").replace('"', "%22")
 
 
 @pytest.mark.parametrize(
