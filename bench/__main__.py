@@ -1,8 +1,10 @@
 """Runs all benchmarks and prints one table: the dispatcher compared with a baseline of the same run, on this machine.
 
     python -m bench [--smoke] [--rounds 5] [--only mail --only start] [--out .cache/bench] [--write docs/performance.md]
+    python -m bench --against REVISION [--rounds 7] [--only mail --only intake]
 
-A full run takes about twenty minutes on a quiet machine with two cores.
+A full run takes about twenty minutes on a quiet machine with two cores. With --against the table compares HEAD with
+another revision instead.
 
 The table is printed, and written as Markdown and JSON to the folder --out. Exit status 1 if a benchmark fails. A missing
 program (such as Alertmanager) or a missed goal is only reported in the table.
@@ -18,8 +20,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -27,6 +31,7 @@ import orjson
 import bench
 from bench.figures import Figure, Missing, Unavailable, as_markdown
 from bench.machine import machine
+from bench.revisions import checked_out, uncommitted
 
 ORDER = (
     "intake",
@@ -133,7 +138,8 @@ def arguments(known: Sequence[str], arguments: Sequence[str] | None = None) -> a
     parser.add_argument(
         "--smoke", action="store_true", help="only test that the benchmarks run; the figures mean nothing"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of each comparison")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds of each comparison; 5, with --against 7")
+    parser.add_argument("--against", metavar="REVISION", help="compare HEAD with this git revision: CPU a message")
     parser.add_argument(
         "--only", action="append", choices=known, metavar="NAME", help=f"one of {', '.join(known)}; repeat for several"
     )
@@ -142,8 +148,9 @@ def arguments(known: Sequence[str], arguments: Sequence[str] | None = None) -> a
         "--write", type=Path, metavar="FILE", help="also write the table between the markers in this file"
     )
     options = parser.parse_args(arguments)
-    if options.write and (options.only or options.smoke):
-        parser.error("--write needs a full run: do not combine it with --only or --smoke")
+    options.rounds = options.rounds or (7 if options.against else 5)
+    if options.write and (options.only or options.smoke or options.against):
+        parser.error("--write needs a full run: do not combine it with --only, --smoke or --against")
     if options.write:
         around_table(options.write)  # fail before the run, not after twenty minutes
     return options
@@ -154,8 +161,14 @@ def main() -> int:
     known = benchmarks()
     options = arguments(list(known))
     run = Run(rounds=1 if options.smoke else options.rounds, smoke=options.smoke)
-    for name in options.only or known:
-        measure(name, known[name], run)
+    with ExitStack() as stack:
+        if options.against:
+            if uncommitted():
+                print_progress("uncommitted changes are not measured")
+            revisions = stack.enter_context(checked_out(options.against))
+            known = {name: partial(revisions.figures, name) for name in known}
+        for name in options.only or known:
+            measure(name, known[name], run)
     table = run.markdown()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "figures.md").write_text(table + "\n")
