@@ -57,7 +57,7 @@ class Revisions:
 def checked_out(revision: str) -> Iterator[Revisions]:
     """Check out HEAD and `revision` in a temporary folder. Exits if git knows no such revision."""
     try:
-        name = _git("rev-parse", "--short", "--verify", f"{revision}^{{commit}}")
+        name = _git("rev-parse", "--short", "--verify", "--quiet", f"{revision}^{{commit}}")
     except subprocess.CalledProcessError:
         sys.exit(f"bench: git knows no revision {revision}")
     with TemporaryDirectory(prefix="bench-") as folder:
@@ -89,14 +89,21 @@ def _cpu_per_message(worktree: Path, *, benchmark: str, smoke: bool) -> Mapping[
         command = [sys.executable, "-m", "bench", "--only", benchmark, "--rounds", "1", "--out", folder]
         command += ["--smoke"] if smoke else []
         with subprocess.Popen(
-            command, cwd=worktree, env=os.environ | {"PYTHONPATH": str(worktree)}, stdout=subprocess.DEVNULL
+            command,
+            cwd=worktree,
+            env=os.environ | {"PYTHONPATH": str(worktree)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process:
             try:
-                status = process.wait()
+                output, _ = process.communicate()
             except BaseException:
                 process.terminate()  # it stops its brokers and databases
                 raise
-        if status:
-            raise RuntimeError(f"{benchmark} failed in {worktree.name}")
+        if process.returncode:
+            raise RuntimeError(f"{benchmark} failed in the worktree {worktree.name}: {output[-2000:]}")
         figures = orjson.loads(Path(folder, "figures.json").read_bytes())["figures"]
-    return {one["work"]: statistics.median(one["ours"]) for one in figures if "CPU a message" in one.get("work", "")}
+    found = {one["work"]: statistics.median(one["ours"]) for one in figures if "CPU a message" in one.get("work", "")}
+    print(f"{benchmark}, {worktree.name}: {', '.join(f'{value:.3g} us' for value in found.values())}", file=sys.stderr)
+    return found

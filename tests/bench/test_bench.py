@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import revisions
 from bench.__main__ import BEGIN, END, Run, around_table, measure
 from bench.figures import Figure, Goal, Missing, Unavailable, as_markdown
 from bench.providers import Api, ProviderOptions, running_provider
@@ -84,6 +86,52 @@ def test_a_file_without_table_markers_is_refused(tmp_path: Path) -> None:
     file.write_text(f"{END} {BEGIN}")
     with pytest.raises(ValueError, match="has no table"):
         around_table(file)
+
+
+ITS_OWN_BENCHMARKS = """
+import json, pathlib, sys
+from product import CPU
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+figures = [
+    {"path": "mail", "work": "0 ms", "ours": [1]},
+    {"path": "mail", "work": "0 ms: CPU a message", "ours": [CPU]},
+    {"path": "mail", "why": "no Alertmanager here", "work": ""},
+]
+(out / "figures.json").write_text(json.dumps({"figures": figures}))
+"""
+
+
+def test_two_revisions_are_measured_with_their_own_code_and_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=tests", "-c", "user.email=tests@example.com")
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "--quiet")
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").touch()
+    (tmp_path / "bench" / "__main__.py").write_text(ITS_OWN_BENCHMARKS)
+    for cpu in (200, 150):
+        (tmp_path / "product.py").write_text(f"CPU = {cpu}")
+        git("add", "bench", "product.py")
+        git("commit", "--quiet", "--message", "another revision")
+    monkeypatch.setattr(revisions, "ROOT", tmp_path)
+
+    with revisions.checked_out("HEAD~1") as both:
+        (figure,) = both.figures("mail", 2, smoke=False)
+    assert isinstance(figure, Figure)
+    assert (figure.work, figure.ours, figure.theirs, figure.met) == (
+        "0 ms: CPU a message",
+        [150, 150],
+        [200, 200],
+        True,
+    )
+    assert len(git("worktree", "list").splitlines()) == 1
+    with pytest.raises(SystemExit, match="no revision nonsense"), revisions.checked_out("nonsense"):
+        pass
 
 
 class DiesAtStart(ProviderOptions):
