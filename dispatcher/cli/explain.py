@@ -236,12 +236,16 @@ def _print_event(explanation: Explanation) -> None:
     from dispatcher.rendering.traceback import summarize
 
     event = explanation.event
+    plan = event.get("launch_plan") or {}
     write_details(
         [
             ("execution", _path(event["execution"])),
             ("phase", event.get("phase")),
             ("occurred", _time(event.get("occurred_at"))),
-            ("launch plan", _path(event.get("launch_plan")) or ("" if event["verdict"] == REJECTED else "not named")),
+            (
+                "task" if plan.get("resource_type") else "launch plan",
+                _path(plan) or ("" if event["verdict"] == REJECTED else "not named"),
+            ),
             ("workflow", _path(event.get("workflow"))),
             ("principal", event.get("principal")),
             ("error", summarize((event.get("error") or {}).get("message", "")).summary),

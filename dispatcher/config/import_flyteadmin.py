@@ -110,12 +110,18 @@ def _events(config: ImportedConfig, events: Mapping[str, Any]) -> None:
             'kafka: {bootstrap_servers: "kafka:9092"}',
         )
         return
-    if _text(events, "cloudEventVersion").lower() != "v2":
+    v2 = _text(events, "cloudEventVersion").lower() == "v2"
+    if not v2:
         config.add_to_do(
             "cloudEvents.cloudEventVersion is not v2: without FlyteAdmin, events don't name their launch plan"
         )
+    elif not _true(publisher, "enrichAllWorkflowEventTypes"):
+        config.add_to_do(
+            "cloudEvents.eventsPublisher.enrichAllWorkflowEventTypes is not true: without FlyteAdmin, only successes "
+            "name their launch plan"
+        )
     types = {name.lower() for name in _texts(publisher, "eventTypes")}
-    if types and not types & _WORKFLOWS:
+    if not v2 and types and not types & _WORKFLOWS:  # v2 ignores eventTypes
         config.add_to_do("cloudEvents.eventsPublisher.eventTypes leaves workflows out: set it to [all]")
     config.lines.append("kafka:")
     config.add_option("bootstrap_servers", ",".join(brokers))
@@ -149,6 +155,12 @@ def _kafka_security(config: ImportedConfig, sasl: Mapping[str, Any], tls: Mappin
     if mechanism not in _MECHANISMS:
         config.add_to_do(f"saslConfig.mechanism {mechanism}: there are {', '.join(_MECHANISMS)}", indent=2)
         mechanism = "PLAIN"
+    if mechanism != "PLAIN":
+        config.add_to_do(
+            f"saslConfig.mechanism {mechanism}: flyteadmin 1.16 ends at its start with it; give flyteadmin a login with "
+            "PLAIN",
+            indent=2,
+        )
     config.add_to_do(
         "the login's password goes into a file, or into DISPATCHER__KAFKA__PASSWORD"
         f"{_where_from(_text(sasl, 'passwordPath'))}; "

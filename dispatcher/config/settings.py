@@ -42,6 +42,7 @@ from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.validation_errors import message_of
 from dispatcher.parsing.yaml import Document, Malformed, Problem, parse, read_text
 from dispatcher.rendering import TemplateSet
+from dispatcher.rendering.context import PROPELLER_LABELS
 from dispatcher.tracing import TracingConfig
 from dispatcher.web.config import HttpConfig
 
@@ -142,6 +143,9 @@ class TemplateSettings(_Section):
     match: tuple[TemplateSet, ...] = ()
     """Folders with templates for some messages only. These folders take precedence over `path`. If several entries
     match a message, the earlier entry takes precedence."""
+    hide_labels: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = PROPELLER_LABELS
+    """Names of labels that messages don't show. The default is the labels that flytepropeller sets itself: an execution
+    that another execution started inherits them, and they name the other execution."""
 
 
 class RetrySettings(_Section):

@@ -86,7 +86,10 @@ def _v1(event: Event) -> tuple[str, dict[str, Any]]:
 def _v2(event: Event) -> tuple[str, dict[str, Any]]:
     data: dict[str, Any] = {"rawEvent": _workflow_event(event)}
     if event.launch_plan is not None:
-        data["launchPlanId"] = {"resourceType": "LAUNCH_PLAN", **_identifier(event.launch_plan)}
+        data["launchPlanId"] = {
+            "resourceType": event.launch_plan.resource_type or "LAUNCH_PLAN",
+            **_identifier(event.launch_plan),
+        }
     if event.labels:
         data["labels"] = event.labels
     if event.principal:

@@ -108,21 +108,34 @@ class ExecutionId(_Incoming):
         return cls(project=project, domain=domain, name=name)
 
 
+def _only_task(resource_type: Any) -> str:
+    """Return `TASK` for a task, in the name or number of `flyteidl.core.ResourceType`; otherwise an empty text."""
+    return "TASK" if resource_type in ("TASK", 1) else ""
+
+
 class EntityId(_Incoming):
-    """A launch plan or workflow and its version."""
+    """A launch plan or workflow and its version, or a task in place of the launch plan."""
 
     project: Name
     domain: Name
     name: EntityName
     version: Annotated[str, Field(pattern=r"^[^\x00]*$")] = ""
     """Any text, as in flyteadmin. Empty if the version is unknown."""
+    resource_type: Annotated[str, BeforeValidator(_only_task)] = ""
+    """`TASK` if the execution ran a single task without a workflow: Flyte then names the task in place of the launch
+    plan. Otherwise empty."""
+
+    @property
+    def noun(self) -> str:
+        """What it is called in sentences: `task` or `launch plan`. Only for launch plans and tasks."""
+        return "task" if self.resource_type else "launch plan"
 
     @property
     def key(self) -> str:
         """The key of all versions: `project/domain/name`, `shortened`. The name may have slashes, so a reader splits
-        the key at the first two.
+        the key at the first two. The key of a task begins with `task `, because a launch plan may have the same name.
         """
-        return shortened(f"{self.project}/{self.domain}/{self.name}")
+        return shortened(f"{'task ' if self.resource_type else ''}{self.project}/{self.domain}/{self.name}")
 
     def __str__(self) -> str:
         version = f"@{shortened(self.version)}" if self.version else ""

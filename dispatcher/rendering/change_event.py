@@ -16,7 +16,7 @@ def change_event(context: Context) -> Content:
     plan = context.launch_plan
     summary = f"{plan.name} has run in version {plan.version} for the first time: it {context.done}"
     details = {
-        "launch_plan": plan.name,
+        "task" if plan.kind == "task" else "launch_plan": plan.name,
         "version": plan.version,
         "execution": f"{context.project}/{context.domain}/{context.name}",
         "started_by": context.principal,

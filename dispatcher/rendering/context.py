@@ -5,7 +5,7 @@ characters. A value that the event doesn't contain is empty, never None.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -27,6 +27,9 @@ LONGEST_URL = 1500
 LONGEST_NAME = 255
 LABELS = 20
 """Maximum number of labels that a template gets, because an event may have thousands of labels."""
+PROPELLER_LABELS = ("execution-id", "project", "domain", "shard-key", "workflow-name")
+"""The labels that flytepropeller gives the Kubernetes object of a workflow (`transformers/k8s/workflow.go`). Executions
+that the workflow starts inherit them, so there they name the parent."""
 _URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20\x7f]+")
 _SECOND, _MINUTE, _HOUR, _DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
 _DONE = {
@@ -49,6 +52,8 @@ class Entity:
     """The name of the launch plan or workflow."""
     version: str = ""
     """The version of the launch plan or workflow."""
+    kind: str = ""
+    """`launch plan`, `workflow`, or `task` if the execution ran a single task, which Flyte names as its launch plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class Context(NamedTuple):
     principal: str = ""
     """Who started the execution."""
     labels: Mapping[str, str] = MappingProxyType({})
-    """The execution's labels, 20 at most."""
+    """The execution's labels, 20 at most, without those in the setting `templates.hide_labels`."""
     url: str = ""
     """The address of the execution's page in Flyte's console."""
     logs_url: str = ""
@@ -124,12 +129,23 @@ class Context(NamedTuple):
 VARIABLES = Context._fields
 
 
-def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: str | None = None) -> Context:
-    """Build the template variables from a terminal event. `severity`: PagerDuty's severity; if None, the event's phase
-    determines it.
+def context_of(
+    event: Event,
+    console_url: str,
+    logs_url: str = "",
+    *,
+    severity: str | None = None,
+    hide_labels: Collection[str] = PROPELLER_LABELS,
+) -> Context:
+    """Build the template variables from a terminal event.
+
+    `severity`: PagerDuty's severity; if None, the event's phase determines it. `hide_labels`: the names of labels that
+    templates don't get.
     """
     done, default_severity, color, symbol = _DONE[event.phase]
-    plan, workflow = _entity(event.launch_plan), _entity(event.workflow)
+    plan = _entity(event.launch_plan, event.launch_plan.noun if event.launch_plan is not None else "")
+    workflow = _entity(event.workflow, "workflow")
+    labels = ((name, value) for name, value in event.labels.items() if name not in hide_labels)
     execution = event.execution
     finished = _in_utc(event.occurred_at)
     started = _in_utc(event.started_at) if event.started_at is not None else None
@@ -146,7 +162,7 @@ def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: 
         launch_plan=plan,
         workflow=workflow,
         principal=_short(event.principal),
-        labels={_short(name): _short(value) for name, value in islice(event.labels.items(), LABELS)},
+        labels={_short(name): _short(value) for name, value in islice(labels, LABELS)},
         url=_url(event, console_url),
         logs_url=_logs_url(event, logs_url),
         occurred_at=_format_time(finished),
@@ -157,16 +173,16 @@ def context_of(event: Event, console_url: str, logs_url: str = "", *, severity: 
     )
 
 
-def _entity(entity: EntityId | None) -> Entity:
+def _entity(entity: EntityId | None, kind: str) -> Entity:
     if entity is None:
         return Entity()
     start = 4 * LONGEST_NAME  # the cache must not keep long names
-    return _shown_entity(entity.project, entity.domain, entity.name[:start], entity.version[:start])
+    return _shown_entity(entity.project, entity.domain, entity.name[:start], entity.version[:start], kind)
 
 
 @lru_cache(maxsize=1024)  # cached, because many executions have the same launch plan and workflow
-def _shown_entity(project: str, domain: str, name: str, version: str) -> Entity:
-    return Entity(one_line(project), one_line(domain), _short(name), _short(version))
+def _shown_entity(project: str, domain: str, name: str, version: str, kind: str) -> Entity:
+    return Entity(one_line(project), one_line(domain), _short(name), _short(version), kind)
 
 
 def _failure(event: Event) -> Failure:

@@ -30,7 +30,8 @@ _NAMES = frozenset(
 _VARIABLE = re.compile(r"\{\{ ?([a-z_.]{1,40}) ?\}\}")
 _JINJA_OPENING = re.compile(r"\{(?=[{%#]|\Z)")
 _JINJA_ERROR = (
-    f'" The execution failed with error: [" ~ (error.message | cut({LONGEST_ERROR})) ~ "]." if error.message else ""'
+    f'" The execution failed with error: [" ~ (error.message | cut({LONGEST_ERROR})) ~ "]."'
+    ' if error.message and phase != "aborted" else ""'
 )
 _BRACKETS = re.compile(r"<([^<>]*)>")
 _TAG_NAME = re.compile(r"/?[a-z][a-z0-9]*|!", re.IGNORECASE)
@@ -125,7 +126,8 @@ def _plain_text(text: str) -> str:
 
 def _values(context: Context) -> dict[str, str]:
     values = {name: getattr(context, name) for name in ("project", "domain", "name", "phase")}
-    message = cut(context.error.message, LONGEST_ERROR)
+    # An event of an aborted execution has no error, so flyteadmin's mail says nothing; FlyteAdmin supplies the cause.
+    message = cut(context.error.message, LONGEST_ERROR) if context.phase != "aborted" else ""
     values["error"] = f" The execution failed with error: [{message}]." if message else ""
     for entity in ("workflow", "launch_plan"):
         for part in ("project", "domain", "name", "version"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -21,7 +21,7 @@ from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.yaml import Malformed, Problem, parse, read_text
 from dispatcher.rendering import flyte_template, limits
 from dispatcher.rendering.change_event import change_event
-from dispatcher.rendering.context import Context, context_of
+from dispatcher.rendering.context import PROPELLER_LABELS, Context, context_of
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
 from dispatcher.rendering.mail_clients import unsupported
 from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox, Stopped
@@ -87,6 +87,7 @@ class Renderer:
         console_url: str = "",
         logs_url: str = "",
         severity: Severity = _severity_by_phase,
+        hide_labels: Collection[str] = PROPELLER_LABELS,
         provided: Mapping[str, Path | None] | None = None,
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -97,7 +98,7 @@ class Renderer:
 
         `console_url`: the URL of Flyte's console. `logs_url`: the URL of an execution's logs, with `{project}`,
         `{domain}` and `{name}` as placeholders. `severity`: function that can replace the phase's severity for
-        PagerDuty. `provided`: mapping from each channel of a plug-in package to the file of its document template, or
+        PagerDuty. `hide_labels`: the names of labels that templates don't get. `provided`: mapping from each channel of a plug-in package to the file of its document template, or
         to None if it has no template. The file `NAME/message.yaml` in a folder replaces the template of the channel
         NAME. `on_failure`: called with the channel each time the built-in template is used because a custom template
         failed.
@@ -115,6 +116,7 @@ class Renderer:
         self._console_url = console_url
         self._logs_url = logs_url
         self._severity = severity
+        self._hide_labels = frozenset(hide_labels)
         self._on_failure = on_failure
         self._lock = Lock()
         """Lets only one thread render at a time. Two threads render: the event loop's thread, and the ledger's thread
@@ -276,8 +278,14 @@ class Renderer:
         rendered one after another.
         """
         if self._latest is None or self._latest[0] is not event:
-            severity = self._severity(event)
-            self._latest = (event, context_of(event, self._console_url, self._logs_url, severity=severity))
+            context = context_of(
+                event,
+                self._console_url,
+                self._logs_url,
+                severity=self._severity(event),
+                hide_labels=self._hide_labels,
+            )
+            self._latest = (event, context)
         return self._latest[1]
 
 

@@ -117,7 +117,7 @@ def _decide_by_admin(event: Event, admin: AdminExecution, from_files: tuple[Rule
         considered = (*_overridden(admin.replaced, f"disabled by {switch}"), *overridden)
         return Decision(Verdict.DISABLED, f"{switch} is set on the execution in FlyteAdmin", considered, switch)
     replaced = _overridden(admin.replaced, "replaced by the execution's own list")
-    plan = f"launch plan {admin.launch_plan}" if admin.launch_plan else "the execution's launch plan"
+    plan = f"{admin.launch_plan.noun} {admin.launch_plan}" if admin.launch_plan else "the execution's launch plan"
     rule_list = "the execution's own list" if admin.own else plan
     considered = (*_match(event, admin.rules), *replaced, *overridden)
     decision = _verdict(event, considered, f"{rule_list} in FlyteAdmin")
@@ -181,4 +181,4 @@ def _no_rules(event: Event, book: RuleBook) -> Decision:
         )
     versions = book.versions_of(event.launch_plan)
     known = f" (there are rules for version {', '.join(versions)})" if versions else ""
-    return Decision(Verdict.NO_MATCHING_RULE, f"no rules for launch plan {event.launch_plan}{known}")
+    return Decision(Verdict.NO_MATCHING_RULE, f"no rules for {event.launch_plan.noun} {event.launch_plan}{known}")

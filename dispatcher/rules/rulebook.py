@@ -62,12 +62,14 @@ class RuleBook:
         """Return the entries for the event's launch plan, most specific first. Only the rules of the first entry apply.
 
         The order is: the event's version, any version, any launch plan of the project and domain. If the event does not
-        name its launch plan, only the entry for any launch plan is returned.
+        name its launch plan, or a single task was executed, only the entry for any launch plan is returned.
         """
         return [entry for key in _most_specific_first(event) if (entry := self.plans.get(key)) is not None]
 
     def versions_of(self, plan: EntityId) -> list[str]:
         """Return the versions of a launch plan that have rules. Shown as a hint if the event's version has no rules."""
+        if plan.resource_type:
+            return []
         return list(self._versions.get((plan.project, plan.domain, plan.name), ()))
 
 
@@ -75,6 +77,8 @@ def _most_specific_first(event: Event) -> list[PlanKey]:
     plan = event.launch_plan
     if plan is None:
         return [PlanKey(event.execution.project, event.execution.domain, ANY)]
+    if plan.resource_type:
+        return [PlanKey(plan.project, plan.domain, ANY)]
     return [
         PlanKey(plan.project, plan.domain, plan.name, plan.version),
         PlanKey(plan.project, plan.domain, plan.name),

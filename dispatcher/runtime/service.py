@@ -448,6 +448,7 @@ def make_renderer(
         console_url=settings.console_url,
         logs_url=settings.logs_url,
         severity=_severity(settings),
+        hide_labels=templates.hide_labels,
         provided=TEMPLATES,
         on_failure=on_failure,
     )

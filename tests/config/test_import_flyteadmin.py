@@ -85,6 +85,8 @@ async def test_every_option_with_a_counterpart_is_converted(tmp_path: Path) -> N
         "flyteadmin has it from smtp_password",
         "security_protocol: SASL_SSL",
         "sasl_mechanism: SCRAM-SHA-512",
+        "flyteadmin 1.16 ends at its start with it",
+        "enrichAllWorkflowEventTypes is not true",
         'username: "flyteadmin"',
         "tlsConfig.insecureSkipVerify",
         'cert_file: "/c.pem"',
@@ -125,6 +127,8 @@ async def test_subject_and_body_become_templates_with_the_same_text(tmp_path: Pa
     assert failed["text"].startswith(
         "flytesnacks/production n1 failed. The execution failed with error: [ValueError: <lr> & {{ name }}]."
     )
+    aborted = renderer.draft("email", an_event(Phase.ABORTED, name="n1", launch_plan=a_launch_plan(), error=boom))
+    assert aborted["html"].startswith("<p>flytesnacks/production n1 aborted.</p>")
     succeeded = renderer.draft("email", an_event(Phase.SUCCEEDED, name="n1", launch_plan=a_launch_plan()))
     assert succeeded["html"].startswith("<p>flytesnacks/production n1 succeeded.</p>")
 
@@ -224,6 +228,7 @@ def test_what_names_no_relay_is_left_to_a_person() -> None:
             {"type": "kafka", "kafka": {"brokers": ["a:1"]}, "eventsPublisher": {"eventTypes": ["node"]}},
             "leaves workflows out",
         ),
+        ({"cloudEventVersion": "v2", "type": "kafka", "kafka": {"brokers": ["a:1"]}}, "only successes name"),
         (
             {"type": "kafka", "kafka": {"brokers": ["a:1"], "saslConfig": {"enabled": True, "mechanism": "GSSAPI"}}},
             "saslConfig.mechanism GSSAPI",

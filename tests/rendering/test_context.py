@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dispatcher.model.event import Event
-from dispatcher.rendering.context import LABELS, context_of
+from dispatcher.rendering.context import LABELS, PROPELLER_LABELS, context_of
 
 CONSOLE = "https://flyte.example.com/console"
 EAST = timezone(timedelta(hours=2))
@@ -72,6 +72,12 @@ def test_the_url_is_the_events_plain_link_else_built_from_the_console_url(url: s
     event = event_with(url=url)
     assert context_of(event, CONSOLE).url == (link or f"{CONSOLE}/projects/p%20q/domains/d/executions/n%26%C3%A9")
     assert context_of(event, "").url == (link or "")
+
+
+def test_propellers_own_labels_are_left_out_by_default() -> None:
+    event = event_with(labels={**dict.fromkeys(PROPELLER_LABELS, "the parent's"), "team": "ml"})
+    assert context_of(event, "").labels == {"team": "ml"}
+    assert context_of(event, "", hide_labels=("team",)).labels == dict.fromkeys(PROPELLER_LABELS, "the parent's")
 
 
 def test_principal_and_labels_are_cut_and_limited_in_number() -> None:

@@ -48,6 +48,12 @@ def test_values_are_escaped_and_never_filled_in_or_evaluated() -> None:
     assert "[&lt;b&gt;{{ name }}&lt;/b&gt;]" in html
 
 
+def test_the_error_of_an_aborted_execution_is_empty_as_in_flyteadmins_mails() -> None:
+    cause = {"code": "ABORTED", "message": "Execution aborted by sam: wrong data", "kind": "USER"}
+    html = RENDERER.render("email", an_event(Phase.ABORTED, error=cause), template="{{ phase }}.{{ error }}")["html"]
+    assert html == "aborted."
+
+
 @pytest.mark.parametrize("template", ["{{error}}" * 5000, "x" * 200_000, "{{ error }}" * 13 + "x" * 99_000])
 def test_the_built_in_template_is_used_if_the_filled_in_one_is_too_large(template: str) -> None:
     event = an_event(error={"message": "x" * 90_000})

@@ -88,6 +88,14 @@ def test_only_the_most_specific_launch_plan_entry_applies(plans: list[tuple[str,
     assert notified(an_event(launch_plan=a_launch_plan()), book) == [expected]
 
 
+def test_a_tasks_event_matches_only_rules_for_any_launch_plan() -> None:
+    task = a_launch_plan().model_copy(update={"resource_type": "TASK"})
+    book = a_book(PLAN, (ANY, ANY, a_rule("all@example.com")))
+    assert notified(an_event(launch_plan=task), book) == ["all@example.com"]
+    decision = decide(an_event(launch_plan=task), a_book(PLAN))
+    assert decision.reason == "no rules for task flytesnacks/production/train.daily@v1.4.2"
+
+
 def test_an_event_without_a_launch_plan_matches_only_rules_for_any_launch_plan() -> None:
     assert notified(an_event(), a_book(PLAN, (ANY, ANY, a_rule("all@example.com")))) == ["all@example.com"]
 

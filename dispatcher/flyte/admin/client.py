@@ -221,8 +221,9 @@ class FlyteAdmin:
 
     async def _admin_execution(self, execution: ExecutionId) -> AdminExecution:
         found = execution_of(await self._get_execution(execution))
-        if found.launch_plan is not None and (found.own or found.disabled):
-            return replace(found, replaced=await self._rules_of_plan(found.launch_plan))
+        plan = found.launch_plan
+        if plan is not None and not plan.resource_type and (found.own or found.disabled):
+            return replace(found, replaced=await self._rules_of_plan(plan))
         return found
 
     async def _rules_of_plan(self, plan: EntityId) -> tuple[Rule, ...]:

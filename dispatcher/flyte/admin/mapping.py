@@ -123,7 +123,13 @@ def _notification(content: bytes) -> Notification | str:
 def _entity(identity: Any) -> EntityId | None:
     if not identity.name:
         return None
-    return EntityId(project=identity.project, domain=identity.domain, name=identity.name, version=identity.version)
+    return EntityId(
+        project=identity.project,
+        domain=identity.domain,
+        name=identity.name,
+        version=identity.version,
+        resource_type=identity.resource_type,
+    )
 
 
 def _error(closure: Any) -> ExecutionError | None:

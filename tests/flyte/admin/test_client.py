@@ -14,14 +14,18 @@ import pytest
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.admin.client import PARALLEL, FlyteAdmin
-from dispatcher.model.event import EntityId
+from dispatcher.flyte.decode import decode
+from dispatcher.flyte.encode import Format, write
+from dispatcher.model.event import EntityId, Event
 from dispatcher.model.phase import Phase
+from dispatcher.rendering import Renderer
 from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide
 from tests.support.builders import a_launch_plan, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution, admin_client, recorded
 from tests.support.servers import TcpProxy
 
 EXECUTION = an_execution()
+RENDERER = Renderer()
 OWN = {"phases": ["FAILED"], "email": {"recipientsEmail": ["own@example.com"]}}
 
 
@@ -35,6 +39,14 @@ async def server() -> AsyncIterator[LocalFlyteAdmin]:
 async def admin(server: LocalFlyteAdmin) -> AsyncIterator[FlyteAdmin]:
     async with admin_client(server) as opened:
         yield opened
+
+
+def decoded(event: Event) -> Event:
+    """The event after it was written as Flyte's enriched v2 event and decoded."""
+    message = write(event, Format.FLYTE_V2)
+    read = decode(message.headers, message.value)
+    assert read is not None
+    return read
 
 
 async def look_up(admin: FlyteAdmin) -> AdminExecution:
@@ -132,6 +144,23 @@ async def test_disable_all_disables_every_rule_and_lists_them(server: LocalFlyte
     decision = decide(an_event(), RuleBook(), await look_up(admin))
     assert (decision.verdict, decision.disabled_by, decision.matched) == (Verdict.DISABLED, "spec.disable_all", [])
     assert [one.reason for one in decision.considered] == ["disabled by spec.disable_all"] * 4
+
+
+async def test_a_single_tasks_execution_has_a_task_and_no_launch_plan_to_ask_for(
+    server: LocalFlyteAdmin, admin: FlyteAdmin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"resourceType": "TASK", "project": "flytesnacks", "domain": "production", "name": "train", "version": "v1"}
+    execution = recorded("execution-notifications-disabled")
+    server.add({**execution, "spec": {**execution["spec"], "launchPlan": task}})
+    answer = await look_up(admin)
+    event = answer.complete(an_event())
+    assert event.launch_plan is not None
+    assert (event.launch_plan.noun, event.launch_plan.name) == ("task", "train")
+    assert server.requests_by_method == {"GetExecution": 1}
+    assert "launch plan" not in capsys.readouterr().out
+    for mail in (RENDERER.render("email", event), RENDERER.render("email", decoded(event))):
+        assert "\nTask        train, version v1\n" in mail["text"]
+        assert "Launch plan" not in mail["text"] + mail["html"]
 
 
 async def test_an_executions_own_list_replaces_the_launch_plans_rules_which_are_fetched_once(
