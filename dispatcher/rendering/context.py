@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import islice
 from string import printable
@@ -147,8 +147,7 @@ def context_of(
     workflow = _entity(event.workflow, "workflow")
     labels = ((name, value) for name, value in event.labels.items() if name not in hide_labels)
     execution = event.execution
-    finished = _in_utc(event.occurred_at)
-    started = _in_utc(event.started_at) if event.started_at is not None else None
+    finished, started = event.occurred_at, event.started_at
     return Context(
         project=one_line(execution.project),
         domain=one_line(execution.domain),
@@ -203,16 +202,6 @@ def _failure(event: Event) -> Failure:
 def _short(text: str) -> str:
     """Return the text as one line that is cut to `LONGEST_NAME` characters, because an event's texts can be longer."""
     return cut(one_line(text[: 4 * LONGEST_NAME]), LONGEST_NAME)
-
-
-def _in_utc(time: datetime) -> datetime:
-    """Convert a time to UTC. Near the years 1 and 9999, a time may have no equivalent in UTC; then only its zone is set
-    to UTC.
-    """
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        return time.replace(tzinfo=UTC)
 
 
 def _format_time(time: datetime) -> str:

@@ -98,10 +98,10 @@ class Renderer:
 
         `console_url`: the URL of Flyte's console. `logs_url`: the URL of an execution's logs, with `{project}`,
         `{domain}` and `{name}` as placeholders. `severity`: function that can replace the phase's severity for
-        PagerDuty. `hide_labels`: the names of labels that templates don't get. `provided`: mapping from each channel of a plug-in package to the file of its document template, or
-        to None if it has no template. The file `NAME/message.yaml` in a folder replaces the template of the channel
-        NAME. `on_failure`: called with the channel each time the built-in template is used because a custom template
-        failed.
+        PagerDuty. `hide_labels`: the names of labels that templates don't get. `provided`: mapping from each channel of
+        a plug-in package to the file of its document template, or to None if it has no template. The file
+        `NAME/message.yaml` in a folder replaces the template of the channel NAME. `on_failure`: called with the channel
+        each time the built-in template is used because a custom template failed.
 
         Raises TemplateError for a folder that doesn't exist.
         """
