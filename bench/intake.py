@@ -26,7 +26,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from bench.figures import Figure, Goal, as_markdown, interleaved
-from bench.workload import DELIVERIES, failed, planner, rules
+from bench.workload import DELIVERIES, contents, failed, planner, rules
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.decode import is_other_type
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
@@ -158,6 +158,7 @@ async def intake(servers: str, topic: str, group: str, count: int, deliveries: i
                 ledger,
                 rules() if deliveries else lambda: RuleBook({}),
                 planner(),
+                contents(),
                 SystemClock(),
                 on_batch=lambda batch: recorded.extend(batch.new),
             )

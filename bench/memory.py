@@ -25,6 +25,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
 from dispatcher.ledger import Ledger, RecordedEvent
 from dispatcher.model.delivery import Delivery, delivery_key
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules import Rule
@@ -153,10 +154,11 @@ async def make_due(file: Path, count: int) -> None:
     """Create a ledger with `count` due deliveries, each with rendered content."""
     now = SystemClock().now()
     renderer = Renderer()
-    planner = Planner(addresses=dict.fromkeys(CHANNELS, str), fallbacks={}, render=renderer.render)
+    planner = Planner(addresses=dict.fromkeys(CHANNELS, str), fallbacks={})
     first = an_event_for(0, *CHANNELS)
     assert first.options is not None
-    models = planner.plan(first, [Rule(notification, "bench") for notification in first.options.notifications], now=now)
+    rules = [Rule(notification, "bench") for notification in first.options.notifications]
+    models = Contents(renderer.render).fill(first, planner.plan(first, rules, now=now))
     async with Ledger(f"sqlite+aiosqlite:///{file}") as ledger:
         for begin in range(0, count // len(CHANNELS), RECORD_BATCH):
             batch = [recorded_event(number, models) for number in range(begin, begin + RECORD_BATCH)]

@@ -30,6 +30,7 @@ from dispatcher.ledger import Ledger
 from dispatcher.model.event import EntityId, Event, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.observability import logs
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
@@ -126,7 +127,6 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
     planner = Planner(
         addresses={"email": str, "slack": str, "pagerduty": str},
         fallbacks={},
-        render=renderer.render,
     )
     # Without FlyteAdmin the event must name its launch plan; with it, a bare v1 event is enough.
     form = Format.FLYTE_V2 if port is None else Format.FLYTE_V1
@@ -143,6 +143,7 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
             ledger,
             lambda: rules.book,
             planner,
+            Contents(renderer.render),
             SystemClock(),
             on_batch=lambda batch: recorded.extend(one.key for entry in batch.recorded for one in entry.deliveries),
             look_up=admin.look_up if admin is not None else None,

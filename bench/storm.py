@@ -30,7 +30,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.observability import logs
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.runtime import event_loop
-from dispatcher.runtime.service import Service, make_planner, open_channels
+from dispatcher.runtime.service import Service, make_contents, make_planner, open_channels
 
 BATCH = 500
 PROJECTS = 40
@@ -165,12 +165,13 @@ async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> 
     settings = load(folder / "dispatcher.yaml")
     service = Service(settings)
     channels = open_channels(settings)
-    planner = make_planner(settings, channels, service.metrics.template_failed)
+    planner = make_planner(settings, channels)
+    contents = make_contents(settings)
     service.metrics.add_channel(channel)
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as group:
-        worker = service._worker(channel, channels[channel], ledger, planner)  # noqa: SLF001 - as the service does
+        worker = service._worker(channel, channels[channel], ledger, planner, contents)  # noqa: SLF001 - as the service does
         worker.on_settled = sent = _SentCounter(worker.on_settled)
         service._workers = [worker]  # noqa: SLF001
         callbacks = {
@@ -178,7 +179,7 @@ async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> 
             "on_pending": service._wake_workers,  # noqa: SLF001
             "on_batch": service._batch_recorded,  # noqa: SLF001
         }
-        intake = Intake(ledger, lambda: rules.book, planner, SystemClock(), **callbacks)
+        intake = Intake(ledger, lambda: rules.book, planner, contents, SystemClock(), **callbacks)
         group.create_task(worker.run())
         await intake.run(Topic(messages[:1]))  # compiles the templates and loads libraries, as a service does once
         await sent.reach(1)

@@ -13,6 +13,7 @@ from dispatcher.clock import SystemClock
 from dispatcher.ledger import RecordedEvent
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules import RuleBook, decide
@@ -76,15 +77,20 @@ def rules() -> Callable[[], RuleBook]:
 
 @cache
 def planner() -> Planner:
-    """A planner with the built-in templates, compiled, channels that accept any address, and the default threads."""
-    renderer = Renderer()
-    renderer.check()
+    """A planner with channels that accept any address, and the default threads."""
     return Planner(
         addresses={"email": str, "slack": str, "pagerduty": str},
         fallbacks={},
-        render=renderer.render,
         thread_by={"slack": _by_launch_plan, "pagerduty": _by_launch_plan},
     )
+
+
+@cache
+def contents() -> Contents:
+    """The built-in templates, compiled."""
+    renderer = Renderer()
+    renderer.check()
+    return Contents(renderer.render, renderer.template_set, renderer.change)
 
 
 def _by_launch_plan(address: str) -> ThreadBy:
@@ -102,5 +108,5 @@ def recorded(number: int) -> RecordedEvent:
         verdict=decision.verdict,
         reason=decision.reason,
         considered=[rule.as_data() for rule in decision.considered],
-        deliveries=planner().plan(event, decision.matched, now=SystemClock().now()),
+        deliveries=contents().fill(event, planner().plan(event, decision.matched, now=SystemClock().now())),
     )

@@ -45,10 +45,6 @@ class Thread:
     the newest are kept."""
     resolves: bool = False
     """True if the message is a resolved notice: it reports a success, which closes the thread."""
-    superseded: bool = False
-    """True if the message is outdated. A failure is outdated if the launch plan has succeeded since then, and the
-    thread has neither a waiting resolved notice nor a newer failure. A resolved notice is outdated if a newer failure
-    was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +244,9 @@ class ChannelType:
     limits. `none` means no limit."""
     burst: int = 1
     """Maximum number of messages that a destination may get at once after an idle period."""
+    pages: bool = False
+    """True if a failure's message opens an incident, for which people are paged. An outdated failure is then dropped
+    before `send`."""
     template: Path | None = None
     """The default template file, if another package provides the channel. If it is None, the JSON template of webhooks
     is used."""

@@ -27,7 +27,7 @@ BUILT_IN: Mapping[str, ChannelType] = {
     # Slack allows one message per second and Slack channel, with short bursts (Slack, "Rate limits").
     "slack": ChannelType(config=SlackConfig, open=SlackChannel, rate="1/s", burst=3),
     # PagerDuty allows 120 events per minute and routing key (PagerDuty, "Events API v2 rate limits").
-    "pagerduty": ChannelType(config=PagerDutyConfig, open=PagerDutyChannel, rate="120/min", burst=10),
+    "pagerduty": ChannelType(config=PagerDutyConfig, open=PagerDutyChannel, rate="120/min", burst=10, pages=True),
     # Microsoft documents no limit for Power Automate workflows, only that clients must respect status 429. So this
     # limit is our choice.
     "teams": ChannelType(config=TeamsConfig, open=TeamsChannel, rate="2/s", burst=2),

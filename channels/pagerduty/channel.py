@@ -21,7 +21,6 @@ from channels.contract import (
     InDoubt,
     Later,
     Message,
-    Never,
     Receipt,
     ThreadBy,
     UnknownRecipient,
@@ -178,9 +177,6 @@ class PagerDutyChannel:
         except OSError as error:
             raise Later(f"the routing key's file can't be read: {error.strerror}") from None
         thread = message.thread
-        if thread is not None and thread.superseded:
-            since = "nothing was resolved: it has failed" if thread.resolves else "nobody was paged: it has succeeded"
-            raise Never(f"{since} since then")
         if thread is not None and thread.resolves and not thread.earlier:
             return Receipt(answer=Answer("none", "no trigger had arrived: there was nothing to resolve"))
         event = self._event(message)

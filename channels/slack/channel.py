@@ -155,7 +155,7 @@ class SlackChannel:
         without harm: if the reply fails, a retry does both again.
         """
         thread = message.thread
-        resolves = thread is not None and thread.resolves and not thread.superseded
+        resolves = thread is not None and thread.resolves
         if resolves and not await self._update_root(message, root):
             return None
         try:

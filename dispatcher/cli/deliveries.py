@@ -20,7 +20,9 @@ PURGE_BATCH = 500
 
 State = Annotated[
     list[str] | None,
-    typer.Option("--state", help="Only this state: waiting, sent or dead. Can be repeated.", show_default=False),
+    typer.Option(
+        "--state", help="Only this state: waiting, sent, dead or dropped. Can be repeated.", show_default=False
+    ),
 ]
 ChannelName = Annotated[str | None, typer.Option("--channel", help="Only this channel.", show_default=False)]
 KEY_DIGITS = 12

@@ -77,7 +77,13 @@ async def _reconcile(
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.service import configured_flyte_admin, make_planner, make_reconciler, open_channels
+    from dispatcher.runtime.service import (
+        configured_flyte_admin,
+        make_contents,
+        make_planner,
+        make_reconciler,
+        open_channels,
+    )
 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
@@ -87,7 +93,7 @@ async def _reconcile(
         if admin is None:
             return wanted, lost
         planner = make_planner(settings, open_channels(settings))
-        intake = Intake(ledger, lambda: rules.book, planner, clock, look_up=admin.look_up)
+        intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings), clock, look_up=admin.look_up)
         reconciler = make_reconciler(settings, admin, ledger, intake, clock)
         time_range = await reconciler.range_since(wanted)
         async with aclosing(reconciler.missing(time_range)) as pages:

@@ -112,7 +112,7 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.service import configured_flyte_admin, make_planner, open_channels
+    from dispatcher.runtime.service import configured_flyte_admin, make_contents, make_planner, open_channels
 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
@@ -122,7 +122,7 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     accepted = 0
     async with configured_flyte_admin(settings, clock) as admin:
         look_up = admin.look_up if admin is not None else None
-        intake = Intake(ledger, lambda: rules.book, planner, clock, look_up=look_up)
+        intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings), clock, look_up=look_up)
         for entry in {entry.id: entry for entry in found if entry.replayed_at is None}.values():
             result = await intake.replay(entry, dry_run=dry_run)
             accepted += result.accepted

@@ -16,14 +16,27 @@ from random import Random
 import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from channels.contract import Channel, ChannelError, InDoubt, Message, Receipt, Thread
+from channels.contract import Channel, ChannelError, Content, InDoubt, Message, Receipt, Thread
 from dispatcher.clock import Clock
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import DirectDispatch, Ledger, Settlement
+from dispatcher.ledger import ClaimedThread, DirectDispatch, Ledger, Settlement
 from dispatcher.model.circuit_breaker import CircuitBreaker
-from dispatcher.model.delivery import Dead, Delivery, Outcome, Result, Retry, Sent, State, classify, split
+from dispatcher.model.delivery import (
+    Dead,
+    Delivery,
+    Dropped,
+    DropReason,
+    Outcome,
+    Result,
+    Retry,
+    Sent,
+    State,
+    classify,
+    split,
+)
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit, feedback
 from dispatcher.model.retry import RetryPolicy
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.tracing import OFF, Span, Tracing
 
@@ -66,6 +79,7 @@ class DeliveryWorker:
     channel: Channel
     ledger: Ledger
     planner: Planner
+    contents: Contents
     policy: RetryPolicy
     clock: Clock
     rng: Random
@@ -75,6 +89,8 @@ class DeliveryWorker:
     """Maximum number of messages that are sent at the same time."""
     rate_limit: RateLimit = field(default_factory=RateLimit)
     """Limits that apply to each destination of the channel."""
+    pages: bool = False
+    """True if the channel's messages page people (`ChannelType.pages`). Outdated failures are then dropped."""
     lease: timedelta = LEASE
     """How long a claimed delivery belongs to this worker."""
     on_settled: Callable[[Settlement, bool], None] = lambda *_: None
@@ -366,14 +382,23 @@ class DeliveryWorker:
             await self._release(delivery, due_at=started)
             return None
         try:
-            thread = await self.ledger.thread(delivery)
+            claimed = await self.ledger.thread(delivery)
+            if claimed is not None and (dropped := _drop(claimed, pages=self.pages)) is not None:
+                span = self._attempt_span(delivery)
+                _log_outcome(delivery, dropped, span)
+                return Settlement(delivery=delivery, outcome=dropped, started_at=started, ended_at=started), span
+            content = delivery.content if delivery.content is not None else await self._render(delivery)
         except LedgerUnavailable:
             await self._release(delivery, due_at=started + POLL_INTERVAL)
             return None
+        if content is None:
+            self._log_lost_lease(delivery)
+            return None
+        thread = claimed.thread if claimed is not None else None
         span = self._attempt_span(delivery)
         send_span = span.child("dispatcher.send")
         try:
-            result = await self._attempt(delivery, thread, left, send_span)
+            result = await self._attempt(delivery, content, thread, left, send_span)
         except asyncio.CancelledError:
             span.end(outcome="released")
             # The message may have arrived. Before the next attempt sends, the channel asks the provider, if it can.
@@ -398,6 +423,17 @@ class DeliveryWorker:
         )
         return settlement, span
 
+    async def _render(self, delivery: Delivery) -> Content | None:
+        """Render a delivery that was recorded without content, and store the content, which every attempt sends.
+
+        Returns None if the lease is lost. Raises LedgerUnavailable.
+        """
+        event = await self.ledger.event(delivery.event)
+        assert event is not None  # noqa: S101 - for the type checker: a delivery's event is recorded before it
+        dead = await self.ledger.delivery(delivery.fallback_for) if delivery.fallback_for else None
+        content = self.contents.content(event, delivery, dead.delivery if dead is not None else None)
+        return content if await self.ledger.store_content(delivery, content) else None
+
     async def _settle(self, settlement: Settlement, span: Span) -> None:
         """Store the outcome. The worker sends nothing to the destination until the ledger has stored the feedback."""
         destination = self._destination(settlement.delivery)
@@ -408,7 +444,7 @@ class DeliveryWorker:
         await self._store(settlement)
         settle_span.end()
         outcome = settlement.outcome
-        span.end(outcome=type(outcome).__name__.lower(), failed=not isinstance(outcome, Sent))
+        span.end(outcome=type(outcome).__name__.lower(), failed=isinstance(outcome, (Retry, Dead)))
         if isinstance(outcome, Retry):
             self._next_due_at = min(outcome.at, self._next_due_at or outcome.at)
         if settlement.feedback is not None:
@@ -426,7 +462,9 @@ class DeliveryWorker:
             attempt=delivery.attempt,
         )
 
-    async def _attempt(self, delivery: Delivery, thread: Thread | None, limit: timedelta, span: Span) -> Result:
+    async def _attempt(
+        self, delivery: Delivery, content: Content, thread: Thread | None, limit: timedelta, span: Span
+    ) -> Result:
         """Send the message once. Returns the receipt, or the exception if the send failed."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker: a coroutine always runs in a task
@@ -436,7 +474,7 @@ class DeliveryWorker:
             message = Message(
                 key=delivery.key,
                 recipients=addresses,
-                content=delivery.content,
+                content=content,
                 created_at=delivery.created_at,
                 thread=thread,
                 in_doubt=delivery.in_doubt,
@@ -468,7 +506,10 @@ class DeliveryWorker:
                 **_log_fields(settlement.delivery),
             )
         elif not counted:
-            log.warning("the lease was lost: this outcome does not count", **_log_fields(settlement.delivery))
+            self._log_lost_lease(settlement.delivery)
+
+    def _log_lost_lease(self, delivery: Delivery) -> None:
+        log.warning("the lease was lost: this outcome does not count", **_log_fields(delivery))
 
     async def _store_with_retries(self, settlement: Settlement) -> bool | None:
         """Store the outcome once the ledger is available. Returns None if that takes longer than `_settle_time`."""
@@ -509,9 +550,9 @@ class DeliveryWorker:
             case Dead(unknown_recipient=True) if (event := await self.ledger.event(delivery.event)) is not None:
                 notified = await self.ledger.notified(delivery.event)
                 rerouted = self.planner.reroute(event, delivery, notified, now=now)
-                return rerouted or await self._notices([delivery._replace(reason=outcome.reason)], now)
-            case Dead(reason=reason):
-                return await self._notices([delivery._replace(reason=reason)], now)
+                return rerouted or await self._notices([delivery], now)
+            case Dead():
+                return await self._notices([delivery], now)
             case _:
                 return ()
 
@@ -519,7 +560,7 @@ class DeliveryWorker:
         """Return the notices to fallback recipients about dead deliveries of one event."""
         if not dead or (event := await self.ledger.event(dead[0].event)) is None:
             return ()
-        notices = [self.planner.notify_fallback(event, delivery, delivery.reason, now=now) for delivery in dead]
+        notices = [self.planner.notify_fallback(event, delivery, now=now) for delivery in dead]
         return [notice for several in notices for notice in several]
 
     async def _release(self, delivery: Delivery, *, due_at: datetime) -> None:
@@ -530,6 +571,17 @@ class DeliveryWorker:
             log.warning(
                 "could not release a delivery: it is due again when its lease runs out", **_log_fields(delivery)
             )
+
+
+def _drop(claimed: ClaimedThread, *, pages: bool) -> Dropped | None:
+    """Return the outcome of an outdated message that would mislead; None if the message is to be sent."""
+    if not claimed.superseded:
+        return None
+    if claimed.thread.resolves:
+        return Dropped(DropReason.SUPERSEDED, "nothing was resolved: there was a newer failure")
+    if pages:
+        return Dropped(DropReason.SUPERSEDED, "nobody was paged: a run that started later has succeeded")
+    return None
 
 
 def _log_fields(delivery: Delivery) -> dict[str, str | int]:
@@ -552,6 +604,8 @@ def _log_outcome(delivery: Delivery, outcome: Outcome, span: Span) -> None:
             log.warning("not sent yet", **fields, reason=reason, retry_at=at.isoformat(timespec="seconds"))
         case Dead(reason=reason):
             log.error("given up", **fields, reason=reason)
+        case Dropped(why=why, reason=reason):
+            log.info("dropped", **fields, drop_reason=why.value, reason=reason)
 
 
 def _decrement(counts: Counter[str], name: str) -> None:

@@ -28,6 +28,7 @@ def v2(data: dict[str, Any]) -> dict[str, Any]:
     fields["launch_plan"] = _field(data, "launchPlanId", "launch_plan_id")
     fields["labels"] = data.get("labels")
     fields["principal"] = data.get("principal") or ""
+    fields["reference_execution"] = _field(data, "referenceExecution", "reference_execution") or None
     return fields
 
 

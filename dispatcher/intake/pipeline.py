@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
@@ -19,10 +19,12 @@ import structlog
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
 from dispatcher.flyte.decode import Headers, decode, trace_context, type_label
+from dispatcher.intake.origin import LookUp, find_origin
 from dispatcher.intake.source import Batch, Source
 from dispatcher.ledger import DirectDispatch, Ledger, RecordedEvent, Rejected, rejected_id
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide, decides_itself
 from dispatcher.tracing import OFF, Span, Tracing
@@ -80,8 +82,6 @@ IDLE_ITERATION = 0.0001
 
 IncomingMessage = tuple[Headers, bytes | None, str]
 """A message as (headers, value, position). The position is a text that says where the message came from."""
-LookUp = Callable[[ExecutionId], Awaitable[AdminExecution | UnknownExecution]]
-"""A function that returns FlyteAdmin's data about an execution. Raises FlyteAdminUnavailable."""
 _Result = TypeVar("_Result")
 
 
@@ -113,6 +113,7 @@ class Intake:
     rules: Callable[[], RuleBook]
     """Returns the rules that the rule files contain now."""
     planner: Planner
+    contents: Contents
     clock: Clock
     direct_dispatch: Callable[[], Awaitable[Mapping[str, DirectDispatch]]] = _no_direct_dispatch
     """Returns the workers' offers of free slots, by channel. Called just before deliveries are recorded, because after
@@ -222,6 +223,8 @@ class Intake:
         Raises Unavailable as soon as one look-up fails. `results` maps an index in `decoded` to its result. It keeps
         the finished results, so that a retry does not decide these events again.
         """
+        terminal = [entry.event for entry in decoded if isinstance(entry, _TerminalEvent)]
+        references = {event.execution: event.reference_execution for event in terminal if event.reference_execution}
         try:
             async with asyncio.TaskGroup() as look_ups:
                 decided_one = False
@@ -230,24 +233,43 @@ class Intake:
                         continue
                     if not isinstance(entry, _TerminalEvent):
                         results[index] = entry
-                    elif self.look_up is None or decides_itself(entry.event):
+                    elif self._knows_enough(entry.event):
                         if decided_one:
                             await _yield_to_other_tasks()
                         results[index] = self._decide(entry, None)
                         decided_one = True
                     else:
-                        look_ups.create_task(self._look_up(index, entry, self.look_up, results))
+                        look_ups.create_task(self._look_up(index, entry, references, results))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         return [results[index] for index in range(len(decoded))]
 
+    def _knows_enough(self, event: Event) -> bool:
+        """True if the event can be decided without a question to FlyteAdmin or the ledger."""
+        asks_flyte_admin = self.look_up is not None and not decides_itself(event)
+        return not asks_flyte_admin and event.reference_execution is None
+
     async def _look_up(
-        self, index: int, terminal: _TerminalEvent, look_up: LookUp, results: MutableMapping[int, IntakeResult]
+        self,
+        index: int,
+        terminal: _TerminalEvent,
+        references: Mapping[ExecutionId, ExecutionId],
+        results: MutableMapping[int, IntakeResult],
     ) -> None:
-        """Ask FlyteAdmin about the execution, decide the event, and add the result to `results`. Raises Unavailable."""
+        """Ask FlyteAdmin about the execution and find its origin. Decide the event, and add the result to `results`.
+
+        Raises Unavailable.
+        """
         span = terminal.span.child("dispatcher.look_up")
+        answer, event = None, terminal.event
         try:
-            answer = await look_up(terminal.event.execution)
+            if self.look_up is not None and not decides_itself(event):
+                answer = await self.look_up(event.execution)
+            if isinstance(answer, AdminExecution):
+                event = answer.complete(event)
+            if event.reference_execution is not None:
+                origin = await find_origin(event.reference_execution, references, self.ledger, self.look_up)
+                event = event.model_copy(update={"origin": origin})
         except Unavailable:
             span.end(failed=True)
             raise
@@ -256,13 +278,13 @@ class Intake:
             results[index] = self._undecidable(error, terminal)
         else:
             span.end()
-            results[index] = self._decide(terminal, answer)
+            results[index] = self._decide(replace(terminal, event=event), answer)
 
     async def _record(self, results: Sequence[IntakeResult], *, source: str, messages: int) -> BatchResult:
         recorded = [entry for entry in results if isinstance(entry, RecordedEvent)]
         rejected = [entry for entry in results if isinstance(entry, Rejected)]
         record_spans = [entry.span.child("dispatcher.record") for entry in recorded]
-        has_deliveries = any(entry.deliveries or entry.version or entry.resolution for entry in recorded)
+        has_deliveries = any(entry.deliveries or entry.version or entry.success for entry in recorded)
         direct_dispatch = await self.direct_dispatch() if has_deliveries else {}
         record = await self.ledger.record(recorded, rejected, now=self.clock.now(), direct_dispatch=direct_dispatch)
         self.on_pending(record.unclaimed)
@@ -281,7 +303,7 @@ class Intake:
         `answer`: FlyteAdmin's answer about the execution; None if FlyteAdmin was not asked.
         """
         try:
-            event = answer.complete(terminal.event) if isinstance(answer, AdminExecution) else terminal.event
+            event = terminal.event
             decision = decide(event, self.rules(), answer)
             if not decision.verdict.decided:
                 terminal.span.end(event=event.key, verdict="rejected", failed=True)
@@ -296,9 +318,9 @@ class Intake:
                 verdict=decision.verdict,
                 reason=decision.reason,
                 considered=[rule.as_data() for rule in decision.considered],
-                deliveries=self.planner.plan(event, decision.matched, now=now),
+                deliveries=self.contents.fill(event, self.planner.plan(event, decision.matched, now=now)),
                 version=None if disabled else self.planner.new_version(event, decision.rules, now=now),
-                resolution=None if disabled else self.planner.resolution(event, now=now),
+                success=None if disabled else self.planner.success(event, now=now),
                 kind=type_label(terminal.headers),
                 span=terminal.span,
             )

@@ -21,12 +21,12 @@ from sqlalchemy import (
 )
 
 from dispatcher.ledger.destination_state import DestinationStates
-from dispatcher.ledger.launch_plan_status import LaunchPlanStatus
 from dispatcher.ledger.records import Claim, DirectDispatch
 from dispatcher.ledger.rows import delivery_fields
-from dispatcher.ledger.schema import contents, deliveries, launch_plan_status
+from dispatcher.ledger.schema import contents, deliveries, subjects
 from dispatcher.ledger.statements import Row, among, prepare_select, prepare_update, run
-from dispatcher.model.delivery import Delivery, State
+from dispatcher.ledger.subjects import Subjects
+from dispatcher.model.delivery import Delivery, Kind, State
 from dispatcher.model.rate_limit import AdmissionControl, DestinationState
 
 Changes = Mapping[str, Any]
@@ -67,7 +67,7 @@ def claim_on_insert(
     connection: Connection,
     new: Sequence[Delivery],
     direct_dispatch: Mapping[str, DirectDispatch],
-    status: LaunchPlanStatus,
+    known: Subjects,
 ) -> dict[str, Changes]:
     """Claim new deliveries for the workers' free slots, before the deliveries are inserted.
 
@@ -77,7 +77,7 @@ def claim_on_insert(
     """
     claimed: dict[str, Changes] = {}
     candidates = [one for one in new if one.channel in direct_dispatch and one.state is State.WAITING]
-    openings = _openings(connection, candidates, status)
+    openings = _openings(connection, candidates, known)
     for channel, slots in sorted(direct_dispatch.items()):
         in_channel = [one for one in candidates if one.channel == channel]
         ready = [one for one in in_channel if not one.thread or one.thread in openings]
@@ -113,14 +113,10 @@ def _claimed_on_insert(
         )
 
 
-def _openings(connection: Connection, candidates: Sequence[Delivery], status: LaunchPlanStatus) -> frozenset[str]:
-    """Return the new threads whose only delivery is in `candidates` and reports a failure without a later success."""
+def _openings(connection: Connection, candidates: Sequence[Delivery], known: Subjects) -> frozenset[str]:
+    """Return the new threads whose only delivery is in `candidates` and reports a failure that is not superseded."""
     number = Counter(one.thread for one in candidates)
-    single = [
-        one.thread
-        for one in candidates
-        if number[one.thread] == 1 and one.launch_plan and not one.resolves and not status.succeeded_since(one)
-    ]
+    single = [one.thread for one in candidates if one.thread and number[one.thread] == 1 and not known.superseded(one)]
     if not single:
         return frozenset()
     existing = run(connection, _EXISTING_THREADS[connection.dialect.name], (orjson.dumps(single).decode(),))
@@ -138,21 +134,23 @@ SQL needs one index lookup for each thread."""
 _WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
 """The state `waiting`, written into the SQL text. If it were a parameter, the databases would not use the indexes that
 contain only waiting deliveries (partial indexes)."""
+_RESOLVED: ColumnElement[str] = literal_column(f"'{Kind.RESOLVED_NOTICE}'")
 
 
 def _due_statement() -> Select[Any]:
     before, other = deliveries.alias("before"), deliveries.alias("other")
+    after_notice = deliveries.c.kind != _RESOLVED
     blocked_by_earlier = (
         select(before.c.key)
         .where(
             before.c.thread == deliveries.c.thread,
             before.c.state == _WAITING,
             or_(
-                before.c.occurred_at < deliveries.c.occurred_at,
-                and_(before.c.occurred_at == deliveries.c.occurred_at, before.c.resolves < deliveries.c.resolves),
+                before.c.thread_at < deliveries.c.thread_at,
+                and_(before.c.thread_at == deliveries.c.thread_at, before.c.kind == _RESOLVED, after_notice),
                 and_(
-                    before.c.occurred_at == deliveries.c.occurred_at,
-                    before.c.resolves == deliveries.c.resolves,
+                    before.c.thread_at == deliveries.c.thread_at,
+                    (before.c.kind == _RESOLVED) == (deliveries.c.kind == _RESOLVED),
                     before.c.key < deliveries.c.key,
                 ),
             ),
@@ -171,12 +169,9 @@ def _due_statement() -> Select[Any]:
         )
         .exists()
     )
-    succeeded_since = (
-        select(launch_plan_status.c.name)
-        .where(
-            launch_plan_status.c.name == deliveries.c.launch_plan,
-            launch_plan_status.c.succeeded_at > deliveries.c.occurred_at,
-        )
+    well_since = (
+        select(subjects.c.name)
+        .where(subjects.c.name == deliveries.c.subject, subjects.c.well_since > deliveries.c.thread_at)
         .exists()
     )
     return (
@@ -184,11 +179,11 @@ def _due_statement() -> Select[Any]:
             deliveries,
             contents.c.body,
             and_(
-                deliveries.c.thread.is_not(None), ~thread_has_others, or_(deliveries.c.resolves, ~succeeded_since)
+                deliveries.c.thread.is_not(None), ~thread_has_others, or_(deliveries.c.kind == _RESOLVED, ~well_since)
             ).label("opens_thread"),
             and_(deliveries.c.thread.is_not(None), blocks_others).label("blocks_thread"),
         )
-        .join(contents, contents.c.content_hash == deliveries.c.content)
+        .outerjoin(contents, contents.c.content_hash == deliveries.c.content)
         .where(
             deliveries.c.channel == bindparam("channel"),
             deliveries.c.state == _WAITING,
@@ -202,7 +197,7 @@ def _due_statement() -> Select[Any]:
 
 
 DUE = _due_statement()
-"""Selects due deliveries with their contents, earliest due time first. From each thread, it selects only the earliest
+"""Selects due deliveries with their contents, if they are rendered, earliest due time first. From each thread, it selects only the earliest
 waiting delivery, so that the messages of a thread are sent in order."""
 _DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "saturated"))
 """Like `DUE`, but leaves out destinations that already have their maximum number of deliveries in flight. Otherwise a

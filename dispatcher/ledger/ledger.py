@@ -30,17 +30,17 @@ from sqlalchemy import (
     update,
 )
 
-from channels.contract import EarlierMessage, Thread
+from channels.contract import Content, EarlierMessage, Thread
 from dispatcher.ledger import claim
 from dispatcher.ledger.claim import Changes
 from dispatcher.ledger.destination_state import DestinationStates
 from dispatcher.ledger.engine import TIMEOUT, Database, Schema
-from dispatcher.ledger.launch_plan_status import LaunchPlanStatus
 from dispatcher.ledger.queries import Queries
 from dispatcher.ledger.records import (
     Attempt,
     Backlog,
     Claim,
+    ClaimedThread,
     DeliveryFilter,
     DirectDispatch,
     RecordedEvent,
@@ -68,14 +68,15 @@ from dispatcher.ledger.schema import (
     deliveries,
     destinations,
     events,
-    launch_plan_status,
     launch_plan_versions,
     rejected,
+    subjects,
     to_json,
 )
 from dispatcher.ledger.search import INSERT_RECIPIENTS, conditions, of_execution
 from dispatcher.ledger.statements import Rows, among, prepare_insert, prepare_select, prepare_update, run
-from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State, time_prefixed
+from dispatcher.ledger.subjects import MAY_HAVE_ARRIVED, Subjects
+from dispatcher.model.delivery import Dead, Delivery, Dropped, Kind, Retry, Sent, State, time_prefixed
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.model.phase import TERMINAL
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN, AdmissionControl, Feedback
@@ -156,8 +157,9 @@ class Ledger:
         """Write a batch in one transaction: events with their deliveries, and rejected messages.
 
         An event that any replica has recorded before stays unchanged, and its deliveries are not written again. A
-        success also adds a resolved notice for each open thread of its launch plan. If the success has another delivery
-        to the same addresses, only the resolved notice is written.
+        success also adds a resolved notice for each open thread that it ends. If the success has another delivery to
+        the same addresses, only the resolved notice is written. Resolved notices and change events are written without
+        content: nothing is planned or rendered in the transaction.
 
         `direct_dispatch`: free slots of workers, by channel. New deliveries are claimed for these slots in the same
         transaction, which saves a separate claim. The `accept` function of each `DirectDispatch` is always called, even
@@ -196,17 +198,17 @@ class Ledger:
     ) -> tuple[Sequence[Delivery], Mapping[str, Delivery]]:
         """Insert the deliveries of new events. Returns all of these deliveries, and the claimed deliveries by key."""
         planned = [delivery for entry in entries for delivery in entry.deliveries]
-        failures = [delivery for delivery in planned if delivery.launch_plan]
-        successes = sorted((entry.resolution for entry in entries if entry.resolution), key=lambda one: one.occurred_at)
-        status = LaunchPlanStatus(connection, self._dialect)
+        failures = [delivery for delivery in planned if delivery.thread]
+        successes = sorted((entry.success for entry in entries if entry.success), key=lambda one: one.started_at)
+        known = Subjects(connection, self._dialect)
         runs = {
             (entry.version.launch_plan, entry.version.version): entry.version
             for entry in reversed(entries)
             if entry.version
         }
-        status.load(
-            [one.launch_plan for one in failures]
-            + [one.launch_plan for one in successes]
+        known.load(
+            [one.subject for one in failures]
+            + [subject for one in successes for subject in one.subjects]
             + [one.launch_plan for one in runs.values()]
         )
         # If the batch has a success, failures are inserted first, so that `record_success` finds the failures' threads.
@@ -214,25 +216,24 @@ class Ledger:
         traces = {entry.event.key: entry.span.trace for entry in entries}
         self._insert_deliveries(connection, first, traces)
         for delivery in failures:
-            status.record_failure(delivery)
-        resolved_notices = [
-            notice
-            for success in successes
-            for thread in status.record_success(success)
-            if (notice := success.plan_resolved_notice(thread)) is not None
-        ]
-        status.save()
+            known.record_failure(delivery)
+        resolved_notices = []
+        for success in successes:
+            ended = known.record_success(success)
+            self._insert_deliveries(connection, ended, traces)  # so that the next success sees the threads as ended
+            resolved_notices += ended
+        known.save()
         notified = {(notice.event, notice.channel, notice.addresses) for notice in resolved_notices}
         others = [
             one
             for one in planned
-            if (not first if one.launch_plan else (one.event, one.channel, one.addresses) not in notified)
+            if (not first if one.thread else (one.event, one.channel, one.addresses) not in notified)
         ]
-        changes = [one for run in runs.values() if status.record_version(run) for one in run.plan_deliveries()]
-        rest = [*resolved_notices, *others, *changes]
-        changed = claim.claim_on_insert(connection, rest, direct_dispatch, status) if direct_dispatch else {}
+        changes = [one for run in runs.values() if known.record_version(run) for one in run.change_events]
+        rest = [*others, *changes]
+        changed = claim.claim_on_insert(connection, rest, direct_dispatch, known) if direct_dispatch else {}
         claimed = self._insert_deliveries(connection, rest, traces, changed)
-        return [*first, *rest], claimed
+        return [*first, *resolved_notices, *rest], claimed
 
     async def rejected_events(self, executions: Iterable[ExecutionId]) -> list[Rejected]:
         """Return the events of these executions that were rejected for unknown rules and are not replayed yet."""
@@ -311,7 +312,7 @@ class Ledger:
         """Store an attempt's outcome, and insert the deliveries that follow from it, if the lease is still held.
 
         Returns False if the lease is lost. The delivery then stays unchanged, because another worker may have claimed
-        it. The attempt's own row is written in both cases. Settlements that arrive during a write share the next
+        it. The attempt's own row is written in both cases, unless the delivery is dropped. Settlements that arrive during a write share the next
         transaction.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -351,8 +352,9 @@ class Ledger:
         valid = [entry for entry in settlements if entry.delivery.key in held]
         for statement, rows in _outcome_updates(valid).items():
             prepare_update(statement, connection.dialect).update(connection, rows)
+        attempted = [entry for entry in settlements if not isinstance(entry.outcome, Dropped)]
         self._insert(
-            connection, attempts, [attempt_row(entry, lease_held=entry.delivery.key in held) for entry in settlements]
+            connection, attempts, [attempt_row(entry, lease_held=entry.delivery.key in held) for entry in attempted]
         )
         traces = {entry.delivery.event: entry.delivery.trace for entry in valid}
         self._insert_deliveries(connection, [follow_up for entry in valid for follow_up in entry.follow_ups], traces)
@@ -371,27 +373,46 @@ class Ledger:
         release = release.values(lease=None, attempt=deliveries.c.attempt - 1, **values)
         await self._database.write(lambda connection: connection.execute(release))
 
-    async def thread(self, delivery: Delivery) -> Thread | None:
+    async def thread(self, delivery: Delivery) -> ClaimedThread | None:
         """Return a claimed delivery's thread, with its earlier messages; None if the delivery has no thread."""
         if not delivery.thread:
             return None
+        resolves = delivery.kind is Kind.RESOLVED_NOTICE
         if delivery.opens_thread:
-            return Thread(key=delivery.thread, resolves=delivery.resolves)
-        same_thread = deliveries.c.thread == delivery.thread
-        before = (same_thread, deliveries.c.occurred_at <= delivery.occurred_at, deliveries.c.key != delivery.key)
-        last_resolved = select(func.max(deliveries.c.occurred_at)).where(
-            *before, deliveries.c.resolves.is_(True), deliveries.c.state == State.SENT
+            return ClaimedThread(Thread(key=delivery.thread, resolves=resolves), superseded=False)
+        others = (deliveries.c.thread == delivery.thread, deliveries.c.key != delivery.key)
+        before = (*others, deliveries.c.thread_at <= delivery.thread_at)
+        last_resolved = select(func.max(deliveries.c.thread_at)).where(
+            *before, deliveries.c.kind == Kind.RESOLVED_NOTICE, deliveries.c.state == State.SENT
+        )
+        failed_since = select(deliveries.c.key).where(
+            *others,
+            deliveries.c.thread_at >= delivery.thread_at,
+            deliveries.c.kind != Kind.RESOLVED_NOTICE,
+            MAY_HAVE_ARRIVED,
+        )
+        well_since = select(subjects.c.name).where(
+            subjects.c.name == delivery.subject, subjects.c.well_since > delivery.thread_at
         )
         async with self._database.reading() as connection:
-            succeeded_at = await connection.scalar(
-                select(launch_plan_status.c.succeeded_at).where(launch_plan_status.c.name == delivery.launch_plan)
-            )
             since = await connection.scalar(last_resolved)
-            superseded = await _superseded(connection, delivery, succeeded_at)
+            superseded = await connection.scalar((failed_since if resolves else well_since).limit(1)) is not None
             earlier = await _earlier_messages(
-                connection, *before, *([deliveries.c.occurred_at > since] if since is not None else [])
+                connection, *before, *([deliveries.c.thread_at >= since] if since is not None else [])
             )
-        return Thread(key=delivery.thread, earlier=earlier, resolves=delivery.resolves, superseded=superseded)
+        return ClaimedThread(Thread(key=delivery.thread, earlier=earlier, resolves=resolves), superseded=superseded)
+
+    async def store_content(self, delivery: Delivery, content: Content) -> bool:
+        """Store the content of a claimed delivery that has none. Returns False if the lease is lost."""
+        body = to_json(content)
+        content_hash = time_prefixed(hashlib.sha256(body).hexdigest(), delivery.occurred_at)
+        held = update(deliveries).where(*_lease_held(delivery)).values(content=content_hash)
+
+        def write(connection: Connection) -> bool:
+            self._insert(connection, contents, [{"content_hash": content_hash, "body": EncodedJson(body)}])
+            return connection.execute(held).rowcount == 1
+
+        return await self._database.write(write)
 
     async def event(self, key: str) -> Event | None:
         """Return the recorded event with this key; None if the ledger has no such event."""
@@ -494,8 +515,8 @@ class Ledger:
         """Delete up to `limit` events that were recorded before this time and have no waiting delivery.
 
         Also deletes: their deliveries and attempts; contents that no other delivery uses; up to `limit` rejected
-        messages that were received before this time; the status and versions of launch plans that have no deliveries
-        and no later events; outdated states of destinations. Moves `complete_since` forward to the newest event or
+        messages that were received before this time; subjects of threads that have no deliveries and no later success,
+        and their versions; outdated states of destinations. Moves `complete_since` forward to the newest event or
         rejected message before this time. Returns how many events and rejected messages were deleted. A small limit
         keeps the transaction short, so that workers do not wait for it.
         """
@@ -516,15 +537,10 @@ class Ledger:
             await connection.execute(
                 delete(contents).where(contents.c.content_hash.in_(hashes), contents.c.content_hash.not_in(still_used))
             )
-            has_deliveries = (
-                select(deliveries.c.key).where(deliveries.c.launch_plan == launch_plan_status.c.name).exists()
-            )
-            unchanged = (
-                or_(at.is_(None), at < before)
-                for at in (launch_plan_status.c.failed_at, launch_plan_status.c.succeeded_at)
-            )
-            await connection.execute(delete(launch_plan_status).where(*unchanged, ~has_deliveries))
-            orphaned = launch_plan_versions.c.launch_plan.not_in(select(launch_plan_status.c.name))
+            has_deliveries = select(deliveries.c.key).where(deliveries.c.subject == subjects.c.name).exists()
+            unchanged = or_(subjects.c.well_since.is_(None), subjects.c.well_since < before)
+            await connection.execute(delete(subjects).where(unchanged, ~has_deliveries))
+            orphaned = launch_plan_versions.c.launch_plan.not_in(select(subjects.c.name))
             await connection.execute(delete(launch_plan_versions).where(orphaned))
             idle = (
                 destinations.c.theoretical_arrival_at < before,
@@ -629,12 +645,15 @@ class Ledger:
         rows = []
         claimed_deliveries = {}
         for delivery in added:
-            body, trace = to_json(delivery.content), traces.get(delivery.event, "")
-            content_hash = time_prefixed(hashlib.sha256(body).hexdigest(), delivery.occurred_at)
-            bodies[content_hash] = EncodedJson(body)
+            trace, content, content_hash = traces.get(delivery.event, ""), delivery.content, None
+            if content is not None:
+                body = to_json(content)
+                content_hash = time_prefixed(hashlib.sha256(body).hexdigest(), delivery.occurred_at)
+                bodies[content_hash] = EncodedJson(body)
             stored = delivery
             if (changes := claimed.get(delivery.key)) is not None:
-                content = delivery.content if _only_strings(delivery.content) else orjson.loads(body)
+                if content is not None and not _only_strings(content):
+                    content = orjson.loads(body)
                 stored = delivery._replace(content=content, trace=trace, **changes)
                 claimed_deliveries[delivery.key] = stored
             rows.append(delivery_row(stored, content_hash, trace))
@@ -666,46 +685,30 @@ def _in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
         yield keys[begin : begin + 500]
 
 
-async def _superseded(connection: AsyncConnection, delivery: Delivery, succeeded_at: datetime | None) -> bool:
-    """True if the delivery is outdated, as `Thread.superseded` defines it."""
-    later = select(deliveries.c.key).where(
-        deliveries.c.thread == delivery.thread,
-        deliveries.c.occurred_at >= delivery.occurred_at,
-        deliveries.c.key != delivery.key,
-    )
-    if delivery.resolves:
-        failed_since = later.where(
-            deliveries.c.occurred_at > delivery.occurred_at,
-            deliveries.c.resolves.is_(False),
-            deliveries.c.state == State.SENT,
-        )
-        return await connection.scalar(failed_since.limit(1)) is not None
-    if succeeded_at is None or succeeded_at <= delivery.occurred_at:
-        return False
-    resolved_notice_waits = and_(deliveries.c.resolves.is_(True), deliveries.c.state == State.WAITING)
-    failed_again = and_(deliveries.c.occurred_at > succeeded_at, deliveries.c.state != State.DEAD)
-    return await connection.scalar(later.where(or_(resolved_notice_waits, failed_again)).limit(1)) is None
-
-
 async def _earlier_messages(
     connection: AsyncConnection, *conditions: ColumnElement[bool]
 ) -> tuple[EarlierMessage, ...]:
     """Return the first and the last of the matching failure messages that arrived or may have arrived."""
-    arrived = or_(deliveries.c.state == State.SENT, and_(deliveries.c.state == State.DEAD, deliveries.c.in_doubt))
-    query = select(deliveries).where(*conditions, deliveries.c.resolves.is_(False), arrived)
-    first = (await connection.execute(query.order_by(deliveries.c.occurred_at, deliveries.c.key).limit(1))).first()
+    query = select(deliveries).where(
+        *conditions,
+        deliveries.c.kind != Kind.RESOLVED_NOTICE,
+        deliveries.c.content.is_not(None),
+        MAY_HAVE_ARRIVED,
+    )
+    first = (await connection.execute(query.order_by(deliveries.c.thread_at, deliveries.c.key).limit(1))).first()
     if first is None:
         return ()
-    backwards = query.order_by(deliveries.c.occurred_at.desc(), deliveries.c.key.desc())
+    backwards = query.order_by(deliveries.c.thread_at.desc(), deliveries.c.key.desc())
     last = (await connection.execute(backwards.limit(1))).one()
     bodies = await _bodies(connection, {first.content, last.content})
     rows = [first] if first.key == last.key else [first, last]
     return tuple(EarlierMessage(reference=row.reference or {}, content=bodies[row.content]) for row in rows)
 
 
-async def _bodies(connection: AsyncConnection, hashes: Iterable[str]) -> dict[str, Any]:
-    rows = await connection.execute(select(contents).where(contents.c.content_hash.in_(set(hashes))))
-    return {row.content_hash: row.body for row in rows}
+async def _bodies(connection: AsyncConnection, hashes: Iterable[str | None]) -> dict[str | None, Any]:
+    """Return the contents by hash; None, the hash of content that is not rendered yet, has the content None."""
+    rows = await connection.execute(select(contents).where(contents.c.content_hash.in_(set(hashes) - {None})))
+    return {None: None, **{row.content_hash: row.body for row in rows}}
 
 
 def _lease_held(delivery: Delivery) -> tuple[Any, ...]:
@@ -745,6 +748,14 @@ _SET_DEAD = _SETTLE.values(
     in_doubt=bindparam("doubt"),
     settled_at=bindparam("at"),
 )
+_SET_DROPPED = _SETTLE.values(
+    state=State.DROPPED,
+    drop_reason=bindparam("code"),
+    lease=None,
+    reason=bindparam("why"),
+    settled_at=bindparam("at"),
+    attempt=deliveries.c.attempt - 1,
+)
 
 
 def _outcome_updates(settlements: Sequence[Settlement]) -> dict[Update, list[dict[str, Any]]]:
@@ -762,5 +773,8 @@ def _outcome_updates(settlements: Sequence[Settlement]) -> dict[Update, list[dic
             case Dead(reason=reason, in_doubt=in_doubt):
                 statement = _SET_DEAD
                 row |= {"at": entry.ended_at, "why": reason, "doubt": in_doubt}
+            case Dropped(why=code, reason=reason):
+                statement = _SET_DROPPED
+                row |= {"at": entry.ended_at, "why": reason, "code": code}
         updates.setdefault(statement, []).append(row)
     return updates

@@ -25,7 +25,7 @@ from dispatcher.ledger.search import (
     of_execution,
     of_launch_plan,
 )
-from dispatcher.model.delivery import State
+from dispatcher.model.delivery import DropReason, Kind, State
 
 if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which takes 8 MiB
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -60,7 +60,9 @@ class DeliverySummary:
     recipients: tuple[str, ...]
     addresses: tuple[str, ...]
     rule: str
+    kind: Kind
     state: State
+    drop_reason: DropReason | None
     reason: str
     attempt: int
     in_doubt: bool
@@ -381,7 +383,12 @@ def _bucket_lags(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
 def _delivery_summary(row: Row[Any]) -> DeliverySummary:
     names = ("key", "event", "channel", "recipients", "addresses", "rule", "reason", "attempt", "in_doubt")
     times = ("created_at", "due_at", "settled_at")
-    return DeliverySummary(state=State(row.state), **{name: getattr(row, name) for name in (*names, *times)})
+    return DeliverySummary(
+        kind=Kind(row.kind),
+        state=State(row.state),
+        drop_reason=DropReason(row.drop_reason) if row.drop_reason else None,
+        **{name: getattr(row, name) for name in (*names, *times)},
+    )
 
 
 def _event_summary(row: Row[Any], by_state: Mapping[State, int]) -> EventSummary:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.model.delivery import Delivery, NewVersion, Outcome, Resolution, State
+from channels.contract import Thread
+from dispatcher.model.delivery import Delivery, NewVersion, Outcome, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import AdmissionControl, Feedback
 from dispatcher.tracing import NO_SPAN, Span
@@ -29,11 +30,11 @@ class RecordedEvent:
     considered: Sequence[Mapping[str, Any]]
     """The evaluated rules, each with the keys defined_at, phases, channel, recipients, matched and reason."""
     deliveries: Sequence[Delivery]
-    resolution: Resolution | None = None
-    """Ends the open threads of the launch plan, if this event is a success; None for other events."""
+    success: Success | None = None
+    """Ends open threads, if this event is a success; None for other events."""
     version: NewVersion | None = None
-    """Plans the change events that report the launch plan's version, if the version is new. None if no rule asks for
-    change events."""
+    """The launch plan's version, and the change events that report it if it is new. None if no rule asks for change
+    events."""
     kind: str = ""
     """The message's type (`decode.type_label`), a label of the metrics. The ledger does not store it."""
     span: Span = NO_SPAN
@@ -122,6 +123,16 @@ class Settlement:
     channel, or to fallback recipients."""
     feedback: Feedback | None = None
     """The attempt's effect on the destination's state; None if it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedThread:
+    """The thread of a claimed delivery."""
+
+    thread: Thread
+    superseded: bool
+    """True if the message is outdated: the subject has been well since the failure, or a failure of the thread that
+    ended after the resolved notice's success started was sent or may have arrived."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from dispatcher.ledger.records import (
     StoredEvent,
 )
 from dispatcher.ledger.schema import EncodedJson
-from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
+from dispatcher.model.delivery import Dead, Delivery, Dropped, DropReason, Kind, Retry, Sent, State
 from dispatcher.model.event import Event, shortened
 
 LEASE_LOST = "the lease had run out, so this outcome was ignored"
@@ -84,8 +84,11 @@ def read_rejected(row: Row[Any]) -> Rejected:
     )
 
 
-def delivery_row(delivery: Delivery, content_hash: str, trace: str) -> dict[str, Any]:
-    """Return the row of a new delivery. `content_hash`: the key of its content. `trace`: the trace of its event."""
+def delivery_row(delivery: Delivery, content_hash: str | None, trace: str) -> dict[str, Any]:
+    """Return the row of a new delivery. `trace`: the trace of its event.
+
+    `content_hash`: the key of its content; None if the content is not rendered yet.
+    """
     return {
         "key": delivery.key,
         "event": delivery.event,
@@ -105,8 +108,10 @@ def delivery_row(delivery: Delivery, content_hash: str, trace: str) -> dict[str,
         "settled_at": None if delivery.state is State.WAITING else delivery.due_at,
         "reference": None,
         "thread": delivery.thread or None,
-        "launch_plan": delivery.launch_plan or None,
-        "resolves": delivery.resolves,
+        "thread_at": delivery.thread_at,
+        "subject": delivery.subject or None,
+        "kind": delivery.kind,
+        "drop_reason": delivery.drop_reason,
         "fallback_for": delivery.fallback_for or None,
         "slot_reserved": delivery.slot_reserved,
         "occurred_at": delivery.occurred_at,
@@ -133,8 +138,10 @@ def delivery_fields(row: Any, content: Any) -> dict[str, Any]:
         "due_at": row.due_at,
         "retry_window_start": row.retry_window_start,
         "thread": row.thread or "",
-        "launch_plan": row.launch_plan or "",
-        "resolves": row.resolves,
+        "thread_at": row.thread_at,
+        "subject": row.subject or "",
+        "kind": Kind(row.kind),
+        "drop_reason": DropReason(row.drop_reason) if row.drop_reason else None,
         "fallback_for": row.fallback_for or "",
         "slot_reserved": row.slot_reserved,
         "occurred_at": row.occurred_at,
@@ -142,12 +149,12 @@ def delivery_fields(row: Any, content: Any) -> dict[str, Any]:
     }
 
 
-def read_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> Delivery:
+def read_delivery(row: Row[Any], bodies: Mapping[str | None, Any]) -> Delivery:
     """Return the delivery in a row. `bodies`: mapping from a content hash to the content."""
     return Delivery(**delivery_fields(row, bodies[row.content]))
 
 
-def read_stored_delivery(row: Row[Any], bodies: Mapping[str, Any]) -> StoredDelivery:
+def read_stored_delivery(row: Row[Any], bodies: Mapping[str | None, Any]) -> StoredDelivery:
     return StoredDelivery(delivery=read_delivery(row, bodies), settled_at=row.settled_at, reference=row.reference or {})
 
 
@@ -160,6 +167,8 @@ def attempt_row(entry: Settlement, *, lease_held: bool) -> dict[str, Any]:
             outcome, answer, reason = "in_doubt" if in_doubt else "retry", given, why
         case Dead(answer=given, reason=why):
             outcome, answer, reason = "dead", given, why
+        case Dropped():
+            raise AssertionError("no attempt was made")
     return {
         "delivery": entry.delivery.key,
         "number": entry.delivery.attempt,

@@ -185,7 +185,7 @@ deliveries = Table(
     Column("channel", String(32), nullable=False),
     Column("recipients", StringList, nullable=False),
     Column("addresses", StringList, nullable=False),
-    Column("content", String(64), ForeignKey("contents.content_hash"), nullable=False),
+    Column("content", String(64), ForeignKey("contents.content_hash")),
     Column("rule", ForeignText, nullable=False),
     Column("state", String(8), nullable=False),
     Column("reason", ForeignText, nullable=False),
@@ -197,9 +197,11 @@ deliveries = Table(
     Column("retry_window_start", UtcTime, nullable=False),
     Column("settled_at", UtcTime),
     Column("reference", CompressedJson),
+    Column("kind", String(16), nullable=False),
+    Column("drop_reason", String(32)),
     Column("thread", String(255)),
-    Column("launch_plan", String(1024)),
-    Column("resolves", Boolean, nullable=False),
+    Column("thread_at", UtcTime),
+    Column("subject", String(1024)),
     Column("fallback_for", String(64)),
     Column("slot_reserved", Boolean, nullable=False),
     Column("occurred_at", UtcTime, nullable=False),
@@ -210,21 +212,21 @@ deliveries = Table(
     Index(
         "ix_deliveries_thread",
         "thread",
-        "occurred_at",
+        "thread_at",
         sqlite_where=text("thread IS NOT NULL"),
     ),
     Index(
         "ix_deliveries_thread_waiting",
         "thread",
         "state",  # without this column in the index, SQLite would read all earlier messages
-        "occurred_at",
+        "thread_at",
         sqlite_where=text("state = 'waiting' AND thread IS NOT NULL"),
     ),
     Index(
-        "ix_deliveries_launch_plan",
-        "launch_plan",
-        "occurred_at",
-        sqlite_where=text("launch_plan IS NOT NULL"),
+        "ix_deliveries_subject",
+        "subject",
+        "thread_at",
+        sqlite_where=text("subject IS NOT NULL"),
     ),
     Index(
         "ix_deliveries_due",
@@ -261,15 +263,18 @@ delivery_recipients = Table(
 keep this table up to date. On SQLite, a trigger only deletes rows, and the ledger inserts them
 (`search.INSERT_RECIPIENTS`)."""
 
-launch_plan_status = Table(
-    "launch_plan_status",
+subjects = Table(
+    "subjects",
     metadata,
     Column("name", String(1024), primary_key=True),
-    Column("failed_at", UtcTime),
-    Column("succeeded_at", UtcTime),
+    Column("well_since", UtcTime),
+    Column("open_since", UtcTime),
 )
-"""When each launch plan last failed and last succeeded, by the times of the events. Only failures that have deliveries
-count (`ledger/launch_plan_status.py`)."""
+"""The subjects of threads: launch plans, and executions that others recover or relaunch (`ledger/subjects.py`).
+
+`well_since`: the latest start among the subject's recorded successes. A failure that ended before it is outdated.
+`open_since`: no thread about the subject that still needs a resolved notice has a failure before this time; NULL if
+there is no such thread."""
 
 launch_plan_versions = Table(
     "launch_plan_versions",

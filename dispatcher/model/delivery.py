@@ -1,13 +1,13 @@
 """Defines a delivery and its states. All functions are pure; the ledger stores their results.
 
-waiting --claim--> waiting, leased --settle--> sent | dead | waiting (due later)
+waiting --claim--> waiting, leased --settle--> sent | dead | dropped | waiting (due later)
 dead --redrive--> waiting
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -15,6 +15,7 @@ from random import Random
 from typing import NamedTuple
 
 from channels.contract import Answer, ChannelError, Content, InDoubt, Later, Never, Receipt, UnknownRecipient
+from dispatcher.model.event import ExecutionId
 from dispatcher.model.retry import RetryPolicy
 
 
@@ -27,6 +28,29 @@ class State(StrEnum):
     """The provider accepted the message."""
     DEAD = "dead"
     """The dispatcher gave up; `reason` says why."""
+    DROPPED = "dropped"
+    """Not sent on purpose, because nobody needs it any more; `drop_reason` says why. Nothing has failed."""
+
+
+class DropReason(StrEnum):
+    """Why a delivery was dropped."""
+
+    SUPERSEDED = "superseded"
+    """The message is outdated: the thread's subject has been well since the failure, or has failed since the
+    success."""
+
+
+class Kind(StrEnum):
+    """What a delivery's message reports."""
+
+    NOTIFICATION = "notification"
+    """The event, because a rule matches it."""
+    RESOLVED_NOTICE = "resolved_notice"
+    """A success that ends the delivery's thread."""
+    FALLBACK_NOTICE = "fallback_notice"
+    """A dead delivery, to the fallback recipients of its channel."""
+    CHANGE_EVENT = "change_event"
+    """The first run of a launch plan in a new version."""
 
 
 class Delivery(NamedTuple):
@@ -47,7 +71,9 @@ class Delivery(NamedTuple):
     addresses: tuple[str, ...]
     """The addresses that the channel uses for `recipients`. Mail has one address for each recipient, in the same order.
     Other channels have exactly one address."""
-    content: Content
+    content: Content | None
+    """The message's content. None if it is not rendered yet: the worker renders it at the first claim, and the ledger
+    stores it, so that every attempt sends the same message."""
     rule: str
     """Where the matched rule is defined, for example `options[0]` or `launch_plans/train.yaml:12`."""
     created_at: datetime
@@ -69,15 +95,23 @@ class Delivery(NamedTuple):
     claimed."""
     reason: str = ""
     """Why the delivery is dead, or why the last attempt failed."""
+    kind: Kind = Kind.NOTIFICATION
+    drop_reason: DropReason | None = None
+    """Why the delivery was dropped; None in every other state."""
     thread: str = ""
-    """The key of the delivery's thread (`thread_key`). The messages of a thread are sent in the order of `occurred_at`.
+    """The key of the delivery's thread (`thread_key`). The messages of a thread are sent in the order of `thread_at`.
     Empty if the delivery has no thread."""
-    launch_plan: str = ""
-    """The launch plan whose next success ends the thread; empty if the delivery has no thread."""
-    resolves: bool = False
-    """True for a resolved notice, which reports the success that ends the thread."""
+    thread_at: datetime | None = None
+    """The delivery's place in its thread: for a failure, the time of its end; for a resolved notice, the time at which
+    the successful execution started. None if the delivery has no thread."""
+    subject: str = ""
+    """What the thread is about: a launch plan or an execution (`EntityId.key`, `execution_subject`). Empty if
+    the delivery has no thread."""
     fallback_for: str = ""
     """The key of the dead delivery that this message reports, if it is a notice to fallback recipients; else empty."""
+    template: str | None = None
+    """The mail template that the rule names. The ledger does not store this field, because such a message is rendered
+    before it is recorded."""
     slot_reserved: bool = False
     """True if `due_at` is a slot of the destination's rate limit that is reserved for this delivery."""
     destination_failing: bool = False
@@ -86,8 +120,8 @@ class Delivery(NamedTuple):
     trace: str = ""
     """The trace of the event (`tracing.Span.trace`). The ledger sets it on all deliveries of the event."""
     opens_thread: bool = False
-    """True if, when a worker claimed the delivery, its thread had no other delivery and the launch plan had no later
-    success. The ledger does not store this field."""
+    """True if, when a worker claimed the delivery, its thread had no other delivery and its subject had not been well
+    since. The ledger does not store this field."""
     blocks_thread: bool = False
     """True if, when a worker claimed the delivery, another delivery of its thread waited for it. The ledger does not
     store this field."""
@@ -108,6 +142,11 @@ def time_prefixed(digest: str, at: datetime) -> str:
     return f"{int(at.timestamp()) // 16 % 16**5:05x}{digest}"[: len(digest)]
 
 
+def execution_subject(execution: ExecutionId) -> str:
+    """Return the subject of threads about an execution. It begins with `/`, as no launch plan's subject does."""
+    return f"/execution/{execution}"
+
+
 def thread_key(channel: str, addresses: Sequence[str], subject: str) -> str:
     """Return the stable key of the thread about `subject` to `addresses` on `channel`."""
     return delivery_key(subject, f"thread {channel}", addresses)
@@ -115,7 +154,7 @@ def thread_key(channel: str, addresses: Sequence[str], subject: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenThread:
-    """A thread that has failure messages, sent or waiting, and no resolved notice yet."""
+    """A thread that has failure messages which were sent, are in doubt or wait, and no resolved notice since."""
 
     channel: str
     recipients: tuple[str, ...]
@@ -126,14 +165,41 @@ class OpenThread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resolution:
-    """A success of a launch plan. It ends the launch plan's open threads, which only the ledger knows."""
+class Success:
+    """A success of an execution. It ends threads about its subjects; which ones, only the ledger knows."""
 
-    launch_plan: str
+    event: str
+    """The key of the event that reports the success."""
     occurred_at: datetime
-    """When the launch plan's execution succeeded."""
-    plan_resolved_notice: Callable[[OpenThread], Delivery | None]
-    """Returns the resolved notice for an open thread; None if the thread's channel no longer has threads."""
+    """When the execution succeeded."""
+    started_at: datetime
+    """When the execution started; the time of its end if the start is not known."""
+    subjects: tuple[str, ...]
+    """The launch plan, and the origin of a recovered or relaunched execution."""
+    channels: frozenset[str]
+    """The configured channels that have threads. Threads of other channels get no resolved notice."""
+    recorded_at: datetime
+
+    def resolved_notice(self, opened: OpenThread, subject: str) -> Delivery:
+        """Return the resolved notice for an open thread about `subject`, even if no rule asks for successes."""
+        key = delivery_key(self.event, f"resolved {opened.thread}", opened.addresses)
+        return Delivery(
+            key=time_prefixed(key, self.occurred_at),
+            event=self.event,
+            channel=opened.channel,
+            recipients=opened.recipients,
+            addresses=opened.addresses,
+            content=None,
+            rule=f"resolved notice after {opened.event}",
+            created_at=self.recorded_at,
+            due_at=self.recorded_at,
+            retry_window_start=self.recorded_at,
+            occurred_at=self.occurred_at,
+            kind=Kind.RESOLVED_NOTICE,
+            thread=opened.thread,
+            thread_at=self.started_at,
+            subject=subject,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +208,8 @@ class NewVersion:
 
     launch_plan: str
     version: str
-    plan_deliveries: Callable[[], Sequence[Delivery]]
-    """Returns the deliveries that report the version. It is called only if the version is new."""
+    change_events: Sequence[Delivery]
+    """The deliveries that report the version. The ledger adds them only if the version is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +241,16 @@ class Dead:
     """True if the message may have arrived."""
 
 
-Outcome = Sent | Retry | Dead
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Nobody needs the message any more. Nothing was sent, so the attempt is not counted."""
+
+    why: DropReason
+    reason: str
+    """The same as a sentence for people."""
+
+
+Outcome = Sent | Retry | Dead | Dropped
 Result = Receipt | Exception
 
 
@@ -231,6 +306,6 @@ def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryP
                 parts.append(part._replace(due_at=at, reason=reason, in_doubt=in_doubt))
             case Dead(reason=reason, in_doubt=in_doubt):
                 parts.append(part._replace(state=State.DEAD, reason=reason, in_doubt=in_doubt))
-            case Sent():
+            case Sent() | Dropped():
                 raise AssertionError("a failure is no receipt")
     return parts

@@ -198,6 +198,11 @@ class Event(_Incoming):
     started_at: Time | None = None
     error: ExecutionError | None = None
     options: Options | None = None
+    reference_execution: ExecutionId | None = None
+    """The execution that this execution recovers or relaunches (flyteidl `ExecutionMetadata.reference_execution`)."""
+    origin: ExecutionId | None = None
+    """The execution at the beginning of a chain of recoveries and relaunches. Intake sets it
+    (`intake/origin.py`). None if the execution recovers and relaunches nothing."""
 
     @property
     def key(self) -> str:

@@ -21,7 +21,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from dispatcher.flyte.decode import type_label
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.ledger import Backlog, Rejected, Settlement
-from dispatcher.model.delivery import Dead, Delivery, Retry, Sent, State
+from dispatcher.model.delivery import Dead, Delivery, Dropped, Retry, Sent, State
 from dispatcher.version import __version__
 
 SOURCES = ("kafka", "http", "reconcile", "canary")
@@ -182,7 +182,7 @@ class Metrics:
         self._channels.add(name)
         for outcome in ("sent", "retry", "in_doubt", "dead"):
             self._attempts.labels(name, outcome)
-        for outcome in ("sent", "dead"):
+        for outcome in ("sent", "dead", "dropped"):
             self._deliveries.labels(name, outcome)
         for metric in (
             self._attempt_duration,
@@ -205,6 +205,10 @@ class Metrics:
                 outcome = "in_doubt" if in_doubt else "retry"
             case Dead():
                 outcome = "dead"
+            case Dropped():  # nothing was attempted
+                if lease_held:
+                    self._series_of(self._deliveries, channel, "dropped").inc()
+                return
         self._series_of(self._attempts, channel, outcome).inc()
         duration = _seconds(settlement.ended_at - settlement.started_at)
         self._series_of(self._attempt_duration, channel).observe(duration)

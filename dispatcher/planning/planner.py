@@ -1,4 +1,4 @@
-"""Turns the matched rules of an event into deliveries with a key and rendered content.
+"""Turns the matched rules of an event into deliveries. Their content is rendered later (`planning/contents.py`).
 
 A mail goes to a rule's whole recipient list, as in Flyte. If the recipients have different template sets, each template
 set gets its own mail. On every other channel, each delivery has exactly one address. An address is notified of an event
@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from channels.contract import Content, ThreadBy, UnknownRecipient
+from channels.contract import ThreadBy, UnknownRecipient
 from dispatcher.model.delivery import (
     Delivery,
+    Kind,
     NewVersion,
-    OpenThread,
-    Resolution,
     State,
+    Success,
     delivery_key,
+    execution_subject,
     thread_key,
     time_prefixed,
 )
@@ -34,33 +35,13 @@ Address = Callable[[str], str]
 """The method `Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
 
 
-class Render(Protocol):
-    """Renders a channel's message for an event."""
-
-    def __call__(
-        self,
-        channel: str,
-        event: Event,
-        *,
-        recipient: str = "",
-        template: str | None = None,
-        undelivered: str = "",
-    ) -> Content:
-        """Return the content of the message.
-
-        `recipient`: one of the message's recipients, because all of them share a template set.
-        `template`: the template that the rule names; None if the rule names no template.
-        `undelivered`: who could not be notified, and why. Used only in notices to fallback recipients.
-        """
-
-
 class TemplateSetOf(Protocol):
     """Returns the template set of a recipient. Recipients with equal template sets can share a message."""
 
     def __call__(self, event: Event, recipient: str) -> Hashable: ...
 
 
-def _same_templates(event: Event, recipient: str) -> Hashable:
+def same_templates(event: Event, recipient: str) -> Hashable:
     del event, recipient
     return ()
 
@@ -80,17 +61,15 @@ class Planner:
     fallbacks: Mapping[str, str]
     """Mapping from a channel to its fallback channel, which is used for recipients that the channel does not know. For
     example, `slack` -> `email`."""
-    render: Render
     fallback_recipients: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     """Mapping from a channel to its fallback recipients, by their channel. They are notified if one of the channel's
     deliveries is dead."""
-    template_set: TemplateSetOf = _same_templates
+    template_set: TemplateSetOf = same_templates
     thread_by: Mapping[str, Callable[[str], ThreadBy | None]] = field(default_factory=dict)
     """Mapping from a channel to its method `Channel.thread_by`, which returns whether messages to an address form one
     thread per launch plan or one per execution."""
-    change_events: Mapping[str, Callable[[Event], Content]] = field(default_factory=dict)
-    """Mapping from each channel that sends change events to a function that renders them. A change event reports that a
-    launch plan has run in a new version."""
+    change_events: frozenset[str] = frozenset()
+    """The channels that send change events. A change event reports that a launch plan has run in a new version."""
     aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Mapping from a recipient in a rule to the channel and recipient that are used instead (`rules.recipients`)."""
 
@@ -104,7 +83,7 @@ class Planner:
         for rule in rules:
             event_plan.add_rule(rule)
         for undeliverable in [delivery for delivery in event_plan.deliveries if delivery.state is State.DEAD]:
-            event_plan.notify_fallback(undeliverable, undeliverable.reason)
+            event_plan.notify_fallback(undeliverable)
         return tuple(event_plan.deliveries)
 
     def new_version(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> NewVersion | None:
@@ -121,29 +100,40 @@ class Planner:
         return NewVersion(
             launch_plan=plan.key,
             version=shortened(plan.version),
-            plan_deliveries=lambda: event_plan.change_events(with_change_events),
+            change_events=event_plan.change_events(with_change_events),
         )
 
-    def resolution(self, event: Event, *, now: datetime) -> Resolution | None:
-        """Return a `Resolution`, with which the ledger plans the resolved notices after a launch plan's success.
+    def success(self, event: Event, *, now: datetime) -> Success | None:
+        """Return what the ledger needs to end threads after a success.
 
-        None if the event is not a success, or if no channel has threads.
+        A success ends threads about its launch plan. A recovery or relaunch also ends threads about the execution that
+        it goes back to. None if the event is not a success, has no such subject, or if no channel has threads.
         """
-        if event.phase is not Phase.SUCCEEDED or event.launch_plan is None or not self.thread_by:
+        if event.phase is not Phase.SUCCEEDED or not self.thread_by:
             return None
-        return Resolution(
-            launch_plan=event.launch_plan.key,
+        subjects = []
+        if event.launch_plan is not None:
+            subjects.append(event.launch_plan.key)
+        if event.origin is not None:
+            subjects.append(execution_subject(event.origin))
+        if not subjects:
+            return None
+        return Success(
+            event=event.key,
             occurred_at=event.occurred_at,
-            plan_resolved_notice=_EventPlan(self, event, now).plan_resolved_notice,
+            started_at=min(event.started_at or event.occurred_at, event.occurred_at),
+            subjects=tuple(subjects),
+            channels=frozenset(self.thread_by),
+            recorded_at=now,
         )
 
-    def notify_fallback(self, event: Event, delivery: Delivery, reason: str, *, now: datetime) -> tuple[Delivery, ...]:
+    def notify_fallback(self, event: Event, delivery: Delivery, *, now: datetime) -> tuple[Delivery, ...]:
         """Return the notices that report a dead delivery to the fallback recipients of its channel.
 
         Notices of one event to the same recipient have the same key, so the ledger stores only one of them.
         """
         event_plan = _EventPlan(self, event, now)
-        event_plan.notify_fallback(delivery, reason)
+        event_plan.notify_fallback(delivery)
         return tuple(event_plan.deliveries)
 
     def reroute(
@@ -201,16 +191,6 @@ class Planner:
         return self.addresses[channel](recipient)
 
 
-class _ThreadPosition(NamedTuple):
-    """The thread of a delivery, and the launch plan whose next success ends the thread."""
-
-    thread: str
-    launch_plan: str
-
-
-_NO_THREAD = _ThreadPosition("", "")
-
-
 @dataclass(slots=True)
 class _EventPlan:
     """Collects the deliveries of one event."""
@@ -223,8 +203,6 @@ class _EventPlan:
     """The event's key."""
     _registered: set[tuple[str, str]] = field(default_factory=set)
     """The pairs of channel and address that already have a delivery of this event."""
-    _contents: dict[tuple[str, str | None, Hashable], Content] = field(default_factory=dict)
-    """Mapping from (channel, template that the rule names, template set) to the rendered content."""
 
     def __post_init__(self) -> None:
         self._event = self.event.key
@@ -258,11 +236,10 @@ class _EventPlan:
         for group in self._by_template_set(targets):
             self._add_delivery(fallback, group, delivery.rule, None)
 
-    def notify_fallback(self, dead: Delivery, reason: str) -> None:
+    def notify_fallback(self, dead: Delivery) -> None:
         """Plan a notice about the dead delivery for each fallback recipient of its channel."""
         if dead.fallback_for:  # a dead notice causes no further notice, because that could go on forever
             return
-        undelivered = f"{', '.join(dead.recipients)} could not be notified through {dead.channel}: {reason}"
         for channel, recipients in self.planner.fallback_recipients.get(dead.channel, {}).items():
             for recipient in recipients:
                 try:
@@ -276,12 +253,9 @@ class _EventPlan:
                     (target.recipient,),
                     (target.address,),
                     f"channels.{dead.channel}.fallback_recipients",
-                    self.planner.render(
-                        target.channel, self.event, recipient=target.recipient, undelivered=undelivered
-                    ),
                 )
                 key = self._key(f"fallback {target.channel}", notice.addresses)
-                self.deliveries.append(notice._replace(key=key, fallback_for=dead.key))
+                self.deliveries.append(notice._replace(key=key, kind=Kind.FALLBACK_NOTICE, fallback_for=dead.key))
 
     def change_events(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
         """Return a change event for each recipient of the rules, such as a PagerDuty service.
@@ -295,29 +269,13 @@ class _EventPlan:
                     target = self.planner.target(rule.notification.channel, recipient)
                 except UnknownRecipient:
                     continue
-                render = self.planner.change_events.get(target.channel)
-                if render is None or not self.register(target.channel, target.address):
+                if target.channel not in self.planner.change_events:
                     continue
-                delivery = self._delivery(
-                    target.channel, (recipient,), (target.address,), rule.defined_at, render(self.event)
-                )
-                key = self._key(f"version {target.channel}", delivery.addresses)
-                deliveries.append(delivery._replace(key=key))
+                if self.register(target.channel, target.address):
+                    delivery = self._delivery(target.channel, (recipient,), (target.address,), rule.defined_at)
+                    key = self._key(f"version {target.channel}", delivery.addresses)
+                    deliveries.append(delivery._replace(key=key, kind=Kind.CHANGE_EVENT))
         return deliveries
-
-    def plan_resolved_notice(self, opened: OpenThread) -> Delivery | None:
-        """Return the resolved notice for an open thread, even if no rule asks for successes.
-
-        None if the channel is not configured any more, or does not use threads for this address any more.
-        """
-        thread_by = self.planner.thread_by.get(opened.channel)
-        if thread_by is None or thread_by(opened.addresses[0]) is None or self.event.launch_plan is None:
-            return None
-        content = self._content(opened.channel, opened.recipients[0], None)
-        rule = f"resolved notice after {opened.event}"
-        position = _ThreadPosition(opened.thread, self.event.launch_plan.key)
-        notice = self._delivery(opened.channel, opened.recipients, opened.addresses, rule, content, position=position)
-        return notice._replace(key=self._key(f"resolved {opened.thread}", opened.addresses), resolves=True)
 
     def register(self, channel: str, address: str) -> bool:
         """Note that an address has a delivery on a channel. Returns False if the address already had one."""
@@ -330,22 +288,24 @@ class _EventPlan:
     def _add_delivery(self, channel: str, targets: Sequence[Target], rule: str, template: str | None) -> None:
         addresses = tuple([target.address for target in targets])
         recipients = tuple([target.recipient for target in targets])
-        content = self._content(channel, recipients[0], template)
-        position = self._thread_position(channel, addresses)
-        self.deliveries.append(self._delivery(channel, recipients, addresses, rule, content, position=position))
+        delivery = self._delivery(channel, recipients, addresses, rule)._replace(template=template)
+        if subject := self._thread_subject(channel, addresses):
+            key = thread_key(channel, addresses, subject)
+            delivery = delivery._replace(thread=key, thread_at=self.event.occurred_at, subject=subject)
+        self.deliveries.append(delivery)
 
-    def _thread_position(self, channel: str, addresses: Sequence[str]) -> _ThreadPosition:
-        """Return the thread of a failure's delivery. Other deliveries have no thread.
+    def _thread_subject(self, channel: str, addresses: Sequence[str]) -> str:
+        """Return what the thread of a failure's delivery is about; empty if the delivery has no thread.
 
-        A success needs none, because `plan_resolved_notice` plans its notices in the threads of earlier failures.
+        A success has none of its own: its resolved notices stand in the threads of earlier failures.
         """
         thread_by = self.planner.thread_by.get(channel)
         unit = thread_by(addresses[0]) if thread_by is not None else None
-        if unit is None or self.event.phase is Phase.SUCCEEDED or self.event.launch_plan is None:
-            return _NO_THREAD
-        launch_plan = self.event.launch_plan.key
-        subject = launch_plan if unit == "launch_plan" else f"execution {self.event.execution}"
-        return _ThreadPosition(thread_key(channel, addresses, subject), launch_plan)
+        if unit is None or self.event.phase is Phase.SUCCEEDED:
+            return ""
+        if unit == "execution":
+            return execution_subject(self.event.origin or self.event.execution)
+        return self.event.launch_plan.key if self.event.launch_plan is not None else ""
 
     def _by_template_set(self, targets: Sequence[Target]) -> list[list[Target]]:
         groups: dict[Hashable, list[Target]] = {}
@@ -356,8 +316,7 @@ class _EventPlan:
     def _add_undeliverable(self, rule: Rule, recipient: str, reason: str) -> None:
         channel = rule.notification.channel
         if self.register(channel, recipient):
-            content = self._content(channel, recipient, None)
-            self.deliveries.append(self._delivery(channel, (recipient,), (), rule.defined_at, content, dead=reason))
+            self.deliveries.append(self._delivery(channel, (recipient,), (), rule.defined_at, dead=reason))
 
     def _key(self, kind: str, addresses: Sequence[str]) -> str:
         """Return the delivery key.
@@ -372,9 +331,7 @@ class _EventPlan:
         recipients: tuple[str, ...],
         addresses: tuple[str, ...],
         rule: str,
-        content: Content,
         *,
-        position: _ThreadPosition = _NO_THREAD,
         dead: str = "",
     ) -> Delivery:
         return Delivery(
@@ -383,7 +340,7 @@ class _EventPlan:
             channel=channel,
             recipients=recipients,
             addresses=addresses,
-            content=content,
+            content=None,
             rule=rule,
             created_at=self.now,
             due_at=self.now,
@@ -391,13 +348,4 @@ class _EventPlan:
             occurred_at=self.event.occurred_at,
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
-            thread=position.thread,
-            launch_plan=position.launch_plan,
         )
-
-    def _content(self, channel: str, recipient: str, template: str | None) -> Content:
-        """Return the message for this recipient. Recipients with the same template set share one rendered message."""
-        key = (channel, template, self.planner.template_set(self.event, recipient))
-        if key not in self._contents:
-            self._contents[key] = self.planner.render(channel, self.event, recipient=recipient, template=template)
-        return self._contents[key]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dispatcher.model.event import EntityId, Event, ExecutionError
+from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.rules.rulebook import Rule
 
 
@@ -33,6 +33,8 @@ class AdminExecution:
     empty."""
     own: bool = False
     """True if `rules` is the execution's own list. False if `rules` is the launch plan's list."""
+    reference_execution: ExecutionId | None = None
+    """The execution that this one recovers or relaunches."""
     disabled: bool = False
     """True if the execution was started with `spec.disable_all`."""
     replaced: tuple[Rule, ...] = ()
@@ -41,7 +43,7 @@ class AdminExecution:
     def complete(self, event: Event) -> Event:
         """Return the event, with its empty fields filled in from FlyteAdmin's data. Fields with a value are kept."""
         added: dict[str, Any] = {}
-        for name in ("launch_plan", "workflow", "principal", "labels", "error"):
+        for name in ("launch_plan", "workflow", "principal", "labels", "error", "reference_execution"):
             if not getattr(event, name) and getattr(self, name):
                 added[name] = getattr(self, name)
         if event.started_at is None and (started := self._start_time(event.occurred_at)) is not None:

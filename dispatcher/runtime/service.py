@@ -34,6 +34,7 @@ from dispatcher.model.event import Event
 from dispatcher.observability.canary import Canary, through_intake, through_kafka
 from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import ProgressMonitor, Watchdog
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import GROUPED, Planner
 from dispatcher.rendering import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
@@ -128,15 +129,19 @@ class Service:
             await asyncio.to_thread(rules.load)
             rules.log_problems()
             admin = await stack.enter_async_context(configured_flyte_admin(self.settings, self.clock))
-            planner = make_planner(self.settings, channels, self.metrics.template_failed)
+            planner = make_planner(self.settings, channels)
+            contents = make_contents(self.settings, self.metrics.template_failed)
             for name in channels:
                 self.metrics.add_channel(name)
-            self._workers = [self._worker(name, channel, ledger, planner) for name, channel in channels.items()]
+            self._workers = [
+                self._worker(name, channel, ledger, planner, contents) for name, channel in channels.items()
+            ]
             look_up = admin.look_up if admin is not None else None
             intake = Intake(
                 ledger=ledger,
                 rules=lambda: rules.book,
                 planner=planner,
+                contents=contents,
                 clock=self.clock,
                 direct_dispatch=self._direct_dispatches,
                 on_pending=self._wake_workers,
@@ -307,19 +312,23 @@ class Service:
             self._progress_monitor.last_batch_at = now
         self.on_batch(batch)
 
-    def _worker(self, name: str, channel: Channel, ledger: Ledger, planner: Planner) -> DeliveryWorker:
+    def _worker(
+        self, name: str, channel: Channel, ledger: Ledger, planner: Planner, contents: Contents
+    ) -> DeliveryWorker:
         section = self.settings.channel_sections[name]
         return DeliveryWorker(
             name=name,
             channel=channel,
             ledger=ledger,
             planner=planner,
+            contents=contents,
             policy=section.retry.policy(),
             clock=self.clock,
             rng=self.rng,
             worker_id=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],
             concurrency=section.concurrency,
             rate_limit=section.rate_limit(),
+            pages=CHANNEL_TYPES[name].pages,
             lease=self.settings.ledger.lease,
             on_settled=self.metrics.settled,
             on_deferred=partial(self.metrics.deferred, name),
@@ -465,16 +474,23 @@ def _severity(settings: Settings) -> Callable[[Event], str | None]:
     return severity
 
 
-def make_planner(
-    settings: Settings, channels: Mapping[str, Channel], template_failed: Callable[[str], None] = lambda _: None
-) -> Planner:
-    """Return a planner for the configured channels and templates.
+def make_contents(settings: Settings, template_failed: Callable[[str], None] = lambda _: None) -> Contents:
+    """Return the renderer of deliveries' content, for the configured templates.
 
     `template_failed` is called with the channel if a custom template fails, so that the built-in template is used.
-    Raises SettingsError if templates can't be read, or if no channel can reach one of the recipients in the settings
-    (`fallback_recipients`, `rules.recipients` and the canary's recipient).
+    Raises TemplateError if a template folder does not exist.
     """
     renderer = make_renderer(settings, on_failure=template_failed)
+    return Contents(renderer.render, renderer.template_set, renderer.change)
+
+
+def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
+    """Return a planner for the configured channels and template sets.
+
+    Raises TemplateError if a template folder does not exist. Raises SettingsError if no channel can reach one of the
+    recipients in the settings (`fallback_recipients`, `rules.recipients` and the canary's recipient).
+    """
+    renderer = make_renderer(settings)
     fallbacks = {
         name: section.fallback
         for name, section in settings.channel_sections.items()
@@ -483,13 +499,10 @@ def make_planner(
     planner = Planner(
         addresses={name: channel.address for name, channel in channels.items()},
         fallbacks=fallbacks,
-        render=renderer.render,
         template_set=renderer.template_set,
-        change_events={
-            name: renderer.change
-            for name, section in settings.channel_sections.items()
-            if getattr(section, "change_events", False)
-        },
+        change_events=frozenset(
+            name for name, section in settings.channel_sections.items() if getattr(section, "change_events", False)
+        ),
         thread_by={name: channel.thread_by for name, channel in channels.items() if name not in GROUPED},
         fallback_recipients={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
         aliases={recipient: alias.target for recipient, alias in settings.rules.recipients.items()},

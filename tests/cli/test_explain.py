@@ -23,7 +23,7 @@ from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.runtime.service import make_planner, open_channels
+from dispatcher.runtime.service import make_contents, make_planner, open_channels
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event
 from tests.support.flyte_admin import a_finished_execution
@@ -59,7 +59,13 @@ async def record(config: Path, *messages: Any) -> None:
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     async with Ledger(settings.ledger.url) as ledger:
-        intake = Intake(ledger, lambda: rules.book, make_planner(settings, open_channels(settings)), SystemClock())
+        intake = Intake(
+            ledger,
+            lambda: rules.book,
+            make_planner(settings, open_channels(settings)),
+            make_contents(settings),
+            SystemClock(),
+        )
         encoded = [write(message, Format.NATIVE) if isinstance(message, Event) else message for message in messages]
         for number, message in enumerate(encoded):
             headers, value = message if isinstance(message, tuple) else (message.headers, message.value)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from contextlib import asynccontextmanager, closing
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -16,6 +18,7 @@ import pytest
 
 from channels.contract import (
     Answer,
+    Content,
     Finding,
     InDoubt,
     Later,
@@ -31,12 +34,15 @@ from dispatcher.config.settings import Settings
 from dispatcher.delivering.worker import SLOW, DeliveryWorker
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Claim, DeliveryFilter, DirectDispatch, Ledger, RecordedEvent, Settlement, StoredDelivery
-from dispatcher.model.delivery import State
+from dispatcher.model.delivery import Delivery, Dropped, Sent, State, Success
+from dispatcher.model.event import Event
+from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.model.retry import RetryPolicy
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.runtime.service import Service
-from tests.support.builders import a_delivery, an_event
+from tests.support.builders import SECOND, a_delivery, an_event
 
 RECEIPT = Receipt(answer=Answer("ok"), reference={"ts": "1"})
 Answers = Callable[[Message], Any]
@@ -90,9 +96,8 @@ def a_worker(ledger: Ledger, channel: ScriptedChannel, **changes: Any) -> Delive
         "name": "slack",
         "channel": channel,
         "ledger": ledger,
-        "planner": Planner(
-            addresses={"email": str.lower}, fallbacks={"slack": "email"}, render=lambda *_, **__: {"text": "hi"}
-        ),
+        "planner": Planner(addresses={"email": str.lower}, fallbacks={"slack": "email"}),
+        "contents": Contents(lambda *_, undelivered="", **__: {"text": "hi", "subject": undelivered}),
         "policy": RetryPolicy(initial=timedelta(milliseconds=10)),
         "clock": SystemClock(),
         "rng": Random(7),
@@ -521,13 +526,9 @@ async def test_messages_to_one_destination_keep_its_rate_limit(ledger: Ledger) -
 
 
 async def test_the_fallback_recipients_are_notified_of_a_dead_delivery(ledger: Ledger) -> None:
-    def render(*_: Any, undelivered: str = "", **__: Any) -> dict[str, str]:
-        return {"subject": undelivered}
-
     planner = Planner(
         addresses={"email": str.lower, "slack": str},
         fallbacks={},
-        render=render,
         fallback_recipients={"slack": {"email": ["oncall@x.com"]}, "email": {"email": ["oncall@x.com"]}},
     )
     await record(ledger, "#a", "#b")
@@ -542,11 +543,88 @@ async def test_the_fallback_recipients_are_notified_of_a_dead_delivery(ledger: L
     assert len(await ledger.find(DeliveryFilter(), limit=9)) == 3
 
 
+async def record_success(ledger: Ledger, name: str, started_at: datetime) -> None:
+    """Record a success of the launch plan `p`, which no rule matches."""
+    event, now = an_event(Phase.SUCCEEDED, name=name), SystemClock().now()
+    success = Success(
+        event=event.key,
+        occurred_at=now,
+        started_at=started_at,
+        subjects=("p",),
+        channels=frozenset({"slack"}),
+        recorded_at=now,
+    )
+    entry = RecordedEvent(
+        event=event, position="p", verdict="matched", reason="", considered=[], deliveries=(), success=success
+    )
+    await ledger.record([entry], [], now=now)
+
+
+async def record_failure(ledger: Ledger, name: str, at: datetime) -> Delivery:
+    event, now = an_event(name=name), SystemClock().now()
+    delivery = a_delivery(
+        event, channel="slack", to="#a", occurred_at=at, created_at=now, due_at=now, thread="t", subject="p"
+    )
+    entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=[delivery])
+    await ledger.record([entry], [], now=now)
+    return delivery
+
+
+async def test_a_superseded_failure_is_dropped_before_the_channel_is_called_where_it_would_page(
+    ledger: Ledger,
+) -> None:
+    now = SystemClock().now()
+    await record_success(ledger, "well", now)
+    planner = Planner(
+        addresses={"email": str.lower, "slack": str},
+        fallbacks={},
+        fallback_recipients={"slack": {"email": ["oncall@x.com"]}},
+    )
+    settled: list[tuple[Settlement, bool]] = []
+    for pages, sent, state in ((True, 0, State.DROPPED), (False, 1, State.SENT)):
+        late = await record_failure(ledger, f"late-{pages}", now - SECOND)
+        channel = ScriptedChannel(lambda _: RECEIPT)
+        on_settled = partial(_note, settled)
+        async with running(a_worker(ledger, channel, pages=pages, planner=planner, on_settled=on_settled)):
+            async with asyncio.timeout(20):
+                while (stored := await ledger.delivery(late.key)) is None or stored.delivery.state is State.WAITING:
+                    await asyncio.sleep(0.02)
+        assert (len(channel.sent), stored.delivery.state) == (sent, state)
+    assert await ledger.find(DeliveryFilter(channel="email"), limit=9) == []
+    assert [type(settlement.outcome) for settlement, _ in settled] == [Dropped, Sent]
+
+
+def _note(settled: list[tuple[Settlement, bool]], settlement: Settlement, held: bool) -> None:
+    settled.append((settlement, held))
+
+
+async def test_a_resolved_notice_is_rendered_at_its_first_claim_and_each_attempt_sends_the_same(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    rendered: list[str] = []
+
+    def render(channel: str, event: Event, **_: Any) -> Content:
+        rendered.append(event.phase)
+        with closing(sqlite3.connect(tmp_path / "ledger.db", timeout=0)) as other:
+            other.execute("BEGIN IMMEDIATE")  # raises while a write transaction is open
+        return {"text": f"{channel} {len(rendered)}"}
+
+    answers = iter([RECEIPT, Later("busy"), Later("busy"), RECEIPT])
+    channel = ScriptedChannel(lambda _: next(answers))
+    async with running(a_worker(ledger, channel, contents=Contents(render), pages=True)):
+        await record_failure(ledger, "bad", SystemClock().now() - SECOND)
+        await wait_settled(ledger)
+        await record_success(ledger, "well", SystemClock().now())
+        await wait_settled(ledger, 2)
+
+    assert rendered == ["SUCCEEDED"]
+    assert [message.content for message in channel.sent[1:]] == [{"text": "slack 1"}] * 3
+
+
 async def test_refused_recipients_of_a_mail_become_dead_deliveries(ledger: Ledger) -> None:
     planner = Planner(
         addresses={"email": str.lower},
         fallbacks={},
-        render=lambda *_, **__: {"subject": "not delivered"},
         fallback_recipients={"email": {"email": ["oncall@x.com"]}},
     )
     event, now = an_event(), SystemClock().now()

@@ -18,6 +18,7 @@ from dispatcher.intake.source import Batch, RawMessage
 from dispatcher.ledger import Ledger
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Options
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from tests.support.builders import a_notification, an_event
@@ -53,8 +54,8 @@ class OneBatch:
 
 
 def an_intake(ledger: Ledger, source: OneBatch) -> Intake:
-    planner = Planner(addresses={"email": str}, fallbacks={}, render=lambda *_, **__: {"text": "hi"})
-    return Intake(ledger, lambda: RuleBook({}), planner, SystemClock(), on_batch=source.results.append)
+    planner, contents = Planner(addresses={"email": str}, fallbacks={}), Contents(lambda *_, **__: {"text": "hi"})
+    return Intake(ledger, lambda: RuleBook({}), planner, contents, SystemClock(), on_batch=source.results.append)
 
 
 async def test_a_large_batch_is_recorded_in_chunks_and_committed_once_all_are_recorded(tmp_path: Path) -> None:
@@ -142,8 +143,7 @@ async def test_between_two_events_other_tasks_run(
     options = Options(notifications=(a_notification(),))
     messages = [write(an_event(name=f"e{number}", options=options), Format.NATIVE) for number in range(2)]
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger, asyncio.TaskGroup() as tasks:
-        planner = Planner(addresses={"email": str}, fallbacks={}, render=render)
-        intake = replace(an_intake(ledger, OneBatch([])), planner=planner)
+        intake = replace(an_intake(ledger, OneBatch([])), contents=Contents(render))
         await intake.evaluate((one.headers, one.value, "here") for one in messages)
         iterations_between = trace[1:].index("event")
 

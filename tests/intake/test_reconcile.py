@@ -22,6 +22,7 @@ from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.reconcile import MAX_FAILED_PLACES, POSITION, Reconciler
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import ExecutionId
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from tests.support.builders import NOW, an_event, an_execution
@@ -72,12 +73,11 @@ async def rig(server: LocalFlyteAdmin, tmp_path: Path) -> AsyncIterator[Rig]:
     planner = Planner(
         addresses=dict.fromkeys(("email", "slack", "pagerduty"), str),
         fallbacks={},
-        render=lambda *_, **__: {},
         fallback_recipients={},
     )
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}") as ledger, admin_client(server) as admin:
         await ledger.record_first_start(now=NOW - 24 * HOUR)
-        intake = Intake(ledger, RuleBook, planner, clock, look_up=admin.look_up)
+        intake = Intake(ledger, RuleBook, planner, Contents(lambda *_, **__: {}), clock, look_up=admin.look_up)
         reconciler = Reconciler(admin, ledger, intake, clock, look_back=12 * HOUR, min_age=5 * MINUTE)
         yield Rig(reconciler, ledger, intake, clock, server)
 

@@ -21,6 +21,7 @@ from dispatcher.model.event import Event
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.observability.canary import Canary, CanaryConfig, Publish, through_intake
 from dispatcher.observability.metrics import Metrics
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from tests.delivering.test_worker import ScriptedChannel, a_worker
@@ -60,8 +61,8 @@ RECEIPT = Receipt(answer=Answer("ok"))
 
 
 def an_intake(ledger: Ledger, clock: ManualClock) -> Intake:
-    planner = Planner(addresses={"slack": str, "email": str}, fallbacks={}, render=lambda *_, **__: {"text": "canary"})
-    return Intake(ledger, lambda: RuleBook({}), planner, clock)
+    planner = Planner(addresses={"slack": str, "email": str}, fallbacks={})
+    return Intake(ledger, lambda: RuleBook({}), planner, Contents(lambda *_, **__: {"text": "canary"}), clock)
 
 
 def a_canary(ledger: Ledger, clock: ManualClock, publish: Publish | None = None, **changes: Any) -> Canary:

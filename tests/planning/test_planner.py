@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from channels.contract import UnknownRecipient
 from channels.slack.channel import SlackChannel, SlackConfig
-from dispatcher.model.delivery import OpenThread, State
+from dispatcher.model.delivery import Delivery, Kind, OpenThread, State, execution_subject
+from dispatcher.model.event import ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import Rule
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, a_notification, a_rule, an_event
@@ -33,7 +35,6 @@ def a_planner(**changes: Any) -> Planner:
     arguments: dict[str, Any] = {
         "addresses": {"email": mail_address, "slack": slack_address},
         "fallbacks": {"slack": "email"},
-        "render": lambda channel, event, template=None, **_: {"channel": channel, "template": template},
         **changes,
     }
     return Planner(**arguments)
@@ -94,7 +95,7 @@ def test_the_reason_for_an_unconfigured_channel_names_its_setting() -> None:
 def test_a_rules_own_template_applies_to_mail_only() -> None:
     notification = a_notification("#dev", "who@x.com", channel="slack").model_copy(update={"template": "<p>hi</p>"})
     one, other = a_planner().plan(an_event(), [Rule(notification, "test")], now=NOW)
-    assert (one.content["template"], other.content["template"]) == (None, "<p>hi</p>")
+    assert (one.template, other.template) == (None, "<p>hi</p>")
 
 
 def test_the_same_message_is_rendered_once() -> None:
@@ -104,16 +105,14 @@ def test_the_same_message_is_rendered_once() -> None:
         rendered.append(channel)
         return {}
 
-    planner = a_planner(render=render)
-    planner.plan(an_event(), [a_rule("#dev", "#ops", channel="slack"), a_rule("a@x.com"), a_rule("b@x.com")], now=NOW)
+    rules = [a_rule("#dev", "#ops", channel="slack"), a_rule("a@x.com"), a_rule("b@x.com")]
+    filled = Contents(render).fill(an_event(), a_planner().plan(an_event(), rules, now=NOW))
     assert rendered == ["slack", "email"]
+    assert [delivery.content for delivery in filled] == [{}] * 4
 
 
 def a_planner_with_fallback_recipients(**fallback: list[str]) -> Planner:
-    def render(*_: Any, undelivered: str = "", **__: Any) -> dict[str, Any]:
-        return {"undelivered": undelivered}
-
-    return a_planner(fallback_recipients={"slack": fallback}, fallbacks={}, render=render)
+    return a_planner(fallback_recipients={"slack": fallback}, fallbacks={})
 
 
 def test_the_fallback_recipients_are_notified_of_an_undeliverable_delivery() -> None:
@@ -124,14 +123,22 @@ def test_the_fallback_recipients_are_notified_of_an_undeliverable_delivery() -> 
     assert (dev.state, nowhere.state) == (WAITING, DEAD)
     for notice, address in ((mail, "oncall@x.com"), (message, "C2")):
         assert (notice.state, notice.addresses, notice.fallback_for) == (WAITING, (address,), nowhere.key)
-        assert notice.content["undelivered"].startswith("#nowhere could not be notified through slack: neither")
+        assert undelivered(notice, nowhere).startswith("#nowhere could not be notified through slack: neither")
+
+
+def undelivered(notice: Delivery, dead: Delivery) -> str:
+    """What a notice to fallback recipients says of the dead delivery."""
+    contents = Contents(lambda *_, undelivered="", **__: {"undelivered": undelivered})
+    (unchanged,) = contents.fill(an_event(), [notice])
+    assert unchanged.content is None  # the worker renders a notice, when the reason is known
+    return str(contents.content(an_event(), notice, dead)["undelivered"])
 
 
 def test_a_fallback_recipient_gets_one_notice_per_event_besides_its_own_notification() -> None:
     planner = a_planner_with_fallback_recipients(email=["OnCall@x.com"])
     rules = [a_rule("oncall@x.com"), a_rule("#nowhere", channel="slack")]
     own, dead, notice = planner.plan(an_event(), rules, now=NOW)
-    (again,) = planner.notify_fallback(an_event(), a_delivery(channel="slack", to="#dev"), "is_archived", now=NOW)
+    (again,) = planner.notify_fallback(an_event(), a_delivery(channel="slack", to="#dev"), now=NOW)
 
     assert (own.addresses, notice.addresses) == (("oncall@x.com",), ("oncall@x.com",))
     assert len({own.key, dead.key, notice.key}) == 3
@@ -141,7 +148,7 @@ def test_a_fallback_recipient_gets_one_notice_per_event_besides_its_own_notifica
 def test_there_is_no_notice_about_a_failed_notice() -> None:
     planner = a_planner_with_fallback_recipients(email=["oncall@x.com"])
     notice = a_delivery(channel="slack", to="#dev", fallback_for="another")
-    assert planner.notify_fallback(an_event(), notice, "is_archived", now=NOW) == ()
+    assert planner.notify_fallback(an_event(), notice, now=NOW) == ()
 
 
 def test_fallback_recipients_that_no_channel_knows_are_reported() -> None:
@@ -225,45 +232,74 @@ def test_successes_and_events_without_a_launch_plan_have_no_thread() -> None:
     assert threads_of(a_threading_planner(), phase=Phase.SUCCEEDED) == [""]
     assert threads_of(a_threading_planner(), launch_plan=None) == [""]
     (mail,) = a_threading_planner().plan(an_event(), [a_rule("a@x.com")], now=NOW)
-    assert (mail.thread, mail.launch_plan) == ("", "")
+    assert (mail.thread, mail.thread_at, mail.subject) == ("", None, "")
 
 
-def test_a_success_plans_a_resolved_notice_with_its_own_key_for_each_open_thread() -> None:
+def test_an_execution_thread_is_about_the_origin_and_needs_no_launch_plan() -> None:
+    planner = a_threading_planner("execution")
+    first, event = an_event(name="first"), an_event(name="again")
+    again = event.model_copy(update={"reference_execution": first.execution, "origin": first.execution})
+    rule = a_rule("#dev", channel="slack")
+    (one,) = planner.plan(first, [rule], now=NOW)
+    (other,) = planner.plan(again, [rule], now=NOW)
+    assert (one.thread, one.subject) == (other.thread, other.subject)
+    assert one.subject == execution_subject(first.execution)
+    (alone,) = planner.plan(event, [rule], now=NOW)
+    assert alone.subject == execution_subject(event.execution)
+
+
+def test_a_success_ends_threads_about_its_launch_plan_and_its_origin_at_its_start() -> None:
+    planner = a_threading_planner()
+    first = ExecutionId(project="flytesnacks", domain="production", name="first")
+    event = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan())
+    success = planner.success(event, now=NOW)
+    assert success is not None
+    assert success.subjects == ("flytesnacks/production/train.daily",)
+    assert success.started_at == event.occurred_at  # no start is known
+    relaunch = event.model_copy(update={"origin": first, "started_at": event.occurred_at - SECOND})
+    success = planner.success(relaunch, now=NOW)
+    assert success is not None
+    assert success.subjects == ("flytesnacks/production/train.daily", execution_subject(first))
+    assert success.started_at == event.occurred_at - SECOND
+    late_clock = event.model_copy(update={"started_at": event.occurred_at + SECOND})
+    success = planner.success(late_clock, now=NOW)
+    assert success is not None
+    assert success.started_at == event.occurred_at
+
+
+def test_each_resolved_notice_has_its_own_key_and_stands_in_its_thread_at_the_start_of_the_run() -> None:
     planner = a_threading_planner()
     event = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan())
-    resolution = planner.resolution(event, now=NOW)
-    assert resolution is not None
-    assert (resolution.launch_plan, resolution.occurred_at) == ("flytesnacks/production/train.daily", event.occurred_at)
-    opened = [
-        OpenThread(channel="slack", recipients=("#dev",), addresses=("C1",), thread=thread, event="p/d/n/FAILED")
+    event = event.model_copy(update={"started_at": event.occurred_at - SECOND})
+    success = planner.success(event, now=NOW)
+    assert success is not None
+    notices = [
+        success.resolved_notice(
+            OpenThread(channel="slack", recipients=("#dev",), addresses=("C1",), thread=thread, event="p/d/n/FAILED"),
+            success.subjects[0],
+        )
         for thread in ("one", "two")
     ]
-    notices = [resolution.plan_resolved_notice(one) for one in opened]
-    assert [(one.resolves, one.thread, one.addresses, one.event) for one in notices if one] == [
-        (True, "one", ("C1",), event.key),
-        (True, "two", ("C1",), event.key),
+    assert [(one.kind, one.thread, one.thread_at, one.addresses, one.event, one.content) for one in notices] == [
+        (Kind.RESOLVED_NOTICE, "one", event.started_at, ("C1",), event.key, None),
+        (Kind.RESOLVED_NOTICE, "two", event.started_at, ("C1",), event.key, None),
     ]
-    assert len({one.key for one in notices if one}) == 2
+    assert len({one.key for one in notices}) == 2
     (delivery,) = planner.plan(event, [a_rule("C1", channel="slack")], now=NOW)
-    assert {one.key[:5] for one in notices if one} == {
+    assert {one.key[:5] for one in notices} == {
         delivery.key[:5]
     }  # the same time prefix, so they are next to each other in the index
 
 
-def test_no_resolved_notice_is_planned_without_threads() -> None:
+def test_an_event_that_ends_no_thread_is_no_success() -> None:
     success = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan())
-    assert a_planner().resolution(success, now=NOW) is None
-    assert a_threading_planner().resolution(an_event(launch_plan=a_launch_plan()), now=NOW) is None
-    assert a_threading_planner().resolution(an_event(Phase.SUCCEEDED), now=NOW) is None
-    resolution = a_threading_planner(None).resolution(success, now=NOW)
-    assert resolution is not None
-    for channel in ("slack", "pagerduty"):
-        opened = OpenThread(channel=channel, recipients=("#dev",), addresses=("C1",), thread="c", event="e")
-        assert resolution.plan_resolved_notice(opened) is None
+    assert a_planner().success(success, now=NOW) is None
+    assert a_threading_planner().success(an_event(launch_plan=a_launch_plan()), now=NOW) is None
+    assert a_threading_planner().success(an_event(Phase.SUCCEEDED), now=NOW) is None
 
 
 def test_a_new_version_gives_each_recipient_of_any_rule_one_change_event() -> None:
-    planner = a_planner(change_events={"slack": lambda event: {"version": event.launch_plan.version}})
+    planner = a_planner(change_events=frozenset({"slack"}))
     event = an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan(version="v2"))
     rules = [a_rule("#dev", "#nobody", channel="slack"), a_rule("C1", "#ops", channel="slack"), a_rule("a@x.com")]
 
@@ -271,11 +307,13 @@ def test_a_new_version_gives_each_recipient_of_any_rule_one_change_event() -> No
 
     assert run is not None
     assert (run.launch_plan, run.version) == ("flytesnacks/production/train.daily", "v2")
-    change_events = run.plan_deliveries()
-    assert [(one.addresses, one.content, one.thread) for one in change_events] == [
-        (("C1",), {"version": "v2"}, ""),
-        (("C2",), {"version": "v2"}, ""),
+    change_events = run.change_events
+    assert [(one.addresses, one.kind, one.thread) for one in change_events] == [
+        (("C1",), Kind.CHANGE_EVENT, ""),
+        (("C2",), Kind.CHANGE_EVENT, ""),
     ]
+    contents = Contents(lambda *_, **__: {}, change_event=lambda event: {"of": event.key})
+    assert contents.content(event, change_events[0]) == {"of": event.key}
     assert not {one.key for one in change_events} & {one.key for one in planner.plan(event, rules, now=NOW)}
     assert planner.new_version(event, rules[2:], now=NOW) is None
     assert planner.new_version(an_event(Phase.SUCCEEDED), rules, now=NOW) is None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from dispatcher.model.delivery import Delivery
 from dispatcher.model.phase import Phase
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer, TemplateError, TemplateSet
 from dispatcher.rendering.renderer import sample_event
+from dispatcher.rules import Rule
 from tests.support.builders import NOW, a_rule
 
 FAILED = sample_event(Phase.FAILED)
@@ -87,25 +91,25 @@ def test_a_template_set_without_a_condition_or_a_folder_is_refused(tmp_path: Pat
         Renderer(template_sets=[TemplateSet(project=("p",), path=(tmp_path / "nowhere",))])
 
 
-def planner(renderer: Renderer) -> tuple[Planner, list[str]]:
-    """A planner that uses the renderer, and the list of recipients for which it rendered."""
+def planned(renderer: Renderer, *rules: Rule) -> tuple[Sequence[Delivery], list[str]]:
+    """The deliveries of FAILED with their content, and the list of recipients for which the renderer rendered."""
     rendered: list[str] = []
 
     def render(channel: str, event: Any, *, recipient: str = "", **more: Any) -> Any:
         rendered.append(recipient)
         return renderer.render(channel, event, recipient=recipient, **more)
 
-    return Planner({"email": str.lower, "slack": str.lower}, {}, render, template_set=renderer.template_set), rendered
+    planner = Planner({"email": str.lower, "slack": str.lower}, {}, template_set=renderer.template_set)
+    contents = Contents(render, renderer.template_set)
+    return contents.fill(FAILED, planner.plan(FAILED, rules, now=NOW)), rendered
 
 
 def test_a_mail_is_split_by_template_set_and_each_set_is_rendered_once(tmp_path: Path) -> None:
     template_set = TemplateSet(recipient=("boss@*", "cto@*"), path=(template_folder(tmp_path, "for the boss"),))
-    mail_planner, rendered = planner(Renderer(template_sets=[template_set]))
-    mails = mail_planner.plan(
-        FAILED, [a_rule("a@x.com", "boss@x.com", "b@x.com", "cto@x.com"), a_rule("c@x.com")], now=NOW
-    )
+    rules = [a_rule("a@x.com", "boss@x.com", "b@x.com", "cto@x.com"), a_rule("c@x.com")]
+    mails, rendered = planned(Renderer(template_sets=[template_set]), *rules)
     usual = Renderer().render("email", FAILED)["subject"]
-    assert [(mail.recipients, mail.content["subject"]) for mail in mails] == [
+    assert [(mail.recipients, (mail.content or {})["subject"]) for mail in mails] == [
         (("a@x.com", "b@x.com"), usual),
         (("boss@x.com", "cto@x.com"), "for the boss"),
         (("c@x.com",), usual),
@@ -116,8 +120,8 @@ def test_a_mail_is_split_by_template_set_and_each_set_is_rendered_once(tmp_path:
 
 def test_without_recipient_conditions_a_list_stays_one_mail_and_a_channel_is_rendered_once(tmp_path: Path) -> None:
     template_set = TemplateSet(project=("flytesnacks",), path=(template_folder(tmp_path, "of the project"),))
-    mail_planner, rendered = planner(Renderer(template_sets=[template_set]))
-    deliveries = mail_planner.plan(FAILED, [a_rule("a@x.com", "b@x.com"), a_rule("#a", "#b", channel="slack")], now=NOW)
+    rules = [a_rule("a@x.com", "b@x.com"), a_rule("#a", "#b", channel="slack")]
+    deliveries, rendered = planned(Renderer(template_sets=[template_set]), *rules)
     assert [delivery.recipients for delivery in deliveries] == [("a@x.com", "b@x.com"), ("#a",), ("#b",)]
-    assert deliveries[0].content["subject"] == "of the project"
+    assert (deliveries[0].content or {})["subject"] == "of the project"
     assert rendered == ["a@x.com", "#a"]

@@ -65,6 +65,7 @@ def a_delivery(
         "due_at": NOW,
         "retry_window_start": fields.get("created_at", NOW),
         "occurred_at": NOW,
+        "thread_at": fields.get("occurred_at", NOW) if fields.get("thread") else None,
         **fields,
     }
     return Delivery(**given)

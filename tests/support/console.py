@@ -22,7 +22,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.operations import Operations
 from dispatcher.rules import RuleBook
-from dispatcher.runtime.service import make_planner, open_channels
+from dispatcher.runtime.service import make_contents, make_planner, open_channels
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import Api
 from dispatcher.web.app import application
@@ -143,7 +143,7 @@ async def serve_console(
     settings = Settings(**SETTINGS)
     channels = open_channels(settings)
     async with Ledger(ledger_url) as ledger:
-        intake = Intake(ledger, RuleBook, make_planner(settings, channels), clock)
+        intake = Intake(ledger, RuleBook, make_planner(settings, channels), make_contents(settings), clock)
         server = ConsoleServer(ledger, intake, clock)
         operations = Operations(ledger, intake, clock, lambda: server.wakeups.append(1))
         activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)

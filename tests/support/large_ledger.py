@@ -22,13 +22,13 @@ _SQLITE = (
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
-      created_at, due_at, retry_window_start, settled_at, occurred_at, resolves, slot_reserved)
+      created_at, due_at, retry_window_start, settled_at, occurred_at, kind, slot_reserved)
     SELECT printf('%032x', i * 3 + j), 'p/d/e' || i || '/FAILED',
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       json_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, 0,
-      at, at, at, at, at, 0, 0
+      at, at, at, at, at, 'notification', 0
     FROM n, (SELECT 0 AS j UNION ALL SELECT 1 UNION ALL SELECT 2)
     """,
     """
@@ -58,13 +58,13 @@ _POSTGRES = (
     """,
     """
     INSERT INTO deliveries (key, event, channel, recipients, addresses, content, rule, state, reason, attempt, in_doubt,
-      created_at, due_at, retry_window_start, settled_at, occurred_at, resolves, slot_reserved)
+      created_at, due_at, retry_window_start, settled_at, occurred_at, kind, slot_reserved)
     SELECT lpad(to_hex(i * 3 + j), 32, '0'), 'p/d/e' || i || '/FAILED',
       CASE WHEN i % 5003 = 0 THEN 'teams' WHEN j = 0 THEN 'email' ELSE 'slack' END,
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       json_build_array(CASE WHEN i % 10007 = 0 THEN 'rare' ELSE 'team-' || ((i + j) % 300) END),
       'c', 'test', CASE i % 50 WHEN 0 THEN 'dead' WHEN 1 THEN 'waiting' ELSE 'sent' END, '', 1, false,
-      at, at, at, at, at, false, false
+      at, at, at, at, at, 'notification', false
     FROM n, generate_series(0, 2) AS j
     """,
     """

@@ -102,7 +102,7 @@ async def test_a_delivery_has_its_content_attempts_and_reference(console: Consol
     await console.finish("one", channels=["email"])
     (delivery,) = await console.deliver("email")
     shown = await call(console, f"/deliveries/{delivery.key}")
-    assert shown["content"]["subject"] == delivery.content["subject"]
+    assert shown["content"]["subject"] == (delivery.content or {})["subject"]
     assert (shown["state"], shown["attempts"][0]["answer"], shown["reference"]) == (
         "sent",
         "2.0.0 Ok: queued as 4XyZ12",

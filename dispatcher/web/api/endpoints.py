@@ -109,7 +109,7 @@ class Api:
                 method="GET",
                 path="/deliveries",
                 name="listDeliveries",
-                summary="Deliveries: waiting, sent or dead, with the reason.",
+                summary="Deliveries: waiting, sent, dead or dropped, with the reason.",
                 scope=read,
                 endpoint=self._deliveries,
                 response=models.Deliveries,

@@ -20,7 +20,7 @@ from dispatcher.ledger.queries import (
     RejectedSummary,
     TimeBucket,
 )
-from dispatcher.model.delivery import State
+from dispatcher.model.delivery import DropReason, Kind, State
 from dispatcher.web.filters import DeliveryCriteria
 
 _Entry = TypeVar("_Entry", bound=BaseModel)
@@ -56,7 +56,9 @@ class Delivery(_Response):
     recipients: Sequence[str]
     addresses: Sequence[str]
     rule: str
+    kind: Kind
     state: State
+    drop_reason: Annotated[DropReason | None, Field(description="Why the delivery was dropped.")]
     reason: str
     attempt: int
     in_doubt: bool
@@ -90,7 +92,7 @@ class DeliveryWithAttempts(Delivery):
 class DeliveryDetails(DeliveryWithAttempts):
     """A delivery with its content and attempts."""
 
-    content: Mapping[str, Any]
+    content: Annotated[Mapping[str, Any] | None, Field(description="null if the content is not rendered yet.")]
 
     @classmethod
     def of_stored(cls, stored: StoredDelivery, history: Sequence[Attempt]) -> Self:

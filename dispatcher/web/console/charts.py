@@ -12,7 +12,7 @@ from dispatcher.model.delivery import State
 
 WIDTH, HEIGHT = 400, 180
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 22
-_ORDER = (State.SENT, State.WAITING, State.DEAD)
+_ORDER = (State.SENT, State.DROPPED, State.WAITING, State.DEAD)
 """The order in which a bar stacks the states of its deliveries, from bottom to top."""
 _LAG_TICKS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0, 864_000.0)
 

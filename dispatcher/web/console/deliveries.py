@@ -17,6 +17,7 @@ _QUICK: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Dead", {"state": ["dead"]}),
     ("Waiting", {"state": ["waiting"]}),
     ("Sent", {"state": ["sent"]}),
+    ("Dropped", {"state": ["dropped"]}),
     ("Last hour", {"since": "1h"}),
     ("Last 24 hours", {"since": "24h"}),
 )

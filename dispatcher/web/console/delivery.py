@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from email.parser import BytesHeaderParser
 from email.policy import default
-from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from channels.contract import ChannelError, Message
+from channels.contract import ChannelError, Content, Message
 from dispatcher.explain import attempt_data, delivery_data
 from dispatcher.ledger import StoredDelivery
 from dispatcher.model.delivery import Delivery
@@ -26,17 +25,19 @@ async def get(console: Console, request: Request) -> Response:
     stored = await _stored_delivery(console, request)
     delivery = stored.delivery
     history = await console.ledger.history(delivery.key)
+    content = delivery.content or {}
     wire = _wire(console, delivery)
     return console.render(
         request,
         "delivery.html.j2",
         delivery=delivery_data(stored),
         attempts=[attempt_data(attempt) for attempt in history],
-        headline=_headline(delivery),
-        text=plain_text(delivery.channel, delivery.content),
+        rendered=delivery.content is not None,
+        headline=_headline(content),
+        text=plain_text(delivery.channel, content),
         headers=_headers(wire) if wire is not None and delivery.channel == "email" else [],
         wire=wire.decode(errors="replace") if wire is not None else None,
-        data=orjson.dumps(delivery.content, option=orjson.OPT_INDENT_2).decode(),
+        data=orjson.dumps(content, option=orjson.OPT_INDENT_2).decode(),
         leased=delivery.lease is not None,
     )
 
@@ -44,10 +45,11 @@ async def get(console: Console, request: Request) -> Response:
 async def message(console: Console, request: Request) -> Response:
     """Return the message as its recipients see it. The delivery's page shows it in a sandboxed frame."""
     delivery = (await _stored_delivery(console, request)).delivery
+    content = delivery.content or {}
     if delivery.channel == "email":
-        html = str(delivery.content.get("html") or _NO_HTML)
+        html = str(content.get("html") or _NO_HTML)
     else:
-        html = preview_page(delivery.channel, delivery.content)
+        html = preview_page(delivery.channel, content)
     return HTMLResponse(html, headers={"Content-Security-Policy": FRAME_POLICY})
 
 
@@ -58,9 +60,8 @@ async def _stored_delivery(console: Console, request: Request) -> StoredDelivery
     return stored
 
 
-def _headline(delivery: Delivery) -> str:
+def _headline(content: Content) -> str:
     """Return the subject or title, which a recipient sees first; empty if the content has none."""
-    content: Any = delivery.content
     payload = content.get("payload")
     summary = payload.get("summary") if isinstance(payload, dict) else None
     candidates = (content.get("subject"), summary, content.get("fallbackText"), content.get("text"))
@@ -70,10 +71,10 @@ def _headline(delivery: Delivery) -> str:
 def _wire(console: Console, delivery: Delivery) -> bytes | None:
     """Return the bytes that the channel would send to the provider, with secrets masked.
 
-    Returns None if the channel is not configured or rejects the content.
+    Returns None if the channel is not configured, if the content is not rendered yet, or if the channel rejects it.
     """
     channel = console.channels.get(delivery.channel)
-    if channel is None or not delivery.addresses:
+    if channel is None or not delivery.addresses or delivery.content is None:
         return None
     message = Message(
         key=delivery.key,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -389,16 +388,6 @@ async def test_a_resolved_notice_updates_the_first_message_and_replies(
     assert [block["text"]["text"] for block in root.body["blocks"]] == ["succeeded", "failed"]
     assert root.body["attachments"] == [{**FAILED["attachments"][0], "color": "#2eb67d"}]
     assert (reply.thread, reply.body["text"]) == (root.ts, "train.daily succeeded")
-
-
-async def test_a_superseded_resolved_notice_replies_without_updating_the_first_message(
-    workspace: SlackReceiver, channel: SlackChannel
-) -> None:
-    first = await channel.send(message(key="k1", thread=thread_after(), **FAILED))
-    await channel.send(
-        message(key="k2", thread=replace(thread_after(first, resolves=True), superseded=True), **SUCCEEDED)
-    )
-    assert [(arrived.key, arrived.edits) for arrived in workspace.messages] == [("k1", 0), ("k2", 0)]
 
 
 async def test_a_first_message_with_text_only_keeps_its_text_below_the_success(

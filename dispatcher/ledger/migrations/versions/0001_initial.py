@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_aaaf4d13"
+revision = "0001_0dc00cb7"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -16,7 +16,7 @@ _WAITING = sa.text("state = 'waiting'")
 _DEAD = sa.text("state = 'dead'")
 _HAS_THREAD = sa.text("thread IS NOT NULL")
 _WAITING_WITH_THREAD = sa.text("state = 'waiting' AND thread IS NOT NULL")
-_HAS_LAUNCH_PLAN = sa.text("launch_plan IS NOT NULL")
+_HAS_SUBJECT = sa.text("subject IS NOT NULL")
 
 # Triggers keep `delivery_recipients` up to date. SQLite runs a trigger once for each row, which is slow for inserts, so
 # SQLite has a trigger only for deletions. On SQLite, the ledger itself inserts the rows of this table
@@ -112,7 +112,7 @@ def upgrade() -> None:
         sa.Column("channel", sa.String(32), nullable=False),
         sa.Column("recipients", sa.Text, nullable=False),
         sa.Column("addresses", sa.Text, nullable=False),
-        sa.Column("content", sa.String(64), nullable=False),
+        sa.Column("content", sa.String(64)),
         sa.Column("rule", sa.Text, nullable=False),
         sa.Column("state", sa.String(8), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
@@ -124,9 +124,11 @@ def upgrade() -> None:
         sa.Column("retry_window_start", _TIME, nullable=False),
         sa.Column("settled_at", _TIME),
         sa.Column("reference", sa.LargeBinary),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("drop_reason", sa.String(32)),
         sa.Column("thread", sa.String(255)),
-        sa.Column("launch_plan", sa.String(1024)),
-        sa.Column("resolves", sa.Boolean, nullable=False),
+        sa.Column("thread_at", _TIME),
+        sa.Column("subject", sa.String(1024)),
         sa.Column("fallback_for", sa.String(64)),
         sa.Column("slot_reserved", sa.Boolean, nullable=False),
         sa.Column("occurred_at", _TIME, nullable=False),
@@ -139,23 +141,23 @@ def upgrade() -> None:
     op.create_index(
         "ix_deliveries_thread",
         "deliveries",
-        ["thread", "occurred_at"],
+        ["thread", "thread_at"],
         sqlite_where=_HAS_THREAD,
         postgresql_where=_HAS_THREAD,
     )
     op.create_index(
         "ix_deliveries_thread_waiting",
         "deliveries",
-        ["thread", "state", "occurred_at"],
+        ["thread", "state", "thread_at"],
         sqlite_where=_WAITING_WITH_THREAD,
         postgresql_where=_WAITING_WITH_THREAD,
     )
     op.create_index(
-        "ix_deliveries_launch_plan",
+        "ix_deliveries_subject",
         "deliveries",
-        ["launch_plan", "occurred_at"],
-        sqlite_where=_HAS_LAUNCH_PLAN,
-        postgresql_where=_HAS_LAUNCH_PLAN,
+        ["subject", "thread_at"],
+        sqlite_where=_HAS_SUBJECT,
+        postgresql_where=_HAS_SUBJECT,
     )
     op.create_index(
         "ix_deliveries_due",
@@ -191,11 +193,11 @@ def upgrade() -> None:
     for statement in _SQLITE if op.get_context().dialect.name == "sqlite" else _POSTGRES:
         op.execute(statement)
     op.create_table(
-        "launch_plan_status",
+        "subjects",
         sa.Column("name", sa.String(1024), nullable=False),
-        sa.Column("failed_at", _TIME),
-        sa.Column("succeeded_at", _TIME),
-        sa.PrimaryKeyConstraint("name", name="pk_launch_plan_status"),
+        sa.Column("well_since", _TIME),
+        sa.Column("open_since", _TIME),
+        sa.PrimaryKeyConstraint("name", name="pk_subjects"),
     )
     op.create_table(
         "launch_plan_versions",

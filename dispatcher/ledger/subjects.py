@@ -1,0 +1,131 @@
+"""Reads and writes what the ledger knows of threads' subjects, within a transaction of the ledger.
+
+A subject is a launch plan, or an execution that others recover or relaunch. Whether it is well depends on the times of
+its events, even if they arrive in another order. A transaction that records an event of a subject locks the subject's
+row. So if two replicas record a failure and a success at the same time, the second transaction sees the event that the
+first transaction recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from types import ModuleType
+
+from sqlalchemy import ColumnElement, Connection, or_, select
+
+from dispatcher.ledger.schema import deliveries, launch_plan_versions, subjects
+from dispatcher.ledger.statements import among, prepare_insert, prepare_select
+from dispatcher.model.delivery import Delivery, Kind, NewVersion, OpenThread, State, Success
+
+MAY_HAVE_ARRIVED: ColumnElement[bool] = or_(
+    deliveries.c.state == State.SENT, deliveries.c.in_doubt, deliveries.c.lease.is_not(None)
+)
+"""SQL condition: the message was sent, an attempt is in doubt, or an attempt is being made now."""
+
+
+@dataclass(slots=True)
+class _Status:
+    well_since: datetime | None = None
+    open_since: datetime | None = None
+
+
+class Subjects:
+    """Reads and updates the subjects of a batch, in the transaction that records the batch."""
+
+    def __init__(self, connection: Connection, dialect: ModuleType) -> None:
+        self._connection = connection
+        self._dialect = dialect
+        self._loaded: dict[str, _Status] = {}
+
+    def load(self, names: Iterable[str]) -> None:
+        """Read the subjects, and lock their rows until the transaction ends."""
+        ordered = sorted(set(names))  # every transaction locks rows in the same order, which prevents deadlocks
+        if not ordered:
+            return
+        empty = [{"name": name, "well_since": None, "open_since": None} for name in ordered]
+        prepare_insert(subjects, self._connection.dialect).insert(self._connection, empty)
+        query = prepare_select(_SELECT, self._connection.dialect)
+        for row in query.rows(self._connection, names=ordered):
+            self._loaded[row.name] = _Status(row.well_since, row.open_since)
+
+    def record_failure(self, delivery: Delivery) -> None:
+        """Note that the subject has a thread with this failure, which no success has ended."""
+        status = self._loaded[delivery.subject]
+        if status.open_since is None or delivery.occurred_at < status.open_since:
+            status.open_since = delivery.occurred_at
+
+    def superseded(self, delivery: Delivery) -> bool:
+        """True if the subject has been well since the delivery's failure."""
+        well_since = self._loaded[delivery.subject].well_since
+        return well_since is not None and well_since > delivery.occurred_at
+
+    def record_success(self, success: Success) -> list[Delivery]:
+        """Record a success. Returns the resolved notices for the threads that it ends.
+
+        A success ends a thread if the thread's newest failure ended before the successful execution started. "Newest"
+        means: among the failures that were sent, are in doubt or wait.
+        """
+        return [notice for subject in success.subjects for notice in self._end_threads(subject, success)]
+
+    def _end_threads(self, subject: str, success: Success) -> list[Delivery]:
+        status = self._loaded[subject]
+        if status.well_since is None or success.started_at > status.well_since:
+            status.well_since = success.started_at
+        if status.open_since is None:
+            return []
+        query = (
+            select(deliveries)
+            .where(
+                deliveries.c.subject == subject,
+                deliveries.c.thread_at >= status.open_since,
+                or_(deliveries.c.state == State.WAITING, MAY_HAVE_ARRIVED),
+            )
+            .order_by(deliveries.c.thread_at, deliveries.c.kind != Kind.RESOLVED_NOTICE, deliveries.c.key)
+        )
+        newest = {row.thread: row for row in self._connection.execute(query)}
+        open_threads = [row for row in newest.values() if row.kind != Kind.RESOLVED_NOTICE]
+        ended = [row for row in open_threads if row.thread_at < success.started_at]
+        if len(ended) == len(open_threads):
+            status.open_since = None
+        return [
+            success.resolved_notice(
+                OpenThread(
+                    channel=row.channel,
+                    recipients=row.recipients,
+                    addresses=row.addresses,
+                    thread=row.thread,
+                    event=row.event,
+                ),
+                subject,
+            )
+            for row in sorted(ended, key=lambda row: str(row.thread))
+            if row.channel in success.channels
+        ]
+
+    def record_version(self, run: NewVersion) -> bool:
+        """Record a run's version. Returns True if the version is new, but not the launch plan's first version."""
+        insert = (
+            self._dialect.insert(launch_plan_versions)
+            .on_conflict_do_nothing()
+            .returning(launch_plan_versions.c.version)
+        )
+        row = {"launch_plan": run.launch_plan, "version": run.version}
+        if (self._connection.scalar(insert, row)) is None:
+            return False
+        others = select(launch_plan_versions.c.version).where(
+            launch_plan_versions.c.launch_plan == run.launch_plan, launch_plan_versions.c.version != run.version
+        )
+        return (self._connection.scalar(others.limit(1))) is not None
+
+    def save(self) -> None:
+        """Write all loaded subjects."""
+        rows = [
+            {"name": name, "well_since": status.well_since, "open_since": status.open_since}
+            for name, status in sorted(self._loaded.items())
+        ]
+        prepare_insert(subjects, self._connection.dialect, overwrite=True).insert(self._connection, rows)
+
+
+_SELECT = select(subjects).where(among(subjects.c.name, "names")).order_by(subjects.c.name).with_for_update()

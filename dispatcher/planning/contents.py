@@ -1,0 +1,86 @@
+"""Renders the content of deliveries: at intake before they are recorded, or by the worker at the first claim.
+
+The worker renders what only the ledger can plan (resolved notices and change events) and what an outcome causes
+(notices to fallback recipients and deliveries on a fallback channel). No template is rendered in a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from channels.contract import Content
+from dispatcher.model.delivery import Delivery, Kind
+from dispatcher.model.event import Event
+from dispatcher.planning.planner import TemplateSetOf, same_templates
+
+
+class Render(Protocol):
+    """Renders a channel's message for an event."""
+
+    def __call__(
+        self,
+        channel: str,
+        event: Event,
+        *,
+        recipient: str = "",
+        template: str | None = None,
+        undelivered: str = "",
+    ) -> Content:
+        """Return the content of the message.
+
+        `recipient`: one of the message's recipients, because all of them share a template set.
+        `template`: the template that the rule names; None if the rule names no template.
+        `undelivered`: who could not be notified, and why. Used only in notices to fallback recipients.
+        """
+
+
+def no_change_event(event: Event) -> Content:
+    raise NotImplementedError(f"no channel has change events, and one was recorded for {event.key}")
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Renders the content of deliveries."""
+
+    render: Render
+    template_set: TemplateSetOf = same_templates
+    change_event: Callable[[Event], Content] = no_change_event
+
+    def fill(self, event: Event, deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
+        """Return the deliveries of one event with their content. Equal messages are rendered once.
+
+        Notices to fallback recipients stay without content.
+        """
+        rendered: dict[tuple[str, str | None, Hashable], Content] = {}
+        filled = []
+        for delivery in deliveries:
+            if delivery.kind is not Kind.NOTIFICATION:
+                filled.append(delivery)
+                continue
+            template_set = self.template_set(event, delivery.recipients[0])
+            same = (delivery.channel, delivery.template, template_set)
+            if same not in rendered:
+                rendered[same] = self.content(event, delivery)
+            filled.append(delivery._replace(content=rendered[same]))
+        return tuple(filled)
+
+    def content(self, event: Event, delivery: Delivery, dead: Delivery | None = None) -> Content:
+        """Return the content of one delivery.
+
+        `dead`: the dead delivery that a notice to fallback recipients reports; None if the ledger has it no more.
+        """
+        if delivery.kind is Kind.CHANGE_EVENT:
+            return self.change_event(event)
+        undelivered = ""
+        if dead is not None:
+            names = ", ".join(dead.recipients)
+            undelivered = f"{names} could not be notified through {dead.channel}: {dead.reason}"
+        return self.render(
+            delivery.channel,
+            event,
+            recipient=delivery.recipients[0],
+            template=delivery.template,
+            undelivered=undelivered,
+        )
