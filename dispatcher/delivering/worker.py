@@ -574,7 +574,7 @@ class DeliveryWorker:
 
 
 def _drop(claimed: ClaimedThread, *, pages: bool) -> Dropped | None:
-    """Return the outcome of an outdated message that would mislead; None if the message is to be sent."""
+    """Return the outcome of an outdated message that would mislead; None for a message to send."""
     if not claimed.superseded:
         return None
     if claimed.thread.resolves:
@@ -596,7 +596,8 @@ def _log_fields(delivery: Delivery) -> dict[str, str | int]:
 
 def _log_outcome(delivery: Delivery, outcome: Outcome, span: Span) -> None:
     fields = {**_log_fields(delivery), **span.log_fields}
-    log.debug("attempted", **fields, recipients=delivery.recipients, addresses=delivery.addresses, outcome=outcome)
+    if not isinstance(outcome, Dropped):
+        log.debug("attempted", **fields, recipients=delivery.recipients, addresses=delivery.addresses, outcome=outcome)
     match outcome:
         case Sent(receipt):
             log.info("sent", **fields, status=receipt.answer.status, refused=len(receipt.failures))

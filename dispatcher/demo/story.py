@@ -74,7 +74,7 @@ class Scene:
 
 
 def day(now: datetime) -> list[Scene]:
-    """Return the scenes of the day, in order. All executions finish at `now`."""
+    """Return the scenes of the day, in order. All executions finish at `now`, but for the aborted one."""
     failed = _event("a7failed", Phase.FAILED, now, plan="train.daily", error=_TRACEBACK, took=857)
     return [
         Scene(
@@ -105,7 +105,7 @@ def day(now: datetime) -> list[Scene]:
             _event(
                 "a7report",
                 Phase.ABORTED,
-                now,
+                now - timedelta(minutes=10),  # before the report's third run starts
                 plan="report.weekly",
                 error="Execution aborted: stopped by sam@example.com, wrong dataset",
             ),

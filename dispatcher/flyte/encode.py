@@ -94,6 +94,8 @@ def _v2(event: Event) -> tuple[str, dict[str, Any]]:
         data["labels"] = event.labels
     if event.principal:
         data["principal"] = event.principal
+    if event.reference_execution is not None:
+        data["referenceExecution"] = event.reference_execution.model_dump()
     return payloads.V2, data
 
 

@@ -155,7 +155,7 @@ class Metrics:
             _PROVIDER_SECONDS,
         )
         self._deliveries = self._counter(
-            "deliveries", "Deliveries that reached a final state: sent or dead.", "channel", "outcome"
+            "deliveries", "Deliveries that reached a final state: sent, dead or dropped.", "channel", "outcome"
         )
         self._lag = self._histogram(
             "delivery_lag_seconds", "Time from the event's own timestamp to the provider's acceptance.", _LAG_SECONDS
@@ -250,7 +250,7 @@ class Metrics:
 
     def _declare_ledger(self) -> None:
         self._waiting = self._gauge(
-            "deliveries_waiting", "Deliveries in the ledger that are neither sent nor dead.", "channel"
+            "deliveries_waiting", "Deliveries in the ledger that are neither sent, dead nor dropped.", "channel"
         )
         self._due = self._gauge(
             "deliveries_due", "Waiting deliveries that are due and not claimed; counted up to 10000.", "channel"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
 from dispatcher.model.event import Options
 from dispatcher.model.phase import Phase
 from dispatcher.runtime.service import Service
-from tests.support.builders import NOW, a_launch_plan, an_event
+from tests.support.builders import NOW, a_launch_plan, an_event, an_execution
 from tests.support.service import ROUTING_KEY
 
 RULES = {
@@ -61,13 +61,28 @@ class Team:
             await running
 
     async def finish(
-        self, name: str, phase: Phase, *, minute: int | None = None, version: str = "v1", options: Options | None = None
+        self,
+        name: str,
+        phase: Phase,
+        *,
+        minute: int | None = None,
+        started: int | None = None,
+        again: str | None = None,
+        version: str = "v1",
+        options: Options | None = None,
     ) -> None:
-        """Post the event of an execution that finishes a minute after the last one, or at `minute`."""
+        """Post the event of an execution that finishes a minute after the last one, or at `minute`.
+
+        `started`: the minute of its start, if the event tells it. `again`: the execution that it relaunches.
+        """
         self._minutes += 1
         at = NOW + timedelta(minutes=self._minutes if minute is None else minute)
         event = an_event(phase, name=name, launch_plan=a_launch_plan(version=version), options=options).model_copy(
-            update={"occurred_at": at}
+            update={
+                "occurred_at": at,
+                "started_at": None if started is None else NOW + timedelta(minutes=started),
+                "reference_execution": None if again is None else an_execution(again),
+            }
         )
         message = write(event, Format.NATIVE)
         headers = {header.replace("ce_", "ce-", 1): value.decode() for header, value in message.headers}
@@ -150,7 +165,7 @@ async def team(tmp_path: Path, ledger_url: str, options: dict[str, Any]) -> Asyn
         yield Team(inbox, tmp_path, ledger_url, options)
 
 
-def assert_one_thread(team: Team) -> None:
+def assert_one_thread(team: Team, actions: Sequence[Sequence[str]] = (("trigger", "trigger", "resolve"),)) -> None:
     """Two failures and a success made one thread with an edited first message, and one incident, resolved once."""
     root, *replies = team.slack.messages
     assert root.thread is None
@@ -159,7 +174,7 @@ def assert_one_thread(team: Team) -> None:
     assert root.body["attachments"][0]["color"] == "#2eb67d"
     assert [reply.thread for reply in replies] == [root.ts] * 2
     assert [reply.body["text"][0] for reply in replies] == ["❌", "✅"]
-    assert team.actions == [["trigger", "trigger", "resolve"]]
+    assert team.actions == [[*one] for one in actions]
     assert [incident.status for incident in team.inbox.pagerduty.incidents] == ["resolved"]
 
 
@@ -203,10 +218,10 @@ async def test_two_failures_and_a_success_are_one_thread_with_an_outage_during_t
     async with team.served():
         team.slack.script.steps, team.inbox.pagerduty.script.steps = [], []
         await team.settled(6)
-    assert_one_thread(team)
+    assert_one_thread(team, [["trigger", "resolve"]])  # nobody is paged of the second failure: it is over
 
 
-async def test_a_waiting_trigger_is_sent_before_its_resolve(team: Team) -> None:
+async def test_a_message_that_waits_is_sent_before_its_resolved_notice_and_a_page_not_at_all(team: Team) -> None:
     team.slack.script.steps, team.inbox.pagerduty.script.steps = [*DOWN], [*DOWN]
     async with team.served():
         await team.finish("one", Phase.FAILED)
@@ -214,7 +229,7 @@ async def test_a_waiting_trigger_is_sent_before_its_resolve(team: Team) -> None:
         await team.until(lambda all_: len(all_) == 4)
         team.slack.script.steps, team.inbox.pagerduty.script.steps = [], []
         await team.settled(4)
-    assert team.actions == [["trigger", "resolve"]]
+    assert team.actions == []
     root, reply = team.slack.messages
     assert (root.edits, reply.thread) == (1, root.ts)
 
@@ -225,13 +240,41 @@ async def test_a_failure_that_arrives_after_a_newer_success_pages_nobody(team: T
         await team.finish("old", Phase.FAILED, minute=5)
         found = await team.settled(2)
         await team.finish("newest", Phase.SUCCEEDED, minute=10)
-        await team.settled(2)
+        await team.settled(3)
     assert team.actions == []
+    late, resolved = team.slack.messages
+    assert (late.edits, resolved.thread) == (1, late.ts)
     reasons = {one.delivery.channel: (one.delivery.state, one.delivery.reason) for one in found}
     assert reasons == {
         "slack": ("sent", ""),
-        "pagerduty": ("dead", "nobody was paged: it has succeeded since then"),
+        "pagerduty": ("dropped", "nobody was paged: a run that started later has succeeded"),
     }
+
+
+async def test_only_a_run_that_began_after_the_failure_ended_resolves_it_or_stands_in_its_way(team: Team) -> None:
+    async with team.served():
+        await team.finish("overlapping", Phase.SUCCEEDED, minute=9, started=1)
+        await team.finish("failed", Phase.FAILED, minute=5)
+        await team.settled(2)
+        assert team.actions == [["trigger"]]
+        await team.finish("overlapping too", Phase.SUCCEEDED, minute=10, started=4)
+        await team.finish("later", Phase.SUCCEEDED, minute=11, started=6)
+        await team.settled(4)
+    assert team.actions == [["trigger", "resolve"]]
+
+
+@pytest.mark.parametrize("options", [{"pagerduty": {"incident": "execution"}}])
+async def test_the_success_of_another_execution_swallows_no_page(team: Team) -> None:
+    async with team.served():
+        await team.finish("other", Phase.SUCCEEDED, minute=5)
+        await team.finish("failed", Phase.FAILED, minute=0)
+        await team.settled(2)
+        assert team.actions == [["trigger"]]
+        await team.finish("another", Phase.SUCCEEDED, minute=8)
+        await team.finish("relaunched", Phase.FAILED, minute=9, again="failed")
+        await team.finish("again", Phase.SUCCEEDED, minute=12, started=10, again="relaunched")
+        await team.until(lambda all_: [one.delivery.channel for one in all_ if one.settled_at].count("pagerduty") == 3)
+    assert team.actions == [["trigger", "trigger", "resolve"]]
 
 
 async def test_a_success_with_disabled_notifications_resolves_nothing(team: Team) -> None:
@@ -246,19 +289,20 @@ async def test_a_success_with_disabled_notifications_resolves_nothing(team: Team
 
 
 @pytest.mark.parametrize("options", [{"slack": {"thread": "execution"}, "pagerduty": {"incident": "execution"}}])
-async def test_threads_by_execution_are_all_resolved_by_the_launch_plans_success(team: Team) -> None:
+async def test_threads_by_execution_are_resolved_by_the_success_of_a_relaunch_only(team: Team) -> None:
     async with team.served():
-        for name, phase, deliveries in [
-            ("one", Phase.FAILED, 2),
-            ("two", Phase.FAILED, 4),
-            ("three", Phase.SUCCEEDED, 8),
+        for name, phase, again, deliveries in [
+            ("one", Phase.FAILED, None, 2),
+            ("two", Phase.FAILED, None, 4),
+            ("three", Phase.SUCCEEDED, None, 4),
+            ("one again", Phase.SUCCEEDED, "one", 6),
         ]:
-            await team.finish(name, phase)
+            await team.finish(name, phase, again=again)
             await team.settled(deliveries)
-    assert team.actions == [["trigger", "resolve"]] * 2
-    first, second, *replies = team.slack.messages
-    assert (first.thread, second.thread, first.edits, second.edits) == (None, None, 1, 1)
-    assert {reply.thread for reply in replies} == {first.ts, second.ts}
+    assert team.actions == [["trigger", "resolve"], ["trigger"]]
+    first, second, reply = team.slack.messages
+    assert (first.thread, second.thread, first.edits, second.edits) == (None, None, 1, 0)
+    assert reply.thread == first.ts
 
 
 @pytest.mark.parametrize("options", [{"slack": {"thread": "none"}}])
