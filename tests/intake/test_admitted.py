@@ -28,7 +28,7 @@ from dispatcher.model.delivery import State
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.rules import RuleBook
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.runtime.service import make_planner, open_channels
+from dispatcher.runtime.service import make_contents, make_planner, open_channels
 from tests.support.service import ROUTING_KEY
 
 TO = "https://hooks.example.com/"
@@ -134,11 +134,11 @@ async def go_through(ledger: Ledger, messages: Sequence[Raw], book: RuleBook | N
     """Take the messages in, and let each channel's worker send every delivery. Returns what intake recorded."""
     config = Settings.model_validate(SETTINGS)
     channels: dict[str, Any] = {name: Built(channel) for name, channel in open_channels(config).items()}
-    planner = make_planner(config, channels)
+    planner, contents = make_planner(config, channels), make_contents(config)
     results: list[BatchResult] = []
     source = OneBatch(messages)
     clock = SystemClock()
-    await Intake(ledger, lambda: book or RuleBook(), planner, clock, on_batch=results.append).run(source)
+    await Intake(ledger, lambda: book or RuleBook(), planner, contents, clock, on_batch=results.append).run(source)
     assert source.committed
     workers = [
         DeliveryWorker(
@@ -146,6 +146,7 @@ async def go_through(ledger: Ledger, messages: Sequence[Raw], book: RuleBook | N
             channel=channel,
             ledger=ledger,
             planner=planner,
+            contents=contents,
             policy=RetryPolicy(),
             clock=clock,
             rng=Random(7),
