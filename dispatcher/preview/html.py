@@ -39,7 +39,7 @@ STYLE = """
 .incident{font:15px/22px "Helvetica Neue",Arial,sans-serif;color:#1d1c1d}.incident h3{font-size:17px;line-height:24px;margin:4px 0}
 .incident table{border-collapse:collapse;width:100%}.incident th{text-align:left;vertical-align:top;color:#616061;font-weight:400;padding:3px 16px 3px 0;white-space:nowrap}
 .incident td{padding:3px 0;white-space:pre-wrap;overflow-wrap:anywhere}.incident .tag{display:inline-block;border-radius:3px;padding:0 8px;font-size:13px;font-weight:700;color:#fff;background:#616061}
-.incident .critical,.incident .error{background:#c8102e}.incident .warning{background:#b26a00}.incident .info{background:#1264a3}.incident a{color:#1264a3}
+.incident .critical,.incident .error{background:#c8102e}.incident .warning{background:#9a5b00}.incident .info{background:#1264a3}.incident a{color:#1264a3}
 .card{font:14px/20px "Segoe UI",system-ui,sans-serif;color:#242424;border:1px solid #d1d1d1;border-radius:6px;padding:12px 16px}
 .card div{margin:4px 0}.card .box{margin:-12px -16px 8px;padding:12px 16px}.card .good{background:#e7f2da}.card .attention{background:#fde7e9}.card .warning{background:#fff4ce}
 .card .large{font-size:18px;line-height:26px}.card .bolder{font-weight:600}.card .monospace,.card pre{font-family:Consolas,Menlo,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -53,7 +53,7 @@ def page(channel: str, content: Content) -> str:
     """Return a whole HTML page with one message."""
     body = to_html(channel, content)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-    return f'{head}<title>{channel}</title><style>{STYLE}</style><body style="max-width:680px;margin:24px auto;padding:0 12px">{body}</body></html>\n'
+    return f'{head}<title>{channel}</title><style>html{{background:Canvas}}{STYLE}</style><body style="max-width:680px;margin:24px auto;padding:0 12px"><main>{body}</main></body></html>\n'
 
 
 def to_html(channel: str, content: Content) -> Markup:
@@ -89,7 +89,8 @@ def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
         "iframe{width:100%;height:520px;border:1px solid #ccc;border-radius:6px;background:#fff}"
     )
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>All messages</title>'
-    return f"{head}<style>{style}</style><h1>All messages</h1><main>{Markup('').join(parts)}</main></html>\n"
+    heading = "<header><h1>All messages</h1></header>"
+    return f"{head}<style>{style}</style>{heading}<main>{Markup('').join(parts)}</main></html>\n"
 
 
 def _slack(content: Content) -> Markup:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import aiohttp
 import orjson
 
 from channels.email import compose
+from dispatcher.config.settings import Settings
 from dispatcher.demo.fakes.inbox import Inbox, WebhookReceiver
 from dispatcher.demo.fakes.mail import Mail
+from dispatcher.demo.fakes.pagerduty import Incident
 from dispatcher.demo.fakes.slack import SlackMessage
 from dispatcher.demo.fakes.webhooks import Call, Card
+from dispatcher.model.phase import Phase
+from dispatcher.preview.html import index
+from dispatcher.rendering.renderer import sample_event
+from dispatcher.workbench.sample import SampleRenderer
+from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.mail import message
 from tests.support.service import command
 
@@ -90,6 +99,34 @@ async def test_the_page_shows_arrivals_and_escapes_their_markup() -> None:
         "<td>a_b</td>",
     ):
         assert drawn in shown
+
+
+@needs_a_browser
+async def test_the_inbox_and_the_index_of_previews_pass_axe(tmp_path: Path) -> None:
+    renderer = SampleRenderer(Settings())
+    entries = []
+    async with Inbox() as inbox, opened() as chromium:
+        for phase in (Phase.FAILED, Phase.TIMED_OUT):
+            for channel in ("email", "slack", "pagerduty", "teams", "webhook"):
+                sample = renderer.render(channel, sample_event(phase))
+                match channel:
+                    case "email":
+                        inbox.arrivals.append(Mail("a@x.com", ("b@x.com",), sample.wire))
+                    case "slack":
+                        inbox.arrivals.append(SlackMessage("C1", "alerts", "1.0", sample.content))
+                    case "pagerduty":
+                        inbox.arrivals.append(Incident("ml", "key", "triggered", [sample.content]))
+                    case "teams":
+                        inbox.arrivals.append(Card("ml", sample.content))
+                    case _:
+                        inbox.arrivals.append(Call("audit", "k1", sample.content))
+                (tmp_path / f"{phase}.{channel}.html").write_text(sample.html)
+                entries.append((f"{phase}.{channel}", [f"{phase}.{channel}.html"], ["a problem"]))
+        (tmp_path / "index.html").write_text(index(entries))
+        browser = await chromium.new_page()
+        for url in (inbox.url, (tmp_path / "index.html").as_uri()):
+            await browser.goto(url)
+            assert await axe_violations(browser) == [], url
 
 
 async def test_the_fakes_refuse_messages_that_the_real_services_refuse() -> None:

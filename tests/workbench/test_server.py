@@ -1,9 +1,8 @@
-"""The template workbench in a real browser: by mouse, by keyboard, with axe, and with screenshots for docs/pictures."""
+"""The template workbench in a real browser: by mouse, by keyboard, with axe, and the docs' pictures."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,13 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
-from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Page, expect
 
-from tests.support.chromium import needs_a_browser, opened
+from tests.support.chromium import axe_violations, needs_a_browser, opened
+from tests.support.pictures import check_picture
 from tests.support.service import COMMAND
-
-PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
 
 @pytest.fixture
@@ -61,15 +58,6 @@ async def page(browser: Browser, url: str) -> AsyncIterator[Page]:
     assert errors == []
 
 
-async def screenshot(part: Page | Locator, name: str) -> None:
-    """Check that docs/pictures has the screenshot, in under 200 kB. REWRITE_SNAPSHOTS=1 replaces the file."""
-    image = await part.screenshot()
-    if os.environ.get("REWRITE_SNAPSHOTS"):
-        PICTURES.mkdir(exist_ok=True)
-        (PICTURES / f"{name}.png").write_bytes(image)
-    assert (PICTURES / f"{name}.png").stat().st_size < 200_000
-
-
 def message(page: Page) -> Any:
     return page.frame_locator("#rendered")
 
@@ -78,21 +66,21 @@ def message(page: Page) -> Any:
 async def test_every_channel_phase_screen_and_view_can_be_chosen(page: Page) -> None:
     await expect(message(page).locator(".title")).to_have_text("train.daily failed")
     await expect(page.locator("#headline")).to_have_text(re.compile("train.daily failed · flytesnacks/production"))
-    await screenshot(page, "workbench")
+    await check_picture(page, "workbench")
     await page.get_by_label("Dark").check()
     await expect(message(page).locator(".card")).to_have_css("background-color", "rgb(34, 37, 41)")
     await page.get_by_label("Phone").check()
     await expect(message(page).locator(".part").first).to_have_css("padding-left", "12px")
-    await screenshot(page.locator("#rendered"), "email-phone-dark")
+    await check_picture(page.locator("#rendered"), "email-phone-dark")
     await page.get_by_label("Light").check()
     await page.get_by_label("Desktop").check()
     await page.get_by_label("Slack").check()
     await expect(message(page).locator(".slack h3")).to_contain_text("train.daily failed")
     await expect(page.locator("#headline")).to_contain_text("train.daily failed in flytesnacks/production: ValueError")
-    await screenshot(page.locator("#rendered"), "slack")
+    await check_picture(page.locator("#rendered"), "slack")
     await page.get_by_label("PagerDuty").check()
     await expect(message(page).locator(".incident .tag")).to_have_text("error")
-    await screenshot(page.locator("#rendered"), "pagerduty")
+    await check_picture(page.locator("#rendered"), "pagerduty")
     await page.get_by_label("Source").check()
     await expect(page.locator("#plain")).to_contain_text('"event_action": "trigger"')
     await page.get_by_label("Email").check()
@@ -141,10 +129,7 @@ async def test_the_page_is_used_by_keyboard_and_passes_axe(page: Page) -> None:
     for _ in range(5):
         await page.keyboard.press("Tab")
     await expect(page.get_by_label("Event", exact=True)).to_be_focused()
-    for scheme in ("light", "dark"):
-        await page.emulate_media(color_scheme=scheme)
-        results = await Axe().run(page)
-        assert results.violations_count == 0, results.generate_report()
+    assert await axe_violations(page) == []
 
 
 async def test_the_server_answers_only_its_own_paths_and_loopback_host_names(url: str) -> None:
