@@ -187,6 +187,8 @@ class Finding:
     message: str
     """A sentence that says what works, or what is wrong and which setting to change. It contains no secrets."""
     ok: bool = True
+    warning: bool = False
+    """True if the test succeeded, but a person should change something. `dispatcher check` then succeeds too."""
 
 
 class Channel(Protocol):

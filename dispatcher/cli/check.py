@@ -76,7 +76,8 @@ async def _check_connections(settings: Settings) -> bool:
     problems = 0
     for name, check in checks.items():
         for finding in check.result():
-            typer.echo(f"{name:<10} {'ok' if finding.ok else 'problem'}: {finding.message}")
+            result = "problem" if not finding.ok else "warning" if finding.warning else "ok"
+            typer.echo(f"{name:<10} {result}: {finding.message}")
             problems += not finding.ok
     if problems:
         typer.echo("1 problem found" if problems == 1 else f"{problems} problems found", err=True)
@@ -95,15 +96,21 @@ async def _check_ledger(settings: Settings) -> Sequence[Finding]:
     from dispatcher.clock import SystemClock
     from dispatcher.errors import DispatcherError
     from dispatcher.ledger import Ledger
+    from dispatcher.observability.clock_monitor import clock_problem
 
+    clock = SystemClock()
     try:
         async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
-            await ledger.ping(now=SystemClock().now())
+            await ledger.ping(now=clock.now())
             newest = await ledger.newest()
+            wrong_clock = clock_problem(await ledger.clock_offset(clock.now))
     except DispatcherError as error:
         return [Finding(f"{error}; check ledger.url", ok=False)]
     last = f"last event {newest[0]}, recorded at {time_text(newest[1])} UTC" if newest else "no events yet"
-    return [Finding(f"writable; {last}")]
+    findings = [Finding(f"writable; {last}")]
+    if wrong_clock:
+        findings.append(Finding(wrong_clock, warning=True))
+    return findings
 
 
 async def _check_flyte_admin(settings: Settings) -> Sequence[Finding]:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sqlite3
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -17,27 +18,26 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, delete, event, insert, inspect, select, text
-from sqlalchemy.engine import URL, ExceptionContext, make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
     DBAPIError,
     InterfaceError,
-    InvalidatePoolError,
-    NoSuchModuleError,
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from channels.common.lean_imports import without_package_init
-from channels.common.secret import reveal
+from channels.common.tls import untrusted_certificate
 from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
+from dispatcher.ledger.postgres import checked_url, postgres_engine
 from dispatcher.ledger.schema import compatibility
 from dispatcher.ledger.sqlite import Writer, WriterLock
 from dispatcher.ledger.statements import run
@@ -131,7 +131,11 @@ class Database:
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._place = _place(self.url)
-        self._engine = _sqlite_engine(self.url) if self.sqlite else _postgres_engine(self.url, timeout, password_file)
+        self._engine = (
+            _sqlite_engine(self.url)
+            if self.sqlite
+            else postgres_engine(self.url, timeout, password_file, busy_seconds=_BUSY_SECONDS)
+        )
         self._write_lock: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self._writer = _writer(self.url, self._locked) if self.sqlite and self.url.database != _IN_MEMORY else None
 
@@ -196,6 +200,20 @@ class Database:
         with self._translated_errors():
             return await self._writer.write(work, low_priority=low_priority)
 
+    async def clock_offset(self, now: Callable[[], datetime]) -> timedelta:
+        """Return how far `now` is ahead of the database's clock, at least; negative if it is behind.
+
+        The time that the query takes is left out, so a slow database is no difference. Always 0 on SQLite, which has no
+        clock.
+        """
+        if self.sqlite:
+            return timedelta()
+        async with self.reading() as connection:
+            before = now()
+            there: datetime = (await connection.execute(text("SELECT clock_timestamp()"))).scalar_one()
+            after = now()
+        return max(before - there, min(after - there, timedelta()))
+
     async def aclose(self) -> None:
         if self._writer is not None:
             await self._writer.aclose()
@@ -235,7 +253,10 @@ class Database:
         async with AsyncExitStack() as stack:
             try:
                 connection = await stack.enter_async_context(self._engine.connect())
-            except (TypeError, ValueError, OverflowError) as error:  # only the driver checks these parts of the URL
+            except ssl.SSLCertVerificationError:  # it is a ValueError too
+                raise
+            except (TypeError, ValueError, OverflowError, KeyError) as error:
+                # Only the driver checks these parts of the URL. KeyError: this process's user has no name.
                 raise SettingsError(f"ledger.url: {self._place} can't be connected to: {_cause(error)}") from error
             yield connection
 
@@ -287,7 +308,7 @@ def _checked(url: str) -> URL:
     if backend == "sqlite":
         return _checked_sqlite(parsed.set(drivername="sqlite+aiosqlite"))
     if backend in {"postgresql", "postgres"}:
-        return parsed.set(drivername="postgresql+asyncpg")
+        return checked_url(parsed)
     raise SettingsError(f"ledger.url: no such kind of ledger, {backend!r}; there are sqlite and postgresql")
 
 
@@ -332,55 +353,6 @@ def _place(url: URL) -> str:
     return f"PostgreSQL{server}"
 
 
-def _postgres_engine(url: URL, timeout: timedelta | None, password_file: Path | None) -> AsyncEngine:
-    password = {"password": lambda: reveal(None, password_file)} if password_file is not None else {}
-    seconds = timeout.total_seconds() if timeout is not None else None
-    try:
-        engine = create_async_engine(
-            url,
-            pool_size=8,
-            max_overflow=4,
-            pool_timeout=_BUSY_SECONDS,
-            connect_args={"timeout": _BUSY_SECONDS, "command_timeout": seconds, **password},
-        )
-    except (NoSuchModuleError, ModuleNotFoundError):
-        raise SettingsError(
-            "ledger.url: PostgreSQL needs the extra: pip install 'flyte-notification-dispatcher[postgres]'"
-        ) from None
-
-    @event.listens_for(engine.sync_engine, "checkout")
-    def ping(connection: Any, record: Any, _proxy: object) -> None:
-        # If a pooled connection does not answer, replace the whole pool. SQLAlchemy's own pre-ping would raise the
-        # timeout error of a hanging server instead.
-        if not record.fresh:
-            try:
-                connection.ping()
-            except Exception as error:
-                raise InvalidatePoolError from error
-
-    if seconds is None:
-        return engine
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def set_timeouts(connection: Any, _record: object) -> None:
-        # With these timeouts, the server releases our locks if this process dies in a transaction. They are set with
-        # SQL statements, because PgBouncer refuses connections that set them as connection parameters.
-        cursor = connection.cursor()
-        cursor.execute(f"SET idle_in_transaction_session_timeout = {2 * int(1000 * seconds)}")
-        cursor.execute(f"SET lock_timeout = {int(1000 * min(seconds, _BUSY_SECONDS))}")
-        cursor.close()
-        connection.commit()
-
-    @event.listens_for(engine.sync_engine, "handle_error")
-    def drop_after_timeout(context: ExceptionContext) -> None:
-        # A connection whose server does not answer can't even roll back. `is_disconnect` makes SQLAlchemy drop the
-        # whole pool.
-        if isinstance(context.original_exception, TimeoutError):
-            context.is_disconnect = True
-
-    return engine
-
-
 def _sqlite_engine(url: URL) -> AsyncEngine:
     engine = create_async_engine(url, connect_args={"timeout": _BUSY_POLL_SECONDS})
     _prepare(engine.sync_engine)
@@ -422,7 +394,12 @@ def _prepare(engine: Engine, *more: str) -> None:
 
 
 def _schema(connection: Connection) -> Schema:
-    """Read the version of the tables. Raises LedgerIncompatible if an unreleased version created them."""
+    """Read the version of the tables.
+
+    Raises LedgerIncompatible if an unreleased version created them, or if the database can't store every text.
+    """
+    if connection.dialect.name != "sqlite":
+        _check_encoding(str(connection.scalar(text("SHOW server_encoding"))))
     tables = inspect(connection)
     version = (
         connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -437,6 +414,15 @@ def _schema(connection: Connection) -> Schema:
         f"the ledger is at version {version}, made by an unreleased version: begin a new ledger; "
         f"this dispatcher's tables are version {HEAD}"
     )
+
+
+def _check_encoding(encoding: str) -> None:
+    """Raise LedgerIncompatible if PostgreSQL's database is not in UTF-8: it could not store names and answers."""
+    if encoding != "UTF8":
+        raise LedgerIncompatible(
+            f"ledger.url: the database's encoding must be UTF8, and it is {encoding}: "
+            "create it again, WITH TEMPLATE template0 ENCODING 'UTF8'"
+        )
 
 
 def _upgradable_versions(connection: Connection) -> set[str]:
@@ -482,7 +468,8 @@ def alembic_config(connection: Connection) -> Any:
     from alembic.config import Config  # noqa: PLC0415
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    folder = str(Path(__file__).parent / "migrations")
+    config.set_main_option("script_location", folder.replace("%", "%%"))  # Alembic takes % for a variable
     config.attributes["connection"] = connection
     return config
 
@@ -495,6 +482,10 @@ def _cause(error: BaseException) -> str:
             return f"no such host: {inner.strerror}"
         case TimeoutError():
             return "no answer in time"
+        case ssl.SSLCertVerificationError() as inner:
+            return f"its certificate is not trusted: {untrusted_certificate(inner, 'sslrootcert in ledger.url')}"
+        case ssl.SSLError(reason=str(reason)):
+            return f"TLS failed: {reason}"
         case OSError(errno=int(number)) if number > 0:
             return os.strerror(number)
         case inner:

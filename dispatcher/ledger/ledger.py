@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -126,6 +126,10 @@ class Ledger:
     async def migrate(self) -> Schema:
         """Create or upgrade the tables, like `open`, and return the schema as it was before the migration."""
         return await self._database.migrate()
+
+    async def clock_offset(self, now: Callable[[], datetime]) -> timedelta:
+        """Return how far `now` is ahead of the database's clock, at least; negative if it is behind, 0 on SQLite."""
+        return await self._database.clock_offset(now)
 
     async def schema(self) -> Schema:
         """Read the version of the tables. Raises LedgerIncompatible if an unreleased version created them."""

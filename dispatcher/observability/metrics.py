@@ -323,6 +323,9 @@ class Metrics:
             "component_failures", "Unforeseen exceptions after which a component was started again.", "component"
         )
         self._loop_delay = self._gauge("loop_delay_seconds", "How late the event loop ran its last heartbeat.")
+        self._clock_offset = self._gauge(
+            "clock_offset_seconds", "How far this replica's clock is ahead of PostgreSQL's; negative if it is behind."
+        )
         self._canaries = self._counter("canaries", "Canaries by outcome: arrived, missed.", "channel", "outcome")
         self._canary_last_arrival = self._gauge(
             "canary_last_arrival_timestamp_seconds",
@@ -375,6 +378,10 @@ class Metrics:
     def heartbeat(self, delay: float) -> None:
         """Record by how many seconds the event loop's last heartbeat was late."""
         self._loop_delay.set(delay)
+
+    def clock_offset(self, offset: timedelta) -> None:
+        """Record how far this machine's clock is ahead of the database's."""
+        self._clock_offset.set(offset.total_seconds())
 
     def add_canary(self, channel: str) -> None:
         """Create the counters of this channel's canaries, with the value 0."""

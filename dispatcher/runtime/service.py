@@ -32,6 +32,7 @@ from dispatcher.ledger import DirectDispatch, Ledger, Schema
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
 from dispatcher.observability.canary import Canary, through_intake, through_kafka
+from dispatcher.observability.clock_monitor import ClockMonitor
 from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import ProgressMonitor, Watchdog
 from dispatcher.planning.contents import Contents
@@ -203,6 +204,8 @@ class Service:
                 )
             if self._canary is not None:
                 tasks["canary"] = start("canary", self._canary.run)
+            clocks = ClockMonitor(ledger=ledger, clock=self.clock, metrics=self.metrics, stopping=self._stopping)
+            tasks["clock monitor"] = start("clock monitor", clocks.run)
             if self.settings.watchdog.no_progress_after:
                 self._progress_monitor = self._make_progress_monitor(ledger, source, {**workers, **tasks})
                 tasks["progress monitor"] = start("progress monitor", self._progress_monitor.run)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 OPENING = """
 import asyncio, sys
 from dispatcher.ledger import Ledger
@@ -19,9 +21,9 @@ print("alembic" in sys.modules)
 """
 
 
-def imports_alembic(url: str) -> bool:
+def imports_alembic(url: str, cwd: Path | None = None) -> bool:
     process = subprocess.run(
-        [sys.executable, "-c", OPENING, url], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", OPENING, url], capture_output=True, text=True, check=True, timeout=60, cwd=cwd
     )
     return process.stdout == "True\n"
 
@@ -30,3 +32,10 @@ def test_alembic_is_imported_only_if_the_tables_are_missing_or_old(tmp_path: Pat
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
     assert imports_alembic(url)
     assert not imports_alembic(url)
+
+
+def test_the_path_of_the_installation_may_contain_a_percent_sign(tmp_path: Path) -> None:
+    installation = tmp_path / "50%(off)s"
+    for package in ("channels", "dispatcher"):
+        shutil.copytree(ROOT / package, installation / package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert imports_alembic(f"sqlite+aiosqlite:///{tmp_path}/ledger.db", cwd=installation)

@@ -117,6 +117,17 @@ class Cluster:
         if self._process is not None:
             self._process.send_signal(signal.SIGHUP)
 
+    def offer_tls(self, certificate: bytes, key: bytes) -> None:
+        """Take TLS connections from the next start on, besides plain ones. Both in PEM."""
+        data = self._folder / "data"
+        for name, pem in (("server.crt", certificate), ("server.key", key)):
+            (data / name).write_bytes(pem)
+            (data / name).chmod(0o600)
+            if self._account is not None:
+                shutil.chown(data / name, self._account)
+        with (data / "postgresql.conf").open("a") as settings:
+            settings.write("ssl = on\n")
+
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
