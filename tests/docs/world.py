@@ -154,6 +154,7 @@ def _write_files(folder: Path) -> None:
         "ops-token",
         "other",
         "teams-ml",
+        "db",
     ):
         secret = f"https://hooks.example.com/{SECRET}" if "url" in name or name in {"slack-ops", "teams-ml"} else SECRET
         (folder / "secrets" / name).write_text(secret)
