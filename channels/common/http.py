@@ -124,6 +124,15 @@ def failed_request(
             return InDoubt(f"{name} did not answer: {type(error).__name__}; it may have taken the message")
 
 
+def request_problem(error: Exception) -> str:
+    """Return why a request failed. aiohttp's own text is not used if it may contain the login to the proxy."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answers {error.status}: check HTTPS_PROXY"
+    return str(error) or type(error).__name__
+
+
 class HttpClient:
     """Sends POST requests, with a pool of connections to each server."""
 

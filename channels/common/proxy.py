@@ -25,11 +25,15 @@ def proxy_for(url: str) -> str | None:
     `UnusableProxy` if the proxy is not an HTTP proxy.
     """
     proxies = getproxies()
-    target = urlsplit(url)
+    try:
+        target = urlsplit(url)
+        port = target.port or _PORTS.get(target.scheme)
+    except ValueError:
+        return None  # no URL, which the request reports
     name = target.scheme if proxies.get(target.scheme) else "all"
     proxy = proxies.get(name, "").strip()
     host = (target.hostname or "").rstrip(".")
-    if not proxy or _is_excluded(host, target.port or _PORTS.get(target.scheme), proxies.get("no", "")):
+    if not proxy or _is_excluded(host, port, proxies.get("no", "")):
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"

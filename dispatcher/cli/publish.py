@@ -228,6 +228,8 @@ async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: st
 async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish]:
     import aiohttp
 
+    from channels.common.http import request_problem
+    from channels.common.proxy import proxy_for
     from dispatcher.errors import DispatcherError
     from dispatcher.web.config import HttpConfig, Scope
 
@@ -240,11 +242,12 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
         async def send(message: EncodedMessage) -> str:
             headers = {name.replace("ce_", "ce-", 1): value.decode() for name, value in message.headers}
             try:
-                async with session.post(events_url, data=message.value, headers=headers) as response:
+                request = session.post(events_url, data=message.value, headers=headers, proxy=proxy_for(events_url))
+                async with request as response:
                     is_json = response.content_type == "application/json"
                     answer = await response.json() if is_json else {"reason": await response.text()}
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                raise DispatcherError(f"{events_url}: {str(error) or type(error).__name__}") from None
+                raise DispatcherError(f"{events_url}: {request_problem(error)}") from None
             if response.status >= 300:
                 raise DispatcherError(f"{events_url}: {response.status}: {answer.get('reason', answer)}")
             return f"{events_url}: {answer['status']}"

@@ -20,6 +20,9 @@ import aiohttp
 import orjson
 import structlog
 
+from channels.common.body import AnswerTooLong, read_whole
+from channels.common.http import open_session, request_problem
+from channels.common.proxy import UnusableProxy, proxy_for
 from channels.common.secret import reveal
 from dispatcher.clock import Clock
 from dispatcher.errors import FlyteAdminUnavailable
@@ -35,7 +38,6 @@ client renews the token after 4/5 of that time.
 DEFAULT_LIFETIME = timedelta(minutes=5)
 """Assumed lifetime of a token if the token endpoint's answer contains no valid `expires_in`."""
 MAX_LIFETIME = timedelta(days=1)
-MAX_RESPONSE_BYTES = 64 * 1024
 _MAX_DETAILS = 200
 """Maximum length of the quotation from the token endpoint's error in an error message, in characters."""
 
@@ -129,19 +131,22 @@ class OAuthClient:
             form["audience"] = auth.audience
         # Wait at most half of the look-up's timeout for the token. Otherwise the look-up would time out first, and the
         # error would blame FlyteAdmin instead of the slow token endpoint.
-        limit = aiohttp.ClientTimeout(self._config.timeout.total_seconds() / 2)
+        timeout = self._config.timeout.total_seconds() / 2
         try:
             async with (
-                aiohttp.ClientSession(timeout=limit) as session,
+                open_session(timeout) as session,
                 session.post(
                     url,
                     data=form,
                     headers={"Authorization": self._credentials(), "Accept": "application/json"},
                     ssl=self._ssl_context(),
+                    proxy=proxy_for(url),
                     allow_redirects=False,  # a redirect could send the secret to another server
                 ) as answer,
             ):
-                return answer.status, await answer.content.read(MAX_RESPONSE_BYTES)
+                return answer.status, await read_whole(answer.content)
+        except (AnswerTooLong, UnusableProxy) as error:
+            raise FlyteAdminUnavailable(f"rules.flyte_admin.token_endpoint: {url}: {error}") from None
         except aiohttp.InvalidURL:
             raise FlyteAdminUnavailable(f"rules.flyte_admin.token_endpoint: {url!r} is no address") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
@@ -149,8 +154,9 @@ class OAuthClient:
                 f"rules.flyte_admin.ca_file: {url} shows a certificate that isn't trusted: {error.os_error}"
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            words = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            raise TransientError(f"rules.flyte_admin.token_endpoint: {url} can't be reached: {words}") from None
+            raise TransientError(
+                f"rules.flyte_admin.token_endpoint: {url} can't be reached: {request_problem(error)}"
+            ) from None
 
     def _credentials(self) -> str:
         """Return the value of the header `Authorization`. The id and the secret are form-encoded (RFC 6749, 2.3.1)."""

@@ -34,8 +34,6 @@ log = structlog.get_logger(__name__)
 
 HOME = "/console/"
 COOKIE = "dispatcher_oidc"
-REQUEST_TIMEOUT = 10.0
-"""Maximum seconds for each request to the provider."""
 LOGIN_TIMEOUT = 600
 """Maximum seconds from the redirect to the provider until the browser returns from the provider."""
 MAX_REASON = 500
@@ -183,13 +181,16 @@ class OidcPages:
         with warnings.catch_warnings(record=True):
             from authlib.integrations.httpx_client import AsyncOAuth2Client  # noqa: PLC0415 - authlib is optional
 
+            from dispatcher.web.auth.provider_http import HEADERS, BoundedTransport  # noqa: PLC0415 - so is httpx
+
         return AsyncOAuth2Client(
             self._config.client_id,
             reveal(self._config.client_secret, self._config.client_secret_file),
             scope=" ".join(self._config.scopes),
             redirect_uri=str(request.base_url.replace(path="/oidc/callback")),
             code_challenge_method="S256",
-            timeout=REQUEST_TIMEOUT,
+            headers=HEADERS,
+            transport=BoundedTransport(),
         )
 
     def _failed(self, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from dispatcher.rules import AdminExecution
 from tests.support.builders import an_execution
 from tests.support.clock import ManualClock
 from tests.support.flyte_admin import a_finished_execution, admin_client
-from tests.support.servers import garbage_server
+from tests.support.servers import ForwardProxy, endless_server, garbage_server
 
 EXECUTION = an_execution()
 
@@ -157,6 +158,53 @@ async def test_a_token_request_without_an_answer_ends_at_its_deadline(server: Lo
             for error in await asyncio.gather(*look_ups, return_exceptions=True):
                 assert isinstance(error, FlyteAdminUnavailable)
                 assert f"token_endpoint: {url} can't be reached: no answer in time" in str(error)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_an_endless_token_response_is_read_to_a_limit(server: LocalFlyteAdmin, encoding: str) -> None:
+    piece = b" " * 100_000 if encoding == "identity" else gzip.compress(b" " * 10_000_000)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\n\r\n".encode()
+    async with (
+        endless_server(head, piece) as (url, _),
+        admin_client(server, token_endpoint=f"{url}/token", timeout="8s") as admin,
+    ):
+        with pytest.raises(FlyteAdminUnavailable, match=r"token_endpoint: .* longer than 4194304 bytes"):
+            await admin.look_up(EXECUTION)
+
+
+async def test_a_token_response_that_drips_is_read_whole_or_ends_at_its_deadline(server: LocalFlyteAdmin) -> None:
+    body = b'{"access_token":"' + b"a" * 30 + b'"}'
+    assert server.oauth is not None
+    server.oauth.valid_tokens.add("a" * 30)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body))
+    async with (
+        endless_server(head + body[:20], body[20:], pause=0.05) as (url, _),
+        admin_client(server, token_endpoint=f"{url}/token") as admin,
+    ):
+        assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
+    async with (
+        endless_server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" ", pause=0.05) as (url, _),
+        admin_client(server, token_endpoint=f"{url}/token", timeout="600ms") as admin,
+    ):
+        with pytest.raises(FlyteAdminUnavailable, match="no answer in time"):
+            await admin.look_up(EXECUTION)
+
+
+async def test_a_token_is_requested_through_the_proxy_and_its_login_is_not_shown(
+    server: LocalFlyteAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(server.token_url.rpartition(":")[2].partition("/")[0])
+    endpoint = "http://login.example.invalid/token"
+    async with ForwardProxy(port, login="flyte:hidden") as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("http://", "http://flyte:hidden@"))
+        async with admin_client(server, token_endpoint=endpoint) as admin:
+            assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
+        assert proxy.targets == [endpoint]
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "http://flyte:wrong-and-hidden@"))
+        async with admin_client(server, token_endpoint=endpoint.replace("http:", "https:"), timeout="600ms") as admin:
+            with pytest.raises(FlyteAdminUnavailable, match="407") as caught:
+                await admin.look_up(EXECUTION)
+        assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("expires_in", [None, 0, -5, "soon", 1e300, "3600", True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import warnings
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +34,7 @@ from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.server import serving
 from tests.support.chromium import needs_a_browser, opened
 from tests.support.clock import ManualClock
+from tests.support.servers import ForwardProxy, endless_server
 
 SECRET = "the-clients-secret"
 
@@ -321,3 +323,50 @@ async def test_provider_settings_that_admit_anyone_or_no_one_are_refused(
     with pytest.raises(ValidationError, match=error):
         async with console(provider, tmp_path, **changes):
             pass
+
+
+# -- the limits of requests to the provider
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "reason"),
+    [
+        (b"", b" " * 100_000, "longer than 4194304 bytes"),
+        (b"Content-Encoding: gzip\r\n", gzip.compress(b" " * 10_000_000), "is compressed"),
+        (b"Content-Length: 1000\r\n", b" ", "TimeoutError"),
+    ],
+)
+async def test_a_provider_whose_answer_does_not_end_is_given_up(
+    browser: aiohttp.ClientSession,
+    provider: Provider,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    head: bytes,
+    piece: bytes,
+    reason: str,
+) -> None:
+    drips = len(piece) == 1
+    monkeypatch.setattr("dispatcher.web.auth.provider_http.REQUEST_TIMEOUT", 1.0 if drips else 10.0)
+    start = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n"
+    async with (
+        endless_server(start, piece, pause=0.2 if drips else 0) as (endless_url, _),
+        console(provider, tmp_path, issuer=endless_url) as url,
+    ):
+        with structlog.testing.capture_logs() as logs:
+            async with browser.get(f"{url}/login/oidc") as answer:
+                assert answer.status == 502
+    (line,) = [one for one in logs if one["log_level"] == "warning"]
+    assert reason in line["reason"]
+
+
+async def test_the_provider_is_asked_through_the_proxy_of_the_environment(
+    browser: aiohttp.ClientSession, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ForwardProxy(int(provider.url.rpartition(":")[2])) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        async with console(provider, tmp_path) as url:
+            assert await log_in(browser, url) == 200
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            assert await log_in(browser, url) == 200
+    paths = ["/.well-known/openid-configuration", "/.well-known/openid-configuration", "/token", "/keys"]
+    assert proxy.targets == [f"{provider.url}{path}" for path in paths]
