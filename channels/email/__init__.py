@@ -14,7 +14,7 @@ auth           login with a password or a token, after TLS
 transaction    MAIL, RCPT, DATA: one mail over one connection
 smtp_protocol  sends commands and reads replies on a connection
 smtp_replies   turns a relay's reply into an error
-refusals       the table of refusals: whose fault each one is, and what to change
+answers        the table of refusals: whose fault each one is, and what to change
 """
 
 from channels.email.channel import EmailChannel

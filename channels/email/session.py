@@ -13,10 +13,10 @@ from aiosmtplib import SMTP
 from channels.common.tls import ReloadingContext, untrusted_certificate
 from channels.contract import Later, Misconfigured
 from channels.email.addresses import address_literal, is_host_name
+from channels.email.answers import Step
 from channels.email.auth import SmtpAuth
 from channels.email.config import RelayConfig
 from channels.email.dial import Dialer, ip_of
-from channels.email.refusals import Step
 from channels.email.smtp_replies import connection_refused, excerpt
 
 CONNECT_TIME = 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from channels.contract import EXCERPT, Answer, ChannelError, Later, Misconfigured, Never
-from channels.email.refusals import Fault, Step, sort
+from channels.email.answers import Fault, Step, sort
 
 CLOSING = 421
 

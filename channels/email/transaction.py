@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 from aiosmtplib import SMTP
 
 from channels.contract import Answer, ChannelError, InDoubt, Later, Misconfigured, Never, Receipt
+from channels.email.answers import Step
 from channels.email.mime import MailMessage
-from channels.email.refusals import Step
 from channels.email.smtp_protocol import ConnectionFailed, Disconnected, ProtocolError, Reply, ReplyTimeout
 from channels.email.smtp_replies import CLOSING, answer, excerpt, most_retryable, refusal_error
 

@@ -1,4 +1,4 @@
-"""Sorts the refusals of a relay: whose fault each one is, and what a person should change.
+"""What each refusal of a mail relay means: whose fault it is, and what a person should change.
 
 `RULES` covers the documented replies of Postfix, Exchange Online, Gmail and Amazon SES, and the reply codes of any other
 relay. Sources: postconf(5), whose restrictions reply to RCPT whatever they refuse (`smtpd_delay_reject`); Microsoft's

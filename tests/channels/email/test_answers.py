@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from channels.contract import ChannelError, Later, Misconfigured, Never
-from channels.email.refusals import Fault, Step, sort
+from channels.email.answers import Fault, Step, sort
 from channels.email.smtp_replies import connection_refused, login_refused, refusal_error
 
 OURS, LIMIT, RECIPIENT, MESSAGE = Fault.OURS, Fault.LIMIT, Fault.RECIPIENT, Fault.MESSAGE
