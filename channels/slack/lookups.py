@@ -25,7 +25,7 @@ LIST_PAGE = 500
 HISTORY_PAGES = (100, 10)
 """Number of messages on one page of a Slack channel's or thread's history. The second is used if the first makes the
 answer too long."""
-MAX_PAGES = 20
+MAX_PAGES = 10
 """Maximum number of pages that are searched for a message from an earlier attempt."""
 MAX_CLOCK_SKEW = 300.0
 """Maximum number of seconds by which Slack's clock may be behind ours. The search for the message of an earlier attempt

@@ -340,3 +340,33 @@ async def test_without_the_setting_a_new_version_sends_no_change_event(team: Tea
             await team.finish(f"run-{version}", Phase.FAILED, version=version)
         await team.settled(4)
     assert team.inbox.pagerduty.changes == []
+
+
+async def test_a_revoked_token_holds_messages_back_until_it_works_again(team: Team) -> None:
+    right = team.slack.token
+    async with team.served():
+        team.slack.token = "xoxb-another"
+        for name in ("one", "two"):
+            await team.finish(name, Phase.FAILED)
+        waiting = await team.until(lambda all_: sum("invalid_auth" in one.delivery.reason for one in all_) == 1)
+        assert {one.delivery.state for one in waiting if one.delivery.channel == "slack"} == {"waiting"}
+        team.slack.token = right
+        await team.settled(4)
+    first, second = team.slack.messages
+    assert second.thread == first.ts
+
+
+async def test_failures_after_a_locked_thread_form_a_new_one(team: Team) -> None:
+    async with team.served():
+        await team.finish("one", Phase.FAILED)
+        await team.settled(2)
+        team.slack.locked_threads.add(team.slack.messages[0].ts)
+        for count, name in ((4, "two"), (6, "three")):
+            await team.finish(name, Phase.FAILED)
+            await team.settled(count)
+        await team.finish("four", Phase.SUCCEEDED)
+        found = await team.settled(8)
+    assert {one.delivery.state for one in found} == {"sent"}
+    _, second, third, resolved = team.slack.messages
+    assert (second.thread, third.thread, resolved.thread) == (None, second.ts, second.ts)
+    assert second.edits == 1
