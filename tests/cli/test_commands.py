@@ -250,7 +250,7 @@ async def test_preview_reads_an_event_file_and_uses_the_configured_channel(tmp_p
     assert status == 0, err
     mail: Any = message_from_bytes(out.encode(), policy=default)
     assert mail["from"] == "flyte@example.com"
-    assert "akx7b9q2vjt5fm4c8h2d" in mail["subject"]
+    assert "av2e-failu-labels-af33wv" in mail["subject"]
 
     running = str(samples.FOLDER / "v1-workflow-running.json")
     status, _, err = await command("preview", "--channel", "email", "--event", running)

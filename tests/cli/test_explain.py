@@ -25,7 +25,7 @@ from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.runtime.service import make_contents, make_planner, open_channels
 from tests.support import samples
-from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event
+from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution
 from tests.support.flyte_admin import recorded as recorded_answer
 from tests.support.service import ask, command
@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> Path:
     file.write_text(
         yaml.safe_dump(
             {
-                "rules": {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.json")]},
+                "rules": {"launch_plans": [samples.rules_for_any_version(tmp_path)]},
                 "channels": {
                     "email": {"host": "relay.example.com", "from": "flyte@example.com"},
                     "slack": {"token": "xoxb-hidden"},
@@ -151,7 +151,7 @@ async def test_an_event_file_is_explained_by_the_rules_and_nothing_is_recorded(
     account = await ask(config, "explain", *option, ENRICHED)
 
     assert list(account) == FIELDS
-    assert account["event"]["execution"]["name"] == "akx7b9q2vjt5fm4c8h2d"
+    assert account["event"]["execution"]["name"] == "av2e-failu-labels-af33wv"
     assert [matched for _, matched, _ in rules_in(account)] == [False, True, True, True]
     assert [(delivery["channel"], delivery["recipients"], delivery["state"]) for delivery in account["deliveries"]] == [
         ("slack", ["#dev-alerts"], "planned"),
@@ -205,7 +205,8 @@ async def test_the_reason_names_recipients_that_another_rules_message_notifies(c
 
 
 async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is_explained(config: Path) -> None:
-    headers, value = samples.sample("v1-workflow-failed")
+    bare = write(an_event(), Format.FLYTE_V1)
+    headers, value = bare.headers, bare.value
     broken = value.replace(b'"FAILED"', b'"EXPLODED"')
     assert broken != value
     others = an_event(Phase.SUCCEEDED, name="another", launch_plan=a_launch_plan())
@@ -245,7 +246,7 @@ async def test_every_terminal_event_of_an_execution_and_each_rejected_message_is
 async def test_an_execution_with_only_a_rejected_message_is_explained(config: Path) -> None:
     await record(config, samples.sample("v1-workflow-failed"))
 
-    account = await ask(config, "explain", EXECUTION)
+    account = await ask(config, "explain", "flytesnacks/production/av1-failu-none-auxcgw")
 
     assert list(account) == FIELDS
     assert (account["event"]["verdict"], account["rules"], account["deliveries"]) == ("rejected", [], [])
@@ -272,8 +273,9 @@ async def test_an_event_whose_phase_is_not_terminal_causes_no_notifications(conf
 
 async def test_flyteadmin_is_asked_about_an_event_in_a_file_if_it_is_configured(config: Path) -> None:
     bare = str(samples.FOLDER / "v2-workflow-failed.json")
+    execution = an_execution("av2-failu-none-a1ij08")
     async with LocalFlyteAdmin() as server:
-        server.add(a_finished_execution())
+        server.add(a_finished_execution(execution))
         admin = {"endpoint": server.endpoint, "insecure": True, "timeout": "1s"}
         (config.parent / "dispatcher.yaml").write_text(yaml.safe_dump({"rules": {"flyte_admin": admin}}))
         account = await ask(config, "explain", bare)
@@ -281,7 +283,7 @@ async def test_flyteadmin_is_asked_about_an_event_in_a_file_if_it_is_configured(
         assert account["event"]["launch_plan"]["name"] == "train.daily"
         assert [matched for _, matched, _ in rules_in(account)] == [False, True, True, True]
 
-        server.add(recorded_answer("execution-notifications-disabled"))
+        server.add({**recorded_answer("execution-notifications-disabled"), "id": execution.model_dump()})
         account = await ask(config, "explain", bare)
         assert (account["event"]["verdict"], account["disabled_by"]) == ("disabled", "spec.disable_all")
 

@@ -159,7 +159,7 @@ def _write_files(folder: Path) -> None:
         secret = f"https://hooks.example.com/{SECRET}" if "url" in name or name in {"slack-ops", "teams-ml"} else SECRET
         (folder / "secrets" / name).write_text(secret)
     for name in ("event.json", "failed.json"):
-        shutil.copy(samples.FOLDER / "v2-workflow-failed-structured.json", folder / name)
+        (folder / name).write_bytes(samples.structured("v2-workflow-failed-enriched")[1])
     admin = {
         "notifications": {
             "type": "smtp",

@@ -144,7 +144,7 @@ def finished(name: str, number: int, phase: Phase) -> Event:
 
 async def test_any_name_is_delivered_shown_and_found(url: str, ledger_url: str, inbox: Inbox) -> None:
     for name in ("slash", "newline"):
-        await post(url, *samples.sample(f"v2-workflow-failed-enriched-launch-plan-with-{name}", samples.RECORDED))
+        await post(url, *samples.sample(f"v2-workflow-failed-enriched-launch-plan-with-{name}"))
     await settled(ledger_url, 2)
     assert [(mail.recipients, mail.subject.partition(" · ")[0]) for mail in inbox.mail.mails] == [
         (("slash@example.com",), "❌ team/nightly failed"),

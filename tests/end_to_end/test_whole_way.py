@@ -62,7 +62,7 @@ def settings(inbox: Inbox, broker: Broker, topic: str, tmp_path: Path) -> dict[s
             "session_timeout": "6s",
         },
         "ledger": {"url": "sqlite+aiosqlite:///./ledger.db"},
-        "rules": {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.pb")]},
+        "rules": {"launch_plans": [samples.rules_for_any_version(tmp_path)]},
         "channels": {
             "email": {
                 "host": "localhost",
@@ -125,10 +125,10 @@ def each_arrived_once(inbox: Inbox, events: int) -> bool:
 async def test_flytes_own_events_reach_exactly_the_launch_plans_recipients(
     inbox: Inbox, settings: dict[str, Any], broker: Broker, topic: str, tmp_path: Path
 ) -> None:
-    names = [name for name in samples.NAMES if name != "v2-workflow-failed-structured"]
+    bad, good = "v2-workflow-failed-enriched", "v2-workflow-succeeded-enriched"
+    bare = [name for name in samples.NAMES if "enriched" not in name and not name.startswith("v2-workflow-succeeded")]
+    names = [*bare, bad, good]
     async with serving(tmp_path, settings) as replica:
-        # Of these samples only the enriched FAILED and the SUCCEEDED of v2 name their launch plan.
-        good = "v2-workflow-succeeded"
         await publish(broker, topic, [recorded(name) for name in names if name != good for _copy in range(2)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 3, seconds=40), replica.log[-3000:]
         await publish(broker, topic, [recorded(good) for _copy in range(2)])

@@ -232,7 +232,7 @@ def test_no_text_from_events_becomes_a_label() -> None:
 def test_message_types_have_short_labels() -> None:
     assert type_label(samples.sample("v1-workflow-failed")[0]) == "flyte-v1"
     assert type_label(samples.sample("v2-workflow-failed")[0]) == "flyte-v2"
-    assert type_label(samples.sample("v2-workflow-failed-structured")[0]) == "structured"
+    assert type_label(samples.structured("v2-workflow-failed")[0]) == "structured"
     assert type_label(write(an_event(), Format.NATIVE).headers) == "native"
 
 

@@ -159,7 +159,7 @@ def test_yaml_and_json_files_are_read_as_other_parsers_read_them() -> None:
     for file in (file for file in files if "{{-" not in file.read_text()):
         expected = list(yaml.safe_load_all(file.read_text()))
         assert [document.data for document in parse(read_text(file))] == expected, file
-    for file in samples.FOLDER.rglob("*.json"):
+    for file in (*samples.FOLDER.glob("*.json"), *samples.LAUNCH_PLANS.glob("*.json")):
         (document,) = parse(read_text(file), json=True)
         assert document.data == orjson.loads(file.read_bytes()), file
 

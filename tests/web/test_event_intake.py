@@ -21,12 +21,13 @@ from tests.support.running import running
 TOKEN = "token-of-the-publishers"
 
 
-RULES = {"launch_plans": [str(samples.LAUNCH_PLANS / "train.daily.launch_plan.json")]}
+def rules(folder: Path) -> dict[str, Any]:
+    return {"launch_plans": [samples.rules_for_any_version(folder)]}
 
 
 @pytest.fixture
 async def url(tmp_path: Path) -> AsyncIterator[str]:
-    async with running(tmp_path, {"rules": RULES}) as base:
+    async with running(tmp_path, {"rules": rules(tmp_path)}) as base:
         yield base
 
 
@@ -44,7 +45,7 @@ async def test_binary_and_structured_events_are_recorded_once(url: str) -> None:
     status, answer = await post(url, http_headers(headers), value)
     assert (status, answer["status"], answer["verdict"], len(answer["deliveries"])) == (202, "recorded", "matched", 4)
 
-    headers, value = samples.sample("v2-workflow-failed-structured")
+    headers, value = samples.structured("v2-workflow-failed-enriched")
     status, answer = await post(url, http_headers(headers), value)
     assert (status, answer["status"]) == (202, "duplicate")
 
@@ -76,7 +77,7 @@ async def test_encoded_headers_are_decoded_and_others_refused(url: str) -> None:
 
 
 async def test_a_structured_event_may_have_headers_of_binary_mode(url: str) -> None:
-    _, value = samples.sample("v2-workflow-failed-structured")
+    _, value = samples.structured("v2-workflow-failed-enriched")
     headers = {"content-type": "application/cloudevents+json", "ce-type": "com.example.other", "ce-specversion": "1.0"}
     assert (await post(url, headers, value))[1]["status"] == "recorded"
 
@@ -102,7 +103,7 @@ async def test_an_oversized_or_endless_body_is_refused_and_the_next_request_succ
 
 async def test_publishers_need_the_token_if_one_is_set(tmp_path: Path) -> None:
     headers, value = samples.sample("v2-workflow-succeeded")
-    async with running(tmp_path, {"rules": RULES, "http": {"token": TOKEN}}) as url:
+    async with running(tmp_path, {"rules": rules(tmp_path), "http": {"token": TOKEN}}) as url:
         for wrong in ({}, {"authorization": "Bearer nope"}, {"authorization": TOKEN}):
             status, answer = await post(url, {**http_headers(headers), **wrong}, value)
             assert (status, TOKEN in str(answer)) == (401, False)
