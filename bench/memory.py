@@ -66,7 +66,8 @@ class Rig:
             return self._peak(Path(folder), topic, seconds)
 
     def _peak(self, folder: Path, topic: str, seconds: float) -> float:
-        kafka = {"bootstrap_servers": self.servers, "topics": [topic], "group_id": f"bench-{time.monotonic_ns()}"}
+        group = f"bench-{time.monotonic_ns()}"
+        kafka = {"bootstrap_servers": self.servers, "topics": [topic], "group_id": group, "start": "earliest"}
         ledger = {"url": f"sqlite+aiosqlite:///{folder}/ledger.db"}
         with serving(folder, {"kafka": kafka, "ledger": ledger, "channels": self.channels}) as replica:
             replica.wait_until_ready()

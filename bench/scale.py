@@ -92,7 +92,12 @@ class Rig:
         mail = {"host": "127.0.0.1", "port": self.relay.port, "security": "none", "from": "Flyte <flyte@example.com>"}
         url = make_url(self.cluster.url).set(database=name).render_as_string(hide_password=False)
         return {
-            "kafka": {"bootstrap_servers": self.broker.bootstrap_servers, "topics": [name], "group_id": name},
+            "kafka": {
+                "bootstrap_servers": self.broker.bootstrap_servers,
+                "topics": [name],
+                "group_id": name,
+                "start": "earliest",
+            },
             "ledger": {"url": url},
             "channels": {"email": {**mail, "concurrency": concurrency, "connections": concurrency}},
         }

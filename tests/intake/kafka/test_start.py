@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from dispatcher.errors import LedgerUnavailable
+from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource, check
 from dispatcher.intake.kafka.start import CompleteSince, StartPosition, start_positions
+from dispatcher.ledger import Ledger
 from tests.intake.kafka.test_consumer import Reader, config, numbered, publish
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.brokers.fixtures import make_topic
+from tests.support.builders import a_launch_plan, an_event, an_execution
+from tests.support.running import running
 
 pytestmark = pytest.mark.broker
 
@@ -119,6 +125,40 @@ async def test_a_new_partition_and_expired_offsets_lose_nothing(settings: KafkaC
     await publish(apache.bootstrap_servers, topic, [b"three"])
     forgotten = grows.model_copy(update={"group_id": f"{grows.group_id}-2"})  # as if the broker had deleted its offsets
     assert sorted(await read(forgotten, {b"three"})) == [b"one", b"three", b"two"]
+
+
+async def test_a_new_installation_on_an_old_topic_sends_no_old_news(
+    settings: KafkaConfig, topic: str, tmp_path: Path
+) -> None:
+    async def publish_event(name: str, at: datetime) -> None:
+        event = write(an_event(name=name, launch_plan=a_launch_plan()), Format.NATIVE)
+        async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+            milliseconds = int(at.timestamp() * 1000)
+            headers = list(event.headers)
+            await producer.send_and_wait(topic, event.value, partition=0, timestamp_ms=milliseconds, headers=headers)
+
+    kafka = {"bootstrap_servers": settings.bootstrap_servers, "topics": [topic], "group_id": topic}
+    mail = {
+        "host": "127.0.0.1",
+        "security": "none",
+        "from": "flyte@example.com",
+    }  # nobody is notified: there are no rules
+    old, *recent = (f"{an_execution(name)}/FAILED" for name in ("last-week", "just-before", "after"))
+    await publish_event("last-week", NOW - 7 * 24 * HOUR)
+    await publish_event("just-before", datetime.now(UTC) - timedelta(minutes=4))
+    async with (
+        running(tmp_path, {"kafka": kafka, "channels": {"email": mail}}) as url,
+        Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger,
+        aiohttp.ClientSession() as session,
+        asyncio.timeout(30),
+    ):
+        await publish_event("after", datetime.now(UTC))
+        while recent[-1] not in (recorded := await ledger.seen_events([old, *recent])):
+            await asyncio.sleep(0.05)
+        async with session.get(f"{url}/metrics") as answer:
+            metrics = await answer.text()
+    assert recorded == set(recent)
+    assert 'dispatcher_kafka_skipped_total{reason="before_start"} 1.0' in metrics
 
 
 async def test_a_message_that_arrives_while_the_start_is_looked_up_is_read(settings: KafkaConfig, topic: str) -> None:
