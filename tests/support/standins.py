@@ -86,7 +86,7 @@ class StandIns:
         if mail:
             await self.open_mail(port, caller)
         url = await self._open_http(caller)
-        services = {f"service-{number}": {"routing_key": f"{number:032x}"} for number in range(SERVICES)}
+        services = {f"service-{number}": {"routing_key": f"a{number:031x}"} for number in range(SERVICES)}
         return {
             "email": {
                 "host": "127.0.0.1",
