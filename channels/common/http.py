@@ -104,8 +104,8 @@ def failed_request(
             return Misconfigured(f"{name} can't be reached: {error}", provider_wide=provider_wide)
         case aiohttp.ClientHttpProxyError(status=407):
             return Misconfigured(
-                f"{name} can't be reached: the proxy wants a login (407): write it in HTTPS_PROXY, as "
-                "http://USER:PASSWORD@HOST:PORT",
+                f"{name} can't be reached: the proxy wants a login (407): write USER:PASSWORD@ before the host in "
+                "HTTPS_PROXY",
                 provider_wide=provider_wide,
             )
         case aiohttp.ClientHttpProxyError():

@@ -17,6 +17,7 @@ from tests.support.http import ScriptedHttp, answer
 from tests.support.servers import ForwardProxy
 
 GUARD = SsrfGuard("channels.webhook", plain_http=True)
+LOGIN = "flyte:hidden"
 CLOSING_ANSWER = answer(200, Connection="close")
 
 
@@ -57,7 +58,7 @@ def test_the_environment_chooses_the_proxy(
     assert proxy_for(url) == proxy
 
 
-@pytest.mark.parametrize("value", ["socks5://user:hidden@proxy:1080", "http://", "http://user:hidden@proxy:99999"])
+@pytest.mark.parametrize("value", [f"socks5://{LOGIN}@proxy:1080", "http://", f"http://{LOGIN}@proxy:99999"])
 def test_a_proxy_that_cannot_be_used_is_named_without_its_login(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", value)
     with pytest.raises(UnusableProxy, match="HTTPS_PROXY must be the URL of an HTTP proxy") as caught:
@@ -73,9 +74,9 @@ async def post(client: HttpClient, url: str) -> int:
 async def test_a_webhook_is_sent_through_the_proxy_with_its_login(monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         ScriptedHttp(default=CLOSING_ANSWER) as server,
-        ForwardProxy(int(server.url.rpartition(":")[2]), login="flyte:pass") as proxy,
+        ForwardProxy(int(server.url.rpartition(":")[2]), login=LOGIN) as proxy,
     ):
-        monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("http://", "http://flyte:pass@"))
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("http://", f"http://{LOGIN}@"))
         client = HttpClient(GUARD, 5)
         assert await post(client, "http://hooks.example.invalid/one") == 200
         assert not await client.test_connection("http://hooks.example.invalid/one", "ops")
@@ -117,7 +118,7 @@ async def test_no_proxy_leads_directly_to_the_target(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("login", "refusal", "url", "error_type", "reason"),
     [
-        ("flyte:pass", 0, "https://hooks.example.invalid/", Misconfigured, "the proxy wants a login"),
+        (LOGIN, 0, "https://hooks.example.invalid/", Misconfigured, "the proxy wants a login"),
         ("", 403, "https://hooks.example.invalid/", Later, r"the proxy refuses \(403\)"),
         ("", 502, "https://hooks.example.invalid/", Later, r"the proxy refuses \(502\)"),
         (None, 0, "https://hooks.example.invalid/", Later, "the proxy of HTTPS_PROXY can't be reached"),
@@ -132,7 +133,7 @@ async def test_a_proxy_that_refuses_the_tunnel_has_sent_nothing(
     reason: str,
 ) -> None:
     async with ForwardProxy(1, login=login or "", refusal=refusal) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", "http://user:hidden@127.0.0.1:1" if login is None else proxy.url)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{LOGIN}@127.0.0.1:1" if login is None else proxy.url)
         client = HttpClient(GUARD, 5)
         with pytest.raises(error_type, match=reason) as caught:
             await post(client, url)

