@@ -23,6 +23,23 @@ class LedgerUnavailable(Unavailable):
     """The ledger can't be read or written now; a later attempt may succeed."""
 
 
+class LedgerRefuses(LedgerUnavailable):
+    """The ledger can't even write a canned event, so its tables or this version of the dispatcher are at fault."""
+
+
+class SlowedDown(LedgerUnavailable):
+    """The ledger could not write many messages in a row, so this one waits before it is given up too."""
+
+
+class LedgerWriteFailed(DispatcherError):
+    """A write failed for an unforeseen reason: its data may not fit, or the tables or this version may be wrong."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        """`kind`: the type of the error. `reason`: the database's or Python's message, without the data."""
+        super().__init__(f"{kind}: {reason}" if reason else kind)
+        self.kind = kind
+
+
 class FlyteAdminUnavailable(Unavailable):
     """FlyteAdmin does not answer or refuses the request; the message names the setting that may be wrong."""
 

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
@@ -17,11 +17,20 @@ from typing import TypeVar
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.errors import FlyteAdminUnavailable, Unavailable, Unreadable
+from dispatcher.errors import (
+    FlyteAdminUnavailable,
+    LedgerRefuses,
+    LedgerWriteFailed,
+    SlowedDown,
+    Unavailable,
+    Unreadable,
+)
 from dispatcher.flyte.decode import Headers, decode, trace_context, type_label
+from dispatcher.intake.halving import Halving
 from dispatcher.intake.origin import LookUp, find_origin
 from dispatcher.intake.source import Batch, Source
 from dispatcher.ledger import DirectDispatch, Ledger, RecordedEvent, Rejected, rejected_id
+from dispatcher.ledger.brake import Brake
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.planning.contents import Contents
@@ -64,10 +73,11 @@ class ReplayResult:
 
 
 RETRY_PAUSE = timedelta(seconds=1)
-"""Pause before a retry if the ledger is unavailable, and before the first retry if FlyteAdmin is unavailable."""
+"""Pause before a retry if the ledger is unavailable, and before the first retry after other errors."""
 MAX_RETRY_PAUSE = timedelta(seconds=15)
-"""Maximum pause before a retry if FlyteAdmin is unavailable. Each pause is twice as long as the last pause, up to this
-maximum, because identity providers lock out clients that often send a wrong password."""
+"""Maximum pause before a retry if FlyteAdmin is unavailable or the ledger refuses to write. Each pause is twice as long
+as the last pause, up to this maximum. Identity providers lock out clients that often send a wrong password, and a
+ledger that refuses to write needs a person."""
 CHUNK = 100
 """Maximum number of results that are recorded in one transaction. It is small, so that workers don't wait long for the
 ledger, and the first deliveries of a batch are sent while its later events are being decided."""
@@ -99,6 +109,37 @@ class _TerminalEvent:
 _Decoded = _TerminalEvent | Rejected
 IntakeResult = RecordedEvent | Rejected
 """The result of processing one message."""
+_Decided = tuple[_Decoded, IntakeResult]
+"""A message and its result."""
+
+
+@dataclass(slots=True)
+class _Recording:
+    """What was recorded of one batch so far. A batch is recorded in parts if a write fails."""
+
+    source: str
+    messages: int
+    """Number of messages in the batch that no part has counted yet: the first part counts all."""
+    parts: list[BatchResult] = field(default_factory=list)
+
+    def add(self, recorded: Sequence[RecordedEvent], rejected: Sequence[Rejected], new: frozenset[str]) -> BatchResult:
+        """Add a part that was recorded, and return it."""
+        self.parts.append(BatchResult(recorded, rejected, new, self.source, self.messages))
+        self.messages = 0
+        return self.parts[-1]
+
+    @property
+    def whole(self) -> BatchResult:
+        """All parts as one result."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        return BatchResult(
+            [entry for part in self.parts for entry in part.recorded],
+            [entry for part in self.parts for entry in part.rejected],
+            frozenset().union(*(part.new for part in self.parts)),
+            self.source,
+            sum(part.messages for part in self.parts),
+        )
 
 
 async def _no_direct_dispatch() -> Mapping[str, DirectDispatch]:
@@ -125,6 +166,11 @@ class Intake:
     look_up: LookUp | None = None
     """Asks FlyteAdmin about an execution. None if FlyteAdmin is not configured."""
     tracing: Tracing = OFF
+    brake: Brake = field(init=False)
+
+    def __post_init__(self) -> None:
+        channels = sorted(self.planner.addresses)
+        object.__setattr__(self, "brake", Brake(lambda: self.ledger.rehearse(channels, now=self.clock.now())))
 
     async def run(self, source: Source) -> None:
         """Process the source's batches until the source is stopped.
@@ -143,14 +189,18 @@ class Intake:
         Raises Unavailable. Nothing is recorded then, and the caller may pass the same messages again.
         """
         listed = list(messages)
-        results = await self.evaluate(listed)
-        return await self._record(results, source=listed[0][2] if listed else "", messages=len(listed))
+        recording = _Recording(source=listed[0][2] if listed else "", messages=len(listed))
+        await self._halving(await self._evaluate(listed), recording).run()
+        return recording.whole
 
     async def evaluate(self, messages: Iterable[IncomingMessage]) -> list[IntakeResult]:
         """Return the results for some messages, but record nothing. A message without a terminal event has no result.
 
         Raises Unavailable.
         """
+        return [result for _, result in await self._evaluate(messages)]
+
+    async def _evaluate(self, messages: Iterable[IncomingMessage]) -> list[_Decided]:
         decoded = [entry for message in messages if (entry := self._decode(*message)) is not None]
         return await self._decide_all(decoded, {})
 
@@ -167,7 +217,9 @@ class Intake:
         if isinstance(result, Rejected):
             return ReplayResult(False, result.reason)
         if not dry_run:
-            await self.ingest([message])
+            recorded = await self.ingest([message])
+            if recorded.rejected:
+                return ReplayResult(False, recorded.rejected[0].reason)
             await self.ledger.mark_replayed(rejected.id, now=self.clock.now())
         if isinstance(result, RecordedEvent):
             return ReplayResult(True, f"{result.event.key}: {result.reason}")
@@ -188,8 +240,8 @@ class Intake:
         ordered = await _retry_until_done(lambda: self._decide_all(decoded, results), source)
         if ordered is None:
             return False
-        record = partial(self._record, ordered, source="kafka", messages=messages)
-        return await _retry_until_done(record, source) is not None
+        halving = self._halving(ordered, _Recording(source="kafka", messages=messages))
+        return await _retry_until_done(halving.run, source) is not None
 
     def _decode_batch(self, batch: Batch) -> list[_Decoded]:
         decoded: list[_Decoded] = [self._reject(reason, (), b"", position) for position, reason in batch.undecodable]
@@ -217,8 +269,8 @@ class Intake:
 
     async def _decide_all(
         self, decoded: Sequence[_Decoded], results: MutableMapping[int, IntakeResult]
-    ) -> list[IntakeResult]:
-        """Return the results in the order of `decoded`. Asks FlyteAdmin about several executions at the same time.
+    ) -> list[_Decided]:
+        """Return each message with its result, in the order of `decoded`. Asks FlyteAdmin about several executions at the same time.
 
         Raises Unavailable as soon as one look-up fails. `results` maps an index in `decoded` to its result. It keeps
         the finished results, so that a retry does not decide these events again.
@@ -242,7 +294,7 @@ class Intake:
                         look_ups.create_task(self._look_up(index, entry, references, results))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        return [results[index] for index in range(len(decoded))]
+        return [(entry, results[index]) for index, entry in enumerate(decoded)]
 
     def _knows_enough(self, event: Event) -> bool:
         """True if the event can be decided without a question to FlyteAdmin or the ledger."""
@@ -280,22 +332,51 @@ class Intake:
             span.end()
             results[index] = self._decide(replace(terminal, event=event), answer)
 
-    async def _record(self, results: Sequence[IntakeResult], *, source: str, messages: int) -> BatchResult:
+    async def _record(self, decided: Sequence[_Decided], recording: _Recording) -> None:
+        """Record some messages of a batch, all or none. Raises Unavailable or LedgerWriteFailed."""
+        results = [result for _, result in decided]
         recorded = [entry for entry in results if isinstance(entry, RecordedEvent)]
         rejected = [entry for entry in results if isinstance(entry, Rejected)]
         record_spans = [entry.span.child("dispatcher.record") for entry in recorded]
         has_deliveries = any(entry.deliveries or entry.version or entry.success for entry in recorded)
         direct_dispatch = await self.direct_dispatch() if has_deliveries else {}
-        record = await self.ledger.record(recorded, rejected, now=self.clock.now(), direct_dispatch=direct_dispatch)
+        try:
+            record = await self.ledger.record(recorded, rejected, now=self.clock.now(), direct_dispatch=direct_dispatch)
+        except (Unavailable, LedgerWriteFailed):
+            for span in record_spans:
+                span.end(failed=True)
+            raise
         self.on_pending(record.unclaimed)
-        batch = BatchResult(recorded, rejected, record.new, source, messages)
+        batch = recording.add(recorded, rejected, record.new)
         for (entry, is_new), record_span in zip(batch.new_or_duplicate(), record_spans, strict=True):
             record_span.end()
             verdict = entry.verdict if is_new else "duplicate"
             entry.span.end(event=entry.event.key, verdict=verdict, deliveries=len(entry.deliveries))
         _log_batch(batch)
         self.on_batch(batch)
-        return batch
+        if record.new:
+            self.brake.worked()
+
+    def _halving(self, decided: Sequence[_Decided], recording: _Recording) -> Halving[_Decided]:
+        """Return what records a batch. A message that the ledger can't write is rejected."""
+
+        async def write(part: Sequence[_Decided]) -> None:
+            await self._record(part, recording)
+
+        async def reject(unwritable: _Decided, error: LedgerWriteFailed) -> None:
+            message, result = unwritable
+            if isinstance(message, _TerminalEvent):
+                message.span.end(event=message.event.key, verdict="rejected", failed=True)
+                result = self._reject(
+                    f"the ledger can't write it: {error}",
+                    message.headers,
+                    message.value,
+                    message.position,
+                    event=message.event.key,
+                )
+            await self._record([(message, result)], recording)
+
+        return Halving(decided, write, reject, self.brake)
 
     def _decide(self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None) -> IntakeResult:
         """Decide which rules match the event, and plan its deliveries.
@@ -335,7 +416,8 @@ class Intake:
         self, error: Exception, headers: Headers, value: bytes, position: str, event: str | None = None
     ) -> Rejected:
         log.error("a message could not be handled", execution=event, position=position, exc_info=error)
-        return self._reject(f"internal error: {type(error).__name__}; see the log", headers, value, position)
+        reason = f"internal error: {type(error).__name__}; see the log"
+        return self._reject(reason, headers, value, position, event=event)
 
     def _reject(
         self, reason: str, headers: Headers, value: bytes, position: str, *, event: str | None = None
@@ -369,16 +451,16 @@ async def _yield_to_other_tasks() -> None:
 
 async def _retry_until_done(step: Callable[[], Awaitable[_Result]], source: Source) -> _Result | None:
     """Call `step` until it does not raise Unavailable. Returns its result, or None if the source was stopped."""
-    admin_pause = RETRY_PAUSE
+    longer_pause = RETRY_PAUSE
     while True:
         try:
             return await step()
-        except FlyteAdminUnavailable as error:
-            log.warning("waiting for FlyteAdmin", reason=str(error))
-            pause, admin_pause = admin_pause, min(admin_pause * 2, MAX_RETRY_PAUSE)
         except Unavailable as error:
-            log.warning("waiting for the ledger", reason=str(error))
+            waiting = "waiting for FlyteAdmin" if isinstance(error, FlyteAdminUnavailable) else "waiting for the ledger"
+            log.warning(waiting, reason=str(error))
             pause = RETRY_PAUSE
+            if isinstance(error, FlyteAdminUnavailable | LedgerRefuses | SlowedDown):
+                pause, longer_pause = longer_pause, min(longer_pause * 2, MAX_RETRY_PAUSE)
         if not await source.wait(pause):
             return None
 

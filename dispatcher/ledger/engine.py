@@ -36,7 +36,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from channels.common.lean_imports import without_package_init
 from channels.common.tls import untrusted_certificate
-from dispatcher.errors import LedgerIncompatible, LedgerUnavailable, SettingsError
+from dispatcher.errors import (
+    DispatcherError,
+    LedgerIncompatible,
+    LedgerUnavailable,
+    LedgerWriteFailed,
+    SettingsError,
+)
 from dispatcher.ledger.postgres import checked_url, postgres_engine
 from dispatcher.ledger.schema import compatibility
 from dispatcher.ledger.sqlite import Writer, WriterLock
@@ -86,6 +92,8 @@ The commit that reaches the limit also does the copy. A copy in a background thr
 SQLite before 3.51.3 can then lose commits: sqlite.org/wal.html#walresetbug.
 """
 _DUPLICATE_TABLE = "42P07"
+_REASON_CHARACTERS = 300
+"""Maximum number of characters of an error's text, because asyncpg's errors contain the values of a whole column."""
 _IN_MEMORY = ":memory:"
 
 
@@ -115,6 +123,10 @@ def _number(version: str | None) -> int:
     """Return a version's number, which is higher in later releases; 0 if the text is no version of a release."""
     parsed = _VERSION.fullmatch(version or "")
     return int(parsed[1]) if parsed else 0
+
+
+class RollBack(Exception):
+    """Raised on purpose in a write, to roll the transaction back."""
 
 
 class Database:
@@ -192,13 +204,19 @@ class Database:
 
         On SQLite, writes that wait at the same time share one transaction. Each write has its own savepoint, so that
         one write can fail without the others. `low_priority`: wait a few milliseconds for an urgent write, so that both
-        writes share one transaction.
+        writes share one transaction. If `work` raises `RollBack`, the transaction is rolled back, and the error is
+        raised. Every other unforeseen error is raised as LedgerWriteFailed.
         """
-        if self._writer is None:
-            async with self.writing() as connection:
-                return await connection.run_sync(work)
-        with self._translated_errors():
-            return await self._writer.write(work, low_priority=low_priority)
+        try:
+            if self._writer is None:
+                async with self.writing() as connection:
+                    return await connection.run_sync(work)
+            with self._translated_errors():
+                return await self._writer.write(work, low_priority=low_priority)
+        except (DispatcherError, RollBack):
+            raise
+        except Exception as error:
+            raise LedgerWriteFailed(_kind(error), _cause(error)[:_REASON_CHARACTERS]) from error
 
     async def clock_offset(self, now: Callable[[], datetime]) -> timedelta:
         """Return how far `now` is ahead of the database's clock, at least; negative if it is behind.
@@ -242,10 +260,11 @@ class Database:
                     await _begin(connection, commit)
                     yield connection
                     await commit.aclose()
-                except DBAPIError:
+                except DBAPIError as error:
                     # Close this connection. SQLite keeps a connection read-only if the file was read-only when the
-                    # connection was opened.
-                    await raw.invalidate()
+                    # connection was opened, and a proxy keeps a connection to a PostgreSQL that became a standby.
+                    if self.sqlite or _is_unavailable(error):
+                        await raw.invalidate()
                     raise
 
     @asynccontextmanager
@@ -273,6 +292,12 @@ class Database:
             raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
 
 
+def _kind(error: Exception) -> str:
+    """Return the type of the driver's error, or of Python's error."""
+    origin = error.orig if isinstance(error, DBAPIError) else None
+    return type((origin and origin.__cause__) or origin or error).__name__
+
+
 async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
     """Begin a transaction; while the file is locked, try again until `_BUSY_SECONDS` have passed.
 
@@ -292,6 +317,8 @@ async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
 
 def _is_unavailable(error: DBAPIError) -> bool:
     """True if the database can't execute a correct statement now; False for a wrong statement."""
+    if isinstance(getattr(error.orig, "__cause__", None), ValueError):
+        return False  # asyncpg's DataError: it can't encode a value. SQLAlchemy takes it for an InterfaceError
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return True
     if isinstance(error.orig, sqlite3.Error):

@@ -32,9 +32,10 @@ from sqlalchemy import (
 
 from channels.contract import Content, EarlierMessage, Thread
 from dispatcher.ledger import claim
+from dispatcher.ledger.canned import admission, canned, settlement
 from dispatcher.ledger.claim import Changes
 from dispatcher.ledger.destination_state import DestinationStates
-from dispatcher.ledger.engine import TIMEOUT, Database, Schema
+from dispatcher.ledger.engine import TIMEOUT, Database, RollBack, Schema
 from dispatcher.ledger.queries import Queries
 from dispatcher.ledger.records import (
     Attempt,
@@ -239,8 +240,31 @@ class Ledger:
         claimed = self._insert_deliveries(connection, rest, traces, changed)
         return [*first, *resolved_notices, *rest], claimed
 
+    async def rehearse(self, channels: Sequence[str], *, now: datetime) -> None:
+        """Test the ledger: record a canned event, claim and settle its deliveries, and roll everything back.
+
+        The event has all optional facts and a delivery for each of the channels. Raises LedgerWriteFailed if the
+        tables, or this version of the dispatcher, are wrong.
+        """
+        with suppress(RollBack):
+            await self._database.write(partial(self._rehearse, channels, now))
+
+    def _rehearse(self, channels: Sequence[str], now: datetime, connection: Connection) -> None:
+        entries, rejection = canned(channels, now)
+        self._record(entries, [rejection], now, {}, connection)
+        for channel in channels:
+            claimed = claim.claim(
+                connection, channel, 1, lease="canned", until=now + timedelta(minutes=1), admission=admission(now)
+            )
+            (delivery,) = claimed.deliveries
+            self._settle([settlement(delivery, now)], connection)
+        raise RollBack
+
     async def rejected_events(self, executions: Iterable[ExecutionId]) -> list[Rejected]:
-        """Return the events of these executions that were rejected for unknown rules and are not replayed yet."""
+        """Return the events of these executions that were rejected and are not replayed yet.
+
+        Rejected messages that could not be decoded are left out, because they name no execution.
+        """
         keys = [f"{execution}/{phase}" for execution in executions for phase in sorted(TERMINAL)]
         entries = []
         async with self._database.reading() as connection:

@@ -81,7 +81,9 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A message that could not be read, or an event whose rules are unknown; kept for a replay."""
+    """A message that could not be read, or an event whose rules are unknown or that the ledger could not write. It is
+    kept for a replay.
+    """
 
     id: str
     position: str

@@ -322,6 +322,13 @@ class Metrics:
         self._component_failures = self._counter(
             "component_failures", "Unforeseen exceptions after which a component was started again.", "component"
         )
+        self._braked = self._gauge(
+            "braked",
+            "1 while the component gives nothing up because the ledger refuses a canned event (`ledger`), or gives up "
+            "one message a minute because many failed with one kind of error (`errors`).",
+            "component",
+            "cause",
+        )
         self._loop_delay = self._gauge("loop_delay_seconds", "How late the event loop ran its last heartbeat.")
         self._clock_offset = self._gauge(
             "clock_offset_seconds", "How far this replica's clock is ahead of PostgreSQL's; negative if it is behind."
@@ -360,6 +367,11 @@ class Metrics:
     def component_failed(self, component: str) -> None:
         """Count an unforeseen exception after which the component was started again."""
         self._component_failures.labels(component).inc()
+
+    def braked(self, component: str, *, ledger: bool, slow: bool) -> None:
+        """Record whether a component's brake is on: nothing is given up (`ledger`), or one message a minute (`slow`)."""
+        self._braked.labels(component, "ledger").set(ledger)
+        self._braked.labels(component, "errors").set(slow)
 
     def add_watched(self, component: str) -> None:
         """Create the metrics of a component that the watchdog watches, with the value 0."""

@@ -29,6 +29,7 @@ from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.intake.pipeline import BatchResult, IncomingMessage, Intake
 from dispatcher.intake.reconcile import Reconciler
 from dispatcher.ledger import DirectDispatch, Ledger, Schema
+from dispatcher.ledger.brake import Brake
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
 from dispatcher.observability.canary import Canary, through_intake, through_kafka
@@ -85,6 +86,8 @@ class Service:
     _workers: list[DeliveryWorker] = field(default_factory=list)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Mapping from a component's name to its task, without workers. At a stop, the workers end after these tasks."""
+    _brakes: Mapping[str, Brake] = field(default_factory=dict)
+    """Mapping from a component's name to its brake."""
     _progress_monitor: ProgressMonitor | None = None
     _canary: Canary | None = None
     _tracing: Tracing = OFF
@@ -151,6 +154,7 @@ class Service:
                 tracing=self._tracing,
             )
             source = self._kafka_source(ledger)
+            self._brakes = {"intake": intake.brake}
             self._canary = self._make_canary(ledger, intake)
             url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
             if await self._open_ledger(ledger):
@@ -377,6 +381,8 @@ class Service:
             for worker in self._workers:
                 self.metrics.worker(worker.name, in_flight=worker.in_flight, breaker_open=worker.breaker_open)
             self.metrics.readiness(await ready.unready_reasons())
+            for component, brake in self._brakes.items():
+                self.metrics.braked(component, ledger=brake.reason is not None, slow=brake.slow)
 
         async def backlog() -> None:
             self.metrics.backlog(None, now=self.clock.now())  # clears old values, in case the ledger does not answer
@@ -431,6 +437,9 @@ class Service:
         if not self._open:
             return self._not_open_reason
         await ledger.ping(now=self.clock.now())
+        for brake in self._brakes.values():
+            if (reason := await brake.unready_reason()) is not None:
+                return reason
         return None
 
     async def _watchdog_unready_reason(self) -> str | None:

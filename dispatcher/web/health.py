@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dispatcher.errors import Unavailable
+from dispatcher.errors import DispatcherError
 
 TIMEOUT = 3.0
 """Maximum seconds for each check; all checks run at the same time. The limit is short, because an orchestrator's probe
 also has a short timeout."""
 
 ReadinessCheck = Callable[[], Awaitable[str | None]]
-"""Returns None if the component is ready, else the reason why it is not. May also raise `Unavailable`: the text of the
+"""Returns None if the component is ready, else the reason why it is not. May also raise DispatcherError: the text of the
 exception is then the reason."""
 
 
@@ -52,5 +52,5 @@ async def _run(check: ReadinessCheck) -> str | None:
             return await check()
     except TimeoutError:
         return f"no answer within {TIMEOUT:.0f} s"
-    except Unavailable as error:
+    except DispatcherError as error:
         return str(error)

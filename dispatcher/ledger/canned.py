@@ -1,0 +1,144 @@
+"""A canned event with all optional facts, to test whether the ledger works at all."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from channels.contract import Answer, Receipt
+from dispatcher.ledger.records import RecordedEvent, Rejected, Settlement
+from dispatcher.model.delivery import Delivery, NewVersion, Sent, Success, delivery_key, thread_key
+from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId, Options
+from dispatcher.model.notification import Notification
+from dispatcher.model.phase import Phase
+from dispatcher.model.rate_limit import AdmissionControl, Feedback, RateLimit, parse_rate
+from dispatcher.tracing import Span
+
+_TEXT = "canned ж 漢 \U0001f514"
+"""Text with characters of one to four bytes in UTF-8."""
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+"""When the canned deliveries are due: before all others, so that a claim of one delivery takes the canned one."""
+
+
+class _CannedSpan(Span):
+    @property
+    def trace(self) -> str:
+        return "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 a=b"
+
+
+class Canned(NamedTuple):
+    entries: Sequence[RecordedEvent]
+    """A failure with a delivery for each channel, and a success of the same launch plan in another version."""
+    rejected: Rejected
+
+
+def canned(channels: Sequence[str], now: datetime) -> Canned:
+    """Return new rows. Their names are random, so that two replicas can test the ledger at the same time."""
+    name = secrets.token_hex(8)
+    plan = EntityId(project="canned", domain="canned", name=f"{_TEXT} {name}", version="v1")
+    failure = _event(name, Phase.FAILED, plan, channels, now)
+    success = _event(name, Phase.SUCCEEDED, plan, channels, now)
+    started_at = now + timedelta(seconds=1)  # after the failure, so that the success ends the threads
+    changes = [_delivery(success, channel, None, now) for channel in channels]
+    return Canned(
+        [
+            _entry(
+                failure,
+                deliveries=[_delivery(failure, channel, plan, now) for channel in channels],
+                version=NewVersion(launch_plan=plan.key, version="v1", change_events=()),
+            ),
+            _entry(
+                success,
+                version=NewVersion(launch_plan=plan.key, version="v2", change_events=changes),
+                success=Success(
+                    event=success.key,
+                    occurred_at=now,
+                    started_at=started_at,
+                    subjects=(plan.key,),
+                    channels=frozenset(channels),
+                    recorded_at=now,
+                ),
+            ),
+        ],
+        Rejected(
+            id=name,
+            position=_TEXT,
+            received_at=now,
+            reason=_TEXT,
+            headers=[(_TEXT, _TEXT.encode())],
+            body=_TEXT.encode(),
+            size=1,
+            event=failure.key,
+        ),
+    )
+
+
+def admission(now: datetime) -> AdmissionControl:
+    """Return the admission control that claims a canned delivery."""
+    return AdmissionControl(rate_limit=RateLimit(rate=parse_rate("1/s")), destination=_destination, now=now)
+
+
+def settlement(delivery: Delivery, now: datetime) -> Settlement:
+    """Return the settlement of a claimed canned delivery: it was sent."""
+    receipt = Receipt(answer=Answer("200", _TEXT), reference={"id": _TEXT})
+    feedback = Feedback(_destination(delivery.addresses), now, retry_after=timedelta(seconds=1))
+    return Settlement(delivery=delivery, outcome=Sent(receipt), started_at=now, ended_at=now, feedback=feedback)
+
+
+def _destination(addresses: Sequence[str]) -> str:
+    return addresses[0]
+
+
+def _event(name: str, phase: Phase, plan: EntityId, channels: Sequence[str], now: datetime) -> Event:
+    rules = tuple(Notification(phases=(phase,), channel=channel, recipients=(_TEXT,)) for channel in channels)
+    return Event(
+        execution=ExecutionId(project="canned", domain=_TEXT, name=name),
+        phase=phase,
+        occurred_at=now,
+        launch_plan=plan,
+        workflow=plan,
+        reference_execution=ExecutionId(project="canned", domain=_TEXT, name=f"{name}-2"),
+        principal=_TEXT,
+        labels={_TEXT: _TEXT},
+        url=_TEXT,
+        started_at=now,
+        error=ExecutionError(code=_TEXT, message=f"{_TEXT} " * 500, kind="SYSTEM"),
+        options=Options(notifications=rules),
+    )
+
+
+def _entry(event: Event, deliveries: Sequence[Delivery] = (), **facts: Any) -> RecordedEvent:
+    return RecordedEvent(
+        event=event,
+        position=_TEXT,
+        verdict="matched",
+        reason=_TEXT,
+        considered=[{"defined_at": _TEXT}],
+        deliveries=deliveries,
+        span=_CannedSpan(),
+        **facts,
+    )
+
+
+def _delivery(event: Event, channel: str, plan: EntityId | None, now: datetime) -> Delivery:
+    """Return a delivery in a thread about the launch plan, or in no thread."""
+    recipients = (_TEXT, f"{_TEXT} 2")
+    return Delivery(
+        key=delivery_key(event.key, channel, recipients),
+        event=event.key,
+        channel=channel,
+        recipients=recipients,
+        addresses=(event.execution.name,),
+        content={"text": _TEXT},
+        rule=_TEXT,
+        created_at=now,
+        due_at=_FIRST,
+        retry_window_start=now,
+        occurred_at=now,
+        reason=_TEXT,
+        thread=thread_key(channel, recipients, plan.key) if plan is not None else "",
+        thread_at=now if plan is not None else None,
+        subject=plan.key if plan is not None else "",
+    )
