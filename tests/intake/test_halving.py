@@ -18,13 +18,13 @@ from dispatcher.errors import LedgerRefuses, LedgerUnavailable, LedgerWriteFaile
 from dispatcher.flyte.encode import EncodedMessage, Format, write
 from dispatcher.intake.pipeline import BatchResult, Intake
 from dispatcher.intake.source import Batch, RawMessage
-from dispatcher.ledger import Ledger, brake
+from dispatcher.ledger import Ledger, RecordedEvent, brake
 from dispatcher.ledger.brake import INTERVAL, Brake
 from dispatcher.model.delivery import State
 from dispatcher.model.event import ExecutionId, Options
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
-from tests.support.builders import a_notification, an_event
+from tests.support.builders import NOW, a_delivery, a_notification, an_event
 
 POISON = {
     "sqlite": """
@@ -162,6 +162,19 @@ async def test_a_message_whose_write_fails_once_is_recorded(ledger: Ledger, monk
 
     assert recorded(results) == ["good"]
     assert not rejected(results)
+
+
+async def test_a_value_that_the_driver_cant_encode_is_no_outage(ledger: Ledger) -> None:
+    entry = RecordedEvent(
+        event=an_event(name="good"),
+        position="",
+        verdict="",
+        reason="",
+        considered=[],
+        deliveries=[a_delivery(attempt=2**70)],
+    )
+    with pytest.raises(LedgerWriteFailed, match=r"^(DataError: invalid input for query|OverflowError: Python int)"):
+        await ledger.record([entry], [], now=NOW)
 
 
 on_sqlite = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
