@@ -22,6 +22,7 @@ from dispatcher.ledger import Ledger, RecordedEvent, brake
 from dispatcher.ledger.brake import INTERVAL, Brake
 from dispatcher.model.delivery import State
 from dispatcher.model.event import ExecutionId, Options
+from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from tests.support.builders import NOW, a_delivery, a_notification, an_event
@@ -110,8 +111,9 @@ def batch(*names: str) -> OneBatch:
 
 def an_intake(ledger: Ledger) -> tuple[Intake, list[BatchResult]]:
     results: list[BatchResult] = []
-    planner = Planner(addresses={"email": str, "slack": str}, fallbacks={}, render=lambda *_, **__: {"text": "hi"})
-    return Intake(ledger, RuleBook, planner, SystemClock(), on_batch=results.append), results
+    planner = Planner(addresses={"email": str, "slack": str}, fallbacks={})
+    contents = Contents(lambda *_, **__: {"text": "hi"})
+    return Intake(ledger, RuleBook, planner, contents, SystemClock(), on_batch=results.append), results
 
 
 def recorded(results: list[BatchResult]) -> list[str]:
