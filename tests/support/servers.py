@@ -103,7 +103,7 @@ class ForwardProxy:
             head = await reader.readuntil(b"\r\n\r\n")
             method, target, _ = head.decode("latin-1").split(" ", 2)
             self.targets.append(target)
-            missing = self._login and f"Basic {self._login}".encode() not in head
+            missing = self._login and f"Basic {self._login}\r\n".encode() not in head
             if refusal := 407 if missing else self._refusal:
                 writer.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % refusal)
             else:

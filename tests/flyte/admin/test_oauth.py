@@ -153,7 +153,7 @@ async def test_an_unreachable_token_endpoint_is_named(server: LocalFlyteAdmin) -
 async def test_a_token_request_without_an_answer_ends_at_its_deadline(server: LocalFlyteAdmin) -> None:
     async with garbage_server(None) as port:
         url = f"http://127.0.0.1:{port}/token"
-        async with admin_client(server, token_endpoint=url, timeout="300ms") as admin:
+        async with admin_client(server, token_endpoint=url, timeout="1s") as admin:
             look_ups = [admin.look_up(an_execution(f"n{number}")) for number in range(10)]
             for error in await asyncio.gather(*look_ups, return_exceptions=True):
                 assert isinstance(error, FlyteAdminUnavailable)
