@@ -161,7 +161,7 @@ def expected(by: ThreadBy, arriving: Sequence[Run]) -> set[str]:
     sends_between=st.lists(st.booleans(), min_size=1, max_size=7),
     luck=st.lists(st.sampled_from(["arrives", "in doubt", "is lost"]), max_size=6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_an_incident_is_open_exactly_if_its_newest_failure_ended_after_the_subject_was_well(
     by: ThreadBy, arriving: list[Run], sends_between: list[bool], luck: list[str]
 ) -> None:
