@@ -26,6 +26,7 @@ from dispatcher.model.delivery import (
     Delivery,
     Dropped,
     DropReason,
+    Kind,
     Outcome,
     Result,
     Retry,
@@ -45,6 +46,8 @@ log = structlog.get_logger(__name__)
 LEASE = timedelta(minutes=3)
 """How long a claimed delivery belongs to its worker. If the worker crashes, another replica can claim the
 delivery after this time."""
+REFUSAL_NOTICED = timedelta(minutes=15)
+"""If a provider refuses the dispatcher itself for this long, the channel's fallback recipients are notified."""
 SENDING_SHARE = 2 / 3
 """Share of the lease, from its start, within which an attempt must end. The remaining share is reserved for settling.
 This limit applies in addition to the channel's own timeouts."""
@@ -137,6 +140,8 @@ class DeliveryWorker:
     """Mapping from each blocked destination to its number of attempts whose feedback the ledger has not stored yet."""
     _in_flight_by_thread: Counter[str] = field(default_factory=Counter)
     _breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    _refused: bool = True
+    """True if the ledger may have a refusal of this channel. True at the start: another process may have stored it."""
     _next_due_at: datetime | None = None
     """The earliest time at which a deferred or retried delivery becomes due; None if there is no such delivery."""
     _more_due: bool = False
@@ -430,8 +435,7 @@ class DeliveryWorker:
         """
         event = await self.ledger.event(delivery.event)
         assert event is not None  # noqa: S101 - for the type checker: a delivery's event is recorded before it
-        dead = await self.ledger.delivery(delivery.fallback_for) if delivery.fallback_for else None
-        content = self.contents.content(event, delivery, dead.delivery if dead is not None else None)
+        content = self.contents.content(event, delivery)
         return content if await self.ledger.store_content(delivery, content) else None
 
     async def _settle(self, settlement: Settlement, span: Span) -> None:
@@ -529,9 +533,17 @@ class DeliveryWorker:
 
         Returns False if the lease was lost. Raises LedgerUnavailable.
         """
-        follow_ups = await self._follow_ups(settlement.delivery, settlement.outcome, settlement.ended_at)
+        delivery, outcome, now = settlement.delivery, settlement.outcome, settlement.ended_at
+        accepted = isinstance(outcome, Sent) and self._refused
+        follow_ups = [
+            *await self._follow_ups(delivery, outcome, now),
+            *await self._channel_notices(delivery, outcome, now),
+        ]
         complete = replace(settlement, follow_ups=follow_ups) if follow_ups else settlement
         counted = await self.ledger.settle(complete)
+        if accepted:
+            await self.ledger.end_refusal(self.name)
+            self._refused = False
         self.on_settled(complete, counted)
         if follow_ups:
             self.notify()
@@ -550,11 +562,30 @@ class DeliveryWorker:
             case Dead(unknown_recipient=True) if (event := await self.ledger.event(delivery.event)) is not None:
                 notified = await self.ledger.notified(delivery.event)
                 rerouted = self.planner.reroute(event, delivery, notified, now=now)
-                return rerouted or await self._notices([delivery], now)
-            case Dead():
-                return await self._notices([delivery], now)
+                return rerouted or await self._notices([delivery._replace(reason=outcome.reason)], now)
+            case Dead(reason=reason):
+                return await self._notices([delivery._replace(reason=reason)], now)
             case _:
                 return ()
+
+    async def _channel_notices(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
+        """Return the notices to fallback recipients that the provider refuses the dispatcher itself, or no longer does.
+
+        Each refusal gives one notice of each kind, `REFUSAL_NOTICED` after it began, from all replicas together.
+        """
+        since: datetime | None
+        match outcome:
+            case Retry(reason=reason, refused_us=True):
+                self._refused = True
+                delivery = delivery._replace(reason=reason)
+                kind, since = Kind.REFUSED_NOTICE, await self.ledger.record_refusal(self.name, now=now)
+            case Sent() if self._refused:
+                kind, since = Kind.ACCEPTED_NOTICE, await self.ledger.refused_since(self.name)
+            case _:
+                return ()
+        if since is None or now - since < REFUSAL_NOTICED or (event := await self.ledger.event(delivery.event)) is None:
+            return ()
+        return self.planner.notify_of_channel(event, delivery, kind, since, now=now)
 
     async def _notices(self, dead: Sequence[Delivery], now: datetime) -> Sequence[Delivery]:
         """Return the notices to fallback recipients about dead deliveries of one event."""

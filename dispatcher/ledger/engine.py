@@ -52,7 +52,7 @@ with without_package_init("sqlalchemy.ext.asyncio"):  # avoids an import of the 
     from sqlalchemy.ext.asyncio.engine import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
-HEAD = "0001_0dc00cb7"
+HEAD = "0001_e0f4d27a"
 """The version of the newest migration: its number, and a hash of the tables that all migrations create. A test checks
 both."""
 COMPATIBLE = HEAD

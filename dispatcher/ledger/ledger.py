@@ -70,6 +70,7 @@ from dispatcher.ledger.schema import (
     destinations,
     events,
     launch_plan_versions,
+    refusals,
     rejected,
     subjects,
     to_json,
@@ -88,6 +89,8 @@ if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which 
 HEAD_START = timedelta(minutes=5)
 """The first start is stored this much earlier, so that an event from just before it is sent, and an event from a
 machine whose clock is slow."""
+REFUSAL_ENDS = timedelta(hours=1)
+"""A refusal that no replica has seen for this long is over."""
 DUE_COUNTED = 10_000
 """`Ledger.backlog` counts at most this many due deliveries of each channel."""
 _COMPLETE_SINCE, _RECONCILED, _PINGED = "complete_since", "reconciled", "pinged"
@@ -393,6 +396,33 @@ class Ledger:
         for channel, feedback in sorted(by_channel.items()):
             DestinationStates(connection, channel).apply(feedback)
         return held
+
+    async def record_refusal(self, channel: str, *, now: datetime) -> datetime:
+        """Store that a provider refuses the dispatcher itself. Returns since when it does.
+
+        If the last refusal was stored more than `REFUSAL_ENDS` ago, a new one begins.
+        """
+        row = refusals.c.channel == channel
+        insert = self._dialect.insert(refusals).values(channel=channel, since=now, last_at=now)
+        ended = update(refusals).where(row, refusals.c.last_at < now - REFUSAL_ENDS).values(since=now)
+        async with self._database.writing() as connection:
+            await connection.execute(insert.on_conflict_do_nothing())
+            await connection.execute(ended)
+            await connection.execute(update(refusals).where(row, refusals.c.last_at < now).values(last_at=now))
+            since: datetime = (await connection.execute(select(refusals.c.since).where(row))).scalar_one()
+        return since
+
+    async def refused_since(self, channel: str) -> datetime | None:
+        """Return since when a provider refuses the dispatcher itself; None if the ledger has no refusal."""
+        query = select(refusals.c.since).where(refusals.c.channel == channel)
+        async with self._database.reading() as connection:
+            since: datetime | None = await connection.scalar(query)
+        return since
+
+    async def end_refusal(self, channel: str) -> None:
+        """Remove the channel's refusal, because the provider has accepted a message."""
+        async with self._database.writing() as connection:
+            await connection.execute(delete(refusals).where(refusals.c.channel == channel))
 
     async def release(self, delivery: Delivery, *, due_at: datetime) -> None:
         """Give a claimed delivery back without counting the attempt. The delivery is due again at `due_at`."""

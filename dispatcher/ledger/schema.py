@@ -295,6 +295,15 @@ destinations = Table(
 )
 """The state of each destination: its rate limit, its pause and its failures (`dispatcher/model/rate_limit.py`)."""
 
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("channel", String(32), primary_key=True),
+    Column("since", UtcTime, nullable=False),
+    Column("last_at", UtcTime, nullable=False),
+)
+"""The channels whose provider refuses the dispatcher itself: since when, and when it was seen last."""
+
 attempts = Table(
     "attempts",
     metadata,

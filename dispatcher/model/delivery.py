@@ -14,7 +14,17 @@ from enum import StrEnum
 from random import Random
 from typing import NamedTuple
 
-from channels.contract import Answer, ChannelError, Content, InDoubt, Later, Never, Receipt, UnknownRecipient
+from channels.contract import (
+    Answer,
+    ChannelError,
+    Content,
+    InDoubt,
+    Later,
+    Misconfigured,
+    Never,
+    Receipt,
+    UnknownRecipient,
+)
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.retry import RetryPolicy
 
@@ -49,6 +59,10 @@ class Kind(StrEnum):
     """A success that ends the delivery's thread."""
     FALLBACK_NOTICE = "fallback_notice"
     """A dead delivery, to the fallback recipients of its channel."""
+    REFUSED_NOTICE = "refused_notice"
+    """The provider has refused the dispatcher itself for a while, to the fallback recipients of the channel."""
+    ACCEPTED_NOTICE = "accepted_notice"
+    """The provider accepts messages again after that, to the same recipients."""
     CHANGE_EVENT = "change_event"
     """The first run of a launch plan in a new version."""
 
@@ -94,7 +108,8 @@ class Delivery(NamedTuple):
     """The id of the worker that claimed the delivery. Only this worker may settle it. None if the delivery is not
     claimed."""
     reason: str = ""
-    """Why the delivery is dead, or why the last attempt failed."""
+    """Why the delivery is dead, or why the last attempt failed. Before the first attempt of a notice to fallback
+    recipients: what the notice says."""
     kind: Kind = Kind.NOTIFICATION
     drop_reason: DropReason | None = None
     """Why the delivery was dropped; None in every other state."""
@@ -108,7 +123,7 @@ class Delivery(NamedTuple):
     """What the thread is about: a launch plan or an execution (`EntityId.key`, `execution_subject`). Empty if
     the delivery has no thread."""
     fallback_for: str = ""
-    """The key of the dead delivery that this message reports, if it is a notice to fallback recipients; else empty."""
+    """The key of the delivery that this message reports, if it is a notice to fallback recipients; else empty."""
     template: str | None = None
     """The mail template that the rule names. The ledger does not store this field, because such a message is rendered
     before it is recorded."""
@@ -227,6 +242,8 @@ class Retry:
     reason: str
     answer: Answer | None = None
     in_doubt: bool = False
+    refused_us: bool = False
+    """True if the provider refuses the dispatcher itself, and so every message (`Misconfigured`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +303,8 @@ def _retry_or_give_up(
     if at > delivery.retry_window_start + policy.deadline:
         attempts = "1 attempt" if delivery.attempt == 1 else f"{delivery.attempt} attempts"
         return Dead(f"gave up after {attempts}: {error.reason}", error.answer, in_doubt=in_doubt or delivery.in_doubt)
-    return Retry(at, error.reason, error.answer, in_doubt or delivery.in_doubt)
+    refused_us = isinstance(error, Misconfigured) and error.provider_wide
+    return Retry(at, error.reason, error.answer, in_doubt or delivery.in_doubt, refused_us)
 
 
 def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryPolicy, rng: Random) -> list[Delivery]:

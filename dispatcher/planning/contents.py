@@ -66,21 +66,14 @@ class Contents:
             filled.append(delivery._replace(content=rendered[same]))
         return tuple(filled)
 
-    def content(self, event: Event, delivery: Delivery, dead: Delivery | None = None) -> Content:
-        """Return the content of one delivery.
-
-        `dead`: the dead delivery that a notice to fallback recipients reports; None if the ledger has it no more.
-        """
+    def content(self, event: Event, delivery: Delivery) -> Content:
+        """Return the content of one delivery. A notice to fallback recipients says what its `reason` says."""
         if delivery.kind is Kind.CHANGE_EVENT:
             return self.change_event(event)
-        undelivered = ""
-        if dead is not None:
-            names = ", ".join(dead.recipients)
-            undelivered = f"{names} could not be notified through {dead.channel}: {dead.reason}"
         return self.render(
             delivery.channel,
             event,
             recipient=delivery.recipients[0],
             template=delivery.template,
-            undelivered=undelivered,
+            undelivered=delivery.reason if delivery.fallback_for else "",
         )

@@ -83,7 +83,7 @@ class Planner:
         for rule in rules:
             event_plan.add_rule(rule)
         for undeliverable in [delivery for delivery in event_plan.deliveries if delivery.state is State.DEAD]:
-            event_plan.notify_fallback(undeliverable)
+            event_plan.notify_fallback(undeliverable, _undelivered(undeliverable))
         return tuple(event_plan.deliveries)
 
     def new_version(self, event: Event, rules: Sequence[Rule], *, now: datetime) -> NewVersion | None:
@@ -133,8 +133,27 @@ class Planner:
         Notices of one event to the same recipient have the same key, so the ledger stores only one of them.
         """
         event_plan = _EventPlan(self, event, now)
-        event_plan.notify_fallback(delivery)
+        event_plan.notify_fallback(delivery, _undelivered(delivery))
         return tuple(event_plan.deliveries)
+
+    def notify_of_channel(
+        self, event: Event, delivery: Delivery, kind: Kind, since: datetime, *, now: datetime
+    ) -> tuple[Delivery, ...]:
+        """Return the notices that tell a channel's fallback recipients of a refusal that began at `since`, or its end.
+
+        `delivery`: the delivery that was refused, or accepted again. Notices of one refusal and kind to the same
+        recipient have the same key, whichever replica plans them.
+        """
+        event_plan = _EventPlan(self, event, now)
+        reason = f"{delivery.channel} refuses all messages, which wait until this is corrected: {delivery.reason}"
+        if kind is Kind.ACCEPTED_NOTICE:
+            reason = f"{delivery.channel} accepts messages again; those that waited are being sent"
+        event_plan.notify_fallback(delivery, reason)
+        cause = f"{delivery.channel} {since.isoformat()}"
+        return tuple(
+            notice._replace(kind=kind, key=delivery_key(cause, f"{kind} {notice.channel}", notice.addresses))
+            for notice in event_plan.deliveries
+        )
 
     def reroute(
         self, event: Event, delivery: Delivery, notified: Iterable[tuple[str, str]], *, now: datetime
@@ -236,11 +255,11 @@ class _EventPlan:
         for group in self._by_template_set(targets):
             self._add_delivery(fallback, group, delivery.rule, None)
 
-    def notify_fallback(self, dead: Delivery) -> None:
-        """Plan a notice about the dead delivery for each fallback recipient of its channel."""
-        if dead.fallback_for:  # a dead notice causes no further notice, because that could go on forever
+    def notify_fallback(self, about: Delivery, reason: str) -> None:
+        """Plan a notice about a delivery for each fallback recipient of its channel. `reason`: what the notice says."""
+        if about.fallback_for:  # a dead notice causes no further notice, because that could go on forever
             return
-        for channel, recipients in self.planner.fallback_recipients.get(dead.channel, {}).items():
+        for channel, recipients in self.planner.fallback_recipients.get(about.channel, {}).items():
             for recipient in recipients:
                 try:
                     target = self.planner.target(channel, recipient)
@@ -252,10 +271,12 @@ class _EventPlan:
                     target.channel,
                     (target.recipient,),
                     (target.address,),
-                    f"channels.{dead.channel}.fallback_recipients",
+                    f"channels.{about.channel}.fallback_recipients",
                 )
                 key = self._key(f"fallback {target.channel}", notice.addresses)
-                self.deliveries.append(notice._replace(key=key, kind=Kind.FALLBACK_NOTICE, fallback_for=dead.key))
+                self.deliveries.append(
+                    notice._replace(key=key, kind=Kind.FALLBACK_NOTICE, fallback_for=about.key, reason=reason)
+                )
 
     def change_events(self, rules: Sequence[Rule]) -> Sequence[Delivery]:
         """Return a change event for each recipient of the rules, such as a PagerDuty service.
@@ -349,3 +370,7 @@ class _EventPlan:
             state=State.DEAD if dead else State.WAITING,
             reason=dead,
         )
+
+
+def _undelivered(dead: Delivery) -> str:
+    return f"{', '.join(dead.recipients)} could not be notified through {dead.channel}: {dead.reason}"

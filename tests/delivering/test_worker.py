@@ -23,6 +23,7 @@ from channels.contract import (
     InDoubt,
     Later,
     Message,
+    Misconfigured,
     Never,
     Receipt,
     ThreadBy,
@@ -43,6 +44,7 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.runtime.service import Service
 from tests.support.builders import SECOND, a_delivery, an_event
+from tests.support.clock import ManualClock
 
 RECEIPT = Receipt(answer=Answer("ok"), reference={"ts": "1"})
 Answers = Callable[[Message], Any]
@@ -619,6 +621,46 @@ async def test_a_resolved_notice_is_rendered_at_its_first_claim_and_each_attempt
 
     assert rendered == ["SUCCEEDED"]
     assert [message.content for message in channel.sent[1:]] == [{"text": "slack 1"}] * 3
+
+
+async def test_a_refusal_of_the_dispatcher_gives_one_notice_after_15_minutes_and_one_when_it_ends(
+    ledger: Ledger,
+) -> None:
+    planner = Planner(
+        addresses={"email": str.lower, "slack": str},
+        fallbacks={},
+        fallback_recipients={"slack": {"email": ["oncall@x.com"]}},
+    )
+    clock = ManualClock(SystemClock().now())
+    await record(ledger, "#a", "#b")
+    answers: dict[str, Any] = {"now": Misconfigured("missing_scope: add chat:write")}
+    channel = ScriptedChannel(lambda _: answers["now"])
+
+    async def attempt(times: int, replicas: int = 1) -> list[str]:
+        for _ in range(times):
+            clock.advance(timedelta(minutes=5))
+            for _replica in range(replicas):
+                worker = a_worker(ledger, channel, clock=clock, planner=planner, policy=RetryPolicy(initial=SECOND))
+                for delivery in await worker._claim():
+                    await worker._deliver(delivery, probing=True)
+        notices = await ledger.find(DeliveryFilter(channel="email"), limit=9)
+        return sorted(notice.delivery.kind for notice in notices)
+
+    assert await attempt(3) == []  # 10 minutes since the first refusal
+    assert await attempt(1, replicas=2) == ["refused_notice"]
+    assert await attempt(3, replicas=2) == ["refused_notice"]
+    answers["now"] = RECEIPT
+    assert await attempt(2, replicas=2) == ["accepted_notice", "refused_notice"]
+    async with running(a_worker(ledger, ScriptedChannel(lambda _: RECEIPT), name="email", clock=clock)):
+        notices = await wait_settled(ledger, 2, channel="email")
+    assert {(notice.delivery.content or {})["subject"] for notice in notices} == {
+        "slack refuses all messages, which wait until this is corrected: missing_scope: add chat:write",
+        "slack accepts messages again; those that waited are being sent",
+    }
+    answers["now"] = Misconfigured("token_revoked")
+    clock.advance(timedelta(hours=2))
+    await record(ledger, "#a", name="later")
+    assert await attempt(2) == ["accepted_notice", "refused_notice"]  # a new refusal, for 5 minutes
 
 
 async def test_refused_recipients_of_a_mail_become_dead_deliveries(ledger: Ledger) -> None:

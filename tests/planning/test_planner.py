@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from channels.contract import UnknownRecipient
 from channels.slack.channel import SlackChannel, SlackConfig
-from dispatcher.model.delivery import Delivery, Kind, OpenThread, State, execution_subject
+from dispatcher.model.delivery import Kind, OpenThread, State, execution_subject
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.planning.contents import Contents
@@ -123,15 +123,13 @@ def test_the_fallback_recipients_are_notified_of_an_undeliverable_delivery() -> 
     assert (dev.state, nowhere.state) == (WAITING, DEAD)
     for notice, address in ((mail, "oncall@x.com"), (message, "C2")):
         assert (notice.state, notice.addresses, notice.fallback_for) == (WAITING, (address,), nowhere.key)
-        assert undelivered(notice, nowhere).startswith("#nowhere could not be notified through slack: neither")
+        (unchanged,) = CONTENTS.fill(an_event(), [notice])
+        assert unchanged.content is None  # the worker renders a notice
+        text = CONTENTS.content(an_event(), notice)["undelivered"]
+        assert text.startswith("#nowhere could not be notified through slack: neither")
 
 
-def undelivered(notice: Delivery, dead: Delivery) -> str:
-    """What a notice to fallback recipients says of the dead delivery."""
-    contents = Contents(lambda *_, undelivered="", **__: {"undelivered": undelivered})
-    (unchanged,) = contents.fill(an_event(), [notice])
-    assert unchanged.content is None  # the worker renders a notice, when the reason is known
-    return str(contents.content(an_event(), notice, dead)["undelivered"])
+CONTENTS = Contents(lambda *_, undelivered="", **__: {"undelivered": undelivered})
 
 
 def test_a_fallback_recipient_gets_one_notice_per_event_besides_its_own_notification() -> None:

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_0dc00cb7"
+revision = "0001_e0f4d27a"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -213,6 +213,13 @@ def upgrade() -> None:
         sa.Column("blocked_until", _TIME),
         sa.Column("failures", sa.Integer, nullable=False),
         sa.PrimaryKeyConstraint("channel", "name", name="pk_destinations"),
+    )
+    op.create_table(
+        "refusals",
+        sa.Column("channel", sa.String(32), nullable=False),
+        sa.Column("since", _TIME, nullable=False),
+        sa.Column("last_at", _TIME, nullable=False),
+        sa.PrimaryKeyConstraint("channel", name="pk_refusals"),
     )
     op.create_table(
         "attempts",
