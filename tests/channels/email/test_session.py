@@ -21,7 +21,6 @@ from pydantic import ValidationError
 
 from channels.contract import Later, Misconfigured
 from channels.email import EmailChannel
-from dispatcher.demo.fakes.inbox import MailReceiver
 from tests.support.mail import config, message
 from tests.support.smtp import DROP, HANG, ScriptedRelay
 
@@ -209,8 +208,22 @@ class Authority:
         return builder.sign(signed_by, hashes.SHA256())
 
 
-# In Python 3.11, asyncio leaves a server's socket to the garbage collector if the client breaks off the TLS handshake.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@contextmanager
+def handshakes(context: ssl.SSLContext) -> Iterator[int]:
+    """A TLS server on a thread, for one handshake. asyncio's server would close without sending its alert."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def shake_hands() -> None:
+            accepted, _ = listener.accept()
+            with accepted, suppress(ssl.SSLError), context.wrap_socket(accepted, server_side=True):
+                pass
+
+        thread = Thread(target=shake_hands)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(10)
+
+
 @pytest.mark.parametrize(
     ("left_out", "problem"),
     [
@@ -231,27 +244,11 @@ async def test_a_certificate_without_an_extension_is_named_as_such(
 
     monkeypatch.setattr(ssl, "create_default_context", strict)
     authority = Authority(tmp_path, left_out=left_out)
-    async with MailReceiver(implicit_tls=authority.server) as relay:
-        channel = EmailChannel(config(relay.port, host="localhost", security="tls", ca_file=authority.ca_file))
+    with handshakes(authority.server) as port:
+        channel = EmailChannel(config(port, host="localhost", security="tls", ca_file=authority.ca_file))
         with pytest.raises(Misconfigured, match=f"not trusted: {problem}; RFC 5280 demands this, and Python") as caught:
             await channel.send(message())
     assert "see channels.email.ca_file" not in caught.value.reason
-
-
-@contextmanager
-def handshakes(context: ssl.SSLContext) -> Iterator[int]:
-    """A TLS server on a thread, for one handshake. asyncio's server would close without sending its alert."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def shake_hands() -> None:
-            accepted, _ = listener.accept()
-            with accepted, suppress(ssl.SSLError), context.wrap_socket(accepted, server_side=True):
-                pass
-
-        thread = Thread(target=shake_hands)
-        thread.start()
-        yield listener.getsockname()[1]
-        thread.join(10)
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
