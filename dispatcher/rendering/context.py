@@ -12,15 +12,17 @@ from functools import lru_cache
 from itertools import islice
 from string import printable
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import humanize
 
-from dispatcher.model.event import EntityId, Event
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.text import clean, cut, one_line
 from dispatcher.rendering.traceback import summarize
+
+if TYPE_CHECKING:  # for types only: the process that renders operators' templates does not import pydantic
+    from dispatcher.model.event import EntityId, Event
 
 LONGEST_URL = 1500
 """Maximum number of characters of a URL. Each `&` counts as five, because HTML writes it as `&amp;`."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from channels.contract import Content
+if TYPE_CHECKING:  # for types only: the process that renders operators' templates does not import pydantic
+    from channels.contract import Content
 
 # Slack's limits. Lengths are in UTF-16 units, because Slack counts these. Sources, on docs.slack.dev: the page of each
 # block and object under "Blocks", and the page of chat.postMessage.

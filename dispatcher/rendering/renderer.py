@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import structlog
-from jinja2 import Environment, FileSystemLoader, TemplateNotFound, TemplateSyntaxError
-from jinja2.meta import find_referenced_templates
 
 from channels.contract import Content
 from dispatcher.errors import DispatcherError
 from dispatcher.flyte.event_files import read_event_file
 from dispatcher.model.event import Event, shortened
 from dispatcher.model.phase import TERMINAL, Phase
-from dispatcher.parsing.yaml import Malformed, Problem, parse, read_text
-from dispatcher.rendering import flyte_template, limits
+from dispatcher.parsing.yaml import Problem
+from dispatcher.rendering import flyte_template, limits, template_process
 from dispatcher.rendering.change_event import change_event
+from dispatcher.rendering.compiled import STYLE_SHEET, CompiledTemplates, TemplateFailed
 from dispatcher.rendering.context import PROPELLER_LABELS, Context, context_of
-from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
+from dispatcher.rendering.folders import DOCUMENTS, TemplateFolders
 from dispatcher.rendering.mail_clients import unsupported
-from dispatcher.rendering.sandbox import Meter, MeteredSandbox, Sandbox, Stopped
+from dispatcher.rendering.sandbox import BuiltInSandbox
 from dispatcher.rendering.styles import NotInlined, inline
-from dispatcher.rendering.template_checks import undefined_names
 from dispatcher.rendering.template_set import TemplateSet
-from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_markdown, escape_slack, one_line
+from dispatcher.rendering.text import cut, one_line
 
 log = structlog.get_logger(__name__)
 
@@ -38,17 +33,9 @@ TEST_MARK = "TEST: "
 """Prefix of the variable `what` in a test notification. So even a template that doesn't use the variable `test` shows
 that the message is a test."""
 
-DOCUMENTS = {
-    "slack": "slack/message.yaml",
-    "pagerduty": "pagerduty/event.yaml",
-    "teams": "teams/card.yaml",
-    "webhook": "webhook/body.yaml",
-}
-MAIL_PARTS = {"subject": "email/subject.txt.j2", "text": "email/text.txt.j2", "html": "email/html.html.j2"}
 SKIP_AFTER_STOP = 100
 """After a custom template exceeded a limit, this many messages use the built-in template without trying the custom
 template, because each try takes up to a second."""
-STYLE_SHEET = "email/style.css"
 CHANNELS = ("email", *DOCUMENTS)
 
 TemplateSetKey = tuple[int, ...]
@@ -123,8 +110,9 @@ class Renderer:
         during `record`."""
         self._latest: tuple[Event, Context] | None = None
         self._provided = provided or {}
-        self._built_in = _CompiledTemplates([built_in_folder()], self._provided, metered=False)
-        self._compiled: dict[TemplateSetKey, _CompiledTemplates] = {}
+        self._built_in_folders = TemplateFolders((built_in_folder(),), self._provided)
+        self._built_in = CompiledTemplates(self._built_in_folders, BuiltInSandbox)
+        self._owner = template_process.new_owner()
         self._messages_to_skip: dict[tuple[str, TemplateSetKey], int] = {}
         """Mapping from a channel and its template sets to the number of next messages that use the built-in template,
         because a custom template exceeded a limit."""
@@ -176,11 +164,11 @@ class Renderer:
         Raises TemplateError, with file and line, if a template fails.
         """
         context = self._context(event)
-        templates = self._templates(self.template_set(event, recipient))
+        folders = self._operator_folders(self.template_set(event, recipient))
         try:
-            content = templates.render(channel, context)
-        except Exception as error:
-            raise TemplateError(str(templates.problem(channel, error))) from error
+            content = self._render(channel, context, folders)
+        except TemplateFailed as failed:
+            raise TemplateError(str(failed)) from failed
         content = self._with_launch_plan_template(template, channel, context, content)
         return _with_launch_plan(channel, event, content)
 
@@ -192,11 +180,33 @@ class Renderer:
         keys = ((), *((index,) for index in range(len(self._template_sets))))
         problems = (
             problem
-            for templates in [self._templates(key) for key in keys]
+            for folders in map(self._operator_folders, keys)
             for channel in (*CHANNELS, *self._provided)
-            for problem in templates.check(channel, self._console_url)
+            for problem in self._check(channel, folders)
         )
         return list(dict.fromkeys(problems))
+
+    def _check(self, channel: str, folders: TemplateFolders | None) -> Iterator[Problem]:
+        """Yield the problems that are found when the templates are parsed. If there are none, yield the problems that
+        are found when sample events are rendered.
+        """
+        if folders is None:
+            problems = self._built_in.parse(channel)
+        else:
+            problems = template_process.SHARED.parse(self._owner, folders, channel)
+        yield from problems
+        seen = set(problems)
+        for label, event in _sample_events() if not problems else ():
+            try:
+                content = self._render(channel, context_of(event, self._console_url), folders)
+                file = (folders or self._built_in_folders).main_file(channel)
+                problems = [Problem(file, 0, problem) for problem in limits.lint(channel, content)]
+            except TemplateFailed as failed:
+                problems = [failed.problem]
+            for problem in problems:
+                if problem not in seen:
+                    seen.add(problem)
+                    yield Problem(problem.file, problem.line, f"{problem.message} ({label})")
 
     def mail_client_problems(self) -> list[Problem]:
         """Return the HTML and CSS in the operator's mail templates that mail programs don't support.
@@ -212,20 +222,23 @@ class Renderer:
             for line, message in _mail_client_problems(file)
         ]
 
-    def _templates(self, key: TemplateSetKey) -> _CompiledTemplates:
+    def _operator_folders(self, key: TemplateSetKey) -> TemplateFolders | None:
+        """Return the folders for a message of these template sets; None if only the built-in folder applies."""
         folders = [path for index in key for path in self._template_sets[index].path] + [*self._paths]
-        if not folders:
-            return self._built_in
-        if key not in self._compiled:
-            self._compiled[key] = _CompiledTemplates([*folders, built_in_folder()], self._provided, metered=True)
-        return self._compiled[key]
+        return TemplateFolders((*folders, built_in_folder()), self._provided) if folders else None
+
+    def _render(self, channel: str, context: Context, folders: TemplateFolders | None) -> Content:
+        """Render a message. Raises TemplateFailed."""
+        if folders is None:
+            return self._built_in.render(channel, context)
+        return template_process.SHARED.render(self._owner, folders, channel, context)
 
     def _render_custom(self, channel: str, context: Context, key: TemplateSetKey) -> Content | None:
         """Render a message with the operator's templates. Returns None if there are no such templates, if one fails, or
         if the provider would refuse the message.
         """
-        templates = self._templates(key)
-        if templates is self._built_in:
+        folders = self._operator_folders(key)
+        if folders is None:
             return None
         if left := self._messages_to_skip.get((channel, key), 0):
             self._messages_to_skip[channel, key] = left - 1
@@ -233,11 +246,11 @@ class Renderer:
             return None
         skipped = 0
         try:
-            content = templates.render(channel, context)
+            content = self._render(channel, context, folders)
             reason = "; ".join(limits.lint(channel, content))
-        except Exception as error:  # noqa: BLE001 - a template may raise any exception; the message is still sent
-            reason = str(templates.problem(channel, error))
-            if isinstance(error, Stopped) or isinstance(error.__cause__, Stopped):
+        except TemplateFailed as failed:
+            reason = str(failed)
+            if failed.stopped:
                 self._messages_to_skip[channel, key] = skipped = SKIP_AFTER_STOP
         if not reason:
             return content
@@ -306,186 +319,6 @@ def _with_launch_plan(channel: str, event: Event, content: Content) -> Content:
 def sample_event(phase: Phase) -> Event:
     """Return a realistic event of a terminal phase, for previews and checks."""
     return read_event_file(built_in_folder() / "samples" / f"{phase.lower()}.json")
-
-
-class _Loader(FileSystemLoader):
-    """Loads templates from folders. In HTML templates of mail, it writes the style sheet's rules into the tags."""
-
-    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
-        source, file, uptodate = super().get_source(environment, template)
-        if template.startswith("email/") and template.endswith(".html.j2"):
-            with suppress(NotInlined):  # the template is used as it is; mail_client_problems() reports the error
-                source = inline(source, super().get_source(environment, STYLE_SHEET)[0])
-        return source, file, uptodate
-
-
-class _CompiledTemplates:
-    """The templates found in a list of folders, each compiled once."""
-
-    def __init__(self, folders: Sequence[Path], provided: Mapping[str, Path | None], *, metered: bool) -> None:
-        self._folders = folders
-        self._provided = provided
-        self._loader = _Loader(folders)
-        self._meter = Meter() if metered else None
-        self._html = self._sandbox(autoescape=True)
-        self._plain = self._sandbox()
-        self._mrkdwn = self._sandbox(finalize=escape_slack)
-        self._mrkdwn.add_filter("cut", cut_for_slack)
-        self._markdown = self._sandbox(finalize=escape_markdown)
-        self._documents: dict[str, Callable[[Variables], Content]] = {}
-
-    def render(self, channel: str, context: Context) -> Content:
-        """Render a channel's message. Raises any exception that a template raises, and Stopped if a custom template
-        exceeds a limit.
-        """
-        if self._meter is not None:
-            self._meter.reset()
-        if channel == "email":
-            return self._mail(context.variables())
-        return self._document(channel)(Variables(context.variables()))
-
-    def check(self, channel: str, console_url: str) -> list[Problem]:
-        """Return the problems that are found when the templates are parsed. If there are none, return the problems that
-        are found when sample events are rendered.
-        """
-        if self._meter is not None:
-            self._meter.reset()
-        try:
-            problems = list(self._parse_mail() if channel == "email" else self._parse_document(channel))
-        except Exception as error:  # noqa: BLE001 - a template may raise any exception, which is reported here
-            return [self.problem(channel, error)]
-        return problems or list(self._render_samples(channel, console_url))
-
-    def problem(self, channel: str, error: Exception) -> Problem:
-        """Turn a template's error into a problem. File and line come from the error or from its traceback."""
-        file = self._main_file(channel)
-        if isinstance(error, TemplateSyntaxError):
-            return Problem(Path(error.filename or file), error.lineno, error.message or "syntax error")
-        if isinstance(error, TemplateNotFound):
-            return Problem(self._file(str(error)), 0, "no such template")
-        if isinstance(error, BadDocument | Malformed):
-            return Problem(file, error.line, str(error))
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
-        place = (Path(frames[-1].filename), frames[-1].lineno or 0) if frames else (file, 0)
-        return Problem(*place, str(error) or type(error).__name__)
-
-    def _parse_mail(self) -> Iterator[Problem]:
-        queue, seen = [*MAIL_PARTS.values()], set()
-        while queue:
-            name = queue.pop(0)
-            if name in seen:
-                continue
-            seen.add(name)
-            try:
-                source, file, _ = FileSystemLoader.get_source(self._loader, self._plain, name)
-                tree = self._plain.parse(source, name, file)
-                self._plain.get_template(name)
-            except TemplateNotFound:
-                continue  # not reported here: rendering reports a missing file, unless the file is optional
-            except TemplateSyntaxError as error:
-                yield self.problem("email", error)
-                continue
-            queue += [other for other in find_referenced_templates(tree) if other is not None]
-            yield from (Problem(Path(file), line, message) for line, message in undefined_names(tree, self._plain))
-
-    def _parse_document(self, channel: str) -> Iterator[Problem]:
-        self._document(channel)
-        file = self._main_file(channel)
-        (document,) = parse(read_text(file))
-        for place, source in strings_of(document.data):
-            for _, message in undefined_names(self._plain.parse(source), self._plain):
-                yield Problem(file, document.line_of(place), message)
-
-    def _render_samples(self, channel: str, console_url: str) -> Iterator[Problem]:
-        seen = set()
-        for label, event in _sample_events():
-            try:
-                content = self.render(channel, context_of(event, console_url))
-                file = self._main_file(channel)
-                problems = [Problem(file, 0, problem) for problem in limits.lint(channel, content)]
-            except Exception as error:  # noqa: BLE001 - a template may raise any exception, which is reported here
-                problems = [self.problem(channel, error)]
-            for problem in problems:
-                if problem not in seen:
-                    seen.add(problem)
-                    yield Problem(problem.file, problem.line, f"{problem.message} ({label})")
-
-    def _mail(self, variables: Mapping[str, Any]) -> Content:
-        all_variables = {**self._plain.globals, **variables}
-        subject = self._part("subject", self._plain, all_variables)
-        text = self._part("text", self._plain, all_variables)
-        html = self._part("html", self._html, all_variables)
-        return {
-            "subject": cut(one_line(subject), limits.MAIL_SUBJECT),
-            "text": cut(text, limits.MAIL_TEXT),
-            "html": html,
-        }
-
-    def _part(self, part: str, environment: Environment, all_variables: dict[str, Any]) -> str:
-        """Render one part of the mail, as `Template.render` does but without copying the variables."""
-        template = environment.get_template(MAIL_PARTS[part])
-        context = environment.context_class(environment, all_variables, template.name, template.blocks)
-        try:
-            return "".join(template.root_render_func(context))
-        except Exception:  # noqa: BLE001 - raised again below, with the template's lines in the traceback
-            environment.handle_exception()
-
-    def _document(self, channel: str) -> Callable[[Variables], Content]:
-        if channel not in DOCUMENTS and channel not in self._provided:
-            channel = "webhook"
-        if channel not in self._documents:
-            documents = parse(read_text(self._main_file(channel)))
-            if len(documents) != 1:
-                raise BadDocument("one YAML document was expected", 1)
-            sinks = {"slack": self._slack_sink, "pagerduty": self._pagerduty_sink, "teams": self._teams_sink}
-            self._documents[channel] = compile_document(documents[0], sinks.get(channel, self._json_sink))
-        return self._documents[channel]
-
-    def _slack_sink(self, place: Place, parent: Mapping[str, Any]) -> Sink:
-        if place[-1] in {"url", "color", "when"}:
-            return Sink(self._plain, cut, limits.SLACK_BUDGETS["url"])
-        if place[-1] == "fallback" or parent.get("type") == "plain_text":
-            return Sink(self._plain, cut, limits.SLACK_BUDGETS["button" if "elements" in place else "header"])
-        if len(place) == 1:
-            return Sink(self._mrkdwn, cut_mrkdwn, limits.SLACK_TEXT)
-        budget = "field" if "fields" in place or "elements" in place else "section"
-        return Sink(self._mrkdwn, cut_mrkdwn, limits.SLACK_BUDGETS[budget])
-
-    def _pagerduty_sink(self, place: Place, _: Mapping[str, Any]) -> Sink:
-        if place[-1] == "summary":
-            return Sink(self._plain, cut, limits.PAGERDUTY_SUMMARY)
-        if place[-1] in {"href", "src", "client_url"}:
-            return Sink(self._plain, cut, limits.PAGERDUTY_URL)
-        return Sink(self._plain, cut, limits.PAGERDUTY_DETAIL if "custom_details" in place else limits.PAGERDUTY_FIELD)
-
-    def _teams_sink(self, place: Place, parent: Mapping[str, Any]) -> Sink:
-        if place[-1] == "url":
-            return Sink(self._plain, cut, limits.TEAMS_URL)
-        if parent.get("type") == "TextBlock" or "facts" in place:
-            return Sink(self._markdown, cut, limits.TEAMS_TEXT)
-        return Sink(self._plain, cut, limits.TEAMS_TEXT)
-
-    def _json_sink(self, _place: Place, _parent: Mapping[str, Any]) -> Sink:
-        return Sink(self._plain, cut, limits.WEBHOOK_TEXT)
-
-    def _sandbox(self, **options: Any) -> Sandbox:
-        if self._meter is None:
-            return Sandbox(self._loader, cache_size=-1, **options)  # -1: caches all templates, without slow LRU order
-        return MeteredSandbox(self._loader, self._meter, **options)
-
-    def _main_file(self, channel: str) -> Path:
-        """Return the file of a channel's document template, or of the mail's HTML template. An unknown channel uses the
-        webhook's template.
-        """
-        if channel == "email":
-            return self._file(MAIL_PARTS["html"])
-        if channel not in self._provided:
-            return self._file(DOCUMENTS.get(channel, DOCUMENTS["webhook"]))
-        custom = self._file(f"{channel}/message.yaml")
-        return custom if custom.is_file() else self._provided[channel] or self._file(DOCUMENTS["webhook"])
-
-    def _file(self, name: str) -> Path:
-        return next((folder / name for folder in self._folders if (folder / name).is_file()), self._folders[-1] / name)
 
 
 def _mail_client_problems(file: Path) -> Iterator[tuple[int, str]]:

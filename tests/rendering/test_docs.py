@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import sandbox
+from dispatcher.rendering import template_process
 from dispatcher.rendering.context import context_of
 from dispatcher.rendering.documents import MAX_VALUES
 from dispatcher.rendering.renderer import sample_event
@@ -32,12 +32,9 @@ def test_the_pages_table_of_variables_equals_the_codes() -> None:
 def test_the_pages_limits_equal_the_codes() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for limit in (
-        f"| steps | {sandbox.BUDGET:,}:",
-        f"{sandbox.UNIT} characters produced or read",
-        f"| includes, imports | {sandbox.INCLUDES} |",
-        f"| macros inside one another | {sandbox.DEPTH} |",
-        f"| a template's length | {sandbox.LONGEST_SOURCE:,} characters |",
-        f"| numbers | {sandbox.LARGEST_NUMBER:,} bits |",
+        f"| time | {template_process.TIME_LIMIT:g} s,",
+        f"| memory | {template_process.MEMORY_LIMIT // 2**20} MiB ",
+        f"| a message as JSON | {template_process.MAX_REPLY // 2**20} MiB |",
         f"| values in a YAML document | {MAX_VALUES:,},",
     ):
         assert limit in text

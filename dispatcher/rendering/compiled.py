@@ -1,0 +1,216 @@
+"""Compiles the templates of some folders, and renders messages with them, in the process that calls it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import BaseLoader, Environment, TemplateNotFound, TemplateSyntaxError
+from jinja2.meta import find_referenced_templates
+
+from dispatcher.parsing.yaml import Malformed, Problem, parse
+from dispatcher.rendering import limits
+from dispatcher.rendering.context import Context
+from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
+from dispatcher.rendering.folders import MAIL_PARTS, OutsideFolder, TemplateFolders
+from dispatcher.rendering.styles import NotInlined, inline
+from dispatcher.rendering.template_checks import undefined_names
+from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_markdown, escape_slack, one_line
+
+if TYPE_CHECKING:  # for types only: the process that renders operators' templates does not import pydantic
+    from channels.contract import Content
+
+STYLE_SHEET = "email/style.css"
+OUT_OF_MEMORY = "stopped because it needs too much memory: it loops too long, or makes too much"
+
+
+class TemplateFailed(Exception):
+    """A template can't be compiled or rendered. `problem` has the file, the line and the reason.
+
+    `stopped`: true if the template exceeded a limit of time or memory.
+    """
+
+    def __init__(self, problem: Problem, *, stopped: bool = False) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+        self.stopped = stopped
+
+
+class CompiledTemplates:
+    """The templates found in some folders, each compiled once."""
+
+    def __init__(
+        self,
+        folders: TemplateFolders,
+        sandbox: Callable[..., Environment],
+        on_load: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        """`sandbox`: creates a Jinja environment from a loader and further options. `on_load`: called with each template
+        file before it is compiled.
+        """
+        self._folders = folders
+        self._on_load = on_load
+        self._last_loaded: Path | None = None
+        """The file that was compiled last during the current call of a method."""
+        loader = _Loader(folders, self._loading)
+        self._html = sandbox(loader, autoescape=True)
+        self._plain = sandbox(loader)
+        self._mrkdwn = sandbox(loader, finalize=escape_slack)
+        self._markdown = sandbox(loader, finalize=escape_markdown)
+        for environment in (self._html, self._plain, self._markdown):
+            environment.filters["cut"] = cut
+        self._mrkdwn.filters["cut"] = cut_for_slack
+        self._documents: dict[str, Callable[[Variables], Content]] = {}
+
+    def render(self, channel: str, context: Context) -> Content:
+        """Render a channel's message. Raises TemplateFailed."""
+        self._last_loaded = None
+        try:
+            if channel == "email":
+                return self._mail(context.variables())
+            return self._document(channel)(Variables(context.variables()))
+        except Exception as error:
+            raise TemplateFailed(self._problem(channel, error), stopped=_out_of_memory(error)) from error
+
+    def parse(self, channel: str) -> list[Problem]:
+        """Parse a channel's templates, and return the problems."""
+        self._last_loaded = None
+        try:
+            return list(self._parse_mail() if channel == "email" else self._parse_document(channel))
+        except Exception as error:  # noqa: BLE001 - a template may raise any exception, which is reported here
+            return [self._problem(channel, error)]
+
+    def _loading(self, file: Path) -> None:
+        self._last_loaded = file
+        self._on_load(file)
+
+    def _problem(self, channel: str, error: Exception) -> Problem:
+        """Turn a template's error into a problem. File and line come from the error or from its traceback."""
+        file = self._last_loaded or self._folders.main_file(channel)
+        if isinstance(error, TemplateSyntaxError):
+            return Problem(Path(error.filename or file), error.lineno, error.message or "syntax error")
+        if isinstance(error, TemplateNotFound):
+            return Problem(self._folders.path(str(error)), 0, "no such template")
+        if isinstance(error, BadDocument | Malformed):
+            return Problem(file, error.line, OUT_OF_MEMORY if _out_of_memory(error) else str(error))
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
+        place = (Path(frames[-1].filename), frames[-1].lineno or 0) if frames else (file, 0)
+        if _out_of_memory(error):
+            return Problem(*place, OUT_OF_MEMORY)
+        if isinstance(error, RecursionError):
+            return Problem(*place, "it is nested too deeply: does it include or call itself?")
+        return Problem(*place, str(error) or type(error).__name__)
+
+    def _parse_mail(self) -> Iterator[Problem]:
+        queue, seen = [*MAIL_PARTS.values()], set()
+        while queue:
+            name = queue.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            try:
+                source, file = self._folders.read(name)
+                self._loading(file)
+                tree = self._plain.parse(source, name, str(file))
+                self._plain.get_template(name)
+            except TemplateNotFound:
+                continue  # not reported here: rendering reports a missing file, unless the file is optional
+            except (TemplateSyntaxError, OutsideFolder) as error:
+                yield self._problem("email", error)
+                continue
+            queue += [other for other in find_referenced_templates(tree) if other is not None]
+            yield from (Problem(file, line, message) for line, message in undefined_names(tree, self._plain))
+
+    def _parse_document(self, channel: str) -> Iterator[Problem]:
+        self._document(channel)
+        source, file = self._folders.read_document(channel)
+        (document,) = parse(source)
+        for place, text in strings_of(document.data):
+            for _, message in undefined_names(self._plain.parse(text), self._plain):
+                yield Problem(file, document.line_of(place), message)
+
+    def _mail(self, variables: Mapping[str, Any]) -> Content:
+        all_variables = {**self._plain.globals, **variables}
+        subject = self._part("subject", self._plain, all_variables)
+        text = self._part("text", self._plain, all_variables)
+        html = self._part("html", self._html, all_variables)
+        return {
+            "subject": cut(one_line(subject), limits.MAIL_SUBJECT),
+            "text": cut(text, limits.MAIL_TEXT),
+            "html": html,
+        }
+
+    def _part(self, part: str, environment: Environment, all_variables: dict[str, Any]) -> str:
+        """Render one part of the mail, as `Template.render` does but without copying the variables."""
+        template = environment.get_template(MAIL_PARTS[part])
+        context = environment.context_class(environment, all_variables, template.name, template.blocks)
+        try:
+            return "".join(template.root_render_func(context))
+        except Exception:  # noqa: BLE001 - raised again below, with the template's lines in the traceback
+            environment.handle_exception()
+
+    def _document(self, channel: str) -> Callable[[Variables], Content]:
+        channel = self._folders.with_document(channel)
+        if channel not in self._documents:
+            source, file = self._folders.read_document(channel)
+            self._loading(file)
+            documents = parse(source)
+            if len(documents) != 1:
+                raise BadDocument("one YAML document was expected", 1)
+            sinks = {"slack": self._slack_sink, "pagerduty": self._pagerduty_sink, "teams": self._teams_sink}
+            self._documents[channel] = compile_document(documents[0], sinks.get(channel, self._json_sink))
+        return self._documents[channel]
+
+    def _slack_sink(self, place: Place, parent: Mapping[str, Any]) -> Sink:
+        if place[-1] in {"url", "color", "when"}:
+            return Sink(self._plain, cut, limits.SLACK_BUDGETS["url"])
+        if place[-1] == "fallback" or parent.get("type") == "plain_text":
+            return Sink(self._plain, cut, limits.SLACK_BUDGETS["button" if "elements" in place else "header"])
+        if len(place) == 1:
+            return Sink(self._mrkdwn, cut_mrkdwn, limits.SLACK_TEXT)
+        budget = "field" if "fields" in place or "elements" in place else "section"
+        return Sink(self._mrkdwn, cut_mrkdwn, limits.SLACK_BUDGETS[budget])
+
+    def _pagerduty_sink(self, place: Place, _: Mapping[str, Any]) -> Sink:
+        if place[-1] == "summary":
+            return Sink(self._plain, cut, limits.PAGERDUTY_SUMMARY)
+        if place[-1] in {"href", "src", "client_url"}:
+            return Sink(self._plain, cut, limits.PAGERDUTY_URL)
+        return Sink(self._plain, cut, limits.PAGERDUTY_DETAIL if "custom_details" in place else limits.PAGERDUTY_FIELD)
+
+    def _teams_sink(self, place: Place, parent: Mapping[str, Any]) -> Sink:
+        if place[-1] == "url":
+            return Sink(self._plain, cut, limits.TEAMS_URL)
+        if parent.get("type") == "TextBlock" or "facts" in place:
+            return Sink(self._markdown, cut, limits.TEAMS_TEXT)
+        return Sink(self._plain, cut, limits.TEAMS_TEXT)
+
+    def _json_sink(self, _place: Place, _parent: Mapping[str, Any]) -> Sink:
+        return Sink(self._plain, cut, limits.WEBHOOK_TEXT)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """True if the error, or an error that caused it, is a MemoryError."""
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+class _Loader(BaseLoader):
+    """Loads templates from folders. In HTML templates of mail, it writes the style sheet's rules into the tags."""
+
+    def __init__(self, folders: TemplateFolders, on_load: Callable[[Path], None]) -> None:
+        self._folders = folders
+        self._on_load = on_load
+
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
+        del environment
+        source, file = self._folders.read(template)
+        self._on_load(file)
+        if template.startswith("email/") and template.endswith(".html.j2"):
+            with suppress(NotInlined):  # the template is used as it is; mail_client_problems() reports the error
+                source = inline(source, self._folders.read(STYLE_SHEET)[0])
+        return source, str(file), lambda: True
