@@ -40,8 +40,10 @@ from dispatcher.rendering.sandbox import operator_sandbox
 if TYPE_CHECKING:  # for types only: the process does not import pydantic
     from channels.contract import Content
 
-TIME_LIMIT = 1.0
-"""Maximum number of seconds for one message."""
+CPU_LIMIT = 1.0
+"""Maximum number of seconds of processor time for one message."""
+TIME_LIMIT = 3.0
+"""Maximum number of seconds for one message. On a busy machine, a message takes longer than its processor time."""
 MEMORY_LIMIT = 256 * 1024 * 1024
 """Maximum number of bytes of the process's address space (RLIMIT_AS). macOS ignores this limit."""
 START_LIMIT = 30.0
@@ -50,8 +52,8 @@ MAX_REPLY = 4 * 1024 * 1024
 """Maximum number of bytes of a rendered message as JSON. It is far above what any provider takes."""
 MAX_COMPILED = 16
 """Maximum number of folder lists whose compiled templates the process keeps."""
-_GRACE = 0.5
-"""Seconds after which the parent kills a process that did not end by itself at `TIME_LIMIT`."""
+_ALARM = signal.SIGPROF
+"""The system sends this signal at `CPU_LIMIT`, and the parent at `TIME_LIMIT`. It ends the process."""
 _PROGRAM = """
 from channels.common.lean_imports import without_package_init
 
@@ -159,7 +161,7 @@ class _Running:
             _send(self._connection, pickle.dumps(request))
         except OSError:
             raise self._ended() from None
-        deadline = time.monotonic() + TIME_LIMIT + _GRACE
+        deadline = time.monotonic() + TIME_LIMIT
         loaded = None
         while "loading" in (reply := json.loads(self._receive(deadline, loaded))):
             loaded = Path(reply["loading"])
@@ -172,20 +174,24 @@ class _Running:
             raise self._ended(loaded) from None
 
     def _ended(self, loaded: Path | None = None) -> _Ended:
-        """End the process, and return the reason. Its standard error says which template ran at `TIME_LIMIT`.
+        """End the process, and return the reason. Its standard error says which template ran at the end.
 
         `loaded`: the file that was loaded last during this request. It was perhaps not compiled yet.
         """
-        status = None
-        with suppress(subprocess.TimeoutExpired):
-            status = self._process.wait(0.2)
+        try:
+            status, limit = self._process.wait(0.2), CPU_LIMIT
+        except subprocess.TimeoutExpired:  # the deadline is over
+            status, limit = -_ALARM, TIME_LIMIT
+            self._process.send_signal(_ALARM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.2)
         self._process.kill()
         assert self._process.stderr is not None  # noqa: S101 - for the type checker
         said = self._process.stderr.read(65536).decode(errors="replace")
         self.end()
-        if status in (None, -signal.SIGALRM):
+        if status == -_ALARM:
             file = _TEMPLATE_FILE.search(said)
-            reason = f"stopped after {TIME_LIMIT:g} s: it loops too long, or makes too much"
+            reason = f"stopped after {limit:g} s: it loops too long, or makes too much"
             return _Ended(reason, Path(file[1]) if file is not None else loaded)
         if status < 0:
             return _Ended(f"its process was ended by {signal.Signals(-status).name}: it may need too much memory")
@@ -210,8 +216,8 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to the parent's processes, too
         signal.signal(number, signal.SIG_IGN)
-    # The alarm ends the process at `TIME_LIMIT`, even inside C code, after faulthandler has written which template runs.
-    faulthandler.register(signal.SIGALRM, all_threads=False, chain=True)
+    # The alarm ends the process, even inside C code, after faulthandler has written which template runs.
+    faulthandler.register(_ALARM, all_threads=False, chain=True)
     with suppress(ValueError, OSError):  # the system has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     templates: _Templates = {}
@@ -221,9 +227,9 @@ def main() -> None:
             request: _Request = pickle.loads(_receive(connection))  # noqa: S301 - from our own parent
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT)
         reply = _reply(_compiled(templates, request, connection), request)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _send(connection, reply)
 
 

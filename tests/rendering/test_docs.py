@@ -32,7 +32,7 @@ def test_the_pages_table_of_variables_equals_the_codes() -> None:
 def test_the_pages_limits_equal_the_codes() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for limit in (
-        f"| time | {template_process.TIME_LIMIT:g} s,",
+        f"| time | {template_process.CPU_LIMIT:g} s of processor time; {template_process.TIME_LIMIT:g} s in all,",
         f"| memory | {template_process.MEMORY_LIMIT // 2**20} MiB ",
         f"| a message as JSON | {template_process.MAX_REPLY // 2**20} MiB |",
         f"| values in a YAML document | {MAX_VALUES:,},",
