@@ -435,7 +435,10 @@ class DeliveryWorker:
         """
         event = await self.ledger.event(delivery.event)
         assert event is not None  # noqa: S101 - for the type checker: a delivery's event is recorded before it
-        content = self.contents.content(event, delivery)
+        if self.contents.waits:
+            content = await asyncio.to_thread(self.contents.content, event, delivery)
+        else:
+            content = self.contents.content(event, delivery)
         return content if await self.ledger.store_content(delivery, content) else None
 
     async def _settle(self, settlement: Settlement, span: Span) -> None:

@@ -288,7 +288,7 @@ class Intake:
                     elif self._knows_enough(entry.event):
                         if decided_one:
                             await _yield_to_other_tasks()
-                        results[index] = self._decide(entry, None)
+                        results[index] = await self._decide_off_loop(entry, None)
                         decided_one = True
                     else:
                         look_ups.create_task(self._look_up(index, entry, references, results))
@@ -330,7 +330,7 @@ class Intake:
             results[index] = self._undecidable(error, terminal)
         else:
             span.end()
-            results[index] = self._decide(replace(terminal, event=event), answer)
+            results[index] = await self._decide_off_loop(replace(terminal, event=event), answer)
 
     async def _record(self, decided: Sequence[_Decided], recording: _Recording) -> None:
         """Record some messages of a batch, all or none. Raises Unavailable or LedgerWriteFailed."""
@@ -377,6 +377,14 @@ class Intake:
             await self._record([(message, result)], recording)
 
         return Halving(decided, write, reject, self.brake)
+
+    async def _decide_off_loop(
+        self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None
+    ) -> IntakeResult:
+        """Call `_decide`, in a thread if rendering waits for another process."""
+        if self.contents.waits:
+            return await asyncio.to_thread(self._decide, terminal, answer)
+        return self._decide(terminal, answer)
 
     def _decide(self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None) -> IntakeResult:
         """Decide which rules match the event, and plan its deliveries.

@@ -47,6 +47,9 @@ class Contents:
     render: Render
     template_set: TemplateSetOf = same_templates
     change_event: Callable[[Event], Content] = no_change_event
+    waits: bool = False
+    """True if `render` may wait for another process, for a few seconds. Then the methods must not be called in the event
+    loop's thread."""
 
     def fill(self, event: Event, deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
         """Return the deliveries of one event with their content. Equal messages are rendered once.

@@ -117,6 +117,11 @@ class Renderer:
         """Mapping from a channel and its template sets to the number of next messages that use the built-in template,
         because a custom template exceeded a limit."""
 
+    @property
+    def has_operator_templates(self) -> bool:
+        """True if messages may be rendered in another process (`template_process`), for which `render` waits."""
+        return bool(self._paths or self._template_sets)
+
     def template_set(self, event: Event, recipient: str = "") -> TemplateSetKey:
         """Return which template sets apply to the event and the recipient. Recipients of an event with equal results
         get the same message.

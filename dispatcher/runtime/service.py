@@ -493,7 +493,7 @@ def make_contents(settings: Settings, template_failed: Callable[[str], None] = l
     Raises TemplateError if a template folder does not exist.
     """
     renderer = make_renderer(settings, on_failure=template_failed)
-    return Contents(renderer.render, renderer.template_set, renderer.change)
+    return Contents(renderer.render, renderer.template_set, renderer.change, waits=renderer.has_operator_templates)
 
 
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:

@@ -111,7 +111,8 @@ class Workbench:
         if channel not in CHANNELS or not event.phase.terminal:
             return _json(error=f"no message for {event.phase} on {channel}")
         try:
-            sample = self._renderer.render(channel, event, str(body.get("recipient", "")))
+            # In a thread, because an own template may take seconds until it is stopped.
+            sample = await asyncio.to_thread(self._renderer.render, channel, event, str(body.get("recipient", "")))
         except DispatcherError as error:
             return _json(error=str(error))
         except UnknownRecipient as error:
