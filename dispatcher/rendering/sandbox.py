@@ -1,7 +1,7 @@
 """Jinja's sandbox, in which all templates run. It denies access to files and to Python's internals.
 
 It limits neither time nor memory. The built-in templates need no limit: the event's size limits their work, and tests
-check this. An operator's templates run in a process of their own, which has limits (`template_process`).
+check this. An operator's templates run in a separate process, which has limits (`template_process`).
 """
 
 from __future__ import annotations
