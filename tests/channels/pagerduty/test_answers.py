@@ -11,7 +11,7 @@ from channels.contract import ChannelError, InDoubt, Later, Message, Misconfigur
 from channels.pagerduty.channel import PagerDutyChannel, PagerDutyConfig
 from tests.support.http import ScriptedHttp, answer
 
-KEY = "0123456789abcdef0123456789abcdef"
+KEY = "0123456789abcdef" * 2
 PAYLOAD = {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}
 MESSAGE = Message(
     key="k1",

@@ -23,7 +23,7 @@ from dispatcher.model.event import Options
 from tests.support.builders import a_notification, an_event
 from tests.support.service import serving
 
-KEY = "0123456789abcdef0123456789abcdef"
+KEY = "0123456789abcdef" * 2
 PAYLOAD = {"summary": "train.daily failed", "source": "p/d/n", "severity": "error"}
 OK = b"HTTP/1.1 202 Accepted\r\n"
 
