@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import SKIP_AFTER_STOP, sample_event
-from dispatcher.rendering.template_process import MAX_REPLY, TIME_LIMIT
+from dispatcher.rendering.template_process import MAX_REPLY, MEMORY_LIMIT, TIME_LIMIT
 from tests.support.builders import an_event
 
 FAILED = sample_event(Phase.FAILED)
@@ -70,7 +70,6 @@ def test_an_endless_template_is_stopped_and_the_built_in_one_is_used(tmp_path: P
     assert reason in entry["reason"]
     assert "stopped" in entry["reason"]
     assert "subject.txt.j2" in entry["reason"]
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 256 * 1024, "kilobytes"
 
 
 def test_a_message_that_is_too_large_is_not_taken_from_the_process(tmp_path: Path) -> None:
@@ -96,9 +95,9 @@ def test_a_stopped_template_is_skipped_for_some_messages_and_then_tried_again(tm
 def test_the_next_message_gets_a_new_process_if_the_old_one_was_killed(tmp_path: Path) -> None:
     renderer = renderer_with(tmp_path, "mine")
     renderer.render("slack", FAILED)
-    for pid in children():
-        if b"template_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(int(pid), signal.SIGKILL)
+    (pid,) = [pid for pid in children() if b"template_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert f"Max address space         {MEMORY_LIMIT} " in Path(f"/proc/{pid}/limits").read_text()
+    os.kill(int(pid), signal.SIGKILL)
     with capture_logs() as logs:
         first, second = (renderer.render("email", FAILED)["subject"] for _ in range(2))
     assert (first, [entry["log_level"] for entry in logs]) == (Renderer().render("email", FAILED)["subject"], ["error"])
@@ -150,7 +149,7 @@ def test_the_process_ends_soon_after_its_parent_was_killed_and_has_no_secrets(tm
         assert parent.wait(20) == -signal.SIGKILL
     began = time.monotonic()
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
-        assert time.monotonic() - began < WAIT
+        assert time.monotonic() - began < 30  # the process has a second of processor time
         time.sleep(0.05)
 
 
