@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -661,6 +662,25 @@ async def test_a_refusal_of_the_dispatcher_gives_one_notice_after_15_minutes_and
     clock.advance(timedelta(hours=2))
     await record(ledger, "#a", name="later")
     assert await attempt(2) == ["accepted_notice", "refused_notice"]  # a new refusal, for 5 minutes
+
+
+async def test_a_worker_renders_in_another_thread_if_rendering_waits_for_a_process(ledger: Ledger) -> None:
+    threads: list[int] = []
+
+    def render(channel: str, event: Event, **_: Any) -> Content:
+        del channel, event
+        threads.append(threading.get_ident())
+        return {"text": "hi"}
+
+    channel = ScriptedChannel(lambda _: RECEIPT)
+    async with running(a_worker(ledger, channel, contents=Contents(render, waits=True))):
+        await record_failure(ledger, "bad", SystemClock().now() - SECOND)
+        await wait_settled(ledger)
+        await record_success(ledger, "well", SystemClock().now())
+        await wait_settled(ledger, 2)
+
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 async def test_refused_recipients_of_a_mail_become_dead_deliveries(ledger: Ledger) -> None:

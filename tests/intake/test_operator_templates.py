@@ -18,7 +18,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
 from dispatcher.rules import RuleBook
-from dispatcher.runtime.service import make_planner, open_channels
+from dispatcher.runtime.service import make_contents, make_planner, open_channels
 from tests.support.builders import a_notification
 
 ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
@@ -37,7 +37,8 @@ async def test_an_endless_template_does_not_hold_up_the_event_loop(tmp_path: Pat
     message = write(event, Format.NATIVE)
 
     async with Ledger(url) as ledger:
-        intake = Intake(ledger, lambda: RuleBook({}), make_planner(loaded, open_channels(loaded)), SystemClock())
+        planner, contents = make_planner(loaded, open_channels(loaded)), make_contents(loaded)
+        intake = Intake(ledger, lambda: RuleBook({}), planner, contents, SystemClock())
         taking = asyncio.create_task(intake.ingest([(message.headers, message.value, "t/0@1")]))
         longest, before = 0.0, time.monotonic()
         while not taking.done():
@@ -46,4 +47,6 @@ async def test_an_endless_template_does_not_hold_up_the_event_loop(tmp_path: Pat
         (recorded,) = (await taking).recorded
 
     assert longest < 0.7  # without a thread, the loop would stand for a second
-    assert recorded.deliveries[0].content["subject"] == Renderer().render("email", failed)["subject"]
+    content = recorded.deliveries[0].content
+    assert content is not None
+    assert content["subject"] == Renderer().render("email", failed)["subject"]
