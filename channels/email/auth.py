@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from pathlib import Path
 from typing import Any
 
 from aiosmtplib import SMTP, SMTPAuthenticationError
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from channels.common.secret import reveal
 from channels.contract import Later, Misconfigured
@@ -61,10 +62,7 @@ class SmtpAuth:
             raise login_refused(self._where, "token", error.code, _masked(error.message, token)) from None
 
     async def _login_with_password(self, smtp: SMTP, username: str) -> None:
-        try:
-            password = reveal(self._relay.password, self._relay.password_file) or ""
-        except OSError as error:
-            raise Misconfigured(f"channels.email.password_file can't be read: {error.strerror}") from None
+        password = _read("channels.email.password_file", self._relay.password, self._relay.password_file)
         allowed = _PREFERRED_MECHANISMS if self._relay.auth == "auto" else (self._relay.auth,)
         for mechanism in allowed:
             if mechanism in smtp.server_auth_methods:
@@ -102,10 +100,7 @@ class _TokenCache:
         Raises `Misconfigured` if the endpoint refuses or a file can't be read, `Later` if the endpoint gives no answer.
         """
         if self._oauth.token_file is not None:
-            try:
-                return reveal(None, self._oauth.token_file) or ""
-            except OSError as error:
-                raise Misconfigured(f"channels.email.oauth.token_file can't be read: {error.strerror}") from None
+            return _read("channels.email.oauth.token_file", None, self._oauth.token_file)
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if now >= self._valid_until:
@@ -132,15 +127,14 @@ class _TokenCache:
         from channels.common.proxy import proxy_for  # noqa: PLC0415
 
         oauth, where, url = self._oauth, "channels.email.oauth.token_url", str(self._oauth.token_url)
-        try:
-            form = {
-                "grant_type": "client_credentials",
-                "client_id": oauth.client_id,
-                "client_secret": reveal(oauth.client_secret, oauth.client_secret_file) or "",
-                **({"scope": oauth.scope} if oauth.scope else {}),
-            }
-        except OSError as error:
-            raise Misconfigured(f"channels.email.oauth.client_secret_file can't be read: {error.strerror}") from None
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": oauth.client_id,
+            "client_secret": _read(
+                "channels.email.oauth.client_secret_file", oauth.client_secret, oauth.client_secret_file
+            ),
+            **({"scope": oauth.scope} if oauth.scope else {}),
+        }
         try:
             async with (
                 open_session(self._timeout) as session,
@@ -162,6 +156,16 @@ class _TokenCache:
             return _TokenResponse.model_validate_json(body)
         except ValidationError:
             raise Misconfigured(f"{where} answered with something that is no token") from None
+
+
+def _read(setting: str, value: SecretStr | None, file: Path | None) -> str:
+    """Return a secret. Raises `Misconfigured` if its file can't be read. `setting`: the setting that names the file."""
+    try:
+        return reveal(value, file) or ""
+    except UnicodeDecodeError:
+        raise Misconfigured(f"{setting} can't be read: it is not UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise Misconfigured(f"{setting} can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _error_code(body: bytes) -> str:

@@ -135,6 +135,21 @@ async def test_a_wrong_password_raises_later_and_a_corrected_file_is_used(
     assert len(relay.mails) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "No such file or directory"), (SECRET.encode("utf-16"), "it is not UTF-8")]
+)
+async def test_a_password_file_that_cannot_be_read_is_named(
+    relay: LoginRelay, options: dict[str, Any], tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(content or b"")
+    async with opened(config(relay.port, password_file=file, **options)) as channel:
+        if content is None:
+            file.unlink()
+        with pytest.raises(Misconfigured, match=rf"channels\.email\.password_file can't be read: {problem}"):
+            await channel.send(message())
+
+
 async def test_a_password_in_the_relays_reply_is_masked(relay: LoginRelay, options: dict[str, Any]) -> None:
     relay.login = ("flyte", "another")
     encoded = base64.b64encode(f"\0flyte\0{SECRET}".encode()).decode()
