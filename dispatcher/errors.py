@@ -31,8 +31,8 @@ class SlowedDown(LedgerUnavailable):
     """The ledger could not write many messages in a row, so this one waits before it is given up too."""
 
 
-class LedgerWriteFailed(DispatcherError):
-    """A write failed for an unforeseen reason: its data may not fit, or the tables or this version may be wrong."""
+class LedgerFailed(DispatcherError):
+    """The ledger failed for an unforeseen reason: the data may not fit, or the tables or this version may be wrong."""
 
     def __init__(self, kind: str, reason: str) -> None:
         """`kind`: the type of the error. `reason`: the database's or Python's message, without the data."""

@@ -16,10 +16,12 @@ from random import Random
 import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from channels.contract import Channel, ChannelError, Content, InDoubt, Message, Receipt, Thread
+from channels.contract import Answer, Channel, ChannelError, Content, InDoubt, Message, Receipt, Thread
 from dispatcher.clock import Clock
-from dispatcher.errors import LedgerUnavailable
+from dispatcher.errors import LedgerFailed, LedgerRefuses, LedgerUnavailable
 from dispatcher.ledger import ClaimedThread, DirectDispatch, Ledger, Settlement
+from dispatcher.ledger.brake import Brake
+from dispatcher.ledger.halving import Halving
 from dispatcher.model.circuit_breaker import CircuitBreaker
 from dispatcher.model.delivery import (
     Dead,
@@ -34,12 +36,14 @@ from dispatcher.model.delivery import (
     State,
     classify,
     split,
+    stumble,
 )
+from dispatcher.model.event import shortened
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit, feedback
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.tracing import OFF, Span, Tracing
+from dispatcher.tracing import NO_SPAN, OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +57,8 @@ SENDING_SHARE = 2 / 3
 This limit applies in addition to the channel's own timeouts."""
 SLOW = 0.02
 """A provider counts as slow if its fastest recent send took longer than this many seconds."""
+MAX_BRAKE_PAUSE = timedelta(seconds=15)
+"""Longest pause between two tests of a ledger that refuses a canned event."""
 POLL_INTERVAL = timedelta(seconds=1)
 """After this time, an idle worker claims again, even if nothing woke it, because another process may have recorded
 deliveries."""
@@ -102,6 +108,8 @@ class DeliveryWorker:
     on_deferred: Callable[[int], None] = lambda _: None
     """Called after each claim, with the number of due deliveries that must wait because of a rate limit or a blocked
     destination."""
+    on_failed: Callable[[], None] = lambda: None
+    """Called after each unforeseen exception about one delivery, after which the worker goes on."""
     tracing: Tracing = OFF
     claimed_at: datetime | None = None
     """When the worker last claimed a delivery."""
@@ -150,8 +158,14 @@ class DeliveryWorker:
     """Destinations that already had `rate_limit.max_in_flight` deliveries in flight at the last claim."""
     _threads_with_new: set[str] = field(default_factory=set)
     """Threads with a delivery in flight for which another delivery was recorded in the meantime."""
+    brake: Brake = field(init=False)
+    _refusals: int = 0
+    """Number of claims in a row that the brake has stopped."""
+    _braked_until: datetime | None = None
+    """The worker claims nothing before this time, because the ledger refuses a canned event."""
 
     def __post_init__(self) -> None:
+        self.brake = Brake(lambda: self.ledger.rehearse([self.name], now=self.clock.now()))
         self._send_slots = asyncio.Semaphore(self.concurrency)
         self._settle_slots = asyncio.Semaphore(self.concurrency)
         self._start_slots = asyncio.Semaphore(max(2, self.concurrency // 16))
@@ -275,7 +289,16 @@ class DeliveryWorker:
             self.notify()
 
     def _destination(self, delivery: Delivery) -> str:
-        return self.channel.destination(delivery.addresses or delivery.recipients)
+        return self._destination_of(delivery.addresses or delivery.recipients)
+
+    def _destination_of(self, addresses: tuple[str, ...]) -> str:
+        try:
+            return shortened(self.channel.destination(addresses))
+        except Exception as error:  # noqa: BLE001 - a bug of a channel must not stop its worker
+            log.error(
+                "a channel can't name a destination", channel=self.name, reason=f"{type(error).__name__}: {error}"
+            )
+            return ""
 
     @property
     def _free_slots(self) -> int:
@@ -288,7 +311,7 @@ class DeliveryWorker:
     @property
     def _idle(self) -> bool:
         """True if the worker is waiting, knows of no due delivery, and has a free slot."""
-        work_known = self._wakeup.is_set() or self._more_due or self._breaker.open
+        work_known = self._wakeup.is_set() or self._more_due or self._breaker.open or self._braked_until is not None
         return self._waiting and not work_known and self._can_claim
 
     @property
@@ -301,32 +324,75 @@ class DeliveryWorker:
             self._more_due = True
             return []
         now, limit = self.clock.now(), self._free_slots
+        if self._braked_until is not None and now < self._braked_until:
+            return []
         admission = self._admission(now)
         if not self._more_due:
             self._idle_poll_done.clear()
         try:
+            if self._braked_until is not None:
+                await self.brake.test()
             claim = await self.ledger.claim(
                 self.name, limit, lease=self.worker_id, until=now + self.lease, admission=admission
             )
         except LedgerUnavailable as error:
-            log.warning("waiting for the ledger", channel=self.name, reason=str(error))
-            self._more_due = False
+            self._wait_for_ledger(error, now)
+            return []
+        except LedgerFailed as error:
+            await self._claim_in_halves(limit, error)
             return []
         finally:
             self._idle_poll_done.set()
+        self._refusals, self._braked_until = 0, None
         self._more_due, self._saturated_destinations = claim.more, frozenset(admission.saturated)
         due_times = (self._next_due_at, claim.next_at)
         self._next_due_at = min((at for at in due_times if at is not None and at > now), default=None)
         self.on_deferred(admission.deferred)
-        self.claimed_at = now if claim.deliveries else self.claimed_at
+        if claim.deliveries:
+            self.claimed_at = now
+            self.brake.worked()
         return claim.deliveries
+
+    def _wait_for_ledger(self, error: LedgerUnavailable, now: datetime) -> None:
+        log.warning("waiting for the ledger", channel=self.name, reason=str(error))
+        self._more_due = False
+        if isinstance(error, LedgerRefuses):
+            self._refusals += 1
+            self._braked_until = now + min(POLL_INTERVAL * 2 ** min(self._refusals - 1, 10), MAX_BRAKE_PAUSE)
+
+    async def _claim_in_halves(self, limit: int, error: LedgerFailed) -> None:
+        """Claim and start deliveries after a claim has failed: in halves, until the delivery at fault is alone."""
+        log.warning("a claim failed: claiming in halves", channel=self.name, reason=str(error))
+        now = self.clock.now()
+
+        async def claim(keys: Sequence[str]) -> None:
+            until, admission = self.clock.now() + self.lease, self._admission(self.clock.now())
+            claimed = await self.ledger.claim(
+                self.name, len(keys), lease=self.worker_id, until=until, admission=admission, keys=keys
+            )
+            for delivery in claimed.deliveries:
+                self._start(delivery)
+            if claimed.deliveries:
+                self.brake.worked()
+
+        async def give_up(key: str, error: LedgerFailed) -> None:
+            started = self.clock.now()
+            delivery = await self.ledger.claim_bare(key, lease=self.worker_id, now=started, until=started + self.lease)
+            if delivery is not None:
+                await self._store(await self._stumble(delivery, error, started))
+
+        try:
+            due = await self.ledger.due(self.name, now=now, limit=limit)
+            await Halving(due, claim, give_up, self.brake).run()
+        except LedgerUnavailable as unavailable:
+            self._wait_for_ledger(unavailable, now)
 
     def _admission(self, now: datetime) -> AdmissionControl:
         """Return the admission control for one claim. Blocked destinations count as full, so they get nothing."""
         blocked = Counter(dict.fromkeys(self._blocked_destinations, self.rate_limit.max_in_flight))
         return AdmissionControl(
             rate_limit=self.rate_limit,
-            destination=self.channel.destination,
+            destination=self._destination_of,
             now=now,
             in_flight=self._in_flight_by_destination | blocked,
         )
@@ -354,7 +420,11 @@ class DeliveryWorker:
         async with self._send_slots:
             if self._fastest_send > SLOW:
                 await self._wait_for_start_slot()
-            sent = await self._send(delivery, probing=probing)
+            started = self.clock.now()
+            try:
+                sent = await self._send(delivery, probing=probing)
+            except Exception as error:  # noqa: BLE001 - a delivery must not stop its neighbours
+                sent = await self._stumble_or_release(delivery, error, started)
             if sent is not None:
                 await self._settle_slots.acquire()
         if sent is None:
@@ -362,8 +432,39 @@ class DeliveryWorker:
             return
         try:
             await self._settle(*sent)
+        except Exception as error:
+            log.error("an outcome could not be settled", **_log_fields(delivery), exc_info=error)
+            self.on_failed()
         finally:
             self._settle_slots.release()
+
+    async def _stumble_or_release(
+        self, delivery: Delivery, error: Exception, started: datetime
+    ) -> tuple[Settlement, Span] | None:
+        """Return the outcome of an attempt that the dispatcher itself could not finish.
+
+        If the ledger is at fault, the delivery is released instead, and the result is None.
+        """
+        try:
+            await self.brake.test()
+            if isinstance(error, LedgerFailed):
+                self.brake.give_up(error)
+            return await self._stumble(delivery, error, started), NO_SPAN
+        except (LedgerUnavailable, LedgerFailed) as at_fault:
+            log.warning("the ledger is at fault, so the delivery waits", **_log_fields(delivery), reason=str(at_fault))
+            if isinstance(at_fault, LedgerUnavailable):
+                self._wait_for_ledger(at_fault, self.clock.now())
+            await self._release(delivery, due_at=self.clock.now() + POLL_INTERVAL)
+            return None
+
+    async def _stumble(self, delivery: Delivery, error: Exception, started: datetime) -> Settlement:
+        """Return the settlement of an attempt that the dispatcher itself could not finish. Raises LedgerUnavailable."""
+        log.error("an attempt could not be made", **_log_fields(delivery), exc_info=error)
+        self.on_failed()
+        earlier, now = await self.ledger.stumbles(delivery), self.clock.now()
+        outcome = stumble(delivery, error, earlier=earlier, now=now, policy=self.policy, rng=self.rng)
+        _log_outcome(delivery, outcome, NO_SPAN)
+        return Settlement(delivery=delivery, outcome=outcome, started_at=started, ended_at=now)
 
     async def _wait_for_start_slot(self) -> None:
         """Wait for an event-loop iteration in which few other sends start.
@@ -410,6 +511,17 @@ class DeliveryWorker:
             await self._release(delivery._replace(in_doubt=True), due_at=self.clock.now())
             return None
         send_span.end(failed=isinstance(result, Exception))
+        try:
+            return self._conclude(delivery, result, started, span), span
+        except Exception as error:
+            if not isinstance(result, Receipt):
+                raise
+            log.error("a sent message is recorded as sent only", **_log_fields(delivery), exc_info=error)
+            sent = Settlement(delivery=delivery, outcome=Sent(result), started_at=started, ended_at=self.clock.now())
+            return sent, span
+
+    def _conclude(self, delivery: Delivery, result: Result, started: datetime, span: Span) -> Settlement:
+        """Return the settlement of an attempt, and let the breaker know its result."""
         ended = self.clock.now()
         if isinstance(result, Receipt):
             seconds = max((ended - started).total_seconds(), 0.0)  # not negative, even if the system clock was set back
@@ -417,7 +529,7 @@ class DeliveryWorker:
         self._breaker.record(result, ended)
         outcome = classify(delivery, result, now=ended, policy=self.policy, rng=self.rng)
         _log_outcome(delivery, outcome, span)
-        settlement = Settlement(
+        return Settlement(
             delivery=delivery,
             outcome=outcome,
             started_at=started,
@@ -426,7 +538,6 @@ class DeliveryWorker:
                 self._destination(delivery), result, ended, destination_failing=delivery.destination_failing
             ),
         )
-        return settlement, span
 
     async def _render(self, delivery: Delivery) -> Content | None:
         """Render a delivery that was recorded without content, and store the content, which every attempt sends.
@@ -448,15 +559,17 @@ class DeliveryWorker:
             self._blocked_destinations[destination] += 1
         self._send_returned(settlement.delivery)
         settle_span = span.child("dispatcher.settle")
-        await self._store(settlement)
+        try:
+            await self._store(settlement)
+        finally:
+            if settlement.feedback is not None:
+                _decrement(self._blocked_destinations, destination)
+                self.notify()
         settle_span.end()
         outcome = settlement.outcome
         span.end(outcome=type(outcome).__name__.lower(), failed=isinstance(outcome, (Retry, Dead)))
         if isinstance(outcome, Retry):
             self._next_due_at = min(outcome.at, self._next_due_at or outcome.at)
-        if settlement.feedback is not None:
-            _decrement(self._blocked_destinations, destination)
-            self.notify()
 
     def _attempt_span(self, delivery: Delivery) -> Span:
         """Return the attempt's span. Only the first attempt, before any redrive, belongs to the event's trace."""
@@ -505,8 +618,13 @@ class DeliveryWorker:
         """
         try:
             counted: bool | None = await self._store_once(settlement)
-        except LedgerUnavailable:
+        except LedgerUnavailable as error:
+            if isinstance(error, LedgerRefuses):  # claim nothing more: what is sent now could not be settled
+                self._wait_for_ledger(error, self.clock.now())
             counted = await self._store_with_retries(settlement)
+        except LedgerFailed as error:
+            log.error("the ledger can't write an outcome", **_log_fields(settlement.delivery), reason=str(error))
+            counted = None
         if counted is None:
             log.error(
                 "the outcome could not be stored: the delivery will be attempted again",
@@ -527,30 +645,73 @@ class DeliveryWorker:
         )
         try:
             counted: bool = await retrying(self._store_once, settlement)
-        except RetryError:
+        except (RetryError, LedgerFailed):
             return None
         return counted
 
     async def _store_once(self, settlement: Settlement) -> bool:
         """Store the outcome together with the deliveries that it causes.
 
-        Returns False if the lease was lost. Raises LedgerUnavailable.
+        Returns False if the lease was lost. Raises LedgerUnavailable, or LedgerFailed if even the bare outcome can't be
+        written.
         """
-        delivery, outcome, now = settlement.delivery, settlement.outcome, settlement.ended_at
-        accepted = isinstance(outcome, Sent) and self._refused
-        follow_ups = [
-            *await self._follow_ups(delivery, outcome, now),
-            *await self._channel_notices(delivery, outcome, now),
-        ]
+        accepted = isinstance(settlement.outcome, Sent) and self._refused
+        follow_ups = await self._planned_follow_ups(settlement)
         complete = replace(settlement, follow_ups=follow_ups) if follow_ups else settlement
-        counted = await self.ledger.settle(complete)
+        try:
+            counted = await self.ledger.settle(complete)
+        except LedgerFailed:
+            await self.brake.test()
+            complete, counted = await self._settle_plainly(complete)
         if accepted:
-            await self.ledger.end_refusal(self.name)
-            self._refused = False
+            await self._end_refusal()
         self.on_settled(complete, counted)
         if follow_ups:
             self.notify()
         return counted
+
+    async def _end_refusal(self) -> None:
+        """Remove the channel's refusal from the ledger. If that fails, the next accepted message tries again."""
+        try:
+            await self.ledger.end_refusal(self.name)
+        except (LedgerUnavailable, LedgerFailed) as error:
+            log.warning("a refusal could not be removed", channel=self.name, reason=str(error))
+        else:
+            self._refused = False
+
+    async def _settle_plainly(self, settlement: Settlement) -> tuple[Settlement, bool]:
+        """Settle after a settlement has failed for its data: once more, then without the provider's answer, then also
+        without the deliveries that follow. Otherwise the message, which was perhaps sent, would be sent again.
+
+        Returns what was settled, and False if the lease was lost. Raises LedgerUnavailable or LedgerFailed.
+        """
+        plain = replace(settlement, outcome=_without_answer(settlement.outcome), feedback=None)
+        for part in (settlement, plain):
+            try:
+                return part, await self.ledger.settle(part)
+            except LedgerFailed as error:
+                log.error("the ledger can't write an outcome", **_log_fields(part.delivery), reason=str(error))
+        bare = replace(plain, follow_ups=())
+        return bare, await self.ledger.settle(bare)
+
+    async def _planned_follow_ups(self, settlement: Settlement) -> Sequence[Delivery]:
+        """Return the new deliveries that an outcome causes, or none if they can't be planned, not even the second time.
+
+        The outcome is settled in any case, so that a message that was sent is not sent again. Raises LedgerUnavailable.
+        """
+        for _ in range(2):
+            try:
+                return [
+                    *await self._follow_ups(settlement.delivery, settlement.outcome, settlement.ended_at),
+                    *await self._channel_notices(settlement.delivery, settlement.outcome, settlement.ended_at),
+                ]
+            except LedgerUnavailable:
+                raise
+            except Exception as error:
+                log.error("follow-ups could not be planned", **_log_fields(settlement.delivery), exc_info=error)
+                self.on_failed()
+                await self.brake.test()
+        return ()
 
     async def _follow_ups(self, delivery: Delivery, outcome: Outcome, now: datetime) -> Sequence[Delivery]:
         """Return the new deliveries that an outcome causes.
@@ -601,10 +762,24 @@ class DeliveryWorker:
         """Give the delivery back to the ledger, so that it is due at `due_at`. The attempt is not counted."""
         try:
             await self.ledger.release(delivery, due_at=due_at)
-        except LedgerUnavailable:
+        except (LedgerUnavailable, LedgerFailed):
             log.warning(
                 "could not release a delivery: it is due again when its lease runs out", **_log_fields(delivery)
             )
+
+
+def _without_answer(outcome: Outcome) -> Outcome:
+    """Return the outcome without the texts of the provider and of errors."""
+    lost = "the ledger can't write the answer"
+    match outcome:
+        case Sent():
+            return Sent(Receipt(answer=Answer("", lost)))
+        case Retry(at=at, in_doubt=in_doubt):
+            return Retry(at, lost, in_doubt=in_doubt)
+        case Dead(in_doubt=in_doubt):
+            return Dead(lost, in_doubt=in_doubt)
+        case Dropped():
+            return outcome
 
 
 def _drop(claimed: ClaimedThread, *, pages: bool) -> Dropped | None:

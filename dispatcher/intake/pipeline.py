@@ -19,18 +19,18 @@ import structlog
 from dispatcher.clock import Clock
 from dispatcher.errors import (
     FlyteAdminUnavailable,
+    LedgerFailed,
     LedgerRefuses,
-    LedgerWriteFailed,
     SlowedDown,
     Unavailable,
     Unreadable,
 )
 from dispatcher.flyte.decode import Headers, decode, trace_context, type_label
-from dispatcher.intake.halving import Halving
 from dispatcher.intake.origin import LookUp, find_origin
 from dispatcher.intake.source import Batch, Source
 from dispatcher.ledger import DirectDispatch, Ledger, RecordedEvent, Rejected, rejected_id
 from dispatcher.ledger.brake import Brake
+from dispatcher.ledger.halving import Halving
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.planning.contents import Contents
@@ -333,7 +333,7 @@ class Intake:
             results[index] = await self._decide_off_loop(replace(terminal, event=event), answer)
 
     async def _record(self, decided: Sequence[_Decided], recording: _Recording) -> None:
-        """Record some messages of a batch, all or none. Raises Unavailable or LedgerWriteFailed."""
+        """Record some messages of a batch, all or none. Raises Unavailable or LedgerFailed."""
         results = [result for _, result in decided]
         recorded = [entry for entry in results if isinstance(entry, RecordedEvent)]
         rejected = [entry for entry in results if isinstance(entry, Rejected)]
@@ -342,7 +342,7 @@ class Intake:
         direct_dispatch = await self.direct_dispatch() if has_deliveries else {}
         try:
             record = await self.ledger.record(recorded, rejected, now=self.clock.now(), direct_dispatch=direct_dispatch)
-        except (Unavailable, LedgerWriteFailed):
+        except (Unavailable, LedgerFailed):
             for span in record_spans:
                 span.end(failed=True)
             raise
@@ -363,7 +363,7 @@ class Intake:
         async def write(part: Sequence[_Decided]) -> None:
             await self._record(part, recording)
 
-        async def reject(unwritable: _Decided, error: LedgerWriteFailed) -> None:
+        async def reject(unwritable: _Decided, error: LedgerFailed) -> None:
             message, result = unwritable
             if isinstance(message, _TerminalEvent):
                 message.span.end(event=message.event.key, verdict="rejected", failed=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from dispatcher.errors import LedgerRefuses, LedgerUnavailable, LedgerWriteFailed, SlowedDown
+from dispatcher.errors import LedgerFailed, LedgerRefuses, LedgerUnavailable, SlowedDown
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class Brake:
             raise LedgerRefuses(self.reason) from error
         self.reason = None
 
-    def give_up(self, error: LedgerWriteFailed, *, many: bool = False) -> None:
+    def give_up(self, error: LedgerFailed, *, many: bool = False) -> None:
         """Call this before a message or a delivery is given up, after `test`. Raises SlowedDown if it has to wait.
 
         `many`: true if half of a batch was given up for this kind of error.

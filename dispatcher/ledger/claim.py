@@ -38,14 +38,21 @@ next claim continues."""
 
 
 def claim(
-    connection: Connection, channel: str, limit: int, *, lease: str, until: datetime, admission: AdmissionControl
+    connection: Connection,
+    channel: str,
+    limit: int,
+    *,
+    lease: str,
+    until: datetime,
+    admission: AdmissionControl,
+    keys: Sequence[str] | None = None,
 ) -> Claim:
     """Claim up to `limit` of a channel's due deliveries, if `admission` lets them be sent now. See `Ledger.claim`."""
     claimed: list[Delivery] = []
     deferred_until: list[datetime] = []
     states = DestinationStates(connection, channel)
-    for size in (limit, *EXTRA_READS):
-        rows = _due(connection, channel, admission, size)
+    for size in (limit, *(EXTRA_READS if keys is None else ())):
+        rows = _due(connection, channel, admission, size, keys)
         states.load(filter(admission.tracks, (admission.destination(_addresses(row)) for row in rows)))
         admitted, deferred = _admit(rows, admission, states, limit - len(claimed))
         if admitted:
@@ -199,13 +206,21 @@ def _due_statement() -> Select[Any]:
 DUE = _due_statement()
 """Selects due deliveries with their contents, if they are rendered, earliest due time first. From each thread, it selects only the earliest
 waiting delivery, so that the messages of a thread are sent in order."""
+DUE_KEYS = DUE.with_only_columns(deliveries.c.key, maintain_column_froms=True)
+"""Selects the keys of the same deliveries, and reads nothing else of them."""
+_DUE_AMONG = DUE.where(among(deliveries.c.key, "keys"))
+"""Like `DUE`, but only some deliveries."""
 _DUE_ELSEWHERE = DUE.where(~among(deliveries.c.addresses, "saturated"))
 """Like `DUE`, but leaves out destinations that already have their maximum number of deliveries in flight. Otherwise a
 long backlog of one such destination would fill the limit and hide the deliveries to other destinations."""
 
 
-def _due(connection: Connection, channel: str, admission: AdmissionControl, size: int) -> Sequence[Row]:
+def _due(
+    connection: Connection, channel: str, admission: AdmissionControl, size: int, keys: Sequence[str] | None
+) -> Sequence[Row]:
     values: dict[str, Any] = {"channel": channel, "now": admission.now, "size": size}
+    if keys is not None:
+        return prepare_select(_DUE_AMONG, connection.dialect).rows(connection, **values, keys=keys)
     if saturated := admission.saturated:
         # The column contains JSON lists of addresses, so each destination is encoded as a JSON list of one address.
         values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]
@@ -257,6 +272,45 @@ def _admit(
         else:
             admitted.append(row)
     return admitted, deferred
+
+
+_BARE = (
+    select(
+        *(deliveries.c[name] for name in ("key", "event", "channel", "attempt", "in_doubt", "lease")),
+        *(deliveries.c[name] for name in ("created_at", "retry_window_start", "occurred_at")),
+    )
+    .where(
+        deliveries.c.key == bindparam("only"),
+        deliveries.c.state == _WAITING,
+        deliveries.c.due_at <= bindparam("now"),
+    )
+    .with_for_update()
+)
+
+
+def claim_bare(connection: Connection, key: str, *, lease: str, now: datetime, until: datetime) -> Delivery | None:
+    """Claim a due delivery, but read only what a settlement needs. See `Ledger.claim_bare`."""
+    rows = prepare_select(_BARE, connection.dialect).rows(connection, only=key, now=now)
+    if not rows:
+        return None
+    row = rows[0]
+    prepare_update(_CLAIM, connection.dialect).update(connection, [{"keys": [key], "by": lease, "until": until}])
+    return Delivery(
+        key=row.key,
+        event=row.event,
+        channel=row.channel,
+        recipients=("a recipient that can't be read",),
+        addresses=(),
+        content=None,
+        rule="",
+        created_at=row.created_at,
+        due_at=until,
+        retry_window_start=row.retry_window_start,
+        occurred_at=row.occurred_at,
+        attempt=row.attempt + 1,
+        in_doubt=row.in_doubt or row.lease is not None,
+        lease=lease,
+    )
 
 
 def _claimed(row: Row, lease: str, until: datetime, state: DestinationState) -> Delivery:

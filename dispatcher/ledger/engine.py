@@ -38,9 +38,9 @@ from channels.common.lean_imports import without_package_init
 from channels.common.tls import untrusted_certificate
 from dispatcher.errors import (
     DispatcherError,
+    LedgerFailed,
     LedgerIncompatible,
     LedgerUnavailable,
-    LedgerWriteFailed,
     SettingsError,
 )
 from dispatcher.ledger.postgres import checked_url, postgres_engine
@@ -205,7 +205,7 @@ class Database:
         On SQLite, writes that wait at the same time share one transaction. Each write has its own savepoint, so that
         one write can fail without the others. `low_priority`: wait a few milliseconds for an urgent write, so that both
         writes share one transaction. If `work` raises `RollBack`, the transaction is rolled back, and the error is
-        raised. Every other unforeseen error is raised as LedgerWriteFailed.
+        raised. Every other unforeseen error is raised as LedgerFailed.
         """
         try:
             if self._writer is None:
@@ -216,7 +216,7 @@ class Database:
         except (DispatcherError, RollBack):
             raise
         except Exception as error:
-            raise LedgerWriteFailed(_kind(error), _cause(error)[:_REASON_CHARACTERS]) from error
+            raise _failed(error) from error
 
     async def clock_offset(self, now: Callable[[], datetime]) -> timedelta:
         """Return how far `now` is ahead of the database's clock, at least; negative if it is behind.
@@ -281,21 +281,22 @@ class Database:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Turn the database's errors into LedgerUnavailable. Errors of wrong SQL, which are bugs, stay unchanged."""
+        """Turn the database's errors into LedgerUnavailable, or into LedgerFailed if a retry would not help."""
         try:
             yield
         except (TimeoutError, PoolTimeout, OSError) as error:
             raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
         except DBAPIError as error:
             if not _is_unavailable(error):
-                raise
+                raise _failed(error) from error
             raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
 
 
-def _kind(error: Exception) -> str:
-    """Return the type of the driver's error, or of Python's error."""
+def _failed(error: Exception) -> LedgerFailed:
+    """Return the error for callers. Its kind is the type of the driver's error, or of Python's error."""
     origin = error.orig if isinstance(error, DBAPIError) else None
-    return type((origin and origin.__cause__) or origin or error).__name__
+    kind = type((origin and origin.__cause__) or origin or error).__name__
+    return LedgerFailed(kind, _cause(error)[:_REASON_CHARACTERS])
 
 
 async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:

@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 
 from channels.contract import Content, EarlierMessage, Thread
+from dispatcher.errors import LedgerFailed, LedgerUnavailable
 from dispatcher.ledger import claim
 from dispatcher.ledger.canned import admission, canned, settlement
 from dispatcher.ledger.claim import Changes
@@ -78,7 +79,7 @@ from dispatcher.ledger.schema import (
 from dispatcher.ledger.search import INSERT_RECIPIENTS, conditions, of_execution
 from dispatcher.ledger.statements import Rows, among, prepare_insert, prepare_select, prepare_update, run
 from dispatcher.ledger.subjects import MAY_HAVE_ARRIVED, Subjects
-from dispatcher.model.delivery import Dead, Delivery, Dropped, Kind, Retry, Sent, State, time_prefixed
+from dispatcher.model.delivery import STUMBLED, Dead, Delivery, Dropped, Kind, Retry, Sent, State, time_prefixed
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.model.phase import TERMINAL
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN, AdmissionControl, Feedback
@@ -246,7 +247,7 @@ class Ledger:
     async def rehearse(self, channels: Sequence[str], *, now: datetime) -> None:
         """Test the ledger: record a canned event, claim and settle its deliveries, and roll everything back.
 
-        The event has all optional facts and a delivery for each of the channels. Raises LedgerWriteFailed if the
+        The event has all optional facts and a delivery for each of the channels. Raises LedgerFailed if the
         tables, or this version of the dispatcher, are wrong.
         """
         with suppress(RollBack):
@@ -327,17 +328,53 @@ class Ledger:
     # -- delivery workers
 
     async def claim(
-        self, channel: str, limit: int, *, lease: str, until: datetime, admission: AdmissionControl
+        self,
+        channel: str,
+        limit: int,
+        *,
+        lease: str,
+        until: datetime,
+        admission: AdmissionControl,
+        keys: Sequence[str] | None = None,
     ) -> Claim:
         """Claim up to `limit` due deliveries that `admission` allows, oldest first. The lease ends at `until`.
 
         A delivery that may be sent only later is not claimed, but becomes due at that later time. From each thread,
         only the earliest waiting delivery is claimed. If a delivery's lease ended without a settlement, the delivery is
         due again and in doubt, because the message may have arrived.
+
+        `keys`: claim only these deliveries; None if any may be claimed. Raises LedgerFailed if one of the deliveries
+        can't be read or written. Nothing is claimed then.
         """
         return await self._database.write(
-            lambda connection: claim.claim(connection, channel, limit, lease=lease, until=until, admission=admission)
+            lambda connection: claim.claim(
+                connection, channel, limit, lease=lease, until=until, admission=admission, keys=keys
+            )
         )
+
+    async def due(self, channel: str, *, now: datetime, limit: int) -> list[str]:
+        """Return the keys of up to `limit` deliveries that `claim` would read."""
+        async with self._database.reading() as connection:
+            return list(await connection.scalars(claim.DUE_KEYS, {"channel": channel, "now": now, "size": limit}))
+
+    async def claim_bare(self, key: str, *, lease: str, now: datetime, until: datetime) -> Delivery | None:
+        """Claim a due delivery that `claim` can't read, to settle it. Returns None if it is not due any more.
+
+        The delivery has no addresses, no content and no thread.
+        """
+        return await self._database.write(
+            lambda connection: claim.claim_bare(connection, key, lease=lease, now=now, until=until)
+        )
+
+    async def stumbles(self, delivery: Delivery) -> int:
+        """Return how often the dispatcher itself has failed with this delivery since it was created or redriven."""
+        query = select(func.count()).where(
+            attempts.c.delivery == delivery.key,
+            attempts.c.status == STUMBLED,
+            attempts.c.started_at >= delivery.retry_window_start,
+        )
+        async with self._database.reading() as connection:
+            return await connection.scalar(query) or 0
 
     async def settle(self, settlement: Settlement) -> bool:
         """Store an attempt's outcome, and insert the deliveries that follow from it, if the lease is still held.
@@ -358,14 +395,28 @@ class Ledger:
             group: list[_PendingSettlement] = []
             try:
                 held = await self._database.write(partial(self._settle_all, group), low_priority=True)
+            except LedgerFailed as error:
+                await self._settle_in_halves(group, error)
             except Exception as error:  # noqa: BLE001 - every error is passed on to the callers that wait
-                for _, done in group or self._take_pending():
-                    if not done.cancelled():
-                        done.set_exception(error)
+                _fail(group or self._take_pending(), error)
             else:
-                for settlement, done in group:
-                    if not done.cancelled():
-                        done.set_result(settlement.delivery.key in held)
+                _finish(group, held)
+
+    async def _settle_in_halves(self, group: Sequence[_PendingSettlement], error: LedgerFailed) -> None:
+        """Write a group whose write has failed, in halves, so that only the settlement at fault fails."""
+        if len(group) == 1:
+            _fail(group, error)
+            return
+        middle = len(group) // 2
+        for half in (group[:middle], group[middle:]):
+            try:
+                held = await self._database.write(partial(self._settle, [settlement for settlement, _ in half]))
+            except LedgerFailed as again:
+                await self._settle_in_halves(half, again)
+            except LedgerUnavailable as unavailable:
+                _fail(half, unavailable)
+            else:
+                _finish(half, held)
 
     def _settle_all(self, group: list[_PendingSettlement], connection: Connection) -> frozenset[str]:
         """Move the pending settlements to `group` and write them. Returns the keys of deliveries with a held lease."""
@@ -725,6 +776,20 @@ class Ledger:
     def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Insert the rows whose keys do not exist yet."""
         prepare_insert(table, connection.dialect).insert(connection, rows)
+
+
+def _fail(group: Iterable[_PendingSettlement], error: Exception) -> None:
+    """Raise the error in the callers that wait for these settlements."""
+    for _, done in group:
+        if not done.cancelled():
+            done.set_exception(error)
+
+
+def _finish(group: Iterable[_PendingSettlement], held: frozenset[str]) -> None:
+    """Give the callers their results. `held`: the keys of the deliveries whose lease was still held."""
+    for settled, done in group:
+        if not done.cancelled():
+            done.set_result(settled.delivery.key in held)
 
 
 async def _advance_checkpoint(connection: AsyncConnection, name: str, at: datetime) -> None:

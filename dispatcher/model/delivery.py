@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from random import Random
 from typing import NamedTuple
@@ -27,6 +27,12 @@ from channels.contract import (
 )
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.retry import RetryPolicy
+
+STUMBLED = "internal error"
+"""The status of an attempt that the dispatcher itself could not finish: a row can't be read, or a message rendered."""
+MAX_STUMBLES = 3
+"""After this many such attempts, the delivery is dead."""
+REASON_CHARACTERS = 300
 
 
 class State(StrEnum):
@@ -280,7 +286,9 @@ def classify(delivery: Delivery, result: Result, *, now: datetime, policy: Retry
             unknown_recipient = isinstance(result, UnknownRecipient)
             return Dead(result.reason, result.answer, unknown_recipient=unknown_recipient, in_doubt=delivery.in_doubt)
         case Later():
-            not_before = now + result.retry_after if result.retry_after is not None else now
+            # A pause beyond the deadline makes the delivery dead, however long it is.
+            longest = policy.deadline + timedelta(days=1)
+            not_before = now + min(result.retry_after, longest) if result.retry_after is not None else now
             return _retry_or_give_up(delivery, result, now=now, not_before=not_before, policy=policy, rng=rng)
         case InDoubt():
             return _retry_or_give_up(delivery, result, now=now, not_before=now, policy=policy, rng=rng, in_doubt=True)
@@ -305,6 +313,19 @@ def _retry_or_give_up(
         return Dead(f"gave up after {attempts}: {error.reason}", error.answer, in_doubt=in_doubt or delivery.in_doubt)
     refused_us = isinstance(error, Misconfigured) and error.provider_wide
     return Retry(at, error.reason, error.answer, in_doubt or delivery.in_doubt, refused_us)
+
+
+def stumble(
+    delivery: Delivery, error: Exception, *, earlier: int, now: datetime, policy: RetryPolicy, rng: Random
+) -> Outcome:
+    """Return the outcome of an attempt that the dispatcher itself could not finish: retry, or dead the third time.
+
+    `earlier`: how often this has happened before.
+    """
+    reason = f"{STUMBLED}: {type(error).__name__}: {error}"[:REASON_CHARACTERS]
+    if earlier + 1 >= MAX_STUMBLES:
+        return Dead(f"gave up after {MAX_STUMBLES} times: {reason}", Answer(STUMBLED), in_doubt=delivery.in_doubt)
+    return Retry(now + policy.delay(delivery.attempt, rng), reason, Answer(STUMBLED), delivery.in_doubt)
 
 
 def split(delivery: Delivery, receipt: Receipt, *, now: datetime, policy: RetryPolicy, rng: Random) -> list[Delivery]:

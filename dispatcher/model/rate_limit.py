@@ -27,6 +27,8 @@ FIRST_PAUSE = timedelta(seconds=5)
 LONGEST_PAUSE = timedelta(minutes=5)
 """While a breaker is open, it lets one delivery through after each pause. The pauses double from `FIRST_PAUSE` up to
 `LONGEST_PAUSE`."""
+MAX_RETRY_AFTER = timedelta(days=1)
+"""Longest pause that a destination can ask for."""
 _RATE = re.compile(r"\s*(\d+)\s*/\s*(s|min|h)\s*")
 _UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1)}
 
@@ -121,7 +123,8 @@ def feedback(destination: str, result: Result, now: datetime, *, destination_fai
         case Receipt():
             return Feedback(destination, now, succeeded=True) if destination_failing else None
         case Later(provider_wide=False):
-            return Feedback(destination, now, retry_after=result.retry_after)
+            pause = result.retry_after
+            return Feedback(destination, now, retry_after=min(pause, MAX_RETRY_AFTER) if pause is not None else None)
         case InDoubt():
             return Feedback(destination, now)
         case _:

@@ -154,7 +154,7 @@ class Service:
                 tracing=self._tracing,
             )
             source = self._kafka_source(ledger)
-            self._brakes = {"intake": intake.brake}
+            self._brakes = {"intake": intake.brake} | {f"worker {one.name}": one.brake for one in self._workers}
             self._canary = self._make_canary(ledger, intake)
             url = await stack.enter_async_context(self._web(intake, source, ledger, admin))
             if await self._open_ledger(ledger):
@@ -339,6 +339,7 @@ class Service:
             lease=self.settings.ledger.lease,
             on_settled=self.metrics.settled,
             on_deferred=partial(self.metrics.deferred, name),
+            on_failed=partial(self.metrics.component_failed, f"worker {name}"),
             tracing=self._tracing,
         )
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from dispatcher.clock import SystemClock
-from dispatcher.errors import LedgerRefuses, LedgerUnavailable, LedgerWriteFailed, SlowedDown
+from dispatcher.errors import LedgerFailed, LedgerRefuses, LedgerUnavailable, SlowedDown
 from dispatcher.flyte.encode import EncodedMessage, Format, write
 from dispatcher.intake.pipeline import BatchResult, Intake
 from dispatcher.intake.source import Batch, RawMessage
@@ -151,7 +151,7 @@ async def test_only_the_messages_that_cant_be_written_are_rejected(
 
 
 async def test_a_message_whose_write_fails_once_is_recorded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    record, errors = ledger.record, [LedgerWriteFailed("DataError", "once")]
+    record, errors = ledger.record, [LedgerFailed("DataError", "once")]
 
     async def fail_once(*arguments: object, **keywords: object) -> object:
         if errors:
@@ -175,7 +175,7 @@ async def test_a_value_that_the_driver_cant_encode_is_no_outage(ledger: Ledger) 
         considered=[],
         deliveries=[a_delivery(attempt=2**70)],
     )
-    with pytest.raises(LedgerWriteFailed, match=r"^(DataError: invalid input for query|OverflowError: Python int)"):
+    with pytest.raises(LedgerFailed, match=r"^(DataError: invalid input for query|OverflowError: Python int)"):
         await ledger.record([entry], [], now=NOW)
 
 
@@ -261,16 +261,16 @@ async def test_only_errors_of_one_kind_count_as_a_row() -> None:
 
     some = Brake(rehearse)
     for number in range(60):
-        some.give_up(LedgerWriteFailed("DataError" if number % 20 else "OverflowError", "x"))
+        some.give_up(LedgerFailed("DataError" if number % 20 else "OverflowError", "x"))
     assert not some.slow
 
     for _ in range(1):
-        some.give_up(LedgerWriteFailed("DataError", "x"))
+        some.give_up(LedgerFailed("DataError", "x"))
     assert some.slow
     with pytest.raises(SlowedDown, match=r"many were given up because of DataError: now one in 60 seconds is"):
-        some.give_up(LedgerWriteFailed("OverflowError", "x"))
+        some.give_up(LedgerFailed("OverflowError", "x"))
     some.worked()
-    some.give_up(LedgerWriteFailed("DataError", "x"))
+    some.give_up(LedgerFailed("DataError", "x"))
 
 
 async def test_an_unavailable_ledger_is_no_refusal() -> None:
@@ -278,7 +278,7 @@ async def test_an_unavailable_ledger_is_no_refusal() -> None:
         raise LedgerUnavailable("away")
 
     async def refuses() -> None:
-        raise LedgerWriteFailed("ProgrammingError", "no such column")
+        raise LedgerFailed("ProgrammingError", "no such column")
 
     some = Brake(unavailable)
     with pytest.raises(LedgerUnavailable, match="away"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from dispatcher.errors import LedgerUnavailable, LedgerWriteFailed
+from dispatcher.errors import LedgerFailed, LedgerUnavailable
 from dispatcher.ledger.engine import Database
 
 Work = Callable[[Connection], str]
@@ -139,7 +139,7 @@ async def test_if_sqlite_rolls_back_the_whole_transaction_all_writes_fail_and_no
 
     async with a_database(tmp_path) as database:
         results = await write_together(database, [insert("a"), rolling_back, insert("b")])
-        assert all(isinstance(result, LedgerWriteFailed | LedgerUnavailable) for result in results)
+        assert all(isinstance(result, LedgerFailed | LedgerUnavailable) for result in results)
         assert names_in_table(tmp_path) == ["first"]
         assert await database.write(insert("after")) == "after"
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
-from dispatcher.errors import LedgerWriteFailed, SlowedDown
+from dispatcher.errors import LedgerFailed, SlowedDown
 from dispatcher.ledger.brake import IN_A_ROW, Brake
 
 Item = TypeVar("Item")
@@ -22,8 +22,8 @@ class Halving(Generic[Item]):
 
     batch: Sequence[Item]
     write: Callable[[Sequence[Item]], Awaitable[None]]
-    """Writes some messages, all or none. Raises Unavailable or LedgerWriteFailed."""
-    reject: Callable[[Item, LedgerWriteFailed], Awaitable[None]]
+    """Writes some messages, all or none. Raises Unavailable or LedgerFailed."""
+    reject: Callable[[Item, LedgerFailed], Awaitable[None]]
     """Stores a message as rejected for this error. Raises like `write`."""
     brake: Brake
     _left: list[Sequence[Item]] = field(init=False)
@@ -61,7 +61,7 @@ class Halving(Generic[Item]):
         halves: list[Sequence[Item]] = []
         try:
             await self.write(part)
-        except LedgerWriteFailed:
+        except LedgerFailed:
             if len(part) == 1:
                 await self._write_alone(part[0])
             else:
@@ -73,7 +73,7 @@ class Halving(Generic[Item]):
         await self.brake.test()
         try:
             await self.write([item])
-        except LedgerWriteFailed as error:
+        except LedgerFailed as error:
             many = len(self.batch) >= IN_A_ROW and 2 * (self._rejected[error.kind] + 1) >= len(self.batch)
             self.brake.give_up(error, many=many)
             await self.reject(item, error)
