@@ -31,7 +31,8 @@ from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.context import context_of
-from dispatcher.rendering.renderer import MAIL_PARTS, built_in_folder, sample_event
+from dispatcher.rendering.folders import MAIL_PARTS
+from dispatcher.rendering.renderer import built_in_folder, sample_event
 
 SENDER = "Flyte <flyte@example.com>"
 
