@@ -274,7 +274,9 @@ class Database:
                 connection = await stack.enter_async_context(self._engine.connect())
             except ssl.SSLCertVerificationError:  # it is a ValueError too
                 raise
-            except (TypeError, ValueError, OverflowError, KeyError) as error:
+            except (TypeError, ValueError, OverflowError, KeyError, InterfaceError) as error:
+                if isinstance(error, InterfaceError) and not _refuses_value(error):
+                    raise
                 # Only the driver checks these parts of the URL. KeyError: this process's user has no name.
                 raise SettingsError(f"ledger.url: {self._place} can't be connected to: {_cause(error)}") from error
             yield connection
@@ -318,13 +320,20 @@ async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
 
 def _is_unavailable(error: DBAPIError) -> bool:
     """True if the database can't execute a correct statement now; False for a wrong statement."""
-    if isinstance(getattr(error.orig, "__cause__", None), ValueError):
-        return False  # asyncpg's DataError: it can't encode a value. SQLAlchemy takes it for an InterfaceError
+    if _refuses_value(error):
+        return False
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return True
     if isinstance(error.orig, sqlite3.Error):
         return type(error) is DatabaseError  # raised if the file is damaged or is no database
     return str(getattr(error.orig, "sqlstate", None)).startswith(_UNAVAILABLE_SQLSTATES)
+
+
+def _refuses_value(error: DBAPIError) -> bool:
+    """True if asyncpg itself can't use a value: of a statement (`DataError`), or of the URL's options. SQLAlchemy takes
+    these errors for an InterfaceError.
+    """
+    return isinstance(getattr(error.orig, "__cause__", None), ValueError)
 
 
 def _checked(url: str) -> URL:
