@@ -35,7 +35,7 @@ from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide, decides_itself
+from dispatcher.rules import AdminExecution, Decision, Rule, RuleBook, UnknownExecution, Verdict, decide, decides_itself
 from dispatcher.tracing import OFF, Span, Tracing
 
 log = structlog.get_logger(__name__)
@@ -87,6 +87,11 @@ few iterations."""
 MAX_YIELD_SECONDS = 0.02
 """After deciding an event, intake lets other tasks run for at most this many seconds, so that intake continues even if
 many deliveries are due."""
+LARGE = 64 * 1024
+"""Number of bytes from which on a message is decoded, and its deliveries are planned, in another thread, so that it does
+not block the event loop. The templates that its rules name count too."""
+MANY = 100
+"""Number of recipients from which on an event's deliveries are planned in another thread."""
 IDLE_ITERATION = 0.0001
 """If an event-loop iteration took less than this many seconds, the other tasks had nothing to do."""
 
@@ -167,6 +172,8 @@ class Intake:
     """Asks FlyteAdmin about an execution. None if FlyteAdmin is not configured."""
     tracing: Tracing = OFF
     brake: Brake = field(init=False)
+    _planned_channels: set[str] = field(default_factory=set)
+    """The channels that have had a delivery. A channel's templates are compiled for its first one, in another thread."""
 
     def __post_init__(self) -> None:
         channels = sorted(self.planner.addresses)
@@ -201,7 +208,7 @@ class Intake:
         return [result for _, result in await self._evaluate(messages)]
 
     async def _evaluate(self, messages: Iterable[IncomingMessage]) -> list[_Decided]:
-        decoded = [entry for message in messages if (entry := self._decode(*message)) is not None]
+        decoded = [entry for message in messages if (entry := await self._decode(*message)) is not None]
         return await self._decide_all(decoded, {})
 
     async def replay(self, rejected: Rejected, *, dry_run: bool = False) -> ReplayResult:
@@ -227,7 +234,7 @@ class Intake:
 
     async def _process(self, batch: Batch, source: Source) -> bool:
         """Process and record a batch in chunks. Returns False if the source was stopped before the last chunk."""
-        decoded = self._decode_batch(batch)
+        decoded = await self._decode_batch(batch)
         messages = len(batch.messages) + len(batch.undecodable) + batch.skipped
         for first in range(0, max(len(decoded), 1), CHUNK):
             if not await self._process_chunk(decoded[first : first + CHUNK], messages, source):
@@ -243,19 +250,24 @@ class Intake:
         halving = self._halving(ordered, _Recording(source="kafka", messages=messages))
         return await _retry_until_done(halving.run, source) is not None
 
-    def _decode_batch(self, batch: Batch) -> list[_Decoded]:
+    async def _decode_batch(self, batch: Batch) -> list[_Decoded]:
         decoded: list[_Decoded] = [self._reject(reason, (), b"", position) for position, reason in batch.undecodable]
         for message in batch.messages:
             headers = [
                 (name, value or b"") for name, value in message.headers
             ]  # Kafka also has headers without a value
-            entry = self._decode(headers, message.value, batch.position(message))
+            entry = await self._decode(headers, message.value, batch.position(message))
             if entry is not None:
                 decoded.append(entry)
         return decoded
 
-    def _decode(self, headers: Headers, value: bytes | None, position: str) -> _Decoded | None:
+    async def _decode(self, headers: Headers, value: bytes | None, position: str) -> _Decoded | None:
         """Decode a message. Returns None if the message has no terminal event."""
+        if value is not None and len(value) > LARGE:
+            return await asyncio.to_thread(self._decode_here, headers, value, position)
+        return self._decode_here(headers, value, position)
+
+    def _decode_here(self, headers: Headers, value: bytes | None, position: str) -> _Decoded | None:
         try:
             event = decode(headers, value)
         except Unreadable as error:
@@ -288,7 +300,7 @@ class Intake:
                     elif self._knows_enough(entry.event):
                         if decided_one:
                             await _yield_to_other_tasks()
-                        results[index] = await self._decide_off_loop(entry, None)
+                        results[index] = await self._decide(entry, None)
                         decided_one = True
                     else:
                         look_ups.create_task(self._look_up(index, entry, references, results))
@@ -330,7 +342,7 @@ class Intake:
             results[index] = self._undecidable(error, terminal)
         else:
             span.end()
-            results[index] = await self._decide_off_loop(replace(terminal, event=event), answer)
+            results[index] = await self._decide(replace(terminal, event=event), answer)
 
     async def _record(self, decided: Sequence[_Decided], recording: _Recording) -> None:
         """Record some messages of a batch, all or none. Raises Unavailable or LedgerFailed."""
@@ -378,15 +390,7 @@ class Intake:
 
         return Halving(decided, write, reject, self.brake)
 
-    async def _decide_off_loop(
-        self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None
-    ) -> IntakeResult:
-        """Call `_decide`, in a thread if rendering waits for another process."""
-        if self.contents.waits:
-            return await asyncio.to_thread(self._decide, terminal, answer)
-        return self._decide(terminal, answer)
-
-    def _decide(self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None) -> IntakeResult:
+    async def _decide(self, terminal: _TerminalEvent, answer: AdminExecution | UnknownExecution | None) -> IntakeResult:
         """Decide which rules match the event, and plan its deliveries.
 
         `answer`: FlyteAdmin's answer about the execution; None if FlyteAdmin was not asked.
@@ -399,22 +403,38 @@ class Intake:
                 return self._reject(
                     decision.reason, terminal.headers, terminal.value, terminal.position, event=event.key
                 )
-            now = self.clock.now()
-            disabled = decision.verdict is Verdict.DISABLED
-            return RecordedEvent(
-                event=event,
-                position=terminal.position,
-                verdict=decision.verdict,
-                reason=decision.reason,
-                considered=[rule.as_data() for rule in decision.considered],
-                deliveries=self.contents.fill(event, self.planner.plan(event, decision.matched, now=now)),
-                version=None if disabled else self.planner.new_version(event, decision.rules, now=now),
-                success=None if disabled else self.planner.success(event, now=now),
-                kind=type_label(terminal.headers),
-                span=terminal.span,
-            )
+            return await self._plan(terminal, decision)
         except Exception as error:  # noqa: BLE001 - a bug with one message must not stop the other messages
             return self._undecidable(error, terminal)
+
+    async def _plan(self, terminal: _TerminalEvent, decision: Decision) -> RecordedEvent:
+        """Plan the deliveries of an event, and render their content.
+
+        In another thread if the event is large, or if rendering waits for another process.
+        """
+        channels = {rule.notification.channel for rule in decision.matched}
+        short = channels <= self._planned_channels and not _is_large(terminal, decision.rules)
+        if short and not self.contents.waits:
+            return self._plan_here(terminal, decision)
+        planned = await asyncio.to_thread(self._plan_here, terminal, decision)
+        self._planned_channels.update(channels)
+        return planned
+
+    def _plan_here(self, terminal: _TerminalEvent, decision: Decision) -> RecordedEvent:
+        event, now = terminal.event, self.clock.now()
+        disabled = decision.verdict is Verdict.DISABLED
+        return RecordedEvent(
+            event=event,
+            position=terminal.position,
+            verdict=decision.verdict,
+            reason=decision.reason,
+            considered=[rule.as_data() for rule in decision.considered],
+            deliveries=self.contents.fill(event, self.planner.plan(event, decision.matched, now=now)),
+            version=None if disabled else self.planner.new_version(event, decision.rules, now=now),
+            success=None if disabled else self.planner.success(event, now=now),
+            kind=type_label(terminal.headers),
+            span=terminal.span,
+        )
 
     def _undecidable(self, error: Exception, terminal: _TerminalEvent) -> Rejected:
         terminal.span.end(event=terminal.event.key, verdict="rejected", failed=True)
@@ -440,6 +460,15 @@ class Intake:
             size=len(value),
             event=event,
         )
+
+
+def _is_large(terminal: _TerminalEvent, rules: Iterable[Rule]) -> bool:
+    """True if the event's deliveries are planned in another thread, because of their number or the size of their texts."""
+    size, recipients = len(terminal.value), 0
+    for rule in rules:
+        size += len(rule.notification.template or "")
+        recipients += len(rule.notification.recipients)
+    return size > LARGE or recipients > MANY
 
 
 async def _yield_to_other_tasks() -> None:

@@ -19,6 +19,7 @@ import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    LargeBinary,
     Table,
     Update,
     and_,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    type_coerce,
     update,
 )
 
@@ -70,6 +72,7 @@ from dispatcher.ledger.schema import (
     deliveries,
     destinations,
     events,
+    from_compressed_json,
     launch_plan_versions,
     refusals,
     rejected,
@@ -94,6 +97,8 @@ REFUSAL_ENDS = timedelta(hours=1)
 """A refusal that no replica has seen for this long is over."""
 DUE_COUNTED = 10_000
 """`Ledger.backlog` counts at most this many due deliveries of each channel."""
+LARGE_FACTS = 4096
+"""Number of stored bytes from which on an event is decoded in another thread. Most events are far smaller."""
 _COMPLETE_SINCE, _RECONCILED, _PINGED = "complete_since", "reconciled", "pinged"
 _CHECKPOINT = select(checkpoints.c.at).where(checkpoints.c.name == bindparam("name"))
 _OLDEST = select(func.min(events.c.recorded_at))
@@ -524,10 +529,15 @@ class Ledger:
         return await self._database.write(write)
 
     async def event(self, key: str) -> Event | None:
-        """Return the recorded event with this key; None if the ledger has no such event."""
+        """Return the recorded event with this key; None if the ledger has no such event.
+
+        A large event is decoded in another thread, so that the event loop does not wait.
+        """
         async with self._database.reading() as connection:
-            facts = await connection.scalar(select(events.c.facts).where(events.c.key == key))
-        return None if facts is None else Event.model_validate(facts)
+            facts = await connection.scalar(select(type_coerce(events.c.facts, LargeBinary)).where(events.c.key == key))
+        if facts is None:
+            return None
+        return _event(facts) if len(facts) < LARGE_FACTS else await asyncio.to_thread(_event, facts)
 
     async def newest(self) -> tuple[str, datetime] | None:
         """Return the key and time of the event that was recorded last; None if the ledger has no events."""
@@ -753,11 +763,16 @@ class Ledger:
         bodies = {}
         rows = []
         claimed_deliveries = {}
+        encoded: dict[tuple[int, datetime], tuple[str, bytes]] = {}
+        """The hash and the JSON of contents, by the object's id: an event's deliveries share their content's object."""
         for delivery in added:
             trace, content, content_hash = traces.get(delivery.event, ""), delivery.content, None
             if content is not None:
-                body = to_json(content)
-                content_hash = time_prefixed(hashlib.sha256(body).hexdigest(), delivery.occurred_at)
+                same = (id(content), delivery.occurred_at)
+                if same not in encoded:
+                    body = to_json(content)
+                    encoded[same] = (time_prefixed(hashlib.sha256(body).hexdigest(), delivery.occurred_at), body)
+                content_hash, body = encoded[same]
                 bodies[content_hash] = EncodedJson(body)
             stored = delivery
             if (changes := claimed.get(delivery.key)) is not None:
@@ -795,6 +810,10 @@ def _finish(group: Iterable[_PendingSettlement], held: frozenset[str]) -> None:
 async def _advance_checkpoint(connection: AsyncConnection, name: str, at: datetime) -> None:
     """Set an existing checkpoint to this time, unless it is later already."""
     await connection.execute(update(checkpoints).where(checkpoints.c.name == name, checkpoints.c.at < at).values(at=at))
+
+
+def _event(facts: bytes) -> Event:
+    return Event.model_validate(from_compressed_json(facts))
 
 
 def _only_strings(content: Any) -> bool:

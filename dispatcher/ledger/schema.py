@@ -104,11 +104,12 @@ class CompressedJson(TypeDecorator[Any]):
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:
         del dialect
-        if value is None:
-            return None
-        if value[:1] == _LZ4:
-            return orjson.loads(bytes(cramjam.lz4.decompress_block(value[1:])))
-        return orjson.loads(value)
+        return None if value is None else from_compressed_json(value)
+
+
+def from_compressed_json(value: bytes) -> Any:
+    """Return the data of a stored value of the type `CompressedJson`."""
+    return orjson.loads(bytes(cramjam.lz4.decompress_block(value[1:])) if value[:1] == _LZ4 else value)
 
 
 class StringList(TypeDecorator[tuple[str, ...]]):

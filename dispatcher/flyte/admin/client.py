@@ -50,6 +50,8 @@ SHUTDOWN_DEADLINE = 3
 """Maximum duration of a request during shutdown, in seconds."""
 PAGE_SIZE = 100
 """Maximum number of executions or projects on one page of a list."""
+LARGE = 64 * 1024
+"""Number of bytes from which on an answer is converted in another thread."""
 _MAX_MESSAGE_BYTES = 32 * 2**20
 
 _Method = Callable[[Any], Any]
@@ -220,7 +222,11 @@ class FlyteAdmin:
         return message
 
     async def _admin_execution(self, execution: ExecutionId) -> AdminExecution:
-        found = execution_of(await self._get_execution(execution))
+        message = await self._get_execution(execution)
+        if message.ByteSize() > LARGE:  # for example with thousands of rules: the event loop must not wait
+            found = await asyncio.to_thread(execution_of, message)
+        else:
+            found = execution_of(message)
         plan = found.launch_plan
         if plan is not None and not plan.resource_type and (found.own or found.disabled):
             return replace(found, replaced=await self._rules_of_plan(plan))
