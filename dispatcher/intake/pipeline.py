@@ -92,6 +92,8 @@ LARGE = 64 * 1024
 not block the event loop. The templates that its rules name count too."""
 MANY = 100
 """Number of recipients from which on an event's deliveries are planned in another thread."""
+MAX_REASON = 2000
+"""Maximum number of characters of the reason for which a message is rejected."""
 IDLE_ITERATION = 0.0001
 """If an event-loop iteration took less than this many seconds, the other tasks had nothing to do."""
 
@@ -454,7 +456,7 @@ class Intake:
             id=rejected_id(position, value),
             position=position,
             received_at=self.clock.now(),
-            reason=reason,
+            reason=reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}…",
             headers=headers,
             body=value,
             size=len(value),

@@ -112,6 +112,7 @@ COSTLY: dict[str, Callable[[], dict[str, Any]]] = {
     "ten thousand invalid rules": lambda: {"options": {"notifications": [{"phases": ["FAILED"], "fax": 1}] * 10_000}},
     "many labels": lambda: {"labels": {f"k{number}": "v" for number in range(200_000)}},
     "invalid labels": lambda: {"labels": {f"k{number}": number for number in range(50_000)}},
+    "a label's name": lambda: {"labels": {"@" + filling("a."): 1}},
     "unknown fields": lambda: {"x": [{"y": number} for number in range(300_000)]},
     "an error of line breaks": lambda: {"error": {"message": filling("\n")}, "options": templates("{{ error }}")},
     "an error of stack frames": lambda: {
