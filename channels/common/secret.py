@@ -2,41 +2,122 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, model_validator
 
+from channels.common.network import check_http_url
+
 MASK = "********"
 MIN_SECRET_LENGTH = 4
 """Minimum number of characters of a secret that is masked. A shorter secret would also match ordinary text."""
+MAX_SECRET_BYTES = 64 * 1024
+"""Maximum size of a file that contains a secret. OAuth tokens have a few kilobytes."""
+_HEADER_LINE = re.compile(r"[\t\x20-\x7e]*")
+_HEADER_TOKEN = re.compile(r"[!-~]+")
 _PERCENT_CODE = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 def _existing_file(path: Path) -> Path:
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise ValueError(f"no such file: {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"no such file: {path}")
     return path
 
 
-SecretFile = Annotated[Path, AfterValidator(_existing_file)]
+def _secret_file(path: Path) -> Path:
+    try:
+        read_secret(_existing_file(path))
+    except OSError as error:
+        raise ValueError(f"{path} can't be used: {error.strerror}") from None
+    return path
+
+
+def _text(secret: str) -> str:
+    if not secret:
+        raise ValueError("it is empty")
+    if "\0" in secret:
+        raise ValueError("it is not UTF-8 text: save it as UTF-8")
+    return secret
+
+
+def header_line(secret: str) -> str:
+    """Return a secret that can be the value of an HTTP header. Raises `ValueError` for other secrets."""
+    if not _HEADER_LINE.fullmatch(secret):
+        raise ValueError("a header's value is one line of ASCII")
+    return secret
+
+
+def _header_token(secret: str) -> str:
+    if not _HEADER_TOKEN.fullmatch(secret):
+        raise ValueError("it has characters that an HTTP header can't carry: only ASCII without spaces can be sent")
+    return secret
+
+
+def _checked(check: Callable[[str], str]) -> Any:
+    """Return a pydantic validator that applies `check` to a secret, or to the secret in a file."""
+
+    def validate(value: SecretStr | Path) -> SecretStr | Path:
+        check(value.get_secret_value() if isinstance(value, SecretStr) else read_secret(value))
+        return value
+
+    return AfterValidator(validate)
+
+
+ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
+"""A file that exists, of any content."""
+SecretFile = Annotated[Path, AfterValidator(_secret_file)]
 """A file that contains a secret, as Docker and Kubernetes mount secrets. The file is read each time the secret is used,
 so you can change the secret while the dispatcher runs."""
+Secret = Annotated[SecretStr, _checked(_text)]
+"""A secret in the settings, which is never shown."""
+HeaderLine = Annotated[Secret, _checked(header_line)]
+"""A secret that is the whole value of an HTTP header, and may have spaces."""
+HeaderLineFile = Annotated[SecretFile, _checked(header_line)]
+HeaderToken = Annotated[Secret, _checked(_header_token)]
+"""A secret that is sent in an HTTP header, without spaces: a bearer token or a key."""
+HeaderTokenFile = Annotated[SecretFile, _checked(_header_token)]
+
+
+def read_secret(file: Path) -> str:
+    """Return the secret in a file, without white space around it and without a byte order mark.
+
+    Do not store the result, because the file may change. Raises `OSError` if the file can't be read or has no secret;
+    `strerror` says why.
+    """
+    with file.open("rb") as opened:
+        content = opened.read(MAX_SECRET_BYTES + 1)
+    if len(content) > MAX_SECRET_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_SECRET_BYTES // 1024} KiB")
+    try:
+        return _text(content.decode("utf-8-sig").strip())
+    except UnicodeDecodeError:
+        raise OSError(errno.EILSEQ, "it is not UTF-8 text: save it as UTF-8") from None
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from None
 
 
 def reveal(value: SecretStr | None, file: Path | None) -> str | None:
-    """Return the secret: `value`, or the stripped text of `file`. None if neither is set.
+    """Return the secret: `value`, or the content of `file`. None if neither is set.
 
-    Do not store the result, because the file may change. Raises `OSError` if the file can't be read.
+    Do not store the result, because the file may change. Raises `OSError` as `read_secret` does.
     """
     if value is not None:
         return value.get_secret_value()
-    return file.read_text(encoding="utf-8").strip() if file is not None else None
+    return read_secret(file) if file is not None else None
 
 
 def reject_both(name: str, value: SecretStr | None, file: Path | None) -> None:
@@ -50,14 +131,19 @@ class SecretUrl(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: SecretStr | None = None
+    url: Secret | None = None
     url_file: SecretFile | None = None
 
     @model_validator(mode="after")
     def _has_a_url(self) -> Self:
         reject_both("url", self.url, self.url_file)
-        if self.url is None and self.url_file is None:
+        url = reveal(self.url, self.url_file)
+        if url is None:
             raise ValueError("give url or url_file: the address of the incoming webhook, which is a secret")
+        try:
+            check_http_url(url)
+        except ValueError as error:
+            raise ValueError(f"{'url' if self.url_file is None else 'url_file'}: {error}") from None
         return self
 
 

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator
+
+from channels.common.network import MAX_PORT, check_host
 
 if TYPE_CHECKING:
     from yarl import URL
@@ -52,6 +56,9 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 """The prefix of NAT64 addresses. The network forwards a packet for such an address to the IPv4 address in its last 32
 bits (RFC 6052), so the guard checks that IPv4 address."""
 _PORTS = {"https": 443, "http": 80}
+_WILDCARDS = re.compile(r"[*?\[]")
+_PATTERN = re.compile(r"[A-Za-z0-9_*?\[\]!:.-]*[A-Za-z0-9_*?\[\]-]")
+_PORT_AT_END = re.compile(r":[0-9]+$")
 _NUMBER = re.compile(r"(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 
 
@@ -132,6 +139,34 @@ class SsrfGuard:
                 f"{self.section}.allow_networks"
             )
         return allowed
+
+
+def _host_pattern(text: str) -> str:
+    """Return a host of `SsrfGuard.hosts`. Raises `ValueError` if no URL's host can match it."""
+    host = without_port(text)
+    if _WILDCARDS.search(text) and not is_address(host):
+        if not _PATTERN.fullmatch(text):
+            raise ValueError("not a host: write it as *.example.com, in ASCII, without a scheme or a path")
+        return text
+    if host != text:
+        port = int(text.removeprefix(host)[1:])
+        if port in _PORTS.values() or not 0 < port <= MAX_PORT:
+            raise ValueError("leave out the ports 443 and 80: a host without a port allows them; others are 1 to 65535")
+    check_host(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host)
+    if host.endswith("."):
+        raise ValueError("leave out the dot at the end")
+    if ":" in host and not host.startswith("["):
+        raise ValueError("put an IPv6 address in brackets: [2001:db8::1]")
+    return text
+
+
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]
+"""A host that URLs in rules may use, as in `SsrfGuard.hosts`."""
+
+
+def without_port(pattern: str) -> str:
+    """Return a host, which may be a pattern, without its port."""
+    return _PORT_AT_END.sub("", pattern) if pattern.count(":") == 1 or "]:" in pattern else pattern
 
 
 def is_address(host: str) -> bool:

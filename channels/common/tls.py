@@ -1,10 +1,15 @@
-"""Keeps a TLS context, builds a new one when the certificate files change, and explains why a certificate is refused."""
+"""Checks certificate files, keeps a TLS context until they change, and explains why a certificate is refused."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from channels.common.secret import ExistingFile
 
 _STRICT_CODES = range(80, 95)
 """OpenSSL's codes for certificates that are refused only by the strict checks (`VERIFY_X509_STRICT`), such as `Missing
@@ -43,3 +48,35 @@ def untrusted_certificate(error: ssl.SSLCertVerificationError, ca_file: str) -> 
             "a certificate that keeps to it"
         )
     return f"{error.verify_message}; see {ca_file}"
+
+
+def _certificates(path: Path) -> Path:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError(f"{path} has no certificate that can be read: PEM is expected") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    return path
+
+
+CaFile = Annotated[ExistingFile, AfterValidator(_certificates)]
+"""A PEM file with certificates to trust."""
+
+
+def check_certificate(cert_file: Path, key_file: Path | None) -> None:
+    """Raise `ValueError` if the files are not a certificate and its key, without a passphrase.
+
+    `key_file`: None if `cert_file` contains the key too.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_cert_chain(cert_file, key_file, password=lambda: "")  # OpenSSL would ask at the terminal
+    except ssl.SSLError as error:
+        reason = (error.reason or "no PEM").replace("_", " ").lower()
+        raise ValueError(
+            f"cert_file and key_file are not a certificate and its key, as PEM without a passphrase ({reason})"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"cert_file or key_file can't be read: {error.strerror}") from None

@@ -9,18 +9,20 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AnyUrl,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    SecretStr,
     field_validator,
     model_validator,
 )
 
 from channels.common.comma_list import comma_list
-from channels.common.secret import SecretFile, reject_both
+from channels.common.network import check_host
+from channels.common.secret import ExistingFile, HeaderTokenFile, Secret, SecretFile, reject_both
+from channels.common.tls import CaFile, check_certificate
 from channels.email.addresses import hello_name, mail_address, split_sender
 
 NULL_SENDER = "<>"
@@ -39,12 +41,12 @@ class OAuthConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    token_file: SecretFile | None = None
+    token_file: HeaderTokenFile | None = None
     """A file that contains an access token. The file is read at each login."""
     token_url: AnyUrl | None = None
     """The URL of the token endpoint (RFC 6749, 4.4). The URL must use https, except on a loopback address."""
     client_id: str = ""
-    client_secret: SecretStr | None = None
+    client_secret: Secret | None = None
     client_secret_file: SecretFile | None = None
     scope: str = ""
 
@@ -71,7 +73,7 @@ class DkimConfig(BaseModel):
     """The selector of the DKIM key. The public key must be published in the TXT record `SELECTOR._domainkey.DOMAIN`."""
     domain: str = ""
     """The domain that signs the mails. If empty, the domain of the address in `from` signs."""
-    key_file: SecretFile
+    key_file: ExistingFile
     """A PEM file with an RSA key without a passphrase. The key must have at least 1024 bits; 2048 are recommended (RFC
     8301)."""
 
@@ -90,7 +92,7 @@ class RelayConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    host: str = ""
+    host: Annotated[str, AfterValidator(lambda host: host and check_host(host))] = ""
     port: int = Field(0, ge=0, le=65535)
     """The relay's port. 0 means the usual port for `security`: 587 for `starttls`, 465 for `tls`, 25 for `none`."""
     security: Literal["none", "starttls", "tls"] = "starttls"
@@ -101,7 +103,7 @@ class RelayConfig(BaseModel):
     address in brackets such as `[192.0.2.1]`. If empty, the machine's host name; if that has no domain, as in a pod, or
     is not ASCII, the connection's own address in brackets (RFC 5321, 4.1.4)."""
     username: str | None = None
-    password: SecretStr | None = None
+    password: Secret | None = None
     password_file: SecretFile | None = None
     auth: Literal["auto", "plain", "login", "cram-md5"] = "auto"
     """The login mechanism for the password. `auto` uses the first of `plain`, `login` and `cram-md5` that the relay
@@ -112,11 +114,11 @@ class RelayConfig(BaseModel):
     """Maximum number of connections to the relay."""
     timeout: float = Field(30, gt=0, le=100)
     """Maximum number of seconds for connecting to each of the relay's addresses, and for each reply of the relay."""
-    ca_file: SecretFile | None = None
+    ca_file: CaFile | None = None
     """A PEM file with the certificates to trust instead of the system's certificates."""
-    cert_file: SecretFile | None = None
+    cert_file: ExistingFile | None = None
     """A PEM file with the dispatcher's client certificate, for relays that require one."""
-    key_file: SecretFile | None = None
+    key_file: ExistingFile | None = None
     """A PEM file with the key of the client certificate, without a passphrase. Needed if `cert_file` does not contain
     the key."""
 
@@ -146,6 +148,8 @@ class RelayConfig(BaseModel):
             raise ValueError("a login needs a username")
         if self.key_file is not None and self.cert_file is None:
             raise ValueError("key_file without cert_file")
+        if self.cert_file is not None:
+            check_certificate(self.cert_file, self.key_file)
         if self.security == "none" and self.cert_file is not None:
             raise ValueError("security: none shows no certificate; use starttls or tls")
         if self.security == "none" and self.username is not None and self.host and not _loopback(self.host):

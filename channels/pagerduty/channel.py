@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from channels.common.secret import SecretFile, reject_both, reveal
+from channels.common.network import HttpUrl
+from channels.common.secret import HeaderToken, HeaderTokenFile, reject_both, reveal
 from channels.contract import (
     Answer,
     Finding,
@@ -82,8 +83,8 @@ class PagerDutyService(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    routing_key: SecretStr | None = None
-    routing_key_file: SecretFile | None = None
+    routing_key: HeaderToken | None = None
+    routing_key_file: HeaderTokenFile | None = None
     severity: Severity | None = None
     """The severity of all events that are sent to this PagerDuty service. If set, `severities` and the template's
     severity are ignored."""
@@ -103,7 +104,7 @@ class PagerDutyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    events_url: str = Field("https://events.pagerduty.com", pattern=r"^https?://\S+$")
+    events_url: HttpUrl = "https://events.pagerduty.com"
     """The URL of the Events API. In PagerDuty's EU region it is `https://events.eu.pagerduty.com`. The URL of an
     endpoint (`…/v2/enqueue`) is accepted, too, because other programs ask for this URL."""
     services: Mapping[str, PagerDutyService] = Field(default_factory=dict)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from channels.common.secret import SecretFile, SecretUrl, reject_both, reveal
+from channels.common.network import HttpUrl
+from channels.common.secret import HeaderToken, HeaderTokenFile, SecretUrl, reject_both, reveal
 from channels.contract import (
     Answer,
     ChannelError,
@@ -60,9 +61,9 @@ class SlackConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    token: SecretStr | None = None
-    token_file: SecretFile | None = None
-    api_url: str = Field("https://slack.com/api/", pattern=r"^https?://\S+$")
+    token: HeaderToken | None = None
+    token_file: HeaderTokenFile | None = None
+    api_url: HttpUrl = "https://slack.com/api/"
     """The URL of Slack's Web API. For GovSlack it is `https://slack-gov.com/api/`; an Enterprise Grid organization may
     have its own host."""
     recipients: Mapping[str, str] = Field(default_factory=dict)

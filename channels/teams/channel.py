@@ -9,16 +9,16 @@ connectors).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import orjson
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from channels.common.ssrf import SsrfGuard
 from channels.contract import Content, Finding, Message, Receipt, ThreadBy, UnknownRecipient, WirePreview
 from channels.teams.answers import error_of
 from channels.webhook.answers import masked_answer
-from channels.webhook.targets import Target, TargetOptions, Targets, url_of
+from channels.webhook.targets import Target, TargetOptions, Targets, check_targets, url_of
 
 MAX_BYTES = 28 * 1024
 """Maximum number of bytes in one message: the card and the JSON around it."""
@@ -34,14 +34,22 @@ class TeamsConfig(TargetOptions):
 
     targets: Mapping[str, Target] = Field(default_factory=dict)
 
+    @property
+    def guard(self) -> SsrfGuard:
+        return SsrfGuard("channels.teams", (), self.allow_networks, self.allow_http)
+
+    @model_validator(mode="after")
+    def _urls_are_allowed(self) -> Self:
+        check_targets(self.targets, self.guard)
+        return self
+
 
 class TeamsChannel:
     """Sends Adaptive Cards to Teams channels and chats. Content: an Adaptive Card."""
 
     def __init__(self, config: TeamsConfig) -> None:
         self._config = config
-        guard = SsrfGuard("channels.teams", (), config.allow_networks, config.allow_http)
-        self._targets = Targets(guard, config)
+        self._targets = Targets(config.guard, config)
 
     def address(self, recipient: str) -> str:
         if recipient in self._config.targets:

@@ -19,18 +19,25 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from channels.common.secret import SecretFile, reject_both
-from channels.common.ssrf import Forbidden, SsrfGuard, origin
+from channels.common.network import HEADER_NAME
+from channels.common.secret import HeaderLine, HeaderLineFile, Secret, SecretFile, header_line, reject_both, reveal
+from channels.common.ssrf import Forbidden, HostPattern, SsrfGuard, is_address, origin, without_port
 from channels.contract import Answer, Finding, Message, Never, Receipt, ThreadBy, UnknownRecipient, WirePreview
 from channels.webhook.answers import error_for, masked_answer
-from channels.webhook.targets import CommaList, Target, TargetOptions, Targets, reveal_or_wait, url_of
+from channels.webhook.targets import (
+    CommaList,
+    Target,
+    TargetOptions,
+    Targets,
+    check_targets,
+    reveal_or_wait,
+    url_of,
+)
 
 EVENT_TYPE = "dispatcher.notification.v1"
 """The CloudEvents attribute `type` of every message."""
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _RESERVED_HEADER = re.compile(
     r"(content-.*|host|transfer-encoding|connection|idempotency-key|webhook-.*|ce-.*)", re.IGNORECASE
 )
@@ -47,16 +54,14 @@ class HeaderValue(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    value: SecretStr | None = None
-    value_file: SecretFile | None = None
+    value: HeaderLine | None = None
+    value_file: HeaderLineFile | None = None
 
     @model_validator(mode="after")
     def _has_a_value(self) -> Self:
         reject_both("value", self.value, self.value_file)
         if self.value is None and self.value_file is None:
             raise ValueError("give value or value_file")
-        if self.value is not None and not _HEADER_VALUE.fullmatch(self.value.get_secret_value()):
-            raise ValueError("a header's value is one line of ASCII")
         return self
 
 
@@ -74,7 +79,7 @@ class WebhookTarget(Target):
     mode: Mode = "json"
     """With `json`, the request's body is the rendered template. With `binary` or `structured`, the request is a
     CloudEvent, and the rendered template is its data."""
-    secret: SecretStr | None = None
+    secret: Secret | None = None
     """The key that signs each message: `whsec_` followed by base64, or any other text."""
     secret_file: SecretFile | None = None
     headers: Mapping[str, Header] = Field(default_factory=dict)
@@ -82,15 +87,17 @@ class WebhookTarget(Target):
     /run/secrets/ops}`."""
 
     @model_validator(mode="after")
-    def _not_both_secrets(self) -> Self:
+    def _secret_can_sign(self) -> Self:
         reject_both("secret", self.secret, self.secret_file)
+        if (secret := reveal(self.secret, self.secret_file)) is not None:
+            _signing_key(secret)
         return self
 
     @field_validator("headers")
     @classmethod
     def _no_reserved_headers(cls, headers: Mapping[str, Header]) -> Mapping[str, Header]:
         for name in headers:
-            if not _HEADER_NAME.fullmatch(name):
+            if not re.fullmatch(HEADER_NAME, name):
                 raise ValueError(f"{name!r} is no header's name")
             if _RESERVED_HEADER.fullmatch(name):
                 raise ValueError(f"{name} is a header that the channel sets by itself")
@@ -101,7 +108,7 @@ class WebhookConfig(TargetOptions):
     """The settings of the webhook channel: the targets, and the hosts that URLs in rules may use."""
 
     targets: Mapping[str, WebhookTarget] = Field(default_factory=dict)
-    allow_hosts: CommaList[str] = ()
+    allow_hosts: CommaList[HostPattern] = ()
     """Hosts that URLs in rules may use: `hooks.example.com`, `*.example.com`, `example.com:8443`. If empty, rules can't
     contain URLs, only the aliases of targets."""
     mode: Mode = "json"
@@ -116,13 +123,25 @@ class WebhookConfig(TargetOptions):
             raise ValueError("a target's name is an alias, no URL")
         return targets
 
+    @property
+    def guard(self) -> SsrfGuard:
+        return SsrfGuard("channels.webhook", self.allow_hosts, self.allow_networks, self.allow_http)
+
+    @model_validator(mode="after")
+    def _urls_are_allowed(self) -> Self:
+        check_targets(self.targets, self.guard)
+        for pattern in self.allow_hosts:
+            if is_address(host := without_port(pattern)) and not self.guard.allows_address(host):
+                raise ValueError(f"allow_hosts: {host} is a private or reserved address: add it to allow_networks too")
+        return self
+
 
 class WebhookChannel:
     """Sends messages to targets and to URLs in rules. Content: any JSON object."""
 
     def __init__(self, config: WebhookConfig) -> None:
         self._config = config
-        guard = SsrfGuard("channels.webhook", config.allow_hosts, config.allow_networks, config.allow_http)
+        guard = config.guard
         self._targets = Targets(guard, config)
         self._origin = lru_cache(ORIGIN_CACHE_SIZE)(lambda address: origin(guard.check_url(address)))
 
@@ -170,7 +189,10 @@ class WebhookChannel:
         body, headers = self._request(message)
         secrets: list[str] = []
         if target is not None:
-            custom, secret = _custom_headers(target, name), _secret(target, name)
+            custom, secret = (
+                _custom_headers(target, name),
+                reveal_or_wait(target.secret, target.secret_file, f"{name}: secret_file"),
+            )
             secrets = [*_header_secrets(custom), *([secret, secret.removeprefix("whsec_")] if secret else [])]
             headers |= {**message.trace, **custom} | (_signature(secret, name, message.key, body) if secret else {})
         response = await self._targets.post(url, body, headers, name)
@@ -220,9 +242,10 @@ def _custom_headers(target: WebhookTarget, name: str) -> dict[str, str]:
     headers = {}
     for header, setting in target.headers.items():
         value = reveal_or_wait(setting.value, setting.value_file, f"{name}: header {header}'s value_file") or ""
-        if not _HEADER_VALUE.fullmatch(value):
-            raise Never(f"{name}: header {header}'s value_file must hold one line of ASCII")
-        headers[header] = value
+        try:
+            headers[header] = header_line(value)
+        except ValueError:
+            raise Never(f"{name}: header {header}'s value_file must hold one line of ASCII") from None
     return headers
 
 
@@ -239,15 +262,12 @@ def _header_secrets(headers: Mapping[str, str]) -> Iterator[str]:
                 yield from (login, *login.split(":", 1))
 
 
-def _secret(target: WebhookTarget, name: str) -> str | None:
-    """Return the target's signing key; None if the settings contain none.
-
-    Raises `Misconfigured` if the key's file can't be read and `Never` if the key is empty, so that no message is sent unsigned.
-    """
-    secret = reveal_or_wait(target.secret, target.secret_file, f"{name}: secret_file")
-    if secret is not None and not secret:
-        raise Never(f"{name}: the secret is empty")
-    return secret
+def _signing_key(secret: str) -> bytes:
+    """Return the key of the signature. Raises `ValueError` if the secret starts with `whsec_` but is not valid base64."""
+    try:
+        return base64.b64decode(secret[6:], validate=True) if secret.startswith("whsec_") else secret.encode()
+    except ValueError:
+        raise ValueError("what follows whsec_ in the secret must be base64") from None
 
 
 def _signature(secret: str, name: str, key: str, body: bytes) -> dict[str, str]:
@@ -257,9 +277,9 @@ def _signature(secret: str, name: str, key: str, body: bytes) -> dict[str, str]:
     attempt. Raises `Never` if the secret starts with `whsec_` but is not valid base64.
     """
     try:
-        signing_key = base64.b64decode(secret[6:], validate=True) if secret.startswith("whsec_") else secret.encode()
-    except ValueError:
-        raise Never(f"{name}: what follows whsec_ in the secret must be base64") from None
+        signing_key = _signing_key(secret)
+    except ValueError as error:
+        raise Never(f"{name}: {error}") from None
     timestamp = str(int(time.time()))  # noqa: TID251 - real time, because receivers compare it with their clock
     digest = hmac.new(signing_key, b".".join((key.encode(), timestamp.encode(), body)), hashlib.sha256).digest()
     return {"webhook-timestamp": timestamp, "webhook-signature": f"v1,{base64.b64encode(digest).decode()}"}

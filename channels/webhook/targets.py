@@ -14,7 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwor
 
 from channels.common.comma_list import comma_list
 from channels.common.secret import SecretFile, SecretUrl, reveal
-from channels.common.ssrf import SsrfGuard
+from channels.common.ssrf import Forbidden, SsrfGuard
+from channels.common.tls import CaFile
 from channels.contract import ChannelError, Finding, Misconfigured
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class TargetOptions(BaseModel):
     """If true, http URLs are allowed. Without TLS, anyone on the network path can read the messages and the URL."""
     timeout: float = Field(20, gt=0, le=100)
     """Maximum number of seconds for one request, from connecting to the end of the answer."""
-    ca_file: SecretFile | None = None
+    ca_file: CaFile | None = None
     """A PEM file with certificates to trust in addition to the system's certificates, such as the certificate of your
     company's certificate authority."""
 
@@ -88,6 +89,15 @@ class Targets:
         return self._client
 
 
+def check_targets(targets: Mapping[str, Target], guard: SsrfGuard) -> None:
+    """Raise `ValueError` if the guard forbids the URL of a target."""
+    for name, target in targets.items():
+        try:
+            guard.check_url(reveal(target.url, target.url_file) or "")
+        except Forbidden as error:
+            raise ValueError(f"targets.{name}: {error}") from None
+
+
 def url_of(target: Target, name: str) -> str:
     """Return the target's URL. Do not store it. Raises `Misconfigured` if its file can't be read."""
     return reveal_or_wait(target.url, target.url_file, f"{name}: url_file") or ""
@@ -99,5 +109,3 @@ def reveal_or_wait(value: SecretStr | None, file: SecretFile | None, name: str) 
         return reveal(value, file)
     except OSError as error:
         raise Misconfigured(f"{name} can't be read: {error.strerror}", provider_wide=False) from None
-    except UnicodeDecodeError:
-        raise Misconfigured(f"{name} is no UTF-8 text", provider_wide=False) from None

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator
 
@@ -49,18 +49,20 @@ class Rate:
         return f"{self.number}/{self.unit}"
 
 
-def parse_rate(text: str) -> Rate:
+def parse_rate(value: object) -> Rate:
     """Read a rate such as `120/min`. Raises ValueError, with examples, for anything else."""
-    match = _RATE.fullmatch(text)
+    if isinstance(value, Rate):
+        return value
+    match = _RATE.fullmatch(value) if isinstance(value, str) else None
     if match is None or not int(match[1]):
-        raise ValueError(f"{text[:30]!r} is no rate: write 1/s, 120/min or 500/h")
+        raise ValueError(f"{str(value)[:30]!r} is no rate: write 1/s, 120/min or 500/h")
     return Rate(int(match[1]), match[2])
 
 
-def _rate_or_none(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return None if value.strip() == "none" else parse_rate(value)
+def _rate_or_none(value: object) -> Rate | None:
+    if value is None or (isinstance(value, str) and value.strip() == "none"):
+        return None
+    return parse_rate(value)
 
 
 RateOption = Annotated[Rate | None, BeforeValidator(_rate_or_none)]

@@ -7,9 +7,12 @@ traces. It needs the package's optional dependencies `tracing`, because it impor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field
 
+from channels.common.network import HEADER_NAME, HttpUrl
+from channels.common.secret import HeaderLine
 from dispatcher.errors import SettingsError
 
 __all__ = ["NO_SPAN", "OFF", "Span", "Tracing", "TracingConfig", "open_tracing"]
@@ -26,14 +29,14 @@ class TracingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoint: str = Field(pattern=r"^https?://[^\s/]+")
+    endpoint: HttpUrl
     """URL of an OpenTelemetry collector, such as `http://collector:4318`. If it has no path, `/v1/traces` is added."""
     service_name: str = Field("flyte-notification-dispatcher", min_length=1)
     """The name of this service in traces."""
     sample: float = Field(1.0, ge=0, le=1)
     """Share of the events that are traced, from 0 to 1. It applies to events whose message has no trace context;
     otherwise the trace context decides."""
-    headers: Mapping[str, SecretStr] = Field(default_factory=dict)
+    headers: Mapping[Annotated[str, Field(pattern=HEADER_NAME)], HeaderLine] = Field(default_factory=dict)
     """HTTP headers that the collector requires, such as an API key."""
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import hashlib
 import importlib.util
 import ipaddress
 from collections.abc import Iterator
 from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from channels.common.comma_list import comma_list
-from channels.common.secret import SecretFile, reject_both, reveal
+from channels.common.network import HttpUrl, host_and_port
+from channels.common.secret import ExistingFile, HeaderToken, HeaderTokenFile, Secret, SecretFile, reject_both, reveal
+from channels.common.tls import check_certificate
 from dispatcher.model.rate_limit import Rate, parse_rate
 from dispatcher.parsing.duration import Duration
 
@@ -36,6 +41,40 @@ class Scope(StrEnum):
     """Redrive deliveries and replay events."""
 
 
+def _listen_address(text: str) -> str:
+    host_and_port(text, lowest=0)
+    return text
+
+
+def _proxy(text: str) -> str:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("write a proxy's address or network, such as 10.0.3.7 or 10.0.3.0/24") from None
+    if network.prefixlen == 0:
+        raise ValueError("this trusts every client, so each could claim any address: name the proxies' network")
+    return text
+
+
+def read_session_keys(file: Path) -> list[bytes]:
+    """Return the keys in `http.session_key_file`, one per line. Raises OSError if the file can't be read, or if it has no
+    key or a key that is too short; `strerror` says why.
+    """
+    keys = file.read_bytes().removeprefix(codecs.BOM_UTF8).split()
+    if not keys or any(len(key) < MIN_TOKEN_LENGTH or b"\0" in key for key in keys):
+        reason = f"it needs one key per line, of {MIN_TOKEN_LENGTH} characters at least: make each with `openssl rand -hex 32`"
+        raise OSError(errno.EINVAL, reason)
+    return keys
+
+
+def _session_keys(file: Path) -> Path:
+    try:
+        read_session_keys(file)
+    except OSError as error:
+        raise ValueError(f"{file} can't be used: {error.strerror}") from None
+    return file
+
+
 class Token(BaseModel):
     """A caller's token and its scopes."""
 
@@ -44,28 +83,32 @@ class Token(BaseModel):
     # The pattern avoids \w, because the compiled pattern would then take 6 MiB of memory.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")
     """The caller's name in logs and in the console."""
-    token: SecretStr | None = None
-    token_file: SecretFile | None = None
+    token: HeaderToken | None = None
+    token_file: HeaderTokenFile | None = None
     scopes: Annotated[frozenset[Scope], BeforeValidator(comma_list)] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _has_a_token(self) -> Self:
         reject_both("token", self.token, self.token_file)
-        try:
-            secret = self.reveal()
-        except OSError as error:
-            raise ValueError(f"token_file can't be read: {error.strerror}") from None
-        if secret is None:
+        if self.token is None and self.token_file is None:
             raise ValueError("give token or token_file")
-        if len(secret) < MIN_TOKEN_LENGTH:
-            raise ValueError(
-                f"a token has {MIN_TOKEN_LENGTH} characters at least: make one with `openssl rand -hex 32`"
-            )
+        try:
+            self.reveal()
+        except OSError as error:
+            raise ValueError(str(error.strerror)) from None
         return self
 
-    def reveal(self) -> str | None:
-        """Return the token's current text; don't keep it. Raises OSError if the token's file can't be read."""
-        return reveal(self.token, self.token_file)
+    def reveal(self) -> str:
+        """Return the token's current text; don't keep it. Raises OSError if the token's file can't be read, or if the
+        token is too short.
+        """
+        secret = reveal(self.token, self.token_file) or ""
+        if len(secret) < MIN_TOKEN_LENGTH:
+            raise OSError(
+                errno.EINVAL,
+                f"a token has {MIN_TOKEN_LENGTH} characters at least: make one with `openssl rand -hex 32`",
+            )
+        return secret
 
 
 class Tls(BaseModel):
@@ -73,8 +116,13 @@ class Tls(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cert_file: SecretFile
-    key_file: SecretFile
+    cert_file: ExistingFile
+    key_file: ExistingFile
+
+    @model_validator(mode="after")
+    def _is_a_pair(self) -> Self:
+        check_certificate(self.cert_file, self.key_file)
+        return self
 
 
 class Oidc(BaseModel):
@@ -82,11 +130,11 @@ class Oidc(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    issuer: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
+    issuer: HttpUrl
     """The provider's issuer URL. The provider's configuration is read from `/.well-known/openid-configuration` below
     this URL."""
     client_id: str = Field(min_length=1)
-    client_secret: SecretStr | None = None
+    client_secret: Secret | None = None
     client_secret_file: SecretFile | None = None
     scopes: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ("openid", "profile", "email")
     """OAuth scopes to request from the provider. Some providers send a person's groups only if an additional scope is
@@ -118,6 +166,8 @@ class Oidc(BaseModel):
         if self.client_secret is None and self.client_secret_file is None:
             raise ValueError("give client_secret or client_secret_file")
         address = urlsplit(self.issuer)
+        if address.query or address.fragment:
+            raise ValueError("issuer is a URL without a query (OpenID Connect Discovery 1.0, section 3)")
         if address.scheme != "https" and not is_loopback(address.hostname or ""):
             raise ValueError("issuer must be https: otherwise anyone on the network path could log in as anybody")
         if not self.read and not self.operate:
@@ -132,11 +182,11 @@ class HttpConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    listen: str = Field("127.0.0.1:8080", pattern=r"^.+:\d{1,5}$")
+    listen: Annotated[str, AfterValidator(_listen_address)] = "127.0.0.1:8080"
     """The address to listen on, as HOST:PORT. Port 0 means any free port."""
-    token: SecretStr | None = None
+    token: HeaderToken | None = None
     """Bearer token for publishers. It has the same effect as an entry of `tokens` with the scope `publish`."""
-    token_file: SecretFile | None = None
+    token_file: HeaderTokenFile | None = None
     tokens: tuple[Token, ...] = ()
     """Callers with their tokens and scopes. If `listen` is not a loopback address, `token`, `tokens` or `oidc` is
     required. If it is a loopback address and none of them is set, every program on this machine has full access."""
@@ -146,24 +196,21 @@ class HttpConfig(BaseModel):
     """Serve the console and its API."""
     metrics: Literal["guarded", "open"] = "guarded"
     """Access to `/metrics`. `guarded`: callers need the scope `read`. `open`: callers need no authentication."""
-    rate: Annotated[Rate, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)] = (
-        Field("2000/s", validate_default=True)
-    )
+    rate: Annotated[Rate, BeforeValidator(parse_rate)] = Field("2000/s", validate_default=True)
     """Maximum request rate of each caller. A request beyond this rate gets status 429."""
-    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = ()
+    trusted_proxies: Annotated[tuple[Annotated[str, AfterValidator(_proxy)], ...], BeforeValidator(comma_list)] = ()
     """Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted."""
     tls: Tls | None = None
     session: Duration = Field(timedelta(hours=8), ge=timedelta(minutes=1), le=timedelta(days=30))
     """How long a login at the console is valid."""
-    session_key_file: SecretFile | None = None
+    session_key_file: Annotated[ExistingFile, AfterValidator(_session_keys)] | None = None
     """File with the keys that sign session cookies, one per line. The first key signs new cookies. Cookies that were
     signed with any of the keys are accepted. All replicas need the same file. Without a file, each process generates a
     key, so a restart ends all sessions."""
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return host_and_port(self.listen, lowest=0)
 
     @property
     def loopback(self) -> bool:

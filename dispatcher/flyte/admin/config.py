@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from channels.common.secret import SecretFile, reject_both
+from channels.common.network import HttpUrl, host_and_port
+from channels.common.secret import Secret, SecretFile, reject_both
+from channels.common.tls import CaFile
 from dispatcher.parsing.duration import Duration
 
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
+DEFAULT_PORT = 443
 
 
 def _endpoint(value: Any) -> Any:
@@ -20,8 +21,13 @@ def _endpoint(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     given = value.strip().removeprefix("dns:///")
-    if _HOST_PORT.fullmatch(given) is None:
-        raise ValueError(f"{value[:60]!r} is no gRPC endpoint: write HOST:PORT, as flyteadmin.flyte.svc:81")
+    try:
+        has_port = ":" in given.rpartition("]")[2]
+        host_and_port(given if has_port else f"{given}:{DEFAULT_PORT}")
+    except ValueError as error:
+        raise ValueError(
+            f"{value[:60]!r} is no gRPC endpoint: write HOST:PORT, as flyteadmin.flyte.svc:81 ({error})"
+        ) from None
     return given
 
 
@@ -38,13 +44,13 @@ class FlyteAdminConfig(BaseModel):
     """FlyteAdmin's address: HOST:PORT or `dns:///HOST:PORT`. The default port is 443."""
     insecure: bool = False
     """Connect without TLS, for example inside a cluster."""
-    ca_file: SecretFile | None = None
+    ca_file: CaFile | None = None
     """File with the CA certificates to trust (PEM). Without a file, gRPC trusts its built-in root certificates."""
     client_id: str | None = None
     """Id of the OAuth2 client. Without an id, the dispatcher does not log in."""
-    client_secret: SecretStr | None = None
+    client_secret: Secret | None = None
     client_secret_file: SecretFile | None = None
-    token_endpoint: str | None = None
+    token_endpoint: HttpUrl | None = None
     """URL of the token endpoint. By default, the dispatcher asks FlyteAdmin's AuthMetadataService for the URL."""
     scopes: Annotated[tuple[str, ...], BeforeValidator(_scopes)] = ()
     """Scopes to request for the token. By default, the dispatcher asks FlyteAdmin's AuthMetadataService for them."""
@@ -63,14 +69,4 @@ class FlyteAdminConfig(BaseModel):
             raise ValueError("token_endpoint and scopes need client_id: without one nobody logs in")
         if self.insecure and self.ca_file is not None:
             raise ValueError("insecure encrypts nothing: take ca_file away, or insecure")
-        if self.token_endpoint is not None and not _is_url(self.token_endpoint):
-            raise ValueError("token_endpoint: write https://HOST/PATH")
         return self
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname)

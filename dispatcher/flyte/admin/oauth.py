@@ -162,7 +162,7 @@ class OAuthClient:
         """Return the value of the header `Authorization`. The id and the secret are form-encoded (RFC 6749, 2.3.1)."""
         try:
             secret = reveal(self._config.client_secret, self._config.client_secret_file)
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             words = getattr(error, "strerror", None) or "not UTF-8"
             raise FlyteAdminUnavailable(f"rules.flyte_admin.client_secret_file: can't be read: {words}") from None
         pair = f"{quote_plus(self._config.client_id or '')}:{quote_plus(secret or '')}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import math
+import re
 import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -35,11 +36,13 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
 )
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from channels.common.comma_list import comma_list
-from channels.common.secret import SecretFile, reject_both, reveal
+from channels.common.network import host_and_port
+from channels.common.secret import ExistingFile, Secret, SecretFile, reject_both, reveal
+from channels.common.tls import CaFile, check_certificate
 from channels.contract import Finding
 from dispatcher.errors import DispatcherError, LedgerUnavailable
 from dispatcher.intake.kafka.failures import describe
@@ -116,6 +119,9 @@ _UNDECODABLE = (
 """Errors that aiokafka raises for a record that it can't decode. Reading the record again raises the error again."""
 
 
+DEFAULT_PORT = 9092
+"""The port of a broker in `bootstrap_servers` that names none, as in aiokafka."""
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _BEGINS = {EARLIEST: "with the oldest message", FIRST_START: "with messages since five minutes before its first start"}
 
 
@@ -123,14 +129,31 @@ def _comma_separated(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
+def _brokers(text: str) -> str:
+    brokers = comma_list(text)
+    if not brokers:
+        raise ValueError("name at least one broker as HOST:PORT")
+    for broker in brokers:
+        host_and_port(broker if ":" in broker.rpartition("]")[2] else f"{broker}:{DEFAULT_PORT}")
+    return ",".join(brokers)
+
+
+def _topic(name: str) -> str:
+    if not _TOPIC.fullmatch(name) or name in {".", ".."}:
+        raise ValueError("not a topic's name: Kafka allows letters, digits, '.', '_' and '-', at most 249 of them")
+    return name
+
+
 class KafkaConfig(BaseModel):
     """Where Flyte's events are in Kafka, and how to connect to Kafka."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), Field(min_length=1)]
+    bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), AfterValidator(_brokers)]
     """The brokers as HOST:PORT, separated by commas."""
-    topics: Annotated[tuple[str, ...], BeforeValidator(comma_list), Field(min_length=1)] = ("flyte-cloudevents",)
+    topics: Annotated[
+        tuple[Annotated[str, AfterValidator(_topic)], ...], BeforeValidator(comma_list), Field(min_length=1)
+    ] = ("flyte-cloudevents",)
     start: Start = FIRST_START
     """Where reading begins in a partition for which the group has no committed offset. `first-start`: with messages
     since the first start of the dispatcher with its ledger, or since the newest event that was purged from the ledger.
@@ -143,14 +166,14 @@ class KafkaConfig(BaseModel):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     username: str | None = None
-    password: SecretStr | None = None
+    password: Secret | None = None
     password_file: SecretFile | None = None
-    ca_file: SecretFile | None = None
+    ca_file: CaFile | None = None
     """A PEM file with the certificate authorities to trust. If not set, the system's authorities are trusted."""
-    cert_file: SecretFile | None = None
+    cert_file: ExistingFile | None = None
     """A PEM file with the client certificate, for brokers that ask for a client certificate."""
-    key_file: SecretFile | None = None
-    session_timeout: Duration = Field(timedelta(seconds=15), ge=timedelta(seconds=1))
+    key_file: ExistingFile | None = None
+    session_timeout: Duration = Field(timedelta(seconds=15), ge=timedelta(seconds=1), le=timedelta(minutes=30))
     """Time after which the partitions of a crashed replica are assigned to other replicas."""
     stall_timeout: Duration = Field(timedelta(seconds=60), gt=timedelta())
     """If the consumer reads nothing for this long although the broker has messages, the consumer is replaced."""
@@ -171,6 +194,8 @@ class KafkaConfig(BaseModel):
             raise ValueError(f"{self.security_protocol} encrypts nothing: {files[0]} needs SSL or SASL_SSL")
         if self.key_file is not None and self.cert_file is None:
             raise ValueError("key_file needs cert_file")
+        if self.cert_file is not None:
+            check_certificate(self.cert_file, self.key_file)
         return self
 
     def connection(self) -> dict[str, Any]:

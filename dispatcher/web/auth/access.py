@@ -163,12 +163,11 @@ class AccessControl:
     def _secrets(self) -> Iterator[tuple[Token, str]]:
         for token in self._tokens:
             try:
-                secret = token.reveal()
-            except (OSError, UnicodeDecodeError) as error:
-                log.warning("a token's file can't be read: the token is refused", token=token.name, reason=str(error))
-                continue
-            if secret:  # a token file may be empty while it is being rewritten, and an empty token must not match
-                yield token, secret
+                yield token, token.reveal()
+            except OSError as error:
+                log.warning(
+                    "a token's file can't be used: the token is refused", token=token.name, reason=error.strerror
+                )
 
     def _local_caller(self, request: HTTPConnection) -> Caller | Unauthenticated:
         """Give a program on this machine full access, but refuse pages of other sites in a browser on this machine."""

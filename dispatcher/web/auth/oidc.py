@@ -200,7 +200,7 @@ class OidcPages:
 
     def _secrets(self) -> Iterator[str]:
         """Yield the client's secret, and the login of which it is a part (RFC 6749, 2.3.1), for `mask`."""
-        with suppress(OSError, UnicodeDecodeError):
+        with suppress(OSError):
             secret = reveal(self._config.client_secret, self._config.client_secret_file) or ""
             yield secret
             yield b64encode(f"{self._config.client_id}:{secret}".encode()).decode()

@@ -20,7 +20,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from dispatcher.clock import Clock
-from dispatcher.web.config import Scope
+from dispatcher.web.config import Scope, read_session_keys
 
 log = structlog.get_logger(__name__)
 
@@ -138,17 +138,16 @@ class Sessions:
     def _keys(self) -> Sequence[bytes]:
         """Return the keys, newest first.
 
-        While the key file can't be read, only the generated key is used. Sessions that were signed with the file's keys
+        While the key file can't be used, only the generated key is used. Sessions that were signed with the file's keys
         are then invalid.
         """
         if self._key_file is None:
             return [self._generated_key]
         try:
-            lines = self._key_file.read_bytes().split()
+            return read_session_keys(self._key_file)
         except OSError as error:
-            log.warning("http.session_key_file can't be read: no session is valid", reason=str(error))
-            lines = []
-        return lines or [self._generated_key]
+            log.warning("http.session_key_file can't be used: no session is valid", reason=error.strerror)
+            return [self._generated_key]
 
 
 def _fingerprint(key: bytes, secret: str) -> str:

@@ -92,7 +92,7 @@ async def test_an_unusable_secret_raises_an_error_and_nothing_is_sent_unsigned(
 ) -> None:
     file = tmp_path / "secret"
     for secret, error_type, reason in (
-        ("", Never, "is empty"),
+        ("", Later, "can't be read: it is empty"),
         ("whsec_äöü", Never, "base64"),
         (None, Later, "can't be read"),
     ):
@@ -240,12 +240,17 @@ async def test_an_address_that_the_settings_no_longer_allow_gets_no_message(serv
     assert server.requests == []
 
 
-async def test_plain_http_and_private_addresses_are_forbidden_by_default(server: ScriptedHttp) -> None:
+async def test_plain_http_and_private_addresses_are_forbidden_by_default(server: ScriptedHttp, tmp_path: Path) -> None:
     for section, reason in (
         ({"allow_http": False}, "set channels.webhook.allow_http"),
         ({"allow_networks": []}, "private"),
     ):
-        webhook = channel(server.url, section=section)
+        with pytest.raises(ValidationError, match=f"targets.ops: .*{reason}"):
+            channel(server.url, section=section)
+        file = tmp_path / "url"
+        file.write_text("https://hooks.example.com/x")
+        webhook = channel(section={**section, "targets": {"ops": {"url_file": file}}})
+        file.write_text(server.url)
         with pytest.raises(Never, match=reason):
             await webhook.send(message())
         await webhook.aclose()
@@ -344,7 +349,7 @@ async def test_check_reports_reachable_and_unreachable_targets(server: ScriptedH
 
 
 def test_a_preview_shows_the_message_without_secrets() -> None:
-    webhook = channel("https://hooks.example.com", secret="whsec_hidden", mode="structured")
+    webhook = channel("https://hooks.example.com", secret="hidden", mode="structured")
     preview = webhook.wire_preview(message())
     assert (preview.media_type, orjson.loads(preview.body)["data"]) == ("application/cloudevents+json", CONTENT)
     assert "hidden" not in f"{preview} {webhook._config!r}"
