@@ -11,6 +11,12 @@ class SettingsError(DispatcherError):
     """The settings are invalid; the message names the keys and how to fix them."""
 
 
+class InvalidSettings(SettingsError):
+    """The settings can't be used. Each line of the message is a problem that begins with its place: the file and the
+    line, or the environment variable.
+    """
+
+
 class Unreadable(DispatcherError):
     """An incoming message can't be decoded; the error's text says why."""
 

@@ -19,7 +19,7 @@ from dispatcher.cli.rejected import rejected
 from dispatcher.cli.send_test import send_test
 from dispatcher.cli.serve import serve
 from dispatcher.cli.templates import templates
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import DispatcherError, InvalidSettings
 from dispatcher.version import __version__
 
 app = typer.Typer(
@@ -63,9 +63,16 @@ app.command("import-flyteadmin")(import_flyteadmin)
 
 
 def main() -> None:
-    """Run the command line. For a `DispatcherError`, print its message on standard error and exit with status 1."""
+    """Run the command line. For a `DispatcherError`, print its message on standard error and exit with status 1.
+
+    The message begins with `dispatcher: `. Problems of the settings begin with their file and line instead, as problems
+    of rule files do.
+    """
     try:
         app(prog_name="dispatcher")
+    except InvalidSettings as error:  # each line begins with its place
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(1)
     except DispatcherError as error:
         print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - this error is for the terminal, not for the log
         sys.exit(1)

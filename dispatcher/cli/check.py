@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -26,35 +26,46 @@ def check(config: Config = None, live: Live = False) -> None:
     """Validate the settings, rule files and templates. Exit status 1 if there is a problem."""
     import asyncio
 
-    from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load
-    from dispatcher.flyte.admin import open_flyte_admin
+    from dispatcher.errors import InvalidSettings
     from dispatcher.rules.files import LaunchPlanFiles
+    from dispatcher.runtime.preflight import NO_FLYTE_ADMIN, problems_of, unreachable_recipients
     from dispatcher.runtime.service import make_planner, make_renderer, open_channels
 
-    settings = load(config)
-    if settings.rules.flyte_admin is not None:
-        open_flyte_admin(settings.rules.flyte_admin, SystemClock())
-    make_planner(settings, open_channels(settings))
+    try:
+        settings = load(config)
+    except InvalidSettings as error:
+        _stop_with(str(error).splitlines())
+    problems = problems_of(settings)
+    if problems:
+        _stop_with(problems)
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
-    problems = [*rules.problems, *make_renderer(settings).check()]
-    for problem in problems:
-        typer.echo(str(problem), err=True)
+    unreachable = unreachable_recipients(make_planner(settings, open_channels(settings)), rules.book)
+    problems = [*map(str, rules.problems), *unreachable, *map(str, make_renderer(settings).check())]
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        typer.echo(f"{count} found", err=True)
-        raise typer.Exit(1)
-    sources = [name for name in ("kafka", "http") if getattr(settings, name) is not None]
-    typer.echo(f"settings   ok: events from {' and '.join(sources) or 'nowhere: add kafka or http'}")
-    typer.echo(f"channels   ok: {', '.join(settings.channel_sections) or 'none: every delivery would be dead'}")
+        _stop_with(problems)
+    http_takes_events = settings.http is not None and settings.http.takes_events
+    sources = [name for name, used in (("kafka", settings.kafka is not None), ("http", http_takes_events)) if used]
+    typer.echo(f"settings   ok: events from {' and '.join(sources)}")
+    typer.echo(f"channels   ok: {', '.join(settings.channel_sections)}")
     total = sum(len(plan.rules) for plan in rules.book.plans.values())
     admin = settings.rules.flyte_admin
     first = f"; FlyteAdmin at {admin.endpoint} is asked first" if admin is not None else ""
     typer.echo(f"rules      ok: {total} in {len(rules.book.plans)} launch plans{first}")
+    if admin is None:
+        typer.echo(f"rules      warning: {NO_FLYTE_ADMIN}")
     typer.echo("templates  ok")
     if live and not asyncio.run(_check_connections(settings)):
         raise typer.Exit(1)
+
+
+def _stop_with(problems: Sequence[str]) -> NoReturn:
+    """Print the problems and their number on standard error, and exit with status 1."""
+    for problem in problems:
+        typer.echo(problem, err=True)
+    typer.echo("1 problem found" if len(problems) == 1 else f"{len(problems)} problems found", err=True)
+    raise typer.Exit(1)
 
 
 async def _check_connections(settings: Settings) -> bool:

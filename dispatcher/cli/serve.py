@@ -12,11 +12,15 @@ def serve(config: Config = None) -> None:
     import signal
 
     from dispatcher.config.settings import load
+    from dispatcher.errors import InvalidSettings
     from dispatcher.observability import logs
     from dispatcher.runtime import event_loop
+    from dispatcher.runtime.preflight import problems_of
     from dispatcher.runtime.service import Service
 
     settings = load(config)
+    if problems := problems_of(settings):
+        raise InvalidSettings("\n".join(problems))
     logs.configure(settings.log, level=logging.getLevelNamesMapping()[settings.log_level.upper()])
     service = Service(settings, on_ready=lambda _: event_loop.freeze_garbage_collector())
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     RootModel,
     ValidationError,
     create_model,
@@ -29,9 +32,10 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from channels.common.comma_list import comma_list
+from channels.common.network import check_http_url
 from channels.common.secret import SecretFile
 from channels.registry import CHANNEL_TYPES, PLUGIN_PROBLEMS
-from dispatcher.errors import SettingsError
+from dispatcher.errors import InvalidSettings, SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig
 from dispatcher.intake.kafka.consumer import KafkaConfig
 from dispatcher.model.rate_limit import RateLimit, RateOption
@@ -40,7 +44,7 @@ from dispatcher.observability.canary import CanaryConfig
 from dispatcher.observability.watchdog import WatchdogConfig
 from dispatcher.parsing.duration import Duration
 from dispatcher.parsing.validation_errors import message_of
-from dispatcher.parsing.yaml import Document, Malformed, Problem, parse, read_text
+from dispatcher.parsing.yaml import Document, Malformed, Problem, parse, read_text, readable
 from dispatcher.rendering import TemplateSet
 from dispatcher.rendering.context import PROPELLER_LABELS
 from dispatcher.tracing import TracingConfig
@@ -49,6 +53,83 @@ from dispatcher.web.config import HttpConfig
 PREFIX = "DISPATCHER__"
 CONFIG_VARIABLE = "DISPATCHER_CONFIG"
 DEFAULT_LEDGER = "sqlite+aiosqlite:///./dispatcher.db"
+
+
+_MESSAGES = {
+    "missing": "must be set",
+    "string_type": "must be text",
+    "path_type": "must be the path of a file or folder",
+    "url_type": "must be a URL",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "dict_type": "must be a mapping: option: value",
+    "mapping_type": "must be a mapping: name: value",
+    "model_type": "must be a mapping: option: value",
+    "model_attributes_type": "must be a mapping: option: value",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "set_type": "must be a list",
+    "frozen_set_type": "must be a list",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "time_delta_type": "must be a duration: 500ms, 30s, 5m, 24h or 7d",
+}
+"""Messages instead of pydantic's, by pydantic's type of the error."""
+_URL_WITH_PASSWORD = re.compile(r"[^:/]+://[^:/@]*:")
+_LOGS_URL_NAMES = ("project", "domain", "name")
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where settings come from: the file, if there is one, and its content."""
+
+    path: Path | None = None
+    document: Document = field(default_factory=lambda: Document({}))
+
+    def place(self, key: Sequence[str | int]) -> str:
+        """Return the place of a setting, as the beginning of a message: `FILE:LINE: ` or `VARIABLE: `."""
+        names = [PREFIX + "__".join(map(str, key[:length])).upper() for length in range(len(key), 0, -1)]
+        variables = _variables()
+        if names and names[0] in variables:
+            return f"{names[0]}: "
+        if not self._has(key):
+            below = [name for name in variables if names and name.startswith(f"{names[0]}__")]
+            for name in (*below, *(name for name in names if name in variables)):
+                return f"{name}: "
+        if self.path is None:
+            return ""
+        line = self.document.line_of(key) if key else 0
+        return f"{readable(self.path)}:{line}: " if line else f"{readable(self.path)}: "
+
+    def _has(self, key: Sequence[str | int]) -> bool:
+        data = self.document.data
+        for step in key:
+            try:
+                data = data[step]
+            except (KeyError, IndexError, TypeError):
+                return False
+        return True
+
+
+def _http_url_or_nothing(text: str) -> str:
+    return check_http_url(text) if text else ""
+
+
+def _logs_url(text: str) -> str:
+    if any(sign in text for sign in "<>\"'|"):  # Slack's links and HTML attributes can't carry them
+        raise ValueError("a URL has none of the characters < > \" ' |: write them percent-encoded")
+    url = text
+    for name in _LOGS_URL_NAMES:
+        url = url.replace(f"{{{name}}}", "x")
+    if "{" in url or "}" in url:
+        raise ValueError("only {project}, {domain} and {name} are replaced")
+    _http_url_or_nothing(url)
+    return text
 
 
 class _Section(BaseModel):
@@ -70,7 +151,7 @@ class LedgerSettings(_Section):
     password may be changed at any time."""
     timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
     """Maximum time of one PostgreSQL statement. A statement that takes longer is cancelled and retried."""
-    retention: Duration = timedelta(days=90)
+    retention: Duration = Field(timedelta(days=90), ge=timedelta(hours=1))
     """How long events and rejected messages are kept. After this time they are deleted, except events with waiting
     deliveries."""
     lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
@@ -81,7 +162,7 @@ class LedgerSettings(_Section):
     def _has_one_password(self) -> Self:
         if self.password_file is not None and not self.url.startswith("postgres"):
             raise ValueError("password_file is for PostgreSQL; SQLite knows no passwords")
-        if self.password_file is not None and urlsplit(self.url).password is not None:
+        if self.password_file is not None and _URL_WITH_PASSWORD.match(self.url):
             raise ValueError("give the password in url or in password_file, not both")
         return self
 
@@ -151,10 +232,10 @@ class TemplateSettings(_Section):
 class RetrySettings(_Section):
     """When a delivery is retried after an attempt without success, and when the dispatcher gives the delivery up."""
 
-    initial: Duration = timedelta(seconds=2)
+    initial: Duration = Field(timedelta(seconds=2), gt=timedelta())
     """Initial back-off. The back-off doubles with each attempt. Before a retry, the dispatcher waits for a random
     time up to the back-off."""
-    ceiling: Duration = timedelta(minutes=10)
+    ceiling: Duration = Field(timedelta(minutes=10), gt=timedelta())
     """Maximum back-off."""
     deadline: Duration = timedelta(hours=24)
     """Maximum time for all attempts of a delivery. After this time, the delivery is dead."""
@@ -208,16 +289,21 @@ _Channels = _channel_sections()
 
 
 class _Environment(EnvSettingsSource):
-    """Reads lists and mappings in environment variables as JSON.
+    """Reads lists and mappings in environment variables as JSON, with the limits of JSON files.
 
-    A value that is not JSON, such as `a,b`, stays a string.
+    A value that does not begin like a list or mapping, such as `a,b`, stays a string. Raises InvalidSettings for JSON
+    that is broken.
     """
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        try:
-            return super().decode_complex_value(field_name, field, value)
-        except ValueError:
+        del field
+        if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
             return value
+        try:
+            return parse(value, json=True)[0].data
+        except Malformed as error:
+            names = [name for name, content in _variables().items() if content == value]
+            raise InvalidSettings(f"{names[0] if names else field_name}: {error}") from None
 
 
 class Settings(BaseSettings):
@@ -238,21 +324,31 @@ class Settings(BaseSettings):
     channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # type created at run time
     reconcile: ReconcileSettings = ReconcileSettings()
     templates: TemplateSettings = TemplateSettings()
-    console_url: str = ""
+    console_url: Annotated[str, AfterValidator(_http_url_or_nothing)] = ""
     """URL of Flyte's console, such as `https://flyte.example.com/console`. Messages link to the execution there."""
-    logs_url: str = Field("", pattern=r"^(https?://[^\s<>\"'|]+)?$")
+    logs_url: Annotated[str, AfterValidator(_logs_url)] = ""
     """URL of an execution's logs. `{project}`, `{domain}` and `{name}` in this URL are replaced with the execution's
     values."""
     watchdog: WatchdogConfig = WatchdogConfig()
     canary: CanaryConfig | None = None
     tracing: TracingConfig | None = None
-    shutdown_timeout: Duration = timedelta(seconds=20)
+    shutdown_timeout: Duration = Field(timedelta(seconds=20), le=timedelta(days=1))
     """Maximum time that the dispatcher waits at shutdown until the deliveries in flight are finished."""
     log: Literal["json", "console", "auto"] = "auto"
     """Format of the log. `auto` means readable text if the output is a terminal, and JSON otherwise."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Minimum level of the log lines that are written. Only lines of the level `debug` contain recipients and mail
     addresses."""
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    def located(self, problem: str) -> str:
+        """Return a problem with its place in front: the file and the line of the key that begins the problem, or the
+        environment variable. `problem`: a sentence such as `ledger.url: no such folder`.
+        """
+        key, colon, _ = problem.partition(": ")
+        steps = tuple(key.split(".")) if colon and " " not in key else ()
+        return f"{self._origin.place(steps if steps and steps[0] in Settings.model_fields else ())}{problem}"
 
     @model_validator(mode="after")
     def _reconcile_has_flyte_admin(self) -> Self:
@@ -282,21 +378,59 @@ class Settings(BaseSettings):
 def load(path: Path | None) -> Settings:
     """Read the settings from a file and from environment variables.
 
-    If `path` is None, the environment variable `DISPATCHER_CONFIG` can name the file. Raises SettingsError. The error's
-    message has one line for each problem, with the file and line or the environment variable.
+    If `path` is None, the environment variable `DISPATCHER_CONFIG` can name the file. Raises InvalidSettings.
     """
     if PLUGIN_PROBLEMS:
         raise SettingsError("\n".join(f"{problem}; fix that package, or uninstall it" for problem in PLUGIN_PROBLEMS))
     path = path or _path_from_environment()
-    document = _read(path) if path is not None else Document({})
+    origin = _Origin(path, _read(path) if path is not None else Document({}))
     base = path.parent if path is not None else Path()
-    data = {"ledger": {}, **(document.data or {})}
+    given = {name: value for name, value in (origin.document.data or {}).items() if value is not None}
+    data = {"ledger": {}, **given}
     if isinstance(data["ledger"], dict):
         data["ledger"] = {"url": DEFAULT_LEDGER, **data["ledger"]}
+    problems = [*_unknown_variables(), *_empty_sections(origin)]
     try:
-        return Settings(**_resolve_paths(data, base))
+        settings = Settings(**_resolve_paths(data, base))
     except ValidationError as error:
-        raise SettingsError("\n".join(_problems(error, document, path))) from None
+        problems += _problems(error, origin)
+    if problems:
+        raise InvalidSettings("\n".join(problems))
+    settings._origin = origin  # noqa: SLF001 - pydantic knows private attributes only by a leading underscore
+    return settings
+
+
+def _variables() -> dict[str, str]:
+    """Return the environment variables that are settings, with their names in upper case, as pydantic finds them."""
+    items = os.environ.items()  # noqa: TID251 - only this module may read the environment
+    return {name.upper(): value for name, value in items if name.upper().startswith(PREFIX)}
+
+
+def _unknown_variables() -> Iterator[str]:
+    """Yield a problem for each variable of a section that does not exist. pydantic reports unknown options in sections
+    that exist, and ignores all other variables.
+    """
+    for name in _variables():
+        section, _, rest = name.removeprefix(PREFIX).partition("__")
+        if section.lower() not in Settings.model_fields:
+            close = difflib.get_close_matches(section.lower(), Settings.model_fields, n=1)
+            nearest = (
+                "__".join([PREFIX.removesuffix("__"), close[0].upper(), *([rest] if rest else [])]) if close else ""
+            )
+            hint = f"did you mean {nearest}?" if close else f"there are {', '.join(Settings.model_fields)}"
+            yield f"{name}: no such setting; {hint}"
+
+
+def _empty_sections(origin: _Origin) -> Iterator[str]:
+    """Yield a problem for each section of the file without a value, which would be the same as no section at all."""
+    data = origin.document.data or {}
+    channels = data.get("channels")
+    sections: dict[tuple[str, ...], Any] = {(name,): value for name, value in data.items()}
+    if isinstance(channels, dict):
+        sections |= {("channels", name): value for name, value in channels.items()}
+    for key, value in sections.items():
+        if value is None:
+            yield f"{origin.place(key)}{'.'.join(key)}: nothing is in it: write {{}} for its defaults, or remove it"
 
 
 def _path_from_environment() -> Path | None:
@@ -308,11 +442,11 @@ def _read(path: Path) -> Document:
     try:
         documents = parse(read_text(path))
     except Malformed as error:
-        raise SettingsError(str(Problem(path, error.line, str(error)))) from None
+        raise InvalidSettings(str(Problem(path, error.line, str(error)))) from None
     except OSError as error:
-        raise SettingsError(f"{path}: can't be read: {error.strerror}") from None
+        raise InvalidSettings(f"{readable(path)}: can't be read: {error.strerror}") from None
     if len(documents) > 1 or not isinstance(documents[0].data if documents else {}, dict | None):
-        raise SettingsError(f"{path}: the settings are one mapping: sections and their options")
+        raise InvalidSettings(f"{readable(path)}: the settings are one mapping: sections and their options")
     return documents[0] if documents else Document({})
 
 
@@ -338,24 +472,16 @@ def _resolve_value(name: str, value: Any, base: Path) -> Any:
             return value
 
 
-def _problems(error: ValidationError, document: Document, path: Path | None) -> list[str]:
-    lines = []
+def _problems(error: ValidationError, origin: _Origin) -> Iterator[str]:
     for problem in error.errors(include_url=False, include_context=False):
-        where = problem["loc"]
+        where = tuple(step for step in problem["loc"] if step != "[key]")
         message = message_of(problem)
         if problem["type"] == "extra_forbidden":
             message = f"unknown option{_suggestion(where)}"
-        elif problem["type"] == "missing":
-            message = "must be set"
-        lines.append(f"{_place(where, document, path)}{'.'.join(map(str, where))}: {message}")
-    return lines
-
-
-def _place(where: tuple[int | str, ...], document: Document, path: Path | None) -> str:
-    variable = PREFIX + "__".join(map(str, where)).upper()
-    if variable in os.environ or path is None:  # noqa: TID251 - only this module may read the environment
-        return f"{variable}: " if variable in os.environ else ""  # noqa: TID251
-    return f"{path}:{document.line_of(where)}: "
+        elif message == problem["msg"]:
+            message = _MESSAGES.get(problem["type"], message)
+        key = f"{'.'.join(map(str, where))}: " if where else ""
+        yield f"{origin.place(where)}{key}{message}"
 
 
 def _suggestion(where: tuple[int | str, ...]) -> str:

@@ -341,7 +341,10 @@ def _checked(url: str) -> URL:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
-        raise SettingsError("ledger.url: not a database URL; write sqlite+aiosqlite:///./dispatcher.db") from None
+        raise SettingsError(
+            "ledger.url: not a database URL; write sqlite+aiosqlite:///./dispatcher.db, or "
+            "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
+        ) from None
     if backend == "sqlite":
         return _checked_sqlite(parsed.set(drivername="sqlite+aiosqlite"))
     if backend in {"postgresql", "postgres"}:

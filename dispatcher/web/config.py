@@ -213,6 +213,13 @@ class HttpConfig(BaseModel):
         return host_and_port(self.listen, lowest=0)
 
     @property
+    def takes_events(self) -> bool:
+        """True if somebody may post events."""
+        callers = list(self.callers())
+        without_tokens = self.loopback and not callers and self.oidc is None
+        return without_tokens or any(Scope.PUBLISH in caller.scopes for caller in callers)
+
+    @property
     def loopback(self) -> bool:
         """True if only programs on this machine can connect."""
         return is_loopback(self.address[0])
