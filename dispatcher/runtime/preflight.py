@@ -1,0 +1,79 @@
+"""Checks the settings as a whole. `dispatcher check` prints the problems; `dispatcher serve` refuses to start with them.
+
+The checks build the service's parts as the service does, and open no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from channels.contract import UnknownRecipient
+from channels.registry import CHANNEL_TYPES
+from dispatcher.clock import SystemClock
+from dispatcher.config.settings import Settings
+from dispatcher.errors import DispatcherError, SettingsError
+from dispatcher.flyte.admin import open_flyte_admin
+from dispatcher.ledger import Ledger
+from dispatcher.planning.planner import Planner
+from dispatcher.rules import RuleBook
+from dispatcher.runtime.service import make_planner, open_channels
+from dispatcher.tracing import open_tracing
+
+NO_FLYTE_ADMIN = (
+    "nothing asks FlyteAdmin (rules.flyte_admin): Flyte's events contain neither an execution's own notifications nor "
+    "disable_notifications, so rule files also notify people of executions whose notifications were disabled"
+)
+"""The warning about an installation that knows the rules of launch plans only from files."""
+
+
+def problems_of(settings: Settings) -> list[str]:
+    """Return the problems with which the service can't start or could do nothing, each with its place."""
+    problems = []
+    for check in (_source, _channel, _ledger, _flyte_admin, _tracing, _planner):
+        try:
+            check(settings)
+        except DispatcherError as error:
+            problems += [settings.located(problem) for problem in str(error).splitlines()]
+    return problems
+
+
+def unreachable_recipients(planner: Planner, book: RuleBook) -> Iterator[str]:
+    """Yield a problem for each recipient in rule files that no channel can reach. The problem begins with the file and
+    line of the rule.
+    """
+    for plan in book.plans.values():
+        for rule in plan.rules:
+            for recipient in rule.notification.recipients:
+                try:
+                    planner.target(rule.notification.channel, recipient)
+                except UnknownRecipient as error:
+                    yield f"{rule.defined_at}: {recipient!r} can't be reached by {rule.notification.channel}: {error.reason}"
+
+
+def _source(settings: Settings) -> None:
+    if settings.kafka is not None or (settings.http is not None and settings.http.takes_events):
+        return
+    taken = "kafka or http" if settings.http is None else "kafka, or a token with the scope publish to http.tokens"
+    raise SettingsError(f"no events can arrive: add {taken}")
+
+
+def _channel(settings: Settings) -> None:
+    if not settings.channel_sections:
+        raise SettingsError(f"nobody can be notified: add one of {', '.join(CHANNEL_TYPES)} to channels")
+
+
+def _ledger(settings: Settings) -> None:
+    Ledger(settings.ledger.url, settings.ledger.timeout, settings.ledger.password_file)
+
+
+def _flyte_admin(settings: Settings) -> None:
+    if settings.rules.flyte_admin is not None:
+        open_flyte_admin(settings.rules.flyte_admin, SystemClock())
+
+
+def _tracing(settings: Settings) -> None:
+    open_tracing(settings.tracing).close()
+
+
+def _planner(settings: Settings) -> None:
+    make_planner(settings, open_channels(settings))
