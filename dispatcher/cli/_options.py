@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -38,3 +39,13 @@ def parse_since(text: str | None, *, now: datetime) -> datetime | None:
         return parse_time(text, now=now)
     except ValueError as problem:
         raise typer.BadParameter(str(problem)) from None
+
+
+def no_such_channel(given: str, names: Iterable[str]) -> typer.BadParameter:
+    """Return the error for a channel that is not one of `names`. It names the nearest name, or else all."""
+    import difflib
+
+    known = list(names)
+    close = difflib.get_close_matches(given, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}"
+    return typer.BadParameter(f"there is no channel {given!r}: {hint}")

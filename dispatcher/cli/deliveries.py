@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli._open_ledger import with_ledger
-from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
+from dispatcher.cli._options import AsJson, Config, Limit, Since, no_such_channel, parse_since
 
 if TYPE_CHECKING:
     from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, StoredDelivery
@@ -49,7 +49,12 @@ def list_(
     from dispatcher.explain import delivery_data
 
     wanted = _filter(state, channel, execution, since)
-    found = with_ledger(config, lambda ledger: ledger.find(wanted, limit=limit))
+
+    async def find(ledger: Ledger) -> list[StoredDelivery]:
+        await _require_channel(ledger, channel)
+        return await ledger.find(wanted, limit=limit)
+
+    found = with_ledger(config, find)
     if as_json:
         write_json([delivery_data(stored) for stored in found])
         return
@@ -156,13 +161,22 @@ def redrive(
         raise typer.BadParameter("give the keys of deliveries, or --all")
     now = SystemClock().now()
     wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
+
+    async def find(ledger: Ledger) -> list[StoredDelivery]:
+        await _require_channel(ledger, channel)
+        return await ledger.find(wanted, limit=10_000)
+
+    async def redrive_found(ledger: Ledger) -> int:
+        await _require_channel(ledger, channel)
+        return await ledger.redrive(wanted, now=now)
+
     if dry_run:
-        for stored in with_ledger(config, lambda ledger: ledger.find(wanted, limit=10_000)):
+        for stored in with_ledger(config, find):
             delivery = stored.delivery
             line = f"{delivery.key[:KEY_DIGITS]}  {delivery.channel}  {delivery.event}  {delivery.reason}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    number = with_ledger(config, lambda ledger: ledger.redrive(wanted, now=now))
+    number = with_ledger(config, redrive_found)
     console.print("1 delivery is due again" if number == 1 else f"{number} deliveries are due again")
 
 
@@ -192,13 +206,29 @@ def purge(
     console.print("1 entry deleted" if number == 1 else f"{number} entries deleted")
 
 
+async def _require_channel(ledger: Ledger, channel: str | None) -> None:
+    """Raise BadParameter if there is no such channel, and no delivery of a channel that was removed."""
+    from channels.registry import CHANNEL_TYPES
+    from dispatcher.ledger import DeliveryFilter
+
+    if channel is None or channel in CHANNEL_TYPES or await ledger.find(DeliveryFilter(channel=channel), limit=1):
+        return
+    raise no_such_channel(channel, CHANNEL_TYPES)
+
+
 def _filter(
     states: Sequence[str] | None, channel: str | None, execution: str | None, since: str | None
 ) -> DeliveryFilter:
     from dispatcher.clock import SystemClock
     from dispatcher.ledger import DeliveryFilter
     from dispatcher.model.delivery import State as DeliveryState
+    from dispatcher.model.event import ExecutionId
 
+    if execution is not None:
+        try:
+            ExecutionId.parse(execution)
+        except ValueError:  # pydantic's ValidationError is a ValueError too
+            raise typer.BadParameter(f"--execution is project/domain/name, not {execution!r}") from None
     try:
         wanted = frozenset(DeliveryState(state.lower()) for state in states or ())
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ def import_flyteadmin(
     from dispatcher.config.import_flyteadmin import SECTIONS, import_config
     from dispatcher.errors import SettingsError
 
-    imported = import_config(_read(file), file.name, with_templates=output is not None)
+    imported = import_config(_read(file), file.name, template_problems=_template_problems if output else None)
     if imported is None:
         raise SettingsError(f"{file}: there is neither of flyteadmin's sections {' and '.join(SECTIONS)}")
     if output is None:
@@ -63,6 +64,20 @@ def _read(file: Path) -> list[Any]:
         raise SettingsError(str(Problem(file, error.line, str(error)))) from None
     except OSError as error:
         raise SettingsError(f"{file}: can't be read: {error.strerror}") from None
+
+
+def _template_problems(files: Mapping[str, str]) -> list[str]:
+    """Return the problems of template files, as `dispatcher check` finds them."""
+    from tempfile import TemporaryDirectory
+
+    from dispatcher.rendering import Renderer
+
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+        return [problem.message for problem in Renderer([Path(folder)]).check()]
 
 
 def _configmap_files(data: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._options import Config
+from dispatcher.cli._options import Config, no_such_channel
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -84,7 +84,7 @@ def preview(
     from dispatcher.workbench.sample import CHANNELS, SampleRenderer, with_changes
 
     if channel is not None and channel not in CHANNELS:
-        raise typer.BadParameter(f"there is no channel {channel!r}: there are {', '.join(CHANNELS)}")
+        raise no_such_channel(channel, CHANNELS)
     settings = load(config)
     if serve:
         from dispatcher.workbench.server import run

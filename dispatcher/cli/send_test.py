@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._options import Config
+from dispatcher.cli._options import Config, no_such_channel
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Content, Message, Receipt
@@ -45,6 +45,8 @@ def send_test(
         raise typer.BadParameter(f"{wanted} is not a terminal phase: use SUCCEEDED, FAILED, ABORTED or TIMED_OUT")
     settings = load(config)
     channels = open_channels(settings)
+    if channel not in channels and to not in settings.rules.recipients:
+        raise no_such_channel(channel, channels)
     event = sample_event(wanted).model_copy(update={"occurred_at": SystemClock().now()})
     try:
         target = make_planner(settings, channels).target(channel, to)

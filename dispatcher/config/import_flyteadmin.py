@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
+from channels.common.network import check_host
+from dispatcher.intake.kafka.consumer import check_brokers, check_topic
 from dispatcher.rendering.flyte_template import as_jinja, as_text
 
 SECTIONS = ("notifications", "cloudEvents")
@@ -61,13 +63,18 @@ class ImportedConfig:
         self.lines += [f"{' ' * indent}{line}" for line in text.splitlines()]
 
 
-def import_config(data: Any, origin: str, *, with_templates: bool) -> ImportedConfig | None:
+TemplateProblems = Callable[[Mapping[str, str]], Sequence[str]]
+"""A function that gets template files, by name, and returns what `dispatcher check` says about them."""
+
+
+def import_config(data: Any, origin: str, *, template_problems: TemplateProblems | None) -> ImportedConfig | None:
     """Convert flyteadmin's configuration. Returns None if `data` contains none of `SECTIONS` at any depth.
 
     Args:
         data: flyteadmin's configuration, or documents that contain the configuration, such as Helm values.
         origin: the name of the converted file, for the first line of the settings.
-        with_templates: True to convert the subject and body of flyteadmin's mails to template files.
+        template_problems: finds problems in the template files that are made from the subject and body of flyteadmin's
+            mails; a file with a problem is not made. None if no template files are wanted.
 
     """
     notifications = _find_section(data, "notifications")
@@ -90,7 +97,7 @@ def import_config(data: Any, origin: str, *, with_templates: bool) -> ImportedCo
         emailer = _section(notifications, "emailer")
         _mail(config, notifications, emailer)
         config.lines.append("")
-        _templates(config, emailer, with_templates=with_templates)
+        _templates(config, emailer, template_problems)
         config.add_to_do(
             "once the dispatcher works, remove notifications from flyteadmin's configuration, or everyone gets every "
             "notification twice"
@@ -103,10 +110,10 @@ def _events(config: ImportedConfig, events: Mapping[str, Any]) -> None:
     brokers = _texts(kafka, "brokers")
     if not _true(events, "enable"):
         config.add_to_do("set cloudEvents.enable: true in flyteadmin's configuration")
-    if kind.lower() != "kafka" or not brokers:
+    if kind.lower() != "kafka" or not _is_valid(check_brokers, ",".join(brokers)):
         config.add_to_do(
-            f"Flyte's events go to {kind or 'nowhere'}: give cloudEvents type: kafka and kafka.brokers, "
-            "and name them here",
+            f"Flyte's events go to {_one_line(kind) or 'nowhere'}: give cloudEvents type: kafka and kafka.brokers, each "
+            "as HOST:PORT, and name them here",
             'kafka: {bootstrap_servers: "kafka:9092"}',
         )
         return
@@ -123,12 +130,14 @@ def _events(config: ImportedConfig, events: Mapping[str, Any]) -> None:
     types = {name.lower() for name in _texts(publisher, "eventTypes")}
     if not v2 and types and not types & _WORKFLOWS:  # v2 ignores eventTypes
         config.add_to_do("cloudEvents.eventsPublisher.eventTypes leaves workflows out: set it to [all]")
+    topic = _text(publisher, "topicName")
     config.lines.append("kafka:")
     config.add_option("bootstrap_servers", ",".join(brokers))
-    if topic := _text(publisher, "topicName"):
+    if _is_valid(check_topic, topic):
         config.add_option("topics", [topic])
     else:
-        config.add_to_do("cloudEvents.eventsPublisher.topicName is not set: name the topic", "topics: []", indent=2)
+        reason = "is not a topic's name" if topic else "is not set"
+        config.add_to_do(f"cloudEvents.eventsPublisher.topicName {reason}: name the topic", "topics: []", indent=2)
     _kafka_security(config, _section(kafka, "saslConfig"), _section(kafka, "tlsConfig"))
 
 
@@ -181,7 +190,7 @@ def _mail(config: ImportedConfig, notifications: Mapping[str, Any], emailer: Map
     if service == "sendgrid":
         host, port, user = _SENDGRID
         secret = _text(server, "apiKeyFilePath") or _text(server, "apiKeyEnvVar")
-    elif not host:
+    elif not _is_valid(check_host, host):
         _no_relay(config, notifications, service)
         return
     config.lines += ["channels:", "  email:"]
@@ -231,25 +240,39 @@ def _sender(config: ImportedConfig, sender: str) -> None:
     config.add_option("from", "flyte@example.com", indent=4)
 
 
-def _templates(config: ImportedConfig, emailer: Mapping[str, Any], *, with_templates: bool) -> None:
+def _templates(config: ImportedConfig, emailer: Mapping[str, Any], template_problems: TemplateProblems | None) -> None:
     """Convert the subject and body of flyteadmin's mails to custom templates."""
     subject, body = _one_line(_text(emailer, "subject")), _text(emailer, "body").strip()
     if not subject and not body:
         return
-    if not with_templates:
+    if template_problems is None:
         config.add_to_do("emailer.subject and body become template files next to the settings: give --output FILE")
         return
-    if subject:
-        config.templates["email/subject.txt.j2"] = as_jinja(subject)
+    made = {"subject": {"email/subject.txt.j2": as_jinja(subject)}} if subject else {}
     if body:
-        config.templates["email/html.html.j2"] = as_jinja(body)
+        made["body"] = {"email/html.html.j2": as_jinja(body)}
         if text := as_text(body):
-            config.templates["email/text.txt.j2"] = as_jinja(text)
+            made["body"]["email/text.txt.j2"] = as_jinja(text)
+    for name, files in made.items():
+        if problems := template_problems(files):
+            config.add_to_do(f"emailer.{name} can't be a template, so the built-in one is used: {problems[0]}")
+        else:
+            config.templates |= files
+    if not config.templates:
+        return
     config.lines += [
         "templates:",
         f"  path: [./{TEMPLATES}]   # remove this line for the built-in templates, which show more",
         "",
     ]
+
+
+def _is_valid(check: Callable[[str], str], text: str) -> bool:
+    try:
+        check(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _find_section(data: Any, name: str) -> Mapping[str, Any] | None:

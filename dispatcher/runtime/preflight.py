@@ -76,4 +76,13 @@ def _tracing(settings: Settings) -> None:
 
 
 def _planner(settings: Settings) -> None:
-    make_planner(settings, open_channels(settings))
+    planner = make_planner(settings, open_channels(settings))
+    problems = []
+    for channel, section in settings.channel_sections.items():
+        for alias in getattr(section, "recipients", ()):
+            try:
+                planner.target(channel, alias)
+            except UnknownRecipient as error:
+                problems.append(f"channels.{channel}.recipients: {alias}: {error.reason}")
+    if problems:
+        raise SettingsError("\n".join(problems))

@@ -114,6 +114,31 @@ async def test_the_loadedare_complete_once_the_passwords_are_added(tmp_path: Pat
     assert loaded.channel_sections["email"].username == "flyte"
 
 
+@pytest.mark.parametrize(
+    ("emailer", "template", "task"),
+    [
+        ({"subject": "{{ workflow.name }}", "body": "<p>{{ name }}</p>"}, "html.html.j2", "emailer.subject can't be a"),
+        ({"subject": "{{ name }}", "body": "{{ error }}"}, "subject.txt.j2", "emailer.body can't be a template"),
+        (
+            {"subject": "{{ name }}", "body": "<p>" + "x" * 200_000},
+            "subject.txt.j2",
+            "emailer.body can't be a template",
+        ),
+    ],
+)
+async def test_a_subject_or_body_that_check_would_refuse_becomes_a_task(
+    tmp_path: Path, emailer: dict[str, str], template: str, task: str
+) -> None:
+    server = {"smtpServer": "relay.example.com"}
+    notifications = {"emailer": {"sender": "a@example.com", "emailServerConfig": server, **emailer}}
+    file, _, err = await imported(tmp_path, {**FULL, "notifications": notifications})
+    assert task in err
+    assert [one.name for one in (file.parent / "flyte-templates" / "email").iterdir() if one.name == template] == [
+        template
+    ]
+    await assert_check_passes(file)
+
+
 async def test_subject_and_body_become_templates_with_the_same_text(tmp_path: Path) -> None:
     file, _, _ = await imported(tmp_path, FULL)
     renderer = Renderer(load(file).templates.path)
@@ -170,7 +195,7 @@ async def test_a_file_without_flyteadmins_sections_gives_one_message(
 
 
 def import_from(given: Any) -> ImportedConfig:
-    config = import_config(given, "test", with_templates=True)
+    config = import_config(given, "test", template_problems=lambda _: [])
     assert config is not None
     return config
 

@@ -129,7 +129,8 @@ def _comma_separated(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _brokers(text: str) -> str:
+def check_brokers(text: str) -> str:
+    """Return brokers as HOST:PORT, separated by commas. Raises ValueError if there is none, or an invalid one."""
     brokers = comma_list(text)
     if not brokers:
         raise ValueError("name at least one broker as HOST:PORT")
@@ -138,7 +139,8 @@ def _brokers(text: str) -> str:
     return ",".join(brokers)
 
 
-def _topic(name: str) -> str:
+def check_topic(name: str) -> str:
+    """Return a topic's name. Raises ValueError if it is not valid in Kafka (`Topic.validate`)."""
     if not _TOPIC.fullmatch(name) or name in {".", ".."}:
         raise ValueError("not a topic's name: Kafka allows letters, digits, '.', '_' and '-', at most 249 of them")
     return name
@@ -149,10 +151,10 @@ class KafkaConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), AfterValidator(_brokers)]
+    bootstrap_servers: Annotated[str, BeforeValidator(_comma_separated), AfterValidator(check_brokers)]
     """The brokers as HOST:PORT, separated by commas."""
     topics: Annotated[
-        tuple[Annotated[str, AfterValidator(_topic)], ...], BeforeValidator(comma_list), Field(min_length=1)
+        tuple[Annotated[str, AfterValidator(check_topic)], ...], BeforeValidator(comma_list), Field(min_length=1)
     ] = ("flyte-cloudevents",)
     start: Start = FIRST_START
     """Where reading begins in a partition for which the group has no committed offset. `first-start`: with messages
