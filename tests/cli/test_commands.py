@@ -21,7 +21,7 @@ from dispatcher.version import __version__
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution
-from tests.support.service import command
+from tests.support.service import ROUTING_KEY, command
 
 GOOD: dict[str, Any] = {
     "http": {},
@@ -29,6 +29,7 @@ GOOD: dict[str, Any] = {
     "channels": {
         "email": {"host": "relay.example.com", "from": "flyte@example.com"},
         "slack": {"token": "xoxb-hidden"},
+        "pagerduty": {"services": {"pagerduty-service-key@example.com": {"routing_key": ROUTING_KEY}}},
     },
 }
 

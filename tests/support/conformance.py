@@ -123,6 +123,13 @@ def _lines(sections: Sequence[Section]) -> Iterator[str]:
         "only mail: to the addresses in a rule, through one relay, whichever channel the rule names.",
         width=120,
     )
+    yield ""
+    yield from textwrap.wrap(
+        "In cases about an execution's own list or `disable_notifications`, the dispatcher knows them from FlyteAdmin or "
+        "from an event in its own format, because Flyte's events contain neither. With rules from files alone, Flyte's "
+        "events notify by the launch plan's rules in all these cases, also where notifications were disabled.",
+        width=120,
+    )
     for section in sections:
         yield from ("", f"## {section.section}", "", "| case | Flyte | dispatcher | why |", "|---|---|---|---|")
         for case in section.cases:

@@ -1,0 +1,103 @@
+"""`dispatcher check`: what it refuses, what it warns of, and that `serve` refuses the same in the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.service import ROUTING_KEY, command
+
+PLAN = "launch_plan: {project: p, domain: d, name: n}\nnotifications:\n"
+CHANNELS = {
+    "email": {"host": "relay.example.com", "from": "flyte@example.com"},
+    "slack": {"token": "xoxb-hidden"},
+    "pagerduty": {"services": {"oncall": {"routing_key": ROUTING_KEY}}},
+}
+
+
+def settings_file(folder: Path, plan: str = "", **changes: Any) -> str:
+    (folder / "plan.yaml").write_text(plan)
+    file = folder / "dispatcher.yaml"
+    settings = {"http": {}, "channels": CHANNELS, "rules": {"launch_plans": ["plan.yaml"]}, **changes}
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return str(file)
+
+
+def a_rule(channel: str, *recipients: str) -> str:
+    return yaml.safe_dump([{"phases": ["FAILED"], channel: {"recipients_email": [*recipients]}}])
+
+
+async def test_check_names_each_recipient_in_rule_files_that_no_channel_can_reach(tmp_path: Path) -> None:
+    rules = (
+        PLAN + a_rule("email", "a@example.com, b@example.com", "c@example.com") + a_rule("slack", "dev-alerts", "@jane")
+    )
+    rules += a_rule("pager_duty", "unknown-service", "oncall") + a_rule("teams", "ml")
+    status, out, err = await command("check", "--config", settings_file(tmp_path, rules))
+    assert (status, out) == (1, "")
+    lines = err.splitlines()
+    places = [line.removeprefix(f"{tmp_path}/").partition(" ")[0] for line in lines[:-1]]
+    assert places == ["plan.yaml:3:", "plan.yaml:9:", "plan.yaml:9:", "plan.yaml:15:", "plan.yaml:21:"]
+    assert lines[-1] == "5 problems found"
+    for line, words in zip(
+        lines,
+        (
+            "'a@example.com, b@example.com' can't be reached by email: ",
+            "'dev-alerts' can't be reached by slack: ",
+            "'@jane' can't be reached by slack: ",
+            "'unknown-service' can't be reached by pagerduty: ",
+            "'ml' can't be reached by teams: no such channel is configured: add channels.teams to the settings",
+            "",
+        ),
+        strict=True,
+    ):
+        assert words in line
+
+
+async def test_a_recipient_that_an_alias_or_a_fallback_reaches_is_no_problem(tmp_path: Path) -> None:
+    rules = PLAN + a_rule("slack", "#dev", "jane@example.com") + a_rule("pager_duty", "someone@example.com")
+    channels = {**CHANNELS, "pagerduty": {**CHANNELS["pagerduty"], "fallback": "email"}, "webhook": {}}
+    file = settings_file(tmp_path, rules, channels=channels)
+    assert (await command("check", "--config", file))[0] == 0
+
+
+async def test_check_warns_where_nothing_asks_flyte_admin(tmp_path: Path) -> None:
+    status, out, err = await command("check", "--config", settings_file(tmp_path))
+    assert (status, err) == (0, "")
+    assert "rules      warning: nothing asks FlyteAdmin (rules.flyte_admin): " in out
+    rules = {"flyte_admin": {"endpoint": "flyte:81"}}
+    status, out, err = await command("check", "--config", settings_file(tmp_path, rules=rules))
+    assert (status, err, "warning" in out) == (0, "", False)
+
+
+async def test_serve_refuses_what_check_refuses_in_the_same_words(tmp_path: Path) -> None:
+    file = settings_file(tmp_path, channels={}, ledger={"url": "mysql://u:hidden@h/d"})
+    served = await command("serve", "--config", file)
+    checked = await command("check", "--config", file)
+    assert (served[:2], checked[:2]) == ((1, ""), (1, ""))
+    assert checked[2] == f"{served[2]}2 problems found\n"
+    no_channel, no_ledger = served[2].splitlines()
+    assert no_channel.startswith(f"{file}: nobody can be notified: add one of email, ")
+    assert no_ledger.startswith(f"{file}:7: ledger.url: no such kind of ledger, 'mysql'")
+    assert "hidden" not in served[2]
+
+
+async def test_a_channel_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    file = settings_file(tmp_path)
+    for arguments, words in (
+        (
+            ("send-test", "--channel", "foo", "--to", "x"),
+            "there is no channel 'foo': there are email, slack, pagerduty",
+        ),
+        (("send-test", "--channel", "slak", "--to", "x"), "there is no channel 'slak': did you mean slack?"),
+        (("deliveries", "list", "--channel", "slak"), "there is no channel 'slak': did you mean slack?"),
+        (("deliveries", "redrive", "--all", "--channel", "slak"), "there is no channel 'slak': did you mean slack?"),
+        (("deliveries", "redrive", "--all", "--dry-run", "--channel", "emial"), "did you mean email?"),
+        (("deliveries", "list", "--execution", "p/d"), "--execution is project/domain/name, not 'p/d'"),
+    ):
+        status, out, err = await command(*arguments, "--config", file)
+        assert (status, out) == (2, ""), arguments
+        assert words in " ".join(err.replace("│", "").split())
+    for name in ("slack", "teams"):
+        assert (await command("deliveries", "list", "--channel", name, "--config", file))[0] == 0
