@@ -102,7 +102,8 @@ async def run(*arguments: str, before: str = "") -> tuple[int, str]:
 
 def settings_file(folder: Path, url: str, name: str = "dispatcher") -> str:
     file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump({"http": {"listen": "127.0.0.1:0"}, "ledger": {"url": url}}))
+    settings = {"http": {"listen": "127.0.0.1:0"}, "channels": {"webhook": {}}, "ledger": {"url": url}}
+    file.write_text(yaml.safe_dump(settings))
     return str(file)
 
 
@@ -218,6 +219,7 @@ async def test_serve_stops_with_one_message_if_the_url_does_not_work(
         urls = {
             "nonsense": "not a database URL",
             f"sqlite:///{tmp_path}/missing/ledger.db": "no such folder",
+            f"postgresql://u:{PASSWORD}@{PASSWORD}@h/x": "two @ are in it",
             f"postgresql://u:{PASSWORD}@no-such-host.invalid/x": "no such host",
             f"postgresql://guest:{PASSWORD}@{server.host}:{server.port}/postgres": "password authentication failed",
         }
@@ -232,7 +234,7 @@ async def test_serve_stops_with_one_message_if_the_url_does_not_work(
         status, said = finished.result()
         assert status == 1
         *before_that, last = said.splitlines()
-        assert last.startswith("dispatcher: ledger.url: ")
+        assert "ledger.url: " in last
         assert words in last
         assert all('"event":"waiting for the ledger"' in line and words in line for line in before_that), said
         assert PASSWORD not in said

@@ -48,7 +48,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 def settings(folder: Path, url: str) -> str:
     file = folder / "dispatcher.yaml"
-    file.write_text(yaml.safe_dump({"ledger": {"url": url}}))
+    file.write_text(yaml.safe_dump({"http": {}, "channels": {"webhook": {}}, "ledger": {"url": url}}))
     return str(file)
 
 

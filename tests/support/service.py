@@ -48,10 +48,11 @@ class Replica:
 
 
 async def start(folder: Path, settings: Mapping[str, Any], *, name: str = "dispatcher") -> Replica:
-    """Start a replica and wait until it is ready."""
+    """Start a replica and wait until it is ready. `channels` defaults to one that nobody can be reached by."""
     port = free_port()
     file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump({**settings, "http": {**settings.get("http", {}), "listen": f"127.0.0.1:{port}"}}))
+    http = {**settings.get("http", {}), "listen": f"127.0.0.1:{port}"}
+    file.write_text(yaml.safe_dump({"channels": {"webhook": {}}, **settings, "http": http}))
     log = folder / f"{name}.log"
     with log.open("ab") as sink:
         process = await asyncio.create_subprocess_exec(

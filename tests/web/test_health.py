@@ -27,7 +27,8 @@ async def starting(folder: Path, settings: dict[str, Any]) -> AsyncIterator[Repl
     """A process that was just started and may not be ready."""
     port = free_port()
     file = folder / "dispatcher.yaml"
-    file.write_text(yaml.safe_dump({**settings, "http": {"listen": f"127.0.0.1:{port}"}}))
+    http = {"listen": f"127.0.0.1:{port}"}
+    file.write_text(yaml.safe_dump({"channels": {"webhook": {}}, **settings, "http": http}))
     log = folder / "dispatcher.log"
     with log.open("ab") as sink:
         process = await asyncio.create_subprocess_exec(
