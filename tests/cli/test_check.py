@@ -10,7 +10,7 @@ import yaml
 from tests.support.service import ROUTING_KEY, command
 
 PLAN = "launch_plan: {project: p, domain: d, name: n}\nnotifications:\n"
-CHANNELS = {
+CHANNELS: dict[str, Any] = {
     "email": {"host": "relay.example.com", "from": "flyte@example.com"},
     "slack": {"token": "xoxb-hidden"},
     "pagerduty": {"services": {"oncall": {"routing_key": ROUTING_KEY}}},

@@ -104,6 +104,8 @@ async def _check(data: Mapping[str, Any], here: World) -> None:
     settings = dict(data)
     if "reconcile" in settings:
         settings["rules"] = {"flyte_admin": {"endpoint": "127.0.0.1:81", "insecure": True}} | settings.get("rules", {})
+    if not {"kafka", "http"} & settings.keys():
+        settings["http"] = {}
     if "channels" not in settings:
         settings["channels"] = yaml.safe_load((here.folder / "dispatcher.yaml").read_text())["channels"]
     (here.folder / "block.yaml").write_text(yaml.safe_dump(settings))

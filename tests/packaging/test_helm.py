@@ -25,10 +25,12 @@ NAME = f"{RELEASE}-flyte-notification-dispatcher"
 pytestmark = pytest.mark.skipif(not HELM.exists(), reason="no Helm here: .ci/kubernetes builds it, with Go")
 
 POSTGRES = {"type": "postgresql", "postgresql": {"host": "postgres"}}
+CHANNELS = {"slack": {"token_file": f"{SECRETS}/slack"}}
 CASES: dict[str, dict[str, Any]] = {
-    "default values": {},
-    "without Kafka, without FlyteAdmin": {"config": {"kafka": None, "rules": None}},
+    "default values, and a channel": {"config": {"channels": CHANNELS}},
+    "without Kafka, without FlyteAdmin": {"config": {"kafka": None, "rules": None, "channels": CHANNELS}},
     "PostgreSQL, with a password in the values": {
+        "config": {"channels": CHANNELS},
         "ledger": {"type": "postgresql", "postgresql": {"host": "postgres", "user": "a b", "password": "p:@/ '\"w"}}
     },
     "everything enabled": {
@@ -48,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
         "image": {"digest": f"sha256:{'0' * 64}"},
         "httpToken": {"existingSecret": "mine", "key": "token"},
         "secrets": {"existingSecret": "channels", "files": {"slack": "xoxb-1"}},
-        "config": {"channels": {"slack": {"token_file": f"{SECRETS}/slack"}}},
+        "config": {"channels": CHANNELS},
         "launchPlans": {
             "team/a.yaml": {
                 "launch_plan": {"project": "p", "domain": "d", "name": "a"},
