@@ -57,13 +57,12 @@ def _proxy(text: str) -> str:
 
 
 def read_session_keys(file: Path) -> list[bytes]:
-    """Return the keys in `http.session_key_file`, one per line. Raises OSError if the file can't be read, or if it has no
-    key or a key that is too short; `strerror` says why.
+    """Return the keys in `http.session_key_file`, one per line. Raises OSError if the file can't be read or has no keys;
+    `strerror` says why.
     """
     keys = file.read_bytes().removeprefix(codecs.BOM_UTF8).split()
-    if not keys or any(len(key) < MIN_TOKEN_LENGTH or b"\0" in key for key in keys):
-        reason = f"it needs one key per line, of {MIN_TOKEN_LENGTH} characters at least: make each with `openssl rand -hex 32`"
-        raise OSError(errno.EINVAL, reason)
+    if not keys or any(b"\0" in key for key in keys):  # NUL: UTF-16, where each line would begin with the same bytes
+        raise OSError(errno.EINVAL, "it needs one key per line, in UTF-8: make each with `openssl rand -hex 32`")
     return keys
 
 

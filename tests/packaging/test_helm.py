@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "without Kafka, without FlyteAdmin": {"config": {"kafka": None, "rules": None, "channels": CHANNELS}},
     "PostgreSQL, with a password in the values": {
         "config": {"channels": CHANNELS},
-        "ledger": {"type": "postgresql", "postgresql": {"host": "postgres", "user": "a b", "password": "p:@/ '\"w"}}
+        "ledger": {"type": "postgresql", "postgresql": {"host": "postgres", "user": "a b", "password": "p:@/ '\"w"}},
     },
     "everything enabled": {
         "fullnameOverride": NAME,
