@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import re
@@ -21,6 +22,7 @@ MIN_SECRET_LENGTH = 4
 """Minimum number of characters of a secret that is masked. A shorter secret would also match ordinary text."""
 MAX_SECRET_BYTES = 64 * 1024
 """Maximum size of a file that contains a secret. OAuth tokens have a few kilobytes."""
+_EMPTY = "it is empty"
 _HEADER_LINE = re.compile(r"[\t\x20-\x7e]*")
 _HEADER_TOKEN = re.compile(r"[!-~]+")
 _PERCENT_CODE = re.compile(r"%[0-9A-Fa-f]{2}")
@@ -48,7 +50,7 @@ def _secret_file(path: Path) -> Path:
 
 def _text(secret: str) -> str:
     if not secret:
-        raise ValueError("it is empty")
+        raise ValueError(_EMPTY)
     if "\0" in secret:
         raise ValueError("it is not UTF-8 text: save it as UTF-8")
     return secret
@@ -96,12 +98,14 @@ def read_secret(file: Path) -> str:
     """Return the secret in a file, without white space around it and without a byte order mark.
 
     Do not store the result, because the file may change. Raises `OSError` if the file can't be read or has no secret;
-    `strerror` says why.
+    `strerror` says why. `errno` is `ENODATA` if the file is empty.
     """
     with file.open("rb") as opened:
         content = opened.read(MAX_SECRET_BYTES + 1)
     if len(content) > MAX_SECRET_BYTES:
         raise OSError(errno.EFBIG, f"it is larger than {MAX_SECRET_BYTES // 1024} KiB")
+    if not content.removeprefix(codecs.BOM_UTF8).strip():
+        raise OSError(errno.ENODATA, _EMPTY)
     try:
         return _text(content.decode("utf-8-sig").strip())
     except UnicodeDecodeError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli._options import Config, no_such_channel
+from dispatcher.cli._options import Config, nearest
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Content, Message, Receipt
@@ -33,6 +33,7 @@ def send_test(
     from channels.contract import ChannelError, InDoubt, Later, UnknownRecipient
     from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load
+    from dispatcher.errors import SettingsError
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.renderer import sample_event
     from dispatcher.runtime.service import make_planner, open_channels
@@ -46,7 +47,8 @@ def send_test(
     settings = load(config)
     channels = open_channels(settings)
     if channel not in channels and to not in settings.rules.recipients:
-        raise no_such_channel(channel, channels)
+        hint = nearest(channel, channels)
+        raise SettingsError(f"no such channel is configured: add channels.{channel} to the settings; {hint}")
     event = sample_event(wanted).model_copy(update={"occurred_at": SystemClock().now()})
     try:
         target = make_planner(settings, channels).target(channel, to)

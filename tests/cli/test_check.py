@@ -86,18 +86,18 @@ async def test_serve_refuses_what_check_refuses_in_the_same_words(tmp_path: Path
 async def test_a_channel_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     file = settings_file(tmp_path)
     for arguments, words in (
+        (("list", "--channel", "slak"), "there is no channel 'slak': did you mean slack?"),
+        (("redrive", "--all", "--channel", "slak"), "there is no channel 'slak': did you mean slack?"),
         (
-            ("send-test", "--channel", "foo", "--to", "x"),
-            "there is no channel 'foo': there are email, slack, pagerduty",
+            ("redrive", "--all", "--dry-run", "--channel", "x"),
+            "there is no channel 'x': there are email, slack, pagerduty",
         ),
-        (("send-test", "--channel", "slak", "--to", "x"), "there is no channel 'slak': did you mean slack?"),
-        (("deliveries", "list", "--channel", "slak"), "there is no channel 'slak': did you mean slack?"),
-        (("deliveries", "redrive", "--all", "--channel", "slak"), "there is no channel 'slak': did you mean slack?"),
-        (("deliveries", "redrive", "--all", "--dry-run", "--channel", "emial"), "did you mean email?"),
-        (("deliveries", "list", "--execution", "p/d"), "--execution is project/domain/name, not 'p/d'"),
+        (("list", "--execution", "p/d"), "--execution is project/domain/name, not 'p/d'"),
     ):
-        status, out, err = await command(*arguments, "--config", file)
+        status, out, err = await command("deliveries", *arguments, "--config", file)
         assert (status, out) == (2, ""), arguments
         assert words in " ".join(err.replace("│", "").split())
-    for name in ("slack", "teams"):
-        assert (await command("deliveries", "list", "--channel", name, "--config", file))[0] == 0
+    status, out, err = await command("send-test", "--channel", "slak", "--to", "x", "--config", file)
+    sentence = "no such channel is configured: add channels.slak to the settings; did you mean slack?"
+    assert (status, out, err) == (1, "", f"dispatcher: {sentence}\n")
+    assert (await command("deliveries", "list", "--channel", "teams", "--config", file))[0] == 0

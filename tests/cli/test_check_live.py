@@ -71,13 +71,14 @@ async def test_each_failed_connection_is_one_line_with_the_setting_to_change(tmp
     unreachable = f"127.0.0.1:{free_port()}"
     settings = {
         "kafka": {"bootstrap_servers": unreachable},
+        "channels": {"email": {"host": "127.0.0.1", "port": 1, "security": "none", "from": "flyte@example.com"}},
         "ledger": {"url": f"postgresql+asyncpg://nobody@{unreachable}/none"},
         "rules": {"flyte_admin": {"endpoint": unreachable, "insecure": True, "timeout": "1s"}},
     }
     file = tmp_path / "dispatcher.yaml"
     file.write_text(yaml.safe_dump(settings))
     status, out, err = await command("check", "--live", "--config", str(file))
-    assert (status, err) == (1, "3 problems found\n")
+    assert (status, err) == (1, "4 problems found\n")
     for name, setting in (
         ("kafka", "kafka.bootstrap_servers"),
         ("ledger", "ledger.url"),

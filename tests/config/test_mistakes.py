@@ -72,8 +72,8 @@ def found(folder: Path, text: str) -> list[str]:
             "http.tls: cert_file and key_file are not a certificate and its key",
         ),
         (
-            "http: {session_key_file: short}",
-            "http.session_key_file: short can't be used: it needs one key per line, of 16",
+            "http: {session_key_file: utf16}",
+            "http.session_key_file: utf16 can't be used: it needs one key per line, in UTF-8",
         ),
         ("http: {rate: 5}", "http.rate: '5' is no rate: write 1/s"),
         (

@@ -7,6 +7,7 @@ callers need: `Route("/events", needs(Scope.PUBLISH, post))`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import secrets
@@ -165,6 +166,8 @@ class AccessControl:
             try:
                 yield token, token.reveal()
             except OSError as error:
+                if error.errno == errno.ENODATA:  # the file is being rewritten
+                    continue
                 log.warning(
                     "a token's file can't be used: the token is refused", token=token.name, reason=error.strerror
                 )

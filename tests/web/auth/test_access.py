@@ -102,7 +102,7 @@ async def test_http_token_has_the_scope_publish(session: aiohttp.ClientSession) 
         assert await status(session, "GET", f"{url}/console/") == 401
 
 
-async def test_a_token_file_can_rotate_and_an_empty_or_missing_one_admits_nobody(
+async def test_a_token_file_can_rotate_and_one_without_a_usable_token_admits_nobody(
     session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
@@ -115,9 +115,13 @@ async def test_a_token_file_can_rotate_and_an_empty_or_missing_one_admits_nobody
             assert await status(session, "GET", f"{url}/console/", bearer(OPERATOR)) == 200
             file.write_text("\n")
             assert await status(session, "GET", f"{url}/console/", bearer("")) == 401
-            file.unlink()
-            assert await status(session, "GET", f"{url}/console/", bearer(OPERATOR)) == 401
-    assert [line["token"] for line in logged] == ["grafana"]
+            for unusable in ("short", OPERATOR.encode("utf-16"), None):
+                file.unlink()
+                if unusable is not None:
+                    file.write_bytes(unusable.encode() if isinstance(unusable, str) else unusable)
+                for shown in (OPERATOR, "short"):
+                    assert await status(session, "GET", f"{url}/console/", bearer(shown)) == 401
+    assert {line["token"] for line in logged} == {"grafana"}
     assert OPERATOR not in str(logged)
 
 
