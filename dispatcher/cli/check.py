@@ -29,7 +29,7 @@ def check(config: Config = None, live: Live = False) -> None:
     from dispatcher.config.settings import load
     from dispatcher.errors import InvalidSettings
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.preflight import NO_FLYTE_ADMIN, problems_of, unreachable_recipients
+    from dispatcher.runtime.preflight import NO_FLYTE_ADMIN, NO_START_TIMES, problems_of, unreachable_recipients
     from dispatcher.runtime.service import make_planner, make_renderer, open_channels
 
     try:
@@ -55,6 +55,8 @@ def check(config: Config = None, live: Live = False) -> None:
     typer.echo(f"rules      ok: {total} in {len(rules.book.plans)} launch plans{first}")
     if admin is None:
         typer.echo(f"rules      warning: {NO_FLYTE_ADMIN}")
+        if any(CHANNEL_TYPES[name].pages for name in settings.channel_sections):
+            typer.echo(f"channels   warning: {NO_START_TIMES}")
     typer.echo("templates  ok")
     if live and not asyncio.run(_check_connections(settings)):
         raise typer.Exit(1)

@@ -41,7 +41,9 @@ _UNPREPARED: Mapping[str, Any] = {
 def checked_url(url: URL) -> URL:
     """Return the URL for asyncpg. Raises SettingsError if its host, port or options for TLS can't be used."""
     if "@" in (url.host or ""):  # a part of the password, which would be shown as the host
-        raise SettingsError("ledger.url: two @ are in it: write an @ in the password as %40, or use ledger.password_file")
+        raise SettingsError(
+            "ledger.url: two @ are in it: write an @ in the password as %40, or use ledger.password_file"
+        )
     if url.port is not None and not 0 < url.port <= MAX_PORT:
         raise SettingsError(f"ledger.url: no such port: ports are 1 to {MAX_PORT}")
     given = {name: value for name, value in url.query.items() if name in _TLS_OPTIONS}

@@ -24,6 +24,11 @@ NO_FLYTE_ADMIN = (
     "disable_notifications, so rule files also notify people of executions whose notifications were disabled"
 )
 """The warning about an installation that knows the rules of launch plans only from files."""
+NO_START_TIMES = (
+    "without FlyteAdmin (rules.flyte_admin) the start of an execution is not known, so where executions overlap, the "
+    "success of one that began earlier may resolve an incident"
+)
+"""The warning about an installation that pages and does not ask FlyteAdmin."""
 
 
 def problems_of(settings: Settings) -> list[str]:
