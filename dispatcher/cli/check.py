@@ -26,6 +26,7 @@ def check(config: Config = None, live: Live = False) -> None:
     """Validate the settings, rule files and templates. Exit status 1 if there is a problem."""
     import asyncio
 
+    from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
     from dispatcher.errors import InvalidSettings
     from dispatcher.rules.files import LaunchPlanFiles

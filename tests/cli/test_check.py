@@ -66,6 +66,10 @@ async def test_check_warns_where_nothing_asks_flyte_admin(tmp_path: Path) -> Non
     status, out, err = await command("check", "--config", settings_file(tmp_path))
     assert (status, err) == (0, "")
     assert "rules      warning: nothing asks FlyteAdmin (rules.flyte_admin): " in out
+    assert "channels   warning: without FlyteAdmin (rules.flyte_admin) the start of an execution is not known" in out
+    email = {"email": {"host": "relay", "sender": "f@example.com"}}
+    status, out, err = await command("check", "--config", settings_file(tmp_path, channels=email))
+    assert (status, err, "overlap" in out) == (0, "", False)
     rules = {"flyte_admin": {"endpoint": "flyte:81"}}
     status, out, err = await command("check", "--config", settings_file(tmp_path, rules=rules))
     assert (status, err, "warning" in out) == (0, "", False)
