@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import Any, cast
 
 import typer
 
+from dispatcher.cli._output import prepare_streams, write_line, write_text
 from dispatcher.cli.check import check
 from dispatcher.cli.deliveries import deliveries
 from dispatcher.cli.demo import demo
@@ -34,7 +37,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dispatcher {__version__}")
+        write_line(f"dispatcher {__version__}")
         raise typer.Exit
 
 
@@ -68,20 +71,29 @@ def main() -> None:
     The message begins with `dispatcher: `. Problems of the settings begin with their file and line instead, as problems
     of rule files do.
     """
+    prepare_streams()
     try:
-        app(prog_name="dispatcher")
+        sys.exit(app(prog_name="dispatcher", standalone_mode=False))
+    except typer.TyperException as error:
+        shown = io.StringIO()
+        cast("Any", error).show(shown)  # an error in the arguments; Typer shows it with the command's usage
+        write_text(shown.getvalue(), err=True)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        write_line("Aborted!", err=True)
+        sys.exit(1)
     except InvalidSettings as error:  # each line begins with its place
-        print(error, file=sys.stderr)  # noqa: T201
+        write_text(f"{error}\n", err=True)
         sys.exit(1)
     except DispatcherError as error:
-        print(f"dispatcher: {error}", file=sys.stderr)  # noqa: T201 - this error is for the terminal, not for the log
+        write_text(f"dispatcher: {error}\n", err=True)
         sys.exit(1)
     except ExceptionGroup as group:
         problems = group.split(DispatcherError)
         if problems[1] is not None or problems[0] is None:
             raise
         for problem in _leaves(problems[0]):
-            print(f"dispatcher: {problem}", file=sys.stderr)  # noqa: T201
+            write_text(f"dispatcher: {problem}\n", err=True)
         sys.exit(1)
 
 

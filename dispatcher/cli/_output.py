@@ -1,55 +1,123 @@
-"""Prints tables for people and JSON for programs."""
+"""Writes everything that commands print: lines, tables and facts for people, JSON for programs.
+
+Commands print only through this module. It makes text safe to show (`dispatcher.safe_text`), so nothing from an event
+or a provider's answer can control the terminal. It works on terminals that are not UTF-8.
+"""
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-import orjson
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from dispatcher.safe_text import ascii_only, visible
 
-console = Console(width=None if sys.stdout.isatty() else 200)
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
 _NO_WRAP = {"KEY", "ID", "STATE", "CHANNEL", "ATTEMPTS", "ATTEMPT", "DURATION", "BYTES"}
 STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "in_doubt": "yellow"}
 
 
+def prepare_streams() -> None:
+    """Let standard output and standard error escape what their encoding doesn't have, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def write_line(text: str = "", *, err: bool = False) -> None:
+    """Print one line on standard output, or on standard error."""
+    _write(visible(text) + "\n", sys.stderr if err else sys.stdout)
+
+
+def write_text(text: str, *, err: bool = False) -> None:
+    """Print text of any number of lines as it is, without a line feed at its end."""
+    _write("\r\n".join(visible(part, lines=True) for part in text.split("\r\n")), sys.stderr if err else sys.stdout)
+
+
 def write_json(data: Any) -> None:
     """Print one JSON document on standard output."""
-    sys.stdout.buffer.write(
-        orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
-    )
-    sys.stdout.buffer.flush()
+    import orjson
+
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
+    write_json_text(orjson.dumps(data, option=options).decode())
+
+
+def write_json_text(document: str) -> None:
+    """Print a JSON document on standard output. Its strings keep their values: the escapes are JSON's."""
+    shown = visible(document, lines=True)
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf8")
+    _write(shown if is_utf8 else ascii_only(shown), sys.stdout)
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table. Rich's markup in a cell, such as `[red]`, is printed as it is and has no effect."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in _NO_WRAP)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    console.print(table)
+        table.add_row(*map(_cell, row))
+    write_rendered(table)
 
 
 def write_details(details: Iterable[tuple[str, Any]]) -> None:
     """Print one line for each pair of a name and a value. Pairs with an empty value are skipped."""
+    from rich.table import Table
+
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in details:
         if value not in ("", None, (), []):
-            table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
-    console.print(table)
+            table.add_row(_cell(name), _cell(value))
+    write_rendered(table)
+
+
+def write_rule() -> None:
+    """Print a line across the terminal."""
+    console().rule(style="dim")
+
+
+def write_rendered(rendered: RenderableType) -> None:
+    """Print what Rich renders. The text in it has to be safe already."""
+    console().print(rendered)
+
+
+def console() -> Console:
+    """Return Rich's console on standard output. Text from outside goes through this module's other functions."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def styled(text: str, style: str) -> Text:
+    """Return a table's cell with a style."""
+    from rich.text import Text
+
+    return Text(visible(text, lines=True), style=style)
 
 
 def state_text(state: str) -> Text:
-    return Text(state, style=STATE_STYLES.get(state, ""))
+    return styled(state, STATE_STYLES.get(state, ""))
 
 
 def time_text(time: datetime | None) -> str:
     """Format a UTC time as `2026-11-20 09:14:21`. Returns an empty text for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S") if time is not None else ""
+
+
+def _cell(value: Any) -> Text:
+    from rich.text import Text
+
+    return value if isinstance(value, Text) else styled(str(value), "")
+
+
+def _write(text: str, stream: TextIO) -> None:
+    stream.write(text)
+    stream.flush()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from dispatcher.cli._options import Config
+from dispatcher.cli._output import time_text, write_line
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Finding
@@ -48,17 +49,17 @@ def check(config: Config = None, live: Live = False) -> None:
         _stop_with(problems)
     http_takes_events = settings.http is not None and settings.http.takes_events
     sources = [name for name, used in (("kafka", settings.kafka is not None), ("http", http_takes_events)) if used]
-    typer.echo(f"settings   ok: events from {' and '.join(sources)}")
-    typer.echo(f"channels   ok: {', '.join(settings.channel_sections)}")
+    write_line(f"settings   ok: events from {' and '.join(sources)}")
+    write_line(f"channels   ok: {', '.join(settings.channel_sections)}")
     total = sum(len(plan.rules) for plan in rules.book.plans.values())
     admin = settings.rules.flyte_admin
     first = f"; FlyteAdmin at {admin.endpoint} is asked first" if admin is not None else ""
-    typer.echo(f"rules      ok: {total} in {len(rules.book.plans)} launch plans{first}")
+    write_line(f"rules      ok: {total} in {len(rules.book.plans)} launch plans{first}")
     if admin is None:
-        typer.echo(f"rules      warning: {NO_FLYTE_ADMIN}")
+        write_line(f"rules      warning: {NO_FLYTE_ADMIN}")
         if any(CHANNEL_TYPES[name].pages for name in settings.channel_sections):
-            typer.echo(f"channels   warning: {NO_START_TIMES}")
-    typer.echo("templates  ok")
+            write_line(f"channels   warning: {NO_START_TIMES}")
+    write_line("templates  ok")
     if live and not asyncio.run(_check_connections(settings)):
         raise typer.Exit(1)
 
@@ -66,8 +67,8 @@ def check(config: Config = None, live: Live = False) -> None:
 def _stop_with(problems: Sequence[str]) -> NoReturn:
     """Print the problems and their number on standard error, and exit with status 1."""
     for problem in problems:
-        typer.echo(problem, err=True)
-    typer.echo("1 problem found" if len(problems) == 1 else f"{len(problems)} problems found", err=True)
+        write_line(problem, err=True)
+    write_line("1 problem found" if len(problems) == 1 else f"{len(problems)} problems found", err=True)
     raise typer.Exit(1)
 
 
@@ -91,10 +92,10 @@ async def _check_connections(settings: Settings) -> bool:
     for name, check in checks.items():
         for finding in check.result():
             result = "problem" if not finding.ok else "warning" if finding.warning else "ok"
-            typer.echo(f"{name:<10} {result}: {finding.message}")
+            write_line(f"{name:<10} {result}: {finding.message}")
             problems += not finding.ok
     if problems:
-        typer.echo("1 problem found" if problems == 1 else f"{problems} problems found", err=True)
+        write_line("1 problem found" if problems == 1 else f"{problems} problems found", err=True)
     return not problems
 
 
@@ -106,7 +107,6 @@ async def _check_kafka(settings: Settings) -> Sequence[Finding]:
 
 async def _check_ledger(settings: Settings) -> Sequence[Finding]:
     from channels.contract import Finding
-    from dispatcher.cli._output import time_text
     from dispatcher.clock import SystemClock
     from dispatcher.errors import DispatcherError
     from dispatcher.ledger import Ledger

@@ -10,6 +10,7 @@ import typer
 
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, Limit, Since, no_such_channel, parse_since
+from dispatcher.cli._output import state_text, time_text, write_details, write_json, write_line, write_table
 
 if TYPE_CHECKING:
     from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, StoredDelivery
@@ -45,7 +46,6 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first."""
-    from dispatcher.cli._output import state_text, time_text, write_json, write_table
     from dispatcher.explain import delivery_data
 
     wanted = _filter(state, channel, execution, since)
@@ -83,7 +83,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one delivery with its attempts and the provider's answers. With --json, prints the message's content too."""
-    from dispatcher.cli._output import console, state_text, time_text, write_details, write_json, write_table
     from dispatcher.explain import attempt_data, delivery_data
     from dispatcher.ledger import DeliveryFilter
 
@@ -93,7 +92,7 @@ def show(
 
     found, history = with_ledger(config, load)
     if len(found) != 1:
-        typer.echo(
+        write_line(
             f"dispatcher: {'no delivery' if not found else 'more than one delivery'} begins with {key!r}", err=True
         )
         raise typer.Exit(1)
@@ -119,7 +118,7 @@ def show(
             *stored.reference.items(),
         ]
     )
-    console.print()
+    write_line()
     write_table(
         ("ATTEMPT", "STARTED (UTC)", "DURATION", "OUTCOME", "STATUS", "ANSWER", "REASON"),
         [
@@ -154,7 +153,6 @@ def redrive(
     """Retry dead deliveries, selected by key or by filter. First fix the reason why they are dead. Each delivery is due
     at once, and has the full retry time again.
     """
-    from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
     if not keys and not everything:
@@ -173,11 +171,10 @@ def redrive(
     if dry_run:
         for stored in with_ledger(config, find):
             delivery = stored.delivery
-            line = f"{delivery.key[:KEY_DIGITS]}  {delivery.channel}  {delivery.event}  {delivery.reason}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            write_line(f"{delivery.key[:KEY_DIGITS]}  {delivery.channel}  {delivery.event}  {delivery.reason}")
         return
     number = with_ledger(config, redrive_found)
-    console.print("1 delivery is due again" if number == 1 else f"{number} deliveries are due again")
+    write_line("1 delivery is due again" if number == 1 else f"{number} deliveries are due again")
 
 
 @deliveries.command()
@@ -190,7 +187,6 @@ def purge(
     """Delete old events and old rejected messages. The deliveries of an event are deleted with the event. Events that
     have a waiting delivery are kept.
     """
-    from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
     now = SystemClock().now()
@@ -203,7 +199,7 @@ def purge(
         return total
 
     number = with_ledger(config, purge_in_batches)
-    console.print("1 entry deleted" if number == 1 else f"{number} entries deleted")
+    write_line("1 entry deleted" if number == 1 else f"{number} entries deleted")
 
 
 async def _require_channel(ledger: Ledger, channel: str | None) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dispatcher.cli._output import console
+
 
 def demo(
     once: Annotated[
@@ -17,7 +19,6 @@ def demo(
     """Run a simulated day of a team. Prints each event, the decision about the event, and each message that arrives in
     the local inbox.
     """
-    from dispatcher.cli._output import console
     from dispatcher.errors import DispatcherError
     from dispatcher.observability import logs
     from dispatcher.runtime import event_loop
@@ -28,5 +29,5 @@ def demo(
         command = "pip install 'flyte-notification-dispatcher[demo]'"
         raise DispatcherError(f"the demo needs {error.name}, which production does not: {command}") from None
     logs.configure("auto", level=40)
-    if not event_loop.run(Show(console, port=port).run(once=once)):
+    if not event_loop.run(Show(console(), port=port).run(once=once)):
         raise typer.Exit(1)

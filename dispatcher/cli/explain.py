@@ -11,6 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dispatcher.cli._options import AsJson, Config
+from dispatcher.cli._output import (
+    state_text,
+    styled,
+    time_text,
+    write_details,
+    write_json,
+    write_line,
+    write_rule,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -55,7 +65,6 @@ def explain(
 
     Exit status 1 if the ledger has nothing about the execution.
     """
-    from dispatcher.cli._output import write_json
     from dispatcher.config.settings import load
     from dispatcher.observability import logs
 
@@ -121,7 +130,7 @@ def _dry_run(settings: Settings, file: Path) -> Explanation:
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     for refused in rules.problems:
-        typer.echo(str(refused), err=True)
+        write_line(str(refused), err=True)
     event, answer = asyncio.run(_look_up(settings, event))
     decision = decide(event, rules.book, answer)
     verdict, reason = str(decision.verdict), decision.reason
@@ -192,7 +201,6 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[Explanation]:
 
 
 def _print_what_to_check(settings: Settings, execution: ExecutionId, *, newest: tuple[str, datetime] | None) -> None:
-    from dispatcher.cli._output import time_text
 
     last = f"its newest event was recorded at {time_text(newest[1])} (UTC)" if newest else "it has no events at all"
     kafka = f"on {', '.join(settings.kafka.topics)}" if settings.kafka is not None else "over HTTP"
@@ -207,31 +215,29 @@ def _print_what_to_check(settings: Settings, execution: ExecutionId, *, newest: 
         "- was its message rejected? dispatcher rejected list",
         "To explain an event in a file, without the ledger: dispatcher explain FILE",
     ):
-        typer.echo(line, err=True)
+        write_line(line, err=True)
 
 
 # -- output for people
 
 
 def _print(explanations: Sequence[Explanation]) -> None:
-    from dispatcher.cli._output import console
     from dispatcher.explain import REJECTED
 
     for number, explanation in enumerate(explanations):
         if number:
-            console.print()
-            console.rule(style="dim")
+            write_line()
+            write_rule()
         _print_event(explanation)
         if explanation.rules:
-            console.print()
+            write_line()
             _print_rules(explanation.rules)
         if explanation.event["verdict"] != REJECTED:
-            console.print()
+            write_line()
             _print_deliveries(explanation.deliveries, [rule["defined_at"] for rule in explanation.rules])
 
 
 def _print_event(explanation: Explanation) -> None:
-    from dispatcher.cli._output import write_details
     from dispatcher.explain import REJECTED
     from dispatcher.rendering.traceback import summarize
 
@@ -262,7 +268,6 @@ def _print_event(explanation: Explanation) -> None:
 
 
 def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
-    from dispatcher.cli._output import write_table
 
     write_table(
         ("RULE", "MATCHED", "CHANNEL", "RECIPIENTS", "PHASES", "REASON", "DEFINED AT"),
@@ -283,10 +288,8 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
 
 def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[str]) -> None:
     """Print each delivery with the number of its rule. `rules` lists the `defined_at` of each rule, from rule 1 on."""
-    from dispatcher.cli._output import console, state_text, write_table
-
     if not deliveries:
-        console.print("no notifications")
+        write_line("no notifications")
         return
     rows: list[tuple[Any, ...]] = []
     for delivery in deliveries:
@@ -307,7 +310,6 @@ def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[s
 
 
 def _attempt_cells(attempt: Mapping[str, Any]) -> tuple[Any, ...]:
-    from dispatcher.cli._output import state_text, time_text
 
     return attempt["number"], time_text(attempt["ended_at"]), state_text(attempt["outcome"])
 
@@ -329,19 +331,15 @@ def _path(entity: Mapping[str, str] | None) -> str:
 def _time(value: Any) -> str:
     from datetime import UTC, datetime
 
-    from dispatcher.cli._output import time_text
-
     time = datetime.fromisoformat(value) if isinstance(value, str) else value
     return f"{time_text(time.astimezone(UTC))} (UTC)" if time is not None else ""
 
 
 def _verdict(verdict: str) -> Text:
-    from rich.text import Text
 
-    return Text(verdict.replace("_", " "), style="green" if verdict == "matched" else "yellow")
+    return styled(verdict.replace("_", " "), "green" if verdict == "matched" else "yellow")
 
 
 def _yes_or_no(matched: bool) -> Text:
-    from rich.text import Text
 
-    return Text("yes", style="green") if matched else Text("no", style="dim")
+    return styled("yes", "green") if matched else styled("no", "dim")

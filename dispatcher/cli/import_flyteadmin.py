@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dispatcher.cli._output import write_line, write_text
+
 if TYPE_CHECKING:
     from dispatcher.config.import_flyteadmin import ImportedConfig
 
@@ -37,15 +39,15 @@ def import_flyteadmin(
     if imported is None:
         raise SettingsError(f"{file}: there is neither of flyteadmin's sections {' and '.join(SECTIONS)}")
     if output is None:
-        typer.echo(imported.text, nl=False)
+        write_text(imported.text)
         return
     try:
         _write(imported, output, force=force)
     except OSError as error:
         raise SettingsError(f"{error.filename}: can't be written: {error.strerror}") from None
-    typer.echo(f"{output} is written; left for you to do:", err=True)
+    write_line(f"{output} is written; left for you to do:", err=True)
     for task in imported.to_do:
-        typer.echo(f"  {task}", err=True)
+        write_line(f"  {task}", err=True)
 
 
 def _read(file: Path) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dispatcher.cli._options import Config
+from dispatcher.cli._output import write_line
 
 if TYPE_CHECKING:
     from dispatcher.ledger import Schema
@@ -30,11 +31,11 @@ def migrate(config: Config = None) -> None:
     logs.configure("console", level=logging.WARNING)
     before = asyncio.run(migrate_ledger(load(config).ledger))
     if before.version is None:
-        typer.echo(f"ledger     created, at version {HEAD}")
+        write_line(f"ledger     created, at version {HEAD}")
     elif before.compatible:
-        typer.echo(f"ledger     {_describe(before)}")
+        write_line(f"ledger     {_describe(before)}")
     else:
-        typer.echo(f"ledger     migrated from version {before.version} to {HEAD}")
+        write_line(f"ledger     migrated from version {before.version} to {HEAD}")
 
 
 @ledger.command()
@@ -53,9 +54,9 @@ def status(config: Config = None) -> None:
             await unopened.aclose()
 
     found = asyncio.run(read_schema(load(config).ledger))
-    typer.echo(f"ledger     {_describe(found)}")
+    write_line(f"ledger     {_describe(found)}")
     if not found.compatible:
-        typer.echo("upgrade this dispatcher" if found.newer else "run dispatcher ledger migrate, or serve", err=True)
+        write_line("upgrade this dispatcher" if found.newer else "run dispatcher ledger migrate, or serve", err=True)
         raise typer.Exit(1)
 
 

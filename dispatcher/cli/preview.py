@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli._options import Config, no_such_channel
+from dispatcher.cli._output import write_json_text, write_line, write_rendered, write_text
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -90,7 +91,12 @@ def preview(
         from dispatcher.workbench.server import run
 
         (given,) = _events(settings, event, execution, phase, every=False)
-        run(settings, with_changes(given, changes or ()), port)
+        run(
+            settings,
+            with_changes(given, changes or ()),
+            port,
+            lambda url: write_line(f"edit templates at {url} (Ctrl+C stops the server)"),
+        )
         return
     if channel is None and not every:
         raise typer.BadParameter(f"give --channel {', '.join(CHANNELS)}, or --all")
@@ -120,7 +126,7 @@ def _exit_with(problems: Iterator[str]) -> None:
     """Print the problems. Exit with status 1 if there is at least one problem."""
     status = 0
     for problem in problems:
-        typer.echo(problem, err=True)
+        write_line(problem, err=True)
         status = 1
     if status:
         raise typer.Exit(status)
@@ -182,17 +188,17 @@ def _require_terminal(event: Event) -> Event:
 
 def _show(sample: Sample, form: Form, output: Path | None) -> None:
     if form is Form.TERMINAL and output is None:
-        from dispatcher.cli._output import console
         from dispatcher.preview.terminal import to_panel
 
-        console.print(to_panel(sample.channel, sample.content))
+        write_rendered(to_panel(sample.channel, sample.content))
         return
     content = _formatted(sample, form)
     if output is None:
-        typer.get_binary_stream("stdout").write(content)
+        text = content.decode(errors="replace")
+        write_json_text(text) if form is Form.JSON else write_text(text)
     else:
         output.write_bytes(content)
-        typer.echo(f"written to {output}", err=True)
+        write_line(f"written to {output}", err=True)
 
 
 def _formatted(sample: Sample, form: Form) -> bytes:
@@ -232,7 +238,7 @@ def _write_all(
             entries.append((name, [f"{name}.{suffix}" for suffix in sample.files], sample.problems))
             yield from (f"{name}: {channel} would refuse this: {problem}" for problem in sample.problems)
     (folder / "index.html").write_text(index(entries), encoding="utf-8")
-    typer.echo(f"written to {folder}: start with index.html", err=True)
+    write_line(f"written to {folder}: start with index.html", err=True)
 
 
 def _show_difference(
@@ -247,5 +253,5 @@ def _show_difference(
             name = f"{event.phase.lower()}.{channel}"
             differences.append(difference(current.render(channel, event, recipient), after, name))
             refusals += [f"{name}: {channel} would refuse this: {problem}" for problem in after.problems]
-    typer.echo("".join(differences) or "nothing would change\n", nl=False)
+    write_text("".join(differences) or "nothing would change\n")
     _exit_with(iter(refusals))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli._options import Config
+from dispatcher.cli._output import console, write_line
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -171,7 +172,6 @@ async def _publish_all(
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
 
     clock = SystemClock()
@@ -179,7 +179,7 @@ async def _publish_all(
     columns = (TextColumn("publishing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     number = 0
     slots = asyncio.Semaphore(MAX_IN_FLIGHT)
-    with Progress(*columns, console=console, transient=True, disable=print_each) as progress:
+    with Progress(*columns, console=console(), transient=True, disable=print_each) as progress:
         bar = progress.add_task("publishing", total=total)
         async with publisher as send, asyncio.TaskGroup() as group:
 
@@ -189,7 +189,7 @@ async def _publish_all(
                     where = await send(message)
                     number += 1
                     if print_each:
-                        console.print(f"{where}  {message.summary}", markup=False, highlight=False)
+                        write_line(f"{where}  {message.summary}")
                 progress.advance(bar)
                 slots.release()
 
@@ -199,7 +199,7 @@ async def _publish_all(
                 await slots.acquire()
                 group.create_task(publish_execution(execution))
     messages = "1 message" if number == 1 else f"{number} messages"
-    console.print(f"published {messages}")
+    write_line(f"published {messages}")
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import typer
 
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, parse_since
+from dispatcher.cli._output import time_text, write_json, write_line
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -37,7 +38,6 @@ def reconcile(
     """Record executions that finished without an event. The command searches FlyteAdmin for the executions and adds
     their terminal events to the ledger. The running service then sends the notifications.
     """
-    from dispatcher.cli._output import console, time_text, write_json
     from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load
     from dispatcher.errors import SettingsError
@@ -58,12 +58,11 @@ def reconcile(
         write_json([_as_data(event) for event in lost])
         return
     if start > wanted:
-        typer.echo(f"checked only from {time_text(start)} UTC on: the ledger has no older events", err=True)
+        write_line(f"checked only from {time_text(start)} UTC on: the ledger has no older events", err=True)
     for event in lost:
-        line = f"{time_text(event.occurred_at)}  {event.key}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        write_line(f"{time_text(event.occurred_at)}  {event.key}")
     executions = "1 execution" if len(lost) == 1 else f"{len(lost)} executions"
-    console.print(f"{executions} finished without an event{'' if dry_run or not lost else ', recorded now'}")
+    write_line(f"{executions} finished without an event{'' if dry_run or not lost else ', recorded now'}")
 
 
 async def _reconcile(

@@ -10,6 +10,7 @@ import typer
 
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
+from dispatcher.cli._output import time_text, write_details, write_json, write_line, write_table, write_text
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -26,7 +27,6 @@ rejected = typer.Typer(
 @rejected.command("list")
 def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List rejected messages, newest first."""
-    from dispatcher.cli._output import time_text, write_json, write_table
     from dispatcher.clock import SystemClock
     from dispatcher.explain import rejected_data
 
@@ -48,13 +48,12 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one rejected message. Prints its reason, position, headers and stored bytes."""
-    from dispatcher.cli._output import console, time_text, write_details, write_json
     from dispatcher.explain import rejected_details
 
     found = with_ledger(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
     if len(found) != 1:
         how_many = "no rejected message" if not found else "more than one rejected message"
-        typer.echo(f"dispatcher: {how_many} begins with {id_!r}", err=True)
+        write_line(f"dispatcher: {how_many} begins with {id_!r}", err=True)
         raise typer.Exit(1)
     (entry,) = found
     if as_json:
@@ -71,8 +70,8 @@ def show(
             *((name, value.decode(errors="replace")) for name, value in entry.headers),
         ]
     )
-    console.print()
-    console.print(entry.body.decode(errors="replace"), markup=False, highlight=False)
+    write_line()
+    write_text(entry.body.decode(errors="replace") + "\n")
 
 
 @rejected.command()
@@ -89,7 +88,6 @@ def replay(
     """Process rejected messages again. The command uses the current rules and decoder. The running service then sends
     the notifications.
     """
-    from dispatcher.cli._output import console
     from dispatcher.config.settings import load
     from dispatcher.observability import logs
 
@@ -103,12 +101,11 @@ def replay(
 
     accepted = with_ledger(config, replay_each)
     would = "would be " if dry_run else ""
-    console.print(f"{accepted} {would}accepted now")
+    write_line(f"{accepted} {would}accepted now")
 
 
 async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry_run: bool) -> int:
     """Replay each message and print the result. Returns the number of accepted messages."""
-    from dispatcher.cli._output import console
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
@@ -126,5 +123,5 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
         for entry in {entry.id: entry for entry in found if entry.replayed_at is None}.values():
             result = await intake.replay(entry, dry_run=dry_run)
             accepted += result.accepted
-            console.print(f"{entry.id[:8]}  {result.message}", markup=False, highlight=False, soft_wrap=True)
+            write_line(f"{entry.id[:8]}  {result.message}")
     return accepted

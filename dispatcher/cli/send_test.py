@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli._options import Config, nearest
+from dispatcher.cli._output import write_line
 
 if TYPE_CHECKING:
     from channels.contract import Channel, Content, Message, Receipt
@@ -53,7 +54,7 @@ def send_test(
     try:
         target = make_planner(settings, channels).target(channel, to)
         if target.channel != channel:
-            typer.echo(f"{channel} doesn't serve {to}: sending it through {target.channel}")
+            write_line(f"{channel} doesn't serve {to}: sending it through {target.channel}")
         message = _message(target, event, _content(settings, target, event))
         receipt = asyncio.run(_send(channels[target.channel], message))
     except ChannelError as error:
@@ -66,15 +67,15 @@ def send_test(
                 result = "unknown recipient (a delivery would go to the channel's fallback, or be dead)"
             case _:
                 result = "refused (a delivery would be dead)"
-        typer.echo(f"{result}: {error.reason}", err=True)
+        write_line(f"{result}: {error.reason}", err=True)
         if error.answer is not None:
-            typer.echo(f"the provider answered {error.answer.status} {error.answer.text}".rstrip(), err=True)
+            write_line(f"the provider answered {error.answer.status} {error.answer.text}".rstrip(), err=True)
         raise typer.Exit(1) from None
-    typer.echo(
+    write_line(
         f"sent: {target.channel} accepted it, and answered {receipt.answer.status} {receipt.answer.text}".rstrip()
     )
     for name, value in receipt.reference.items():
-        typer.echo(f"  {name}: {value}")
+        write_line(f"  {name}: {value}")
 
 
 def _content(settings: Settings, target: Target, event: Event) -> Content:

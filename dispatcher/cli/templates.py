@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dispatcher.cli._options import AsJson, Config
+from dispatcher.cli._output import write_json, write_line, write_table
 
 templates = typer.Typer(
     name="templates", help="List template variables, or check your own templates.", no_args_is_help=True
@@ -19,7 +20,6 @@ def variables(as_json: AsJson = False) -> None:
     """List template variables. Prints the type, the meaning and an example of each variable."""
     from dataclasses import asdict
 
-    from dispatcher.cli._output import write_json, write_table
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.context import context_of
     from dispatcher.rendering.renderer import sample_event
@@ -54,8 +54,8 @@ def lint(
     renderer = Renderer(folders, provided=TEMPLATES) if folders else make_renderer(load(config))
     problems = [*renderer.check(), *renderer.mail_client_problems()]
     for problem in problems:
-        typer.echo(str(problem), err=True)
+        write_line(str(problem), err=True)
     if problems:
-        typer.echo("1 problem found" if len(problems) == 1 else f"{len(problems)} problems found", err=True)
+        write_line("1 problem found" if len(problems) == 1 else f"{len(problems)} problems found", err=True)
         raise typer.Exit(1)
-    typer.echo("templates  ok")
+    write_line("templates  ok")

@@ -35,6 +35,7 @@ from dispatcher.demo.story import LAUNCH_PLANS, Scene, day
 from dispatcher.flyte.encode import EncodedMessage, write, write_lifecycle
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.runtime.service import Service
+from dispatcher.safe_text import visible
 
 ARRIVAL_TIMEOUT = 30.0
 """Maximum time that the demo waits until every expected message has arrived, in seconds."""
@@ -173,7 +174,7 @@ class Show:
         self._line("arrived", "bold green", f"{channel:<9} {', '.join(recipients)}")
 
     def _line(self, word: str, style: str, text: str) -> None:
-        line = Text.assemble(f"{self.clock.now():%H:%M:%S} ", (f"{word:<9}  ", style), text)
+        line = Text.assemble(f"{self.clock.now():%H:%M:%S} ", (f"{word:<9}  ", style), visible(text))
         self.console.print(line, soft_wrap=True)
 
     def _show_result(self, expected: Counter[_Message], arrived: Counter[_Message]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal, TextIO
 import orjson
 
 from channels.common.lean_imports import without_modules
+from dispatcher.safe_text import visible
 
 with without_modules("rich"):  # structlog would import rich for coloured tracebacks, which takes 4 MiB of memory
     import structlog
@@ -60,6 +61,21 @@ def _mask(_logger: object, level: str, entry: structlog.typing.EventDict) -> str
     return entry if level == "debug" else masked(entry)
 
 
+def _show_safely(_logger: object, _level: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Make all text safe to show in a terminal. Only tracebacks keep their lines."""
+    return {visible(str(name)): _shown(value, lines=name in ("exception", "stack")) for name, value in entry.items()}
+
+
+def _shown(value: Any, *, lines: bool) -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case dict() | list():
+            return visible(repr(value))
+        case _:
+            return visible(str(value), lines=lines)
+
+
 def configure(form: Literal["json", "console", "auto"], *, level: int = logging.INFO) -> None:
     """Write structlog's lines and the libraries' warnings to the current standard error.
 
@@ -78,6 +94,7 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
             structlog.processors.UnicodeDecoder(),
             structlog.processors.format_exc_info,
             _mask,
+            _show_safely,
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
         ]
         if readable
@@ -166,7 +183,7 @@ def _json(_logger: object, level: str, entry: structlog.typing.EventDict) -> str
     text = _dumps(entry)
     if "@" in text and level != "debug":  # masking is slow, so lines without a mail address skip it
         text = _dumps(masked(entry))
-    return text
+    return text.replace("\x7f", "\\u007f")  # the only control character that JSON's writers leave as it is
 
 
 def _dumps(entry: structlog.typing.EventDict) -> str:

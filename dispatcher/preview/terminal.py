@@ -1,5 +1,6 @@
-"""Shows messages in a terminal, similar to how recipients see them. Text that looks like Rich's markup is shown as it
-is.
+"""Shows messages in a terminal, similar to how recipients see them.
+
+Text that looks like Rich's markup is shown as it is, and the URL of each link is shown.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from rich.box import ROUNDED, Box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.style import Style
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from channels.contract import Content
 from dispatcher.preview.html import plain_text, unmarked
+from dispatcher.safe_text import visible, visible_data
 
 WIDTH = 100
 _TITLES = {
@@ -43,16 +45,17 @@ _SEVERITIES = {
 
 
 def to_panel(channel: str, content: Content) -> RenderableType:
-    """Return one message in a frame with the channel's name."""
+    """Return one message in a frame with the channel's name. Its text is made safe to show."""
+    content = visible_data(content)
     bodies = {"email": _mail, "slack": _slack, "pagerduty": _incident, "teams": _card}
     inner = bodies[channel](content) if channel in bodies else [Text(plain_text(channel, content).strip("\n"))]
-    title = Text(_TITLES.get(channel, channel))
+    title = Text(_TITLES.get(channel, visible(channel)))
     return Panel(Group(*inner), box=ROUNDED, title=title, title_align="left", width=WIDTH)
 
 
 def _mail(content: Content) -> Iterator[RenderableType]:
     yield Text(str(content["subject"]), style="bold")
-    yield Text("─" * (WIDTH - 4), style="dim")
+    yield Rule(style="dim")
     yield Text(str(content["text"]).strip("\n"))
 
 
@@ -83,18 +86,17 @@ def _blocks(blocks: list[Mapping[str, Any]]) -> Iterator[RenderableType]:
                 yield Text("  ").join(Text(_mrkdwn(_text_of(element)).plain, style="dim") for element in elements)
             case "actions":
                 for button in _mappings(block.get("elements")):
-                    label = f" {_text_of(button.get('text'))} "
-                    yield Padding(Text(label, style=Style(reverse=True, link=str(button.get("url", "")))), _BELOW)
+                    yield Padding(_button(_text_of(button.get("text")), str(button.get("url", ""))), _BELOW)
             case "divider":
-                yield Text("─" * (WIDTH - 8), style="dim")
+                yield Rule(style="dim")
             case kind:
                 yield Text(f"[{kind}]", style="dim")
 
 
 def _fields(fields: list[Mapping[str, Any]]) -> RenderableType:
     grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
-    grid.add_column(ratio=1)
-    grid.add_column(ratio=1)
+    grid.add_column(ratio=1, overflow="fold")
+    grid.add_column(ratio=1, overflow="fold")
     for left in range(0, len(fields), 2):
         grid.add_row(*(_text(field) for field in fields[left : left + 2]))
     return grid
@@ -113,7 +115,7 @@ def _mrkdwn(text: str) -> Text:
         if piece["code"] is not None:
             formatted.append(_plain(piece["code"]), style="on grey15")
         elif piece["url"] is not None:
-            formatted.append(_plain(piece["label"] or piece["url"]), style=_link(_plain(piece["url"])))
+            formatted.append(_link(_plain(piece["label"] or ""), _plain(piece["url"])))
         else:
             formatted.append(_plain(piece["bold"]), style="bold")
         end = piece.end()
@@ -134,7 +136,7 @@ def _incident(content: Content) -> Iterator[RenderableType]:
     yield table
     for link in _mappings(content.get("links")):
         href = str(link.get("href", ""))
-        yield Padding(Text(str(link.get("text", href)), style=_link(href)), (1, 0, 0, 0))
+        yield Padding(_link(str(link.get("text", "")), href), (1, 0, 0, 0))
 
 
 def _card(content: Content) -> Iterator[RenderableType]:
@@ -142,7 +144,7 @@ def _card(content: Content) -> Iterator[RenderableType]:
         yield from _element(element, "")
     for action in _mappings(content.get("actions")):
         url = str(action.get("url", ""))
-        yield Text(f" {action.get('title', url)} ", style=Style(reverse=True, link=url))
+        yield _button(str(action.get("title", "")), url)
 
 
 def _element(element: Mapping[str, Any], style: str) -> Iterator[RenderableType]:
@@ -174,8 +176,13 @@ def _run(run: Mapping[str, Any], style: str) -> Text:
     return Text(str(run.get("text", "")), style=f"{bold}{style}".strip())
 
 
-def _link(url: str) -> Style:
-    return Style(color="blue", underline=True, link=url)
+def _link(label: str, url: str) -> Text:
+    shown = f"{label} ({url})" if label and label != url else url
+    return Text(shown, style="blue underline")
+
+
+def _button(label: str, url: str) -> Text:
+    return Text.assemble((f" {label} ", "reverse"), f" {url}")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
-import typer
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -159,14 +158,14 @@ def _in_scheme(html: str, scheme: str) -> str:
     return f"{html}<style>:root{{color-scheme:{scheme};background:{background};color:{text}}}</style>"
 
 
-def run(settings: Settings, event: Event, port: int) -> None:
-    """Serve the page until the user presses Ctrl+C."""
+def run(settings: Settings, event: Event, port: int, started: Callable[[str], None]) -> None:
+    """Serve the page until the user presses Ctrl+C. `started` is called with the page's URL."""
 
     async def serve() -> None:
         workbench = Workbench(settings, event)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, workbench.stop)
-        await workbench.run(port, lambda url: typer.echo(f"edit templates at {url} (Ctrl+C stops the server)"))
+        await workbench.run(port, started)
 
     asyncio.run(serve())

@@ -285,3 +285,26 @@ except ValueError as error:
     assert output.count("ValueError") >= 2
     assert output.count("login") >= 2
     assert "xoxb" not in output
+
+
+def test_a_readable_line_contains_text_and_nothing_else() -> None:
+    """Colours come from the log itself; no text of a line can control the terminal, or look like another line."""
+    code = """
+import logging, structlog
+from dispatcher.observability import logs
+logs.configure("console")
+hostile = "t\\x1b]52;c;cm0=\\x07\\x1b[41m\\x9b41m\\u202e\\x7f\\r\\n2026-11-20 [error    ] forged"
+log = structlog.get_logger("dispatcher.test")
+log.warning(hostile, text=hostile, **{hostile: hostile}, nested={hostile: [hostile]}, path=OSError(hostile))
+logging.getLogger("library").warning("%s", hostile)
+try:
+    raise ValueError(hostile)
+except ValueError:
+    log.exception("failed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    written = re.sub(r"\x1b\[(?!41m)[\d;]*m", "", done.stderr)
+    assert re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", written) == []
+    assert written.count("\\u202e") >= 8
+    dated = [line for line in written.splitlines() if line.startswith("2026-11-20 [error")]
+    assert len(dated) == 1, "the traceback keeps its lines"
