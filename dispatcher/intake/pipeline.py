@@ -324,27 +324,42 @@ class Intake:
     ) -> None:
         """Ask FlyteAdmin about the execution and find its origin. Decide the event, and add the result to `results`.
 
-        Raises Unavailable.
+        After an unforeseen error, ask once more, because it may have been a bug of the connection. Raises Unavailable.
         """
         span = terminal.span.child("dispatcher.look_up")
-        answer, event = None, terminal.event
         try:
-            if self.look_up is not None and not decides_itself(event):
-                answer = await self.look_up(event.execution)
-            if isinstance(answer, AdminExecution):
-                event = answer.complete(event)
-            if event.reference_execution is not None:
-                origin = await find_origin(event.reference_execution, references, self.ledger, self.look_up)
-                event = event.model_copy(update={"origin": origin})
+            try:
+                event, answer = await self._completed(terminal.event, references)
+            except Unavailable:
+                raise
+            except Exception as error:
+                log.warning("a look-up failed: trying once more", execution=terminal.event.key, exc_info=error)
+                event, answer = await self._completed(terminal.event, references)
         except Unavailable:
             span.end(failed=True)
             raise
         except Exception as error:  # noqa: BLE001 - a bug with one execution must not stop other executions
             span.end(failed=True)
+            if isinstance(error, LedgerFailed):
+                await self.brake.test()
             results[index] = self._undecidable(error, terminal)
         else:
             span.end()
             results[index] = await self._decide(replace(terminal, event=event), answer)
+
+    async def _completed(
+        self, event: Event, references: Mapping[ExecutionId, ExecutionId]
+    ) -> tuple[Event, AdminExecution | UnknownExecution | None]:
+        """Return the event with what FlyteAdmin and the ledger know of its execution, and FlyteAdmin's answer."""
+        answer = None
+        if self.look_up is not None and not decides_itself(event):
+            answer = await self.look_up(event.execution)
+        if isinstance(answer, AdminExecution):
+            event = answer.complete(event)
+        if event.reference_execution is not None:
+            origin = await find_origin(event.reference_execution, references, self.ledger, self.look_up)
+            event = event.model_copy(update={"origin": origin})
+        return event, answer
 
     async def _record(self, decided: Sequence[_Decided], recording: _Recording) -> None:
         """Record some messages of a batch, all or none. Raises Unavailable or LedgerFailed."""
