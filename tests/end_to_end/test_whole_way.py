@@ -132,7 +132,7 @@ async def test_flytes_own_events_reach_exactly_the_launch_plans_recipients(
         await publish(broker, topic, [recorded(name) for name in names if name != good for _copy in range(2)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 3, seconds=40), replica.log[-3000:]
         await publish(broker, topic, [recorded(good) for _copy in range(2)])
-        assert await inbox.until(lambda box: len(box.arrivals) >= 5, seconds=40), replica.log[-3000:]
+        assert await inbox.until(lambda box: len(box.arrivals) >= 4, seconds=40), replica.log[-3000:]
         await asyncio.sleep(1)
 
     mails = {mail.recipients: mail for mail in inbox.mail.mails}
@@ -149,10 +149,10 @@ async def test_flytes_own_events_reach_exactly_the_launch_plans_recipients(
     assert slack.name == "dev-alerts"
     assert "bad learning rate: &lt;lr&gt;" in slack.body["text"]
     (incident,) = inbox.pagerduty.incidents
-    assert [event["event_action"] for event in incident.events] == ["trigger", "resolve"]
+    assert [event["event_action"] for event in incident.events] == ["trigger"]  # the success is another execution's
     assert incident.events[0]["payload"]["severity"] == "critical"
     deliveries = await ask(tmp_path / "dispatcher.yaml", "deliveries", "list")
-    assert Counter(entry["state"] for entry in deliveries) == {"sent": 5}
+    assert Counter(entry["state"] for entry in deliveries) == {"sent": 4}
     assert {mail.message_id for mail in inbox.mail.mails} == {
         entry["reference"]["message_id"] for entry in deliveries if entry["channel"] == "email"
     }
