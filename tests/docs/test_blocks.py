@@ -19,6 +19,7 @@ from tests.docs.world import World, world
 from tests.support.brokers import Broker
 from tests.support.brokers.fixtures import make_topic
 from tests.support.pages import ROOT, Block, blocks, pages, words
+from tests.support.service import ROUTING_KEY
 
 ELSEWHERE = {"docker", "helm", "kafka-acls.sh", "kafka-topics.sh", "kubectl", "systemctl"}
 """Programs in the pages that a test cannot run: they need a cluster, a container engine or root."""
@@ -84,8 +85,15 @@ async def test_every_yaml_block_is_valid_for_its_program(block: Block, here: Wor
     text = here.here(block.text)
     data = yaml.safe_load(text)
     if "launch_plan" in data:
-        (here.folder / "launch_plans" / "train.daily.yaml").write_text(text)
-        await _check({"rules": {"launch_plans": ["./launch_plans"]}}, here)
+        file = here.folder / "launch_plans" / "train.daily.yaml"
+        before = file.read_bytes() if file.exists() else None
+        file.write_text(text)
+        rules = [rule.get("pager_duty", {}) for rule in data["notifications"]]
+        services = {name: {"routing_key": ROUTING_KEY} for rule in rules for name in rule.get("recipients_email", ())}
+        try:
+            await _check({"rules": {"launch_plans": ["./launch_plans"]}}, here, pagerduty={"services": services})
+        finally:
+            file.unlink() if before is None else file.write_bytes(before)
     elif set(data) <= set(Settings.model_fields):
         await _check(data, here)
     elif set(data) <= set(CHANNEL_TYPES):
@@ -99,15 +107,16 @@ async def test_every_yaml_block_is_valid_for_its_program(block: Block, here: Wor
         assert block.file == "ntfy.yaml" or "auth" in data, f"{block}: no program for it"
 
 
-async def _check(data: Mapping[str, Any], here: World) -> None:
+async def _check(data: Mapping[str, Any], here: World, **channels: Any) -> None:
     """`dispatcher check` accepts the block after missing sections are added."""
     settings = dict(data)
     if "reconcile" in settings:
         settings["rules"] = {"flyte_admin": {"endpoint": "127.0.0.1:81", "insecure": True}} | settings.get("rules", {})
-    if not {"kafka", "http"} & settings.keys():
-        settings["http"] = {}
+    settings.setdefault("kafka", {"bootstrap_servers": "kafka:9092"})
     if "channels" not in settings:
-        settings["channels"] = yaml.safe_load((here.folder / "dispatcher.yaml").read_text())["channels"]
+        settings["channels"] = yaml.safe_load((here.folder / "dispatcher.yaml").read_text())["channels"] | channels
+    if "services" in (pagerduty := settings["channels"].get("pagerduty") or {}):
+        pagerduty["services"].setdefault("ml", {"routing_key": ROUTING_KEY})  # a recipient of the folder's rules
     (here.folder / "block.yaml").write_text(yaml.safe_dump(settings))
     status, output = await here.run(["dispatcher", "check", "--config", "block.yaml"])
     assert status == 0, output

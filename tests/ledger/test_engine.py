@@ -167,7 +167,7 @@ async def test_a_database_with_another_programs_tables_is_refused_and_left_alone
         ("sqlite:///{folder}/file", "ledger.url: the file {folder}/file can't be used now: file is not a database"),
         ("postgresql://u:{password}@no-such-host.invalid/x", "PostgreSQL at no-such-host.invalid .*: no such host"),
         ("postgresql://u:{password}@127.0.0.1:1/x", "PostgreSQL at 127.0.0.1:1 can't be used now: Connection refused"),
-        ("postgresql://u:{password}@127.0.0.1:99999/x", "PostgreSQL at 127.0.0.1:99999 .*: port must be 0-65535"),
+        ("postgresql://u:{password}@127.0.0.1:99999/x", "no such port: ports are 1 to 65535"),
         ("postgresql://u:{password}@127.0.0.1:1/x?colour=red", "can't be connected to: .* argument 'colour'"),
         (
             "postgresql://dispatcher:{password}@{postgres}/nowhere",

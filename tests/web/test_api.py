@@ -218,7 +218,7 @@ async def test_status_counts_and_time_buckets(console: ConsoleServer) -> None:
     assert (status["dead"]["number"], status["waiting"]["number"], status["rejected"]["number"]) == (1, 1, 0)
     time_buckets = (await call(console, "/lag?range=1h"))["time_buckets"]
     assert len(time_buckets) == 12
-    assert time_buckets[-1]["by_state"] == {"sent": 1, "dead": 1, "waiting": 1}
+    assert time_buckets[-1]["by_state"] == {"sent": 1, "dead": 1, "waiting": 1, "dropped": 0}
     assert time_buckets[-1]["lag_p50_seconds"] == pytest.approx(10.18, abs=0.01)
     assert time_buckets[0]["lag_p95_seconds"] is None
 

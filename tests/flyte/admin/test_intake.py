@@ -236,7 +236,8 @@ async def publish(settings: KafkaConfig, topic: str, events: list[Event]) -> Non
 
 def test_the_error_for_a_missing_extra_names_the_extra(tmp_path: Path) -> None:
     file = tmp_path / "dispatcher.yaml"
-    file.write_text(yaml.safe_dump({"http": {}, "rules": {"flyte_admin": {"endpoint": "flyte:81"}}}))
+    settings = {"http": {}, "channels": {"email": {"host": "relay", "sender": "flyte@example.com"}}}
+    file.write_text(yaml.safe_dump(settings | {"rules": {"flyte_admin": {"endpoint": "flyte:81"}}}))
     without = "import sys; sys.modules['grpc'] = None; from dispatcher.cli import main; main()"
 
     def run(command: str) -> tuple[int, str]:
@@ -249,5 +250,5 @@ def test_the_error_for_a_missing_extra_names_the_extra(tmp_path: Path) -> None:
         status, error = run(name)
         assert (status, "pip install 'flyte-notification-dispatcher[flyte-admin]'" in error) == (1, True), error
         assert "Traceback" not in error
-    file.write_text(yaml.safe_dump({"http": {}}))
+    file.write_text(yaml.safe_dump(settings))
     assert run("check") == (0, "")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import certifi
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -333,7 +334,7 @@ async def test_lag_counts_unread_messages(broker: Broker, topic: str, apache: Ap
         ({"password": "x", "username": "u"}, "PLAINTEXT logs nobody in"),
         ({"security_protocol": "SASL_PLAINTEXT", "username": "u"}, "needs username and password"),
         ({"security_protocol": "SSL", "key_file": __file__}, "key_file needs cert_file"),
-        ({"ca_file": __file__}, "PLAINTEXT encrypts nothing"),
+        ({"ca_file": certifi.where()}, "PLAINTEXT encrypts nothing"),
         ({"security_protocol": "SSL", "ca_file": "/nowhere/ca.pem"}, "no such file: /nowhere/ca.pem"),
         ({"topics": []}, "topics"),
         ({"bootstrap_server": "a:1"}, "bootstrap_server"),
