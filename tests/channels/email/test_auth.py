@@ -142,10 +142,12 @@ async def test_a_password_file_that_cannot_be_read_is_named(
     relay: LoginRelay, options: dict[str, Any], tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
     file = tmp_path / "password"
-    file.write_bytes(content or b"")
+    file.write_text(SECRET)
     async with opened(config(relay.port, password_file=file, **options)) as channel:
         if content is None:
             file.unlink()
+        else:
+            file.write_bytes(content)
         with pytest.raises(Misconfigured, match=rf"channels\.email\.password_file can't be read: {problem}"):
             await channel.send(message())
 
@@ -450,7 +452,7 @@ async def test_all_connections_share_one_tls_context(
     [
         ({"username": "flyte"}, "username without password"),
         ({"password": SECRET}, "a login needs a username"),
-        ({"username": "a", "password": SECRET, "oauth": {"token_file": __file__}}, "take password and auth away"),
+        ({"username": "a", "password": SECRET, "oauth": {"token_file": "TOKEN"}}, "take password and auth away"),
         ({"username": "a", "oauth": {}}, "give token_file, or token_url"),
         ({"username": "a", "oauth": {"token_url": "https://x.example/t"}}, "token_url needs client_id"),
         (
@@ -462,11 +464,11 @@ async def test_all_connections_share_one_tls_context(
         ),
         ({"host": "relay.example.com", "username": "a", "password": SECRET}, "in the clear"),
         (
-            {"host": "relay.example.com", "username": "a", "oauth": {"token_file": __file__}},
+            {"host": "relay.example.com", "username": "a", "oauth": {"token_file": "TOKEN"}},
             "in the clear",
         ),
         ({"key_file": __file__}, "key_file without cert_file"),
-        ({"cert_file": __file__}, "security: none shows no certificate"),
+        ({"cert_file": "CERTIFICATE"}, "security: none shows no certificate"),
         ({"host": ""}, "name the relay as host, or several as relays"),
         ({"relays": [{"host": "b"}]}, "host or relays, not both"),
         ({"host": "", "relays": [{"port": 25}]}, "each of relays needs a host"),
@@ -479,7 +481,13 @@ async def test_all_connections_share_one_tls_context(
         ({"list_unsubscribe": "https://x.example/>\r\nBcc: a@b.c"}, "write https://… or mailto:…"),
     ],
 )
-def test_contradictory_options_are_refused_without_showing_secrets(changes: dict[str, Any], problem: str) -> None:
+def test_contradictory_options_are_refused_without_showing_secrets(
+    changes: dict[str, Any], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "TOKEN").write_text("a-token")
+    issued = trustme.CA().issue_cert("flyte.example.com")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "CERTIFICATE")
     with pytest.raises(ValidationError) as caught:
         config(25, **changes)
     problems = caught.value.errors(include_url=False, include_input=False, include_context=False)

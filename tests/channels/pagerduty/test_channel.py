@@ -134,7 +134,7 @@ async def test_a_services_severity_takes_precedence(url: str, account: PagerDuty
 
 async def test_a_routing_key_file_is_read_for_each_event(url: str, account: PagerDutyReceiver, tmp_path: Path) -> None:
     file = tmp_path / "key"
-    file.write_text("not yet the key of anything at all\n")
+    file.write_text("f" * 32)  # a key that PagerDuty does not know
     services = {"ml": {"routing_key_file": file}}
     channel = PagerDutyChannel(PagerDutyConfig.model_validate({"events_url": url, "services": services}))
     with pytest.raises(Never):

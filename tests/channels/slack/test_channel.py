@@ -645,9 +645,12 @@ async def test_each_answer_of_a_webhook_raises_its_error(
     assert "secret" not in f"{caught.value!r} {caught.value.answer}"
 
 
-async def test_an_unreachable_webhook_raises_later_and_an_invalid_url_never() -> None:
-    webhooks = {"away": {"url": "http://127.0.0.1:1/secret"}, "bad": {"url": "no-secret-url"}}
+async def test_an_unreachable_webhook_raises_later_and_an_invalid_url_never(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("https://hooks.example.com/secret")
+    webhooks = {"away": {"url": "http://127.0.0.1:1/secret"}, "bad": {"url_file": file}}
     channel = SlackChannel(SlackConfig.model_validate({"webhooks": webhooks}))
+    file.write_text("no-secret-url")  # rotated after the start
     with pytest.raises(Later, match="can't be reached"):
         await channel.send(message("away"))
     with pytest.raises(Never, match="is no URL"):
