@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import certifi
 import grpc
 import grpc.aio
 import pytest
@@ -130,9 +131,14 @@ async def test_another_grpc_service() -> None:
 
 
 def test_a_ca_file_without_certificates_is_a_settings_error(tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text("-----BEGIN nonsense")
+    file = tmp_path / "ca.pem"
+    file.write_text(Path(certifi.where()).read_text())
+    config = FlyteAdminConfig(endpoint="flyte:443", ca_file=file)
+    file.write_text("-----BEGIN nonsense")
+    with pytest.raises(ValidationError, match="has no certificate that can be read"):
+        FlyteAdminConfig(endpoint="flyte:443", ca_file=file)
     with pytest.raises(SettingsError, match=r"rules\.flyte_admin\.ca_file: .*holds no certificate"):
-        open_flyte_admin(FlyteAdminConfig(endpoint="flyte:443", ca_file=tmp_path / "ca.pem"), SystemClock())
+        open_flyte_admin(config, SystemClock())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_a_ca_file_without_certificates_is_a_settings_error(tmp_path: Path) -> N
         ({"client_id": "x"}, "client_id needs client_secret or client_secret_file"),
         ({"client_secret": "x"}, "client_secret needs client_id"),
         ({"scopes": "all"}, "need client_id"),
-        ({"insecure": True, "ca_file": __file__}, "insecure encrypts nothing"),
+        ({"insecure": True, "ca_file": certifi.where()}, "insecure encrypts nothing"),
         ({"client_id": "x", "client_secret": "y", "token_endpoint": "flyte/token"}, "write https://HOST/PATH"),
         ({"timeout": "0s"}, "greater than or equal to"),
         ({"timeout": "soon"}, "is not a duration"),
