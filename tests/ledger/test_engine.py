@@ -102,7 +102,11 @@ async def run(*arguments: str, before: str = "") -> tuple[int, str]:
 
 def settings_file(folder: Path, url: str, name: str = "dispatcher") -> str:
     file = folder / f"{name}.yaml"
-    settings = {"http": {"listen": "127.0.0.1:0"}, "channels": {"webhook": {}}, "ledger": {"url": url}}
+    settings = {
+        "http": {"listen": "127.0.0.1:0"},
+        "channels": {"webhook": {"allow_hosts": ["hooks.example.com"]}},
+        "ledger": {"url": url},
+    }
     file.write_text(yaml.safe_dump(settings))
     return str(file)
 
