@@ -5,6 +5,7 @@ The checks build the service's parts as the service does, and open no connection
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from channels.contract import UnknownRecipient
@@ -72,8 +73,15 @@ def _ledger(settings: Settings) -> None:
 
 
 def _flyte_admin(settings: Settings) -> None:
-    if settings.rules.flyte_admin is not None:
-        open_flyte_admin(settings.rules.flyte_admin, SystemClock())
+    config = settings.rules.flyte_admin
+    if config is None:
+        return
+
+    async def open_and_close() -> None:  # gRPC needs an event loop
+        async with open_flyte_admin(config, SystemClock()):
+            pass
+
+    asyncio.run(open_and_close())
 
 
 def _tracing(settings: Settings) -> None:
