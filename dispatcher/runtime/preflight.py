@@ -5,15 +5,13 @@ The checks build the service's parts as the service does, and open no connection
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 from channels.contract import UnknownRecipient
 from channels.registry import CHANNEL_TYPES
-from dispatcher.clock import SystemClock
 from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError, SettingsError
-from dispatcher.flyte.admin import open_flyte_admin
+from dispatcher.flyte.admin import require_grpc
 from dispatcher.ledger import Ledger
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
@@ -73,15 +71,8 @@ def _ledger(settings: Settings) -> None:
 
 
 def _flyte_admin(settings: Settings) -> None:
-    config = settings.rules.flyte_admin
-    if config is None:
-        return
-
-    async def open_and_close() -> None:  # gRPC needs an event loop
-        async with open_flyte_admin(config, SystemClock()):
-            pass
-
-    asyncio.run(open_and_close())
+    if settings.rules.flyte_admin is not None:
+        require_grpc()
 
 
 def _tracing(settings: Settings) -> None:

@@ -16,14 +16,11 @@ from dispatcher.flyte.admin.config import FlyteAdminConfig
 if TYPE_CHECKING:
     from dispatcher.flyte.admin.client import FlyteAdmin
 
-__all__ = ["FlyteAdminConfig", "open_flyte_admin"]
+__all__ = ["FlyteAdminConfig", "open_flyte_admin", "require_grpc"]
 
 
-def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
-    """Create the client, which is used with `async with`. The client connects to FlyteAdmin at the first request.
-
-    Raises SettingsError if gRPC is not installed, or if `ca_file` has no certificate.
-    """
+def require_grpc() -> None:
+    """Import gRPC. Raises SettingsError if it is not installed."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - reads no setting: it stops gRPC's log
     try:
         import grpc.aio  # noqa: F401, PLC0415 - tests whether this optional package exists
@@ -31,6 +28,15 @@ def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
         raise SettingsError(
             "rules.flyte_admin needs gRPC: pip install 'flyte-notification-dispatcher[flyte-admin]'"
         ) from None
+
+
+def open_flyte_admin(config: FlyteAdminConfig, clock: Clock) -> FlyteAdmin:
+    """Create the client, which is used with `async with`. The client connects to FlyteAdmin at the first request.
+
+    The client belongs to the running event loop. Raises SettingsError if gRPC is not installed, or if `ca_file` has no
+    certificate.
+    """
+    require_grpc()
     from dispatcher.flyte.admin.client import FlyteAdmin  # noqa: PLC0415 - imports gRPC, which may be missing
 
     return FlyteAdmin(config, clock)
