@@ -111,6 +111,7 @@ async def _check_ledger(settings: Settings) -> Sequence[Finding]:
     from dispatcher.errors import DispatcherError
     from dispatcher.ledger import Ledger
     from dispatcher.observability.clock_monitor import clock_problem
+    from dispatcher.runtime.service import removed_channels
 
     clock = SystemClock()
     try:
@@ -118,10 +119,12 @@ async def _check_ledger(settings: Settings) -> Sequence[Finding]:
             await ledger.ping(now=clock.now())
             newest = await ledger.newest()
             wrong_clock = clock_problem(await ledger.clock_offset(clock.now))
+            backlog = await ledger.backlog(now=clock.now())
     except DispatcherError as error:
         return [Finding(f"{error}; check ledger.url", ok=False)]
     last = f"last event {newest[0]}, recorded at {time_text(newest[1])} UTC" if newest else "no events yet"
     findings = [Finding(f"writable; {last}")]
+    findings += [Finding(problem, warning=True) for problem in removed_channels(settings, backlog)]
     if wrong_clock:
         findings.append(Finding(wrong_clock, warning=True))
     return findings

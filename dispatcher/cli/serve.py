@@ -11,6 +11,8 @@ def serve(config: Config = None) -> None:
     import logging
     import signal
 
+    import structlog
+
     from dispatcher.config.settings import load
     from dispatcher.errors import InvalidSettings
     from dispatcher.observability import logs
@@ -22,10 +24,15 @@ def serve(config: Config = None) -> None:
     if problems := problems_of(settings):
         raise InvalidSettings("\n".join(problems))
     logs.configure(settings.log, level=logging.getLevelNamesMapping()[settings.log_level.upper()])
+    log = structlog.get_logger(__name__)
     service = Service(settings, on_ready=lambda _: event_loop.freeze_garbage_collector())
+
+    def ignore_hangup() -> None:
+        log.info("SIGHUP is ignored: rules and secrets are read again without it, and other settings at a restart")
 
     async def run() -> None:
         running = asyncio.get_running_loop()
+        running.add_signal_handler(signal.SIGHUP, ignore_hangup)
         for number in (signal.SIGTERM, signal.SIGINT):
             running.add_signal_handler(number, service.stop)
         await service.run()

@@ -214,7 +214,11 @@ def _problems(reply: Mapping[str, Any]) -> list[Problem]:
 def main() -> None:
     """Reply to requests until the parent closes the connection. The process runs this function."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to the parent's processes, too
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # a terminal sends them to the parent's processes, too
         signal.signal(number, signal.SIG_IGN)
     # The alarm ends the process, even inside C code, after faulthandler has written which template runs.
     faulthandler.register(_ALARM, all_threads=False, chain=True)

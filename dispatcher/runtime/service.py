@@ -28,7 +28,7 @@ from dispatcher.flyte.decode import is_other_type
 from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.intake.pipeline import BatchResult, IncomingMessage, Intake
 from dispatcher.intake.reconcile import Reconciler
-from dispatcher.ledger import DirectDispatch, Ledger, Schema
+from dispatcher.ledger import Backlog, DirectDispatch, Ledger, Schema
 from dispatcher.ledger.brake import Brake
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
@@ -179,7 +179,13 @@ class Service:
         if schema.newer:
             log.warning("a newer version has migrated the ledger; this version can use it too", version=schema.version)
         self._open = True
+        await self._log_removed_channels(ledger)
         return True
+
+    async def _log_removed_channels(self, ledger: Ledger) -> None:
+        with suppress(LedgerUnavailable):
+            for problem in removed_channels(self.settings, await ledger.backlog(now=self.clock.now())):
+                log.warning(problem)
 
     async def _run_components(
         self,
@@ -445,6 +451,17 @@ class Service:
 
     async def _watchdog_unready_reason(self) -> str | None:
         return await self._progress_monitor.unready_reason() if self._progress_monitor is not None else None
+
+
+def removed_channels(settings: Settings, backlog: Mapping[str, Backlog]) -> Iterator[str]:
+    """Yield a warning for each channel with deliveries that wait in the ledger, and without a section in the settings.
+
+    `backlog`: the result of `Ledger.backlog`.
+    """
+    for name, found in sorted(backlog.items()):
+        if found.waiting and name not in settings.channel_sections:
+            number = "1 delivery waits" if found.waiting == 1 else f"{found.waiting} deliveries wait"
+            yield f"{number} for the channel {name}, which is not in the settings: add channels.{name} to send them"
 
 
 def open_channels(settings: Settings) -> dict[str, Channel]:
