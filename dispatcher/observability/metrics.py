@@ -320,7 +320,9 @@ class Metrics:
         )
         self._stalled = self._gauge("stalled", "1 while the event loop or a component makes no progress.", "component")
         self._component_failures = self._counter(
-            "component_failures", "Unforeseen exceptions after which a component was started again.", "component"
+            "component_failures",
+            "Unforeseen exceptions that stopped a component, or its work on one delivery.",
+            "component",
         )
         self._braked = self._gauge(
             "braked",
@@ -365,7 +367,7 @@ class Metrics:
         self._component_failures.labels(component)
 
     def component_failed(self, component: str) -> None:
-        """Count an unforeseen exception after which the component was started again."""
+        """Count an unforeseen exception that stopped a component, or its work on one delivery."""
         self._component_failures.labels(component).inc()
 
     def braked(self, component: str, *, ledger: bool, slow: bool) -> None:
