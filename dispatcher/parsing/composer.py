@@ -18,8 +18,9 @@ MAX_NODES = 1_000_000
 MAX_DOCUMENTS = 1000
 CHARACTERS_PER_NODE = 100
 
-_Places = int | tuple[int, Any]
-"""The line of a scalar, or the line of a mapping or list and the `_Places` of its values, by key or index."""
+_Places = int | dict[Any, Any] | list[Any]
+"""The line of a scalar; or the lines of the values of a mapping, by key, with its own line under the key None; or the
+lines of the values of a list, after its own line. Tuples would double the work of the garbage collector."""
 
 
 class Malformed(Exception):
@@ -43,13 +44,11 @@ class Document:
         """
         places = self._places
         for step in path:
-            if isinstance(places, int):
-                break
             try:
-                places = places[1][step]
+                places = places[step] if isinstance(places, dict) else places[step + 1]  # type: ignore[index,operator]
             except (KeyError, IndexError, TypeError):
                 break
-        return places if isinstance(places, int) else places[0]
+        return _own_line(places)
 
 
 @dataclass(slots=True)
@@ -58,7 +57,6 @@ class _Open:
 
     data: Any
     places: Any
-    line: int
     anchor: str | None
     nodes_before: int
     key: str | None = None
@@ -96,7 +94,8 @@ class Composer:
         """Begin a mapping (if `collection` is an empty dict) or a list."""
         if len(self._open) >= MAX_DEPTH:
             raise Malformed(f"nested deeper than {MAX_DEPTH} levels: make it flatter", line)
-        self._innermost = _Open(collection, type(collection)(), line, anchor, self._nodes)
+        places: _Places = [line] if type(collection) is list else {None: line}
+        self._innermost = _Open(collection, places, anchor, self._nodes)
         self._open.append(self._innermost)
         self._count(1, line)
 
@@ -105,10 +104,10 @@ class Composer:
         done = self._open.pop()
         self._innermost = self._open[-1] if self._open else None
         self._raise_height(done.height)
-        places = (done.line, done.places)
         if done.anchor is not None:
-            self._anchors[done.anchor] = _Anchored(done.data, places, self._nodes - done.nodes_before, done.height)
-        self._add(done.data, places, done.line)
+            nodes = self._nodes - done.nodes_before
+            self._anchors[done.anchor] = _Anchored(done.data, done.places, nodes, done.height)
+        self._add(done.data, done.places, _own_line(done.places))
 
     def scalar(self, value: Any, line: int, anchor: str | None = None) -> None:
         """Add a value that is neither a mapping nor a list, or a key."""
@@ -161,8 +160,7 @@ class Composer:
             shown = "" if isinstance(value, dict | list) else f" {str(getattr(value, 'text', value))[:60]}"
             raise Malformed(f"{self._place()}the key{shown} is not text: quote it", line)
         elif value in parent.data:
-            first = parent.places[value]
-            first_line = first if isinstance(first, int) else first[0]
+            first_line = _own_line(parent.places[value])
             raise Malformed(
                 f"{self._place()}the key {value[:60]!r} is there twice, first with the value on line {first_line}: "
                 "keep one of them",
@@ -175,3 +173,10 @@ class Composer:
         """Return the place of the innermost mapping as `channels.slack.recipients: `, or an empty text for the root."""
         steps = [str(len(one.data) if one.key is None else one.key) for one in self._open[:-1]]
         return f"{'.'.join(steps)[:200]}: " if steps else ""
+
+
+def _own_line(places: _Places) -> int:
+    if isinstance(places, int):
+        return places
+    line: int = places[None] if isinstance(places, dict) else places[0]
+    return line
