@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("no_deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no_deadline")
 
-pytest_plugins = ["tests.support.postgres", "tests.support.brokers.fixtures"]
+pytest_plugins = ["tests.support.postgres", "tests.support.ledgers", "tests.support.brokers.fixtures"]
 
 SLOWEST = (
     "packaging/test_wheel.py",

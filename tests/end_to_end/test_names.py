@@ -52,14 +52,6 @@ notifications: [{phases: [FAILED], email: {recipients_email: [lines@example.com]
 """
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
-
-
 @pytest.fixture
 async def inbox() -> AsyncIterator[Inbox]:
     inbox = Inbox(

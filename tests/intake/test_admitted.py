@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -114,20 +113,6 @@ class Built:
     async def send(self, message: Message) -> Receipt:
         body = self._channel.wire_preview(message).body.decode(errors="replace")
         return Receipt(answer=Answer("250", f"Отправлено \ud800\0 {body[:100]}"), reference={"id": "\ud800\0ж"})
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
-
-
-@pytest.fixture
-async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
-    async with Ledger(ledger_url) as opened:
-        yield opened
 
 
 async def go_through(ledger: Ledger, messages: Sequence[Raw], book: RuleBook | None = None) -> BatchResult:

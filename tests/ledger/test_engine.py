@@ -39,14 +39,6 @@ from tests.support.service import COMMAND, serving
 PASSWORD = "s3cret-of-the-ledger"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
-
-
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[Cluster]:
     """A PostgreSQL server that a test may kill."""

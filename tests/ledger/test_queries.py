@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -88,20 +87,6 @@ QUERIES: dict[str, Query] = {
     "history": lambda ledger: ledger.history("0" * 28 + "0001"),
     **{f"identify {text}": identify(text) for text in ("e7", "p/d/e7", "rare", "0" * 28 + "f4")},
 }
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
-
-
-@pytest.fixture
-async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
-    async with Ledger(ledger_url) as opened:
-        yield opened
 
 
 @pytest.mark.timeout(900)
