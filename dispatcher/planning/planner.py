@@ -173,17 +173,21 @@ class Planner:
     def unreachable(self) -> Iterator[str]:
         """Yield an error message for each recipient in the settings that no channel knows."""
         for recipient in self.aliases:
-            try:
-                self.target("", recipient)
-            except UnknownRecipient as error:
-                yield f"rules.recipients: {recipient}: {error.reason}"
+            if (reason := self.unreachable_reason("", recipient)) is not None:
+                yield f"rules.recipients: {recipient}: {reason}"
         for dead_channel, fallback in self.fallback_recipients.items():
             for channel, recipients in fallback.items():
                 for recipient in recipients:
-                    try:
-                        self.target(channel, recipient)
-                    except UnknownRecipient as error:
-                        yield f"channels.{dead_channel}.fallback_recipients.{channel}: {recipient}: {error.reason}"
+                    if (reason := self.unreachable_reason(channel, recipient)) is not None:
+                        yield f"channels.{dead_channel}.fallback_recipients.{channel}: {recipient}: {reason}"
+
+    def unreachable_reason(self, channel: str, recipient: str) -> str | None:
+        """Return why no channel can reach a rule's recipient; None if one can."""
+        try:
+            self.target(channel, recipient)
+        except UnknownRecipient as error:
+            return error.reason
+        return None
 
     def target(self, channel: str, recipient: str) -> Target:
         """Return the channel and address for a rule's recipient. Raises UnknownRecipient if no channel knows it."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from channels.contract import UnknownRecipient
 from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError, SettingsError
@@ -48,10 +47,9 @@ def unreachable_recipients(planner: Planner, book: RuleBook) -> Iterator[str]:
     for plan in book.plans.values():
         for rule in plan.rules:
             for recipient in rule.notification.recipients:
-                try:
-                    planner.target(rule.notification.channel, recipient)
-                except UnknownRecipient as error:
-                    yield f"{rule.defined_at}: {recipient!r} can't be reached by {rule.notification.channel}: {error.reason}"
+                channel = rule.notification.channel
+                if (reason := planner.unreachable_reason(channel, recipient)) is not None:
+                    yield f"{rule.defined_at}: {recipient!r} can't be reached by {channel}: {reason}"
 
 
 def _source(settings: Settings) -> None:
@@ -81,12 +79,11 @@ def _tracing(settings: Settings) -> None:
 
 def _planner(settings: Settings) -> None:
     planner = make_planner(settings, open_channels(settings))
-    problems = []
-    for channel, section in settings.channel_sections.items():
-        for alias in getattr(section, "recipients", ()):
-            try:
-                planner.target(channel, alias)
-            except UnknownRecipient as error:
-                problems.append(f"channels.{channel}.recipients: {alias}: {error.reason}")
+    problems = [
+        f"channels.{channel}.recipients: {alias}: {reason}"
+        for channel, section in settings.channel_sections.items()
+        for alias in getattr(section, "recipients", ())
+        if (reason := planner.unreachable_reason(channel, alias)) is not None
+    ]
     if problems:
         raise SettingsError("\n".join(problems))
