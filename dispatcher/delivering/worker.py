@@ -619,7 +619,9 @@ class DeliveryWorker:
         try:
             counted: bool | None = await self._store_once(settlement)
         except LedgerUnavailable as error:
-            if isinstance(error, LedgerRefuses):  # claim nothing more: what is sent now could not be settled
+            if isinstance(
+                error, LedgerRefuses
+            ):  # claim nothing more, because the outcome of a send could not be stored
                 self._wait_for_ledger(error, self.clock.now())
             counted = await self._store_with_retries(settlement)
         except LedgerFailed as error:

@@ -122,7 +122,7 @@ _Decided = tuple[_Decoded, IntakeResult]
 
 @dataclass(slots=True)
 class _Recording:
-    """What was recorded of one batch so far. A batch is recorded in parts if a write fails."""
+    """The recorded parts of one batch. A batch has several parts only if a write fails."""
 
     source: str
     messages: int

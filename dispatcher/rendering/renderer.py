@@ -106,8 +106,8 @@ class Renderer:
         self._hide_labels = frozenset(hide_labels)
         self._on_failure = on_failure
         self._lock = Lock()
-        """Lets only one thread render at a time. Two threads render: the event loop's thread, and the ledger's thread
-        during `record`."""
+        """Lets only one thread render at a time. The event loop's thread renders, and other threads render large events
+        and operators' templates."""
         self._latest: tuple[Event, Context] | None = None
         self._provided = provided or {}
         self._built_in_folders = TemplateFolders((built_in_folder(),), self._provided)
