@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dispatcher.clock import Clock
+from dispatcher.clock import Clock, is_set_within
 from dispatcher.errors import FlyteAdminUnavailable, Unavailable
 from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import Intake
@@ -70,7 +70,9 @@ class Reconciler:
 
     async def run(self, every: timedelta, rng: Random) -> None:
         """Reconcile periodically until stopped. If FlyteAdmin or the ledger is unavailable, try again after `every`."""
-        while not await self._stopped_within(every * rng.uniform(0.9, 1.1)):  # replicas ask at different times
+        while not await is_set_within(
+            self.stopping, every.total_seconds() * rng.uniform(0.9, 1.1)
+        ):  # replicas ask at different times
             try:
                 time_range = await self.next_range()
                 await self.reconcile(time_range)
@@ -167,12 +169,6 @@ class Reconciler:
             token = page.next_token
             if not token:
                 return
-
-    async def _stopped_within(self, duration: timedelta) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(duration.total_seconds()):
-                await self.stopping.wait()
-        return self.stopping.is_set()
 
 
 def _as_messages(events: Sequence[Event]) -> list[tuple[Sequence[tuple[str, bytes]], bytes, str]]:

@@ -7,13 +7,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from dispatcher.clock import is_set_within
 from dispatcher.ledger.statements import run
 
 LOW_PRIORITY_WAIT = 0.005
@@ -127,9 +128,7 @@ class Writer:
         if any(not write.low_priority for write in self._waiting):
             return
         self._urgent_write.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOW_PRIORITY_WAIT):
-                await self._urgent_write.wait()
+        await is_set_within(self._urgent_write, LOW_PRIORITY_WAIT)
 
     async def _run_group(self, group: Sequence[_Write]) -> None:
         transaction = self._thread.submit(self._transaction, group)

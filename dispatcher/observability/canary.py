@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, Self
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dispatcher.clock import Clock
+from dispatcher.clock import Clock, is_set_within
 from dispatcher.errors import DispatcherError
 from dispatcher.flyte.encode import Format, write
 from dispatcher.model.delivery import State
@@ -97,7 +96,7 @@ class Canary:
     async def run(self) -> None:
         """Send and check canaries until stopped."""
         self.metrics.add_canary(self.config.channel)
-        while not await self._stopped_within(self._until_next_slot()):
+        while not await is_set_within(self.stopping, self._until_next_slot().total_seconds()):
             await self.send_and_check()
 
     async def send_and_check(self) -> None:
@@ -202,12 +201,6 @@ class Canary:
 
     def _until_next_slot(self) -> timedelta:
         return self._slot() + self.config.every - self.clock.now()
-
-    async def _stopped_within(self, duration: timedelta) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(duration.total_seconds()):
-                await self.stopping.wait()
-        return self.stopping.is_set()
 
 
 _GIVEN_UP = "given up: "

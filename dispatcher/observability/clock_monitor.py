@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import structlog
 
-from dispatcher.clock import Clock
+from dispatcher.clock import Clock, is_set_within
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import Ledger
 from dispatcher.observability.metrics import Metrics
@@ -37,9 +37,7 @@ class ClockMonitor:
         while not self.stopping.is_set():
             with suppress(LedgerUnavailable):  # /readyz reports this
                 await self.check()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_INTERVAL):
-                    await self.stopping.wait()
+            await is_set_within(self.stopping, CHECK_INTERVAL)
 
     async def check(self) -> None:
         """Compare the clocks once. Raises LedgerUnavailable if the ledger can't be read."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.clock import Clock
+from dispatcher.clock import Clock, is_set_within
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.parsing.duration import Duration
 
@@ -170,7 +170,7 @@ class ProgressMonitor:
         """Check all components again and again, until the service stops."""
         for component in (*self.workers, *(["intake"] if self.source is not None else [])):
             self.metrics.add_watched(component)
-        while not await self._stopped_within(self.no_progress_after / CHECKS_PER_PERIOD):
+        while not await is_set_within(self.stopping, self.no_progress_after.total_seconds() / CHECKS_PER_PERIOD):
             try:
                 await self.check()
             except LedgerUnavailable:
@@ -232,12 +232,6 @@ class ProgressMonitor:
             self.stalled.discard(component)
             self.metrics.recovered(component)
             log.warning("a component makes progress again", component=component)
-
-    async def _stopped_within(self, duration: timedelta) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(duration.total_seconds()):
-                await self.stopping.wait()
-        return self.stopping.is_set()
 
 
 def await_stack(task: asyncio.Task[Any]) -> list[str]:

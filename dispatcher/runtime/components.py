@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
 
+from dispatcher.clock import is_set_within
 from dispatcher.observability.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,7 @@ class Components:
                 return
             pause = FIRST_PAUSE if _now() - started_at >= PERIOD else pause
             log.warning("the component starts again", component=name, after_seconds=pause)
-            if await self._stopped_within(pause):
+            if await is_set_within(self.stopping, pause):
                 return
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -74,12 +74,6 @@ class Components:
         self._reasons[name] = _root(error)
         self.metrics.component_failed(name)
         log.error("a component failed", component=name, reason=self._reasons[name], exc_info=error)
-
-    async def _stopped_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.stopping.wait()
-        return self.stopping.is_set()
 
 
 def _root(error: BaseException) -> str:

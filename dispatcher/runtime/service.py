@@ -17,9 +17,9 @@ import structlog
 from starlette.routing import BaseRoute
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from channels.contract import Channel, UnknownRecipient
+from channels.contract import Channel
 from channels.registry import CHANNEL_TYPES, TEMPLATES
-from dispatcher.clock import Clock, SystemClock
+from dispatcher.clock import Clock, SystemClock, is_set_within
 from dispatcher.config.settings import LedgerSettings, Settings
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.errors import LedgerUnavailable, SettingsError
@@ -281,10 +281,7 @@ class Service:
             except LedgerUnavailable as error:
                 log.warning("nothing was purged", reason=str(error))
                 purged = 0
-            pause = PURGE_PAUSE if purged else PURGE_INTERVAL
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._stopping.wait()
+            await is_set_within(self._stopping, PURGE_PAUSE if purged else PURGE_INTERVAL)
 
     async def _drain(self, workers: list[asyncio.Task[None]]) -> None:
         """Let the workers finish their deliveries in flight. After `shutdown_timeout`, release those deliveries."""
@@ -545,11 +542,9 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
 
 def _unreachable_canary(settings: Settings, planner: Planner) -> Iterator[str]:
     """Yield an error message if no channel can reach the canary's recipient."""
-    if settings.canary is not None:
-        try:
-            planner.target(settings.canary.channel, settings.canary.recipient)
-        except UnknownRecipient as error:
-            yield f"canary: {settings.canary.recipient} by {settings.canary.channel}: {error.reason}"
+    canary = settings.canary
+    if canary is not None and (reason := planner.unreachable_reason(canary.channel, canary.recipient)) is not None:
+        yield f"canary: {canary.recipient} by {canary.channel}: {reason}"
 
 
 @asynccontextmanager

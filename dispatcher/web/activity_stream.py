@@ -17,6 +17,7 @@ from datetime import timedelta
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from dispatcher.clock import is_set_within
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger.queries import Activity, Queries
 from dispatcher.ledger.search import Cursor
@@ -92,9 +93,7 @@ class ActivityStream:
             if silence >= HEARTBEAT:
                 yield ": still here\n\n"
                 silence = 0.0
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_INTERVAL):
-                    await self._stopping.wait()
+            await is_set_within(self._stopping, POLL_INTERVAL)
 
     async def _missed(self, last: Cursor | None) -> tuple[list[Activity], int]:
         """Return the entries that a client has missed since `last`, and the number of the newest entry in `_recent`."""

@@ -50,11 +50,11 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses before each start, which take no time."""
     made: list[float] = []
 
-    async def stopped_within(self: Components, seconds: float) -> bool:
+    async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
         made.append(seconds)
-        return self.stopping.is_set()
+        return event.is_set()
 
-    monkeypatch.setattr(Components, "_stopped_within", stopped_within)
+    monkeypatch.setattr(components, "is_set_within", is_set_within)
     return made
 
 

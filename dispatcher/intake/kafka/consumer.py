@@ -44,6 +44,7 @@ from channels.common.network import host_and_port
 from channels.common.secret import ExistingFile, Secret, SecretFile, reject_both, reveal
 from channels.common.tls import CaFile, check_certificate
 from channels.contract import Finding
+from dispatcher.clock import is_set_within
 from dispatcher.errors import DispatcherError, LedgerUnavailable
 from dispatcher.intake.kafka.failures import describe
 from dispatcher.intake.kafka.health import BrokerWatch, StaticMembership
@@ -779,11 +780,7 @@ class KafkaSource:
 
     async def _pause(self, seconds: float) -> None:
         """Wait for `seconds`, or until the source is stopped."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+        await is_set_within(self._stopping, seconds)
 
 
 def _names(partitions: Collection[TopicPartition]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
 
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from dispatcher.clock import is_set_within
 from dispatcher.intake.kafka.failures import describe
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ class BrokerWatch:
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        while not await self._stopped_within(self._every):
+        while not await is_set_within(self._stopping, self._every):
             try:
                 await self._ask()
             except (KafkaError, TimeoutError, OSError) as error:
@@ -59,12 +59,6 @@ class BrokerWatch:
         if self.problem is not None:
             log.info("Kafka's brokers answer again")
         self.problem = None
-
-    async def _stopped_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        return self._stopping.is_set()
 
 
 class StaticMembership:
