@@ -105,7 +105,7 @@ def serve(port: Connection, count: int) -> None:
                 server.add(
                     {
                         "id": event.execution.model_dump(),
-                        "spec": {"launchPlan": PLAN.model_dump(), "metadata": {"principal": "jane.doe"}},
+                        "spec": {"launchPlan": PLAN.model_dump(exclude_defaults=True), "metadata": {"principal": "jane.doe"}},
                         "closure": {"phase": "FAILED", "notifications": NOTIFICATIONS},
                     }
                 )
@@ -170,6 +170,7 @@ def figures(rounds: int, *, smoke: bool) -> Iterator[Figure]:
     ours, theirs = context.Pipe()
     server = context.Process(target=serve, args=(theirs, count), daemon=True)
     server.start()
+    theirs.close()  # otherwise recv() would not notice that the process has ended
     port = ours.recv()
     try:
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
