@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,7 +12,6 @@ from time import monotonic, sleep
 from typing import Any
 
 import psutil
-import yaml
 from aiokafka import AIOKafkaProducer
 
 from dispatcher.flyte.encode import EncodedMessage
@@ -43,13 +43,14 @@ def serving(folder: Path, settings: Mapping[str, Any], name: str = "replica") ->
     port = free_port()
     all_settings = {"http": {"listen": f"127.0.0.1:{port}"}, "log": "json", **settings}
     config, log = folder / f"{name}.yaml", folder / f"{name}.log"
-    config.write_text(yaml.safe_dump(all_settings))
+    config.write_text(json.dumps(all_settings))
     with log.open("wb") as sink:
         process = psutil.Popen([*COMMAND, "serve", "--config", str(config)], stdout=sink, stderr=sink)
     try:
         yield Replica(process, port, log)
     finally:
-        process.terminate()
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
         try:
             process.wait(TIMEOUT)
         except psutil.TimeoutExpired:

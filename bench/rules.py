@@ -105,7 +105,10 @@ def serve(port: Connection, count: int) -> None:
                 server.add(
                     {
                         "id": event.execution.model_dump(),
-                        "spec": {"launchPlan": PLAN.model_dump(exclude_defaults=True), "metadata": {"principal": "jane.doe"}},
+                        "spec": {
+                            "launchPlan": PLAN.model_dump(exclude_defaults=True),
+                            "metadata": {"principal": "jane.doe"},
+                        },
                         "closure": {"phase": "FAILED", "notifications": NOTIFICATIONS},
                     }
                 )

@@ -8,7 +8,6 @@ Such a scalar becomes `Unclear`, which no setting and no rule accepts, so its au
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import date, datetime
 from math import isfinite
 from typing import Any
@@ -31,11 +30,14 @@ _NUMBER_IN_SOME_READERS = re.compile(
 _LONGEST_NUMBER = 40
 
 
-@dataclass(frozen=True, slots=True)
 class Unclear:
-    """An unquoted scalar that some YAML readers take for text and others for a number or a date."""
+    """An unquoted scalar that some YAML readers take for text and others for a number or a date.
 
-    text: str
+    It is no dataclass, because pydantic-settings turns a dataclass into a dict, and a setting's error loses its reason.
+    """
+
+
+UNCLEAR = Unclear()
 
 
 def plain_scalar(text: str) -> Any:
@@ -49,19 +51,19 @@ def plain_scalar(text: str) -> Any:
     if not _NUMBER_IN_SOME_READERS.fullmatch(text):
         return text
     if len(text) > _LONGEST_NUMBER:
-        return Unclear(text)
+        return UNCLEAR
     if _INTEGER.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text) and isfinite(number := float(text)):
         return number
-    return Unclear(text)
+    return UNCLEAR
 
 
 def _date(text: str) -> Any:
     try:
         return date.fromisoformat(text) if len(text) <= len("2026-11-20") else datetime.fromisoformat(text)
     except ValueError:
-        return Unclear(text)
+        return UNCLEAR
 
 
 def why_not_text(value: Any) -> str | None:

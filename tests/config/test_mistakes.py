@@ -60,6 +60,7 @@ def found(folder: Path, text: str) -> list[str]:
         ("http: {listen: '127.0.0.1:99999'}", "s.yaml:2: http.listen: no such port: ports are 0 to 65535"),
         ("http: {listen: '::1:8080'}", "http.listen: write HOST:PORT, and [HOST]:PORT for an IPv6 address"),
         ("http: {listen: 8080}", "http.listen: a number where text is expected: quote it"),
+        ("http: {listen: 010}", "http.listen: some YAML readers take this for text, others do not: quote it"),
         ("http: {listen: 'a b:80'}", "http.listen: not a host"),
         ("http: {token_file: utf16}", "http.token_file: utf16 can't be used: it is not UTF-8 text: save it as UTF-8"),
         ("http: {token_file: short}", "http: a token has 16 characters at least"),

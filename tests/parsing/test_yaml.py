@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dispatcher.parsing.composer import MAX_DEPTH, MAX_DOCUMENTS
-from dispatcher.parsing.scalars import Unclear, why_not_text
+from dispatcher.parsing.scalars import UNCLEAR, why_not_text
 from dispatcher.parsing.yaml import MAX_BYTES, Malformed, parse, read_text
 from tests.support import samples
 
@@ -139,7 +139,7 @@ def test_what_is_within_the_limits_is_read(tmp_path: Path) -> None:
         ("2026-11-20", date(2026, 11, 20)),
         ("2026-11-20T09:00:00Z", datetime.fromisoformat("2026-11-20T09:00:00+00:00")),
         *(
-            (text, Unclear(text))
+            (text, UNCLEAR)
             for text in (
                 "010", "0o17", "0x1F", "0b1", "1_000", "12:30", "12:30:45", ".inf", "-.INF", ".nan", "1e999", "2026-13-45",
                 "9" * 5000, "=", "08",
