@@ -175,7 +175,6 @@ async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> 
         worker.on_settled = sent = _SentCounter(worker.on_settled)
         service._workers = [worker]  # noqa: SLF001
         callbacks = {
-            "direct_dispatch": service._direct_dispatches,  # noqa: SLF001
             "on_pending": service._wake_workers,  # noqa: SLF001
             "on_batch": service._batch_recorded,  # noqa: SLF001
         }

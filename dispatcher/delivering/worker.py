@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_af
 from channels.contract import Answer, Channel, ChannelError, Content, InDoubt, Message, Receipt, Thread
 from dispatcher.clock import Clock
 from dispatcher.errors import LedgerFailed, LedgerRefuses, LedgerUnavailable
-from dispatcher.ledger import ClaimedThread, DirectDispatch, Ledger, Settlement
+from dispatcher.ledger import ClaimedThread, Ledger, Settlement
 from dispatcher.ledger.brake import Brake
 from dispatcher.ledger.halving import Halving
 from dispatcher.model.circuit_breaker import CircuitBreaker
@@ -78,8 +78,6 @@ class DeliveryWorker:
     - `_in_flight_by_thread` counts all tasks by thread. `_threads_with_new` contains only threads that have a task.
     - A destination is in `_blocked_destinations` while the ledger has not stored the feedback of an attempt to this
       destination. In that time, the worker sends nothing to the destination.
-    - While `_dispatch_pending` is true, the free slots are offered to intake (`DirectDispatch`), so the worker claims
-      nothing.
     - `_more_due` and `_next_due_at` describe deliveries that the last claim left in the ledger. The worker claims again
       when `_wakeup` is set, when `_next_due_at` is reached, or after `POLL_INTERVAL`.
     """
@@ -135,12 +133,8 @@ class DeliveryWorker:
     _settle_time: timedelta = field(init=False)
     """The last part of the lease, which is reserved for settling."""
     _group: asyncio.TaskGroup = field(init=False)
-    _dispatch_pending: bool = False
-    """True while intake has a `DirectDispatch` of this worker, until `DirectDispatch.accept` is called."""
     _waiting: bool = False
     """True while `run` waits for `_wakeup`."""
-    _idle_poll_done: asyncio.Event = field(default_factory=asyncio.Event)
-    """Cleared while a claim is running that will probably find nothing; set again when this claim is finished."""
     _returned: int = 0
     """Number of tasks in `_tasks` that have finished their send."""
     _in_flight_by_destination: Counter[str] = field(default_factory=Counter)
@@ -170,7 +164,6 @@ class DeliveryWorker:
         self._settle_slots = asyncio.Semaphore(self.concurrency)
         self._start_slots = asyncio.Semaphore(max(2, self.concurrency // 16))
         self._settle_time = self.lease * (1 - SENDING_SHARE)
-        self._idle_poll_done.set()
 
     @property
     def breaker_open(self) -> bool:
@@ -189,28 +182,6 @@ class DeliveryWorker:
         0 if destinations have a rate limit, because a delivery that the rate limit admits must be sent at once.
         """
         return self.concurrency if self.rate_limit.rate is None else 0
-
-    def direct_dispatch(self) -> DirectDispatch | None:
-        """Offer the free slots to intake, for the deliveries that intake records next.
-
-        Returns None if the worker has no slots to offer, for example because due deliveries need the slots. The worker
-        claims nothing until `DirectDispatch.accept` is called.
-        """
-        if self._dispatch_pending or self._stopping or not self._idle:
-            return None
-        self._dispatch_pending = True
-        now = self.clock.now()
-        return DirectDispatch(
-            limit=self._free_slots,
-            lease=self.worker_id,
-            until=now + self.lease,
-            admission=self._admission(now),
-            accept=self._accept,
-        )
-
-    async def idle_poll_done(self) -> None:
-        """If a claim is running that will probably find nothing, wait for its end, because then slots are free."""
-        await self._idle_poll_done.wait()
 
     def notify(self, threads: Iterable[str] = ()) -> None:
         """Wake the worker, because there may be deliveries to claim.
@@ -245,22 +216,13 @@ class DeliveryWorker:
         for counts in (self._in_flight_by_destination, self._blocked_destinations, self._in_flight_by_thread):
             counts.clear()
         async with asyncio.TaskGroup() as self._group:
-            while self._dispatch_pending or not self._stopping:
+            while not self._stopping:
                 self._wakeup.clear()
                 claimed = await self._claim()
                 for delivery in claimed:
                     self._start(delivery)
                 if not claimed or not self._more_due or not self._can_claim:
                     await self._wait_for_work()
-
-    def _accept(self, claimed: Sequence[Delivery]) -> None:
-        """Start a task for each delivery that was claimed for the `DirectDispatch`."""
-        self._dispatch_pending = False
-        self.claimed_at = self.clock.now() if claimed else self.claimed_at
-        for delivery in claimed:
-            self._start(delivery)
-        if self._more_due or self._stopping:
-            self.notify()
 
     def _start(self, delivery: Delivery) -> None:
         self._in_flight_by_destination[self._destination(delivery)] += 1
@@ -309,26 +271,18 @@ class DeliveryWorker:
         return allowed + self._prefetch - (len(self._tasks) - self._returned)
 
     @property
-    def _idle(self) -> bool:
-        """True if the worker is waiting, knows of no due delivery, and has a free slot."""
-        work_known = self._wakeup.is_set() or self._more_due or self._breaker.open or self._braked_until is not None
-        return self._waiting and not work_known and self._can_claim
-
-    @property
     def _can_claim(self) -> bool:
         """True if a claim is worth a query: a slot is free, or fewer than `_prefetch / 2` deliveries wait for one."""
         return self._free_slots > (self._prefetch // 2 if self._send_slots.locked() else 0)
 
     async def _claim(self) -> Sequence[Delivery]:
-        if self._dispatch_pending or not self._can_claim:
+        if not self._can_claim:
             self._more_due = True
             return []
         now, limit = self.clock.now(), self._free_slots
         if self._braked_until is not None and now < self._braked_until:
             return []
         admission = self._admission(now)
-        if not self._more_due:
-            self._idle_poll_done.clear()
         try:
             if self._braked_until is not None:
                 await self.brake.test()
@@ -341,8 +295,6 @@ class DeliveryWorker:
         except LedgerFailed as error:
             await self._claim_in_halves(limit, error)
             return []
-        finally:
-            self._idle_poll_done.set()
         self._refusals, self._braked_until = 0, None
         self._more_due, self._saturated_destinations = claim.more, frozenset(admission.saturated)
         due_times = (self._next_due_at, claim.next_at)

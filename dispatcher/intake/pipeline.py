@@ -28,7 +28,7 @@ from dispatcher.errors import (
 from dispatcher.flyte.decode import Headers, decode, trace_context, type_label
 from dispatcher.intake.origin import LookUp, find_origin
 from dispatcher.intake.source import Batch, Source
-from dispatcher.ledger import DirectDispatch, Ledger, RecordedEvent, Rejected, rejected_id
+from dispatcher.ledger import Ledger, RecordedEvent, Rejected, rejected_id
 from dispatcher.ledger.brake import Brake
 from dispatcher.ledger.halving import Halving
 from dispatcher.model.delivery import Delivery
@@ -149,10 +149,6 @@ class _Recording:
         )
 
 
-async def _no_direct_dispatch() -> Mapping[str, DirectDispatch]:
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class Intake:
     """Processes messages from any source and records the results in the ledger."""
@@ -163,11 +159,8 @@ class Intake:
     planner: Planner
     contents: Contents
     clock: Clock
-    direct_dispatch: Callable[[], Awaitable[Mapping[str, DirectDispatch]]] = _no_direct_dispatch
-    """Returns the workers' offers of free slots, by channel. Called just before deliveries are recorded, because after
-    an offer, the worker claims nothing until the offer is accepted."""
     on_pending: Callable[[Sequence[Delivery]], None] = lambda _: None
-    """Called after each batch, with the recorded deliveries that no worker has claimed yet."""
+    """Called after each batch, with the recorded deliveries that are waiting."""
     on_batch: Callable[[BatchResult], None] = lambda _: None
     """Called with the result of each batch after the batch was recorded."""
     look_up: LookUp | None = None
@@ -367,15 +360,13 @@ class Intake:
         recorded = [entry for entry in results if isinstance(entry, RecordedEvent)]
         rejected = [entry for entry in results if isinstance(entry, Rejected)]
         record_spans = [entry.span.child("dispatcher.record") for entry in recorded]
-        has_deliveries = any(entry.deliveries or entry.version or entry.success for entry in recorded)
-        direct_dispatch = await self.direct_dispatch() if has_deliveries else {}
         try:
-            record = await self.ledger.record(recorded, rejected, now=self.clock.now(), direct_dispatch=direct_dispatch)
+            record = await self.ledger.record(recorded, rejected, now=self.clock.now())
         except (Unavailable, LedgerFailed):
             for span in record_spans:
                 span.end(failed=True)
             raise
-        self.on_pending(record.unclaimed)
+        self.on_pending(record.waiting)
         batch = recording.add(recorded, rejected, record.new)
         for (entry, is_new), record_span in zip(batch.new_or_duplicate(), record_spans, strict=True):
             record_span.end()

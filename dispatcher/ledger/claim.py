@@ -1,9 +1,8 @@
-"""Marks deliveries as claimed by a worker: due deliveries in the ledger, and new deliveries before their insert."""
+"""Claims due deliveries for a worker."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,16 +20,13 @@ from sqlalchemy import (
 )
 
 from dispatcher.ledger.destination_state import DestinationStates
-from dispatcher.ledger.records import Claim, DirectDispatch
+from dispatcher.ledger.records import Claim
 from dispatcher.ledger.rows import delivery_fields
 from dispatcher.ledger.schema import contents, deliveries, subjects
-from dispatcher.ledger.statements import Row, among, prepare_select, prepare_update, run
-from dispatcher.ledger.subjects import Subjects
+from dispatcher.ledger.statements import Row, among, prepare_select, prepare_update
 from dispatcher.model.delivery import Delivery, Kind, State
 from dispatcher.model.rate_limit import AdmissionControl, DestinationState
 
-Changes = Mapping[str, Any]
-"""Mapping from the name of a delivery's changed field to its new value."""
 EXTRA_READS = (100, 100, 100)
 """Sizes of further batches of due deliveries. A claim first reads as many due deliveries as it may take. If some of
 them may be sent only later, it reads batches of these sizes until it has enough. After the last batch it stops, and the
@@ -68,74 +64,6 @@ def claim(
     claimed.sort(key=lambda delivery: (delivery.created_at, delivery.key))
     more = len(claimed) == limit or len(rows) == size
     return Claim(claimed, min(deferred_until, default=None), more=more)
-
-
-def claim_on_insert(
-    connection: Connection,
-    new: Sequence[Delivery],
-    direct_dispatch: Mapping[str, DirectDispatch],
-    known: Subjects,
-) -> dict[str, Changes]:
-    """Claim new deliveries for the workers' free slots, before the deliveries are inserted.
-
-    Returns a mapping from the key of each claimed delivery to its changed fields. `direct_dispatch`: free slots by
-    channel. A delivery is claimed only if `claim` would claim it too. A delivery that must wait for its destination's
-    rate limit is not claimed here: `claim` later sets the time at which it may be sent.
-    """
-    claimed: dict[str, Changes] = {}
-    candidates = [one for one in new if one.channel in direct_dispatch and one.state is State.WAITING]
-    openings = _openings(connection, candidates, known)
-    for channel, slots in sorted(direct_dispatch.items()):
-        in_channel = [one for one in candidates if one.channel == channel]
-        ready = [one for one in in_channel if not one.thread or one.thread in openings]
-        states = DestinationStates(connection, channel)
-        states.load(filter(slots.admission.tracks, (slots.admission.destination(_addresses(one)) for one in ready)))
-        claimed |= dict(_claimed_on_insert(ready, slots, states))
-        states.save()
-    return claimed
-
-
-def _claimed_on_insert(
-    ready: Iterable[Delivery], slots: DirectDispatch, states: DestinationStates
-) -> Iterator[tuple[str, Changes]]:
-    free = slots.limit
-    for one in ready:
-        if not free:
-            return
-        name = slots.admission.destination(_addresses(one))
-        decision = slots.admission.admit(name, states[name], slot_reserved=False)
-        if decision is None or decision.at > slots.admission.now:
-            continue
-        states[name] = decision.state
-        free -= 1
-        yield (
-            one.key,
-            {
-                "attempt": one.attempt + 1,
-                "lease": slots.lease,
-                "due_at": slots.until,
-                "destination_failing": decision.state.failures > 0,
-                "opens_thread": bool(one.thread),
-            },
-        )
-
-
-def _openings(connection: Connection, candidates: Sequence[Delivery], known: Subjects) -> frozenset[str]:
-    """Return the new threads whose only delivery is in `candidates` and reports a failure that is not superseded."""
-    number = Counter(one.thread for one in candidates)
-    single = [one.thread for one in candidates if one.thread and number[one.thread] == 1 and not known.superseded(one)]
-    if not single:
-        return frozenset()
-    existing = run(connection, _EXISTING_THREADS[connection.dialect.name], (orjson.dumps(single).decode(),))
-    return frozenset(single).difference(name for (name,) in existing)
-
-
-_EXISTING_THREADS = {
-    dialect: f"SELECT value FROM {names} AS value WHERE EXISTS (SELECT 1 FROM deliveries WHERE thread = value)"  # noqa: S608 - the SQL text contains only constants, no outside values
-    for dialect, names in {"sqlite": "json_each(?)", "postgresql": "json_array_elements_text($1::json)"}.items()
-}
-"""Mapping from a database dialect to SQL that returns which threads of a JSON list have deliveries in the ledger. The
-SQL needs one index lookup for each thread."""
 
 
 _WAITING: ColumnElement[str] = literal_column(f"'{State.WAITING}'")
@@ -227,7 +155,7 @@ def _due(
     return prepare_select(_DUE_ELSEWHERE if saturated else DUE, connection.dialect).rows(connection, **values)
 
 
-def _addresses(one: Row | Delivery) -> tuple[str, ...]:
+def _addresses(one: Row) -> tuple[str, ...]:
     addresses: tuple[str, ...] = one.addresses or one.recipients
     return addresses
 

@@ -36,7 +36,6 @@ from channels.contract import Content, EarlierMessage, Thread
 from dispatcher.errors import LedgerFailed, LedgerUnavailable
 from dispatcher.ledger import claim
 from dispatcher.ledger.canned import admission, canned, settlement
-from dispatcher.ledger.claim import Changes
 from dispatcher.ledger.destination_state import DestinationStates
 from dispatcher.ledger.engine import TIMEOUT, Database, RollBack, Schema
 from dispatcher.ledger.queries import Queries
@@ -46,7 +45,6 @@ from dispatcher.ledger.records import (
     Claim,
     ClaimedThread,
     DeliveryFilter,
-    DirectDispatch,
     RecordedEvent,
     RecordResult,
     Rejected,
@@ -105,8 +103,6 @@ _OLDEST = select(func.min(events.c.recorded_at))
 _PendingSettlement = tuple[Settlement, asyncio.Future[bool]]
 """A settlement that is not written yet, and the future that its caller waits for. The future's result is True if the
 lease was still held when the settlement was written."""
-_NO_DIRECT_DISPATCH: Mapping[str, DirectDispatch] = {}
-_NONE_CLAIMED: Mapping[str, Changes] = {}
 
 
 class Ledger:
@@ -161,12 +157,7 @@ class Ledger:
     # -- intake
 
     async def record(
-        self,
-        entries: Sequence[RecordedEvent],
-        rejections: Sequence[Rejected],
-        *,
-        now: datetime,
-        direct_dispatch: Mapping[str, DirectDispatch] = _NO_DIRECT_DISPATCH,
+        self, entries: Sequence[RecordedEvent], rejections: Sequence[Rejected], *, now: datetime
     ) -> RecordResult:
         """Write a batch in one transaction: events with their deliveries, and rejected messages.
 
@@ -174,43 +165,28 @@ class Ledger:
         success also adds a resolved notice for each open thread that it ends. If the success has another delivery to
         the same addresses, only the resolved notice is written. Resolved notices and change events are written without
         content: nothing is planned or rendered in the transaction.
-
-        `direct_dispatch`: free slots of workers, by channel. New deliveries are claimed for these slots in the same
-        transaction, which saves a separate claim. The `accept` function of each `DirectDispatch` is always called, even
-        if the transaction fails.
         """
-        written = RecordResult()
-        claimed: Mapping[str, Delivery] = {}
-        record = partial(self._record, entries, rejections, now, direct_dispatch)
-        try:
-            if entries or rejections:
-                written, claimed = await self._database.write(record)
-        finally:
-            for channel, slots in direct_dispatch.items():
-                slots.accept([delivery for delivery in claimed.values() if delivery.channel == channel])
-        return written
+        if not entries and not rejections:
+            return RecordResult()
+        return await self._database.write(partial(self._record, entries, rejections, now))
 
     def _record(
         self,
         entries: Sequence[RecordedEvent],
         rejections: Sequence[Rejected],
         now: datetime,
-        direct_dispatch: Mapping[str, DirectDispatch],
         connection: Connection,
-    ) -> tuple[RecordResult, Mapping[str, Delivery]]:
+    ) -> RecordResult:
         by_key = {entry.event.key: entry for entry in reversed(entries)}
         new = prepare_insert(events, connection.dialect).insert_new(
             connection, [event_row(entry, now) for entry in by_key.values()]
         )
-        added, claimed = self._add_deliveries(connection, [by_key[key] for key in new], direct_dispatch)
+        added = self._add_deliveries(connection, [by_key[key] for key in new])
         self._insert(connection, rejected, [rejected_row(entry) for entry in rejections])
-        unclaimed = [one for one in added if one.state is State.WAITING and one.key not in claimed]
-        return RecordResult(frozenset(new), unclaimed), claimed
+        return RecordResult(frozenset(new), [one for one in added if one.state is State.WAITING])
 
-    def _add_deliveries(
-        self, connection: Connection, entries: Sequence[RecordedEvent], direct_dispatch: Mapping[str, DirectDispatch]
-    ) -> tuple[Sequence[Delivery], Mapping[str, Delivery]]:
-        """Insert the deliveries of new events. Returns all of these deliveries, and the claimed deliveries by key."""
+    def _add_deliveries(self, connection: Connection, entries: Sequence[RecordedEvent]) -> Sequence[Delivery]:
+        """Insert the deliveries of new events, and return these deliveries."""
         planned = [delivery for entry in entries for delivery in entry.deliveries]
         failures = [delivery for delivery in planned if delivery.thread]
         successes = sorted((entry.success for entry in entries if entry.success), key=lambda one: one.started_at)
@@ -245,9 +221,8 @@ class Ledger:
         ]
         changes = [one for run in runs.values() if known.record_version(run) for one in run.change_events]
         rest = [*others, *changes]
-        changed = claim.claim_on_insert(connection, rest, direct_dispatch, known) if direct_dispatch else {}
-        claimed = self._insert_deliveries(connection, rest, traces, changed)
-        return [*first, *resolved_notices, *rest], claimed
+        self._insert_deliveries(connection, rest, traces)
+        return [*first, *resolved_notices, *rest]
 
     async def rehearse(self, channels: Sequence[str], *, now: datetime) -> None:
         """Test the ledger: record a canned event, claim and settle its deliveries, and roll everything back.
@@ -260,7 +235,7 @@ class Ledger:
 
     def _rehearse(self, channels: Sequence[str], now: datetime, connection: Connection) -> None:
         entries, rejection = canned(channels, now)
-        self._record(entries, [rejection], now, {}, connection)
+        self._record(entries, [rejection], now, connection)
         for channel in channels:
             claimed = claim.claim(
                 connection, channel, 1, lease="canned", until=now + timedelta(minutes=1), admission=admission(now)
@@ -747,22 +722,10 @@ class Ledger:
             rejected.c.event.startswith(f"{execution}/", autoescape=True), and_(rejected.c.event.is_(None), *parts)
         )
 
-    def _insert_deliveries(
-        self,
-        connection: Connection,
-        added: Sequence[Delivery],
-        traces: Mapping[str, str],
-        claimed: Mapping[str, Changes] = _NONE_CLAIMED,
-    ) -> dict[str, Delivery]:
-        """Insert the deliveries and their contents.
-
-        `traces`: mapping from an event's key to its trace. `claimed`: mapping from a claimed delivery's key to its
-        changed fields. Returns the claimed deliveries by key. Their content is the same as if it had been read back
-        from the ledger, so that a later attempt sends the same message.
-        """
+    def _insert_deliveries(self, connection: Connection, added: Sequence[Delivery], traces: Mapping[str, str]) -> None:
+        """Insert the deliveries and their contents. `traces`: mapping from an event's key to its trace."""
         bodies = {}
         rows = []
-        claimed_deliveries = {}
         encoded: dict[tuple[int, datetime], tuple[str, bytes]] = {}
         """The hash and the JSON of contents, by the object's id: an event's deliveries share their content's object."""
         for delivery in added:
@@ -774,19 +737,12 @@ class Ledger:
                     encoded[same] = (time_prefixed(hashlib.sha256(body).hexdigest(), delivery.occurred_at), body)
                 content_hash, body = encoded[same]
                 bodies[content_hash] = EncodedJson(body)
-            stored = delivery
-            if (changes := claimed.get(delivery.key)) is not None:
-                if content is not None and not _only_strings(content):
-                    content = orjson.loads(body)
-                stored = delivery._replace(content=content, trace=trace, **changes)
-                claimed_deliveries[delivery.key] = stored
-            rows.append(delivery_row(stored, content_hash, trace))
+            rows.append(delivery_row(delivery, content_hash, trace))
         self._insert(connection, contents, [{"content_hash": key, "body": body} for key, body in bodies.items()])
         self._insert(connection, deliveries, rows)
         if rows and self._database.sqlite:
             keys = orjson.dumps([row["key"] for row in rows]).decode()
             run(connection, INSERT_RECIPIENTS, (keys, keys))
-        return claimed_deliveries
 
     def _insert(self, connection: Connection, table: Table, rows: Rows) -> None:
         """Insert the rows whose keys do not exist yet."""
@@ -814,11 +770,6 @@ async def _advance_checkpoint(connection: AsyncConnection, name: str, at: dateti
 
 def _event(facts: bytes) -> Event:
     return Event.model_validate(from_compressed_json(facts))
-
-
-def _only_strings(content: Any) -> bool:
-    """True if the content has only strings and mappings, as in mail. JSON encodes and decodes it without a change."""
-    return type(content) is str or (type(content) is dict and all(map(_only_strings, content.values())))
 
 
 def _in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

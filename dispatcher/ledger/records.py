@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from channels.contract import Thread
 from dispatcher.model.delivery import Delivery, NewVersion, Outcome, State, Success
 from dispatcher.model.event import Event
-from dispatcher.model.rate_limit import AdmissionControl, Feedback
+from dispatcher.model.rate_limit import Feedback
 from dispatcher.tracing import NO_SPAN, Span
 
 BODY_KEPT = 64 * 1024
@@ -41,29 +41,14 @@ class RecordedEvent:
     """The event's tracing span, from its message to the ledger. Each delivery of the event stores the span's trace."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectDispatch:
-    """A worker's free slots. When `Ledger.record` inserts new deliveries, it also claims deliveries for these slots."""
-
-    limit: int
-    """The number of free slots."""
-    lease: str
-    until: datetime
-    """When the lease of the claimed deliveries ends."""
-    admission: AdmissionControl
-    accept: Callable[[Sequence[Delivery]], None]
-    """Called exactly once, with the claimed deliveries. The list is empty if no delivery was claimed or the write
-    failed."""
-
-
 @dataclass(frozen=True, slots=True)
 class RecordResult:
     """The result of `Ledger.record`."""
 
     new: frozenset[str] = frozenset()
     """Keys of the events that were recorded for the first time."""
-    unclaimed: Sequence[Delivery] = ()
-    """The waiting deliveries of the new events, except those that direct dispatch claimed."""
+    waiting: Sequence[Delivery] = ()
+    """The waiting deliveries of the new events."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,11 +56,6 @@ class Subjects:
         if status.open_since is None or delivery.occurred_at < status.open_since:
             status.open_since = delivery.occurred_at
 
-    def superseded(self, delivery: Delivery) -> bool:
-        """True if the subject has been well since the delivery's failure."""
-        well_since = self._loaded[delivery.subject].well_since
-        return well_since is not None and well_since > delivery.occurred_at
-
     def record_success(self, success: Success) -> list[Delivery]:
         """Record a success. Returns the resolved notices for the threads that it ends.
 

@@ -28,7 +28,7 @@ from dispatcher.flyte.decode import is_other_type
 from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.intake.pipeline import BatchResult, IncomingMessage, Intake
 from dispatcher.intake.reconcile import Reconciler
-from dispatcher.ledger import Backlog, DirectDispatch, Ledger, Schema
+from dispatcher.ledger import Backlog, Ledger, Schema
 from dispatcher.ledger.brake import Brake
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import Event
@@ -60,10 +60,6 @@ PURGE_PAUSE = 0.5
 """Seconds between two purges while there are more rows to delete. In the pause, deliveries can use the ledger."""
 PURGE_INTERVAL = 600.0
 """Seconds until the next purge if the last purge deleted nothing."""
-IDLE_POLL_TIMEOUT = 0.02
-"""Maximum number of seconds that intake waits, before it records a batch, for workers that are polling the ledger. A
-worker can't offer its slots to intake while it polls. Most polls find nothing, and then the worker has free slots for
-the deliveries of the batch."""
 LEDGER_TIMEOUT = 30
 """At its start, the service waits at most this many seconds for the ledger's database, because the database may be
 starting too."""
@@ -147,7 +143,6 @@ class Service:
                 planner=planner,
                 contents=contents,
                 clock=self.clock,
-                direct_dispatch=self._direct_dispatches,
                 on_pending=self._wake_workers,
                 on_batch=self._batch_recorded,
                 look_up=look_up,
@@ -296,19 +291,6 @@ class Service:
     def _abandon(self) -> None:
         for worker in self._workers:
             worker.abandon()
-
-    async def _direct_dispatches(self) -> Mapping[str, DirectDispatch]:
-        """Return the workers' offers of free slots, by channel.
-
-        Before that, wait up to `IDLE_POLL_TIMEOUT` until running polls have finished, because slots are then free.
-        `DirectDispatch.accept` must be called for every offer. Therefore this method awaits nothing after the first
-        offer, because a cancellation at an `await` would lose the offers.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(IDLE_POLL_TIMEOUT):
-                for worker in self._workers:
-                    await worker.idle_poll_done()
-        return {worker.name: offer for worker in self._workers if (offer := worker.direct_dispatch()) is not None}
 
     def _wake_workers(self, pending: Sequence[Delivery]) -> None:
         for worker in self._workers:

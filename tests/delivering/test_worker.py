@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -32,10 +32,9 @@ from channels.contract import (
     WirePreview,
 )
 from dispatcher.clock import SystemClock
-from dispatcher.config.settings import Settings
 from dispatcher.delivering.worker import SLOW, DeliveryWorker
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger import Claim, DeliveryFilter, DirectDispatch, Ledger, RecordedEvent, Settlement, StoredDelivery
+from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent, Settlement, StoredDelivery
 from dispatcher.model.delivery import Delivery, Dropped, Sent, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
@@ -43,7 +42,6 @@ from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.runtime.service import Service
 from tests.support.builders import SECOND, a_delivery, an_event
 from tests.support.clock import ManualClock
 
@@ -133,26 +131,14 @@ async def running(worker: DeliveryWorker) -> AsyncIterator[None]:
             await task
 
 
-async def record(
-    ledger: Ledger, *recipients: str, name: str = "f1", direct_dispatch: DirectDispatch | None = None
-) -> None:
+async def record(ledger: Ledger, *recipients: str, name: str = "f1") -> None:
     event = an_event(name=name)
     now = SystemClock().now()
     deliveries = [
         a_delivery(event, channel="slack", to=recipient, created_at=now, due_at=now) for recipient in recipients
     ]
     entry = RecordedEvent(event=event, position="p", verdict="matched", reason="", considered=[], deliveries=deliveries)
-    await ledger.record(
-        [entry], [], now=now, direct_dispatch={"slack": direct_dispatch} if direct_dispatch is not None else {}
-    )
-
-
-async def offered_slots(worker: DeliveryWorker) -> DirectDispatch:
-    """The worker's direct dispatch, as soon as it is idle."""
-    async with asyncio.timeout(20):
-        while (dispatch := worker.direct_dispatch()) is None:
-            await asyncio.sleep(0.01)
-    return dispatch
+    await ledger.record([entry], [], now=now)
 
 
 async def wait_settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[StoredDelivery]:
@@ -818,85 +804,6 @@ async def test_the_next_delivery_of_a_thread_does_not_wait_for_a_poll(ledger: Le
         assert len(await wait_settled(ledger, 10)) == 10
 
 
-async def test_a_directly_dispatched_delivery_is_sent_without_a_claim(ledger: Ledger) -> None:
-    channel = ScriptedChannel(lambda _: RECEIPT)
-    worker = a_worker(ledger, channel)
-    async with running(worker):
-        await record(ledger, "#a", "#b", direct_dispatch=await offered_slots(worker))
-        assert worker.in_flight == 2
-        found = await wait_settled(ledger, 2)
-        assert worker.claimed_at is not None
-
-    assert [(stored.delivery.state, stored.delivery.attempt) for stored in found] == [(State.SENT, 1)] * 2
-    assert sorted(message.recipients[0] for message in channel.sent) == ["#a", "#b"]
-
-
-async def test_slots_are_offered_once_and_nothing_is_claimed_until_the_answer(ledger: Ledger) -> None:
-    worker = a_worker(ledger, ScriptedChannel(lambda _: RECEIPT))
-    async with running(worker):
-        dispatch = await offered_slots(worker)
-        assert dispatch.limit == 10  # five slots, and as many deliveries that wait for one
-        assert worker.direct_dispatch() is None
-        await record(ledger, "#a")
-        worker.notify()
-        await asyncio.sleep(0.1)
-        assert worker.in_flight == 0
-
-        dispatch.accept([])
-
-        await wait_settled(ledger, 1)
-
-
-async def test_slots_are_not_offered_while_deliveries_are_due(ledger: Ledger) -> None:
-    sending = asyncio.Event()
-    worker = a_worker(ledger, ScriptedChannel(unanswered(sending)), concurrency=2)
-    assert worker.direct_dispatch() is None  # it has not claimed yet
-    await record(ledger, *(f"#{number}" for number in range(9)))
-    async with running(worker):
-        await sending.wait()
-        assert worker.direct_dispatch() is None
-        worker.abandon()
-    assert worker.direct_dispatch() is None
-
-
-class GatedLedger:
-    """A ledger whose claims wait until `open` is set."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self.claiming = asyncio.Event()
-        self.open = asyncio.Event()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ledger, name)
-
-    async def claim(self, *arguments: Any, **options: Any) -> Claim:
-        self.claiming.set()
-        async with asyncio.timeout(20):
-            await self.open.wait()
-        return await self._ledger.claim(*arguments, **options)
-
-
-async def test_intake_can_wait_for_the_end_of_an_idle_poll(ledger: Ledger) -> None:
-    """Otherwise each record would leave its deliveries to a claim, and the worker would be claiming at the next one."""
-    gated = GatedLedger(ledger)
-    worker = a_worker(cast("Ledger", gated), ScriptedChannel(lambda _: RECEIPT))
-    async with running(worker):
-        await gated.claiming.wait()
-        assert worker.direct_dispatch() is None
-        poll_done = asyncio.create_task(worker.idle_poll_done())
-        await asyncio.sleep(0)
-        assert not poll_done.done()
-        gated.open.set()
-        async with asyncio.timeout(20):
-            await poll_done
-        dispatch = worker.direct_dispatch()
-        assert dispatch is not None
-        await record(ledger, "#a", direct_dispatch=dispatch)
-        assert worker.in_flight == 1
-        await wait_settled(ledger)
-
-
 @pytest.mark.parametrize("send_seconds", [0.0, 2 * SLOW])
 async def test_with_a_slow_provider_only_a_few_sends_start_in_one_loop_iteration(
     ledger: Ledger, send_seconds: float
@@ -928,84 +835,3 @@ async def test_with_a_slow_provider_only_a_few_sends_start_in_one_loop_iteration
 
     most = max(Counter(started[-200:]).values())
     assert most <= 2 if send_seconds else most > 2
-
-
-async def test_a_claim_for_known_deliveries_is_no_idle_poll(ledger: Ledger) -> None:
-    gated = GatedLedger(ledger)
-    gated.open.set()
-    await record(ledger, *(f"#{number}" for number in range(9)))
-    done = asyncio.Event()
-
-    async def answer(_: Message) -> Receipt:
-        if not done.is_set():  # the next claim waits, and more deliveries are due
-            gated.open.clear()
-            gated.claiming.clear()
-        await done.wait()
-        return RECEIPT
-
-    worker = a_worker(cast("Ledger", gated), ScriptedChannel(answer), concurrency=2)
-    async with running(worker):
-        async with asyncio.timeout(20):
-            while worker.in_flight < 4:
-                await asyncio.sleep(0.01)
-            done.set()
-            await gated.claiming.wait()
-            await worker.idle_poll_done()
-        gated.open.set()
-        await wait_settled(ledger, 9)
-
-
-async def test_a_slow_idle_poll_does_not_delay_a_record(ledger: Ledger) -> None:
-    gated = GatedLedger(ledger)
-    slow = a_worker(cast("Ledger", gated), ScriptedChannel(lambda _: RECEIPT))
-    idle = a_worker(ledger, ScriptedChannel(lambda _: RECEIPT), name="idle")
-    service = Service(Settings(), _workers=[slow, idle])
-    async with running(slow), running(idle):
-        await gated.claiming.wait()
-        async with asyncio.timeout(20):
-            while not (direct_dispatch := await service._direct_dispatches()):
-                pass
-        assert list(direct_dispatch) == ["idle"]
-        direct_dispatch["idle"].accept([])
-        gated.open.set()
-        async with asyncio.timeout(20):
-            while "slack" not in direct_dispatch:
-                direct_dispatch = await service._direct_dispatches()
-                for dispatch in direct_dispatch.values():
-                    dispatch.accept([])
-
-
-async def test_no_slots_are_offered_while_the_breaker_is_open(ledger: Ledger) -> None:
-    channel = ScriptedChannel(lambda _: Later("can't be reached", provider_wide=True, retry_after=timedelta(minutes=5)))
-    worker = a_worker(ledger, channel)
-    await record(ledger, "#a")
-    async with running(worker):
-        async with asyncio.timeout(20):
-            while not worker.breaker_open:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-        assert worker.direct_dispatch() is None
-
-
-async def test_a_direct_dispatch_accepted_after_a_stop_is_still_sent(ledger: Ledger) -> None:
-    channel = ScriptedChannel(lambda _: RECEIPT)
-    worker = a_worker(ledger, channel)
-    async with running(worker):
-        dispatch = await offered_slots(worker)
-        worker.stop()
-        await asyncio.sleep(0.05)
-        await record(ledger, "#a", direct_dispatch=dispatch)
-
-    assert [stored.delivery.state for stored in await wait_settled(ledger, 1)] == [State.SENT]
-
-
-async def test_a_direct_dispatch_accepted_after_abandon_is_released_unattempted(ledger: Ledger) -> None:
-    channel = ScriptedChannel(lambda _: RECEIPT)
-    worker = a_worker(ledger, channel)
-    async with running(worker):
-        dispatch = await offered_slots(worker)
-        worker.abandon()
-        await record(ledger, "#a", direct_dispatch=dispatch)
-
-    (stored,) = await ledger.find(DeliveryFilter(), limit=5)
-    assert (stored.delivery.attempt, stored.delivery.lease, channel.sent) == (0, None, [])

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from channels.contract import Answer, Receipt
-from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import (
     Backlog,
     Claim,
     DeliveryFilter,
-    DirectDispatch,
     Ledger,
     RecordedEvent,
     RecordResult,
@@ -107,7 +101,7 @@ async def test_an_event_that_is_recorded_again_adds_nothing(ledger: Ledger) -> N
 
     again = await ledger.record([recorded(a_delivery(to="somebody-else@example.com"))], [], now=NOW + MINUTE)
 
-    assert (again.new, again.unclaimed) == (frozenset(), [])
+    assert (again.new, again.waiting) == (frozenset(), [])
     assert len(await ledger.find(DeliveryFilter(), limit=10)) == 1
 
 
@@ -727,204 +721,11 @@ async def test_the_newest_event_is_the_one_recorded_last(ledger: Ledger) -> None
     assert await ledger.newest() == (an_event(name="second").key, NOW + MINUTE)
 
 
-# -- direct dispatch
-
-
-@dataclass(slots=True)
-class FreeSlots:
-    """A worker's free slots, and the deliveries that the ledger claimed for them."""
-
-    channel: str = "pagerduty"
-    limit: int = 10
-    at: float = 10
-    rate_limit: RateLimit = field(default_factory=RateLimit)
-    accepted: list[Delivery] | None = None
-
-    def direct_dispatch(self) -> dict[str, DirectDispatch]:
-        return {
-            self.channel: DirectDispatch(
-                limit=self.limit, lease="me", until=self._until, admission=self._admission(), accept=self._accept
-            )
-        }
-
-    async def claim(self, ledger: Ledger) -> list[Delivery]:
-        """Claim the same number of deliveries without direct dispatch."""
-        claim = await ledger.claim(self.channel, self.limit, lease="me", until=self._until, admission=self._admission())
-        return [*claim.deliveries]
-
-    @property
-    def _until(self) -> datetime:
-        return NOW + self.at * SECOND + MINUTE
-
-    def _admission(self) -> AdmissionControl:
-        return AdmissionControl(rate_limit=self.rate_limit, destination=lambda to: to[0], now=NOW + self.at * SECOND)
-
-    def _accept(self, claimed: Sequence[Delivery]) -> None:
-        assert self.accepted is None, "accept is called once"
-        self.accepted = [*claimed]
-
-
-async def test_direct_dispatch_claims_a_delivery_when_it_is_recorded(ledger: Ledger) -> None:
-    delivery = a_delivery(content={"subject": "größer", "lines": [1, 2.5, None]})
-    entry = replace(recorded(delivery), span=Traced())
-    slots = FreeSlots("email")
-
-    written = await ledger.record([entry], [], now=NOW, direct_dispatch=slots.direct_dispatch())
-
-    assert written == RecordResult(frozenset({an_event().key}), [])
-    assert slots.accepted == [delivery._replace(trace=Traced().trace, attempt=1, lease="me", due_at=NOW + 70 * SECOND)]
-    assert await claim(ledger, now=NOW + 69 * SECOND) == []
-    (again,) = await claim(ledger, now=NOW + 71 * SECOND)  # the lease has run out
-    assert (again.attempt, again.in_doubt) == (2, True)
-    assert not await ledger.settle(settlement(slots.accepted[0], SENT))
-    assert await ledger.settle(settlement(again, SENT))
-
-
-async def test_a_delivery_claimed_by_direct_dispatch_is_settled_like_any_other(ledger: Ledger) -> None:
-    slots = FreeSlots("email")
-    await ledger.record([recorded(a_delivery())], [], now=NOW, direct_dispatch=slots.direct_dispatch())
-    (delivery,) = slots.accepted or []
-
-    assert await ledger.settle(settlement(delivery, SENT))
-
-    (found,) = await ledger.find(DeliveryFilter(), limit=5)
-    assert (found.delivery.state, found.delivery.attempt, found.delivery.lease) == (State.SENT, 1, None)
-
-
-async def test_direct_dispatch_claims_only_waiting_deliveries_of_its_channel_up_to_the_limit(ledger: Ledger) -> None:
-    slots = FreeSlots("slack", limit=2)
-    mail, dead = a_delivery(), slack("#dead", state=State.DEAD)
-
-    written = await ledger.record(
-        [recorded(mail, dead, *(slack("#a", number) for number in range(3)))],
-        [],
-        now=NOW,
-        direct_dispatch=slots.direct_dispatch(),
-    )
-
-    assert [delivery.key for delivery in slots.accepted or []] == ["#a000", "#a001"]
-    assert [delivery.key for delivery in written.unclaimed] == [mail.key, "#a002"]
-
-
-async def test_direct_dispatch_claims_nothing_of_an_event_that_was_recorded_before(ledger: Ledger) -> None:
-    await ledger.record([recorded(a_delivery())], [], now=NOW)
-    slots = FreeSlots("email")
-
-    written = await ledger.record([recorded(a_delivery())], [], now=NOW, direct_dispatch=slots.direct_dispatch())
-
-    assert (slots.accepted, written.unclaimed) == ([], [])
-
-
-async def test_direct_dispatch_claims_only_the_single_delivery_that_opens_a_thread(ledger: Ledger) -> None:
-    await ledger.record([failure("before", 1, to="known")], [], now=NOW)
-    await ledger.record([success("well", 9, plan="late")], [], now=NOW)
-    slots = FreeSlots()
-    entries = [
-        failure("a", 2, to="known"),
-        failure("b", 2, to="both"),
-        failure("c", 3, to="both"),
-        failure("d", 2, to="alone"),
-        failure("e", 2, plan="late", to="too late"),
-    ]
-
-    written = await ledger.record(entries, [], now=NOW, direct_dispatch=slots.direct_dispatch())
-
-    assert [(delivery.recipients, delivery.opens_thread) for delivery in slots.accepted or []] == [(("alone",), True)]
-    assert sorted(delivery.recipients[0] for delivery in written.unclaimed) == ["both", "both", "known", "too late"]
-
-
-async def test_direct_dispatch_leaves_a_resolved_notice_to_the_next_claim(ledger: Ledger) -> None:
-    await record_and_send(ledger, failure("a", 1))
-    slots = FreeSlots()
-
-    written = await ledger.record([success("b", 2)], [], now=NOW, direct_dispatch=slots.direct_dispatch())
-
-    assert (slots.accepted, [delivery.kind for delivery in written.unclaimed]) == ([], [Kind.RESOLVED_NOTICE])
-
-
-async def test_direct_dispatch_obeys_the_rate_limit_like_a_claim(ledger: Ledger) -> None:
-    slots = FreeSlots("slack", at=1, rate_limit=RateLimit(rate=Rate(1, "s"), burst=2))
-
-    written = await ledger.record(
-        [recorded(*(slack("#a", number) for number in range(4)), slack("#b"))],
-        [],
-        now=NOW,
-        direct_dispatch=slots.direct_dispatch(),
-    )
-
-    assert [delivery.key for delivery in slots.accepted or []] == ["#a000", "#a001", "#b000"]
-    assert [delivery.key for delivery in written.unclaimed] == ["#a002", "#a003"]
-    assert (await claim_slack(ledger, at=1)).next_at == NOW + 2 * SECOND
-    assert [delivery.key for delivery in (await claim_slack(ledger, at=2)).deliveries] == ["#a002"]
-
-
-async def test_direct_dispatch_claims_nothing_for_a_destination_before_its_retry_after(ledger: Ledger) -> None:
-    await ledger.record([recorded(slack("#a"))], [], now=NOW)
-    (delivery,) = (await claim_slack(ledger)).deliveries
-    asked_pause = Feedback("#a", NOW, retry_after=MINUTE)
-    await ledger.settle(replace(settlement(delivery, Retry(NOW + MINUTE, "slow down")), feedback=asked_pause))
-    slots = FreeSlots("slack")
-
-    event = an_event(name="next")
-    await ledger.record(
-        [recorded(slack("#a", 7, event=event), event=event)], [], now=NOW, direct_dispatch=slots.direct_dispatch()
-    )
-
-    assert slots.accepted == []
-
-
-async def test_recording_nothing_calls_accept_and_does_not_use_the_database(tmp_path: Path) -> None:
+async def test_recording_nothing_does_not_use_the_database(tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        slots, other_process = FreeSlots(), sqlite3.connect(tmp_path / "ledger.db")
-        with closing(other_process):
+        with closing(sqlite3.connect(tmp_path / "ledger.db")) as other_process:
             other_process.execute("BEGIN IMMEDIATE")
-            assert await ledger.record([], [], now=NOW, direct_dispatch=slots.direct_dispatch()) == RecordResult()
-    assert slots.accepted == []
-
-
-async def test_accept_is_called_if_the_write_fails(tmp_path: Path) -> None:
-    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        slots, other_process = FreeSlots("email"), sqlite3.connect(tmp_path / "ledger.db")
-        with closing(other_process):
-            other_process.execute("BEGIN IMMEDIATE")
-            with pytest.raises(LedgerUnavailable):
-                await ledger.record([recorded(a_delivery())], [], now=NOW, direct_dispatch=slots.direct_dispatch())
-    assert slots.accepted == []
-
-
-_RECIPIENTS = ("a", "b", "c")
-
-
-@given(
-    runs=st.lists(
-        st.tuples(st.booleans(), st.sampled_from(_RECIPIENTS), st.sampled_from(("train", "score")), st.integers(0, 5)),
-        max_size=6,
-    ),
-    before=st.integers(0, 6),
-)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_direct_dispatch_claims_only_what_a_claim_would_claim(
-    tmp_path: Path, runs: list[tuple[bool, str, str, int]], before: int
-) -> None:
-    entries = [
-        failure(f"{number}", at, to=to, plan=plan) if failed else success(f"{number}", at, plan=plan)
-        for number, (failed, to, plan, at) in enumerate(runs)
-    ]
-    folder = mkdtemp(dir=tmp_path)
-    url = f"sqlite+aiosqlite:///{folder}"
-    slots = FreeSlots()
-    async with Ledger(f"{url}/direct.db") as direct, Ledger(f"{url}/claimed.db") as claimed:
-        for ledger in (direct, claimed):
-            await record_and_send(ledger, *entries[:before])
-        written = await direct.record(entries[before:], [], now=NOW, direct_dispatch=slots.direct_dispatch())
-        again = await claimed.record(entries[before:], [], now=NOW)
-        as_claimed = {delivery.key: delivery for delivery in await FreeSlots().claim(claimed)}
-
-    dispatched = {delivery.key: delivery for delivery in slots.accepted or []}
-    assert dispatched.items() <= as_claimed.items()
-    assert dispatched.keys() | {delivery.key for delivery in written.unclaimed} == {
-        delivery.key for delivery in again.unclaimed
-    }
+            assert await ledger.record([], [], now=NOW) == RecordResult()
 
 
 # -- threads
