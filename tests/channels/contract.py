@@ -7,13 +7,15 @@ channel with and without that server, and a function that creates a message.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
 import pytest
 
 from channels.contract import Channel, ChannelError, InDoubt, Later, Message, Never, Receipt
+from tests.support.http import Request, ScriptedHttp, answer
 
 TIME_LIMIT = 8.0
 """Seconds in which a channel with a timeout of one second must finish any call."""
@@ -211,3 +213,42 @@ class ChannelContract:
         assert shown
         assert not [secret for secret in self.secrets if secret in shown]
         assert provider.seen == []
+
+
+@dataclass(slots=True)
+class HttpProvider:
+    """A provider with an HTTP API. `answers`: its bytes for TRY_LATER and REFUSE; other reactions are the same for all."""
+
+    server: ScriptedHttp
+    key_of: Callable[[Request], str | None]
+    """Finds the message's key in a request; None if the request is no message."""
+    answers: Mapping[Reaction, bytes]
+    seen: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.server.check_request = self._record
+
+    def _record(self, request: Request) -> None:
+        if (key := self.key_of(request)) is not None:
+            self.seen.append(key)
+
+    def next(self, reaction: Reaction) -> None:
+        common: dict[Reaction, bytes | None] = {
+            Reaction.DISCONNECT: b"",
+            Reaction.NO_ANSWER: None,
+            Reaction.PARTIAL_ANSWER: answer(200, b"a" * 50)[:-20],
+            Reaction.INVALID_ANSWER: b"220 stand-in ESMTP\r\n\r\n",
+        }
+        whole = self.answers.get(reaction, b"").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        self.server.steps.append(common.get(reaction, whole))
+
+    @property
+    def open(self) -> int:
+        return self.server.open
+
+    @property
+    def connections(self) -> int:
+        return self.server.connections
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        await self.server.until(condition)

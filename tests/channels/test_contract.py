@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from channels.pagerduty.channel import PagerDutyChannel, PagerDutyConfig
 from channels.slack.channel import SlackChannel, SlackConfig
 from channels.teams.channel import TeamsChannel, TeamsConfig
 from channels.webhook.channel import WebhookChannel, WebhookConfig
-from tests.channels.contract import ChannelContract, Provider, Reaction
+from tests.channels.contract import ChannelContract, HttpProvider, Provider, Reaction
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.mail import CONTENT
 from tests.support.smtp import HALF, HANG, TAKE_AND_DROP, ScriptedRelay
@@ -29,45 +29,6 @@ SECRET = "0123456789abcdef0123456789abcdef"
 def messages_to(recipient: str, content: Content) -> Callable[[str], Message]:
     """A function that creates a message with the given key."""
     return lambda key: Message(key=key, recipients=(recipient,), content=content, created_at=NOW)
-
-
-@dataclass(slots=True)
-class HttpProvider:
-    """A provider with an HTTP API. `answers`: its bytes for TRY_LATER and REFUSE; other reactions are the same for all."""
-
-    server: ScriptedHttp
-    key_of: Callable[[Request], str | None]
-    """Finds the message's key in a request; None if the request is no message."""
-    answers: Mapping[Reaction, bytes]
-    seen: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.server.check_request = self._record
-
-    def _record(self, request: Request) -> None:
-        if (key := self.key_of(request)) is not None:
-            self.seen.append(key)
-
-    def next(self, reaction: Reaction) -> None:
-        common: dict[Reaction, bytes | None] = {
-            Reaction.DISCONNECT: b"",
-            Reaction.NO_ANSWER: None,
-            Reaction.PARTIAL_ANSWER: answer(200, b"a" * 50)[:-20],
-            Reaction.INVALID_ANSWER: b"220 stand-in ESMTP\r\n\r\n",
-        }
-        whole = self.answers.get(reaction, b"").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
-        self.server.steps.append(common.get(reaction, whole))
-
-    @property
-    def open(self) -> int:
-        return self.server.open
-
-    @property
-    def connections(self) -> int:
-        return self.server.connections
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        await self.server.until(condition)
 
 
 @dataclass(slots=True)

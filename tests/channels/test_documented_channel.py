@@ -16,8 +16,7 @@ import yaml
 
 from channels.contract import Channel, Message
 from channels.registry import ENTRY_POINT_GROUP
-from tests.channels.contract import ChannelContract, Provider, Reaction
-from tests.channels.test_contract import HttpProvider
+from tests.channels.contract import ChannelContract, HttpProvider, Provider, Reaction
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.service import command
 

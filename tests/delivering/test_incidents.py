@@ -20,9 +20,9 @@ from dispatcher.model.phase import Phase
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from tests.delivering.test_worker import ScriptedChannel, a_worker
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_rule, an_event, an_execution
 from tests.support.clock import ManualClock
+from tests.support.workers import ScriptedChannel, a_worker
 
 PLAN: ThreadBy = "launch_plan"
 ORIGIN: ThreadBy = "execution"

@@ -19,9 +19,9 @@ from dispatcher.model.delivery import STUMBLED, Delivery, Kind, State
 from dispatcher.model.rate_limit import Rate, RateLimit
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from tests.delivering.test_worker import ScriptedChannel, a_worker, running
-from tests.intake.test_halving import change
 from tests.support.builders import a_delivery, an_event
+from tests.support.ledgers import execute
+from tests.support.workers import ScriptedChannel, a_worker, running
 
 NEIGHBOURS = 12
 Meanwhile = Callable[[DeliveryWorker, ScriptedChannel], Awaitable[None]]
@@ -110,7 +110,7 @@ async def test_a_row_that_cant_be_read_is_given_up_and_the_fallback_recipients_a
     await record(ledger, planned)
     body = "X'7b'" if ledger_url.startswith("sqlite") else "decode('7b', 'hex')"
     of_poison = f"(SELECT content FROM deliveries WHERE key = '{poison.key}')"
-    await change(ledger_url, f"UPDATE contents SET body = {body} WHERE content_hash = {of_poison}")
+    await execute(ledger_url, f"UPDATE contents SET body = {body} WHERE content_hash = {of_poison}")
     planner = Planner(
         addresses={"email": str}, fallbacks={}, fallback_recipients={"slack": {"email": ["on-call@example.com"]}}
     )
@@ -136,7 +136,7 @@ POISON_DESTINATION = {
 async def test_a_row_that_cant_be_claimed_is_given_up(ledger: Ledger, ledger_url: str) -> None:
     planned, poison = deliveries()
     await record(ledger, planned)
-    await change(ledger_url, POISON_DESTINATION[ledger_url.partition("+")[0]])
+    await execute(ledger_url, POISON_DESTINATION[ledger_url.partition("+")[0]])
     run = Run(ledger)
     await run.deliver(rate_limit=RateLimit(rate=Rate(1, "s")))
 
@@ -195,7 +195,7 @@ async def test_an_answer_that_cant_be_written_is_left_out(
 ) -> None:
     planned, poison = deliveries()
     await record(ledger, planned)
-    await change(ledger_url, POISON_ANSWER[ledger_url.partition("+")[0]])
+    await execute(ledger_url, POISON_ANSWER[ledger_url.partition("+")[0]])
     run = Run(ledger, lambda message: answer if message.recipients[0] == "poison" else taken(message))
     await run.deliver()
 
@@ -243,7 +243,7 @@ async def test_a_ledger_without_a_column_gives_nothing_up_and_all_is_sent_when_i
     postgres_url: str, table: str, column: str
 ) -> None:
     async def take_away(worker: DeliveryWorker, channel: ScriptedChannel) -> None:
-        await change(postgres_url, f"ALTER TABLE {table} RENAME COLUMN {column} TO taken_away")
+        await execute(postgres_url, f"ALTER TABLE {table} RENAME COLUMN {column} TO taken_away")
         await record_later()
         async with asyncio.timeout(20):
             while worker.brake.reason is None:
@@ -252,7 +252,7 @@ async def test_a_ledger_without_a_column_gives_nothing_up_and_all_is_sent_when_i
         sent = len(channel.sent)
         await asyncio.sleep(2.5)
         assert len(channel.sent) == sent <= 2 * worker.concurrency  # nothing more was claimed
-        await change(postgres_url, f"ALTER TABLE {table} RENAME COLUMN taken_away TO {column}")
+        await execute(postgres_url, f"ALTER TABLE {table} RENAME COLUMN taken_away TO {column}")
 
     async def record_later() -> None:
         if table == "attempts":

@@ -7,12 +7,11 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -20,19 +19,16 @@ import pytest
 from channels.contract import (
     Answer,
     Content,
-    Finding,
     InDoubt,
     Later,
     Message,
     Misconfigured,
     Never,
     Receipt,
-    ThreadBy,
     UnknownRecipient,
-    WirePreview,
 )
 from dispatcher.clock import SystemClock
-from dispatcher.delivering.worker import SLOW, DeliveryWorker
+from dispatcher.delivering.worker import SLOW
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent, Settlement, StoredDelivery
 from dispatcher.model.delivery import Delivery, Dropped, Sent, State, Success
@@ -44,69 +40,13 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from tests.support.builders import SECOND, a_delivery, an_event
 from tests.support.clock import ManualClock
-
-RECEIPT = Receipt(answer=Answer("ok"), reference={"ts": "1"})
-Answers = Callable[[Message], Any]
-
-
-class ScriptedChannel:
-    """A channel that answers with the result of a function. An exception is raised, a coroutine awaited."""
-
-    def __init__(self, answer: Answers) -> None:
-        self.sent: list[Message] = []
-        self._answer = answer
-
-    def address(self, recipient: str) -> str:
-        return recipient
-
-    def destination(self, recipients: tuple[str, ...]) -> str:
-        return recipients[0]
-
-    def thread_by(self, address: str) -> ThreadBy | None:
-        del address
-        return None
-
-    def wire_preview(self, message: Message) -> WirePreview:
-        return WirePreview("text/plain", message.key.encode())
-
-    async def send(self, message: Message) -> Receipt:
-        self.sent.append(message)
-        answer = self._answer(message)
-        if asyncio.iscoroutine(answer):
-            answer = await answer
-        if isinstance(answer, Exception):
-            raise answer
-        receipt: Receipt = answer
-        return receipt
-
-    async def check(self) -> Sequence[Finding]:
-        return ()
-
-    async def aclose(self) -> None:
-        pass
+from tests.support.workers import RECEIPT, Answers, ScriptedChannel, a_worker, running
 
 
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as opened:
         yield opened
-
-
-def a_worker(ledger: Ledger, channel: ScriptedChannel, **changes: Any) -> DeliveryWorker:
-    arguments: dict[str, Any] = {
-        "name": "slack",
-        "channel": channel,
-        "ledger": ledger,
-        "planner": Planner(addresses={"email": str.lower}, fallbacks={"slack": "email"}),
-        "contents": Contents(lambda *_, undelivered="", **__: {"text": "hi", "subject": undelivered}),
-        "policy": RetryPolicy(initial=timedelta(milliseconds=10)),
-        "clock": SystemClock(),
-        "rng": Random(7),
-        "worker_id": "test",
-        "concurrency": 5,
-        **changes,
-    }
-    return DeliveryWorker(**arguments)
 
 
 def unanswered(sending: asyncio.Event) -> Answers:
@@ -118,17 +58,6 @@ def unanswered(sending: asyncio.Event) -> Answers:
         return RECEIPT
 
     return answer
-
-
-@asynccontextmanager
-async def running(worker: DeliveryWorker) -> AsyncIterator[None]:
-    task = asyncio.create_task(worker.run())
-    try:
-        yield
-    finally:
-        worker.stop()
-        async with asyncio.timeout(20):
-            await task
 
 
 async def record(ledger: Ledger, *recipients: str, name: str = "f1") -> None:

@@ -16,16 +16,15 @@ import aiohttp
 import psutil
 import pytest
 import trustme
-from aiokafka import AIOKafkaProducer
 
 from dispatcher.demo.fakes.inbox import Conversation, Inbox, MailReceiver, PagerDutyReceiver, SlackReceiver
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
-from tests.intake.kafka.test_traps import offsets, until
 from tests.support import samples
 from tests.support.brokers import Broker
 from tests.support.builders import a_launch_plan, an_event
+from tests.support.kafka import offsets, publish_messages, until
 from tests.support.postgres import Cluster
 from tests.support.service import ROUTING_KEY, Replica, ask, command, serving, start
 
@@ -91,14 +90,6 @@ def settings(inbox: Inbox, broker: Broker, topic: str, tmp_path: Path) -> dict[s
     }
 
 
-async def publish(broker: Broker, topic: str, messages: list[EncodedMessage]) -> None:
-    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers, acks="all", max_request_size=16 * 2**20)
-    await producer.start()
-    for message in messages:
-        await producer.send(topic, message.value, key=message.key, headers=list(message.headers))
-    await producer.stop()
-
-
 def recorded(name: str) -> EncodedMessage:
     headers, value = samples.sample(name)
     return EncodedMessage(key=name.encode(), headers=headers, value=value, summary=name)
@@ -129,9 +120,9 @@ async def test_flytes_own_events_reach_exactly_the_launch_plans_recipients(
     bare = [name for name in samples.NAMES if "enriched" not in name and not name.startswith("v2-workflow-succeeded")]
     names = [*bare, bad, good]
     async with serving(tmp_path, settings) as replica:
-        await publish(broker, topic, [recorded(name) for name in names if name != good for _copy in range(2)])
+        await publish_messages(broker, topic, [recorded(name) for name in names if name != good for _copy in range(2)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 3, seconds=40), replica.log[-3000:]
-        await publish(broker, topic, [recorded(good) for _copy in range(2)])
+        await publish_messages(broker, topic, [recorded(good) for _copy in range(2)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 4, seconds=40), replica.log[-3000:]
         await asyncio.sleep(1)
 
@@ -168,7 +159,7 @@ async def test_undecodable_messages_are_rejected_and_the_next_one_is_processed(
     noise = [b"{oops", b"\xff\xfe\x00", b"[]", b'{"execution": 3}', b"x" * 900_000, b""]
     good = write(an_event(Phase.SUCCEEDED, launch_plan=a_launch_plan()), Format.NATIVE)
     async with serving(tmp_path, settings):
-        await publish(broker, topic, [*(EncodedMessage(b"k", header, value, "") for value in noise), good])
+        await publish_messages(broker, topic, [*(EncodedMessage(b"k", header, value, "") for value in noise), good])
         assert await inbox.until(lambda box: len(box.mail.mails) == 1, seconds=40)
         async with asyncio.timeout(20):
             while len(await ask(tmp_path / "dispatcher.yaml", "rejected", "list")) < len(noise):
@@ -187,7 +178,7 @@ async def test_a_restart_in_the_middle_loses_nothing_and_sends_nothing_twice(
 ) -> None:
     messages = [message for event in terminal_events(60) for message in write_lifecycle(event, Format.FLYTE_V2)]
     async with serving(tmp_path, settings):
-        await publish(broker, topic, messages)
+        await publish_messages(broker, topic, messages)
         assert await inbox.until(lambda box: len(box.arrivals) >= 20, seconds=40)
     async with serving(tmp_path, settings):
         assert await inbox.until(lambda box: len(box.arrivals) >= 180, seconds=60)
@@ -204,7 +195,7 @@ async def test_a_killed_process_loses_nothing(
 ) -> None:
     messages = [message for event in terminal_events(40) for message in write_lifecycle(event, Format.FLYTE_V2)]
     replica = await start(tmp_path, settings)
-    await publish(broker, topic, messages)
+    await publish_messages(broker, topic, messages)
     assert await inbox.until(lambda box: len(box.arrivals) >= 5, seconds=40)
     await replica.stop(signal.SIGKILL)
     sent = {entry["key"] for entry in await ask(tmp_path / "dispatcher.yaml", "deliveries", "list", "--state", "sent")}
@@ -231,7 +222,7 @@ async def test_two_replicas_in_one_group_share_the_work(
 ) -> None:
     settings["ledger"] = {"url": postgres_url}
     async with serving(tmp_path, settings, name="one"), serving(tmp_path, settings, name="two"):
-        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(100)])
+        await publish_messages(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(100)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 300, seconds=60)
         await asyncio.sleep(1)
 
@@ -249,12 +240,12 @@ async def test_a_replica_frozen_beyond_its_session_is_replaced_and_sends_nothing
     group = settings["kafka"]["group_id"]
     async with serving(tmp_path, settings, name="frozen") as frozen, serving(tmp_path, settings, name="other") as other:
         await until(lambda: [len(assignments(one)[-1]) for one in (frozen, other) if assignments(one)] == [2, 2])
-        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(30)])
+        await publish_messages(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(30)])
         await until(lambda: '"recorded"' in frozen.log)  # and not committed yet
         frozen.process.send_signal(signal.SIGSTOP)
         try:
             await until(lambda: len(assignments(other)[-1]) == 4)
-            await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 30)])
+            await publish_messages(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 30)])
             async with asyncio.timeout(30):
                 while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 50:
                     await asyncio.sleep(0.2)
@@ -263,7 +254,7 @@ async def test_a_replica_frozen_beyond_its_session_is_replaced_and_sends_nothing
             frozen.process.send_signal(signal.SIGCONT)
         await until(lambda: assignments(frozen) != before)  # it has noticed, and joined again
         assert sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) == 50
-        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(10, 50)])
+        await publish_messages(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(10, 50)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 180, seconds=40)
         async with asyncio.timeout(30):
             while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 60:
@@ -293,14 +284,14 @@ async def test_while_the_ledger_is_down_intake_waits_in_its_group_and_continues_
     headers, value = samples.sample("v2-workflow-succeeded")
     shown = {name.replace("ce_", "ce-"): text.decode() for name, text in headers}
     async with serving(tmp_path, settings) as replica, aiohttp.ClientSession() as session_:
-        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(5)])
+        await publish_messages(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(5)])
         assert await inbox.until(lambda box: len(box.arrivals) >= 15, seconds=40), replica.log[-3000:]
         async with asyncio.timeout(20):
             while sum(at or 0 for at in await offsets(broker.bootstrap_servers, group, topic, 4)) < 5:
                 await asyncio.sleep(0.2)
 
         await asyncio.to_thread(own_postgres.kill)
-        await publish(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 5)])
+        await publish_messages(broker, topic, [write(event, Format.FLYTE_V2) for event in terminal_events(20, 5)])
         await until(lambda: '"dispatcher.intake.pipeline"' in replica.log.rpartition('"waiting for the ledger"')[2])
         process, lines, began = psutil.Process(replica.process.pid), len(replica.log.splitlines()), time.monotonic()
         cpu_before = sum(process.cpu_times()[:2])

@@ -25,6 +25,7 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
 from tests.support.builders import NOW, a_delivery, a_notification, an_event
+from tests.support.ledgers import execute
 
 POISON = {
     "sqlite": """
@@ -36,18 +37,10 @@ POISON = {
 """Makes the ledger refuse the events of some executions."""
 
 
-async def change(url: str, *statements: str) -> None:
-    engine = create_async_engine(url)
-    async with engine.begin() as connection:
-        for statement in statements:
-            await connection.execute(text(statement))
-    await engine.dispose()
-
-
 @pytest.fixture
 async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
     async with Ledger(ledger_url) as opened:
-        await change(ledger_url, POISON[ledger_url.partition("+")[0]])
+        await execute(ledger_url, POISON[ledger_url.partition("+")[0]])
         yield opened
 
 
@@ -179,7 +172,7 @@ async def test_a_ledger_without_a_column_rejects_nothing_and_goes_on_when_it_is_
     postgres_url: str, table: str, column: str
 ) -> None:
     async with Ledger(postgres_url) as ledger:
-        await change(postgres_url, POISON["postgresql"], f"ALTER TABLE {table} RENAME COLUMN {column} TO taken_away")
+        await execute(postgres_url, POISON["postgresql"], f"ALTER TABLE {table} RENAME COLUMN {column} TO taken_away")
         intake, results = an_intake(ledger)
         source = Batches([batch("good0", "poison1", "good2")])
         await intake.run(source)
@@ -193,7 +186,7 @@ async def test_a_ledger_without_a_column_rejects_nothing_and_goes_on_when_it_is_
         await intake.run(source)
         assert source.pauses == [1, 1, 2, 4, 8, 15]
 
-        await change(postgres_url, f"ALTER TABLE {table} RENAME COLUMN taken_away TO {column}")
+        await execute(postgres_url, f"ALTER TABLE {table} RENAME COLUMN taken_away TO {column}")
         assert await intake.brake.unready_reason() is None
         await intake.run(source)
 

@@ -25,10 +25,10 @@ from dispatcher.observability.clock_monitor import ClockMonitor
 from dispatcher.observability.metrics import Metrics
 from tests.ledger.test_engine import an_event_to_record, run, settings_file, unprivileged
 from tests.ledger.test_ledger import SENT, claim, settlement
-from tests.observability.test_metrics import scraped
 from tests.support import pgbouncer as pgbouncer_support
 from tests.support.builders import NOW, SECOND
 from tests.support.clock import ManualClock
+from tests.support.metrics import scraped
 from tests.support.pgbouncer import pgbouncer
 from tests.support.postgres import Cluster
 from tests.support.service import serving

@@ -24,12 +24,12 @@ from dispatcher.observability.metrics import Metrics
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
-from tests.delivering.test_worker import ScriptedChannel, a_worker
-from tests.observability.test_metrics import scrape, scraped
 from tests.support.brokers import Broker
 from tests.support.builders import SECOND
 from tests.support.clock import ManualClock
+from tests.support.metrics import scrape, scraped
 from tests.support.running import running
+from tests.support.workers import ScriptedChannel, a_worker
 
 MINUTE = timedelta(minutes=1)
 SLOT = ManualClock().now().replace(minute=10, second=0)

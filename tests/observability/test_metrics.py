@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from channels.contract import Answer, Receipt
 from dispatcher.demo.fakes.inbox import MailReceiver
@@ -20,43 +19,15 @@ from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.pipeline import BatchResult
 from dispatcher.ledger import Backlog, RecordedEvent, Rejected, Settlement
 from dispatcher.model.delivery import Dead, Retry, Sent, State
-from dispatcher.model.event import Event, ExecutionId, Options
-from dispatcher.model.phase import Phase
+from dispatcher.model.event import Event
 from dispatcher.observability.metrics import Metrics
-from tests.packaging.test_alert_rules import needs_promtool, promtool
 from tests.support import samples
-from tests.support.builders import NOW, SECOND, a_delivery, a_notification, an_event
+from tests.support.builders import NOW, SECOND, a_delivery, a_failure, an_event
+from tests.support.metrics import Scrape, scrape, scraped
+from tests.support.prometheus import needs_promtool, promtool
 from tests.support.running import running
 
 SENT = Sent(Receipt(answer=Answer("250")))
-
-
-class Scrape:
-    """The values of one scrape, by series: the metric's name without its prefix, then the label values."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.series = {
-            (sample.name.removeprefix("dispatcher_"), *sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-
-    def __getitem__(self, series: str | tuple[str, ...]) -> float:
-        return self.series[(series,) if isinstance(series, str) else series]
-
-    def get(self, *series: str) -> float | None:
-        return self.series.get(series)
-
-
-def scraped(metrics: Metrics) -> Scrape:
-    return Scrape(metrics.page()[0].decode())
-
-
-async def scrape(url: str, **headers: str) -> Scrape:
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics", headers=headers) as answer:
-        assert answer.status == 200, await answer.text()
-        return Scrape(await answer.text())
 
 
 async def until(url: str, condition: Callable[[Scrape], bool]) -> Scrape:
@@ -85,16 +56,6 @@ async def post(url: str, event: Event) -> None:
         session.post(f"{url}/events", data=message.value, headers=headers) as answer,
     ):
         assert answer.status in {202, 400}
-
-
-def a_failure(name: str, *, ago: timedelta = timedelta(), channel: str = "email") -> Event:
-    rule = a_notification("jane.doe@example.com", channel=channel)
-    return Event(
-        execution=ExecutionId(project="p", domain="d", name=name),
-        phase=Phase.FAILED,
-        occurred_at=datetime.now(UTC) - ago,
-        options=Options(notifications=(rule,)),
-    )
 
 
 async def test_an_event_is_counted_at_each_step(tmp_path: Path, relay: MailReceiver) -> None:

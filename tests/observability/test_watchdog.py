@@ -19,12 +19,12 @@ from dispatcher.ledger import Ledger
 from dispatcher.model.circuit_breaker import CircuitBreaker
 from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import EXIT_STATUS, ProgressMonitor, Watchdog, WatchdogConfig, await_stack
-from tests.delivering.test_worker import RECEIPT, ScriptedChannel, a_worker
 from tests.ledger.test_ledger import recorded
-from tests.observability.test_metrics import scraped
 from tests.support.builders import NOW, SECOND, a_delivery
 from tests.support.clock import ManualClock
+from tests.support.metrics import scraped
 from tests.support.service import free_port
+from tests.support.workers import RECEIPT, ScriptedChannel, a_worker
 
 MINUTE = timedelta(minutes=1)
 SHORT = WatchdogConfig(loop_stall=timedelta(milliseconds=400))

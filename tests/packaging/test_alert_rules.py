@@ -6,18 +6,16 @@ import itertools
 import json
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import typer.testing
 import yaml
 
 from dispatcher.cli import app
 from dispatcher.observability.metrics import MetricDescription, Metrics
+from tests.support.prometheus import needs_promtool, promtool
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules.yaml"
@@ -26,21 +24,11 @@ DASHBOARD = ROOT / "deploy/grafana/dispatcher.json"
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 METRICS = (ROOT / "docs/metrics.md").read_text()
 
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool on this machine (Debian: prometheus)")
 
 DESCRIPTIONS = {one.name: one for one in Metrics().descriptions}
 TABLE = re.compile(r"^\| `(dispatcher_\w+)` \| (\w+) \| (.*?) \| (.*?) \| `(.*)` \|$", re.MULTILINE)
 SELECTOR = re.compile(r"\b(dispatcher_\w+)(?:\{([^}]*)\})?")
 PROMETHEUS_LABELS = {"job", "instance", "le"}
-
-
-def promtool(*arguments: str, given: str = "") -> str:
-    done = subprocess.run(
-        [PROMTOOL or "promtool", *arguments], input=given, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def alerts() -> list[dict[str, Any]]:

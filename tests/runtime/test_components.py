@@ -21,10 +21,10 @@ from dispatcher.observability.metrics import Metrics
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.runtime import components
 from dispatcher.runtime.components import FAILURES, Components
-from tests.end_to_end.test_whole_way import publish
-from tests.observability.test_metrics import scraped
 from tests.support.brokers import Broker
 from tests.support.builders import a_notification, an_event
+from tests.support.kafka import publish_messages
+from tests.support.metrics import scraped
 from tests.support.running import running
 from tests.support.smtp import ScriptedRelay
 
@@ -147,7 +147,7 @@ async def test_each_component_of_the_service_is_contained(
             },
         }
         async with running(tmp_path, settings) as url, aiohttp.ClientSession() as session:
-            await publish(broker, topic, [write(an_event(options=options), Format.NATIVE)])
+            await publish_messages(broker, topic, [write(an_event(options=options), Format.NATIVE)])
             await relay.until(lambda: relay.mails)
             async with session.get(f"{url}/readyz") as answer:
                 assert answer.status == 200, await answer.text()

@@ -72,3 +72,13 @@ def a_delivery(
 
 
 SECOND = timedelta(seconds=1)
+
+
+def a_failure(name: str, *, ago: timedelta = timedelta(), channel: str = "email") -> Event:
+    rule = a_notification("jane.doe@example.com", channel=channel)
+    return Event(
+        execution=ExecutionId(project="p", domain="d", name=name),
+        phase=Phase.FAILED,
+        occurred_at=datetime.now(UTC) - ago,
+        options=Options(notifications=(rule,)),
+    )

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from dispatcher.ledger import Ledger
 
@@ -24,3 +26,12 @@ async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
     """A new ledger, open. Some test files have a fixture of this name with SQLite alone."""
     async with Ledger(ledger_url) as opened:
         yield opened
+
+
+async def execute(url: str, *statements: str) -> None:
+    """Execute SQL statements in one transaction."""
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+    await engine.dispose()

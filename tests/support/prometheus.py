@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import aiohttp
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -205,3 +207,17 @@ async def until(condition: Callable[[], Awaitable[bool]], description: str, *, s
     while not await condition():
         assert time.monotonic() < end, f"not within {seconds:.0f} s: {description}"
         await asyncio.sleep(0.2)
+
+
+PROMTOOL = shutil.which("promtool")
+
+
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool on this machine (Debian: prometheus)")
+
+
+def promtool(*arguments: str, given: str = "") -> str:
+    done = subprocess.run(
+        [PROMTOOL or "promtool", *arguments], input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr

@@ -16,7 +16,7 @@ import yaml
 
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.flyte.encode import Format, write
-from tests.observability.test_metrics import a_failure
+from tests.support.builders import a_failure
 from tests.support.postgres import Cluster
 from tests.support.service import COMMAND, Replica, free_port, serving
 from tests.support.service import ask as listed

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
 from channels.contract import (
     ChannelError,
     EarlierMessage,
     InDoubt,
     Later,
-    Message,
     Misconfigured,
     Never,
-    Receipt,
     Thread,
     UnknownRecipient,
 )
@@ -28,23 +25,8 @@ from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
 from dispatcher.demo.fakes.script import ScriptedReply
 from dispatcher.demo.fakes.slack import ALL_SCOPES
-from dispatcher.web.server import serving
 from tests.support.servers import breaking_server, proxy_server
-
-TOKEN = "xoxb-secret-of-the-tests"
-
-
-def message(
-    to: str = "#alerts", *, key: str = "k1", in_doubt: bool = False, thread: Thread | None = None, **content: Any
-) -> Message:
-    return Message(
-        key=key,
-        recipients=(to,),
-        content=content or {"text": "train.daily failed"},
-        created_at=datetime(2026, 11, 20, tzinfo=UTC),
-        thread=thread,
-        in_doubt=in_doubt,
-    )
+from tests.support.slack import FAILED, TOKEN, message, thread_after
 
 
 @pytest.fixture
@@ -58,12 +40,6 @@ def workspace() -> SlackReceiver:
         ],
         people={"jane@example.com": "U0000001"},
     )
-
-
-@pytest.fixture
-async def url(workspace: SlackReceiver) -> AsyncIterator[str]:
-    async with serving(Starlette(routes=workspace.routes()), "127.0.0.1", 0) as base:
-        yield f"{base}/api/"
 
 
 @pytest.fixture
@@ -346,22 +322,11 @@ async def test_check_reports_a_wrong_token_and_a_wrong_url(url: str) -> None:
 
 # -- threads
 
-FAILED: dict[str, Any] = {
-    "text": "train.daily failed",
-    "blocks": [{"type": "header", "text": {"type": "plain_text", "text": "failed"}}],
-    "attachments": [{"color": "#e01e5a", "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "why"}}]}],
-}
 SUCCEEDED: dict[str, Any] = {
     "text": "train.daily succeeded",
     "blocks": [{"type": "header", "text": {"type": "plain_text", "text": "succeeded"}}],
     "attachments": [{"color": "#2eb67d", "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "took"}}]}],
 }
-
-
-def thread_after(*receipts: Receipt, resolves: bool = False) -> Thread:
-    """The thread in which these messages were sent, each with the content `FAILED`."""
-    earlier = tuple(EarlierMessage(reference=receipt.reference, content=FAILED) for receipt in receipts)
-    return Thread(key="thread", earlier=earlier, resolves=resolves)
 
 
 async def test_later_messages_reply_to_the_first_message_of_the_thread(

@@ -10,17 +10,15 @@ from typing import Any
 
 import orjson
 import pytest
-from starlette.applications import Starlette
 
 from channels.contract import InDoubt, Later, Misconfigured, Thread
 from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
 from dispatcher.demo.fakes.script import ScriptedReply
 from dispatcher.demo.fakes.slack import ALL_SCOPES
-from dispatcher.web.server import serving
-from tests.channels.slack.test_channel import FAILED, TOKEN, message, thread_after
 from tests.support.http import Request, ScriptedHttp, answer
 from tests.support.servers import ForwardProxy, endless_server
+from tests.support.slack import FAILED, TOKEN, message, thread_after
 
 LOST = ScriptedReply(500, b"{}", accept=True)
 """Slack takes the message, and the answer says nothing."""
@@ -35,12 +33,6 @@ def workspace() -> SlackReceiver:
         channels=[Conversation("C0000001", "alerts"), Conversation("C0000004", "secret", private=True)],
         people={"jane@example.com": "U0000001"},
     )
-
-
-@pytest.fixture
-async def url(workspace: SlackReceiver) -> AsyncIterator[str]:
-    async with serving(Starlette(routes=workspace.routes()), "127.0.0.1", 0) as base:
-        yield f"{base}/api/"
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, OAuthServer
 from dispatcher.flyte.encode import EncodedMessage, Format, write
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
 from dispatcher.model.event import Event, Options
-from tests.intake.kafka.test_consumer import committed
 from tests.support.brokers import Broker
 from tests.support.builders import a_notification, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution
+from tests.support.kafka import committed
 from tests.support.service import Replica, ask, command, serving
 
 ALL = (

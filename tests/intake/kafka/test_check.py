@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dispatcher.intake.kafka.consumer import KafkaConfig, check
-from tests.intake.kafka.test_consumer import config, numbered, publish, reading
 from tests.support.brokers import Broker
 from tests.support.brokers.mock import Failure, MockBroker, Request
+from tests.support.kafka import config, numbered, publish, reading
 from tests.support.service import free_port
 
 

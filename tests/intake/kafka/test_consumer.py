@@ -4,100 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from dispatcher.errors import DispatcherError
 from dispatcher.flyte.decode import is_other_type
-from dispatcher.intake.kafka.consumer import FETCH_BYTES, HeaderFilter, KafkaConfig, KafkaPublisher, KafkaSource
+from dispatcher.intake.kafka.consumer import FETCH_BYTES, KafkaConfig, KafkaPublisher, KafkaSource
 from dispatcher.intake.source import Batch
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
 from tests.support.brokers.fixtures import make_topic
+from tests.support.kafka import Reader, committed, config, numbered, publish, reading
 
 pytestmark = pytest.mark.broker
-
-
-def config(servers: str, topic: str, **changes: Any) -> KafkaConfig:
-    return KafkaConfig(
-        bootstrap_servers=servers, topics=(topic,), group_id=f"group-{topic}", session_timeout="6s", **changes
-    )
-
-
-async def publish(servers: str, topic: str, values: Sequence[bytes], **options: Any) -> None:
-    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", **options)
-    await producer.start()
-    try:
-        async with asyncio.TaskGroup() as group:
-            for value in values:
-                group.create_task(producer.send_and_wait(topic, value, headers=[("ce_type", b"x")]))
-    finally:
-        await producer.stop()
-
-
-class Reader:
-    """Reads a source in the background and keeps the messages."""
-
-    def __init__(self, source: KafkaSource, *, handle: Callable[[Batch], Any] | None = None) -> None:
-        self.source = source
-        self.values: list[bytes] = []
-        self.positions: list[str] = []
-        self.undecodable: list[tuple[str, str]] = []
-        self._handle = handle
-
-    async def run(self) -> None:
-        async for batch in self.source.batches():
-            if self._handle is not None:
-                await self._handle(batch)
-            self.undecodable.extend(batch.undecodable)
-            for message in batch.messages:
-                self.values.append(message.value or b"")
-                self.positions.append(batch.position(message))
-            await batch.commit()
-
-    async def until(self, enough: Callable[[], bool], seconds: float = 40) -> None:
-        async with asyncio.timeout(seconds):
-            while not enough():
-                await asyncio.sleep(0.02)
-
-    async def count(self, number: int) -> None:
-        await self.until(lambda: len(self.values) >= number)
-
-
-@asynccontextmanager
-async def reading(
-    settings: KafkaConfig, *, skip: HeaderFilter = lambda _: False, handle: Callable[[Batch], Any] | None = None
-) -> AsyncIterator[Reader]:
-    reader = Reader(KafkaSource(settings, skip), handle=handle)
-    task = asyncio.create_task(reader.run())
-    try:
-        yield reader
-    finally:
-        reader.source.stop()
-        async with asyncio.timeout(40):
-            await task
-
-
-async def committed(servers: str, settings: KafkaConfig, partitions: int = 4) -> int:
-    consumer = AIOKafkaConsumer(bootstrap_servers=servers, group_id=settings.group_id, enable_auto_commit=False)
-    await consumer.start()
-    try:
-        (topic,) = settings.topics
-        offsets = [await consumer.committed(TopicPartition(topic, number)) for number in range(partitions)]
-        return sum(offset or 0 for offset in offsets)
-    finally:
-        await consumer.stop()
-
-
-def numbered(count: int, start: int = 0) -> list[bytes]:
-    return [str(number).encode() for number in range(start, start + count)]
 
 
 async def test_skipped_messages_are_counted_and_committed(broker: Broker, topic: str) -> None:

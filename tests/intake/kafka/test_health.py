@@ -12,8 +12,8 @@ from aiokafka import TopicPartition
 
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
 from dispatcher.intake.kafka.health import StaticMembership
-from tests.intake.kafka.test_consumer import Reader, config, numbered, publish, reading
 from tests.support.brokers.apache import ApacheKafka
+from tests.support.kafka import Reader, config, numbered, publish, reading
 
 pytestmark = pytest.mark.broker
 

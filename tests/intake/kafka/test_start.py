@@ -18,11 +18,11 @@ from dispatcher.flyte.encode import Format, write
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource, check
 from dispatcher.intake.kafka.start import CompleteSince, StartPosition, start_positions
 from dispatcher.ledger import Ledger
-from tests.intake.kafka.test_consumer import Reader, config, numbered, publish
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.brokers.fixtures import make_topic
 from tests.support.builders import a_launch_plan, an_event, an_execution
+from tests.support.kafka import Reader, config, numbered, publish
 from tests.support.running import running
 
 pytestmark = pytest.mark.broker

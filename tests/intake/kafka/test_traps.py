@@ -6,7 +6,6 @@ import asyncio
 import signal
 import struct
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,11 +17,11 @@ from aiokafka.record.util import calc_crc32c_py
 
 from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
 from dispatcher.intake.source import Batch
-from tests.intake.kafka.test_consumer import Reader, config, numbered, publish, reading
 from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
 from tests.support.brokers.fixtures import make_topic
 from tests.support.brokers.mock import Failure, MockBroker, Request
+from tests.support.kafka import Reader, config, numbered, offsets, publish, reading, until
 
 pytestmark = pytest.mark.broker
 
@@ -59,22 +58,6 @@ def tamper(log: Path, old: bytes, new: bytes, *, sealed: bool) -> None:
         struct.pack_into(">I", content, start + 17, checksum)
     with log.open("r+b") as file:
         file.write(content)
-
-
-async def offsets(servers: str, group: str, topic: str, partitions: int = 1) -> list[int | None]:
-    async with asyncio.timeout(20):
-        consumer = AIOKafkaConsumer(bootstrap_servers=servers, group_id=group, enable_auto_commit=False)
-        await consumer.start()
-        try:
-            return [await consumer.committed(TopicPartition(topic, number)) for number in range(partitions)]
-        finally:
-            await consumer.stop()
-
-
-async def until(ready: Callable[[], bool], seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not ready():
-            await asyncio.sleep(0.02)
 
 
 async def test_a_corrupt_batch_loses_its_own_records_only(apache: ApacheKafka, topic: str) -> None:

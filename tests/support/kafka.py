@@ -1,0 +1,110 @@
+"""Publishes to a topic, reads it with our source, and reads committed offsets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from dispatcher.flyte.encode import EncodedMessage
+from dispatcher.intake.kafka.consumer import HeaderFilter, KafkaConfig, KafkaSource
+from dispatcher.intake.source import Batch
+from tests.support.brokers import Broker
+
+
+def config(servers: str, topic: str, **changes: Any) -> KafkaConfig:
+    return KafkaConfig(
+        bootstrap_servers=servers, topics=(topic,), group_id=f"group-{topic}", session_timeout="6s", **changes
+    )
+
+
+async def publish(servers: str, topic: str, values: Sequence[bytes], **options: Any) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", **options)
+    await producer.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for value in values:
+                group.create_task(producer.send_and_wait(topic, value, headers=[("ce_type", b"x")]))
+    finally:
+        await producer.stop()
+
+
+class Reader:
+    """Reads a source in the background and keeps the messages."""
+
+    def __init__(self, source: KafkaSource, *, handle: Callable[[Batch], Any] | None = None) -> None:
+        self.source = source
+        self.values: list[bytes] = []
+        self.positions: list[str] = []
+        self.undecodable: list[tuple[str, str]] = []
+        self._handle = handle
+
+    async def run(self) -> None:
+        async for batch in self.source.batches():
+            if self._handle is not None:
+                await self._handle(batch)
+            self.undecodable.extend(batch.undecodable)
+            for message in batch.messages:
+                self.values.append(message.value or b"")
+                self.positions.append(batch.position(message))
+            await batch.commit()
+
+    async def until(self, enough: Callable[[], bool], seconds: float = 40) -> None:
+        async with asyncio.timeout(seconds):
+            while not enough():
+                await asyncio.sleep(0.02)
+
+    async def count(self, number: int) -> None:
+        await self.until(lambda: len(self.values) >= number)
+
+
+@asynccontextmanager
+async def reading(
+    settings: KafkaConfig, *, skip: HeaderFilter = lambda _: False, handle: Callable[[Batch], Any] | None = None
+) -> AsyncIterator[Reader]:
+    reader = Reader(KafkaSource(settings, skip), handle=handle)
+    task = asyncio.create_task(reader.run())
+    try:
+        yield reader
+    finally:
+        reader.source.stop()
+        async with asyncio.timeout(40):
+            await task
+
+
+async def committed(servers: str, settings: KafkaConfig, partitions: int = 4) -> int:
+    """The sum of the committed offsets of all partitions."""
+    (topic,) = settings.topics
+    return sum(offset or 0 for offset in await offsets(servers, settings.group_id, topic, partitions))
+
+
+def numbered(count: int, start: int = 0) -> list[bytes]:
+    return [str(number).encode() for number in range(start, start + count)]
+
+
+async def offsets(servers: str, group: str, topic: str, partitions: int = 1) -> list[int | None]:
+    """The committed offset of each partition; None if there is none."""
+    async with asyncio.timeout(20):
+        consumer = AIOKafkaConsumer(bootstrap_servers=servers, group_id=group, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            return [await consumer.committed(TopicPartition(topic, number)) for number in range(partitions)]
+        finally:
+            await consumer.stop()
+
+
+async def until(ready: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not ready():
+            await asyncio.sleep(0.02)
+
+
+async def publish_messages(broker: Broker, topic: str, messages: list[EncodedMessage]) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers, acks="all", max_request_size=16 * 2**20)
+    await producer.start()
+    for message in messages:
+        await producer.send(topic, message.value, key=message.key, headers=list(message.headers))
+    await producer.stop()
