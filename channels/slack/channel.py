@@ -232,7 +232,7 @@ class SlackChannel:
         if not self._has_token:
             return [Finding("webhooks only: they can't be tested without posting a message")]
         try:
-            reply = await self._client_with_token().get("auth.test", {}, attempts=1)
+            reply = await self._client_with_token().look_up("auth.test", {}, attempts=1)
         except ChannelError as error:
             return [Finding(error.reason, ok=False)]
         identity = f"{reply.data.get('user', '?')} in workspace {reply.data.get('team', '?')}"
@@ -262,7 +262,7 @@ class SlackChannel:
 
     async def _call(self, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Call a Web API method once, with a JSON body. Raises `Later`, `Never`, `UnknownRecipient` or `InDoubt`."""
-        return await self._client_with_token().post(method, orjson.dumps(body))
+        return await self._client_with_token().post(method, dict(body))
 
     @property
     def _has_token(self) -> bool:
@@ -271,7 +271,7 @@ class SlackChannel:
     def _client_with_token(self) -> Client:
         client = self._open_client()
         try:
-            client.token = reveal(self._config.token, self._config.token_file)
+            client.use_token(reveal(self._config.token, self._config.token_file))
         except OSError as error:
             raise Misconfigured(f"channels.slack.token_file can't be read: {error.strerror}") from None
         return client

@@ -135,10 +135,10 @@ class Lookups:
         from channels.slack.client import TooLong  # noqa: PLC0415 - aiohttp would slow down every command
 
         try:
-            return (await self._client().get(method, parameters)).data
+            return (await self._client().look_up(method, parameters)).data
         except TooLong:
             parameters["limit"] = str(HISTORY_PAGES[1])
-            return (await self._client().get(method, parameters)).data
+            return (await self._client().look_up(method, parameters)).data
 
     async def _conversation_id(self, channel: str) -> str | None:
         """Return the id of a Slack channel or of the direct messages with a person; None if there is no such Slack
@@ -154,13 +154,13 @@ class Lookups:
 
     async def _user_id(self, address: str) -> str | None:
         try:
-            answer = (await self._client().get("users.lookupByEmail", {"email": address})).data
+            answer = (await self._client().look_up("users.lookupByEmail", {"email": address})).data
         except UnknownRecipient:
             return None
         return _id(answer.get("user"))
 
     async def _direct_messages(self, user: str) -> str | None:
-        answer = (await self._client().get("conversations.open", {"users": user})).data
+        answer = (await self._client().look_up("conversations.open", {"users": user})).data
         return _id(answer.get("channel"))
 
     async def _channel_id(self, name: str) -> str | None:
@@ -180,7 +180,7 @@ class Lookups:
     async def _listed_channel_id(self, name: str, types: str) -> str | None:
         query = {"types": types, "limit": str(LIST_PAGE), "exclude_archived": "true"}
         while True:
-            page = (await self._client().get("conversations.list", query)).data
+            page = (await self._client().look_up("conversations.list", query)).data
             for channel in _mappings(page.get("channels")):
                 if channel.get("name") == name:
                     return _id(channel)

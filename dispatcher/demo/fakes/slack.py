@@ -360,10 +360,7 @@ def _listed(messages: Sequence[SlackMessage], arguments: Mapping[str, Any]) -> d
 
 
 async def _arguments(request: Request) -> Mapping[str, Any]:
-    if request.method == "GET":
-        return dict(request.query_params)
-    body = await request.body()
     if request.headers.get("content-type", "").startswith("application/json"):
-        parsed: Mapping[str, Any] = orjson.loads(body)
+        parsed: Mapping[str, Any] = orjson.loads(await request.body())
         return parsed
-    return dict(await read_form(request))
+    return {**request.query_params, **await read_form(request)}

@@ -25,6 +25,7 @@ from channels.slack.channel import SlackChannel, SlackConfig
 from dispatcher.demo.fakes.inbox import Conversation, SlackReceiver
 from dispatcher.demo.fakes.script import ScriptedReply
 from dispatcher.demo.fakes.slack import ALL_SCOPES
+from tests.support.http import ScriptedHttp, answer
 from tests.support.servers import breaking_server, proxy_server
 from tests.support.slack import FAILED, TOKEN, message, thread_after
 
@@ -247,6 +248,25 @@ async def test_an_answer_that_is_not_slacks_raises_in_doubt(answer: bytes) -> No
         with pytest.raises(InDoubt, match="may have taken the message"):
             await channel.send(message())
         await channel.aclose()
+
+
+@pytest.mark.parametrize("content_type", [b"text/plain", b"application/gzip"])
+async def test_a_success_counts_whatever_content_type_a_proxy_gives_it(content_type: bytes) -> None:
+    accepted = answer(200, b'{"ok": true, "channel": "C1", "ts": "1.2"}').replace(b"application/json", content_type)
+    async with ScriptedHttp(default=accepted) as server:
+        channel = SlackChannel(SlackConfig(token=TOKEN, api_url=f"{server.url}/api/", timeout=2))
+        receipt = await channel.send(message())
+        await channel.aclose()
+    assert receipt.reference == {"channel": "C1", "ts": "1.2"}
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async with ScriptedHttp(default=answer(307, Location="/elsewhere")) as server:
+        channel = SlackChannel(SlackConfig(token=TOKEN, api_url=f"{server.url}/api/", timeout=2))
+        with pytest.raises(Misconfigured, match="the answer was 307"):
+            await channel.send(message())
+        await channel.aclose()
+        assert [request.path for request in server.requests] == ["/api/chat.postMessage"]
 
 
 async def test_a_cancelled_send_leaves_the_channel_usable(workspace: SlackReceiver, channel: SlackChannel) -> None:
