@@ -10,18 +10,14 @@ import json
 import logging
 import re
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TextIO
 
 import orjson
+import structlog
+import structlog.tracebacks
 
-from channels.common.lean_imports import without_modules
 from dispatcher.safe_text import visible
-
-with without_modules("rich"):  # structlog would import rich for coloured tracebacks, which takes 4 MiB of memory
-    import structlog
-    import structlog.tracebacks
 
 _tracebacks = structlog.processors.ExceptionRenderer(
     # Tracebacks are logged without the values of local variables, because these may contain tokens and addresses.
@@ -77,7 +73,8 @@ def _shown(value: Any, *, lines: bool) -> Any:
 
 
 def configure(form: Literal["json", "console", "auto"], *, level: int = logging.INFO) -> None:
-    """Write structlog's lines and the libraries' warnings to the current standard error.
+    """Write structlog's lines and the libraries' warnings to the current standard error. Other handlers of `logging`'s
+    root logger get the same lines.
 
     `level` is the lowest level that the packages `dispatcher` and `channels` log. Call this function before these
     packages log, because a logger keeps the level that was configured when it wrote its first line.
@@ -100,10 +97,9 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
         if readable
         else [_tracebacks, _json]
     )
-    stream = _LockedStream(sys.stderr)
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
             foreign_pre_chain=common,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
@@ -115,44 +111,42 @@ def configure(form: Literal["json", "console", "auto"], *, level: int = logging.
     logging.getLogger("aiokafka").propagate = False
     # uvicorn's warnings are dropped: there is one for every request that is not HTTP, so any client could fill the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    # structlog writes to the stream directly: the standard library's records and handlers take five times as long.
+
+    def logger_of(name: str = "") -> logging.Logger:
+        """Return the logger that gets the rendered lines. structlog has already applied the level."""
+        logger = logging.getLogger(name or "dispatcher")
+        logger.setLevel(level)
+        return logger
+
     structlog.configure(
-        processors=[*common, render],
+        processors=[*common, render, _rendered],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda name="": _LineLogger(name, stream),
+        logger_factory=logger_of,
         cache_logger_on_first_use=True,
     )
 
 
-class _LockedStream:
-    """A stream to which only one thread can write at a time, so that lines do not mix. A line that can't be written is
-    lost.
-    """
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes lines to a stream. A line that can't be written is lost: there is no place to report the error."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lock = threading.RLock()  # reentrant: a garbage collection during a write can log in the same thread
-
-    def write(self, text: str) -> None:
-        with self._lock:
-            try:
-                self._stream.write(text)
-                self._stream.flush()
-            except Exception:  # noqa: BLE001, S110 - the log fails, so there is no place to report the error
-                pass
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        pass
 
 
-class _LineLogger:
-    """The logger inside structlog's bound loggers. It gets each finished line and writes the line to the stream."""
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """Renders the records of libraries. Lines from structlog are rendered already."""
 
-    def __init__(self, name: str, stream: _LockedStream) -> None:
-        self.name = name
-        self._stream = stream
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage() if hasattr(record, _RENDERED) else super().format(record)
 
-    def write(self, line: str) -> None:
-        self._stream.write(line + "\n")
 
-    debug = info = warning = error = critical = write
+_RENDERED = "rendered_by_structlog"
+"""Attribute of the records whose message is a complete line."""
+
+
+def _rendered(_logger: object, _level: str, line: Any) -> tuple[tuple[str], Mapping[str, Any]]:
+    """Return the arguments for the logger's method."""
+    return (line,), {"extra": {_RENDERED: True}}
 
 
 def _never_raising(steps: Sequence[structlog.typing.Processor]) -> structlog.typing.Processor:

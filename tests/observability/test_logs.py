@@ -192,6 +192,19 @@ logging.getLogger("dispatcher.component").warning("<%s@example.com> is gone é",
         assert json.loads(ours)["logger"] == "dispatcher.component"
 
 
+def test_another_handler_on_the_root_logger_gets_the_same_masked_lines() -> None:
+    ours, others, *more = written(
+        """
+logging.getLogger().addHandler(logging.StreamHandler())
+log.info("<jane@example.com> is 100 % gone")
+structlog.get_logger("another_package.channel").info("sent")
+"""
+    ).splitlines()
+    assert ours == others
+    assert json.loads(others)["event"] == "<…@example.com> is 100 % gone"
+    assert [json.loads(line)["logger"] for line in more] == ["another_package.channel"] * 2
+
+
 def test_lines_below_the_level_are_not_formatted() -> None:
     script = """
 class Costly:
