@@ -51,11 +51,11 @@ def problem_for(path: str) -> Callable[[int, str, Mapping[str, str] | None], Res
     return problem_details if path.startswith("/api/") else problem
 
 
-async def http_error(_: Request, error: Exception) -> Response:
-    """Exception handler: send an error that Starlette raised (unknown path, oversized body) as `problem` does."""
+async def http_error(request: Request, error: Exception) -> Response:
+    """Exception handler: send an error that Starlette raised (unknown path, wrong method) as the path's pages do."""
     if not isinstance(error, HTTPException):  # for mypy: Starlette calls this handler only with an HTTPException
         raise error
-    return problem(error.status_code, error.detail, error.headers)
+    return problem_for(request.url.path)(error.status_code, error.detail, error.headers)
 
 
 async def disconnected(_: Request, error: Exception) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -10,11 +9,9 @@ from typing import TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from dispatcher.clock import Clock
 from dispatcher.explain import explanations
@@ -24,11 +21,11 @@ from dispatcher.model.event import ExecutionId
 from dispatcher.operations import Operations
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import models
-from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document, http_problem
+from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document
 from dispatcher.web.auth.access import caller, needs, still_allowed
 from dispatcher.web.config import Scope
 from dispatcher.web.filters import DeliverySearch, ExecutionSearch, RejectedSearch
-from dispatcher.web.responses import disconnected, problem_details
+from dispatcher.web.responses import problem_details
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
@@ -50,18 +47,9 @@ class Api:
         self._document = orjson.dumps(document(self._endpoints, root=ROOT))
 
     @property
-    def routes(self) -> list[Mount]:
-        openapi = Route("/openapi.json", needs(Scope.READ, self._openapi, problem=problem_details))
-        pages = Starlette(
-            routes=[*(operation.route for operation in self._endpoints), openapi],
-            exception_handlers={HTTPException: http_problem, ClientDisconnect: disconnected},
-        )
-        # Starlette's limit is set very high, because each operation checks the body's size itself: then a body that is
-        # too large is reported as problem details.
-        mount = Mount(ROOT, pages, max_body_size=2**31)
-        # DOTALL: a path with a line break must match this mount too, so that its error is sent as problem details.
-        mount.path_regex = re.compile(mount.path_regex.pattern, re.DOTALL)
-        return [mount]
+    def routes(self) -> list[Route]:
+        openapi = Route(f"{ROOT}/openapi.json", needs(Scope.READ, self._openapi, problem=problem_details))
+        return [*(operation.route(ROOT) for operation in self._endpoints), openapi]
 
     def _table(self) -> list[Operation]:
         read, operate = Scope.READ, Scope.OPERATE

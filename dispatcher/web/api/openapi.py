@@ -10,7 +10,6 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.json_schema import models_json_schema
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -86,9 +85,14 @@ class Operation:
     problems: Sequence[int] = ()
     """Error statuses that this operation can return, in addition to those of all operations (`_ALWAYS`)."""
 
-    @property
-    def route(self) -> Route:
-        return Route(self.path, needs(self.scope, self._respond, problem=problem_details), methods=[self.method])
+    def route(self, root: str) -> Route:
+        """Return the route below the path `root`."""
+        return Route(
+            f"{root}{self.path}",
+            needs(self.scope, self._respond, problem=problem_details),
+            methods=[self.method],
+            max_body_size=2**31,  # `_body` has a limit of its own, which it reports as problem details
+        )
 
     async def _respond(self, request: Request) -> Response:
         try:
@@ -102,12 +106,6 @@ class Operation:
         if isinstance(answer, Response):
             return answer
         return Response(answer.model_dump_json(), media_type="application/json")
-
-
-async def http_problem(_: Request, error: Exception) -> Response:
-    """Exception handler: send an error that Starlette raised (unknown path, wrong method) as problem details."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - for mypy: Starlette never passes another type
-    return problem_details(error.status_code, error.detail, error.headers)
 
 
 def _query(model: type[BaseModel] | None, request: Request) -> Any:
