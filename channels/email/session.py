@@ -98,8 +98,8 @@ class SessionOpener:
                 await smtp.connect(timeout=None)
             if config.security == "starttls":
                 await smtp.starttls()
-            # After STARTTLS, EHLO must be sent again (RFC 3207, 4.2).
-            await smtp._ehlo_or_helo_if_needed()  # noqa: SLF001 - aiosmtplib has no public method that falls back to HELO
+            if smtp.is_ehlo_or_helo_needed:  # also after STARTTLS (RFC 3207, 4.2)
+                await _say_hello(smtp)
             await self._auth.authenticate(smtp)
         except Later as error:  # the login failed; a reply code 4yz may mean too many connections
             smtp.close()
@@ -160,6 +160,16 @@ class SessionOpener:
         if self._config.cert_file is not None:
             context.load_cert_chain(self._config.cert_file, self._config.key_file, password=_no_passphrase)
         return context
+
+
+async def _say_hello(smtp: SMTP) -> None:
+    """Send EHLO, and HELO if the relay refuses EHLO (RFC 5321, 3.2)."""
+    try:
+        await smtp.ehlo()
+    except aiosmtplib.SMTPHeloError:
+        if not smtp.is_connected:
+            raise
+        await smtp.helo()
 
 
 def _no_passphrase() -> str:

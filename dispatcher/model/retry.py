@@ -1,7 +1,7 @@
 """When to retry: exponential back-off with full jitter, between a floor and a ceiling, until a deadline.
 
 The ledger counts the attempts of a delivery. A retry loop in memory could not count them, because each attempt may run
-in another process. So the only part of tenacity that is used is its formula for the delays (`wait_exponential`).
+in another process.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
-
-from tenacity import RetryCallState, Retrying, wait_exponential
 
 FLOOR = timedelta(milliseconds=500)
 """Minimum delay, because full jitter may give a delay near zero."""
@@ -30,10 +28,8 @@ class RetryPolicy:
 
     def bound(self, attempt: int) -> timedelta:
         """Return the upper bound of the delay after this attempt. Attempts are counted from 1."""
-        curve = wait_exponential(multiplier=self.initial.total_seconds(), max=self.ceiling.total_seconds())
-        state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
-        state.attempt_number = max(attempt, 1)
-        return timedelta(seconds=curve(state))
+        doublings = min(max(attempt, 1) - 1, 1000)  # so that the float does not overflow
+        return timedelta(seconds=min(self.initial.total_seconds() * 2.0**doublings, self.ceiling.total_seconds()))
 
     def delay(self, attempt: int, rng: Random) -> timedelta:
         """Return the delay after this attempt: a random time between 0 and the bound, but at least `FLOOR`."""
