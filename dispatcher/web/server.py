@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
-from channels.common.lean_imports import without_modules
+import uvicorn
+
 from dispatcher.errors import SettingsError
 from dispatcher.web.config import Tls
 from dispatcher.web.limits import MAX_HEADER_BYTES
 from dispatcher.web.tls import Certificate
-
-with without_modules("watchfiles"):  # saves 1 MiB: uvicorn needs watchfiles only to reload changed code
-    import uvicorn
-
-    from dispatcher.web.connection import Connection, ConnectionLimits
-
+from dispatcher.web.uvicorn_internals import Connection, ConnectionLimits, Server, check
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 Contain = Callable[[Work], Coroutine[Any, Any, None]]
 """Awaits `work()`, and again after each unforeseen exception (`Components.run`)."""
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Install no signal handlers, because the service has its own."""
-        yield
 
 
 @asynccontextmanager
@@ -47,10 +36,9 @@ async def serving(
 
     `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted. `contain`: runs
     the server, and runs it again after an unforeseen exception. Raises SettingsError if the server can't listen on the
-    address or can't load the TLS files.
+    address or can't load the TLS files, and DispatcherError if uvicorn's version can't be used.
     """
     certificate = Certificate(tls) if tls is not None else None
-    listener = _listen(host, port)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -64,10 +52,11 @@ async def serving(
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=list(trusted_proxies),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ssl_context_factory=(lambda *_: certificate.context) if certificate is not None else None,
     )
-    config.load()
-    config.ssl = certificate.context if certificate is not None else None
-    server = _Server(config)
+    check(config)
+    listener = _listen(host, port)
+    server = Server(config)
     bound_port = listener.getsockname()[1]
     leaving = False
 
@@ -76,13 +65,12 @@ async def serving(
         if leaving:
             return
         if listener.fileno() < 0:  # the last call failed and closed it
-            listener, server = _listen(host, bound_port), _Server(config)
+            listener, server = _listen(host, bound_port), Server(config)
         with closing(listener):
             try:
                 await server.serve(sockets=[listener])
             finally:
-                for one in getattr(server, "servers", ()):  # still open if the server failed
-                    one.close()
+                server.close_listeners()
 
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:

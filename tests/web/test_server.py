@@ -20,12 +20,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dispatcher.errors import SettingsError
-from dispatcher.web.connection import ConnectionLimits
+from dispatcher.errors import DispatcherError, SettingsError
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.limits import log_refusal
 from dispatcher.web.server import serving
+from dispatcher.web.uvicorn_internals import ConnectionLimits
 from tests.support.tls import a_certificate
 
 SHORT, LONG = timedelta(milliseconds=200), timedelta(minutes=5)
@@ -206,4 +207,11 @@ async def test_invalid_certificate_files_are_a_settings_error(tmp_path: Path) ->
     tls.key_file.write_text("no key")
     with pytest.raises(SettingsError, match=r"http\.tls: cert_file and key_file"):
         async with served(tls=tls):
+            pass
+
+
+async def test_a_uvicorn_that_lacks_what_the_timeouts_need_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(H11Protocol, "on_response_complete")
+    with pytest.raises(DispatcherError, match=r"uvicorn \S+ can't be used, .*: it lacks on_response_complete"):
+        async with served():
             pass

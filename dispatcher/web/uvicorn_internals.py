@@ -1,21 +1,57 @@
-"""Adds timeouts to uvicorn's HTTP connections, and answers malformed bytes wherever they are.
+"""All that the dispatcher changes inside uvicorn: timeouts for connections, an answer to malformed bytes wherever they
+are, and no signal handlers.
 
 uvicorn limits how long an idle connection is kept open. It does not limit how long a client may take to send a request
-or to read a response. Without such limits, a few hundred clients that send a byte now and then (slowloris) would occupy
-all connections.
+or to read a response, and has no option for it. Without such limits, a few hundred clients that send a byte now and then
+(slowloris) would occupy all connections. uvicorn's documentation does not describe these classes. So pyproject.toml has
+an upper bound for uvicorn, and `check` refuses to serve if something is missing.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
 import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
+from dispatcher.errors import DispatcherError
 from dispatcher.web.limits import client_of, log_refusal
+
+_USED = ("client", "conn", "connections", "cycle", "loop", "on_response_complete", "send_400_response", "transport")
+"""What `Connection` uses of uvicorn's protocol class, beside the methods of every asyncio protocol."""
+
+
+def check(config: uvicorn.Config) -> None:
+    """Raise DispatcherError if this uvicorn has not all that this module uses. Must run in the event loop."""
+    config.load()
+    probe = H11Protocol(config, ServerState(), {})
+    missing = [name for name in _USED if not hasattr(probe, name)]
+    missing += [] if hasattr(uvicorn.Server, "capture_signals") else ["capture_signals"]
+    if missing:
+        raise DispatcherError(
+            f"uvicorn {uvicorn.__version__} can't be used, because its connections would have no timeouts: "
+            f"it lacks {', '.join(missing)}"
+        )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, without signal handlers: the service has its own."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    def close_listeners(self) -> None:
+        """Close the listening sockets, which are still open if the server failed."""
+        for one in getattr(self, "servers", ()):
+            one.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
