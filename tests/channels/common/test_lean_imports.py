@@ -16,10 +16,8 @@ UNUSED = {
     "charset_normalizer",
     "grpc",
     "opentelemetry",
-    "rich",
     "sqlalchemy.dialects.postgresql",
     "sqlalchemy.orm",
-    "watchfiles",
 }
 SERVICE_SCRIPT = """
 import asyncio, sys
