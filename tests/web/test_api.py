@@ -225,7 +225,7 @@ async def test_status_counts_and_time_buckets(console: ConsoleServer) -> None:
 
 async def test_unknown_paths_and_invalid_parameters_are_answered_with_problem_details(console: ConsoleServer) -> None:
     await call(console, "/nothing", status=404)
-    await call(console, "/no%0Athing", status=404)
+    await call(console, "/no%0Athing", status=400)
     await call(console, "/deliveries?color=red", status=400)
     await call(console, "/deliveries?limit=0", status=400)
     await call(console, "/deliveries?limit=1&limit=2", status=400)
