@@ -30,7 +30,9 @@ from bench.workload import DELIVERIES, contents, failed, planner, rules
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.decode import is_other_type
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
-from dispatcher.intake.kafka.consumer import CHUNK, FETCH_BYTES, KafkaConfig, KafkaSource
+from dispatcher.intake.kafka.config import KafkaConfig
+from dispatcher.intake.kafka.consumer import KafkaSource
+from dispatcher.intake.kafka.session import CHUNK, FETCH_BYTES
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger

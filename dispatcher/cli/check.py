@@ -100,7 +100,7 @@ async def _check_connections(settings: Settings) -> bool:
 
 
 async def _check_kafka(settings: Settings) -> Sequence[Finding]:
-    from dispatcher.intake.kafka.consumer import check as check_kafka
+    from dispatcher.intake.kafka.check import check as check_kafka
 
     return await check_kafka(settings.kafka) if settings.kafka is not None else ()
 

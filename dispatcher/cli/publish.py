@@ -205,7 +205,8 @@ async def _publish_all(
 @asynccontextmanager
 async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: str | None) -> AsyncIterator[Publish]:
     from dispatcher.errors import SettingsError
-    from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
+    from dispatcher.intake.kafka.config import KafkaConfig
+    from dispatcher.intake.kafka.publisher import KafkaPublisher
 
     config = settings.kafka
     if bootstrap_servers is not None:
@@ -218,8 +219,7 @@ async def _to_kafka(settings: Settings, bootstrap_servers: str | None, topic: st
     async with KafkaPublisher(config) as publisher:
 
         async def send(message: EncodedMessage) -> str:
-            sent = await publisher.send(target, message.value, key=message.key, headers=message.headers)
-            return f"{sent.topic}/{sent.partition}@{sent.offset}"
+            return await publisher.send(target, message.value, key=message.key, headers=message.headers)
 
         yield send
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from channels.common.network import check_host
-from dispatcher.intake.kafka.consumer import check_brokers, check_topic
+from dispatcher.intake.kafka.config import check_brokers, check_topic
 from dispatcher.rendering.flyte_template import as_jinja, as_text
 
 SECTIONS = ("notifications", "cloudEvents")

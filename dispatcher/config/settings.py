@@ -37,7 +37,7 @@ from channels.common.secret import SecretFile
 from channels.registry import CHANNEL_TYPES, PLUGIN_PROBLEMS
 from dispatcher.errors import InvalidSettings, SettingsError
 from dispatcher.flyte.admin import FlyteAdminConfig
-from dispatcher.intake.kafka.consumer import KafkaConfig
+from dispatcher.intake.kafka.config import KafkaConfig
 from dispatcher.model.rate_limit import RateLimit, RateOption
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.observability.canary import CanaryConfig

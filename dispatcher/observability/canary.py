@@ -25,7 +25,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.parsing.duration import Duration
 
 if TYPE_CHECKING:  # for types only: every command imports this file for its settings, and few need these modules
-    from dispatcher.intake.kafka.consumer import KafkaConfig
+    from dispatcher.intake.kafka.config import KafkaConfig
     from dispatcher.intake.pipeline import Intake
     from dispatcher.ledger import Ledger, StoredDelivery
     from dispatcher.observability.metrics import Metrics
@@ -223,7 +223,7 @@ def through_kafka(config: KafkaConfig) -> Publish:
     """Return a function that publishes an event to the first topic in `kafka.topics`."""
 
     async def publish(event: Event) -> None:
-        from dispatcher.intake.kafka.consumer import KafkaPublisher  # noqa: PLC0415 - only the service needs Kafka
+        from dispatcher.intake.kafka.publisher import KafkaPublisher  # noqa: PLC0415 - only the service needs Kafka
 
         message = write(event, Format.NATIVE)
         async with KafkaPublisher(config) as publisher:

@@ -14,7 +14,8 @@ import structlog.testing
 import yaml
 
 from dispatcher.delivering.worker import DeliveryWorker
-from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
+from dispatcher.intake.kafka.config import KafkaConfig
+from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.ledger import Ledger
 from dispatcher.model.circuit_breaker import CircuitBreaker
 from dispatcher.observability.metrics import Metrics

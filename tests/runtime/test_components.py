@@ -14,7 +14,7 @@ import uvicorn
 
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake.kafka.consumer import ConsumerSession
+from dispatcher.intake.kafka.session import ConsumerSession
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import Options
 from dispatcher.observability.metrics import Metrics

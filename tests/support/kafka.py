@@ -10,7 +10,9 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from dispatcher.flyte.encode import EncodedMessage
-from dispatcher.intake.kafka.consumer import HeaderFilter, KafkaConfig, KafkaSource
+from dispatcher.intake.kafka.config import KafkaConfig
+from dispatcher.intake.kafka.consumer import KafkaSource
+from dispatcher.intake.kafka.session import HeaderFilter
 from dispatcher.intake.source import Batch
 from tests.support.brokers import Broker
 

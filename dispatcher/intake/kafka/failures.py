@@ -1,10 +1,25 @@
-"""Describes errors of Kafka's client for operators."""
+"""Which errors Kafka's client raises, and how they are described for operators."""
 
 from __future__ import annotations
 
+import gzip
 import logging
+import zlib
 
-from aiokafka.errors import KafkaConnectionError
+import cramjam
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
+
+CONNECTION_ERRORS = (KafkaError, TimeoutError, OSError)
+"""Errors of a call to the broker. A consumer that raised one of them is replaced by a new one."""
+UNDECODABLE = (
+    CorruptRecordException,
+    UnicodeDecodeError,
+    cramjam.DecompressionError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+)
+"""Errors that aiokafka raises for a record that it can't decode. Reading the record again raises the error again."""
 
 
 class _LastError(logging.Handler):
@@ -29,3 +44,14 @@ def describe(error: BaseException) -> str:
         return text
     reason, _last_error.message = _last_error.message, ""
     return f"{text}; {reason}"
+
+
+def undecodable_reason(error: Exception) -> str:
+    """Return why a record can't be read. `error`: one of `UNDECODABLE`."""
+    match error:
+        case CorruptRecordException():
+            return "corrupt record: its checksum does not fit its bytes"
+        case UnicodeDecodeError():
+            return "unreadable record: the name of a header is not UTF-8"
+        case _:
+            return f"unreadable record: its batch can't be unpacked: {describe(error)}"

@@ -9,32 +9,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from pydantic import BeforeValidator
 
-EARLIEST: Literal["earliest"] = "earliest"
-FIRST_START: Literal["first-start"] = "first-start"
+from dispatcher.intake.kafka.config import EARLIEST
 
 CompleteSince = Callable[[], Awaitable[datetime]]
 """A function that returns the time since which the ledger has all events. Raises LedgerUnavailable."""
-
-
-def _start(value: Any) -> Any:
-    if isinstance(value, str) and value not in {EARLIEST, FIRST_START}:
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            value = None
-    has_zone = isinstance(value, datetime) and value.tzinfo is not None
-    if not isinstance(value, str) and not has_zone:
-        raise ValueError("must be first-start, earliest, or a time with its zone, such as 2026-11-29T08:00:00Z")
-    return value
-
-
-Start = Annotated[Literal["first-start", "earliest"] | datetime, BeforeValidator(_start)]
-"""The type of the setting `kafka.start`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ import yaml
 
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin, OAuthServer
 from dispatcher.flyte.encode import EncodedMessage, Format, write
-from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaPublisher
+from dispatcher.intake.kafka.config import KafkaConfig
+from dispatcher.intake.kafka.publisher import KafkaPublisher
 from dispatcher.model.event import Event, Options
 from tests.support.brokers import Broker
 from tests.support.builders import a_notification, an_event, an_execution

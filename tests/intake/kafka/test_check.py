@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.intake.kafka.consumer import KafkaConfig, check
+from dispatcher.intake.kafka.check import check
+from dispatcher.intake.kafka.config import KafkaConfig
 from tests.support.brokers import Broker
 from tests.support.brokers.mock import Failure, MockBroker, Request
 from tests.support.kafka import config, numbered, publish, reading

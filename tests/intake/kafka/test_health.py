@@ -10,7 +10,8 @@ from datetime import timedelta
 import pytest
 from aiokafka import TopicPartition
 
-from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource
+from dispatcher.intake.kafka.config import KafkaConfig
+from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.intake.kafka.health import StaticMembership
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.kafka import Reader, config, numbered, publish, reading

@@ -15,7 +15,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake.kafka.consumer import KafkaConfig, KafkaSource, check
+from dispatcher.intake.kafka.check import check
+from dispatcher.intake.kafka.config import KafkaConfig
+from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.intake.kafka.start import CompleteSince, StartPosition, start_positions
 from dispatcher.ledger import Ledger
 from tests.support.brokers import Broker
