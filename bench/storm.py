@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,16 +22,15 @@ import yaml
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import load
 from dispatcher.flyte.encode import EncodedMessage, Format, write
-from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
-from dispatcher.ledger import Ledger, Settlement
+from dispatcher.ledger import Settlement
 from dispatcher.model.delivery import Sent, State
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.observability import logs
-from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.observability.metrics import Metrics
 from dispatcher.runtime import event_loop
-from dispatcher.runtime.service import Service, make_contents, make_planner, open_channels
+from dispatcher.runtime.parts import Wiring
 
 BATCH = 500
 PROJECTS = 40
@@ -136,19 +136,18 @@ def _write_settings(folder: Path, channel: str, section: Mapping[str, Any], reci
     (folder / "dispatcher.yaml").write_text(yaml.safe_dump(settings))
 
 
-@dataclass(slots=True)
-class _SentCounter:
-    """Counts sent deliveries in the worker's callback: querying the ledger instead would distort the measurement."""
+class _SentCounter(Metrics):
+    """Counts sent deliveries with the metrics: querying the ledger instead would distort the measurement."""
 
-    on_settled: Callable[[Settlement, bool], None]
-    """The callback that this one replaces; it is called first."""
-    sent: int = 0
-    _target: int = 0
-    _reached: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = 0
+        self._target = 0
+        self._reached = asyncio.Event()
 
-    def __call__(self, settlement: Settlement, held: bool) -> None:  # noqa: FBT001 - the callback's signature
-        self.on_settled(settlement, held)
-        self.sent += held and isinstance(settlement.outcome, Sent)
+    def settled(self, settlement: Settlement, lease_held: bool) -> None:  # noqa: FBT001 - as in the base class
+        super().settled(settlement, lease_held)
+        self.sent += lease_held and isinstance(settlement.outcome, Sent)
         if self.sent >= self._target:
             self._reached.set()
 
@@ -162,23 +161,11 @@ class _SentCounter:
 
 
 async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> RunResult:
-    settings = load(folder / "dispatcher.yaml")
-    service = Service(settings)
-    channels = open_channels(settings)
-    planner = make_planner(settings, channels)
-    contents = make_contents(settings)
-    service.metrics.add_channel(channel)
-    rules = LaunchPlanFiles(settings.rules.launch_plans)
-    rules.load()
-    async with Ledger(settings.ledger.url) as ledger, asyncio.TaskGroup() as group:
-        worker = service._worker(channel, channels[channel], ledger, planner, contents)  # noqa: SLF001 - as the service does
-        worker.on_settled = sent = _SentCounter(worker.on_settled)
-        service._workers = [worker]  # noqa: SLF001
-        callbacks = {
-            "on_pending": service._wake_workers,  # noqa: SLF001
-            "on_batch": service._batch_recorded,  # noqa: SLF001
-        }
-        intake = Intake(ledger, lambda: rules.book, planner, contents, SystemClock(), **callbacks)
+    settings, sent = load(folder / "dispatcher.yaml"), _SentCounter()
+    wiring = Wiring(settings, SystemClock(), Random(), sent, asyncio.Event(), lambda _: None)
+    async with wiring.parts() as parts, asyncio.TaskGroup() as group:
+        await parts.ledger.migrate()
+        (worker,), intake = parts.workers, parts.intake
         group.create_task(worker.run())
         await intake.run(Topic(messages[:1]))  # compiles the templates and loads libraries, as a service does once
         await sent.reach(1)
@@ -187,9 +174,8 @@ async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> 
         await intake.run(Topic(messages[1:]))
         await sent.reach(len(messages))
         result = RunResult(len(messages) - 1, time.perf_counter() - began, cpu_seconds_used() - cpu)
-        counts = await ledger.counts()
+        counts = await parts.ledger.counts()
         worker.stop()
-    await channels[channel].aclose()
     if counts != {(channel, State.SENT): len(messages)}:
         raise RuntimeError(f"{len(messages)} events became {counts}: this measurement is void")
     return result

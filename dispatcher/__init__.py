@@ -12,6 +12,6 @@
     settle      ledger/ledger                                 the outcome is stored if the worker still owns the lease
 
 `intake/pipeline` runs the steps up to "record", and `intake/reconcile` adds the events that never arrived.
-`runtime/service` creates and connects all parts. Intake and workers share only the ledger. The values Event, Phase,
-Notification and Delivery are in `model`.
+`runtime/wiring` creates and connects all parts; `runtime/service` starts and stops them. Intake and workers share only
+the ledger. The values Event, Phase, Notification and Delivery are in `model`.
 """

@@ -32,7 +32,7 @@ def check(config: Config = None, live: Live = False) -> None:
     from dispatcher.errors import InvalidSettings
     from dispatcher.rules.files import LaunchPlanFiles
     from dispatcher.runtime.preflight import NO_FLYTE_ADMIN, NO_START_TIMES, problems_of, unreachable_recipients
-    from dispatcher.runtime.service import make_planner, make_renderer, open_channels
+    from dispatcher.runtime.wiring import make_planner, make_renderer, open_channels
 
     try:
         settings = load(config)
@@ -77,7 +77,7 @@ async def _check_connections(settings: Settings) -> bool:
     import asyncio
 
     from dispatcher.observability import logs
-    from dispatcher.runtime.service import open_channels
+    from dispatcher.runtime.wiring import open_channels
 
     logs.configure("console", level=logging.CRITICAL)  # the findings report the errors, so the log would repeat them
     channels = open_channels(settings)
@@ -111,7 +111,7 @@ async def _check_ledger(settings: Settings) -> Sequence[Finding]:
     from dispatcher.errors import DispatcherError
     from dispatcher.ledger import Ledger
     from dispatcher.observability.clock_monitor import clock_problem
-    from dispatcher.runtime.service import removed_channels
+    from dispatcher.runtime.preflight import removed_channels
 
     clock = SystemClock()
     try:
@@ -134,7 +134,7 @@ async def _check_flyte_admin(settings: Settings) -> Sequence[Finding]:
     from channels.contract import Finding
     from dispatcher.clock import SystemClock
     from dispatcher.errors import DispatcherError
-    from dispatcher.runtime.service import configured_flyte_admin
+    from dispatcher.runtime.wiring import configured_flyte_admin
 
     try:
         async with configured_flyte_admin(settings, SystemClock()) as admin:

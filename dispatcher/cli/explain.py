@@ -121,7 +121,7 @@ def _dry_run(settings: Settings, file: Path) -> Explanation:
     from dispatcher.flyte.event_files import read_event_file
     from dispatcher.rules import decide
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.service import make_planner, open_channels
+    from dispatcher.runtime.wiring import make_planner, open_channels
 
     try:
         event = read_event_file(file)
@@ -153,7 +153,7 @@ async def _look_up(settings: Settings, event: Event) -> tuple[Event, AdminExecut
     """
     from dispatcher.clock import SystemClock
     from dispatcher.rules import AdminExecution, decides_itself
-    from dispatcher.runtime.service import configured_flyte_admin
+    from dispatcher.runtime.wiring import configured_flyte_admin
 
     async with configured_flyte_admin(settings, SystemClock()) as admin:
         if admin is None or decides_itself(event):

@@ -10,7 +10,10 @@ from dispatcher.cli._options import Config
 from dispatcher.cli._output import write_line
 
 if TYPE_CHECKING:
-    from dispatcher.ledger import Schema
+    from collections.abc import Awaitable, Callable
+
+    from dispatcher.config.settings import LedgerSettings
+    from dispatcher.ledger import Ledger, Schema
 
 ledger = typer.Typer(name="ledger", help="Show the version of the ledger's tables, or migrate them.")
 
@@ -26,10 +29,10 @@ def migrate(config: Config = None) -> None:
     from dispatcher.config.settings import load
     from dispatcher.ledger import HEAD
     from dispatcher.observability import logs
-    from dispatcher.runtime.service import migrate_ledger
+    from dispatcher.runtime import migration
 
     logs.configure("console", level=logging.WARNING)
-    before = asyncio.run(migrate_ledger(load(config).ledger))
+    before = asyncio.run(_with_ledger(load(config).ledger, migration.migrate))
     if before.version is None:
         write_line(f"ledger     created, at version {HEAD}")
     elif before.compatible:
@@ -43,21 +46,25 @@ def status(config: Config = None) -> None:
     """Show the version of the tables. Exit status 1 if the tables must be migrated, or this dispatcher is too old."""
     import asyncio
 
-    from dispatcher.config.settings import LedgerSettings, load
+    from dispatcher.config.settings import load
     from dispatcher.ledger import Ledger
 
-    async def read_schema(section: LedgerSettings) -> Schema:
-        unopened = Ledger(section.url, section.timeout, section.password_file)
-        try:
-            return await unopened.schema()
-        finally:
-            await unopened.aclose()
-
-    found = asyncio.run(read_schema(load(config).ledger))
+    found = asyncio.run(_with_ledger(load(config).ledger, Ledger.schema))
     write_line(f"ledger     {_describe(found)}")
     if not found.compatible:
         write_line("upgrade this dispatcher" if found.newer else "run dispatcher ledger migrate, or serve", err=True)
         raise typer.Exit(1)
+
+
+async def _with_ledger(section: LedgerSettings, read: Callable[[Ledger], Awaitable[Schema]]) -> Schema:
+    """Call `read` with a ledger that is not migrated."""
+    from dispatcher.ledger import Ledger
+
+    unopened = Ledger(section.url, section.timeout, section.password_file)
+    try:
+        return await read(unopened)
+    finally:
+        await unopened.aclose()
 
 
 def _describe(found: Schema) -> str:

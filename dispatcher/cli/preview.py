@@ -148,7 +148,7 @@ def _from_flyte_admin(settings: Settings, execution: str) -> Event:
 
     from dispatcher.clock import SystemClock
     from dispatcher.model.event import ExecutionId
-    from dispatcher.runtime.service import configured_flyte_admin
+    from dispatcher.runtime.wiring import configured_flyte_admin
 
     async def ask(identity: ExecutionId) -> Event:
         async with configured_flyte_admin(settings, SystemClock()) as admin:

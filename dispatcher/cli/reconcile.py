@@ -75,14 +75,9 @@ async def _reconcile(
     """
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
+    from dispatcher.intake.reconcile import Reconciler
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.service import (
-        configured_flyte_admin,
-        make_contents,
-        make_planner,
-        make_reconciler,
-        open_channels,
-    )
+    from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
@@ -93,7 +88,8 @@ async def _reconcile(
             return wanted, lost
         planner = make_planner(settings, open_channels(settings))
         intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings), clock, look_up=admin.look_up)
-        reconciler = make_reconciler(settings, admin, ledger, intake, clock)
+        options = settings.reconcile
+        reconciler = Reconciler(admin, ledger, intake, clock, options.look_back, options.min_age)
         time_range = await reconciler.range_since(wanted)
         async with aclosing(reconciler.missing(time_range)) as pages:
             async for page in pages:

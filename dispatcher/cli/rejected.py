@@ -109,7 +109,7 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
-    from dispatcher.runtime.service import configured_flyte_admin, make_contents, make_planner, open_channels
+    from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
 
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()

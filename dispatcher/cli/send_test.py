@@ -37,7 +37,7 @@ def send_test(
     from dispatcher.errors import SettingsError
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.renderer import sample_event
-    from dispatcher.runtime.service import make_planner, open_channels
+    from dispatcher.runtime.wiring import make_planner, open_channels
 
     try:
         wanted = Phase.parse(phase)
@@ -83,7 +83,7 @@ def _content(settings: Settings, target: Target, event: Event) -> Content:
     import orjson
 
     from dispatcher.rendering.renderer import TEST_MARK, TemplateError
-    from dispatcher.runtime.service import make_renderer
+    from dispatcher.runtime.wiring import make_renderer
 
     content = make_renderer(settings).render(target.channel, event, recipient=target.recipient, test=True)
     if TEST_MARK.strip() not in orjson.dumps(content).decode():

@@ -49,7 +49,7 @@ def lint(
     from channels.registry import TEMPLATES
     from dispatcher.config.settings import load
     from dispatcher.rendering import Renderer
-    from dispatcher.runtime.service import make_renderer
+    from dispatcher.runtime.wiring import make_renderer
 
     renderer = Renderer(folders, provided=TEMPLATES) if folders else make_renderer(load(config))
     problems = [*renderer.check(), *renderer.mail_client_problems()]

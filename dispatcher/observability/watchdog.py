@@ -151,12 +151,12 @@ class ProgressMonitor:
     workers: Mapping[str, DeliveryWorker]
     """Mapping from the component's name, such as `worker slack`, to the delivery worker."""
     source: KafkaSource | None
-    tasks: Mapping[str, asyncio.Task[None]]
-    """Mapping from a component's name to the asyncio task that runs it."""
     metrics: Metrics
     clock: Clock
     no_progress_after: timedelta
     stopping: asyncio.Event
+    tasks: Mapping[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Mapping from a component's name to the asyncio task that runs it, once the components are started."""
     last_batch_at: datetime | None = None
     """When the last batch from Kafka was recorded."""
     stalled: set[str] = field(default_factory=set)

@@ -5,16 +5,16 @@ The checks build the service's parts as the service does, and open no connection
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError, SettingsError
 from dispatcher.flyte.admin import require_grpc
-from dispatcher.ledger import Ledger
+from dispatcher.ledger import Backlog, Ledger
 from dispatcher.planning.planner import Planner
 from dispatcher.rules import RuleBook
-from dispatcher.runtime.service import make_planner, open_channels
+from dispatcher.runtime.wiring import make_planner, open_channels
 from dispatcher.tracing import open_tracing
 
 NO_FLYTE_ADMIN = (
@@ -50,6 +50,17 @@ def unreachable_recipients(planner: Planner, book: RuleBook) -> Iterator[str]:
                 channel = rule.notification.channel
                 if (reason := planner.unreachable_reason(channel, recipient)) is not None:
                     yield f"{rule.defined_at}: {recipient!r} can't be reached by {channel}: {reason}"
+
+
+def removed_channels(settings: Settings, backlog: Mapping[str, Backlog]) -> Iterator[str]:
+    """Yield a warning for each channel with deliveries that wait in the ledger, and without a section in the settings.
+
+    `backlog`: the result of `Ledger.backlog`.
+    """
+    for name, found in sorted(backlog.items()):
+        if found.waiting and name not in settings.channel_sections:
+            number = "1 delivery waits" if found.waiting == 1 else f"{found.waiting} deliveries wait"
+            yield f"{number} for the channel {name}, which is not in the settings: add channels.{name} to send them"
 
 
 def _source(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from dispatcher.model.delivery import delivery_key
 from dispatcher.model.event import Event
 from dispatcher.preview.html import page, plain_text
 from dispatcher.rendering import TemplateError, lint
-from dispatcher.runtime.service import make_renderer
+from dispatcher.runtime.wiring import make_renderer
 
 CHANNELS: tuple[str, ...] = tuple(CHANNEL_TYPES)
 _EXAMPLES: dict[str, dict[str, Any]] = {

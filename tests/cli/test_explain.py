@@ -23,7 +23,7 @@ from dispatcher.model.event import Event, Options
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.runtime.service import make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_notification, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution

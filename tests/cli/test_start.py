@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,12 @@ def test_a_commands_help_imports_no_slow_module(command: list[str]) -> None:
     text, imported = run(*command, "--help")
     assert "Usage:" in text
     assert not imported & SLOW
+
+
+def test_a_preview_imports_neither_kafka_nor_the_database(tmp_path: Path) -> None:
+    _, imported = run("preview", "--channel", "slack", "--output", str(tmp_path / "slack.json"))
+    assert "dispatcher.rendering.renderer" in imported
+    assert not imported & {"aiokafka", "sqlalchemy"}
 
 
 @pytest.mark.parametrize(

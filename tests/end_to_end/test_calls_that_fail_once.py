@@ -37,7 +37,7 @@ from dispatcher.observability.metrics import Metrics
 from dispatcher.rules import RuleBook
 from dispatcher.runtime import components
 from dispatcher.runtime.components import Components
-from dispatcher.runtime.service import make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.flyte_admin import a_finished_execution, admin_client
 from tests.support.smtp import ScriptedRelay

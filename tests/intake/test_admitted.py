@@ -27,7 +27,7 @@ from dispatcher.model.delivery import State
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.rules import RuleBook
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.runtime.service import make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support.service import ROUTING_KEY
 
 TO = "https://hooks.example.com/"

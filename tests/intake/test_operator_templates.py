@@ -18,7 +18,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
 from dispatcher.rules import RuleBook
-from dispatcher.runtime.service import make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support.builders import a_notification
 
 ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"

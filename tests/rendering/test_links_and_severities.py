@@ -13,7 +13,7 @@ from dispatcher.errors import SettingsError
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import lint
-from dispatcher.runtime.service import make_renderer
+from dispatcher.runtime.wiring import make_renderer
 from tests.support.builders import a_launch_plan, an_event, an_execution
 
 LOGS = "https://logs.example.com/?q={project}.{domain}.{name}&from=now-1d"

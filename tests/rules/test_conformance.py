@@ -23,7 +23,7 @@ from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, ExecutionId
 from dispatcher.rules import RuleBook
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.runtime.service import make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support import conformance
 from tests.support.builders import NOW
 from tests.support.conformance import MAIN_PLAN, Case, IncomingEvent

@@ -22,7 +22,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from dispatcher.operations import Operations
 from dispatcher.rules import RuleBook
-from dispatcher.runtime.service import make_contents, make_planner, open_channels
+from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import Api
 from dispatcher.web.app import application

@@ -11,6 +11,7 @@ import yaml
 from dispatcher.ledger import Ledger
 
 UNUSED = {
+    "aiokafka",
     "alembic",
     "asyncpg",
     "charset_normalizer",

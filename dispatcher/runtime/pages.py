@@ -1,0 +1,94 @@
+"""The service's HTTP pages: /readyz, /metrics, /events, and the console with its API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from dispatcher.clock import Clock
+from dispatcher.observability.metrics import Metrics
+from dispatcher.runtime.parts import Parts
+from dispatcher.web.app import application
+from dispatcher.web.auth.access import AccessControl, Scope, needs
+from dispatcher.web.config import HttpConfig
+from dispatcher.web.event_intake import EventsPage, Take
+from dispatcher.web.health import ReadinessCheck, ReadyPage
+from dispatcher.web.metrics import Collector, MetricsPage
+
+
+def make_pages(
+    http: HttpConfig,
+    parts: Parts,
+    checks: Mapping[str, ReadinessCheck],
+    take: Take,
+    metrics: Metrics,
+    clock: Clock,
+    stopping: asyncio.Event,
+) -> ASGIApp:
+    """Return the application that serves all pages.
+
+    `checks` has the readiness checks of what is not in `parts`. `take` records events that were published over HTTP.
+    When `stopping` is set, open connections to the console end.
+    """
+    ready = ReadyPage({**_checks(parts), **checks})
+    page = MetricsPage(metrics.page, _collectors(ready, parts, metrics, clock), metrics.collector_finished)
+    endpoint = page.get if http.metrics == "open" else needs(Scope.READ, page.get)
+    console = _console(parts, clock, stopping) if http.console else []
+    return application(EventsPage(take), ready, endpoint, AccessControl(http, clock), console)
+
+
+def _checks(parts: Parts) -> dict[str, ReadinessCheck]:
+    checks: dict[str, ReadinessCheck] = {"watchdog": parts.progress_monitor.unready_reason}
+    if parts.source is not None:
+        checks["kafka"] = parts.source.unready_reason
+    if parts.admin is not None:
+        checks["flyte_admin"] = parts.admin.unready_reason
+    if parts.canary is not None and parts.canary.config.readiness:
+        checks["canary"] = parts.canary.unready_reason
+    return checks
+
+
+def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) -> Mapping[str, Collector]:
+    """Return the functions that update metrics at each scrape, by name."""
+
+    async def components() -> None:
+        for worker in parts.workers:
+            metrics.worker(worker.name, in_flight=worker.in_flight, breaker_open=worker.breaker_open)
+        metrics.readiness(await ready.unready_reasons())
+        for component, brake in parts.brakes.items():
+            metrics.braked(component, ledger=brake.reason is not None, slow=brake.slow)
+
+    async def backlog() -> None:
+        metrics.backlog(None, now=clock.now())  # clears old values, in case the ledger does not answer
+        metrics.backlog(await parts.ledger.backlog(now=clock.now()), now=clock.now())
+
+    collectors: dict[str, Collector] = {"components": components, "ledger": backlog}
+    if (source := parts.source) is not None:
+
+        async def kafka() -> None:
+            metrics.kafka(None, source.last_timestamps())  # clears the old lag, in case the broker does not answer
+            metrics.kafka(await source.lag(), source.last_timestamps())
+
+        collectors["kafka"] = kafka
+    return collectors
+
+
+def _console(parts: Parts, clock: Clock, stopping: asyncio.Event) -> Sequence[BaseRoute]:
+    """Return the HTTP routes of the console and the API."""
+    from dispatcher.operations import Operations  # noqa: PLC0415
+    from dispatcher.web.activity_stream import ActivityStream  # noqa: PLC0415
+    from dispatcher.web.api import Api  # noqa: PLC0415 - imported only if the console is on
+    from dispatcher.web.console import Console, routes  # noqa: PLC0415
+
+    def wake_workers() -> None:
+        for worker in parts.workers:
+            worker.notify()
+
+    ledger = parts.ledger
+    operations = Operations(ledger, parts.intake, clock, wake_workers)
+    activity_stream = ActivityStream(ledger.queries, stopping)
+    api = Api(ledger, operations, activity_stream, clock)
+    return [*api.routes, *routes(Console(ledger, operations, activity_stream, clock, parts.channels))]

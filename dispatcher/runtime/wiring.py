@@ -1,0 +1,121 @@
+"""Makes channels, planner, renderer and FlyteAdmin's client out of the settings, for the service and for commands.
+
+Does not import the ledger, because commands such as `preview` need none, and SQLAlchemy is slow to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from channels.contract import Channel
+from channels.registry import CHANNEL_TYPES, TEMPLATES
+from dispatcher.clock import Clock
+from dispatcher.config.settings import Settings
+from dispatcher.errors import SettingsError
+from dispatcher.flyte.admin import open_flyte_admin
+from dispatcher.model.event import Event
+from dispatcher.planning.contents import Contents
+from dispatcher.planning.planner import GROUPED, Planner
+from dispatcher.rendering import Renderer
+
+if TYPE_CHECKING:  # imported for types only, because the client needs optional dependencies
+    from dispatcher.flyte.admin.client import FlyteAdmin
+
+
+def open_channels(settings: Settings) -> dict[str, Channel]:
+    """Return the configured channels, by name. No connection is opened yet."""
+    return {name: CHANNEL_TYPES[name].open(section) for name, section in settings.channel_sections.items()}
+
+
+def make_renderer(
+    settings: Settings, first: Sequence[Path] = (), on_failure: Callable[[str], None] = lambda _: None
+) -> Renderer:
+    """Return a renderer for the configured templates. Raises TemplateError if a template folder does not exist.
+
+    Args:
+        settings: the settings, with `templates` and the channels' severities.
+        first: template folders that have priority over the folders in the settings.
+        on_failure: called with the channel if a custom template fails, so that the built-in template is used instead.
+
+    """
+    templates = settings.templates
+    return Renderer(
+        [*first, *templates.path],
+        template_sets=templates.match,
+        console_url=settings.console_url,
+        logs_url=settings.logs_url,
+        severity=_severity(settings),
+        hide_labels=templates.hide_labels,
+        provided=TEMPLATES,
+        on_failure=on_failure,
+    )
+
+
+def _severity(settings: Settings) -> Callable[[Event], str | None]:
+    """Return a function that returns an event's severity. The first channel section that defines a severity is used."""
+    functions = [one.severity_of for one in settings.channel_sections.values() if hasattr(one, "severity_of")]
+
+    def severity(event: Event) -> str | None:
+        domain, labels = event.execution.domain, event.labels
+        return next(filter(None, (function(event.phase, domain, labels) for function in functions)), None)
+
+    return severity
+
+
+def make_contents(settings: Settings, template_failed: Callable[[str], None] = lambda _: None) -> Contents:
+    """Return the renderer of deliveries' content, for the configured templates.
+
+    `template_failed` is called with the channel if a custom template fails, so that the built-in template is used.
+    Raises TemplateError if a template folder does not exist.
+    """
+    renderer = make_renderer(settings, on_failure=template_failed)
+    return Contents(renderer.render, renderer.template_set, renderer.change, waits=renderer.has_operator_templates)
+
+
+def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
+    """Return a planner for the configured channels and template sets.
+
+    Raises TemplateError if a template folder does not exist. Raises SettingsError if no channel can reach one of the
+    recipients in the settings (`fallback_recipients`, `rules.recipients` and the canary's recipient).
+    """
+    renderer = make_renderer(settings)
+    fallbacks = {
+        name: section.fallback
+        for name, section in settings.channel_sections.items()
+        if getattr(section, "fallback", "none") != "none"
+    }
+    planner = Planner(
+        addresses={name: channel.address for name, channel in channels.items()},
+        fallbacks=fallbacks,
+        template_set=renderer.template_set,
+        change_events=frozenset(
+            name for name, section in settings.channel_sections.items() if getattr(section, "change_events", False)
+        ),
+        thread_by={name: channel.thread_by for name, channel in channels.items() if name not in GROUPED},
+        fallback_recipients={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
+        aliases={recipient: alias.target for recipient, alias in settings.rules.recipients.items()},
+    )
+    problems = [*planner.unreachable()]
+    canary = settings.canary
+    if canary is not None and (reason := planner.unreachable_reason(canary.channel, canary.recipient)) is not None:
+        problems.append(f"canary: {canary.recipient} by {canary.channel}: {reason}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return planner
+
+
+@asynccontextmanager
+async def configured_flyte_admin(settings: Settings, clock: Clock) -> AsyncIterator[FlyteAdmin | None]:
+    """Yield a client for FlyteAdmin, or None if FlyteAdmin is not configured.
+
+    Raises SettingsError if gRPC is not installed, or if the settings' `ca_file` contains no certificate.
+    """
+    config = settings.rules.flyte_admin
+    if config is None:
+        yield None
+        return
+    async with open_flyte_admin(config, clock) as admin:
+        yield admin
