@@ -12,7 +12,7 @@ from dispatcher.cli._output import write_line
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from dispatcher.config.settings import LedgerSettings
+    from dispatcher.config.sections import LedgerSettings
     from dispatcher.ledger import Ledger, Schema
 
 ledger = typer.Typer(name="ledger", help="Show the version of the ledger's tables, or migrate them.")

@@ -20,7 +20,8 @@ from pydantic import AnyUrl, BaseModel, IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
 
 from dispatcher.cli import app
-from dispatcher.config.settings import PREFIX, Settings
+from dispatcher.config.mistakes import PREFIX
+from dispatcher.config.settings import Settings
 
 _NAMES: Mapping[Any, str] = {
     str: "text",

@@ -1,0 +1,133 @@
+"""Mistakes in the settings, as sentences: each names its place, the key, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from dispatcher.parsing.validation_errors import message_of
+from dispatcher.parsing.yaml import Document, readable
+
+PREFIX = "DISPATCHER__"
+"""The beginning of the names of environment variables that are settings."""
+_MESSAGES = {
+    kind: message
+    for message, kinds in {
+        "must be set": ["missing"],
+        "must be text": ["string_type"],
+        "must be the path of a file or folder": ["path_type"],
+        "must be a URL": ["url_type"],
+        "must not be empty": ["string_too_short", "too_short"],
+        "must be a mapping: option: value": ["dict_type", "model_type", "model_attributes_type"],
+        "must be a mapping: name: value": ["mapping_type"],
+        "must be a list": ["tuple_type", "list_type", "set_type", "frozen_set_type"],
+        "must be true or false": ["bool_type", "bool_parsing"],
+        "must be a whole number": ["int_type", "int_parsing", "int_from_float"],
+        "must be a number": ["float_type", "float_parsing"],
+        "must be a duration: 500ms, 30s, 5m, 24h or 7d": ["time_delta_type"],
+    }.items()
+    for kind in kinds
+}
+"""Messages instead of pydantic's, by pydantic's type of the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where settings come from: the file, if there is one, and its content."""
+
+    path: Path | None = None
+    document: Document = field(default_factory=lambda: Document({}))
+
+    def place(self, key: Sequence[str | int]) -> str:
+        """Return the place of a setting, as the beginning of a message: `FILE:LINE: ` or `VARIABLE: `."""
+        names = [PREFIX + "__".join(map(str, key[:length])).upper() for length in range(len(key), 0, -1)]
+        given = variables()
+        if names and names[0] in given:
+            return f"{names[0]}: "
+        if not self._has(key):
+            below = [name for name in given if names and name.startswith(f"{names[0]}__")]
+            for name in (*below, *(name for name in names if name in given)):
+                return f"{name}: "
+        if self.path is None:
+            return ""
+        line = self.document.line_of(key) if key else 0
+        return f"{readable(self.path)}:{line}: " if line else f"{readable(self.path)}: "
+
+    def _has(self, key: Sequence[str | int]) -> bool:
+        data = self.document.data
+        for step in key:
+            try:
+                data = data[step]
+            except (KeyError, IndexError, TypeError):
+                return False
+        return True
+
+
+def variables() -> dict[str, str]:
+    """Return the environment variables that are settings, with their names in upper case, as pydantic finds them."""
+    items = os.environ.items()  # noqa: TID251 - only this package may read the environment
+    return {name.upper(): value for name, value in items if name.upper().startswith(PREFIX)}
+
+
+def unknown_variables(model: type[BaseModel]) -> Iterator[str]:
+    """Yield a sentence for each variable of a section that `model`, the class of all settings, does not have.
+
+    pydantic reports unknown options in sections that exist, and ignores all other variables.
+    """
+    for name in variables():
+        section, *rest = name.removeprefix(PREFIX).split("__")
+        if section.lower() not in model.model_fields:
+            close = difflib.get_close_matches(section.lower(), model.model_fields, n=1)
+            nearest = PREFIX + "__".join([close[0].upper(), *rest]) if close else ""
+            hint = f"did you mean {nearest}?" if close else f"there are {', '.join(model.model_fields)}"
+            yield f"{name}: no such setting; {hint}"
+
+
+def empty_sections(origin: Origin) -> Iterator[str]:
+    """Yield a sentence for each section of the file without a value, which would be the same as no section at all."""
+    data = origin.document.data or {}
+    channels = data.get("channels")
+    sections: dict[tuple[str, ...], Any] = {(name,): value for name, value in data.items()}
+    if isinstance(channels, dict):
+        sections |= {("channels", name): value for name, value in channels.items()}
+    for key, value in sections.items():
+        if value is None:
+            yield f"{origin.place(key)}{'.'.join(key)}: nothing is in it: write {{}} for its defaults, or remove it"
+
+
+def sentences(error: ValidationError, model: type[BaseModel], origin: Origin) -> Iterator[str]:
+    """Yield a sentence for each mistake that pydantic found. `model`: the class of all settings."""
+    for problem in error.errors(include_url=False, include_context=False):
+        where = tuple(step for step in problem["loc"] if step != "[key]")
+        message = message_of(problem)
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown option{_suggestion(where, model)}"
+        elif message == problem["msg"]:
+            message = _MESSAGES.get(problem["type"], message)
+        key = f"{'.'.join(map(str, where))}: " if where else ""
+        yield f"{origin.place(where)}{key}{message}"
+
+
+def _suggestion(where: tuple[int | str, ...], settings: type[BaseModel]) -> str:
+    """Return the end of the error message for an unknown option: the closest valid name, or all valid names."""
+    model: Any = settings
+    for step in where[:-1]:
+        if isinstance(step, int):  # skip an index into a list: `model` is already the model of the list's items
+            continue
+        field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
+        model = _model_in(field.annotation) if field is not None else None
+    names = [info.alias or name for name, info in model.model_fields.items()] if model is not None else []
+    close = difflib.get_close_matches(str(where[-1]), names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}" if names else ""
+
+
+def _model_in(annotation: Any) -> Any:
+    """Return the pydantic model in a type annotation such as `Model | None`; None if the annotation has no model."""
+    candidates = getattr(annotation, "__args__", (annotation,))
+    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -1,0 +1,177 @@
+"""Sections of the settings: each option's name, default and meaning. Other sections are defined where they are used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, create_model, model_validator
+
+from channels.common.comma_list import comma_list
+from channels.common.secret import SecretFile
+from channels.registry import CHANNEL_TYPES
+from dispatcher.flyte.admin import FlyteAdminConfig
+from dispatcher.model.rate_limit import RateLimit, RateOption
+from dispatcher.model.retry import RetryPolicy
+from dispatcher.parsing.duration import Duration
+from dispatcher.rendering import TemplateSet
+from dispatcher.rendering.context import PROPELLER_LABELS
+
+DEFAULT_LEDGER = "sqlite+aiosqlite:///./dispatcher.db"
+_URL_WITH_PASSWORD = re.compile(r"[^:/]+://[^:/@]*:")
+
+
+class Section(BaseModel):
+    """The base class of sections that have no package of their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(comma_list)]
+Recipients = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
+
+
+class LedgerSettings(Section):
+    """The database of events, deliveries and attempts."""
+
+    url: str = DEFAULT_LEDGER
+    """URL of the database: `sqlite+aiosqlite:///FILE` for one replica, or
+    `postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` for one or several replicas."""
+    password_file: SecretFile | None = None
+    """File with PostgreSQL's password, if `url` contains no password. Each new connection reads the file again, so the
+    password may be changed at any time."""
+    timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
+    """Maximum time of one PostgreSQL statement. A statement that takes longer is cancelled and retried."""
+    retention: Duration = Field(timedelta(days=90), ge=timedelta(hours=1))
+    """How long events and rejected messages are kept. After this time they are deleted, except events with waiting
+    deliveries."""
+    lease: Duration = Field(timedelta(minutes=3), ge=timedelta(seconds=3), le=timedelta(hours=1))
+    """How long a worker owns a delivery that the worker has claimed. If the worker crashes, another worker claims the
+    delivery after this time. An attempt may take two thirds of this time at most."""
+
+    @model_validator(mode="after")
+    def _has_one_password(self) -> Self:
+        if self.password_file is not None and not self.url.startswith("postgres"):
+            raise ValueError("password_file is for PostgreSQL; SQLite knows no passwords")
+        if self.password_file is not None and _URL_WITH_PASSWORD.match(self.url):
+            raise ValueError("give the password in url or in password_file, not both")
+        return self
+
+
+class RecipientAlias(RootModel[Mapping[str, str]]):
+    """The recipient that replaces a rule's recipient: a channel and a recipient on that channel (`{teams: dev}`)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """The name of the channel, and the recipient on that channel."""
+        ((channel, recipient),) = self.root.items()
+        return channel, recipient
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if len(self.root) != 1:
+            raise ValueError("name one channel and its recipient: {teams: dev}")
+        return self
+
+
+class RulesSettings(Section):
+    """Where the launch plans' rules come from."""
+
+    launch_plans: Paths = ()
+    """Files and folders with the rules of launch plans. The dispatcher reads a file again when the file changes."""
+    flyte_admin: FlyteAdminConfig | None = None
+    """FlyteAdmin, if the dispatcher asks it for effective rules. Effective rules take precedence over rule files."""
+    recipients: Mapping[str, RecipientAlias] = Field(default_factory=dict)
+    """Mapping from a recipient in rules to the recipient that replaces it, such as `{"#dev": {teams: dev}}`. Flyte's
+    launch plans can name only email, Slack and PagerDuty recipients; this option redirects them to other channels."""
+
+
+class ReconcileSettings(Section):
+    """Searches FlyteAdmin for finished executions whose event never reached Kafka. Needs `rules.flyte_admin`."""
+
+    every: Duration = Field(timedelta(minutes=10), ge=timedelta(), le=timedelta(days=1))
+    """Time between two searches. 0 switches reconciliation off."""
+    look_back: Duration = Field(timedelta(hours=24), ge=timedelta(minutes=1))
+    """Maximum age of the executions that a search includes. This limits the search after a long outage."""
+    min_age: Duration = Field(timedelta(minutes=5), ge=timedelta())
+    """Time to wait after an execution has finished. If the execution's event has not arrived by then, the event counts
+    as lost. Before that time, the event may still be in Kafka."""
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.look_back <= self.min_age:
+            raise ValueError("look_back must be longer than min_age, or no execution is ever reconciled")
+        return self
+
+
+class TemplateSettings(Section):
+    """Custom templates that replace the built-in templates."""
+
+    path: Paths = ()
+    """Folders with the same layout as the built-in `templates/`. A file in such a folder replaces the built-in file
+    with the same path."""
+    match: tuple[TemplateSet, ...] = ()
+    """Folders with templates for some messages only. These folders take precedence over `path`. If several entries
+    match a message, the earlier entry takes precedence."""
+    hide_labels: Annotated[tuple[str, ...], BeforeValidator(comma_list)] = PROPELLER_LABELS
+    """Names of labels that messages don't show. The default is the labels that flytepropeller sets itself: an execution
+    that another execution started inherits them, and they name the other execution."""
+
+
+class RetrySettings(Section):
+    """When a delivery is retried after an attempt without success, and when the dispatcher gives the delivery up."""
+
+    initial: Duration = Field(timedelta(seconds=2), gt=timedelta())
+    """Initial back-off. The back-off doubles with each attempt. Before a retry, the dispatcher waits for a random
+    time up to the back-off."""
+    ceiling: Duration = Field(timedelta(minutes=10), gt=timedelta())
+    """Maximum back-off."""
+    deadline: Duration = timedelta(hours=24)
+    """Maximum time for all attempts of a delivery. After this time, the delivery is dead."""
+
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(initial=self.initial, ceiling=self.ceiling, deadline=self.deadline)
+
+
+class DeliveryOptions(Section):
+    """The options that every channel has, in addition to the channel's own options."""
+
+    retry: RetrySettings = RetrySettings()
+    concurrency: int = Field(20, ge=1, le=1000)
+    """Maximum number of deliveries in flight on this channel. One destination, such as a Slack channel or a PagerDuty
+    service, gets at most a quarter of them."""
+    rate: RateOption
+    """Rate limit for one destination: a Slack channel, a PagerDuty service or the mail relay. All replicas share
+    the limit."""
+    burst: int
+    """Maximum number of messages that a destination may get at once. After that, `rate` limits further messages."""
+    fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
+    """Recipients who are notified when a delivery of this channel is dead: a mapping from a channel to the recipients
+    on that channel."""
+
+    def rate_limit(self) -> RateLimit:
+        """Return the limits of one destination. At most a quarter of `concurrency` is in flight to a destination."""
+        return RateLimit(rate=self.rate, burst=self.burst, max_in_flight=max(self.concurrency // 4, 1))
+
+
+def channel_sections() -> type[BaseModel]:
+    """Create the pydantic model of the section `channels`, with one optional section for each registered channel."""
+    sections: dict[str, Any] = {
+        name: (
+            create_model(
+                f"{name.title()}Settings",
+                __base__=(DeliveryOptions, kind.config),
+                rate=(RateOption, Field(kind.rate, validate_default=True)),
+                burst=(int, Field(kind.burst, ge=1, le=10_000)),
+            )
+            | None,
+            None,
+        )
+        for name, kind in CHANNEL_TYPES.items()
+    }
+    return create_model("ChannelSettings", __base__=Section, **sections)
