@@ -6,6 +6,7 @@ The checks build the service's parts as the service does, and open no connection
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import packages_distributions
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
@@ -31,7 +32,7 @@ NO_START_TIMES = (
 
 def problems_of(settings: Settings) -> list[str]:
     """Return the problems with which the service can't start or could do nothing, each with its place."""
-    problems = []
+    problems = [*_other_channels()]
     for check in (_source, _channel, _ledger, _flyte_admin, _tracing, _planner):
         try:
             check(settings)
@@ -61,6 +62,16 @@ def removed_channels(settings: Settings, backlog: Mapping[str, Backlog]) -> Iter
         if found.waiting and name not in settings.channel_sections:
             number = "1 delivery waits" if found.waiting == 1 else f"{found.waiting} deliveries wait"
             yield f"{number} for the channel {name}, which is not in the settings: add channels.{name} to send them"
+
+
+def _other_channels() -> Iterator[str]:
+    """Yield a problem if another installed package has the import name `channels` too, such as Django Channels."""
+    others = {*packages_distributions().get("channels", ())} - {"flyte-notification-dispatcher"}
+    if others:
+        yield (
+            f"the installed package {', '.join(sorted(others))} has the import name `channels` too, so each overwrites "
+            "files of the other: install the dispatcher in an environment of its own"
+        )
 
 
 def _source(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ async def test_check_names_each_recipient_in_rule_files_that_no_channel_can_reac
         strict=True,
     ):
         assert words in line
+
+
+async def test_another_package_named_channels_is_refused(tmp_path: Path) -> None:
+    info = tmp_path / "site" / "channels-4.3.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: channels\nVersion: 4.3.1\n")
+    (info / "top_level.txt").write_text("channels\n")
+    settings = settings_file(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    refused = "the installed package channels has the import name `channels` too"
+    for name in ("check", "serve"):
+        status, out, err = await command(name, "--config", settings, env=environment)
+        assert (status, out) == (1, "")
+        assert refused in err
+        assert "install the dispatcher in an environment of its own" in err
 
 
 async def test_a_recipient_that_an_alias_or_a_fallback_reaches_is_no_problem(tmp_path: Path) -> None:
