@@ -2,7 +2,8 @@
 
 Only this module uses the Prometheus client. Label values are few, and known in advance or from the settings: channels,
 phases, topics. Executions, projects, recipients and reasons are never labels, because they have too many values; the
-ledger and the log have them. docs/metrics.md lists every metric, and a test compares it with this module.
+ledger and the log have them. docs/metrics.md lists every metric, and a test compares it with this module. The module is
+long, because each metric is declared and counted here.
 """
 
 from __future__ import annotations
@@ -124,17 +125,16 @@ class Metrics:
 
     def _count_events(self, batch: BatchResult, source: str) -> None:
         for entry, new in batch.new_or_duplicate():
-            self._count_event(source, entry.kind, entry.event.phase, entry.verdict if new else "duplicate")
+            decision = entry.verdict if new else "duplicate"
+            self._series_of(self._events, source, entry.kind, entry.event.phase, decision).inc()
             if new:
                 self._count_undeliverable(entry.deliveries)
         for rejected in batch.rejected:
-            self._count_event(source, type_label(rejected.headers), _phase(rejected), "rejected")
+            kind = type_label(rejected.headers)
+            self._series_of(self._events, source, kind, _phase(rejected), "rejected").inc()
             self._rejected.labels(source).inc()
         if source == "reconcile":
             self._reconciled.inc(len(batch.new))
-
-    def _count_event(self, source: str, kind: str, phase: str, decision: str) -> None:
-        self._series_of(self._events, source, kind, phase, decision).inc()
 
     def template_failed(self, channel: str) -> None:
         """Count a message that was rendered with the built-in template because a custom template failed."""

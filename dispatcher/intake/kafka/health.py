@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
 from dispatcher.clock import is_set_within
-from dispatcher.intake.kafka.failures import describe
+from dispatcher.intake.kafka.failures import CONNECTION_ERRORS, describe
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +26,6 @@ class BrokerWatch:
         """`ask`: a request to the brokers; raises KafkaError, TimeoutError or OSError. `every`: seconds between two."""
         self._ask = ask
         self._every = every
-        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = None
         """Why the brokers can't be used, for /readyz; None if they answered the last request."""
@@ -36,29 +34,24 @@ class BrokerWatch:
         self._task = asyncio.create_task(self._run())  # noqa: TID251 - `stop` waits for it
 
     async def stop(self) -> None:
-        self._stopping.set()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        while not await is_set_within(self._stopping, self._every):
+        never = asyncio.Event()
+        while not await is_set_within(never, self._every):
             try:
                 await self._ask()
-            except (KafkaError, TimeoutError, OSError) as error:
-                self._failed(describe(error))
+            except CONNECTION_ERRORS as error:
+                reason = describe(error)
+                if self.problem is None:
+                    log.warning("Kafka's brokers do not answer", reason=reason)
+                self.problem = f"the brokers do not answer: {reason}"
             else:
-                self._answered()
-
-    def _failed(self, reason: str) -> None:
-        if self.problem is None:
-            log.warning("Kafka's brokers do not answer", reason=reason)
-        self.problem = f"the brokers do not answer: {reason}"
-
-    def _answered(self) -> None:
-        if self.problem is not None:
-            log.info("Kafka's brokers answer again")
-        self.problem = None
+                if self.problem is not None:
+                    log.info("Kafka's brokers answer again")
+                self.problem = None
 
 
 class StaticMembership:
