@@ -58,13 +58,12 @@ def status(config: Config = None) -> None:
 
 async def _with_ledger(section: LedgerSettings, read: Callable[[Ledger], Awaitable[Schema]]) -> Schema:
     """Call `read` with a ledger that is not migrated."""
+    from contextlib import aclosing
+
     from dispatcher.ledger import Ledger
 
-    unopened = Ledger(section.url, section.timeout, section.password_file)
-    try:
+    async with aclosing(Ledger(section.url, section.timeout, section.password_file)) as unopened:
         return await read(unopened)
-    finally:
-        await unopened.aclose()
 
 
 def _describe(found: Schema) -> str:

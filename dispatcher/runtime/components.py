@@ -14,6 +14,8 @@ from dispatcher.observability.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
+Work = Callable[[], Awaitable[None]]
+"""What a component does, until it is stopped."""
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
 """Seconds before a component starts again. The pause doubles from `FIRST_PAUSE` up to `LONGEST_PAUSE`."""
@@ -34,7 +36,7 @@ class Components:
     """Mapping from a component's name to the times of its last failures, in seconds of the event loop."""
     _reasons: dict[str, str] = field(default_factory=dict)
 
-    async def run(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, name: str, work: Work) -> None:
         """Await `work()` until it returns. After an exception: log it, count it, pause, and call `work` again.
 
         Returns early if the service is stopping. Raises nothing except CancelledError, if this task is cancelled.

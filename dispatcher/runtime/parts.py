@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,26 +19,21 @@ from dispatcher.config.settings import Settings
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.flyte.decode import is_other_type
 from dispatcher.intake.pipeline import BatchResult, Intake
-from dispatcher.intake.reconcile import Reconciler
 from dispatcher.ledger import Ledger
 from dispatcher.ledger.brake import Brake
 from dispatcher.model.delivery import Delivery
 from dispatcher.observability.canary import Canary, through_intake, through_kafka
-from dispatcher.observability.clock_monitor import ClockMonitor
 from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import ProgressMonitor
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from dispatcher.rules.files import LaunchPlanFiles
-from dispatcher.runtime.retention import purge_old
 from dispatcher.runtime.wiring import configured_flyte_admin, make_contents, make_planner, open_channels
 from dispatcher.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:  # imported for types only, because their libraries are slow to import, or optional
     from dispatcher.flyte.admin.client import FlyteAdmin
     from dispatcher.intake.kafka.consumer import KafkaSource
-
-Component = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,26 +180,6 @@ class Wiring:
             no_progress_after=self.settings.watchdog.no_progress_after,
             stopping=self.stopping,
         )
-
-    def components(self, parts: Parts) -> Mapping[str, Component]:
-        """Return the work of each component but the workers, by name. It ends when the service stops."""
-        settings, clock, stopping, ledger = self.settings, self.clock, self.stopping, parts.ledger
-        components: dict[str, Component] = {
-            "rules": partial(parts.rules.watch, stopping),
-            "retention": partial(purge_old, ledger, settings.ledger.retention, clock, stopping),
-            "clock monitor": ClockMonitor(ledger=ledger, clock=clock, metrics=self.metrics, stopping=stopping).run,
-        }
-        if parts.source is not None:
-            components["intake"] = partial(parts.intake.run, parts.source)
-        if parts.admin is not None and settings.reconcile.every:
-            look_back, min_age = settings.reconcile.look_back, settings.reconcile.min_age
-            reconciler = Reconciler(parts.admin, ledger, parts.intake, clock, look_back, min_age, stopping)
-            components["reconcile"] = partial(reconciler.run, settings.reconcile.every, self.rng)
-        if parts.canary is not None:
-            components["canary"] = parts.canary.run
-        if settings.watchdog.no_progress_after:
-            components["progress monitor"] = parts.progress_monitor.run
-        return components
 
 
 def _wake(workers: Sequence[DeliveryWorker], pending: Sequence[Delivery]) -> None:

@@ -11,24 +11,33 @@ from random import Random
 
 import structlog
 
-from dispatcher.clock import Clock, SystemClock
+from dispatcher.clock import Clock, SystemClock, is_set_within
 from dispatcher.config.settings import Settings
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.intake.pipeline import BatchResult, IncomingMessage
+from dispatcher.intake.reconcile import Reconciler
 from dispatcher.ledger import Ledger
+from dispatcher.observability.clock_monitor import ClockMonitor
 from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import Watchdog
-from dispatcher.runtime.components import Components
+from dispatcher.runtime.components import Components, Work
 from dispatcher.runtime.migration import migrate
 from dispatcher.runtime.pages import make_pages
-from dispatcher.runtime.parts import Component, Parts, Wiring
+from dispatcher.runtime.parts import Parts, Wiring
 from dispatcher.runtime.preflight import removed_channels
 from dispatcher.web.event_intake import Take
 from dispatcher.web.health import ReadinessCheck
 from dispatcher.web.server import serving
 
 log = structlog.get_logger(__name__)
+
+PURGE_LIMIT = 200
+"""Maximum number of events that one purge deletes."""
+PURGE_PAUSE = 0.5
+"""Seconds between two purges while there are more rows to delete. In the pause, deliveries can use the ledger."""
+PURGE_INTERVAL = 600.0
+"""Seconds until the next purge if the last purge deleted nothing."""
 
 
 @dataclass(slots=True)
@@ -81,7 +90,7 @@ class Service:
             async with wiring.parts() as parts, self._web(parts) as url:
                 self._workers = parts.workers
                 if await self._open_ledger(parts.ledger):
-                    await self._run_components(parts, wiring.components(parts), url)
+                    await self._run_components(parts, url)
         log.info("stopped")
 
     async def _open_ledger(self, ledger: Ledger) -> bool:
@@ -111,14 +120,14 @@ class Service:
                 log.warning(problem)
         return True
 
-    async def _run_components(self, parts: Parts, components: Mapping[str, Component], url: str | None) -> None:
+    async def _run_components(self, parts: Parts, url: str | None) -> None:
         async with asyncio.TaskGroup() as group:
 
-            def start(name: str, work: Component) -> asyncio.Task[None]:
+            def start(name: str, work: Work) -> asyncio.Task[None]:
                 return group.create_task(self._components.run(name, work), name=name)
 
             workers = {f"worker {one.name}": start(f"worker {one.name}", one.run) for one in parts.workers}
-            self._tasks = {name: start(name, work) for name, work in components.items()}
+            self._tasks = {name: start(name, work) for name, work in self._works(parts).items()}
             parts.progress_monitor.tasks = {**workers, **self._tasks}
             log.info("ready", http=url, channels=sorted(parts.channels))
             self.on_ready(url)
@@ -130,6 +139,36 @@ class Service:
                 parts.admin.shorten_deadlines()
             await asyncio.wait(self._tasks.values())
             await self._drain([*workers.values()])
+
+    def _works(self, parts: Parts) -> Mapping[str, Work]:
+        """Return the work of each component but the workers, by name. It ends when the service stops."""
+        settings, clock, stopping, ledger = self.settings, self.clock, self._stopping, parts.ledger
+        works: dict[str, Work] = {
+            "rules": partial(parts.rules.watch, stopping),
+            "retention": partial(self._purge, ledger),
+            "clock monitor": ClockMonitor(ledger=ledger, clock=clock, metrics=self.metrics, stopping=stopping).run,
+        }
+        if parts.source is not None:
+            works["intake"] = partial(parts.intake.run, parts.source)
+        if parts.admin is not None and settings.reconcile.every:
+            look_back, min_age = settings.reconcile.look_back, settings.reconcile.min_age
+            reconciler = Reconciler(parts.admin, ledger, parts.intake, clock, look_back, min_age, stopping)
+            works["reconcile"] = partial(reconciler.run, settings.reconcile.every, self.rng)
+        if parts.canary is not None:
+            works["canary"] = parts.canary.run
+        if settings.watchdog.no_progress_after:
+            works["progress monitor"] = parts.progress_monitor.run
+        return works
+
+    async def _purge(self, ledger: Ledger) -> None:
+        """Delete rows that are older than `ledger.retention`, in small portions, until the service is stopped."""
+        while not self._stopping.is_set():
+            try:
+                purged = await ledger.purge(self.clock.now() - self.settings.ledger.retention, limit=PURGE_LIMIT)
+            except LedgerUnavailable as error:
+                log.warning("nothing was purged", reason=str(error))
+                purged = 0
+            await is_set_within(self._stopping, PURGE_PAUSE if purged else PURGE_INTERVAL)
 
     async def _drain(self, workers: list[asyncio.Task[None]]) -> None:
         """Let the workers finish their deliveries in flight. After `shutdown_timeout`, release those deliveries."""
