@@ -40,6 +40,7 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from tests.support.builders import SECOND, a_delivery, an_event
 from tests.support.clock import ManualClock
+from tests.support.waiting import until
 from tests.support.workers import RECEIPT, Answers, ScriptedChannel, a_worker, running
 
 
@@ -73,10 +74,12 @@ async def record(ledger: Ledger, *recipients: str, name: str = "f1") -> None:
 async def wait_settled(ledger: Ledger, count: int = 1, channel: str = "slack") -> list[StoredDelivery]:
     """Wait until `count` of the channel's deliveries are settled, and return them."""
     wanted = DeliveryFilter(states=frozenset({State.SENT, State.DEAD}), channel=channel)
-    async with asyncio.timeout(20):
-        while len(found := await ledger.find(wanted, limit=100)) < count:
-            await asyncio.sleep(0.02)
-    return found
+
+    async def settled() -> list[StoredDelivery]:
+        found = await ledger.find(wanted, limit=100)
+        return found if len(found) >= count else []
+
+    return await until(settled)
 
 
 async def test_a_recorded_delivery_is_sent_and_settled_with_its_reference(ledger: Ledger) -> None:

@@ -23,6 +23,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.runtime.service import Service
 from tests.support.builders import NOW, a_launch_plan, an_event, an_execution
 from tests.support.service import ROUTING_KEY
+from tests.support.waiting import until
 
 RULES = {
     "launch_plan": {"project": "flytesnacks", "domain": "production", "name": "train.daily"},
@@ -94,10 +95,13 @@ class Team:
 
     async def until(self, enough: Callable[[list[StoredDelivery]], bool]) -> list[StoredDelivery]:
         """Wait until `enough` is true of the ledger's deliveries, and return them."""
-        async with Ledger(self._ledger_url) as ledger, asyncio.timeout(30):
-            while not enough(found := await ledger.find(DeliveryFilter(), limit=100)):
-                await asyncio.sleep(0.05)
-        return found
+        async with Ledger(self._ledger_url) as ledger:
+
+            async def matching() -> list[StoredDelivery] | None:
+                found = await ledger.find(DeliveryFilter(), limit=100)
+                return found if enough(found) else None
+
+            return await until(matching)
 
     async def settled(self, count: int) -> list[StoredDelivery]:
         """Wait until there are at least `count` deliveries and all of them are settled."""

@@ -24,9 +24,10 @@ from dispatcher.model.phase import Phase
 from tests.support import samples
 from tests.support.brokers import Broker
 from tests.support.builders import a_launch_plan, an_event
-from tests.support.kafka import offsets, publish_messages, until
+from tests.support.kafka import offsets, publish_messages
 from tests.support.postgres import Cluster
 from tests.support.service import ROUTING_KEY, Replica, ask, command, serving, start
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.broker
 

@@ -23,8 +23,9 @@ from tests.faults.rig import Replica
 from tests.support.brokers.apache import ApacheKafka
 from tests.support.chromium import needs_a_browser, opened
 from tests.support.next_version import NEXT, NextVersion
-from tests.support.prometheus import DEAD, Watcher, until, watching
+from tests.support.prometheus import DEAD, Watcher, watching
 from tests.support.service import ask, command, free_port
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.broker, pytest.mark.timeout(400)]
 
@@ -148,7 +149,7 @@ async def deploy(day: Day) -> None:
     """Start two replicas; failures arrive by mail and on Slack."""
     await asyncio.gather(day.start("one"), day.start("two"))
     # Otherwise it would miss the first dead delivery.
-    await until(day.watcher.sees_all, f"{day.watcher.name} watches both")
+    await until(day.watcher.sees_all, 60)
     await day.fail("first", 4)
     await day.expect_all_arrived("email", "slack")
     assert await day.watcher.firing() == set()
@@ -173,7 +174,7 @@ async def break_the_relay(day: Day) -> int:
     async def all_dead() -> bool:
         return len(await day.deliveries(state="dead")) == count
 
-    await until(all_dead, "the ledger says that they are dead")
+    await until(all_dead, 60)
     return count
 
 
@@ -183,7 +184,7 @@ async def wait_for_the_alert(day: Day) -> None:
     async def fires() -> bool:
         return DEAD in await day.watcher.firing()
 
-    await until(fires, f"{DEAD} fires")
+    await until(fires, 60)
 
 
 async def find_the_dead_deliveries_and_their_reason(day: Day, dead: int) -> None:
@@ -246,7 +247,7 @@ async def wait_until_the_alert_is_resolved(day: Day) -> None:
     async def quiet() -> bool:
         return not await day.watcher.firing()
 
-    await until(quiet, "no alert fires")
+    await until(quiet, 60)
     assert await day.watcher.fired() == {DEAD}
 
 

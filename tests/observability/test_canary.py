@@ -29,6 +29,7 @@ from tests.support.builders import SECOND
 from tests.support.clock import ManualClock
 from tests.support.metrics import scrape, scraped
 from tests.support.running import running
+from tests.support.waiting import until
 from tests.support.workers import ScriptedChannel, a_worker
 
 MINUTE = timedelta(minutes=1)
@@ -214,9 +215,10 @@ def settings(relay: MailReceiver, **canary: Any) -> dict[str, Any]:
 
 
 async def until_arrived(url: str) -> None:
-    async with asyncio.timeout(60):
-        while not (await scrape(url)).get("canaries_total", "email", "arrived"):
-            await asyncio.sleep(0.2)
+    async def arrived() -> float | None:
+        return (await scrape(url)).get("canaries_total", "email", "arrived")
+
+    await until(arrived, 60)
 
 
 async def test_a_canary_arrives_in_a_mailbox(tmp_path: Path, relay: MailReceiver) -> None:

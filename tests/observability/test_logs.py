@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ from dispatcher.observability.logs import masked
 from tests.support.http import ScriptedHttp, answer
 from tests.support.service import ROUTING_KEY, Replica, ask, serving
 from tests.support.smtp import ScriptedRelay
+from tests.support.waiting import until
 
 PERSON = "jane.doe@example.com"
 SLACK, HOOK, CALLER = "xoxb-secret-of-the-tests", "key-of-the-hook", "token-of-the-caller"
@@ -89,9 +89,7 @@ async def post(replica: Replica, body: bytes) -> int:
 
 
 async def until_logged(replica: Replica, text: str, times: int) -> None:
-    async with asyncio.timeout(40):
-        while replica.log.count(text) < times:
-            await asyncio.sleep(0.1)
+    await until(lambda: replica.log.count(text) >= times, 40)
 
 
 async def test_a_log_names_events_and_deliveries_but_no_people_and_no_secrets(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -26,15 +25,17 @@ from tests.support.builders import NOW, SECOND, a_delivery, a_failure, an_event
 from tests.support.metrics import Scrape, scrape, scraped
 from tests.support.prometheus import needs_promtool, promtool
 from tests.support.running import running
+from tests.support.waiting import until
 
 SENT = Sent(Receipt(answer=Answer("250")))
 
 
-async def until(url: str, condition: Callable[[Scrape], bool]) -> Scrape:
-    async with asyncio.timeout(30):
-        while not condition(seen := await scrape(url)):
-            await asyncio.sleep(0.1)
-    return seen
+async def scraped_until(url: str, condition: Callable[[Scrape], bool]) -> Scrape:
+    async def matching() -> Scrape | None:
+        seen = await scrape(url)
+        return seen if condition(seen) else None
+
+    return await until(matching)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ async def test_an_event_is_counted_at_each_step(tmp_path: Path, relay: MailRecei
         event = a_failure("one", ago=timedelta(seconds=40))
         await post(url, event)
         await post(url, event)
-        seen = await until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
+        seen = await scraped_until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
 
     assert seen["messages_total", "http"] == 2
     assert seen["events_total", "matched", "FAILED", "http", "native"] == 1
@@ -83,9 +84,9 @@ async def test_waiting_deliveries_are_counted_with_the_age_of_the_oldest(tmp_pat
     async with running(tmp_path, unreachable) as url:
         await post(url, a_failure("one"))
         await post(url, a_failure("two", channel="slack"))  # a channel that is not configured
-        seen = await until(url, lambda values: (values.get("attempts_total", "email", "retry") or 0) > 0)
+        seen = await scraped_until(url, lambda values: (values.get("attempts_total", "email", "retry") or 0) > 0)
         # metrics of the ledger are cached for a while
-        seen = await until(url, lambda values: values["deliveries_waiting", "email"] == 1)
+        seen = await scraped_until(url, lambda values: values["deliveries_waiting", "email"] == 1)
 
     assert seen["oldest_waiting_seconds", "email"] > 0
     assert seen["breaker_open", "email"] == 1
@@ -97,7 +98,7 @@ async def test_waiting_deliveries_are_counted_with_the_age_of_the_oldest(tmp_pat
 async def test_promtool_accepts_a_whole_scrape(tmp_path: Path, relay: MailReceiver) -> None:
     async with running(tmp_path, settings(relay)) as url:
         await post(url, a_failure("one"))
-        seen = await until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
+        seen = await scraped_until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
         async with aiohttp.ClientSession() as session:
             headers = {"Accept": "application/openmetrics-text;version=1.0.0"}
             async with session.get(f"{url}/metrics", headers=headers) as answer:
@@ -124,7 +125,7 @@ async def test_collected_values_are_cached_and_counters_are_not(tmp_path: Path, 
     async with running(tmp_path, settings(relay)) as url:
         first = await scrape(url)
         await post(url, a_failure("one"))
-        second = await until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
+        second = await scraped_until(url, lambda values: values["deliveries_total", "email", "sent"] == 1)
         assert first["deliveries_dead", "email"] == second["deliveries_dead", "email"] == 0
         assert second["messages_total", "http"] == 1  # counters are never cached
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,16 +25,11 @@ from tests.support.builders import NOW, SECOND, a_delivery
 from tests.support.clock import ManualClock
 from tests.support.metrics import scraped
 from tests.support.service import free_port
+from tests.support.waiting import until
 from tests.support.workers import RECEIPT, ScriptedChannel, a_worker
 
 MINUTE = timedelta(minutes=1)
 SHORT = WatchdogConfig(loop_stall=timedelta(milliseconds=400))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_blocked_loop_is_logged_once_with_its_task_and_stack() -> None:

@@ -15,6 +15,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.rules import PlanKey
 from dispatcher.rules.files import LaunchPlanFiles
 from tests.support import samples
+from tests.support.waiting import until
 
 DAILY = PlanKey("flytesnacks", "production", "train.daily", "v1.4.2")
 RULE = "  - phases: [FAILED]\n    email: {recipients_email: [a@example.com]}\n"
@@ -265,22 +266,17 @@ async def test_changed_files_are_reloaded_and_a_broken_edit_keeps_the_last_valid
     stop = asyncio.Event()
     watching = asyncio.create_task(files.watch(stop))
 
-    async def until(condition: str) -> None:
-        async with asyncio.timeout(20):
-            while not eval(condition, {"files": files, "len": len}):
-                await asyncio.sleep(0.05)
-
     await asyncio.sleep(0.3)
     (tmp_path / "new.yaml").write_text(PLAN.replace("lp", "new") + RULE)
-    await until("len(files.book.plans) == 2")
+    await until(lambda: len(files.book.plans) == 2)
     file.write_text(PLAN + "  - {")
-    await until("files.problems")
+    await until(lambda: files.problems)
     assert len(files.book.plans[PlanKey("p", "d", "lp")].rules) == 1
     file.write_text(PLAN + RULE + RULE.replace("FAILED", "ABORTED"))
-    await until("not files.problems")
+    await until(lambda: not files.problems)
     assert len(files.book.plans[PlanKey("p", "d", "lp")].rules) == 2
     file.unlink()
-    await until("len(files.book.plans) == 1")
+    await until(lambda: len(files.book.plans) == 1)
     stop.set()
     await watching
 

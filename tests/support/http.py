@@ -12,6 +12,7 @@ from typing import Any, Self
 import orjson
 
 from tests.support.servers import wait_for_disconnect
+from tests.support.waiting import until
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,6 @@ class ScriptedHttp:
     """Number of connections so far."""
     url: str = ""
     _server: asyncio.Server | None = None
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _released: asyncio.Event = field(default_factory=asyncio.Event)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -73,11 +73,8 @@ class ScriptedHttp:
         await self._server.wait_closed()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition is true. Raises TimeoutError after ten seconds."""
-        async with asyncio.timeout(10):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
+        """Wait until the condition is true; fails after ten seconds."""
+        await until(condition, 10)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
@@ -93,7 +90,6 @@ class ScriptedHttp:
                 await writer.wait_closed()
             self._writers.discard(writer)
             self.open -= 1
-            self._changed.set()
 
     async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer a request; return True if the connection stays open."""
@@ -104,7 +100,6 @@ class ScriptedHttp:
             self.check_request(request)
         except Exception as error:  # noqa: BLE001 - the test reads it in the answer
             response = answer(599, repr(error).encode())
-        self._changed.set()
         if response is None:
             await wait_for_disconnect(reader, self._released)
             return False

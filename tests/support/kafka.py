@@ -15,6 +15,7 @@ from dispatcher.intake.kafka.consumer import KafkaSource
 from dispatcher.intake.kafka.session import HeaderFilter
 from dispatcher.intake.source import Batch
 from tests.support.brokers import Broker
+from tests.support.waiting import until
 
 
 def config(servers: str, topic: str, **changes: Any) -> KafkaConfig:
@@ -55,9 +56,7 @@ class Reader:
             await batch.commit()
 
     async def until(self, enough: Callable[[], bool], seconds: float = 40) -> None:
-        async with asyncio.timeout(seconds):
-            while not enough():
-                await asyncio.sleep(0.02)
+        await until(enough, seconds)
 
     async def count(self, number: int) -> None:
         await self.until(lambda: len(self.values) >= number)
@@ -96,12 +95,6 @@ async def offsets(servers: str, group: str, topic: str, partitions: int = 1) -> 
             return [await consumer.committed(TopicPartition(topic, number)) for number in range(partitions)]
         finally:
             await consumer.stop()
-
-
-async def until(ready: Callable[[], bool], seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not ready():
-            await asyncio.sleep(0.02)
 
 
 async def publish_messages(broker: Broker, topic: str, messages: list[EncodedMessage]) -> None:

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.service import free_port
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules.yaml"
@@ -116,7 +117,7 @@ async def _prometheus(folder: Path, token_file: Path) -> AsyncIterator[Prometheu
     try:
         async with aiohttp.ClientSession() as session:
             prometheus = Prometheus(f"http://127.0.0.1:{port}", targets, session)
-            await until(lambda: _answers(session, f"{prometheus.url}/-/ready"), "Prometheus is ready")
+            await until(lambda: _answers(session, f"{prometheus.url}/-/ready"), 60)
             yield prometheus
     finally:
         if process.returncode is None:
@@ -199,14 +200,6 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
             return answer.status == 200
     except aiohttp.ClientError:
         return False
-
-
-async def until(condition: Callable[[], Awaitable[bool]], description: str, *, seconds: float = 60) -> None:
-    """Poll until the condition is true. `description` is for the error message after a timeout."""
-    end = time.monotonic() + seconds
-    while not await condition():
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {description}"
-        await asyncio.sleep(0.2)
 
 
 PROMTOOL = shutil.which("promtool")

@@ -18,6 +18,7 @@ from aiosmtpd.smtp import SMTP, AuthResult
 
 from dispatcher.demo.fakes.mail import Mail, MailReceiver
 from tests.support.servers import wait_for_disconnect
+from tests.support.waiting import until
 
 DROP = "drop"
 TAKE_AND_DROP = "take and drop"
@@ -63,7 +64,6 @@ class ScriptedRelay:
     port: int = 0
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Self:
@@ -91,10 +91,7 @@ class ScriptedRelay:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until the condition is true; fails after ten seconds."""
-        async with asyncio.timeout(10):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
+        await until(condition, 10)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -107,7 +104,6 @@ class ScriptedRelay:
             with suppress(ConnectionError):
                 await writer.wait_closed()
             self._writers.discard(writer)
-            self._changed.set()
 
     async def _limit_connections(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.open >= self.max_connections:
@@ -129,7 +125,6 @@ class ScriptedRelay:
         sender, recipients = None, list[str]()
         while line := (await self._read_command(reader)).decode().rstrip("\r\n"):
             commands.append(line)
-            self._changed.set()
             name = line.partition(" ")[0].upper()
             if (name == "RCPT" and sender is None) or (
                 name == "DATA" and not recipients and not self._accepts_data(sender)
@@ -174,7 +169,6 @@ class ScriptedRelay:
             reply = self.script.pop(0)[1]
         if mail is not None and reply.startswith(("250", TAKE_AND_DROP, HALF)):
             self.mails.append(mail)
-        self._changed.set()
         if reply == HANG:
             await wait_for_disconnect(reader, self._released)
         if reply == HALF:

@@ -20,6 +20,7 @@ from tests.support.builders import a_failure
 from tests.support.postgres import Cluster
 from tests.support.service import COMMAND, Replica, free_port, serving
 from tests.support.service import ask as listed
+from tests.support.waiting import until
 
 
 @asynccontextmanager
@@ -50,11 +51,13 @@ async def ask(replica: Replica, path: str) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-async def until(replica: Replica, path: str, status: int) -> dict[str, Any]:
-    async with asyncio.timeout(60):
-        while (answer := await ask(replica, path)) is None or answer[0] != status:
-            assert replica.process.returncode is None, replica.log[-3000:]
-            await asyncio.sleep(0.05)
+async def until_answered(replica: Replica, path: str, status: int) -> dict[str, Any]:
+    async def answered() -> tuple[int, dict[str, Any]] | None:
+        assert replica.process.returncode is None, replica.log[-3000:]
+        answer = await ask(replica, path)
+        return answer if answer is not None and answer[0] == status else None
+
+    answer: tuple[int, dict[str, Any]] = await until(answered, 60)
     return answer[1]
 
 
@@ -83,13 +86,13 @@ async def test_a_process_without_its_ledger_is_alive_but_not_ready_and_says_why(
     cluster = Cluster()
     try:
         async with starting(tmp_path, {"ledger": {"url": cluster.url}}) as replica:
-            await until(replica, "/healthz", 200)
-            why = (await until(replica, "/readyz", 503))["why"]
+            await until_answered(replica, "/healthz", 200)
+            why = (await until_answered(replica, "/readyz", 503))["why"]
             assert why["service"] == "starting: the ledger is not open yet"
             assert "Connection refused" in why["ledger"]
             assert await publish(replica, "early") == 503
             await asyncio.to_thread(cluster.start)
-            await until(replica, "/readyz", 200)
+            await until_answered(replica, "/readyz", 200)
             assert await publish(replica, "later") == 202
             assert await replica.stop() == 0
     finally:
@@ -99,7 +102,7 @@ async def test_a_process_without_its_ledger_is_alive_but_not_ready_and_says_why(
 async def test_a_process_that_waits_for_its_ledger_stops_on_a_signal(tmp_path: Path) -> None:
     settings = {"ledger": {"url": f"postgresql://u@127.0.0.1:{free_port()}/x"}}
     async with starting(tmp_path, settings) as replica:
-        await until(replica, "/healthz", 200)
+        await until_answered(replica, "/healthz", 200)
         assert await replica.stop(seconds=10) == 0
     assert "Traceback" not in replica.log
 
@@ -113,7 +116,7 @@ async def test_a_draining_process_is_alive_but_not_ready_and_finishes_its_delive
             while len(slow_relay.script) == 2:
                 await asyncio.sleep(0.02)
         replica.process.send_signal(signal.SIGTERM)
-        assert (await until(replica, "/readyz", 503))["why"]["service"] == "stopping"
+        assert (await until_answered(replica, "/readyz", 503))["why"]["service"] == "stopping"
         assert (await ask(replica, "/healthz") or (0,))[0] == 200
         async with asyncio.timeout(30):
             assert await replica.process.wait() == 0
@@ -135,7 +138,7 @@ async def test_a_second_signal_forces_the_shutdown(tmp_path: Path) -> None:
             assert await publish(replica, "one") == 202
             await asyncio.wait_for(connected.wait(), 20)
             replica.process.send_signal(signal.SIGTERM)
-            await until(replica, "/readyz", 503)
+            await until_answered(replica, "/readyz", 503)
             began = time.monotonic()
             assert await replica.stop(seconds=10) == 0
             assert time.monotonic() - began < 5

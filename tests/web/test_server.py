@@ -28,6 +28,7 @@ from dispatcher.web.limits import log_refusal
 from dispatcher.web.server import serving
 from dispatcher.web.uvicorn_internals import ConnectionLimits
 from tests.support.tls import a_certificate
+from tests.support.waiting import until
 
 SHORT, LONG = timedelta(milliseconds=200), timedelta(minutes=5)
 LONG_TIMEOUTS = {"headers": LONG, "body": LONG, "unread_body": LONG, "stalled_response": LONG}
@@ -109,10 +110,12 @@ async def test_a_client_that_sends_a_byte_now_and_then_does_not_extend_the_timeo
         reader, writer = await connect(url)
         writer.write(b"GET / HTTP/1.1\r\n")
         closed = asyncio.ensure_future(reader.read())
-        async with asyncio.timeout(20):
-            while not closed.done():
-                writer.write(b"X-Slow: 1\r\n")
-                await asyncio.wait([closed], timeout=0.02)
+
+        def closed_after_a_byte() -> bool:
+            writer.write(b"X-Slow: 1\r\n")
+            return closed.done()
+
+        await until(closed_after_a_byte)
         writer.close()
 
 
@@ -150,8 +153,7 @@ async def test_a_client_that_does_not_read_its_response_is_disconnected() -> Non
         _, writer = await connect(url)
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # the transport also reads
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(20):
-            await stopped.wait()
+        await until(stopped.is_set)
         writer.close()
 
 

@@ -22,7 +22,8 @@ from tests.support.brokers import Broker
 from tests.support.brokers.apache import PASSWORD, USER, ApacheKafka
 from tests.support.brokers.fixtures import make_topic
 from tests.support.brokers.mock import Failure, MockBroker, Request
-from tests.support.kafka import Reader, config, numbered, offsets, publish, reading, until
+from tests.support.kafka import Reader, committed, config, numbered, offsets, publish, reading
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.broker
 
@@ -225,9 +226,11 @@ async def test_an_event_loop_blocked_longer_than_the_session_timeout_recovers(br
         await reader.count(20)
         await publish(broker.bootstrap_servers, topic, numbered(20, start=20))
         await until(lambda: set(reader.values) == set(numbered(40)))
-        async with asyncio.timeout(30):
-            while sum(at or 0 for at in await offsets(broker.bootstrap_servers, settings.group_id, topic, 4)) < 40:
-                await asyncio.sleep(0.1)
+
+        async def all_committed() -> bool:
+            return await committed(broker.bootstrap_servers, settings) == 40
+
+        await until(all_committed)
 
 
 async def test_a_recreated_topic_is_read_from_its_beginning(apache: ApacheKafka, topic: str) -> None:
@@ -274,14 +277,17 @@ async def test_a_frozen_broker_does_not_prevent_a_stop(apache: ApacheKafka, topi
     await until(lambda: not reader.source._closing, 40)
 
 
+async def refused(reader: Reader) -> bool:
+    """True if the source says that its login failed."""
+    return "Authentication" in (await reader.source.unready_reason() or "")
+
+
 async def test_the_unready_reason_names_the_failed_login_and_not_the_password(
     apache: ApacheKafka, topic: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = {"security_protocol": "SASL_PLAINTEXT", "username": USER, "password": f"not-{PASSWORD}"}
     async with reading(config(apache.address("SASL_PLAINTEXT"), topic, **wrong)) as reader:
-        async with asyncio.timeout(20):
-            while "Authentication" not in (await reader.source.unready_reason() or ""):
-                await asyncio.sleep(0.05)
+        await until(lambda: refused(reader))
     assert PASSWORD not in capsys.readouterr().out
 
 
@@ -293,9 +299,7 @@ async def test_a_replaced_password_file_is_used_by_the_next_connection(
     security = {"security_protocol": "SASL_PLAINTEXT", "username": USER, "password_file": file}
     await publish_batch(apache.bootstrap_servers, TopicPartition(topic, 0), numbered(1))
     async with reading(config(apache.address("SASL_PLAINTEXT"), topic, **security)) as reader:
-        async with asyncio.timeout(20):
-            while "Authentication" not in (await reader.source.unready_reason() or ""):
-                await asyncio.sleep(0.05)
+        await until(lambda: refused(reader))
         file.write_text(f"{PASSWORD}\n")
         await reader.count(1)
 
