@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
+
+REST = timedelta(milliseconds=20)
+"""How long a source rests after a batch of few messages, unless `intake.rest` says otherwise."""
+BACKLOG_SIZE = 100
+"""If a source reads at least this many messages at once, more messages are probably waiting (a backlog)."""
+
+
+@dataclass(slots=True)
+class Rest:
+    """The pause of a source after a batch of few messages, so that the next batch is larger.
+
+    Each batch costs a fetch, transactions and thread switches, even if it has one message. The rest ends a fixed time
+    after its batch was read, so a message that comes after a longer silence is read at once. A backlog never rests.
+    """
+
+    length: timedelta
+    pause: Callable[[], None] = lambda: None
+    """Called when a rest begins."""
+    resume: Callable[[], None] = lambda: None
+    """Called when a rest ends."""
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._over.set()
+
+    @property
+    def resting(self) -> bool:
+        return not self._over.is_set()
+
+    def after(self, messages: int) -> None:
+        """Begin a rest if a batch has few messages. Call this when the batch was read."""
+        if self.length and 0 < messages < BACKLOG_SIZE:
+            self._over.clear()
+            self.pause()
+            asyncio.get_running_loop().call_later(self.length.total_seconds(), self._end)
+
+    async def wait(self) -> None:
+        """Wait until the rest is over. Call this before the next batch is read."""
+        await self._over.wait()
+
+    def _end(self) -> None:
+        self.resume()
+        self._over.set()
 
 
 class RawMessage(Protocol):

@@ -199,11 +199,11 @@ class Database:
         async with self._transaction("read") as connection:
             yield connection
 
-    async def write(self, work: Callable[[Connection], T], *, low_priority: bool = False) -> T:
+    async def write(self, work: Callable[[Connection], T], *, patience: float = 0.0) -> T:
         """Run `work` in a transaction and return its result. This is the fast path for frequent writes.
 
         On SQLite, writes that wait at the same time share one transaction. Each write has its own savepoint, so that
-        one write can fail without the others. `low_priority`: wait a few milliseconds for an urgent write, so that both
+        one write can fail without the others. `patience`: wait up to this many seconds for an urgent write, so that both
         writes share one transaction. If `work` raises `RollBack`, the transaction is rolled back, and the error is
         raised. Every other unforeseen error is raised as LedgerFailed.
         """
@@ -212,7 +212,7 @@ class Database:
                 async with self.writing() as connection:
                     return await connection.run_sync(work)
             with self._translated_errors():
-                return await self._writer.write(work, low_priority=low_priority)
+                return await self._writer.write(work, patience=patience)
         except (DispatcherError, RollBack):
             raise
         except Exception as error:

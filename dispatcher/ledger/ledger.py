@@ -112,13 +112,20 @@ class Ledger:
     the caller may call it again.
     """
 
-    def __init__(self, url: str, timeout: timedelta = TIMEOUT, password_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: timedelta = TIMEOUT,
+        password_file: Path | None = None,
+        settle_wait: timedelta = timedelta(),
+    ) -> None:
         """Check the URL, but open no connection yet. Raises SettingsError if the URL can't be used.
 
         `timeout`: maximum time for one statement on PostgreSQL. `password_file`: the file that contains PostgreSQL's
-        password.
+        password. `settle_wait`: on SQLite, settlements wait up to this time to share the transaction of other writes.
         """
         self._database = Database(url, timeout, password_file)
+        self._settle_wait = settle_wait.total_seconds()
         self.queries = Queries(self._database)
         self._dialect = import_module(f"sqlalchemy.dialects.{self._database.dialect.name}")
         self._pending: deque[_PendingSettlement] = deque()
@@ -374,7 +381,7 @@ class Ledger:
         while self._pending:
             group: list[_PendingSettlement] = []
             try:
-                held = await self._database.write(partial(self._settle_all, group), low_priority=True)
+                held = await self._database.write(partial(self._settle_all, group), patience=self._settle_wait)
             except LedgerFailed as error:
                 await self._settle_in_halves(group, error)
             except Exception as error:  # noqa: BLE001 - every error is passed on to the callers that wait

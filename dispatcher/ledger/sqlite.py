@@ -17,8 +17,6 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from dispatcher.clock import is_set_within
 from dispatcher.ledger.statements import run
 
-LOW_PRIORITY_WAIT = 0.005
-"""Maximum number of seconds that a low-priority write waits for an urgent write whose transaction it can share."""
 T = TypeVar("T")
 WriterLock = Callable[[], AbstractAsyncContextManager[None]]
 """Returns a context manager that locks out all other writers in this process."""
@@ -31,7 +29,8 @@ class _Write:
     work: Callable[[Connection], Any]
     done: asyncio.Future[Any]
     """The future that the caller waits for. It is cancelled if the caller was cancelled."""
-    low_priority: bool
+    patience: float
+    """Maximum number of seconds that the write waits for an urgent write whose transaction it can share."""
     transaction: Future[None] | None = None
     """The transaction in which the work runs; None while the work still waits."""
     result: Any = None
@@ -70,17 +69,16 @@ class Writer:
         """The thread's connection. It stays open, because a checkout from the engine's pool costs as much as a
         statement."""
         self._urgent_write = asyncio.Event()
-        """Set when an urgent write arrives, which means a write without `low_priority`."""
+        """Set when an urgent write arrives, which means a write without `patience`."""
 
-    async def write(self, work: Callable[[Connection], T], *, low_priority: bool = False) -> T:
+    async def write(self, work: Callable[[Connection], T], *, patience: float = 0.0) -> T:
         """Run `work`, commit, and return its result. If the caller is cancelled, all of `work` or nothing is committed.
 
-        `low_priority`: wait up to `LOW_PRIORITY_WAIT` seconds for an urgent write, so that both writes share one
-        transaction.
+        `patience`: wait up to this many seconds for an urgent write, so that both writes share one transaction.
         """
-        write = _Write(work, asyncio.get_running_loop().create_future(), low_priority)
+        write = _Write(work, asyncio.get_running_loop().create_future(), patience)
         self._waiting.append(write)
-        if not low_priority:
+        if not patience:
             self._urgent_write.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._write_waiting())  # noqa: TID251 - allowed here, because `aclose` waits for this task
@@ -124,11 +122,11 @@ class Writer:
             await asyncio.sleep(0)  # noqa: TID251 - sleep(0) lets other tasks run, which may add writes to the next transaction
 
     async def _wait_for_urgent_write(self) -> None:
-        """If only low-priority writes wait, give urgent writes `LOW_PRIORITY_WAIT` seconds to join the transaction."""
-        if any(not write.low_priority for write in self._waiting):
-            return
-        self._urgent_write.clear()
-        await is_set_within(self._urgent_write, LOW_PRIORITY_WAIT)
+        """If only patient writes wait, give urgent writes time to join the transaction."""
+        patience = min(write.patience for write in self._waiting)
+        if patience:
+            self._urgent_write.clear()
+            await is_set_within(self._urgent_write, patience)
 
     async def _run_group(self, group: Sequence[_Write]) -> None:
         transaction = self._thread.submit(self._transaction, group)

@@ -74,7 +74,8 @@ class Wiring:
         """Yield the parts, and close them afterwards. The ledger is not migrated. Raises SettingsError."""
         settings = self.settings
         async with AsyncExitStack() as stack:
-            ledger = Ledger(settings.ledger.url, settings.ledger.timeout, settings.ledger.password_file)
+            where, rest = settings.ledger, settings.intake.rest
+            ledger = Ledger(where.url, where.timeout, where.password_file, settle_wait=rest)
             stack.push_async_callback(ledger.aclose)
             channels = open_channels(settings)
             for channel in channels.values():
@@ -148,6 +149,7 @@ class Wiring:
             complete_since=lambda: ledger.complete_since(now=self.clock.now()),
             on_skipped=self.metrics.kafka_skipped,
             rng=self.rng,
+            rest=self.settings.intake.rest,
         )
 
     def _canary(self, ledger: Ledger, intake: Intake) -> Canary | None:

@@ -88,7 +88,7 @@ async def test_writes_that_arrive_during_another_share_one_transaction(tmp_path:
     assert names_in_table(tmp_path) == ["first", "n1", "n2", "n3", "n4", "n5"]
 
 
-async def test_a_low_priority_write_shares_an_urgent_ones_transaction_and_is_written_alone_without_one(
+async def test_a_patient_write_shares_an_urgent_ones_transaction_and_is_written_alone_without_one(
     tmp_path: Path,
 ) -> None:
     transactions = []
@@ -101,14 +101,14 @@ async def test_a_low_priority_write_shares_an_urgent_ones_transaction_and_is_wri
         for _ in range(5):  # on a busy machine the urgent write may come too late
             transactions.clear()
             await database.write(lambda connection: connection.exec_driver_sql("DELETE FROM t"))
-            low_priority = asyncio.create_task(database.write(record_transaction, low_priority=True))
+            patient = asyncio.create_task(database.write(record_transaction, patience=0.02))
             await asyncio.sleep(0)
             await database.write(record_transaction)
-            await low_priority
+            await patient
             if transactions[0] is transactions[1]:
                 break
         assert transactions[0] is transactions[1]
-        assert await database.write(insert("alone"), low_priority=True) == "alone"
+        assert await database.write(insert("alone"), patience=0.02) == "alone"
 
     assert names_in_table(tmp_path) == ["alone", "n1", "n2"]
 

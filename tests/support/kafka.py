@@ -64,9 +64,13 @@ class Reader:
 
 @asynccontextmanager
 async def reading(
-    settings: KafkaConfig, *, skip: HeaderFilter = lambda _: False, handle: Callable[[Batch], Any] | None = None
+    settings: KafkaConfig | KafkaSource,
+    *,
+    skip: HeaderFilter = lambda _: False,
+    handle: Callable[[Batch], Any] | None = None,
 ) -> AsyncIterator[Reader]:
-    reader = Reader(KafkaSource(settings, skip), handle=handle)
+    source = settings if isinstance(settings, KafkaSource) else KafkaSource(settings, skip)
+    reader = Reader(source, handle=handle)
     task = asyncio.create_task(reader.run())
     try:
         yield reader

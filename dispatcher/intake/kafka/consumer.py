@@ -20,7 +20,7 @@ from dispatcher.intake.kafka.config import CLOSE_SECONDS, KafkaConfig
 from dispatcher.intake.kafka.failures import CONNECTION_ERRORS, describe
 from dispatcher.intake.kafka.session import ConsumerSession, HeaderFilter, Skipped
 from dispatcher.intake.kafka.start import CompleteSince, always
-from dispatcher.intake.source import Batch
+from dispatcher.intake.source import REST, Batch
 from dispatcher.model.retry import RetryPolicy
 
 log = structlog.get_logger(__name__)
@@ -43,6 +43,7 @@ class KafkaSource:
         complete_since: CompleteSince = always,
         on_skipped: Skipped = lambda _reason, _number: None,
         rng: Random | None = None,
+        rest: timedelta = REST,
     ) -> None:
         """Connect to nothing yet.
 
@@ -52,9 +53,10 @@ class KafkaSource:
             complete_since: returns the time at which `first-start` begins to read.
             on_skipped: called for skipped messages without a value, and for those before the start position.
             rng: chooses the pauses after failures.
+            rest: how long partitions rest after a batch of few messages.
 
         """
-        self._new_session = partial(ConsumerSession, config, skip, complete_since, on_skipped)
+        self._new_session = partial(ConsumerSession, config, skip, complete_since, on_skipped, rest)
         self._config = config
         self._rng = rng or Random()
         self._stopped = False

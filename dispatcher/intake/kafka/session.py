@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -18,6 +19,7 @@ from dispatcher.intake.kafka.config import CALL_SECONDS, KafkaConfig
 from dispatcher.intake.kafka.failures import CONNECTION_ERRORS, UNDECODABLE, describe, undecodable_reason
 from dispatcher.intake.kafka.health import BrokerWatch, StaticMembership
 from dispatcher.intake.kafka.start import CompleteSince, start_positions, start_time
+from dispatcher.intake.source import BACKLOG_SIZE, Rest
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +35,6 @@ about four times as much memory: three copies of the response that it parses, an
 CHUNK = 500
 """Maximum number of messages that are taken out of aiokafka's buffers at a time. It is small, because skipped messages
 can be freed faster while they are still in the CPU's cache."""
-BACKLOG_SIZE = 100
-"""If a fetch returns at least this many messages, more messages are probably waiting in Kafka (a backlog)."""
 GATHER_SECONDS = 0.05
 """Maximum number of seconds for which a batch collects further messages during a backlog. A larger batch saves
 transactions, because each batch costs one transaction even if most of its messages are skipped."""
@@ -49,7 +49,7 @@ noticed in 70 % of the session timeout."""
 NO_LIMIT_MS = 10**12
 """A `max_poll_interval_ms` so large that aiokafka never removes the consumer from its group, even if nothing is polled.
 While the ledger is unavailable, intake keeps its batch and does not poll. aiokafka sends heartbeats and rejoins the
-group without polls. Its method `pause` is not used, because `pause` drops the messages that are already batch."""
+group without polls."""
 
 
 class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the base class has no types
@@ -60,7 +60,12 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
     """
 
     def __init__(
-        self, config: KafkaConfig, skip: HeaderFilter, complete_since: CompleteSince, on_skipped: Skipped
+        self,
+        config: KafkaConfig,
+        skip: HeaderFilter,
+        complete_since: CompleteSince,
+        on_skipped: Skipped,
+        rest: timedelta,
     ) -> None:
         self._config = config
         self._skip = skip
@@ -83,6 +88,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         self._poll_seconds = 2 * session_ms / 1000 + CALL_SECONDS
         self._committing: asyncio.Timeout | None = None
         self._committed_at = _now()
+        self.rest = Rest(rest, self._pause, self._resume)
         self.assignment = Assignment()
         self.watch = BrokerWatch(self._ask_brokers, every=session_ms / 1000 / ASKS_PER_SESSION)
         self.membership = StaticMembership(config.group_instance_id, session_ms / 1000)
@@ -142,16 +148,26 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
                 raise
 
     async def read(self) -> KafkaBatch:
-        """Return the next batch. It is empty if no message arrived within `POLL_MS`."""
+        """Wait until the rest is over, and return the next batch. It is empty if no message arrives within `POLL_MS`."""
+        await self.rest.wait()
         if _now() - self._committed_at >= COMMIT_EVERY:
             await self.flush()
         batch = KafkaBatch(self.assignment)
         await self._fetch(batch, wait_ms=POLL_MS)
         await self._fetch_backlog(batch)
+        if self._capacity(batch):
+            self.rest.after(len(batch))
         if not batch:
             await self.flush()
         await self._check_stall()
         return batch
+
+    def _pause(self) -> None:
+        """Fetch nothing during a rest. aiokafka would otherwise fetch each message as soon as it arrives."""
+        self.consumer.pause(*self.consumer.assignment())
+
+    def _resume(self) -> None:
+        self.consumer.resume(*self.consumer.paused())
 
     async def flush(self, seconds: float = CALL_SECONDS) -> None:
         """Commit the offsets. Errors are only logged, because the messages are then just read again."""
@@ -202,7 +218,12 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
             await self.drain_buffers(batch)
 
     async def drain_buffers(self, batch: KafkaBatch) -> None:
-        """Add the buffered messages of all partitions, until the batch has `max_poll_records` messages."""
+        """Add the buffered messages of all partitions, until the batch has `max_poll_records` messages.
+
+        Adds none during a rest: aiokafka drops what it has fetched of a paused partition if somebody asks for it.
+        """
+        if self.rest.resting:
+            return
         for partition in self._assigned():
             try:
                 await self._drain_partition(batch, partition)

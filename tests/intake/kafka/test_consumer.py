@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,44 @@ async def test_messages_that_arrive_while_a_batch_is_processed_join_the_next_bat
     assert sizes[0] == 1
     assert sizes[1] > 1
     assert sorted(reader.values) == sorted(numbered(6))
+
+
+@pytest.mark.parametrize("rest", [timedelta(seconds=4), timedelta()])
+async def test_after_a_batch_of_few_messages_the_next_batch_has_all_messages_of_the_rest(
+    broker: Broker, topic: str, rest: timedelta
+) -> None:
+    sizes: list[int] = []
+
+    async def note(batch: Batch) -> None:
+        sizes.append(len(batch.messages))
+
+    source = KafkaSource(config(broker.bootstrap_servers, topic), rest=rest)
+    async with reading(source, handle=note) as reader:
+        await publish(broker.bootstrap_servers, topic, numbered(1))
+        await reader.count(1)
+        for number in range(1, 6):
+            await publish(broker.bootstrap_servers, topic, numbered(1, start=number))
+        await reader.count(6)
+
+    assert sizes == [1, 5] if rest else len(sizes) > 2
+
+
+async def test_neither_a_message_after_a_silence_nor_a_backlog_waits_for_a_rest(broker: Broker, topic: str) -> None:
+    source = KafkaSource(config(broker.bootstrap_servers, topic, max_poll_records=200), rest=timedelta(seconds=1))
+    async with reading(source) as reader:
+        await publish(broker.bootstrap_servers, topic, numbered(1))
+        await reader.count(1)
+        await asyncio.sleep(1.2)
+        began = time.monotonic()
+        await publish(broker.bootstrap_servers, topic, numbered(1, start=1))
+        await reader.count(2)
+        assert time.monotonic() - began < 1
+
+        await asyncio.sleep(1.2)
+        began = time.monotonic()
+        await publish(broker.bootstrap_servers, topic, numbered(2000, start=2), linger_ms=20)
+        await reader.count(2002)
+        assert time.monotonic() - began < 4  # ten batches; a rest after each would take ten seconds
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
