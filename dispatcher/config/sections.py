@@ -155,6 +155,9 @@ class DeliveryOptions(Section):
     concurrency: int = Field(20, ge=1, le=1000)
     """Maximum number of deliveries in flight on this channel. One destination, such as a Slack channel or a PagerDuty
     service, gets at most a quarter of them."""
+    claim_ahead: int = Field(0, ge=0, le=1000)
+    """Maximum number of deliveries that are claimed before a slot is free for them, so that no slot waits for the
+    ledger. If the dispatcher crashes, these may be sent late. Only without a rate limit (`rate: none`)."""
     rate: RateOption
     """Rate limit for one destination: a Slack channel, a PagerDuty service or the mail relay. All replicas share
     the limit."""
@@ -163,6 +166,12 @@ class DeliveryOptions(Section):
     fallback_recipients: Mapping[str, Recipients] = Field(default_factory=dict)
     """Recipients who are notified when a delivery of this channel is dead: a mapping from a channel to the recipients
     on that channel."""
+
+    @model_validator(mode="after")
+    def _claims_ahead_without_rate(self) -> Self:
+        if self.claim_ahead and self.rate is not None:
+            raise ValueError("claim_ahead needs rate: none, because what the rate limit admits must be sent at once")
+        return self
 
     def rate_limit(self) -> RateLimit:
         """Return the limits of one destination. At most a quarter of `concurrency` is in flight to a destination."""

@@ -16,6 +16,7 @@ from channels.contract import Channel
 from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import Clock
 from dispatcher.config.settings import Settings
+from dispatcher.delivering.options import WorkerOptions
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.flyte.decode import is_other_type
 from dispatcher.intake.pipeline import BatchResult, Intake
@@ -110,7 +111,7 @@ class Wiring:
     ) -> DeliveryWorker:
         section = self.settings.channel_sections[name]
         self.metrics.add_channel(name)
-        return DeliveryWorker(
+        options = WorkerOptions(
             name=name,
             channel=channel,
             ledger=ledger,
@@ -121,6 +122,7 @@ class Wiring:
             rng=self.rng,
             worker_id=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],
             concurrency=section.concurrency,
+            claim_ahead=section.claim_ahead,
             rate_limit=section.rate_limit(),
             pages=CHANNEL_TYPES[name].pages,
             lease=self.settings.ledger.lease,
@@ -129,6 +131,7 @@ class Wiring:
             on_failed=partial(self.metrics.component_failed, f"worker {name}"),
             tracing=tracing,
         )
+        return DeliveryWorker(options)
 
     def _batch_recorded(self, monitor: ProgressMonitor, batch: BatchResult) -> None:
         now = self.clock.now()

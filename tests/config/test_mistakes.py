@@ -187,6 +187,7 @@ def found(folder: Path, text: str) -> list[str]:
         ("logs_url: 'https://x/{nonsense}'", "logs_url: only {project}, {domain} and {name} are replaced"),
         ("tracing: {endpoint: 'http://x:99999'}", "tracing.endpoint: write https://HOST/PATH; a port is 1 to 65535"),
         ("reconcile: {every: 1m}", "s.yaml: reconcile needs rules.flyte_admin"),
+        ("channels: {slack: {token: hidden, claim_ahead: 5}}", "channels.slack: claim_ahead needs rate: none"),
         ("shutdown_timeout: 99999999d", "shutdown_timeout: '99999999d' is too long"),
     ],
 )

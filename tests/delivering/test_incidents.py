@@ -22,7 +22,7 @@ from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
 from tests.support.builders import NOW, SECOND, a_launch_plan, a_rule, an_event, an_execution
 from tests.support.clock import ManualClock
-from tests.support.workers import ScriptedChannel, a_worker
+from tests.support.workers import ScriptedChannel, a_worker, deliver_due
 
 PLAN: ThreadBy = "launch_plan"
 ORIGIN: ThreadBy = "execution"
@@ -113,8 +113,7 @@ async def deliver_once(ledger: Ledger, channel: ScriptedChannel, clock: ManualCl
     """Claim what is due now and attempt it. The retry delay is 0."""
     policy = RetryPolicy(initial=timedelta())
     worker = a_worker(ledger, channel, clock=clock, policy=policy, rng=Random(1), pages=True)
-    for delivery in await worker._claim():
-        await worker._deliver(delivery, probing=False)
+    await deliver_due(worker)
 
 
 async def play(by: ThreadBy, arriving: Sequence[Run], sends_between: Sequence[bool], luck: Sequence[str]) -> None:

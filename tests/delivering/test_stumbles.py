@@ -251,7 +251,7 @@ async def test_a_ledger_without_a_column_gives_nothing_up_and_all_is_sent_when_i
         assert column in worker.brake.reason
         sent = len(channel.sent)
         await asyncio.sleep(2.5)
-        assert len(channel.sent) == sent <= 2 * worker.concurrency  # nothing more was claimed
+        assert len(channel.sent) == sent <= 2 * worker.options.concurrency  # nothing more was claimed
         await execute(postgres_url, f"ALTER TABLE {table} RENAME COLUMN taken_away TO {column}")
 
     async def record_later() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -28,7 +27,6 @@ from channels.contract import (
     UnknownRecipient,
 )
 from dispatcher.clock import SystemClock
-from dispatcher.delivering.worker import SLOW
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent, Settlement, StoredDelivery
 from dispatcher.model.delivery import Delivery, Dropped, Sent, State, Success
@@ -41,7 +39,7 @@ from dispatcher.planning.planner import Planner
 from tests.support.builders import SECOND, a_delivery, an_event
 from tests.support.clock import ManualClock
 from tests.support.waiting import until
-from tests.support.workers import RECEIPT, Answers, ScriptedChannel, a_worker, running
+from tests.support.workers import RECEIPT, Answers, ScriptedChannel, a_worker, deliver_due, running
 
 
 @pytest.fixture
@@ -188,22 +186,24 @@ async def test_a_backlog_is_claimed_many_deliveries_at_a_time(ledger: Ledger) ->
 
     ledger.claim = counted  # type: ignore[method-assign]  # counts the claims
     await record(ledger, *(f"#{number}" for number in range(100)))
-    async with running(a_worker(ledger, ScriptedChannel(lambda _: asyncio.sleep(0.001, RECEIPT)), concurrency=20)):
+    channel = ScriptedChannel(lambda _: asyncio.sleep(0.001, RECEIPT))
+    async with running(a_worker(ledger, channel, concurrency=20, claim_ahead=20)):
         await wait_settled(ledger, 100)
 
     assert claims <= 100 / 10 + 3  # each claim takes at least half of what may wait for a slot; a few find nothing
 
 
-async def test_with_a_rate_limit_no_delivery_is_claimed_without_a_free_slot(ledger: Ledger) -> None:
+@pytest.mark.parametrize("claim_ahead", [0, 3])
+async def test_no_more_deliveries_are_claimed_without_a_free_slot_than_claim_ahead_allows(
+    ledger: Ledger, claim_ahead: int
+) -> None:
     sending = asyncio.Event()
 
     await record(ledger, *(f"#{number}" for number in range(20)))
-    worker = a_worker(
-        ledger, ScriptedChannel(unanswered(sending)), concurrency=4, rate_limit=RateLimit(rate=Rate(100, "s"))
-    )
+    worker = a_worker(ledger, ScriptedChannel(unanswered(sending)), concurrency=4, claim_ahead=claim_ahead)
     async with running(worker):
         await sending.wait()
-        assert worker.in_flight == 4
+        assert worker.in_flight == 4 + claim_ahead
         worker.abandon()
 
 
@@ -217,7 +217,7 @@ async def test_deliveries_that_wait_for_a_slot_are_released_unattempted_when_the
     ledger.release = noted  # type: ignore[method-assign]  # sets an event
     channel = ScriptedChannel(lambda _: Later("can't be reached", provider_wide=True, retry_after=timedelta(minutes=5)))
     await record(ledger, "#a", "#b")
-    async with running(a_worker(ledger, channel, concurrency=1)):
+    async with running(a_worker(ledger, channel, concurrency=1, claim_ahead=1)):
         await released.wait()
 
     assert len(channel.sent) == 1
@@ -560,8 +560,7 @@ async def test_a_refusal_of_the_dispatcher_gives_one_notice_after_15_minutes_and
             clock.advance(timedelta(minutes=5))
             for _replica in range(replicas):
                 worker = a_worker(ledger, channel, clock=clock, planner=planner, policy=RetryPolicy(initial=SECOND))
-                for delivery in await worker._claim():
-                    await worker._deliver(delivery, probing=True)
+                await deliver_due(worker)
         notices = await ledger.find(DeliveryFilter(channel="email"), limit=9)
         return sorted(notice.delivery.kind for notice in notices)
 
@@ -734,36 +733,3 @@ async def test_the_next_delivery_of_a_thread_does_not_wait_for_a_poll(ledger: Le
     worker = a_worker(ledger, ScriptedChannel(answer))
     async with running(worker), asyncio.timeout(8):  # ten polls would take ten seconds
         assert len(await wait_settled(ledger, 10)) == 10
-
-
-@pytest.mark.parametrize("send_seconds", [0.0, 2 * SLOW])
-async def test_with_a_slow_provider_only_a_few_sends_start_in_one_loop_iteration(
-    ledger: Ledger, send_seconds: float
-) -> None:
-    started: list[int] = []
-    iteration = 0
-
-    async def count_iterations() -> None:
-        nonlocal iteration
-        while True:
-            iteration += 1
-            await asyncio.sleep(0)
-
-    async def answer(_: Message) -> Receipt:
-        started.append(iteration)
-        await asyncio.sleep(send_seconds)
-        return RECEIPT
-
-    for name in ("f1", "f2", "f3", "f4"):
-        await record(ledger, *(f"#{number}" for number in range(100)), name=name)
-    counting = asyncio.create_task(count_iterations())
-    worker = a_worker(ledger, ScriptedChannel(answer), concurrency=32)
-    try:
-        async with running(worker), asyncio.timeout(20):
-            while len(started) < 400:
-                await asyncio.sleep(0.01)
-    finally:
-        counting.cancel()
-
-    most = max(Counter(started[-200:]).values())
-    assert most <= 2 if send_seconds else most > 2

@@ -23,6 +23,7 @@ from sqlalchemy import Engine, event
 from channels.email.channel import EmailChannel
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import Settings
+from dispatcher.delivering.options import WorkerOptions
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.admin.client import FlyteAdmin
@@ -155,7 +156,8 @@ async def test_no_call_that_fails_once_loses_or_stops_anything(
     faults: Faults, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(components, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("dispatcher.delivering.worker.POLL_INTERVAL", timedelta(seconds=0.05))
+    for module in ("worker", "attempt"):
+        monkeypatch.setattr(f"dispatcher.delivering.{module}.POLL_INTERVAL", timedelta(seconds=0.05))
     monkeypatch.setattr("dispatcher.model.retry.FLOOR", timedelta(seconds=0.01))
     stopping, queue, clock = asyncio.Event(), Queue(), SystemClock()
     some = Components(stopping, Metrics())
@@ -170,17 +172,19 @@ async def test_no_call_that_fails_once_loses_or_stops_anything(
         channels = open_channels(settings)
         planner, contents = make_planner(settings, channels), make_contents(settings)
         worker = DeliveryWorker(
-            name="email",
-            channel=channels["email"],
-            ledger=ledger,
-            planner=planner,
-            contents=contents,
-            policy=RetryPolicy(initial=timedelta(seconds=0.02)),
-            clock=clock,
-            rng=Random(7),
-            worker_id="test",
-            concurrency=3,
-            lease=timedelta(seconds=1),
+            WorkerOptions(
+                name="email",
+                channel=channels["email"],
+                ledger=ledger,
+                planner=planner,
+                contents=contents,
+                policy=RetryPolicy(initial=timedelta(seconds=0.02)),
+                clock=clock,
+                rng=Random(7),
+                worker_id="test",
+                concurrency=3,
+                lease=timedelta(seconds=1),
+            )
         )
         intake = Intake(ledger, RuleBook, planner, contents, clock, look_up=admin.look_up)
         names = (f"run{number}" for number in range(1000))

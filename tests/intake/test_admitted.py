@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from channels.contract import Answer, Channel, Message, Receipt
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import Settings
+from dispatcher.delivering.options import WorkerOptions
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.flyte.decode import NATIVE
 from dispatcher.intake.pipeline import BatchResult, Intake
@@ -127,16 +128,18 @@ async def go_through(ledger: Ledger, messages: Sequence[Raw], book: RuleBook | N
     assert source.committed
     workers = [
         DeliveryWorker(
-            name=name,
-            channel=channel,
-            ledger=ledger,
-            planner=planner,
-            contents=contents,
-            policy=RetryPolicy(),
-            clock=clock,
-            rng=Random(7),
-            worker_id="test",
-            concurrency=100,
+            WorkerOptions(
+                name=name,
+                channel=channel,
+                ledger=ledger,
+                planner=planner,
+                contents=contents,
+                policy=RetryPolicy(),
+                clock=clock,
+                rng=Random(7),
+                worker_id="test",
+                concurrency=100,
+            )
         )
         for name, channel in channels.items()
     ]

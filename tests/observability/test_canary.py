@@ -30,7 +30,7 @@ from tests.support.clock import ManualClock
 from tests.support.metrics import scrape, scraped
 from tests.support.running import running
 from tests.support.waiting import until
-from tests.support.workers import ScriptedChannel, a_worker
+from tests.support.workers import ScriptedChannel, a_worker, deliver_due
 
 MINUTE = timedelta(minutes=1)
 SLOT = ManualClock().now().replace(minute=10, second=0)
@@ -54,8 +54,7 @@ class DeliveringClock(ManualClock):
     async def sleep(self, duration: timedelta) -> None:
         await super().sleep(duration)
         worker = a_worker(self._ledger, self.channel, clock=self, policy=RetryPolicy(initial=MINUTE), rng=Random(1))
-        for delivery in await worker._claim():
-            await worker._deliver(delivery, probing=False)
+        await deliver_due(worker)
 
 
 RECEIPT = Receipt(answer=Answer("ok"))

@@ -18,6 +18,7 @@ from channels.contract import (
     WirePreview,
 )
 from dispatcher.clock import SystemClock
+from dispatcher.delivering.options import WorkerOptions
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.ledger import Ledger
 from dispatcher.model.retry import RetryPolicy
@@ -79,7 +80,14 @@ def a_worker(ledger: Ledger, channel: ScriptedChannel, **changes: Any) -> Delive
         "concurrency": 5,
         **changes,
     }
-    return DeliveryWorker(**arguments)
+    return DeliveryWorker(WorkerOptions(**arguments))
+
+
+async def deliver_due(worker: DeliveryWorker) -> None:
+    """Claim once, and deliver one delivery after the other. `DeliveryWorker.run` would go on until it is stopped."""
+    for delivery in await worker._claim():
+        async with asyncio.TaskGroup() as worker._group:
+            worker._start(delivery)
 
 
 @asynccontextmanager
