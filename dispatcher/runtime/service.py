@@ -15,7 +15,8 @@ from dispatcher.clock import Clock, SystemClock, is_set_within
 from dispatcher.config.settings import Settings
 from dispatcher.delivering.worker import DeliveryWorker
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.intake.pipeline import BatchResult, IncomingMessage
+from dispatcher.intake.evaluator import IncomingMessage
+from dispatcher.intake.pipeline import BatchResult
 from dispatcher.intake.reconcile import Reconciler
 from dispatcher.ledger import Ledger
 from dispatcher.observability.clock_monitor import ClockMonitor

@@ -17,7 +17,8 @@ from dispatcher.config.settings import Settings, load
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.decode import NATIVE
 from dispatcher.flyte.encode import Format, write
-from dispatcher.intake.pipeline import IncomingMessage, Intake
+from dispatcher.intake.evaluator import IncomingMessage
+from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
 from dispatcher.model.delivery import State
 from dispatcher.model.event import Event, ExecutionId
