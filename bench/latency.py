@@ -1,11 +1,12 @@
-"""Milliseconds from publishing a failure to the provider's acceptance, at a steady rate.
+"""Milliseconds from publishing a failure to the provider's acceptance, and CPU a message, at a steady rate.
 
     python -m bench.latency [--rounds 5] [--seconds 4]
 
 The dispatcher is the whole service in its own process, with a SQLite ledger on disk, so every delivery is durable before it
 is sent. The baselines: a loop that consumes from Kafka and sends prepared bytes, without storing anything; and Debian's
 Alertmanager, which gets the same failures through its API, one group per alert, without group_wait. All three run the whole
-time, and each round measures them one after the other.
+time, and each round measures them one after the other. The dispatcher is also measured on a topic as Flyte writes it, with
+nine other messages before each terminal event, and with one message at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import shutil
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,13 +29,14 @@ from typing import Any
 
 import aiohttp
 import aiosmtplib
+import psutil
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bench.figures import Figure, Goal, Missing, as_markdown
 from dispatcher.clock import SystemClock
-from dispatcher.flyte.encode import Format, write
+from dispatcher.flyte.encode import Format, write, write_lifecycle
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.runtime import event_loop
@@ -43,6 +46,10 @@ from tests.support.service import free_port, serving
 
 RATE = 200
 """Terminal events per second."""
+OTHERS = 9
+"""Messages that are no terminal events, before each terminal event, on a topic as Flyte writes it."""
+LONE_RATE = 5
+"""Terminal events per second that each come after a silence."""
 SECONDS = 4
 """Seconds of load per contender and round: 800 messages, of which 8 are slower than p99."""
 WARM_UP = 100
@@ -135,6 +142,29 @@ Publish = Callable[[int], Awaitable[Any]]
 """Publishes one failure, given by its number, to a contender."""
 
 
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A program that runs, and how to publish a failure to it."""
+
+    publish: Publish
+    process: psutil.Process
+
+    def cpu(self) -> float:
+        """CPU seconds that the program has used."""
+        used = self.process.cpu_times()
+        return float(used.user + used.system)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The result of one round for one contender."""
+
+    latencies: list[float]
+    """Milliseconds that each message took, sorted."""
+    cpu: float
+    """Microseconds of CPU for each failure."""
+
+
 def failed(number: int) -> Event:
     """The terminal event of a new execution. Its name is in every message about it, and identifies the message."""
     return Event(
@@ -147,7 +177,7 @@ def failed(number: int) -> Event:
 
 
 @asynccontextmanager
-async def ours(channel: str, port: int, servers: str, folder: Path) -> AsyncIterator[Publish]:
+async def ours(channel: str, port: int, servers: str, folder: Path) -> AsyncIterator[Contender]:
     """The dispatcher as a service, with its default settings where possible."""
     (folder / "rules").mkdir()
     plan = {"launch_plan": PLAN.model_dump(include={"project", "domain", "name"})}
@@ -165,20 +195,20 @@ async def ours(channel: str, port: int, servers: str, folder: Path) -> AsyncIter
         "channels": {channel: {**sections[channel], "concurrency": CONNECTIONS}},
         "log": "json",
     }
-    async with publishing(servers, "ours") as publish, serving(folder, settings):
-        yield publish
+    async with publishing(servers, "ours") as publish, serving(folder, settings) as replica:
+        yield Contender(publish, psutil.Process(replica.process.pid))
 
 
 @asynccontextmanager
-async def bare(channel: str, port: int, servers: str, _folder: Path) -> AsyncIterator[Publish]:
+async def bare(channel: str, port: int, servers: str, _folder: Path) -> AsyncIterator[Contender]:
     """The baseline loop, in its own process."""
     arguments = ("-m", "bench.latency", "--loop", channel, "--port", str(port), "--servers", servers)
-    async with publishing(servers, "loop") as publish, running(sys.executable, *arguments):
-        yield publish
+    async with publishing(servers, "loop") as publish, running(sys.executable, *arguments) as process:
+        yield Contender(publish, psutil.Process(process.pid))
 
 
 @asynccontextmanager
-async def alertmanager(channel: str, port: int, _servers: str, folder: Path) -> AsyncIterator[Publish]:
+async def alertmanager(channel: str, port: int, _servers: str, folder: Path) -> AsyncIterator[Contender]:
     """Debian's Alertmanager, which gets failures through its API."""
     receivers = {
         "email": {
@@ -199,7 +229,7 @@ async def alertmanager(channel: str, port: int, _servers: str, folder: Path) -> 
         "cluster.listen-address": "",
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    async with running(ALERTMANAGER, *arguments), aiohttp.ClientSession() as session:
+    async with running(ALERTMANAGER, *arguments) as process, aiohttp.ClientSession() as session:
 
         async def publish(number: int) -> None:
             labels = {"alertname": "train.daily failed", "execution": f"bench{number:07}", "project": "flytesnacks"}
@@ -211,17 +241,22 @@ async def alertmanager(channel: str, port: int, _servers: str, folder: Path) -> 
         async with asyncio.timeout(TIMEOUT):
             while not await _answers(session, f"http://127.0.0.1:{listen}/-/ready"):  # noqa: ASYNC110 - no event to wait for
                 await asyncio.sleep(0.05)
-        yield publish
+        yield Contender(publish, psutil.Process(process.pid))
 
 
 @asynccontextmanager
-async def publishing(servers: str, topic: str) -> AsyncIterator[Publish]:
-    """Publishes failures to a Kafka topic."""
+async def publishing(servers: str, topic: str) -> AsyncIterator[Callable[..., Awaitable[None]]]:
+    """Publishes failures to a Kafka topic, each after `others` events of nodes and tasks."""
     producer = AIOKafkaProducer(bootstrap_servers=servers)
     await producer.start()
 
-    async def publish(number: int) -> None:
-        message = write(failed(number), Format.FLYTE_V2)
+    async def publish(number: int, others: int = 0) -> None:
+        event = failed(number)
+        inner = [one for one in write_lifecycle(event, Format.FLYTE_V2) if " n0 " in one.summary] if others else []
+        for index in range(others):
+            other = inner[index % len(inner)]
+            await producer.send(topic, other.value, headers=list(other.headers))
+        message = write(event, Format.FLYTE_V2)
         await producer.send(topic, message.value, key=b"%07d" % number, headers=list(message.headers))
 
     try:
@@ -297,13 +332,15 @@ async def _sender(channel: str, port: int) -> AsyncIterator[Callable[[bytes], Aw
         yield post
 
 
-CONTENDERS = {"ours": ours, "bare consume-and-send loop": bare, "Alertmanager": alertmanager}
+BARE = "bare consume-and-send loop"
+AMONG_OTHERS, LONE = "ours, among others", " with lone messages"
+CONTENDERS = {"ours": ours, BARE: bare, "Alertmanager": alertmanager}
 
 
-async def measured(channel: str, rounds: int, seconds: float) -> dict[str, list[list[float]]]:
-    """By contender and round: the milliseconds that each message took, sorted."""
+async def measured(channel: str, rounds: int, seconds: float) -> dict[str, list[Round]]:
+    """The rounds by contender. The dispatcher is three contenders: also as Flyte writes, and with lone messages."""
     arrivals, numbers = Arrivals(), count()
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, list[Round]] = {}
     async with AsyncExitStack() as stack:
         provider = await asyncio.get_running_loop().create_server(lambda: PROVIDERS[channel](arrivals), "127.0.0.1", 0)
         stack.callback(provider.close)
@@ -312,31 +349,39 @@ async def measured(channel: str, rounds: int, seconds: float) -> dict[str, list[
         for topic in ("ours", "loop"):
             await make_topic(broker.bootstrap_servers, topic)
         port = provider.sockets[0].getsockname()[1]
-        publishers: dict[str, Publish] = {}
+        contenders: dict[str, Contender] = {}
         for name, contender in CONTENDERS.items():
             if name == "Alertmanager" and shutil.which(ALERTMANAGER) is None:
                 continue
             folder = Path(stack.enter_context(TemporaryDirectory()))
             opened = contender(channel, port, broker.bootstrap_servers, folder)
-            publishers[name] = await stack.enter_async_context(opened)
-        for publish in publishers.values():
-            await _round(publish, arrivals, numbers, WARM_UP)
+            contenders[name] = await stack.enter_async_context(opened)
+        contenders[AMONG_OTHERS] = replace(
+            contenders["ours"], publish=partial(contenders["ours"].publish, others=OTHERS)
+        )
+        for contender in contenders.values():
+            await _round(contender, arrivals, numbers, WARM_UP)
         for _ in range(rounds):
-            for name, publish in publishers.items():
-                latencies = await _round(publish, arrivals, numbers, int(RATE * seconds))
-                found.setdefault(name, []).append(latencies)
+            for name, contender in contenders.items():
+                found.setdefault(name, []).append(await _round(contender, arrivals, numbers, int(RATE * seconds)))
+            lone = await _round(contenders["ours"], arrivals, numbers, int(LONE_RATE * seconds), rate=LONE_RATE)
+            found.setdefault(LONE, []).append(lone)
+            lone = await _round(contenders[BARE], arrivals, numbers, int(LONE_RATE * seconds), rate=LONE_RATE)
+            found.setdefault(f"{BARE}{LONE}", []).append(lone)
     return found
 
 
-async def _round(publish: Publish, arrivals: Arrivals, numbers: Iterable[int], messages: int) -> list[float]:
-    """Publish `messages` failures at RATE, and wait until the provider has accepted all. Returns sorted latencies."""
-    began = time.perf_counter()
-    async with asyncio.timeout(messages / RATE + TIMEOUT), asyncio.TaskGroup() as group:
+async def _round(
+    contender: Contender, arrivals: Arrivals, numbers: Iterable[int], messages: int, rate: int = RATE
+) -> Round:
+    """Publish `messages` failures, `rate` a second, and wait until the provider has accepted all."""
+    began, cpu = time.perf_counter(), contender.cpu()
+    async with asyncio.timeout(messages / rate + TIMEOUT), asyncio.TaskGroup() as group:
         tasks = []
         for index, number in zip(range(messages), numbers, strict=False):
-            await asyncio.sleep(max(began + index / RATE - time.perf_counter(), 0))
-            tasks.append(group.create_task(_latency(publish, number, arrivals)))
-    return sorted(task.result() for task in tasks)
+            await asyncio.sleep(max(began + index / rate - time.perf_counter(), 0))
+            tasks.append(group.create_task(_latency(contender.publish, number, arrivals)))
+    return Round(sorted(task.result() for task in tasks), (contender.cpu() - cpu) / messages * 1e6)
 
 
 async def _latency(publish: Publish, number: int, arrivals: Arrivals) -> float:
@@ -348,24 +393,47 @@ async def _latency(publish: Publish, number: int, arrivals: Arrivals) -> float:
 
 
 def figures(rounds: int, *, smoke: bool, seconds: float = SECONDS) -> Iterable[Figure | Missing]:
-    """p50 and p99, for a mail and for a Slack message."""
+    """p50, p99 and CPU, for a mail and for a Slack message."""
     for channel, what in (("email", "a mail"), ("slack", "a Slack message")):
         found = event_loop.run(measured(channel, rounds, 1 if smoke else seconds))
-        for share, bound in ((0.5, 1.5), (0.99, 3.0)):
-            for baseline, goal in (("bare consume-and-send loop", bound), ("Alertmanager", 1.0)):
-                work = f"{what}, p{share * 100:.0f} at {RATE}/s"
-                if baseline not in found:
-                    yield Missing(path="latency", work=work, baseline=baseline, why=f"no {ALERTMANAGER} here")
-                    continue
-                yield Figure(
-                    path="latency",
-                    work=work,
-                    baseline=baseline,
-                    ours=[_quantile(latencies, share) for latencies in found["ours"]],
-                    theirs=[_quantile(latencies, share) for latencies in found[baseline]],
-                    unit=" ms",
-                    goal=Goal("at most", goal),
-                )
+        for contender, how in (("ours", f"{RATE}/s"), (AMONG_OTHERS, f"{RATE}/s among {OTHERS} others each")):
+            for baseline in (BARE, "Alertmanager"):
+                if baseline in found:
+                    yield from _beside(f"{what} at {how}", baseline, found[contender], found[baseline])
+                else:
+                    yield Missing(
+                        path="latency", work=f"{what} at {how}", baseline=baseline, why=f"no {ALERTMANAGER} here"
+                    )
+        yield _quantiles(f"a lone {what[2:]}", BARE, found[LONE], found[f"{BARE}{LONE}"], 0.5, None)
+
+
+def _beside(work: str, baseline: str, ours: Sequence[Round], theirs: Sequence[Round]) -> Iterator[Figure]:
+    """Three figures: two quantiles of the latency, and CPU."""
+    yield _quantiles(work, baseline, ours, theirs, 0.5, Goal("at most", 25, of="value"))
+    yield _quantiles(work, baseline, ours, theirs, 0.99, None)
+    yield Figure(
+        path="latency",
+        work=f"{work}: CPU a message",
+        baseline=baseline,
+        ours=[one.cpu for one in ours],
+        theirs=[one.cpu for one in theirs],
+        unit=" us",
+        goal=Goal("at most", 1) if baseline == "Alertmanager" else None,
+    )
+
+
+def _quantiles(
+    work: str, baseline: str, ours: Sequence[Round], theirs: Sequence[Round], share: float, goal: Goal | None
+) -> Figure:
+    return Figure(
+        path="latency",
+        work=f"{work}, p{share * 100:.0f}",
+        baseline=baseline,
+        ours=[_quantile(one.latencies, share) for one in ours],
+        theirs=[_quantile(one.latencies, share) for one in theirs],
+        unit=" ms",
+        goal=goal,
+    )
 
 
 def _quantile(ordered: list[float], share: float) -> float:
