@@ -7,11 +7,11 @@
     plan        planning/planner, rendering/renderer          deliveries with stable keys and rendered content
     record      ledger/ledger                                 one transaction per batch; then the offset is committed
     claim       ledger/claim                                  due deliveries that rate limits and circuit breakers admit
-    send        delivering/worker, channels/*/channel         one message; the result is a receipt or an error
+    send        delivering/attempt, channels/*/channel        one message; the result is a receipt or an error
     classify    model/delivery                                the outcome: sent, retry or dead
     settle      ledger/ledger                                 the outcome is stored if the worker still owns the lease
 
-`intake/pipeline` runs the steps up to "record", and `intake/reconcile` adds the events that never arrived.
-`runtime/wiring` creates and connects all parts; `runtime/service` starts and stops them. Intake and workers share only
-the ledger. The values Event, Phase, Notification and Delivery are in `model`.
+`intake/evaluator` runs the steps up to "plan", `intake/pipeline` those up to "record", and `intake/reconcile` adds the
+events that never arrived. `runtime/parts` creates and connects all parts; `runtime/service` starts and stops them.
+Intake and workers share only the ledger. The values Event, Phase, Notification and Delivery are in `model`.
 """

@@ -24,6 +24,7 @@ from channels.registry import CHANNEL_TYPES, PLUGIN_PROBLEMS
 from dispatcher.config.mistakes import PREFIX, Origin, empty_sections, sentences, unknown_variables, variables
 from dispatcher.config.sections import (
     DEFAULT_LEDGER,
+    IntakeSettings,
     LedgerSettings,
     ReconcileSettings,
     RulesSettings,
@@ -90,6 +91,7 @@ class Settings(BaseSettings):
 
     kafka: KafkaConfig | None = None
     http: HttpConfig | None = None
+    intake: IntakeSettings = IntakeSettings()
     ledger: LedgerSettings = LedgerSettings()
     rules: RulesSettings = RulesSettings()
     channels: _Channels = Field(default_factory=_Channels)  # type: ignore[valid-type]  # type created at run time

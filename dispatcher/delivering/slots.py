@@ -16,7 +16,7 @@ class Slots:
     """The claimed deliveries of one worker: `start`, `sent`, `finish` are called for each of them, in this order.
 
     A delivery is first unsent: it waits for one of `concurrency` send slots, then it uses one. After that it takes one
-    of `concurrency` settle slots, until it is settled. What is always true:
+    of `concurrency` settle slots, until it is settled. Invariants:
 
     - `in_flight` counts the deliveries between `start` and `finish`, `unsent` those between `start` and `sent`.
     - `unsent` is at most `concurrency + claim_ahead`, if a claim takes at most `free` deliveries.
