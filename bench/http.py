@@ -22,6 +22,7 @@ from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Api, Provider, ProviderOptions, running_provider
 from bench.sides import comparison, in_new_process, run_concurrently, without_loss
 from bench.storm import PROJECTS, RunResult, carry
+from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
@@ -107,7 +108,7 @@ def _as_pagerduty(port: int) -> Mapping[str, Any]:
 
 
 def _through_slack_sdk(count: int, port: int) -> RunResult:
-    content = Renderer().render("slack", sample_event(Phase.FAILED))
+    content = Renderer(CHANNEL_TYPES).render("slack", sample_event(Phase.FAILED))
     bodies = [
         {
             "channel": f"#bench-{number % PROJECTS}",
@@ -130,7 +131,7 @@ def _through_pdpyras(count: int, port: int) -> RunResult:
         warnings.simplefilter("ignore", UserWarning)  # pdpyras warns that it is deprecated
         import pdpyras  # noqa: PLC0415
 
-    content = Renderer().render("pagerduty", sample_event(Phase.FAILED))
+    content = Renderer(CHANNEL_TYPES).render("pagerduty", sample_event(Phase.FAILED))
     bodies = [{**content, "dedup_key": f"{number:032}"} for number in range(count)]
     thread = threading.local()
 

@@ -22,7 +22,8 @@ from bench.providers import Provider, ProviderOptions, Relay, running_provider
 from bench.sides import comparison, in_new_process, run_concurrently, without_loss
 from bench.storm import RunResult, carry
 from channels.contract import Message
-from channels.email import compose
+from channels.email.mime import compose
+from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
@@ -141,7 +142,7 @@ def _alertmanager(count: int, relay: Provider) -> dict[str, Any]:
 
 
 def _through_aiosmtplib(count: int, port: int) -> RunResult:
-    content = Renderer().render("email", sample_event(Phase.FAILED))
+    content = Renderer(CHANNEL_TYPES).render("email", sample_event(Phase.FAILED))
     now = datetime.now(UTC)
     recipients = [RECIPIENT.format(number % 40) for number in range(count)]
     mails = [
@@ -172,7 +173,7 @@ def _through_apprise(count: int, port: int) -> RunResult:
     import apprise  # noqa: PLC0415 - the import takes a second
 
     socket.getfqdn = lambda _name="": "bench"  # apprise calls it for each mail, and the resolver may be slow
-    content = Renderer().render("email", sample_event(Phase.FAILED))
+    content = Renderer(CHANNEL_TYPES).render("email", sample_event(Phase.FAILED))
     notifier = apprise.Apprise()
     notifier.add(f"mailto://127.0.0.1:{port}/?from={ENVELOPE}&to={RECIPIENT.format(0)}&mode=insecure&format=html")
     for service in notifier:

@@ -21,6 +21,7 @@ from bench import alertmanager
 from bench.figures import Figure, Goal, Missing, interleaved
 from bench.providers import Api, Provider, ProviderOptions, Relay, running_provider
 from bench.replicas import fill, resident, serving
+from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import SystemClock
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
 from dispatcher.ledger import Ledger, RecordedEvent
@@ -154,8 +155,8 @@ def topic_full(count: int) -> Iterator[tuple[int, EncodedMessage]]:
 async def make_due(file: Path, count: int) -> None:
     """Create a ledger with `count` due deliveries, each with rendered content."""
     now = SystemClock().now()
-    renderer = Renderer()
-    planner = Planner(addresses=dict.fromkeys(CHANNELS, str), fallbacks={})
+    renderer = Renderer(CHANNEL_TYPES)
+    planner = Planner(addresses=dict.fromkeys(CHANNELS, str), fallbacks={}, grouped=frozenset({"email"}))
     first = an_event_for(0, *CHANNELS)
     assert first.options is not None
     rules = [Rule(notification, "bench") for notification in first.options.notifications]

@@ -26,7 +26,8 @@ from jinja2 import Environment, FileSystemLoader
 
 from bench.figures import Figure, Goal, as_markdown, interleaved
 from channels.contract import Message
-from channels.email import compose
+from channels.email.mime import compose
+from channels.registry import CHANNEL_TYPES
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
@@ -55,7 +56,7 @@ def fresh() -> Event:
 
 
 def kinds() -> dict[str, Callable[[], Any]]:
-    renderer = Renderer(console_url="https://flyte.example.com/console")
+    renderer = Renderer(CHANNEL_TYPES, console_url="https://flyte.example.com/console")
     plain, html = (
         Environment(
             loader=FileSystemLoader(built_in_folder()), autoescape=escaped, trim_blocks=True, lstrip_blocks=True

@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.figures import Figure, interleaved
+from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import SystemClock
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.flyte.admin import FlyteAdminConfig, open_flyte_admin
@@ -125,11 +126,12 @@ async def intake(folder: Path, count: int, port: int | None) -> float:
     )
     rules = LaunchPlanFiles([folder / "plan.json"] if port is None else [])
     rules.load()
-    renderer = Renderer()
+    renderer = Renderer(CHANNEL_TYPES)
     renderer.check()  # compiles the templates, as a service does once
     planner = Planner(
         addresses={"email": str, "slack": str, "pagerduty": str},
         fallbacks={},
+        grouped=frozenset({"email"}),
     )
     # Without FlyteAdmin the event must name its launch plan; with it, a bare v1 event is enough.
     form = Format.FLYTE_V2 if port is None else Format.FLYTE_V1

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from channels.contract import ThreadBy
+from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import SystemClock
 from dispatcher.ledger import RecordedEvent
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
@@ -81,6 +82,7 @@ def planner() -> Planner:
     return Planner(
         addresses={"email": str, "slack": str, "pagerduty": str},
         fallbacks={},
+        grouped=frozenset({"email"}),
         thread_by={"slack": _by_launch_plan, "pagerduty": _by_launch_plan},
     )
 
@@ -88,7 +90,7 @@ def planner() -> Planner:
 @cache
 def contents() -> Contents:
     """The built-in templates, compiled."""
-    renderer = Renderer()
+    renderer = Renderer(CHANNEL_TYPES)
     renderer.check()
     return Contents(renderer.render, renderer.template_set, renderer.change)
 

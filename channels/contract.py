@@ -5,13 +5,18 @@ Its method `send` sends one message. It returns a receipt, or raises an error th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel
+import orjson
+
+if TYPE_CHECKING:  # for types only: the process that renders operators' templates does not import pydantic
+    from pydantic import BaseModel
+
+    from channels.common.drawing import Block
 
 Content = Mapping[str, Any]
 """The content of a message: the JSON object that a template rendered. The class of each channel documents the keys that
@@ -234,21 +239,126 @@ class Channel(Protocol):
         """Close all connections. The caller makes sure that no `send` is running."""
 
 
+Place = tuple[str | int, ...]
+"""The path of a value in a document: the keys and indices that lead from the document's root to the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """A provider's markup language."""
+
+    escape: Callable[[object], str]
+    """Escapes a value, so that it is shown as it is. It is called with every value that a template inserts."""
+    cut: Callable[[str, int], str] | None = None
+    """Cuts escaped text to a number of UTF-16 units, without a torn piece of markup at its end. If it is None, the
+    filter `cut` cuts a value before the value is escaped."""
+
+
+class TextKind(NamedTuple):
+    """How one text of a document is rendered."""
+
+    limit: int
+    """Maximum length in UTF-16 units. A longer text is cut."""
+    markup: Markup | None = None
+    """The markup language of the text; None for plain text."""
+
+
+def any_text(place: Place, parent: Mapping[str, Any]) -> TextKind:
+    """Every text is plain, and has at most 20,000 UTF-16 units. This limit is the dispatcher's choice."""
+    del place, parent
+    return TextKind(20_000)
+
+
+def no_problems(content: Content) -> Iterable[str]:
+    del content
+    return ()
+
+
+class MailLimits(NamedTuple):
+    """Maximum lengths of a mail's parts: of `subject` and `text` in UTF-16 units, of `html` in bytes."""
+
+    subject: int
+    text: int
+    html: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentForm:
+    """The form of a channel's content, and the provider's limits on it.
+
+    Content is a *document*, one JSON object that a YAML template renders; or a *mail*, which has the keys `subject`,
+    `text` and `html`, and `about` if the launch plan is known. All channels whose content is a mail share the templates
+    in the folder `email/`.
+
+    The process that renders operators' templates imports the modules of the two functions. So these modules should
+    import little.
+    """
+
+    mail: MailLimits | None = None
+    """Set if the content is a mail, None if it is a document."""
+    text_kind: Callable[[Place, Mapping[str, Any]], TextKind] = any_text
+    """Returns how a text of a document is rendered, given the place of the text and the mapping around it."""
+    max_bytes: int | None = None
+    """Maximum size of the content as JSON; None means no limit."""
+    lint: Callable[[Content], Iterable[str]] = no_problems
+    """Yields why the provider would refuse the content, one sentence for each reason."""
+
+    def problems(self, content: Content) -> list[str]:
+        """Return why the provider would refuse the content, one sentence for each reason; empty if it would not."""
+        try:
+            body = orjson.dumps(content)
+        except TypeError as error:
+            return [f"the message is no JSON: {error}"]
+        too_large = self.max_bytes is not None and len(body) > self.max_bytes
+        return [*([f"it is larger than {self.max_bytes} bytes"] if too_large else []), *self.lint(content)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelType:
-    """A type of channel: the class of its settings, and the function that creates a channel from the settings."""
+    """A type of channel: all that the dispatcher needs to know of a channel before it is open.
+
+    Only `config` and `open` must be given. With the defaults, the content is a JSON object as for webhooks.
+    """
 
     config: type[BaseModel]
+    """The channel's own options in the settings."""
     open: Callable[[Any], Channel]
     """Creates the channel from an instance of `config`, and opens no connection."""
+    title: str = ""
+    """The channel's name for readers. If it is empty, the name in the settings is used."""
     rate: str = "none"
     """The default rate limit for each destination, such as `1/s` or `120/min`, chosen according to the provider's
     limits. `none` means no limit."""
     burst: int = 1
     """Maximum number of messages that a destination may get at once after an idle period."""
+    groups_recipients: bool = False
+    """True if one message may go to several recipients. All recipients of a rule then share a message."""
     pages: bool = False
     """True if a failure's message opens an incident, for which people are paged. An outdated failure is then dropped
     before `send`."""
+    form: ContentForm = ContentForm()
+    document: str = "message.yaml"
+    """Name of the document's template in the channel's folder, which is one of the template folders."""
     template: Path | None = None
-    """The default template file, if another package provides the channel. If it is None, the JSON template of webhooks
-    is used."""
+    """The default template file, if another package provides the channel. It is used if no template folder has the
+    channel's document. If it is None too, the JSON template of webhooks is used."""
+    change_event: Callable[[Mapping[str, Any]], Content] | None = None
+    """Makes a change event's content from the variables of templates. A change event reports that a launch plan has run
+    in a new version. The option `change_events` of `config` switches change events on. None: there are none."""
+    severity: Callable[[Any, str, str, Mapping[str, str]], str | None] | None = None
+    """Returns the severity that an instance of `config` gives a phase, domain and labels; None if it gives none."""
+    headline: tuple[str, ...] = ("text",)
+    """The keys that lead to the text in the content that a reader sees first."""
+    draw: Callable[[Content], Iterable[Block]] | None = None
+    """Returns what a reader sees, for previews. If it is None, the content is shown as JSON. The content comes from a
+    template, so any value may be missing or have another type."""
+    style: str = ""
+    """CSS for the drawing in a page. The drawing is in an element with the class `drawing` and the channel's name."""
+    example: Mapping[str, Any] | None = None
+    """Options with which a preview works without settings. If it is None, a preview needs the channel's settings."""
+    example_recipient: str = ""
+    """The recipient of previews, if the settings have no alias."""
+    aliases: str = ""
+    """The name of the option that maps aliases, which rules may use as recipients; empty if there is none."""
+    outcomes: str = ""
+    """Rows of the table in docs/channels.md, as Markdown: which answers of the provider have which outcome."""

@@ -15,10 +15,5 @@ transaction    MAIL, RCPT, DATA: one mail over one connection
 smtp_protocol  sends commands and reads replies on a connection
 smtp_replies   turns a relay's reply into an error
 answers        the table of refusals: whose fault each one is, and what to change
+limits         the maximum lengths of a mail's parts
 """
-
-from channels.email.channel import EmailChannel
-from channels.email.config import EmailConfig
-from channels.email.mime import WIDTH, compose, encoded_words, message_id
-
-__all__ = ["WIDTH", "EmailChannel", "EmailConfig", "compose", "encoded_words", "message_id"]

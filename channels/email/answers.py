@@ -217,3 +217,8 @@ def sort(step: Step, code: int, text: str) -> Rule:
     enhanced = _ENHANCED_CODE.match(line)
     reply = f"{code} {(enhanced[1] or enhanced[2]) if enhanced else '-'} {line}"
     return next(rule for rule, steps, pattern in _COMPILED if step in steps and pattern.match(reply))
+
+
+OUTCOMES = """
+| mail relay | 250 after DATA | no connection, TLS or login refused, 421, 4yz to MAIL, RCPT or DATA; [5yz that refuses the dispatcher](#mail); 552 to RCPT | other 5yz to RCPT or DATA, 552 to MAIL; larger than SIZE; no SMTPUTF8 | the connection broke after the mail's last line, or the answer to it was not SMTP |
+"""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from channels.contract import (
     ChannelError,
+    ChannelType,
     Finding,
     Later,
     Message,
@@ -20,7 +21,9 @@ from channels.contract import (
     WirePreview,
 )
 from channels.email.addresses import mail_address
+from channels.email.answers import OUTCOMES
 from channels.email.config import EmailConfig
+from channels.email.limits import FORM
 from channels.email.mime import MailMessage, MessageBuilder
 
 if TYPE_CHECKING:
@@ -140,3 +143,16 @@ def _combined(refusals: list[Later]) -> Later:
     if all(isinstance(refusal, Misconfigured) for refusal in refusals):
         return Misconfigured(reasons, answer=answer)
     return Later(reasons, answer=answer, provider_wide=all(refusal.provider_wide for refusal in refusals))
+
+
+CHANNEL_TYPE = ChannelType(
+    config=EmailConfig,
+    open=EmailChannel,
+    title="Email",
+    groups_recipients=True,
+    form=FORM,
+    headline=("subject",),
+    example={"host": "localhost", "security": "none", "from": "Flyte <flyte@example.com>"},
+    example_recipient="you@example.com",
+    outcomes=OUTCOMES,
+)

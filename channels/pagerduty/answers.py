@@ -99,3 +99,8 @@ def error_of(response: Response, answer: Answer, service: str) -> ChannelError |
             return Misconfigured(reason, answer=answer, retry_after=delay)
         case "unknown":
             return InDoubt(reason, answer=answer)
+
+
+OUTCOMES = """
+| PagerDuty | 202 | 429, 5xx, 408, no connection; [other 3xx and 4xx](#pagerduty) | 400, 413 | no answer, any other answer |
+"""

@@ -18,6 +18,7 @@ from channels.common.network import HttpUrl
 from channels.common.secret import HeaderToken, HeaderTokenFile, reject_both, reveal
 from channels.contract import (
     Answer,
+    ChannelType,
     Finding,
     InDoubt,
     Later,
@@ -27,7 +28,10 @@ from channels.contract import (
     UnknownRecipient,
     WirePreview,
 )
-from channels.pagerduty.answers import MASK, NoAnswer, Response, Unreachable, answer_of, error_of
+from channels.pagerduty.answers import MASK, OUTCOMES, NoAnswer, Response, Unreachable, answer_of, error_of
+from channels.pagerduty.change_event import change_event
+from channels.pagerduty.limits import EVENT, FORM, Severity
+from channels.pagerduty.preview import STYLE, draw
 from channels.pagerduty.threads import DaemonThreads, NoFreeThread, Overtime
 
 if TYPE_CHECKING:
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_EVENT_BYTES = 512 * 1024
 MAX_DEDUP_KEY = 255
 """Maximum number of characters in PagerDuty's dedup key. A longer key is cut."""
 ROUTING_KEY_LENGTH = 32
@@ -51,9 +54,6 @@ tests PagerDuty."""
 _INVALID_EVENT = {"event_action": "none"}
 """The event that `check` sends. PagerDuty checks the routing key first and then refuses the unknown action, so the
 answer shows whether the key is known."""
-
-
-Severity = Literal["critical", "error", "warning", "info"]
 
 
 class SeverityRule(BaseModel):
@@ -280,7 +280,7 @@ def _limit_size(event: dict[str, Any]) -> dict[str, Any]:
     """Replace the details of an event that is too large for PagerDuty. The summary is kept, because the person who is
     paged needs it.
     """
-    if len(orjson.dumps(event)) <= MAX_EVENT_BYTES - 1024 or "payload" not in event:
+    if len(orjson.dumps(event)) <= EVENT - 1024 or "payload" not in event:
         return event
     details = {"note": "the details were too large for PagerDuty and were left out"}
     return {**event, "payload": {**event["payload"], "custom_details": details}}
@@ -289,3 +289,23 @@ def _limit_size(event: dict[str, Any]) -> dict[str, Any]:
 def _import_client() -> None:
     """Import pdpyras. This takes too long for the event loop, and for the start of every command."""
     import channels.pagerduty.client  # noqa: F401, PLC0415
+
+
+CHANNEL_TYPE = ChannelType(
+    config=PagerDutyConfig,
+    open=PagerDutyChannel,
+    title="PagerDuty",
+    rate="120/min",  # the limit of a routing key (PagerDuty, "Events API v2 rate limits")
+    burst=10,
+    pages=True,
+    form=FORM,
+    document="event.yaml",
+    change_event=change_event,
+    severity=PagerDutyConfig.severity_of,
+    headline=("payload", "summary"),
+    draw=draw,
+    style=STYLE,
+    example={"services": {"example-service": {"routing_key": "example"}}},
+    aliases="services",
+    outcomes=OUTCOMES,
+)

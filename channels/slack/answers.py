@@ -284,3 +284,9 @@ def _excerpt(fields: Mapping[str, Any], token: str) -> str:
     """Return only the error fields of Slack's answer, because other fields may repeat the message."""
     shown = {name: fields[name] for name in ("error", "needed", "provided", "errors", "warning") if name in fields}
     return mask(orjson.dumps(shown).decode(), [token])[:EXCERPT] if shown else ""
+
+
+OUTCOMES = """
+| Slack | `ok: true` | 429, `ratelimited`, `service_unavailable`, `request_timeout`, 502 to 504, no connection; [an `error` that refuses the app](#slack), 3xx and 4xx without an `error` | every other `error` | 500, `internal_error`, `fatal_error`, no answer, no JSON |
+| Slack's webhooks | 200 | 429, `rollup_error`, 502 to 504, no connection | every other 3xx and 4xx | other 5xx, no answer |
+"""

@@ -19,6 +19,7 @@ from channels.common.secret import HeaderToken, HeaderTokenFile, SecretUrl, reje
 from channels.contract import (
     Answer,
     ChannelError,
+    ChannelType,
     Content,
     Finding,
     InDoubt,
@@ -31,8 +32,10 @@ from channels.contract import (
     UnknownRecipient,
     WirePreview,
 )
-from channels.slack.answers import INSTALL_AGAIN, SCOPES, Fault, fault_of, webhook_code, webhook_error
+from channels.slack.answers import INSTALL_AGAIN, OUTCOMES, SCOPES, Fault, fault_of, webhook_code, webhook_error
+from channels.slack.limits import BLOCKS, FORM, TEXT
 from channels.slack.lookups import Lookups, is_person, is_user_id
+from channels.slack.preview import STYLE, draw
 
 if TYPE_CHECKING:
     from channels.slack.client import Client
@@ -40,10 +43,6 @@ if TYPE_CHECKING:
 METADATA_TYPE = "notification_delivery"
 """The `event_type` in the metadata of the dispatcher's Slack messages. The metadata's payload is `{"key": …}` with the
 delivery's key."""
-MAX_UPDATE_TEXT = 4000
-"""Maximum number of characters of `text` in a request to chat.update. Slack refuses a longer text with `msg_too_long`.
-"""
-MAX_BLOCKS = 50
 
 _CHANNEL_ID = re.compile(r"[CGD][A-Z0-9]{6,}")
 _CHANNEL_NAME = re.compile(r"#[^\s#,<>&]{1,80}")
@@ -316,12 +315,12 @@ def _resolved_content(first: Content | None, success: Content) -> dict[str, Any]
     """
     first = first or {}
     color = next((one["color"] for one in success.get("attachments", ()) if "color" in one), None)
-    blocks = [*success.get("blocks", ()), *first.get("blocks", ())][:MAX_BLOCKS]
+    blocks = [*success.get("blocks", ()), *first.get("blocks", ())][:BLOCKS]
     attachments = [{**one, **({"color": color} if color else {})} for one in first.get("attachments", ())]
     text = str(success.get("text", ""))
     if not blocks and first.get("text"):
         # Slack counts some characters twice, so only half of the limit is used.
-        text = f"{text}\n{first['text']}"[: MAX_UPDATE_TEXT // 2]
+        text = f"{text}\n{first['text']}"[: TEXT // 2]
     return {"text": text, "blocks": blocks, "attachments": attachments}
 
 
@@ -334,3 +333,19 @@ def _body(message: Message, channel: str, *, thread_ts: str | None = None) -> di
         "unfurl_media": False,
         "metadata": {"event_type": METADATA_TYPE, "event_payload": {"key": message.key}},
     }
+
+
+CHANNEL_TYPE = ChannelType(
+    config=SlackConfig,
+    open=SlackChannel,
+    title="Slack",
+    rate="1/s",  # Slack allows one message per second and Slack channel, with short bursts (Slack, "Rate limits")
+    burst=3,
+    form=FORM,
+    draw=draw,
+    style=STYLE,
+    example={"token": "example"},
+    example_recipient="#alerts",
+    aliases="recipients",
+    outcomes=OUTCOMES,
+)

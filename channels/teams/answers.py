@@ -69,3 +69,8 @@ def error_of(response: Response, name: str, answer: Answer) -> ChannelError | No
     if "delivery failed" in response.text or response.text.lstrip().startswith("<"):
         return error_for(response, name, answer, (_DOUBTFUL,))
     return None
+
+
+OUTCOMES = """
+| Teams | 2xx | as a webhook, also as `HTTP error 429` in the text of a 2xx | as a webhook | as a webhook; a 2xx with `delivery failed` or an HTML page |
+"""

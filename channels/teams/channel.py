@@ -1,9 +1,6 @@
 """The Microsoft Teams channel: POSTs an Adaptive Card to the webhook URL of a Power Automate workflow.
 
 The Power Automate workflow must have the trigger "When a Teams webhook request is received".
-
-The limit of 28 kB follows "Create and send messages" in Microsoft's Teams platform documentation (webhooks and
-connectors).
 """
 
 from __future__ import annotations
@@ -15,13 +12,13 @@ import orjson
 from pydantic import Field, model_validator
 
 from channels.common.ssrf import SsrfGuard
-from channels.contract import Content, Finding, Message, Receipt, ThreadBy, UnknownRecipient, WirePreview
-from channels.teams.answers import error_of
+from channels.contract import ChannelType, Content, Finding, Message, Receipt, ThreadBy, UnknownRecipient, WirePreview
+from channels.teams.answers import OUTCOMES, error_of
+from channels.teams.limits import FORM, MESSAGE
+from channels.teams.preview import STYLE, draw
 from channels.webhook.answers import masked_answer
 from channels.webhook.targets import Target, TargetOptions, Targets, check_targets, url_of
 
-MAX_BYTES = 28 * 1024
-"""Maximum number of bytes in one message: the card and the JSON around it."""
 CARD = "application/vnd.microsoft.card.adaptive"
 _TRUNCATED_NOTE = "Some of it was too large for Teams and is left out."
 _HEADERS = {"Content-Type": "application/json"}
@@ -99,7 +96,7 @@ def _message(card: Content) -> bytes:
     """
     body: Any = card.get("body")
     encoded = _encode(card)
-    while len(encoded) > MAX_BYTES and isinstance(body, list) and len(body) > 1:
+    while len(encoded) > MESSAGE and isinstance(body, list) and len(body) > 1:
         sizes = [len(orjson.dumps(part)) for part in body]
         largest = max(range(1, len(body)), key=sizes.__getitem__)
         body = body[:largest] + body[largest + 1 :]
@@ -110,3 +107,22 @@ def _message(card: Content) -> bytes:
 def _encode(card: Mapping[str, Any]) -> bytes:
     attachment = {"contentType": CARD, "contentUrl": None, "content": card}
     return orjson.dumps({"type": "message", "attachments": [attachment]})
+
+
+CHANNEL_TYPE = ChannelType(
+    config=TeamsConfig,
+    open=TeamsChannel,
+    title="Teams",
+    # Microsoft documents no limit for Power Automate workflows, only that clients must respect status 429. So this
+    # limit is our choice.
+    rate="2/s",
+    burst=2,
+    form=FORM,
+    document="card.yaml",
+    headline=("fallbackText",),
+    draw=draw,
+    style=STYLE,
+    example={"targets": {"example-team": {"url": "https://example.com/workflows/example"}}},
+    aliases="targets",
+    outcomes=OUTCOMES,
+)

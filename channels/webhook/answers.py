@@ -88,3 +88,8 @@ def masked_answer(response: Response, url: str, secrets: Iterable[str] = ()) -> 
     """Return the server's answer for the ledger. The URL, its parts and the other secrets are masked in its text."""
     masked = mask(" ".join(response.text.split()), [*secrets_of_url(url), *secrets])
     return Answer(str(response.status), masked[:EXCERPT])
+
+
+OUTCOMES = """
+| webhook | 2xx | 408, 425, 429, 5xx, no connection | 3xx, other 4xx (including 410), an address that the guard forbids | no answer, an incomplete answer |
+"""

@@ -24,8 +24,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from channels.common.network import HEADER_NAME
 from channels.common.secret import HeaderLine, HeaderLineFile, Secret, SecretFile, header_line, reject_both, reveal
 from channels.common.ssrf import Forbidden, HostPattern, SsrfGuard, is_address, origin, without_port
-from channels.contract import Answer, Finding, Message, Never, Receipt, ThreadBy, UnknownRecipient, WirePreview
-from channels.webhook.answers import error_for, masked_answer
+from channels.contract import (
+    Answer,
+    ChannelType,
+    Finding,
+    Message,
+    Never,
+    Receipt,
+    ThreadBy,
+    UnknownRecipient,
+    WirePreview,
+)
+from channels.webhook.answers import OUTCOMES, error_for, masked_answer
+from channels.webhook.limits import FORM
 from channels.webhook.targets import (
     CommaList,
     Target,
@@ -283,3 +294,15 @@ def _signature(secret: str, name: str, key: str, body: bytes) -> dict[str, str]:
     timestamp = str(int(time.time()))  # noqa: TID251 - real time, because receivers compare it with their clock
     digest = hmac.new(signing_key, b".".join((key.encode(), timestamp.encode(), body)), hashlib.sha256).digest()
     return {"webhook-timestamp": timestamp, "webhook-signature": f"v1,{base64.b64encode(digest).decode()}"}
+
+
+CHANNEL_TYPE = ChannelType(
+    config=WebhookConfig,
+    open=WebhookChannel,
+    title="Webhook",
+    form=FORM,
+    document="body.yaml",
+    example={"targets": {"example-hook": {"url": "https://example.com/hooks/example"}}},
+    aliases="targets",
+    outcomes=OUTCOMES,
+)

@@ -72,6 +72,7 @@ def _template_problems(files: Mapping[str, str]) -> list[str]:
     """Return the problems of template files, as `dispatcher check` finds them."""
     from tempfile import TemporaryDirectory
 
+    from channels.registry import CHANNEL_TYPES
     from dispatcher.rendering import Renderer
 
     with TemporaryDirectory() as folder:
@@ -79,7 +80,7 @@ def _template_problems(files: Mapping[str, str]) -> list[str]:
             path = Path(folder) / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(content, encoding="utf-8")
-        return [problem.message for problem in Renderer([Path(folder)]).check()]
+        return [problem.message for problem in Renderer(CHANNEL_TYPES, [Path(folder)]).check()]
 
 
 def _configmap_files(data: Any) -> list[str]:

@@ -80,12 +80,12 @@ def preview(
 ) -> None:
     """Render messages without sending them. Exit status 1 if a provider would refuse one of the messages."""
     from channels.contract import UnknownRecipient
+    from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
-    from dispatcher.rendering.renderer import CHANNELS as BUILT_IN
-    from dispatcher.workbench.sample import CHANNELS, SampleRenderer, with_changes
+    from dispatcher.workbench.sample import SampleRenderer, with_changes
 
-    if channel is not None and channel not in CHANNELS:
-        raise no_such_channel(channel, CHANNELS)
+    if channel is not None and channel not in CHANNEL_TYPES:
+        raise no_such_channel(channel, CHANNEL_TYPES)
     settings = load(config)
     if serve:
         from dispatcher.workbench.server import run
@@ -99,14 +99,13 @@ def preview(
         )
         return
     if channel is None and not every:
-        raise typer.BadParameter(f"give --channel {', '.join(CHANNELS)}, or --all")
+        raise typer.BadParameter(f"give --channel {', '.join(CHANNEL_TYPES)}, or --all")
     renderer = SampleRenderer(settings)
     events = [
         _require_terminal(with_changes(one, changes or ()))
         for one in _events(settings, event, execution, phase, every=every)
     ]
-    every_channel = [*BUILT_IN, *(name for name in settings.channel_sections if name not in BUILT_IN)]
-    channels = [channel] if channel is not None else every_channel
+    channels = [channel] if channel is not None else renderer.channels
     if diff is not None:
         _show_difference(renderer, SampleRenderer(settings, [diff]), channels, events, recipient)
     elif every:
@@ -190,7 +189,7 @@ def _show(sample: Sample, form: Form, output: Path | None) -> None:
     if form is Form.TERMINAL and output is None:
         from dispatcher.preview.terminal import to_panel
 
-        write_rendered(to_panel(sample.channel, sample.content))
+        write_rendered(to_panel(sample.channel, sample.kind, sample.content))
         return
     content = _formatted(sample, form)
     if output is None:
@@ -207,9 +206,9 @@ def _formatted(sample: Sample, form: Form) -> bytes:
             return sample.html.encode()
         case Form.TEXT | Form.TERMINAL:
             return sample.text.encode()
-        case Form.EML if sample.channel != "email":
-            raise typer.BadParameter("eml is for email alone; use json")
-        case Form.JSON if sample.channel == "email":
+        case Form.EML if not sample.is_mail:
+            raise typer.BadParameter("eml is for mails alone; use json")
+        case Form.JSON if sample.is_mail:
             return sample.json
         case Form.JSON | Form.EML:
             return sample.wire

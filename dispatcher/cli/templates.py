@@ -46,12 +46,12 @@ def lint(
 
     Prints each problem with file and line. Exit status 1 if there is a problem.
     """
-    from channels.registry import TEMPLATES
+    from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
     from dispatcher.rendering import Renderer
     from dispatcher.runtime.wiring import make_renderer
 
-    renderer = Renderer(folders, provided=TEMPLATES) if folders else make_renderer(load(config))
+    renderer = Renderer(CHANNEL_TYPES, folders) if folders else make_renderer(load(config))
     problems = [*renderer.check(), *renderer.mail_client_problems()]
     for problem in problems:
         write_line(str(problem), err=True)

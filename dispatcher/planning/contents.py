@@ -36,8 +36,8 @@ class Render(Protocol):
         """
 
 
-def no_change_event(event: Event) -> Content:
-    raise NotImplementedError(f"no channel has change events, and one was recorded for {event.key}")
+def no_change_event(channel: str, event: Event) -> Content:
+    raise NotImplementedError(f"{channel} has no change events, and one was recorded for {event.key}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Contents:
 
     render: Render
     template_set: TemplateSetOf = same_templates
-    change_event: Callable[[Event], Content] = no_change_event
+    change_event: Callable[[str, Event], Content] = no_change_event
     waits: bool = False
     """True if `render` may wait for another process, for a few seconds. Then the methods must not be called in the event
     loop's thread."""
@@ -72,7 +72,7 @@ class Contents:
     def content(self, event: Event, delivery: Delivery) -> Content:
         """Return the content of one delivery. A notice to fallback recipients says what its `reason` says."""
         if delivery.kind is Kind.CHANGE_EVENT:
-            return self.change_event(event)
+            return self.change_event(delivery.channel, event)
         return self.render(
             delivery.channel,
             event,

@@ -1,7 +1,8 @@
 """Turns the matched rules of an event into deliveries. Their content is rendered later (`planning/contents.py`).
 
-A mail goes to a rule's whole recipient list, as in Flyte. If the recipients have different template sets, each template
-set gets its own mail. On every other channel, each delivery has exactly one address. An address is notified of an event
+A message of a channel that groups recipients, such as a mail, goes to a rule's whole recipient list, as in Flyte. If the
+recipients have different template sets, each template set gets its own message. On every other channel, each delivery
+has exactly one address. An address is notified of an event
 only once per channel, even if several rules name the address.
 """
 
@@ -27,9 +28,6 @@ from dispatcher.model.delivery import (
 from dispatcher.model.event import Event, shortened
 from dispatcher.model.phase import Phase
 from dispatcher.rules import Rule
-
-GROUPED = frozenset({"email"})
-"""Channels on which one message can have several recipients."""
 
 Address = Callable[[str], str]
 """The method `Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
@@ -61,6 +59,10 @@ class Planner:
     fallbacks: Mapping[str, str]
     """Mapping from a channel to its fallback channel, which is used for recipients that the channel does not know. For
     example, `slack` -> `email`."""
+    grouped: frozenset[str] = frozenset()
+    """The channels that group recipients: one message may go to several addresses."""
+    with_own_template: frozenset[str] = frozenset()
+    """The channels whose messages may use a rule's own template."""
     fallback_recipients: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     """Mapping from a channel to its fallback recipients, by their channel. They are notified if one of the channel's
     deliveries is dead."""
@@ -242,8 +244,8 @@ class _EventPlan:
             if self.register(target.channel, target.address):
                 by_channel.setdefault(target.channel, []).append(target)
         for channel, targets in by_channel.items():
-            template = rule.notification.template if channel == "email" else None
-            for group in self._by_template_set(targets) if channel in GROUPED else [[target] for target in targets]:
+            template = rule.notification.template if channel in self.planner.with_own_template else None
+            for group in self._messages(channel, targets):
                 self._add_delivery(channel, group, rule.defined_at, template)
 
     def reroute(self, delivery: Delivery, fallback: str) -> None:
@@ -256,7 +258,7 @@ class _EventPlan:
                 continue  # the fallback does not know the recipient either, so the recipient's delivery stays dead
             if self.register(target.channel, target.address):
                 targets.append(target)
-        for group in self._by_template_set(targets):
+        for group in self._messages(fallback, targets):
             self._add_delivery(fallback, group, delivery.rule, None)
 
     def notify_fallback(self, about: Delivery, reason: str) -> None:
@@ -332,7 +334,10 @@ class _EventPlan:
             return execution_subject(self.event.origin or self.event.execution)
         return self.event.launch_plan.key if self.event.launch_plan is not None else ""
 
-    def _by_template_set(self, targets: Sequence[Target]) -> list[list[Target]]:
+    def _messages(self, channel: str, targets: Sequence[Target]) -> list[list[Target]]:
+        """Return the targets of each message."""
+        if channel not in self.planner.grouped:
+            return [[target] for target in targets]
         groups: dict[Hashable, list[Target]] = {}
         for target in targets:
             groups.setdefault(self.planner.template_set(self.event, target.recipient), []).append(target)

@@ -1,4 +1,4 @@
-"""Shows Slack's blocks, PagerDuty's events and Teams' cards as HTML or plain text, for previews and the demo's inbox.
+"""Shows messages as HTML pages and as plain text, for previews, the console and the demo's inbox.
 
 A message can contain untrusted text, so all text is escaped.
 """
@@ -7,69 +7,73 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import unescape
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup, escape
 
-from channels.contract import Content
+from channels.common import drawing
+from channels.common.drawing import Block, Line, Span, is_link
+from channels.contract import ChannelType, Content
 
-_FENCE = re.compile(r"```(.*?)```", re.DOTALL)
-_LINK = re.compile(r"<(https?://[^|<>\s]+)(?:\|([^<>]*))?>")
-_MARKS = (
-    (re.compile(r"`([^`\n]+)`"), "code"),
-    (re.compile(r"(?<!\w)\*([^*\n]+)\*(?!\w)"), "strong"),
-    (re.compile(r"(?<!\w)_([^_\n]+)_(?!\w)"), "em"),
-    (re.compile(r"(?<!\w)~([^~\n]+)~(?!\w)"), "s"),
-)
-_ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])|&(?:amp|lt|gt|quot);|\xa0")
-_EMPTY: tuple[object, ...] = ("", None, {}, [])
-
-STYLE = """
-.slack{font:15px/22px Lato,"Helvetica Neue",Arial,sans-serif;color:#1d1c1d}
-.slack .attachment{border-left:4px solid var(--bar,#ddd);padding:2px 0 2px 12px;border-radius:2px}
-.slack h3{font-size:18px;line-height:24px;margin:4px 0}
-.slack p,.slack ul{margin:6px 0}
-.slack .fields{display:grid;grid-template-columns:1fr 1fr;gap:8px 16px;margin:6px 0}
-.slack pre{background:#f8f8f8;border:1px solid #ddd;border-radius:4px;padding:8px;margin:6px 0;font:12px/18px Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-.slack code{background:#f8f8f8;border:1px solid #ddd;border-radius:3px;padding:1px 3px;color:#c01343;font-size:12px}
-.slack a{color:#1264a3;text-decoration:none}.slack a.button{display:inline-block;border:1px solid #bbb;border-radius:4px;padding:5px 12px;color:#1d1c1d;font-weight:700;font-size:14px;margin:4px 0}
-.slack .context{color:#616061;font-size:13px;line-height:18px}.slack hr{border:0;border-top:1px solid #ddd}
-.incident{font:15px/22px "Helvetica Neue",Arial,sans-serif;color:#1d1c1d}.incident h3{font-size:17px;line-height:24px;margin:4px 0}
-.incident table{border-collapse:collapse;width:100%}.incident th{text-align:left;vertical-align:top;color:#616061;font-weight:400;padding:3px 16px 3px 0;white-space:nowrap}
-.incident td{padding:3px 0;white-space:pre-wrap;overflow-wrap:anywhere}.incident .tag{display:inline-block;border-radius:3px;padding:0 8px;font-size:13px;font-weight:700;color:#fff;background:#616061}
-.incident .critical,.incident .error{background:#c8102e}.incident .warning{background:#9a5b00}.incident .info{background:#1264a3}.incident a{color:#1264a3}
-.card{font:14px/20px "Segoe UI",system-ui,sans-serif;color:#242424;border:1px solid #d1d1d1;border-radius:6px;padding:12px 16px}
-.card div{margin:4px 0}.card .box{margin:-12px -16px 8px;padding:12px 16px}.card .good{background:#e7f2da}.card .attention{background:#fde7e9}.card .warning{background:#fff4ce}
-.card .large{font-size:18px;line-height:26px}.card .bolder{font-weight:600}.card .monospace,.card pre{font-family:Consolas,Menlo,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-.card pre{background:#f5f5f5;border-radius:4px;padding:8px;font-size:12px;line-height:18px}.card th{text-align:left;vertical-align:top;padding:1px 16px 1px 0;white-space:nowrap}.card a{color:#5b5fc7}
-.data{font:12px/18px Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-@media (prefers-color-scheme:dark){.card,.data{color:#e8e8e8}.card pre{background:#17191c}.card .good{background:#1e3a1a}.card .attention{background:#442726}.card .warning{background:#433519}.card a{color:#9ea2ff}.slack,.incident,.slack a.button{color:#e8e8e8}.slack pre,.slack code{background:#17191c;border-color:#3a3d42;color:#e8e8e8}.slack .context,.incident th{color:#a8abb0}.slack a,.incident a{color:#5db0e8}}
+_COLOR = re.compile(r"#[0-9a-fA-F]{3,8}")
+_STYLE = """
+.drawing{color:#1d1c1d}
+.drawing h3{line-height:24px;margin:4px 0}
+.drawing div{margin:4px 0}
+.drawing .columns{display:grid;grid-template-columns:1fr 1fr;gap:8px 16px}.drawing .columns div{margin:0}
+.drawing pre{background:#f5f5f5;border:1px solid #ddd;border-radius:4px;padding:8px;margin:6px 0;font:12px/18px Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
+.drawing code{background:#f5f5f5;border-radius:3px;padding:1px 3px;font:12px/18px Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
+.drawing .faint{color:#616061;font-size:13px;line-height:18px}.drawing hr{border:0;border-top:1px solid #ddd}
+.drawing table{border-collapse:collapse}.drawing td{padding:3px 0;white-space:pre-wrap;overflow-wrap:anywhere}
+.drawing th{text-align:left;vertical-align:top;color:#616061;font-weight:400;padding:3px 16px 3px 0;white-space:nowrap}
+.drawing .tag{display:inline-block;border-radius:3px;padding:0 8px;font-size:13px;font-weight:700;color:#fff;background:#616061}
+@media (prefers-color-scheme:dark){.drawing{color:#e8e8e8}.drawing pre,.drawing code{background:#17191c;border-color:#3a3d42;color:#e8e8e8}.drawing .faint,.drawing th{color:#a8abb0}}
 """
 
 
-def page(channel: str, content: Content) -> str:
-    """Return a whole HTML page with one message."""
-    body = to_html(channel, content)
-    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-    return f'{head}<title>{channel}</title><style>html{{background:Canvas}}{STYLE}</style><body style="max-width:680px;margin:24px auto;padding:0 12px"><main>{body}</main></body></html>\n'
+def style_sheet(*kinds: ChannelType | None) -> str:
+    """Return the CSS for messages of these channels."""
+    return "".join([_STYLE, *(kind.style for kind in kinds if kind is not None)])
 
 
-def to_html(channel: str, content: Content) -> Markup:
-    """Return a message of any channel except `email` as HTML. Mail already contains HTML. An unknown channel's message
-    is shown as JSON.
+def page(channel: str, kind: ChannelType | None, content: Content) -> str:
+    """Return a whole HTML page with one message: a mail's own HTML, or a drawing of another channel's message.
+
+    `channel`: the channel's name. `kind`: its type; None if no such channel is registered.
     """
-    renderers = {"slack": _slack, "pagerduty": _incident, "teams": _card}
-    return renderers.get(channel, _data)(content)
+    if kind is not None and kind.form.mail is not None:
+        return str(content.get("html", ""))
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+    style = f"<style>html{{background:Canvas}}{style_sheet(kind)}</style>"
+    body = to_html(channel, kind, content)
+    return f'{head}<title>{escape(channel)}</title>{style}<body style="max-width:680px;margin:24px auto;padding:0 12px"><main>{body}</main></body></html>\n'
 
 
-def plain_text(channel: str, content: Content) -> str:
+def to_html(channel: str, kind: ChannelType | None, content: Content) -> Markup:
+    """Return a message as HTML. If the channel draws nothing, the content is shown as JSON."""
+    return Markup('<div class="drawing {}">{}</div>').format(channel, _blocks(blocks_of(kind, content)))
+
+
+def plain_text(kind: ChannelType | None, content: Content) -> str:
     """Return one message as plain text, without colours."""
-    if channel == "email":
-        return f"Subject: {content['subject']}\n\n{content['text']}"
-    renderers = {"slack": _slack_lines, "pagerduty": _incident_lines, "teams": _card_lines}
-    return "\n".join(renderers.get(channel, _data_lines)(content)).strip() + "\n"
+    if kind is not None and kind.form.mail is not None:
+        return f"Subject: {content.get('subject', '')}\n\n{content.get('text', '')}"
+    return "\n\n".join(filter(None, map(_block_text, blocks_of(kind, content)))).strip() + "\n"
+
+
+def headline(kind: ChannelType | None, content: Content) -> str:
+    """Return the text that a reader sees first, such as a mail's subject; empty if the content has none."""
+    value: object = content
+    for key in kind.headline if kind is not None else ("text",):
+        value = value.get(key) if isinstance(value, dict) else None
+    return str(value or "")
+
+
+def blocks_of(kind: ChannelType | None, content: Content) -> Iterable[Block]:
+    """Return what a reader sees of a message."""
+    if kind is None or kind.draw is None:
+        return [drawing.Code(json.dumps(content, indent=2, ensure_ascii=False, default=str))]
+    return kind.draw(content)
 
 
 def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
@@ -93,221 +97,74 @@ def index(entries: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> str:
     return f"{head}<style>{style}</style>{heading}<main>{Markup('').join(parts)}</main></html>\n"
 
 
-def _slack(content: Content) -> Markup:
-    blocks = _mappings(content.get("blocks"))
-    # If a message has no top-level blocks, Slack shows the message's `text`, even if there are attachments.
-    parts = [_blocks(blocks) if blocks else Markup("<p>{}</p>").format(mrkdwn(str(content.get("text", ""))))]
-    for attachment in _mappings(content.get("attachments")):
-        color = str(attachment.get("color", ""))
-        bar = color if re.fullmatch(r"#[0-9a-fA-F]{3,8}", color) else "#dddddd"
-        inner = _blocks(_mappings(attachment.get("blocks"))) or mrkdwn(
-            str(attachment.get("text") or attachment.get("fallback") or "")
-        )
-        parts.append(Markup('<div class="attachment" style="--bar:{}">{}</div>').format(bar, inner))
-    return Markup('<div class="slack">{}</div>').format(Markup("").join(parts))
+def _blocks(blocks: Iterable[Block]) -> Markup:
+    return Markup("").join(map(_block, blocks))
 
 
-def _blocks(blocks: Any) -> Markup:
-    return Markup("").join(_block(block) for block in blocks)
-
-
-def _block(block: Mapping[str, Any]) -> Markup:
-    match block.get("type"):
-        case "header":
-            return Markup("<h3>{}</h3>").format(_text(block.get("text")))
-        case "section":
-            text = Markup("<div>{}</div>").format(_text(block["text"])) if block.get("text") else Markup("")
-            fields = Markup("").join(Markup("<div>{}</div>").format(_text(field)) for field in _parts(block, "fields"))
-            return text + (Markup('<div class="fields">{}</div>').format(fields) if fields else Markup(""))
-        case "context":
-            inner = Markup(" ").join(_text(element) for element in _parts(block, "elements"))
-            return Markup('<div class="context">{}</div>').format(inner)
-        case "actions":
-            return Markup(" ").join(_button(element) for element in _parts(block, "elements"))
-        case "divider":
-            return Markup("<hr>")
-        case kind:
-            return Markup('<p class="context">[{}]</p>').format(kind)
-
-
-def _button(element: Mapping[str, Any]) -> Markup:
-    url = str(element.get("url", ""))
-    href = url if url.startswith(("https://", "http://")) else "#"
-    return Markup('<a class="button" rel="noreferrer" href="{}">{}</a>').format(href, _text(element.get("text")))
-
-
-def _text(text: Any) -> Markup:
-    if not isinstance(text, Mapping):
-        return escape(text or "")
-    value = str(text.get("text", ""))
-    return mrkdwn(value) if text.get("type") == "mrkdwn" else escape(value)
-
-
-def mrkdwn(text: str) -> Markup:
-    """Convert mrkdwn, Slack's markup language, to HTML."""
-    parts = []
-    for index, part in enumerate(_FENCE.split(text)):
-        if index % 2:
-            parts.append(Markup("<pre>{}</pre>").format(_plain(part)))
-        else:
-            parts.append(_inline(part))
-    return Markup("").join(parts)
-
-
-def _inline(text: str) -> Markup:
-    pieces: list[Markup] = []
-    end = 0
-    for link in _LINK.finditer(text):
-        pieces.append(_marked(text[end : link.start()]))
-        label = _plain(link[2] or link[1])
-        pieces.append(Markup('<a rel="noreferrer" href="{}">{}</a>').format(_plain(link[1]), label))
-        end = link.end()
-    pieces.append(_marked(text[end:]))
-    return Markup("").join(pieces)
-
-
-def _marked(text: str) -> Markup:
-    html = str(escape(_plain(text)))
-    for pattern, tag in _MARKS:
-        html = pattern.sub(rf"<{tag}>\1</{tag}>", html)
-    return Markup(html.replace("\n", "<br>"))  # noqa: S704 - the text is escaped above, and only fixed tags are added
-
-
-def _plain(text: str) -> str:
-    """Replace Slack's entities for `&`, `<` and `>` with these characters."""
-    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    """Return the mappings of a list. Other items can't be shown and are left out."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-
-
-def _parts(block: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    return _mappings(block.get(name))
-
-
-def _incident(content: Content) -> Markup:
-    payload = _mapping(content.get("payload"))
-    severity = str(payload.get("severity", ""))
-    rows = [
-        (name.replace("_", " "), payload.get(name)) for name in ("source", "component", "group", "class", "timestamp")
-    ]
-    rows += [(str(name).replace("_", " "), value) for name, value in _mapping(payload.get("custom_details")).items()]
-    table = Markup("").join(
-        Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(name, value)
-        for name, value in rows
-        if value not in _EMPTY
-    )
-    links = Markup(" ").join(
-        Markup('<a rel="noreferrer" href="{}">{}</a>').format(link["href"], link.get("text", link["href"]))
-        for link in _mappings(content.get("links"))
-        if str(link.get("href", "")).startswith(("https://", "http://"))
-    )
-    return Markup(
-        '<div class="incident"><span class="tag {}">{}</span><h3>{}</h3><table>{}</table><p>{}</p></div>'
-    ).format(severity, severity, payload.get("summary", content.get("event_action", "")), table, links)
-
-
-def _card(content: Content) -> Markup:
-    elements = Markup("").join(_element(element) for element in _mappings(content.get("body")))
-    links = Markup(" ").join(
-        Markup('<a rel="noreferrer" href="{}">{}</a>').format(action["url"], action.get("title", action["url"]))
-        for action in _mappings(content.get("actions"))
-        if str(action.get("url", "")).startswith(("https://", "http://"))
-    )
-    return Markup('<div class="card">{}<p>{}</p></div>').format(elements, links)
-
-
-def _element(element: Mapping[str, Any]) -> Markup:
-    match element.get("type"):
-        case "Container":
-            inner = Markup("").join(_element(item) for item in _parts(element, "items"))
-            return Markup('<div class="box {}">{}</div>').format(element.get("style", ""), inner)
-        case "RichTextBlock":
-            inner = Markup("").join(_run(run) for run in _parts(element, "inlines"))
+def _block(block: Block) -> Markup:
+    match block:
+        case drawing.Heading(text, tag):
+            before = Markup('<span class="tag {0}">{0}</span>').format(tag) if tag else Markup("")
+            return before + Markup("<h3>{}</h3>").format(_line(text))
+        case drawing.Paragraph(text, faint):
+            return Markup("<div{}>{}</div>").format(Markup(' class="faint"') if faint else "", _line(text))
+        case drawing.Columns(texts):
+            inner = Markup("").join(Markup("<div>{}</div>").format(_line(text)) for text in texts)
+            return Markup('<div class="columns">{}</div>').format(inner)
+        case drawing.Table(rows):
+            row = Markup('<tr><th scope="row">{}</th><td>{}</td></tr>')
+            return Markup("<table>{}</table>").format(Markup("").join(row.format(*cells) for cells in rows))
+        case drawing.Code(text):
+            return Markup("<pre>{}</pre>").format(text)
+        case drawing.Links(links):
+            inner = Markup(" ").join(_link(label, url, "button") for label, url in links)
             return Markup("<div>{}</div>").format(inner)
-        case "TextBlock":
-            return Markup("<div>{}</div>").format(_run({**element, "text": unmarked(str(element.get("text", "")))}))
-        case "FactSet":
-            rows = (
-                Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(*map(unmarked, _fact(fact)))
-                for fact in _parts(element, "facts")
-            )
-            return Markup("<table>{}</table>").format(Markup("").join(rows))
-        case "CodeBlock":
-            return Markup("<pre>{}</pre>").format(element.get("codeSnippet", ""))
-        case kind:
-            return Markup("<div>[{}]</div>").format(kind)
+        case drawing.Divider():
+            return Markup("<hr>")
+        case drawing.Box(blocks, color, tone):
+            style = Markup(' style="--bar:{}"').format(color) if _COLOR.fullmatch(color) else ""
+            return Markup('<div class="box {}"{}>{}</div>').format(tone, style, _blocks(blocks))
 
 
-def _run(run: Mapping[str, Any]) -> Markup:
-    classes = " ".join(str(run.get(part, "")).lower() for part in ("size", "weight", "fontType"))
-    return Markup('<span class="{}">{}</span>').format(classes, run.get("text", ""))
+def _line(line: Line) -> Markup:
+    return _span(Span(line)) if isinstance(line, str) else Markup("").join(map(_span, line))
 
 
-def _fact(fact: Mapping[str, Any]) -> tuple[str, str]:
-    return str(fact.get("title", "")), str(fact.get("value", ""))
+def _span(span: Span) -> Markup:
+    html = escape(span.text)
+    if "pre" not in span.styles:
+        html = html.replace("\n", Markup("<br>"))
+    for style in reversed(span.styles):
+        html = Markup("<{0}>{1}</{0}>").format(style, html)
+    return _link(html, span.url) if span.url else html
 
 
-def unmarked(text: str) -> str:
-    """Return the text that a Markdown reader shows: without backslashes that escape, and with HTML entities decoded."""
-    return _ESCAPED.sub(lambda found: found[1] or unescape(found[0]).replace("\xa0", " "), text)
+def _link(label: str, url: str, css: str = "") -> Markup:
+    style = Markup('class="{}" ').format(css) if css else ""
+    return Markup('<a {}rel="noreferrer" href="{}">{}</a>').format(style, url if is_link(url) else "#", label)
 
 
-def _data(content: Content) -> Markup:
-    return Markup('<pre class="data">{}</pre>').format("\n".join(_data_lines(content)))
+def _block_text(block: Block) -> str:
+    match block:
+        case drawing.Heading(text, tag):
+            return f"[{tag}] {line_text(text)}" if tag else line_text(text)
+        case drawing.Paragraph(text):
+            return line_text(text)
+        case drawing.Columns(texts):
+            return "\n".join(line_text(text).replace("\n", ": ", 1) for text in texts)
+        case drawing.Table(rows):
+            return "\n".join(f"{name}: {value}" for name, value in rows)
+        case drawing.Code(text):
+            return text
+        case drawing.Links(links):
+            return "\n".join(f"{label}: {url}" for label, url in links)
+        case drawing.Divider():
+            return ""
+        case drawing.Box(blocks):
+            return "\n\n".join(filter(None, map(_block_text, blocks)))
 
 
-def _card_lines(content: Content) -> Iterator[str]:
-    queue = _mappings(content.get("body"))
-    while queue:
-        element, *queue = queue
-        if element.get("type") == "Container":
-            queue = [*_parts(element, "items"), *queue]
-            continue
-        lines = [
-            "".join(str(run.get("text", "")) for run in _parts(element, "inlines")),
-            unmarked(str(element.get("text", ""))),
-            *(unmarked(": ".join(_fact(fact))) for fact in _parts(element, "facts")),
-            str(element.get("codeSnippet", "")),
-        ]
-        yield from filter(None, [*lines, " "])
-    for action in _mappings(content.get("actions")):
-        yield f"{action.get('title', '')}: {action.get('url', '')}"
-
-
-def _data_lines(content: Content) -> Iterator[str]:
-    yield json.dumps(content, indent=2, ensure_ascii=False, default=str)
-
-
-def _slack_lines(content: Content) -> Iterator[str]:
-    blocks = _mappings(content.get("blocks"))
-    if not blocks:
-        yield _plain(_LINK.sub(lambda link: f"{link[2] or ''} ({link[1]})", str(content.get("text", ""))))
-        yield ""
-    attached = [block for part in _mappings(content.get("attachments")) for block in _mappings(part.get("blocks"))]
-    for block in [*blocks, *attached]:
-        texts = [block["text"]] if isinstance(block.get("text"), Mapping) else []
-        for text in [*texts, *_parts(block, "fields"), *_parts(block, "elements")]:
-            inner = text["text"] if isinstance(text.get("text"), Mapping) else text
-            shown = _LINK.sub(lambda link: f"{link[2] or ''} ({link[1]})", str(inner.get("text", "")))
-            yield _plain(shown.replace("```", "").replace("*\n", ": ").replace("*", ""))
-            if text.get("url"):
-                yield f"  {text['url']}"
-        yield ""
-
-
-def _incident_lines(content: Content) -> Iterator[str]:
-    payload = _mapping(content.get("payload"))
-    yield f"[{payload.get('severity', '')}] {payload.get('summary', '')}"
-    yield ""
-    for name, value in {**payload, **_mapping(payload.get("custom_details"))}.items():
-        if name not in {"summary", "custom_details", "severity"} and value not in _EMPTY:
-            yield f"{str(name).replace('_', ' ')}: {value}"
-    for link in _mappings(content.get("links")):
-        yield f"{link.get('text', '')}: {link.get('href', '')}"
+def line_text(line: Line) -> str:
+    """Return a line without its styles. A link's URL follows its label."""
+    spans = [Span(line)] if isinstance(line, str) else line
+    return "".join(f"{span.text} ({span.url})" if span.url not in ("", span.text) else span.text for span in spans)

@@ -2,8 +2,7 @@
 message.
 """
 
-from dispatcher.rendering.limits import lint
 from dispatcher.rendering.renderer import Renderer, TemplateError
 from dispatcher.rendering.template_set import TemplateSet
 
-__all__ = ["Renderer", "TemplateError", "TemplateSet", "lint"]
+__all__ = ["Renderer", "TemplateError", "TemplateSet"]

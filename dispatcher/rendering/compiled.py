@@ -5,23 +5,22 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import BaseLoader, Environment, TemplateNotFound, TemplateSyntaxError
 from jinja2.meta import find_referenced_templates
 
+from channels.common.text import cut
+from channels.contract import Content, MailLimits, Markup
 from dispatcher.parsing.yaml import Malformed, Problem, parse
-from dispatcher.rendering import limits
 from dispatcher.rendering.context import Context
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
-from dispatcher.rendering.folders import MAIL_PARTS, OutsideFolder, TemplateFolders
+from dispatcher.rendering.folders import MAIL_PARTS, OutsideFolder, TemplateFolders, Templates
 from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.template_checks import undefined_names
-from dispatcher.rendering.text import cut, cut_for_slack, cut_mrkdwn, escape_markdown, escape_slack, one_line
-
-if TYPE_CHECKING:  # for types only: the process that renders operators' templates does not import pydantic
-    from channels.contract import Content
+from dispatcher.rendering.text import one_line
 
 STYLE_SHEET = "email/style.css"
 OUT_OF_MEMORY = "stopped because it needs too much memory: it loops too long, or makes too much"
@@ -37,6 +36,12 @@ class TemplateFailed(Exception):
         super().__init__(str(problem))
         self.problem = problem
         self.stopped = stopped
+
+
+class _Escaped(str):
+    """Text that is escaped already, so that it is not escaped again."""
+
+    __slots__ = ()
 
 
 class CompiledTemplates:
@@ -55,41 +60,43 @@ class CompiledTemplates:
         self._on_load = on_load
         self._last_loaded: Path | None = None
         """The file that was compiled last during the current call of a method."""
-        loader = _Loader(folders, self._loading)
-        self._html = sandbox(loader, autoescape=True)
-        self._plain = sandbox(loader)
-        self._mrkdwn = sandbox(loader, finalize=escape_slack)
-        self._markdown = sandbox(loader, finalize=escape_markdown)
-        for environment in (self._html, self._plain, self._markdown):
-            environment.filters["cut"] = cut
-        self._mrkdwn.filters["cut"] = cut_for_slack
+        self._sandbox = partial(sandbox, _Loader(folders, self._loading))
+        self._html = self._environment(autoescape=True)
+        self._plain = self._environment()
+        self._environments: dict[Markup, Environment] = {}
         self._documents: dict[str, Callable[[Variables], Content]] = {}
 
-    def render(self, channel: str, context: Context) -> Content:
+    def render(self, templates: Templates, context: Context) -> Content:
         """Render a channel's message. Raises TemplateFailed."""
         self._last_loaded = None
         try:
-            if channel == "email":
-                return self._mail(context.variables())
-            return self._document(channel)(Variables(context.variables()))
+            if templates.form.mail is not None:
+                return self._mail(context.variables(), templates.form.mail)
+            return self._document(templates)(Variables(context.variables()))
         except Exception as error:
-            raise TemplateFailed(self._problem(channel, error), stopped=_out_of_memory(error)) from error
+            raise TemplateFailed(self._problem(templates, error), stopped=_out_of_memory(error)) from error
 
-    def parse(self, channel: str) -> list[Problem]:
+    def parse(self, templates: Templates) -> list[Problem]:
         """Parse a channel's templates, and return the problems."""
         self._last_loaded = None
         try:
-            return list(self._parse_mail() if channel == "email" else self._parse_document(channel))
+            mail = templates.form.mail is not None
+            return list(self._parse_mail(templates) if mail else self._parse_document(templates))
         except Exception as error:  # noqa: BLE001 - a template may raise any exception, which is reported here
-            return [self._problem(channel, error)]
+            return [self._problem(templates, error)]
+
+    def _environment(self, **options: Any) -> Environment:
+        environment = self._sandbox(**options)
+        environment.filters["cut"] = cut
+        return environment
 
     def _loading(self, file: Path) -> None:
         self._last_loaded = file
         self._on_load(file)
 
-    def _problem(self, channel: str, error: Exception) -> Problem:
+    def _problem(self, templates: Templates, error: Exception) -> Problem:
         """Turn a template's error into a problem. File and line come from the error or from its traceback."""
-        file = self._last_loaded or self._folders.main_file(channel)
+        file = self._last_loaded or self._folders.main_file(templates)
         if isinstance(error, TemplateSyntaxError):
             return Problem(Path(error.filename or file), error.lineno, error.message or "syntax error")
         if isinstance(error, TemplateNotFound):
@@ -104,7 +111,7 @@ class CompiledTemplates:
             return Problem(*place, "it is nested too deeply: does it include or call itself?")
         return Problem(*place, str(error) or type(error).__name__)
 
-    def _parse_mail(self) -> Iterator[Problem]:
+    def _parse_mail(self, templates: Templates) -> Iterator[Problem]:
         queue, seen = [*MAIL_PARTS.values()], set()
         while queue:
             name = queue.pop(0)
@@ -119,27 +126,27 @@ class CompiledTemplates:
             except TemplateNotFound:
                 continue  # not reported here: rendering reports a missing file, unless the file is optional
             except (TemplateSyntaxError, OutsideFolder) as error:
-                yield self._problem("email", error)
+                yield self._problem(templates, error)
                 continue
             queue += [other for other in find_referenced_templates(tree) if other is not None]
             yield from (Problem(file, line, message) for line, message in undefined_names(tree, self._plain))
 
-    def _parse_document(self, channel: str) -> Iterator[Problem]:
-        self._document(channel)
-        source, file = self._folders.read_document(channel)
+    def _parse_document(self, templates: Templates) -> Iterator[Problem]:
+        self._document(templates)
+        source, file = self._folders.read_document(templates)
         (document,) = parse(source)
         for place, text in strings_of(document.data):
             for _, message in undefined_names(self._plain.parse(text), self._plain):
                 yield Problem(file, document.line_of(place), message)
 
-    def _mail(self, variables: Mapping[str, Any]) -> Content:
+    def _mail(self, variables: Mapping[str, Any], limits: MailLimits) -> Content:
         all_variables = {**self._plain.globals, **variables}
         subject = self._part("subject", self._plain, all_variables)
         text = self._part("text", self._plain, all_variables)
         html = self._part("html", self._html, all_variables)
         return {
-            "subject": cut(one_line(subject), limits.MAIL_SUBJECT),
-            "text": cut(text, limits.MAIL_TEXT),
+            "subject": cut(one_line(subject), limits.subject),
+            "text": cut(text, limits.text),
             "html": html,
         }
 
@@ -152,44 +159,44 @@ class CompiledTemplates:
         except Exception:  # noqa: BLE001 - raised again below, with the template's lines in the traceback
             environment.handle_exception()
 
-    def _document(self, channel: str) -> Callable[[Variables], Content]:
-        channel = self._folders.with_document(channel)
-        if channel not in self._documents:
-            source, file = self._folders.read_document(channel)
+    def _document(self, templates: Templates) -> Callable[[Variables], Content]:
+        if templates.channel not in self._documents:
+            source, file = self._folders.read_document(templates)
             self._loading(file)
             documents = parse(source)
             if len(documents) != 1:
                 raise BadDocument("one YAML document was expected", 1)
-            sinks = {"slack": self._slack_sink, "pagerduty": self._pagerduty_sink, "teams": self._teams_sink}
-            self._documents[channel] = compile_document(documents[0], sinks.get(channel, self._json_sink))
-        return self._documents[channel]
 
-    def _slack_sink(self, place: Place, parent: Mapping[str, Any]) -> Sink:
-        if place[-1] in {"url", "color", "when"}:
-            return Sink(self._plain, cut, limits.SLACK_BUDGETS["url"])
-        if place[-1] == "fallback" or parent.get("type") == "plain_text":
-            return Sink(self._plain, cut, limits.SLACK_BUDGETS["button" if "elements" in place else "header"])
-        if len(place) == 1:
-            return Sink(self._mrkdwn, cut_mrkdwn, limits.SLACK_TEXT)
-        budget = "field" if "fields" in place or "elements" in place else "section"
-        return Sink(self._mrkdwn, cut_mrkdwn, limits.SLACK_BUDGETS[budget])
+            def sink(place: Place, parent: Mapping[str, Any]) -> Sink:
+                limit, markup = templates.form.text_kind(place, parent)
+                whole = (markup.cut if markup is not None else None) or cut
+                return Sink(self._for_markup(markup), whole, limit)
 
-    def _pagerduty_sink(self, place: Place, _: Mapping[str, Any]) -> Sink:
-        if place[-1] == "summary":
-            return Sink(self._plain, cut, limits.PAGERDUTY_SUMMARY)
-        if place[-1] in {"href", "src", "client_url"}:
-            return Sink(self._plain, cut, limits.PAGERDUTY_URL)
-        return Sink(self._plain, cut, limits.PAGERDUTY_DETAIL if "custom_details" in place else limits.PAGERDUTY_FIELD)
+            self._documents[templates.channel] = compile_document(documents[0], sink)
+        return self._documents[templates.channel]
 
-    def _teams_sink(self, place: Place, parent: Mapping[str, Any]) -> Sink:
-        if place[-1] == "url":
-            return Sink(self._plain, cut, limits.TEAMS_URL)
-        if parent.get("type") == "TextBlock" or "facts" in place:
-            return Sink(self._markdown, cut, limits.TEAMS_TEXT)
-        return Sink(self._plain, cut, limits.TEAMS_TEXT)
+    def _for_markup(self, markup: Markup | None) -> Environment:
+        """Return the environment that escapes values for a markup language."""
+        if markup is None:
+            return self._plain
+        if markup not in self._environments:
+            environment = self._environment(finalize=partial(_escape, markup))
+            if markup.cut is not None:
+                environment.filters["cut"] = partial(_escape_and_cut, markup.escape, markup.cut)
+            self._environments[markup] = environment
+        return self._environments[markup]
 
-    def _json_sink(self, _place: Place, _parent: Mapping[str, Any]) -> Sink:
-        return Sink(self._plain, cut, limits.WEBHOOK_TEXT)
+
+def _escape(markup: Markup, value: object) -> str:
+    """Escape a value, unless it is escaped already."""
+    return value if isinstance(value, _Escaped) else markup.escape(value)
+
+
+def _escape_and_cut(
+    escape: Callable[[object], str], cut_markup: Callable[[str, int], str], value: object, limit: int
+) -> str:
+    """Escape a value and then cut it, in this order, because the provider's limit applies to the escaped text."""
+    return _Escaped(cut_markup(escape(value), limit))
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -17,8 +17,9 @@ from urllib.parse import quote
 
 import humanize
 
+from channels.common.text import cut
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.text import clean, cut, one_line
+from dispatcher.rendering.text import clean, one_line
 from dispatcher.rendering.traceback import summarize
 
 if TYPE_CHECKING:  # for types only: the process that renders operators' templates does not import pydantic

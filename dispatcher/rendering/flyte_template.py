@@ -12,8 +12,9 @@ from html import unescape
 
 from markupsafe import escape
 
+from channels.common.text import cut
 from dispatcher.rendering.context import Context
-from dispatcher.rendering.text import clean, cut
+from dispatcher.rendering.text import clean
 
 LONGEST_ERROR = 8000
 _NAMES = frozenset(

@@ -8,22 +8,22 @@ from threading import Lock
 
 import structlog
 
-from channels.contract import Content
+from channels.common.text import cut
+from channels.contract import ChannelType, Content
 from dispatcher.errors import DispatcherError
 from dispatcher.flyte.event_files import read_event_file
 from dispatcher.model.event import Event, shortened
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.parsing.yaml import Problem
-from dispatcher.rendering import flyte_template, limits, template_process
-from dispatcher.rendering.change_event import change_event
+from dispatcher.rendering import flyte_template, template_process
 from dispatcher.rendering.compiled import STYLE_SHEET, CompiledTemplates, TemplateFailed
 from dispatcher.rendering.context import PROPELLER_LABELS, Context, context_of
-from dispatcher.rendering.folders import DOCUMENTS, TemplateFolders
+from dispatcher.rendering.folders import TemplateFolders, Templates
 from dispatcher.rendering.mail_clients import unsupported
 from dispatcher.rendering.sandbox import BuiltInSandbox
 from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.template_set import TemplateSet
-from dispatcher.rendering.text import cut, one_line
+from dispatcher.rendering.text import one_line
 
 log = structlog.get_logger(__name__)
 
@@ -36,13 +36,12 @@ that the message is a test."""
 SKIP_AFTER_STOP = 100
 """After a custom template exceeded a limit, this many messages use the built-in template without trying the custom
 template, because each try takes up to a second."""
-CHANNELS = ("email", *DOCUMENTS)
 
 TemplateSetKey = tuple[int, ...]
 """The template sets that apply to a message, as indices into the setting `templates.match`."""
 
 Severity = Callable[[Event], str | None]
-"""Function that returns PagerDuty's severity for an event, or None if the event's phase determines the severity."""
+"""Function that returns the severity for an event, or None if the event's phase determines the severity."""
 
 
 def _severity_by_phase(event: Event) -> str | None:
@@ -68,6 +67,7 @@ class Renderer:
 
     def __init__(
         self,
+        channel_types: Mapping[str, ChannelType],
         paths: Sequence[Path] = (),
         *,
         template_sets: Sequence[TemplateSet] = (),
@@ -75,7 +75,6 @@ class Renderer:
         logs_url: str = "",
         severity: Severity = _severity_by_phase,
         hide_labels: Collection[str] = PROPELLER_LABELS,
-        provided: Mapping[str, Path | None] | None = None,
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Create a Renderer that takes each template file from the first folder that contains it.
@@ -83,12 +82,11 @@ class Renderer:
         The folders are searched in this order: the folders of the template sets that apply, then `paths`, then the
         built-in folder. All folders have the layout of the built-in `templates/`.
 
-        `console_url`: the URL of Flyte's console. `logs_url`: the URL of an execution's logs, with `{project}`,
-        `{domain}` and `{name}` as placeholders. `severity`: function that can replace the phase's severity for
-        PagerDuty. `hide_labels`: the names of labels that templates don't get. `provided`: mapping from each channel of
-        a plug-in package to the file of its document template, or to None if it has no template. The file
-        `NAME/message.yaml` in a folder replaces the template of the channel NAME. `on_failure`: called with the channel
-        each time the built-in template is used because a custom template failed.
+        `channel_types`: mapping from a channel's name to its type. The file `NAME/message.yaml` in a folder replaces the
+        template of the channel NAME that another package provides. `console_url`: the URL of Flyte's console. `logs_url`: the URL of an execution's logs, with `{project}`,
+        `{domain}` and `{name}` as placeholders. `severity`: function that can replace the phase's severity.
+        `hide_labels`: the names of labels that templates don't get. `on_failure`: called with the channel each time the
+        built-in template is used because a custom template failed.
 
         Raises TemplateError for a folder that doesn't exist.
         """
@@ -109,8 +107,14 @@ class Renderer:
         """Lets only one thread render at a time. The event loop's thread renders, and other threads render large events
         and operators' templates."""
         self._latest: tuple[Event, Context] | None = None
-        self._provided = provided or {}
-        self._built_in_folders = TemplateFolders((built_in_folder(),), self._provided)
+        self._change_events = {
+            name: kind.change_event for name, kind in channel_types.items() if kind.change_event is not None
+        }
+        self._templates = {
+            name: Templates(name, kind.form, f"{name}/{kind.document}", kind.template)
+            for name, kind in channel_types.items()
+        }
+        self._built_in_folders = TemplateFolders((built_in_folder(),))
         self._built_in = CompiledTemplates(self._built_in_folders, BuiltInSandbox)
         self._owner = template_process.new_owner()
         self._messages_to_skip: dict[tuple[str, TemplateSetKey], int] = {}
@@ -154,14 +158,17 @@ class Renderer:
             if undelivered:
                 context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
             content = self._render_custom(channel, context, self.template_set(event, recipient))
-            content = content or self._built_in.render(channel, context)
+            content = content or self._built_in.render(self._of(channel), context)
             content = self._with_launch_plan_template(template, channel, context, content)
-        return _with_launch_plan(channel, event, content)
+        return self._with_launch_plan(channel, event, content)
 
-    def change(self, event: Event) -> Content:
-        """Render PagerDuty's change event for the first execution of a launch plan's new version."""
+    def change(self, channel: str, event: Event) -> Content:
+        """Render a channel's change event for the first execution of a launch plan's new version.
+
+        Raises KeyError if the channel has no change events.
+        """
         with self._lock:
-            return change_event(self._context(event))
+            return self._change_events[channel](self._context(event).variables())
 
     def draft(self, channel: str, event: Event, *, recipient: str = "", template: str | None = None) -> Content:
         """Render a message with the operator's templates, for a preview. The provider may refuse the message.
@@ -175,7 +182,7 @@ class Renderer:
         except TemplateFailed as failed:
             raise TemplateError(str(failed)) from failed
         content = self._with_launch_plan_template(template, channel, context, content)
-        return _with_launch_plan(channel, event, content)
+        return self._with_launch_plan(channel, event, content)
 
     def check(self) -> list[Problem]:
         """Parse every template and render it with sample events. Return the problems, with file and line.
@@ -186,7 +193,7 @@ class Renderer:
         problems = (
             problem
             for folders in map(self._operator_folders, keys)
-            for channel in (*CHANNELS, *self._provided)
+            for channel in self._templates
             for problem in self._check(channel, folders)
         )
         return list(dict.fromkeys(problems))
@@ -196,16 +203,16 @@ class Renderer:
         are found when sample events are rendered.
         """
         if folders is None:
-            problems = self._built_in.parse(channel)
+            problems = self._built_in.parse(self._of(channel))
         else:
-            problems = template_process.SHARED.parse(self._owner, folders, channel)
+            problems = template_process.SHARED.parse(self._owner, folders, self._of(channel))
         yield from problems
         seen = set(problems)
         for label, event in _sample_events() if not problems else ():
             try:
                 content = self._render(channel, context_of(event, self._console_url), folders)
-                file = (folders or self._built_in_folders).main_file(channel)
-                problems = [Problem(file, 0, problem) for problem in limits.lint(channel, content)]
+                file = (folders or self._built_in_folders).main_file(self._of(channel))
+                problems = [Problem(file, 0, problem) for problem in self._of(channel).form.problems(content)]
             except TemplateFailed as failed:
                 problems = [failed.problem]
             for problem in problems:
@@ -230,13 +237,13 @@ class Renderer:
     def _operator_folders(self, key: TemplateSetKey) -> TemplateFolders | None:
         """Return the folders for a message of these template sets; None if only the built-in folder applies."""
         folders = [path for index in key for path in self._template_sets[index].path] + [*self._paths]
-        return TemplateFolders((*folders, built_in_folder()), self._provided) if folders else None
+        return TemplateFolders((*folders, built_in_folder())) if folders else None
 
     def _render(self, channel: str, context: Context, folders: TemplateFolders | None) -> Content:
         """Render a message. Raises TemplateFailed."""
         if folders is None:
-            return self._built_in.render(channel, context)
-        return template_process.SHARED.render(self._owner, folders, channel, context)
+            return self._built_in.render(self._of(channel), context)
+        return template_process.SHARED.render(self._owner, folders, self._of(channel), context)
 
     def _render_custom(self, channel: str, context: Context, key: TemplateSetKey) -> Content | None:
         """Render a message with the operator's templates. Returns None if there are no such templates, if one fails, or
@@ -252,7 +259,7 @@ class Renderer:
         skipped = 0
         try:
             content = self._render(channel, context, folders)
-            reason = "; ".join(limits.lint(channel, content))
+            reason = "; ".join(self._of(channel).form.problems(content))
         except TemplateFailed as failed:
             reason = str(failed)
             if failed.stopped:
@@ -275,10 +282,11 @@ class Renderer:
         """Replace a mail's HTML and text with the launch plan's own template, unless the filled-in template is empty or
         too large.
         """
-        if template is None or channel != "email":
+        limits = self._of(channel).form.mail
+        if template is None or limits is None:
             return content
         try:
-            html = flyte_template.substitute(template, context, budget=limits.MAIL_HTML)
+            html = flyte_template.substitute(template, context, budget=limits.html)
         except flyte_template.TooLarge:
             log.error(
                 "a launch plan's own template is too large: the built-in one is used instead",
@@ -289,7 +297,19 @@ class Renderer:
             return content
         if not html.strip():
             return content
-        return {**content, "html": html, "text": cut(flyte_template.as_text(html), limits.MAIL_TEXT) or content["text"]}
+        return {**content, "html": html, "text": cut(flyte_template.as_text(html), limits.text) or content["text"]}
+
+    def _with_launch_plan(self, channel: str, event: Event, content: Content) -> Content:
+        """Add the launch plan, if known, to a mail's content. The mail's List-Id and thread are derived from it."""
+        plan = event.launch_plan
+        if self._of(channel).form.mail is None or plan is None:
+            return content
+        about = {"project": plan.project, "domain": plan.domain, "launch_plan": shortened(plan.name)}
+        return {**content, "about": about}
+
+    def _of(self, channel: str) -> Templates:
+        """Return a channel's templates. A channel that is not registered, but named in a rule, gets a document."""
+        return self._templates.get(channel) or Templates(channel)
 
     def _context(self, event: Event) -> Context:
         """Return the event's variables. The variables of the last event are kept, because all messages of an event are
@@ -309,16 +329,6 @@ class Renderer:
 
 def _event_key(context: Context) -> str:
     return f"{context.project}/{context.domain}/{context.name}/{context.phase.upper()}"
-
-
-def _with_launch_plan(channel: str, event: Event, content: Content) -> Content:
-    """Add the launch plan, if known, to a mail's content. The email channel derives the mail's List-Id and thread from
-    the launch plan.
-    """
-    plan = event.launch_plan
-    if channel != "email" or plan is None:
-        return content
-    return {**content, "about": {"project": plan.project, "domain": plan.domain, "launch_plan": shortened(plan.name)}}
 
 
 def sample_event(phase: Phase) -> Event:

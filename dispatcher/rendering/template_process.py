@@ -34,7 +34,7 @@ import orjson
 from dispatcher.parsing.yaml import Problem
 from dispatcher.rendering.compiled import OUT_OF_MEMORY, CompiledTemplates, TemplateFailed
 from dispatcher.rendering.context import Context
-from dispatcher.rendering.folders import TemplateFolders
+from dispatcher.rendering.folders import TemplateFolders, Templates
 from dispatcher.rendering.sandbox import operator_sandbox
 
 if TYPE_CHECKING:  # for types only: the process does not import pydantic
@@ -70,7 +70,7 @@ class _Request(NamedTuple):
     owner: int
     """Identifies who asks. The process compiles the templates once for each owner."""
     folders: TemplateFolders
-    channel: str
+    templates: Templates
     context: Context | None
 
 
@@ -93,18 +93,18 @@ class TemplateProcess:
         self._lock = Lock()
         self._running: _Running | None = None
 
-    def render(self, owner: int, folders: TemplateFolders, channel: str, context: Context) -> Content:
+    def render(self, owner: int, folders: TemplateFolders, templates: Templates, context: Context) -> Content:
         """Render a channel's message. Takes at most a few seconds. Raises TemplateFailed."""
-        reply = self._ask(_Request(owner, folders, channel, context))
+        reply = self._ask(_Request(owner, folders, templates, context))
         if "problems" in reply:
             raise TemplateFailed(_problems(reply)[0], stopped=reply["stopped"])
         content: Content = reply["content"]
         return content
 
-    def parse(self, owner: int, folders: TemplateFolders, channel: str) -> list[Problem]:
+    def parse(self, owner: int, folders: TemplateFolders, templates: Templates) -> list[Problem]:
         """Parse a channel's templates, and return the problems. Takes at most a few seconds."""
         try:
-            return _problems(self._ask(_Request(owner, folders, channel, None)))
+            return _problems(self._ask(_Request(owner, folders, templates, None)))
         except TemplateFailed as failed:
             return [failed.problem]
 
@@ -117,7 +117,7 @@ class TemplateProcess:
                 reply = self._running.ask(request)
             except _Ended as ended:
                 self._running = None
-                file = ended.file or request.folders.main_file(request.channel)
+                file = ended.file or request.folders.main_file(request.templates)
                 raise TemplateFailed(Problem(file, 0, str(ended)), stopped=True) from None
             if reply.get("stopped"):
                 self._running.end()
@@ -256,19 +256,19 @@ def _compiled(templates: _Templates, request: _Request, connection: socket.socke
 
 def _reply(compiled: CompiledTemplates, request: _Request) -> bytes:
     """Return the reply as JSON: `content`, or `problems` and `stopped`."""
-    folders, channel = request.folders, request.channel
+    folders, templates = request.folders, request.templates
     if request.context is None:
-        return _failure(compiled.parse(channel))
+        return _failure(compiled.parse(templates))
     try:
-        reply = orjson.dumps({"content": compiled.render(channel, request.context)})
+        reply = orjson.dumps({"content": compiled.render(templates, request.context)})
     except TemplateFailed as failed:
         return _failure([failed.problem], stopped=failed.stopped)
     except TypeError as error:
-        return _failure([Problem(folders.main_file(channel), 0, f"the message is no JSON: {error}")])
+        return _failure([Problem(folders.main_file(templates), 0, f"the message is no JSON: {error}")])
     except MemoryError:
-        return _failure([Problem(folders.main_file(channel), 0, OUT_OF_MEMORY)], stopped=True)
+        return _failure([Problem(folders.main_file(templates), 0, OUT_OF_MEMORY)], stopped=True)
     if len(reply) > MAX_REPLY:
-        return _failure([Problem(folders.main_file(channel), 0, f"the message is larger than {MAX_REPLY} bytes")])
+        return _failure([Problem(folders.main_file(templates), 0, f"the message is larger than {MAX_REPLY} bytes")])
     return reply
 
 

@@ -8,7 +8,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from dispatcher.rendering.text import clean, cut, one_line
+from channels.common.text import cut
+from dispatcher.rendering.text import clean, one_line
 
 LONGEST = 100_000
 """Maximum number of characters of an error message that are read. The middle of a longer message is left out."""

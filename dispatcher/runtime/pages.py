@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import Clock
 from dispatcher.observability.metrics import Metrics
 from dispatcher.runtime.parts import Parts
@@ -91,4 +92,4 @@ def _console(parts: Parts, clock: Clock, stopping: asyncio.Event) -> Sequence[Ba
     operations = Operations(ledger, parts.intake, clock, wake_workers)
     activity_stream = ActivityStream(ledger.queries, stopping)
     api = Api(ledger, operations, activity_stream, clock)
-    return [*api.routes, *routes(Console(ledger, operations, activity_stream, clock, parts.channels))]
+    return [*api.routes, *routes(Console(ledger, operations, activity_stream, clock, parts.channels, CHANNEL_TYPES))]

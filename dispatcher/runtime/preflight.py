@@ -102,9 +102,10 @@ def _tracing(settings: Settings) -> None:
 def _planner(settings: Settings) -> None:
     planner = make_planner(settings, open_channels(settings))
     problems = [
-        f"channels.{channel}.recipients: {alias}: {reason}"
+        f"channels.{channel}.{option}: {alias}: {reason}"
         for channel, section in settings.channel_sections.items()
-        for alias in getattr(section, "recipients", ())
+        if (option := CHANNEL_TYPES[channel].aliases)
+        for alias in getattr(section, option)
         if (reason := planner.unreachable_reason(channel, alias)) is not None
     ]
     if problems:

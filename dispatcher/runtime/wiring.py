@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from channels.contract import Channel
-from channels.registry import CHANNEL_TYPES, TEMPLATES
+from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import Clock
 from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError
 from dispatcher.flyte.admin import open_flyte_admin
 from dispatcher.model.event import Event
 from dispatcher.planning.contents import Contents
-from dispatcher.planning.planner import GROUPED, Planner
+from dispatcher.planning.planner import Planner
 from dispatcher.rendering import Renderer
 
 if TYPE_CHECKING:  # imported for types only, because the client needs optional dependencies
@@ -43,20 +44,24 @@ def make_renderer(
     """
     templates = settings.templates
     return Renderer(
+        CHANNEL_TYPES,
         [*first, *templates.path],
         template_sets=templates.match,
         console_url=settings.console_url,
         logs_url=settings.logs_url,
         severity=_severity(settings),
         hide_labels=templates.hide_labels,
-        provided=TEMPLATES,
         on_failure=on_failure,
     )
 
 
 def _severity(settings: Settings) -> Callable[[Event], str | None]:
     """Return a function that returns an event's severity. The first channel section that defines a severity is used."""
-    functions = [one.severity_of for one in settings.channel_sections.values() if hasattr(one, "severity_of")]
+    functions = [
+        partial(kind.severity, section)
+        for name, section in settings.channel_sections.items()
+        if (kind := CHANNEL_TYPES[name]).severity is not None
+    ]
 
     def severity(event: Event) -> str | None:
         domain, labels = event.execution.domain, event.labels
@@ -94,7 +99,11 @@ def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner
         change_events=frozenset(
             name for name, section in settings.channel_sections.items() if getattr(section, "change_events", False)
         ),
-        thread_by={name: channel.thread_by for name, channel in channels.items() if name not in GROUPED},
+        grouped=frozenset(name for name in channels if CHANNEL_TYPES[name].groups_recipients),
+        with_own_template=frozenset(name for name in channels if CHANNEL_TYPES[name].form.mail is not None),
+        thread_by={
+            name: channel.thread_by for name, channel in channels.items() if not CHANNEL_TYPES[name].groups_recipients
+        },
         fallback_recipients={name: section.fallback_recipients for name, section in settings.channel_sections.items()},
         aliases={recipient: alias.target for recipient, alias in settings.rules.recipients.items()},
     )

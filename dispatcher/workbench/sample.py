@@ -11,25 +11,15 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from channels.contract import Content, Message
+from channels.contract import ChannelType, Content, Message
 from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
 from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import delivery_key
 from dispatcher.model.event import Event
-from dispatcher.preview.html import page, plain_text
-from dispatcher.rendering import TemplateError, lint
+from dispatcher.preview.html import headline, page, plain_text
+from dispatcher.rendering import TemplateError
 from dispatcher.runtime.wiring import make_renderer
-
-CHANNELS: tuple[str, ...] = tuple(CHANNEL_TYPES)
-_EXAMPLES: dict[str, dict[str, Any]] = {
-    "email": {"host": "localhost", "security": "none", "from": "Flyte <flyte@example.com>"},
-    "slack": {"token": "example"},
-    "pagerduty": {"services": {"example-service": {"routing_key": "example"}}},
-    "teams": {"targets": {"example-team": {"url": "https://example.com/workflows/example"}}},
-    "webhook": {"targets": {"example-hook": {"url": "https://example.com/hooks/example"}}},
-}
-_RECIPIENTS = {"email": "you@example.com", "slack": "#alerts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +27,33 @@ class Sample:
     """One message in every form that the preview shows."""
 
     channel: str
+    kind: ChannelType
     content: Content
     wire: bytes
     """The bytes that the channel would send."""
-    problems: list[str]
-    """Why the provider would refuse the message, one sentence per reason."""
+
+    @property
+    def is_mail(self) -> bool:
+        return self.kind.form.mail is not None
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the provider would refuse the message, one sentence per reason."""
+        return self.kind.form.problems(self.content)
 
     @property
     def headline(self) -> str:
-        """The line that a reader sees first: a mail's subject, the text of Slack's notification, or an incident's
-        summary.
-        """
-        match self.channel:
-            case "email":
-                return str(self.content.get("subject", ""))
-            case "pagerduty":
-                payload = self.content.get("payload")
-                return str(payload.get("summary", "")) if isinstance(payload, Mapping) else ""
-            case "teams":
-                return str(self.content.get("fallbackText", ""))
-            case _:
-                return str(self.content.get("text", ""))
+        """The line that a reader sees first."""
+        return headline(self.kind, self.content)
 
     @property
     def html(self) -> str:
         """A whole HTML page: a mail's own HTML, or another channel's message as its readers see it."""
-        return str(self.content["html"]) if self.channel == "email" else page(self.channel, self.content)
+        return page(self.channel, self.kind, self.content)
 
     @property
     def text(self) -> str:
-        return plain_text(self.channel, self.content)
+        return plain_text(self.kind, self.content)
 
     @property
     def json(self) -> bytes:
@@ -77,13 +64,13 @@ class Sample:
     def files(self) -> Mapping[str, bytes]:
         """Mapping from a file name extension to the message in that form."""
         forms = {"html": self.html.encode(), "txt": self.text.encode()}
-        return {**forms, "eml": self.wire} if self.channel == "email" else {**forms, "json": self.json}
+        return {**forms, "eml": self.wire} if self.is_mail else {**forms, "json": self.json}
 
 
 class SampleRenderer:
     """Renders samples with the templates and channels of the settings.
 
-    A built-in channel that the settings don't configure gets an example configuration.
+    A channel that the settings don't configure gets its example configuration, if it has one.
     """
 
     def __init__(self, settings: Settings, first: Sequence[Path] = ()) -> None:
@@ -94,24 +81,29 @@ class SampleRenderer:
         self._settings = settings
         self._renderer = make_renderer(settings, first)
 
+    @property
+    def channels(self) -> list[str]:
+        """The names of the channels that have an example or are configured."""
+        sections = self._settings.channel_sections
+        return [name for name, kind in CHANNEL_TYPES.items() if kind.example is not None or name in sections]
+
     def render(self, channel: str, event: Event, recipient: str = "") -> Sample:
         """Render the message that the channel would send.
 
         `recipient`: the recipient as a rule writes it. If it is empty, a recipient from the channel's settings is used,
         or else an example.
 
-        Raises TemplateError or UnknownRecipient, and SettingsError if a plug-in package's channel isn't configured.
+        Raises TemplateError or UnknownRecipient, and SettingsError if the channel is not configured and has no
+        example.
         """
-        section = self._settings.channel_sections.get(channel)
-        if section is None and channel not in _EXAMPLES:
+        kind, section = CHANNEL_TYPES[channel], self._settings.channel_sections.get(channel)
+        if section is None and kind.example is None:
             raise SettingsError(f"a preview of {channel} needs channels.{channel} in the settings")
-        section = section or CHANNEL_TYPES[channel].config.model_validate(_EXAMPLES[channel])
-        aliases = next(
-            filter(None, (getattr(section, name, None) for name in ("services", "recipients", "targets"))), ()
-        )
-        recipient = recipient or next(iter(aliases), _RECIPIENTS.get(channel, ""))
+        section = section or kind.config.model_validate(kind.example)
+        aliases = getattr(section, kind.aliases) if kind.aliases else ()
+        recipient = recipient or next(iter(aliases), kind.example_recipient)
         content = self._renderer.draft(channel, event, recipient=recipient)
-        opened = CHANNEL_TYPES[channel].open(section)
+        opened = kind.open(section)
         address = opened.address(recipient) if recipient else "example"
         message = Message(
             key=delivery_key(event.key, channel, (address,)),
@@ -119,7 +111,7 @@ class SampleRenderer:
             content=content,
             created_at=event.occurred_at,
         )
-        return Sample(channel, content, opened.wire_preview(message).body, lint(channel, content))
+        return Sample(channel, kind, content, opened.wire_preview(message).body)
 
 
 def with_changes(event: Event, changes: Sequence[str]) -> Event:
@@ -167,14 +159,11 @@ def difference(before: Sample, after: Sample, name: str) -> str:
 
     Mail is compared by its text and HTML, other channels by their JSON. `name` becomes the diff's file name.
     """
-    pairs = [(before.json, after.json)] if before.channel != "email" else []
-    if before.channel == "email":
-        pairs = [(before.text.encode(), after.text.encode()), (before.html.encode(), after.html.encode())]
     lines: list[str] = []
-    for (old, new), extension in zip(pairs, ("txt", "html") if before.channel == "email" else ("json",), strict=True):
-        left, right = (side.decode().splitlines(keepends=True) for side in (old, new))
+    for extension in ("txt", "html") if before.is_mail else ("json",):
+        left, right = (one.files[extension].decode().splitlines(keepends=True) for one in (before, after))
         lines += unified_diff(left, right, f"{name}.{extension}", f"{name}.{extension} (with the other templates)")
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-__all__ = ["CHANNELS", "Sample", "SampleRenderer", "TemplateError", "difference", "with_changes"]
+__all__ = ["Sample", "SampleRenderer", "TemplateError", "difference", "with_changes"]

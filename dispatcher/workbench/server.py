@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -24,13 +25,14 @@ from starlette.routing import Route
 from watchfiles import awatch
 
 from channels.contract import UnknownRecipient
+from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError
 from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL
 from dispatcher.rendering.renderer import built_in_folder, sample_event
 from dispatcher.web.server import serving
-from dispatcher.workbench.sample import CHANNELS, Sample, SampleRenderer
+from dispatcher.workbench.sample import Sample, SampleRenderer
 
 HOST = "127.0.0.1"
 _PAGES = Path(__file__).parent / "pages"
@@ -85,7 +87,10 @@ class Workbench:
         name = request.path_params.get("name", "page.html")
         if name not in _TYPES:
             return Response("no such page\n", status_code=404)
-        return Response((_PAGES / name).read_bytes(), media_type=_TYPES[name], headers=_HEADERS)
+        text = (_PAGES / name).read_text(encoding="utf-8")
+        if name == "page.html":
+            text = text.replace("<!-- channels -->", Markup("\n").join(map(_channel_button, self._renderer.channels)))
+        return Response(text, media_type=_TYPES[name], headers=_HEADERS)
 
     async def _first(self, _: Request) -> Response:
         return _event_response(self._event)
@@ -107,7 +112,7 @@ class Workbench:
         except ValidationError as error:
             wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
             return _json(error=f"no event: {'; '.join(wrong)}")
-        if channel not in CHANNELS or not event.phase.terminal:
+        if channel not in CHANNEL_TYPES or not event.phase.terminal:
             return _json(error=f"no message for {event.phase} on {channel}")
         try:
             # In a thread, because an own template may take seconds until it is stopped.
@@ -132,6 +137,11 @@ class Workbench:
             yield b"data: changed\n\n"
 
 
+def _channel_button(channel: str) -> Markup:
+    button = Markup('<label><input type="radio" name="channel" value="{}"> {}</label>')
+    return button.format(channel, CHANNEL_TYPES[channel].title or channel)
+
+
 def _event_response(event: Event) -> Response:
     return _json(event=orjson.loads(event.model_dump_json(exclude_none=True, exclude_defaults=True)))
 
@@ -146,7 +156,7 @@ def _forms(sample: Sample) -> Mapping[str, Any]:
         "light": _in_scheme(sample.html, "light"),
         "dark": _in_scheme(sample.html, "dark"),
         "text": sample.text,
-        "source": sample.wire.decode(errors="replace") if sample.channel == "email" else sample.json.decode(),
+        "source": sample.wire.decode(errors="replace") if sample.is_mail else sample.json.decode(),
         "problems": sample.problems,
     }
 

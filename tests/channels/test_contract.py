@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from channels.contract import Channel, Content, Message
-from channels.email import EmailChannel, EmailConfig
+from channels.email.channel import EmailChannel
+from channels.email.config import EmailConfig
 from channels.pagerduty.channel import PagerDutyChannel, PagerDutyConfig
 from channels.slack.channel import SlackChannel, SlackConfig
 from channels.teams.channel import TeamsChannel, TeamsConfig

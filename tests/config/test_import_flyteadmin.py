@@ -10,6 +10,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.config.import_flyteadmin import ImportedConfig, import_config
 from dispatcher.config.settings import load
 from dispatcher.model.event import ExecutionError
@@ -141,7 +142,7 @@ async def test_a_subject_or_body_that_check_would_refuse_becomes_a_task(
 
 async def test_subject_and_body_become_templates_with_the_same_text(tmp_path: Path) -> None:
     file, _, _ = await imported(tmp_path, FULL)
-    renderer = Renderer(load(file).templates.path)
+    renderer = Renderer(CHANNEL_TYPES, load(file).templates.path)
     boom = ExecutionError(code="USER:Unknown", message="ValueError: <lr> & {{ name }}", kind="USER")
     failed = renderer.draft("email", an_event(name="n1", launch_plan=a_launch_plan(), error=boom))
     assert failed["subject"] == 'Execution "n1" has failed in "production".'
@@ -339,4 +340,4 @@ def test_any_configuration_gives_settings_that_load_and_contain_no_password(
     assert loaded.kafka is not None
     assert SECRET not in config.text
     if config.templates:  # otherwise only the built-in templates would be compiled again
-        assert Renderer(loaded.templates.path).check() == []
+        assert Renderer(CHANNEL_TYPES, loaded.templates.path).check() == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 import orjson
 
-from channels.email import compose
+from channels.email.mime import compose
 from dispatcher.config.settings import Settings
 from dispatcher.demo.fakes.inbox import Inbox, WebhookReceiver
 from dispatcher.demo.fakes.mail import Mail

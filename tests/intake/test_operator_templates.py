@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import SystemClock
 from dispatcher.config.settings import load
 from dispatcher.flyte.encode import Format, write
@@ -49,4 +50,4 @@ async def test_an_endless_template_does_not_hold_up_the_event_loop(tmp_path: Pat
     assert longest < 0.7  # without a thread, the loop would stand for a second
     content = recorded.deliveries[0].content
     assert content is not None
-    assert content["subject"] == Renderer().render("email", failed)["subject"]
+    assert content["subject"] == Renderer(CHANNEL_TYPES).render("email", failed)["subject"]

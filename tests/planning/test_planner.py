@@ -35,6 +35,8 @@ def a_planner(**changes: Any) -> Planner:
     arguments: dict[str, Any] = {
         "addresses": {"email": mail_address, "slack": slack_address},
         "fallbacks": {"slack": "email"},
+        "grouped": frozenset({"email"}),
+        "with_own_template": frozenset({"email"}),
         **changes,
     }
     return Planner(**arguments)
@@ -310,8 +312,8 @@ def test_a_new_version_gives_each_recipient_of_any_rule_one_change_event() -> No
         (("C1",), Kind.CHANGE_EVENT, ""),
         (("C2",), Kind.CHANGE_EVENT, ""),
     ]
-    contents = Contents(lambda *_, **__: {}, change_event=lambda event: {"of": event.key})
-    assert contents.content(event, change_events[0]) == {"of": event.key}
+    contents = Contents(lambda *_, **__: {}, change_event=lambda channel, event: {"of": event.key, "on": channel})
+    assert contents.content(event, change_events[0]) == {"of": event.key, "on": "slack"}
     assert not {one.key for one in change_events} & {one.key for one in planner.plan(event, rules, now=NOW)}
     assert planner.new_version(event, rules[2:], now=NOW) is None
     assert planner.new_version(an_event(Phase.SUCCEEDED), rules, now=NOW) is None

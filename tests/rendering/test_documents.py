@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from jinja2 import Environment, StrictUndefined
 
+from channels.common.text import cut
 from dispatcher.parsing.yaml import parse
 from dispatcher.rendering.documents import BadDocument, Sink, Variables, compile_document, strings_of
-from dispatcher.rendering.text import cut
 
 ENVIRONMENT = Environment(undefined=StrictUndefined, autoescape=False)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import SKIP_AFTER_STOP, sample_event
@@ -43,7 +44,7 @@ def renderer_with(folder: Path, source: str) -> Renderer:
     """A Renderer with an own template of the mail's subject."""
     (folder / "email").mkdir(exist_ok=True)
     (folder / "email" / "subject.txt.j2").write_text(source)
-    return Renderer([folder])
+    return Renderer(CHANNEL_TYPES, [folder])
 
 
 def children() -> set[str]:
@@ -63,7 +64,7 @@ def test_an_endless_template_is_stopped_and_the_built_in_one_is_used(tmp_path: P
     spent = time.monotonic() - began
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
 
-    assert content == Renderer().render("email", FAILED)
+    assert content == Renderer(CHANNEL_TYPES).render("email", FAILED)
     assert spent < WAIT
     assert grown < 20_000, "kilobytes"
     (entry,) = logs
@@ -76,14 +77,16 @@ def test_a_message_that_is_too_large_is_not_taken_from_the_process(tmp_path: Pat
     (tmp_path / "webhook").mkdir()
     (tmp_path / "webhook" / "body.yaml").write_text("text: [" + "'{{ \"x\" * 20000 }}', " * 300 + "]")
     with capture_logs() as logs:
-        assert Renderer([tmp_path]).render("webhook", FAILED) == Renderer().render("webhook", FAILED)
+        assert Renderer(CHANNEL_TYPES, [tmp_path]).render("webhook", FAILED) == Renderer(CHANNEL_TYPES).render(
+            "webhook", FAILED
+        )
     assert f"larger than {MAX_REPLY} bytes" in logs[0]["reason"]
 
 
 def test_a_stopped_template_is_skipped_for_some_messages_and_then_tried_again(tmp_path: Path) -> None:
     failures: list[str] = []
     renderer_with(tmp_path, "{{ what * 10 ** 12 }}")
-    renderer = Renderer([tmp_path], on_failure=failures.append)
+    renderer = Renderer(CHANNEL_TYPES, [tmp_path], on_failure=failures.append)
     with capture_logs() as logs:
         for _ in range(2 * SKIP_AFTER_STOP):
             renderer.render("email", FAILED)
@@ -100,7 +103,10 @@ def test_the_next_message_gets_a_new_process_if_the_old_one_was_killed(tmp_path:
     os.kill(int(pid), signal.SIGKILL)
     with capture_logs() as logs:
         first, second = (renderer.render("email", FAILED)["subject"] for _ in range(2))
-    assert (first, [entry["log_level"] for entry in logs]) == (Renderer().render("email", FAILED)["subject"], ["error"])
+    assert (first, [entry["log_level"] for entry in logs]) == (
+        Renderer(CHANNEL_TYPES).render("email", FAILED)["subject"],
+        ["error"],
+    )
     assert "was ended by SIGKILL" in logs[0]["reason"]
     assert second == first  # the built-in template is used for the next `SKIP_AFTER_STOP` messages
     assert renderer_with(tmp_path, "mine").render("email", FAILED)["subject"] == "mine"
@@ -108,24 +114,26 @@ def test_the_next_message_gets_a_new_process_if_the_old_one_was_killed(tmp_path:
 
 NO_OVERRIDES = """
 from pathlib import Path
+from channels.registry import CHANNEL_TYPES
 from dispatcher.rendering import Renderer
-from dispatcher.rendering.renderer import CHANNELS, sample_event
+from dispatcher.rendering.renderer import sample_event
 from dispatcher.model.phase import Phase
 
-for channel in CHANNELS:
-    Renderer().render(channel, sample_event(Phase.FAILED))
-assert not Renderer().check()
+for channel in CHANNEL_TYPES:
+    Renderer(CHANNEL_TYPES).render(channel, sample_event(Phase.FAILED))
+assert not Renderer(CHANNEL_TYPES).check()
 print(sum(len(file.read_text().split()) for file in Path("/proc/self/task").glob("*/children")))
 """
 ORPHAN = """
 import os, signal, sys
 from pathlib import Path
 from threading import Timer
+from channels.registry import CHANNEL_TYPES
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
 from dispatcher.model.phase import Phase
 
-renderer, event = Renderer([Path(sys.argv[1])]), sample_event(Phase.FAILED)
+renderer, event = Renderer(CHANNEL_TYPES, [Path(sys.argv[1])]), sample_event(Phase.FAILED)
 renderer.render("slack", event)
 print(Path(f"/proc/self/task/{os.getpid()}/children").read_text(), flush=True)
 Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
@@ -156,7 +164,7 @@ def test_the_process_ends_soon_after_its_parent_was_killed_and_has_no_secrets(tm
 def test_a_template_that_fails_for_one_event_is_used_for_the_next(tmp_path: Path) -> None:
     (tmp_path / "email").mkdir()
     (tmp_path / "email" / "subject.txt.j2").write_text("{{ labels['team'] }}")
-    renderer = Renderer([tmp_path])
+    renderer = Renderer(CHANNEL_TYPES, [tmp_path])
     assert "failed" in renderer.render("email", an_event())["subject"]
     assert renderer.render("email", FAILED)["subject"] == "data-science"
 
@@ -186,9 +194,9 @@ BILLION_LAUGHS = "\n".join(
 def test_a_document_that_grows_by_aliases_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "slack").mkdir()
     (tmp_path / "slack" / "message.yaml").write_text(text)
-    renderer = Renderer([tmp_path])
+    renderer = Renderer(CHANNEL_TYPES, [tmp_path])
     assert "alias" in renderer.check()[0].message
-    assert renderer.render("slack", FAILED) == Renderer().render("slack", FAILED)
+    assert renderer.render("slack", FAILED) == Renderer(CHANNEL_TYPES).render("slack", FAILED)
 
 
 @pytest.fixture
@@ -211,17 +219,20 @@ def outside(tmp_path: Path) -> Path:
 )
 def test_a_link_out_of_the_template_folder_is_refused(outside: Path, name: str, target: str) -> None:
     (outside / name).symlink_to(target)
-    renderer, channel = Renderer([outside]), name.partition("/")[0]
+    renderer, channel = Renderer(CHANNEL_TYPES, [outside]), name.partition("/")[0]
     assert f"{outside / name} leads out of the template folder {outside}" in renderer.check()[0].message
     with capture_logs() as logs:
-        assert renderer.render(channel, FAILED) == Renderer().render(channel, FAILED)
+        assert renderer.render(channel, FAILED) == Renderer(CHANNEL_TYPES).render(channel, FAILED)
     assert "leads out of the template folder" in logs[0]["reason"]
 
 
 def test_a_name_out_of_the_template_folder_is_refused(outside: Path) -> None:
     for name in ("../secret", str(outside.parent / "secret"), "email/../../secret"):
         (outside / "email" / "subject.txt.j2").write_text(f"{{% include '{name}' ignore missing %}}")
-        assert any("leads out of the template folder" in problem.message for problem in Renderer([outside]).check())
+        assert any(
+            "leads out of the template folder" in problem.message
+            for problem in Renderer(CHANNEL_TYPES, [outside]).check()
+        )
 
 
 def test_links_within_a_template_folder_are_followed(outside: Path) -> None:
@@ -232,4 +243,4 @@ def test_links_within_a_template_folder_are_followed(outside: Path) -> None:
     (outside / "email" / "subject.txt.j2").symlink_to("../..data/subject")
     (outside.parent / "link").symlink_to("own")
     for folder in (outside, outside.parent / "link"):
-        assert Renderer([folder]).draft("email", FAILED)["subject"] == "mine"
+        assert Renderer(CHANNEL_TYPES, [folder]).draft("email", FAILED)["subject"] == "mine"

@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer, lint
+from dispatcher.rendering import Renderer
 from dispatcher.rendering.flyte_template import as_text
 from dispatcher.rendering.renderer import sample_event
 from tests.support.builders import a_launch_plan, an_event
 
-RENDERER = Renderer()
+RENDERER = Renderer(CHANNEL_TYPES)
 FLYTE_VARIABLES = (
     "project",
     "domain",
@@ -107,4 +108,4 @@ fragments = st.sampled_from(
 @given(st.lists(fragments | st.text(max_size=5), max_size=30).map("".join), st.integers(1, 3000))
 def test_every_template_renders_to_a_mail_that_can_be_sent(template: str, times: int) -> None:
     mail = RENDERER.render("email", sample_event(Phase.FAILED), template=template * times)
-    assert lint("email", mail) == []
+    assert CHANNEL_TYPES["email"].form.problems(mail) == []

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer, lint
+from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import sample_event
 
 FAILED = sample_event(Phase.FAILED)
-CARD = Renderer().render("teams", FAILED)
-MAIL, SLACK, INCIDENT = (Renderer().render(channel, FAILED) for channel in ("email", "slack", "pagerduty"))
+CARD = Renderer(CHANNEL_TYPES).render("teams", FAILED)
+MAIL, SLACK, INCIDENT = (Renderer(CHANNEL_TYPES).render(channel, FAILED) for channel in ("email", "slack", "pagerduty"))
 
 
 def _block(**block: Any) -> dict[str, Any]:
@@ -47,8 +48,8 @@ def _text(text: str, kind: str = "mrkdwn") -> dict[str, str]:
     ],
 )
 def test_lint_reports_what_slack_would_refuse(change: dict[str, Any], expected: str) -> None:
-    assert lint("slack", SLACK) == []
-    assert any(expected in problem for problem in lint("slack", {**SLACK, **change}))
+    assert CHANNEL_TYPES["slack"].form.problems(SLACK) == []
+    assert any(expected in problem for problem in CHANNEL_TYPES["slack"].form.problems({**SLACK, **change}))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,8 @@ def test_lint_reports_what_slack_would_refuse(change: dict[str, Any], expected: 
     ],
 )
 def test_lint_reports_what_pagerduty_would_refuse(change: dict[str, Any], expected: str) -> None:
-    assert lint("pagerduty", INCIDENT) == []
-    assert any(expected in problem for problem in lint("pagerduty", {**INCIDENT, **change}))
+    assert CHANNEL_TYPES["pagerduty"].form.problems(INCIDENT) == []
+    assert any(expected in problem for problem in CHANNEL_TYPES["pagerduty"].form.problems({**INCIDENT, **change}))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def test_lint_reports_what_pagerduty_would_refuse(change: dict[str, Any], expect
     ],
 )
 def test_lint_reports_what_a_mail_relay_or_gmail_would_refuse(change: dict[str, Any], expected: str) -> None:
-    assert lint("email", MAIL) == []
-    assert any(expected in problem for problem in lint("email", {**MAIL, **change}))
+    assert CHANNEL_TYPES["email"].form.problems(MAIL) == []
+    assert any(expected in problem for problem in CHANNEL_TYPES["email"].form.problems({**MAIL, **change}))
 
 
 @pytest.mark.parametrize(
@@ -100,11 +101,11 @@ def test_lint_reports_what_a_mail_relay_or_gmail_would_refuse(change: dict[str, 
     ],
 )
 def test_lint_reports_what_teams_would_refuse(change: dict[str, Any], expected: str) -> None:
-    assert lint("teams", CARD) == []
-    assert any(expected in problem for problem in lint("teams", {**CARD, **change}))
+    assert CHANNEL_TYPES["teams"].form.problems(CARD) == []
+    assert any(expected in problem for problem in CHANNEL_TYPES["teams"].form.problems({**CARD, **change}))
 
 
 def test_lint_accepts_any_json_for_webhooks_up_to_a_size() -> None:
-    assert lint("webhook", {"anything": [1, None]}) == []
-    assert lint("webhook", {"anything": "x" * 300_000}) == ["it is larger than 262144 bytes"]
-    assert "no JSON" in lint("webhook", {"anything": object()})[0]
+    assert CHANNEL_TYPES["webhook"].form.problems({"anything": [1, None]}) == []
+    assert CHANNEL_TYPES["webhook"].form.problems({"anything": "x" * 300_000}) == ["it is larger than 262144 bytes"]
+    assert "no JSON" in CHANNEL_TYPES["webhook"].form.problems({"anything": object()})[0]

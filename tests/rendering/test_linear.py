@@ -12,18 +12,20 @@ from typing import Any
 
 import pytest
 
+from channels.common.text import cut
 from channels.contract import Message, UnknownRecipient
 from channels.email.mime import compose, thread_headers
 from channels.registry import CHANNEL_TYPES
+from channels.slack.mrkdwn import cut_mrkdwn, escape_mrkdwn
+from channels.teams.markdown import escape_markdown
 from dispatcher.observability.logs import masked
 from dispatcher.preview.html import plain_text, to_html
 from dispatcher.preview.terminal import to_panel
-from dispatcher.rendering import lint
 from dispatcher.rendering.context import context_of
 from dispatcher.rendering.flyte_template import TooLarge, as_jinja, as_text, substitute
 from dispatcher.rendering.mail_clients import unsupported
 from dispatcher.rendering.styles import NotInlined, inline
-from dispatcher.rendering.text import clean, cut, cut_for_slack, escape_html, escape_markdown, escape_slack, one_line
+from dispatcher.rendering.text import clean, escape_html, one_line
 from dispatcher.rendering.traceback import summarize
 from tests.support.builders import NOW, a_launch_plan, an_event
 
@@ -46,7 +48,7 @@ def mail(text: str) -> None:
     content = {"subject": text, "text": text, "html": text}
     message = Message(key="k", recipients=("a@example.com",), content=content, created_at=NOW)
     compose(message, "Flyte <flyte@example.com>")
-    lint("email", content)
+    CHANNEL_TYPES["email"].form.problems(content)
 
 
 def template(text: str) -> None:
@@ -62,9 +64,9 @@ def style_sheet(text: str) -> None:
 
 def slack_preview(text: str) -> None:
     content = {"text": text, "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": text}}]}
-    to_html("slack", content)
-    plain_text("slack", content)
-    to_panel("slack", content)
+    to_html("slack", CHANNEL_TYPES["slack"], content)
+    plain_text(CHANNEL_TYPES["slack"], content)
+    to_panel("slack", CHANNEL_TYPES["slack"], content)
 
 
 def address(text: str) -> None:
@@ -97,9 +99,9 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "clean": clean,
     "one_line": one_line,
     "cut": lambda text: cut(text, 60_000),
-    "cut_for_slack": lambda text: cut_for_slack(text, 60_000),
+    "cut_mrkdwn": lambda text: cut_mrkdwn(escape_mrkdwn(text), 60_000),
     "escape_html": escape_html,
-    "escape_slack": escape_slack,
+    "escape_mrkdwn": escape_mrkdwn,
     "escape_markdown": escape_markdown,
     "summarize": summarize,
     "template": template,

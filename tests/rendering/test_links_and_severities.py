@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.config.settings import Settings, load
 from dispatcher.errors import SettingsError
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import lint
 from dispatcher.runtime.wiring import make_renderer
 from tests.support.builders import a_launch_plan, an_event, an_execution
 
@@ -62,7 +62,7 @@ def test_messages_link_to_the_console_and_to_the_logs(tmp_path: Path) -> None:
     assert [link["text"] for link in links] == ["Open the execution", "Open the logs"]
     assert links[1]["href"] == logs
     slack = renderer.render("slack", finished)
-    assert lint("slack", slack) == []
+    assert CHANNEL_TYPES["slack"].form.problems(slack) == []
     (buttons,) = [block for block in slack["attachments"][0]["blocks"] if block["type"] == "actions"]
     assert [button["url"] for button in buttons["elements"]][1] == logs
 

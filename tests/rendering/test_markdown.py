@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from channels.registry import CHANNEL_TYPES
+from channels.teams.markdown import escape_markdown, unescape
 from dispatcher.model.phase import Phase
-from dispatcher.preview.html import unmarked
 from dispatcher.rendering.renderer import Renderer, sample_event
-from dispatcher.rendering.text import escape_markdown
 
 COMMONMARK = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 """With HTML and tables, which Teams doesn't support today."""
@@ -69,12 +69,14 @@ def test_a_value_is_shown_as_it_is(text: str) -> None:
 @example("a\n    b")
 def test_any_value_is_shown_as_it_is(text: str) -> None:
     assert shown(escape_markdown(text)) == " ".join(text.split())
-    assert unmarked(escape_markdown(text)).split() == text.split(), "previews show the same"
+    assert unescape(escape_markdown(text)).split() == text.split(), "previews show the same"
 
 
 def test_a_principal_and_a_label_are_text_on_the_card() -> None:
     hostile = "<https://evil.example|click>"
     event = sample_event(Phase.FAILED).model_copy(update={"principal": hostile, "labels": {"team": "&lt;b&gt;"}})
-    (facts,) = [part["facts"] for part in Renderer().render("teams", event)["body"] if part["type"] == "FactSet"]
+    (facts,) = [
+        part["facts"] for part in Renderer(CHANNEL_TYPES).render("teams", event)["body"] if part["type"] == "FactSet"
+    ]
     values = {fact["title"]: shown(fact["value"]) for fact in facts}
     assert (values["Started by"], values["Labels"]) == (hostile, "team: &lt;b&gt;")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from channels.registry import BUILT_IN, CHANNEL_TYPES
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer, TemplateError
-from dispatcher.rendering.renderer import CHANNELS, sample_event
+from dispatcher.rendering.renderer import sample_event
 from tests.support.builders import an_event
 
 FAILED = sample_event(Phase.FAILED)
@@ -19,18 +20,18 @@ def renderer_with(folder: Path, file: str, text: str) -> Renderer:
     """A Renderer with one custom template."""
     (folder / file).parent.mkdir(parents=True)
     (folder / file).write_text(text)
-    return Renderer([folder])
+    return Renderer(CHANNEL_TYPES, [folder])
 
 
 def test_the_built_in_templates_have_no_problem() -> None:
-    assert Renderer().check() == []
+    assert Renderer(CHANNEL_TYPES).check() == []
 
 
 def test_a_custom_template_replaces_the_built_in_one(tmp_path: Path) -> None:
     renderer = renderer_with(tmp_path, "email/subject.txt.j2", "{{ what }}: {{ phase }}")
     assert renderer.check() == []
     assert renderer.render("email", FAILED)["subject"] == "train.daily: failed"
-    assert renderer.render("email", FAILED)["html"] == Renderer().render("email", FAILED)["html"]
+    assert renderer.render("email", FAILED)["html"] == Renderer(CHANNEL_TYPES).render("email", FAILED)["html"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_template_that_cannot_work_is_reported_with_its_line_and_the_built_in_
 
     event = an_event()
     with capture_logs() as logs:
-        assert renderer.render(channel, event) == Renderer().render(channel, event)
+        assert renderer.render(channel, event) == Renderer(CHANNEL_TYPES).render(channel, event)
     assert [(entry["log_level"], entry["channel"], entry["execution"]) for entry in logs] == [
         ("error", channel, event.key)
     ]
@@ -118,10 +119,11 @@ def test_every_file_with_a_problem_is_reported(tmp_path: Path) -> None:
     renderer_with(tmp_path / "a", "email/text.txt.j2", "{{ nonsense }}")
     renderer_with(tmp_path / "b", "email/subject.txt.j2", "{% if %}")
     renderer = Renderer(
+        CHANNEL_TYPES,
         [
             tmp_path / "a",
             tmp_path / "b",
-        ]
+        ],
     )
     assert sorted(problem.file.name for problem in renderer.check()) == ["subject.txt.j2", "text.txt.j2"]
 
@@ -129,16 +131,16 @@ def test_every_file_with_a_problem_is_reported(tmp_path: Path) -> None:
 def test_a_draft_uses_the_custom_template_even_if_the_provider_would_refuse_the_message(tmp_path: Path) -> None:
     renderer = renderer_with(tmp_path / "a", "slack/message.yaml", "text: hi\nblocks: [{type: header}]")
     assert renderer.draft("slack", FAILED) == {"text": "hi", "blocks": [{"type": "header"}]}
-    assert renderer.render("slack", FAILED) == Renderer().render("slack", FAILED)
+    assert renderer.render("slack", FAILED) == Renderer(CHANNEL_TYPES).render("slack", FAILED)
 
     broken = renderer_with(tmp_path / "b", "slack/message.yaml", "text: '{{ nonsense }}'")
     with pytest.raises(TemplateError, match=r"message\.yaml:1: 'nonsense' is undefined"):
         broken.draft("slack", FAILED)
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("channel", BUILT_IN)
 def test_a_draft_with_the_built_in_templates_equals_the_message_to_send(channel: str) -> None:
-    assert Renderer().draft(channel, FAILED) == Renderer().render(channel, FAILED)
+    assert Renderer(CHANNEL_TYPES).draft(channel, FAILED) == Renderer(CHANNEL_TYPES).render(channel, FAILED)
 
 
 def test_a_template_has_no_access_to_python_or_files(tmp_path: Path) -> None:
@@ -158,9 +160,9 @@ def test_a_template_has_no_access_to_python_or_files(tmp_path: Path) -> None:
     ):
         renderer = renderer_with(tmp_path / str(number), "email/subject.txt.j2", escape)
         assert renderer.check()
-        assert renderer.render("email", FAILED) == Renderer().render("email", FAILED)
+        assert renderer.render("email", FAILED) == Renderer(CHANNEL_TYPES).render("email", FAILED)
 
 
 def test_a_missing_template_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match="no such folder"):
-        Renderer([tmp_path / "nowhere"])
+        Renderer(CHANNEL_TYPES, [tmp_path / "nowhere"])

@@ -16,18 +16,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from channels.common.text import ELLIPSIS, cut
 from channels.contract import Message
-from channels.email import compose
+from channels.email.mime import compose
+from channels.registry import BUILT_IN, CHANNEL_TYPES
+from channels.slack.mrkdwn import cut_mrkdwn, escape_mrkdwn
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.preview.html import plain_text, to_html
-from dispatcher.rendering import Renderer, lint
-from dispatcher.rendering.renderer import CHANNELS, sample_event
-from dispatcher.rendering.text import ELLIPSIS, clean, cut, cut_for_slack, cut_mrkdwn, escape_slack
+from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.text import clean
 from tests.support.builders import NOW, an_event
 
 SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
-RENDERER = Renderer(console_url="https://flyte.example.com/console")
+RENDERER = Renderer(CHANNEL_TYPES, console_url="https://flyte.example.com/console")
 
 
 def _snapshots(channel: str, content: Any) -> dict[str, str]:
@@ -43,11 +46,11 @@ def _snapshots(channel: str, content: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
-@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("channel", BUILT_IN)
 def test_the_built_in_messages_equal_their_snapshots(channel: str, phase: Phase) -> None:
     """REWRITE_SNAPSHOTS=1 rewrites the snapshots; the difference is then reviewed like code."""
     content = RENDERER.render(channel, sample_event(phase))
-    assert lint(channel, content) == []
+    assert CHANNEL_TYPES[channel].form.problems(content) == []
     for name, text in _snapshots(channel, content).items():
         file = SNAPSHOTS / f"{phase.lower()}.{name}"
         if os.environ.get("REWRITE_SNAPSHOTS"):
@@ -55,7 +58,7 @@ def test_the_built_in_messages_equal_their_snapshots(channel: str, phase: Phase)
         assert text.encode() == file.read_bytes()
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("channel", BUILT_IN)
 def test_a_fallback_message_says_who_could_not_be_notified_and_why(channel: str) -> None:
     why = "#dev could not be notified through slack: is_archived"
     content = RENDERER.render(channel, sample_event(Phase.FAILED), undelivered=why)
@@ -147,8 +150,12 @@ def test_every_event_renders_to_a_valid_message_without_injected_markup(event: E
     card = RENDERER.render("teams", event, undelivered=undelivered)
     body = RENDERER.render("webhook", event, undelivered=undelivered)
 
-    assert (lint("email", mail), lint("slack", slack), lint("pagerduty", page)) == ([], [], [])
-    assert (lint("teams", card), lint("webhook", body)) == ([], [])
+    assert (
+        CHANNEL_TYPES["email"].form.problems(mail),
+        CHANNEL_TYPES["slack"].form.problems(slack),
+        CHANNEL_TYPES["pagerduty"].form.problems(page),
+    ) == ([], [], [])
+    assert (CHANNEL_TYPES["teams"].form.problems(card), CHANNEL_TYPES["webhook"].form.problems(body)) == ([], [])
     for text in _fact_values(card):
         assert not re.search(r"[`*_~\[\]()]", re.sub(r"\\.", "", text)), "Markdown"
     tags = Tags()
@@ -163,10 +170,10 @@ def test_every_event_renders_to_a_valid_message_without_injected_markup(event: E
     assert not {"\r", "\n"} & set(mail["subject"])
     for channel, content in (("slack", slack), ("pagerduty", page), ("teams", card), ("webhook", body)):
         preview = Tags()
-        preview.feed(str(to_html(channel, content)))
+        preview.feed(str(to_html(channel, CHANNEL_TYPES[channel], content)))
         assert "script" not in preview.seen
         assert "img" not in preview.seen
-        assert plain_text(channel, content)
+        assert plain_text(CHANNEL_TYPES[channel], content)
 
 
 def _fact_values(card: Any) -> list[str]:
@@ -183,13 +190,13 @@ def _strings(node: Any, kind: str) -> list[str]:
 
 
 def test_an_event_with_the_required_fields_only_renders_without_gaps() -> None:
-    for channel in CHANNELS:
+    for channel in BUILT_IN:
         shown = orjson.dumps(RENDERER.render(channel, an_event())).decode()
         for gap in ("None", "()", "[]", "''", ": ,", "undefined"):
             assert gap not in shown
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("channel", BUILT_IN)
 def test_the_message_names_the_failed_node(channel: str) -> None:
     shown = orjson.dumps(RENDERER.render(channel, an_event(error={"message": "failed at Node[n1-dn0]. boom"}))).decode()
     assert re.search(r"[Ff]ailed[ _]node[^<]*(<[^>]*>)*[^<]*n1-dn0", shown)
@@ -205,7 +212,7 @@ def test_a_cut_text_fits_its_limit_and_ends_in_an_ellipsis(text: str, limit: int
 def test_cut_splits_neither_a_grapheme_nor_an_entity() -> None:
     assert cut("ab👩‍👩‍👧‍👦cd", 8) == f"ab{ELLIPSIS}"
     assert cut("AT&T, Bell and others", 5) == f"AT&T{ELLIPSIS}"
-    assert cut_for_slack("aaaa&bbbb", 8) == f"aaaa{ELLIPSIS}"
+    assert cut_mrkdwn(escape_mrkdwn("aaaa&bbbb"), 8) == f"aaaa{ELLIPSIS}"
 
 
 @pytest.mark.parametrize("limit", range(10, 50))
@@ -232,13 +239,13 @@ def test_the_largest_event_renders_within_every_limit() -> None:
         url=f"https://x.example/{'x' * 1400}",
         error=ExecutionError(message="Node[n0] " + "&" * 200_000 + f"\n{frame}" * 9, code=most * 9, kind="SYSTEM"),
     )
-    for channel in CHANNELS:
-        assert lint(channel, RENDERER.render(channel, event)) == []
+    for channel in BUILT_IN:
+        assert CHANNEL_TYPES[channel].form.problems(RENDERER.render(channel, event)) == []
 
 
 @given(st.text(), st.integers(2, 80))
 def test_text_escaped_for_slack_has_no_markup_at_any_length(text: str, limit: int) -> None:
-    for escaped in (escape_slack(text), cut_for_slack(text, limit)):
+    for escaped in (escape_mrkdwn(text), cut_mrkdwn(escape_mrkdwn(text), limit)):
         assert not set("<>") & set(escaped)
         assert re.sub(r"&(amp|lt|gt);", "", escaped).count("&") == 0
 
@@ -263,15 +270,15 @@ def test_times_from_other_zones_are_shown_in_utc() -> None:
 
 def test_thousands_of_labels_and_a_megabyte_of_error_render_within_the_mails_limits() -> None:
     event = an_event(labels={f"label{number}": "x" * 100 for number in range(5000)}, error={"message": "y" * 1_000_000})
-    assert lint("email", RENDERER.render("email", event)) == []
-    assert lint("email", RENDERER.render("email", event, template="{{ error }}")) == []
+    assert CHANNEL_TYPES["email"].form.problems(RENDERER.render("email", event)) == []
+    assert CHANNEL_TYPES["email"].form.problems(RENDERER.render("email", event, template="{{ error }}")) == []
 
 
 def test_channels_without_templates_share_the_webhooks_one_compiled_document() -> None:
     event = sample_event(Phase.FAILED)
     for name in ("matrix", "../../x", "Slack"):
         assert RENDERER.render(name, event) == RENDERER.render("webhook", event)
-    assert set(RENDERER._built_in._documents) <= set(CHANNELS)
+    assert set(RENDERER._built_in._documents) <= set(BUILT_IN)
 
 
 def test_only_one_thread_renders_at_a_time() -> None:
@@ -284,7 +291,7 @@ def test_only_one_thread_renders_at_a_time() -> None:
         overlap.wait(0.2)
         rendering.release()
 
-    renderer = Renderer(severity=severity)
+    renderer = Renderer(CHANNEL_TYPES, severity=severity)
     events = [an_event(name=name) for name in ("first", "second")]
     with ThreadPoolExecutor(2) as threads:
         messages = list(threads.map(lambda event: renderer.render("pagerduty", event), events))

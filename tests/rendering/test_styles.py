@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.rendering import Renderer
 from dispatcher.rendering.renderer import built_in_folder, sample_event
@@ -43,7 +44,7 @@ def test_html_that_a_browser_would_repair_is_not_inlined(source: str) -> None:
 
 
 def test_the_built_in_mail_has_inlined_styles_and_unchanged_line_numbers() -> None:
-    html = str(Renderer().render("email", FAILED)["html"])
+    html = str(Renderer(CHANNEL_TYPES).render("email", FAILED)["html"])
     assert 'class="title strong" style="' in html
     assert 'style="color: #616061;padding: 3px 12px 3px 0;' in html
     assert "@media (prefers-color-scheme: dark)" in html
@@ -57,7 +58,7 @@ def test_the_built_in_mail_has_inlined_styles_and_unchanged_line_numbers() -> No
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
 def test_the_built_in_mail_loads_nothing_and_supports_light_and_dark(phase: Phase) -> None:
-    html = str(Renderer().render("email", sample_event(phase))["html"])
+    html = str(Renderer(CHANNEL_TYPES).render("email", sample_event(phase))["html"])
     assert not re.search(r"<(img|link|script)\b|url\(|@import", html)
     assert '<meta name="color-scheme" content="light dark">' in html
     assert len(html.encode()) < 20_000
@@ -66,7 +67,7 @@ def test_the_built_in_mail_loads_nothing_and_supports_light_and_dark(phase: Phas
 def test_a_custom_style_sheet_changes_the_built_in_mail(tmp_path: Path) -> None:
     (tmp_path / "email").mkdir()
     (tmp_path / "email" / "style.css").write_text(".button { background: #00aa00 }")
-    renderer = Renderer([tmp_path])
+    renderer = Renderer(CHANNEL_TYPES, [tmp_path])
     assert renderer.check() == []
     html = str(renderer.render("email", FAILED)["html"])
     assert 'class="button" href="https://flyte.example.com' in html
@@ -79,7 +80,7 @@ def test_a_custom_template_that_cannot_be_inlined_is_used_and_reported(tmp_path:
     (tmp_path / "email" / "html.html.j2").write_text(
         "{% include 'email/top.html.j2' %}<tr><td>{{ what }}</td></tr></table></body></html>"
     )
-    renderer = Renderer([tmp_path])
+    renderer = Renderer(CHANNEL_TYPES, [tmp_path])
     assert renderer.draft("email", FAILED)["html"].startswith("<html><body><table class='page'>")
     assert renderer.check() == []
     assert {problem.file.name for problem in renderer.mail_client_problems()} == {"top.html.j2", "html.html.j2"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.phase import Phase
 from dispatcher.planning.contents import Contents
@@ -51,7 +52,7 @@ def test_a_template_set_applies_if_all_its_conditions_match(
     tmp_path: Path, conditions: dict[str, Any], applies: bool
 ) -> None:
     template_set = TemplateSet.model_validate({**conditions, "path": [template_folder(tmp_path, "mine")]})
-    mail = Renderer(template_sets=[template_set]).render("email", FAILED, recipient="Jane@example.com")
+    mail = Renderer(CHANNEL_TYPES, template_sets=[template_set]).render("email", FAILED, recipient="Jane@example.com")
     assert (mail["subject"] == "mine") is applies
 
 
@@ -66,20 +67,20 @@ def test_for_each_file_the_first_set_that_applies_wins_then_the_path_then_the_bu
         ([first], ("first", "common")),
         ([], ("common", "common")),
     ):
-        mail = Renderer([common], template_sets=template_sets).render("email", FAILED)
+        mail = Renderer(CHANNEL_TYPES, [common], template_sets=template_sets).render("email", FAILED)
         assert (mail["subject"], mail["text"]) == expected
-        assert mail["html"] == Renderer().render("email", FAILED)["html"]
+        assert mail["html"] == Renderer(CHANNEL_TYPES).render("email", FAILED)["html"]
 
 
 def test_if_a_template_of_a_set_fails_the_built_in_one_is_used(tmp_path: Path) -> None:
     template_set = TemplateSet(recipient=("#*",), path=(template_folder(tmp_path, "{{ nonsense }}"),))
-    renderer = Renderer(template_sets=[template_set])
-    assert renderer.render("email", FAILED, recipient="#a") == Renderer().render("email", FAILED)
+    renderer = Renderer(CHANNEL_TYPES, template_sets=[template_set])
+    assert renderer.render("email", FAILED, recipient="#a") == Renderer(CHANNEL_TYPES).render("email", FAILED)
     (problem,) = renderer.check()
     assert (problem.file, problem.line) == (tmp_path / "email" / "subject.txt.j2", 1)
     with pytest.raises(TemplateError, match="nonsense"):
         renderer.draft("email", FAILED, recipient="#a")
-    assert renderer.draft("email", FAILED, recipient="a") == Renderer().render("email", FAILED)
+    assert renderer.draft("email", FAILED, recipient="a") == Renderer(CHANNEL_TYPES).render("email", FAILED)
 
 
 def test_a_template_set_without_a_condition_or_a_folder_is_refused(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_template_set_without_a_condition_or_a_folder_is_refused(tmp_path: Pat
     with pytest.raises(ValidationError, match="path"):
         TemplateSet(project=("p",), path=())
     with pytest.raises(TemplateError, match=r"templates\.match\.0\.path: no such folder"):
-        Renderer(template_sets=[TemplateSet(project=("p",), path=(tmp_path / "nowhere",))])
+        Renderer(CHANNEL_TYPES, template_sets=[TemplateSet(project=("p",), path=(tmp_path / "nowhere",))])
 
 
 def planned(renderer: Renderer, *rules: Rule) -> tuple[Sequence[Delivery], list[str]]:
@@ -99,7 +100,9 @@ def planned(renderer: Renderer, *rules: Rule) -> tuple[Sequence[Delivery], list[
         rendered.append(recipient)
         return renderer.render(channel, event, recipient=recipient, **more)
 
-    planner = Planner({"email": str.lower, "slack": str.lower}, {}, template_set=renderer.template_set)
+    planner = Planner(
+        {"email": str.lower, "slack": str.lower}, {}, grouped=frozenset({"email"}), template_set=renderer.template_set
+    )
     contents = Contents(render, renderer.template_set)
     return contents.fill(FAILED, planner.plan(FAILED, rules, now=NOW)), rendered
 
@@ -107,8 +110,8 @@ def planned(renderer: Renderer, *rules: Rule) -> tuple[Sequence[Delivery], list[
 def test_a_mail_is_split_by_template_set_and_each_set_is_rendered_once(tmp_path: Path) -> None:
     template_set = TemplateSet(recipient=("boss@*", "cto@*"), path=(template_folder(tmp_path, "for the boss"),))
     rules = [a_rule("a@x.com", "boss@x.com", "b@x.com", "cto@x.com"), a_rule("c@x.com")]
-    mails, rendered = planned(Renderer(template_sets=[template_set]), *rules)
-    usual = Renderer().render("email", FAILED)["subject"]
+    mails, rendered = planned(Renderer(CHANNEL_TYPES, template_sets=[template_set]), *rules)
+    usual = Renderer(CHANNEL_TYPES).render("email", FAILED)["subject"]
     assert [(mail.recipients, (mail.content or {})["subject"]) for mail in mails] == [
         (("a@x.com", "b@x.com"), usual),
         (("boss@x.com", "cto@x.com"), "for the boss"),
@@ -121,7 +124,7 @@ def test_a_mail_is_split_by_template_set_and_each_set_is_rendered_once(tmp_path:
 def test_without_recipient_conditions_a_list_stays_one_mail_and_a_channel_is_rendered_once(tmp_path: Path) -> None:
     template_set = TemplateSet(project=("flytesnacks",), path=(template_folder(tmp_path, "of the project"),))
     rules = [a_rule("a@x.com", "b@x.com"), a_rule("#a", "#b", channel="slack")]
-    deliveries, rendered = planned(Renderer(template_sets=[template_set]), *rules)
+    deliveries, rendered = planned(Renderer(CHANNEL_TYPES, template_sets=[template_set]), *rules)
     assert [delivery.recipients for delivery in deliveries] == [("a@x.com", "b@x.com"), ("#a",), ("#b",)]
     assert (deliveries[0].content or {})["subject"] == "of the project"
     assert rendered == ["a@x.com", "#a"]

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from channels.contract import Answer, Receipt
+from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import Clock
 from dispatcher.config.settings import Settings
 from dispatcher.flyte.encode import Format, write
@@ -149,7 +150,7 @@ async def serve_console(
         activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)
         more = [
             *Api(ledger, operations, activity_stream, clock).routes,
-            *routes(Console(ledger, operations, activity_stream, clock, channels)),
+            *routes(Console(ledger, operations, activity_stream, clock, channels, CHANNEL_TYPES)),
         ]
         access_control = AccessControl(HttpConfig.model_validate({"console": True, **http}), clock)
         pages = application(EventsPage(intake.ingest), ReadyPage({}), alive, access_control, more)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from channels.contract import Message
-from channels.email import EmailConfig
+from channels.email.config import EmailConfig
 
 CONTENT = {"subject": "❌ train.daily failed", "text": "größer\n.\n", "html": "<p>größer</p>"}
 ABOUT = {"project": "flytesnacks", "domain": "production", "launch_plan": "train.daily"}

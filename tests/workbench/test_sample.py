@@ -12,33 +12,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from channels.registry import BUILT_IN, CHANNEL_TYPES
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.preview.html import plain_text, to_html
 from dispatcher.preview.terminal import to_panel
 from dispatcher.rendering import Renderer
-from dispatcher.rendering.renderer import CHANNELS, sample_event
+from dispatcher.rendering.renderer import sample_event
 from tests.support.service import command
 
 
 def on_terminal(channel: str, content: Any) -> str:
     """The message as `dispatcher preview` prints it on a colour terminal."""
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="truecolor")
-    console.print(to_panel(channel, content))
+    console.print(to_panel(channel, CHANNEL_TYPES[channel], content))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("phase", sorted(TERMINAL))
-@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("channel", BUILT_IN)
 def test_the_terminal_preview_names_the_launch_plan_and_the_phase(channel: str, phase: Phase) -> None:
-    printed = on_terminal(channel, Renderer().render(channel, sample_event(phase)))
+    printed = on_terminal(channel, Renderer(CHANNEL_TYPES).render(channel, sample_event(phase)))
     assert "train.daily" in printed
     assert ("failed" in printed) == (phase is Phase.FAILED)
 
 
 def test_slacks_terminal_preview_has_the_phases_colour_the_link_and_the_error_unescaped() -> None:
-    printed = on_terminal("slack", Renderer().render("slack", sample_event(Phase.FAILED)))
+    printed = on_terminal("slack", Renderer(CHANNEL_TYPES).render("slack", sample_event(Phase.FAILED)))
     assert "\x1b[38;2;224;30;90m▌" in printed
     assert "https://flyte.example.com/console/projects/flytesnacks" in printed
     assert "bad learning rate: <lr> &" in printed
@@ -68,17 +69,25 @@ trees = st.recursive(values | st.none() | st.integers(), lambda inner: st.lists(
 @given(st.dictionaries(keys, trees), st.sampled_from(["slack", "pagerduty"]))
 def test_whatever_content_a_template_produces_every_preview_shows_it(content: dict[str, Any], channel: str) -> None:
     assert on_terminal(channel, content)
-    assert to_html(channel, content)
-    assert plain_text(channel, content)
+    assert to_html(channel, CHANNEL_TYPES[channel], content)
+    assert plain_text(CHANNEL_TYPES[channel], content)
 
 
-@pytest.mark.parametrize("form", [to_html, plain_text])
+def as_html(content: Any) -> str:
+    return str(to_html("slack", CHANNEL_TYPES["slack"], content))
+
+
+def as_text(content: Any) -> str:
+    return plain_text(CHANNEL_TYPES["slack"], content)
+
+
+@pytest.mark.parametrize("form", [as_html, as_text])
 def test_slacks_text_is_shown_if_the_message_has_only_attachments(form: Any) -> None:
     attachment = {"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "inside"}}]}
-    preview = str(form("slack", {"text": "the text", "attachments": [attachment]}))
+    preview = form({"text": "the text", "attachments": [attachment]})
     assert "the text" in preview
     assert "inside" in preview
-    assert "the text" not in str(form("slack", {"text": "the text", "blocks": attachment["blocks"]}))
+    assert "the text" not in form({"text": "the text", "blocks": attachment["blocks"]})
 
 
 async def test_a_failing_template_is_reported_with_file_and_line(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.demo.fakes.mail import Mail
 from dispatcher.demo.fakes.pagerduty import Incident
 from dispatcher.demo.fakes.slack import SlackMessage
 from dispatcher.demo.fakes.webhooks import Call, Card
-from dispatcher.preview.html import STYLE, to_html
+from dispatcher.preview.html import style_sheet, to_html
 
 _PAGES = Path(__file__).parent / "pages"
 _POLICY = (
@@ -42,7 +43,7 @@ class InboxPage:
         return [Route("/", self._page), Route("/list", self._list), Route("/inbox.js", self._script)]
 
     async def _page(self, _: Request) -> Response:
-        return self._render("inbox.html.j2", style=STYLE)
+        return self._render("inbox.html.j2", style=style_sheet(*CHANNEL_TYPES.values()))
 
     async def _list(self, _: Request) -> Response:
         return self._render("list.html.j2")
@@ -75,7 +76,7 @@ def _item(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) -> 
                 "kind": "slack",
                 "title": arrival.body.get("text", ""),
                 "to": arrival.name if arrival.name.startswith("@") else f"#{arrival.name}",
-                "drawn": to_html("slack", arrival.body),
+                "drawn": _drawn("slack", arrival.body),
             }
         case Incident():
             return {
@@ -85,7 +86,7 @@ def _item(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) -> 
                 "to": arrival.service,
                 "status": arrival.status,
                 "merged": len(arrival.events),
-                "drawn": to_html("pagerduty", arrival.events[0]),
+                "drawn": _drawn("pagerduty", arrival.events[0]),
             }
         case Card():
             title = arrival.body.get("fallbackText", "")
@@ -94,9 +95,13 @@ def _item(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) -> 
                 "kind": "teams",
                 "title": title,
                 "to": arrival.team,
-                "drawn": to_html("teams", arrival.body),
+                "drawn": _drawn("teams", arrival.body),
             }
         case Call():
             title = arrival.body.get("text", "")
-            drawn = to_html("webhook", arrival.body)
+            drawn = _drawn("webhook", arrival.body)
             return {"id": index, "kind": "webhook", "title": title, "to": arrival.name, "drawn": drawn}
+
+
+def _drawn(channel: str, content: Mapping[str, Any]) -> str:
+    return to_html(channel, CHANNEL_TYPES[channel], content)

@@ -19,8 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dispatcher.demo.fakes.script import ReplyScript
-from dispatcher.rendering.limits import PAGERDUTY_EVENT, PAGERDUTY_SUMMARY
 
+_MAX_EVENT = 512 * 1024
+_MAX_SUMMARY = 1024
 _ACTIONS = {"trigger", "acknowledge", "resolve"}
 _SEVERITIES = {"critical", "error", "warning", "info"}
 
@@ -74,7 +75,7 @@ class PagerDutyReceiver:
         if alert_fields := {"event_action", "dedup_key"} & event.keys():
             yield f"a change event has no {' and no '.join(sorted(alert_fields))}"
         payload = event.get("payload", {})
-        if not payload.get("summary") or len(payload["summary"]) > PAGERDUTY_SUMMARY:
+        if not payload.get("summary") or len(payload["summary"]) > _MAX_SUMMARY:
             yield "'payload.summary' is missing or too long"
         if "timestamp" in payload and not _has_zone(payload["timestamp"]):
             yield "'payload.timestamp' is invalid"
@@ -95,7 +96,7 @@ class PagerDutyReceiver:
         return JSONResponse({"status": "success", "message": "Event processed", "dedup_key": key}, 202)
 
     def _errors(self, body: bytes) -> Iterator[str]:
-        if len(body) > PAGERDUTY_EVENT:
+        if len(body) > _MAX_EVENT:
             yield "Event size exceeds 512 KB"
             return
         try:
@@ -146,8 +147,8 @@ def _payload_errors(payload: Any) -> Iterator[str]:
     summary = payload.get("summary")
     if not isinstance(summary, str) or not summary:
         yield "'payload.summary' is missing or blank"
-    elif len(summary.encode("utf-16-le", "surrogatepass")) // 2 > PAGERDUTY_SUMMARY:
-        yield f"'payload.summary' must not be longer than {PAGERDUTY_SUMMARY} characters"
+    elif len(summary.encode("utf-16-le", "surrogatepass")) // 2 > _MAX_SUMMARY:
+        yield f"'payload.summary' must not be longer than {_MAX_SUMMARY} characters"
     if not payload.get("source"):
         yield "'payload.source' is missing or blank"
     if payload.get("severity") not in _SEVERITIES:

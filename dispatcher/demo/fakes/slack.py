@@ -16,10 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.demo.fakes.script import ReplyScript
-from dispatcher.rendering.limits import SLACK_TEXT, lint
 from dispatcher.web.forms import read_form
 
+_MAX_UPDATE = 4000
 _CHANGEABLE = ("text", "blocks", "attachments", "metadata")
 ALL_SCOPES = (
     "chat:write",
@@ -169,7 +170,7 @@ class SlackReceiver:
             raise SlackError("no_text")
         if len(str(arguments.get("text", ""))) > 40_000:
             raise SlackError("msg_too_long")
-        if any("blocks" in problem or "block" in problem for problem in lint("slack", arguments)):
+        if any("block" in problem for problem in CHANNEL_TYPES["slack"].form.problems(arguments)):
             raise SlackError("invalid_blocks")
 
     def _accept(self, conversation: Conversation, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +196,7 @@ class SlackReceiver:
             raise SlackError("message_not_found")
         if time.time_ns() / 1e9 - float(message.ts) > self.edit_window:
             raise SlackError("edit_window_closed")
-        if len(str(arguments.get("text", "")).encode("utf-16-le")) // 2 > SLACK_TEXT:
+        if len(str(arguments.get("text", "")).encode("utf-16-le")) // 2 > _MAX_UPDATE:
             raise SlackError("msg_too_long")
         changed = {**message.body, **{name: arguments[name] for name in _CHANGEABLE if name in arguments}}
         self._check_content(changed)

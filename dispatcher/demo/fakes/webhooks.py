@@ -19,9 +19,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.demo.fakes.script import ReplyScript
-from dispatcher.rendering.limits import TEAMS_MESSAGE, lint
 
+_MAX_CARD = 28 * 1024
 TOLERANCE = 300
 """The webhook receiver refuses a signature whose time differs by more than this many seconds from the current time."""
 
@@ -59,12 +60,12 @@ class TeamsReceiver:
 
     async def _handle(self, request: Request) -> Response:
         body = await request.body()
-        if len(body) > TEAMS_MESSAGE:
+        if len(body) > _MAX_CARD:
             return _refusal(413, "RequestEntityTooLarge", "the message is larger than 28 kB")
         try:
             (attachment,) = orjson.loads(body)["attachments"]
             card, kind = attachment["content"], attachment["contentType"]
-            problems = lint("teams", card)
+            problems = CHANNEL_TYPES["teams"].form.problems(card)
         except (ValueError, KeyError, TypeError):
             return _refusal(400, "InvalidRequest", "no message with one attachment")
         if kind != "application/vnd.microsoft.card.adaptive" or problems:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from channels.contract import Channel
+from channels.contract import Channel, ChannelType
 from dispatcher.clock import Clock
 from dispatcher.errors import Unavailable
 from dispatcher.ledger import Ledger
@@ -31,7 +31,6 @@ from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
 
 ROOT = "/console"
-_TITLES = {"email": "Email", "slack": "Slack", "pagerduty": "PagerDuty", "teams": "Teams", "webhook": "Webhook"}
 _JUST_NOW = timedelta(seconds=5)
 
 
@@ -53,10 +52,11 @@ class Console:
     activity_stream: ActivityStream
     clock: Clock
     channels: Mapping[str, Channel]
+    channel_types: Mapping[str, ChannelType]
     _templates: Environment = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_templates", _environment(self.clock))
+        object.__setattr__(self, "_templates", _environment(self.clock, self.channel_types))
 
     def guarded(self, scope: Scope, page: Page) -> Endpoint:
         """Turn a page into an endpoint that requires the scope and shows errors as HTML pages."""
@@ -125,7 +125,7 @@ def read_query(model: type[BaseModel], request: Request, *, ignore: Sequence[str
         return model(), first_problem(error)
 
 
-def _environment(clock: Clock) -> Environment:
+def _environment(clock: Clock, channel_types: Mapping[str, ChannelType]) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -138,7 +138,7 @@ def _environment(clock: Clock) -> Environment:
         "root": ROOT,
         "url": url,
         "when": lambda at: when(at, clock.now()),
-        "channel_name": lambda name: _TITLES.get(name, name),
+        "channel_name": lambda name: (channel_types[name].title if name in channel_types else "") or name,
     }
     environment.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds, "shortened": shortened}
     return environment

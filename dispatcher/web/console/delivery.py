@@ -9,12 +9,11 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from channels.contract import ChannelError, Content, Message
+from channels.contract import ChannelError, Message
 from dispatcher.explain import attempt_data, delivery_data
 from dispatcher.ledger import StoredDelivery
 from dispatcher.model.delivery import Delivery
-from dispatcher.preview.html import page as preview_page
-from dispatcher.preview.html import plain_text
+from dispatcher.preview.html import headline, page, plain_text
 from dispatcher.web.console.base import Console, PageError
 from dispatcher.web.headers import FRAME_POLICY
 
@@ -26,18 +25,21 @@ async def get(console: Console, request: Request) -> Response:
     delivery = stored.delivery
     history = await console.ledger.history(delivery.key)
     content = delivery.content or {}
+    kind = console.channel_types.get(delivery.channel)
     wire = _wire(console, delivery)
+    is_mail = kind is not None and kind.form.mail is not None
     return console.render(
         request,
         "delivery.html.j2",
         delivery=delivery_data(stored),
         attempts=[attempt_data(attempt) for attempt in history],
         rendered=delivery.content is not None,
-        headline=_headline(content),
-        text=plain_text(delivery.channel, content),
-        headers=_headers(wire) if wire is not None and delivery.channel == "email" else [],
+        headline=headline(kind, content),
+        text=plain_text(kind, content),
+        headers=_headers(wire) if wire is not None and is_mail else [],
         wire=wire.decode(errors="replace") if wire is not None else None,
         data=orjson.dumps(content, option=orjson.OPT_INDENT_2).decode(),
+        threaded=bool(delivery.thread),
         leased=delivery.lease is not None,
     )
 
@@ -45,12 +47,8 @@ async def get(console: Console, request: Request) -> Response:
 async def message(console: Console, request: Request) -> Response:
     """Return the message as its recipients see it. The delivery's page shows it in a sandboxed frame."""
     delivery = (await _stored_delivery(console, request)).delivery
-    content = delivery.content or {}
-    if delivery.channel == "email":
-        html = str(content.get("html") or _NO_HTML)
-    else:
-        html = preview_page(delivery.channel, content)
-    return HTMLResponse(html, headers={"Content-Security-Policy": FRAME_POLICY})
+    html = page(delivery.channel, console.channel_types.get(delivery.channel), delivery.content or {})
+    return HTMLResponse(html or _NO_HTML, headers={"Content-Security-Policy": FRAME_POLICY})
 
 
 async def _stored_delivery(console: Console, request: Request) -> StoredDelivery:
@@ -58,14 +56,6 @@ async def _stored_delivery(console: Console, request: Request) -> StoredDelivery
     if stored is None:
         raise PageError(404, "There is no such delivery. Its event may be older than ledger.retention.")
     return stored
-
-
-def _headline(content: Content) -> str:
-    """Return the subject or title, which a recipient sees first; empty if the content has none."""
-    payload = content.get("payload")
-    summary = payload.get("summary") if isinstance(payload, dict) else None
-    candidates = (content.get("subject"), summary, content.get("fallbackText"), content.get("text"))
-    return next((str(text) for text in candidates if text), "")
 
 
 def _wire(console: Console, delivery: Delivery) -> bytes | None:

@@ -59,6 +59,7 @@ element("recipient").addEventListener("input", requestSoon);
 for (const input of document.querySelectorAll("input[type=radio]")) {
   input.addEventListener("change", input.name === "channel" ? request : show);
 }
+document.querySelector("input[name=channel]").checked = true;
 element("form").addEventListener("submit", (event) => event.preventDefault());
 new EventSource("/changes/stream").onmessage = request;
 load();

@@ -19,8 +19,9 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from channels.contract import ChannelError, Later, Misconfigured
-from channels.email import EmailChannel, EmailConfig
 from channels.email import relay as relay_module
+from channels.email.channel import EmailChannel
+from channels.email.config import EmailConfig
 from dispatcher.demo.fakes.inbox import MailReceiver
 from tests.support.mail import config, message
 from tests.support.servers import ForwardProxy

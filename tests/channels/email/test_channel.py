@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from channels.contract import InDoubt, Later, Misconfigured, Never, UnknownRecipient
-from channels.email import WIDTH, EmailChannel, compose, encoded_words
+from channels.email.channel import EmailChannel
+from channels.email.mime import WIDTH, compose, encoded_words
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.rendering.text import one_line
 from tests.support.mail import CONTENT, config, message

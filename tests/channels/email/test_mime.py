@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from channels.contract import Later
-from channels.email import EmailChannel
+from channels.email.channel import EmailChannel
+from channels.registry import CHANNEL_TYPES
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.model.phase import Phase
 from dispatcher.rendering import Renderer
@@ -50,7 +51,7 @@ def rendered(about: Any = None, **changes: Any) -> Any:
 
 
 def test_the_mails_of_one_launch_plan_share_a_list_id_and_a_thread() -> None:
-    renderer = Renderer()
+    renderer = Renderer(CHANNEL_TYPES)
     failed, succeeded, other = (
         rendered(renderer.render("email", an_event(phase, name=name, launch_plan=a_launch_plan(plan)))["about"])
         for phase, name, plan in (
@@ -68,7 +69,7 @@ def test_the_mails_of_one_launch_plan_share_a_list_id_and_a_thread() -> None:
 
 
 def test_all_versions_of_a_launch_plan_share_a_thread() -> None:
-    renderer = Renderer()
+    renderer = Renderer(CHANNEL_TYPES)
     one, two = (
         renderer.draft("email", an_event(launch_plan=a_launch_plan(version=version)))["about"] for version in ("1", "2")
     )
@@ -76,15 +77,15 @@ def test_all_versions_of_a_launch_plan_share_a_thread() -> None:
 
 
 def test_a_mail_without_a_launch_plan_belongs_to_no_thread() -> None:
-    assert "about" not in Renderer().render("email", an_event())
+    assert "about" not in Renderer(CHANNEL_TYPES).render("email", an_event())
     alone = rendered()
     assert (alone["references"], alone["list-id"], alone["auto-submitted"]) == (None, None, "auto-generated")
 
 
 def test_only_mail_content_names_the_launch_plan() -> None:
     event = an_event(launch_plan=a_launch_plan())
-    assert "about" not in Renderer().render("slack", event)
-    assert "about" not in Renderer().render("pagerduty", event)
+    assert "about" not in Renderer(CHANNEL_TYPES).render("slack", event)
+    assert "about" not in Renderer(CHANNEL_TYPES).render("pagerduty", event)
 
 
 names = st.text(

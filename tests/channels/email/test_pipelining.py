@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels.contract import ChannelError, Later, Misconfigured, Never
-from channels.email import EmailChannel
+from channels.email.channel import EmailChannel
 from tests.support.mail import config, message
 from tests.support.smtp import DROP, TAKE_AND_DROP, ScriptedRelay
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from channels.contract import Later, Misconfigured, Never
-from channels.email import EmailChannel
+from channels.email.channel import EmailChannel
 from tests.support import postfix
 from tests.support.mail import ABOUT, CONTENT, config, message
 from tests.support.postfix import TLS, Postfix, running

@@ -10,8 +10,8 @@ from random import Random
 import pytest
 
 from channels.contract import ChannelError, InDoubt, Later, Misconfigured, Never
-from channels.email import EmailChannel, relay
-from channels.email.channel import FAILED_RELAY_LAST
+from channels.email import relay
+from channels.email.channel import FAILED_RELAY_LAST, EmailChannel
 from tests.support.mail import config, config_with_relays, message
 from tests.support.smtp import DROP, HANG, TAKE_AND_DROP, ScriptedRelay
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
 from channels.contract import Later, Misconfigured
-from channels.email import EmailChannel
+from channels.email.channel import EmailChannel
 from tests.support.mail import config, message
 from tests.support.smtp import DROP, HANG, ScriptedRelay
 

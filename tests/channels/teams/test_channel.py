@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.contract import ChannelError, InDoubt, Later, Message, Never, UnknownRecipient
-from channels.teams.channel import MAX_BYTES, TeamsChannel, TeamsConfig
+from channels.teams.channel import TeamsChannel, TeamsConfig
+from channels.teams.limits import MESSAGE
 from tests.support.http import ScriptedHttp, answer
 
 HEADLINE = {"type": "TextBlock", "text": "train.daily failed"}
@@ -119,7 +120,7 @@ async def test_a_card_that_is_too_large_loses_its_largest_part_and_gets_a_note(
 
     (request,) = server.requests
     first, second, note = request.json["attachments"][0]["content"]["body"]
-    assert len(request.body) <= MAX_BYTES
+    assert len(request.body) <= MESSAGE
     assert (first, second) == (HEADLINE, small)
     assert "too large for Teams" in note["text"]
 
@@ -129,9 +130,9 @@ def test_a_card_of_any_size_fits_and_keeps_its_headline(sizes: list[int]) -> Non
     body = [HEADLINE, *({"type": "TextBlock", "text": "x" * size} for size in sizes)]
     encoded = channel_to("https://example.com").wire_preview(message({**CARD, "body": body})).body
     kept = orjson.loads(encoded)["attachments"][0]["content"]["body"]
-    assert len(encoded) <= MAX_BYTES
+    assert len(encoded) <= MESSAGE
     assert kept[0] == HEADLINE
-    if sum(sizes) < MAX_BYTES // 2:
+    if sum(sizes) < MESSAGE // 2:
         assert kept == body
 
 

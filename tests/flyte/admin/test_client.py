@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from channels.registry import CHANNEL_TYPES
 from dispatcher.demo.fakes.flyte_admin import LocalFlyteAdmin
 from dispatcher.errors import FlyteAdminUnavailable
 from dispatcher.flyte.admin.client import PARALLEL, FlyteAdmin
@@ -25,7 +26,7 @@ from tests.support.flyte_admin import a_finished_execution, admin_client, record
 from tests.support.servers import TcpProxy
 
 EXECUTION = an_execution()
-RENDERER = Renderer()
+RENDERER = Renderer(CHANNEL_TYPES)
 OWN = {"phases": ["FAILED"], "email": {"recipientsEmail": ["own@example.com"]}}
 
 

@@ -1,0 +1,54 @@
+"""Shows an Adaptive Card as Teams does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from channels.common.drawing import Block, Box, Code, Heading, Links, Paragraph, Span, Style, Table, is_link, mappings
+from channels.contract import Content
+from channels.teams.markdown import unescape
+
+STYLE = """
+.teams{font:14px/20px "Segoe UI",system-ui,sans-serif;color:#242424;border:1px solid #d1d1d1;border-radius:6px;padding:12px 16px}
+.teams .box{margin:-12px -16px 8px;padding:12px 16px}
+.teams .good{background:#e7f2da}.teams .attention{background:#fde7e9}.teams .warning{background:#fff4ce}
+.teams h3{font-size:18px;font-weight:600}.teams a{color:#5b5fc7}
+@media (prefers-color-scheme:dark){.teams .good{background:#1e3a1a}.teams .attention{background:#442726}.teams .warning{background:#433519}.teams a{color:#9ea2ff}}
+"""
+
+
+def draw(content: Content) -> Iterator[Block]:
+    yield from _elements(content.get("body"))
+    actions = [(str(one.get("title", "")), str(one.get("url", ""))) for one in mappings(content.get("actions"))]
+    yield Links([(title or url, url) for title, url in actions if is_link(url)])
+
+
+def _elements(elements: Any) -> Iterator[Block]:
+    for element in mappings(elements):
+        match element.get("type"):
+            case "Container":
+                yield Box([*_elements(element.get("items"))], tone=str(element.get("style", "")))
+            case "RichTextBlock":
+                yield _text(mappings(element.get("inlines")))
+            case "TextBlock":
+                yield _text([{**element, "text": unescape(str(element.get("text", "")))}])
+            case "FactSet":
+                facts = mappings(element.get("facts"))
+                yield Table(
+                    [(unescape(str(one.get("title", ""))), unescape(str(one.get("value", "")))) for one in facts]
+                )
+            case "CodeBlock":
+                yield Code(str(element.get("codeSnippet", "")))
+            case kind:
+                yield Paragraph(f"[{kind}]", faint=True)
+
+
+def _text(runs: list[Mapping[str, Any]]) -> Block:
+    spans = [_span(run) for run in runs]
+    return Heading(spans) if any(run.get("size") == "Large" for run in runs) else Paragraph(spans)
+
+
+def _span(run: Mapping[str, Any]) -> Span:
+    styles: tuple[Style, ...] = ("strong",) if run.get("weight") == "Bolder" else ()
+    return Span(str(run.get("text", "")), (*styles, "code") if run.get("fontType") == "Monospace" else styles)
