@@ -17,7 +17,7 @@ import orjson
 from dispatcher.flyte import payloads
 from dispatcher.flyte.decode import NATIVE, Headers
 from dispatcher.model.event import EntityId, Event, ExecutionId
-from dispatcher.model.notification import CHANNEL_FIELDS
+from dispatcher.model.notification import FIELDS
 from dispatcher.model.phase import Phase
 
 _SOURCE = "https://github.com/flyteorg/flyte/flyteadmin"
@@ -130,13 +130,12 @@ def _identifier(entity: EntityId) -> dict[str, str]:
 
 
 def _notification(rule: Any) -> dict[str, Any]:
-    if rule.channel not in CHANNEL_FIELDS.values():  # Flyte has no field for a plug-in's channel
+    if rule.channel not in FIELDS:  # Flyte has no field for a plug-in's channel
         return {"phases": list(rule.phases), "channel": rule.channel, "recipients": list(rule.recipients)}
-    field = {"pagerduty": "pager_duty"}.get(rule.channel, rule.channel)
     body: dict[str, Any] = {"recipients_email": list(rule.recipients)}
     if rule.template:
         body["template"] = rule.template
-    return {"phases": list(rule.phases), field: body}
+    return {"phases": list(rule.phases), FIELDS[rule.channel]: body}
 
 
 def _inner_message(event: Event, form: Format, part: str) -> EncodedMessage:

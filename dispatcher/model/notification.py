@@ -20,6 +20,8 @@ CHANNEL_FIELDS = {
 }
 """Mapping from a field of the notification to the channel: first the fields of `flyteidl.admin.Notification`, in each
 spelling, then the fields for channels that Flyte does not have."""
+FIELDS = {channel: field for field, channel in reversed(CHANNEL_FIELDS.items())}
+"""Mapping from a channel to the first of its fields. Other channels have no field."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Matches a control character. No name or address has one, and databases can't store or search text with NUL."""

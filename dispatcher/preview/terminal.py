@@ -72,7 +72,7 @@ def _blocks(blocks: Iterable[drawing.Block]) -> Iterator[RenderableType]:
                     table.add_row(*map(Text, cells))
                 yield Padding(table, _BELOW)
             case drawing.Code(text):
-                yield Text(text)
+                yield Padding(Text(text, style="on grey15"), _BELOW)
             case drawing.Links(links):
                 for label, url in links:
                     yield Padding(Text.assemble((f" {label} ", "reverse"), f" {url}"), _BELOW)

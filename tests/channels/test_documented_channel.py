@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import re
@@ -18,7 +19,7 @@ from channels.contract import Channel, Message
 from channels.registry import ENTRY_POINT_GROUP
 from tests.channels.contract import ChannelContract, HttpProvider, Provider, Reaction
 from tests.support.http import Request, ScriptedHttp, answer
-from tests.support.service import command
+from tests.support.service import ask, command, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "channels.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("## A channel of your own")[2]
@@ -26,11 +27,9 @@ TOKEN = "tk_hidden"
 CREATED = datetime(2026, 11, 20, tzinfo=UTC)
 
 
-def block(language: str) -> str:
-    """The section's first code block in that language."""
-    found = re.search(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
-    assert found is not None
-    return found[1]
+def block(language: str, index: int = 0) -> str:
+    """A code block of the section in that language."""
+    return re.findall(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)[index]
 
 
 @pytest.fixture
@@ -130,6 +129,70 @@ async def test_an_installed_package_is_a_channel_like_any_other(installed: Path)
 
     status, out, err = await command("preview", "--channel", "ntfy", "--format", "json", "--config", config, env=env)
     assert (status, '"title":"❌ train.daily failed"' in out.replace('": "', '":"')) == (0, True), err
+
+
+@pytest.fixture
+def with_powers(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package with all that the page shows of `ChannelType`, in the environment of every command."""
+    (installed / "dispatcher_ntfy.py").write_text(f"{block('python')}\n{block('python', 1)}")
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    return installed
+
+
+async def test_an_installed_channel_is_previewed_without_settings_in_every_form(with_powers: Path) -> None:
+    status, out, err = await command("preview", "--channel", "ntfy")
+    assert (status, err) == (0, "")
+    assert "─ Push ─" in out
+    assert "❌ train.daily failed" in out
+    status, _, err = await command("preview", "--all", "--output", str(with_powers / "all"))
+    assert status == 0, err
+    page = (with_powers / "all" / "failed.ntfy.html").read_text()
+    assert '<div class="drawing ntfy"><h3>❌ train.daily failed</h3>' in page
+    assert (with_powers / "all" / "failed.ntfy.txt").read_text().startswith("❌ train.daily failed\n\nflytesnacks/")
+
+
+async def test_an_installed_channels_limits_hold_for_operators_templates_and_its_lint_reports_the_rest(
+    with_powers: Path,
+) -> None:
+    template = with_powers / "own" / "ntfy" / "message.yaml"
+    template.parent.mkdir(parents=True)
+    template.write_text("title: '{{ \"x\" * 300 }}'\nmessage: '{{ name }}'")
+    config, folder = settings_file(with_powers), str(with_powers / "own")
+    assert (await command("templates", "lint", folder))[0] == 0
+    with (with_powers / "dispatcher.yaml").open("a") as file:
+        file.write("templates: {path: [own]}\n")
+    _, out, err = await command("preview", "--channel", "ntfy", "--format", "json", "--config", config)
+    assert f'"{"x" * 249}…"' in out, err
+    template.write_text("title: '{{ name }}'")
+    status, _, err = await command("templates", "lint", folder)
+    assert status == 1
+    assert "message is missing" in err
+
+
+async def test_an_installed_channels_deliveries_are_listed_and_explained(with_powers: Path) -> None:
+    (with_powers / "plan.yaml").write_text(
+        "launch_plan: {project: flytesnacks, domain: production, name: train.daily}\n"
+        "notifications: [{phases: [FAILED], channel: ntfy, recipients: [ops]}]\n"
+    )
+    async with ScriptedHttp(default=answer(200, b'{"id":"x"}')) as server:
+        settings = {
+            "rules": {"launch_plans": [str(with_powers / "plan.yaml")]},
+            "ledger": {"url": f"sqlite+aiosqlite:///{with_powers}/ledger.db"},
+            "channels": {"ntfy": {"server": server.url, "token": TOKEN, "topics": ["ops"]}},
+        }
+        async with serving(with_powers, settings) as replica:
+            plan = ("--project", "flytesnacks", "--domain", "production", "--launch-plan", "train.daily")
+            status, _, err = await command(
+                "publish", *plan, "--name", "a1", "--format", "native", "--to", "http", "--url", f"{replica.url}/events"
+            )
+            assert status == 0, err
+            config = with_powers / "dispatcher.yaml"
+            async with asyncio.timeout(30):
+                while not (listed := await ask(config, "deliveries", "list", "--channel", "ntfy", "--state", "sent")):
+                    pass
+    assert [(one["channel"], one["recipients"]) for one in listed] == [("ntfy", ["ops"])]
+    status, out, err = await command("explain", "flytesnacks/production/a1", "--config", str(config))
+    assert (status, "ntfy" in out) == (0, True), err
 
 
 async def test_an_operators_template_takes_precedence_over_the_packages(installed: Path) -> None:
