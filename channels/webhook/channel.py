@@ -27,6 +27,7 @@ from channels.common.ssrf import Forbidden, HostPattern, SsrfGuard, is_address, 
 from channels.contract import (
     Answer,
     ChannelType,
+    ContentForm,
     Finding,
     Message,
     Never,
@@ -36,7 +37,6 @@ from channels.contract import (
     WirePreview,
 )
 from channels.webhook.answers import OUTCOMES, error_for, masked_answer
-from channels.webhook.limits import FORM
 from channels.webhook.targets import (
     CommaList,
     Target,
@@ -300,7 +300,7 @@ CHANNEL_TYPE = ChannelType(
     config=WebhookConfig,
     open=WebhookChannel,
     title="Webhook",
-    form=FORM,
+    form=ContentForm(max_bytes=256 * 1024),  # the dispatcher's choice
     document="body.yaml",
     example={"targets": {"example-hook": {"url": "https://example.com/hooks/example"}}},
     aliases="targets",

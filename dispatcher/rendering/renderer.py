@@ -82,11 +82,11 @@ class Renderer:
         The folders are searched in this order: the folders of the template sets that apply, then `paths`, then the
         built-in folder. All folders have the layout of the built-in `templates/`.
 
-        `channel_types`: mapping from a channel's name to its type. The file `NAME/message.yaml` in a folder replaces the
-        template of the channel NAME that another package provides. `console_url`: the URL of Flyte's console. `logs_url`: the URL of an execution's logs, with `{project}`,
-        `{domain}` and `{name}` as placeholders. `severity`: function that can replace the phase's severity.
-        `hide_labels`: the names of labels that templates don't get. `on_failure`: called with the channel each time the
-        built-in template is used because a custom template failed.
+        `channel_types`: mapping from a channel's name to its type. `console_url`: the URL of Flyte's console.
+        `logs_url`: the URL of an execution's logs, with `{project}`, `{domain}` and `{name}` as placeholders.
+        `severity`: function that can replace the phase's severity. `hide_labels`: the names of labels that templates
+        don't get. `on_failure`: called with the channel each time the built-in template is used because a custom
+        template failed.
 
         Raises TemplateError for a folder that doesn't exist.
         """
@@ -158,7 +158,7 @@ class Renderer:
             if undelivered:
                 context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
             content = self._render_custom(channel, context, self.template_set(event, recipient))
-            content = content or self._built_in.render(self._of(channel), context)
+            content = content or self._built_in.render(self._templates_of(channel), context)
             content = self._with_launch_plan_template(template, channel, context, content)
         return self._with_launch_plan(channel, event, content)
 
@@ -203,16 +203,16 @@ class Renderer:
         are found when sample events are rendered.
         """
         if folders is None:
-            problems = self._built_in.parse(self._of(channel))
+            problems = self._built_in.parse(self._templates_of(channel))
         else:
-            problems = template_process.SHARED.parse(self._owner, folders, self._of(channel))
+            problems = template_process.SHARED.parse(self._owner, folders, self._templates_of(channel))
         yield from problems
         seen = set(problems)
         for label, event in _sample_events() if not problems else ():
             try:
                 content = self._render(channel, context_of(event, self._console_url), folders)
-                file = (folders or self._built_in_folders).main_file(self._of(channel))
-                problems = [Problem(file, 0, problem) for problem in self._of(channel).form.problems(content)]
+                file = (folders or self._built_in_folders).main_file(self._templates_of(channel))
+                problems = [Problem(file, 0, problem) for problem in self._templates_of(channel).form.problems(content)]
             except TemplateFailed as failed:
                 problems = [failed.problem]
             for problem in problems:
@@ -242,8 +242,8 @@ class Renderer:
     def _render(self, channel: str, context: Context, folders: TemplateFolders | None) -> Content:
         """Render a message. Raises TemplateFailed."""
         if folders is None:
-            return self._built_in.render(self._of(channel), context)
-        return template_process.SHARED.render(self._owner, folders, self._of(channel), context)
+            return self._built_in.render(self._templates_of(channel), context)
+        return template_process.SHARED.render(self._owner, folders, self._templates_of(channel), context)
 
     def _render_custom(self, channel: str, context: Context, key: TemplateSetKey) -> Content | None:
         """Render a message with the operator's templates. Returns None if there are no such templates, if one fails, or
@@ -259,7 +259,7 @@ class Renderer:
         skipped = 0
         try:
             content = self._render(channel, context, folders)
-            reason = "; ".join(self._of(channel).form.problems(content))
+            reason = "; ".join(self._templates_of(channel).form.problems(content))
         except TemplateFailed as failed:
             reason = str(failed)
             if failed.stopped:
@@ -282,7 +282,7 @@ class Renderer:
         """Replace a mail's HTML and text with the launch plan's own template, unless the filled-in template is empty or
         too large.
         """
-        limits = self._of(channel).form.mail
+        limits = self._templates_of(channel).form.mail
         if template is None or limits is None:
             return content
         try:
@@ -302,12 +302,12 @@ class Renderer:
     def _with_launch_plan(self, channel: str, event: Event, content: Content) -> Content:
         """Add the launch plan, if known, to a mail's content. The mail's List-Id and thread are derived from it."""
         plan = event.launch_plan
-        if self._of(channel).form.mail is None or plan is None:
+        if self._templates_of(channel).form.mail is None or plan is None:
             return content
         about = {"project": plan.project, "domain": plan.domain, "launch_plan": shortened(plan.name)}
         return {**content, "about": about}
 
-    def _of(self, channel: str) -> Templates:
+    def _templates_of(self, channel: str) -> Templates:
         """Return a channel's templates. A channel that is not registered, but named in a rule, gets a document."""
         return self._templates.get(channel) or Templates(channel)
 

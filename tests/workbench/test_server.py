@@ -79,7 +79,7 @@ async def test_every_channel_phase_screen_and_view_can_be_chosen(page: Page) -> 
     await expect(page.locator("#headline")).to_contain_text("train.daily failed in flytesnacks/production: ValueError")
     await check_picture(page.locator("#rendered"), "slack")
     await page.get_by_label("PagerDuty").check()
-    await expect(message(page).locator(".incident .tag")).to_have_text("error")
+    await expect(message(page).locator(".pagerduty .tag")).to_have_text("error")
     await check_picture(page.locator("#rendered"), "pagerduty")
     await page.get_by_label("Source").check()
     await expect(page.locator("#plain")).to_contain_text('"event_action": "trigger"')
