@@ -1,6 +1,6 @@
 """What a reader sees of a message, as simple blocks. Previews show the blocks as HTML, as text and in a terminal.
 
-All text is plain: whoever shows it escapes it. A URL is shown as a link only if it begins with http:// or https://.
+All text is plain: code that shows a drawing escapes it. A URL is shown as a link only if it begins with http:// or https://.
 """
 
 from __future__ import annotations

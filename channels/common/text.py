@@ -8,7 +8,7 @@ import regex
 
 ELLIPSIS = "…"
 _GRAPHEME = regex.compile(r"[\U0001f1e6-\U0001f1ff]{2}[\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}]*+|\X")
-"""Matches one grapheme (Unicode Standard Annex 29). Flags have an alternative of their own: at each of them, `\\X` alone
+"""Matches one grapheme (Unicode Standard Annex 29). Flags have a separate alternative: at each of them, `\\X` alone
 would count all flags before it, which takes quadratic time."""
 _BOUNDARY = regex.compile(
     r"(?r)[\p{GCB=Other}\p{GCB=Control}\p{GCB=LF}](?=[\p{GCB=Other}\p{GCB=Control}\p{GCB=LF}\p{GCB=CR}])"
