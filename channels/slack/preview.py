@@ -11,11 +11,11 @@ from channels.common.drawing import Block, Span, Style, mapping, mappings
 from channels.contract import Content
 
 _PIECE = re.compile(r"```(?P<pre>.*?)```|<(?P<url>https?://[^|<>\s]+)(?:\|(?P<label>[^<>]*))?>", re.DOTALL)
-_MARKS: tuple[tuple[Style, re.Pattern[str]], ...] = (
-    ("code", re.compile(r"`([^`\n]+)`")),
-    ("strong", re.compile(r"(?<!\w)\*([^*\n]+)\*(?!\w)")),
-    ("em", re.compile(r"(?<!\w)_([^_\n]+)_(?!\w)")),
-    ("s", re.compile(r"(?<!\w)~([^~\n]+)~(?!\w)")),
+_MARKS: tuple[tuple[str, Style, re.Pattern[str]], ...] = (
+    ("`", "code", re.compile(r"`([^`\n]+)`")),
+    ("*", "strong", re.compile(r"(?<!\w)\*([^*\n]+)\*(?!\w)")),
+    ("_", "em", re.compile(r"(?<!\w)_([^_\n]+)_(?!\w)")),
+    ("~", "s", re.compile(r"(?<!\w)~([^~\n]+)~(?!\w)")),
 )
 STYLE = """
 .slack{font:15px/22px Lato,"Helvetica Neue",Arial,sans-serif}
@@ -84,9 +84,11 @@ def mrkdwn(text: str) -> tuple[Span, ...]:
 
 def _marked(text: str, styles: tuple[Style, ...] = (), marks: int = 0) -> list[Span]:
     """Return the spans of a text without links and code blocks. `marks`: how many kinds of marks are already found."""
+    while marks < len(_MARKS) and _MARKS[marks][0] not in text:
+        marks += 1
     if marks == len(_MARKS):
         return [Span(_plain(text), styles)] if text else []
-    style, pattern = _MARKS[marks]
+    _, style, pattern = _MARKS[marks]
     spans: list[Span] = []
     end = 0
     for found in pattern.finditer(text):

@@ -95,11 +95,8 @@ def _columns(texts: Iterable[drawing.Line]) -> RenderableType:
 
 def _line(line: drawing.Line) -> Text:
     spans = [drawing.Span(line)] if isinstance(line, str) else line
-    pieces = [
-        Text(
-            line_text([span]),
-            style="blue underline" if span.url else " ".join(_STYLES[style] for style in span.styles),
-        )
-        for span in spans
-    ]
-    return Text().join(pieces)
+    text = Text()
+    for span in spans:
+        style = "blue underline" if span.url else " ".join(_STYLES[style] for style in span.styles)
+        text.append(line_text([span]), style=style)
+    return text

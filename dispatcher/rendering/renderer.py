@@ -40,6 +40,8 @@ template, because each try takes up to a second."""
 TemplateSetKey = tuple[int, ...]
 """The template sets that apply to a message, as indices into the setting `templates.match`."""
 
+_UNKNOWN = Templates("")
+
 Severity = Callable[[Event], str | None]
 """Function that returns the severity for an event, or None if the event's phase determines the severity."""
 
@@ -308,8 +310,8 @@ class Renderer:
         return {**content, "about": about}
 
     def _templates_of(self, channel: str) -> Templates:
-        """Return a channel's templates. A channel that is not registered, but named in a rule, gets a document."""
-        return self._templates.get(channel) or Templates(channel)
+        """Return a channel's templates. All channels that rules name and nobody registered share one document."""
+        return self._templates.get(channel, _UNKNOWN)
 
     def _context(self, event: Event) -> Context:
         """Return the event's variables. The variables of the last event are kept, because all messages of an event are
