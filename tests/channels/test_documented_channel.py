@@ -29,7 +29,8 @@ CREATED = datetime(2026, 11, 20, tzinfo=UTC)
 
 def block(language: str, index: int = 0) -> str:
     """A code block of the section in that language."""
-    return re.findall(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)[index]
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
+    return blocks[index]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def _files() -> Iterator[Path]:
 def _strings(file: Path) -> Iterator[str]:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
-        yield from (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+        yield from (str(node.value) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
     else:
         yield from (found[1] or found[2] for found in re.finditer(r"\"([^\"\n]*)\"|'([^'\n]*)'", text))
 
