@@ -10,7 +10,7 @@ from channels.contract import Content
 from channels.teams.markdown import unescape
 
 STYLE = """
-.teams{font:14px/20px "Segoe UI",system-ui,sans-serif;color:#242424;border:1px solid #d1d1d1;border-radius:6px;padding:12px 16px}
+.teams{font:14px/20px "Segoe UI",system-ui,sans-serif;border:1px solid #d1d1d1;border-radius:6px;padding:12px 16px}
 .teams .box{margin:-12px -16px 8px;padding:12px 16px}
 .teams .good{background:#e7f2da}.teams .attention{background:#fde7e9}.teams .warning{background:#fff4ce}
 .teams h3{font-size:18px;font-weight:600}.teams a{color:#5b5fc7}
