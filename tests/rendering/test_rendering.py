@@ -110,7 +110,7 @@ def events(draw: Any) -> Event:
                 | st.builds(
                     lambda name, version: {"project": "p", "domain": "d", "name": name, "version": version},
                     names,
-                    hostile_text,
+                    hostile_text.filter(lambda version: "\0" not in version),  # an event with it is refused
                 )
             ),
             "principal": draw(hostile_text),
