@@ -133,25 +133,10 @@ class TemplateSettings(Section):
     that another execution started inherits them, and they name the other execution."""
 
 
-class RetrySettings(Section):
-    """When a delivery is retried after an attempt without success, and when the dispatcher gives the delivery up."""
-
-    initial: Duration = Field(timedelta(seconds=2), gt=timedelta())
-    """Initial back-off. The back-off doubles with each attempt. Before a retry, the dispatcher waits for a random
-    time up to the back-off."""
-    ceiling: Duration = Field(timedelta(minutes=10), gt=timedelta())
-    """Maximum back-off."""
-    deadline: Duration = timedelta(hours=24)
-    """Maximum time for all attempts of a delivery. After this time, the delivery is dead."""
-
-    def policy(self) -> RetryPolicy:
-        return RetryPolicy(initial=self.initial, ceiling=self.ceiling, deadline=self.deadline)
-
-
 class DeliveryOptions(Section):
     """The options that every channel has, in addition to the channel's own options."""
 
-    retry: RetrySettings = RetrySettings()
+    retry: RetryPolicy = RetryPolicy()
     concurrency: int = Field(20, ge=1, le=1000)
     """Maximum number of deliveries in flight on this channel. One destination, such as a Slack channel or a PagerDuty
     service, gets at most a quarter of them."""

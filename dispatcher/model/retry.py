@@ -6,25 +6,29 @@ in another process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dispatcher.parsing.duration import Duration
 
 FLOOR = timedelta(milliseconds=500)
 """Minimum delay, because full jitter may give a delay near zero."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How long and how often a channel retries."""
+class RetryPolicy(BaseModel):
+    """When a delivery is retried after an attempt without success, and when the dispatcher gives the delivery up."""
 
-    initial: timedelta = timedelta(seconds=2)
-    """Upper bound of the first delay; the bound doubles with each attempt."""
-    ceiling: timedelta = timedelta(minutes=10)
-    """Highest value that the upper bound of a delay can reach."""
-    deadline: timedelta = timedelta(hours=24)
-    """Maximum time for retries, counted from `Delivery.retry_window_start`. If the next retry would be later, the
-    delivery becomes dead."""
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    initial: Duration = Field(timedelta(seconds=2), gt=timedelta())
+    """Initial back-off. The back-off doubles with each attempt. Before a retry, the dispatcher waits for a random
+    time up to the back-off."""
+    ceiling: Duration = Field(timedelta(minutes=10), gt=timedelta())
+    """Maximum back-off."""
+    deadline: Duration = timedelta(hours=24)
+    """Maximum time for all attempts of a delivery. After this time, the delivery is dead."""
 
     def bound(self, attempt: int) -> timedelta:
         """Return the upper bound of the delay after this attempt. Attempts are counted from 1."""

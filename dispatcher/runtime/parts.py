@@ -117,7 +117,7 @@ class Wiring:
             ledger=ledger,
             planner=planner,
             contents=contents,
-            policy=section.retry.policy(),
+            policy=section.retry,
             clock=self.clock,
             rng=self.rng,
             worker_id=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],

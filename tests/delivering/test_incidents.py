@@ -110,8 +110,8 @@ async def record(ledger: Ledger, planner: Planner, run: Run) -> None:
 
 
 async def deliver_once(ledger: Ledger, channel: ScriptedChannel, clock: ManualClock) -> None:
-    """Claim what is due now and attempt it. The retry delay is 0."""
-    policy = RetryPolicy(initial=timedelta())
+    """Claim what is due now and attempt it. The retry delay is the shortest."""
+    policy = RetryPolicy(initial=timedelta(microseconds=1))
     worker = a_worker(ledger, channel, clock=clock, policy=policy, rng=Random(1), pages=True)
     await deliver_due(worker)
 
