@@ -165,7 +165,7 @@ async def intake(servers: str, topic: str, group: str, count: int, deliveries: i
                 on_batch=lambda batch: recorded.extend(batch.new),
             )
             await intake.run(source)
-            stored = sum((await ledger.counts()).values())
+            stored = sum((await ledger.queries.counts()).values())
     if len(recorded) != count // 100 or stored != count // 100 * deliveries:
         raise RuntimeError(f"{len(recorded)} events have {stored} deliveries: this measurement is void")
     return source.measured

@@ -174,7 +174,7 @@ async def _carry(folder: Path, channel: str, messages: list[EncodedMessage]) -> 
         await intake.run(Topic(messages[1:]))
         await sent.reach(len(messages))
         result = RunResult(len(messages) - 1, time.perf_counter() - began, cpu_seconds_used() - cpu)
-        counts = await parts.ledger.counts()
+        counts = await parts.ledger.queries.counts()
         worker.stop()
     if counts != {(channel, State.SENT): len(messages)}:
         raise RuntimeError(f"{len(messages)} events became {counts}: this measurement is void")

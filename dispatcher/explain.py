@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, Rejected, StoredDelivery, StoredEvent
+from dispatcher.ledger.records import RejectedSummary
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import ExecutionId
 from dispatcher.rules import disabled_by_of
@@ -45,24 +46,23 @@ async def explanations(
 
     `deliveries_at_most`: maximum number of deliveries to include, over all events.
     """
-    known = await ledger.stored_events(execution)
-    stored = await ledger.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
-    histories = {entry.delivery.key: await ledger.history(entry.delivery.key) for entry in stored}
+    known = await ledger.history.events(execution)
+    stored = (
+        await ledger.history.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
+    )
+    shown = [(entry, await delivery_with_history(ledger, entry)) for entry in stored]
     return [
-        *(
-            _explanation(entry, [one for one in stored if one.delivery.event == entry.event.key], histories)
-            for entry in known
-        ),
+        *(_explanation(entry, [one for one in shown if one[0].delivery.event == entry.event.key]) for entry in known),
         *(_rejected(entry, execution) for entry in sorted(refused, key=lambda entry: entry.received_at)),
     ]
 
 
-def _explanation(
-    stored: StoredEvent, deliveries: Sequence[StoredDelivery], histories: Mapping[str, Sequence[Attempt]]
-) -> Explanation:
+def _explanation(stored: StoredEvent, shown: Sequence[tuple[StoredDelivery, dict[str, Any]]]) -> Explanation:
+    """`shown`: the event's deliveries, each with its data."""
     rank = {rule["defined_at"]: index for index, rule in enumerate(stored.considered)}
+    deliveries = [entry.delivery for entry, _ in shown]
     in_rule_order = sorted(
-        deliveries, key=lambda entry: (rank.get(entry.delivery.rule, len(rank)), entry.delivery.created_at)
+        shown, key=lambda one: (rank.get(one[0].delivery.rule, len(rank)), one[0].delivery.created_at)
     )
     return Explanation(
         event={
@@ -73,16 +73,10 @@ def _explanation(
             "position": stored.position,
             "recorded_at": stored.recorded_at,
         },
-        rules=with_deduplicated_recipients(stored.considered, [entry.delivery for entry in deliveries]),
-        deliveries=[_with_attempts(entry, histories[entry.delivery.key]) for entry in in_rule_order],
+        rules=with_deduplicated_recipients(stored.considered, deliveries),
+        deliveries=[data for _, data in in_rule_order],
         disabled_by=disabled_by_of(stored.verdict, stored.reason),
     )
-
-
-def _with_attempts(stored: StoredDelivery, history: Sequence[Attempt]) -> dict[str, Any]:
-    data = delivery_data(stored)
-    first = {name: data.pop(name) for name in ("channel", "recipients", "state")}
-    return {**first, **data, "attempts": [attempt_data(attempt) for attempt in history]}
 
 
 def _rejected(entry: Rejected, execution: ExecutionId) -> Explanation:
@@ -123,57 +117,44 @@ def with_deduplicated_recipients(
     return explained
 
 
+_SHOWN = (
+    *("key", "event", "channel", "recipients", "addresses", "kind", "state", "drop_reason", "attempt", "in_doubt"),
+    *("reason", "rule", "created_at", "due_at"),
+)
+"""The fields of a delivery that are shown."""
+
+
 def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
-    """Return a delivery in the form that `--json` prints, without its content and attempts."""
-    delivery = stored.delivery
-    project, domain, name, phase = delivery.event.split("/")
+    """Return a delivery in the form that `--json` prints, without its content, attempts and actions."""
+    project, domain, name, phase = stored.delivery.event.split("/")
     return {
-        "key": delivery.key,
-        "event": delivery.event,
+        **{field: getattr(stored.delivery, field) for field in _SHOWN},
         "execution": {"project": project, "domain": domain, "name": name},
         "phase": phase,
-        "channel": delivery.channel,
-        "recipients": delivery.recipients,
-        "addresses": delivery.addresses,
-        "kind": delivery.kind,
-        "state": delivery.state,
-        "drop_reason": delivery.drop_reason,
-        "attempt": delivery.attempt,
-        "in_doubt": delivery.in_doubt,
-        "reason": delivery.reason,
-        "rule": delivery.rule,
-        "created_at": delivery.created_at,
-        "due_at": delivery.due_at,
         "settled_at": stored.settled_at,
         "reference": stored.reference,
     }
 
 
+async def delivery_with_history(ledger: Ledger, stored: StoredDelivery) -> dict[str, Any]:
+    """Return `delivery_data` with the delivery's attempts and operators' actions."""
+    key = stored.delivery.key
+    attempts, actions = await ledger.history.attempts(key), await ledger.history.actions(key)
+    return {
+        **delivery_data(stored),
+        "attempts": [attempt_data(attempt) for attempt in attempts],
+        "actions": [asdict(action) for action in actions],
+    }
+
+
 def attempt_data(attempt: Attempt) -> dict[str, Any]:
     """Return an attempt in the form that `--json` prints."""
-    return {
-        "number": attempt.number,
-        "started_at": attempt.started_at,
-        "ended_at": attempt.ended_at,
-        "latency_ms": round(attempt.latency.total_seconds() * 1000, 1),
-        "outcome": attempt.outcome,
-        "status": attempt.status,
-        "answer": attempt.answer,
-        "reason": attempt.reason,
-    }
+    return {**asdict(attempt), "latency_ms": round(attempt.latency.total_seconds() * 1000, 1)}
 
 
-def rejected_data(entry: Rejected) -> dict[str, Any]:
+def rejected_data(entry: RejectedSummary) -> dict[str, Any]:
     """Return a rejected message in the form that `--json` prints, without its headers and body."""
-    return {
-        "id": entry.id,
-        "position": entry.position,
-        "received_at": entry.received_at,
-        "reason": entry.reason,
-        "event": entry.event,
-        "size": entry.size,
-        "replayed_at": entry.replayed_at,
-    }
+    return {field.name: getattr(entry, field.name) for field in fields(RejectedSummary)}
 
 
 def rejected_details(entry: Rejected) -> dict[str, Any]:

@@ -1,35 +1,59 @@
-"""Redrives and replays that people start from the console or its API. The log records who did it."""
+"""What operators do to the ledger from commands, the console and its API. The ledger records each action (`Action`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 import structlog
 
 from dispatcher.clock import Clock
-from dispatcher.intake.pipeline import Intake, ReplayResult
-from dispatcher.ledger import DeliveryFilter, Ledger, Rejected
+from dispatcher.ledger import Action, Deed, DeliveryFilter, Ledger, Rejected
 from dispatcher.ledger.queries import Count
 from dispatcher.model.delivery import State
 
+if TYPE_CHECKING:  # a command that replays nothing does not load intake
+    from dispatcher.intake.pipeline import Intake, ReplayResult
+
 log = structlog.get_logger(__name__)
+
+PURGE_BATCH = 500
+"""Number of events that one transaction of a purge deletes."""
+
+
+MAX_REASON = 1000
+"""Maximum number of characters of an operator's reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who acts, and why."""
+
+    name: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Redrives deliveries and replays messages. Raises Unavailable while the ledger or FlyteAdmin can't be reached."""
+    """Redrives, replays and purges. Raises Unavailable while the ledger or FlyteAdmin can't be reached.
+
+    An action that changes the ledger is recorded in the transaction that changes it.
+    """
 
     ledger: Ledger
-    intake: Intake
+    intake: Intake | None
+    """Processes rejected messages again. None in a command that replays nothing."""
     clock: Clock
-    notify: Callable[[], None]
+    notify: Callable[[], None] = lambda: None
     """Wakes the workers after a redrive, because they then have new due deliveries."""
 
-    async def redrive(self, wanted: DeliveryFilter, *, by: str) -> int:
-        """Make the matching dead deliveries due again; return their number. `by`: the caller's name, for the log."""
-        number = await self.ledger.redrive(wanted, now=self.clock.now())
-        log.info("redriven", by=by, deliveries=number, keys=len(wanted.keys) or None, filter=_in_words(wanted))
+    async def redrive(self, wanted: DeliveryFilter, operator: Operator) -> int:
+        """Make the matching dead deliveries due again; return their number."""
+        scope = _in_words(wanted)
+        number = await self.ledger.redrive(wanted, self._action(Deed.REDRIVE, scope, operator))
+        log.info("redriven", by=operator.name, deliveries=number, keys=len(wanted.keys) or None, filter=scope)
         if number:
             self.notify()
         return number
@@ -40,19 +64,39 @@ class Operations:
 
     async def rejected(self, identity: str) -> Rejected | None:
         """Return the rejected message with exactly this id; None if the ledger has no such message."""
-        found = await self.ledger.find_rejected(limit=2, id_starts=identity)
+        found = await self.ledger.rejected.find(limit=2, id_starts=identity)
         return next((entry for entry in found if entry.id == identity), None)
 
-    async def replay(self, refused: Rejected, *, by: str) -> ReplayResult:
-        """Process a rejected message again. `by`: the caller's name, for the log."""
-        result = await self.intake.replay(refused)
-        log.info("replayed", by=by, id=refused.id, accepted=result.accepted)
+    async def replay(self, rejected: Rejected, operator: Operator) -> ReplayResult:
+        """Process a rejected message again. If it is accepted, mark it as replayed."""
+        assert self.intake is not None, "this command replays nothing"  # noqa: S101 - a mistake of the caller
+        result = await self.intake.replay(rejected)
+        if result.accepted:
+            action = self._action(Deed.REPLAY, f"message {rejected.id}", operator)
+            await self.ledger.rejected.mark_replayed(rejected.id, event=result.event, action=action)
+        log.info("replayed", by=operator.name, id=rejected.id, accepted=result.accepted)
         return result
+
+    async def purge(self, before: datetime, operator: Operator) -> int:
+        """Delete what was recorded before this time and is finished; return the number of events and messages."""
+        action = self._action(Deed.PURGE, f"before {before.isoformat()}", operator)
+        total = 0
+        while deleted := await self.ledger.purge(before, limit=PURGE_BATCH, action=None if total else action):
+            total += deleted
+        log.info("purged", by=operator.name, entries=total, filter=action.scope)
+        return total
+
+    def _action(self, what: Deed, scope: str, operator: Operator) -> Action:
+        return Action(at=self.clock.now(), who=operator.name, what=what, scope=scope, why=operator.reason)
 
 
 def _in_words(wanted: DeliveryFilter) -> str:
-    """Return the filter as text for the log, without recipients: more people can read the log than the ledger."""
+    """Return the filter as text, without recipients: more people can read the log than the ledger."""
     names = {"channel": wanted.channel, "execution": wanted.execution, "launch_plan": wanted.launch_plan}
     times = {name: at.isoformat() for name in ("since", "until") if (at := getattr(wanted, name)) is not None}
     conditions = [f"{name} {value}" for name, value in {**names, **times}.items() if value is not None]
-    return ", ".join([*conditions, *(["a recipient"] if wanted.recipient is not None else [])]) or "all"
+    if wanted.recipient is not None:
+        conditions.append("a recipient")
+    if wanted.keys:
+        conditions.append("1 key" if len(wanted.keys) == 1 else f"{len(wanted.keys)} keys")
+    return ", ".join(conditions) or "all"

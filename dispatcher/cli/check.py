@@ -116,10 +116,10 @@ async def _check_ledger(settings: Settings) -> Sequence[Finding]:
     clock = SystemClock()
     try:
         async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
-            await ledger.ping(now=clock.now())
-            newest = await ledger.newest()
+            await ledger.checkpoints.ping(now=clock.now())
+            newest = await ledger.history.newest()
             wrong_clock = clock_problem(await ledger.clock_offset(clock.now))
-            backlog = await ledger.backlog(now=clock.now())
+            backlog = await ledger.queries.backlog(now=clock.now())
     except DispatcherError as error:
         return [Finding(f"{error}; check ledger.url", ok=False)]
     last = f"last event {newest[0]}, recorded at {time_text(newest[1])} UTC" if newest else "no events yet"

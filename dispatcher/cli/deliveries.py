@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dispatcher.cli._open_ledger import with_ledger
+from dispatcher.cli._operations import As, Reason, operations, operator, write_actions
 from dispatcher.cli._options import AsJson, Config, Limit, Since, no_such_channel, parse_since
 from dispatcher.cli._output import state_text, time_text, write_details, write_json, write_line, write_table
 
 if TYPE_CHECKING:
-    from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, StoredDelivery
+    from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
 
 deliveries = typer.Typer(help="List, show, redrive or purge deliveries.", no_args_is_help=True)
-
-PURGE_BATCH = 500
 
 State = Annotated[
     list[str] | None,
@@ -52,7 +51,7 @@ def list_(
 
     async def find(ledger: Ledger) -> list[StoredDelivery]:
         await _require_channel(ledger, channel)
-        return await ledger.find(wanted, limit=limit)
+        return await ledger.history.find(wanted, limit=limit)
 
     found = with_ledger(config, find)
     if as_json:
@@ -82,15 +81,17 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one delivery with its attempts and the provider's answers. With --json, prints the message's content too."""
-    from dispatcher.explain import attempt_data, delivery_data
+    """Show one delivery with its attempts, the provider's answers and operators' actions. With --json, prints the
+    message's content too.
+    """
+    from dispatcher.explain import delivery_with_history
     from dispatcher.ledger import DeliveryFilter
 
-    async def load(ledger: Ledger) -> tuple[list[StoredDelivery], list[Attempt]]:
-        found = await ledger.find(DeliveryFilter(keys=[key]), limit=2)
-        return found, (await ledger.history(found[0].delivery.key) if len(found) == 1 else [])
+    async def load(ledger: Ledger) -> tuple[list[StoredDelivery], dict[str, Any]]:
+        found = await ledger.history.find(DeliveryFilter(keys=[key]), limit=2)
+        return found, (await delivery_with_history(ledger, found[0]) if len(found) == 1 else {})
 
-    found, history = with_ledger(config, load)
+    found, data = with_ledger(config, load)
     if len(found) != 1:
         write_line(
             f"dispatcher: {'no delivery' if not found else 'more than one delivery'} begins with {key!r}", err=True
@@ -98,9 +99,7 @@ def show(
         raise typer.Exit(1)
     (stored,) = found
     if as_json:
-        write_json(
-            {**delivery_data(stored), "content": stored.delivery.content, "attempts": [*map(attempt_data, history)]}
-        )
+        write_json({**data, "content": stored.delivery.content})
         return
     delivery = stored.delivery
     write_details(
@@ -123,17 +122,20 @@ def show(
         ("ATTEMPT", "STARTED (UTC)", "DURATION", "OUTCOME", "STATUS", "ANSWER", "REASON"),
         [
             (
-                attempt.number,
-                time_text(attempt.started_at),
-                f"{attempt.latency.total_seconds() * 1000:.0f} ms",
-                state_text(attempt.outcome),
-                attempt.status,
-                attempt.answer,
-                attempt.reason,
+                attempt["number"],
+                time_text(attempt["started_at"]),
+                f"{attempt['latency_ms']:.0f} ms",
+                state_text(attempt["outcome"]),
+                attempt["status"],
+                attempt["answer"],
+                attempt["reason"],
             )
-            for attempt in history
+            for attempt in data["attempts"]
         ],
     )
+    if data["actions"]:
+        write_line()
+        write_actions(data["actions"])
 
 
 @deliveries.command()
@@ -149,24 +151,23 @@ def redrive(
     execution: Execution = None,
     since: Since = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the deliveries; change nothing.")] = False,
+    name: As = None,
+    reason: Reason = "",
 ) -> None:
     """Retry dead deliveries, selected by key or by filter. First fix the reason why they are dead. Each delivery is due
     at once, and has the full retry time again.
     """
-    from dispatcher.clock import SystemClock
-
     if not keys and not everything:
         raise typer.BadParameter("give the keys of deliveries, or --all")
-    now = SystemClock().now()
     wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
 
     async def find(ledger: Ledger) -> list[StoredDelivery]:
         await _require_channel(ledger, channel)
-        return await ledger.find(wanted, limit=10_000)
+        return await ledger.history.find(wanted, limit=10_000)
 
     async def redrive_found(ledger: Ledger) -> int:
         await _require_channel(ledger, channel)
-        return await ledger.redrive(wanted, now=now)
+        return await operations(ledger).redrive(wanted, operator(name, reason))
 
     if dry_run:
         for stored in with_ledger(config, find):
@@ -183,6 +184,8 @@ def purge(
         str, typer.Option(help="Delete entries that were recorded longer ago than this, such as 30d.")
     ],
     config: Config = None,
+    name: As = None,
+    reason: Reason = "",
 ) -> None:
     """Delete old events and old rejected messages. The deliveries of an event are deleted with the event. Events that
     have a waiting delivery are kept.
@@ -192,13 +195,7 @@ def purge(
     now = SystemClock().now()
     before = parse_since(older_than, now=now) or now
 
-    async def purge_in_batches(ledger: Ledger) -> int:
-        total = 0
-        while deleted := await ledger.purge(before, limit=PURGE_BATCH):
-            total += deleted
-        return total
-
-    number = with_ledger(config, purge_in_batches)
+    number = with_ledger(config, lambda ledger: operations(ledger).purge(before, operator(name, reason)))
     write_line("1 entry deleted" if number == 1 else f"{number} entries deleted")
 
 
@@ -207,7 +204,11 @@ async def _require_channel(ledger: Ledger, channel: str | None) -> None:
     from channels.registry import CHANNEL_TYPES
     from dispatcher.ledger import DeliveryFilter
 
-    if channel is None or channel in CHANNEL_TYPES or await ledger.find(DeliveryFilter(channel=channel), limit=1):
+    if (
+        channel is None
+        or channel in CHANNEL_TYPES
+        or await ledger.history.find(DeliveryFilter(channel=channel), limit=1)
+    ):
         return
     raise no_such_channel(channel, CHANNEL_TYPES)
 

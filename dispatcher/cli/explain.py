@@ -190,10 +190,10 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[Explanation]:
 
     async def read() -> list[Explanation]:
         async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
-            rejected = await ledger.find_rejected(limit=MAX_REJECTED, execution=execution)
+            rejected = await ledger.rejected.find(limit=MAX_REJECTED, execution=execution)
             found = await explanations(ledger, execution, rejected, deliveries_at_most=MAX_DELIVERIES)
             if not found:
-                _print_what_to_check(settings, execution, newest=await ledger.newest())
+                _print_what_to_check(settings, execution, newest=await ledger.history.newest())
                 raise typer.Exit(1)
             return found
 

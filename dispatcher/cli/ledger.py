@@ -1,4 +1,4 @@
-"""`dispatcher ledger`: shows the version of the ledger's tables, and migrates them."""
+"""`dispatcher ledger`: shows the version of the ledger's tables, migrates them, and lists operators' actions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dispatcher.cli._options import Config
-from dispatcher.cli._output import write_line
+from dispatcher.cli._open_ledger import with_ledger
+from dispatcher.cli._operations import write_actions
+from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
+from dispatcher.cli._output import write_json, write_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from dispatcher.config.sections import LedgerSettings
     from dispatcher.ledger import Ledger, Schema
 
-ledger = typer.Typer(name="ledger", help="Show the version of the ledger's tables, or migrate them.")
+ledger = typer.Typer(
+    name="ledger", help="Show the version of the ledger's tables, migrate them, or list operators' actions."
+)
 
 
 @ledger.command()
@@ -64,6 +68,19 @@ async def _with_ledger(section: LedgerSettings, read: Callable[[Ledger], Awaitab
 
     async with aclosing(Ledger(section.url, section.timeout, section.password_file)) as unopened:
         return await read(unopened)
+
+
+@ledger.command()
+def actions(config: Config = None, since: Since = None, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List what operators did, newest first: redrives, replays and purges."""
+    from dataclasses import asdict
+
+    from dispatcher.clock import SystemClock
+
+    start = parse_since(since, now=SystemClock().now())
+    found = with_ledger(config, lambda ledger: ledger.history.latest_actions(limit=limit, since=start))
+    data = [asdict(action) for action in found]
+    write_json(data) if as_json else write_actions(data)
 
 
 def _describe(found: Schema) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dispatcher.cli._open_ledger import with_ledger
+from dispatcher.cli._operations import As, Reason, operations, operator
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
 from dispatcher.cli._output import time_text, write_details, write_json, write_line, write_table, write_text
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
     from dispatcher.ledger import Ledger
+    from dispatcher.operations import Operator
 
 MAX_REPLAYED = 10_000
 
@@ -31,7 +32,7 @@ def list_(config: Config = None, since: Since = None, limit: Limit = 50, as_json
     from dispatcher.explain import rejected_data
 
     start = parse_since(since, now=SystemClock().now())
-    found = with_ledger(config, lambda ledger: ledger.find_rejected(limit=limit, since=start))
+    found = with_ledger(config, lambda ledger: ledger.rejected.find(limit=limit, since=start))
     if as_json:
         write_json([rejected_data(entry) for entry in found])
         return
@@ -50,7 +51,7 @@ def show(
     """Show one rejected message. Prints its reason, position, headers and stored bytes."""
     from dispatcher.explain import rejected_details
 
-    found = with_ledger(config, lambda ledger: ledger.find_rejected(limit=2, id_starts=id_))
+    found = with_ledger(config, lambda ledger: ledger.rejected.find(limit=2, id_starts=id_))
     if len(found) != 1:
         how_many = "no rejected message" if not found else "more than one rejected message"
         write_line(f"dispatcher: {how_many} begins with {id_!r}", err=True)
@@ -84,28 +85,30 @@ def replay(
         bool, typer.Option("--all", help="Replay all messages that have not been replayed yet.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what a replay would do.")] = False,
+    name: As = None,
+    reason: Reason = "",
 ) -> None:
     """Process rejected messages again. The command uses the current rules and decoder. The running service then sends
     the notifications.
     """
     from dispatcher.config.settings import load
-    from dispatcher.observability import logs
 
-    logs.configure("console", level=logging.WARNING)
     if not ids and not everything:
         raise typer.BadParameter("give the ids of rejected messages, or --all")
     settings = load(config)
 
     async def replay_each(ledger: Ledger) -> int:
-        return await _replay(ledger, settings, ids or [""], dry_run=dry_run)
+        return await _replay(ledger, settings, ids or [""], None if dry_run else operator(name, reason))
 
     accepted = with_ledger(config, replay_each)
     would = "would be " if dry_run else ""
     write_line(f"{accepted} {would}accepted now")
 
 
-async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry_run: bool) -> int:
-    """Replay each message and print the result. Returns the number of accepted messages."""
+async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], by: Operator | None) -> int:
+    """Replay each message and print the result; without `by`, only print what a replay would do. Returns the number of
+    accepted messages.
+    """
     from dispatcher.clock import SystemClock
     from dispatcher.intake.pipeline import Intake
     from dispatcher.rules.files import LaunchPlanFiles
@@ -115,13 +118,14 @@ async def _replay(ledger: Ledger, settings: Settings, ids: Sequence[str], *, dry
     rules.load()
     clock = SystemClock()
     planner = make_planner(settings, open_channels(settings))
-    found = [entry for start in ids for entry in await ledger.find_rejected(limit=MAX_REPLAYED, id_starts=start)]
+    found = [entry for start in ids for entry in await ledger.rejected.find(limit=MAX_REPLAYED, id_starts=start)]
     accepted = 0
     async with configured_flyte_admin(settings, clock) as admin:
         look_up = admin.look_up if admin is not None else None
         intake = Intake(ledger, lambda: rules.book, planner, make_contents(settings), clock, look_up=look_up)
+        replays = operations(ledger, intake)
         for entry in {entry.id: entry for entry in found if entry.replayed_at is None}.values():
-            result = await intake.replay(entry, dry_run=dry_run)
+            result = await (replays.replay(entry, by) if by is not None else intake.replay(entry, dry_run=True))
             accepted += result.accepted
             write_line(f"{entry.id[:8]}  {result.message}")
     return accepted

@@ -105,7 +105,7 @@ class Attempts:
         """Return the settlement of an attempt that the dispatcher itself could not finish. Raises LedgerUnavailable."""
         log.error("an attempt could not be made", **log_fields(delivery), exc_info=error)
         self.options.on_failed()
-        earlier, now = await self.options.ledger.stumbles(delivery), self.options.clock.now()
+        earlier, now = await self.options.ledger.history.stumbles(delivery), self.options.clock.now()
         outcome = stumble(delivery, error, earlier=earlier, now=now, policy=self.options.policy, rng=self.options.rng)
         _log_outcome(delivery, outcome, NO_SPAN)
         return Settlement(delivery=delivery, outcome=outcome, started_at=started, ended_at=now)
@@ -171,7 +171,7 @@ class Attempts:
         Returns None if the lease is lost. Raises LedgerUnavailable.
         """
         ledger, contents = self.options.ledger, self.options.contents
-        event = await ledger.event(delivery.event)
+        event = await ledger.history.event(delivery.event)
         assert event is not None  # noqa: S101 - for the type checker: a delivery's event is recorded before it
         if contents.waits:
             content = await asyncio.to_thread(contents.content, event, delivery)

@@ -38,7 +38,7 @@ class FollowUps:
     async def end_refusal(self) -> None:
         """Remove the channel's refusal from the ledger. If that fails, the next accepted message tries again."""
         try:
-            await self.options.ledger.end_refusal(self.options.name)
+            await self.options.ledger.refusals.end(self.options.name)
         except (LedgerUnavailable, LedgerFailed) as error:
             log.warning("a refusal could not be removed", channel=self.options.name, reason=str(error))
         else:
@@ -55,8 +55,8 @@ class FollowUps:
             case Sent(receipt):
                 parts = split(delivery, receipt, now=now, policy=self.options.policy, rng=self.options.rng)
                 return [*parts, *await self._notices([part for part in parts if part.state is State.DEAD], now)]
-            case Dead(unknown_recipient=True) if (event := await ledger.event(delivery.event)) is not None:
-                notified = await ledger.notified(delivery.event)
+            case Dead(unknown_recipient=True) if (event := await ledger.history.event(delivery.event)) is not None:
+                notified = await ledger.history.notified(delivery.event)
                 rerouted = planner.reroute(event, delivery, notified, now=now)
                 return rerouted or await self._notices([delivery._replace(reason=outcome.reason)], now)
             case Dead(reason=reason):
@@ -75,18 +75,22 @@ class FollowUps:
             case Retry(reason=reason, refused_us=True):
                 self.refused = True
                 delivery = delivery._replace(reason=reason)
-                kind, since = Kind.REFUSED_NOTICE, await ledger.record_refusal(name, now=now)
+                kind, since = Kind.REFUSED_NOTICE, await ledger.refusals.record(name, now=now)
             case Sent() if self.refused:
-                kind, since = Kind.ACCEPTED_NOTICE, await ledger.refused_since(name)
+                kind, since = Kind.ACCEPTED_NOTICE, await ledger.refusals.since(name)
             case _:
                 return ()
-        if since is None or now - since < REFUSAL_NOTICED or (event := await ledger.event(delivery.event)) is None:
+        if (
+            since is None
+            or now - since < REFUSAL_NOTICED
+            or (event := await ledger.history.event(delivery.event)) is None
+        ):
             return ()
         return self.options.planner.notify_of_channel(event, delivery, kind, since, now=now)
 
     async def _notices(self, dead: Sequence[Delivery], now: datetime) -> Sequence[Delivery]:
         """Return the notices to fallback recipients about dead deliveries of one event."""
-        if not dead or (event := await self.options.ledger.event(dead[0].event)) is None:
+        if not dead or (event := await self.options.ledger.history.event(dead[0].event)) is None:
             return ()
         notices = [self.options.planner.notify_fallback(event, delivery, now=now) for delivery in dead]
         return [notice for several in notices for notice in several]

@@ -29,7 +29,7 @@ async def find_origin(
     for _ in range(MAX_STEPS):
         if reference in batch:
             following = batch[reference]
-        elif recorded := await ledger.stored_events(reference):
+        elif recorded := await ledger.history.events(reference):
             if recorded[-1].event.origin is not None:
                 return recorded[-1].event.origin
             following = recorded[-1].event.reference_execution

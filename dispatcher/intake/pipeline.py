@@ -70,6 +70,8 @@ class ReplayResult:
     accepted: bool
     message: str
     """If accepted, the event and the reason for its verdict; otherwise why the message is rejected again."""
+    event: str | None = None
+    """The key of the accepted event; None if the message is rejected again or reports no terminal event."""
 
 
 @dataclass(slots=True)
@@ -158,10 +160,8 @@ class Intake:
         return [result for _, result in await self.evaluator.evaluate(messages)]
 
     async def replay(self, rejected: Rejected, *, dry_run: bool = False) -> ReplayResult:
-        """Process a rejected message again, with today's rules and decoder.
-
-        If the message is not rejected again, record the result and mark the message as replayed. With `dry_run`, record
-        and mark nothing. Raises Unavailable.
+        """Process a rejected message again, with today's rules and decoder, and record the result unless it is rejected
+        again. With `dry_run`, record nothing. Raises Unavailable.
         """
         if not rejected.whole:
             return ReplayResult(False, f"only its first {len(rejected.body)} bytes were kept: publish it again")
@@ -173,10 +173,9 @@ class Intake:
             recorded = await self._record_all(evaluated, rejected.position, 1)
             if recorded.rejected:
                 return ReplayResult(False, recorded.rejected[0].reason)
-            await self.ledger.mark_replayed(rejected.id, now=self.clock.now())
-        if isinstance(result, RecordedEvent):
-            return ReplayResult(True, f"{result.event.key}: {result.reason}")
-        return ReplayResult(True, "today's decoder finds no terminal event in it")
+        if result is None:
+            return ReplayResult(True, "today's decoder finds no terminal event in it")
+        return ReplayResult(True, f"{result.event.key}: {result.reason}", result.event.key)
 
     async def _record_all(self, evaluated: Sequence[Evaluated], source: str, messages: int) -> BatchResult:
         """Record results that did not come from a source. Raises Unavailable."""

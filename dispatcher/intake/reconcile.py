@@ -77,7 +77,7 @@ class Reconciler:
                 time_range = await self.next_range()
                 await self.reconcile(time_range)
                 if not self.stopping.is_set():
-                    await self.ledger.set_reconciled_until(time_range.until)
+                    await self.ledger.checkpoints.set_reconciled_until(time_range.until)
             except Unavailable as error:
                 log.warning("executions could not be compared with their events", reason=str(error))
 
@@ -88,7 +88,7 @@ class Reconciler:
         FlyteAdmin's clock differs from the dispatcher's clock by less than `min_age`.
         """
         time_range = await self.range_since(self.clock.now() - self.look_back)
-        checkpoint = await self.ledger.reconciled_until()
+        checkpoint = await self.ledger.checkpoints.reconciled_until()
         if checkpoint is None:
             return time_range
         return TimeRange(max(time_range.since, checkpoint - self.min_age), time_range.until, time_range.oldest)
@@ -99,7 +99,7 @@ class Reconciler:
         If the ledger is complete only since a later time, the range starts at that time. Raises LedgerUnavailable.
         """
         now = self.clock.now()
-        oldest = max(since, await self.ledger.complete_since(now=now))
+        oldest = max(since, await self.ledger.checkpoints.complete_since(now=now))
         return TimeRange(oldest, now - self.min_age, oldest)
 
     async def reconcile(self, time_range: TimeRange) -> int:
@@ -163,7 +163,7 @@ class Reconciler:
                 project, domain, since=time_range.since, until=time_range.until, token=token
             )
             recent = [event for event in page.events if event.occurred_at >= time_range.oldest]
-            known = await self.ledger.seen_events(event.key for event in recent)
+            known = await self.ledger.history.seen(event.key for event in recent)
             if missing := [event for event in recent if event.key not in known]:
                 yield missing
             token = page.next_token

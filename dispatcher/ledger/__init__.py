@@ -1,17 +1,18 @@
 """The ledger, a transactional outbox in SQLite or PostgreSQL: events, deliveries, attempts. All SQL is in this package.
 
-Other packages use only `Ledger` (`ledger.py`) and the values in `records.py`. `schema` and `rows` define the tables and
-their rows, `claim` selects due deliveries, `engine` opens the database; `sqlite`, `statements` and `values` make
-frequent statements fast.
+Other packages use `Ledger` (`ledger.py`), the objects that it carries, and the values in `records.py`. A file a verb does
+the work: `record`, `claim`, `settle`, `threads`, `actions`, `retention`. `history` and `queries` read. `schema` and
+`column_types` define the tables, `engine` opens the database.
 """
 
-from dispatcher.ledger.engine import HEAD, Schema
 from dispatcher.ledger.ledger import Ledger
 from dispatcher.ledger.records import (
+    Action,
     Attempt,
     Backlog,
     Claim,
     ClaimedThread,
+    Deed,
     DeliveryFilter,
     EventFilter,
     RecordedEvent,
@@ -22,13 +23,16 @@ from dispatcher.ledger.records import (
     StoredEvent,
     rejected_id,
 )
+from dispatcher.ledger.versions import HEAD, Schema
 
 __all__ = [
     "HEAD",
+    "Action",
     "Attempt",
     "Backlog",
     "Claim",
     "ClaimedThread",
+    "Deed",
     "DeliveryFilter",
     "EventFilter",
     "Ledger",

@@ -1,4 +1,4 @@
-"""A canned event with all optional facts, to test whether the ledger works at all."""
+"""Records, claims and settles a canned event with all optional facts, to test whether the ledger works at all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from sqlalchemy import Connection
+
 from channels.contract import Answer, Receipt
+from dispatcher.ledger.claim import claim
+from dispatcher.ledger.engine import RollBack
+from dispatcher.ledger.record import record
 from dispatcher.ledger.records import RecordedEvent, Rejected, Settlement
+from dispatcher.ledger.settle import settle
 from dispatcher.model.delivery import Delivery, NewVersion, Sent, Success, delivery_key, thread_key
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId, Options
 from dispatcher.model.notification import Notification
@@ -28,13 +34,28 @@ class _CannedSpan(Span):
         return "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 a=b"
 
 
-class Canned(NamedTuple):
+def rehearse(connection: Connection, channels: Sequence[str], *, now: datetime) -> None:
+    """Record a canned event, claim and settle its deliveries, and raise RollBack. See `Ledger.rehearse`."""
+    entries, rejection = _canned(channels, now)
+    record(connection, entries, [rejection], now=now)
+    until = now + timedelta(minutes=1)
+    admission = AdmissionControl(rate_limit=RateLimit(rate=parse_rate("1/s")), destination=_destination, now=now)
+    for channel in channels:
+        (delivery,) = claim(connection, channel, 1, lease="canned", until=until, admission=admission).deliveries
+        receipt = Receipt(answer=Answer("200", _TEXT), reference={"id": _TEXT})
+        feedback = Feedback(_destination(delivery.addresses), now, retry_after=timedelta(seconds=1))
+        sent = Settlement(delivery=delivery, outcome=Sent(receipt), started_at=now, ended_at=now, feedback=feedback)
+        settle(connection, [sent])
+    raise RollBack
+
+
+class _Canned(NamedTuple):
     entries: Sequence[RecordedEvent]
     """A failure with a delivery for each channel, and a success of the same launch plan in another version."""
     rejected: Rejected
 
 
-def canned(channels: Sequence[str], now: datetime) -> Canned:
+def _canned(channels: Sequence[str], now: datetime) -> _Canned:
     """Return new rows. Their names are random, so that two replicas can test the ledger at the same time."""
     name = secrets.token_hex(8)
     plan = EntityId(project="canned", domain="canned", name=f"{_TEXT} {name}", version="v1")
@@ -42,7 +63,7 @@ def canned(channels: Sequence[str], now: datetime) -> Canned:
     success = _event(name, Phase.SUCCEEDED, plan, channels, now)
     started_at = now + timedelta(seconds=1)  # after the failure, so that the success ends the threads
     changes = [_delivery(success, channel, None, now) for channel in channels]
-    return Canned(
+    return _Canned(
         [
             _entry(
                 failure,
@@ -73,18 +94,6 @@ def canned(channels: Sequence[str], now: datetime) -> Canned:
             event=failure.key,
         ),
     )
-
-
-def admission(now: datetime) -> AdmissionControl:
-    """Return the admission control that claims a canned delivery."""
-    return AdmissionControl(rate_limit=RateLimit(rate=parse_rate("1/s")), destination=_destination, now=now)
-
-
-def settlement(delivery: Delivery, now: datetime) -> Settlement:
-    """Return the settlement of a claimed canned delivery: it was sent."""
-    receipt = Receipt(answer=Answer("200", _TEXT), reference={"id": _TEXT})
-    feedback = Feedback(_destination(delivery.addresses), now, retry_after=timedelta(seconds=1))
-    return Settlement(delivery=delivery, outcome=Sent(receipt), started_at=now, ended_at=now, feedback=feedback)
 
 
 def _destination(addresses: Sequence[str]) -> str:

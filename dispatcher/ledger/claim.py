@@ -10,6 +10,7 @@ import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Row,
     Select,
     and_,
     bindparam,
@@ -23,7 +24,7 @@ from dispatcher.ledger.destination_state import DestinationStates
 from dispatcher.ledger.records import Claim
 from dispatcher.ledger.rows import delivery_fields
 from dispatcher.ledger.schema import contents, deliveries, subjects
-from dispatcher.ledger.statements import Row, among, prepare_select, prepare_update
+from dispatcher.ledger.statements import among
 from dispatcher.model.delivery import Delivery, Kind, State
 from dispatcher.model.rate_limit import AdmissionControl, DestinationState
 
@@ -52,10 +53,9 @@ def claim(
         states.load(filter(admission.tracks, (admission.destination(_addresses(row)) for row in rows)))
         admitted, deferred = _admit(rows, admission, states, limit - len(claimed))
         if admitted:
-            parameters = {"keys": [row.key for row in admitted], "by": lease, "until": until}
-            prepare_update(_CLAIM, connection.dialect).update(connection, [parameters])
+            connection.execute(_CLAIM, {"keys": [row.key for row in admitted], "by": lease, "until": until})
         if deferred:
-            prepare_update(_DEFER, connection.dialect).update(connection, deferred)
+            connection.execute(_DEFER, deferred)
             deferred_until.extend(entry["next_due_at"] for entry in deferred)
         claimed += (_claimed(row, lease, until, states[admission.destination(_addresses(row))]) for row in admitted)
         if len(claimed) == limit or len(rows) < size:
@@ -145,17 +145,17 @@ long backlog of one such destination would fill the limit and hide the deliverie
 
 def _due(
     connection: Connection, channel: str, admission: AdmissionControl, size: int, keys: Sequence[str] | None
-) -> Sequence[Row]:
+) -> Sequence[Row[Any]]:
     values: dict[str, Any] = {"channel": channel, "now": admission.now, "size": size}
     if keys is not None:
-        return prepare_select(_DUE_AMONG, connection.dialect).rows(connection, **values, keys=keys)
+        return connection.execute(_DUE_AMONG, values | {"keys": keys}).all()
     if saturated := admission.saturated:
         # The column contains JSON lists of addresses, so each destination is encoded as a JSON list of one address.
         values["saturated"] = [orjson.dumps([name]).decode() for name in saturated]
-    return prepare_select(_DUE_ELSEWHERE if saturated else DUE, connection.dialect).rows(connection, **values)
+    return connection.execute(_DUE_ELSEWHERE if saturated else DUE, values).all()
 
 
-def _addresses(one: Row) -> tuple[str, ...]:
+def _addresses(one: Row[Any]) -> tuple[str, ...]:
     addresses: tuple[str, ...] = one.addresses or one.recipients
     return addresses
 
@@ -182,10 +182,10 @@ _DEFER = (
 
 
 def _admit(
-    rows: Sequence[Row], admission: AdmissionControl, states: DestinationStates, limit: int
-) -> tuple[list[Row], list[dict[str, Any]]]:
+    rows: Sequence[Row[Any]], admission: AdmissionControl, states: DestinationStates, limit: int
+) -> tuple[list[Row[Any]], list[dict[str, Any]]]:
     """Return the rows that may be sent now, up to `limit`, and parameters of the update `_DEFER` for other rows."""
-    admitted: list[Row] = []
+    admitted: list[Row[Any]] = []
     deferred = []
     for row in rows:
         if len(admitted) == limit:
@@ -218,11 +218,10 @@ _BARE = (
 
 def claim_bare(connection: Connection, key: str, *, lease: str, now: datetime, until: datetime) -> Delivery | None:
     """Claim a due delivery, but read only what a settlement needs. See `Ledger.claim_bare`."""
-    rows = prepare_select(_BARE, connection.dialect).rows(connection, only=key, now=now)
-    if not rows:
+    row = connection.execute(_BARE, {"only": key, "now": now}).first()
+    if row is None:
         return None
-    row = rows[0]
-    prepare_update(_CLAIM, connection.dialect).update(connection, [{"keys": [key], "by": lease, "until": until}])
+    connection.execute(_CLAIM, {"keys": [key], "by": lease, "until": until})
     return Delivery(
         key=row.key,
         event=row.event,
@@ -241,7 +240,22 @@ def claim_bare(connection: Connection, key: str, *, lease: str, now: datetime, u
     )
 
 
-def _claimed(row: Row, lease: str, until: datetime, state: DestinationState) -> Delivery:
+def release(connection: Connection, delivery: Delivery, *, due_at: datetime) -> None:
+    """Give a claimed delivery back without counting the attempt. See `Ledger.release`."""
+    changes = {"due_at": due_at, "in_doubt": delivery.in_doubt, "lease": None, "attempt": deliveries.c.attempt - 1}
+    connection.execute(update(deliveries).where(*lease_held(delivery)).values(changes))
+
+
+def lease_held(delivery: Delivery) -> tuple[ColumnElement[bool], ...]:
+    """Return SQL conditions: the delivery is still claimed as it was when this value of it was returned."""
+    return (
+        deliveries.c.key == delivery.key,
+        deliveries.c.lease == delivery.lease,
+        deliveries.c.attempt == delivery.attempt,
+    )
+
+
+def _claimed(row: Row[Any], lease: str, until: datetime, state: DestinationState) -> Delivery:
     changes = {
         "attempt": row.attempt + 1,
         "in_doubt": row.in_doubt or row.lease is not None,

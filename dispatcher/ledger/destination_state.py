@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, bindparam, select
 
+from dispatcher.ledger.rows import read
 from dispatcher.ledger.schema import destinations
-from dispatcher.ledger.statements import among, prepare_insert, prepare_select
+from dispatcher.ledger.statements import among, insert
 from dispatcher.model.rate_limit import NEW_DESTINATION, DestinationState, Feedback, apply
 
 
@@ -25,14 +26,9 @@ class DestinationStates:
         missing = sorted(set(names) - self._loaded.keys())
         if not missing:
             return
-        query = prepare_select(_SELECT, self._connection.dialect)
         self._loaded |= dict.fromkeys(missing, NEW_DESTINATION)
-        for row in query.rows(self._connection, of=self._channel, names=missing):
-            self._loaded[row.name] = DestinationState(
-                theoretical_arrival_at=row.theoretical_arrival_at,
-                blocked_until=row.blocked_until,
-                failures=row.failures,
-            )
+        for row in self._connection.execute(_SELECT, {"of": self._channel, "names": missing}):
+            self._loaded[row.name] = read(DestinationState, row)
 
     def __getitem__(self, name: str) -> DestinationState:
         return self._loaded.get(name, NEW_DESTINATION)
@@ -65,7 +61,7 @@ class DestinationStates:
             for name in sorted(self._changed)
             for state in [self._loaded[name]]
         ]
-        prepare_insert(destinations, self._connection.dialect, overwrite=True).insert(self._connection, rows)
+        insert(self._connection, destinations, rows, overwrite=True)
         self._changed.clear()
 
 

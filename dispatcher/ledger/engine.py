@@ -1,11 +1,8 @@
-"""Opens the ledger's database, SQLite or PostgreSQL: URL checks, engines, migrations, transactions, error messages."""
+"""Opens the ledger's database, SQLite or PostgreSQL, and runs transactions and migrations on it."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import socket
 import sqlite3
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,53 +14,26 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from stat import S_ISDIR
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect, Engine, create_engine, delete, event, insert, inspect, select, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DatabaseError,
-    DBAPIError,
-    InterfaceError,
-    OperationalError,
-)
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from channels.common.lean_imports import without_package_init
-from channels.common.tls import untrusted_certificate
-from dispatcher.errors import (
-    DispatcherError,
-    LedgerFailed,
-    LedgerIncompatible,
-    LedgerUnavailable,
-    SettingsError,
-)
-from dispatcher.ledger.postgres import checked_url, postgres_engine
-from dispatcher.ledger.schema import compatibility
-from dispatcher.ledger.sqlite import Writer, WriterLock
-from dispatcher.ledger.statements import run
+from dispatcher.errors import DispatcherError, LedgerUnavailable, SettingsError
+from dispatcher.ledger import sqlite
+from dispatcher.ledger.database_url import IN_MEMORY, checked_url, place
+from dispatcher.ledger.failures import cause, failed, is_unavailable, refuses_value
+from dispatcher.ledger.postgres import postgres_engine
+from dispatcher.ledger.versions import Schema, read_schema, upgrade
 
 with without_package_init("sqlalchemy.ext.asyncio"):  # avoids an import of the ORM, which takes 8 MiB
-    from sqlalchemy.ext.asyncio.engine import AsyncConnection, AsyncEngine, create_async_engine
+    from sqlalchemy.ext.asyncio.engine import AsyncConnection, create_async_engine
 
 T = TypeVar("T")
-HEAD = "0001_e0f4d27a"
-"""The version of the newest migration: its number, and a hash of the tables that all migrations create. A test checks
-both."""
-COMPATIBLE = HEAD
-"""The oldest version whose code can work with the tables of `HEAD` and read the rows that this version writes.
-
-The ledger stores this value, so that older replicas may start beside newer replicas. Raise it only when a migration
-removes or narrows something that older code uses, or when this version writes something that older code can't read,
-such as contents with another compression.
-"""
-_VERSION = re.compile(r"(\d{4})_[0-9a-f]{8}")
-
 # Key of the PostgreSQL advisory lock that lets only one replica migrate at a time. It spells "flyte" in ASCII.
 _MIGRATION_LOCK = 0x666C797465
 _MIGRATION_LOCK_TIMEOUT = "4s"
@@ -74,55 +44,6 @@ _BUSY_SECONDS = 10
 """Maximum number of seconds to wait for a lock, a pooled connection or a new connection to the server."""
 TIMEOUT = timedelta(seconds=30)
 """Maximum time for one statement on PostgreSQL."""
-_BUSY_POLL_SECONDS = 0.5
-"""Number of seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short. `_begin`
-repeats it until `_BUSY_SECONDS` have passed."""
-_UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "40", "42501", "53", "55", "57", "58", "F0", "XX")
-"""Prefixes of PostgreSQL's error codes which mean that the statement is correct, but the database can't execute it now.
-In this order: lost connection, read-only standby, refused login, missing database, deadlock, missing permission, full
-disk, lock not available, shutdown, I/O error, and two for broken files. Source: PostgreSQL's manual, appendix A."""
-_CACHE = "cache_size=-4096"
-"""The pragma that sets the writer's page cache to 4096 KiB. In a large ledger, a batch of 100 events changes a thousand
-pages of 4 KiB. With SQLite's default cache of 2 MiB, the batch would read half of these pages twice."""
-_WAL_PAGES = 8000
-"""SQLite copies its write-ahead log into the database file each time the log has grown to 8000 pages of 4 KiB (32 MB). This
-limit is high, because each batch changes pages in all parts of a large ledger.
-
-The commit that reaches the limit also does the copy. A copy in a background thread would delay fewer commits, but
-SQLite before 3.51.3 can then lose commits: sqlite.org/wal.html#walresetbug.
-"""
-_DUPLICATE_TABLE = "42P07"
-_REASON_CHARACTERS = 300
-"""Maximum number of characters of an error's text, because asyncpg's errors contain the values of a whole column."""
-_IN_MEMORY = ":memory:"
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """The version of a ledger's tables."""
-
-    version: str | None
-    """The last migration that was applied; None if the ledger has no tables."""
-    oldest: str | None
-    """The oldest version of the dispatcher whose code can work with the tables, read from the table `compatibility`."""
-
-    @property
-    def newer(self) -> bool:
-        """True if a later release created the tables."""
-        return _number(self.version) > _number(HEAD)
-
-    @property
-    def compatible(self) -> bool:
-        """True if this code can work with the tables without a migration."""
-        return self.version == HEAD or (
-            self.newer and (self.oldest == HEAD or 0 < _number(self.oldest) < _number(HEAD))
-        )
-
-
-def _number(version: str | None) -> int:
-    """Return a version's number, which is higher in later releases; 0 if the text is no version of a release."""
-    parsed = _VERSION.fullmatch(version or "")
-    return int(parsed[1]) if parsed else 0
 
 
 class RollBack(Exception):
@@ -140,20 +61,18 @@ class Database:
         again for each connection.
         """
         self._password_file = password_file
-        self.url = _checked(url)
+        self.url = checked_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
-        self._place = _place(self.url)
-        self._engine = (
-            _sqlite_engine(self.url)
-            if self.sqlite
-            else postgres_engine(self.url, timeout, password_file, busy_seconds=_BUSY_SECONDS)
-        )
+        self._place = place(self.url)
         self._write_lock: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
-        self._writer = _writer(self.url, self._locked) if self.sqlite and self.url.database != _IN_MEMORY else None
-
-    @property
-    def dialect(self) -> Dialect:
-        return self._engine.dialect
+        self._writer: sqlite.Writer | None = None
+        if self.sqlite:
+            self._engine = create_async_engine(self.url, connect_args=sqlite.CONNECT_ARGUMENTS)
+            sqlite.prepare(self._engine.sync_engine)
+            if self.url.database != IN_MEMORY:
+                self._writer = sqlite.open_writer(self.url, self._locked, busy_seconds=_BUSY_SECONDS)
+        else:
+            self._engine = postgres_engine(self.url, timeout, password_file, busy_seconds=_BUSY_SECONDS)
 
     async def migrate(self) -> Schema:
         """Create or upgrade the tables, and return the schema as it was before the migration.
@@ -167,7 +86,7 @@ class Database:
         """
         if self.sqlite:
             async with self.writing() as connection:
-                return await connection.run_sync(_upgrade, self._place)
+                return await connection.run_sync(upgrade, self._place)
         schema = await self.schema()
         if schema.compatible:
             return schema
@@ -178,14 +97,14 @@ class Database:
             async with unlimited.writing() as connection:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
                 await connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_LOCK_TIMEOUT}'"))
-                return await connection.run_sync(_upgrade, self._place)
+                return await connection.run_sync(upgrade, self._place)
         finally:
             await unlimited.aclose()
 
     async def schema(self) -> Schema:
         """Read the version of the tables. Raises LedgerIncompatible if an unreleased version created them."""
         async with self.reading() as connection:
-            return await connection.run_sync(_schema)
+            return await connection.run_sync(read_schema)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
@@ -216,7 +135,7 @@ class Database:
         except (DispatcherError, RollBack):
             raise
         except Exception as error:
-            raise _failed(error) from error
+            raise failed(error) from error
 
     async def clock_offset(self, now: Callable[[], datetime]) -> timedelta:
         """Return how far `now` is ahead of the database's clock, at least; negative if it is behind.
@@ -263,7 +182,7 @@ class Database:
                 except DBAPIError as error:
                     # Close this connection. SQLite keeps a connection read-only if the file was read-only when the
                     # connection was opened, and a proxy keeps a connection to a PostgreSQL that became a standby.
-                    if self.sqlite or _is_unavailable(error):
+                    if self.sqlite or is_unavailable(error):
                         await raw.invalidate()
                     raise
 
@@ -275,10 +194,10 @@ class Database:
             except ssl.SSLCertVerificationError:  # it is a ValueError too
                 raise
             except (TypeError, ValueError, OverflowError, KeyError, InterfaceError) as error:
-                if isinstance(error, InterfaceError) and not _refuses_value(error):
+                if isinstance(error, InterfaceError) and not refuses_value(error):
                     raise
                 # Only the driver checks these parts of the URL. KeyError: this process's user has no name.
-                raise SettingsError(f"ledger.url: {self._place} can't be connected to: {_cause(error)}") from error
+                raise SettingsError(f"ledger.url: {self._place} can't be connected to: {cause(error)}") from error
             yield connection
 
     @contextmanager
@@ -287,18 +206,11 @@ class Database:
         try:
             yield
         except (TimeoutError, PoolTimeout, OSError) as error:
-            raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
+            raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {cause(error)}") from error
         except DBAPIError as error:
-            if not _is_unavailable(error):
-                raise _failed(error) from error
-            raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {_cause(error)}") from error
-
-
-def _failed(error: Exception) -> LedgerFailed:
-    """Return the error for callers. Its kind is the type of the driver's error, or of Python's error."""
-    origin = error.orig if isinstance(error, DBAPIError) else None
-    kind = type((origin and origin.__cause__) or origin or error).__name__
-    return LedgerFailed(kind, _cause(error)[:_REASON_CHARACTERS])
+            if not is_unavailable(error):
+                raise failed(error) from error
+            raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {cause(error)}") from error
 
 
 async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
@@ -316,217 +228,3 @@ async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
                 raise
         else:
             return
-
-
-def _is_unavailable(error: DBAPIError) -> bool:
-    """True if the database can't execute a correct statement now; False for a wrong statement."""
-    if _refuses_value(error):
-        return False
-    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-        return True
-    if isinstance(error.orig, sqlite3.Error):
-        return type(error) is DatabaseError  # raised if the file is damaged or is no database
-    return str(getattr(error.orig, "sqlstate", None)).startswith(_UNAVAILABLE_SQLSTATES)
-
-
-def _refuses_value(error: DBAPIError) -> bool:
-    """True if asyncpg itself can't use a value: of a statement (`DataError`), or of the URL's options. SQLAlchemy takes
-    these errors for an InterfaceError.
-    """
-    return isinstance(getattr(error.orig, "__cause__", None), ValueError)
-
-
-def _checked(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-        backend = parsed.get_backend_name()
-    except (ArgumentError, ValueError):
-        raise SettingsError(
-            "ledger.url: not a database URL; write sqlite+aiosqlite:///./dispatcher.db, or "
-            "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
-        ) from None
-    if backend == "sqlite":
-        return _checked_sqlite(parsed.set(drivername="sqlite+aiosqlite"))
-    if backend in {"postgresql", "postgres"}:
-        return checked_url(parsed)
-    raise SettingsError(f"ledger.url: no such kind of ledger, {backend!r}; there are sqlite and postgresql")
-
-
-def _checked_sqlite(url: URL) -> URL:
-    if url.host or not url.database:
-        raise SettingsError("ledger.url: names no file; write sqlite+aiosqlite:///./dispatcher.db")
-    if url.query:
-        raise SettingsError(f"ledger.url: a file takes no options, and there is {next(iter(url.query))!r}")
-    if url.database != _IN_MEMORY:
-        _check_file(Path(url.database))
-    return url
-
-
-def _check_file(file: Path) -> None:
-    try:
-        if not _is_folder(file.parent):
-            raise SettingsError(f"ledger.url: no such folder: {file.parent}")
-        if _is_folder(file):
-            raise SettingsError(f"ledger.url: {file} is a folder; name a file in it")
-    except OSError as error:
-        raise SettingsError(f"ledger.url: {file} can't be had: {error.strerror}") from None
-    except ValueError:
-        raise SettingsError(f"ledger.url: {str(file)!r} can't be the name of a file") from None
-
-
-def _is_folder(path: Path) -> bool:
-    """Like `Path.is_dir`, but raises OSError if the path can't be read.
-
-    `Path.is_dir` returns False for such a path since Python 3.14. Raises ValueError for an invalid name.
-    """
-    try:
-        return S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _place(url: URL) -> str:
-    """Return the database's location for error messages, without user and password."""
-    if url.get_backend_name() == "sqlite":
-        return f"the file {url.database}"
-    server = f" at {url.host}{f':{url.port}' if url.port else ''}" if url.host else ""
-    return f"PostgreSQL{server}"
-
-
-def _sqlite_engine(url: URL) -> AsyncEngine:
-    engine = create_async_engine(url, connect_args={"timeout": _BUSY_POLL_SECONDS})
-    _prepare(engine.sync_engine)
-    return engine
-
-
-def _writer(url: URL, lock: WriterLock) -> Writer:
-    engine = create_engine(
-        url.set(drivername="sqlite+pysqlite"), pool_size=1, connect_args={"timeout": _BUSY_POLL_SECONDS}
-    )
-    _prepare(engine, _CACHE)
-    return Writer(engine, lock, busy_seconds=_BUSY_SECONDS)
-
-
-def _prepare(engine: Engine, *more: str) -> None:
-    """Set pragmas on every new SQLite connection, and choose how each transaction begins. `more`: further pragmas."""
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver must send no BEGIN, because `begin` below sends it
-        try:
-            cursor = connection.cursor()
-            # synchronous=FULL makes a commit survive a power cut. This is necessary, because the Kafka offset is
-            # committed after the ledger's commit, and Kafka then does not send the event again.
-            autocheckpoint = f"wal_autocheckpoint={_WAL_PAGES}"
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", autocheckpoint, *more):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
-        except sqlite3.Error:
-            connection.close()  # SQLAlchemy would not close this connection, so its thread and file would stay open
-            raise
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # BEGIN IMMEDIATE takes the write lock at once. Without it, a transaction that reads first and writes later
-        # would fail if another transaction wrote in between.
-        reads = connection.get_execution_options().get("purpose") == "read"
-        run(connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-def _schema(connection: Connection) -> Schema:
-    """Read the version of the tables.
-
-    Raises LedgerIncompatible if an unreleased version created them, or if the database can't store every text.
-    """
-    if connection.dialect.name != "sqlite":
-        _check_encoding(str(connection.scalar(text("SHOW server_encoding"))))
-    tables = inspect(connection)
-    version = (
-        connection.scalar(text("SELECT version_num FROM alembic_version"))
-        if tables.has_table("alembic_version")
-        else None
-    )
-    stored = tables.has_table(compatibility.name)
-    schema = Schema(version, connection.scalar(select(compatibility.c.oldest)) if stored else None)
-    if version is None or schema.compatible or schema.newer or version in _upgradable_versions(connection):
-        return schema
-    raise LedgerIncompatible(
-        f"the ledger is at version {version}, made by an unreleased version: begin a new ledger; "
-        f"this dispatcher's tables are version {HEAD}"
-    )
-
-
-def _check_encoding(encoding: str) -> None:
-    """Raise LedgerIncompatible if PostgreSQL's database is not in UTF-8: it could not store names and answers."""
-    if encoding != "UTF8":
-        raise LedgerIncompatible(
-            f"ledger.url: the database's encoding must be UTF8, and it is {encoding}: "
-            "create it again, WITH TEMPLATE template0 ENCODING 'UTF8'"
-        )
-
-
-def _upgradable_versions(connection: Connection) -> set[str]:
-    """Return the versions of the tables that this dispatcher can upgrade."""
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 - imported only here, because most starts find tables that are up to date and need no Alembic
-
-    return {script.revision for script in ScriptDirectory.from_config(alembic_config(connection)).walk_revisions()}
-
-
-def _upgrade(connection: Connection, place: str) -> Schema:
-    before = _schema(connection)
-    if before.compatible:
-        return before
-    from alembic import command  # noqa: PLC0415 - imported only here, because Alembic takes megabytes of memory and few starts migrate
-    from alembic.util import CommandError  # noqa: PLC0415
-
-    try:
-        command.upgrade(alembic_config(connection), "head")
-    except CommandError as error:
-        raise LedgerIncompatible(
-            f"the ledger is at version {before.version}, this dispatcher knows versions up to {HEAD}: "
-            "it was made by a newer one; upgrade this one"
-        ) from error
-    except DBAPIError as error:
-        if not _is_duplicate_table(error):
-            raise
-        raise LedgerIncompatible(
-            f"ledger.url: {place} has another program's tables ({_cause(error)}): the ledger needs its own database"
-        ) from error
-    compatibility.create(connection, checkfirst=True)
-    connection.execute(delete(compatibility))
-    connection.execute(insert(compatibility).values(oldest=COMPATIBLE))
-    return before
-
-
-def _is_duplicate_table(error: DBAPIError) -> bool:
-    """True if a table could not be created because a table of that name exists."""
-    return getattr(error.orig, "sqlstate", None) == _DUPLICATE_TABLE or "already exists" in str(error.orig)
-
-
-def alembic_config(connection: Connection) -> Any:
-    """Return Alembic's configuration for the ledger's migrations on an open connection."""
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    folder = str(Path(__file__).parent / "migrations")
-    config.set_main_option("script_location", folder.replace("%", "%%"))  # Alembic takes % for a variable
-    config.attributes["connection"] = connection
-    return config
-
-
-def _cause(error: BaseException) -> str:
-    """Return the driver's error message, without the statement and without the URL and its password."""
-    origin = error.orig if isinstance(error, DBAPIError) else None
-    match (origin and origin.__cause__) or origin or error:
-        case socket.gaierror() as inner:
-            return f"no such host: {inner.strerror}"
-        case TimeoutError():
-            return "no answer in time"
-        case ssl.SSLCertVerificationError() as inner:
-            return f"its certificate is not trusted: {untrusted_certificate(inner, 'sslrootcert in ledger.url')}"
-        case ssl.SSLError(reason=str(reason)):
-            return f"TLS failed: {reason}"
-        case OSError(errno=int(number)) if number > 0:
-            return os.strerror(number)
-        case inner:
-            return str(inner).partition("\n")[0] or type(inner).__name__

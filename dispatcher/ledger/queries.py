@@ -1,4 +1,4 @@
-"""Read-only queries for the console and its API: pages of deliveries, events and rejected messages, status, activity.
+"""Read-only queries for the console, its API and metrics: pages of lists, status, activity, backlog.
 
 Each query starts from an index and reads a limited number of rows, because a ledger may have millions of rows.
 """
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Row, Select, func, literal, select, union_all
 
+from dispatcher.ledger.claim import DUE
 from dispatcher.ledger.engine import Database
-from dispatcher.ledger.records import DeliveryFilter, EventFilter
-from dispatcher.ledger.schema import attempts, deliveries, delivery_recipients, events, rejected
+from dispatcher.ledger.records import Backlog, DeliveryFilter, EventFilter, RejectedSummary, StoredDelivery
+from dispatcher.ledger.rows import read, read_stored_delivery
+from dispatcher.ledger.schema import attempts, deliveries, delivery_recipients, destinations, events, rejected
 from dispatcher.ledger.search import (
     Cursor,
     conditions,
@@ -25,7 +27,8 @@ from dispatcher.ledger.search import (
     of_execution,
     of_launch_plan,
 )
-from dispatcher.model.delivery import DropReason, Kind, State
+from dispatcher.model.delivery import State
+from dispatcher.model.rate_limit import FAILURES_TO_OPEN
 
 if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which takes 8 MiB
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,6 +37,8 @@ MAX_ROWS_READ = 10_000
 """Maximum number of rows that a query reads for one page, if no single index covers all conditions of the filter."""
 MAX_COUNT = 10_000
 """Rows are counted only up to this number."""
+DUE_COUNTED = 10_000
+"""`Queries.backlog` counts at most this many due deliveries of each channel."""
 LAG_SAMPLE = 200
 """The lags of a time bucket are computed from at most this many of its deliveries."""
 _Entry = TypeVar("_Entry")
@@ -51,27 +56,6 @@ class Page(Generic[_Entry]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeliverySummary:
-    """The fields of a delivery that lists show."""
-
-    key: str
-    event: str
-    channel: str
-    recipients: tuple[str, ...]
-    addresses: tuple[str, ...]
-    rule: str
-    kind: Kind
-    state: State
-    drop_reason: DropReason | None
-    reason: str
-    attempt: int
-    in_doubt: bool
-    created_at: datetime
-    due_at: datetime
-    settled_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EventSummary:
     """The fields of a terminal event that lists show, and the number of its deliveries in each state."""
 
@@ -86,19 +70,6 @@ class EventSummary:
     verdict: str
     reason: str
     deliveries: Mapping[State, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RejectedSummary:
-    """The fields of a rejected message that lists show."""
-
-    id: str
-    position: str
-    received_at: datetime
-    reason: str
-    event: str | None
-    size: int
-    replayed_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,20 +128,20 @@ class TimeBucket:
 
 
 class Queries:
-    """Queries for the console. Every method raises LedgerUnavailable while the database can't be used."""
+    """Queries for pages and numbers. Every method raises LedgerUnavailable while the database can't be used."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def deliveries(
         self, wanted: DeliveryFilter, *, limit: int, after: Cursor | None = None
-    ) -> Page[DeliverySummary]:
+    ) -> Page[StoredDelivery]:
         """Return a page of the deliveries that match the filter. `after`: the cursor of the previous page."""
         max_rows = limit + 1 if _one_index(wanted) else MAX_ROWS_READ
         query, last_read = matching_deliveries(wanted, after, limit=limit + 1, max_rows=max(max_rows, limit + 1))
         async with self._database.reading() as connection:
             rows, after, cut = await _page(connection, query, last_read, limit)
-        return Page([_delivery_summary(row) for row in rows], after, cut)
+        return Page([read_stored_delivery(row) for row in rows], after, cut)
 
     async def count(self, wanted: DeliveryFilter) -> Count:
         """Count the deliveries that match the filter, up to `MAX_COUNT`."""
@@ -201,7 +172,7 @@ class Queries:
         async with self._database.reading() as connection:
             rows, after, cut = await _page(connection, query, last_read, limit)
             counts = await _counts_by_state(connection, [row.key for row in rows])
-        return Page([_event_summary(row, counts.get(row.key, {})) for row in rows], after, cut)
+        return Page([read(EventSummary, row, deliveries=counts.get(row.key, {})) for row in rows], after, cut)
 
     async def rejected(
         self, *, limit: int, after: Cursor | None = None, replayed: bool | None = None
@@ -225,7 +196,7 @@ class Queries:
         last_read = select(window.c.at, window.c.key).order_by(window.c.at.desc(), window.c.key.desc())
         async with self._database.reading() as connection:
             rows, after, cut = await _page(connection, matching, last_read.offset(max_rows - 1).limit(1), limit)
-        return Page([_rejected_summary(row) for row in rows], after, cut)
+        return Page([read(RejectedSummary, row) for row in rows], after, cut)
 
     async def latest(self, *, limit: int, since: datetime | None = None) -> list[Activity]:
         """Return the newest events, attempts and rejected messages, at most `limit` of each kind, from old to new."""
@@ -241,9 +212,9 @@ class Queries:
             newest_attempts = newest_attempts.where(some.c.ended_at >= since)
         async with self._database.reading() as connection:
             activity = [
-                *(_event_activity(row) for row in await connection.execute(newest_events)),
-                *(_attempt_activity(row) for row in await connection.execute(newest_attempts)),
-                *(_rejected_activity(row) for row in await connection.execute(newest_rejected)),
+                *(_activity("event", "key", "recorded_at", row) for row in await connection.execute(newest_events)),
+                *(_activity("attempt", "id", "ended_at", row) for row in await connection.execute(newest_attempts)),
+                *(_activity("rejected", "id", "received_at", row) for row in await connection.execute(newest_rejected)),
             ]
         return sorted(activity, key=lambda one: (one.at, one.id))
 
@@ -304,6 +275,52 @@ class Queries:
             found = {kind: await connection.scalar(query.limit(1)) for kind, query in queries.items()}
         return {kind: str(key) for kind, key in found.items() if key is not None}
 
+    async def counts(self) -> Mapping[tuple[str, State], int]:
+        """Number of deliveries by channel and state."""
+        query = select(deliveries.c.channel, deliveries.c.state, func.count().label("number")).group_by(
+            deliveries.c.channel, deliveries.c.state
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return {(row.channel, row.state): row.number for row in rows}
+
+    async def backlog(self, *, now: datetime) -> Mapping[str, Backlog]:
+        """Return the backlog of each channel. Cheap, because it reads only indexes of waiting and dead deliveries."""
+        channel, number = deliveries.c.channel, func.count()
+        waiting = deliveries.c.state == State.WAITING
+        queries = (
+            select(channel, func.min(deliveries.c.created_at), number).where(waiting).group_by(channel),
+            select(channel, number).where(deliveries.c.state == State.DEAD).group_by(channel),
+            select(destinations.c.channel, number)
+            .where(destinations.c.failures >= FAILURES_TO_OPEN)
+            .group_by(destinations.c.channel),
+        )
+        due: dict[str, int] = {}
+        async with self._database.reading() as connection:
+            waiting_by_channel, dead, open_breakers = [
+                {row[0]: row[1:] for row in await connection.execute(one)} for one in queries
+            ]
+            for name in waiting_by_channel:
+                due_rows = select(channel).where(channel == name, waiting, deliveries.c.due_at <= now)
+                counted = due_rows.limit(DUE_COUNTED).subquery()
+                due[name] = await connection.scalar(select(number).select_from(counted)) or 0
+        return {
+            name: Backlog(
+                oldest=waiting_by_channel[name][0] if name in waiting_by_channel else None,
+                waiting=waiting_by_channel[name][1] if name in waiting_by_channel else 0,
+                due=due.get(name, 0),
+                dead=dead[name][0] if name in dead else 0,
+                open_breakers=open_breakers[name][0] if name in open_breakers else 0,
+            )
+            for name in waiting_by_channel.keys() | dead.keys() | open_breakers.keys()
+        }
+
+    async def overdue(self, channel: str, *, before: datetime) -> bool:
+        """True if a delivery was due at `before`, is not in flight, and waits for no other delivery of its thread."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(DUE, {"channel": channel, "now": before, "size": 1})
+            return found.first() is not None
+
 
 def _by_key_prefix(text: str) -> Select[Any]:
     """Select deliveries whose key begins with the text, if it has 6 characters or more; fewer match too many keys."""
@@ -344,7 +361,7 @@ async def _counts_by_state(connection: AsyncConnection, keys: Sequence[str]) -> 
     query = query.where(deliveries.c.event.in_(keys)).group_by(deliveries.c.event, deliveries.c.state)
     counts: dict[str, dict[State, int]] = {}
     for row in await connection.execute(query):
-        counts.setdefault(row.event, {})[State(row.state)] = row.number
+        counts.setdefault(row.event, {})[row.state] = row.number
     return counts
 
 
@@ -380,50 +397,14 @@ def _bucket_lags(bounds: Sequence[tuple[datetime, datetime]]) -> Any:
     return union_all(*parts)
 
 
-def _delivery_summary(row: Row[Any]) -> DeliverySummary:
-    names = ("key", "event", "channel", "recipients", "addresses", "rule", "reason", "attempt", "in_doubt")
-    times = ("created_at", "due_at", "settled_at")
-    return DeliverySummary(
-        kind=Kind(row.kind),
-        state=State(row.state),
-        drop_reason=DropReason(row.drop_reason) if row.drop_reason else None,
-        **{name: getattr(row, name) for name in (*names, *times)},
-    )
+_DETAILS = {
+    "event": ("key", "project", "domain", "name", "phase", "launch_plan", "verdict", "reason"),
+    "attempt": ("delivery", "number", "channel", "recipients", "event", "outcome", "status", "answer", "reason"),
+    "rejected": ("id", "position", "reason", "event"),
+}
+"""The columns that an entry of the activity list shows, by its kind."""
 
 
-def _event_summary(row: Row[Any], by_state: Mapping[State, int]) -> EventSummary:
-    names = (
-        "key",
-        "project",
-        "domain",
-        "name",
-        "phase",
-        "launch_plan",
-        "occurred_at",
-        "recorded_at",
-        "verdict",
-        "reason",
-    )
-    return EventSummary(deliveries=by_state, **{name: getattr(row, name) for name in names})
-
-
-def _rejected_summary(row: Row[Any]) -> RejectedSummary:
-    names = ("id", "position", "received_at", "reason", "event", "size", "replayed_at")
-    return RejectedSummary(**{name: getattr(row, name) for name in names})
-
-
-def _event_activity(row: Row[Any]) -> Activity:
-    names = ("key", "project", "domain", "name", "phase", "launch_plan", "verdict", "reason")
-    details = {name: getattr(row, name) for name in names}
-    return Activity(id=f"event {row.key}", kind="event", at=row.recorded_at, details=details)
-
-
-def _attempt_activity(row: Row[Any]) -> Activity:
-    names = ("delivery", "number", "channel", "recipients", "event", "outcome", "status", "answer", "reason")
-    details = {name: getattr(row, name) for name in names}
-    return Activity(id=f"attempt {row.id}", kind="attempt", at=row.ended_at, details=details)
-
-
-def _rejected_activity(row: Row[Any]) -> Activity:
-    details = {name: getattr(row, name) for name in ("id", "position", "reason", "event")}
-    return Activity(id=f"rejected {row.id}", kind="rejected", at=row.received_at, details=details)
+def _activity(kind: str, key: str, at: str, row: Row[Any]) -> Activity:
+    details = {name: getattr(row, name) for name in _DETAILS[kind]}
+    return Activity(id=f"{kind} {getattr(row, key)}", kind=kind, at=getattr(row, at), details=details)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 from channels.contract import Thread
@@ -65,23 +66,29 @@ class StoredEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """A message that could not be read, or an event whose rules are unknown or that the ledger could not write. It is
-    kept for a replay.
-    """
+class RejectedSummary:
+    """What lists show of a rejected message."""
 
     id: str
     position: str
     received_at: datetime
     reason: str
+    event: str | None = None
+    """The event's key; None if it can't be read from the message."""
+    size: int
+    """Number of bytes in the whole message."""
+    replayed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected(RejectedSummary):
+    """A message that could not be read, or an event whose rules are unknown or that the ledger could not write. It is
+    kept for a replay.
+    """
+
     headers: Sequence[tuple[str, bytes]]
     body: bytes
     """The stored bytes: at most the first `BODY_KEPT` bytes of the message."""
-    size: int
-    """Number of bytes in the whole message."""
-    event: str | None = None
-    """The event's key; None if it can't be read from the message."""
-    replayed_at: datetime | None = None
 
     @property
     def whole(self) -> bool:
@@ -141,7 +148,7 @@ class Backlog:
     """When the oldest waiting delivery was created."""
     waiting: int = 0
     due: int = 0
-    """Number of waiting deliveries that are due and not in flight, counted up to `ledger.DUE_COUNTED`."""
+    """Number of waiting deliveries that are due and not in flight, counted up to `queries.DUE_COUNTED`."""
     dead: int = 0
     open_breakers: int = 0
     """Number of destinations whose circuit breaker is open."""
@@ -164,9 +171,34 @@ class Attempt:
         return self.ended_at - self.started_at
 
 
+class Deed(StrEnum):
+    """What an operator did."""
+
+    REDRIVE = "redrive"
+    REPLAY = "replay"
+    PURGE = "purge"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One action of an operator, which changed the ledger."""
+
+    at: datetime
+    who: str
+    """The caller's name in the console and its API; for a command, the user of the operating system."""
+    what: Deed
+    scope: str
+    """Which deliveries, which message or which time it was about, in words."""
+    why: str = ""
+    """The reason that the operator gave; empty if none was given."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDelivery:
-    """A delivery in the ledger, with the time at which it was sent or given up, and the receipt's reference."""
+    """A delivery in the ledger, with the time at which it was sent or given up, and the receipt's reference.
+
+    Lists leave out the content: it is None there.
+    """
 
     delivery: Delivery
     settled_at: datetime | None

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
-
-import cramjam
-import orjson
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    DateTime,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
@@ -21,115 +13,12 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    Text,
-    TypeDecorator,
 )
 from sqlalchemy.sql import text
 
-
-class UtcTime(TypeDecorator[datetime]):
-    """Column type for a time with a time zone. Raises ValueError for a time without a zone.
-
-    Times are stored in UTC, because SQLite does not store the time zone.
-    """
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a time without a zone")
-        utc = value.astimezone(UTC)
-        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        del dialect
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class ForeignText(TypeDecorator[str]):
-    """Column type for text from outside the dispatcher.
-
-    Replaces NUL, which PostgreSQL refuses, and unpaired surrogates, which every database refuses.
-    """
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        del dialect
-        if value is None or (value.isascii() and "\0" not in value):
-            return value
-        return value.replace("\0", "\ufffd").encode(errors="replace").decode()
-
-
-class EncodedJson(NamedTuple):
-    """Data that is already encoded as JSON."""
-
-    text: bytes
-
-
-def to_json(value: Any) -> bytes:
-    """Encode a value as JSON in UTF-8.
-
-    Replaces surrogates in its texts by question marks, as `ForeignText` does, and writes any other type of object as
-    its text. So values from other packages' channels can be stored too.
-    """
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return json.dumps(value, ensure_ascii=False, default=str).encode(errors="replace")
-
-
-class CompressedJson(TypeDecorator[Any]):
-    """Column type for JSON data, compressed with LZ4 if it has 4 KiB or more.
-
-    A mail has many kilobytes of repetitive text. zlib's result would be a quarter smaller, but zlib would take seven
-    times as long for every event.
-    """
-
-    impl = LargeBinary
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
-        del dialect
-        if value is None:
-            return None
-        plain = value.text if isinstance(value, EncodedJson) else to_json(value)
-        return plain if len(plain) < _MIN_COMPRESSED_BYTES else _LZ4 + bytes(cramjam.lz4.compress_block(plain))
-
-    def process_result_value(self, value: bytes | None, dialect: Dialect) -> Any:
-        del dialect
-        return None if value is None else from_compressed_json(value)
-
-
-def from_compressed_json(value: bytes) -> Any:
-    """Return the data of a stored value of the type `CompressedJson`."""
-    return orjson.loads(bytes(cramjam.lz4.decompress_block(value[1:])) if value[:1] == _LZ4 else value)
-
-
-class StringList(TypeDecorator[tuple[str, ...]]):
-    """Column type for a short list of strings, stored as JSON."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
-        del dialect
-        return None if value is None else to_json(value).decode()
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
-        del dialect
-        return None if value is None else tuple(orjson.loads(value))
-
-
-_MIN_COMPRESSED_BYTES = 4096
-_LZ4 = b"\x04"
-"""The first byte of a compressed value. No JSON document starts with this byte."""
+from dispatcher.ledger.column_types import CompressedJson, ForeignText, NullIfEmpty, OneOf, StringList, UtcTime
+from dispatcher.ledger.records import Deed
+from dispatcher.model.delivery import DropReason, Kind, State
 
 metadata = MetaData(
     naming_convention={
@@ -188,7 +77,7 @@ deliveries = Table(
     Column("addresses", StringList, nullable=False),
     Column("content", String(64), ForeignKey("contents.content_hash")),
     Column("rule", ForeignText, nullable=False),
-    Column("state", String(8), nullable=False),
+    Column("state", OneOf(State, 8), nullable=False),
     Column("reason", ForeignText, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("in_doubt", Boolean, nullable=False),
@@ -198,15 +87,15 @@ deliveries = Table(
     Column("retry_window_start", UtcTime, nullable=False),
     Column("settled_at", UtcTime),
     Column("reference", CompressedJson),
-    Column("kind", String(16), nullable=False),
-    Column("drop_reason", String(32)),
-    Column("thread", String(255)),
+    Column("kind", OneOf(Kind, 16), nullable=False),
+    Column("drop_reason", OneOf(DropReason, 32)),
+    Column("thread", NullIfEmpty(255)),
     Column("thread_at", UtcTime),
-    Column("subject", String(1024)),
-    Column("fallback_for", String(64)),
+    Column("subject", NullIfEmpty(1024)),
+    Column("fallback_for", NullIfEmpty(64)),
     Column("slot_reserved", Boolean, nullable=False),
     Column("occurred_at", UtcTime, nullable=False),
-    Column("trace", String(600)),
+    Column("trace", NullIfEmpty(600)),
     Index("ix_deliveries_event", "event"),
     # The migrations make these indexes partial on PostgreSQL too. `postgresql_where` is not used here, because it would
     # import SQLAlchemy's PostgreSQL dialect.
@@ -262,7 +151,7 @@ delivery_recipients = Table(
 )
 """Finds deliveries by recipient or address, with ASCII letters in lower case. On PostgreSQL, triggers on `deliveries`
 keep this table up to date. On SQLite, a trigger only deletes rows, and the ledger inserts them
-(`search.INSERT_RECIPIENTS`)."""
+(`record.py`)."""
 
 subjects = Table(
     "subjects",
@@ -271,7 +160,7 @@ subjects = Table(
     Column("well_since", UtcTime),
     Column("open_since", UtcTime),
 )
-"""The subjects of threads: launch plans, and executions that others recover or relaunch (`ledger/subjects.py`).
+"""The subjects of threads: launch plans, and executions that others recover or relaunch (`ledger/threads.py`).
 
 `well_since`: the latest start among the subject's recorded successes. A failure that ended before it is outdated.
 `open_since`: no thread about the subject that still needs a resolved notice has a failure before this time; NULL if
@@ -335,6 +224,29 @@ rejected = Table(
     Index("ix_rejected_received_at", "received_at"),
     Index("ix_rejected_event", "event"),
 )
+
+actions = Table(
+    "actions",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("at", UtcTime, nullable=False),
+    Column("who", ForeignText, nullable=False),
+    Column("what", OneOf(Deed, 16), nullable=False),
+    Column("scope", ForeignText, nullable=False),
+    Column("why", ForeignText, nullable=False),
+    Index("ix_actions_at", "at"),
+)
+"""What operators did to the ledger. Rows are only added, and purged with the last delivery that they concern."""
+
+action_deliveries = Table(
+    "action_deliveries",
+    metadata,
+    Column("action", _Id, ForeignKey("actions.id"), primary_key=True, autoincrement=False),
+    Column("delivery", String(64), ForeignKey("deliveries.key"), primary_key=True),
+    Index("ix_action_deliveries_delivery", "delivery"),
+    sqlite_with_rowid=False,
+)
+"""The deliveries that each action concerns."""
 
 compatibility = Table("compatibility", metadata, Column("oldest", String(32), nullable=False))
 """Has one row: the oldest version whose code can work with these tables. `engine` writes this row after each migration.

@@ -6,6 +6,7 @@ So even an unusual combination of conditions does not read the whole ledger.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
@@ -21,23 +22,6 @@ from dispatcher.model.event import shortened
 from dispatcher.model.phase import TERMINAL
 
 KEY_LENGTH = 32
-INSERT_RECIPIENTS = """
-    INSERT OR IGNORE INTO delivery_recipients (recipient, created_at, delivery)
-    SELECT substr(lower(name.value), 1, 320), new.created_at, new.key
-    FROM json_each(?) AS keys CROSS JOIN deliveries AS new ON new.key = keys.value
-    CROSS JOIN json_each(new.recipients) AS name
-    UNION ALL
-    SELECT substr(lower(name.value), 1, 320), new.created_at, new.key
-    FROM json_each(?) AS keys CROSS JOIN deliveries AS new ON new.key = keys.value
-    CROSS JOIN json_each(new.addresses) AS name
-    WHERE new.addresses <> new.recipients
-"""
-"""Adds the recipients and addresses of new deliveries to `delivery_recipients`. Both parameters are the same JSON list
-of the deliveries' keys.
-
-For SQLite only. On PostgreSQL, a trigger does the same, once for each statement. SQLite runs a trigger once for each
-row, which would cost more than twice as much as this statement.
-"""
 
 
 class Cursor(NamedTuple):
@@ -250,3 +234,9 @@ def _row_conditions(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool
         )
         limits.append(its_entry.scalar_subquery() == row.key)
     return limits
+
+
+def in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield chunks of 500 keys, because databases limit the number of parameters in a statement."""
+    for begin in range(0, len(keys), 500):
+        yield keys[begin : begin + 500]

@@ -1,4 +1,7 @@
-"""Writes to a SQLite ledger, in one thread. All writes that wait at the same time are committed in one transaction."""
+"""SQLite: how its connections are prepared, and one thread for all writes.
+
+Writes that wait at the same time are committed in one transaction.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,26 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RootTransaction
+from sqlalchemy import Connection, Engine, RootTransaction, create_engine, event
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from dispatcher.clock import is_set_within
-from dispatcher.ledger.statements import run
 
+_BUSY_POLL_SECONDS = 0.5
+"""Number of seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short. `Writer` and
+`Database` repeat it until their limit."""
+_CACHE = "cache_size=-4096"
+"""The pragma that sets the writer's page cache to 4096 KiB. In a large ledger, a batch of 100 events changes a thousand
+pages of 4 KiB. With SQLite's default cache of 2 MiB, the batch would read half of these pages twice."""
+_WAL_PAGES = 8000
+"""SQLite copies its write-ahead log into the database file each time the log has grown to 8000 pages of 4 KiB (32 MB). This
+limit is high, because each batch changes pages in all parts of a large ledger.
+
+The commit that reaches the limit also does the copy. A copy in a background thread would delay fewer commits, but
+SQLite before 3.51.3 can then lose commits: sqlite.org/wal.html#walresetbug.
+"""
+CONNECT_ARGUMENTS = {"timeout": _BUSY_POLL_SECONDS}
 T = TypeVar("T")
 WriterLock = Callable[[], AbstractAsyncContextManager[None]]
 """Returns a context manager that locks out all other writers in this process."""
@@ -179,18 +196,18 @@ def _run_work(write: _Write, connection: Connection, *, with_savepoint: bool) ->
     Raises the error if SQLite rolled back the whole transaction because of it, for example on a full disk.
     """
     if with_savepoint:
-        run(connection, "SAVEPOINT one_write")
+        connection.exec_driver_sql("SAVEPOINT one_write")
     try:
         write.result = write.work(connection)
     except Exception as error:  # noqa: BLE001 - `write.error` passes the error on to the caller
         write.error = error
         if with_savepoint:
             try:
-                run(connection, "ROLLBACK TO one_write")
+                connection.exec_driver_sql("ROLLBACK TO one_write")
             except DBAPIError:
                 raise error from None
     if with_savepoint:
-        run(connection, "RELEASE one_write")
+        connection.exec_driver_sql("RELEASE one_write")
 
 
 async def _finished(transaction: Future[None]) -> None:
@@ -199,3 +216,36 @@ async def _finished(transaction: Future[None]) -> None:
     loop = asyncio.get_running_loop()
     transaction.add_done_callback(lambda _: loop.call_soon_threadsafe(finished.set))
     await finished.wait()
+
+
+def open_writer(url: URL, lock: WriterLock, *, busy_seconds: float) -> Writer:
+    """Return a writer that opens no connection yet. See `Writer.__init__`."""
+    engine = create_engine(url.set(drivername="sqlite+pysqlite"), pool_size=1, connect_args=CONNECT_ARGUMENTS)
+    prepare(engine, _CACHE)
+    return Writer(engine, lock, busy_seconds=busy_seconds)
+
+
+def prepare(engine: Engine, *more: str) -> None:
+    """Set pragmas on every new SQLite connection, and choose how each transaction begins. `more`: further pragmas."""
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver must send no BEGIN, because `begin` below sends it
+        try:
+            cursor = connection.cursor()
+            # synchronous=FULL makes a commit survive a power cut. This is necessary, because the Kafka offset is
+            # committed after the ledger's commit, and Kafka then does not send the event again.
+            autocheckpoint = f"wal_autocheckpoint={_WAL_PAGES}"
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", autocheckpoint, *more):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except sqlite3.Error:
+            connection.close()  # SQLAlchemy would not close this connection, so its thread and file would stay open
+            raise
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # BEGIN IMMEDIATE takes the write lock at once. Without it, a transaction that reads first and writes later
+        # would fail if another transaction wrote in between.
+        reads = connection.get_execution_options().get("purpose") == "read"
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

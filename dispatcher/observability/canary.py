@@ -106,7 +106,7 @@ class Canary:
         event, deadline = self._event(self._slot()), self.clock.now() + self.config.within
         elected, problem = True, None
         try:
-            elected = await self.ledger.elect(POSITION, event.occurred_at)
+            elected = await self.ledger.checkpoints.elect(POSITION, event.occurred_at)
             if elected:
                 await self.publish(event)
         except DispatcherError as error:
@@ -138,7 +138,7 @@ class Canary:
         from dispatcher.ledger import DeliveryFilter  # noqa: PLC0415 - only the running service needs the ledger
 
         try:
-            found = await self.ledger.find(DeliveryFilter(execution=str(event.execution)), limit=10)
+            found = await self.ledger.history.find(DeliveryFilter(execution=str(event.execution)), limit=10)
         except DispatcherError as error:
             return str(error)
         return _arrival(found)

@@ -199,7 +199,7 @@ class ProgressMonitor:
         last_claim = worker.claimed_at or self._started_at
         if worker.breaker_open or last_claim is None or last_claim > long_ago:
             return False
-        return await self.ledger.overdue(worker.name, before=long_ago)
+        return await self.ledger.queries.overdue(worker.name, before=long_ago)
 
     async def _intake_stalled(self, source: KafkaSource, now: datetime) -> bool:
         """True if messages have been unread for `no_progress_after` and no batch was recorded in this time, or if

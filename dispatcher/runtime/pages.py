@@ -64,7 +64,7 @@ def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) 
 
     async def backlog() -> None:
         metrics.backlog(None, now=clock.now())  # clears old values, in case the ledger does not answer
-        metrics.backlog(await parts.ledger.backlog(now=clock.now()), now=clock.now())
+        metrics.backlog(await parts.ledger.queries.backlog(now=clock.now()), now=clock.now())
 
     collectors: dict[str, Collector] = {"components": components, "ledger": backlog}
     if (source := parts.source) is not None:

@@ -149,7 +149,7 @@ class Wiring:
         return KafkaSource(
             self.settings.kafka,
             is_other_type,
-            complete_since=lambda: ledger.complete_since(now=self.clock.now()),
+            complete_since=lambda: ledger.checkpoints.complete_since(now=self.clock.now()),
             on_skipped=self.metrics.kafka_skipped,
             rng=self.rng,
             rest=self.settings.intake.rest,

@@ -106,7 +106,7 @@ class Service:
             async with asyncio.timeout(None) as self._ledger_wait:
                 schema = await migrate(ledger, note)
                 # Intake reads Kafka's messages since this time, and reconciliation compares executions since then.
-                await ledger.record_first_start(now=self.clock.now())
+                await ledger.checkpoints.record_first_start(now=self.clock.now())
         except TimeoutError:
             if not self._stopping.is_set():
                 raise
@@ -117,7 +117,7 @@ class Service:
             log.warning("a newer version has migrated the ledger; this version can use it too", version=schema.version)
         self._not_open_reason = None
         with suppress(LedgerUnavailable):
-            for problem in removed_channels(self.settings, await ledger.backlog(now=self.clock.now())):
+            for problem in removed_channels(self.settings, await ledger.queries.backlog(now=self.clock.now())):
                 log.warning(problem)
         return True
 
@@ -223,6 +223,6 @@ class Service:
     async def _ledger_unready_reason(self, parts: Parts) -> str | None:
         if self._not_open_reason is not None:
             return self._not_open_reason
-        await parts.ledger.ping(now=self.clock.now())
+        await parts.ledger.checkpoints.ping(now=self.clock.now())
         reasons = [await brake.unready_reason() for brake in parts.brakes.values()]
         return next(filter(None, reasons), None)

@@ -101,8 +101,8 @@ async def filled(console: ConsoleServer) -> None:
 
 async def test_whatever_the_ledger_has_is_shown_as_text(console: ConsoleServer, tmp_path: Path) -> None:
     await filled(console)
-    stored = await console.ledger.find(DeliveryFilter(), limit=9)
-    rejected = await console.ledger.find_rejected(limit=9)
+    stored = await console.ledger.history.find(DeliveryFilter(), limit=9)
+    rejected = await console.ledger.rejected.find(limit=9)
     config = tmp_path / "dispatcher.yaml"
     url = f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
     config.write_text(yaml.safe_dump({"http": {}, "ledger": {"url": url}}))

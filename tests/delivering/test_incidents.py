@@ -127,15 +127,15 @@ async def play(by: ThreadBy, arriving: Sequence[Run], sends_between: Sequence[bo
                 await deliver_once(ledger, channel, clock)
         waiting = DeliveryFilter(states=frozenset({State.WAITING}))
         for _ in range(200):
-            if not await ledger.find(waiting, limit=1):
+            if not await ledger.history.find(waiting, limit=1):
                 break
             clock.advance(timedelta(minutes=1))
             await deliver_once(ledger, channel, clock)
-        assert await ledger.find(waiting, limit=9) == []
-        assert await ledger.find(DeliveryFilter(states=frozenset({State.DEAD})), limit=9) == []
+        assert await ledger.history.find(waiting, limit=9) == []
+        assert await ledger.history.find(DeliveryFilter(states=frozenset({State.DEAD})), limit=9) == []
         open_subjects = {
             found.delivery.subject
-            for found in await ledger.find(DeliveryFilter(), limit=99)
+            for found in await ledger.history.find(DeliveryFilter(), limit=99)
             if found.delivery.thread in account.open_incidents
         }
     assert open_subjects == expected(by, arriving)

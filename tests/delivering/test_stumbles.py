@@ -82,7 +82,7 @@ class Run:
         async with asyncio.timeout(60), running(worker):
             if meanwhile is not None:
                 await meanwhile(worker, scripted)
-            while ("slack", State.WAITING) in await self.ledger.counts():
+            while ("slack", State.WAITING) in await self.ledger.queries.counts():
                 await asyncio.sleep(0.05)
         self.sent = Counter(message.recipients[0] for message in scripted.sent)
 
@@ -91,15 +91,15 @@ class Run:
         assert {name: number for name, number in self.sent.items() if name != "poison"} == {
             f"#n{number}": 1 for number in range(NEIGHBOURS)
         }
-        assert (await self.ledger.counts())["slack", State.SENT] >= NEIGHBOURS
+        assert (await self.ledger.queries.counts())["slack", State.SENT] >= NEIGHBOURS
 
     async def check_dead(self, poison: Delivery, reason: str) -> None:
         """It is dead after three attempts that name the error."""
-        history = await self.ledger.history(poison.key)
+        history = await self.ledger.history.attempts(poison.key)
         assert [(one.outcome, one.status) for one in history] == [("retry", STUMBLED)] * 2 + [("dead", STUMBLED)]
         assert all(reason in one.reason for one in history), history
         assert [one.number for one in history] == [1, 2, 3]
-        assert (await self.ledger.counts())["slack", State.DEAD] == 1
+        assert (await self.ledger.queries.counts())["slack", State.DEAD] == 1
         assert len(self.failures) == 3
 
 
@@ -119,7 +119,7 @@ async def test_a_row_that_cant_be_read_is_given_up_and_the_fallback_recipients_a
 
     await run.check_neighbours()
     await run.check_dead(poison, "internal error: LedgerFailed: JSONDecodeError: ")
-    (notice,) = await ledger.find(DeliveryFilter(channel="email"), limit=9)
+    (notice,) = await ledger.history.find(DeliveryFilter(channel="email"), limit=9)
     assert notice.delivery.fallback_for == poison.key
     assert notice.delivery.reason.startswith("a recipient that can't be read could not be notified through slack: ")
 
@@ -201,9 +201,9 @@ async def test_an_answer_that_cant_be_written_is_left_out(
 
     await run.check_neighbours()
     assert run.sent["poison"] == 1
-    (attempt,) = await ledger.history(poison.key)
+    (attempt,) = await ledger.history.attempts(poison.key)
     assert "the ledger can't write the answer" in {attempt.answer, attempt.reason}
-    (stored,) = await ledger.find(DeliveryFilter(keys=[poison.key]), limit=1)
+    (stored,) = await ledger.history.find(DeliveryFilter(keys=[poison.key]), limit=1)
     assert stored.delivery.state is state
 
 
@@ -219,7 +219,7 @@ async def test_if_what_follows_cant_be_planned_the_outcome_is_settled_all_the_sa
     await run.deliver(planner=Broken(addresses={}, fallbacks={}))
 
     await run.check_neighbours()
-    assert [one.outcome for one in await ledger.history(poison.key)] == ["dead"]
+    assert [one.outcome for one in await ledger.history.attempts(poison.key)] == ["dead"]
 
 
 @on_sqlite
@@ -268,5 +268,5 @@ async def test_a_ledger_without_a_column_gives_nothing_up_and_all_is_sent_when_i
 
             await run.check_neighbours()
             assert run.sent["poison"] == 1
-            assert await ledger.counts() == {("slack", State.SENT): NEIGHBOURS + 1}
-            assert not [one for one in await ledger.history(poison.key) if one.status == STUMBLED]
+            assert await ledger.queries.counts() == {("slack", State.SENT): NEIGHBOURS + 1}
+            assert not [one for one in await ledger.history.attempts(poison.key) if one.status == STUMBLED]

@@ -74,7 +74,7 @@ async def wait_settled(ledger: Ledger, count: int = 1, channel: str = "slack") -
     wanted = DeliveryFilter(states=frozenset({State.SENT, State.DEAD}), channel=channel)
 
     async def settled() -> list[StoredDelivery]:
-        found = await ledger.find(wanted, limit=100)
+        found = await ledger.history.find(wanted, limit=100)
         return found if len(found) >= count else []
 
     return await until(settled)
@@ -99,7 +99,7 @@ async def test_a_failure_is_retried_and_each_attempt_is_recorded(ledger: Ledger)
         (stored,) = await wait_settled(ledger)
 
     assert [message.in_doubt for message in channel.sent] == [False, False, True]
-    history = await ledger.history(stored.delivery.key)
+    history = await ledger.history.attempts(stored.delivery.key)
     assert [(attempt.number, attempt.outcome, attempt.reason) for attempt in history] == [
         (1, "retry", "busy"),
         (2, "in_doubt", "no answer"),
@@ -122,7 +122,7 @@ async def test_a_recipient_that_the_channel_does_not_know_gets_a_mail(ledger: Le
     async with running(a_worker(ledger, ScriptedChannel(lambda _: UnknownRecipient("nobody")))):
         await wait_settled(ledger)
 
-    (mail,) = await ledger.find(DeliveryFilter(channel="email"), limit=5)
+    (mail,) = await ledger.history.find(DeliveryFilter(channel="email"), limit=5)
     assert (mail.delivery.addresses, mail.delivery.state) == (("who@x.com",), State.WAITING)
 
 
@@ -134,7 +134,7 @@ async def test_an_unexpected_exception_of_the_channel_is_retried_and_the_worker_
         found = await wait_settled(ledger, 2)
 
     assert {stored.delivery.state for stored in found} == {State.SENT}
-    reasons = [attempt.reason for stored in found for attempt in await ledger.history(stored.delivery.key)]
+    reasons = [attempt.reason for stored in found for attempt in await ledger.history.attempts(stored.delivery.key)]
     assert not any("secret" in reason for reason in reasons)
 
 
@@ -221,7 +221,9 @@ async def test_deliveries_that_wait_for_a_slot_are_released_unattempted_when_the
         await released.wait()
 
     assert len(channel.sent) == 1
-    attempts = {stored.delivery.key: stored.delivery.attempt for stored in await ledger.find(DeliveryFilter(), limit=5)}
+    attempts = {
+        stored.delivery.key: stored.delivery.attempt for stored in await ledger.history.find(DeliveryFilter(), limit=5)
+    }
     assert attempts.pop(channel.sent[0].key) == 1
     assert [*attempts.values()] == [0]
 
@@ -251,7 +253,7 @@ async def test_an_abandoned_delivery_is_released_uncounted_and_in_doubt(ledger: 
         worker.stop()
         worker.abandon()
 
-    (stored,) = await ledger.find(DeliveryFilter(), limit=5)
+    (stored,) = await ledger.history.find(DeliveryFilter(), limit=5)
     assert (stored.delivery.state, stored.delivery.attempt, stored.delivery.in_doubt) == (State.WAITING, 0, True)
     assert stored.delivery.lease is None
 
@@ -275,7 +277,7 @@ async def test_claimed_deliveries_that_are_not_sent_yet_are_released_when_the_wo
         await claimed.wait()
 
     assert channel.sent == []
-    deliveries = [stored.delivery for stored in await ledger.find(DeliveryFilter(), limit=5)]
+    deliveries = [stored.delivery for stored in await ledger.history.find(DeliveryFilter(), limit=5)]
     assert [(delivery.lease, delivery.attempt, delivery.in_doubt) for delivery in deliveries] == [(None, 0, False)] * 2
 
 
@@ -297,7 +299,7 @@ async def test_abandoning_twice_does_not_cancel_a_release(ledger: Ledger) -> Non
         await releasing.wait()
         worker.abandon()
 
-    (stored,) = await ledger.find(DeliveryFilter(), limit=5)
+    (stored,) = await ledger.history.find(DeliveryFilter(), limit=5)
     assert (stored.delivery.lease, stored.delivery.attempt, stored.delivery.in_doubt) == (None, 0, True)
 
 
@@ -381,7 +383,7 @@ async def test_retry_after_pauses_all_deliveries_to_its_destination_and_no_other
 
     assert first_four.count(("#busy",)) <= 1  # deliveries due at the same time are sent in any order
     assert time.monotonic() - asked[0] >= 1.5
-    history = [attempt for delivery in busy for attempt in await ledger.history(delivery.key)]
+    history = [attempt for delivery in busy for attempt in await ledger.history.attempts(delivery.key)]
     assert sorted(attempt.outcome for attempt in history) == ["retry", "sent", "sent", "sent", "sent"]
 
 
@@ -443,7 +445,7 @@ async def test_messages_to_one_destination_keep_its_rate_limit(ledger: Ledger) -
     assert [message.key for message in channel.sent] == [delivery.key for delivery in deliveries]
     assert sent[-1] - sent[0] >= 5 / 5 * 0.95
     assert sent[-1] - sent[0] < 3
-    assert {len(await ledger.history(delivery.key)) for delivery in deliveries} == {1}
+    assert {len(await ledger.history.attempts(delivery.key)) for delivery in deliveries} == {1}
 
 
 async def test_the_fallback_recipients_are_notified_of_a_dead_delivery(ledger: Ledger) -> None:
@@ -456,12 +458,12 @@ async def test_the_fallback_recipients_are_notified_of_a_dead_delivery(ledger: L
     async with running(a_worker(ledger, ScriptedChannel(lambda _: Never("is_archived")), planner=planner)):
         await wait_settled(ledger, 2)
 
-    (notice,) = await ledger.find(DeliveryFilter(channel="email"), limit=9)
+    (notice,) = await ledger.history.find(DeliveryFilter(channel="email"), limit=9)
     assert notice.delivery.fallback_for in {delivery.delivery.key for delivery in await wait_settled(ledger, 2)}
     async with running(a_worker(ledger, ScriptedChannel(lambda _: Never("550")), name="email", planner=planner)):
         (dead,) = await wait_settled(ledger, channel="email")
     assert dead.delivery.state is State.DEAD
-    assert len(await ledger.find(DeliveryFilter(), limit=9)) == 3
+    assert len(await ledger.history.find(DeliveryFilter(), limit=9)) == 3
 
 
 async def record_success(ledger: Ledger, name: str, started_at: datetime) -> None:
@@ -508,10 +510,12 @@ async def test_a_superseded_failure_is_dropped_before_the_channel_is_called_wher
         on_settled = partial(_note, settled)
         async with running(a_worker(ledger, channel, pages=pages, planner=planner, on_settled=on_settled)):
             async with asyncio.timeout(20):
-                while (stored := await ledger.delivery(late.key)) is None or stored.delivery.state is State.WAITING:
+                while (
+                    stored := await ledger.history.delivery(late.key)
+                ) is None or stored.delivery.state is State.WAITING:
                     await asyncio.sleep(0.02)
         assert (len(channel.sent), stored.delivery.state) == (sent, state)
-    assert await ledger.find(DeliveryFilter(channel="email"), limit=9) == []
+    assert await ledger.history.find(DeliveryFilter(channel="email"), limit=9) == []
     assert [type(settlement.outcome) for settlement, _ in settled] == [Dropped, Sent]
 
 
@@ -561,7 +565,7 @@ async def test_a_refusal_of_the_dispatcher_gives_one_notice_after_15_minutes_and
             for _replica in range(replicas):
                 worker = a_worker(ledger, channel, clock=clock, planner=planner, policy=RetryPolicy(initial=SECOND))
                 await deliver_due(worker)
-        notices = await ledger.find(DeliveryFilter(channel="email"), limit=9)
+        notices = await ledger.history.find(DeliveryFilter(channel="email"), limit=9)
         return sorted(notice.delivery.kind for notice in notices)
 
     assert await attempt(3) == []  # 10 minutes since the first refusal
@@ -639,7 +643,7 @@ async def test_without_a_rate_limit_a_backlog_to_one_destination_is_limited_by_i
     ):
         wanted = DeliveryFilter(states=frozenset({State.SENT}))
         async with asyncio.timeout(60):
-            while len(await ledger.find(wanted, limit=300)) < 200:
+            while len(await ledger.history.find(wanted, limit=300)) < 200:
                 await asyncio.sleep(0.1)
     assert time.monotonic() - began < 40  # a second for each would be 200
 

@@ -108,7 +108,7 @@ async def get(url: str, path: str, **query: str) -> Any:
 async def settled(ledger_url: str, number: int) -> None:
     async with Ledger(ledger_url) as ledger, asyncio.timeout(30):
         while True:
-            found = await ledger.find(DeliveryFilter(), limit=200)
+            found = await ledger.history.find(DeliveryFilter(), limit=200)
             if len(found) >= number and all(one.settled_at for one in found):
                 assert {one.delivery.state for one in found} == {State.SENT}
                 assert len(found) == number

@@ -98,7 +98,7 @@ class Team:
         async with Ledger(self._ledger_url) as ledger:
 
             async def matching() -> list[StoredDelivery] | None:
-                found = await ledger.find(DeliveryFilter(), limit=100)
+                found = await ledger.history.find(DeliveryFilter(), limit=100)
                 return found if enough(found) else None
 
             return await until(matching)

@@ -146,7 +146,7 @@ async def go_through(ledger: Ledger, messages: Sequence[Raw], book: RuleBook | N
     async with asyncio.timeout(30), asyncio.TaskGroup() as running:
         for worker in workers:
             running.create_task(worker.run())
-        while State.WAITING in {state for _, state in await ledger.counts()}:
+        while State.WAITING in {state for _, state in await ledger.queries.counts()}:
             await asyncio.sleep(0.01)
         for worker in workers:
             worker.stop()
@@ -251,7 +251,7 @@ async def test_odd_messages_are_recorded_or_rejected_and_the_next_goes_on(ledger
         if not (rejected.get(at) or "none").startswith(reason or "none")
     }
     assert not wrong
-    assert {state for _, state in await ledger.counts()} == {State.SENT}
+    assert {state for _, state in await ledger.queries.counts()} == {State.SENT}
 
 
 async def test_a_rule_file_whose_name_is_not_utf_8_serves(ledger: Ledger, tmp_path: Path) -> None:
@@ -326,4 +326,4 @@ async def test_what_decoding_accepts_is_sent_or_rejected(ledger: Ledger, data: S
 
     assert not [one.reason for one in result.rejected if "internal error" in one.reason]
     for entry in result.recorded:  # what was written can be read
-        assert await ledger.event(entry.event.key) is not None
+        assert await ledger.history.event(entry.event.key) is not None

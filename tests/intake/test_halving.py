@@ -127,8 +127,8 @@ async def test_only_the_messages_that_cant_be_written_are_rejected(
     assert sorted(recorded(results)) == sorted(f"good{number}" for number in {*range(101)} - at)
     assert rejected(results) == [of_poison(number) for number in sorted(at)]
     assert sum(result.messages for result in results) == 101
-    assert await ledger.counts() == {("email", State.WAITING): 101 - len(at)}
-    (stored,) = await ledger.rejected_events([ExecutionId.parse(of_poison(min(at)).removesuffix("/FAILED"))])
+    assert await ledger.queries.counts() == {("email", State.WAITING): 101 - len(at)}
+    (stored,) = await ledger.rejected.of_executions([ExecutionId.parse(of_poison(min(at)).removesuffix("/FAILED"))])
     assert stored.reason.startswith("the ledger can't write it: ")
     assert "poison" in stored.reason
     assert stored.whole

@@ -66,7 +66,7 @@ async def test_a_large_batch_is_recorded_in_chunks_and_committed_once_all_are_re
     )
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         await an_intake(ledger, source).run(source)
-        counts = await ledger.counts()
+        counts = await ledger.queries.counts()
 
     assert counts == {("email", State.WAITING): len(events)}
     assert [len(result.recorded) + len(result.rejected) for result in source.results] == [CHUNK, CHUNK, 2]

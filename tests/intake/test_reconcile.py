@@ -62,7 +62,7 @@ class Rig:
         """Reconcile once, as the service does; returns the number of missing events."""
         time_range = await self.reconciler.next_range()
         found = await self.reconciler.reconcile(time_range)
-        await self.ledger.set_reconciled_until(time_range.until)
+        await self.ledger.checkpoints.set_reconciled_until(time_range.until)
         return found
 
 
@@ -76,7 +76,7 @@ async def rig(server: LocalFlyteAdmin, tmp_path: Path) -> AsyncIterator[Rig]:
         fallback_recipients={},
     )
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}") as ledger, admin_client(server) as admin:
-        await ledger.record_first_start(now=NOW - 24 * HOUR)
+        await ledger.checkpoints.record_first_start(now=NOW - 24 * HOUR)
         intake = Intake(ledger, RuleBook, planner, Contents(lambda *_, **__: {}), clock, look_up=admin.look_up)
         reconciler = Reconciler(admin, ledger, intake, clock, look_back=12 * HOUR, min_age=5 * MINUTE)
         yield Rig(reconciler, ledger, intake, clock, server)
@@ -86,13 +86,13 @@ async def test_a_missing_event_is_recorded_with_its_full_error(rig: Rig) -> None
     message = f"ValueError: {'x' * 400} the end"
     execution = add_finished(rig.server, "lost", NOW - HOUR, error={"code": "USER", "message": message})
     assert await rig.reconcile() == 1
-    event = await rig.ledger.event(f"{execution}/FAILED")
+    event = await rig.ledger.history.event(f"{execution}/FAILED")
     assert event is not None
     assert event.occurred_at == NOW - HOUR
     assert (str(event.launch_plan), event.principal) == ("flytesnacks/production/train.daily@v1.4.2", "jane.doe")
     assert event.error is not None
     assert event.error.message == message  # lists truncate it
-    assert len(await rig.ledger.notified(event.key)) == 4
+    assert len(await rig.ledger.history.notified(event.key)) == 4
 
 
 async def test_a_recorded_execution_is_left_alone_and_a_late_event_adds_nothing(rig: Rig) -> None:
@@ -106,7 +106,7 @@ async def test_a_recorded_execution_is_left_alone_and_a_late_event_adds_nothing(
     late = write(an_event(name="lost"), Format.FLYTE_V1)
     result = await rig.intake.ingest([(late.headers, late.value, "topic/0@2")])
     assert result.new == frozenset()
-    assert len(await rig.ledger.notified(f"{lost}/FAILED")) == 4
+    assert len(await rig.ledger.history.notified(f"{lost}/FAILED")) == 4
 
 
 async def test_an_execution_that_has_just_finished_is_not_missing_yet(rig: Rig) -> None:
@@ -130,7 +130,7 @@ async def test_each_time_range_is_reconciled_once(rig: Rig) -> None:
 async def test_executions_that_finished_before_the_first_start_are_left_out(rig: Rig, tmp_path: Path) -> None:
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'fresh.db'}") as fresh:
         rig.reconciler.ledger = fresh
-        await fresh.record_first_start(now=NOW)
+        await fresh.checkpoints.record_first_start(now=NOW)
         add_finished(rig.server, "old", NOW - HOUR)
         assert await rig.reconciler.reconcile(await rig.reconciler.next_range()) == 0
         rig.clock.advance(HOUR)
@@ -165,7 +165,7 @@ async def test_a_rejected_event_is_not_missing(rig: Rig) -> None:
     execution = add_finished(rig.server, "hidden", NOW - HOUR)
     rig.server.forbidden.add(str(execution))
     assert await rig.reconcile() == 1
-    (rejected,) = await rig.ledger.find_rejected(limit=10)
+    (rejected,) = await rig.ledger.rejected.find(limit=10)
     assert (rejected.position, rejected.event) == (POSITION, f"{execution}/FAILED")
     assert await rig.reconciler.reconcile(await rig.reconciler.range_since(NOW - 12 * HOUR)) == 0
 
@@ -196,7 +196,7 @@ async def test_unfinished_executions_and_forbidden_places_are_skipped(rig: Rig) 
     add_finished(rig.server, "aborted", NOW - HOUR, phase="ABORTED")
     rig.server.forbidden.add("a-hidden-one/production")
     assert await rig.reconcile() == 1
-    assert await rig.ledger.event(f"{an_execution('aborted')}/ABORTED") is not None
+    assert await rig.ledger.history.event(f"{an_execution('aborted')}/ABORTED") is not None
 
 
 async def test_after_a_failed_look_up_the_next_run_finds_the_rest(rig: Rig) -> None:
@@ -205,7 +205,7 @@ async def test_after_a_failed_look_up_the_next_run_finds_the_rest(rig: Rig) -> N
     rig.server.errors_by_name[str(an_execution("x", project="b"))] = grpc.StatusCode.UNAVAILABLE
     with pytest.raises(FlyteAdminUnavailable):
         await rig.reconcile()
-    assert await rig.ledger.event(f"{an_execution('x', project='a')}/FAILED") is not None
+    assert await rig.ledger.history.event(f"{an_execution('x', project='a')}/FAILED") is not None
     rig.server.errors_by_name.clear()
     assert await rig.reconcile() == 1
 
@@ -219,7 +219,7 @@ async def test_a_place_that_cannot_be_listed_does_not_stop_the_others_and_is_rec
     with pytest.raises(FlyteAdminUnavailable):
         await rig.reconcile()
     found = [f"{an_execution('x', project=project)}/FAILED" for project in ("a", "b", "c")]
-    assert await rig.ledger.seen_events(found) == {found[0], found[2]}
+    assert await rig.ledger.history.seen(found) == {found[0], found[2]}
     rig.server.errors_by_name.clear()
     assert await rig.reconcile() == 1
 
@@ -280,7 +280,7 @@ async def test_the_command_lists_missing_events_and_records_them(server: LocalFl
     assert "checked only from" in err
 
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path / 'old.db'}") as ledger:
-        await ledger.record_first_start(now=now - 48 * HOUR)
+        await ledger.checkpoints.record_first_start(now=now - 48 * HOUR)
     file.write_text(
         yaml.safe_dump({"rules": {"flyte_admin": admin}, "ledger": {"url": "sqlite+aiosqlite:///./old.db"}})
     )

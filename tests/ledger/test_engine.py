@@ -29,9 +29,9 @@ from dispatcher.ledger import DeliveryFilter, Ledger
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.schema import metadata
 from dispatcher.model.delivery import Delivery
-from tests.ledger.test_ledger import MINUTE, SENT, claim, recorded, rejected, settlement
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
+from tests.support.ledger_steps import MINUTE, SENT, claim, recorded, rejected, settlement
 from tests.support.postgres import Cluster
 from tests.support.servers import TcpProxy
 from tests.support.service import COMMAND, serving
@@ -287,13 +287,13 @@ async def test_a_locked_file_is_reported_after_one_wait_however_many_writers_the
                 claim(ledger, now=NOW + 2 * MINUTE),
                 ledger.settle(settlement(delivery, SENT)),
                 ledger.release(delivery, due_at=NOW),
-                ledger.ping(now=NOW),
+                ledger.checkpoints.ping(now=NOW),
             ]
             results = await asyncio.gather(*attempts, return_exceptions=True)
             assert asyncio.get_running_loop().time() - began < 15
             assert all(isinstance(result, LedgerUnavailable) for result in results)
             assert "database is locked" in str(results[0])
-            assert len(await ledger.find(DeliveryFilter(), limit=5)) == 1  # reads do not wait
+            assert len(await ledger.history.find(DeliveryFilter(), limit=5)) == 1  # reads do not wait
             assert await rows(url) == before
             other.execute("ROLLBACK")
 
@@ -304,16 +304,16 @@ async def test_a_locked_file_is_reported_after_one_wait_however_many_writers_the
 async def test_a_ping_detects_a_full_disk(tmp_path: Path) -> None:
     """Even if nothing else is written: readiness must report it before an event arrives."""
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
-        await ledger.ping(now=NOW)
+        await ledger.checkpoints.ping(now=NOW)
         size = (tmp_path / "ledger.db-wal").stat().st_size
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             with pytest.raises(LedgerUnavailable, match="can't be used now"):
-                await ledger.ping(now=NOW + MINUTE)
+                await ledger.checkpoints.ping(now=NOW + MINUTE)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        await ledger.ping(now=NOW + MINUTE)
+        await ledger.checkpoints.ping(now=NOW + MINUTE)
 
 
 async def test_writes_cancelled_on_a_locked_file_leave_no_lock(tmp_path: Path) -> None:
@@ -323,10 +323,10 @@ async def test_writes_cancelled_on_a_locked_file_leave_no_lock(tmp_path: Path) -
             for _ in range(8):  # more than the pool has connections
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.1):
-                        await ledger.ping(now=NOW)
+                        await ledger.checkpoints.ping(now=NOW)
             other.execute("ROLLBACK")
         async with asyncio.timeout(5):
-            await ledger.ping(now=NOW)
+            await ledger.checkpoints.ping(now=NOW)
 
 
 async def test_a_read_only_folder_is_reported_and_works_once_it_is_writable(folder: Path) -> None:
@@ -353,7 +353,7 @@ async def test_a_read_only_file_is_reported_and_works_once_it_is_writable(folder
         ledger = Ledger(url)
         await ledger.open()
         for call in (
-            ledger.ping(now=NOW),
+            ledger.checkpoints.ping(now=NOW),
             claim(ledger),
             ledger.record([an_event_to_record("second")], [rejected()], now=NOW),
         ):
@@ -361,11 +361,11 @@ async def test_a_read_only_file_is_reported_and_works_once_it_is_writable(folder
                 LedgerUnavailable, match=r"ledger\.url: the file .*: attempt to write a readonly database"
             ):
                 await call
-        assert len(await ledger.find(DeliveryFilter(), limit=5)) == 1
+        assert len(await ledger.history.find(DeliveryFilter(), limit=5)) == 1
     allow(folder / "ledger.db", 0o666)
     with unprivileged():
         with suppress(LedgerUnavailable):
-            await ledger.ping(now=NOW)  # the pool may still have a connection that was opened read-only
+            await ledger.checkpoints.ping(now=NOW)  # the pool may still have a connection that was opened read-only
         (delivery,) = await claim(ledger)
         assert await ledger.settle(settlement(delivery, SENT))
         await ledger.aclose()
@@ -476,9 +476,9 @@ CALLS: dict[str, tuple[Call, str]] = {
 
 async def assert_unchanged(ledger: Ledger, claimed: Delivery) -> None:
     """The interrupted call left no trace."""
-    found = {stored.delivery.key: stored.delivery for stored in await ledger.find(DeliveryFilter(), limit=10)}
+    found = {stored.delivery.key: stored.delivery for stored in await ledger.history.find(DeliveryFilter(), limit=10)}
     assert found[claimed.key] == claimed
-    assert await ledger.history(claimed.key) == []
+    assert await ledger.history.attempts(claimed.key) == []
     assert [delivery.lease for delivery in found.values()].count(None) == 1
 
 
@@ -571,11 +571,11 @@ async def test_dead_pooled_connections_are_replaced_together_and_no_call_fails(
         through = url.set(port=proxy.port).render_as_string(hide_password=False)
         async with Ledger(through, timeout=SECOND) as ledger:
             await one_claimed_one_waiting(ledger)
-            await asyncio.gather(*(ledger.newest() for _ in range(5)))  # fill the pool
+            await asyncio.gather(*(ledger.history.newest() for _ in range(5)))  # fill the pool
             proxy.cut()
             for _ in range(10):
                 async with asyncio.timeout(5):
-                    assert await ledger.newest() is not None
+                    assert await ledger.history.newest() is not None
 
 
 async def test_a_cancelled_call_returns_its_connection_even_if_the_server_hangs(
@@ -590,7 +590,7 @@ async def test_a_cancelled_call_returns_its_connection_even_if_the_server_hangs(
             began = asyncio.get_running_loop().time()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.5):
-                    await ledger.ping(now=NOW)
+                    await ledger.checkpoints.ping(now=NOW)
             assert asyncio.get_running_loop().time() - began < 5
 
 
@@ -631,14 +631,14 @@ async def test_a_changed_password_file_is_used_for_the_next_connection(
     try:
         guest_url = make_url(own_url).set(username="guest").render_as_string(hide_password=False)
         async with Ledger(guest_url, password_file=file) as ledger:
-            await ledger.ping(now=NOW)
+            await ledger.checkpoints.ping(now=NOW)
             await admin.execute("ALTER ROLE guest PASSWORD 'second-password'")
             await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guest'")
             with pytest.raises(LedgerUnavailable) as caught:
-                await ledger.ping(now=NOW)
+                await ledger.checkpoints.ping(now=NOW)
             assert "-password" not in str(caught.value)
             file.write_text("second-password\n")
-            await ledger.ping(now=NOW)
+            await ledger.checkpoints.ping(now=NOW)
     finally:
         await admin.execute("REASSIGN OWNED BY guest TO dispatcher")
         await admin.execute("DROP ROLE guest")

@@ -24,10 +24,10 @@ from dispatcher.ledger.engine import Database
 from dispatcher.observability.clock_monitor import ClockMonitor
 from dispatcher.observability.metrics import Metrics
 from tests.ledger.test_engine import an_event_to_record, run, settings_file, unprivileged
-from tests.ledger.test_ledger import SENT, claim, settlement
 from tests.support import pgbouncer as pgbouncer_support
 from tests.support.builders import NOW, SECOND
 from tests.support.clock import ManualClock
+from tests.support.ledger_steps import SENT, claim, settlement
 from tests.support.metrics import scraped
 from tests.support.pgbouncer import pgbouncer
 from tests.support.postgres import Cluster
@@ -86,7 +86,7 @@ async def test_replicas_work_through_pgbouncer_in_transaction_mode(postgres_url:
                 for delivery in await claim(ledger):
                     assert await ledger.settle(settlement(delivery, SENT))
                     sent.append(delivery.key)
-                await ledger.ping(now=NOW)
+                await ledger.checkpoints.ping(now=NOW)
 
             await asyncio.gather(*(record_and_send((one, two)[number % 2], number) for number in range(40)))
             while remaining := await claim(one):
@@ -233,7 +233,7 @@ async def test_an_unreadable_home_folder_is_no_problem(postgres_url: str, monkey
         with unprivileged():
             for options in ("", "?sslmode=prefer"):
                 async with Ledger(f"{postgres_url}{options}") as ledger:
-                    await ledger.ping(now=NOW)
+                    await ledger.checkpoints.ping(now=NOW)
     finally:
         shutil.rmtree(home)
 

@@ -19,9 +19,9 @@ from dispatcher.ledger.search import Cursor
 from dispatcher.model.delivery import Dead, State
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
-from tests.ledger.test_ledger import recorded
 from tests.support.builders import a_delivery, an_event
 from tests.support.large_ledger import DELIVERIES_PER_EVENT, fill_ledger
+from tests.support.ledger_steps import an_action, recorded
 
 DELIVERIES = int(os.environ.get("LEDGER_ROWS", "100000"))
 """The limits below are the same for any number; LEDGER_ROWS=1000000 takes two minutes longer."""
@@ -83,8 +83,8 @@ QUERIES: dict[str, Query] = {
     "latest": lambda ledger: ledger.queries.latest(limit=200),
     "status": lambda ledger: ledger.queries.status(),
     "time buckets": lambda ledger: ledger.queries.time_buckets(NOW - timedelta(days=1), NOW, number=24),
-    "one delivery": lambda ledger: ledger.delivery("0" * 28 + "0001"),
-    "history": lambda ledger: ledger.history("0" * 28 + "0001"),
+    "one delivery": lambda ledger: ledger.history.delivery("0" * 28 + "0001"),
+    "history": lambda ledger: ledger.history.attempts("0" * 28 + "0001"),
     **{f"identify {text}": identify(text) for text in ("e7", "p/d/e7", "rare", "0" * 28 + "f4")},
 }
 
@@ -178,9 +178,9 @@ async def test_an_execution_is_found_by_its_name_in_every_project_and_domain(led
         page = await ledger.queries.events(EventFilter(execution=text), limit=200)
         assert {entry.key for entry in page.entries} == expected, text
         assert {
-            one.delivery.event for one in await ledger.find(DeliveryFilter(execution=text), limit=200)
+            one.delivery.event for one in await ledger.history.find(DeliveryFilter(execution=text), limit=200)
         } == expected, text
-        assert await ledger.redrive(DeliveryFilter(execution=text), now=NOW) == 0, text  # none is dead
+        assert await ledger.redrive(DeliveryFilter(execution=text), an_action()) == 0, text  # none is dead
 
 
 async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledger: Ledger) -> None:
@@ -189,7 +189,7 @@ async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledge
         failed = an_event(name=f"e{number}")
         for _ in range(2):
             await ledger.record([recorded(a_delivery(failed, to=name), event=failed)], [], now=NOW)
-    assert len(await ledger.find(DeliveryFilter(), limit=9)) == len(strange)  # every delivery was stored
+    assert len(await ledger.history.find(DeliveryFilter(), limit=9)) == len(strange)  # every delivery was stored
     for name, number in (("ÜNïCODE@example.com", 1), ("ünïcode@example.com", 0), ("x" * 1000, 1), ("😀", 1)):
         assert len((await ledger.queries.deliveries(DeliveryFilter(recipient=name), limit=9)).entries) == number, name
 

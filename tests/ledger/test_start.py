@@ -14,7 +14,7 @@ from dispatcher.ledger import Ledger
 
 async def main():
     async with Ledger(sys.argv[1]) as ledger:
-        assert await ledger.newest() is None
+        assert await ledger.history.newest() is None
 
 asyncio.run(main())
 print("alembic" in sys.modules)

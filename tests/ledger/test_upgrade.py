@@ -22,9 +22,10 @@ from sqlalchemy import Connection, inspect, text
 import dispatcher.ledger
 from dispatcher.errors import LedgerIncompatible
 from dispatcher.ledger import HEAD, Ledger
-from dispatcher.ledger.engine import COMPATIBLE, Database, alembic_config
-from tests.ledger.test_ledger import claim, recorded
+from dispatcher.ledger.engine import Database
+from dispatcher.ledger.versions import COMPATIBLE, alembic_config
 from tests.support.builders import NOW, a_delivery
+from tests.support.ledger_steps import claim, recorded
 from tests.support.next_version import NEXT, NextVersion
 from tests.support.service import COMMAND, command
 

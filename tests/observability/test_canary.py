@@ -87,7 +87,9 @@ async def lose(event: Event) -> None:
 
 async def recipients(ledger: Ledger) -> dict[str, tuple[str, ...]]:
     """The recipients of each event's delivery."""
-    return {one.delivery.event: one.delivery.recipients for one in await ledger.find(DeliveryFilter(), limit=20)}
+    return {
+        one.delivery.event: one.delivery.recipients for one in await ledger.history.find(DeliveryFilter(), limit=20)
+    }
 
 
 async def test_a_canary_that_arrives_is_counted_with_its_duration(ledger: Ledger) -> None:
@@ -115,7 +117,7 @@ async def test_a_lost_canary_is_missed_and_the_fallback_recipients_are_notified_
         == "the last canary is missed: it is not in the ledger: events don't reach the dispatcher"
     )
     assert await recipients(ledger) == {f"{NAME}-missed/FAILED": ("on-call@example.com",)}
-    (notice,) = await ledger.stored_events(canary_execution("-missed"))
+    (notice,) = await ledger.history.events(canary_execution("-missed"))
     assert notice.event.error is not None
     assert "did not arrive over slack within 60 s: it is not in the ledger" in notice.event.error.message
     clock.advance(5 * MINUTE)
@@ -225,7 +227,7 @@ async def test_a_canary_arrives_in_a_mailbox(tmp_path: Path, relay: MailReceiver
         await until_arrived(url)
     assert relay.mails[0].recipients == ("canary@example.com",)
     async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/dispatcher.db") as ledger:
-        (stored, *_) = await ledger.find(DeliveryFilter(), limit=5)
+        (stored, *_) = await ledger.history.find(DeliveryFilter(), limit=5)
     assert stored.delivery.event.startswith("dispatcher/canary/")
 
 

@@ -20,9 +20,9 @@ from dispatcher.ledger import Ledger
 from dispatcher.model.circuit_breaker import CircuitBreaker
 from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import EXIT_STATUS, ProgressMonitor, Watchdog, WatchdogConfig, await_stack
-from tests.ledger.test_ledger import recorded
 from tests.support.builders import NOW, SECOND, a_delivery
 from tests.support.clock import ManualClock
+from tests.support.ledger_steps import recorded
 from tests.support.metrics import scraped
 from tests.support.service import free_port
 from tests.support.waiting import until

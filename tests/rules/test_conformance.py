@@ -116,13 +116,13 @@ async def test_each_case_gives_the_expected_deliveries(case: Case, tmp_path: Pat
                 files.load()
             await intake.ingest(batch)
 
-        stored = await ledger.find(DeliveryFilter(), limit=1000)
-        rejected = await ledger.find_rejected(limit=1000)
+        stored = await ledger.history.find(DeliveryFilter(), limit=1000)
+        rejected = await ledger.rejected.find(limit=1000)
         executions = {name: ExecutionId.parse(f"p/d/{name}") for name in (key.split("/")[0] for key in case.verdicts)}
         verdicts = {
             f"{name}/{entry.event.phase}": entry.verdict
             for name, execution in executions.items()
-            for entry in await ledger.stored_events(execution)
+            for entry in await ledger.history.events(execution)
         }
 
     assert as_in_the_table(stored, dead=False) == Counter(case.notified)
@@ -176,10 +176,10 @@ async def test_a_bare_event_with_flyteadmins_rules_gives_the_same_deliveries(cas
             bare = event.model_copy(update={"form": Format.FLYTE_V1, "plan": None, "options": None})
             await intake.ingest([message(BARE, bare, f"t/0@{at}")])
 
-        stored = await ledger.find(DeliveryFilter(), limit=1000)
-        assert await ledger.find_rejected(limit=1) == []
+        stored = await ledger.history.find(DeliveryFilter(), limit=1000)
+        assert await ledger.rejected.find(limit=1) == []
         for key, verdict in case.verdicts.items():
-            (entry,) = await ledger.stored_events(ExecutionId.parse(f"p/d/{key.split('/')[0]}"))
+            (entry,) = await ledger.history.events(ExecutionId.parse(f"p/d/{key.split('/')[0]}"))
             assert entry.verdict == verdict
 
     assert as_in_the_table(stored, dead=False) == Counter(case.notified)

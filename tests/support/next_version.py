@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dispatcher.ledger.engine import COMPATIBLE, HEAD
+from dispatcher.ledger.versions import COMPATIBLE, HEAD
 from tests.support.service import command
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ class NextVersion:
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         migrations = folder / "dispatcher" / "ledger" / "migrations" / "versions"
         (migrations / f"{NEXT}_next.py").write_text(MIGRATION.format(next=NEXT, head=HEAD))
-        engine = folder / "dispatcher" / "ledger" / "engine.py"
+        engine = folder / "dispatcher" / "ledger" / "versions.py"
         code, head = re.subn(r'(?m)^HEAD = ".*"$', f'HEAD = "{NEXT}"', engine.read_text())
         code, compatible = re.subn(r"(?m)^COMPATIBLE = .*$", f'COMPATIBLE = "{oldest}"', code)
         assert (head, compatible) == (1, 1)

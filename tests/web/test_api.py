@@ -14,11 +14,12 @@ import pytest
 import schemathesis
 
 from dispatcher.flyte.encode import Format, write
-from dispatcher.ledger import DeliveryFilter
+from dispatcher.ledger import Deed, DeliveryFilter
 from dispatcher.model.delivery import State
 from dispatcher.model.phase import Phase
 from tests.support.builders import SECOND, a_launch_plan, an_event
 from tests.support.console import DEAD, ConsoleServer, serve_console
+from tests.support.ledger_steps import an_action
 
 READER, OPERATOR = "reader-0123456789abcdef", "operator-0123456789abcdef"
 TOKENS = [
@@ -140,7 +141,9 @@ async def test_only_the_dead_deliveries_that_match_keys_or_filter_are_redriven(c
         "deliveries"
     ] == 1
     assert len(console.wakeups) == 3
-    states = [stored.delivery.state for stored in await console.ledger.find(DeliveryFilter(channel="slack"), limit=9)]
+    states = [
+        stored.delivery.state for stored in await console.ledger.history.find(DeliveryFilter(channel="slack"), limit=9)
+    ]
     assert states == [State.WAITING] * 3
 
 
@@ -167,7 +170,7 @@ async def test_a_token_with_only_the_read_scope_cannot_redrive(console: ConsoleS
     assert refused["detail"] == "dashboard has no scope operate"
     await call(console, "/deliveries", token=READER)
     await call(console, "/deliveries", token="", status=401)
-    (stored,) = await console.ledger.find(DeliveryFilter(), limit=2)
+    (stored,) = await console.ledger.history.find(DeliveryFilter(), limit=2)
     assert stored.delivery.state is State.DEAD
 
 
@@ -202,7 +205,9 @@ async def test_a_rejected_message_is_shown_and_replayed_only_once(console: Conso
     assert (await call(console, f"/rejected/{entry['id']}"))["body"] == "{oops"
     again = await call(console, f"/rejected/{entry['id']}/replay")
     assert (again["accepted"], "broken JSON" in again["message"]) == (False, True)
-    await console.ledger.mark_replayed(entry["id"], now=console.clock.now())
+    await console.ledger.rejected.mark_replayed(
+        entry["id"], event=None, action=an_action(Deed.REPLAY, at=console.clock.now())
+    )
     await call(console, f"/rejected/{entry['id']}/replay", status=409)
     assert (await call(console, "/rejected?replayed=false"))["entries"] == []
     await call(console, "/rejected/nothing", status=404)

@@ -72,8 +72,8 @@ async def some_pages(console: ConsoleServer) -> Mapping[str, str]:
     return {
         "overview": "/console/",
         "deliveries": "/console/deliveries?state=dead",
-        "delivery": f"/console/deliveries/{mail.key}",
-        "dead": f"/console/deliveries/{dead.key}",
+        "delivery": f"/console/deliveries/{mail.delivery.key}",
+        "dead": f"/console/deliveries/{dead.delivery.key}",
         "executions": "/console/executions",
         "execution": f"/console/executions/{failed.project}/{failed.domain}/{failed.name}",
         "redrive": "/console/redrive?channel=slack",
@@ -170,7 +170,7 @@ async def test_dead_deliveries_are_redriven_by_keyboard_after_a_confirmation(
         await page.get_by_role("button", name="Redrive 2").press("Enter")
         await expect(page.get_by_role("status")).to_have_text("2 deliveries will be retried now.")
     assert [(line["by"], line["deliveries"]) for line in logged if line["event"] == "redriven"] == [("this machine", 2)]
-    waiting = await console.ledger.find(DeliveryFilter(states=frozenset({State.WAITING})), limit=9)
+    waiting = await console.ledger.history.find(DeliveryFilter(states=frozenset({State.WAITING})), limit=9)
     assert (len(waiting), len(console.wakeups)) == (2, 1)
 
 
@@ -219,7 +219,7 @@ async def test_a_message_preview_shows_hostile_text_without_running_it(page: Pag
         dialogs.append(dialog)
 
     page.on("dialog", on_dialog)
-    for stored in await console.ledger.find(DeliveryFilter(), limit=9):
+    for stored in await console.ledger.history.find(DeliveryFilter(), limit=9):
         await page.goto(f"{console.url}/console/deliveries/{stored.delivery.key}")
         preview = page.frame_locator("iframe.preview")
         await expect(preview.locator("body")).to_contain_text("<script>alert(1)</script>")
@@ -255,7 +255,7 @@ async def test_markup_in_events_is_escaped_on_every_page(console: ConsoleServer)
         "/console/redrive",
         *(
             f"/console/deliveries/{stored.delivery.key}"
-            for stored in await console.ledger.find(DeliveryFilter(), limit=9)
+            for stored in await console.ledger.history.find(DeliveryFilter(), limit=9)
         ),
     ]
     invalid = f"/console/deliveries?recipient={quoted(HOSTILE)}&since={quoted(HOSTILE)}"
@@ -277,7 +277,7 @@ def quoted(text: str) -> str:
 
 async def test_a_message_preview_has_a_policy_that_allows_no_script(console: ConsoleServer) -> None:
     await console.finish("one")
-    (stored,) = await console.ledger.find(DeliveryFilter(), limit=2)
+    (stored,) = await console.ledger.history.find(DeliveryFilter(), limit=2)
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{console.url}/console/deliveries/{stored.delivery.key}/html") as answer:
             policy = answer.headers["Content-Security-Policy"]
@@ -310,7 +310,7 @@ async def test_a_caller_without_the_scope_gets_an_error_and_changes_nothing(tmp_
                 assert answer.status == 403
             async with session.post(f"{console.url}/console/redrive", data=form) as answer:
                 assert answer.status == 401
-        (stored,) = await console.ledger.find(DeliveryFilter(), limit=2)
+        (stored,) = await console.ledger.history.find(DeliveryFilter(), limit=2)
         assert stored.delivery.state is State.DEAD
 
 
@@ -323,14 +323,14 @@ async def test_a_form_without_the_pages_csrf_token_changes_nothing(console: Cons
         session.post(f"{console.url}/console/redrive", data=form) as answer,
     ):
         assert answer.status == 403
-    (stored,) = await console.ledger.find(DeliveryFilter(), limit=2)
+    (stored,) = await console.ledger.history.find(DeliveryFilter(), limit=2)
     assert stored.delivery.state is State.DEAD
 
 
 async def test_the_search_field_leads_to_what_the_text_names(console: ConsoleServer) -> None:
     await console.finish("a7failed", channels=["slack"])
     await console.finish("train.daily", Phase.ABORTED, channels=["slack"])
-    (stored, *_) = await console.ledger.find(DeliveryFilter(execution="a7failed"), limit=2)
+    (stored, *_) = await console.ledger.history.find(DeliveryFilter(execution="a7failed"), limit=2)
 
     async def found(text: str) -> str:
         async with (

@@ -14,11 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dispatcher.clock import Clock
-from dispatcher.explain import explanations
+from dispatcher.explain import delivery_with_history, explanations
 from dispatcher.ledger import DeliveryFilter, Ledger
 from dispatcher.ledger.queries import Activity
 from dispatcher.model.event import ExecutionId
-from dispatcher.operations import Operations
+from dispatcher.operations import Operations, Operator
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.api import models
 from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document
@@ -118,7 +118,7 @@ class Api:
                 method="GET",
                 path="/deliveries/{key}",
                 name="getDelivery",
-                summary="A delivery with its content and each attempt with the provider's answer.",
+                summary="A delivery with its content and each attempt with the provider's answer, and the operators' actions.",
                 scope=read,
                 endpoint=self._delivery,
                 response=models.DeliveryDetails,
@@ -152,6 +152,7 @@ class Api:
                 scope=operate,
                 endpoint=self._replay,
                 response=models.ReplayResult,
+                query=models.Reason,
                 problems=(404, 409),
             ),
             Operation(
@@ -185,7 +186,7 @@ class Api:
             execution = ExecutionId(**path)
         except ValidationError:
             raise Problem(404, "there can be no such execution") from None
-        rejected = await self._ledger.rejected_events([execution])
+        rejected = await self._ledger.rejected.of_executions([execution])
         explained = await explanations(self._ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST)
         if not explained:
             raise Problem(404, f"nothing is recorded of {execution}")
@@ -198,17 +199,18 @@ class Api:
 
     async def _delivery(self, request: ApiRequest) -> BaseModel:
         key = request.path["key"]
-        stored = await self._ledger.delivery(key)
+        stored = await self._ledger.history.delivery(key)
         if stored is None:
             raise Problem(404, "no such delivery; a key has 32 digits")
-        return models.DeliveryDetails.of_stored(stored, await self._ledger.history(key))
+        details = await delivery_with_history(self._ledger, stored)
+        return models.DeliveryDetails.model_validate({**details, "content": stored.delivery.content})
 
     async def _redrive(self, request: ApiRequest) -> BaseModel:
         wanted = _parsed(lambda: self._redrive_filter(request.body))
         if request.body.dry_run:
             count = await self._operations.count_redrivable(wanted)
             return models.RedriveResult(deliveries=count.number, more=count.more, dry_run=True)
-        number = await self._operations.redrive(wanted, by=caller(request.http))
+        number = await self._operations.redrive(wanted, Operator(caller(request.http), request.body.reason))
         return models.RedriveResult(deliveries=number, more=False, dry_run=False)
 
     def _redrive_filter(self, body: models.RedriveByKeys | models.RedriveByFilter) -> DeliveryFilter:
@@ -236,7 +238,7 @@ class Api:
             raise Problem(404, "no such rejected message")
         if entry.replayed_at is not None:
             raise Problem(409, "it was replayed already")
-        result = await self._operations.replay(entry, by=caller(request.http))
+        result = await self._operations.replay(entry, Operator(caller(request.http), request.query.reason))
         return models.ReplayResult(id=entry.id, accepted=result.accepted, message=result.message)
 
     async def _stream(self, request: ApiRequest) -> Response:

@@ -9,18 +9,18 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.explain import Explanation, attempt_data, delivery_data, rejected_details
-from dispatcher.ledger import Attempt, Rejected, StoredDelivery
+from dispatcher.explain import Explanation, delivery_data, rejected_data, rejected_details
+from dispatcher.ledger import Deed, Rejected, StoredDelivery
 from dispatcher.ledger.queries import (
     Count,
-    DeliverySummary,
     EventSummary,
     LedgerStatus,
     Page,
-    RejectedSummary,
     TimeBucket,
 )
+from dispatcher.ledger.records import RejectedSummary
 from dispatcher.model.delivery import DropReason, Kind, State
+from dispatcher.operations import MAX_REASON
 from dispatcher.web.filters import DeliveryCriteria
 
 _Entry = TypeVar("_Entry", bound=BaseModel)
@@ -67,10 +67,8 @@ class Delivery(_Response):
     settled_at: datetime | None
 
     @classmethod
-    def of(cls, summary: DeliverySummary) -> Self:
-        project, domain, name, phase = summary.event.split("/")
-        execution = {"project": project, "domain": domain, "name": name}
-        return cls.model_validate({**asdict(summary), "execution": execution, "phase": phase})
+    def of(cls, stored: StoredDelivery) -> Self:
+        return cls.model_validate(delivery_data(stored))
 
 
 class DeliveryAttempt(_Response):
@@ -84,20 +82,26 @@ class DeliveryAttempt(_Response):
     reason: str
 
 
-class DeliveryWithAttempts(Delivery):
+class OperatorAction(_Response):
+    """What an operator did: a redrive, a replay or a purge."""
+
+    at: datetime
+    who: str
+    what: Deed
+    scope: Annotated[str, Field(description="Which deliveries, which message or which time it was about.")]
+    why: Annotated[str, Field(description="The reason that the operator gave; empty if none was given.")]
+
+
+class DeliveryWithHistory(Delivery):
     reference: Mapping[str, str]
     attempts: Sequence[DeliveryAttempt]
+    actions: Annotated[Sequence[OperatorAction], Field(description="The operators' actions that concerned it.")]
 
 
-class DeliveryDetails(DeliveryWithAttempts):
-    """A delivery with its content and attempts."""
+class DeliveryDetails(DeliveryWithHistory):
+    """A delivery with its content, attempts and operators' actions."""
 
     content: Annotated[Mapping[str, Any] | None, Field(description="null if the content is not rendered yet.")]
-
-    @classmethod
-    def of_stored(cls, stored: StoredDelivery, history: Sequence[Attempt]) -> Self:
-        details = {"content": stored.delivery.content, "attempts": [attempt_data(one) for one in history]}
-        return cls.model_validate({**delivery_data(stored), **details})
 
 
 class TerminalEvent(_Response):
@@ -135,7 +139,7 @@ class EventExplanation(_Response):
 
     event: Annotated[Mapping[str, Any], Field(description="The event, with `verdict` and `reason`.")]
     rules: Sequence[EvaluatedRule]
-    deliveries: Sequence[DeliveryWithAttempts]
+    deliveries: Sequence[DeliveryWithHistory]
     disabled_by: str | None
 
 
@@ -163,7 +167,7 @@ class RejectedMessage(_Response):
 
     @classmethod
     def of(cls, summary: RejectedSummary) -> Self:
-        return cls.model_validate(asdict(summary))
+        return cls.model_validate(rejected_data(summary))
 
 
 class Header(_Response):
@@ -204,7 +208,7 @@ class Deliveries(EntryPage[Delivery]):
     """A page of deliveries, newest first."""
 
     @classmethod
-    def of(cls, page: Page[DeliverySummary]) -> Self:
+    def of(cls, page: Page[StoredDelivery]) -> Self:
         return cls(entries=[Delivery.of(entry) for entry in page.entries], next=_next(page), cut=page.cut)
 
 
@@ -289,9 +293,15 @@ class Lag(_Response):
     time_buckets: Sequence[LagBucket]
 
 
-class _RedriveRequest(BaseModel):
+class Reason(BaseModel):
+    """Why an operator acts. The ledger keeps it with the action."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    reason: Annotated[str, Field(max_length=MAX_REASON, description="Why; kept with the action.")] = ""
+
+
+class _RedriveRequest(Reason):
     dry_run: Annotated[bool, Field(strict=True, description="Only count the deliveries.")] = False
 
 

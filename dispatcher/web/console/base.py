@@ -22,13 +22,14 @@ from dispatcher.clock import Clock
 from dispatcher.errors import Unavailable
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import shortened
-from dispatcher.operations import Operations
+from dispatcher.operations import MAX_REASON, Operations, Operator
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.version import __version__
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.auth.access import Endpoint, caller, needs
 from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
+from dispatcher.web.forms import read_form
 
 ROOT = "/console"
 _JUST_NOW = timedelta(seconds=5)
@@ -125,6 +126,15 @@ def read_query(model: type[BaseModel], request: Request, *, ignore: Sequence[str
         return model(), first_problem(error)
 
 
+async def operator(request: Request) -> Operator:
+    """Return who acts, and the reason that the request's form gives."""
+    form = await read_form(request) if "content-type" in request.headers else {}
+    reason = form.get("reason", "").strip()
+    if len(reason) > MAX_REASON:
+        raise PageError(400, f"A reason may have {MAX_REASON} characters.")
+    return Operator(caller(request), reason)
+
+
 def _environment(clock: Clock, channel_types: Mapping[str, ChannelType]) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -137,6 +147,7 @@ def _environment(clock: Clock, channel_types: Mapping[str, ChannelType]) -> Envi
         "version": __version__,
         "root": ROOT,
         "url": url,
+        "max_reason": MAX_REASON,
         "when": lambda at: when(at, clock.now()),
         "channel_name": lambda name: (channel_types[name].title if name in channel_types else "") or name,
     }

@@ -47,7 +47,7 @@ async def get(console: Console, request: Request) -> Response:
         newest=url("deliveries", **query) if search.after else None,
         quick=[(name, url("deliveries", **fields), fields == query) for name, fields in _QUICK],
         redrive_all=url("redrive", **redrive_filter),
-        dead=sum(entry.state is State.DEAD for entry in page.entries),
+        dead=sum(entry.delivery.state is State.DEAD for entry in page.entries),
         channels=[(one, one) for one in sorted({*console.channels, *([search.channel] if search.channel else [])})],
         redriven=int(redriven) if redriven.isdecimal() and len(redriven) < 10 else None,
     )

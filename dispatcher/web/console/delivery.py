@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from channels.contract import ChannelError, Message
-from dispatcher.explain import attempt_data, delivery_data
+from dispatcher.explain import delivery_with_history
 from dispatcher.ledger import StoredDelivery
 from dispatcher.model.delivery import Delivery
 from dispatcher.preview.html import headline, page, plain_text
@@ -23,7 +23,6 @@ _NO_HTML = "<!doctype html><title>No HTML</title><p>This message has no HTML.</p
 async def get(console: Console, request: Request) -> Response:
     stored = await _stored_delivery(console, request)
     delivery = stored.delivery
-    history = await console.ledger.history(delivery.key)
     content = delivery.content or {}
     kind = console.channel_types.get(delivery.channel)
     wire = _wire(console, delivery)
@@ -31,8 +30,7 @@ async def get(console: Console, request: Request) -> Response:
     return console.render(
         request,
         "delivery.html.j2",
-        delivery=delivery_data(stored),
-        attempts=[attempt_data(attempt) for attempt in history],
+        delivery=await delivery_with_history(console.ledger, stored),
         rendered=delivery.content is not None,
         headline=headline(kind, content),
         text=plain_text(kind, content),
@@ -52,7 +50,7 @@ async def message(console: Console, request: Request) -> Response:
 
 
 async def _stored_delivery(console: Console, request: Request) -> StoredDelivery:
-    stored = await console.ledger.delivery(request.path_params["key"])
+    stored = await console.ledger.history.delivery(request.path_params["key"])
     if stored is None:
         raise PageError(404, "There is no such delivery. Its event may be older than ledger.retention.")
     return stored

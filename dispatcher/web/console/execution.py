@@ -21,7 +21,7 @@ async def get(console: Console, request: Request) -> Response:
         execution = ExecutionId(**{name: request.path_params[name] for name in ("project", "domain", "name")})
     except ValidationError:
         raise PageError(404, "This is not a valid execution name.") from None
-    rejected = await console.ledger.rejected_events([execution])
+    rejected = await console.ledger.rejected.of_executions([execution])
     found = await explanations(console.ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST)
     if not found:
         return console.render(request, "no_record.html.j2", status=404, execution=execution)

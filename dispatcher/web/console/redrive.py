@@ -11,8 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dispatcher.ledger import DeliveryFilter
 from dispatcher.model.delivery import State
-from dispatcher.web.auth.access import caller
-from dispatcher.web.console.base import Console, PageError, url
+from dispatcher.web.console.base import Console, PageError, operator, url
 from dispatcher.web.filters import DeliveryCriteria
 from dispatcher.web.forms import Form, read_form
 
@@ -41,7 +40,7 @@ async def get(console: Console, request: Request) -> Response:
 
 async def post(console: Console, request: Request) -> Response:
     keys, criteria = _selection(await read_form(request))
-    number = await console.operations.redrive(_filter(console, keys, criteria), by=caller(request))
+    number = await console.operations.redrive(_filter(console, keys, criteria), await operator(request))
     if len(keys) == 1:
         return RedirectResponse(url("deliveries", keys[0]), 303)
     return RedirectResponse(url("deliveries", **criteria.model_dump(exclude_defaults=True), redriven=str(number)), 303)

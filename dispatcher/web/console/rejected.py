@@ -11,8 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from dispatcher.explain import rejected_details
 from dispatcher.ledger import Rejected
 from dispatcher.ledger.queries import Page
-from dispatcher.web.auth.access import caller
-from dispatcher.web.console.base import Console, PageError, read_query, url
+from dispatcher.web.console.base import Console, PageError, operator, read_query, url
 from dispatcher.web.filters import RejectedSearch
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
@@ -51,7 +50,7 @@ async def get(console: Console, request: Request) -> Response:
 async def replay(console: Console, request: Request) -> Response:
     entry = await _entry(console, request)
     if entry.replayed_at is None:
-        result = await console.operations.replay(entry, by=caller(request))
+        result = await console.operations.replay(entry, await operator(request))
         if not result.accepted:
             return _page(console, request, entry, problem=result.message)
     return RedirectResponse(url("rejected", entry.id), 303)

@@ -155,7 +155,7 @@ async def test_a_new_installation_on_an_old_topic_sends_no_old_news(
         asyncio.timeout(30),
     ):
         await publish_event("after", datetime.now(UTC))
-        while recent[-1] not in (recorded := await ledger.seen_events([old, *recent])):
+        while recent[-1] not in (recorded := await ledger.history.seen([old, *recent])):
             await asyncio.sleep(0.05)
         assert recorded == set(recent)
         metrics = ""

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_e0f4d27a"
+revision = "0001_d81f31c7"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -20,7 +20,7 @@ _HAS_SUBJECT = sa.text("subject IS NOT NULL")
 
 # Triggers keep `delivery_recipients` up to date. SQLite runs a trigger once for each row, which is slow for inserts, so
 # SQLite has a trigger only for deletions. On SQLite, the ledger itself inserts the rows of this table
-# (`search.INSERT_RECIPIENTS`).
+# (`record.py`).
 _SQLITE = (
     """
     CREATE TRIGGER recipients_delete AFTER DELETE ON deliveries BEGIN
@@ -251,3 +251,24 @@ def upgrade() -> None:
     )
     op.create_index("ix_rejected_received_at", "rejected", ["received_at"])
     op.create_index("ix_rejected_event", "rejected", ["event"])
+    op.create_table(
+        "actions",
+        sa.Column("id", _ID, nullable=False, autoincrement=True),
+        sa.Column("at", _TIME, nullable=False),
+        sa.Column("who", sa.Text, nullable=False),
+        sa.Column("what", sa.String(16), nullable=False),
+        sa.Column("scope", sa.Text, nullable=False),
+        sa.Column("why", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_actions"),
+    )
+    op.create_index("ix_actions_at", "actions", ["at"])
+    op.create_table(
+        "action_deliveries",
+        sa.Column("action", _ID, nullable=False, autoincrement=False),
+        sa.Column("delivery", sa.String(64), nullable=False),
+        sa.PrimaryKeyConstraint("action", "delivery", name="pk_action_deliveries"),
+        sa.ForeignKeyConstraint(["action"], ["actions.id"], name="fk_action_deliveries_action"),
+        sa.ForeignKeyConstraint(["delivery"], ["deliveries.key"], name="fk_action_deliveries_delivery"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_action_deliveries_delivery", "action_deliveries", ["delivery"])

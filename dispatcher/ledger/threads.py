@@ -1,4 +1,4 @@
-"""Reads and writes what the ledger knows of threads' subjects, within a transaction of the ledger.
+"""Reads and writes what the ledger knows of threads and their subjects, within a transaction of the ledger.
 
 A subject is a launch plan, or an execution that others recover or relaunch. Whether it is well depends on the times of
 its events, even if they arrive in another order. A transaction that records an event of a subject locks the subject's
@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from types import ModuleType
 
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, func, or_, select
 
-from dispatcher.ledger.schema import deliveries, launch_plan_versions, subjects
-from dispatcher.ledger.statements import among, prepare_insert, prepare_select
+from channels.contract import EarlierMessage, Thread
+from dispatcher.ledger.records import ClaimedThread
+from dispatcher.ledger.schema import contents, deliveries, launch_plan_versions, subjects
+from dispatcher.ledger.statements import among, insert
 from dispatcher.model.delivery import Delivery, Kind, NewVersion, OpenThread, State, Success
 
 MAY_HAVE_ARRIVED: ColumnElement[bool] = or_(
@@ -34,9 +35,8 @@ class _Status:
 class Subjects:
     """Reads and updates the subjects of a batch, in the transaction that records the batch."""
 
-    def __init__(self, connection: Connection, dialect: ModuleType) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._dialect = dialect
         self._loaded: dict[str, _Status] = {}
 
     def load(self, names: Iterable[str]) -> None:
@@ -45,9 +45,8 @@ class Subjects:
         if not ordered:
             return
         empty = [{"name": name, "well_since": None, "open_since": None} for name in ordered]
-        prepare_insert(subjects, self._connection.dialect).insert(self._connection, empty)
-        query = prepare_select(_SELECT, self._connection.dialect)
-        for row in query.rows(self._connection, names=ordered):
+        insert(self._connection, subjects, empty)
+        for row in self._connection.execute(_SELECT, {"names": ordered}):
             self._loaded[row.name] = _Status(row.well_since, row.open_since)
 
     def record_failure(self, delivery: Delivery) -> None:
@@ -101,18 +100,15 @@ class Subjects:
 
     def record_version(self, run: NewVersion) -> bool:
         """Record a run's version. Returns True if the version is new, but not the launch plan's first version."""
-        insert = (
-            self._dialect.insert(launch_plan_versions)
-            .on_conflict_do_nothing()
-            .returning(launch_plan_versions.c.version)
-        )
-        row = {"launch_plan": run.launch_plan, "version": run.version}
-        if (self._connection.scalar(insert, row)) is None:
+        # Its row in `subjects` is locked, so no other transaction can add the version in the meantime.
+        versions = select(launch_plan_versions.c.version).where(launch_plan_versions.c.launch_plan == run.launch_plan)
+        recorded = versions.where(launch_plan_versions.c.version == run.version)
+        if self._connection.scalar(recorded) is not None:
             return False
-        others = select(launch_plan_versions.c.version).where(
-            launch_plan_versions.c.launch_plan == run.launch_plan, launch_plan_versions.c.version != run.version
-        )
-        return (self._connection.scalar(others.limit(1))) is not None
+        first = self._connection.scalar(versions.limit(1)) is None
+        row = {"launch_plan": run.launch_plan, "version": run.version}
+        insert(self._connection, launch_plan_versions, [row])
+        return not first
 
     def save(self) -> None:
         """Write all loaded subjects."""
@@ -120,7 +116,46 @@ class Subjects:
             {"name": name, "well_since": status.well_since, "open_since": status.open_since}
             for name, status in sorted(self._loaded.items())
         ]
-        prepare_insert(subjects, self._connection.dialect, overwrite=True).insert(self._connection, rows)
+        insert(self._connection, subjects, rows, overwrite=True)
 
 
 _SELECT = select(subjects).where(among(subjects.c.name, "names")).order_by(subjects.c.name).with_for_update()
+
+
+def claimed_thread(connection: Connection, delivery: Delivery) -> ClaimedThread:
+    """Return the thread of a claimed delivery, with its earlier messages. See `Ledger.thread`."""
+    resolves = delivery.kind is Kind.RESOLVED_NOTICE
+    others = (deliveries.c.thread == delivery.thread, deliveries.c.key != delivery.key)
+    before = (*others, deliveries.c.thread_at <= delivery.thread_at)
+    last_resolved = select(func.max(deliveries.c.thread_at)).where(
+        *before, deliveries.c.kind == Kind.RESOLVED_NOTICE, deliveries.c.state == State.SENT
+    )
+    failed_since = select(deliveries.c.key).where(
+        *others,
+        deliveries.c.thread_at >= delivery.thread_at,
+        deliveries.c.kind != Kind.RESOLVED_NOTICE,
+        MAY_HAVE_ARRIVED,
+    )
+    well_since = select(subjects.c.name).where(
+        subjects.c.name == delivery.subject, subjects.c.well_since > delivery.thread_at
+    )
+    since = connection.scalar(last_resolved)
+    superseded = connection.scalar((failed_since if resolves else well_since).limit(1)) is not None
+    earlier = _earlier_messages(connection, *before, *([deliveries.c.thread_at >= since] if since is not None else []))
+    return ClaimedThread(Thread(key=delivery.thread, earlier=earlier, resolves=resolves), superseded=superseded)
+
+
+def _earlier_messages(connection: Connection, *conditions: ColumnElement[bool]) -> tuple[EarlierMessage, ...]:
+    """Return the first and the last of the matching failure messages that arrived or may have arrived."""
+    query = (
+        select(deliveries.c.key, deliveries.c.reference, contents.c.body)
+        .join(contents, contents.c.content_hash == deliveries.c.content)
+        .where(*conditions, deliveries.c.kind != Kind.RESOLVED_NOTICE, MAY_HAVE_ARRIVED)
+        .limit(1)
+    )
+    first = connection.execute(query.order_by(deliveries.c.thread_at, deliveries.c.key)).first()
+    if first is None:
+        return ()
+    last = connection.execute(query.order_by(deliveries.c.thread_at.desc(), deliveries.c.key.desc())).one()
+    rows = [first] if first.key == last.key else [first, last]
+    return tuple(EarlierMessage(reference=row.reference or {}, content=row.body) for row in rows)

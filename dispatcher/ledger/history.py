@@ -1,0 +1,125 @@
+"""Reads what the ledger has of executions: events, deliveries, their contents and attempts, and operators' actions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+
+from sqlalchemy import LargeBinary, func, select, type_coerce
+
+from dispatcher.ledger.column_types import from_compressed_json
+from dispatcher.ledger.engine import Database
+from dispatcher.ledger.records import Action, Attempt, DeliveryFilter, StoredDelivery, StoredEvent
+from dispatcher.ledger.rows import read, read_stored_delivery
+from dispatcher.ledger.schema import action_deliveries, actions, attempts, contents, deliveries, events, rejected
+from dispatcher.ledger.search import conditions, in_chunks, of_execution
+from dispatcher.model.delivery import STUMBLED, Delivery
+from dispatcher.model.event import Event, ExecutionId
+
+LARGE_FACTS = 4096
+"""Number of stored bytes from which on an event is decoded in another thread. Most events are far smaller."""
+_WITH_CONTENT = select(deliveries, contents.c.body).outerjoin(contents, contents.c.content_hash == deliveries.c.content)
+
+
+class History:
+    """What was recorded. Every method raises LedgerUnavailable while the database can't be used."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def find(self, wanted: DeliveryFilter, *, limit: int) -> list[StoredDelivery]:
+        """The newest deliveries that match the filter, newest first."""
+        query = _WITH_CONTENT.where(*conditions(wanted)).order_by(deliveries.c.created_at.desc(), deliveries.c.key)
+        async with self._database.reading() as connection:
+            return [read_stored_delivery(row, row.body) for row in await connection.execute(query.limit(limit))]
+
+    async def delivery(self, key: str) -> StoredDelivery | None:
+        """Return the delivery with this key; None if the ledger has no such delivery."""
+        async with self._database.reading() as connection:
+            row = (await connection.execute(_WITH_CONTENT.where(deliveries.c.key == key))).first()
+        return read_stored_delivery(row, row.body) if row is not None else None
+
+    async def attempts(self, delivery: str) -> list[Attempt]:
+        """Return the delivery's attempts, in order. An attempt during which the worker crashed is missing."""
+        query = select(attempts).where(attempts.c.delivery == delivery).order_by(attempts.c.number, attempts.c.id)
+        async with self._database.reading() as connection:
+            return [read(Attempt, row) for row in await connection.execute(query)]
+
+    async def actions(self, delivery: str) -> list[Action]:
+        """Return the actions of operators that concerned the delivery, in order."""
+        query = select(actions).join(action_deliveries, action_deliveries.c.action == actions.c.id)
+        query = query.where(action_deliveries.c.delivery == delivery).order_by(actions.c.id)
+        async with self._database.reading() as connection:
+            return [read(Action, row) for row in await connection.execute(query)]
+
+    async def latest_actions(self, *, limit: int, since: datetime | None = None) -> list[Action]:
+        """Return the newest actions of operators, newest first."""
+        query = select(actions).order_by(actions.c.at.desc(), actions.c.id.desc()).limit(limit)
+        if since is not None:
+            query = query.where(actions.c.at >= since)
+        async with self._database.reading() as connection:
+            return [read(Action, row) for row in await connection.execute(query)]
+
+    async def stumbles(self, delivery: Delivery) -> int:
+        """Return how often the dispatcher itself has failed with this delivery since it was created or redriven."""
+        query = select(func.count()).where(
+            attempts.c.delivery == delivery.key,
+            attempts.c.status == STUMBLED,
+            attempts.c.started_at >= delivery.retry_window_start,
+        )
+        async with self._database.reading() as connection:
+            return await connection.scalar(query) or 0
+
+    async def event(self, key: str) -> Event | None:
+        """Return the recorded event with this key; None if the ledger has no such event.
+
+        A large event is decoded in another thread, so that the event loop does not wait.
+        """
+        async with self._database.reading() as connection:
+            facts = await connection.scalar(select(type_coerce(events.c.facts, LargeBinary)).where(events.c.key == key))
+        if facts is None:
+            return None
+        return _event(facts) if len(facts) < LARGE_FACTS else await asyncio.to_thread(_event, facts)
+
+    async def events(self, execution: ExecutionId) -> list[StoredEvent]:
+        """Return the terminal events of an execution, in the order of recording.
+
+        Flyte sends one terminal event for each execution, because its database rejects a second one. Other workflow
+        engines may send several.
+        """
+        query = (
+            select(events)
+            .where(*of_execution(str(execution)))
+            .order_by(events.c.recorded_at, events.c.occurred_at, events.c.key)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [read(StoredEvent, row, event=Event.model_validate(row.facts)) for row in rows]
+
+    async def newest(self) -> tuple[str, datetime] | None:
+        """Return the key and time of the event that was recorded last; None if the ledger has no events."""
+        query = select(events.c.key, events.c.recorded_at).order_by(events.c.recorded_at.desc()).limit(1)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        return None if row is None else (row.key, row.recorded_at)
+
+    async def seen(self, keys: Iterable[str]) -> frozenset[str]:
+        """Return the keys of those events that the ledger has, recorded or rejected."""
+        found: set[str] = set()
+        async with self._database.reading() as connection:
+            for chunk in in_chunks(sorted(set(keys))):
+                found |= set(await connection.scalars(select(events.c.key).where(events.c.key.in_(chunk))))
+                found |= set(await connection.scalars(select(rejected.c.event).where(rejected.c.event.in_(chunk))))
+        return frozenset(found)
+
+    async def notified(self, event: str) -> frozenset[tuple[str, str]]:
+        """Return the (channel, address) pairs to which the event has deliveries."""
+        query = select(deliveries.c.channel, deliveries.c.addresses).where(deliveries.c.event == event)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return frozenset((row.channel, address) for row in rows for address in row.addresses)
+
+
+def _event(facts: bytes) -> Event:
+    return Event.model_validate(from_compressed_json(facts))

@@ -1,0 +1,148 @@
+"""Records events with their deliveries, and rejected messages, within a transaction of the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, update
+
+from channels.contract import Content
+from dispatcher.ledger.claim import lease_held
+from dispatcher.ledger.column_types import EncodedJson, to_json
+from dispatcher.ledger.records import RecordedEvent, RecordResult, Rejected
+from dispatcher.ledger.rejected import rejected_row
+from dispatcher.ledger.rows import delivery_row
+from dispatcher.ledger.schema import contents, deliveries, events, rejected
+from dispatcher.ledger.statements import insert, insert_new
+from dispatcher.ledger.threads import Subjects
+from dispatcher.model.delivery import Delivery, State, time_prefixed
+from dispatcher.model.event import shortened
+
+
+def record(
+    connection: Connection, entries: Sequence[RecordedEvent], rejections: Sequence[Rejected], *, now: datetime
+) -> RecordResult:
+    """Write a batch: events with their deliveries, and rejected messages. See `Ledger.record`."""
+    by_key = {entry.event.key: entry for entry in reversed(entries)}
+    new = insert_new(connection, events, [_event_row(entry, now) for entry in by_key.values()])
+    added = _add_deliveries(connection, [by_key[key] for key in new])
+    insert(connection, rejected, [rejected_row(entry) for entry in rejections])
+    return RecordResult(frozenset(new), [one for one in added if one.state is State.WAITING])
+
+
+def _add_deliveries(connection: Connection, entries: Sequence[RecordedEvent]) -> Sequence[Delivery]:
+    """Insert the deliveries of new events, and return these deliveries."""
+    planned = [delivery for entry in entries for delivery in entry.deliveries]
+    failures = [delivery for delivery in planned if delivery.thread]
+    successes = sorted((entry.success for entry in entries if entry.success), key=lambda one: one.started_at)
+    runs = {
+        (entry.version.launch_plan, entry.version.version): entry.version
+        for entry in reversed(entries)
+        if entry.version
+    }
+    known = Subjects(connection)
+    known.load(
+        [one.subject for one in failures]
+        + [subject for one in successes for subject in one.subjects]
+        + [one.launch_plan for one in runs.values()]
+    )
+    # If the batch has a success, failures are inserted first, so that `record_success` finds the failures' threads.
+    first = failures if successes else []
+    traces = {entry.event.key: entry.span.trace for entry in entries}
+    insert_deliveries(connection, first, traces)
+    for delivery in failures:
+        known.record_failure(delivery)
+    resolved_notices = []
+    for success in successes:
+        ended = known.record_success(success)
+        insert_deliveries(connection, ended, traces)  # so that the next success sees the threads as ended
+        resolved_notices += ended
+    known.save()
+    notified = {(notice.event, notice.channel, notice.addresses) for notice in resolved_notices}
+    others = [
+        one for one in planned if (not first if one.thread else (one.event, one.channel, one.addresses) not in notified)
+    ]
+    changes = [one for run in runs.values() if known.record_version(run) for one in run.change_events]
+    rest = [*others, *changes]
+    insert_deliveries(connection, rest, traces)
+    return [*first, *resolved_notices, *rest]
+
+
+def insert_deliveries(connection: Connection, added: Sequence[Delivery], traces: Mapping[str, str]) -> None:
+    """Insert the deliveries and their contents. `traces`: mapping from an event's key to its trace."""
+    if not added:
+        return
+    bodies: dict[str, EncodedJson] = {}
+    rows = []
+    encoded: dict[tuple[int, datetime], str] = {}
+    """The hashes of contents, by the object's id: an event's deliveries share their content's object."""
+    for delivery in added:
+        content_hash = None
+        if delivery.content is not None:
+            same = (id(delivery.content), delivery.occurred_at)
+            if same not in encoded:
+                encoded[same], body = _encode(delivery.content, delivery.occurred_at)
+                bodies[encoded[same]] = body
+            content_hash = encoded[same]
+        rows.append(delivery_row(delivery, content_hash, traces.get(delivery.event, "")))
+    insert(connection, contents, [{"content_hash": key, "body": body} for key, body in bodies.items()])
+    insert(connection, deliveries, rows)
+    if connection.dialect.name == "sqlite":
+        keys = orjson.dumps([row["key"] for row in rows]).decode()
+        connection.exec_driver_sql(_INSERT_RECIPIENTS, (keys, keys))
+
+
+def store_content(connection: Connection, delivery: Delivery, content: Content) -> bool:
+    """Store the content of a claimed delivery. See `Ledger.store_content`."""
+    content_hash, body = _encode(content, delivery.occurred_at)
+    insert(connection, contents, [{"content_hash": content_hash, "body": body}])
+    held = update(deliveries).where(*lease_held(delivery)).values(content=content_hash)
+    return connection.execute(held).rowcount == 1
+
+
+def _encode(content: Content, occurred_at: datetime) -> tuple[str, EncodedJson]:
+    """Return the content's hash and its JSON."""
+    body = to_json(content)
+    return time_prefixed(hashlib.sha256(body).hexdigest(), occurred_at), EncodedJson(body)
+
+
+def _event_row(entry: RecordedEvent, now: datetime) -> dict[str, Any]:
+    event = entry.event
+    return {
+        "key": event.key,
+        "project": event.execution.project,
+        "domain": event.execution.domain,
+        "name": event.execution.name,
+        "phase": event.phase,
+        "launch_plan": shortened(event.launch_plan.name) if event.launch_plan else "",
+        "occurred_at": event.occurred_at,
+        "recorded_at": now,
+        "position": entry.position,
+        "verdict": entry.verdict,
+        "reason": entry.reason,
+        "facts": EncodedJson(event.model_dump_json(exclude_defaults=True).encode()),
+        "considered": list(entry.considered),
+    }
+
+
+_INSERT_RECIPIENTS = """
+    INSERT OR IGNORE INTO delivery_recipients (recipient, created_at, delivery)
+    SELECT substr(lower(name.value), 1, 320), new.created_at, new.key
+    FROM json_each(?) AS keys CROSS JOIN deliveries AS new ON new.key = keys.value
+    CROSS JOIN json_each(new.recipients) AS name
+    UNION ALL
+    SELECT substr(lower(name.value), 1, 320), new.created_at, new.key
+    FROM json_each(?) AS keys CROSS JOIN deliveries AS new ON new.key = keys.value
+    CROSS JOIN json_each(new.addresses) AS name
+    WHERE new.addresses <> new.recipients
+"""
+"""Adds the recipients and addresses of new deliveries to `delivery_recipients`. Both parameters are the same JSON list
+of the deliveries' keys.
+
+For SQLite only. On PostgreSQL, a trigger does the same, once for each statement. SQLite runs a trigger once for each
+row, which would cost more than twice as much as this statement.
+"""

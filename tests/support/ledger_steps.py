@@ -1,0 +1,71 @@
+"""Steps that many tests of the ledger take: what to record, claim and settle."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from channels.contract import Answer, Receipt
+from dispatcher.ledger import Action, Claim, Deed, Ledger, RecordedEvent, Rejected, Settlement
+from dispatcher.model.delivery import Delivery, Outcome, Sent
+from dispatcher.model.event import Event
+from dispatcher.model.rate_limit import AdmissionControl, Rate, RateLimit
+from tests.support.builders import NOW, SECOND, a_delivery, an_event
+
+MINUTE = timedelta(minutes=1)
+
+
+def recorded(*deliveries: Delivery, event: Event | None = None) -> RecordedEvent:
+    return RecordedEvent(
+        event=event or an_event(),
+        position="flyte-cloudevents/0@7",
+        verdict="matched",
+        reason="1 rule matched",
+        considered=[],
+        deliveries=deliveries,
+    )
+
+
+def rejected(identity: str = "a", **changes: Any) -> Rejected:
+    fields: dict[str, Any] = {
+        "id": identity,
+        "position": "t/0@1",
+        "received_at": NOW,
+        "reason": "broken JSON",
+        "headers": [("ce_type", b"\xff")],
+        "body": b"\0\xff",
+        "size": 2,
+        **changes,
+    }
+    return Rejected(**fields)
+
+
+async def claim(
+    ledger: Ledger, limit: int = 10, *, lease: str = "me", now: datetime = NOW, lasting: timedelta = MINUTE
+) -> list[Delivery]:
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=now)
+    return [*(await ledger.claim("email", limit, lease=lease, until=now + lasting, admission=admission)).deliveries]
+
+
+def settlement(delivery: Delivery, outcome: Outcome, *follow_ups: Delivery) -> Settlement:
+    return Settlement(delivery=delivery, outcome=outcome, started_at=NOW, ended_at=NOW + SECOND, follow_ups=follow_ups)
+
+
+SENT = Sent(Receipt(answer=Answer("250", "queued as 42"), reference={"message_id": "<1@x>"}))
+
+
+def slack(to: str, number: int = 0, **fields: Any) -> Delivery:
+    due = {"created_at": NOW, "due_at": NOW + number * SECOND / 1000}
+    return a_delivery(channel="slack", to=to, key=f"{to}{number:03}", **due | fields)
+
+
+async def claim_slack(ledger: Ledger, limit: int = 10, *, at: float = 1, rate_limit: RateLimit | None = None) -> Claim:
+    now = NOW + at * SECOND
+    admission = AdmissionControl(
+        rate_limit=rate_limit or RateLimit(rate=Rate(1, "s"), burst=2), destination=lambda to: to[0], now=now
+    )
+    return await ledger.claim("slack", limit, lease="me", until=now + MINUTE, admission=admission)
+
+
+def an_action(what: Deed = Deed.REDRIVE, *, at: datetime = NOW, **changes: str) -> Action:
+    return Action(at=at, who="ada", what=what, **{"scope": "all", **changes})
