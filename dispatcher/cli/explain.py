@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import (
     state_text,
@@ -307,6 +308,10 @@ def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[s
                 )
             )
     write_table(("RULE", "STATE", "CHANNEL", "TO", "ATTEMPT", "ENDED (UTC)", "OUTCOME", "ANSWER"), rows)
+    actions = {(action["at"], action["what"]): action for one in deliveries for action in one.get("actions", ())}
+    if actions:
+        write_line()
+        write_actions(actions[key] for key in sorted(actions))
 
 
 def _attempt_cells(attempt: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ _WITH_CONTENT = select(deliveries, contents.c.body).outerjoin(contents, contents
 
 
 class History:
-    """What was recorded. Every method raises LedgerUnavailable while the database can't be used."""
+    """Reads recorded events and deliveries. Every method raises LedgerUnavailable while the database can't be used."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
@@ -379,6 +381,27 @@ async def test_dead_deliveries_are_redriven_by_filter_after_a_dry_run(filled: st
     assert (await command("deliveries", "redrive", "--config", filled))[0] == 2
 
 
+async def test_who_redrives_and_why_is_shown_with_the_delivery_and_listed(filled: str) -> None:
+    (dead,) = json.loads((await command("deliveries", "list", "--config", filled, "--state", "dead", "--json"))[1])
+    by = ("--as", "ada", "--reason", "the relay knows her again")
+    assert (await command("deliveries", "redrive", dead["key"], *by, "--config", filled))[0] == 0
+
+    shown = json.loads((await command("deliveries", "show", dead["key"], "--config", filled, "--json"))[1])
+    (action,) = shown["actions"]
+    assert (action["what"], action["who"], action["scope"]) == ("redrive", "ada (command line)", "1 key")
+    for arguments in (("deliveries", "show", dead["key"]), ("explain", str(an_event().execution))):
+        status, out, _ = await command(*arguments, "--config", filled)
+        assert (status, "ada" in out, "the relay knows her again" in out) == (0, True, True), out
+
+    assert (await command("deliveries", "purge", "--older-than", "1s", "--config", filled))[0] == 0
+    purge, redrive = json.loads((await command("ledger", "actions", "--json", "--config", filled))[1])
+    assert redrive == action
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert (purge["what"], purge["who"], purge["why"]) == ("purge", f"{user} (command line)", "")
+    status, _, err = await command("deliveries", "redrive", "--all", "--reason", "x" * 1001, "--config", filled)
+    assert (status, "--reason may have 1000 characters" in err) == (2, True)
+
+
 async def test_purge_deletes_old_rejected_messages_and_keeps_events_with_waiting_deliveries(filled: str) -> None:
     purge = ("deliveries", "purge", "--older-than", "1s", "--config", filled)
     assert (await command(*purge))[1] == "1 entry deleted\n"  # the rejected message
@@ -420,3 +443,5 @@ async def test_a_rejected_event_is_replayed_once_its_rules_are_known(tmp_path: P
     assert "0 accepted now" in (await command("rejected", "replay", "ee", "--config", config))[1]
     (delivery,) = json.loads((await command("deliveries", "list", "--config", config, "--json"))[1])
     assert (delivery["state"], delivery["recipients"]) == ("waiting", ["a@example.com"])
+    shown = json.loads((await command("deliveries", "show", delivery["key"], "--config", config, "--json"))[1])
+    assert [(action["what"], action["scope"]) for action in shown["actions"]] == [("replay", "message eeee")]

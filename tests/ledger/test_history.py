@@ -1,4 +1,4 @@
-"""What is read of events and deliveries, on SQLite and on PostgreSQL."""
+"""Reads of events and deliveries, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 

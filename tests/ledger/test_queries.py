@@ -85,6 +85,7 @@ QUERIES: dict[str, Query] = {
     "time buckets": lambda ledger: ledger.queries.time_buckets(NOW - timedelta(days=1), NOW, number=24),
     "one delivery": lambda ledger: ledger.history.delivery("0" * 28 + "0001"),
     "history": lambda ledger: ledger.history.attempts("0" * 28 + "0001"),
+    "actions": lambda ledger: ledger.history.actions("0" * 28 + "0001"),
     **{f"identify {text}": identify(text) for text in ("e7", "p/d/e7", "rare", "0" * 28 + "f4")},
 }
 

@@ -1,4 +1,4 @@
-"""What is recorded, on SQLite and on PostgreSQL."""
+"""Recording events with their deliveries, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 

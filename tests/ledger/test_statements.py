@@ -1,4 +1,4 @@
-"""Column types and frequent statements, on SQLite: what is written is read as it was."""
+"""Column types and frequent statements, on SQLite: values are read as they were written."""
 
 from __future__ import annotations
 

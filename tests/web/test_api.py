@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,8 @@ async def test_only_the_dead_deliveries_that_match_keys_or_filter_are_redriven(c
         "deliveries"
     ] == 1
     assert len(console.wakeups) == 3
+    with_reason = {"keys": [dead[0].key], "reason": "x" * 1001}
+    await call(console, "/deliveries/redrive", json=with_reason, status=400)
     states = [
         stored.delivery.state for stored in await console.ledger.history.find(DeliveryFilter(channel="slack"), limit=9)
     ]
@@ -161,6 +164,17 @@ async def test_only_the_dead_deliveries_that_match_keys_or_filter_are_redriven(c
 )
 async def test_an_invalid_redrive_request_is_refused(console: ConsoleServer, body: Any, status: int) -> None:
     assert (await call(console, "/deliveries/redrive", json=body, status=status))["title"] == "Bad Request"
+
+
+async def test_who_redrove_a_delivery_and_why_is_in_its_history(console: ConsoleServer) -> None:
+    await console.finish("why", channels=["slack"])
+    (dead,) = await console.deliver("slack", DEAD)
+    await call(console, "/deliveries/redrive", json={"filter": {"channel": "slack"}, "reason": "invited the bot"})
+    (action,) = (await call(console, f"/deliveries/{dead.key}"))["actions"]
+    assert datetime.fromisoformat(action.pop("at")) == console.clock.now()
+    assert action == {"who": "oncall", "what": "redrive", "scope": "channel slack", "why": "invited the bot"}
+    (explanation,) = (await call(console, "/executions/flytesnacks/production/why"))["explanations"]
+    assert [one["why"] for one in explanation["deliveries"][0]["actions"]] == ["invited the bot"]
 
 
 async def test_a_token_with_only_the_read_scope_cannot_redrive(console: ConsoleServer) -> None:

@@ -167,11 +167,16 @@ async def test_dead_deliveries_are_redriven_by_keyboard_after_a_confirmation(
     await expect(page.locator(".reasons")).to_contain_text("2 Slack Slack refused: channel_not_found")
     assert not console.wakeups  # nothing has changed before the confirmation
     with structlog.testing.capture_logs() as logged:
+        await page.get_by_label("Reason").fill("invited the bot")
         await page.get_by_role("button", name="Redrive 2").press("Enter")
         await expect(page.get_by_role("status")).to_have_text("2 deliveries will be retried now.")
     assert [(line["by"], line["deliveries"]) for line in logged if line["event"] == "redriven"] == [("this machine", 2)]
     waiting = await console.ledger.history.find(DeliveryFilter(states=frozenset({State.WAITING})), limit=9)
     assert (len(waiting), len(console.wakeups)) == (2, 1)
+    await page.goto(f"{console.url}/console/deliveries/{waiting[0].delivery.key}")
+    actions = page.get_by_role("region", name="Actions")
+    await expect(actions).to_contain_text("Redriven by this machine")
+    await expect(actions).to_contain_text("invited the bot")
 
 
 @needs_a_browser

@@ -29,7 +29,7 @@ from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.auth.access import Endpoint, caller, needs
 from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
-from dispatcher.web.forms import read_form
+from dispatcher.web.forms import FORM, read_form
 
 ROOT = "/console"
 _JUST_NOW = timedelta(seconds=5)
@@ -128,7 +128,8 @@ def read_query(model: type[BaseModel], request: Request, *, ignore: Sequence[str
 
 async def operator(request: Request) -> Operator:
     """Return who acts, and the reason that the request's form gives."""
-    form = await read_form(request) if "content-type" in request.headers else {}
+    is_form = request.headers.get("content-type", "").startswith(FORM)
+    form = await read_form(request) if is_form else {}
     reason = form.get("reason", "").strip()
     if len(reason) > MAX_REASON:
         raise PageError(400, f"A reason may have {MAX_REASON} characters.")
