@@ -118,7 +118,7 @@ def with_deduplicated_recipients(
 
 
 _SHOWN = (
-    *("key", "event", "channel", "recipients", "addresses", "kind", "state", "drop_reason", "attempt", "in_doubt"),
+    *("channel", "recipients", "state", "key", "event", "addresses", "kind", "drop_reason", "attempt", "in_doubt"),
     *("reason", "rule", "created_at", "due_at"),
 )
 """The fields of a delivery that are shown."""
