@@ -18,6 +18,7 @@ from dispatcher.parsing.yaml import Malformed, Problem, parse
 from dispatcher.rendering.context import Context
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
 from dispatcher.rendering.folders import MAIL_PARTS, OutsideFolder, TemplateFolders, Templates
+from dispatcher.rendering.sandbox import Sandbox
 from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.template_checks import undefined_names
 from dispatcher.rendering.text import one_line
@@ -50,17 +51,14 @@ class CompiledTemplates:
     def __init__(
         self,
         folders: TemplateFolders,
-        sandbox: Callable[..., Environment],
         on_load: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """`sandbox`: creates a Jinja environment from a loader and further options. `on_load`: called with each template
-        file before it is compiled.
-        """
+        """`on_load`: called with each template file before it is compiled."""
         self._folders = folders
         self._on_load = on_load
         self._last_loaded: Path | None = None
         """The file that was compiled last during the current call of a method."""
-        self._sandbox = partial(sandbox, _Loader(folders, self._loading))
+        self._loader = _Loader(folders, self._loading)
         self._html = self._environment(autoescape=True)
         self._plain = self._environment()
         self._environments: dict[Markup, Environment] = {}
@@ -86,7 +84,7 @@ class CompiledTemplates:
             return [self._problem(templates, error)]
 
     def _environment(self, **options: Any) -> Environment:
-        environment = self._sandbox(**options)
+        environment = Sandbox(self._loader, **options)
         environment.filters["cut"] = cut
         return environment
 
@@ -140,24 +138,14 @@ class CompiledTemplates:
                 yield Problem(file, document.line_of(place), message)
 
     def _mail(self, variables: Mapping[str, Any], limits: MailLimits) -> Content:
-        all_variables = {**self._plain.globals, **variables}
-        subject = self._part("subject", self._plain, all_variables)
-        text = self._part("text", self._plain, all_variables)
-        html = self._part("html", self._html, all_variables)
+        subject = self._plain.get_template(MAIL_PARTS["subject"]).render(variables)
+        text = self._plain.get_template(MAIL_PARTS["text"]).render(variables)
+        html = self._html.get_template(MAIL_PARTS["html"]).render(variables)
         return {
             "subject": cut(one_line(subject), limits.subject),
             "text": cut(text, limits.text),
             "html": html,
         }
-
-    def _part(self, part: str, environment: Environment, all_variables: dict[str, Any]) -> str:
-        """Render one part of the mail, as `Template.render` does but without copying the variables."""
-        template = environment.get_template(MAIL_PARTS[part])
-        context = environment.context_class(environment, all_variables, template.name, template.blocks)
-        try:
-            return "".join(template.root_render_func(context))
-        except Exception:  # noqa: BLE001 - raised again below, with the template's lines in the traceback
-            environment.handle_exception()
 
     def _document(self, templates: Templates) -> Callable[[Variables], Content]:
         if templates.channel not in self._documents:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError
+from jinja2 import Environment, Template, TemplateSyntaxError
 from jinja2.runtime import Context as JinjaContext
 
 from dispatcher.parsing.scalars import Unclear, why_not_text
@@ -44,20 +44,22 @@ SinkFor = Callable[[Place, Mapping[str, Any]], Sink]
 """Function that takes the place of a string and the mapping around the string, and returns the string's sink."""
 
 
-class Variables(dict[Environment, JinjaContext]):
+class Variables:
     """A message's variables, as one Jinja context per environment. Contexts are kept, because to create one takes
     longer than to render a string.
     """
 
-    __slots__ = ("_values",)
-
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
+        self._contexts: dict[Environment, JinjaContext] = {}
 
-    def __missing__(self, environment: Environment) -> JinjaContext:
-        all_variables = {**environment.globals, **self._values}
-        context = self[environment] = environment.context_class(environment, all_variables, None, {})
-        return context
+    def fill_in(self, template: Template, environment: Environment) -> str:
+        """Render a template of the environment that has no name and no blocks."""
+        context = self._contexts.get(environment)
+        if context is None:
+            context = template.new_context({**environment.globals, **self._values}, shared=True)
+            self._contexts[environment] = context
+        return "".join(template.root_render_func(context))
 
 
 class BadDocument(Exception):
@@ -183,13 +185,13 @@ def _list(items: list[Render | _Constant]) -> Render | _Constant:
 def _leaf(source: str, sink: Sink, line: int) -> Render:
     environment, cut, budget = sink.environment, sink.cut, sink.budget
     try:
-        render_template = environment.from_string(source).root_render_func
+        template = environment.from_string(source)
     except TemplateSyntaxError as error:
         raise BadDocument(error.message or "syntax error", line) from None
 
     def render(variables: Variables) -> Any:
         try:
-            text = "".join(render_template(variables[environment])).strip()
+            text = variables.fill_in(template, environment).strip()
         except Exception as error:
             raise BadDocument(str(error) or type(error).__name__, line) from error
         return cut(text, budget) if text else _DROPPED

@@ -20,7 +20,6 @@ from dispatcher.rendering.compiled import STYLE_SHEET, CompiledTemplates, Templa
 from dispatcher.rendering.context import PROPELLER_LABELS, Context, context_of
 from dispatcher.rendering.folders import TemplateFolders, Templates
 from dispatcher.rendering.mail_clients import unsupported
-from dispatcher.rendering.sandbox import BuiltInSandbox
 from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.template_set import TemplateSet
 from dispatcher.rendering.text import one_line
@@ -117,7 +116,7 @@ class Renderer:
             for name, kind in channel_types.items()
         }
         self._built_in_folders = TemplateFolders((built_in_folder(),))
-        self._built_in = CompiledTemplates(self._built_in_folders, BuiltInSandbox)
+        self._built_in = CompiledTemplates(self._built_in_folders)
         self._owner = template_process.new_owner()
         self._messages_to_skip: dict[tuple[str, TemplateSetKey], int] = {}
         """Mapping from a channel and its template sets to the number of next messages that use the built-in template,

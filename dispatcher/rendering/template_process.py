@@ -35,7 +35,6 @@ from dispatcher.parsing.yaml import Problem
 from dispatcher.rendering.compiled import OUT_OF_MEMORY, CompiledTemplates, TemplateFailed
 from dispatcher.rendering.context import Context
 from dispatcher.rendering.folders import TemplateFolders, Templates
-from dispatcher.rendering.sandbox import operator_sandbox
 
 if TYPE_CHECKING:  # for types only: the process does not import pydantic
     from channels.contract import Content
@@ -247,7 +246,7 @@ def _compiled(templates: _Templates, request: _Request, connection: socket.socke
         _send(connection, json.dumps({"loading": str(file)}).encode())
 
     key = request.owner, request.folders.folders
-    compiled = templates.pop(key, None) or CompiledTemplates(request.folders, operator_sandbox, send_file)
+    compiled = templates.pop(key, None) or CompiledTemplates(request.folders, send_file)
     templates[key] = compiled
     if len(templates) > MAX_COMPILED:
         del templates[next(iter(templates))]

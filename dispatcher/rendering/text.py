@@ -1,10 +1,8 @@
-"""Makes untrusted text safe to show: cleans it, and escapes it for HTML."""
+"""Cleans untrusted text of all that is not to be shown."""
 
 from __future__ import annotations
 
 import re
-
-from markupsafe import Markup, escape
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _UNPRINTABLE = re.compile(
@@ -28,13 +26,3 @@ def one_line(text: str) -> str:
     if text.isprintable() and "  " not in text:  # already one line: U+0020 is the only printable white space
         return text.strip()
     return " ".join(clean(text).split())
-
-
-def escape_html(text: object) -> str:
-    """Escape text for HTML and its attributes, exactly as MarkupSafe does. `Markup` is returned unchanged, because it
-    is escaped already.
-    """
-    if type(text) is not str:
-        return text if type(text) is Markup else escape(text)
-    escaped = text.replace("&", "&amp;").replace(">", "&gt;").replace("<", "&lt;")
-    return escaped.replace("'", "&#39;").replace('"', "&#34;")

@@ -25,7 +25,7 @@ from dispatcher.rendering.context import context_of
 from dispatcher.rendering.flyte_template import TooLarge, as_jinja, as_text, substitute
 from dispatcher.rendering.mail_clients import unsupported
 from dispatcher.rendering.styles import NotInlined, inline
-from dispatcher.rendering.text import clean, escape_html, one_line
+from dispatcher.rendering.text import clean, one_line
 from dispatcher.rendering.traceback import summarize
 from tests.support.builders import NOW, a_launch_plan, an_event
 
@@ -100,7 +100,6 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "one_line": one_line,
     "cut": lambda text: cut(text, 60_000),
     "cut_mrkdwn": lambda text: cut_mrkdwn(escape_mrkdwn(text), 60_000),
-    "escape_html": escape_html,
     "escape_mrkdwn": escape_mrkdwn,
     "escape_markdown": escape_markdown,
     "summarize": summarize,
