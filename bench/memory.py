@@ -28,7 +28,7 @@ from dispatcher.ledger import Ledger, RecordedEvent
 from dispatcher.model.delivery import Delivery, delivery_key
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 from dispatcher.rules import Rule
 from dispatcher.runtime import event_loop
 from tests.faults.rig import an_event_for

@@ -30,10 +30,9 @@ from channels.email.mime import compose
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer
 from dispatcher.rendering.context import context_of
 from dispatcher.rendering.folders import MAIL_PARTS
-from dispatcher.rendering.renderer import built_in_folder, sample_event
+from dispatcher.rendering.renderer import Renderer, built_in_folder, sample_event
 
 SENDER = "Flyte <flyte@example.com>"
 

@@ -33,7 +33,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.observability import logs
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 from dispatcher.rules.files import LaunchPlanFiles
 from dispatcher.runtime import event_loop
 

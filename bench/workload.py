@@ -16,7 +16,7 @@ from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import Phase
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 from dispatcher.rules import RuleBook, decide
 from dispatcher.rules.files import LaunchPlanFiles
 

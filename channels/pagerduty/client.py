@@ -11,17 +11,13 @@ import warnings
 from ssl import SSLCertVerificationError
 from typing import Any
 
-from channels.common.lean_imports import without_modules
 from channels.pagerduty.answers import NoAnswer, Response, Unreachable
 
-with warnings.catch_warnings(), without_modules("chardet", "charset_normalizer"):
-    # requests would import a library of 2.5 MiB that guesses the encoding of answers. It is not needed, because answers
-    # are read as UTF-8. Two warnings are hidden, because operators can do nothing about them: requests warns that the
-    # library is missing, and pdpyras warns that pdpyras is deprecated.
+with warnings.catch_warnings():  # operators can do nothing about the warning that pdpyras is deprecated
     warnings.simplefilter("ignore")
     import pdpyras
-    import requests
-    from urllib3.exceptions import NewConnectionError
+import requests
+from urllib3.exceptions import NewConnectionError
 
 CONNECT_SHARE = 0.5
 """Share of the timeout that connecting to one address may take. If connecting takes longer, it is certain that the

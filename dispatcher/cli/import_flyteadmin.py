@@ -73,7 +73,7 @@ def _template_problems(files: Mapping[str, str]) -> list[str]:
     from tempfile import TemporaryDirectory
 
     from channels.registry import CHANNEL_TYPES
-    from dispatcher.rendering import Renderer
+    from dispatcher.rendering.renderer import Renderer
 
     with TemporaryDirectory() as folder:
         for name, content in files.items():

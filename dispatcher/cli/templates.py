@@ -48,7 +48,7 @@ def lint(
     """
     from channels.registry import CHANNEL_TYPES
     from dispatcher.config.settings import load
-    from dispatcher.rendering import Renderer
+    from dispatcher.rendering.renderer import Renderer
     from dispatcher.runtime.wiring import make_renderer
 
     renderer = Renderer(CHANNEL_TYPES, folders) if folders else make_renderer(load(config))

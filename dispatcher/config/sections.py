@@ -18,8 +18,8 @@ from dispatcher.intake.source import REST
 from dispatcher.model.rate_limit import RateLimit, RateOption
 from dispatcher.model.retry import RetryPolicy
 from dispatcher.parsing.duration import Duration
-from dispatcher.rendering import TemplateSet
 from dispatcher.rendering.context import PROPELLER_LABELS
+from dispatcher.rendering.template_set import TemplateSet
 
 DEFAULT_LEDGER = "sqlite+aiosqlite:///./dispatcher.db"
 _URL_WITH_PASSWORD = re.compile(r"[^:/]+://[^:/@]*:")

@@ -22,16 +22,13 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from channels.common.lean_imports import without_package_init
 from dispatcher.errors import DispatcherError, LedgerUnavailable, SettingsError
 from dispatcher.ledger import sqlite
 from dispatcher.ledger.database_url import IN_MEMORY, checked_url, place
 from dispatcher.ledger.failures import cause, failed, is_unavailable, refuses_value
 from dispatcher.ledger.postgres import postgres_engine
+from dispatcher.ledger.sqlalchemy_internals import AsyncConnection, create_async_engine
 from dispatcher.ledger.versions import Schema, read_schema, upgrade
-
-with without_package_init("sqlalchemy.ext.asyncio"):  # avoids an import of the ORM, which takes 8 MiB
-    from sqlalchemy.ext.asyncio.engine import AsyncConnection, create_async_engine
 
 T = TypeVar("T")
 # Key of the PostgreSQL advisory lock that lets only one replica migrate at a time. It spells "flyte" in ASCII.

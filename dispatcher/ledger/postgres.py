@@ -14,13 +14,10 @@ from sqlalchemy import Dialect, event
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError, NoSuchModuleError
 
-from channels.common.lean_imports import without_package_init
 from channels.common.network import MAX_PORT
 from channels.common.secret import reveal
 from dispatcher.errors import SettingsError
-
-with without_package_init("sqlalchemy.ext.asyncio"):  # avoids an import of the ORM, which takes 8 MiB
-    from sqlalchemy.ext.asyncio.engine import AsyncEngine, create_async_engine
+from dispatcher.ledger.sqlalchemy_internals import AsyncEngine, create_async_engine
 
 _TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")

@@ -1,8 +1,5 @@
-"""Renders an event into a channel's message. Sending and preview use the same Renderer, so a preview shows the real
+"""Renders an event into a channel's message. Sending and preview use the same `Renderer`, so a preview shows the real
 message.
+
+This file imports nothing: the process that renders operators' templates imports single modules, without pydantic.
 """
-
-from dispatcher.rendering.renderer import Renderer, TemplateError
-from dispatcher.rendering.template_set import TemplateSet
-
-__all__ = ["Renderer", "TemplateError", "TemplateSet"]

@@ -53,13 +53,7 @@ MAX_COMPILED = 16
 """Maximum number of folder lists whose compiled templates the process keeps."""
 _ALARM = signal.SIGPROF
 """The system sends this signal at `CPU_LIMIT`, and the parent at `TIME_LIMIT`. It ends the process."""
-_PROGRAM = """
-from channels.common.lean_imports import without_package_init
-
-with without_package_init("dispatcher.rendering"):  # it imports pydantic and structlog, which are not needed
-    from dispatcher.rendering.template_process import main
-    main()
-"""
+_PROGRAM = "from dispatcher.rendering.template_process import main; main()"
 _TEMPLATE_FILE = re.compile(r'File "([^"\n]+\.(?:j2|css))"')
 
 

@@ -20,7 +20,7 @@ from dispatcher.flyte.admin import open_flyte_admin
 from dispatcher.model.event import Event
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 
 if TYPE_CHECKING:  # imported for types only, because the client needs optional dependencies
     from dispatcher.flyte.admin.client import FlyteAdmin

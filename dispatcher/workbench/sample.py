@@ -18,7 +18,7 @@ from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import delivery_key
 from dispatcher.model.event import Event
 from dispatcher.preview.html import headline, page, plain_text
-from dispatcher.rendering import TemplateError
+from dispatcher.rendering.renderer import TemplateError
 from dispatcher.runtime.wiring import make_renderer
 
 

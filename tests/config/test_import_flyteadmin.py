@@ -15,7 +15,7 @@ from dispatcher.config.import_flyteadmin import ImportedConfig, import_config
 from dispatcher.config.settings import load
 from dispatcher.model.event import ExecutionError
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.service import command
 

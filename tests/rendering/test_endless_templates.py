@@ -15,8 +15,7 @@ from structlog.testing import capture_logs
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer
-from dispatcher.rendering.renderer import SKIP_AFTER_STOP, sample_event
+from dispatcher.rendering.renderer import SKIP_AFTER_STOP, Renderer, sample_event
 from dispatcher.rendering.template_process import MAX_REPLY, MEMORY_LIMIT, TIME_LIMIT
 from tests.support.builders import an_event
 
@@ -115,7 +114,7 @@ def test_the_next_message_gets_a_new_process_if_the_old_one_was_killed(tmp_path:
 NO_OVERRIDES = """
 from pathlib import Path
 from channels.registry import CHANNEL_TYPES
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 from dispatcher.rendering.renderer import sample_event
 from dispatcher.model.phase import Phase
 
@@ -129,7 +128,7 @@ import os, signal, sys
 from pathlib import Path
 from threading import Timer
 from channels.registry import CHANNEL_TYPES
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 from dispatcher.rendering.renderer import sample_event
 from dispatcher.model.phase import Phase
 

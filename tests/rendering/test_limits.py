@@ -8,8 +8,7 @@ import pytest
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.renderer import Renderer, sample_event
 
 FAILED = sample_event(Phase.FAILED)
 CARD = Renderer(CHANNEL_TYPES).render("teams", FAILED)

@@ -9,8 +9,7 @@ from structlog.testing import capture_logs
 
 from channels.registry import BUILT_IN, CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer, TemplateError
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.renderer import Renderer, TemplateError, sample_event
 from tests.support.builders import an_event
 
 FAILED = sample_event(Phase.FAILED)

@@ -9,8 +9,7 @@ import pytest
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import TERMINAL, Phase
-from dispatcher.rendering import Renderer
-from dispatcher.rendering.renderer import built_in_folder, sample_event
+from dispatcher.rendering.renderer import Renderer, built_in_folder, sample_event
 from dispatcher.rendering.styles import NotInlined, inline
 
 CSS = ".a { color: red } .b { margin: 0 }"

@@ -14,8 +14,8 @@ from dispatcher.model.delivery import Delivery
 from dispatcher.model.phase import Phase
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rendering import Renderer, TemplateError, TemplateSet
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.renderer import Renderer, TemplateError, sample_event
+from dispatcher.rendering.template_set import TemplateSet
 from dispatcher.rules import Rule
 from tests.support.builders import NOW, a_rule
 

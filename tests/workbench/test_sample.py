@@ -16,8 +16,7 @@ from channels.registry import BUILT_IN, CHANNEL_TYPES
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.preview.html import plain_text, to_html
 from dispatcher.preview.terminal import to_panel
-from dispatcher.rendering import Renderer
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.renderer import Renderer, sample_event
 from tests.support.service import command
 
 

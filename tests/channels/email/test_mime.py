@@ -22,7 +22,7 @@ from channels.email.channel import EmailChannel
 from channels.registry import CHANNEL_TYPES
 from dispatcher.demo.fakes.inbox import MailReceiver
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 from tests.support.builders import a_launch_plan, an_event
 from tests.support.mail import ABOUT, CONTENT, config, message
 from tests.support.smtp import ScriptedRelay

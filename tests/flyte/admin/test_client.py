@@ -19,7 +19,7 @@ from dispatcher.flyte.decode import decode
 from dispatcher.flyte.encode import Format, write
 from dispatcher.model.event import EntityId, Event
 from dispatcher.model.phase import Phase
-from dispatcher.rendering import Renderer
+from dispatcher.rendering.renderer import Renderer
 from dispatcher.rules import AdminExecution, RuleBook, UnknownExecution, Verdict, decide
 from tests.support.builders import a_launch_plan, an_event, an_execution
 from tests.support.flyte_admin import a_finished_execution, admin_client, recorded
