@@ -8,10 +8,11 @@ PYTHON := $(shell for p in $$PYTHON python3 python3.14 python3.13 python3.12 pyt
 UNBOUND = $(shell $(BIN)/python -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 14) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UNBOUND)
 TESTS ?= tests
+EXTRAS := postgres,flyte-admin,dkim,oidc,tracing,demo
 WORKERS ?= 4
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
-.PHONY: help demo test check audit test-broker test-faults bench bench-smoke docs lock clean
+.PHONY: help demo test test-lowest test-newest check audit test-broker test-faults bench bench-smoke docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +22,11 @@ demo: $(VENV)/.demo ## a simulated day, with a local inbox you can open (DEMO_AR
 
 test: $(VENV)/.test ## every test that this machine can run
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults" $(TESTS) $(PYTEST_ARGS)
+
+test-lowest: .cache/lowest/.test ## make test with the lowest versions that pyproject.toml allows
+test-newest: .cache/newest/.test ## make test with the newest versions that pyproject.toml allows
+test-lowest test-newest: test-%:
+	.cache/$*/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults" $(TESTS) $(PYTEST_ARGS)
 
 check: $(VENV)/.test ## format, lint, types, import contracts, container files
 	$(BIN)/ruff check .
@@ -66,3 +72,10 @@ $(VENV)/.test: $(VENV)/bin/python requirements/test.txt pyproject.toml
 	$(PIP) --require-hashes -r requirements/test.txt
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.demo
+
+.cache/%/.test: $(VENV)/.test requirements/test.in pyproject.toml
+	$(BIN)/python -m venv --clear .cache/$*
+	$(BIN)/python .ci/constraints $* > .cache/$*/constraints.txt
+	.cache/$*/bin/python -m pip install --quiet --disable-pip-version-check $(UNBOUND) \
+		-c .cache/$*/constraints.txt -r requirements/test.in -e ".[$(EXTRAS)]"
+	@touch $@
