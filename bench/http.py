@@ -24,7 +24,8 @@ from bench.sides import comparison, in_new_process, run_concurrently, without_lo
 from bench.storm import PROJECTS, RunResult, carry
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.renderer import Renderer, sample_event
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from dispatcher.runtime import event_loop
 
 MESSAGES = 1_500

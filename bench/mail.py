@@ -25,7 +25,8 @@ from channels.contract import Message
 from channels.email.mime import compose
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.renderer import Renderer, sample_event
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from dispatcher.runtime import event_loop
 
 MAILS = 4_000

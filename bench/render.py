@@ -31,8 +31,9 @@ from channels.registry import CHANNEL_TYPES
 from dispatcher.model.event import Event
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.context import context_of
-from dispatcher.rendering.folders import MAIL_PARTS
-from dispatcher.rendering.renderer import Renderer, built_in_folder, sample_event
+from dispatcher.rendering.folders import MAIL_PARTS, built_in_folder
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 
 SENDER = "Flyte <flyte@example.com>"
 

@@ -133,7 +133,7 @@ def _exit_with(problems: Iterator[str]) -> None:
 
 def _events(settings: Settings, file: Path | None, execution: str, phase: str, *, every: bool) -> list[Event]:
     from dispatcher.model.phase import TERMINAL
-    from dispatcher.rendering.renderer import sample_event
+    from dispatcher.rendering.samples import sample_event
 
     if execution:
         return [_from_flyte_admin(settings, execution)]
@@ -165,7 +165,7 @@ def _from_flyte_admin(settings: Settings, execution: str) -> Event:
 def _sample(file: Path | None, phase: str) -> Event:
     from dispatcher.flyte.event_files import read_event_file
     from dispatcher.model.phase import Phase
-    from dispatcher.rendering.renderer import sample_event
+    from dispatcher.rendering.samples import sample_event
 
     try:
         wanted = Phase.parse(phase)

@@ -36,7 +36,7 @@ def send_test(
     from dispatcher.config.settings import load
     from dispatcher.errors import SettingsError
     from dispatcher.model.phase import Phase
-    from dispatcher.rendering.renderer import sample_event
+    from dispatcher.rendering.samples import sample_event
     from dispatcher.runtime.wiring import make_planner, open_channels
 
     try:
@@ -79,15 +79,15 @@ def send_test(
 
 
 def _content(settings: Settings, target: Target, event: Event) -> Content:
-    """Render the message's content. Raises TemplateError if the content does not say that the message is a test."""
+    """Render the message's content. Raises DispatcherError if the content does not say that the message is a test."""
     import orjson
 
-    from dispatcher.rendering.renderer import TEST_MARK, TemplateError
+    from dispatcher.rendering.renderer import TEST_MARK
     from dispatcher.runtime.wiring import make_renderer
 
     content = make_renderer(settings).render(target.channel, event, recipient=target.recipient, test=True)
     if TEST_MARK.strip() not in orjson.dumps(content).decode():
-        raise TemplateError(
+        raise DispatcherError(
             f"the {target.channel} templates use neither `what` nor `test`: the test would look like a real message"
         )
     return content

@@ -22,7 +22,7 @@ def variables(as_json: AsJson = False) -> None:
 
     from dispatcher.model.phase import Phase
     from dispatcher.rendering.context import context_of
-    from dispatcher.rendering.renderer import sample_event
+    from dispatcher.rendering.samples import sample_event
     from dispatcher.rendering.variables import variables as every
 
     found = list(every(context_of(sample_event(Phase.FAILED), "")))

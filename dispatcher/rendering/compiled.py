@@ -14,20 +14,21 @@ from jinja2.meta import find_referenced_templates
 
 from channels.common.text import cut
 from channels.contract import Content, MailLimits, Markup
+from dispatcher.errors import DispatcherError
 from dispatcher.parsing.yaml import Malformed, Problem, parse
 from dispatcher.rendering.context import Context
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
 from dispatcher.rendering.folders import MAIL_PARTS, OutsideFolder, TemplateFolders, Templates
 from dispatcher.rendering.sandbox import Sandbox
 from dispatcher.rendering.styles import NotInlined, inline
-from dispatcher.rendering.template_checks import undefined_names
 from dispatcher.rendering.text import one_line
+from dispatcher.rendering.undefined_names import undefined_names
 
 STYLE_SHEET = "email/style.css"
 OUT_OF_MEMORY = "stopped because it needs too much memory: it loops too long, or makes too much"
 
 
-class TemplateFailed(Exception):
+class TemplateError(DispatcherError):
     """A template can't be compiled or rendered. `problem` has the file, the line and the reason.
 
     `stopped`: true if the template exceeded a limit of time or memory.
@@ -54,7 +55,7 @@ class CompiledTemplates:
         on_load: Callable[[Path], None] = lambda _: None,
     ) -> None:
         """`on_load`: called with each template file before it is compiled."""
-        self._folders = folders
+        self.folders = folders
         self._on_load = on_load
         self._last_loaded: Path | None = None
         """The file that was compiled last during the current call of a method."""
@@ -65,14 +66,14 @@ class CompiledTemplates:
         self._documents: dict[str, Callable[[Variables], Content]] = {}
 
     def render(self, templates: Templates, context: Context) -> Content:
-        """Render a channel's message. Raises TemplateFailed."""
+        """Render a channel's message. Raises TemplateError."""
         self._last_loaded = None
         try:
             if templates.form.mail is not None:
                 return self._mail(context.variables(), templates.form.mail)
             return self._document(templates)(Variables(context.variables()))
         except Exception as error:
-            raise TemplateFailed(self._problem(templates, error), stopped=_out_of_memory(error)) from error
+            raise TemplateError(self._problem(templates, error), stopped=_out_of_memory(error)) from error
 
     def parse(self, templates: Templates) -> list[Problem]:
         """Parse a channel's templates, and return the problems."""
@@ -94,11 +95,11 @@ class CompiledTemplates:
 
     def _problem(self, templates: Templates, error: Exception) -> Problem:
         """Turn a template's error into a problem. File and line come from the error or from its traceback."""
-        file = self._last_loaded or self._folders.main_file(templates)
+        file = self._last_loaded or self.folders.main_file(templates)
         if isinstance(error, TemplateSyntaxError):
             return Problem(Path(error.filename or file), error.lineno, error.message or "syntax error")
         if isinstance(error, TemplateNotFound):
-            return Problem(self._folders.path(str(error)), 0, "no such template")
+            return Problem(self.folders.path(str(error)), 0, "no such template")
         if isinstance(error, BadDocument | Malformed):
             return Problem(file, error.line, OUT_OF_MEMORY if _out_of_memory(error) else str(error))
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
@@ -117,7 +118,7 @@ class CompiledTemplates:
                 continue
             seen.add(name)
             try:
-                source, file = self._folders.read(name)
+                source, file = self.folders.read(name)
                 self._loading(file)
                 tree = self._plain.parse(source, name, str(file))
                 self._plain.get_template(name)
@@ -131,7 +132,7 @@ class CompiledTemplates:
 
     def _parse_document(self, templates: Templates) -> Iterator[Problem]:
         self._document(templates)
-        source, file = self._folders.read_document(templates)
+        source, file = self.folders.read_document(templates)
         (document,) = parse(source)
         for place, text in strings_of(document.data):
             for _, message in undefined_names(self._plain.parse(text), self._plain):
@@ -149,7 +150,7 @@ class CompiledTemplates:
 
     def _document(self, templates: Templates) -> Callable[[Variables], Content]:
         if templates.channel not in self._documents:
-            source, file = self._folders.read_document(templates)
+            source, file = self.folders.read_document(templates)
             self._loading(file)
             documents = parse(source)
             if len(documents) != 1:

@@ -125,6 +125,11 @@ class Context(NamedTuple):
     test: str = ""
     """Empty, except in a test notification: there it is a sentence that says so, and `what` begins with `TEST: `."""
 
+    @property
+    def event_key(self) -> str:
+        """The event's key, for the log."""
+        return f"{self.project}/{self.domain}/{self.name}/{self.phase.upper()}"
+
     def variables(self) -> dict[str, Any]:
         return self._asdict()
 

@@ -17,6 +17,15 @@ DEFAULT_DOCUMENT = "webhook/body.yaml"
 """The template of channels that have none."""
 
 
+def built_in_folder() -> Path:
+    """Return the folder of the built-in templates: inside the installed package, or in the root of a source
+    checkout.
+    """
+    package = Path(__file__).parent.parent
+    installed = package / "templates"
+    return installed if installed.is_dir() else package.parent / "templates"
+
+
 class OutsideFolder(Exception):
     """A template's name, or a link, leads out of its template folder."""
 

@@ -1,40 +1,59 @@
-"""Finds undefined names in a template's syntax tree. So it also finds names in branches that no sample event
-reaches.
-"""
+"""Finds the problems of templates before a message is sent: in their text, with sample events, and for mail programs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from jinja2 import Environment, nodes
-from jinja2.meta import find_undeclared_variables
-
-from dispatcher.rendering.context import VARIABLES, Entity, Failure
-
-_KNOWN = set(VARIABLES)
-_PARTS = {
-    owner: {f"{owner}.{entry.name}" for entry in fields(kind)}
-    for owner, kind in (("launch_plan", Entity), ("workflow", Entity), ("error", Failure))
-}
+from dispatcher.parsing.yaml import Problem
+from dispatcher.rendering.compiled import STYLE_SHEET, CompiledTemplates, TemplateError
+from dispatcher.rendering.context import context_of
+from dispatcher.rendering.folders import Templates, built_in_folder
+from dispatcher.rendering.mail_clients import unsupported
+from dispatcher.rendering.samples import sample_events
+from dispatcher.rendering.styles import NotInlined, inline
+from dispatcher.rendering.template_process import IsolatedTemplates
 
 
-def undefined_names(tree: nodes.Template, environment: Environment) -> Iterator[tuple[int, str]]:
-    """Yield each unknown variable and each unknown part of a variable: its line number, and a sentence for the
-    operator.
+def template_problems(
+    compiled: CompiledTemplates | IsolatedTemplates, templates: Templates, console_url: str
+) -> Iterator[Problem]:
+    """Yield the problems that are found when a channel's templates are parsed. If there are none, yield the problems
+    that are found when sample events are rendered.
     """
-    undeclared = find_undeclared_variables(tree)
-    unknown = undeclared - _KNOWN - environment.globals.keys()
-    for name in tree.find_all(nodes.Name):
-        if name.name in unknown:
-            yield name.lineno, _undefined(name.name, _KNOWN)
-    for access in tree.find_all(nodes.Getattr):
-        owner = access.node.name if isinstance(access.node, nodes.Name) else ""
-        if owner in undeclared & _PARTS.keys() and f"{owner}.{access.attr}" not in _PARTS[owner]:
-            yield access.lineno, _undefined(f"{owner}.{access.attr}", _PARTS[owner])
+    problems = compiled.parse(templates)
+    yield from problems
+    seen = set(problems)
+    for label, event in sample_events() if not problems else ():
+        try:
+            content = compiled.render(templates, context_of(event, console_url))
+            file = compiled.folders.main_file(templates)
+            problems = [Problem(file, 0, problem) for problem in templates.form.problems(content)]
+        except TemplateError as error:
+            problems = [error.problem]
+        for problem in problems:
+            if problem not in seen:
+                seen.add(problem)
+                yield Problem(problem.file, problem.line, f"{problem.message} ({label})")
 
 
-def _undefined(name: str, known: set[str]) -> str:
-    close = get_close_matches(name, sorted(known), n=1)
-    return f"{name!r} is undefined{f'; did you mean {close[0]!r}?' if close else ''}"
+def mail_client_problems(folders: Iterable[Path]) -> Iterator[Problem]:
+    """Yield the HTML and CSS in mail templates that mail programs don't support. Such mails are sent nevertheless."""
+    for file in dict.fromkeys(file for folder in folders for file in sorted(folder.glob("email/*"))):
+        if file.name.endswith((".html.j2", ".css")):
+            source = file.read_text(encoding="utf-8", errors="replace")
+            yield from (Problem(file, line, message) for line, message in sorted(unsupported(source)))
+            if (reason := _not_inlined(file, source)) is not None:
+                yield Problem(file, 0, reason)
+
+
+def _not_inlined(file: Path, source: str) -> str | None:
+    """Return why the style sheet can't be written into the template's tags."""
+    folders = (file.parent.parent, built_in_folder())
+    sheet = next(folder / STYLE_SHEET for folder in folders if (folder / STYLE_SHEET).is_file())
+    try:
+        if file.name.endswith(".html.j2"):
+            inline(source, sheet.read_text(encoding="utf-8"))
+    except NotInlined as error:
+        return str(error)
+    return None

@@ -1,7 +1,7 @@
 """Renders operators' templates in a process of its own, which has limits of time and memory.
 
-CPython can't stop a running template from inside its process, but the system can end a process. `TemplateProcess` is
-the client. It starts the process before the first message and keeps it for the next ones. If a message exceeds a limit,
+CPython can't stop a running template from inside its process, but the system can end a process. `TemplateProcess`
+starts the process before the first message and keeps it for the next ones. If a message exceeds a limit,
 the process ends, and the next message gets a new one.
 
 The process gets requests from its parent by a socket. It ends when the socket is closed, so it never outlives its
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from dispatcher.parsing.yaml import Problem
-from dispatcher.rendering.compiled import OUT_OF_MEMORY, CompiledTemplates, TemplateFailed
+from dispatcher.rendering.compiled import OUT_OF_MEMORY, CompiledTemplates, TemplateError
 from dispatcher.rendering.context import Context
 from dispatcher.rendering.folders import TemplateFolders, Templates
 
@@ -76,33 +76,16 @@ class _Ended(Exception):
 
 
 class TemplateProcess:
-    """Renders messages in a process of its own. Can be used by several threads; one request runs at a time.
-
-    `owner`: a number that identifies the caller's templates. The templates of another number are read and compiled
-    again, so a caller that takes a new number (`new_owner`) sees changed files.
-    """
+    """The process, from the side of its parent. Can be used by several threads; one request runs at a time."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._running: _Running | None = None
 
-    def render(self, owner: int, folders: TemplateFolders, templates: Templates, context: Context) -> Content:
-        """Render a channel's message. Takes at most a few seconds. Raises TemplateFailed."""
-        reply = self._ask(_Request(owner, folders, templates, context))
-        if "problems" in reply:
-            raise TemplateFailed(_problems(reply)[0], stopped=reply["stopped"])
-        content: Content = reply["content"]
-        return content
-
-    def parse(self, owner: int, folders: TemplateFolders, templates: Templates) -> list[Problem]:
-        """Parse a channel's templates, and return the problems. Takes at most a few seconds."""
-        try:
-            return _problems(self._ask(_Request(owner, folders, templates, None)))
-        except TemplateFailed as failed:
-            return [failed.problem]
-
-    def _ask(self, request: _Request) -> Mapping[str, Any]:
-        """Return the process's reply. Raises TemplateFailed if the process ended during the request."""
+    def ask(self, request: _Request) -> Mapping[str, Any]:
+        """Return the process's reply. Takes at most a few seconds. Raises TemplateError if the process ended during the
+        request.
+        """
         with self._lock:
             try:
                 if self._running is None:
@@ -111,21 +94,45 @@ class TemplateProcess:
             except _Ended as ended:
                 self._running = None
                 file = ended.file or request.folders.main_file(request.templates)
-                raise TemplateFailed(Problem(file, 0, str(ended)), stopped=True) from None
+                raise TemplateError(Problem(file, 0, str(ended)), stopped=True) from None
             if reply.get("stopped"):
                 self._running.end()
                 self._running = None
             return reply
 
 
-SHARED = TemplateProcess()
+_shared = TemplateProcess()
 """The process of all renderers of this program."""
 _owners = count(1)
 
 
 def new_owner() -> int:
-    """Return a number that identifies the templates of one renderer."""
+    """Return a number that identifies the templates of one renderer. A renderer with a new number sees changed files,
+    because the process reads and compiles the templates once for each number.
+    """
     return next(_owners)
+
+
+class IsolatedTemplates(NamedTuple):
+    """The templates of some folders, rendered in the process. The methods are those of `CompiledTemplates`."""
+
+    owner: int
+    folders: TemplateFolders
+
+    def render(self, templates: Templates, context: Context) -> Content:
+        """Render a channel's message. Raises TemplateError."""
+        reply = _shared.ask(_Request(*self, templates, context))
+        if "problems" in reply:
+            raise TemplateError(_problems(reply)[0], stopped=reply["stopped"])
+        content: Content = reply["content"]
+        return content
+
+    def parse(self, templates: Templates) -> list[Problem]:
+        """Parse a channel's templates, and return the problems."""
+        try:
+            return _problems(_shared.ask(_Request(*self, templates, None)))
+        except TemplateError as error:
+            return [error.problem]
 
 
 class _Running:
@@ -254,8 +261,8 @@ def _reply(compiled: CompiledTemplates, request: _Request) -> bytes:
         return _failure(compiled.parse(templates))
     try:
         reply = orjson.dumps({"content": compiled.render(templates, request.context)})
-    except TemplateFailed as failed:
-        return _failure([failed.problem], stopped=failed.stopped)
+    except TemplateError as error:
+        return _failure([error.problem], stopped=error.stopped)
     except TypeError as error:
         return _failure([Problem(folders.main_file(templates), 0, f"the message is no JSON: {error}")])
     except MemoryError:

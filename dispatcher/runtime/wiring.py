@@ -34,7 +34,7 @@ def open_channels(settings: Settings) -> dict[str, Channel]:
 def make_renderer(
     settings: Settings, first: Sequence[Path] = (), on_failure: Callable[[str], None] = lambda _: None
 ) -> Renderer:
-    """Return a renderer for the configured templates. Raises TemplateError if a template folder does not exist.
+    """Return a renderer for the configured templates. Raises SettingsError if a template folder does not exist.
 
     Args:
         settings: the settings, with `templates` and the channels' severities.
@@ -74,7 +74,7 @@ def make_contents(settings: Settings, template_failed: Callable[[str], None] = l
     """Return the renderer of deliveries' content, for the configured templates.
 
     `template_failed` is called with the channel if a custom template fails, so that the built-in template is used.
-    Raises TemplateError if a template folder does not exist.
+    Raises SettingsError if a template folder does not exist.
     """
     renderer = make_renderer(settings, on_failure=template_failed)
     return Contents(renderer.render, renderer.template_set, renderer.change, waits=renderer.has_operator_templates)
@@ -83,7 +83,7 @@ def make_contents(settings: Settings, template_failed: Callable[[str], None] = l
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
     """Return a planner for the configured channels and template sets.
 
-    Raises TemplateError if a template folder does not exist. Raises SettingsError if no channel can reach one of the
+    Raises SettingsError if a template folder does not exist. Raises SettingsError if no channel can reach one of the
     recipients in the settings (`fallback_recipients`, `rules.recipients` and the canary's recipient).
     """
     renderer = make_renderer(settings)

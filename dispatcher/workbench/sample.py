@@ -18,7 +18,7 @@ from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import delivery_key
 from dispatcher.model.event import Event
 from dispatcher.preview.html import headline, page, plain_text
-from dispatcher.rendering.renderer import TemplateError
+from dispatcher.rendering.compiled import TemplateError
 from dispatcher.runtime.wiring import make_renderer
 
 
@@ -76,7 +76,7 @@ class SampleRenderer:
     def __init__(self, settings: Settings, first: Sequence[Path] = ()) -> None:
         """`first`: template folders that are searched before the template folders of the settings.
 
-        Raises TemplateError for a folder that doesn't exist.
+        Raises SettingsError for a folder that doesn't exist.
         """
         self._settings = settings
         self._renderer = make_renderer(settings, first)

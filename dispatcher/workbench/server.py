@@ -30,7 +30,8 @@ from dispatcher.config.settings import Settings
 from dispatcher.errors import DispatcherError
 from dispatcher.model.event import Event
 from dispatcher.model.phase import TERMINAL
-from dispatcher.rendering.renderer import built_in_folder, sample_event
+from dispatcher.rendering.folders import built_in_folder
+from dispatcher.rendering.samples import sample_event
 from dispatcher.web.server import serving
 from dispatcher.workbench.sample import Sample, SampleRenderer
 
@@ -49,7 +50,7 @@ class Workbench:
     """The server of the preview page. It loads all templates again when a template file changes."""
 
     def __init__(self, settings: Settings, event: Event) -> None:
-        """`event`: the event that the page shows first. Raises TemplateError for a folder that doesn't exist."""
+        """`event`: the event that the page shows first. Raises SettingsError for a folder that doesn't exist."""
         self._settings = settings
         self._event = event
         self._renderer = SampleRenderer(settings)

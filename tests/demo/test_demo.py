@@ -16,7 +16,7 @@ from dispatcher.demo.fakes.slack import SlackMessage
 from dispatcher.demo.fakes.webhooks import Call, Card
 from dispatcher.model.phase import Phase
 from dispatcher.preview.html import index
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.samples import sample_event
 from dispatcher.workbench.sample import SampleRenderer
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.mail import message

@@ -16,7 +16,8 @@ from dispatcher.intake.pipeline import Intake
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import Options
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.renderer import Renderer, sample_event
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from dispatcher.rules import RuleBook
 from dispatcher.runtime.wiring import make_contents, make_planner, open_channels
 from tests.support.builders import a_notification

@@ -9,7 +9,7 @@ from dispatcher.model.phase import Phase
 from dispatcher.rendering import template_process
 from dispatcher.rendering.context import context_of
 from dispatcher.rendering.documents import MAX_VALUES
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.samples import sample_event
 from dispatcher.rendering.variables import variables
 
 PAGE = Path(__file__).parents[2] / "docs" / "templates.md"

@@ -15,7 +15,9 @@ from structlog.testing import capture_logs
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.renderer import SKIP_AFTER_STOP, Renderer, sample_event
+from dispatcher.rendering.operator_templates import SKIP_AFTER_STOP
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from dispatcher.rendering.template_process import MAX_REPLY, MEMORY_LIMIT, TIME_LIMIT
 from tests.support.builders import an_event
 
@@ -115,7 +117,7 @@ NO_OVERRIDES = """
 from pathlib import Path
 from channels.registry import CHANNEL_TYPES
 from dispatcher.rendering.renderer import Renderer
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.samples import sample_event
 from dispatcher.model.phase import Phase
 
 for channel in CHANNEL_TYPES:
@@ -129,7 +131,7 @@ from pathlib import Path
 from threading import Timer
 from channels.registry import CHANNEL_TYPES
 from dispatcher.rendering.renderer import Renderer
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.samples import sample_event
 from dispatcher.model.phase import Phase
 
 renderer, event = Renderer(CHANNEL_TYPES, [Path(sys.argv[1])]), sample_event(Phase.FAILED)

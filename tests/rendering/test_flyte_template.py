@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.flyte_template import as_text
-from dispatcher.rendering.renderer import Renderer, sample_event
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from tests.support.builders import a_launch_plan, an_event
 
 RENDERER = Renderer(CHANNEL_TYPES)

@@ -8,7 +8,8 @@ import pytest
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.renderer import Renderer, sample_event
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 
 FAILED = sample_event(Phase.FAILED)
 CARD = Renderer(CHANNEL_TYPES).render("teams", FAILED)

@@ -11,7 +11,8 @@ from markdown_it.token import Token
 from channels.registry import CHANNEL_TYPES
 from channels.teams.markdown import escape_markdown, unescape
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.renderer import Renderer, sample_event
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 
 COMMONMARK = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 """With HTML and tables, which Teams doesn't support today."""

@@ -8,8 +8,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from channels.registry import BUILT_IN, CHANNEL_TYPES
+from dispatcher.errors import SettingsError
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.renderer import Renderer, TemplateError, sample_event
+from dispatcher.rendering.compiled import TemplateError
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from tests.support.builders import an_event
 
 FAILED = sample_event(Phase.FAILED)
@@ -163,5 +166,5 @@ def test_a_template_has_no_access_to_python_or_files(tmp_path: Path) -> None:
 
 
 def test_a_missing_template_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TemplateError, match="no such folder"):
+    with pytest.raises(SettingsError, match="no such folder"):
         Renderer(CHANNEL_TYPES, [tmp_path / "nowhere"])

@@ -24,7 +24,8 @@ from channels.slack.mrkdwn import cut_mrkdwn, escape_mrkdwn
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.preview.html import plain_text, to_html
-from dispatcher.rendering.renderer import Renderer, sample_event
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from dispatcher.rendering.text import clean
 from tests.support.builders import NOW, an_event
 

@@ -9,7 +9,9 @@ import pytest
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.model.phase import TERMINAL, Phase
-from dispatcher.rendering.renderer import Renderer, built_in_folder, sample_event
+from dispatcher.rendering.folders import built_in_folder
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from dispatcher.rendering.styles import NotInlined, inline
 
 CSS = ".a { color: red } .b { margin: 0 }"

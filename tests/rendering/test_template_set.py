@@ -10,11 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from channels.registry import CHANNEL_TYPES
+from dispatcher.errors import SettingsError
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.phase import Phase
 from dispatcher.planning.contents import Contents
 from dispatcher.planning.planner import Planner
-from dispatcher.rendering.renderer import Renderer, TemplateError, sample_event
+from dispatcher.rendering.compiled import TemplateError
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from dispatcher.rendering.template_set import TemplateSet
 from dispatcher.rules import Rule
 from tests.support.builders import NOW, a_rule
@@ -88,7 +91,7 @@ def test_a_template_set_without_a_condition_or_a_folder_is_refused(tmp_path: Pat
         TemplateSet(path=(tmp_path,))
     with pytest.raises(ValidationError, match="path"):
         TemplateSet(project=("p",), path=())
-    with pytest.raises(TemplateError, match=r"templates\.match\.0\.path: no such folder"):
+    with pytest.raises(SettingsError, match=r"templates\.match\.0\.path: no such folder"):
         Renderer(CHANNEL_TYPES, template_sets=[TemplateSet(project=("p",), path=(tmp_path / "nowhere",))])
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.renderer import sample_event
+from dispatcher.rendering.samples import sample_event
 from dispatcher.rendering.traceback import summarize
 
 GROUP = """  + Exception Group Traceback (most recent call last):

@@ -16,7 +16,8 @@ from channels.registry import BUILT_IN, CHANNEL_TYPES
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.preview.html import plain_text, to_html
 from dispatcher.preview.terminal import to_panel
-from dispatcher.rendering.renderer import Renderer, sample_event
+from dispatcher.rendering.renderer import Renderer
+from dispatcher.rendering.samples import sample_event
 from tests.support.service import command
 
 

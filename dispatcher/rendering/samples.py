@@ -1,0 +1,25 @@
+"""Events with which templates are previewed and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dispatcher.flyte.event_files import read_event_file
+from dispatcher.model.event import Event
+from dispatcher.model.phase import TERMINAL, Phase
+from dispatcher.rendering.folders import built_in_folder
+
+
+def sample_event(phase: Phase) -> Event:
+    """Return a realistic event of a terminal phase."""
+    return read_event_file(built_in_folder() / "samples" / f"{phase.lower()}.json")
+
+
+def sample_events() -> Iterator[tuple[str, Event]]:
+    """Yield one event of each terminal phase, and one event that has only the required fields. Each event comes with a
+    label for messages about problems.
+    """
+    for phase in sorted(TERMINAL):
+        yield phase, sample_event(phase)
+    full = sample_event(Phase.FAILED)
+    yield "an event without details", Event(execution=full.execution, phase=full.phase, occurred_at=full.occurred_at)
