@@ -82,6 +82,7 @@ def _content(settings: Settings, target: Target, event: Event) -> Content:
     """Render the message's content. Raises DispatcherError if the content does not say that the message is a test."""
     import orjson
 
+    from dispatcher.errors import DispatcherError
     from dispatcher.rendering.renderer import TEST_MARK
     from dispatcher.runtime.wiring import make_renderer
 

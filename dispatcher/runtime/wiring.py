@@ -83,8 +83,8 @@ def make_contents(settings: Settings, template_failed: Callable[[str], None] = l
 def make_planner(settings: Settings, channels: Mapping[str, Channel]) -> Planner:
     """Return a planner for the configured channels and template sets.
 
-    Raises SettingsError if a template folder does not exist. Raises SettingsError if no channel can reach one of the
-    recipients in the settings (`fallback_recipients`, `rules.recipients` and the canary's recipient).
+    Raises SettingsError if a template folder does not exist, or if no channel can reach one of the recipients in the
+    settings (`fallback_recipients`, `rules.recipients` and the canary's recipient).
     """
     renderer = make_renderer(settings)
     fallbacks = {
