@@ -8,7 +8,6 @@ PYTHON := $(shell for p in $$PYTHON python3 python3.14 python3.13 python3.12 pyt
 UNBOUND = $(shell $(BIN)/python -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 14) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UNBOUND)
 TESTS ?= tests
-EXTRAS := postgres,flyte-admin,dkim,oidc,tracing,demo
 WORKERS ?= 4
 export BROKER KAFKA_BOOTSTRAP_SERVERS DATABASE_URL
 
@@ -73,9 +72,8 @@ $(VENV)/.test: $(VENV)/bin/python requirements/test.txt pyproject.toml
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.demo
 
-.cache/%/.test: $(VENV)/.test requirements/test.in pyproject.toml
+.cache/%/.test: $(VENV)/.test requirements/test.txt pyproject.toml
 	$(BIN)/python -m venv --clear .cache/$*
-	$(BIN)/python .ci/constraints $* > .cache/$*/constraints.txt
-	.cache/$*/bin/python -m pip install --quiet --disable-pip-version-check $(UNBOUND) \
-		-c .cache/$*/constraints.txt -r requirements/test.in -e ".[$(EXTRAS)]"
+	$(BIN)/python .ci/versions $* > .cache/$*/requirements.txt
+	.cache/$*/bin/python -m pip install --quiet --disable-pip-version-check $(UNBOUND) -r .cache/$*/requirements.txt -e .
 	@touch $@
