@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import codecs
 import errno
-import json
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from html import escape
+from html import unescape
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, model_validator
 
@@ -20,12 +19,14 @@ from channels.common.network import check_http_url
 MASK = "********"
 MIN_SECRET_LENGTH = 4
 """Minimum number of characters of a secret that is masked. A shorter secret would also match ordinary text."""
+MAX_ESCAPED = 4
+"""A provider may repeat a secret that was escaped this many times: for example by a proxy, as JSON, within HTML."""
 MAX_SECRET_BYTES = 64 * 1024
 """Maximum size of a file that contains a secret. OAuth tokens have a few kilobytes."""
 _EMPTY = "it is empty"
 _HEADER_LINE = re.compile(r"[\t\x20-\x7e]*")
 _HEADER_TOKEN = re.compile(r"[!-~]+")
-_PERCENT_CODE = re.compile(r"%[0-9A-Fa-f]{2}")
+_JSON_ESCAPE = re.compile(r"\\u([0-9A-Fa-f]{4})|\\([/\"\\])")
 
 
 def _existing_file(path: Path) -> Path:
@@ -36,7 +37,7 @@ def _existing_file(path: Path) -> Path:
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"no such file: {path}")
+        raise ValueError(f"{path} is no file")
     return path
 
 
@@ -154,14 +155,15 @@ class SecretUrl(BaseModel):
 def mask(text: str, secrets: Iterable[str]) -> str:
     """Return a provider's text with the secrets masked, because a provider may repeat what it was sent.
 
-    A secret is masked as it is written, percent-decoded and percent-encoded, and with the escapes of JSON and HTML.
+    A secret is masked as it is written, and with the escapes of URLs, JSON and HTML, in any mixture. If it is written
+    with escapes, the whole text is returned without escapes.
     """
-    if not text:
-        return text
-    forms = {form for secret in secrets for form in _forms(secret) if len(form) >= MIN_SECRET_LENGTH}
-    for form in sorted(forms, key=len, reverse=True):
-        text = text.replace(form, MASK)
-    return text
+    plain = {form for secret in secrets for form in _forms(secret) if len(form) >= MIN_SECRET_LENGTH}
+    forms = sorted(plain, key=len, reverse=True)
+    text = _masked(text, forms)
+    unescaped = _unescaped(text)
+    masked = _masked(unescaped, forms)
+    return text if masked == unescaped else masked
 
 
 def secrets_of_url(url: str) -> list[str]:
@@ -176,18 +178,29 @@ def secrets_of_url(url: str) -> list[str]:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """Yield the forms in which a provider may repeat the secret."""
-    plain = {secret}
-    for _ in range(2):  # a proxy may decode the URL once more than the receiver
-        plain |= {decode(form) for form in plain for decode in (unquote, unquote_plus)}
-    for form in plain:
+    """Yield the secret with and without escapes. In the query of a URL, `+` is a space."""
+    for form in (secret, _unescaped(secret)):
         yield form
         yield " ".join(form.split())
-        for encoded in (quote(form, errors="replace"), quote_plus(form, errors="replace")):
-            yield encoded
-            yield _PERCENT_CODE.sub(lambda code: code[0].lower(), encoded)
-        for dumped in (json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]):
-            yield dumped
-            yield dumped.replace("/", "\\/")  # as PHP writes JSON
-            yield dumped.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")  # as Go does
-        yield escape(form)
+        yield form.replace("+", " ")
+        yield form.replace(" ", "+")
+
+
+def _masked(text: str, forms: Iterable[str]) -> str:
+    for form in forms:
+        text = text.replace(form, MASK)
+    return text
+
+
+def _unescaped(text: str) -> str:
+    """Return the text without the escapes of URLs, JSON and HTML, even if it was escaped several times."""
+    for _ in range(MAX_ESCAPED):
+        plain = unescape(unquote(_JSON_ESCAPE.sub(_json_character, text)))
+        if plain == text:
+            break
+        text = plain
+    return text
+
+
+def _json_character(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else escape[2]

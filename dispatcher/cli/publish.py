@@ -234,7 +234,9 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
     from dispatcher.web.config import HttpConfig, Scope
 
     http = settings.http or HttpConfig()
-    events_url = (url or f"http://{http.listen}").rstrip("/").removesuffix("/events") + "/events"
+    events_url = (url or f"{'https' if http.tls else 'http'}://{http.listen}").rstrip("/").removesuffix(
+        "/events"
+    ) + "/events"
     token = next((caller.reveal() for caller in http.callers() if Scope.PUBLISH in caller.scopes), None)
     always = {"Authorization": f"Bearer {token}"} if token else {}
     async with aiohttp.ClientSession(headers=always) as session:
@@ -250,6 +252,7 @@ async def _to_http(settings: Settings, url: str | None) -> AsyncIterator[Publish
                 raise DispatcherError(f"{events_url}: {request_problem(error)}") from None
             if response.status >= 300:
                 raise DispatcherError(f"{events_url}: {response.status}: {answer.get('reason', answer)}")
-            return f"{events_url}: {answer['status']}"
+            reason = f": {answer['reason']}" if answer["status"] == "rejected" else ""
+            return f"{events_url}: {answer['status']}{reason}"
 
         yield send

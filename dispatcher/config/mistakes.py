@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ from dispatcher.parsing.yaml import Document, readable
 
 PREFIX = "DISPATCHER__"
 """The beginning of the names of environment variables that are settings."""
+_OF_KUBERNETES = re.compile(
+    r"DISPATCHER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)"
+)
+"""The variables that Kubernetes sets for services whose name is `dispatcher`, or begins with it."""
 _MESSAGES = {
     kind: message
     for message, kinds in {
@@ -50,23 +55,26 @@ class Origin:
         given = variables()
         if names and names[0] in given:
             return f"{names[0]}: "
-        if not self._has(key):
+        in_file = self._value(key)
+        if not isinstance(in_file, dict | list):  # options in variables replace any other value in the file
             below = [name for name in given if names and name.startswith(f"{names[0]}__")]
-            for name in (*below, *(name for name in names if name in given)):
+            above = [name for name in names if name in given and in_file is None]
+            for name in (*below, *above):
                 return f"{name}: "
         if self.path is None:
             return ""
         line = self.document.line_of(key) if key else 0
         return f"{readable(self.path)}:{line}: " if line else f"{readable(self.path)}: "
 
-    def _has(self, key: Sequence[str | int]) -> bool:
+    def _value(self, key: Sequence[str | int]) -> Any:
+        """Return the file's value of a setting; None if the file has none."""
         data = self.document.data
         for step in key:
             try:
                 data = data[step]
             except (KeyError, IndexError, TypeError):
-                return False
-        return True
+                return None
+        return data
 
 
 def variables() -> dict[str, str]:
@@ -76,17 +84,41 @@ def variables() -> dict[str, str]:
 
 
 def unknown_variables(model: type[BaseModel]) -> Iterator[str]:
-    """Yield a sentence for each variable of a section that `model`, the class of all settings, does not have.
+    """Yield a sentence for each variable that is no setting of `model`, the class of all settings, but was meant as one.
 
-    pydantic reports unknown options in sections that exist, and ignores all other variables.
+    pydantic reports unknown options in sections that exist, and ignores all other variables. For a service named
+    `dispatcher`, Kubernetes sets `DISPATCHER_SERVICE_HOST`, `DISPATCHER_PORT` and the like, which are no mistakes.
     """
+    sections = list(model.model_fields)
     for name in variables():
         section, *rest = name.removeprefix(PREFIX).split("__")
-        if section.lower() not in model.model_fields:
-            close = difflib.get_close_matches(section.lower(), model.model_fields, n=1)
-            nearest = PREFIX + "__".join([close[0].upper(), *rest]) if close else ""
-            hint = f"did you mean {nearest}?" if close else f"there are {', '.join(model.model_fields)}"
-            yield f"{name}: no such setting; {hint}"
+        if section.lower() in sections:
+            continue
+        nearest = _with_two_underscores(name, model)
+        if nearest is None and (close := difflib.get_close_matches(section.lower(), sections, n=1)):
+            nearest = PREFIX + "__".join([close[0].upper(), *rest])
+        hint = f"did you mean {nearest}?" if nearest else f"there are {', '.join(sections)}"
+        yield f"{name}: no such setting; {hint}"
+    for name in map(str.upper, os.environ):  # noqa: TID251 - only this package may read the environment
+        if name.startswith("DISPATCHER_") and not name.startswith(PREFIX) and not _OF_KUBERNETES.fullmatch(name):
+            nearest = _with_two_underscores(name, model)
+            if nearest is not None:
+                yield f"{name}: no such setting; did you mean {nearest}?"
+
+
+def _with_two_underscores(name: str, model: type[BaseModel]) -> str | None:
+    """Return the name with the underscores that it lacks: `DISPATCHER_HTTP_LISTEN` means `DISPATCHER__HTTP__LISTEN`.
+
+    None if it begins with no section's name.
+    """
+    rest = name.removeprefix("DISPATCHER").lstrip("_")
+    for setting, info in model.model_fields.items():
+        section = setting.upper()
+        if rest == section:
+            return PREFIX + section
+        if rest.startswith(f"{section}_") and _model_in(info.annotation) is not None:
+            return f"{PREFIX}{section}__{rest.removeprefix(section).lstrip('_')}"
+    return None
 
 
 def empty_sections(origin: Origin) -> Iterator[str]:

@@ -51,9 +51,9 @@ class Subjects:
 
     def record_failure(self, delivery: Delivery) -> None:
         """Note that the subject has a thread with this failure, which no success has ended."""
-        status = self._loaded[delivery.subject]
-        if status.open_since is None or delivery.occurred_at < status.open_since:
-            status.open_since = delivery.occurred_at
+        status, at = self._loaded[delivery.subject], delivery.thread_at or delivery.occurred_at
+        if status.open_since is None or at < status.open_since:
+            status.open_since = at
 
     def record_success(self, success: Success) -> list[Delivery]:
         """Record a success. Returns the resolved notices for the threads that it ends.

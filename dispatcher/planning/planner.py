@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
 
 from channels.contract import ThreadBy, UnknownRecipient
@@ -31,6 +31,8 @@ from dispatcher.rules import Rule
 
 Address = Callable[[str], str]
 """The method `Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
+MAX_AHEAD = timedelta(minutes=1)
+"""How far the clocks of Flyte may be ahead of this one. The order of a thread's messages depends on their clocks alone."""
 
 
 class TemplateSetOf(Protocol):
@@ -123,7 +125,7 @@ class Planner:
         return Success(
             event=event.key,
             occurred_at=event.occurred_at,
-            started_at=min(event.started_at or event.occurred_at, event.occurred_at),
+            started_at=_possible(min(event.started_at or event.occurred_at, event.occurred_at), now),
             subjects=tuple(subjects),
             channels=frozenset(self.thread_by),
             recorded_at=now,
@@ -318,7 +320,9 @@ class _EventPlan:
         delivery = self._delivery(channel, recipients, addresses, rule)._replace(template=template)
         if subject := self._thread_subject(channel, addresses):
             key = thread_key(channel, addresses, subject)
-            delivery = delivery._replace(thread=key, thread_at=self.event.occurred_at, subject=subject)
+            delivery = delivery._replace(
+                thread=key, thread_at=_possible(self.event.occurred_at, self.now), subject=subject
+            )
         self.deliveries.append(delivery)
 
     def _thread_subject(self, channel: str, addresses: Sequence[str]) -> str:
@@ -383,3 +387,11 @@ class _EventPlan:
 
 def _undelivered(dead: Delivery) -> str:
     return f"{', '.join(dead.recipients)} could not be notified through {dead.channel}: {dead.reason}"
+
+
+def _possible(at: datetime, now: datetime) -> datetime:
+    """Return an event's time, or `now` if the time is more than `MAX_AHEAD` in the future.
+
+    Such a time comes from a wrong clock. It would make all failures until then look older than a success.
+    """
+    return at if at <= now + MAX_AHEAD else now

@@ -242,6 +242,7 @@ def test_a_byte_order_mark_is_not_part_of_the_secret(tmp_path: Path) -> None:
         ),
         ({"HTTP__LISTEN__X": "y"}, "DISPATCHER__HTTP__LISTEN__X: http.listen: must be text"),
         ({"": "x"}, "DISPATCHER__: no such setting; there are kafka, http"),
+        ({"HTTP_LISTEN": "a:1"}, "DISPATCHER__HTTP_LISTEN: no such setting; did you mean DISPATCHER__HTTP__LISTEN?"),
     ],
 )
 def test_a_misspelt_variable_is_refused_with_the_nearest_name(
@@ -252,11 +253,34 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name(
     assert problem in "\n".join(found(tmp_path, ""))
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DISPATCHER_KAFKA__BOOTSTRAP_SERVERS", "DISPATCHER__KAFKA__BOOTSTRAP_SERVERS"),
+        ("DISPATCHER_LEDGER_URL", "DISPATCHER__LEDGER__URL"),
+        ("dispatcher_log_level", "DISPATCHER__LOG_LEVEL"),
+    ],
+)
+def test_a_variable_that_lacks_an_underscore_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert found(tmp_path, "") == [f"{name.upper()}: no such setting; did you mean {meant}?"]
+
+
+def test_a_variable_that_replaces_the_files_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPATCHER__HTTP__LISTEN__X", "y")
+    assert found(tmp_path, "http: {listen: '127.0.0.1:80'}") == [
+        "DISPATCHER__HTTP__LISTEN__X: http.listen: must be text"
+    ]
+
+
 def test_variables_that_kubernetes_sets_for_a_service_named_dispatcher_are_no_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISPATCHER_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("DISPATCHER_PORT", "tcp://10.0.0.1:8080")
+    for name in ("PORT", "PORT_8080_TCP", "PORT_8080_TCP_ADDR", "HTTP_SERVICE_PORT", "SERVICE_PORT_HTTP", "HTTP_PORT"):
+        monkeypatch.setenv(f"DISPATCHER_{name}", "tcp://10.0.0.1:8080")
     assert found(tmp_path, "") == []
 
 

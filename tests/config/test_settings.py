@@ -130,7 +130,7 @@ def test_a_misspelt_option_of_a_relay_is_reported_with_its_line(tmp_path: Path) 
         ("http: {tokens: [{name: a, token: long-enough-a-token, scopes: [write]}]}", "'publish', 'read' or 'operate'"),
         (f"http: {{tokens: [{A_TOKEN}, {A_TOKEN}]}}", "each of tokens needs a unique name"),
         (f"http: {{console: true, tokens: [{A_TOKEN}]}}", "console needs one of tokens with the scope read"),
-        ("ledger: {password_file: /dev/null}", "password_file: no such file"),
+        ("ledger: {password_file: /dev/null}", "password_file: /dev/null is no file"),
         (f"ledger: {{password_file: {__file__}}}", "ledger: password_file is for PostgreSQL"),
         (
             f"ledger: {{password_file: {__file__}, url: 'postgresql+asyncpg://a:hidden@b/c'}}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import Random
 
 import pytest
@@ -95,7 +95,7 @@ class PagerDuty:
         return Receipt(answer=Answer("202"))
 
 
-async def record(ledger: Ledger, planner: Planner, run: Run) -> None:
+async def record(ledger: Ledger, planner: Planner, run: Run, now: datetime = NOW) -> None:
     event, rules = run.event, [a_rule("ml", channel="slack")] if not run.succeeds else []
     entry = RecordedEvent(
         event=event,
@@ -103,10 +103,10 @@ async def record(ledger: Ledger, planner: Planner, run: Run) -> None:
         verdict="matched",
         reason="",
         considered=[],
-        deliveries=Contents(lambda *_, **__: {"text": "failed"}).fill(event, planner.plan(event, rules, now=NOW)),
-        success=planner.success(event, now=NOW),
+        deliveries=Contents(lambda *_, **__: {"text": "failed"}).fill(event, planner.plan(event, rules, now=now)),
+        success=planner.success(event, now=now),
     )
-    await ledger.record([entry], [], now=NOW)
+    await ledger.record([entry], [], now=now)
 
 
 async def deliver_once(ledger: Ledger, channel: ScriptedChannel, clock: ManualClock) -> None:
@@ -165,3 +165,29 @@ def test_an_incident_is_open_exactly_if_its_newest_failure_ended_after_the_subje
     by: ThreadBy, arriving: list[Run], sends_between: list[bool], luck: list[str]
 ) -> None:
     asyncio.run(play(by, arriving, sends_between, luck))
+
+
+@pytest.mark.parametrize("by", [PLAN, ORIGIN])
+async def test_events_with_a_wrong_date_in_the_future_swallow_no_page_and_leave_no_incident_open(by: ThreadBy) -> None:
+    planner = Planner(addresses={"slack": str}, fallbacks={}, thread_by={"slack": lambda _: by})
+    account = PagerDuty(())
+    channel = ScriptedChannel(account.answer)
+    year = 365 * 24 * 3600
+    first, wrong = Run(0, 0, 1, succeeds=False, origin=None), Run(1, year, year + 1, succeeds=True, origin=0)
+    later, wrong_failure = (
+        Run(2, 4000, 4001, succeeds=False, origin=0),
+        Run(3, year, year + 1, succeeds=False, origin=0),
+    )
+    last = Run(4, 9000, 9001, succeeds=True, origin=0)
+    async with Ledger("sqlite+aiosqlite:///:memory:") as ledger:
+        for run, at, open_after in (
+            (first, 1, 1),
+            (wrong, 2, 0),
+            (later, 4001, 1),
+            (wrong_failure, 4002, 1),
+            (last, 9001, 0),
+        ):
+            now = NOW + at * SECOND
+            await record(ledger, planner, run, now=now)
+            await deliver_once(ledger, channel, ManualClock(now))
+            assert len(account.open_incidents) == open_after, run

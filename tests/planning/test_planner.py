@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import given
@@ -265,6 +266,17 @@ def test_a_success_ends_threads_about_its_launch_plan_and_its_origin_at_its_star
     success = planner.success(late_clock, now=NOW)
     assert success is not None
     assert success.started_at == event.occurred_at
+
+
+def test_a_time_in_the_future_counts_as_now_in_a_thread_but_a_clock_may_be_ahead_a_little() -> None:
+    planner = a_threading_planner()
+    for ahead, counted in ((timedelta(seconds=59), timedelta(seconds=59)), (timedelta(days=365), timedelta())):
+        failure = an_event(launch_plan=a_launch_plan()).model_copy(update={"occurred_at": NOW + ahead})
+        (delivery,) = planner.plan(failure, [a_rule("#dev", channel="slack")], now=NOW)
+        assert delivery.thread_at == NOW + counted
+        success = planner.success(failure.model_copy(update={"phase": Phase.SUCCEEDED}), now=NOW)
+        assert success is not None
+        assert success.started_at == NOW + counted
 
 
 def test_each_resolved_notice_has_its_own_key_and_stands_in_its_thread_at_the_start_of_the_run() -> None:

@@ -312,6 +312,9 @@ async def test_an_answer_that_drips_ends_with_the_timeout() -> None:
         ("/hooks?sig=CANARY%26%3C", {}, b"<p>CANARY&amp;&lt;</p>"),
         ("/hooks?sig=CANARY%26%3C", {}, b'{"sig": "CANARY\\u0026\\u003c"}'),
         ("/hooks?sig=CANARY%252Fsig", {}, b"CANARY/sig is wrong"),
+        ("/hooks?sig=CANARY%2Bsig", {}, b'{"sig": "CANARY\\u002Bsig"}'),
+        ("/hooks?sig=CANARY%2Bsig", {}, b"<p>CANARY&#x2B;sig, CANARY&#43;sig</p>"),
+        ("/hooks?sig=CANARY%2Fsig", {}, b"CANARY%2F%73ig"),
         ("/hooks", {"headers": {"Authorization": "Bearer CANARY-1"}}, b"token CANARY-1 has expired"),
         (
             "/hooks",
