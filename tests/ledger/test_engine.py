@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pwd
 import resource
 import shutil
 import signal
 import socket
 import sqlite3
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import asyncpg
 import pytest
-import yaml
 from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
 
@@ -31,10 +28,21 @@ from dispatcher.ledger.schema import metadata
 from dispatcher.model.delivery import Delivery
 from tests.support import samples
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
-from tests.support.ledger_steps import MINUTE, SENT, claim, recorded, rejected, settlement
+from tests.support.ledger_steps import (
+    MINUTE,
+    SENT,
+    an_event_to_record,
+    claim,
+    recorded,
+    rejected,
+    run_command,
+    settings_file,
+    settlement,
+    unprivileged,
+)
 from tests.support.postgres import Cluster
 from tests.support.servers import TcpProxy
-from tests.support.service import COMMAND, serving
+from tests.support.service import serving
 
 PASSWORD = "s3cret-of-the-ledger"
 
@@ -76,33 +84,6 @@ async def rows(url: str) -> dict[str, int]:
         await database.aclose()
 
 
-def an_event_to_record(name: str) -> Any:
-    event = an_event(name=name)
-    return recorded(a_delivery(event, content={"subject": name}), event=event)
-
-
-async def run(*arguments: str, before: str = "") -> tuple[int, str]:
-    """Run one command; return its exit status and output. `before`: code that runs in its process first."""
-    command = [sys.executable, "-c", f"{before}\nfrom dispatcher.cli import main\nmain()"] if before else COMMAND
-    process = await asyncio.create_subprocess_exec(
-        *command, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    async with asyncio.timeout(60):
-        out, _ = await process.communicate()
-    return process.returncode or 0, out.decode()
-
-
-def settings_file(folder: Path, url: str, name: str = "dispatcher") -> str:
-    file = folder / f"{name}.yaml"
-    settings = {
-        "http": {"listen": "127.0.0.1:0"},
-        "channels": {"webhook": {"allow_hosts": ["hooks.example.com"]}},
-        "ledger": {"url": url},
-    }
-    file.write_text(yaml.safe_dump(settings))
-    return str(file)
-
-
 # -- tables of other versions and programs
 
 
@@ -118,7 +99,7 @@ async def test_every_command_refuses_a_ledger_from_a_newer_version_in_one_senten
 
     config = settings_file(tmp_path, ledger_url)
     for command in (["serve"], ["deliveries", "list"]):
-        status, said = await run(*command, "--config", config)
+        status, said = await run_command(*command, "--config", config)
         assert (status, said.count("\n")) == (1, 1), said
         assert said.startswith("dispatcher: the ledger is at version 9999_00000000")
         assert "made by a newer one; upgrade this one" in said
@@ -222,7 +203,7 @@ async def test_serve_stops_with_one_message_if_the_url_does_not_work(
     files = {settings_file(tmp_path, url, f"{number}"): words for number, (url, words) in enumerate(urls.items())}
     async with asyncio.TaskGroup() as group:
         commands = {
-            group.create_task(run("serve", "--config", file, before=short_timeout)): words
+            group.create_task(run_command("serve", "--config", file, before=short_timeout)): words
             for file, words in files.items()
         }
 
@@ -257,19 +238,6 @@ def allow(path: Path, mode: int) -> None:
 
 def listed(folder: Path) -> list[str]:
     return [file.name for file in folder.iterdir()]
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Run the block without root's rights: root can write to read-only files."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(pwd.getpwnam("nobody").pw_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.slow

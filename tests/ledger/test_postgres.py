@@ -23,11 +23,18 @@ from dispatcher.ledger import Ledger
 from dispatcher.ledger.engine import Database
 from dispatcher.observability.clock_monitor import ClockMonitor
 from dispatcher.observability.metrics import Metrics
-from tests.ledger.test_engine import an_event_to_record, run, settings_file, unprivileged
 from tests.support import pgbouncer as pgbouncer_support
 from tests.support.builders import NOW, SECOND
 from tests.support.clock import ManualClock
-from tests.support.ledger_steps import SENT, claim, settlement
+from tests.support.ledger_steps import (
+    SENT,
+    an_event_to_record,
+    claim,
+    run_command,
+    settings_file,
+    settlement,
+    unprivileged,
+)
 from tests.support.metrics import scraped
 from tests.support.pgbouncer import pgbouncer
 from tests.support.postgres import Cluster
@@ -60,7 +67,7 @@ async def test_a_database_that_cannot_store_every_text_is_refused(latin1_url: st
         async with Ledger(latin1_url):
             pass
     config = settings_file(tmp_path, latin1_url)
-    commands = [run(*command, "--config", config) for command in (["check", "--live"], ["serve"])]
+    commands = [run_command(*command, "--config", config) for command in (["check", "--live"], ["serve"])]
     for status, said in await asyncio.gather(*commands):
         assert status == 1
         assert "ledger.url: the database's encoding must be UTF8, and it is LATIN1: create it again" in said
@@ -287,7 +294,7 @@ async def test_clocks_that_differ_are_a_warning_in_log_and_metric(postgres_url: 
 
 
 async def test_clocks_that_differ_are_a_warning_of_check(seven_seconds_ahead: str, tmp_path: Path) -> None:
-    status, said = await run("check", "--live", "--config", settings_file(tmp_path, seven_seconds_ahead))
+    status, said = await run_command("check", "--live", "--config", settings_file(tmp_path, seven_seconds_ahead))
     assert status == 0, said
     assert "ledger     warning: this machine's clock is 7 s behind the database's: synchronise both clocks" in said
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import pwd
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from channels.contract import Answer, Receipt
 from dispatcher.ledger import Action, Claim, Deed, Ledger, RecordedEvent, Rejected, Settlement
@@ -11,6 +20,7 @@ from dispatcher.model.delivery import Delivery, Outcome, Sent
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import AdmissionControl, Rate, RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, an_event
+from tests.support.service import COMMAND
 
 MINUTE = timedelta(minutes=1)
 
@@ -69,3 +79,43 @@ async def claim_slack(ledger: Ledger, limit: int = 10, *, at: float = 1, rate_li
 
 def an_action(what: Deed = Deed.REDRIVE, *, at: datetime = NOW, **changes: str) -> Action:
     return Action(at=at, who="ada", what=what, **{"scope": "all", **changes})
+
+
+def an_event_to_record(name: str) -> Any:
+    event = an_event(name=name)
+    return recorded(a_delivery(event, content={"subject": name}), event=event)
+
+
+async def run_command(*arguments: str, before: str = "") -> tuple[int, str]:
+    """Run one command; return its exit status and output. `before`: code that runs in its process first."""
+    command = [sys.executable, "-c", f"{before}\nfrom dispatcher.cli import main\nmain()"] if before else COMMAND
+    process = await asyncio.create_subprocess_exec(
+        *command, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    return process.returncode or 0, out.decode()
+
+
+def settings_file(folder: Path, url: str, name: str = "dispatcher") -> str:
+    file = folder / f"{name}.yaml"
+    settings = {
+        "http": {"listen": "127.0.0.1:0"},
+        "channels": {"webhook": {"allow_hosts": ["hooks.example.com"]}},
+        "ledger": {"url": url},
+    }
+    file.write_text(yaml.safe_dump(settings))
+    return str(file)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Run the block without root's rights: root can write to read-only files."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
