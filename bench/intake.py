@@ -32,7 +32,7 @@ from dispatcher.flyte.decode import is_other_type
 from dispatcher.flyte.encode import EncodedMessage, Format, write, write_lifecycle
 from dispatcher.intake.kafka.config import KafkaConfig
 from dispatcher.intake.kafka.consumer import KafkaSource
-from dispatcher.intake.kafka.session import CHUNK, FETCH_BYTES
+from dispatcher.intake.kafka.session import FETCH_BYTES, GATHER_MESSAGES
 from dispatcher.intake.pipeline import Intake
 from dispatcher.intake.source import Batch
 from dispatcher.ledger import Ledger
@@ -45,7 +45,7 @@ from tests.support.brokers.fixtures import make_topic
 PARTITIONS = 6
 MESSAGES = 500_000
 LOOPS: Mapping[str, dict[str, Any]] = {
-    "bare getmany loop": {"max_partition_fetch_bytes": FETCH_BYTES, "max_poll_records": CHUNK},
+    "bare getmany loop": {"max_partition_fetch_bytes": FETCH_BYTES, "max_poll_records": GATHER_MESSAGES},
     "bare getmany loop, aiokafka's defaults": {},
 }
 OURS: Mapping[str, int] = {"": DELIVERIES, ", no notifications": 0}

@@ -32,12 +32,10 @@ HeaderFilter = Callable[[Sequence[tuple[str, bytes]]], bool]
 FETCH_BYTES = 256 * 1024
 """Maximum number of bytes that are fetched from a partition at once and buffered. It is small, because aiokafka needs
 about four times as much memory: three copies of the response that it parses, and one of the previous response."""
-CHUNK = 500
-"""Maximum number of messages that are taken out of aiokafka's buffers at a time. It is small, because skipped messages
-can be freed faster while they are still in the CPU's cache."""
 GATHER_SECONDS = 0.05
-"""Maximum number of seconds for which a batch collects further messages during a backlog. A larger batch saves
-transactions, because each batch costs one transaction even if most of its messages are skipped."""
+GATHER_MESSAGES = 500
+"""During a backlog, a batch collects further messages for this long at most, until it has this many. A larger batch
+saves transactions, because each batch costs one transaction even if most of its messages are skipped."""
 POLL_MS = 500
 """Maximum number of milliseconds that a poll waits for messages. After this time, the source notices a stop."""
 COMMIT_EVERY = 1.0
@@ -196,7 +194,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         Stops after `GATHER_SECONDS`.
         """
         until, before = _now() + GATHER_SECONDS, 0
-        while len(batch) - before >= BACKLOG_SIZE and len(batch.messages) < CHUNK and self._capacity(batch):
+        while len(batch) - before >= BACKLOG_SIZE and len(batch.messages) < GATHER_MESSAGES and self._capacity(batch):
             before = len(batch)
             if (left := until - _now()) > 0:
                 await self._fetch(batch, wait_ms=math.ceil(1000 * left))
@@ -226,18 +224,13 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
             return
         for partition in self._assigned():
             try:
-                await self._drain_partition(batch, partition)
+                if most := self._capacity(batch):
+                    await self._poll(batch, partition, most=most)
             except (NoOffsetForPartitionError, OffsetOutOfRangeError):
                 continue  # because the next `_fetch` gets the same error and handles it
             except UNDECODABLE:
                 await self._skip_undecodable(batch, partition, most=self._capacity(batch))
         batch.assignment.last_read_at.update(dict.fromkeys(batch.next_offsets, _now()))
-
-    async def _drain_partition(self, batch: KafkaBatch, partition: TopicPartition) -> None:
-        """Take the buffered messages of one partition, until the batch has `max_poll_records` messages."""
-        while most := min(self._capacity(batch), CHUNK):
-            if await self._poll(batch, partition, most=most) < most:
-                return
 
     def _capacity(self, batch: KafkaBatch) -> int:
         return max(self._config.max_poll_records - len(batch), 0)
@@ -246,7 +239,8 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         """Return the assigned partitions, least recently read first, so that a busy partition delays no other."""
         return sorted(self.consumer.assignment(), key=lambda part: self.assignment.last_read_at.get(part, 0.0))
 
-    async def _poll(self, batch: KafkaBatch, *partitions: TopicPartition, wait_ms: int = 0, most: int) -> int:
+    async def _poll(self, batch: KafkaBatch, *partitions: TopicPartition, wait_ms: int = 0, most: int) -> bool:
+        """Add up to `most` messages of these partitions, or of any. Returns False if there are none."""
         async with asyncio.timeout(self._poll_seconds):
             taken = await self.consumer.getmany(*partitions, timeout_ms=wait_ms, max_records=most)
         batch.move_to(self.assignment)
@@ -259,7 +253,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
             batch.skipped += len(records) - len(events)
             batch.next_offsets[partition] = records[-1].offset + 1
             self.last_timestamps[partition] = records[-1].timestamp / 1000
-        return sum(map(len, taken.values()))
+        return bool(taken)
 
     async def _skip_undecodable(self, batch: KafkaBatch, partition: TopicPartition, *, most: int) -> None:
         """Read a partition message by message. Adds undecodable messages to `batch.undecodable` and skips them."""
