@@ -12,7 +12,7 @@ from pathlib import Path
 import certifi
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.record.util import calc_crc32c_py
 
 from dispatcher.intake.kafka.config import KafkaConfig
@@ -259,6 +259,33 @@ async def test_a_recreated_topic_is_read_from_its_beginning(apache: ApacheKafka,
     async with reading(settings) as reader:
         await reader.until(lambda: set(reader.values) == set(numbered(4, start=100)))
     assert sum(offset or 0 for offset in await offsets(apache.bootstrap_servers, settings.group_id, topic, 4)) < 40
+
+
+async def test_an_expired_offset_beside_partitions_without_an_offset_stops_nothing(
+    apache: ApacheKafka, topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(apache.bootstrap_servers, topic)
+    for part in range(4):
+        values = numbered(10, start=10 * part)
+        await publish_batch(apache.bootstrap_servers, TopicPartition(topic, part), values[:5])
+        await publish_batch(apache.bootstrap_servers, TopicPartition(topic, part), values[5:])
+    options = {"group_id": settings.group_id, "enable_auto_commit": False}
+    consumer = AIOKafkaConsumer(bootstrap_servers=apache.bootstrap_servers, **options)
+    await consumer.start()
+    consumer.assign([TopicPartition(topic, 0)])
+    await consumer.commit({TopicPartition(topic, 0): 2})
+    await consumer.stop()
+    admin = AIOKafkaAdminClient(bootstrap_servers=apache.bootstrap_servers)
+    await admin.start()
+    await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(5)})
+    await admin.close()
+
+    async with reading(settings) as reader:
+        await reader.until(lambda: set(reader.values) == set(numbered(35, start=5)))
+
+    log = capsys.readouterr().out
+    assert "missed=3" in log
+    assert "Kafka failed" not in log
 
 
 async def test_a_frozen_broker_does_not_prevent_a_stop(apache: ApacheKafka, topic: str) -> None:
