@@ -321,7 +321,8 @@ class ChannelType:
     """
 
     config: type[BaseModel]
-    """The channel's own options in the settings."""
+    """The channel's own options in the settings. The dispatcher itself uses two of them, if there are any: `fallback`,
+    the channel that serves recipients whom this one can't reach (`none`: no channel does), and `change_events`."""
     open: Callable[[Any], Channel]
     """Creates the channel from an instance of `config`, and opens no connection."""
     title: str = ""
@@ -344,7 +345,7 @@ class ChannelType:
     channel's document. If it is None too, the JSON template of webhooks is used."""
     change_event: Callable[[Mapping[str, Any]], Content] | None = None
     """Makes a change event's content from the variables of templates. A change event reports that a launch plan has run
-    in a new version. The option `change_events` of `config` switches change events on. None: there are none."""
+    in a new version; the option `change_events` switches them on. None: the channel has none."""
     severity: Callable[[Any, str, str, Mapping[str, str]], str | None] | None = None
     """Returns the severity that an instance of `config` gives a phase, domain and labels; None if it gives none."""
     headline: tuple[str, ...] = ("text",)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from channels.common.drawing import mapping, mappings
 from channels.contract import Answer, Later, Message, Misconfigured, Never, Receipt, UnknownRecipient
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ class Lookups:
             page = await _unless_forbidden(self._page(method, parameters))
             if page is None:
                 return None
-            for message in _mappings(page.get("messages")):
-                if _mapping(_mapping(message.get("metadata")).get("event_payload")).get("key") == key:
+            for message in mappings(page.get("messages")):
+                if mapping(mapping(message.get("metadata")).get("event_payload")).get("key") == key:
                     return _receipt(query["channel"], message)
             if not (cursor := _cursor(page)):
                 return None
@@ -181,7 +182,7 @@ class Lookups:
         query = {"types": types, "limit": str(LIST_PAGE), "exclude_archived": "true"}
         while True:
             page = (await self._client().look_up("conversations.list", query)).data
-            for channel in _mappings(page.get("channels")):
+            for channel in mappings(page.get("channels")):
                 if channel.get("name") == name:
                     return _id(channel)
             if not (cursor := _cursor(page)):
@@ -233,20 +234,11 @@ def _receipt(channel: str, message: Mapping[str, Any]) -> Receipt:
 
 def _id(value: object) -> str:
     """Return the id in a part of an answer. Raises `Later` if there is none."""
-    found = _mapping(value).get("id")
+    found = mapping(value).get("id")
     if not isinstance(found, str):
         raise Later("Slack's answer to a look-up contains no id")
     return found
 
 
 def _cursor(page: Mapping[str, Any]) -> str:
-    return str(_mapping(page.get("response_metadata")).get("next_cursor") or "")
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _mappings(value: object) -> Iterator[Mapping[str, Any]]:
-    items: Sequence[object] = value if isinstance(value, list) else ()
-    return (item for item in items if isinstance(item, dict))
+    return str(mapping(page.get("response_metadata")).get("next_cursor") or "")
