@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from dispatcher.ledger.engine import Database
 from dispatcher.ledger.schema import checkpoints, events
 from dispatcher.ledger.statements import insert, insert_new
-
-if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which takes 8 MiB
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
 HEAD_START = timedelta(minutes=5)
 """The first start is stored this much earlier, so that an event from just before it is sent, and an event from a
@@ -35,10 +31,12 @@ class Checkpoints:
         Later calls change nothing.
         """
         since = now - HEAD_START
-        async with self._database.writing() as connection:
-            oldest = await connection.scalar(_OLDEST)
-            row = {"name": _COMPLETE_SINCE, "at": min(oldest or since, since)}
-            await connection.run_sync(insert, checkpoints, [row])
+
+        def write(connection: Connection) -> None:
+            oldest = connection.scalar(_OLDEST)
+            insert(connection, checkpoints, [{"name": _COMPLETE_SINCE, "at": min(oldest or since, since)}])
+
+        await self._database.write(write)
 
     async def complete_since(self, *, now: datetime) -> datetime:
         """Return the time since which the ledger has all events: the first start, or the newest event that was purged.
@@ -85,7 +83,7 @@ def _advance(connection: Connection, name: str, at: datetime) -> bool:
     return connection.execute(later).rowcount == 1
 
 
-async def complete_since_later(connection: AsyncConnection, at: datetime) -> None:
+def complete_since_later(connection: Connection, at: datetime) -> None:
     """Move `complete_since` forward to this time, if it is stored and earlier."""
     stored = (checkpoints.c.name == _COMPLETE_SINCE, checkpoints.c.at < at)
-    await connection.execute(update(checkpoints).where(*stored).values(at=at))
+    connection.execute(update(checkpoints).where(*stored).values(at=at))

@@ -11,8 +11,6 @@ from sqlalchemy.exc import ArgumentError
 from dispatcher.errors import SettingsError
 from dispatcher.ledger import postgres
 
-IN_MEMORY = ":memory:"
-
 
 def checked_url(url: str) -> URL:
     try:
@@ -31,12 +29,11 @@ def checked_url(url: str) -> URL:
 
 
 def _checked_sqlite(url: URL) -> URL:
-    if url.host or not url.database:
+    if url.host or not url.database or url.database == ":memory:":  # which SQLite keeps in one connection only
         raise SettingsError("ledger.url: names no file; write sqlite+aiosqlite:///./dispatcher.db")
     if url.query:
         raise SettingsError(f"ledger.url: a file takes no options, and there is {next(iter(url.query))!r}")
-    if url.database != IN_MEMORY:
-        _check_file(Path(url.database))
+    _check_file(Path(url.database))
     return url
 
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
-    AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
-    nullcontext,
     suppress,
 )
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dispatcher.errors import DispatcherError, LedgerUnavailable, SettingsError
 from dispatcher.ledger import sqlite
-from dispatcher.ledger.database_url import IN_MEMORY, checked_url, place
+from dispatcher.ledger.database_url import checked_url, place
 from dispatcher.ledger.failures import cause, failed, is_unavailable, refuses_value
 from dispatcher.ledger.postgres import postgres_engine
 from dispatcher.ledger.sqlalchemy_internals import AsyncConnection, create_async_engine
@@ -61,13 +59,11 @@ class Database:
         self.url = checked_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._place = place(self.url)
-        self._write_lock: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self._writer: sqlite.Writer | None = None
         if self.sqlite:
             self._engine = create_async_engine(self.url, connect_args=sqlite.CONNECT_ARGUMENTS)
             sqlite.prepare(self._engine.sync_engine)
-            if self.url.database != IN_MEMORY:
-                self._writer = sqlite.open_writer(self.url, self._locked, busy_seconds=_BUSY_SECONDS)
+            self._writer = sqlite.open_writer(self.url, busy_seconds=_BUSY_SECONDS)
         else:
             self._engine = postgres_engine(self.url, timeout, password_file, busy_seconds=_BUSY_SECONDS)
 
@@ -81,12 +77,11 @@ class Database:
         program created the tables. Raises LedgerUnavailable while the database can't be reached or another transaction
         locks a table.
         """
-        if self.sqlite:
-            async with self.writing() as connection:
-                return await connection.run_sync(upgrade, self._place)
         schema = await self.schema()
         if schema.compatible:
             return schema
+        if self.sqlite:
+            return await self.write(partial(upgrade, place=self._place))
         # No statement timeout: creating an index over millions of rows takes long, and so does waiting while another
         # replica migrates.
         unlimited = Database(self.url.render_as_string(hide_password=False), None, self._password_file)
@@ -106,7 +101,7 @@ class Database:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that may write. The end of the block commits it; an error in the block rolls it back."""
-        async with self._locked(), self._transaction("write") as connection:
+        async with self._transaction("write") as connection:
             yield connection
 
     @asynccontextmanager
@@ -116,7 +111,7 @@ class Database:
             yield connection
 
     async def write(self, work: Callable[[Connection], T], *, patience: float = 0.0) -> T:
-        """Run `work` in a transaction and return its result. This is the fast path for frequent writes.
+        """Run `work` in a transaction and return its result.
 
         On SQLite, writes that wait at the same time share one transaction. Each write has its own savepoint, so that
         one write can fail without the others. `patience`: wait up to this many seconds for an urgent write, so that both
@@ -156,24 +151,12 @@ class Database:
                 await self._engine.dispose()
 
     @asynccontextmanager
-    async def _locked(self) -> AsyncIterator[None]:
-        """Hold this process's write lock, because SQLite allows only one writer at a time.
-
-        Raises LedgerUnavailable if the lock is not free after `_BUSY_SECONDS`. In this case, the writer that holds the
-        lock is waiting for another process that has locked the file.
-        """
-        with self._translated_errors():
-            async with asyncio.timeout(_BUSY_SECONDS) as limit, self._write_lock:
-                limit.reschedule(None)
-                yield
-
-    @asynccontextmanager
     async def _transaction(self, purpose: str) -> AsyncIterator[AsyncConnection]:
         with self._translated_errors():
             async with self._connected() as raw, AsyncExitStack() as commit:
                 try:
                     connection = await raw.execution_options(purpose=purpose)
-                    await _begin(connection, commit)
+                    _ = await commit.enter_async_context(connection.begin())
                     yield connection
                     await commit.aclose()
                 except DBAPIError as error:
@@ -208,20 +191,3 @@ class Database:
             if not is_unavailable(error):
                 raise failed(error) from error
             raise LedgerUnavailable(f"ledger.url: {self._place} can't be used now: {cause(error)}") from error
-
-
-async def _begin(connection: AsyncConnection, commit: AsyncExitStack) -> None:
-    """Begin a transaction; while the file is locked, try again until `_BUSY_SECONDS` have passed.
-
-    Each single wait inside SQLite is short, because it can't be cancelled, and /readyz must answer in time.
-    """
-    now = asyncio.get_running_loop().time
-    deadline = now() + _BUSY_SECONDS
-    while True:
-        try:
-            _ = await commit.enter_async_context(connection.begin())
-        except OperationalError as error:
-            if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or now() >= deadline:
-                raise
-        else:
-            return

@@ -192,8 +192,7 @@ class Ledger:
 
         A delivery in doubt stays in doubt. The action is recorded if there is such a delivery.
         """
-        async with self._database.writing() as connection:
-            return await connection.run_sync(actions.redrive, wanted, action)
+        return await self._database.write(partial(actions.redrive, wanted=wanted, action=action))
 
     async def purge(self, before: datetime, *, limit: int, action: Action | None = None) -> int:
         """Delete up to `limit` events that were recorded before this time and have no waiting delivery.
@@ -207,5 +206,4 @@ class Ledger:
 
         `action`: recorded if something was deleted; None if no operator asked for it.
         """
-        async with self._database.writing() as connection:
-            return await retention.purge(connection, before, limit, action)
+        return await self._database.write(partial(retention.purge, before=before, limit=limit, action=action))

@@ -47,5 +47,5 @@ class Refusals:
 
     async def end(self, channel: str) -> None:
         """Remove the channel's refusal, because the provider has accepted a message."""
-        async with self._database.writing() as connection:
-            await connection.execute(delete(refusals).where(refusals.c.channel == channel))
+        ended = delete(refusals).where(refusals.c.channel == channel)
+        await self._database.write(lambda connection: connection.execute(ended))

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
 
 from dispatcher.ledger.actions import insert_action
 from dispatcher.ledger.engine import Database
@@ -66,10 +66,12 @@ class RejectedMessages:
 
         `event`: the key of the event that the message reports; None if it reports no terminal event.
         """
-        async with self._database.writing() as connection:
-            replayed = update(rejected).where(rejected.c.id == identity).values(replayed_at=action.at)
-            await connection.execute(replayed)
-            await connection.run_sync(insert_action, action, deliveries.c.event == event)
+
+        def write(connection: Connection) -> None:
+            connection.execute(update(rejected).where(rejected.c.id == identity).values(replayed_at=action.at))
+            insert_action(connection, action, deliveries.c.event == event)
+
+        await self._database.write(write)
 
     def _names_execution(self, execution: ExecutionId) -> ColumnElement[bool]:
         """SQL condition: a rejected message's event key, or its bytes if it has no key, contains the execution."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import Connection, delete, func, or_, select
 
 from dispatcher.ledger.actions import insert_action
 from dispatcher.ledger.checkpoints import complete_since_later
@@ -24,51 +23,48 @@ from dispatcher.ledger.schema import (
 )
 from dispatcher.model.delivery import State
 
-if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which takes 8 MiB
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
-
-async def purge(connection: AsyncConnection, before: datetime, limit: int, action: Action | None) -> int:
+def purge(connection: Connection, before: datetime, limit: int, action: Action | None) -> int:
     """Delete old events and rejected messages. See `Ledger.purge`."""
     for at in (events.c.recorded_at, rejected.c.received_at):
-        newest = await connection.scalar(select(func.max(at)).where(at < before))
+        newest = connection.scalar(select(func.max(at)).where(at < before))
         if newest is not None:
-            await complete_since_later(connection, newest)
-    number = await _purge_events(connection, before, limit)
+            complete_since_later(connection, newest)
+    number = _purge_events(connection, before, limit)
     old_rejected = select(rejected.c.id).where(rejected.c.received_at < before).limit(limit)
-    number += (await connection.execute(delete(rejected).where(rejected.c.id.in_(old_rejected)))).rowcount
-    await _purge_states(connection, before)
+    number += (connection.execute(delete(rejected).where(rejected.c.id.in_(old_rejected)))).rowcount
+    _purge_states(connection, before)
     if number and action is not None:
-        await connection.run_sync(insert_action, action)
+        insert_action(connection, action)
     return number
 
 
-async def _purge_events(connection: AsyncConnection, before: datetime, limit: int) -> int:
+def _purge_events(connection: Connection, before: datetime, limit: int) -> int:
     """Delete events without a waiting delivery, and what only they use. Returns the number of events."""
     waiting = select(deliveries.c.event).where(deliveries.c.state == State.WAITING)
     old = select(events.c.key).where(events.c.recorded_at < before, events.c.key.not_in(waiting)).limit(limit)
-    keys = list(await connection.scalars(old))
+    keys = list(connection.scalars(old))
     concerned = deliveries.c.event.in_(keys)
-    hashes = set(await connection.scalars(select(deliveries.c.content).where(concerned)))
+    hashes = set(connection.scalars(select(deliveries.c.content).where(concerned)))
     for table in (attempts, action_deliveries):
         of_deliveries = table.c.delivery.in_(select(deliveries.c.key).where(concerned))
-        await connection.execute(delete(table).where(of_deliveries))
-    await connection.execute(delete(deliveries).where(concerned))
-    await connection.execute(delete(events).where(events.c.key.in_(keys)))
+        connection.execute(delete(table).where(of_deliveries))
+    connection.execute(delete(deliveries).where(concerned))
+    connection.execute(delete(events).where(events.c.key.in_(keys)))
     still_used = select(deliveries.c.content).where(deliveries.c.content.in_(hashes))
     unused = (contents.c.content_hash.in_(hashes), contents.c.content_hash.not_in(still_used))
-    await connection.execute(delete(contents).where(*unused))
+    connection.execute(delete(contents).where(*unused))
     return len(keys)
 
 
-async def _purge_states(connection: AsyncConnection, before: datetime) -> None:
+def _purge_states(connection: Connection, before: datetime) -> None:
     """Delete subjects, versions, destinations and actions that nothing needs any more."""
     has_deliveries = select(deliveries.c.key).where(deliveries.c.subject == subjects.c.name).exists()
     unchanged = or_(subjects.c.well_since.is_(None), subjects.c.well_since < before)
-    await connection.execute(delete(subjects).where(unchanged, ~has_deliveries))
+    connection.execute(delete(subjects).where(unchanged, ~has_deliveries))
     orphaned = launch_plan_versions.c.launch_plan.not_in(select(subjects.c.name))
-    await connection.execute(delete(launch_plan_versions).where(orphaned))
+    connection.execute(delete(launch_plan_versions).where(orphaned))
     unblocked = func.coalesce(destinations.c.blocked_until, before) <= before
-    await connection.execute(delete(destinations).where(destinations.c.theoretical_arrival_at < before, unblocked))
+    connection.execute(delete(destinations).where(destinations.c.theoretical_arrival_at < before, unblocked))
     concerns = select(action_deliveries.c.action).where(action_deliveries.c.action == actions.c.id).exists()
-    await connection.execute(delete(actions).where(actions.c.at < before, ~concerns))
+    connection.execute(delete(actions).where(actions.c.at < before, ~concerns))

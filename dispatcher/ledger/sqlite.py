@@ -10,7 +10,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,8 +20,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from dispatcher.clock import is_set_within
 
 _BUSY_POLL_SECONDS = 0.5
-"""Number of seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short. `Writer` and
-`Database` repeat it until their limit."""
+"""Number of seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short. `Writer` repeats
+it."""
 _CACHE = "cache_size=-4096"
 """The pragma that sets the writer's page cache to 4096 KiB. In a large ledger, a batch of 100 events changes a thousand
 pages of 4 KiB. With SQLite's default cache of 2 MiB, the batch would read half of these pages twice."""
@@ -35,8 +34,6 @@ SQLite before 3.51.3 can then lose commits: sqlite.org/wal.html#walresetbug.
 """
 CONNECT_ARGUMENTS = {"timeout": _BUSY_POLL_SECONDS}
 T = TypeVar("T")
-WriterLock = Callable[[], AbstractAsyncContextManager[None]]
-"""Returns a context manager that locks out all other writers in this process."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,10 +70,9 @@ class Writer:
     the same transaction fail.
     """
 
-    def __init__(self, engine: Engine, lock: WriterLock, *, busy_seconds: float) -> None:
-        """`lock`: locks out other writers of this process. `busy_seconds`: maximum wait for another process's lock."""
+    def __init__(self, engine: Engine, *, busy_seconds: float) -> None:
+        """`busy_seconds`: maximum number of seconds to wait for another process's lock."""
         self._engine = engine
-        self._lock = lock
         self._busy_seconds = busy_seconds
         self._waiting: list[_Write] = []
         self._task: asyncio.Task[None] | None = None
@@ -123,13 +119,11 @@ class Writer:
 
         This runs in a separate task, so that a cancelled caller does not stop the writes of other callers.
         """
-        group: list[_Write] = []
         while self._waiting:
             await self._wait_for_urgent_write()
+            group, self._waiting = self._waiting, []
             try:
-                async with self._lock():
-                    group, self._waiting = self._waiting, []
-                    await self._run_group(group)
+                await self._run_group(group)
             except Exception as error:  # noqa: BLE001 - every error is passed on to the callers that wait
                 for write in [*group, *self._waiting]:  # the waiting writes would fail too, because the file is locked
                     write.complete(error)
@@ -218,11 +212,11 @@ async def _finished(transaction: Future[None]) -> None:
     await finished.wait()
 
 
-def open_writer(url: URL, lock: WriterLock, *, busy_seconds: float) -> Writer:
+def open_writer(url: URL, *, busy_seconds: float) -> Writer:
     """Return a writer that opens no connection yet. See `Writer.__init__`."""
     engine = create_engine(url.set(drivername="sqlite+pysqlite"), pool_size=1, connect_args=CONNECT_ARGUMENTS)
     prepare(engine, _CACHE)
-    return Writer(engine, lock, busy_seconds=busy_seconds)
+    return Writer(engine, busy_seconds=busy_seconds)
 
 
 def prepare(engine: Engine, *more: str) -> None:

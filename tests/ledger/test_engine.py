@@ -188,7 +188,7 @@ async def test_a_wrong_url_is_one_sentence_that_names_the_setting_and_no_passwor
 async def test_serve_stops_with_one_message_if_the_url_does_not_work(
     before: str, tmp_path: Path, own_postgres: Cluster
 ) -> None:
-    short_timeout = f"{before}\nfrom dispatcher.runtime import service\nservice.LEDGER_TIMEOUT = 0.5"
+    short_timeout = f"{before}\nfrom dispatcher.runtime import migration\nmigration.TIMEOUT = 0.5"
     server = make_url(own_postgres.url)
     if before:
         urls = {f"postgresql://u:{PASSWORD}@h/x": "PostgreSQL needs the extra: pip install"}
