@@ -166,11 +166,12 @@ def _replace_broken_connections(engine: AsyncEngine) -> None:
     def ping(connection: Any, record: Any, _proxy: object) -> None:
         # If a pooled connection does not answer, replace the whole pool. SQLAlchemy's own pre-ping would raise the
         # timeout error of a hanging server instead.
-        if not record.fresh:
+        if "used" in record.info:
             try:
                 connection.ping()
             except Exception as error:
                 raise InvalidatePoolError from error
+        record.info["used"] = True
 
 
 def _set_timeouts(engine: AsyncEngine, seconds: float, busy_seconds: float) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dispatcher.clock import Clock
-from dispatcher.explain import delivery_with_history, explanations
+from dispatcher.explain import delivery_data, delivery_with_history, explanations
 from dispatcher.ledger import DeliveryFilter, Ledger
 from dispatcher.ledger.queries import Activity
 from dispatcher.model.event import ExecutionId
@@ -167,7 +167,7 @@ class Api:
         ]
 
     async def _status(self, _: ApiRequest) -> BaseModel:
-        return models.Status.of(await self._ledger.queries.status())
+        return models.Status.model_validate(await self._ledger.queries.status())
 
     async def _lag(self, request: ApiRequest) -> BaseModel:
         length, number = RANGES[request.query.range]
@@ -178,7 +178,8 @@ class Api:
     async def _executions(self, request: ApiRequest) -> BaseModel:
         search: ExecutionSearch = request.query
         wanted, after = _parsed(lambda: (search.wanted(now=self._clock.now()), search.cursor))
-        return models.Executions.of(await self._ledger.queries.events(wanted, limit=search.limit, after=after))
+        page = await self._ledger.queries.events(wanted, limit=search.limit, after=after)
+        return models.Executions.of(page, models.event_data)
 
     async def _explain(self, request: ApiRequest) -> BaseModel:
         path = {name: request.path[name] for name in ("project", "domain", "name")}
@@ -195,7 +196,8 @@ class Api:
     async def _deliveries(self, request: ApiRequest) -> BaseModel:
         search: DeliverySearch = request.query
         wanted, after = _parsed(lambda: (search.wanted(now=self._clock.now()), search.cursor))
-        return models.Deliveries.of(await self._ledger.queries.deliveries(wanted, limit=search.limit, after=after))
+        page = await self._ledger.queries.deliveries(wanted, limit=search.limit, after=after)
+        return models.Deliveries.of(page, delivery_data)
 
     async def _delivery(self, request: ApiRequest) -> BaseModel:
         key = request.path["key"]

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.explain import Explanation, delivery_data, rejected_data, rejected_details
-from dispatcher.ledger import Deed, Rejected, StoredDelivery
+from dispatcher.explain import Explanation, rejected_details
+from dispatcher.ledger import Deed, Rejected
 from dispatcher.ledger.queries import (
-    Count,
     EventSummary,
-    LedgerStatus,
     Page,
     TimeBucket,
 )
-from dispatcher.ledger.records import RejectedSummary
 from dispatcher.model.delivery import DropReason, Kind, State
 from dispatcher.operations import MAX_REASON
 from dispatcher.web.filters import DeliveryCriteria
 
 _Entry = TypeVar("_Entry", bound=BaseModel)
+_Stored = TypeVar("_Stored")
 
 
 class _Response(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    """Validated from data, or from a value of the ledger with attributes of the same names."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 class Execution(_Response):
@@ -39,10 +39,6 @@ class Execution(_Response):
 class BoundedCount(_Response):
     number: int
     more: Annotated[bool, Field(description="True if there are more than `number`.")]
-
-    @classmethod
-    def of(cls, count: Count) -> Self:
-        return cls(number=count.number, more=count.more)
 
 
 class Delivery(_Response):
@@ -65,10 +61,6 @@ class Delivery(_Response):
     created_at: datetime
     due_at: datetime
     settled_at: datetime | None
-
-    @classmethod
-    def of(cls, stored: StoredDelivery) -> Self:
-        return cls.model_validate(delivery_data(stored))
 
 
 class DeliveryAttempt(_Response):
@@ -117,10 +109,11 @@ class TerminalEvent(_Response):
     reason: str
     deliveries: Mapping[State, int]
 
-    @classmethod
-    def of(cls, summary: EventSummary) -> Self:
-        execution = {"project": summary.project, "domain": summary.domain, "name": summary.name}
-        return cls.model_validate({**asdict(summary), "execution": execution})
+
+def event_data(summary: EventSummary) -> dict[str, Any]:
+    """Return the data of a `TerminalEvent`."""
+    execution = {"project": summary.project, "domain": summary.domain, "name": summary.name}
+    return {**asdict(summary), "execution": execution}
 
 
 class EvaluatedRule(_Response):
@@ -165,10 +158,6 @@ class RejectedMessage(_Response):
     size: int
     replayed_at: datetime | None
 
-    @classmethod
-    def of(cls, summary: RejectedSummary) -> Self:
-        return cls.model_validate(rejected_data(summary))
-
 
 class Header(_Response):
     name: str
@@ -203,33 +192,23 @@ class EntryPage(_Response, Generic[_Entry]):
         ),
     ]
 
+    @classmethod
+    def of(cls, page: Page[_Stored], data: Callable[[_Stored], Any] = lambda entry: entry) -> Self:
+        """`data`: returns the data of an entry, from which its model is validated."""
+        cursor = str(page.after) if page.after is not None else None
+        return cls.model_validate({"entries": [*map(data, page.entries)], "next": cursor, "cut": page.cut})
+
 
 class Deliveries(EntryPage[Delivery]):
     """A page of deliveries, newest first."""
-
-    @classmethod
-    def of(cls, page: Page[StoredDelivery]) -> Self:
-        return cls(entries=[Delivery.of(entry) for entry in page.entries], next=_next(page), cut=page.cut)
 
 
 class Executions(EntryPage[TerminalEvent]):
     """A page of terminal events, newest first."""
 
-    @classmethod
-    def of(cls, page: Page[EventSummary]) -> Self:
-        return cls(entries=[TerminalEvent.of(entry) for entry in page.entries], next=_next(page), cut=page.cut)
-
 
 class RejectedMessages(EntryPage[RejectedMessage]):
     """A page of rejected messages, newest first."""
-
-    @classmethod
-    def of(cls, page: Page[RejectedSummary]) -> Self:
-        return cls(entries=[RejectedMessage.of(entry) for entry in page.entries], next=_next(page), cut=page.cut)
-
-
-def _next(page: Page[Any]) -> str | None:
-    return str(page.after) if page.after is not None else None
 
 
 class Status(_Response):
@@ -242,16 +221,6 @@ class Status(_Response):
     ]
     oldest_waiting: Annotated[datetime | None, Field(description="When the oldest waiting delivery was created.")]
     newest_event: Annotated[datetime | None, Field(description="When the newest event was recorded.")]
-
-    @classmethod
-    def of(cls, status: LedgerStatus) -> Self:
-        return cls(
-            waiting=BoundedCount.of(status.waiting),
-            dead=BoundedCount.of(status.dead),
-            rejected=BoundedCount.of(status.rejected),
-            oldest_waiting=status.oldest_waiting,
-            newest_event=status.newest_event,
-        )
 
 
 class LagParameters(BaseModel):
