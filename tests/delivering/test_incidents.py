@@ -174,7 +174,9 @@ def test_an_incident_is_open_exactly_if_its_newest_failure_ended_after_the_subje
 
 
 @pytest.mark.parametrize("by", [PLAN, ORIGIN])
-async def test_events_with_a_wrong_date_in_the_future_swallow_no_page_and_leave_no_incident_open(by: ThreadBy) -> None:
+async def test_events_with_a_wrong_date_in_the_future_swallow_no_page_and_leave_no_incident_open(
+    by: ThreadBy, tmp_path: Path
+) -> None:
     planner = Planner(addresses={"slack": str}, fallbacks={}, thread_by={"slack": lambda _: by})
     account = PagerDuty(())
     channel = ScriptedChannel(account.answer)
@@ -185,7 +187,7 @@ async def test_events_with_a_wrong_date_in_the_future_swallow_no_page_and_leave_
         Run(3, year, year + 1, succeeds=False, origin=0),
     )
     last = Run(4, 9000, 9001, succeeds=True, origin=0)
-    async with Ledger("sqlite+aiosqlite:///:memory:") as ledger:
+    async with Ledger(f"sqlite+aiosqlite:///{tmp_path}/ledger.db") as ledger:
         for run, at, open_after in (
             (first, 1, 1),
             (wrong, 2, 0),
