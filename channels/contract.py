@@ -217,11 +217,14 @@ class Channel(Protocol):
         Each destination has its own rate limit and circuit breaker. The name is empty if all recipients share one rate
         limit.
         """
+        return recipients[0]
 
     def thread_by(self, address: str) -> ThreadBy | None:
         """Return whether messages to this address form a thread for each launch plan or for each execution; None if
         they form no threads.
         """
+        del address
+        return None
 
     def wire_preview(self, message: Message) -> WirePreview:
         """Return the bytes that `send` would transmit for this message. Does no I/O."""

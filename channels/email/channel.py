@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from channels.contract import (
+    Channel,
     ChannelError,
     ChannelType,
     Finding,
@@ -16,7 +17,6 @@ from channels.contract import (
     Misconfigured,
     Never,
     Receipt,
-    ThreadBy,
     UnknownRecipient,
     WirePreview,
 )
@@ -33,11 +33,11 @@ FAILED_RELAY_LAST = 30.0
 """For this many seconds after a relay has failed, the other relays are tried before it."""
 
 
-class EmailChannel:
+class EmailChannel(Channel):
     """Sends mail through one relay, or through the first of several relays that accepts the mail.
 
     Content: `{"subject": str, "text": str, "html": str}`, and optionally `"about": {"project": str, "domain": str,
-    "launch_plan": str}`, from which the List-Id and thread headers are derived.
+    "launch_plan": str}`, from which the List-Id and thread headers are derived. So mail needs no `Thread`.
     """
 
     def __init__(self, config: EmailConfig) -> None:
@@ -55,10 +55,6 @@ class EmailChannel:
     def destination(self, recipients: tuple[str, ...]) -> str:
         del recipients
         return ""
-
-    def thread_by(self, address: str) -> ThreadBy | None:
-        del address
-        return None  # mail needs no `Thread`: mail programs group mails by their headers
 
     def wire_preview(self, message: Message) -> WirePreview:
         return WirePreview("message/rfc822", self._builder.render(message))

@@ -18,6 +18,7 @@ from channels.common.network import HttpUrl
 from channels.common.secret import HeaderToken, HeaderTokenFile, reject_both, reveal
 from channels.contract import (
     Answer,
+    Channel,
     ChannelType,
     Finding,
     InDoubt,
@@ -137,7 +138,7 @@ class PagerDutyConfig(BaseModel):
         return next((rule.severity for rule in self.severities if rule.matches(phase, domain, labels)), None)
 
 
-class PagerDutyChannel:
+class PagerDutyChannel(Channel):
     """Sends events to PagerDuty services.
 
     Content: an event without `routing_key` and `dedup_key`. A change event also has no `event_action`. The messages of
@@ -156,9 +157,6 @@ class PagerDutyChannel:
         if recipient not in self._config.services:
             raise UnknownRecipient("no such PagerDuty service here: add it to channels.pagerduty.services")
         return recipient
-
-    def destination(self, recipients: tuple[str, ...]) -> str:
-        return recipients[0]
 
     def thread_by(self, address: str) -> ThreadBy | None:
         del address

@@ -18,6 +18,7 @@ from channels.common.network import HttpUrl
 from channels.common.secret import HeaderToken, HeaderTokenFile, SecretUrl, reject_both, reveal
 from channels.contract import (
     Answer,
+    Channel,
     ChannelError,
     ChannelType,
     Content,
@@ -88,7 +89,7 @@ class SlackConfig(BaseModel):
         return self
 
 
-class SlackChannel:
+class SlackChannel(Channel):
     """Sends messages to Slack channels and people. Content: `text`, and `blocks` or `attachments`, as in
     chat.postMessage.
     """
@@ -120,9 +121,6 @@ class SlackChannel:
                 "neither a #channel, a channel's or user's id, nor a mail address: add it to channels.slack.recipients"
             )
         return target
-
-    def destination(self, recipients: tuple[str, ...]) -> str:
-        return recipients[0]
 
     def thread_by(self, address: str) -> ThreadBy | None:
         if self._config.thread == "none" or address in self._config.webhooks:

@@ -12,7 +12,7 @@ import orjson
 from pydantic import Field, model_validator
 
 from channels.common.ssrf import SsrfGuard
-from channels.contract import ChannelType, Content, Finding, Message, Receipt, ThreadBy, UnknownRecipient, WirePreview
+from channels.contract import Channel, ChannelType, Content, Finding, Message, Receipt, UnknownRecipient, WirePreview
 from channels.teams.answers import OUTCOMES, error_of
 from channels.teams.limits import FORM, MESSAGE
 from channels.teams.preview import STYLE, draw
@@ -41,7 +41,7 @@ class TeamsConfig(TargetOptions):
         return self
 
 
-class TeamsChannel:
+class TeamsChannel(Channel):
     """Sends Adaptive Cards to Teams channels and chats. Content: an Adaptive Card."""
 
     def __init__(self, config: TeamsConfig) -> None:
@@ -56,13 +56,6 @@ class TeamsChannel:
                 "a workflow's URL is a secret: name it in channels.teams.targets, and use that name in rules"
             )
         raise UnknownRecipient("no such Teams workflow here: add it to channels.teams.targets")
-
-    def destination(self, recipients: tuple[str, ...]) -> str:
-        return recipients[0]
-
-    def thread_by(self, address: str) -> ThreadBy | None:
-        del address
-        return None
 
     def wire_preview(self, message: Message) -> WirePreview:
         return WirePreview("application/json", _message(message.content))

@@ -26,13 +26,13 @@ from channels.common.secret import HeaderLine, HeaderLineFile, Secret, SecretFil
 from channels.common.ssrf import Forbidden, HostPattern, SsrfGuard, is_address, origin, without_port
 from channels.contract import (
     Answer,
+    Channel,
     ChannelType,
     ContentForm,
     Finding,
     Message,
     Never,
     Receipt,
-    ThreadBy,
     UnknownRecipient,
     WirePreview,
 )
@@ -147,7 +147,7 @@ class WebhookConfig(TargetOptions):
         return self
 
 
-class WebhookChannel:
+class WebhookChannel(Channel):
     """Sends messages to targets and to URLs in rules. Content: any JSON object."""
 
     def __init__(self, config: WebhookConfig) -> None:
@@ -176,10 +176,6 @@ class WebhookChannel:
             return address if address in self._config.targets else self._origin(address)
         except Forbidden:
             return address
-
-    def thread_by(self, address: str) -> ThreadBy | None:
-        del address
-        return None
 
     def wire_preview(self, message: Message) -> WirePreview:
         body, headers = self._request(message)
