@@ -268,9 +268,14 @@ async def test_the_success_of_another_execution_swallows_no_page(team: Team) -> 
         assert team.actions == [["trigger"]]
         await team.finish("another", Phase.SUCCEEDED, minute=8)
         await team.finish("relaunched", Phase.FAILED, minute=9, again="failed")
+        await team.until(lambda all_: _settled_pages(all_) == 2)
         await team.finish("again", Phase.SUCCEEDED, minute=12, started=10, again="relaunched")
-        await team.until(lambda all_: [one.delivery.channel for one in all_ if one.settled_at].count("pagerduty") == 3)
+        await team.until(lambda all_: _settled_pages(all_) == 3)
     assert team.actions == [["trigger", "trigger", "resolve"]]
+
+
+def _settled_pages(deliveries: list[StoredDelivery]) -> int:
+    return [one.delivery.channel for one in deliveries if one.settled_at].count("pagerduty")
 
 
 async def test_a_success_with_disabled_notifications_resolves_nothing(team: Team) -> None:
