@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.rule import Rule
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from channels.common import drawing
@@ -63,14 +63,12 @@ def _blocks(blocks: Iterable[drawing.Block]) -> Iterator[RenderableType]:
             case drawing.Paragraph(text, faint):
                 yield Text(line_text(text), style="dim") if faint else Padding(_line(text), _BELOW)
             case drawing.Columns(texts):
-                yield Padding(_columns(texts), _BELOW)
+                cells = [_line(text) for text in texts]
+                halves = (Column(ratio=1, overflow="fold") for _ in range(2))
+                yield _grid((cells[left : left + 2] for left in range(0, len(cells), 2)), *halves, expand=True)
             case drawing.Table(rows):
-                table = Table.grid(padding=(0, 2, 0, 0))
-                table.add_column(style="dim", no_wrap=True)
-                table.add_column(overflow="fold")
-                for cells in rows:
-                    table.add_row(*map(Text, cells))
-                yield Padding(table, _BELOW)
+                columns = Column(style="dim", no_wrap=True), Column(overflow="fold")
+                yield _grid((map(Text, cells) for cells in rows), *columns)
             case drawing.Code(text):
                 yield Padding(Text(text, style="on grey15"), _BELOW)
             case drawing.Links(links):
@@ -83,14 +81,11 @@ def _blocks(blocks: Iterable[drawing.Block]) -> Iterator[RenderableType]:
                 yield Panel(Group(*_blocks(inner)), box=_BAR, border_style=style, padding=(0, 1))
 
 
-def _columns(texts: Iterable[drawing.Line]) -> RenderableType:
-    grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
-    grid.add_column(ratio=1, overflow="fold")
-    grid.add_column(ratio=1, overflow="fold")
-    cells = [_line(text) for text in texts]
-    for left in range(0, len(cells), 2):
-        grid.add_row(*cells[left : left + 2])
-    return grid
+def _grid(rows: Iterable[Iterable[Text]], *columns: Column, expand: bool = False) -> RenderableType:
+    grid = Table.grid(*columns, expand=expand, padding=(0, 2, 0, 0))
+    for row in rows:
+        grid.add_row(*row)
+    return Padding(grid, _BELOW)
 
 
 def _line(line: drawing.Line) -> Text:

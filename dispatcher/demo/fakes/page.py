@@ -16,7 +16,7 @@ from dispatcher.demo.fakes.mail import Mail
 from dispatcher.demo.fakes.pagerduty import Incident
 from dispatcher.demo.fakes.slack import SlackMessage
 from dispatcher.demo.fakes.webhooks import Call, Card
-from dispatcher.preview.html import style_sheet, to_html
+from dispatcher.preview.html import headline, style_sheet, to_html
 
 _PAGES = Path(__file__).parent / "pages"
 _POLICY = (
@@ -59,6 +59,7 @@ class InboxPage:
 
 
 def _item(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) -> Mapping[str, Any]:
+    more: dict[str, Any] = {}
     match arrival:
         case Mail():
             return {
@@ -71,37 +72,15 @@ def _item(index: int, arrival: Mail | SlackMessage | Incident | Card | Call) -> 
                 "source": arrival.raw.decode(errors="replace"),
             }
         case SlackMessage():
-            return {
-                "id": index,
-                "kind": "slack",
-                "title": arrival.body.get("text", ""),
-                "to": arrival.name if arrival.name.startswith("@") else f"#{arrival.name}",
-                "drawn": _drawn("slack", arrival.body),
-            }
+            channel, content = "slack", arrival.body
+            to = arrival.name if arrival.name.startswith("@") else f"#{arrival.name}"
         case Incident():
-            return {
-                "id": index,
-                "kind": "pagerduty",
-                "title": arrival.events[0].get("payload", {}).get("summary", ""),
-                "to": arrival.service,
-                "status": arrival.status,
-                "merged": len(arrival.events),
-                "drawn": _drawn("pagerduty", arrival.events[0]),
-            }
+            channel, content, to = "pagerduty", arrival.events[0], arrival.service
+            more = {"status": arrival.status, "merged": len(arrival.events)}
         case Card():
-            title = arrival.body.get("fallbackText", "")
-            return {
-                "id": index,
-                "kind": "teams",
-                "title": title,
-                "to": arrival.team,
-                "drawn": _drawn("teams", arrival.body),
-            }
+            channel, content, to = "teams", arrival.body, arrival.team
         case Call():
-            title = arrival.body.get("text", "")
-            drawn = _drawn("webhook", arrival.body)
-            return {"id": index, "kind": "webhook", "title": title, "to": arrival.name, "drawn": drawn}
-
-
-def _drawn(channel: str, content: Mapping[str, Any]) -> str:
-    return to_html(channel, CHANNEL_TYPES[channel], content)
+            channel, content, to = "webhook", arrival.body, arrival.name
+    kind = CHANNEL_TYPES[channel]
+    drawn = to_html(channel, kind, content)
+    return {"id": index, "kind": channel, "title": headline(kind, content), "to": to, "drawn": drawn, **more}
