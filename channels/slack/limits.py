@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from channels.common.drawing import is_link, mappings
+from channels.common.drawing import is_link, mapping, mappings
 from channels.common.text import units
 from channels.contract import Content, ContentForm, Place, TextKind
 from channels.slack.mrkdwn import MRKDWN
@@ -57,7 +57,7 @@ def _block(block: Mapping[str, Any]) -> Iterator[str]:
         if not block.get("text") and not block.get("fields"):
             yield f"({kind}) is empty"
         yield from _text(block.get("text"), _BUDGETS[kind], kind)
-    if kind == "header" and _kind(block.get("text")) != "plain_text":
+    if kind == "header" and mapping(block.get("text")).get("type") != "plain_text":
         yield "(header) takes plain_text only"
     fields = mappings(block.get("fields"))
     if len(fields) > _FIELDS:
@@ -78,7 +78,7 @@ def _block(block: Mapping[str, Any]) -> Iterator[str]:
 
 def _button(button: Mapping[str, Any]) -> Iterator[str]:
     yield from _text(button.get("text"), _BUDGETS["button"], "button")
-    if _kind(button.get("text")) != "plain_text":
+    if mapping(button.get("text")).get("type") != "plain_text":
         yield "(button) takes plain_text only"
     url = str(button.get("url", ""))
     if len(url) > _BUDGETS["url"]:
@@ -88,16 +88,12 @@ def _button(button: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _text(text: Any, budget: int, role: str) -> Iterator[str]:
-    if not isinstance(text, Mapping) or text.get("type") not in {"mrkdwn", "plain_text"}:
+    if mapping(text).get("type") not in ("mrkdwn", "plain_text"):
         return
     if not text.get("text"):
         yield f"({role}) has an empty text"
     elif units(str(text["text"])) > budget:
         yield f"({role}) is longer than {budget}"
-
-
-def _kind(text: Any) -> str:
-    return str(text.get("type", "")) if isinstance(text, Mapping) else ""
 
 
 FORM = ContentForm(text_kind=text_kind, lint=lint)

@@ -219,7 +219,7 @@ def _write_all(
 ) -> Iterator[str]:
     """Write every message in every format, and an index page. Yields why a provider would refuse a message."""
     from dispatcher.preview.html import index
-    from dispatcher.workbench.sample import TemplateError
+    from dispatcher.rendering.compiled import TemplateError
 
     folder.mkdir(parents=True, exist_ok=True)
     entries: list[tuple[str, list[str], list[str]]] = []

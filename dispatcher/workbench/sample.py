@@ -18,7 +18,6 @@ from dispatcher.errors import SettingsError, Unreadable
 from dispatcher.model.delivery import delivery_key
 from dispatcher.model.event import Event
 from dispatcher.preview.html import headline, page, plain_text
-from dispatcher.rendering.compiled import TemplateError
 from dispatcher.runtime.wiring import make_renderer
 
 
@@ -164,6 +163,3 @@ def difference(before: Sample, after: Sample, name: str) -> str:
         left, right = (one.files[extension].decode().splitlines(keepends=True) for one in (before, after))
         lines += unified_diff(left, right, f"{name}.{extension}", f"{name}.{extension} (with the other templates)")
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
-
-
-__all__ = ["Sample", "SampleRenderer", "TemplateError", "difference", "with_changes"]
