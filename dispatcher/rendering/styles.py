@@ -10,8 +10,10 @@ also kept, because some rules can't be inlined, such as the rules for dark mode.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import css_inline
+if TYPE_CHECKING:
+    import css_inline
 
 _JINJA = re.compile(r"\{#.*?(?:#\}|\Z)|\{%.*?(?:%\}|\Z)|\{\{.*?(?:\}\}|\Z)", re.DOTALL)
 _PLACEHOLDER = re.compile(r"<!--jinja(\d+)-->|jinja(\d+)end")
@@ -61,6 +63,8 @@ def inline(source: str, css: str) -> str:
 
 
 def _inliner(css: str) -> css_inline.CSSInliner:
+    import css_inline  # noqa: PLC0415 - takes 2 MiB, which a service without mails does not need
+
     return css_inline.CSSInliner(extra_css=css, keep_style_tags=True, load_remote_stylesheets=False)
 
 
