@@ -224,5 +224,7 @@ class Service:
         if self._not_open_reason is not None:
             return self._not_open_reason
         await parts.ledger.checkpoints.ping(now=self.clock.now())
-        reasons = [await brake.unready_reason() for brake in parts.brakes.values()]
-        return next(filter(None, reasons), None)
+        for brake in parts.brakes.values():
+            if (reason := await brake.unready_reason()) is not None:
+                return reason
+        return None
