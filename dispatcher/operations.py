@@ -11,7 +11,7 @@ import structlog
 
 from dispatcher.clock import Clock
 from dispatcher.ledger import Action, Deed, DeliveryFilter, Ledger, Rejected
-from dispatcher.ledger.queries import Count
+from dispatcher.ledger.records import Count
 from dispatcher.model.delivery import State
 
 if TYPE_CHECKING:  # a command that replays nothing does not load intake

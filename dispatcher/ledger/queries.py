@@ -5,25 +5,39 @@ Each query starts from an index and reads a limited number of rows, because a le
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, Select, func, literal, select, union_all
+from sqlalchemy import ColumnElement, Row, Select, func, literal, select, union_all
 
 from dispatcher.ledger.claim import DUE
 from dispatcher.ledger.engine import Database
-from dispatcher.ledger.records import Backlog, DeliveryFilter, EventFilter, RejectedSummary, StoredDelivery
+from dispatcher.ledger.records import (
+    Activity,
+    Backlog,
+    Count,
+    Cursor,
+    DeliveryFilter,
+    EventFilter,
+    EventSummary,
+    LedgerStatus,
+    Page,
+    RejectedSummary,
+    StoredDelivery,
+    TimeBucket,
+)
 from dispatcher.ledger.rows import read, read_stored_delivery
 from dispatcher.ledger.schema import attempts, deliveries, delivery_recipients, destinations, events, rejected
 from dispatcher.ledger.search import (
-    Cursor,
+    between,
     conditions,
+    delivery_conditions,
+    event_conditions,
     lower,
-    matching_deliveries,
-    matching_events,
+    newest_deliveries,
+    newest_events,
     of_execution,
     of_launch_plan,
 )
@@ -41,90 +55,6 @@ DUE_COUNTED = 10_000
 """`Queries.backlog` counts at most this many due deliveries of each channel."""
 LAG_SAMPLE = 200
 """The lags of a time bucket are computed from at most this many of its deliveries."""
-_Entry = TypeVar("_Entry")
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[_Entry]):
-    """One page of a list, newest entry first."""
-
-    entries: Sequence[_Entry]
-    after: Cursor | None
-    """The cursor that selects the next page; None if there are no older entries."""
-    cut: bool = False
-    """True if the search stopped at `MAX_ROWS_READ` before the page was full, so that older entries may match too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventSummary:
-    """The fields of a terminal event that lists show, and the number of its deliveries in each state."""
-
-    key: str
-    project: str
-    domain: str
-    name: str
-    phase: str
-    launch_plan: str
-    occurred_at: datetime
-    recorded_at: datetime
-    verdict: str
-    reason: str
-    deliveries: Mapping[State, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Activity:
-    """One entry of the activity list: a recorded event, a finished attempt or a rejected message."""
-
-    id: str
-    """A stable id, made of `kind` and the key of the entry's row."""
-    kind: str
-    """`event`, `attempt` or `rejected`."""
-    at: datetime
-    details: Mapping[str, Any]
-    """Mapping from a column of the entry's row to the value."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
-    """The number of rows that a query found, counted only up to `MAX_COUNT`."""
-
-    number: int
-    more: bool = False
-    """True if there are more rows than `number`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerStatus:
-    """The numbers at the top of the console."""
-
-    waiting: Count
-    dead: Count
-    rejected: Count
-    """Number of rejected messages that were not replayed. Only the newest `MAX_COUNT` rejected messages are counted."""
-    oldest_waiting: datetime | None
-    """When the oldest waiting delivery was created."""
-    newest_event: datetime | None
-    """When the newest event was recorded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimeBucket:
-    """The deliveries that were created in one time interval: their number in each state, and the lags of some."""
-
-    begin: datetime
-    end: datetime
-    by_state: Mapping[State, int]
-    """The number of deliveries in each state."""
-    lags: Sequence[timedelta]
-    """The lags of the newest `LAG_SAMPLE` sent deliveries, in ascending order. A lag is the time from the event's
-    `occurred_at` until the provider accepted the message."""
-
-    def lag(self, quantile: float) -> float | None:
-        """Return a quantile of the lags in seconds, for example 0.5 for the median; None if no delivery was sent."""
-        if not self.lags:
-            return None
-        return self.lags[max(math.ceil(quantile * len(self.lags)) - 1, 0)].total_seconds()
 
 
 class Queries:
@@ -137,11 +67,12 @@ class Queries:
         self, wanted: DeliveryFilter, *, limit: int, after: Cursor | None = None
     ) -> Page[StoredDelivery]:
         """Return a page of the deliveries that match the filter. `after`: the cursor of the previous page."""
-        max_rows = limit + 1 if _one_index(wanted) else MAX_ROWS_READ
-        query, last_read = matching_deliveries(wanted, after, limit=limit + 1, max_rows=max(max_rows, limit + 1))
+        max_rows = _max_rows(limit, one_index=_one_index(wanted))
+        newest = newest_deliveries(wanted, after, max_rows)
         async with self._database.reading() as connection:
-            rows, after, cut = await _page(connection, query, last_read, limit)
-        return Page([read_stored_delivery(row) for row in rows], after, cut)
+            matches = partial(delivery_conditions, wanted)
+            rows, cursor, cut = await _page(connection, newest, matches, limit, max_rows)
+        return Page([read_stored_delivery(row) for row in rows], cursor, cut)
 
     async def count(self, wanted: DeliveryFilter) -> Count:
         """Count the deliveries that match the filter, up to `MAX_COUNT`."""
@@ -167,12 +98,13 @@ class Queries:
         one_index = given == [wanted.launch_plan, None, None, None, None] and not (
             wanted.execution and wanted.launch_plan
         )
-        max_rows = limit + 1 if one_index else MAX_ROWS_READ
-        query, last_read = matching_events(wanted, after, limit=limit + 1, max_rows=max(max_rows, limit + 1))
+        max_rows = _max_rows(limit, one_index=one_index)
+        newest = newest_events(wanted, after, max_rows)
         async with self._database.reading() as connection:
-            rows, after, cut = await _page(connection, query, last_read, limit)
+            matches = partial(event_conditions, wanted)
+            rows, cursor, cut = await _page(connection, newest, matches, limit, max_rows)
             counts = await _counts_by_state(connection, [row.key for row in rows])
-        return Page([read(EventSummary, row, deliveries=counts.get(row.key, {})) for row in rows], after, cut)
+        return Page([read(EventSummary, row, deliveries=counts.get(row.key, {})) for row in rows], cursor, cut)
 
     async def rejected(
         self, *, limit: int, after: Cursor | None = None, replayed: bool | None = None
@@ -184,26 +116,25 @@ class Queries:
         """
         at, key = rejected.c.received_at, rejected.c.id
         columns = [column for column in rejected.c if column.name not in {"headers", "body"}]
-        some = select(*columns, at.label("at"), key.label("key"))
-        if after is not None:
-            some = some.where(at <= after.at, (at < after.at) | (key < after.key))
-        max_rows = limit + 1 if replayed is None else MAX_ROWS_READ
-        window = some.order_by(at.desc(), key.desc()).limit(max_rows).subquery("some")
-        matching = select(window).order_by(window.c.at.desc(), window.c.key.desc()).limit(limit + 1)
-        if replayed is not None:
-            replayed_at = window.c.replayed_at
-            matching = matching.where(replayed_at.is_not(None) if replayed else replayed_at.is_(None))
-        last_read = select(window.c.at, window.c.key).order_by(window.c.at.desc(), window.c.key.desc())
+        some = select(*columns, at.label("at"), key.label("key")).where(*between(at, key, None, None, after))
+        max_rows = _max_rows(limit, one_index=replayed is None)
+
+        def matches(row: Any) -> list[ColumnElement[bool]]:
+            if replayed is None:
+                return []
+            return [row.replayed_at.is_not(None) if replayed else row.replayed_at.is_(None)]
+
         async with self._database.reading() as connection:
-            rows, after, cut = await _page(connection, matching, last_read.offset(max_rows - 1).limit(1), limit)
-        return Page([read(RejectedSummary, row) for row in rows], after, cut)
+            newest = some.order_by(at.desc(), key.desc()).limit(max_rows)
+            rows, cursor, cut = await _page(connection, newest, matches, limit, max_rows)
+        return Page([read(RejectedSummary, row) for row in rows], cursor, cut)
 
     async def latest(self, *, limit: int, since: datetime | None = None) -> list[Activity]:
         """Return the newest events, attempts and rejected messages, at most `limit` of each kind, from old to new."""
-        newest_events = select(events).order_by(events.c.recorded_at.desc()).limit(limit)
+        recorded = select(events).order_by(events.c.recorded_at.desc()).limit(limit)
         newest_rejected = select(rejected).order_by(rejected.c.received_at.desc()).limit(limit)
         if since is not None:
-            newest_events = newest_events.where(events.c.recorded_at >= since)
+            recorded = recorded.where(events.c.recorded_at >= since)
             newest_rejected = newest_rejected.where(rejected.c.received_at >= since)
         some = select(attempts).order_by(attempts.c.id.desc()).limit(limit).subquery("some")
         newest_attempts = select(some, deliveries.c.channel, deliveries.c.recipients, deliveries.c.event)
@@ -212,7 +143,7 @@ class Queries:
             newest_attempts = newest_attempts.where(some.c.ended_at >= since)
         async with self._database.reading() as connection:
             activity = [
-                *(_activity("event", "key", "recorded_at", row) for row in await connection.execute(newest_events)),
+                *(_activity("event", "key", "recorded_at", row) for row in await connection.execute(recorded)),
                 *(_activity("attempt", "id", "ended_at", row) for row in await connection.execute(newest_attempts)),
                 *(_activity("rejected", "id", "received_at", row) for row in await connection.execute(newest_rejected)),
             ]
@@ -334,19 +265,32 @@ def _one_index(wanted: DeliveryFilter) -> bool:
     return wanted.channel is None and sum(given) <= 1
 
 
-async def _page(
-    connection: AsyncConnection, query: Select[Any], last_read: Select[Any], limit: int
-) -> tuple[Sequence[Row[Any]], Cursor | None, bool]:
-    """Run `query`; return the rows, the cursor of the next page, and True if the search stopped at its row limit.
+def _max_rows(limit: int, *, one_index: bool) -> int:
+    """Return how many rows to read for a page. `one_index`: an index covers all conditions of the filter."""
+    return limit + 1 if one_index else max(MAX_ROWS_READ, limit + 1)
 
-    `last_read`: a query for the last row that the search read. It returns no row if the search did not stop at its
-    limit.
+
+async def _page(
+    connection: AsyncConnection,
+    newest: Select[Any],
+    conditions: Callable[[Any], Iterable[ColumnElement[bool]]],
+    limit: int,
+    max_rows: int,
+) -> tuple[Sequence[Row[Any]], Cursor | None, bool]:
+    """Read up to `limit` rows of `newest` that meet the conditions.
+
+    `newest`: selects up to `max_rows` rows, newest first by its columns `at` and `key`. Returns the rows, the cursor of
+    the next page, and True if the search stopped at `max_rows`.
     """
-    rows = (await connection.execute(query)).all()
+    some = newest.subquery("some")
+    order = (some.c.at.desc(), some.c.key.desc())
+    matching = select(some).where(*conditions(some.c)).order_by(*order).limit(limit + 1)
+    rows = (await connection.execute(matching)).all()
     if len(rows) > limit:
         last = rows[limit - 1]
         return rows[:limit], Cursor(last.at, last.key), False
-    stopped = (await connection.execute(last_read)).first()
+    last_read = select(some.c.at, some.c.key).order_by(*order)
+    stopped = (await connection.execute(last_read.offset(max_rows - 1).limit(1))).first()
     return rows, Cursor(stopped.at, stopped.key) if stopped is not None else None, stopped is not None
 
 

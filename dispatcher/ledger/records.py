@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from channels.contract import Thread
 from dispatcher.model.delivery import Delivery, NewVersion, Outcome, State, Success
@@ -15,6 +16,7 @@ from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import Feedback
 from dispatcher.tracing import NO_SPAN, Span
 
+_Entry = TypeVar("_Entry")
 BODY_KEPT = 64 * 1024
 """Maximum number of bytes that the ledger stores of a rejected message."""
 
@@ -240,3 +242,105 @@ class EventFilter:
     """Selects events that were recorded at this time or later."""
     until: datetime | None = None
     """Selects events that were recorded before this time."""
+
+
+class Cursor(NamedTuple):
+    """The position of a page's last row. Pages are sorted newest first, so the next page has older rows."""
+
+    at: datetime
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.at.isoformat()}~{self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse a cursor's text. Raises ValueError if it is not a cursor."""
+        at, tilde, key = text.partition("~")
+        time = datetime.fromisoformat(at)
+        if not tilde or not key or "\0" in key or time.tzinfo is None:
+            raise ValueError("no cursor")
+        return cls(time, key)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[_Entry]):
+    """One page of a list, newest entry first."""
+
+    entries: Sequence[_Entry]
+    after: Cursor | None
+    """The cursor that selects the next page; None if there are no older entries."""
+    cut: bool = False
+    """True if the search stopped at `queries.MAX_ROWS_READ` before the page was full, so that older entries may match too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSummary:
+    """The fields of a terminal event that lists show, and the number of its deliveries in each state."""
+
+    key: str
+    project: str
+    domain: str
+    name: str
+    phase: str
+    launch_plan: str
+    occurred_at: datetime
+    recorded_at: datetime
+    verdict: str
+    reason: str
+    deliveries: Mapping[State, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """One entry of the activity list: a recorded event, a finished attempt or a rejected message."""
+
+    id: str
+    """A stable id, made of `kind` and the key of the entry's row."""
+    kind: str
+    """`event`, `attempt` or `rejected`."""
+    at: datetime
+    details: Mapping[str, Any]
+    """Mapping from a column of the entry's row to the value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """The number of rows that a query found, counted only up to `queries.MAX_COUNT`."""
+
+    number: int
+    more: bool = False
+    """True if there are more rows than `number`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerStatus:
+    """The numbers at the top of the console."""
+
+    waiting: Count
+    dead: Count
+    rejected: Count
+    """Number of rejected messages that were not replayed. Only the newest `queries.MAX_COUNT` rejected messages are counted."""
+    oldest_waiting: datetime | None
+    """When the oldest waiting delivery was created."""
+    newest_event: datetime | None
+    """When the newest event was recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeBucket:
+    """The deliveries that were created in one time interval: their number in each state, and the lags of some."""
+
+    begin: datetime
+    end: datetime
+    by_state: Mapping[State, int]
+    """The number of deliveries in each state."""
+    lags: Sequence[timedelta]
+    """The lags of the newest `queries.LAG_SAMPLE` sent deliveries, in ascending order. A lag is the time from the event's
+    `occurred_at` until the provider accepted the message."""
+
+    def lag(self, quantile: float) -> float | None:
+        """Return a quantile of the lags in seconds, for example 0.5 for the median; None if no delivery was sent."""
+        if not self.lags:
+            return None
+        return self.lags[max(math.ceil(quantile * len(self.lags)) - 1, 0)].total_seconds()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import orjson
 from sqlalchemy import ColumnElement, Select, and_, literal, or_, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from dispatcher.ledger.records import DeliveryFilter, EventFilter
+from dispatcher.ledger.records import Cursor, DeliveryFilter, EventFilter
 from dispatcher.ledger.schema import deliveries, delivery_recipients, events
 from dispatcher.model.delivery import State
 from dispatcher.model.event import shortened
@@ -24,62 +24,31 @@ from dispatcher.model.phase import TERMINAL
 KEY_LENGTH = 32
 
 
-class Cursor(NamedTuple):
-    """The position of a page's last row. Pages are sorted newest first, so the next page has older rows."""
-
-    at: datetime
-    key: str
-
-    def __str__(self) -> str:
-        return f"{self.at.isoformat()}~{self.key}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse a cursor's text. Raises ValueError if it is not a cursor."""
-        at, tilde, key = text.partition("~")
-        time = datetime.fromisoformat(at)
-        if not tilde or not key or "\0" in key or time.tzinfo is None:
-            raise ValueError("no cursor")
-        return cls(time, key)
-
-
 def conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
     """Return the SQL conditions for all parts of the filter, on the table `deliveries`."""
-    within = _range(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
-    return [*_row_conditions(wanted, deliveries.c), *_key_conditions(wanted), *within]
+    within = between(deliveries.c.created_at, deliveries.c.key, wanted.since, wanted.until, None)
+    return [*delivery_conditions(wanted, deliveries.c), *_key_conditions(wanted), *within]
 
 
-def matching_deliveries(
-    wanted: DeliveryFilter, after: Cursor | None, *, limit: int, max_rows: int
-) -> tuple[Select[Any], Select[Any]]:
-    """Return two queries: for the matching deliveries, newest first, and for the last row that the search read.
-
-    The search reads at most `max_rows` rows. If it reads fewer, the second query returns no row. In both queries, the
-    column `at` is the time by which the rows are sorted.
-    """
-    some = _newest_rows(wanted, after, max_rows).subquery("some")
-    matching = select(some).where(*_row_conditions(wanted, some.c))
-    return matching.order_by(some.c.at.desc(), some.c.key.desc()).limit(limit), _last_row(some, max_rows)
-
-
-def matching_events(
-    wanted: EventFilter, after: Cursor | None, *, limit: int, max_rows: int
-) -> tuple[Select[Any], Select[Any]]:
-    """The same as `matching_deliveries`, for terminal events."""
+def newest_events(wanted: EventFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
+    """Select the newest terminal events, by the index that leaves the fewest rows. The index is sorted by `at`."""
     columns = [column for column in events.c if column.name not in {"facts", "considered"}]
     at = events.c.recorded_at
-    query = select(*columns, at.label("at")).where(*_range(at, events.c.key, wanted.since, wanted.until, after))
+    query = select(*columns, at.label("at")).where(*between(at, events.c.key, wanted.since, wanted.until, after))
     if wanted.execution is not None:
         query = query.where(*of_execution(wanted.execution))
     elif wanted.launch_plan is not None:
         query = query.where(of_launch_plan(events.c.launch_plan, wanted.launch_plan))
-    some = query.order_by(at.desc(), events.c.key.desc()).limit(max_rows).subquery("some")
+    return query.order_by(at.desc(), events.c.key.desc()).limit(max_rows)
+
+
+def event_conditions(wanted: EventFilter, row: Any) -> list[ColumnElement[bool]]:
+    """Return the conditions that the search checks on each event that it has read."""
     names = ("phase", "verdict", "project", "domain")
-    rest = [some.c[name] == value for name in names if (value := getattr(wanted, name)) is not None]
+    limits = [row[name] == value for name in names if (value := getattr(wanted, name)) is not None]
     if wanted.launch_plan is not None:
-        rest.append(of_launch_plan(some.c.launch_plan, wanted.launch_plan))
-    matching = select(some).where(*rest).order_by(some.c.at.desc(), some.c.key.desc()).limit(limit)
-    return matching, _last_row(some, max_rows)
+        limits.append(of_launch_plan(row.launch_plan, wanted.launch_plan))
+    return limits
 
 
 def lower(text: str) -> str:
@@ -87,12 +56,7 @@ def lower(text: str) -> str:
     return "".join(chr(ord(char) + 32) if "A" <= char <= "Z" else char for char in text)[:320].replace("\0", "")
 
 
-def _last_row(some: Any, max_rows: int) -> Select[Any]:
-    """Select the row at position `max_rows`; no row if the subquery has fewer rows."""
-    return select(some.c.at, some.c.key).order_by(some.c.at.desc(), some.c.key.desc()).offset(max_rows - 1).limit(1)
-
-
-def _newest_rows(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
+def newest_deliveries(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
     """Select the newest deliveries, by the index that leaves the fewest rows. The index is sorted by `at`."""
     if wanted.execution is not None or wanted.keys:
         at, key = deliveries.c.created_at, deliveries.c.key
@@ -109,14 +73,14 @@ def _newest_rows(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) ->
         query = query.where(of_launch_plan(events.c.launch_plan, wanted.launch_plan))
     else:
         return _by_state(wanted, after, max_rows)
-    query = query.where(*_range(at, key, wanted.since, wanted.until, after))
+    query = query.where(*between(at, key, wanted.since, wanted.until, after))
     return query.order_by(at.desc(), key.desc()).limit(max_rows)
 
 
 def _by_state(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Select[Any]:
     """Read the newest deliveries of each wanted state from the index on state, and select the newest of all these."""
     at, key = deliveries.c.created_at, deliveries.c.key
-    within = _range(at, key, wanted.since, wanted.until, after)
+    within = between(at, key, wanted.since, wanted.until, after)
     parts = [
         select(
             select(deliveries, at.label("at"))
@@ -131,7 +95,7 @@ def _by_state(wanted: DeliveryFilter, after: Cursor | None, max_rows: int) -> Se
     return select(every).order_by(every.c.at.desc(), every.c.key.desc()).limit(max_rows)
 
 
-def _range(at: Any, key: Any, since: datetime | None, until: datetime | None, after: Cursor | None) -> list[Any]:
+def between(at: Any, key: Any, since: datetime | None, until: datetime | None, after: Cursor | None) -> list[Any]:
     limits = []
     if since is not None:
         limits.append(at >= since)
@@ -215,7 +179,7 @@ the character after "/". So `project/domain0` sorts after all keys of this proje
 to the next place."""
 
 
-def _row_conditions(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool]]:
+def delivery_conditions(wanted: DeliveryFilter, row: Any) -> list[ColumnElement[bool]]:
     """Return the conditions that the search checks on each row that it has read."""
     limits: list[ColumnElement[bool]] = []
     if wanted.states:

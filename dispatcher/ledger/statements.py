@@ -10,7 +10,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Boolean, Column, ColumnElement, Connection, Dialect, Table, bindparam, select
+from sqlalchemy import Column, ColumnElement, Connection, Dialect, Table, bindparam, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -26,8 +26,7 @@ class among(FunctionElement[bool]):  # noqa: N801 - named in lower case, because
     The SQL text is the same for lists of any length, so SQLAlchemy and the database prepare the statement only once.
     """
 
-    type = Boolean()
-    inherit_cache = True
+    inherit_cache = True  # it has no type: a Boolean would become `… = 1` on SQLite, which uses no index
 
     def __init__(self, column: ColumnElement[Any], name: str) -> None:
         super().__init__(column, bindparam(name, type_=KeyList()))

@@ -19,8 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from dispatcher.clock import is_set_within
 from dispatcher.errors import LedgerUnavailable
-from dispatcher.ledger.queries import Activity, Queries
-from dispatcher.ledger.search import Cursor
+from dispatcher.ledger.queries import Queries
+from dispatcher.ledger.records import Activity, Cursor
 
 POLL_INTERVAL = 1.0
 """Seconds between two queries of the ledger."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dispatcher.ledger import DeliveryFilter, EventFilter
-from dispatcher.ledger.search import Cursor
+from dispatcher.ledger.records import Cursor
 from dispatcher.model.delivery import State
 from dispatcher.parsing.duration import parse_time
 

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import event, func, select
 
 from dispatcher.ledger import DeliveryFilter, EventFilter, Ledger, Settlement
+from dispatcher.ledger.records import Cursor
 from dispatcher.ledger.schema import delivery_recipients
-from dispatcher.ledger.search import Cursor
 from dispatcher.model.delivery import Dead, State
 from dispatcher.model.event import ExecutionId
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from dispatcher.clock import Clock
 from dispatcher.explain import delivery_data, delivery_with_history, explanations
 from dispatcher.ledger import DeliveryFilter, Ledger
-from dispatcher.ledger.queries import Activity
+from dispatcher.ledger.records import Activity
 from dispatcher.model.event import ExecutionId
 from dispatcher.operations import Operations, Operator
 from dispatcher.web.activity_stream import ActivityStream

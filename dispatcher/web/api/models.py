@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dispatcher.explain import Explanation, rejected_details
 from dispatcher.ledger import Deed, Rejected
-from dispatcher.ledger.queries import (
+from dispatcher.ledger.records import (
     EventSummary,
     Page,
     TimeBucket,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from dispatcher.ledger.queries import TimeBucket
+from dispatcher.ledger.records import TimeBucket
 from dispatcher.model.delivery import State
 
 WIDTH, HEIGHT = 400, 180

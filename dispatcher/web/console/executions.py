@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher.ledger.queries import Page
+from dispatcher.ledger.records import Page
 from dispatcher.web.console.base import Console, read_query, url
 from dispatcher.web.filters import ExecutionSearch
 

@@ -7,7 +7,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher.ledger.queries import Activity
+from dispatcher.ledger.records import Activity
 from dispatcher.web.activity_stream import event_id
 from dispatcher.web.api.endpoints import RANGES
 from dispatcher.web.auth.access import still_allowed

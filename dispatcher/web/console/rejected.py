@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dispatcher.explain import rejected_details
 from dispatcher.ledger import Rejected
-from dispatcher.ledger.queries import Page
+from dispatcher.ledger.records import Page
 from dispatcher.web.console.base import Console, PageError, operator, read_query, url
 from dispatcher.web.filters import RejectedSearch
 
