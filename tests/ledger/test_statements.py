@@ -133,3 +133,10 @@ def test_among_selects_exactly_the_rows_with_the_given_keys(keys: set[str]) -> N
         )
         assert sorted(found) == sorted(keys & set(stored))
         assert sorted(others) == sorted(set(stored) - keys)
+
+
+def test_among_finds_rows_by_the_columns_index() -> None:
+    for connection in connections():
+        by_id = select(TABLE.c.plain).where(among(TABLE.c.id, "keys")).compile(dialect=connection.dialect)
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {by_id}", ("[1]",)).all()
+        assert "SEARCH things USING INTEGER PRIMARY KEY" in str(plan)
