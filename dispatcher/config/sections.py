@@ -26,7 +26,7 @@ _URL_WITH_PASSWORD = re.compile(r"[^:/]+://[^:/@]*:")
 
 
 class Section(BaseModel):
-    """The base class of sections that have no package of their own."""
+    """The base class of the sections in this module."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
