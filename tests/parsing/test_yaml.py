@@ -35,7 +35,10 @@ def deep_by_aliases(levels: int) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: " + "[" * 50_000 + "]" * 50_000, "nested deeper than 64"),
+        (
+            "a: " + "[" * 50_000 + "]" * 50_000,
+            "nest",
+        ),  # newer versions of libyaml have a limit of their own, and say so
         ("{a: " * 50_000 + "}" * 50_000, "nested deeper than 64"),
         ("- " * 50_000 + "x", "nested deeper than 64"),
         ("".join(f"{' ' * n}a:\n" for n in range(70)), "nested deeper than 64"),
