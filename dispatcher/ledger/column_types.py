@@ -50,7 +50,7 @@ class UtcTime(TypeDecorator[datetime]):
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        return _time_from_text(value) if dialect.name == "sqlite" else value.astimezone(UTC)
+        return _time_from_text(value) if dialect.name == "sqlite" else _with_zone(value)
 
 
 def _in_utc(value: datetime) -> datetime:
@@ -66,8 +66,12 @@ def _time_to_text(value: datetime) -> str:
 
 @lru_cache(_CACHED)
 def _time_from_text(value: str) -> datetime:
-    time = datetime.fromisoformat(value)
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    return _with_zone(datetime.fromisoformat(value))
+
+
+def _with_zone(value: datetime) -> datetime:
+    """Return a stored time in UTC. asyncpg stores the first moment of all as infinity, and returns it without a zone."""
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class OneOf(TypeDecorator[StrEnum]):

@@ -53,7 +53,8 @@ async def test_every_command_in_the_pages_succeeds(block: Block, here: World) ->
             case ["dispatcher", *_] as typed:
                 status, output = await here.run(typed)
                 assert status == 0, f"{line}\n{output}"
-            case ["make", target]:
+            case ["make", target, *variables]:
+                assert all(re.match(r"[A-Z_]+=", variable) for variable in variables), line
                 assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
             case ["pip", "install", package]:
                 assert _installable(package), line

@@ -145,8 +145,8 @@ async def test_a_new_installation_on_an_old_topic_sends_no_old_news(
         "security": "none",
         "from": "flyte@example.com",
     }  # nobody is notified: there are no rules
-    old, *recent = (f"{an_execution(name)}/FAILED" for name in ("last-week", "just-before", "after"))
-    await publish_event("last-week", NOW - 7 * 24 * HOUR)
+    old, *recent = (f"{an_execution(name)}/FAILED" for name in ("days-ago", "just-before", "after"))
+    await publish_event("days-ago", NOW - 72 * HOUR)  # Kafka deletes what is older than a week
     await publish_event("just-before", datetime.now(UTC) - timedelta(minutes=4))
     async with (
         running(tmp_path, {"kafka": kafka, "channels": {"email": mail}}) as url,
