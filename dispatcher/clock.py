@@ -28,6 +28,11 @@ class SystemClock:
         await asyncio.sleep(max(duration.total_seconds(), 0))
 
 
+def loop_time() -> float:
+    """Return the time of the running event loop, in seconds: it measures durations, and is never set back."""
+    return asyncio.get_running_loop().time()
+
+
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
     """Wait until the event is set, for at most `seconds`. Returns True if the event is set then."""
     with suppress(TimeoutError):

@@ -21,8 +21,6 @@ log = structlog.get_logger(__name__)
 
 PURGE_BATCH = 500
 """Number of events that one transaction of a purge deletes."""
-
-
 MAX_REASON = 1000
 """Maximum number of characters of an operator's reason."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
 
+from dispatcher.clock import loop_time
 from dispatcher.errors import LedgerFailed, LedgerRefuses, LedgerUnavailable, SlowedDown
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ class Brake:
 
         `many`: true if half of a batch was given up for this kind of error.
         """
-        now = _now()
+        now = loop_time()
         if self.slow and now < self._next_at:
             raise SlowedDown(f"many were given up because of {self._kind}: now one in {INTERVAL:.0f} seconds is")
         self._in_a_row = self._in_a_row + 1 if error.kind == self._kind else 1
@@ -82,7 +82,3 @@ class Brake:
         except LedgerUnavailable as error:
             return str(error)
         return None
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -132,8 +132,8 @@ def _due_statement() -> Select[Any]:
 
 
 DUE = _due_statement()
-"""Selects due deliveries with their contents, if they are rendered, earliest due time first. From each thread, it selects only the earliest
-waiting delivery, so that the messages of a thread are sent in order."""
+"""Selects due deliveries with their contents, if they are rendered, earliest due time first. From each thread, it
+selects only the earliest waiting delivery, so that the messages of a thread are sent in order."""
 DUE_KEYS = DUE.with_only_columns(deliveries.c.key, maintain_column_froms=True)
 """Selects the keys of the same deliveries, and reads nothing else of them."""
 _DUE_AMONG = DUE.where(among(deliveries.c.key, "keys"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, func, literal, select, union_all
 
@@ -41,11 +41,9 @@ from dispatcher.ledger.search import (
     of_execution,
     of_launch_plan,
 )
+from dispatcher.ledger.sqlalchemy_internals import AsyncConnection
 from dispatcher.model.delivery import State
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN
-
-if TYPE_CHECKING:  # at run time this import would load SQLAlchemy's ORM, which takes 8 MiB
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
 MAX_ROWS_READ = 10_000
 """Maximum number of rows that a query reads for one page, if no single index covers all conditions of the filter."""

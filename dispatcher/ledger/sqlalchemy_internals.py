@@ -1,8 +1,8 @@
 """SQLAlchemy's asyncio engine without SQLAlchemy's ORM, which would take 6 MiB of each replica's memory.
 
 The package `sqlalchemy.ext.asyncio` imports the ORM for its sessions, which the ledger does not use. So its module
-`engine` is imported without the package's `__init__`. Whoever imports the package later gets it whole, with the same
-classes. If a version of SQLAlchemy does not allow this, the whole package is imported, which costs only the memory.
+`engine` is imported without the package's `__init__`. A later import of the package runs its `__init__`, and gets the
+same classes. If a version of SQLAlchemy does not allow this, the whole package is imported, which costs only the memory.
 """
 
 from __future__ import annotations

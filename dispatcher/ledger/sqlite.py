@@ -20,14 +20,14 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from dispatcher.clock import is_set_within
 
 _BUSY_POLL_SECONDS = 0.5
-"""Number of seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short. `Writer` repeats
-it."""
+"""Number of seconds that SQLite itself waits for a locked file. This wait can't be cancelled, so it is short. `Writer`
+repeats it."""
 _CACHE = "cache_size=-4096"
 """The pragma that sets the writer's page cache to 4096 KiB. In a large ledger, a batch of 100 events changes a thousand
 pages of 4 KiB. With SQLite's default cache of 2 MiB, the batch would read half of these pages twice."""
 _WAL_PAGES = 8000
-"""SQLite copies its write-ahead log into the database file each time the log has grown to 8000 pages of 4 KiB (32 MB). This
-limit is high, because each batch changes pages in all parts of a large ledger.
+"""SQLite copies its write-ahead log into the database file each time the log has grown to 8000 pages of 4 KiB (32 MB).
+This limit is high, because each batch changes pages in all parts of a large ledger.
 
 The commit that reaches the limit also does the copy. A copy in a background thread would delay fewer commits, but
 SQLite before 3.51.3 can then lose commits: sqlite.org/wal.html#walresetbug.

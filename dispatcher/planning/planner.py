@@ -32,7 +32,7 @@ from dispatcher.rules import Rule
 Address = Callable[[str], str]
 """The method `Channel.address`: returns the address of a rule's recipient. Raises UnknownRecipient."""
 MAX_AHEAD = timedelta(minutes=1)
-"""How far the clocks of Flyte may be ahead of this one. The order of a thread's messages depends on their clocks alone."""
+"""How far Flyte's clocks may be ahead of this one. The order of a thread's messages depends on Flyte's clocks alone."""
 
 
 class TemplateSetOf(Protocol):

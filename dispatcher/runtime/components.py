@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from dispatcher.clock import is_set_within
+from dispatcher.clock import is_set_within, loop_time
 from dispatcher.observability.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ class Components:
         self.metrics.add_component(name)
         pause = FIRST_PAUSE
         while True:
-            started_at = _now()
+            started_at = loop_time()
             try:
                 await work()
             except Exception as error:  # noqa: BLE001 - no exception of a component may end the process
@@ -56,7 +56,7 @@ class Components:
                 self._failed(name, error)  # a library has raised it, but nobody has cancelled this task
             else:
                 return
-            pause = FIRST_PAUSE if _now() - started_at >= PERIOD else pause
+            pause = FIRST_PAUSE if loop_time() - started_at >= PERIOD else pause
             log.warning("the component starts again", component=name, after_seconds=pause)
             if await is_set_within(self.stopping, pause):
                 return
@@ -64,7 +64,7 @@ class Components:
 
     async def unready_reason(self) -> str | None:
         """Return a sentence for /readyz about the components that fail again and again; None if there are none."""
-        since = _now() - PERIOD
+        since = loop_time() - PERIOD
         often = [name for name, times in self._failures.items() if len(times) == FAILURES and times[0] >= since]
         reasons = [
             f"{name} failed {FAILURES} times within {PERIOD / 60:.0f} minutes: {self._reasons[name]}" for name in often
@@ -72,7 +72,7 @@ class Components:
         return f"{'; '.join(reasons)}; see the log" if reasons else None
 
     def _failed(self, name: str, error: BaseException) -> None:
-        self._failures.setdefault(name, deque(maxlen=FAILURES)).append(_now())
+        self._failures.setdefault(name, deque(maxlen=FAILURES)).append(loop_time())
         self._reasons[name] = _root(error)
         self.metrics.component_failed(name)
         log.error("a component failed", component=name, reason=self._reasons[name], exc_info=error)
@@ -83,7 +83,3 @@ def _root(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

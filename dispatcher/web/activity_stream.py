@@ -17,7 +17,7 @@ from datetime import timedelta
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from dispatcher.clock import is_set_within
+from dispatcher.clock import is_set_within, loop_time
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.ledger.queries import Queries
 from dispatcher.ledger.records import Activity, Cursor
@@ -114,7 +114,7 @@ class ActivityStream:
     async def _poll(self) -> None:
         """Read the newest entries from the ledger, unless this was just done for another client."""
         async with self._polling:
-            now = asyncio.get_running_loop().time()
+            now = loop_time()
             if now - self._polled_at < POLL_INTERVAL / 2:
                 return
             for entry in await self._queries.latest(limit=QUERY_LIMIT):

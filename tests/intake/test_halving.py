@@ -206,7 +206,7 @@ async def test_after_twenty_rejections_in_a_row_one_a_minute_is_rejected_until_o
         now += duration.total_seconds()
         return len(source.pauses) < 16
 
-    monkeypatch.setattr(brake, "_now", lambda: now)
+    monkeypatch.setattr(brake, "loop_time", lambda: now)
     intake, results = an_intake(ledger)
     numbers = iter(range(100))
     poison = [batch(*(f"poison{next(numbers)}" for _ in range(10))) for _ in range(3)]

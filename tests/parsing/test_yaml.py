@@ -32,17 +32,20 @@ def deep_by_aliases(levels: int) -> str:
     return "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, levels))
 
 
+NESTED_TOO_DEEP = "nested deeper than 64"
+LIMIT_OF_LIBYAML = "exceeded maximum nesting depth"
+"""The words of PyYAML 6.0.4 and newer about some thousand levels, which our parser then does not see."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "a: " + "[" * 50_000 + "]" * 50_000,
-            "nest",
-        ),  # newer versions of libyaml have a limit of their own, and say so
-        ("{a: " * 50_000 + "}" * 50_000, "nested deeper than 64"),
-        ("- " * 50_000 + "x", "nested deeper than 64"),
-        ("".join(f"{' ' * n}a:\n" for n in range(70)), "nested deeper than 64"),
-        (deep_by_aliases(MAX_DEPTH), "nested deeper than 64"),
+        ("a: " + "[" * 500 + "]" * 500, NESTED_TOO_DEEP),
+        ("a: " + "[" * 50_000 + "]" * 50_000, NESTED_TOO_DEEP),
+        ("{a: " * 50_000 + "}" * 50_000, NESTED_TOO_DEEP),
+        ("- " * 50_000 + "x", NESTED_TOO_DEEP),
+        ("".join(f"{' ' * n}a:\n" for n in range(70)), NESTED_TOO_DEEP),
+        (deep_by_aliases(MAX_DEPTH), NESTED_TOO_DEEP),
         (bomb("[x, x, x, x, x, x, x, x, x]"), "more than 1,000,000 values"),
         (bomb("{k: v}", 12), "more than 1,000,000 values"),
         (bomb(f"[{'x' * 900_000}]"), "more than 1,000,000 values"),
@@ -72,7 +75,7 @@ def test_yaml_that_could_harm_or_be_misread_is_refused_in_bounded_time(text: str
     with pytest.raises(Malformed) as caught:
         parse(text)
     assert str(caught.value).startswith("broken YAML: ")
-    assert message in str(caught.value)
+    assert message in str(caught.value).replace(LIMIT_OF_LIBYAML, NESTED_TOO_DEEP)
     assert time.thread_time() - start < 5
 
 
@@ -80,7 +83,7 @@ def test_yaml_that_could_harm_or_be_misread_is_refused_in_bounded_time(text: str
     ("text", "line", "message"),
     [
         ("[" * 50_000 + "]" * 50_000, 1, ""),
-        ('{"a":\n' * 100 + "1" + "}" * 100, 65, "nested deeper than 64"),
+        ('{"a":\n' * 100 + "1" + "}" * 100, 65, NESTED_TOO_DEEP),
         ('{"a": 1,\n "\\u0061": 2}', 2, "the key 'a' is there twice, first with the value on line 1"),
         ('[{"a": {\n"b": 1,\n"b": 2}}]', 3, "0.a: the key 'b' is there twice"),
         ('{"a":\n oops}', 2, ""),
@@ -91,7 +94,7 @@ def test_the_same_limits_hold_for_json(text: str, line: int, message: str) -> No
     with pytest.raises(Malformed) as caught:
         parse(text, json=True)
     assert str(caught.value).startswith("broken JSON: ")
-    assert message in str(caught.value)
+    assert message in str(caught.value).replace(LIMIT_OF_LIBYAML, NESTED_TOO_DEEP)
     assert caught.value.line == line
 
 

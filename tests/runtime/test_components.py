@@ -70,7 +70,7 @@ async def test_after_five_minutes_of_work_the_pause_is_short_again(
     pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(components, "_now", lambda: now)
+    monkeypatch.setattr(components, "loop_time", lambda: now)
     seconds = [0, 299, 301, 0]
 
     async def work() -> None:
@@ -88,7 +88,7 @@ async def test_from_the_third_failure_within_five_minutes_on_it_is_not_ready(
     pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(components, "_now", lambda: now)
+    monkeypatch.setattr(components, "loop_time", lambda: now)
     some = Components(asyncio.Event(), Metrics())
     await run(some, failing(*[ZeroDivisionError("0")] * (FAILURES - 1)))
     assert await some.unready_reason() is None

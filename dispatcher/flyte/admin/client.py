@@ -26,7 +26,7 @@ from flyteidl.core import identifier_pb2
 from flyteidl.service import admin_pb2_grpc, auth_pb2, auth_pb2_grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from dispatcher.clock import Clock
+from dispatcher.clock import Clock, loop_time
 from dispatcher.errors import FlyteAdminUnavailable, SettingsError
 from dispatcher.flyte.admin.config import FlyteAdminConfig
 from dispatcher.flyte.admin.errors import PermanentError, ServerError, TransientError, classify_error
@@ -102,7 +102,7 @@ class FlyteAdmin:
     def shorten_deadlines(self) -> None:
         """Reduce the timeout of running and later requests to SHUTDOWN_DEADLINE seconds. Called at shutdown."""
         self._timeout = min(self._timeout, SHUTDOWN_DEADLINE)
-        latest = asyncio.get_running_loop().time() + self._timeout
+        latest = loop_time() + self._timeout
         for deadline in self._deadlines:
             deadline.reschedule(min(deadline.when() or latest, latest))
 

@@ -13,7 +13,7 @@ from random import Random
 
 import structlog
 
-from dispatcher.clock import is_set_within
+from dispatcher.clock import is_set_within, loop_time
 from dispatcher.errors import LedgerUnavailable
 from dispatcher.intake.kafka.batch import KafkaBatch
 from dispatcher.intake.kafka.config import CLOSE_SECONDS, KafkaConfig
@@ -102,7 +102,7 @@ class KafkaSource:
     def _leave(self) -> None:
         """End `batches`. A running read gets `CLOSE_SECONDS`, so that a stop is quick even if the broker is down."""
         if self._read_limit is not None and not self._stopping.is_set():
-            self._read_limit.reschedule(_now() + CLOSE_SECONDS)
+            self._read_limit.reschedule(loop_time() + CLOSE_SECONDS)
         self._stopping.set()
 
     async def unready_reason(self) -> str | None:
@@ -139,7 +139,7 @@ class KafkaSource:
                 self._unready_reason = describe(error)
                 await self._close()
                 if not self._stopping.is_set():
-                    failures = 1 if _now() - self._connected_at >= HEALTHY_SECONDS else failures + 1
+                    failures = 1 if loop_time() - self._connected_at >= HEALTHY_SECONDS else failures + 1
                     await self._pause(_RETRY.delay(failures, self._rng))
             else:
                 if batch is not None:
@@ -166,7 +166,7 @@ class KafkaSource:
             self._read_limit = None
 
     async def _connect(self) -> ConsumerSession:
-        self._connected_at = _now()
+        self._connected_at = loop_time()
         self._session = self._new_session()
         await self._session.open()
         log.info("connected to Kafka", topics=self._config.topics, group=self._config.group_id)
@@ -201,7 +201,3 @@ class KafkaSource:
         seconds = pause.total_seconds()
         log.warning("Kafka failed: reconnecting", reason=self._unready_reason, after_seconds=round(seconds, 1))
         await is_set_within(self._stopping, seconds)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

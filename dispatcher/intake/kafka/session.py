@@ -14,6 +14,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from dispatcher.clock import loop_time
 from dispatcher.intake.kafka.batch import Assignment, KafkaBatch
 from dispatcher.intake.kafka.config import CALL_SECONDS, KafkaConfig
 from dispatcher.intake.kafka.failures import CONNECTION_ERRORS, UNDECODABLE, describe, undecodable_reason
@@ -85,7 +86,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         )
         self._poll_seconds = 2 * session_ms / 1000 + CALL_SECONDS
         self._committing: asyncio.Timeout | None = None
-        self._committed_at = _now()
+        self._committed_at = loop_time()
         self.rest = Rest(rest, self._pause, self._resume)
         self.assignment = Assignment()
         self.watch = BrokerWatch(self._ask_brokers, every=session_ms / 1000 / ASKS_PER_SESSION)
@@ -109,20 +110,20 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         """
         self.assignment = Assignment()
         if self._committing is not None:
-            self._committing.reschedule(_now())
+            self._committing.reschedule(loop_time())
         log.info("partitions revoked", partitions=_names(revoked))
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        self.assignment = Assignment(joined=True, last_read_at=dict.fromkeys(assigned, _now()))
+        self.assignment = Assignment(joined=True, last_read_at=dict.fromkeys(assigned, loop_time()))
         log.info("partitions assigned", partitions=_names(assigned))
-        self.membership.assigned(assigned, _now())
+        self.membership.assigned(assigned, loop_time())
 
     def unready_reason(self) -> str | None:
         """Return why a member of the group gets no messages; None if no reason is known."""
         missing = [topic for topic in self._config.topics if not self.consumer.partitions_for_topic(topic)]
         if missing:
             return f"no such topic, so far: {', '.join(missing)}"
-        return self.membership.problem(_now()) or self.watch.problem
+        return self.membership.problem(loop_time()) or self.watch.problem
 
     async def _ask_brokers(self) -> None:
         """Ask the partitions' leaders and the group's coordinator. Raises KafkaError, TimeoutError or OSError.
@@ -148,7 +149,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
     async def read(self) -> KafkaBatch:
         """Wait until the rest is over, and return the next batch. It is empty if no message arrives within `POLL_MS`."""
         await self.rest.wait()
-        if _now() - self._committed_at >= COMMIT_EVERY:
+        if loop_time() - self._committed_at >= COMMIT_EVERY:
             await self.flush()
         batch = KafkaBatch(self.assignment)
         await self._fetch(batch, wait_ms=POLL_MS)
@@ -170,7 +171,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
     async def flush(self, seconds: float = CALL_SECONDS) -> None:
         """Commit the offsets. Errors are only logged, because the messages are then just read again."""
         offsets, self.assignment.offsets_to_commit = self.assignment.offsets_to_commit, {}
-        self._committed_at = _now()
+        self._committed_at = loop_time()
         if not offsets:
             return
         try:
@@ -193,10 +194,10 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
 
         Stops after `GATHER_SECONDS`.
         """
-        until, before = _now() + GATHER_SECONDS, 0
+        until, before = loop_time() + GATHER_SECONDS, 0
         while len(batch) - before >= BACKLOG_SIZE and len(batch.messages) < GATHER_MESSAGES and self._capacity(batch):
             before = len(batch)
-            if (left := until - _now()) > 0:
+            if (left := until - loop_time()) > 0:
                 await self._fetch(batch, wait_ms=math.ceil(1000 * left))
 
     async def _fetch(self, batch: KafkaBatch, *, wait_ms: int) -> None:
@@ -230,7 +231,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
                 continue  # because the next `_fetch` gets the same error and handles it
             except UNDECODABLE:
                 await self._skip_undecodable(batch, partition, most=self._capacity(batch))
-        batch.assignment.last_read_at.update(dict.fromkeys(batch.next_offsets, _now()))
+        batch.assignment.last_read_at.update(dict.fromkeys(batch.next_offsets, loop_time()))
 
     def _capacity(self, batch: KafkaBatch) -> int:
         return max(self._config.max_poll_records - len(batch), 0)
@@ -338,7 +339,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
         This check is needed because an aiokafka consumer can stop getting messages without an error (aiokafka #1037).
         """
         limit = self._config.stall_timeout.total_seconds()
-        now = _now()
+        now = loop_time()
         quiet = [part for part, read_at in self.assignment.last_read_at.items() if now - read_at >= limit]
         if not quiet:
             return
@@ -351,7 +352,3 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the b
 
 def _names(partitions: Collection[TopicPartition]) -> list[str]:
     return sorted(f"{part.topic}/{part.partition}" for part in partitions)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
