@@ -293,8 +293,8 @@ class ContentForm:
     `text` and `html`, and `about` if the launch plan is known. All channels whose content is a mail share the templates
     in the folder `email/`.
 
-    The process that renders operators' templates imports the modules of the two functions. So these modules should
-    import little.
+    The process that renders operators' templates imports the modules of the two functions. So the functions must stand
+    at the top level of their modules, and these modules should import little.
     """
 
     mail: MailLimits | None = None

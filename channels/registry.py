@@ -5,11 +5,12 @@ No other module imports a concrete channel.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 
-from channels.contract import ChannelType
+from channels.contract import ChannelType, ContentForm
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 ENTRY_POINT_GROUP = "flyte_notification_dispatcher.channels"
@@ -46,9 +47,20 @@ def _load() -> tuple[dict[str, ChannelType], list[str]]:
             problems.append(f"{origin}: a channel's name is made of a-z, 0-9 and _")
         elif not isinstance(channel_type, ChannelType):
             problems.append(f"{origin}: {point.value} is no channels.contract.ChannelType")
+        elif not _is_picklable(channel_type.form):
+            problems.append(f"{origin}: the functions of its form must stand at the top level of a module")
         else:
             channel_types[point.name] = channel_type
     return channel_types, problems
+
+
+def _is_picklable(form: ContentForm) -> bool:
+    """True if the form can be sent to the process that renders operators' templates."""
+    try:
+        pickle.dumps(form)
+    except Exception:  # noqa: BLE001 - another package's code may raise any exception
+        return False
+    return True
 
 
 CHANNEL_TYPES: Mapping[str, ChannelType]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dispatcher.ledger import Attempt, DeliveryFilter, Ledger, Rejected, StoredDelivery, StoredEvent
+from dispatcher.ledger import Action, Attempt, DeliveryFilter, Ledger, Rejected, StoredDelivery, StoredEvent
 from dispatcher.ledger.records import RejectedSummary
 from dispatcher.model.delivery import Delivery
 from dispatcher.model.event import ExecutionId
@@ -50,7 +50,12 @@ async def explanations(
     stored = (
         await ledger.history.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
     )
-    shown = [(entry, await delivery_with_history(ledger, entry)) for entry in stored]
+    keys = [entry.delivery.key for entry in stored]
+    actions = await ledger.history.actions_of(keys)
+    shown = [
+        (entry, _with_history(entry, await ledger.history.attempts(key), actions.get(key, ())))
+        for entry, key in zip(stored, keys, strict=True)
+    ]
     return [
         *(_explanation(entry, [one for one in shown if one[0].delivery.event == entry.event.key]) for entry in known),
         *(_rejected(entry, execution) for entry in sorted(refused, key=lambda entry: entry.received_at)),
@@ -139,7 +144,10 @@ def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
 async def delivery_with_history(ledger: Ledger, stored: StoredDelivery) -> dict[str, Any]:
     """Return `delivery_data` with the delivery's attempts and operators' actions."""
     key = stored.delivery.key
-    attempts, actions = await ledger.history.attempts(key), await ledger.history.actions(key)
+    return _with_history(stored, await ledger.history.attempts(key), await ledger.history.actions(key))
+
+
+def _with_history(stored: StoredDelivery, attempts: Iterable[Attempt], actions: Iterable[Action]) -> dict[str, Any]:
     return {
         **delivery_data(stored),
         "attempts": [attempt_data(attempt) for attempt in attempts],

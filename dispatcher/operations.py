@@ -37,7 +37,7 @@ class Operator:
 class Operations:
     """Redrives, replays and purges. Raises Unavailable while the ledger or FlyteAdmin can't be reached.
 
-    An action that changes the ledger is recorded in the transaction that changes it.
+    An action that changes the ledger is recorded in the transaction that redrives, purges, or marks a message as replayed.
     """
 
     ledger: Ledger

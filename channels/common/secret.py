@@ -26,7 +26,8 @@ MAX_SECRET_BYTES = 64 * 1024
 _EMPTY = "it is empty"
 _HEADER_LINE = re.compile(r"[\t\x20-\x7e]*")
 _HEADER_TOKEN = re.compile(r"[!-~]+")
-_JSON_ESCAPE = re.compile(r"\\u([0-9A-Fa-f]{4})|\\([/\"\\])")
+_JSON_ESCAPE = re.compile(r"\\u([0-9A-Fa-f]{4})|\\([/\"\\bfnrt])")
+_CONTROL_CHARACTERS = dict(zip("bfnrt", "\b\f\n\r\t", strict=True))
 
 
 def _existing_file(path: Path) -> Path:
@@ -195,12 +196,18 @@ def _masked(text: str, forms: Iterable[str]) -> str:
 def _unescaped(text: str) -> str:
     """Return the text without the escapes of URLs, JSON and HTML, even if it was escaped several times."""
     for _ in range(MAX_ESCAPED):
-        plain = unescape(unquote(_JSON_ESCAPE.sub(_json_character, text)))
+        plain = unescape(unquote(_without_json_escapes(text)))
         if plain == text:
             break
         text = plain
     return text
 
 
+def _without_json_escapes(text: str) -> str:
+    plain = _JSON_ESCAPE.sub(_json_character, text)
+    # JSON writes a character above U+FFFF as two halves (RFC 8259, 7); the codec joins them.
+    return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _json_character(escape: re.Match[str]) -> str:
-    return chr(int(escape[1], 16)) if escape[1] else escape[2]
+    return chr(int(escape[1], 16)) if escape[1] else _CONTROL_CHARACTERS.get(escape[2], escape[2])

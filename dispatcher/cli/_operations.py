@@ -28,14 +28,10 @@ Reason = Annotated[
 
 
 def operations(ledger: Ledger, intake: Intake | None = None) -> Operations:
-    """Return the operations on an open ledger. They log warnings only, because the command prints the result."""
-    import logging
-
+    """Return the operations on an open ledger."""
     from dispatcher.clock import SystemClock
-    from dispatcher.observability import logs
     from dispatcher.operations import Operations
 
-    logs.configure("console", level=logging.WARNING)
     return Operations(ledger, intake, SystemClock())
 
 

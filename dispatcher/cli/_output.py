@@ -22,6 +22,15 @@ _NO_WRAP = {"KEY", "ID", "STATE", "CHANNEL", "ATTEMPTS", "ATTEMPT", "DURATION", 
 STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "in_doubt": "yellow"}
 
 
+def log_warnings_only() -> None:
+    """Configure the log for a command that prints its result itself."""
+    import logging
+
+    from dispatcher.observability import logs
+
+    logs.configure("console", level=logging.WARNING)
+
+
 def prepare_streams() -> None:
     """Let standard output and standard error escape what their encoding doesn't have, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):

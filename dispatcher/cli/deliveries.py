@@ -11,7 +11,15 @@ import typer
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import As, Reason, operations, operator, write_actions
 from dispatcher.cli._options import AsJson, Config, Limit, Since, no_such_channel, parse_since
-from dispatcher.cli._output import state_text, time_text, write_details, write_json, write_line, write_table
+from dispatcher.cli._output import (
+    log_warnings_only,
+    state_text,
+    time_text,
+    write_details,
+    write_json,
+    write_line,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from dispatcher.ledger import DeliveryFilter, Ledger, StoredDelivery
@@ -159,6 +167,7 @@ def redrive(
     """
     if not keys and not everything:
         raise typer.BadParameter("give the keys of deliveries, or --all")
+    log_warnings_only()
     wanted = replace(_filter(["dead"], channel, execution, since), keys=tuple(keys or ()))
 
     async def find(ledger: Ledger) -> list[StoredDelivery]:
@@ -192,9 +201,9 @@ def purge(
     """
     from dispatcher.clock import SystemClock
 
+    log_warnings_only()
     now = SystemClock().now()
     before = parse_since(older_than, now=now) or now
-
     number = with_ledger(config, lambda ledger: operations(ledger).purge(before, operator(name, reason)))
     write_line("1 entry deleted" if number == 1 else f"{number} entries deleted")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config
 from dispatcher.cli._output import (
+    log_warnings_only,
     state_text,
     styled,
     time_text,
@@ -67,12 +67,11 @@ def explain(
     Exit status 1 if the ledger has nothing about the execution.
     """
     from dispatcher.config.settings import load
-    from dispatcher.observability import logs
 
     if (subject is None) == (event is None):
         raise typer.BadParameter("name an execution as project/domain/name, or an event's file")
     settings = load(config)
-    logs.configure("console", level=logging.WARNING)
+    log_warnings_only()
     file = event if event is not None else Path(subject or "")
     if event is not None or _is_file(file):
         explanations = [_dry_run(settings, file)]

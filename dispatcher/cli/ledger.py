@@ -9,7 +9,7 @@ import typer
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import write_actions
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
-from dispatcher.cli._output import write_json, write_line
+from dispatcher.cli._output import log_warnings_only, write_json, write_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,14 +28,12 @@ def migrate(config: Config = None) -> None:
     migrates the tables when it starts. If the ledger cannot be reached, the command tries again for up to 30 seconds.
     """
     import asyncio
-    import logging
 
     from dispatcher.config.settings import load
     from dispatcher.ledger import HEAD
-    from dispatcher.observability import logs
     from dispatcher.runtime import migration
 
-    logs.configure("console", level=logging.WARNING)
+    log_warnings_only()
     before = asyncio.run(_with_ledger(load(config).ledger, migration.migrate))
     if before.version is None:
         write_line(f"ledger     created, at version {HEAD}")

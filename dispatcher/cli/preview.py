@@ -232,10 +232,11 @@ def _write_all(
                 entries.append((name, [], [str(error)]))
                 yield f"{name}: {error}"
                 continue
-            for suffix, content in sample.files.items():
+            files, problems = sample.files, sample.problems
+            for suffix, content in files.items():
                 (folder / f"{name}.{suffix}").write_bytes(content)
-            entries.append((name, [f"{name}.{suffix}" for suffix in sample.files], sample.problems))
-            yield from (f"{name}: {channel} would refuse this: {problem}" for problem in sample.problems)
+            entries.append((name, [f"{name}.{suffix}" for suffix in files], problems))
+            yield from (f"{name}: {channel} would refuse this: {problem}" for problem in problems)
     (folder / "index.html").write_text(index(entries), encoding="utf-8")
     write_line(f"written to {folder}: start with index.html", err=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._options import AsJson, Config, parse_since
-from dispatcher.cli._output import time_text, write_json, write_line
+from dispatcher.cli._output import log_warnings_only, time_text, write_json, write_line
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -41,12 +40,11 @@ def reconcile(
     from dispatcher.clock import SystemClock
     from dispatcher.config.settings import load
     from dispatcher.errors import SettingsError
-    from dispatcher.observability import logs
 
     settings = load(config)
     if settings.rules.flyte_admin is None:
         raise SettingsError("reconcile needs rules.flyte_admin: it is FlyteAdmin that knows of every execution")
-    logs.configure("console", level=logging.WARNING)
+    log_warnings_only()
     now = SystemClock().now()
     wanted = parse_since(since, now=now) or now - settings.reconcile.look_back
 

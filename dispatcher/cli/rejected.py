@@ -10,7 +10,15 @@ import typer
 from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import As, Reason, operations, operator
 from dispatcher.cli._options import AsJson, Config, Limit, Since, parse_since
-from dispatcher.cli._output import time_text, write_details, write_json, write_line, write_table, write_text
+from dispatcher.cli._output import (
+    log_warnings_only,
+    time_text,
+    write_details,
+    write_json,
+    write_line,
+    write_table,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from dispatcher.config.settings import Settings
@@ -95,6 +103,7 @@ def replay(
 
     if not ids and not everything:
         raise typer.BadParameter("give the ids of rejected messages, or --all")
+    log_warnings_only()
     settings = load(config)
 
     async def replay_each(ledger: Ledger) -> int:

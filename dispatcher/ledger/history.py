@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import LargeBinary, func, select, type_coerce
@@ -48,10 +48,19 @@ class History:
 
     async def actions(self, delivery: str) -> list[Action]:
         """Return the actions of operators that concerned the delivery, in order."""
-        query = select(actions).join(action_deliveries, action_deliveries.c.action == actions.c.id)
-        query = query.where(action_deliveries.c.delivery == delivery).order_by(actions.c.id)
+        return (await self.actions_of([delivery])).get(delivery, [])
+
+    async def actions_of(self, keys: Sequence[str]) -> dict[str, list[Action]]:
+        """Return the actions of operators that concerned these deliveries, in order, by the delivery's key."""
+        concerned = action_deliveries.c.delivery
+        query = select(actions, concerned).join(action_deliveries, action_deliveries.c.action == actions.c.id)
+        found: dict[str, list[Action]] = {}
         async with self._database.reading() as connection:
-            return [read(Action, row) for row in await connection.execute(query)]
+            for chunk in in_chunks(keys):
+                rows = await connection.execute(query.where(concerned.in_(chunk)).order_by(actions.c.id))
+                for row in rows:
+                    found.setdefault(row.delivery, []).append(read(Action, row))
+        return found
 
     async def latest_actions(self, *, limit: int, since: datetime | None = None) -> list[Action]:
         """Return the newest actions of operators, newest first."""

@@ -65,7 +65,7 @@ def headline(kind: ChannelType | None, content: Content) -> str:
     """Return the text that a reader sees first, such as a mail's subject; empty if the content has none."""
     value: object = content
     for key in kind.headline if kind is not None else ("text",):
-        value = value.get(key) if isinstance(value, dict) else None
+        value = drawing.mapping(value).get(key)
     return str(value or "")
 
 

@@ -41,9 +41,8 @@ def to_panel(channel: str, kind: ChannelType | None, content: Content) -> Render
     `channel`: the channel's name. `kind`: its type; None if no such channel is registered.
     """
     content = visible_data(content)
-    inner = _blocks(blocks_of(kind, content))
-    if kind is not None and kind.form.mail is not None:
-        inner = _mail(content)
+    is_mail = kind is not None and kind.form.mail is not None
+    inner = _mail(content) if is_mail else _blocks(blocks_of(kind, content))
     title = Text(visible((kind and kind.title) or channel))
     return Panel(Group(*inner), box=ROUNDED, title=title, title_align="left", width=WIDTH)
 

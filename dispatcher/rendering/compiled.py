@@ -171,7 +171,7 @@ class CompiledTemplates:
         if markup not in self._environments:
             environment = self._environment(finalize=partial(_escape, markup))
             if markup.cut is not None:
-                environment.filters["cut"] = partial(_escape_and_cut, markup.escape, markup.cut)
+                environment.filters["cut"] = partial(_escape_and_cut, markup, markup.cut)
             self._environments[markup] = environment
         return self._environments[markup]
 
@@ -181,11 +181,9 @@ def _escape(markup: Markup, value: object) -> str:
     return value if isinstance(value, _Escaped) else markup.escape(value)
 
 
-def _escape_and_cut(
-    escape: Callable[[object], str], cut_markup: Callable[[str, int], str], value: object, limit: int
-) -> str:
+def _escape_and_cut(markup: Markup, cut_markup: Callable[[str, int], str], value: object, limit: int) -> str:
     """Escape a value and then cut it, in this order, because the provider's limit applies to the escaped text."""
-    return _Escaped(cut_markup(escape(value), limit))
+    return _Escaped(cut_markup(_escape(markup, value), limit))
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

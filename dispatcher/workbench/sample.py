@@ -159,7 +159,8 @@ def difference(before: Sample, after: Sample, name: str) -> str:
     Mail is compared by its text and HTML, other channels by their JSON. `name` becomes the diff's file name.
     """
     lines: list[str] = []
+    old, new = before.files, after.files
     for extension in ("txt", "html") if before.is_mail else ("json",):
-        left, right = (one.files[extension].decode().splitlines(keepends=True) for one in (before, after))
+        left, right = (files[extension].decode().splitlines(keepends=True) for files in (old, new))
         lines += unified_diff(left, right, f"{name}.{extension}", f"{name}.{extension} (with the other templates)")
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)

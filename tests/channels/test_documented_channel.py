@@ -218,6 +218,7 @@ async def test_an_operators_template_takes_precedence_over_the_packages(installe
         ),
         ("ntfy", "dispatcher_ntfy:NOTHING", "can't be loaded: AttributeError"),
         ("ntfy", "dispatcher_ntfy:NtfyConfig", "is no channels.contract.ChannelType"),
+        ("ntfy", "with_lambda:CHANNEL_TYPE", "the functions of its form must stand at the top level of a module"),
         ("slack", "dispatcher_ntfy:CHANNEL_TYPE", "there is another channel of that name"),
         ("Not-a-name", "dispatcher_ntfy:CHANNEL_TYPE", "is made of a-z, 0-9 and _"),
     ],
@@ -227,6 +228,12 @@ async def test_check_names_a_package_that_cannot_be_loaded_and_the_reason(
 ) -> None:
     entry = installed / "dispatcher_ntfy-1.0.dist-info" / "entry_points.txt"
     entry.write_text(f"[{ENTRY_POINT_GROUP}]\n{name} = {target}\n")
+    (installed / "with_lambda.py").write_text(
+        "from channels.contract import ContentForm\n"
+        "from dispatcher_ntfy import NtfyChannel, NtfyConfig\n"
+        "from channels.contract import ChannelType\n"
+        "CHANNEL_TYPE = ChannelType(config=NtfyConfig, open=NtfyChannel, form=ContentForm(lint=lambda _: ()))\n"
+    )
     status, _, err = await command("check", "--config", settings_file(installed), env=environment(installed))
     assert status == 1
     assert reason in err

@@ -36,6 +36,11 @@ def test_a_custom_template_replaces_the_built_in_one(tmp_path: Path) -> None:
     assert renderer.render("email", FAILED)["html"] == Renderer(CHANNEL_TYPES).render("email", FAILED)["html"]
 
 
+def test_text_that_is_cut_twice_is_escaped_once(tmp_path: Path) -> None:
+    renderer = renderer_with(tmp_path, "slack/message.yaml", "text: \"{{ 'a & b' | cut(50) | cut(40) }}\"")
+    assert renderer.render("slack", FAILED)["text"] == "a &amp; b"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "line", "expected"),
     [

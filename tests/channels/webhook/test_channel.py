@@ -315,6 +315,8 @@ async def test_an_answer_that_drips_ends_with_the_timeout() -> None:
         ("/hooks?sig=CANARY%2Bsig", {}, b'{"sig": "CANARY\\u002Bsig"}'),
         ("/hooks?sig=CANARY%2Bsig", {}, b"<p>CANARY&#x2B;sig, CANARY&#43;sig</p>"),
         ("/hooks?sig=CANARY%2Fsig", {}, b"CANARY%2F%73ig"),
+        ("/hooks?sig=CANARY%F0%9F%98%80x", {}, b'{"sig": "CANARY\\ud83d\\ude00x"}'),
+        ("/hooks?sig=CANARY%09x", {}, b'{"sig": "CANARY\\tx"}'),
         ("/hooks", {"headers": {"Authorization": "Bearer CANARY-1"}}, b"token CANARY-1 has expired"),
         (
             "/hooks",
