@@ -255,6 +255,9 @@ class Markup:
     cut: Callable[[str, int], str] | None = None
     """Cuts escaped text to a number of UTF-16 units, without a torn piece of markup at its end. If it is None, the
     filter `cut` cuts a value before the value is escaped."""
+    unescape: Callable[[str], str] | None = None
+    """Returns a text as its reader sees it, without the escapes. If it is None, previews show a headline in this markup
+    language with its escapes."""
 
 
 class TextKind(NamedTuple):

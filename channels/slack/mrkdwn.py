@@ -29,8 +29,13 @@ def cut_mrkdwn(text: str, limit: int) -> str:
     return short + ELLIPSIS + closing
 
 
+def unescape_mrkdwn(text: str) -> str:
+    """Replace Slack's entities for `&`, `<` and `>` with these characters."""
+    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
 def _without_torn_markup(text: str, limit: int) -> str:
     return _TORN.sub("", first_graphemes(text, limit - len(ELLIPSIS))).rstrip().rstrip("`")
 
 
-MRKDWN = Markup(escape_mrkdwn, cut_mrkdwn)
+MRKDWN = Markup(escape_mrkdwn, cut_mrkdwn, unescape_mrkdwn)

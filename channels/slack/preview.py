@@ -9,6 +9,7 @@ from typing import Any
 from channels.common import drawing
 from channels.common.drawing import Block, Span, Style, mapping, mappings
 from channels.contract import Content
+from channels.slack.mrkdwn import unescape_mrkdwn
 
 _PIECE = re.compile(r"```(?P<pre>.*?)```|<(?P<url>https?://[^|<>\s]+)(?:\|(?P<label>[^<>]*))?>", re.DOTALL)
 _MARKS: tuple[tuple[str, Style, re.Pattern[str]], ...] = (
@@ -53,7 +54,10 @@ def _blocks(blocks: list[Mapping[str, Any]]) -> Iterator[Block]:
                 yield drawing.Paragraph(spans[1:], faint=True)
             case "actions":
                 yield drawing.Links(
-                    [(_plain(mapping(one.get("text")).get("text", "")), str(one.get("url", ""))) for one in elements]
+                    [
+                        (unescape_mrkdwn(str(mapping(one.get("text")).get("text", ""))), str(one.get("url", "")))
+                        for one in elements
+                    ]
                 )
             case "divider":
                 yield drawing.Divider()
@@ -75,9 +79,9 @@ def mrkdwn(text: str) -> tuple[Span, ...]:
     for piece in _PIECE.finditer(text):
         spans += _marked(text[end : piece.start()])
         if piece["pre"] is not None:
-            spans.append(Span(_plain(piece["pre"]), ("pre",)))
+            spans.append(Span(unescape_mrkdwn(piece["pre"]), ("pre",)))
         else:
-            spans.append(Span(_plain(piece["label"] or piece["url"]), (), _plain(piece["url"])))
+            spans.append(Span(unescape_mrkdwn(piece["label"] or piece["url"]), (), unescape_mrkdwn(piece["url"])))
         end = piece.end()
     return (*spans, *_marked(text[end:]))
 
@@ -87,7 +91,7 @@ def _marked(text: str, styles: tuple[Style, ...] = (), marks: int = 0) -> list[S
     while marks < len(_MARKS) and _MARKS[marks][0] not in text:
         marks += 1
     if marks == len(_MARKS):
-        return [Span(_plain(text), styles)] if text else []
+        return [Span(unescape_mrkdwn(text), styles)] if text else []
     _, style, pattern = _MARKS[marks]
     spans: list[Span] = []
     end = 0
@@ -96,8 +100,3 @@ def _marked(text: str, styles: tuple[Style, ...] = (), marks: int = 0) -> list[S
         spans += _marked(found[1], (*styles, style), marks + 1)
         end = found.end()
     return spans + _marked(text[end:], styles, marks + 1)
-
-
-def _plain(text: object) -> str:
-    """Replace Slack's entities for `&`, `<` and `>` with these characters."""
-    return str(text).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

@@ -37,4 +37,4 @@ def unescape(text: str) -> str:
     return _ESCAPED.sub(lambda found: found[1] or unescape_html(found[0]).replace("\xa0", " "), text)
 
 
-MARKDOWN = Markup(escape_markdown)
+MARKDOWN = Markup(escape_markdown, unescape=unescape)

@@ -63,10 +63,13 @@ def plain_text(kind: ChannelType | None, content: Content) -> str:
 
 def headline(kind: ChannelType | None, content: Content) -> str:
     """Return the text that a reader sees first, such as a mail's subject; empty if the content has none."""
-    value: object = content
-    for key in kind.headline if kind is not None else ("text",):
-        value = drawing.mapping(value).get(key)
-    return str(value or "")
+    place = kind.headline if kind is not None else ("text",)
+    parent, value = content, content.get(place[0])
+    for key in place[1:]:
+        parent = drawing.mapping(value)
+        value = parent.get(key)
+    markup = kind.form.text_kind(place, parent).markup if kind is not None else None
+    return markup.unescape(str(value or "")) if markup is not None and markup.unescape else str(value or "")
 
 
 def blocks_of(kind: ChannelType | None, content: Content) -> Iterable[Block]:

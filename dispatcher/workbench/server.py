@@ -10,6 +10,7 @@ import asyncio
 import re
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class Workbench:
         self._event = event
         self._renderer = SampleRenderer(settings)
         self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        """Set at the next change of a template file, and at the end. Each change replaces it."""
 
     @property
     def folders(self) -> Sequence[Path]:
@@ -65,6 +68,7 @@ class Workbench:
 
     def stop(self) -> None:
         self._stopping.set()
+        self._changed.set()  # ends the streams of open pages
 
     async def run(self, port: int, on_ready: Any) -> None:
         """Serve the page until `stop` is called. When the server listens, `on_ready` is called with the page's URL."""
@@ -80,7 +84,8 @@ class Workbench:
             # Against DNS rebinding: refuses requests of a website whose own domain name resolves to 127.0.0.1.
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
         )
-        async with serving(application, HOST, port) as url:
+        async with serving(application, HOST, port) as url, asyncio.TaskGroup() as group:
+            group.create_task(self._watch())
             on_ready(url)
             await self._stopping.wait()
 
@@ -126,16 +131,25 @@ class Workbench:
 
     async def _changes(self, _: Request) -> Response:
         """Send a server-sent event each time a template file changes."""
-        return StreamingResponse(self._watch(), media_type="text/event-stream", headers=_HEADERS)
+        return StreamingResponse(self._change_events(), media_type="text/event-stream", headers=_HEADERS)
 
-    async def _watch(self) -> AsyncIterator[bytes]:
+    async def _change_events(self) -> AsyncIterator[bytes]:
+        changed = self._changed
         yield b": watching\n\n"
-        async for _ in awatch(*self.folders, stop_event=self._stopping, rust_timeout=500):
-            try:
-                self._renderer = SampleRenderer(self._settings)
-            except DispatcherError:  # keep the old templates: a folder is missing, perhaps only while an editor saves
-                continue
+        while True:
+            await changed.wait()
+            if self._stopping.is_set():
+                return
+            changed = self._changed  # taken before the page is told, so that it misses no later change
             yield b"data: changed\n\n"
+
+    async def _watch(self) -> None:
+        """Load the templates again each time a template file changes, until `stop` is called."""
+        async for _ in awatch(*self.folders, stop_event=self._stopping, rust_timeout=500):
+            with suppress(DispatcherError):  # keep the old templates: a folder is missing while an editor saves
+                self._renderer = SampleRenderer(self._settings)
+                self._changed.set()
+                self._changed = asyncio.Event()
 
 
 def _channel_button(channel: str) -> Markup:

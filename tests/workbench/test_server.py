@@ -10,19 +10,31 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 import yaml
 from playwright.async_api import Browser, Page, expect
 
+from channels.registry import BUILT_IN
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.pictures import check_picture
 from tests.support.service import COMMAND
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # all tests use one server and one browser
 
-@pytest.fixture
-async def url(tmp_path: Path) -> AsyncIterator[str]:
-    (tmp_path / "own" / "email").mkdir(parents=True)
-    config = tmp_path / "dispatcher.yaml"
-    config.write_text(yaml.safe_dump({"http": {}, "templates": {"path": ["own"]}}))
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the author's templates. Each test leaves it empty."""
+    folder = tmp_path_factory.mktemp("workbench") / "own"
+    (folder / "email").mkdir(parents=True)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def url(own: Path) -> AsyncIterator[str]:
+    config = own.parent / "dispatcher.yaml"
+    webhook = {"targets": {"ops": {"url": "https://hooks.example.com/ops"}}}
+    config.write_text(yaml.safe_dump({"channels": {"webhook": webhook}, "templates": {"path": ["own"]}}))
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "preview", "--serve", "--port", "0", "--config", str(config), stdout=asyncio.subprocess.PIPE
     )
@@ -40,13 +52,13 @@ async def url(tmp_path: Path) -> AsyncIterator[str]:
     assert status == 0
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     async with opened() as chromium:
         yield chromium
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, url: str) -> AsyncIterator[Page]:
     page = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
     errors: list[str] = []
@@ -55,6 +67,7 @@ async def page(browser: Browser, url: str) -> AsyncIterator[Page]:
     await page.goto(url)
     await expect(page.locator("#state")).to_have_text("Within the provider's limits")
     yield page
+    await page.close()
     assert errors == []
 
 
@@ -76,7 +89,7 @@ async def test_every_channel_phase_screen_and_view_can_be_chosen(page: Page) -> 
     await page.get_by_label("Desktop").check()
     await page.get_by_label("Slack").check()
     await expect(message(page).locator(".slack h3")).to_contain_text("train.daily failed")
-    await expect(page.locator("#headline")).to_contain_text("train.daily failed in flytesnacks/production: ValueError")
+    await expect(page.locator("#headline")).to_contain_text("ValueError: bad learning rate: <lr> & 'momentum'")
     await check_picture(page.locator("#rendered"), "slack")
     await page.get_by_label("PagerDuty").check()
     await expect(message(page).locator(".pagerduty .tag")).to_have_text("error")
@@ -92,10 +105,36 @@ async def test_every_channel_phase_screen_and_view_can_be_chosen(page: Page) -> 
 
 
 @needs_a_browser
-async def test_the_page_reloads_when_a_template_changes_and_shows_its_problems(page: Page, tmp_path: Path) -> None:
+async def test_reloaded_and_closed_pages_leave_the_server_running(page: Page, browser: Browser, own: Path) -> None:
+    for _ in range(10):
+        await page.reload()
+    other = await browser.new_page()
+    await other.goto(page.url)
+    await expect(other.locator("#state")).to_have_text("Within the provider's limits")
+    await other.close()
+    subject = own / "email" / "subject.txt.j2"
+    subject.write_text("{{ what }} of mine")
+    await expect(page.locator("#headline")).to_have_text("train.daily of mine")
+    subject.unlink()
+    await expect(page.locator("#headline")).to_contain_text("train.daily failed")
+
+
+@needs_a_browser
+async def test_the_labels_of_five_channels_stand_beside_their_buttons(page: Page) -> None:
+    labels = page.locator("label:has(input[name=channel])")
+    assert await labels.count() == len(BUILT_IN) == 5
+    for label in await labels.all():
+        line, button = await label.bounding_box(), await label.locator("input").bounding_box()
+        assert line
+        assert button
+        assert line["y"] <= button["y"]
+        assert button["y"] + button["height"] <= line["y"] + line["height"] <= line["y"] + 24
+
+
+@needs_a_browser
+async def test_the_page_reloads_when_a_template_changes_and_shows_its_problems(page: Page, own: Path) -> None:
     await page.get_by_label("Text", exact=True).check()
-    subject = tmp_path / "own" / "email" / "subject.txt.j2"
-    await asyncio.sleep(0.5)
+    subject = own / "email" / "subject.txt.j2"
     subject.write_text("{{ what }} of mine")
     await expect(page.locator("#plain")).to_contain_text("Subject: train.daily of mine")
     subject.write_text("{{ wat }}")
