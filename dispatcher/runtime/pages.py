@@ -37,8 +37,9 @@ def make_pages(
     ready = ReadyPage({**_checks(parts), **checks})
     page = MetricsPage(metrics.page, _collectors(ready, parts, metrics, clock), metrics.collector_finished)
     endpoint = page.get if http.metrics == "open" else needs(Scope.READ, page.get)
-    console = _console(parts, clock, stopping) if http.console else []
-    return application(EventsPage(take), ready, endpoint, AccessControl(http, clock), console)
+    console = _console(parts, clock, stopping, http.base_path) if http.console else []
+    access_control = AccessControl(http, clock)
+    return application(EventsPage(take), ready, endpoint, access_control, console, base_path=http.base_path)
 
 
 def _checks(parts: Parts) -> dict[str, ReadinessCheck]:
@@ -77,7 +78,7 @@ def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) 
     return collectors
 
 
-def _console(parts: Parts, clock: Clock, stopping: asyncio.Event) -> Sequence[BaseRoute]:
+def _console(parts: Parts, clock: Clock, stopping: asyncio.Event, base_path: str) -> Sequence[BaseRoute]:
     """Return the HTTP routes of the console and the API."""
     from dispatcher.operations import Operations  # noqa: PLC0415
     from dispatcher.web.activity_stream import ActivityStream  # noqa: PLC0415
@@ -91,5 +92,6 @@ def _console(parts: Parts, clock: Clock, stopping: asyncio.Event) -> Sequence[Ba
     ledger = parts.ledger
     operations = Operations(ledger, parts.intake, clock, wake_workers)
     activity_stream = ActivityStream(ledger.queries, stopping)
-    api = Api(ledger, operations, activity_stream, clock)
-    return [*api.routes, *routes(Console(ledger, operations, activity_stream, clock, parts.channels, CHANNEL_TYPES))]
+    api = Api(ledger, operations, activity_stream, clock, base_path=base_path)
+    console = Console(ledger, operations, activity_stream, clock, parts.channels, CHANNEL_TYPES, base_path)
+    return [*api.routes, *routes(console)]

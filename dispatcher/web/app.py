@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from dispatcher.web import health
 from dispatcher.web.auth.access import AccessControl, AccessMiddleware, Endpoint, Scope, needs
 from dispatcher.web.auth.login import LoginPages
+from dispatcher.web.base_path import BasePath
 from dispatcher.web.event_intake import EventsPage
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
@@ -27,11 +28,13 @@ def application(
     metrics: Endpoint,
     access_control: AccessControl,
     more: Sequence[BaseRoute] = (),
+    *,
+    base_path: str = "",
 ) -> ASGIApp:
     """Return the ASGI application that serves all routes.
 
     `metrics` is the endpoint for Prometheus. If it requires a scope, it is already wrapped in `needs`. `more` contains
-    the routes of the console and its API if the console is enabled.
+    the routes of the console and its API if the console is enabled. `base_path`: the setting `http.base_path`.
     """
     pages = Starlette(
         routes=[
@@ -46,4 +49,4 @@ def application(
         exception_handlers={HTTPException: http_error, ClientDisconnect: disconnected},
         max_body_size=MAX_BODY_BYTES,
     )
-    return SafeHeaders(pages)
+    return SafeHeaders(BasePath(pages, base_path))

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import importlib.util
 import ipaddress
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from enum import StrEnum
@@ -26,6 +27,7 @@ from dispatcher.parsing.duration import Duration
 MIN_TOKEN_LENGTH = 16
 """Minimum number of characters of a token. A shorter token could be guessed."""
 
+_BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 GROUP = "group:"
 """Begins the name of a group, in the settings, that could be taken for a mail address."""
 
@@ -44,6 +46,13 @@ class Scope(StrEnum):
 def _listen_address(text: str) -> str:
     host_and_port(text, lowest=0)
     return text
+
+
+def _base_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and (not _BASE_PATH.fullmatch(path) or {".", ".."} & {*path.split("/")}):
+        raise ValueError("write a path of letters, digits and - _ . ~, such as /notifications")
+    return path
 
 
 def _proxy(text: str) -> str:
@@ -183,6 +192,9 @@ class HttpConfig(BaseModel):
 
     listen: Annotated[str, AfterValidator(_listen_address)] = "127.0.0.1:8080"
     """The address to listen on, as HOST:PORT. Port 0 means any free port."""
+    base_path: Annotated[str, AfterValidator(_base_path)] = ""
+    """The path below which browsers find the dispatcher, such as `/notifications`, if a proxy serves it on a host that
+    it shares with other programs. Empty if it has a host of its own."""
     token: HeaderToken | None = None
     """Bearer token for publishers. It has the same effect as an entry of `tokens` with the scope `publish`."""
     token_file: HeaderTokenFile | None = None

@@ -69,10 +69,10 @@ class RateLimiter:
         return wait
 
 
-def too_many_requests(wait: timedelta, path: str) -> Response:
-    """Return the 429 response, from the page at this path, for a client that has to wait."""
+def too_many_requests(wait: timedelta, scope: Scope) -> Response:
+    """Return the 429 response to a request whose client has to wait."""
     headers = {"Retry-After": str(math.ceil(wait.total_seconds()))}
-    return problem_for(path)(429, "too many requests", headers)
+    return problem_for(scope)(429, "too many requests", headers)
 
 
 _LOGGED = RateLimiter(Rate(10, "min"), 10, SystemClock())
@@ -113,7 +113,7 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         log_refusal(client_of(scope), violation[1])
-        await problem_for(scope["path"])(*violation, {"Connection": "close"})(scope, receive, send)
+        await problem_for(scope)(*violation, {"Connection": "close"})(scope, receive, send)
 
 
 def _violation(scope: Scope) -> tuple[int, str] | None:

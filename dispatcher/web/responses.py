@@ -10,6 +10,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
+
+from dispatcher.web.base_path import page_path
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -46,16 +49,16 @@ def problem_details(status: int, detail: str, headers: Mapping[str, str] | None 
     return Response(details.model_dump_json(), status, dict(headers or {}), media_type=PROBLEM_JSON)
 
 
-def problem_for(path: str) -> Callable[[int, str, Mapping[str, str] | None], Response]:
-    """Return the function that creates the error responses of the page at this path."""
-    return problem_details if path.startswith("/api/") else problem
+def problem_for(scope: Scope) -> Callable[[int, str, Mapping[str, str] | None], Response]:
+    """Return the function that creates the error responses of the requested page."""
+    return problem_details if page_path(scope).startswith("/api/") else problem
 
 
 async def http_error(request: Request, error: Exception) -> Response:
     """Exception handler: send an error that Starlette raised (unknown path, wrong method) as the path's pages do."""
     if not isinstance(error, HTTPException):  # for mypy: Starlette calls this handler only with an HTTPException
         raise error
-    return problem_for(request.url.path)(error.status_code, error.detail, error.headers)
+    return problem_for(request.scope)(error.status_code, error.detail, error.headers)
 
 
 async def disconnected(_: Request, error: Exception) -> Response:

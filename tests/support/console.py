@@ -139,8 +139,12 @@ DEAD = Dead(
 async def serve_console(
     ledger_url: str, clock: ManualClock | None = None, *, streams: int = 32, **http: Any
 ) -> AsyncIterator[ConsoleServer]:
-    """Serve the console and its API. Requests from this machine have full access, unless `tokens` are given."""
+    """Serve the console and its API. Requests from this machine have full access, unless `tokens` are given.
+
+    `http`: other settings of the section `http`.
+    """
     clock = clock or ManualClock()
+    config = HttpConfig.model_validate({"console": True, **http})
     settings = Settings(**SETTINGS)
     channels = open_channels(settings)
     async with Ledger(ledger_url) as ledger:
@@ -149,12 +153,14 @@ async def serve_console(
         operations = Operations(ledger, intake, clock, lambda: server.wakeups.append(1))
         activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)
         more = [
-            *Api(ledger, operations, activity_stream, clock).routes,
-            *routes(Console(ledger, operations, activity_stream, clock, channels, CHANNEL_TYPES)),
+            *Api(ledger, operations, activity_stream, clock, base_path=config.base_path).routes,
+            *routes(Console(ledger, operations, activity_stream, clock, channels, CHANNEL_TYPES, config.base_path)),
         ]
-        access_control = AccessControl(HttpConfig.model_validate({"console": True, **http}), clock)
-        pages = application(EventsPage(intake.ingest), ReadyPage({}), alive, access_control, more)
-        async with serving(pages, "127.0.0.1", 0) as server.url:
+        access_control = AccessControl(config, clock)
+        pages = application(
+            EventsPage(intake.ingest), ReadyPage({}), alive, access_control, more, base_path=config.base_path
+        )
+        async with serving(pages, "127.0.0.1", 0, trusted_proxies=config.trusted_proxies) as server.url:
             yield server
             server.stopping.set()
 

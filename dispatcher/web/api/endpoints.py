@@ -38,13 +38,21 @@ _Parsed = TypeVar("_Parsed")
 class Api:
     """The API's endpoints. They read through the ledger's queries, and they redrive and replay through `Operations`."""
 
-    def __init__(self, ledger: Ledger, operations: Operations, activity_stream: ActivityStream, clock: Clock) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        operations: Operations,
+        activity_stream: ActivityStream,
+        clock: Clock,
+        *,
+        base_path: str = "",
+    ) -> None:
         self._ledger = ledger
         self._operations = operations
         self._activity_stream = activity_stream
         self._clock = clock
         self._endpoints = self._table()
-        self._document = orjson.dumps(document(self._endpoints, root=ROOT))
+        self._document = orjson.dumps(document(self._endpoints, base_path=base_path, root=ROOT))
 
     @property
     def routes(self) -> list[Route]:

@@ -148,8 +148,10 @@ def _checked(adapter: TypeAdapter[Any], data: Any) -> Any:
 # -- the document
 
 
-def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of the operations. `root` is the path below which they are served."""
+def document(operations: Sequence[Operation], *, base_path: str, root: str) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of the operations. `root` is the path below which they are served, without the
+    base path.
+    """
     adapters = [TypeAdapter(operation.body) for operation in operations if operation.body is not None]
     models: list[type[BaseModel]] = [
         *(ProblemDetails, Refusal, PublishResult),
@@ -159,7 +161,7 @@ def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
     schemas: dict[str, Any] = dict(definitions.get("$defs", {}))
     for adapter in adapters:
         schemas |= adapter.json_schema(ref_template=_REF).get("$defs", {})
-    paths: dict[str, dict[str, Any]] = {"/events": _events_document()}
+    paths: dict[str, dict[str, Any]] = {"/events": _events_document(base_path)}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation_document(operation)
     return {
@@ -169,7 +171,7 @@ def document(operations: Sequence[Operation], *, root: str) -> dict[str, Any]:
             "version": __version__,
             "summary": "Publish events; read events, deliveries and rejected messages; redrive and replay them.",
         },
-        "servers": [{"url": root}],
+        "servers": [{"url": base_path + root}],
         # The last one, without a login: programs on this machine, if the settings have no tokens and no `http.oidc`.
         "security": [{"token": []}, {"session": []}, {}],
         "paths": paths,
@@ -212,7 +214,7 @@ def _operation_document(operation: Operation) -> dict[str, Any]:
     return documented
 
 
-def _events_document() -> dict[str, Any]:
+def _events_document(base_path: str) -> dict[str, Any]:
     """Return the description of POST /events, which is not below the API's root, and which needs no console."""
     headers = [
         {
@@ -227,7 +229,7 @@ def _events_document() -> dict[str, Any]:
     result, refusal = ({"$ref": _REF.format(model=model.__name__)} for model in (PublishResult, Refusal))
     refusals = {400: {"anyOf": [result, refusal]}, **dict.fromkeys((401, 403, 413, 414, 415, 429, 431, 503), refusal)}
     return {
-        "servers": [{"url": "/"}],
+        "servers": [{"url": base_path or "/"}],
         "post": {
             "operationId": "publishEvent",
             "summary": "Publish an event as a CloudEvent, in binary or structured mode.",

@@ -26,6 +26,7 @@ from starlette.types import Scope as Connection
 from dispatcher.clock import Clock
 from dispatcher.model.rate_limit import Rate
 from dispatcher.web.auth.session import Session, Sessions
+from dispatcher.web.base_path import base_path_of, page_path
 from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
 from dispatcher.web.forms import FORM, read_form
 from dispatcher.web.limits import RateLimiter, client_of, too_many_requests
@@ -118,7 +119,7 @@ class AccessControl:
 
     def wait(self, scope: Connection, caller: Caller | Unauthenticated) -> timedelta:
         """Return how long the caller has to wait because of the rate limit; zero if the request is allowed now."""
-        if scope["path"] in _PROBES:
+        if page_path(scope) in _PROBES:
             return timedelta()
         match caller:
             case Caller():
@@ -216,7 +217,7 @@ class AccessMiddleware:
         scope[_ACCESS_CONTROL] = self._access_control
         scope.setdefault("state", {})["csrf_token"] = caller.csrf_token or "" if isinstance(caller, Caller) else ""
         wait = self._access_control.wait(scope, caller)
-        await (too_many_requests(wait, scope["path"]) if wait else self._app)(scope, receive, send)
+        await (too_many_requests(wait, scope) if wait else self._app)(scope, receive, send)
 
 
 def caller(request: HTTPConnection) -> str:
@@ -286,4 +287,4 @@ def _refusal(request: Request, unauthenticated: Unauthenticated, problem: ErrorR
     if request.headers.get("sec-fetch-site") == "cross-site":
         return HTMLResponse(_RELOAD)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return RedirectResponse(f"/login?{urlencode({'next': path})}", 303)
+    return RedirectResponse(f"{base_path_of(request.scope)}/login?{urlencode({'next': path})}", 303)

@@ -12,7 +12,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from dispatcher.web.auth.access import AccessControl, Scope, is_foreign, needs
-from dispatcher.web.auth.oidc import HOME, OidcPages, local_target
+from dispatcher.web.auth.oidc import OidcPages, local_target
+from dispatcher.web.base_path import base_path_of
 from dispatcher.web.forms import read_form
 from dispatcher.web.limits import client_of, too_many_requests
 from dispatcher.web.responses import problem
@@ -43,35 +44,36 @@ class LoginPages:
         ]
 
     async def _show(self, request: Request) -> Response:
-        target = local_target(request.query_params.get("next", HOME))
+        target = local_target(request, request.query_params.get("next"))
         if self._access_control.open:  # no login is needed, because everyone on this machine has full access
             return RedirectResponse(target, 303)
-        return self._page(target)
+        return self._page(request, target)
 
     async def _log_in(self, request: Request) -> Response:
         if is_foreign(request):
             return problem(403, "this request comes from another site's page")
         client = client_of(request.scope)
         if wait := self._access_control.login_limiter.take(client):
-            return too_many_requests(wait, request.url.path)
+            return too_many_requests(wait, request.scope)
         form = await read_form(request)
-        target, shown = local_target(form.get("next", HOME)), form.get("token", "").strip()
+        target, shown = local_target(request, form.get("next")), form.get("token", "").strip()
         session = self._access_control.log_in(shown)
         if session is None:
             log.warning("a login was refused", client=client)
-            return self._page(target, "Unknown token, or a token without access to the console.", 403)
+            return self._page(request, target, "Unknown token, or a token without access to the console.", 403)
         log.info("logged in", caller=session.name, client=client)
         response = RedirectResponse(target, 303)
-        self._access_control.sessions.begin(response, session, secure=request.url.scheme == "https")
+        self._access_control.sessions.begin(request, response, session)
         return response
 
     async def _log_out(self, request: Request) -> Response:
-        response = RedirectResponse("/login", 303)
+        response = RedirectResponse(f"{base_path_of(request.scope)}/login", 303)
         self._access_control.sessions.end(request, response)
         return response
 
     async def _style(self, _: Request) -> Response:
         return Response((_PAGES / "login.css").read_bytes(), media_type="text/css")
 
-    def _page(self, target: str, error: str = "", status: int = 200) -> Response:
-        return HTMLResponse(self._form.render(next=target, error=error, oidc=self._provider), status)
+    def _page(self, request: Request, target: str, error: str = "", status: int = 200) -> Response:
+        values = {"base_path": base_path_of(request.scope), "next": target, "error": error, "oidc": self._provider}
+        return HTMLResponse(self._form.render(values), status)

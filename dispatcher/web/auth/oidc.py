@@ -26,13 +26,13 @@ from starlette.routing import Route
 from channels.common.secret import mask, reveal
 from dispatcher.web.auth.access import AccessControl, Scope
 from dispatcher.web.auth.session import Session
+from dispatcher.web.base_path import base_path_of
 from dispatcher.web.config import Oidc
 from dispatcher.web.limits import client_of, log_refusal, too_many_requests
 from dispatcher.web.responses import problem
 
 log = structlog.get_logger(__name__)
 
-HOME = "/console/"
 COOKIE = "dispatcher_oidc"
 LOGIN_TIMEOUT = 600
 """Maximum seconds from the redirect to the provider until the browser returns from the provider."""
@@ -57,9 +57,9 @@ class OidcPages:
 
     async def _redirect_to_provider(self, request: Request) -> Response:
         if wait := self._access_control.login_limiter.take(client_of(request.scope)):
-            return too_many_requests(wait, request.url.path)
+            return too_many_requests(wait, request.scope)
         login = {name: secrets.token_urlsafe(32) for name in ("state", "nonce", "verifier")}
-        login["target"] = local_target(request.query_params.get("next", HOME))
+        login["target"] = local_target(request, request.query_params.get("next"))
         try:
             async with self._client(request) as client:
                 endpoint = (await self._provider(client))["authorization_endpoint"]
@@ -70,10 +70,15 @@ class OidcPages:
             return self._failed(error)
         response = RedirectResponse(address, 303)
         sealed = self._access_control.sessions.seal(login)
-        secure = request.url.scheme == "https"
         # lax, not strict: the browser must send this cookie when the provider, which is another site, redirects back
         response.set_cookie(
-            COOKIE, sealed, max_age=LOGIN_TIMEOUT, path="/oidc", httponly=True, samesite="lax", secure=secure
+            COOKIE,
+            sealed,
+            max_age=LOGIN_TIMEOUT,
+            path=_cookie_path(request),
+            httponly=True,
+            samesite="lax",
+            secure=request.url.scheme == "https",
         )
         return response
 
@@ -106,8 +111,8 @@ class OidcPages:
             f'<!doctype html><meta http-equiv="refresh" content="0;url={target}"><title>Welcome</title>'
         )
         session = Session(name, secrets.token_urlsafe(32), self._config.fingerprint, scopes)
-        self._access_control.sessions.begin(response, session, secure=request.url.scheme == "https")
-        response.delete_cookie(COOKIE, path="/oidc")
+        self._access_control.sessions.begin(request, response, session)
+        response.delete_cookie(COOKIE, path=_cookie_path(request))
         return response
 
     def _use(self, state: str) -> bool:
@@ -187,7 +192,7 @@ class OidcPages:
             self._config.client_id,
             reveal(self._config.client_secret, self._config.client_secret_file),
             scope=" ".join(self._config.scopes),
-            redirect_uri=str(request.base_url.replace(path="/oidc/callback")),
+            redirect_uri=f"{request.base_url}oidc/callback",
             code_challenge_method="S256",
             headers=HEADERS,
             transport=BoundedTransport(),
@@ -206,7 +211,14 @@ class OidcPages:
             yield b64encode(f"{self._config.client_id}:{secret}".encode()).decode()
 
 
-def local_target(target: str) -> str:
-    """Return the page to open after the login: `target` if it is a path on this site, else the console's first page."""
-    is_local = target.startswith("/") and not target.startswith("//") and target.isprintable() and "\\" not in target
-    return target if is_local else HOME
+def local_target(request: Request, target: str | None) -> str:
+    """Return the page to open after the login: `target` if it is one of the dispatcher's paths, else the console."""
+    base_path = base_path_of(request.scope)
+    is_local = target is not None and target.startswith(f"{base_path}/") and not target.startswith("//")
+    if target is None or not is_local or not target.isprintable() or "\\" in target:
+        return f"{base_path}/console/"
+    return target
+
+
+def _cookie_path(request: Request) -> str:
+    return f"{base_path_of(request.scope)}/oidc"

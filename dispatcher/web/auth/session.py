@@ -20,6 +20,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from dispatcher.clock import Clock
+from dispatcher.web.base_path import base_path_of
 from dispatcher.web.config import Scope, read_session_keys
 
 log = structlog.get_logger(__name__)
@@ -68,8 +69,10 @@ class Sessions:
         """The CSRF tokens of the sessions that were logged out, each with the time from which its cookie is too old
         anyway. A copy of the cookie must not be valid after the logout."""
 
-    def begin(self, response: Response, session: Session, *, secure: bool) -> None:
-        """Set the session's cookie in the response. If `secure` is true, the browser sends it only over https."""
+    def begin(self, request: HTTPConnection, response: Response, session: Session) -> None:
+        """Set the session's cookie in the response to the request. After a login over https, browsers send it only
+        over https.
+        """
         data = {
             "name": session.name,
             "csrf": session.csrf_token,
@@ -80,9 +83,10 @@ class Sessions:
             COOKIE,
             str(self._serializer().dumps(data)),
             max_age=int(self._lifetime.total_seconds()),
+            path=_path(request),
             httponly=True,
             samesite="strict",
-            secure=secure,
+            secure=request.url.scheme == "https",
         )
 
     def end(self, request: HTTPConnection, response: Response) -> None:
@@ -94,7 +98,7 @@ class Sessions:
         if session := self.read(request):
             self._ended = {token: until for token, until in self._ended.items() if until > now}
             self._ended[session.csrf_token] = now + self._lifetime
-        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        response.delete_cookie(COOKIE, path=_path(request), httponly=True, samesite="strict")
 
     def read(self, request: HTTPConnection) -> Session | None:
         """Return the session from the request's cookie.
@@ -148,6 +152,11 @@ class Sessions:
         except OSError as error:
             log.warning("http.session_key_file can't be used: no session is valid", reason=error.strerror)
             return [self._generated_key]
+
+
+def _path(request: HTTPConnection) -> str:
+    """Return the cookie's path, so that browsers don't send it to other programs on the same host."""
+    return base_path_of(request.scope) or "/"
 
 
 def _fingerprint(key: bytes, secret: str) -> str:

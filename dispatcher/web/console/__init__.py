@@ -49,21 +49,21 @@ def routes(console: Console) -> list[BaseRoute]:
         ("/rejected/{id}/replay", operate, rejected.replay, "POST"),
         ("/search", read, search.get, "GET"),
     ]
+
+    async def to_console(_: Request) -> Response:
+        return RedirectResponse(console.url(""), 303)
+
     pages = [
         Route(f"{ROOT}{path}", console.guarded(scope, page), methods=[method]) for path, scope, page, method in table
     ]
     not_found = Route(f"{ROOT}/{{path:path}}", console.guarded(read, _not_found))
     return [
-        Route("/", _to_console),
-        Route(ROOT, _to_console),
+        Route("/", to_console),
+        Route(ROOT, to_console),
         Route(f"{ROOT}/static/{{name}}", _static),
         *pages,
         not_found,
     ]
-
-
-async def _to_console(_: Request) -> Response:
-    return RedirectResponse(f"{ROOT}/", 303)
 
 
 async def _static(request: Request) -> Response:

@@ -54,10 +54,12 @@ class Console:
     clock: Clock
     channels: Mapping[str, Channel]
     channel_types: Mapping[str, ChannelType]
+    base_path: str = ""
+    """The setting `http.base_path`."""
     _templates: Environment = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_templates", _environment(self.clock, self.channel_types))
+        object.__setattr__(self, "_templates", self._environment())
 
     def guarded(self, scope: Scope, page: Page) -> Endpoint:
         """Turn a page into an endpoint that requires the scope and shows errors as HTML pages."""
@@ -90,6 +92,41 @@ class Console:
     def error_page(self, request: Request, status: int, message: str) -> Response:
         title = HTTPStatus(status).phrase
         return self.render(request, "error.html.j2", status=status, title=title, message=message)
+
+    def url(self, *path: str, **query: Any) -> str:
+        """Return a URL in the console. Query parameters that are None or empty are left out."""
+        fields = [
+            # Without `str`, `urlencode` would treat a cursor, which is a tuple, as a list of values.
+            (name, value if isinstance(value, list) else str(value))
+            for name, value in query.items()
+            if value is not None and value != ""
+        ]
+        steps = "/".join(quote(step, safe="") for step in path)
+        return f"{self.base_path}{ROOT}/{steps}" + (f"?{urlencode(fields, doseq=True)}" if fields else "")
+
+    def _environment(self) -> Environment:
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.globals |= {
+            "version": __version__,
+            "base_path": self.base_path,
+            "root": f"{self.base_path}{ROOT}",
+            "url": self.url,
+            "max_reason": MAX_REASON,
+            "when": lambda at: when(at, self.clock.now()),
+            "channel_name": self.channel_name,
+        }
+        environment.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds, "shortened": shortened}
+        return environment
+
+    def channel_name(self, name: str) -> str:
+        """Return a channel's title, such as `Slack`; its name if the channel is not known or has no title."""
+        return (self.channel_types[name].title if name in self.channel_types else "") or name
 
     def _access_error(self, status: int, reason: str, headers: Mapping[str, str]) -> Response:
         """Return an error page for a caller who is not logged in or lacks the scope."""
@@ -134,38 +171,6 @@ async def operator(request: Request) -> Operator:
     if len(reason) > MAX_REASON:
         raise PageError(400, f"A reason may have {MAX_REASON} characters.")
     return Operator(caller(request), reason)
-
-
-def _environment(clock: Clock, channel_types: Mapping[str, ChannelType]) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
-        "version": __version__,
-        "root": ROOT,
-        "url": url,
-        "max_reason": MAX_REASON,
-        "when": lambda at: when(at, clock.now()),
-        "channel_name": lambda name: (channel_types[name].title if name in channel_types else "") or name,
-    }
-    environment.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds, "shortened": shortened}
-    return environment
-
-
-def url(*path: str, **query: Any) -> str:
-    """Return a URL in the console. Query parameters that are None or empty are left out."""
-    fields = [
-        # Without `str`, `urlencode` would treat a cursor, which is a tuple, as a list of values.
-        (name, value if isinstance(value, list) else str(value))
-        for name, value in query.items()
-        if value is not None and value != ""
-    ]
-    steps = "/".join(quote(step, safe="") for step in path)
-    return f"{ROOT}/{steps}" + (f"?{urlencode(fields, doseq=True)}" if fields else "")
 
 
 def when(at: datetime | str | None, now: datetime) -> Markup:

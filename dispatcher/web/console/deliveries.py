@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from dispatcher.ledger.records import Page
 from dispatcher.model.delivery import State
-from dispatcher.web.console.base import Console, read_query, url
+from dispatcher.web.console.base import Console, read_query
 from dispatcher.web.filters import DeliverySearch
 
 _QUICK: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -43,10 +43,10 @@ async def get(console: Console, request: Request) -> Response:
         problem=problem,
         page=page,
         query=query,
-        older=url("deliveries", **query, after=page.after) if page.after is not None else None,
-        newest=url("deliveries", **query) if search.after else None,
-        quick=[(name, url("deliveries", **fields), fields == query) for name, fields in _QUICK],
-        redrive_all=url("redrive", **redrive_filter),
+        older=console.url("deliveries", **query, after=page.after) if page.after is not None else None,
+        newest=console.url("deliveries", **query) if search.after else None,
+        quick=[(name, console.url("deliveries", **fields), fields == query) for name, fields in _QUICK],
+        redrive_all=console.url("redrive", **redrive_filter),
         dead=sum(entry.delivery.state is State.DEAD for entry in page.entries),
         channels=[(one, one) for one in sorted({*console.channels, *([search.channel] if search.channel else [])})],
         redriven=int(redriven) if redriven.isdecimal() and len(redriven) < 10 else None,

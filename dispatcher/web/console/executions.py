@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher.ledger.records import Page
-from dispatcher.web.console.base import Console, read_query, url
+from dispatcher.web.console.base import Console, read_query
 from dispatcher.web.filters import ExecutionSearch
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
@@ -38,7 +38,7 @@ async def get(console: Console, request: Request) -> Response:
         problem=problem,
         page=page,
         query=query,
-        older=url("executions", **query, after=page.after) if page.after is not None else None,
-        newest=url("executions", **query) if search.after else None,
-        quick=[(name, url("executions", **fields), fields == query) for name, fields in _QUICK],
+        older=console.url("executions", **query, after=page.after) if page.after is not None else None,
+        newest=console.url("executions", **query) if search.after else None,
+        quick=[(name, console.url("executions", **fields), fields == query) for name, fields in _QUICK],
     )

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from dispatcher.ledger import DeliveryFilter
 from dispatcher.model.delivery import State
-from dispatcher.web.console.base import Console, PageError, operator, url
+from dispatcher.web.console.base import Console, PageError, operator
 from dispatcher.web.filters import DeliveryCriteria
 from dispatcher.web.forms import Form, read_form
 
@@ -42,8 +42,10 @@ async def post(console: Console, request: Request) -> Response:
     keys, criteria = _selection(await read_form(request))
     number = await console.operations.redrive(_filter(console, keys, criteria), await operator(request))
     if len(keys) == 1:
-        return RedirectResponse(url("deliveries", keys[0]), 303)
-    return RedirectResponse(url("deliveries", **criteria.model_dump(exclude_defaults=True), redriven=str(number)), 303)
+        return RedirectResponse(console.url("deliveries", keys[0]), 303)
+    return RedirectResponse(
+        console.url("deliveries", **criteria.model_dump(exclude_defaults=True), redriven=str(number)), 303
+    )
 
 
 def _selection(fields: QueryParams | Form) -> tuple[Sequence[str], DeliveryCriteria]:

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from dispatcher.explain import rejected_details
 from dispatcher.ledger import Rejected
 from dispatcher.ledger.records import Page
-from dispatcher.web.console.base import Console, PageError, operator, read_query, url
+from dispatcher.web.console.base import Console, PageError, operator, read_query
 from dispatcher.web.filters import RejectedSearch
 
 _QUICK: tuple[tuple[str, dict[str, str]], ...] = (
@@ -37,9 +37,9 @@ async def list_(console: Console, request: Request) -> Response:
         status=400 if problem else 200,
         problem=problem,
         page=page,
-        older=url("rejected", **query, after=page.after) if page.after is not None else None,
-        newest=url("rejected", **query) if search.after else None,
-        quick=[(name, url("rejected", **fields), fields == query) for name, fields in _QUICK],
+        older=console.url("rejected", **query, after=page.after) if page.after is not None else None,
+        newest=console.url("rejected", **query) if search.after else None,
+        quick=[(name, console.url("rejected", **fields), fields == query) for name, fields in _QUICK],
     )
 
 
@@ -53,7 +53,7 @@ async def replay(console: Console, request: Request) -> Response:
         result = await console.operations.replay(entry, await operator(request))
         if not result.accepted:
             return _page(console, request, entry, problem=result.message)
-    return RedirectResponse(url("rejected", entry.id), 303)
+    return RedirectResponse(console.url("rejected", entry.id), 303)
 
 
 def _page(console: Console, request: Request, entry: Rejected, *, problem: str = "") -> Response:

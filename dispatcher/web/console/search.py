@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatcher.web.console.base import Console, url
+from dispatcher.web.console.base import Console
 
 MAX_LENGTH = 800
 
@@ -13,24 +13,24 @@ MAX_LENGTH = 800
 async def get(console: Console, request: Request) -> Response:
     text = request.query_params.get("q", "").replace("\0", "").strip()[:MAX_LENGTH]
     found = await console.ledger.queries.identify(text) if text else {}
-    links = [_link(kind, key, text) for kind, key in found.items()]
+    links = [_link(console, kind, key, text) for kind, key in found.items()]
     if len(links) == 1:
         return RedirectResponse(links[0][1], 303)
     return console.render(request, "search.html.j2", text=text, links=links)
 
 
-def _link(kind: str, key: str, text: str) -> tuple[str, str, str]:
+def _link(console: Console, kind: str, key: str, text: str) -> tuple[str, str, str]:
     """Return the kind of a match, the URL of its page, and the text of the link to the page."""
     match kind:
         case "delivery":
-            return "Delivery", url("deliveries", key), key
+            return "Delivery", console.url("deliveries", key), key
         case "execution" if text.count("/") == 2:
-            return "Execution", url("executions", *text.split("/")), text
+            return "Execution", console.url("executions", *text.split("/")), text
         case "execution":
-            return "Executions named", url("executions", execution=text), text
+            return "Executions named", console.url("executions", execution=text), text
         case "launch_plan":
-            return "Launch plan", url("executions", launch_plan=text), text
+            return "Launch plan", console.url("executions", launch_plan=text), text
         case "recipient":
-            return "Recipient", url("deliveries", recipient=text), text
+            return "Recipient", console.url("deliveries", recipient=text), text
         case _:
-            return "Rejected message", url("rejected", key), key
+            return "Rejected message", console.url("rejected", key), key

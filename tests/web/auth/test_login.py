@@ -185,7 +185,7 @@ async def test_a_token_that_can_only_publish_cannot_log_in(browser: aiohttp.Clie
     ["https://x.example/", "//x.example/", "/\\x.example/", "\\/x.example", "javascript:alert(1)", "/\t/x.example"],
 )
 def test_a_login_never_redirects_to_another_site(target: str) -> None:
-    assert local_target(target) == "/console/"
+    assert local_target(Request({"type": "http"}), target) == "/console/"
 
 
 @asynccontextmanager
