@@ -4,36 +4,31 @@ characters. A value that the event doesn't contain is empty, never None.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import islice
-from string import printable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 import humanize
 
 from channels.common.text import cut
 from dispatcher.model.phase import Phase
-from dispatcher.rendering.text import clean, one_line
+from dispatcher.rendering.links import execution_logs_url, execution_url
+from dispatcher.rendering.text import one_line
 from dispatcher.rendering.traceback import summarize
 
 if TYPE_CHECKING:  # for types only: the process that renders operators' templates does not import pydantic
     from dispatcher.model.event import EntityId, Event
 
-LONGEST_URL = 1500
-"""Maximum number of characters of a URL. Each `&` counts as five, because HTML writes it as `&amp;`."""
 LONGEST_NAME = 255
 LABELS = 20
 """Maximum number of labels that a template gets, because an event may have thousands of labels."""
 PROPELLER_LABELS = ("execution-id", "project", "domain", "shard-key", "workflow-name")
 """The labels that flytepropeller gives the Kubernetes object of a workflow (`transformers/k8s/workflow.go`). Executions
 that the workflow starts inherit them, so there they name the parent."""
-_URL = re.compile(r"https?://[^\s<>\"'|\\^`{}\x00-\x20\x7f]+")
 _SECOND, _MINUTE, _HOUR, _DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
 _DONE = {
     Phase.SUCCEEDED: ("succeeded", "info", "#2eb67d", "✅"),
@@ -170,8 +165,8 @@ def context_of(
         workflow=workflow,
         principal=_short(event.principal),
         labels={_short(name): _short(value) for name, value in islice(labels, LABELS)},
-        url=_url(event, console_url),
-        logs_url=_logs_url(event, logs_url),
+        url=execution_url(execution, event.url, console_url),
+        logs_url=execution_logs_url(execution, logs_url),
         occurred_at=_format_time(finished),
         timestamp=finished.isoformat(),
         started_at=_format_time(started) if started is not None else "",
@@ -235,42 +230,3 @@ def _format_duration(number: int, unit: str) -> str:
         return humanize.precisedelta(timedelta(**{unit: number}), minimum_unit=unit, format="%d")
     except OverflowError:  # the duration is longer than the longest timedelta
         return ""
-
-
-def _url(event: Event, console_url: str) -> str:
-    """Return the URL of the execution's page in Flyte's console, or an empty text if there is none.
-
-    The event's own URL is used if it is a plain http(s) link. Otherwise the URL is built from `console_url`. A URL that
-    is longer than `LONGEST_URL` is not used.
-    """
-    if event.url.isprintable() and _URL.fullmatch(event.url[: LONGEST_URL + 1]):
-        url = event.url if event.url.isascii() else quote(event.url, safe=printable)
-        if _fits(url):
-            return url
-    if not console_url:
-        return ""
-    execution = event.execution
-    path = ("projects", execution.project, "domains", execution.domain, "executions", execution.name)
-    url = "/".join([console_url.rstrip("/"), *map(_path_segment, path)])
-    return url if _fits(url) else ""
-
-
-def _logs_url(event: Event, pattern: str) -> str:
-    """Return the URL of the execution's logs, built from the setting `logs_url`. Empty if the setting is empty or the
-    URL is longer than `LONGEST_URL`.
-    """
-    if not pattern:
-        return ""
-    url = pattern
-    for name, value in event.execution.model_dump().items():
-        url = url.replace(f"{{{name}}}", _path_segment(value))
-    return url if _fits(url) else ""
-
-
-def _path_segment(text: str) -> str:
-    """Percent-encode a text, so that it is one segment of a URL's path."""
-    return text if text.isascii() and text.isalnum() else quote(clean(text), safe="")
-
-
-def _fits(url: str) -> bool:
-    return len(url) + 4 * url.count("&") <= LONGEST_URL

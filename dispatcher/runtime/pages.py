@@ -10,18 +10,18 @@ from starlette.types import ASGIApp
 
 from channels.registry import CHANNEL_TYPES
 from dispatcher.clock import Clock
+from dispatcher.config.settings import Settings
 from dispatcher.observability.metrics import Metrics
 from dispatcher.runtime.parts import Parts
 from dispatcher.web.app import application
 from dispatcher.web.auth.access import AccessControl, Scope, needs
-from dispatcher.web.config import HttpConfig
 from dispatcher.web.event_intake import EventsPage, Take
 from dispatcher.web.health import ReadinessCheck, ReadyPage
 from dispatcher.web.metrics import Collector, MetricsPage
 
 
 def make_pages(
-    http: HttpConfig,
+    settings: Settings,
     parts: Parts,
     checks: Mapping[str, ReadinessCheck],
     take: Take,
@@ -29,15 +29,17 @@ def make_pages(
     clock: Clock,
     stopping: asyncio.Event,
 ) -> ASGIApp:
-    """Return the application that serves all pages.
+    """Return the application that serves all pages. The settings have the section `http`.
 
     `checks` has the readiness checks of what is not in `parts`. `take` records events that were published over HTTP.
     When `stopping` is set, open connections to the console end.
     """
+    http = settings.http
+    assert http is not None  # noqa: S101 - for mypy: without this section, nothing is served
     ready = ReadyPage({**_checks(parts), **checks})
     page = MetricsPage(metrics.page, _collectors(ready, parts, metrics, clock), metrics.collector_finished)
     endpoint = page.get if http.metrics == "open" else needs(Scope.READ, page.get)
-    console = _console(parts, clock, stopping, http.base_path) if http.console else []
+    console = _console(settings, http.base_path, parts, clock, stopping) if http.console else []
     access_control = AccessControl(http, clock)
     return application(EventsPage(take), ready, endpoint, access_control, console, base_path=http.base_path)
 
@@ -78,7 +80,9 @@ def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) 
     return collectors
 
 
-def _console(parts: Parts, clock: Clock, stopping: asyncio.Event, base_path: str) -> Sequence[BaseRoute]:
+def _console(
+    settings: Settings, base_path: str, parts: Parts, clock: Clock, stopping: asyncio.Event
+) -> Sequence[BaseRoute]:
     """Return the HTTP routes of the console and the API."""
     from dispatcher.operations import Operations  # noqa: PLC0415
     from dispatcher.web.activity_stream import ActivityStream  # noqa: PLC0415
@@ -93,5 +97,15 @@ def _console(parts: Parts, clock: Clock, stopping: asyncio.Event, base_path: str
     operations = Operations(ledger, parts.intake, clock, wake_workers)
     activity_stream = ActivityStream(ledger.queries, stopping)
     api = Api(ledger, operations, activity_stream, clock, base_path=base_path)
-    console = Console(ledger, operations, activity_stream, clock, parts.channels, CHANNEL_TYPES, base_path)
+    console = Console(
+        ledger,
+        operations,
+        activity_stream,
+        clock,
+        parts.channels,
+        CHANNEL_TYPES,
+        base_path=base_path,
+        console_url=settings.console_url,
+        logs_url=settings.logs_url,
+    )
     return [*api.routes, *routes(console)]

@@ -198,7 +198,7 @@ class Service:
             "components": self._components.unready_reason,
         }
         take = self._once_open(parts.intake.ingest)
-        pages = make_pages(http, parts, checks, take, self.metrics, self.clock, self._stopping)
+        pages = make_pages(self.settings, parts, checks, take, self.metrics, self.clock, self._stopping)
         contain = partial(self._components.run, "http")
         async with serving(
             pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies, contain=contain

@@ -44,6 +44,7 @@ SETTINGS: Mapping[str, Any] = {
         "teams": {"targets": {"data-eng": {"url": "https://example.com/workflows/data-eng"}}},
     },
     "console_url": "https://flyte.example.com/console",
+    "logs_url": "https://logs.example.com/?q={name}",
 }
 ADDRESSES = {
     "email": ("dev-team@example.com", "on-call@example.com"),
@@ -154,7 +155,19 @@ async def serve_console(
         activity_stream = ActivityStream(ledger.queries, server.stopping, streams=streams)
         more = [
             *Api(ledger, operations, activity_stream, clock, base_path=config.base_path).routes,
-            *routes(Console(ledger, operations, activity_stream, clock, channels, CHANNEL_TYPES, config.base_path)),
+            *routes(
+                Console(
+                    ledger,
+                    operations,
+                    activity_stream,
+                    clock,
+                    channels,
+                    CHANNEL_TYPES,
+                    base_path=config.base_path,
+                    console_url=settings.console_url,
+                    logs_url=settings.logs_url,
+                )
+            ),
         ]
         access_control = AccessControl(config, clock)
         pages = application(

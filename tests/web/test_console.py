@@ -293,6 +293,22 @@ async def test_a_message_preview_has_a_policy_that_allows_no_script(console: Con
             assert "<style" not in body
 
 
+async def test_an_execution_links_to_flytes_console_and_to_its_logs(console: ConsoleServer) -> None:
+    await console.finish("one")
+    await console.finish("two", url="https://other.example.com/two?a=1&b=2")
+    (mail,) = await console.ledger.history.find(DeliveryFilter(execution="two"), limit=2)
+    flyte = "https://flyte.example.com/console/projects/flytesnacks/domains/production/executions"
+    for path, status, page, name in (
+        ("executions/flytesnacks/production/one", 200, f"{flyte}/one", "one"),
+        ("executions/flytesnacks/production/two", 200, "https://other.example.com/two?a=1&amp;b=2", "two"),
+        (f"deliveries/{mail.delivery.key}", 200, "https://other.example.com/two?a=1&amp;b=2", "two"),
+        ("executions/flytesnacks/production/unrecorded", 404, f"{flyte}/unrecorded", "unrecorded"),
+    ):
+        body = await html(console, f"/console/{path}", status=status)
+        assert f'href="{page}"' in body
+        assert f'href="https://logs.example.com/?q={name}"' in body
+
+
 async def test_a_rejected_message_that_was_stored_in_part_cannot_be_replayed(console: ConsoleServer) -> None:
     await console.intake.ingest([([("content-type", b"application/cloudevents+json")], b"{" * 100_000, "t/0@1")])
     (rejected,) = (await console.ledger.queries.rejected(limit=2)).entries

@@ -21,9 +21,10 @@ from channels.contract import Channel, ChannelType
 from dispatcher.clock import Clock
 from dispatcher.errors import Unavailable
 from dispatcher.ledger import Ledger
-from dispatcher.model.event import shortened
+from dispatcher.model.event import ExecutionId, shortened
 from dispatcher.operations import MAX_REASON, Operations, Operator
 from dispatcher.parsing.validation_errors import first_problem
+from dispatcher.rendering.links import execution_logs_url, execution_url
 from dispatcher.version import __version__
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.auth.access import Endpoint, caller, needs
@@ -56,6 +57,10 @@ class Console:
     channel_types: Mapping[str, ChannelType]
     base_path: str = ""
     """The setting `http.base_path`."""
+    console_url: str = ""
+    """The setting `console_url`: Flyte's console."""
+    logs_url: str = ""
+    """The setting `logs_url`."""
     _templates: Environment = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,6 +128,16 @@ class Console:
         }
         environment.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds, "shortened": shortened}
         return environment
+
+    def links(self, execution: ExecutionId, event_url: str = "") -> list[tuple[str, str]]:
+        """Return links from the execution to Flyte's console and to its logs, as far as they are known: the text and the
+        URL of each. `event_url`: the URL that the execution's event gives.
+        """
+        links = [
+            ("Open in Flyte's console", execution_url(execution, event_url, self.console_url)),
+            ("Open the logs", execution_logs_url(execution, self.logs_url)),
+        ]
+        return [(text, address) for text, address in links if address]
 
     def channel_name(self, name: str) -> str:
         """Return a channel's title, such as `Slack`; its name if the channel is not known or has no title."""

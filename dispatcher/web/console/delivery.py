@@ -13,6 +13,7 @@ from channels.contract import ChannelError, Message
 from dispatcher.explain import delivery_with_history
 from dispatcher.ledger import StoredDelivery
 from dispatcher.model.delivery import Delivery
+from dispatcher.model.event import ExecutionId
 from dispatcher.preview.html import headline, page, plain_text
 from dispatcher.web.console.base import Console, PageError
 from dispatcher.web.headers import FRAME_POLICY
@@ -31,6 +32,7 @@ async def get(console: Console, request: Request) -> Response:
         request,
         "delivery.html.j2",
         delivery=await delivery_with_history(console.ledger, stored),
+        links=await _links(console, delivery),
         rendered=delivery.content is not None,
         headline=headline(kind, content),
         text=plain_text(kind, content),
@@ -47,6 +49,13 @@ async def message(console: Console, request: Request) -> Response:
     delivery = (await _stored_delivery(console, request)).delivery
     html = page(delivery.channel, console.channel_types.get(delivery.channel), delivery.content or {})
     return HTMLResponse(html or _NO_HTML, headers={"Content-Security-Policy": FRAME_POLICY})
+
+
+async def _links(console: Console, delivery: Delivery) -> list[tuple[str, str]]:
+    project, domain, name, _ = delivery.event.split("/")
+    execution = ExecutionId(project=project, domain=domain, name=name)
+    urls = [stored.event.url for stored in await console.ledger.history.events(execution)]
+    return console.links(execution, next(filter(None, urls), ""))
 
 
 async def _stored_delivery(console: Console, request: Request) -> StoredDelivery:

@@ -24,11 +24,14 @@ async def get(console: Console, request: Request) -> Response:
     rejected = await console.ledger.rejected.of_executions([execution])
     found = await explanations(console.ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST)
     if not found:
-        return console.render(request, "no_record.html.j2", status=404, execution=execution)
+        return console.render(
+            request, "no_record.html.j2", status=404, execution=execution, links=console.links(execution)
+        )
     return console.render(
         request,
         "execution.html.j2",
         execution=execution,
+        links=console.links(execution, found[-1].event.get("url", "")),
         explanations=[_template_data(explanation) for explanation in found],
     )
 
