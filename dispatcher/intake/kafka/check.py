@@ -35,7 +35,9 @@ async def check(config: KafkaConfig) -> list[Finding]:
     try:
         options = config.connection()
     except OSError as error:  # ssl.SSLError is an OSError too
-        return [Finding(f"kafka.ca_file, cert_file or password_file can't be used: {describe(error)}", ok=False)]
+        return [
+            Finding(f"kafka.ca_file, cert_file or password_file can't be used: {error.strerror or error}", ok=False)
+        ]
     admin = AIOKafkaAdminClient(**options, request_timeout_ms=CALL_SECONDS * 1000)
     consumer = AIOKafkaConsumer(
         **options,
@@ -55,9 +57,7 @@ async def check(config: KafkaConfig) -> list[Finding]:
         for topic in config.topics:
             findings += await _check_topic(consumer, config, topic, existing.get(topic))
     except CONNECTION_ERRORS as error:
-        what = "answered with an error" if findings else "can't be reached"
-        advice = "check kafka.bootstrap_servers, security_protocol and the login"
-        findings.append(Finding(f"{servers} {what}: {describe(error)}; {advice}", ok=False))
+        findings.append(Finding(f"{servers}: {describe(error)}", ok=False))
     finally:
         for close in (consumer.stop, admin.close):
             with suppress(*CONNECTION_ERRORS):

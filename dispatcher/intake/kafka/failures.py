@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import logging
+import ssl
 import zlib
 
 import cramjam
-from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    CorruptRecordException,
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+
+from dispatcher.clock import loop_time
 
 CONNECTION_ERRORS = (KafkaError, TimeoutError, OSError)
 """Errors of a call to the broker. A consumer that raised one of them is replaced by a new one."""
@@ -20,30 +32,89 @@ UNDECODABLE = (
     EOFError,
 )
 """Errors that aiokafka raises for a record that it can't decode. Reading the record again raises the error again."""
+RECENT_SECONDS = 30
+"""A logged failure is the cause of an error that is raised within this time."""
+_WITHOUT_CAUSE = (KafkaConnectionError, NodeNotReadyError, TimeoutError)
+"""Errors that aiokafka raises, without their cause, if a connection failed."""
+LENGTH_BYTES = 4
+TLS_ALERT = b"\x15\x03"
+"""How a server that speaks TLS begins its answer to anything else (RFC 8446, 5.1)."""
+SPEAKS_TLS = "this port speaks TLS: set kafka.security_protocol to SSL or SASL_SSL"
+SPEAKS_NO_TLS = "this port ends the TLS handshake: is kafka.security_protocol PLAINTEXT or SASL_PLAINTEXT there?"
+SPEAKS_SASL = (
+    "this port ends the connection: does it require a login (kafka.security_protocol is SASL_SSL or SASL_PLAINTEXT "
+    "then), or a client certificate (kafka.cert_file)?"
+)
+SPEAKS_NO_SASL = "this port speaks no SASL, so it takes no login: set kafka.security_protocol to SSL or PLAINTEXT"
 
 
-class _LastError(logging.Handler):
-    """Keeps the last error message that aiokafka logged. If a connection fails, only the log says why."""
+class _LastFailure(logging.Handler):
+    """Keeps the last failure of a connection, because aiokafka only logs it."""
 
-    message = ""
+    _error: BaseException | None = None
+    _at = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage()
+        match record.args:
+            case (str(), int(), BaseException() as error):  # a host and a port of `bootstrap_servers`
+                self._error, self._at = error, loop_time()
+            case (_, BaseException() as error) if record.levelno >= logging.ERROR:  # a broker's number
+                self._error, self._at = error, loop_time()
+
+    def take(self) -> BaseException | None:
+        """Return the failure if it is recent, and forget it."""
+        error, self._error = self._error, None
+        return error if loop_time() - self._at < RECENT_SECONDS else None
 
 
-_last_error = _LastError(logging.ERROR)
-logging.getLogger("aiokafka").addHandler(_last_error)
+_last_failure = _LastFailure(logging.WARNING)
+logging.getLogger("aiokafka").addHandler(_last_failure)
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's type and text. For a failed connection, add the reason that aiokafka logged."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if not isinstance(error, KafkaConnectionError) or not _last_error.message:
-        return text
-    reason, _last_error.message = _last_error.message, ""
-    return f"{text}; {reason}"
+    """Return in words why a call to the broker failed, with the setting that may be wrong."""
+    cause = _last_failure.take() if isinstance(error, _WITHOUT_CAUSE) else None
+    if isinstance(error, TimeoutError) and cause is not None:
+        return f"no answer in time; {_in_words(cause)}"
+    return _in_words(cause or error)
+
+
+def _in_words(error: BaseException) -> str:
+    match error:
+        case TimeoutError():
+            return "no answer in time"
+        case ssl.SSLCertVerificationError(verify_message=reason):
+            return f"the broker's certificate is not trusted: {reason.rstrip('.')}; check kafka.ca_file and the broker's name"
+        case ConnectionResetError():  # in the handshake, because a port without a listener refuses the connection
+            return SPEAKS_NO_TLS
+        case SaslAuthenticationFailed(args=(str(reason), *_)):
+            return f"the broker refused the login: {reason}; check kafka.username and password"
+        case UnsupportedSaslMechanismError():
+            return "the broker refused the login: it doesn't know kafka.sasl_mechanism"
+        case IllegalSaslStateError():
+            return SPEAKS_NO_SASL
+        case KafkaConnectionError(__cause__=asyncio.IncompleteReadError(expected=int(length))):
+            return _unexpected_end(length)
+        case OSError():
+            return f"can't be reached: {error.strerror or error}; check kafka.bootstrap_servers"
+        case _:
+            return _as_raised(error)
+
+
+def _unexpected_end(length: int) -> str:
+    """Return in words why a broker closed a connection. An answer of Kafka begins with four bytes that are its length.
+
+    `length`: the length of what was expected: 4, or what the first four bytes were.
+    """
+    if length == LENGTH_BYTES:
+        return SPEAKS_SASL
+    if length.to_bytes(LENGTH_BYTES).startswith(TLS_ALERT):
+        return SPEAKS_TLS
+    return "what answers there is not Kafka; check kafka.bootstrap_servers"
+
+
+def _as_raised(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def undecodable_reason(error: Exception) -> str:
@@ -54,4 +125,4 @@ def undecodable_reason(error: Exception) -> str:
         case UnicodeDecodeError():
             return "unreadable record: the name of a header is not UTF-8"
         case _:
-            return f"unreadable record: its batch can't be unpacked: {describe(error)}"
+            return f"unreadable record: its batch can't be unpacked: {_as_raised(error)}"

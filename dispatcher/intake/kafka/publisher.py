@@ -34,7 +34,7 @@ class KafkaPublisher:
                 await self._producer.start()
         except CONNECTION_ERRORS as error:
             await self._stop()
-            raise DispatcherError(f"Kafka at {self._servers} can't be reached: {describe(error)}") from None
+            raise DispatcherError(f"Kafka at {self._servers}: {describe(error)}") from None
         return self
 
     async def __aexit__(

@@ -306,7 +306,7 @@ async def test_a_frozen_broker_does_not_prevent_a_stop(apache: ApacheKafka, topi
 
 async def refused(reader: Reader) -> bool:
     """True if the source says that its login failed."""
-    return "Authentication" in (await reader.source.unready_reason() or "")
+    return "refused the login" in (await reader.source.unready_reason() or "")
 
 
 async def test_the_unready_reason_names_the_failed_login_and_not_the_password(
