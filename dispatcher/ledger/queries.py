@@ -5,6 +5,7 @@ Each query starts from an index and reads a limited number of rows, because a le
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -42,7 +43,7 @@ from dispatcher.ledger.search import (
     of_launch_plan,
 )
 from dispatcher.ledger.sqlalchemy_internals import AsyncConnection
-from dispatcher.model.delivery import State
+from dispatcher.model.delivery import State, cause
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN
 
 MAX_ROWS_READ = 10_000
@@ -78,17 +79,20 @@ class Queries:
         async with self._database.reading() as connection:
             return await _count(connection, some)
 
-    async def reasons(self, wanted: DeliveryFilter, *, limit: int) -> Sequence[tuple[str, str, int]]:
-        """Return the most frequent reasons of the matching deliveries, as (channel, reason, number of deliveries).
+    async def causes(self, wanted: DeliveryFilter, *, limit: int) -> Sequence[tuple[str, str, int]]:
+        """Return why the matching deliveries are dead, most frequent first, as (channel, cause, number of deliveries).
 
         Reads at most `MAX_COUNT` deliveries.
         """
         some = select(deliveries.c.channel, deliveries.c.reason).where(*conditions(wanted)).limit(MAX_COUNT).subquery()
         number = func.count().label("number")
         query = select(some.c.channel, some.c.reason, number).group_by(some.c.channel, some.c.reason)
+        found: Counter[tuple[str, str]] = Counter()
         async with self._database.reading() as connection:
-            rows = await connection.execute(query.order_by(number.desc(), some.c.channel, some.c.reason).limit(limit))
-            return [(row.channel, row.reason, row.number) for row in rows]
+            for row in await connection.execute(query):
+                found[row.channel, cause(row.reason)] += row.number
+        most = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:limit]
+        return [(channel, reason, count) for (channel, reason), count in most]
 
     async def events(self, wanted: EventFilter, *, limit: int, after: Cursor | None = None) -> Page[EventSummary]:
         """Return a page of the terminal events that match the filter. `after`: the cursor of the previous page."""

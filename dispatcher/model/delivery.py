@@ -7,6 +7,7 @@ dead --redrive--> waiting
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,6 +34,7 @@ STUMBLED = "internal error"
 MAX_STUMBLES = 3
 """After this many such attempts, the delivery is dead."""
 REASON_CHARACTERS = 300
+_GAVE_UP = re.compile(r"gave up after \d+ (?:attempts?|times): ")
 
 
 class State(StrEnum):
@@ -313,6 +315,11 @@ def _retry_or_give_up(
         return Dead(f"gave up after {attempts}: {error.reason}", error.answer, in_doubt=in_doubt or delivery.in_doubt)
     refused_us = isinstance(error, Misconfigured) and error.provider_wide
     return Retry(at, error.reason, error.answer, in_doubt or delivery.in_doubt, refused_us)
+
+
+def cause(reason: str) -> str:
+    """Return a dead delivery's reason without the number of attempts, so that the same causes can be counted."""
+    return _GAVE_UP.sub("", reason, count=1)
 
 
 def stumble(

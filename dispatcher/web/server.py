@@ -27,6 +27,7 @@ async def serving(
     host: str,
     port: int,
     *,
+    setting: str = "http.listen",
     tls: Tls | None = None,
     trusted_proxies: Sequence[str] = (),
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - immutable, so all calls can share it
@@ -34,7 +35,7 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Serve the application until the `async with` block ends. Yields the base URL.
 
-    `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted. `contain`: runs
+    `setting`: what to change if the address is in use: a setting or an option. `trusted_proxies`: addresses whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted. `contain`: runs
     the server, and runs it again after an unforeseen exception. Raises SettingsError if the server can't listen on the
     address or can't load the TLS files, and DispatcherError if uvicorn's version can't be used.
     """
@@ -55,7 +56,7 @@ async def serving(
         ssl_context_factory=(lambda *_: certificate.context) if certificate is not None else None,
     )
     check(config)
-    listener = _listen(host, port)
+    listener = _listen(host, port, setting)
     server = Server(config)
     bound_port = listener.getsockname()[1]
     leaving = False
@@ -65,7 +66,7 @@ async def serving(
         if leaving:
             return
         if listener.fileno() < 0:  # the last call failed and closed it
-            listener, server = _listen(host, bound_port), Server(config)
+            listener, server = _listen(host, bound_port, setting), Server(config)
         with closing(listener):
             try:
                 await server.serve(sockets=[listener])
@@ -86,7 +87,7 @@ async def serving(
         raise failure
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, setting: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # IPPROTO_TCP is given because asyncio sets TCP_NODELAY only on sockets with this protocol. Without TCP_NODELAY
     # (with Nagle's algorithm), the second write of a response waits 40 ms for the client's delayed acknowledgement.
@@ -97,6 +98,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise SettingsError(f"http.listen: can't listen on {host}:{port}: {error.strerror or error}") from None
+        raise SettingsError(f"{setting}: can't listen on {host}:{port}: {error.strerror or error}") from None
     listener.setblocking(False)
     return listener

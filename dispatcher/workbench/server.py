@@ -84,7 +84,7 @@ class Workbench:
             # Against DNS rebinding: refuses requests of a website whose own domain name resolves to 127.0.0.1.
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
         )
-        async with serving(application, HOST, port) as url, asyncio.TaskGroup() as group:
+        async with serving(application, HOST, port, setting="--port") as url, asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             on_ready(url)
             await self._stopping.wait()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import pytest
 from bench import revisions
 from bench.__main__ import BEGIN, END, Run, around_table, measure
 from bench.figures import Figure, Goal, Missing, Unavailable, as_markdown
+from bench.growth import fill_sqlite
 from bench.providers import Api, ProviderOptions, running_provider
+from bench.record import migrated
 
 
 def a_figure(*, ours: list[float], theirs: list[float], goal: Goal | None = None) -> Figure:
@@ -151,3 +155,12 @@ def test_a_dead_provider_raises_an_error_at_once() -> None:
         socket.create_connection(("127.0.0.1", provider.port)).close()
         with pytest.raises(RuntimeError, match="died"):
             provider.wait_for(1, seconds=10)
+
+
+async def test_the_growth_benchmarks_ledger_has_100_launch_plans(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    await migrated(f"sqlite+aiosqlite:///{file}")
+    fill_sqlite(file, 250)
+    with closing(sqlite3.connect(file)) as connection:
+        for column in ("launch_plan", "(SELECT subject FROM deliveries WHERE event = events.key)"):
+            assert connection.execute(f"SELECT count(DISTINCT {column}) FROM events").fetchone() == (100,)

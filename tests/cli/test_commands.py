@@ -211,9 +211,12 @@ async def test_a_port_in_use_and_an_invalid_ledger_url_are_reported(tmp_path: Pa
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        status, _, err = await command("serve", "--config", settings_file(tmp_path, http={"listen": listen}))
-    assert (status, "http.listen: can't listen on" in err) == (1, True)
+        port = str(taken.getsockname()[1])
+        serve = ("serve", "--config", settings_file(tmp_path, http={"listen": f"127.0.0.1:{port}"}))
+        for arguments in (serve, ("preview", "--serve", "--port", port)):
+            status, _, err = await command(*arguments)
+            named = "http.listen" if arguments is serve else "--port"
+            assert (status, f"{named}: can't listen on 127.0.0.1:{port}: " in err) == (1, True), err
     for url, words in (
         ("mysql://x", "there are sqlite and postgresql"),
         ("sqlite+aiosqlite:////no/such/folder/x.db", "no such folder"),

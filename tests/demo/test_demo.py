@@ -6,6 +6,7 @@ from pathlib import Path
 
 import aiohttp
 import orjson
+import pytest
 
 from channels.email.mime import compose
 from dispatcher.config.settings import Settings
@@ -14,6 +15,7 @@ from dispatcher.demo.fakes.mail import Mail
 from dispatcher.demo.fakes.pagerduty import Incident
 from dispatcher.demo.fakes.slack import SlackMessage
 from dispatcher.demo.fakes.webhooks import Call, Card
+from dispatcher.errors import SettingsError
 from dispatcher.model.phase import Phase
 from dispatcher.preview.html import index
 from dispatcher.rendering.samples import sample_event
@@ -99,6 +101,13 @@ async def test_the_page_shows_arrivals_and_escapes_their_markup() -> None:
         "<td>a_b</td>",
     ):
         assert drawn in shown
+
+
+async def test_a_port_in_use_is_reported_by_the_option_that_chooses_it() -> None:
+    async with Inbox() as inbox:
+        port = int(inbox.url.rpartition(":")[2])
+        with pytest.raises(SettingsError, match=rf"^--port: can't listen on 127\.0\.0\.1:{port}: "):
+            await Inbox(port=port).__aenter__()
 
 
 @needs_a_browser

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import socket
 import sys
-from asyncio.subprocess import STDOUT
+from asyncio.subprocess import PIPE, STDOUT
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from tests.support.brokers import Broker
 from tests.support.pages import ROOT, blocks
 from tests.support.service import free_port
+from tests.support.waiting import until
 
 PAGE = ROOT / "docs" / "tutorial.md"
 
@@ -54,3 +57,23 @@ async def test_every_step_of_the_tutorial_succeeds(broker: Broker, tmp_path: Pat
     assert status == 0, output.read_text()
     assert output.read_text().count("250 OK") == 2, "both were sent, as explain shows"
     assert (tmp_path / "mails-later.txt").read_text().count("MemoryError") >= 1
+
+
+async def test_the_tutorials_broker_ends_with_its_parent_even_if_that_is_killed() -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.support.brokers",
+        cwd=ROOT, env=os.environ | {"BROKER": "light", "KAFKA_BOOTSTRAP_SERVERS": ""}, stdout=PIPE,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    async with asyncio.timeout(30):
+        address = re.search(r"127\.0\.0\.1:(\d+)", (await parent.stdout.readline()).decode())
+    assert address
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(address[1]))) == 0
+
+    assert listens()
+    parent.kill()
+    await parent.wait()
+    await until(lambda: not listens(), 10)

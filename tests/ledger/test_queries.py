@@ -72,7 +72,7 @@ QUERIES: dict[str, Query] = {
     "count dead": count(),
     "count dead of a recipient": count(recipient="team-7"),
     "count dead of a launch plan": count(launch_plan="plan-7"),
-    "reasons": lambda ledger: ledger.queries.reasons(DeliveryFilter(states=DEAD), limit=10),
+    "causes": lambda ledger: ledger.queries.causes(DeliveryFilter(states=DEAD), limit=10),
     "executions": events(),
     "executions of a launch plan": events(launch_plan="plan-7"),
     "executions by verdict": events(verdict="disabled"),
@@ -182,6 +182,21 @@ async def test_an_execution_is_found_by_its_name_in_every_project_and_domain(led
             one.delivery.event for one in await ledger.history.find(DeliveryFilter(execution=text), limit=200)
         } == expected, text
         assert await ledger.redrive(DeliveryFilter(execution=text), an_action()) == 0, text  # none is dead
+
+
+async def test_causes_are_counted_without_the_number_of_attempts(ledger: Ledger) -> None:
+    reasons = ("gave up after 1 attempt: busy", "gave up after 12 attempts: busy", "550 no such user")
+    later = NOW + timedelta(days=1000)
+    admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=later)
+    for number, reason in enumerate(reasons):
+        one = an_event(name=f"e{number}")
+        await ledger.record([recorded(a_delivery(one), event=one)], [], now=NOW)
+        claim = await ledger.claim("email", 1, lease="me", until=later, admission=admission)
+        for delivery in claim.deliveries:
+            await ledger.settle(Settlement(delivery=delivery, outcome=Dead(reason), started_at=NOW, ended_at=NOW))
+
+    found = await ledger.queries.causes(DeliveryFilter(states=DEAD), limit=10)
+    assert found == [("email", "busy", 2), ("email", "550 no such user", 1)]
 
 
 async def test_recipients_are_stored_with_the_delivery_and_deleted_with_it(ledger: Ledger) -> None:

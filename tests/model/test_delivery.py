@@ -17,6 +17,7 @@ from dispatcher.model.delivery import (
     Retry,
     Sent,
     State,
+    cause,
     classify,
     delivery_key,
     split,
@@ -73,6 +74,14 @@ def test_a_delivery_in_doubt_stays_in_doubt_after_a_temporary_failure() -> None:
 def test_past_the_deadline_a_delivery_is_dead_with_its_last_reason() -> None:
     assert outcome_of(Later("busy"), attempt=9, after=POLICY.deadline) == Dead("gave up after 9 attempts: busy")
     assert outcome_of(Later("busy", retry_after=2 * POLICY.deadline)) == Dead("gave up after 1 attempt: busy")
+
+
+def test_the_cause_of_dead_deliveries_is_the_same_after_any_number_of_attempts() -> None:
+    for attempt in (1, 9, 12):
+        outcome = outcome_of(Later("busy: try later"), attempt=attempt, after=POLICY.deadline)
+        assert isinstance(outcome, Dead)
+        assert cause(outcome.reason) == "busy: try later"
+    assert cause("gave up after lunch: 3 attempts: x") == "gave up after lunch: 3 attempts: x"
 
 
 @given(st.integers(1, 10_000), st.integers())

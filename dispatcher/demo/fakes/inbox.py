@@ -74,8 +74,8 @@ class Inbox:
                 *InboxPage(self.arrivals).routes(),
             ]
         )
+        self.url = await self._stack.enter_async_context(serving(app, "127.0.0.1", self.port, setting="--port"))
         await self._stack.enter_async_context(self.mail)
-        self.url = await self._stack.enter_async_context(serving(app, "127.0.0.1", self.port))
         return self
 
     async def __aexit__(

@@ -33,7 +33,7 @@ async def get(console: Console, request: Request) -> Response:
         keys=keys,
         criteria=criteria.model_dump(exclude_defaults=True),
         count=await queries.count(wanted),
-        reasons=await queries.reasons(wanted, limit=SHOWN),
+        causes=await queries.causes(wanted, limit=SHOWN),
         page=await queries.deliveries(wanted, limit=SHOWN),
     )
 

@@ -14,6 +14,6 @@ try:
     for topic in sys.argv[1:]:
         asyncio.run(make_topic(broker.bootstrap_servers, topic))
     print(f"{broker.name}: {broker.bootstrap_servers}; Ctrl-C stops it", flush=True)
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    signal.sigwait({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 finally:
     broker.stop()

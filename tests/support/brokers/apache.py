@@ -16,6 +16,8 @@ from typing import Self
 import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from tests.support.brokers.tether import Tether
+
 VERSION = "4.1.1"
 CACHE = Path(__file__).parents[3] / ".cache" / f"kafka-{VERSION}"
 USER, PASSWORD = "dispatcher", "s3cret-of-the-tests"
@@ -40,6 +42,7 @@ class ApacheKafka:
         self.folder = Path(tempfile.mkdtemp(prefix="dispatcher-kafka-"))
         self._ports = dict(zip(LISTENERS, _free_ports(len(LISTENERS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
+        self._tether: Tether | None = None
         self._classpath = _jars()
         self._authority = trustme.CA()
         self.ca_file = self.folder / "ca.pem"
@@ -62,6 +65,7 @@ class ApacheKafka:
             stderr=log,
             start_new_session=True,
         )
+        self._tether = Tether(self._process)
         log.close()
         deadline = time.monotonic() + 60
         while not _listens(self._ports["PLAINTEXT"]):
@@ -74,10 +78,11 @@ class ApacheKafka:
 
     def halt(self, number: int = signal.SIGTERM) -> None:
         """Stop the process and keep the data for the next start."""
-        if self._process is not None:
+        if self._process is not None and self._tether is not None:
+            self._tether.cut()
             self._process.send_signal(number)
             self._process.wait(60)
-            self._process = None
+            self._process = self._tether = None
 
     @property
     def running(self) -> bool:

