@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from typing import Any
 
 from dispatcher.ledger import Action, Attempt, DeliveryFilter, Ledger, Rejected, StoredDelivery, StoredEvent
@@ -40,16 +41,18 @@ class Explanation:
 
 
 async def explanations(
-    ledger: Ledger, execution: ExecutionId, refused: Iterable[Rejected], *, deliveries_at_most: int
+    ledger: Ledger, execution: ExecutionId, refused: Iterable[Rejected], *, deliveries_at_most: int, now: datetime
 ) -> list[Explanation]:
     """Explain an execution's recorded events, oldest first, then the rejected messages in `refused`, oldest first.
 
-    `deliveries_at_most`: maximum number of deliveries to include, over all events.
+    `deliveries_at_most`: maximum number of deliveries to include, over all events. Waiting ones say what they wait for
+    at the time `now`.
     """
     known = await ledger.history.events(execution)
     stored = (
         await ledger.history.find(DeliveryFilter(execution=str(execution)), limit=deliveries_at_most) if known else []
     )
+    stored = await ledger.queries.with_waits(stored, now=now)
     keys = [entry.delivery.key for entry in stored]
     actions = await ledger.history.actions_of(keys)
     shown = [
@@ -138,12 +141,14 @@ def delivery_data(stored: StoredDelivery) -> dict[str, Any]:
         "phase": phase,
         "settled_at": stored.settled_at,
         "reference": stored.reference,
+        "waits_for": [asdict(one) for one in stored.waits_for],
     }
 
 
-async def delivery_with_history(ledger: Ledger, stored: StoredDelivery) -> dict[str, Any]:
-    """Return `delivery_data` with the delivery's attempts and operators' actions."""
+async def delivery_with_history(ledger: Ledger, stored: StoredDelivery, *, now: datetime) -> dict[str, Any]:
+    """Return `delivery_data` with the delivery's attempts, operators' actions, and what it waits for at `now`."""
     key = stored.delivery.key
+    (stored,) = await ledger.queries.with_waits([stored], now=now)
     return _with_history(stored, await ledger.history.attempts(key), await ledger.history.actions(key))
 
 

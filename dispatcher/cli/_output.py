@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _NO_WRAP = {"KEY", "ID", "STATE", "CHANNEL", "ATTEMPTS", "ATTEMPT", "DURATION", "BYTES"}
+KEY_DIGITS = 12
+"""A list shows this many digits of each key. Keys of about the same time share their first five digits, so several
+more are needed to tell keys apart."""
 STATE_STYLES = {"sent": "green", "waiting": "yellow", "dead": "red", "retry": "yellow", "in_doubt": "yellow"}
 
 
@@ -119,6 +122,16 @@ def state_text(state: str) -> Text:
 def time_text(time: datetime | None) -> str:
     """Format a UTC time as `2026-11-20 09:14:21`. Returns an empty text for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S") if time is not None else ""
+
+
+def waits_text(delivery: Mapping[str, Any]) -> str:
+    """Return what a delivery waits for as one text, or an empty text. `delivery`: as `explain.delivery_data` returns it."""
+    texts = []
+    for one in delivery.get("waits_for", ()):
+        key = f" ({one['delivery'][:KEY_DIGITS]})" if one["delivery"] else ""
+        until = f", {time_text(one['until'])}" if one["until"] else ""
+        texts.append(f"{one['text']}{key}{until}")
+    return "; ".join(texts)
 
 
 def _cell(value: Any) -> Text:

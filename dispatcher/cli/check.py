@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -12,8 +13,11 @@ from dispatcher.cli._options import Config
 from dispatcher.cli._output import time_text, write_line
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from channels.contract import Channel, Finding
     from dispatcher.config.settings import Settings
+    from dispatcher.model.replica import Replica
 
 Live = Annotated[
     bool,
@@ -120,6 +124,7 @@ async def _check_ledger(settings: Settings) -> Sequence[Finding]:
             newest = await ledger.history.newest()
             wrong_clock = clock_problem(await ledger.clock_offset(clock.now))
             backlog = await ledger.queries.backlog(now=clock.now())
+            replicas = await ledger.replicas.all()
     except DispatcherError as error:
         return [Finding(f"{error}; check ledger.url", ok=False)]
     last = f"last event {newest[0]}, recorded at {time_text(newest[1])} UTC" if newest else "no events yet"
@@ -127,6 +132,31 @@ async def _check_ledger(settings: Settings) -> Sequence[Finding]:
     findings += [Finding(problem, warning=True) for problem in removed_channels(settings, backlog)]
     if wrong_clock:
         findings.append(Finding(wrong_clock, warning=True))
+    return [*findings, *_replica_findings(replicas, clock.now())]
+
+
+def _replica_findings(replicas: Sequence[Replica], now: datetime) -> list[Finding]:
+    """Return what the replicas' rows say: which replicas run, and what does not work in them."""
+    from channels.contract import Finding
+    from dispatcher.observability.clock_monitor import clock_problem
+
+    running = [one for one in replicas if one.seen(now)]
+    findings = [Finding(f"replica {one.name} runs, version {one.version}") for one in running]
+    findings += [
+        Finding(f"replica {one.name} was last seen at {time_text(one.seen_at)} UTC", warning=True)
+        for one in replicas
+        if one not in running
+    ]
+    for one in running:
+        problems = [f"{name}: {reason}" for name, reason in sorted(one.components.items()) if reason is not None]
+        problems += [
+            f"the circuit breaker of {name} is open since {time_text(status.breaker_open_since)} UTC"
+            for name, status in sorted(one.channels.items())
+            if status.breaker_open_since is not None
+        ]
+        if wrong_clock := clock_problem(timedelta(seconds=one.clock_offset), "its"):
+            problems.append(wrong_clock)
+        findings += [Finding(f"replica {one.name}: {problem}", warning=True) for problem in problems]
     return findings
 
 

@@ -12,9 +12,11 @@ from dispatcher.cli._open_ledger import with_ledger
 from dispatcher.cli._operations import As, Reason, operations, operator, write_actions
 from dispatcher.cli._options import AsJson, Config, Limit, Since, no_such_channel, parse_since
 from dispatcher.cli._output import (
+    KEY_DIGITS,
     log_warnings_only,
     state_text,
     time_text,
+    waits_text,
     write_details,
     write_json,
     write_line,
@@ -33,10 +35,6 @@ State = Annotated[
     ),
 ]
 ChannelName = Annotated[str | None, typer.Option("--channel", help="Only this channel.", show_default=False)]
-KEY_DIGITS = 12
-"""A list shows this many digits of each key. Keys of about the same time share their first five digits, so several
-more are needed to tell keys apart."""
-
 Execution = Annotated[
     str | None, typer.Option("--execution", help="Only this execution: project/domain/name.", show_default=False)
 ]
@@ -53,20 +51,22 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, newest first."""
+    from dispatcher.clock import SystemClock
     from dispatcher.explain import delivery_data
 
     wanted = _filter(state, channel, execution, since)
 
     async def find(ledger: Ledger) -> list[StoredDelivery]:
         await _require_channel(ledger, channel)
-        return await ledger.history.find(wanted, limit=limit)
+        found = await ledger.history.find(wanted, limit=limit)
+        return await ledger.queries.with_waits(found, now=SystemClock().now())
 
     found = with_ledger(config, find)
     if as_json:
         write_json([delivery_data(stored) for stored in found])
         return
     write_table(
-        ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED (UTC)", "REASON"),
+        ("KEY", "STATE", "CHANNEL", "TO", "EVENT", "ATTEMPTS", "CREATED (UTC)", "DUE (UTC)", "REASON", "WAITS FOR"),
         [
             (
                 stored.delivery.key[:KEY_DIGITS],
@@ -76,7 +76,9 @@ def list_(
                 stored.delivery.event,
                 stored.delivery.attempt,
                 time_text(stored.delivery.created_at),
+                time_text(stored.delivery.due_at) if stored.settled_at is None else "",
                 stored.delivery.reason,
+                waits_text(delivery_data(stored)),
             )
             for stored in found
         ],
@@ -92,12 +94,15 @@ def show(
     """Show one delivery with its attempts, the provider's answers and operators' actions. With --json, prints the
     message's content too.
     """
+    from dispatcher.clock import SystemClock
     from dispatcher.explain import delivery_with_history
     from dispatcher.ledger import DeliveryFilter
 
     async def load(ledger: Ledger) -> tuple[list[StoredDelivery], dict[str, Any]]:
         found = await ledger.history.find(DeliveryFilter(keys=[key]), limit=2)
-        return found, (await delivery_with_history(ledger, found[0]) if len(found) == 1 else {})
+        if len(found) != 1:
+            return found, {}
+        return found, await delivery_with_history(ledger, found[0], now=SystemClock().now())
 
     found, data = with_ledger(config, load)
     if len(found) != 1:
@@ -120,6 +125,7 @@ def show(
             ("rule", delivery.rule),
             ("state", state_text(delivery.state)),
             ("reason", delivery.reason),
+            ("waits for", waits_text(data)),
             ("created", time_text(delivery.created_at)),
             ("due" if stored.settled_at is None else "finished", time_text(stored.settled_at or delivery.due_at)),
             *stored.reference.items(),

@@ -16,6 +16,7 @@ from dispatcher.cli._output import (
     state_text,
     styled,
     time_text,
+    waits_text,
     write_details,
     write_json,
     write_line,
@@ -185,13 +186,15 @@ def _recorded(settings: Settings, execution: ExecutionId) -> list[Explanation]:
     """
     import asyncio
 
+    from dispatcher.clock import SystemClock
     from dispatcher.explain import explanations
     from dispatcher.ledger import Ledger
 
     async def read() -> list[Explanation]:
         async with Ledger(settings.ledger.url, password_file=settings.ledger.password_file) as ledger:
             rejected = await ledger.rejected.find(limit=MAX_REJECTED, execution=execution)
-            found = await explanations(ledger, execution, rejected, deliveries_at_most=MAX_DELIVERIES)
+            now = SystemClock().now()
+            found = await explanations(ledger, execution, rejected, deliveries_at_most=MAX_DELIVERIES, now=now)
             if not found:
                 _print_what_to_check(settings, execution, newest=await ledger.history.newest())
                 raise typer.Exit(1)
@@ -299,11 +302,13 @@ def _print_deliveries(deliveries: Sequence[Mapping[str, Any]], rules: Sequence[s
         attempts = delivery.get("attempts") or [None]
         for at, attempt in enumerate(attempts):
             last = at == len(attempts) - 1
+            waits = waits_text(delivery)
+            reason = "; ".join(filter(None, (delivery["reason"], waits and f"waits for {waits}")))
             rows.append(
                 (
                     *(cells if at == 0 else ("", "", "", "")),
                     *(_attempt_cells(attempt) if attempt is not None else ("", "", "")),
-                    _answer(attempt, delivery["reason"] if last else ""),
+                    _answer(attempt, reason if last else ""),
                 )
             )
     write_table(("RULE", "STATE", "CHANNEL", "TO", "ATTEMPT", "ENDED (UTC)", "OUTCOME", "ANSWER"), rows)

@@ -1,7 +1,7 @@
 """The ledger, a transactional outbox in SQLite or PostgreSQL: events, deliveries, attempts. All SQL is in this package.
 
 Other packages use `Ledger` (`ledger.py`), the objects that it carries, and the values in `records.py`. A file a verb does
-the work: `record`, `claim`, `settle`, `threads`, `actions`, `retention`. `history` and `queries` read. `schema` and
+the work: `record`, `claim`, `settle`, `threads`, `actions`, `retention`. `history`, `queries` and `waiting` read. `schema` and
 `column_types` define the tables, `engine` opens the database.
 """
 

@@ -10,6 +10,7 @@ import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     Row,
     Select,
     and_,
@@ -72,26 +73,30 @@ contain only waiting deliveries (partial indexes)."""
 _RESOLVED: ColumnElement[str] = literal_column(f"'{Kind.RESOLVED_NOTICE}'")
 
 
+def earlier_in_thread(before: FromClause) -> ColumnElement[bool]:
+    """SQL condition: `before` is a waiting delivery that goes out before this one of the table `deliveries`.
+
+    `before`: an alias of `deliveries`.
+    """
+    at = deliveries.c.thread_at
+    return and_(
+        before.c.thread == deliveries.c.thread,
+        before.c.state == _WAITING,
+        or_(
+            before.c.thread_at < at,
+            and_(before.c.thread_at == at, before.c.kind == _RESOLVED, deliveries.c.kind != _RESOLVED),
+            and_(
+                before.c.thread_at == at,
+                (before.c.kind == _RESOLVED) == (deliveries.c.kind == _RESOLVED),
+                before.c.key < deliveries.c.key,
+            ),
+        ),
+    )
+
+
 def _due_statement() -> Select[Any]:
     before, other = deliveries.alias("before"), deliveries.alias("other")
-    after_notice = deliveries.c.kind != _RESOLVED
-    blocked_by_earlier = (
-        select(before.c.key)
-        .where(
-            before.c.thread == deliveries.c.thread,
-            before.c.state == _WAITING,
-            or_(
-                before.c.thread_at < deliveries.c.thread_at,
-                and_(before.c.thread_at == deliveries.c.thread_at, before.c.kind == _RESOLVED, after_notice),
-                and_(
-                    before.c.thread_at == deliveries.c.thread_at,
-                    (before.c.kind == _RESOLVED) == (deliveries.c.kind == _RESOLVED),
-                    before.c.key < deliveries.c.key,
-                ),
-            ),
-        )
-        .exists()
-    )
+    blocked_by_earlier = select(before.c.key).where(earlier_in_thread(before)).exists()
     thread_has_others = (
         select(other.c.key).where(other.c.thread == deliveries.c.thread, other.c.key != deliveries.c.key).exists()
     )

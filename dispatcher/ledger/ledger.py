@@ -29,6 +29,7 @@ from dispatcher.ledger.records import (
 )
 from dispatcher.ledger.refusals import Refusals
 from dispatcher.ledger.rejected import RejectedMessages
+from dispatcher.ledger.replicas import Replicas
 from dispatcher.ledger.settle import Settlements
 from dispatcher.ledger.threads import claimed_thread
 from dispatcher.ledger.versions import Schema
@@ -62,6 +63,7 @@ class Ledger:
         self.rejected = RejectedMessages(self._database)
         self.checkpoints = Checkpoints(self._database)
         self.refusals = Refusals(self._database)
+        self.replicas = Replicas(self._database)
 
     async def open(self) -> Self:
         """Create or upgrade the tables. Raises LedgerIncompatible for a ledger that this version can't work with."""

@@ -43,6 +43,7 @@ from dispatcher.ledger.search import (
     of_launch_plan,
 )
 from dispatcher.ledger.sqlalchemy_internals import AsyncConnection
+from dispatcher.ledger.waiting import with_waits
 from dispatcher.model.delivery import State, cause
 from dispatcher.model.rate_limit import FAILURES_TO_OPEN
 
@@ -72,6 +73,11 @@ class Queries:
             matches = partial(delivery_conditions, wanted)
             rows, cursor, cut = await _page(connection, newest, matches, limit, max_rows)
         return Page([read_stored_delivery(row) for row in rows], cursor, cut)
+
+    async def with_waits(self, found: Sequence[StoredDelivery], *, now: datetime) -> list[StoredDelivery]:
+        """Return the deliveries in the same order, each waiting one with what it waits for (`model/waiting.py`)."""
+        async with self._database.reading() as connection:
+            return await connection.run_sync(with_waits, found, now)
 
     async def count(self, wanted: DeliveryFilter) -> Count:
         """Count the deliveries that match the filter, up to `MAX_COUNT`."""

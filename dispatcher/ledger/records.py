@@ -14,6 +14,7 @@ from channels.contract import Thread
 from dispatcher.model.delivery import Delivery, NewVersion, Outcome, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import Feedback
+from dispatcher.model.waiting import Wait
 from dispatcher.tracing import NO_SPAN, Span
 
 _Entry = TypeVar("_Entry")
@@ -80,6 +81,8 @@ class RejectedSummary:
     size: int
     """Number of bytes in the whole message."""
     replayed_at: datetime | None = None
+    dismissed_at: datetime | None = None
+    """When an operator dismissed it, because nobody needs its notifications; None if nobody did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +208,8 @@ class StoredDelivery:
     delivery: Delivery
     settled_at: datetime | None
     reference: Mapping[str, str] = field(default_factory=dict)
+    waits_for: Sequence[Wait] = ()
+    """What a waiting delivery waits for, the most important first. Only `Queries.with_waits` fills it in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -194,6 +195,20 @@ refusals = Table(
 )
 """The channels whose provider refuses the dispatcher itself: since when, and when it was seen last."""
 
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("version", String(64), nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+    Column("clock_offset", Float, nullable=False),
+    Column("channels", CompressedJson, nullable=False),
+    Column("components", CompressedJson, nullable=False),
+    Column("lag", BigInteger),
+)
+"""How each replica is, as it wrote itself (`dispatcher/model/replica.py`)."""
+
 attempts = Table(
     "attempts",
     metadata,
@@ -221,6 +236,7 @@ rejected = Table(
     Column("body", LargeBinary, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("replayed_at", UtcTime),
+    Column("dismissed_at", UtcTime),
     Index("ix_rejected_received_at", "received_at"),
     Index("ix_rejected_event", "event"),
 )

@@ -26,18 +26,21 @@ class CircuitBreaker:
     """Number of failures in a row that concern the provider as a whole (`Later.provider_wide`)."""
     _unanswered: int = 0
     """Number of sends in a row that got no answer from the provider."""
-    _open_until: datetime | None = None
+    open_since: datetime | None = None
+    """Since when the breaker is open; None if it is closed."""
+    next_probe_at: datetime | None = None
+    """From when on the open breaker lets one delivery through, as a probe; None if it is closed."""
 
     @property
     def open(self) -> bool:
         """True if the breaker is open or half-open (one probe is allowed)."""
-        return self._open_until is not None
+        return self.next_probe_at is not None
 
     def allowed(self, slots: int, now: datetime) -> int:
         """Return how many sends may be in flight now: `slots` if the breaker is closed, 0 if open, 1 if half-open."""
-        if self._open_until is None:
+        if self.next_probe_at is None:
             return slots
-        return 0 if now < self._open_until else 1
+        return 0 if now < self.next_probe_at else 1
 
     def record(self, result: Result, now: datetime) -> None:
         """Count an attempt's result, and open or close the breaker."""
@@ -48,8 +51,10 @@ class CircuitBreaker:
         elif isinstance(result, InDoubt):
             self._unanswered += 1
         else:
-            self._outages, self._unanswered, self._open_until = 0, 0, None
+            self._outages, self._unanswered = 0, 0
+            self.open_since = self.next_probe_at = None
         failures = self._outages + max(self._unanswered - FAILURES_TO_OPEN + 1, 0)
         if failures:
             open_time = min(MIN_OPEN_TIME * (1 << min(failures - 1, 10)), MAX_OPEN_TIME)
-            self._open_until = now + max(open_time, retry_after)
+            self.open_since = self.open_since or now
+            self.next_probe_at = now + max(open_time, retry_after)

@@ -51,10 +51,10 @@ class ClockMonitor:
         self._differ = bool(problem)
 
 
-def clock_problem(offset: timedelta) -> str | None:
-    """Return a sentence about clocks that differ too much; None if they agree. `offset`: how far ours is ahead."""
+def clock_problem(offset: timedelta, whose: str = "this machine's") -> str | None:
+    """Return a sentence about clocks that differ too much; None if they agree. `offset`: how far `whose` is ahead."""
     if abs(offset) <= MAX_OFFSET:
         return None
     direction = "ahead of" if offset > timedelta() else "behind"
     seconds = abs(offset.total_seconds())
-    return f"this machine's clock is {seconds:.0f} s {direction} the database's: synchronise both clocks (NTP)"
+    return f"{whose} clock is {seconds:.0f} s {direction} the database's: synchronise both clocks (NTP)"

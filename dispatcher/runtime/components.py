@@ -34,7 +34,9 @@ class Components:
     metrics: Metrics
     _failures: dict[str, deque[float]] = field(default_factory=dict)
     """Mapping from a component's name to the times of its last failures, in seconds of the event loop."""
-    _reasons: dict[str, str] = field(default_factory=dict)
+    _last_reason: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str | None] = field(default_factory=dict)
+    """Mapping from the name of each started component to why it has stopped for now, or to None while it runs."""
 
     async def run(self, name: str, work: Work) -> None:
         """Await `work()` until it returns. After an exception: log it, count it, pause, and call `work` again.
@@ -44,7 +46,7 @@ class Components:
         self.metrics.add_component(name)
         pause = FIRST_PAUSE
         while True:
-            started_at = loop_time()
+            self.problems[name], started_at = None, loop_time()
             try:
                 await work()
             except Exception as error:  # noqa: BLE001 - no exception of a component may end the process
@@ -67,15 +69,16 @@ class Components:
         since = loop_time() - PERIOD
         often = [name for name, times in self._failures.items() if len(times) == FAILURES and times[0] >= since]
         reasons = [
-            f"{name} failed {FAILURES} times within {PERIOD / 60:.0f} minutes: {self._reasons[name]}" for name in often
+            f"{name} failed {FAILURES} times within {PERIOD / 60:.0f} minutes: {self._last_reason[name]}"
+            for name in often
         ]
         return f"{'; '.join(reasons)}; see the log" if reasons else None
 
     def _failed(self, name: str, error: BaseException) -> None:
         self._failures.setdefault(name, deque(maxlen=FAILURES)).append(loop_time())
-        self._reasons[name] = _root(error)
+        self._last_reason[name] = self.problems[name] = _root(error)
         self.metrics.component_failed(name)
-        log.error("a component failed", component=name, reason=self._reasons[name], exc_info=error)
+        log.error("a component failed", component=name, reason=self.problems[name], exc_info=error)
 
 
 def _root(error: BaseException) -> str:

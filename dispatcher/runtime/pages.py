@@ -36,7 +36,7 @@ def make_pages(
     """
     http = settings.http
     assert http is not None  # noqa: S101 - for mypy: without this section, nothing is served
-    ready = ReadyPage({**_checks(parts), **checks})
+    ready = ReadyPage({**readiness_checks(parts), **checks})
     page = MetricsPage(metrics.page, _collectors(ready, parts, metrics, clock), metrics.collector_finished)
     endpoint = page.get if http.metrics == "open" else needs(Scope.READ, page.get)
     console = _console(settings, http.base_path, parts, clock, stopping) if http.console else []
@@ -44,7 +44,8 @@ def make_pages(
     return application(EventsPage(take), ready, endpoint, access_control, console, base_path=http.base_path)
 
 
-def _checks(parts: Parts) -> dict[str, ReadinessCheck]:
+def readiness_checks(parts: Parts) -> dict[str, ReadinessCheck]:
+    """Return the readiness checks of the parts, by the component's name."""
     checks: dict[str, ReadinessCheck] = {"watchdog": parts.progress_monitor.unready_reason}
     if parts.source is not None:
         checks["kafka"] = parts.source.unready_reason

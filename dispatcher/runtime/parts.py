@@ -23,6 +23,7 @@ from dispatcher.intake.pipeline import BatchResult, Intake
 from dispatcher.ledger import Ledger
 from dispatcher.ledger.brake import Brake
 from dispatcher.model.delivery import Delivery
+from dispatcher.model.replica import worker_id
 from dispatcher.observability.canary import Canary, through_intake, through_kafka
 from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import ProgressMonitor
@@ -41,6 +42,8 @@ if TYPE_CHECKING:  # imported for types only, because their libraries are slow t
 class Parts:
     """The parts of one replica. None is started."""
 
+    replica: str
+    """The replica's name, `HOST:PID`."""
     ledger: Ledger
     channels: Mapping[str, Channel]
     rules: LaunchPlanFiles
@@ -104,7 +107,11 @@ class Wiring:
                 tracing=tracing,
             )
             canary = self._canary(ledger, intake)
-            yield Parts(ledger, channels, rules, admin, workers, intake, source, canary, monitor)
+            yield Parts(self._replica, ledger, channels, rules, admin, workers, intake, source, canary, monitor)
+
+    @property
+    def _replica(self) -> str:
+        return f"{socket.gethostname()}:{os.getpid()}"
 
     def _worker(
         self, name: str, channel: Channel, ledger: Ledger, planner: Planner, contents: Contents, tracing: Tracing
@@ -120,7 +127,7 @@ class Wiring:
             policy=section.retry,
             clock=self.clock,
             rng=self.rng,
-            worker_id=f"{socket.gethostname()}:{os.getpid()}:{name}"[:64],
+            worker_id=worker_id(self._replica, name),
             concurrency=section.concurrency,
             claim_ahead=section.claim_ahead,
             rate_limit=section.rate_limit(),

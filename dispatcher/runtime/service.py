@@ -24,9 +24,10 @@ from dispatcher.observability.metrics import Metrics
 from dispatcher.observability.watchdog import Watchdog
 from dispatcher.runtime.components import Components, Work
 from dispatcher.runtime.migration import migrate
-from dispatcher.runtime.pages import make_pages
+from dispatcher.runtime.pages import make_pages, readiness_checks
 from dispatcher.runtime.parts import Parts, Wiring
 from dispatcher.runtime.preflight import removed_channels
+from dispatcher.runtime.replica_report import ReplicaReport
 from dispatcher.web.event_intake import Take
 from dispatcher.web.health import ReadinessCheck
 from dispatcher.web.server import serving
@@ -127,8 +128,10 @@ class Service:
             def start(name: str, work: Work) -> asyncio.Task[None]:
                 return group.create_task(self._components.run(name, work), name=name)
 
+            report = self._report(parts)
             workers = {f"worker {one.name}": start(f"worker {one.name}", one.run) for one in parts.workers}
-            self._tasks = {name: start(name, work) for name, work in self._works(parts).items()}
+            works = {**self._works(parts), "replica report": report.run}
+            self._tasks = {name: start(name, work) for name, work in works.items()}
             parts.progress_monitor.tasks = {**workers, **self._tasks}
             log.info("ready", http=url, channels=sorted(parts.channels))
             self.on_ready(url)
@@ -140,6 +143,17 @@ class Service:
                 parts.admin.shorten_deadlines()
             await asyncio.wait(self._tasks.values())
             await self._drain([*workers.values()])
+        await report.remove()
+
+    def _report(self, parts: Parts) -> ReplicaReport:
+        return ReplicaReport(
+            parts=parts,
+            components=self._components,
+            checks=readiness_checks(parts),
+            clock=self.clock,
+            started_at=self.clock.now(),
+            stopping=self._stopping,
+        )
 
     def _works(self, parts: Parts) -> Mapping[str, Work]:
         """Return the work of each component but the workers, by name. It ends when the service stops."""

@@ -6,7 +6,7 @@ GET /readyz returns 200 if all components are ready, else 503 with the reasons.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -29,14 +29,12 @@ async def alive(_: Request) -> Response:
 class ReadyPage:
     """Serves /readyz: runs the readiness check of each component and reports the results."""
 
-    def __init__(self, checks: dict[str, ReadinessCheck]) -> None:
+    def __init__(self, checks: Mapping[str, ReadinessCheck]) -> None:
         self._checks = checks
 
     async def unready_reasons(self) -> dict[str, str | None]:
-        """Return a mapping from each component to the reason why it is not ready, or to None if it is ready."""
-        async with asyncio.TaskGroup() as checking:
-            tasks = {name: checking.create_task(_run(check)) for name, check in self._checks.items()}
-        return {name: task.result() for name, task in tasks.items()}
+        """Run all checks. See the function of this name."""
+        return await unready_reasons(self._checks)
 
     async def get(self, _: Request) -> Response:
         reasons = await self.unready_reasons()
@@ -44,6 +42,13 @@ class ReadyPage:
         if problems:
             return JSONResponse({"status": "not ready", "why": problems}, 503)
         return JSONResponse({"status": "ready", "components": sorted(reasons)})
+
+
+async def unready_reasons(checks: Mapping[str, ReadinessCheck]) -> dict[str, str | None]:
+    """Return a mapping from each component to the reason why it is not ready, or to None if it is ready."""
+    async with asyncio.TaskGroup() as checking:
+        tasks = {name: checking.create_task(_run(check)) for name, check in checks.items()}
+    return {name: task.result() for name, task in tasks.items()}
 
 
 async def _run(check: ReadinessCheck) -> str | None:

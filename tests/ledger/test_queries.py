@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -53,6 +54,13 @@ def identify(text: str) -> Query:
     return lambda ledger: ledger.queries.identify(text)
 
 
+async def waits(ledger: Ledger) -> None:
+    """Ask what a page of waiting deliveries waits for, as if each had a thread and were due later."""
+    page = await ledger.queries.deliveries(DeliveryFilter(states=frozenset({State.WAITING})), limit=50)
+    threaded = [replace(one, delivery=one.delivery._replace(thread="t")) for one in page.entries]
+    await ledger.queries.with_waits(threaded, now=BEGIN)
+
+
 QUERIES: dict[str, Query] = {
     "deliveries": deliveries(),
     "dead": deliveries(states=DEAD),
@@ -68,6 +76,7 @@ QUERIES: dict[str, Query] = {
     "launch plan, channel, recipient": deliveries(launch_plan="plan-7", channel="email", recipient="team-7"),
     "execution": deliveries(execution="p/d/e4711"),
     "execution's name": deliveries(execution="e4711"),
+    "waits": waits,
     "keys": deliveries(keys=["0" * 28 + "0001", "0" * 27 + "00a"]),
     "count dead": count(),
     "count dead of a recipient": count(recipient="team-7"),

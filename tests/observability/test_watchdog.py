@@ -194,7 +194,7 @@ async def test_a_worker_without_due_deliveries_or_with_an_open_breaker_is_not_st
     assert await monitor.unready_reason() is None
 
     clock.advance(10 * MINUTE)
-    worker.slots.breaker = CircuitBreaker(_open_until=clock.now())
+    worker.slots.breaker = CircuitBreaker(next_probe_at=clock.now())
     await monitor.check()
     assert await monitor.unready_reason() is None
     worker.slots.breaker = CircuitBreaker()

@@ -9,6 +9,7 @@ from dispatcher.model.delivery import Delivery, delivery_key
 from dispatcher.model.event import EntityId, Event, ExecutionId, Options
 from dispatcher.model.notification import Notification
 from dispatcher.model.phase import Phase
+from dispatcher.model.replica import ChannelStatus, Replica
 from dispatcher.rules import Rule
 
 NOW = datetime(2026, 11, 20, 9, 14, 21, tzinfo=UTC)
@@ -72,6 +73,22 @@ def a_delivery(
 
 
 SECOND = timedelta(seconds=1)
+
+
+def a_replica(name: str = "web-1:7", *, at: datetime = NOW, probe_at: datetime | None = None, **fields: Any) -> Replica:
+    """A replica with channel email that has just written its row. `probe_at`: email's breaker is open until then."""
+    email = ChannelStatus(breaker_open_since=probe_at and at, next_probe_at=probe_at)
+    given: dict[str, Any] = {
+        "name": name,
+        "version": "0.1.0",
+        "started_at": at,
+        "seen_at": at,
+        "clock_offset": 0.0,
+        "channels": {"email": email},
+        "components": {"worker email": None},
+        **fields,
+    }
+    return Replica(**given)
 
 
 def a_failure(name: str, *, ago: timedelta = timedelta(), channel: str = "email") -> Event:

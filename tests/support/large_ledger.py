@@ -41,7 +41,7 @@ _SQLITE = (
     """,
     """
     INSERT INTO rejected SELECT printf('%016x', i), 't/0@' || i, at, 'broken JSON', NULL, CAST('[]' AS BLOB),
-      CAST('x' AS BLOB), 1, NULL FROM n
+      CAST('x' AS BLOB), 1, NULL, NULL FROM n
     """,
     "DROP TABLE n",
 )
@@ -73,7 +73,7 @@ _POSTGRES = (
     """,
     """
     INSERT INTO rejected SELECT lpad(to_hex(i), 16, '0'), 't/0@' || i, at, 'broken JSON', NULL,
-      convert_to('[]', 'UTF8'), convert_to('x', 'UTF8'), 1, NULL FROM n
+      convert_to('[]', 'UTF8'), convert_to('x', 'UTF8'), 1, NULL, NULL FROM n
     """,
     "DROP TABLE n",
 )

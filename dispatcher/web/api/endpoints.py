@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
@@ -196,15 +197,19 @@ class Api:
         except ValidationError:
             raise Problem(404, "there can be no such execution") from None
         rejected = await self._ledger.rejected.of_executions([execution])
-        explained = await explanations(self._ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST)
+        explained = await explanations(
+            self._ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST, now=self._clock.now()
+        )
         if not explained:
             raise Problem(404, f"nothing is recorded of {execution}")
         return models.ExecutionExplanation.of(path, explained)
 
     async def _deliveries(self, request: ApiRequest) -> BaseModel:
         search: DeliverySearch = request.query
-        wanted, after = _parsed(lambda: (search.wanted(now=self._clock.now()), search.cursor))
+        now = self._clock.now()
+        wanted, after = _parsed(lambda: (search.wanted(now=now), search.cursor))
         page = await self._ledger.queries.deliveries(wanted, limit=search.limit, after=after)
+        page = replace(page, entries=await self._ledger.queries.with_waits(page.entries, now=now))
         return models.Deliveries.of(page, delivery_data)
 
     async def _delivery(self, request: ApiRequest) -> BaseModel:
@@ -212,7 +217,7 @@ class Api:
         stored = await self._ledger.history.delivery(key)
         if stored is None:
             raise Problem(404, "no such delivery; a key has 32 digits")
-        details = await delivery_with_history(self._ledger, stored)
+        details = await delivery_with_history(self._ledger, stored, now=self._clock.now())
         return models.DeliveryDetails.model_validate({**details, "content": stored.delivery.content})
 
     async def _redrive(self, request: ApiRequest) -> BaseModel:

@@ -17,6 +17,7 @@ from dispatcher.ledger.records import (
     TimeBucket,
 )
 from dispatcher.model.delivery import DropReason, Kind, State
+from dispatcher.model.waiting import WaitKind
 from dispatcher.operations import MAX_REASON
 from dispatcher.web.filters import DeliveryCriteria
 
@@ -41,6 +42,18 @@ class BoundedCount(_Response):
     more: Annotated[bool, Field(description="True if there are more than `number`.")]
 
 
+class WaitsFor(_Response):
+    """One thing that a waiting delivery waits for."""
+
+    kind: WaitKind
+    text: Annotated[str, Field(description="The same in words, as it stands after 'waits for'.")]
+    until: Annotated[datetime | None, Field(description="When this wait ends, as far as it is known.")]
+    delivery: Annotated[str | None, Field(description="The key of the thread's earlier message, for `thread`.")]
+    replicas: Annotated[
+        Sequence[str], Field(description="The replicas that send the delivery, or whose circuit breaker is open.")
+    ]
+
+
 class Delivery(_Response):
     """One message on one channel, for example to a Slack channel or to all mail addresses of a rule."""
 
@@ -61,6 +74,9 @@ class Delivery(_Response):
     created_at: datetime
     due_at: datetime
     settled_at: datetime | None
+    waits_for: Annotated[
+        Sequence[WaitsFor], Field(description="What it waits for, the most important first; empty if it is finished.")
+    ]
 
 
 class DeliveryAttempt(_Response):
@@ -157,6 +173,7 @@ class RejectedMessage(_Response):
     event: str | None
     size: int
     replayed_at: datetime | None
+    dismissed_at: Annotated[datetime | None, Field(description="When an operator dismissed it.")]
 
 
 class Header(_Response):

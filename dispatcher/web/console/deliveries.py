@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -32,6 +33,7 @@ async def get(console: Console, request: Request) -> Response:
         problem = problem or str(error)
     if not problem:
         page = await console.ledger.queries.deliveries(wanted, limit=search.limit, after=after)
+        page = replace(page, entries=await console.ledger.queries.with_waits(page.entries, now=console.clock.now()))
     query = search.model_dump(exclude_defaults=True, exclude={"after"}, mode="json")
     redrive_filter = {name: value for name, value in query.items() if name not in {"state", "limit"}}
     redriven = request.query_params.get("redriven", "")

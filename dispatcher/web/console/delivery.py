@@ -31,7 +31,7 @@ async def get(console: Console, request: Request) -> Response:
     return console.render(
         request,
         "delivery.html.j2",
-        delivery=await delivery_with_history(console.ledger, stored),
+        delivery=await delivery_with_history(console.ledger, stored, now=console.clock.now()),
         links=await _links(console, delivery),
         rendered=delivery.content is not None,
         headline=headline(kind, content),

@@ -22,7 +22,9 @@ async def get(console: Console, request: Request) -> Response:
     except ValidationError:
         raise PageError(404, "This is not a valid execution name.") from None
     rejected = await console.ledger.rejected.of_executions([execution])
-    found = await explanations(console.ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST)
+    found = await explanations(
+        console.ledger, execution, rejected, deliveries_at_most=DELIVERIES_AT_MOST, now=console.clock.now()
+    )
     if not found:
         return console.render(
             request, "no_record.html.j2", status=404, execution=execution, links=console.links(execution)

@@ -7,7 +7,7 @@ earlier version of this file created a ledger, the dispatcher refuses it (`engin
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_d81f31c7"
+revision = "0001_20b8a8c3"
 down_revision = None
 
 _TIME = sa.DateTime(timezone=True)
@@ -222,6 +222,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("channel", name="pk_refusals"),
     )
     op.create_table(
+        "replicas",
+        sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("version", sa.String(64), nullable=False),
+        sa.Column("started_at", _TIME, nullable=False),
+        sa.Column("seen_at", _TIME, nullable=False),
+        sa.Column("clock_offset", sa.Float, nullable=False),
+        sa.Column("channels", sa.LargeBinary, nullable=False),
+        sa.Column("components", sa.LargeBinary, nullable=False),
+        sa.Column("lag", sa.BigInteger),
+        sa.PrimaryKeyConstraint("name", name="pk_replicas"),
+    )
+    op.create_table(
         "attempts",
         sa.Column("id", _ID, nullable=False, autoincrement=True),
         sa.Column("delivery", sa.String(64), nullable=False),
@@ -247,6 +259,7 @@ def upgrade() -> None:
         sa.Column("body", sa.LargeBinary, nullable=False),
         sa.Column("size", sa.BigInteger, nullable=False),
         sa.Column("replayed_at", _TIME),
+        sa.Column("dismissed_at", _TIME),
         sa.PrimaryKeyConstraint("id", name="pk_rejected"),
     )
     op.create_index("ix_rejected_received_at", "rejected", ["received_at"])
