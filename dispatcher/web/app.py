@@ -16,10 +16,11 @@ from dispatcher.web.auth.access import AccessControl, AccessMiddleware, Endpoint
 from dispatcher.web.auth.login import LoginPages
 from dispatcher.web.base_path import BasePath
 from dispatcher.web.event_intake import EventsPage
+from dispatcher.web.frame import static
 from dispatcher.web.headers import SafeHeaders
 from dispatcher.web.health import ReadyPage
 from dispatcher.web.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES, RequestLimits
-from dispatcher.web.responses import disconnected, http_error
+from dispatcher.web.responses import disconnected, http_error, internal_error
 
 
 def application(
@@ -41,12 +42,13 @@ def application(
             Route("/events", needs(Scope.PUBLISH, events.post), methods=["POST"], max_body_size=MAX_EVENT_BYTES),
             Route("/healthz", health.alive),
             Route("/readyz", ready.get),
+            Route("/static/{name}", static),
             *LoginPages(access_control).routes(),
             Route("/metrics", metrics),
             *more,
         ],
         middleware=[Middleware(RequestLimits), Middleware(AccessMiddleware, access_control=access_control)],
-        exception_handlers={HTTPException: http_error, ClientDisconnect: disconnected},
+        exception_handlers={HTTPException: http_error, ClientDisconnect: disconnected, Exception: internal_error},
         max_body_size=MAX_BODY_BYTES,
     )
     return SafeHeaders(BasePath(pages, base_path))

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.model.rate_limit import Rate
-from dispatcher.web.responses import problem_for
+from dispatcher.web.responses import error_response
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class RateLimiter:
 def too_many_requests(wait: timedelta, scope: Scope) -> Response:
     """Return the 429 response to a request whose client has to wait."""
     headers = {"Retry-After": str(math.ceil(wait.total_seconds()))}
-    return problem_for(scope)(429, "too many requests", headers)
+    return error_response(scope, 429, "too many requests", headers)
 
 
 _LOGGED = RateLimiter(Rate(10, "min"), 10, SystemClock())
@@ -113,7 +113,7 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         log_refusal(client_of(scope), violation[1])
-        await problem_for(scope)(*violation, {"Connection": "close"})(scope, receive, send)
+        await error_response(scope, *violation, {"Connection": "close"})(scope, receive, send)
 
 
 def _violation(scope: Scope) -> tuple[int, str] | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Literal
 
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from dispatcher.web.base_path import page_path
+from dispatcher.web.frame import error_page
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -49,16 +51,28 @@ def problem_details(status: int, detail: str, headers: Mapping[str, str] | None 
     return Response(details.model_dump_json(), status, dict(headers or {}), media_type=PROBLEM_JSON)
 
 
-def problem_for(scope: Scope) -> Callable[[int, str, Mapping[str, str] | None], Response]:
-    """Return the function that creates the error responses of the requested page."""
-    return problem_details if page_path(scope).startswith("/api/") else problem
+def error_response(scope: Scope, status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the error response to a request, in the form that its client expects: problem details from the API, an HTML
+    page in a browser, or else JSON.
+    """
+    if page_path(scope).startswith("/api/"):
+        return problem_details(status, reason, headers)
+    if "text/html" in Headers(scope=scope).get("accept", ""):
+        return error_page(scope, status, reason, headers or {})
+    return problem(status, reason, headers)
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """Exception handler: send an error that Starlette raised (unknown path, wrong method) as the path's pages do."""
+    """Exception handler: send an error that Starlette raised, such as an unknown path or a wrong method."""
     if not isinstance(error, HTTPException):  # for mypy: Starlette calls this handler only with an HTTPException
         raise error
-    return problem_for(request.scope)(error.status_code, error.detail, error.headers)
+    return error_response(request.scope, error.status_code, error.detail, error.headers)
+
+
+async def internal_error(request: Request, error: Exception) -> Response:
+    """Exception handler: say that an unforeseen exception was raised. The server then writes it to the log."""
+    del error
+    return error_response(request.scope, 500, "an internal error: the log has the details")
 
 
 async def disconnected(_: Request, error: Exception) -> Response:

@@ -26,7 +26,6 @@ from dispatcher.web.api.openapi import ApiRequest, Operation, Problem, document
 from dispatcher.web.auth.access import caller, needs, still_allowed
 from dispatcher.web.config import Scope
 from dispatcher.web.filters import DeliverySearch, ExecutionSearch, RejectedSearch
-from dispatcher.web.responses import problem_details
 
 ROOT = "/api/v1"
 RANGES = {"1h": (timedelta(hours=1), 12), "24h": (timedelta(hours=24), 24), "7d": (timedelta(days=7), 28)}
@@ -57,7 +56,7 @@ class Api:
 
     @property
     def routes(self) -> list[Route]:
-        openapi = Route(f"{ROOT}/openapi.json", needs(Scope.READ, self._openapi, problem=problem_details))
+        openapi = Route(f"{ROOT}/openapi.json", needs(Scope.READ, self._openapi))
         return [*(operation.route(ROOT) for operation in self._endpoints), openapi]
 
     def _table(self) -> list[Operation]:

@@ -89,7 +89,7 @@ class Operation:
         """Return the route below the path `root`."""
         return Route(
             f"{root}{self.path}",
-            needs(self.scope, self._respond, problem=problem_details),
+            needs(self.scope, self._respond),
             methods=[self.method],
             max_body_size=2**31,  # `_body` has a limit of its own, which it reports as problem details
         )

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
@@ -30,7 +30,7 @@ from dispatcher.web.base_path import base_path_of, page_path
 from dispatcher.web.config import HttpConfig, Scope, Token, is_loopback
 from dispatcher.web.forms import FORM, read_form
 from dispatcher.web.limits import RateLimiter, client_of, too_many_requests
-from dispatcher.web.responses import problem
+from dispatcher.web.responses import error_response
 
 __all__ = [
     "AccessControl",
@@ -47,7 +47,6 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-ErrorResponse = Callable[[int, str, Mapping[str, str]], Response]
 
 LOGIN_RATE, LOGIN_BURST = Rate(6, "min"), 10
 """Maximum rate and burst of login attempts from one client address. They are enough for a person who mistypes a token,
@@ -97,6 +96,7 @@ class AccessControl:
         self.clock = clock
         self._tokens = tuple(config.callers())
         self.oidc = config.oidc
+        self.console = config.console
         self.open = config.loopback and not self._tokens and self.oidc is None
         """True if every program on this machine has full access, because no tokens and no provider are configured."""
         self._caller_limiter = RateLimiter(config.rate, max(config.rate.number, 1), clock)
@@ -202,7 +202,7 @@ def _digest(text: str) -> bytes:
 
 
 class AccessMiddleware:
-    """ASGI middleware that identifies the caller for `needs`, sets `request.state.csrf_token` and limits the rate."""
+    """ASGI middleware that identifies the caller for `needs`, limits the rate, and sets the `state` that pages show."""
 
     def __init__(self, app: ASGIApp, access_control: AccessControl) -> None:
         self._app = app
@@ -215,7 +215,10 @@ class AccessMiddleware:
         caller = self._access_control.identify(HTTPConnection(scope))
         scope[CALLER] = caller
         scope[_ACCESS_CONTROL] = self._access_control
-        scope.setdefault("state", {})["csrf_token"] = caller.csrf_token or "" if isinstance(caller, Caller) else ""
+        state = scope.setdefault("state", {})
+        state["csrf_token"] = caller.csrf_token or "" if isinstance(caller, Caller) else ""
+        if isinstance(caller, Caller):
+            state |= {"caller": caller.name, "navigation": self._access_control.console}
         wait = self._access_control.wait(scope, caller)
         await (too_many_requests(wait, scope) if wait else self._app)(scope, receive, send)
 
@@ -235,23 +238,21 @@ def still_allowed(request: HTTPConnection, scope: Scope) -> bool:
     return isinstance(caller, Caller) and scope in caller.scopes
 
 
-def needs(scope: Scope, endpoint: Endpoint, *, problem: ErrorResponse = problem) -> Endpoint:
-    """Wrap an endpoint so that only callers with the scope can use it.
-
-    All other callers get an error that `problem` creates, or the login page.
-    """
+def needs(scope: Scope, endpoint: Endpoint) -> Endpoint:
+    """Wrap an endpoint so that only callers with the scope can use it. Others get an error or the login page."""
 
     @wraps(endpoint)
     async def guarded(request: Request) -> Response:
         match request.scope[CALLER]:
             case Caller() as caller if scope not in caller.scopes:
-                return problem(403, f"{caller.name} has no scope {scope}", {})
+                return error_response(request.scope, 403, f"{caller.name} has no scope {scope}")
             case Caller() as caller if not await _has_csrf_token(request, caller, scope):
-                return problem(403, f"the form is no longer valid: {CSRF_FIELD} or {CSRF_HEADER} is missing or old", {})
+                reason = f"the form is no longer valid: {CSRF_FIELD} or {CSRF_HEADER} is missing or old"
+                return error_response(request.scope, 403, reason)
             case Caller():
                 return await endpoint(request)
             case unauthenticated:
-                return _refusal(request, unauthenticated, problem)
+                return _refusal(request, unauthenticated)
 
     return guarded
 
@@ -278,12 +279,12 @@ _RELOAD = '<!doctype html><meta http-equiv="refresh" content="0"><title>Loading<
 SameSite=Strict cookie; when this page loads the address again, the browser sends the cookie."""
 
 
-def _refusal(request: Request, unauthenticated: Unauthenticated, problem: ErrorResponse) -> Response:
+def _refusal(request: Request, unauthenticated: Unauthenticated) -> Response:
     """Return an error for a program; redirect a browser to the login page."""
     page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
     if not page or unauthenticated.status != 401:
         headers = {"WWW-Authenticate": "Bearer"} if unauthenticated.status == 401 else {}
-        return problem(unauthenticated.status, unauthenticated.reason, headers)
+        return error_response(request.scope, unauthenticated.status, unauthenticated.reason, headers)
     if request.headers.get("sec-fetch-site") == "cross-site":
         return HTMLResponse(_RELOAD)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from dispatcher.web.auth.access import AccessControl, Scope, is_foreign, needs
 from dispatcher.web.auth.oidc import OidcPages, local_target
 from dispatcher.web.base_path import base_path_of
 from dispatcher.web.forms import read_form
+from dispatcher.web.frame import frame_page
 from dispatcher.web.limits import client_of, too_many_requests
-from dispatcher.web.responses import problem
+from dispatcher.web.responses import error_response
 
 log = structlog.get_logger(__name__)
 
-_PAGES = Path(__file__).parent / "pages"
-
 
 class LoginPages:
-    """Serves the login form, its style sheet and the logout."""
+    """Serves the login form and the logout."""
 
     def __init__(self, access_control: AccessControl) -> None:
         self._access_control = access_control
-        templates = Environment(loader=FileSystemLoader(_PAGES), autoescape=True, undefined=StrictUndefined)
         oidc = access_control.oidc
         self._provider = urlsplit(oidc.issuer).hostname if oidc is not None else ""
         self._oidc = OidcPages(access_control, oidc) if oidc is not None else None
-        self._form = templates.get_template("login.html.j2")
 
     def routes(self) -> list[Route]:
         return [
             Route("/login", self._show),
             Route("/login", self._log_in, methods=["POST"]),
-            Route("/login/style.css", self._style),
             *(self._oidc.routes() if self._oidc is not None else ()),
             Route("/logout", needs(Scope.READ, self._log_out), methods=["POST"]),
         ]
@@ -51,7 +45,7 @@ class LoginPages:
 
     async def _log_in(self, request: Request) -> Response:
         if is_foreign(request):
-            return problem(403, "this request comes from another site's page")
+            return error_response(request.scope, 403, "this request comes from another site's page")
         client = client_of(request.scope)
         if wait := self._access_control.login_limiter.take(client):
             return too_many_requests(wait, request.scope)
@@ -71,9 +65,5 @@ class LoginPages:
         self._access_control.sessions.end(request, response)
         return response
 
-    async def _style(self, _: Request) -> Response:
-        return Response((_PAGES / "login.css").read_bytes(), media_type="text/css")
-
     def _page(self, request: Request, target: str, error: str = "", status: int = 200) -> Response:
-        values = {"base_path": base_path_of(request.scope), "next": target, "error": error, "oidc": self._provider}
-        return HTMLResponse(self._form.render(values), status)
+        return frame_page(request.scope, "login.html.j2", status=status, next=target, error=error, oidc=self._provider)

@@ -29,7 +29,7 @@ from dispatcher.web.auth.session import Session
 from dispatcher.web.base_path import base_path_of
 from dispatcher.web.config import Oidc
 from dispatcher.web.limits import client_of, log_refusal, too_many_requests
-from dispatcher.web.responses import problem
+from dispatcher.web.responses import error_response
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ class OidcPages:
                     endpoint, state=login["state"], nonce=login["nonce"], code_verifier=login["verifier"]
                 )
         except Exception as error:  # noqa: BLE001 - whatever type the error has, this login fails
-            return self._failed(error)
+            return self._failed(request, error)
         response = RedirectResponse(address, 303)
         sealed = self._access_control.sessions.seal(login)
         # lax, not strict: the browser must send this cookie when the provider, which is another site, redirects back
@@ -86,23 +86,23 @@ class OidcPages:
         state = request.query_params.get("state", "")
         if not state.isascii():
             log_refusal(client_of(request.scope), "a login provider's state is ASCII")
-            return problem(400, "this state was not made here")
+            return error_response(request.scope, 400, "this state was not made here")
         try:
             login = self._access_control.sessions.unseal(request.cookies.get(COOKIE, ""), LOGIN_TIMEOUT)
         except BadData:
-            return problem(403, "this login was not started here, or too long ago: start again at /login")
+            return error_response(request.scope, 403, "this login was not started here, or too long ago: log in again")
         if not hmac.compare_digest(state, str(login.get("state", ""))):
-            return problem(403, "this response belongs to another login: start again at /login")
+            return error_response(request.scope, 403, "this response belongs to another login: log in again")
         if not self._use(state):
-            return problem(403, "this login was completed or has failed: start again at /login")
+            return error_response(request.scope, 403, "this login was completed or has failed: log in again")
         try:
             claims = await self._claims(request, login)
         except Exception as error:  # noqa: BLE001 - whatever type the error has, this login fails
-            return self._failed(error)
+            return self._failed(request, error)
         name, scopes = self._person(claims)
         if not scopes:
             log.warning("a login was refused: in none of http.oidc's groups", caller=name)
-            return problem(403, f"{name} has no access to this console")
+            return error_response(request.scope, 403, f"{name} has no access to this console")
         log.info("logged in", caller=name)
         # This page opens the target. A redirect to the target would not work: the browser would still count it as a
         # request from the provider's site, and would not send the SameSite=Strict session cookie.
@@ -198,10 +198,10 @@ class OidcPages:
             transport=BoundedTransport(),
         )
 
-    def _failed(self, error: Exception) -> Response:
+    def _failed(self, request: Request, error: Exception) -> Response:
         reason = mask(str(error) or type(error).__name__, self._secrets())[:MAX_REASON]
         log.warning("the login provider can't be reached, or its response is not valid", reason=reason)
-        return problem(502, "the login failed; the log says why")
+        return error_response(request.scope, 502, "the login failed; the log says why")
 
     def _secrets(self) -> Iterator[str]:
         """Yield the client's secret, and the login of which it is a part (RFC 6749, 2.3.1), for `mask`."""

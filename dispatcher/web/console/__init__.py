@@ -6,8 +6,6 @@ escaped, because events and error messages may contain HTML. The HTML of deliver
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -26,9 +24,6 @@ from dispatcher.web.console import (
 from dispatcher.web.console.base import ROOT, Console, Page, PageError
 
 __all__ = ["Console", "routes"]
-
-_STATIC = Path(__file__).parent / "static"
-_TYPES = {"console.css": "text/css", "console.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
 def routes(console: Console) -> list[BaseRoute]:
@@ -60,18 +55,9 @@ def routes(console: Console) -> list[BaseRoute]:
     return [
         Route("/", to_console),
         Route(ROOT, to_console),
-        Route(f"{ROOT}/static/{{name}}", _static),
         *pages,
         not_found,
     ]
-
-
-async def _static(request: Request) -> Response:
-    """Serve the style sheet, the script and the icon, which need no login."""
-    name = request.path_params["name"]
-    if name not in _TYPES:
-        return Response("no such file\n", 404, media_type="text/plain")
-    return Response((_STATIC / name).read_bytes(), media_type=_TYPES[name])
 
 
 async def _not_found(console: Console, request: Request) -> Response:

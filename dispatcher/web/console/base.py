@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import humanize
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -25,19 +24,19 @@ from dispatcher.model.event import ExecutionId, shortened
 from dispatcher.operations import MAX_REASON, Operations, Operator
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.rendering.links import execution_logs_url, execution_url
-from dispatcher.version import __version__
 from dispatcher.web.activity_stream import ActivityStream
 from dispatcher.web.auth.access import Endpoint, caller, needs
-from dispatcher.web.auth.session import COOKIE
 from dispatcher.web.config import Scope
 from dispatcher.web.forms import FORM, read_form
+from dispatcher.web.frame import environment, frame_values
+from dispatcher.web.responses import error_response
 
 ROOT = "/console"
 _JUST_NOW = timedelta(seconds=5)
 
 
 class PageError(Exception):
-    """Raised by a page: the browser gets an error page with the status and the message."""
+    """Raised by a page: the browser gets an error page with the status and the message, a sentence."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -73,30 +72,21 @@ class Console:
             try:
                 return await page(self, request)
             except PageError as error:
-                return self.error_page(request, error.status, error.message)
+                return error_response(request.scope, error.status, error.message)
             except Unavailable as error:
-                return self.error_page(request, 503, f"{error}. Nothing is lost: deliveries go on when it is back.")
+                reason = f"{error}. Nothing is lost: deliveries go on when it is back."
+                return error_response(request.scope, 503, reason)
 
-        return needs(scope, endpoint, problem=self._access_error)
+        return needs(scope, endpoint)
 
     def render(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Render a whole page from a template."""
-        common = {
-            "caller": caller(request),
-            "logged_in": COOKIE in request.cookies,
-            "csrf_token": request.state.csrf_token,
-            "path": request.url.path,
-        }
-        html = self._templates.get_template(template).render(**common, **values)
+        html = self._templates.get_template(template).render(frame_values(request.scope), **values)
         return HTMLResponse(html, status)
 
     def fragment(self, template: str, **values: Any) -> str:
         """Render a part of a page. The console's script inserts the part into a page that is already open."""
         return self._templates.get_template(template).render(**values)
-
-    def error_page(self, request: Request, status: int, message: str) -> Response:
-        title = HTTPStatus(status).phrase
-        return self.render(request, "error.html.j2", status=status, title=title, message=message)
 
     def url(self, *path: str, **query: Any) -> str:
         """Return a URL in the console. Query parameters that are None or empty are left out."""
@@ -110,24 +100,15 @@ class Console:
         return f"{self.base_path}{ROOT}/{steps}" + (f"?{urlencode(fields, doseq=True)}" if fields else "")
 
     def _environment(self) -> Environment:
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.globals |= {
-            "version": __version__,
-            "base_path": self.base_path,
-            "root": f"{self.base_path}{ROOT}",
+        templates = environment(Path(__file__).parent / "templates")
+        templates.globals |= {
             "url": self.url,
             "max_reason": MAX_REASON,
             "when": lambda at: when(at, self.clock.now()),
             "channel_name": self.channel_name,
         }
-        environment.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds, "shortened": shortened}
-        return environment
+        templates.filters |= {"exact": exact, "count": _count, "milliseconds": _milliseconds, "shortened": shortened}
+        return templates
 
     def links(self, execution: ExecutionId, event_url: str = "") -> list[tuple[str, str]]:
         """Return links from the execution to Flyte's console and to its logs, as far as they are known: the text and the
@@ -142,19 +123,6 @@ class Console:
     def channel_name(self, name: str) -> str:
         """Return a channel's title, such as `Slack`; its name if the channel is not known or has no title."""
         return (self.channel_types[name].title if name in self.channel_types else "") or name
-
-    def _access_error(self, status: int, reason: str, headers: Mapping[str, str]) -> Response:
-        """Return an error page for a caller who is not logged in or lacks the scope."""
-        values = {
-            "caller": "",
-            "logged_in": False,
-            "csrf_token": "",
-            "path": "",
-            "title": HTTPStatus(status).phrase,
-            "message": reason,
-        }
-        html = self._templates.get_template("error.html.j2").render(**values)
-        return HTMLResponse(html, status, dict(headers))
 
 
 Page = Callable[[Console, Request], Awaitable[Response]]
