@@ -27,7 +27,7 @@ def change_event(variables: Mapping[str, Any]) -> Content:
     return {
         "payload": {
             "summary": cut(summary, SUMMARY),
-            "timestamp": variables["timestamp"],
+            "timestamp": variables["finished"].iso,
             "source": place,
             "custom_details": {name: value for name, value in details.items() if value},
         },

@@ -11,7 +11,10 @@ from channels.common.drawing import Block, Span, Style, mapping, mappings
 from channels.contract import Content
 from channels.slack.mrkdwn import unescape_mrkdwn
 
-_PIECE = re.compile(r"```(?P<pre>.*?)```|<(?P<url>https?://[^|<>\s]+)(?:\|(?P<label>[^<>]*))?>", re.DOTALL)
+_PIECE = re.compile(
+    r"```(?P<pre>.*?)```|<(?P<url>https?://[^|<>\s]+)(?:\|(?P<label>[^<>]*))?>|<!date\^[^|<>]*\|(?P<date>[^<>]*)>",
+    re.DOTALL,
+)
 _MARKS: tuple[tuple[str, Style, re.Pattern[str]], ...] = (
     ("`", "code", re.compile(r"`([^`\n]+)`")),
     ("*", "strong", re.compile(r"(?<!\w)\*([^*\n]+)\*(?!\w)")),
@@ -80,6 +83,8 @@ def mrkdwn(text: str) -> tuple[Span, ...]:
         spans += _marked(text[end : piece.start()])
         if piece["pre"] is not None:
             spans.append(Span(unescape_mrkdwn(piece["pre"]), ("pre",)))
+        elif piece["date"] is not None:  # Slack shows the date in the reader's time zone
+            spans.append(Span(unescape_mrkdwn(piece["date"])))
         else:
             spans.append(Span(unescape_mrkdwn(piece["label"] or piece["url"]), (), unescape_mrkdwn(piece["url"])))
         end = piece.end()

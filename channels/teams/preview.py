@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from channels.common.drawing import Block, Box, Code, Heading, Links, Paragraph, Span, Style, Table, is_link, mappings
@@ -16,6 +18,9 @@ STYLE = """
 .teams h3{font-size:18px;font-weight:600}.teams a{color:#5b5fc7}
 @media (prefers-color-scheme:dark){.teams .good{background:#1e3a1a}.teams .attention{background:#442726}.teams .warning{background:#433519}.teams a{color:#9ea2ff}}
 """
+
+
+_DATE = re.compile(r"\{\{(DATE|TIME)\(([0-9T:Z+-]+)(?:, *[A-Z]+)?\)\}\}")
 
 
 def draw(content: Content) -> Iterator[Block]:
@@ -32,12 +37,10 @@ def _elements(elements: Any) -> Iterator[Block]:
             case "RichTextBlock":
                 yield _text(mappings(element.get("inlines")))
             case "TextBlock":
-                yield _text([{**element, "text": unescape(str(element.get("text", "")))}])
+                yield _text([{**element, "text": _shown(str(element.get("text", "")))}])
             case "FactSet":
                 facts = mappings(element.get("facts"))
-                yield Table(
-                    [(unescape(str(one.get("title", ""))), unescape(str(one.get("value", "")))) for one in facts]
-                )
+                yield Table([(unescape(str(one.get("title", ""))), _shown(str(one.get("value", "")))) for one in facts])
             case "CodeBlock":
                 yield Code(str(element.get("codeSnippet", "")))
             case kind:
@@ -52,3 +55,17 @@ def _text(runs: list[Mapping[str, Any]]) -> Block:
 def _span(run: Mapping[str, Any]) -> Span:
     styles: tuple[Style, ...] = ("strong",) if run.get("weight") == "Bolder" else ()
     return Span(str(run.get("text", "")), (*styles, "code") if run.get("fontType") == "Monospace" else styles)
+
+
+def _shown(text: str) -> str:
+    """Return Markdown as its reader sees it. Teams shows times in the reader's zone, and previews show them in UTC."""
+    return unescape(_DATE.sub(_date, text))
+
+
+def _date(found: re.Match[str]) -> str:
+    try:
+        time = datetime.fromisoformat(found[2])
+    except ValueError:
+        return found[0]
+    time = time.astimezone(UTC) if time.tzinfo is not None else time
+    return time.strftime("%Y-%m-%d" if found[1] == "DATE" else "%H:%M UTC")

@@ -148,7 +148,7 @@ class Attempts:
             _log_outcome(delivery, dropped, span)
             settlement = Settlement(delivery=delivery, outcome=dropped, started_at=started, ended_at=started)
             return Attempted(settlement, span)
-        content = delivery.content if delivery.content is not None else await self._render(delivery)
+        content = delivery.content if delivery.content is not None else await self._render(delivery, claimed)
         if content is None:
             _log_lost_lease(delivery)
             return None
@@ -165,7 +165,7 @@ class Attempts:
         send_span.end(failed=isinstance(result, Exception))
         return Attempted(self._conclude(delivery, destination, result, started, span), span)
 
-    async def _render(self, delivery: Delivery) -> Content | None:
+    async def _render(self, delivery: Delivery, claimed: ClaimedThread | None) -> Content | None:
         """Render a delivery that was recorded without content, and store the content, which every attempt sends.
 
         Returns None if the lease is lost. Raises LedgerUnavailable.
@@ -173,10 +173,11 @@ class Attempts:
         ledger, contents = self.options.ledger, self.options.contents
         event = await ledger.history.event(delivery.event)
         assert event is not None  # noqa: S101 - for the type checker: a delivery's event is recorded before it
+        outage = claimed.outage if claimed is not None else None
         if contents.waits:
-            content = await asyncio.to_thread(contents.content, event, delivery)
+            content = await asyncio.to_thread(contents.content, event, delivery, outage)
         else:
-            content = contents.content(event, delivery)
+            content = contents.content(event, delivery, outage)
         return content if await ledger.store_content(delivery, content) else None
 
     async def _send(

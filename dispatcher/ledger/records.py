@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from channels.contract import Thread
-from dispatcher.model.delivery import Delivery, NewVersion, Outcome, State, Success
+from dispatcher.model.delivery import Delivery, NewVersion, Outage, Outcome, State, Success
 from dispatcher.model.event import Event
 from dispatcher.model.rate_limit import Feedback
 from dispatcher.model.waiting import Wait
@@ -132,6 +132,8 @@ class ClaimedThread:
     superseded: bool
     """True if the message is outdated: the subject has been well since the failure, or a failure of the thread that
     ended after the resolved notice's success started was sent or may have arrived."""
+    outage: Outage | None = None
+    """What the message resolves, if it is a resolved notice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from channels.contract import EarlierMessage, Thread
 from dispatcher.ledger.records import ClaimedThread
 from dispatcher.ledger.schema import contents, deliveries, launch_plan_versions, subjects
 from dispatcher.ledger.statements import among, insert
-from dispatcher.model.delivery import Delivery, Kind, NewVersion, OpenThread, State, Success
+from dispatcher.model.delivery import Delivery, Kind, NewVersion, OpenThread, Outage, State, Success
 
 MAY_HAVE_ARRIVED: ColumnElement[bool] = or_(
     deliveries.c.state == State.SENT, deliveries.c.in_doubt, deliveries.c.lease.is_not(None)
@@ -141,8 +141,22 @@ def claimed_thread(connection: Connection, delivery: Delivery) -> ClaimedThread:
     )
     since = connection.scalar(last_resolved)
     superseded = connection.scalar((failed_since if resolves else well_since).limit(1)) is not None
-    earlier = _earlier_messages(connection, *before, *([deliveries.c.thread_at >= since] if since is not None else []))
-    return ClaimedThread(Thread(key=delivery.thread, earlier=earlier, resolves=resolves), superseded=superseded)
+    current = (*before, *([deliveries.c.thread_at >= since] if since is not None else []))
+    thread = Thread(key=delivery.thread, earlier=_earlier_messages(connection, *current), resolves=resolves)
+    outage = _outage(connection, *current) if resolves else None
+    return ClaimedThread(thread, superseded=superseded, outage=outage)
+
+
+def _outage(connection: Connection, *conditions: ColumnElement[bool]) -> Outage | None:
+    """Return the number of matching failures and the end of the first one; None if there is no failure.
+
+    Dropped failures do not count: a success had resolved them before they were sent.
+    """
+    failures = select(func.count(), func.min(deliveries.c.thread_at)).where(
+        *conditions, deliveries.c.kind != Kind.RESOLVED_NOTICE, deliveries.c.state != State.DROPPED
+    )
+    number, since = connection.execute(failures).one()
+    return Outage(number, since) if number else None
 
 
 def _earlier_messages(connection: Connection, *conditions: ColumnElement[bool]) -> tuple[EarlierMessage, ...]:

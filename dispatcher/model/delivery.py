@@ -175,6 +175,14 @@ def thread_key(channel: str, addresses: Sequence[str], subject: str) -> str:
     return delivery_key(subject, f"thread {channel}", addresses)
 
 
+class Outage(NamedTuple):
+    """What a resolved notice resolves: the failures of its thread since the last resolved notice."""
+
+    failures: int
+    since: datetime
+    """When the first of them finished."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenThread:
     """A thread that has failure messages which were sent, are in doubt or wait, and no resolved notice since."""

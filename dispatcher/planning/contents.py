@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from channels.contract import Content
-from dispatcher.model.delivery import Delivery, Kind
+from dispatcher.model.delivery import Delivery, Kind, Outage
 from dispatcher.model.event import Event
 from dispatcher.planning.planner import TemplateSetOf, same_templates
 
@@ -27,12 +27,14 @@ class Render(Protocol):
         recipient: str = "",
         template: str | None = None,
         undelivered: str = "",
+        outage: Outage | None = None,
     ) -> Content:
         """Return the content of the message.
 
         `recipient`: one of the message's recipients, because all of them share a template set.
         `template`: the template that the rule names; None if the rule names no template.
         `undelivered`: who could not be notified, and why. Used only in notices to fallback recipients.
+        `outage`: what the message resolves. Used only in resolved notices.
         """
 
 
@@ -69,8 +71,10 @@ class Contents:
             filled.append(delivery._replace(content=rendered[same]))
         return tuple(filled)
 
-    def content(self, event: Event, delivery: Delivery) -> Content:
-        """Return the content of one delivery. A notice to fallback recipients says what its `reason` says."""
+    def content(self, event: Event, delivery: Delivery, outage: Outage | None = None) -> Content:
+        """Return the content of one delivery. A notice to fallback recipients says what its `reason` says, and a resolved
+        notice which `outage` it resolves.
+        """
         if delivery.kind is Kind.CHANGE_EVENT:
             return self.change_event(delivery.channel, event)
         return self.render(
@@ -79,4 +83,5 @@ class Contents:
             recipient=delivery.recipients[0],
             template=delivery.template,
             undelivered=delivery.reason if delivery.fallback_for else "",
+            outage=outage,
         )

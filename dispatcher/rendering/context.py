@@ -6,21 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, tzinfo
 from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import humanize
-
 from channels.common.text import cut
 from dispatcher.model.phase import Phase
 from dispatcher.rendering.links import execution_logs_url, execution_url
 from dispatcher.rendering.text import one_line
+from dispatcher.rendering.times import Time, duration_of, time_of
 from dispatcher.rendering.traceback import summarize
 
 if TYPE_CHECKING:  # for types only: the process that renders operators' templates does not import pydantic
+    from dispatcher.model.delivery import Outage
     from dispatcher.model.event import EntityId, Event
 
 LONGEST_NAME = 255
@@ -29,7 +29,6 @@ LABELS = 20
 PROPELLER_LABELS = ("execution-id", "project", "domain", "shard-key", "workflow-name")
 """The labels that flytepropeller gives the Kubernetes object of a workflow (`transformers/k8s/workflow.go`). Executions
 that the workflow starts inherit them, so there they name the parent."""
-_SECOND, _MINUTE, _HOUR, _DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
 _DONE = {
     Phase.SUCCEEDED: ("succeeded", "info", "#2eb67d", "✅"),
     Phase.FAILED: ("failed", "error", "#e01e5a", "❌"),
@@ -94,9 +93,9 @@ class Context(NamedTuple):
     symbol: str
     """The phase as one emoji."""
     launch_plan: Entity = Entity()
-    """The execution's launch plan, with its project, domain, name and version."""
+    """The execution's launch plan."""
     workflow: Entity = Entity()
-    """The execution's workflow, with its project, domain, name and version."""
+    """The execution's workflow."""
     principal: str = ""
     """Who started the execution."""
     labels: Mapping[str, str] = MappingProxyType({})
@@ -105,18 +104,22 @@ class Context(NamedTuple):
     """The address of the execution's page in Flyte's console."""
     logs_url: str = ""
     """The address of the execution's logs, built from the setting `logs_url`."""
-    occurred_at: str = ""
-    """When the execution finished, in UTC, such as `2026-11-20 09:14:21 UTC`."""
-    timestamp: str = ""
-    """When the execution finished, as ISO 8601 with zone."""
-    started_at: str = ""
-    """When the execution started, in UTC."""
+    finished: Time = Time()
+    """When the execution finished."""
+    started: Time = Time()
+    """When the execution started."""
     duration: str = ""
     """How long the execution took, such as `14 minutes and 17 seconds`."""
     error: Failure = Failure()
-    """The execution's error, with the parts summary, frames, message, code, kind and node."""
+    """The execution's error."""
     undelivered: str = ""
     """In a message to fallback recipients: who could not be notified, and why. Otherwise empty."""
+    failures: str = ""
+    """In a resolved notice: how many failures it resolves, such as `3 failures`. Otherwise empty."""
+    down_since: Time = Time()
+    """In a resolved notice: when the first of these failures finished. Otherwise its parts are empty."""
+    down_for: str = ""
+    """In a resolved notice: the time from that failure to the success, such as `5 hours`. Otherwise empty."""
     test: str = ""
     """Empty, except in a test notification: there it is a sentence that says so, and `what` begins with `TEST: `."""
 
@@ -139,11 +142,12 @@ def context_of(
     *,
     severity: str | None = None,
     hide_labels: Collection[str] = PROPELLER_LABELS,
+    zone: tzinfo = UTC,
 ) -> Context:
     """Build the template variables from a terminal event.
 
     `severity`: PagerDuty's severity; if None, the event's phase determines it. `hide_labels`: the names of labels that
-    templates don't get.
+    templates don't get. `zone`: the time zone of `Time.local`.
     """
     done, default_severity, color, symbol = _DONE[event.phase]
     plan = _entity(event.launch_plan, event.launch_plan.noun if event.launch_plan is not None else "")
@@ -167,11 +171,19 @@ def context_of(
         labels={_short(name): _short(value) for name, value in islice(labels, LABELS)},
         url=execution_url(execution, event.url, console_url),
         logs_url=execution_logs_url(execution, logs_url),
-        occurred_at=_format_time(finished),
-        timestamp=finished.isoformat(),
-        started_at=_format_time(started) if started is not None else "",
-        duration=_duration(finished - started) if started is not None else "",
+        finished=time_of(finished, zone),
+        started=time_of(started, zone) if started is not None else Time(),
+        duration=duration_of(finished - started) if started is not None else "",
         error=_failure(event),
+    )
+
+
+def resolving(context: Context, event: Event, outage: Outage, zone: tzinfo) -> Context:
+    """Return the variables of a resolved notice, given the variables of the success that `event` reports."""
+    return context._replace(
+        failures="1 failure" if outage.failures == 1 else f"{outage.failures} failures",
+        down_since=time_of(outage.since, zone),
+        down_for=duration_of(event.occurred_at - outage.since),
     )
 
 
@@ -205,28 +217,3 @@ def _failure(event: Event) -> Failure:
 def _short(text: str) -> str:
     """Return the text as one line that is cut to `LONGEST_NAME` characters, because an event's texts can be longer."""
     return cut(one_line(text[: 4 * LONGEST_NAME]), LONGEST_NAME)
-
-
-def _format_time(time: datetime) -> str:
-    return f"{time.isoformat(' ', 'seconds')[:19]} UTC"
-
-
-def _duration(elapsed: timedelta) -> str:
-    """Format a duration as text. From one hour on, the text has no seconds; from one day on, also no minutes.
-
-    Returns an empty text if the duration isn't positive, because then the event's times are wrong.
-    """
-    if elapsed < _SECOND:
-        return "under 1 second" if elapsed > timedelta() else ""
-    unit, length = (
-        ("hours", _HOUR) if elapsed >= _DAY else ("minutes", _MINUTE) if elapsed >= _HOUR else ("seconds", _SECOND)
-    )
-    return _format_duration(elapsed // length, unit)
-
-
-@lru_cache(maxsize=4096)  # cached: durations repeat, and to format them takes a quarter of `context_of`'s time
-def _format_duration(number: int, unit: str) -> str:
-    try:
-        return humanize.precisedelta(timedelta(**{unit: number}), minimum_unit=unit, format="%d")
-    except OverflowError:  # the duration is longer than the longest timedelta
-        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, tzinfo
 from pathlib import Path
 from threading import Lock
 
@@ -10,11 +11,12 @@ import structlog
 
 from channels.common.text import cut
 from channels.contract import ChannelType, Content
+from dispatcher.model.delivery import Outage
 from dispatcher.model.event import Event, shortened
 from dispatcher.parsing.yaml import Problem
 from dispatcher.rendering import flyte_template
 from dispatcher.rendering.compiled import CompiledTemplates
-from dispatcher.rendering.context import PROPELLER_LABELS, Context, context_of
+from dispatcher.rendering.context import PROPELLER_LABELS, Context, context_of, resolving
 from dispatcher.rendering.folders import TemplateFolders, Templates, built_in_folder
 from dispatcher.rendering.operator_templates import OperatorTemplates, TemplateSetKey
 from dispatcher.rendering.template_checks import mail_client_problems, template_problems
@@ -53,6 +55,7 @@ class Renderer:
         logs_url: str = "",
         severity: Severity = _severity_by_phase,
         hide_labels: Collection[str] = PROPELLER_LABELS,
+        timezone: tzinfo = UTC,
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Create a Renderer that takes each template file from the first folder that contains it.
@@ -63,8 +66,8 @@ class Renderer:
         `channel_types`: mapping from a channel's name to its type. `console_url`: the URL of Flyte's console.
         `logs_url`: the URL of an execution's logs, with `{project}`, `{domain}` and `{name}` as placeholders.
         `severity`: function that can replace the phase's severity. `hide_labels`: the names of labels that templates
-        don't get. `on_failure`: called with the channel each time the built-in template is used because a custom
-        template failed.
+        don't get. `timezone`: the zone of the times' part `local`. `on_failure`: called with the channel each time the
+        built-in template is used because a custom template failed.
 
         Raises SettingsError for a folder that doesn't exist.
         """
@@ -72,6 +75,7 @@ class Renderer:
         self._logs_url = logs_url
         self._severity = severity
         self._hide_labels = frozenset(hide_labels)
+        self._timezone = timezone
         self._on_failure = on_failure
         self._lock = Lock()
         """Lets only one thread render at a time. The event loop's thread renders, and other threads render large events
@@ -106,6 +110,7 @@ class Renderer:
         recipient: str = "",
         template: str | None = None,
         undelivered: str = "",
+        outage: Outage | None = None,
         test: bool = False,
     ) -> Content:
         """Render the message to send. Never fails because of a template or the event's data.
@@ -115,12 +120,15 @@ class Renderer:
 
         `recipient`: one of the message's recipients, as the rule writes it. `template`: a launch plan's own mail
         template, which replaces the mail's HTML. `undelivered`: if the message is for fallback recipients, who could
-        not be notified, and why. `test`: if true, mark the message as a test notification.
+        not be notified, and why. `outage`: what a resolved notice resolves. `test`: if true, mark the message as a test
+        notification.
         """
         with self._lock:
             context = self._context(event)
             if test:
                 context = context._replace(test=TEST, what=f"{TEST_MARK}{context.what}")
+            if outage is not None:
+                context = resolving(context, event, outage, self._timezone)
             if undelivered:
                 context = context._replace(undelivered=cut(one_line(undelivered), LONGEST_REASON))
             templates = self._templates_of(channel)
@@ -205,6 +213,7 @@ class Renderer:
                 self._logs_url,
                 severity=self._severity(event),
                 hide_labels=self._hide_labels,
+                zone=self._timezone,
             )
             self._latest = (event, context)
         return self._latest[1]

@@ -14,9 +14,10 @@ from jinja2 import BaseLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dispatcher.rendering.context import Entity, Failure
+from dispatcher.rendering.times import Time
 
 _FIELDS: Mapping[type, frozenset[str]] = {
-    kind: frozenset(field.name for field in fields(kind)) for kind in (Entity, Failure)
+    kind: frozenset(field.name for field in fields(kind)) for kind in (Entity, Failure, Time)
 }
 """Mapping from a type of the templates' variables to its fields, which are texts."""
 

@@ -5,18 +5,20 @@ reaches.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from typing import get_type_hints
 
 from jinja2 import Environment, nodes
 from jinja2.meta import find_undeclared_variables
 
-from dispatcher.rendering.context import VARIABLES, Entity, Failure
+from dispatcher.rendering.context import VARIABLES, Context
 
 _KNOWN = set(VARIABLES)
 _PARTS = {
     owner: {f"{owner}.{entry.name}" for entry in fields(kind)}
-    for owner, kind in (("launch_plan", Entity), ("workflow", Entity), ("error", Failure))
+    for owner, kind in get_type_hints(Context).items()
+    if is_dataclass(kind)
 }
 
 

@@ -19,16 +19,14 @@ class Variable:
     name: str
     """The name as a template writes it, such as `error.summary`."""
     type: str
-    """Either `text` or `mapping of text to text`."""
+    """`text`, `mapping of text to text`, or `parts`: a template uses one of the parts, which follow."""
     meaning: str
     example: str
     """The variable's value in the example context; empty if it has no value."""
 
 
 def variables(example: Context) -> Iterator[Variable]:
-    """Yield every variable, in the order of `Context`. A variable that has parts, such as `error`, is replaced with its
-    parts.
-    """
+    """Yield every variable, in the order of `Context`. The parts of a variable, such as `error.summary`, follow it."""
     yield from _variables(type(example), example, "")
 
 
@@ -37,6 +35,7 @@ def _variables(kind: type[Any], example: Any, prefix: str) -> Iterator[Variable]
     for field, hint in get_type_hints(kind).items():
         value, name = getattr(example, field), f"{prefix}{field}"
         if is_dataclass(hint):
+            yield Variable(name, "parts", meanings[field], "")
             yield from _variables(type(value), value, f"{name}.")
         else:
             yield Variable(name, _type_name(value), meanings[field], _example(value))

@@ -51,6 +51,7 @@ def make_renderer(
         logs_url=settings.logs_url,
         severity=_severity(settings),
         hide_labels=templates.hide_labels,
+        timezone=templates.timezone,
         on_failure=on_failure,
     )
 

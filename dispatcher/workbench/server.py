@@ -140,7 +140,7 @@ class Workbench:
             await changed.wait()
             if self._stopping.is_set():
                 return
-            changed = self._changed  # taken before the page is told, so that it misses no later change
+            changed = self._changed  # taken before the page learns of this change, so that it misses no later one
             yield b"data: changed\n\n"
 
     async def _watch(self) -> None:

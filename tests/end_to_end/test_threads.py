@@ -168,6 +168,11 @@ def assert_one_thread(team: Team, actions: Sequence[Sequence[str]] = (("trigger"
     assert root.edits == 1
     assert root.body["text"].startswith("✅ train.daily succeeded")
     assert root.body["attachments"][0]["color"] == "#2eb67d"
+    since = f"<!date^{int((NOW + timedelta(minutes=1)).timestamp())}^"
+    for resolved in (root, replies[-1]):
+        (says,) = resolved.body["blocks"][1]["elements"]
+        assert says["text"].startswith(f"after 2 failures, down since {since}")
+        assert says["text"].endswith(", for 2 minutes")
     assert [reply.thread for reply in replies] == [root.ts] * 2
     assert [reply.body["text"][0] for reply in replies] == ["❌", "✅"]
     assert team.actions == [[*one] for one in actions]

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from channels.contract import Answer, Receipt
 from dispatcher.ledger import DeliveryFilter, Ledger, RecordedEvent
-from dispatcher.model.delivery import Dead, Dropped, DropReason, Kind, Retry, Sent, State, Success
+from dispatcher.model.delivery import Dead, Dropped, DropReason, Kind, Outage, Retry, Sent, State, Success
 from dispatcher.model.phase import Phase
 from dispatcher.model.rate_limit import AdmissionControl, RateLimit
 from tests.support.builders import NOW, SECOND, a_delivery, a_launch_plan, an_event
@@ -234,6 +234,25 @@ async def test_a_thread_has_the_first_and_the_last_of_its_earlier_messages(ledge
     assert (thread.key, thread.resolves) == (delivery.thread, True)
     assert [one.reference["name"] for one in thread.earlier] == ["n0/FAILED to ml", "n4/FAILED to ml"]
     assert thread.earlier[0].content == {"subject": "failed"}
+
+
+async def test_a_resolved_notice_knows_how_many_failures_it_resolves_and_since_when(ledger: Ledger) -> None:
+    async def outage_at(success_event: RecordedEvent) -> Outage | None:
+        await ledger.record([success_event], [], now=NOW)
+        admission = AdmissionControl(rate_limit=RateLimit(), destination=lambda _: "", now=NOW)
+        (notice,) = (await ledger.claim("pagerduty", 9, lease="me", until=NOW + MINUTE, admission=admission)).deliveries
+        claimed = await ledger.thread(notice)
+        assert claimed is not None
+        await ledger.store_content(notice, {"subject": "resolved"})
+        await ledger.settle(settlement(notice, SENT))
+        return claimed.outage
+
+    await record_and_send(ledger, failure("a", 1), failure("b", 2))
+    assert await outage_at(success("c", 3)) == Outage(2, NOW + 1 * SECOND)
+    await record_and_send(ledger, failure("d", 4), failure("e", 5), failure("f", 6))
+    assert await outage_at(success("g", 7)) == Outage(3, NOW + 4 * SECOND)
+    await record_and_send(ledger, failure("old", 6), failure("h", 8))  # the first one is superseded
+    assert await outage_at(success("i", 9)) == Outage(1, NOW + 8 * SECOND)
 
 
 async def test_a_dead_message_is_an_earlier_message_only_if_it_is_in_doubt(ledger: Ledger) -> None:

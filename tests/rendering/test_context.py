@@ -1,14 +1,18 @@
-"""The variables of templates: cleaned texts, times in UTC, and a bounded size."""
+"""The variables of templates: cleaned texts, times, and a bounded size."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dispatcher.model.event import Event
 from dispatcher.rendering.context import LABELS, PROPELLER_LABELS, context_of
+from dispatcher.rendering.times import Time
 
 CONSOLE = "https://flyte.example.com/console"
 EAST = timezone(timedelta(hours=2))
@@ -21,18 +25,33 @@ def event_with(**fields: Any) -> Event:
     return Event.model_validate({"execution": execution, "phase": "FAILED", "occurred_at": FINISHED, **fields})
 
 
-def test_times_from_other_zones_are_in_utc() -> None:
-    context = context_of(
-        event_with(occurred_at=FINISHED.astimezone(EAST), started_at=FINISHED - timedelta(minutes=14)), ""
+def test_times_are_in_utc_in_the_configured_zone_and_in_epoch_seconds() -> None:
+    event = event_with(occurred_at=FINISHED.astimezone(EAST), started_at=FINISHED - timedelta(minutes=14))
+    context = context_of(event, "", zone=ZoneInfo("Europe/Berlin"))
+    assert context.finished == Time(
+        local="2026-11-20 10:14:21 UTC+01:00",
+        utc="2026-11-20 09:14:21 UTC",
+        iso="2026-11-20T09:14:21Z",
+        epoch="1795166061",
     )
-    assert (context.occurred_at, context.timestamp) == ("2026-11-20 09:14:21 UTC", "2026-11-20T09:14:21+00:00")
-    assert (context.started_at, context.duration) == ("2026-11-20 09:00:21 UTC", "14 minutes")
+    assert (context.started.utc, context.duration) == ("2026-11-20 09:00:21 UTC", "14 minutes")
+    assert context_of(event, "").finished.local == "2026-11-20 09:14:21 UTC"
+    assert context_of(event_with(), "").started == Time()
 
 
-@pytest.mark.parametrize("edge", [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)])
-def test_times_at_the_limits_of_the_calendar_are_formatted(edge: datetime) -> None:
-    for event in (event_with(occurred_at=edge, started_at=FINISHED), event_with(started_at=edge)):
-        assert context_of(event, "").occurred_at.endswith(" UTC")
+any_time = st.datetimes(timezones=st.just(UTC)) | st.sampled_from(
+    [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+)
+
+
+@given(any_time, st.sampled_from(["UTC", "Europe/London", "America/St_Johns", "Pacific/Kiritimati"]))
+def test_every_time_names_the_same_second_in_all_its_parts(at: datetime, zone: str) -> None:
+    time = context_of(event_with(occurred_at=at), "", zone=ZoneInfo(zone)).finished
+    second = at.replace(microsecond=0)
+    assert datetime.fromisoformat(time.iso) == second
+    assert datetime.fromtimestamp(0, UTC) + timedelta(seconds=int(time.epoch)) == second
+    local, _, offset = time.local.partition(" UTC")
+    assert datetime.fromisoformat(f"{local}{offset or '+00:00'}") == second
 
 
 @pytest.mark.parametrize(

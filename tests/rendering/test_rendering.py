@@ -10,6 +10,7 @@ from datetime import timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import orjson
 import pytest
@@ -21,6 +22,7 @@ from channels.contract import Message
 from channels.email.mime import compose
 from channels.registry import BUILT_IN, CHANNEL_TYPES
 from channels.slack.mrkdwn import cut_mrkdwn, escape_mrkdwn
+from dispatcher.model.delivery import Outage
 from dispatcher.model.event import EntityId, Event, ExecutionError, ExecutionId
 from dispatcher.model.phase import TERMINAL, Phase
 from dispatcher.preview.html import plain_text, to_html
@@ -67,6 +69,49 @@ def test_a_fallback_message_says_who_could_not_be_notified_and_why(channel: str)
     headline = {"email": "subject", "pagerduty": "payload", "teams": "body"}.get(channel, "text")
     assert "Not delivered: " in str(content[headline])
     assert "Not delivered" not in str(RENDERER.render(channel, sample_event(Phase.FAILED)))
+
+
+def test_mail_and_pagerduty_have_times_in_the_configured_zone_and_slack_and_teams_in_the_readers() -> None:
+    renderer = Renderer(CHANNEL_TYPES, timezone=ZoneInfo("Europe/Berlin"))
+    shown = {name: orjson.dumps(renderer.render(name, sample_event(Phase.FAILED))).decode() for name in BUILT_IN}
+    for channel in ("email", "pagerduty"):
+        assert "2026-11-20 10:14:21 UTC+01:00" in shown[channel]
+    assert "<!date^1795166061^{date_short_pretty} at {time_secs}|2026-11-20 09:14:21 UTC>" in shown["slack"]
+    assert "{{DATE(2026-11-20T09:14:21Z, SHORT)}} {{TIME(2026-11-20T09:14:21Z)}}" in shown["teams"]
+    assert "UTC+01:00" not in shown["slack"] + shown["teams"]
+
+
+@pytest.mark.parametrize(
+    ("channel", "words"), [("slack", "2026-11-20 09:14:21 UTC"), ("teams", "2026-11-20 09:14 UTC")]
+)
+def test_previews_show_the_readers_time_in_utc(channel: str, words: str) -> None:
+    kind, content = CHANNEL_TYPES[channel], RENDERER.render(channel, sample_event(Phase.FAILED))
+    for preview in (plain_text(kind, content), str(to_html(channel, kind, content))):
+        assert words in preview
+        assert "date" not in preview.casefold()
+
+
+@pytest.mark.parametrize("channel", ["slack", "webhook"])
+def test_a_resolved_notice_says_what_it_resolves(channel: str) -> None:
+    success = sample_event(Phase.SUCCEEDED)
+    outage = Outage(3, success.occurred_at - timedelta(hours=5))
+    content = RENDERER.render(channel, success, outage=outage)
+    assert CHANNEL_TYPES[channel].form.problems(content) == []
+    shown = plain_text(CHANNEL_TYPES[channel], content)
+    for words in ("train.daily succeeded", "after 3 failures", f"{outage.since:%H:%M}", "5 hours"):
+        assert words in shown
+    one = RENDERER.render(channel, success, outage=outage._replace(failures=1))
+    assert "after 1 failure" in str(one["text"])
+    assert "down" not in str(RENDERER.render(channel, success))
+
+
+@pytest.mark.parametrize("channel", ["email", "slack", "pagerduty", "teams"])
+def test_a_message_links_to_the_executions_logs(channel: str) -> None:
+    logs = "https://logs.example.com/{project}/{domain}/{name}"
+    linked = Renderer(CHANNEL_TYPES, logs_url=logs).render(channel, sample_event(Phase.FAILED))
+    assert "https://logs.example.com/flytesnacks/production/akx7b9q2vjt5fm4c8h2d" in str(linked)
+    assert "Open the logs" in str(linked)
+    assert "Open the logs" not in str(RENDERER.render(channel, sample_event(Phase.FAILED)))
 
 
 any_text = st.text(st.characters() | st.sampled_from("<>&`*_~|@#\"'{}%\r\n\0\u202e\u200d\ud800\x1b"), max_size=80)
@@ -137,6 +182,7 @@ class Tags(HTMLParser):
 
 
 SLACK_MARKUP = re.compile(r"<[^>]*>")
+TEAMS_DATE = re.compile(r"\{\{(DATE|TIME)\([\d:TZ-]+(, SHORT)?\)\}\}")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -155,14 +201,15 @@ def test_every_event_renders_to_a_valid_message_without_injected_markup(event: E
     ) == ([], [], [])
     assert (CHANNEL_TYPES["teams"].form.problems(card), CHANNEL_TYPES["webhook"].form.problems(body)) == ([], [])
     for text in _fact_values(card):
-        assert not re.search(r"[`*_~\[\]()]", re.sub(r"\\.", "", text)), "Markdown"
+        values = TEAMS_DATE.sub("", re.sub(r"\\.", "", text))
+        assert not re.search(r"[`*_~\[\]()]", values), "Markdown"
     tags = Tags()
     tags.feed(str(mail["html"]))
     assert set(tags.seen) <= {"html", "head", "meta", "title", "style", "body", "div", "table", "tr", "td", "a", "pre"}
     assert all(link.startswith("https://") for link in tags.links)
     for text in _strings(slack, "mrkdwn"):
         for markup in SLACK_MARKUP.findall(text):
-            assert re.fullmatch(r"<https?://[^|<>\s]+\|[^<>]*>", markup), markup
+            assert re.fullmatch(r"<(https?://[^|<>\s]+|!date\^-?\d+\^[^|<>]+)\|[^<>]*>", markup), markup
         assert "<" not in SLACK_MARKUP.sub("", text), "an incomplete link"
         assert text.count("```") % 2 == 0, "an open code block"
     assert not {"\r", "\n"} & set(mail["subject"])
