@@ -38,6 +38,12 @@ def test_the_site_has_every_page(site: Path) -> None:
         assert (site / f"{name}.html").exists(), f"{page}: name it in mkdocs.yml"
 
 
+def test_the_navigation_has_every_page(site: Path) -> None:
+    pages = {str(page.relative_to(site)) for page in site.rglob("*.html")} - {"404.html"}
+    linked = set(re.findall(r'<a href="([^"#]+\.html)" class="md-nav__link', (site / "index.html").read_text()))
+    assert pages - linked == set(), "name them in mkdocs.yml"
+
+
 def test_the_reference_has_every_command_and_every_section(site: Path) -> None:
     commands = (site / "reference" / "commands.html").read_text()
     names = (
