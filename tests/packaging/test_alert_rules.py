@@ -22,6 +22,7 @@ RULES = ROOT / "deploy/prometheus/rules.yaml"
 TESTS = ROOT / "deploy/prometheus/tests.yaml"
 DASHBOARD = ROOT / "deploy/grafana/dispatcher.json"
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()
+RUNBOOK_URL = "https://dispatcher.example.com/runbook.html"
 METRICS = (ROOT / "docs/metrics.md").read_text()
 
 
@@ -135,7 +136,7 @@ def test_every_alert_has_an_entry_in_the_runbook_and_every_entry_an_alert() -> N
     entries = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
     assert entries == [rule["alert"] for rule in alerts()]
     for rule in alerts():
-        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == f"{RUNBOOK_URL}#{rule['alert'].lower()}"
         text = RUNBOOK.partition(f"## {rule['alert']}\n")[2].partition("\n## ")[0]
         assert "\nDo:" in text, rule["alert"]
 
