@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from dispatcher.config.settings import load
 from dispatcher.rules.files import LaunchPlanFiles
+from dispatcher.web.config import Scope
 from dispatcher.web.server import serving
 from tests.support.service import COMMAND
 from tests.support.tls import a_certificate
@@ -75,11 +76,23 @@ def test_services_wait_for_healthchecks_and_mount_files_that_exist() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
+def environment(service: str) -> dict[str, str]:
+    """The variables of a service, with the defaults of the variables in them."""
+    return {
+        name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for name, value in SERVICES[service]["environment"].items()
+    }
+
+
 def test_the_settings_and_rules_of_the_compose_file_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISPATCHER__HTTP__TOKEN", "compose-only-change-me")
+    for name, value in environment("dispatcher").items():
+        monkeypatch.setenv(name, value)
     settings = load(ROOT / "deploy" / "compose" / "dispatcher.yaml")
     assert settings.kafka is not None
     assert settings.kafka.bootstrap_servers == "kafka:9092"
+    assert settings.http is not None
+    assert settings.http.console
+    (you,) = settings.http.callers()
+    assert (you.scopes, you.reveal()) == ({*Scope}, "compose-only-change-me")
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     assert not rules.problems
@@ -90,7 +103,6 @@ def test_the_compose_files_commands_exist_and_its_settings_pass_the_check() -> N
     """Each command with `--help`, and `check`, with the environment and settings of its service."""
     for name in ("dispatcher", "publish"):
         service = SERVICES[name]
-        environment = {key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for key, value in service["environment"].items()}
         (config,) = (
             volume.split(":")[0] for volume in service["volumes"] if "/etc/dispatcher/dispatcher.yaml" in volume
         )
@@ -99,7 +111,7 @@ def test_the_compose_files_commands_exist_and_its_settings_pass_the_check() -> N
             done = subprocess.run(
                 [*COMMAND, *arguments],
                 cwd=ROOT,
-                env={**os.environ, **environment, "DISPATCHER_CONFIG": config},
+                env={**os.environ, **environment(name), "DISPATCHER_CONFIG": config},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -110,7 +122,8 @@ def test_the_compose_files_commands_exist_and_its_settings_pass_the_check() -> N
 def test_the_dispatchers_containers_are_locked_down_and_get_enough_time_to_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("DISPATCHER__HTTP__TOKEN", "compose-only-change-me")
+    for name, value in environment("dispatcher").items():
+        monkeypatch.setenv(name, value)
     for name in ("dispatcher", "publish"):
         service = SERVICES[name]
         assert service["read_only"] is True
