@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from dispatcher.parsing.duration import parse_duration
+from tests.support.pages import blocks
 from tests.support.service import COMMAND
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
             "tokenSecret": {"name": "t", "key": "k"},
             "tlsConfig": {"serverName": "x", "ca": {"secret": {"name": "ca", "key": "ca.crt"}}},
         },
-        "prometheusRule": {"enabled": True, "labels": {"release": "x"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "x"}, "runbookUrl": "https://wiki.example.com/x"},
         "dashboard": {"enabled": True},
         "networkPolicy": {"enabled": True, "egress": {"kafka": {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}}},
         "imagePullSecrets": [{"name": "registry"}],
@@ -59,6 +60,8 @@ CASES: dict[str, dict[str, Any]] = {
             "b.yaml": "launch_plan: {project: p, domain: d, name: b}\nnotifications: []\n",
         },
         "templates": {"email/subject.txt.j2": "It is over"},
+        "console": {"enabled": True, "existingSecret": "channels"},
+        "commonLabels": {"team": "ml"},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn"}},
         "service": {"annotations": {"a": "b"}},
         "podAnnotations": {"a": "b"},
@@ -67,9 +70,9 @@ CASES: dict[str, dict[str, Any]] = {
         "tolerations": [{"key": "a", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
         "priorityClassName": "high",
-        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
-        "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
-        "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
+        "podEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "additionalVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+        "additionalVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
     },
     **{file.stem: yaml.safe_load(file.read_text()) for file in sorted((CHART / "examples").glob("*.yaml"))},
 }
@@ -78,15 +81,17 @@ KEDA = CASES["flyte-core"]
 Manifests = dict[tuple[str, str], Any]
 
 
-def helm(values: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+def helm(values: dict[str, Any], folder: Path, *, release: str = RELEASE) -> subprocess.CompletedProcess[str]:
     file = folder / "values.yaml"
     file.write_text(yaml.safe_dump(values))
-    command = [HELM, "template", RELEASE, CHART, "--namespace", "flyte", "--kube-version", "1.34.2", "--values", file]
+    command = [HELM, "template", release, CHART, "--namespace", "flyte", "--kube-version", "1.34.2", "--values", file]
     return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
 
 
-def rendered(values: dict[str, Any], folder: Path) -> Manifests:
-    done = helm(values, folder)
+def rendered(values: dict[str, Any], folder: Path, *, release: str = RELEASE) -> Manifests:
+    """Render the chart; with a Slack channel if the values have none."""
+    config = {"channels": CHANNELS, **values.get("config", {})}
+    done = helm({**values, "config": config}, folder, release=release)
     assert done.returncode == 0, done.stderr
     documents = [document for document in yaml.safe_load_all(done.stdout) if document]
     found = {(document["kind"], document["metadata"]["name"]): document for document in documents}
@@ -106,55 +111,47 @@ def pods(manifests: Manifests) -> dict[str, Any]:
 
 
 def test_the_chart_passes_helms_own_lint() -> None:
-    done = subprocess.run([str(HELM), "lint", "--strict", str(CHART)], capture_output=True, text=True, check=False)
+    command = [str(HELM), "lint", "--strict", str(CHART), "--values", str(CHART / "examples" / "flyte-core.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_rendered_manifests_are_valid_by_the_schemas_of_kubernetes(case: str, tmp_path: Path) -> None:
-    done = helm(CASES[case], tmp_path)
-    assert done.returncode == 0, done.stderr
+def checked(manifests: str) -> dict[str, Any]:
+    """What kubeconform says of these manifests. It reads Kubernetes' large schema at each run."""
     location = f"{TOOLS}/schemas/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
-    checked = subprocess.run(
-        [
-            str(TOOLS / "bin" / "kubeconform"),
-            "-strict",
-            "-output",
-            "json",
-            "-summary",
-            "-schema-location",
-            location,
-            "-",
-        ],
-        input=done.stdout,
-        capture_output=True,
-        text=True,
-        check=False,
+    command = [str(TOOLS / "bin" / "kubeconform"), "-strict", "-output", "json", "-summary"]
+    done = subprocess.run(
+        [*command, "-schema-location", location, "-"], input=manifests, capture_output=True, text=True, check=False
     )
-    assert checked.returncode == 0, checked.stdout
-    summary = json.loads(checked.stdout)["summary"]
-    assert summary["valid"] >= 7
-    assert (summary["invalid"], summary["errors"], summary["skipped"]) == (0, 0, 0)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_rendered_manifests_are_valid_by_the_schemas_of_kubernetes(tmp_path: Path) -> None:
+    rendered = []
+    for case in CASES.values():
+        done = helm(case, tmp_path)
+        assert done.returncode == 0, done.stderr
+        rendered.append(done.stdout)
+    result = checked("".join(rendered))
+    summary = result["summary"]
+    assert summary["valid"] >= 7 * len(CASES)
+    assert (summary["invalid"], summary["errors"], summary["skipped"]) == (0, 0, 0), result
 
 
 def test_the_schemas_reject_misspelt_keys(tmp_path: Path) -> None:
     """Otherwise the test above would pass for any manifest."""
     done = helm(KEDA, tmp_path)
-    for right, wrong in (
+    wrong = done.stdout
+    for right, misspelt in (
         ("maxSurge", "maxSurges"),
         ("interval:", "intervals:"),
         ("minReplicaCount: 2", "minReplicaCount: x"),
     ):
-        assert right in done.stdout
-        location = f"{TOOLS}/schemas/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
-        checked = subprocess.run(
-            [str(TOOLS / "bin" / "kubeconform"), "-strict", "-schema-location", location, "-"],
-            input=done.stdout.replace(right, wrong),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert checked.returncode != 0, wrong
+        assert right in wrong
+        wrong = wrong.replace(right, misspelt)
+    found = {one["kind"] for one in checked(wrong)["resources"] if one["status"] == "statusInvalid"}
+    assert found == {"Deployment", "ServiceMonitor", "ScaledObject"}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -218,11 +215,89 @@ def test_probes_and_prometheus_use_the_scheme_that_the_settings_serve(scheme: st
         {"config": {"http": {"tls": tls if scheme == "HTTPS" else None}}, "serviceMonitor": {"enabled": True}}, tmp_path
     )
     (container,) = pods(manifests)["Deployment"]["containers"]
-    probes = [container[f"{name}Probe"]["httpGet"]["scheme"] for name in ("startup", "liveness", "readiness")]
-    assert probes == [scheme] * 3
+    probes = {name: container[name] for name in ("livenessProbe", "readinessProbe")}
+    assert probes == {
+        name: {**probe, "httpGet": {**probe["httpGet"], "port": "http", "scheme": scheme}}
+        for name, probe in documented_probes().items()
+    }
     (endpoint,) = manifests["ServiceMonitor", NAME]["spec"]["endpoints"]
     assert endpoint["scheme"] == scheme.lower()
     assert endpoint.get("tlsConfig") == ({"insecureSkipVerify": True} if scheme == "HTTPS" else None)
+
+
+def documented_probes() -> dict[str, Any]:
+    """The probes in docs/health.md."""
+    (block,) = [one for one in blocks(ROOT / "docs" / "health.md", "text") if "livenessProbe" in one.text]
+    return {name: probe for name, probe in yaml.safe_load(block.text).items() if name.endswith("Probe")}
+
+
+def test_the_console_has_a_token_and_a_session_key_in_a_secret(tmp_path: Path) -> None:
+    oidc = {
+        "issuer": "https://id.example.com",
+        "client_id": "x",
+        "client_secret_file": f"{SECRETS}/oidc",
+        "read": ["a"],
+    }
+    others = [{"name": "ci", "token_file": f"{SECRETS}/ci", "scopes": ["publish"]}]
+    for existing, secret in (("", f"{NAME}-console"), ("mine", "mine")):
+        console = {"enabled": True, "existingSecret": existing, "oidc": oidc}
+        manifests = rendered({"console": console, "config": {"http": {"tokens": others}}}, tmp_path)
+        assert (("Secret", f"{NAME}-console") in manifests) is not bool(existing)
+        http = yaml.safe_load(manifests["ConfigMap", NAME]["data"]["dispatcher.yaml"])["http"]
+        assert (http["console"], http["oidc"]) == (True, oidc)
+        ours, theirs = http["tokens"]
+        assert (ours["scopes"], theirs) == (["read", "operate"], others[0])
+        pod = pods(manifests)["Deployment"]
+        assert projected(pod, ours["token_file"]) == (secret, "console-token")
+        assert projected(pod, http["session_key_file"]) == (secret, "session-key")
+    assert "console" not in rendered({}, tmp_path)["ConfigMap", NAME]["data"]["dispatcher.yaml"]
+
+
+@pytest.mark.parametrize(("path", "base_path"), [("/", None), ("/notifications", "/notifications")])
+def test_the_ingress_serves_the_console_on_its_host_and_path(path: str, base_path: str | None, tmp_path: Path) -> None:
+    ingress = {"enabled": True, "host": "flyte.example.com", "path": path}
+    manifests = rendered({"ingress": ingress, "config": {"http": {"trusted_proxies": ["10.0.0.0/8"]}}}, tmp_path)
+    (rule,) = manifests["Ingress", NAME]["spec"]["rules"]
+    (served,) = rule["http"]["paths"]
+    assert (rule["host"], served["path"], served["pathType"]) == ("flyte.example.com", path, "Prefix")
+    port = served["backend"]["service"]["port"]["name"]
+    assert port in [one["name"] for one in manifests["Service", NAME]["spec"]["ports"]]
+    http = yaml.safe_load(manifests["ConfigMap", NAME]["data"]["dispatcher.yaml"])["http"]
+    assert http.get("base_path") == base_path
+
+
+def test_every_label_is_text_also_of_a_release_whose_name_is_a_number(tmp_path: Path) -> None:
+    """YAML reads 1e3 as a number, and Kubernetes refuses it as a label."""
+    values = {**CASES["PostgreSQL, with a password in the values"], "commonLabels": {"team": "ml"}}
+    manifests = rendered(values, tmp_path, release="1e3")
+    for (kind, _), manifest in manifests.items():
+        metadata = [manifest["metadata"]]
+        if kind in {"Deployment", "Job"}:
+            metadata.append(manifest["spec"]["template"]["metadata"])
+        for labels in (one["labels"] for one in metadata):
+            assert all(isinstance(label, str) for label in labels.values()), (kind, labels)
+            assert (labels["app.kubernetes.io/instance"], labels.get("team", kind)) in {("1e3", "ml"), ("1e3", "Pod")}
+    selector = manifests["Service", "1e3-flyte-notification-dispatcher"]["spec"]["selector"]
+    assert selector["app.kubernetes.io/instance"] == "1e3"
+    assert "team" not in selector, "a selector can't be changed later"
+
+
+def test_every_value_is_documented_for_helm_docs() -> None:
+    """helm-docs takes the comment above a value, or above a value that contains it."""
+    undocumented = []
+    documented: list[int] = []  # the indentations of the values around this one that have a comment
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    comment = False
+    for line in lines:
+        if found := re.match(r"( *)(\w+): *(.*)$", line):
+            indent, leaf = len(found[1]), bool(found[3])
+            documented = [one for one in documented if one < indent]
+            if comment:
+                documented.append(indent)
+            elif leaf and not documented:
+                undocumented.append(line)
+        comment = line.lstrip().startswith("# -- ") or (comment and line.lstrip().startswith("#"))
+    assert undocumented == []
 
 
 def test_an_sqlite_ledger_has_one_pod_and_outlives_the_release(tmp_path: Path) -> None:
@@ -257,6 +332,14 @@ def test_a_postgresql_ledger_is_migrated_first_and_upgraded_without_downtime(tmp
     assert "helm.sh/hook" in manifests["Secret", used]["metadata"]["annotations"], "it must exist before the release"
     assert "a+b@" in config or "a%20b@" in config
     assert "p:@" not in config
+
+
+def test_postgresql_is_reached_over_tls(tmp_path: Path) -> None:
+    config = rendered({"ledger": POSTGRES}, tmp_path)["ConfigMap", NAME]["data"]["dispatcher.yaml"]
+    assert (
+        yaml.safe_load(config)["ledger"]["url"]
+        == "postgresql+asyncpg://dispatcher@postgres:5432/dispatcher?ssl=require"
+    )
 
 
 def projected(pod: Any, file: str) -> tuple[str, str]:
@@ -303,6 +386,10 @@ def test_prometheus_gets_the_repositorys_alerts_and_may_read_the_metrics(tmp_pat
     manifests = rendered(KEDA, tmp_path)
     alerts = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
     assert manifests["PrometheusRule", NAME]["spec"] == alerts
+    mine = rendered({**KEDA, "prometheusRule": {"enabled": True, "runbookUrl": "https://wiki.example.com/x"}}, tmp_path)
+    for group in mine["PrometheusRule", NAME]["spec"]["groups"]:
+        urls = [rule["annotations"]["runbook_url"].partition("#")[0] for rule in group["rules"]]
+        assert {*urls} == {"https://wiki.example.com/x"}
     (dashboard,) = manifests["ConfigMap", f"{NAME}-dashboard"]["data"].values()
     assert json.loads(dashboard) == json.loads((ROOT / "deploy" / "grafana" / "dispatcher.json").read_text())
     monitor = manifests["ServiceMonitor", NAME]["spec"]
@@ -326,16 +413,33 @@ def test_prometheus_gets_the_repositorys_alerts_and_may_read_the_metrics(tmp_pat
         ({"replicaCount": "two"}, "replicaCount"),
         ({"ledger": {"type": "mysql"}}, "type"),
         ({"ledger": {"type": "postgresql"}}, "host"),
+        ({}, "config.channels: name at least one channel, for example {slack: "),
         ({"config": {"http": {"listen": "0.0.0.0:9"}}}, "http"),
+        ({"config": {"http": {"console": True}}}, "http"),
+        ({"console": {"oidc": {"issuer": "https://id.example.com"}}}, "oidc"),
+        ({"ingress": {"enabled": True}}, "host"),
+        (
+            {"config": {"channels": CHANNELS}, "ingress": {"enabled": True, "host": "flyte.example.com"}},
+            "ingress.enabled needs config.http.trusted_proxies",
+        ),
+        ({"prometheusRule": {"runbookUrl": "docs/runbook.md"}}, "runbookUrl"),
         ({"config": {"ledger": {"url": "sqlite:///x"}}}, "ledger"),
         ({"config": {"shutdown_timeout": "5s"}}, "config"),
         ({"launchPlans": {"../../etc/passwd": "x"}}, "../../etc/passwd"),
         ({"image": {"digest": "latest"}}, "digest"),
         ({"serviceMonitor": {"tokenSecret": {"name": "x"}}}, "tokenSecret"),
-        ({"autoscaling": {"enabled": True}}, "need ledger.type: postgresql"),
-        ({"ledger": POSTGRES, "autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "enable one"),
+        ({"config": {"channels": CHANNELS}, "autoscaling": {"enabled": True}}, "need ledger.type: postgresql"),
+        (
+            {
+                "config": {"channels": CHANNELS},
+                "ledger": POSTGRES,
+                "autoscaling": {"enabled": True},
+                "keda": {"enabled": True},
+            },
+            "enable one",
+        ),
     ],
-    ids=lambda given: given if isinstance(given, str) else "",
+    ids=str,
 )
 def test_invalid_values_are_rejected(values: dict[str, Any], words: str, tmp_path: Path) -> None:
     done = helm(values, tmp_path)

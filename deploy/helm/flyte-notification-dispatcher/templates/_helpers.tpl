@@ -13,15 +13,27 @@
 {{- end -}}
 
 {{- define "dispatcher.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "dispatcher.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "dispatcher.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "dispatcher.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{ include "dispatcher.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels of pods that the service must not find: of the migration and of the test. */}}
+{{- define "dispatcher.otherPodLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-%s" (include "dispatcher.name" .root) .part | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "dispatcher.image" -}}
@@ -72,19 +84,42 @@ sqlite+aiosqlite:////var/lib/dispatcher/dispatcher.db
       - {key: {{ ternary $given.passwordKey "password" (not (empty $given.existingSecret)) }}, path: ledger-password}
 {{- end -}}
 
+{{/* What the chart knows of `http`: the port, the publisher's token, the console and its callers, the path. */}}
+{{- define "dispatcher.http" -}}
+{{- $http := dict "listen" "0.0.0.0:8080" "token_file" "/run/secrets/dispatcher/http-token" -}}
+{{- if and .Values.serviceMonitor.enabled (not .Values.serviceMonitor.tokenSecret) }}{{ $_ := set $http "metrics" "open" }}{{ end -}}
+{{- if .Values.console.enabled -}}
+{{- $token := dict "name" "console" "token_file" "/run/secrets/dispatcher/console-token" "scopes" (list "read" "operate") -}}
+{{- $_ := set $http "console" true -}}
+{{- $_ := set $http "tokens" (prepend (((.Values.config).http).tokens | default list) $token) -}}
+{{- $_ := set $http "session_key_file" "/run/secrets/dispatcher/session-key" -}}
+{{- with .Values.console.oidc }}{{ $_ := set $http "oidc" . }}{{ end -}}
+{{- end -}}
+{{- if .Values.ingress.enabled -}}
+{{- if not ((.Values.config).http).trusted_proxies -}}
+{{- fail "ingress.enabled needs config.http.trusted_proxies: the addresses of the Ingress controller's pods, for example [10.0.0.0/8]" -}}
+{{- end -}}
+{{- if ne .Values.ingress.path "/" }}{{ $_ := set $http "base_path" .Values.ingress.path }}{{ end -}}
+{{- end -}}
+{{- toYaml $http -}}
+{{- end -}}
+
 {{/* dispatcher.yaml: the user's config with what the chart knows. */}}
 {{- define "dispatcher.config" -}}
+{{- if not .Values.config.channels -}}
+{{- fail "config.channels: name at least one channel, for example {slack: {token_file: /run/secrets/dispatcher/slack}} or {email: {host: smtp.example.com, from: Flyte <flyte@example.com>}} (docs/channels.md)" -}}
+{{- end -}}
 {{- $known := dict
-  "http" (dict "listen" "0.0.0.0:8080" "token_file" "/run/secrets/dispatcher/http-token")
   "ledger" (dict "url" (include "dispatcher.ledgerUrl" .))
   "shutdown_timeout" (printf "%ds" (int .Values.shutdownTimeoutSeconds))
   "log" "json"
 -}}
-{{- if and .Values.serviceMonitor.enabled (not .Values.serviceMonitor.tokenSecret) }}{{ $_ := set $known.http "metrics" "open" }}{{ end -}}
 {{- with include "dispatcher.passwordFile" . }}{{ $_ := set $known.ledger "password_file" . }}{{ end -}}
 {{- if .Values.launchPlans }}{{ $_ := set $known "rules" (dict "launch_plans" (list "./launch_plans")) }}{{ end -}}
 {{- if .Values.templates }}{{ $_ := set $known "templates" (dict "path" (list "./templates")) }}{{ end -}}
-{{- toYaml (mergeOverwrite $known (deepCopy .Values.config)) -}}
+{{- $config := mergeOverwrite $known (deepCopy .Values.config) -}}
+{{- $_ := set $config "http" (mergeOverwrite ($config.http | default dict) (include "dispatcher.http" . | fromYaml)) -}}
+{{- toYaml $config -}}
 {{- end -}}
 
 {{/* How the port is spoken to: with TLS, if the user's config serves TLS. */}}
