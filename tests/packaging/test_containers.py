@@ -92,7 +92,7 @@ def test_the_settings_and_rules_of_the_compose_file_are_valid(monkeypatch: pytes
     assert settings.http is not None
     assert settings.http.console
     (you,) = settings.http.callers()
-    assert (you.scopes, you.reveal()) == ({*Scope}, "compose-only-change-me")
+    assert (you.scopes, you.reveal()) == (frozenset(Scope), "compose-only-change-me")
     rules = LaunchPlanFiles(settings.rules.launch_plans)
     rules.load()
     assert not rules.problems
