@@ -77,14 +77,17 @@ class Show:
         """
         with TemporaryDirectory(prefix="dispatcher-demo-") as folder:
             async with self.inbox:
-                service = Service(load(self._settings_file(Path(folder))), on_batch=self._show_decisions)
+                settings = load(self._settings_file(Path(folder)))
+                service = Service(settings, on_batch=self._show_decisions, inbox_url=self.inbox.url)
                 started: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
                 service.on_ready = started.set_result
                 async with asyncio.TaskGroup() as group:
                     running = group.create_task(service.run())
                     running.add_done_callback(lambda _: started.done() or started.cancel())
                     try:
-                        complete = await self._run_day(await started or "")
+                        url = await started or ""
+                        self.inbox.console_url = f"{url}/console/"
+                        complete = await self._run_day(url)
                         if not once:
                             await self._wait_for_interrupt()
                     finally:
@@ -93,9 +96,7 @@ class Show:
 
     async def _run_day(self, intake: str) -> bool:
         scenes = day(self.clock.now())
-        self.console.print(f"events go to   {intake}/events")
-        self.console.print(f"look around at {self.inbox.url}", style="bold")
-        self.console.print(f"the console is {intake}/console/\n", style="bold")
+        self.console.print(f"events go to {intake}/events\n")
         async with aiohttp.ClientSession() as session:
             for scene in scenes:
                 await self._send_events(scene, session, f"{intake}/events")
@@ -116,7 +117,9 @@ class Show:
         self.console.print()
 
     async def _wait_for_interrupt(self) -> None:
-        self.console.print(f"\nThe inbox stays open at {self.inbox.url}; Ctrl-C ends the demo.", style="bold")
+        self.console.print("\nBoth stay open until Ctrl-C ends the demo:")
+        self.console.print(f"the inbox    {self.inbox.url}/", style="bold")
+        self.console.print(f"the console  {self.inbox.console_url}", style="bold")
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

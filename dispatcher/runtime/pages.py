@@ -28,18 +28,19 @@ def make_pages(
     metrics: Metrics,
     clock: Clock,
     stopping: asyncio.Event,
+    inbox_url: str,
 ) -> ASGIApp:
     """Return the application that serves all pages. The settings have the section `http`.
 
     `checks` has the readiness checks of what is not in `parts`. `take` records events that were published over HTTP.
-    When `stopping` is set, open connections to the console end.
+    When `stopping` is set, open connections to the console end. `inbox_url`: the demo's inbox, to which the console links.
     """
     http = settings.http
     assert http is not None  # noqa: S101 - for mypy: without this section, nothing is served
     ready = ReadyPage({**readiness_checks(parts), **checks})
     page = MetricsPage(metrics.page, _collectors(ready, parts, metrics, clock), metrics.collector_finished)
     endpoint = page.get if http.metrics == "open" else needs(Scope.READ, page.get)
-    console = _console(settings, http.base_path, parts, clock, stopping) if http.console else []
+    console = _console(settings, http.base_path, parts, clock, stopping, inbox_url) if http.console else []
     access_control = AccessControl(http, clock)
     return application(EventsPage(take), ready, endpoint, access_control, console, base_path=http.base_path)
 
@@ -82,7 +83,7 @@ def _collectors(ready: ReadyPage, parts: Parts, metrics: Metrics, clock: Clock) 
 
 
 def _console(
-    settings: Settings, base_path: str, parts: Parts, clock: Clock, stopping: asyncio.Event
+    settings: Settings, base_path: str, parts: Parts, clock: Clock, stopping: asyncio.Event, inbox_url: str
 ) -> Sequence[BaseRoute]:
     """Return the HTTP routes of the console and the API."""
     from dispatcher.operations import Operations  # noqa: PLC0415
@@ -108,5 +109,6 @@ def _console(
         base_path=base_path,
         console_url=settings.console_url,
         logs_url=settings.logs_url,
+        inbox_url=inbox_url,
     )
     return [*api.routes, *routes(console)]

@@ -53,6 +53,8 @@ class Service:
     """Called once everything runs, with the base URL of the HTTP server, or None if there is no HTTP server."""
     on_batch: Callable[[BatchResult], None] = lambda _: None
     """Called with the result of each batch after the batch was recorded."""
+    inbox_url: str = ""
+    """The demo's inbox, to which the console links."""
     metrics: Metrics = field(default_factory=Metrics)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _components: Components = field(init=False)
@@ -212,7 +214,7 @@ class Service:
             "components": self._components.unready_reason,
         }
         take = self._once_open(parts.intake.ingest)
-        pages = make_pages(self.settings, parts, checks, take, self.metrics, self.clock, self._stopping)
+        pages = make_pages(self.settings, parts, checks, take, self.metrics, self.clock, self._stopping, self.inbox_url)
         contain = partial(self._components.run, "http")
         async with serving(
             pages, *http.address, tls=http.tls, trusted_proxies=http.trusted_proxies, contain=contain

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
 import aiohttp
@@ -22,14 +25,33 @@ from dispatcher.rendering.samples import sample_event
 from dispatcher.workbench.sample import SampleRenderer
 from tests.support.chromium import axe_violations, needs_a_browser, opened
 from tests.support.mail import message
-from tests.support.service import command
+from tests.support.service import COMMAND
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
-async def test_the_demo_delivers_every_expected_message_and_exits() -> None:
-    status, out, err = await command("demo", "--once")
-    assert status == 0, err
+async def test_the_demo_delivers_every_expected_message_and_stays_open_until_it_is_interrupted() -> None:
+    demo = await asyncio.create_subprocess_exec(*COMMAND, "demo", stdout=PIPE, stderr=STDOUT)
+    assert demo.stdout is not None
+    lines: list[str] = []
+    try:
+        async with asyncio.timeout(60):
+            while not lines or not lines[-1].startswith("the console"):
+                lines.append((await demo.stdout.readline()).decode())
+                assert lines[-1], "".join(lines)
+        inbox, console = (line.split()[-1] for line in lines[-2:])
+        async with aiohttp.ClientSession() as session:
+            for address, other in ((inbox, console), (console, inbox)):
+                async with session.get(address) as answer:
+                    assert f'href="{other.removesuffix("/")}' in await answer.text()
+        demo.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            assert await demo.wait() == 0
+    finally:
+        if demo.returncode is None:
+            demo.kill()
+            await demo.wait()
+    out = "".join(lines)
     for word in (
         "matched",
         "disabled",

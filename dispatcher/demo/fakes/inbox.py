@@ -51,6 +51,8 @@ class Inbox:
     arrivals: list[Arrival] = field(default_factory=list)
     """All messages that have arrived, in order. A PagerDuty incident appears once for each of its events."""
     url: str = ""
+    console_url: str = ""
+    """The dispatcher's console, to which the page links."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -71,7 +73,7 @@ class Inbox:
                 Mount("/pagerduty", routes=self.pagerduty.routes()),
                 Mount("/teams", routes=self.teams.routes()),
                 Mount("/hooks", routes=self.webhook.routes()),
-                *InboxPage(self.arrivals).routes(),
+                *InboxPage(self.arrivals, lambda: self.console_url).routes(),
             ]
         )
         self.url = await self._stack.enter_async_context(serving(app, "127.0.0.1", self.port, setting="--port"))

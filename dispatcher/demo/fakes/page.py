@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosni
 class InboxPage:
     """The page at `/` shows all messages, newest first. Its script updates the page from `/list` every second."""
 
-    def __init__(self, arrivals: Sequence[Any]) -> None:
+    def __init__(self, arrivals: Sequence[Any], console_url: Callable[[], str]) -> None:
+        """`console_url` returns the address of the dispatcher's console; empty if it has none yet."""
         self._arrivals = arrivals
+        self._console_url = console_url
         self._templates = Environment(
             loader=FileSystemLoader(_PAGES),
             autoescape=True,
@@ -43,7 +45,9 @@ class InboxPage:
         return [Route("/", self._page), Route("/list", self._list), Route("/inbox.js", self._script)]
 
     async def _page(self, _: Request) -> Response:
-        return self._render("inbox.html.j2", style=style_sheet(*CHANNEL_TYPES.values()))
+        return self._render(
+            "inbox.html.j2", style=style_sheet(*CHANNEL_TYPES.values()), console_url=self._console_url()
+        )
 
     async def _list(self, _: Request) -> Response:
         return self._render("list.html.j2")

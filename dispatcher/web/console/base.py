@@ -60,6 +60,8 @@ class Console:
     """The setting `console_url`: Flyte's console."""
     logs_url: str = ""
     """The setting `logs_url`."""
+    inbox_url: str = ""
+    """The demo's inbox."""
     _templates: Environment = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ class Console:
         templates = environment(Path(__file__).parent / "templates")
         templates.globals |= {
             "url": self.url,
+            "inbox_url": self.inbox_url,
             "max_reason": MAX_REASON,
             "when": lambda at: when(at, self.clock.now()),
             "channel_name": self.channel_name,
