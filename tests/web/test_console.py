@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
 from html import unescape
 from pathlib import Path
 from typing import Literal
+from zoneinfo import ZoneInfo
 
 import aiohttp
 import pytest
@@ -41,7 +43,9 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def page(browser: Browser, console: ConsoleServer) -> AsyncIterator[Page]:
-    page = await browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
+    page = await browser.new_page(
+        viewport={"width": 1200, "height": 860}, color_scheme="light", timezone_id="Europe/Zurich"
+    )
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
@@ -148,6 +152,58 @@ async def test_new_activity_appears_without_a_reload(page: Page, console: Consol
     await expect(page.get_by_text("No activity yet.")).to_have_count(0)
     await page.locator("#activity li").first.get_by_role("link", name="Slack to").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Slack to #dev-alerts")
+
+
+@needs_a_browser
+async def test_lists_and_waiting_deliveries_refresh_themselves(page: Page, console: ConsoleServer) -> None:
+    await console.finish("one", channels=["slack"])
+    await console.deliver("slack", DEAD)
+    await page.clock.install(time=console.clock.now())
+    await page.goto(f"{console.url}/console/deliveries")
+    rows = page.locator(".rows > li")
+    await expect(rows).to_have_count(1)
+    await console.finish("two", channels=["email"])
+    await page.clock.fast_forward(10_000)
+    await expect(rows).to_have_count(2)
+    await expect(rows.first).to_have_class("fresh")
+    await expect(page.locator("#live")).to_have_text("live")
+    await page.get_by_role("checkbox", name="Select Slack").check()  # what a reader has selected stays as it is
+    await console.finish("three", channels=["email"])
+    await page.clock.fast_forward(10_000)
+    await expect(rows).to_have_count(2)
+    await page.get_by_role("checkbox", name="Select Slack").uncheck()
+    await page.get_by_role("link", name="Email to").first.focus()
+    await page.clock.fast_forward(10_000)
+    await expect(rows).to_have_count(3)
+    await expect(page.locator(":focus")).to_contain_text("Email to")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("None yet.")).to_be_visible()
+    await console.deliver("email")
+    await page.clock.fast_forward(10_000)
+    await expect(page.locator(".page-head")).to_contain_text("sent")
+    await expect(page.get_by_role("region", name="Attempts")).to_contain_text("2.0.0 Ok")
+
+
+@needs_a_browser
+async def test_times_are_in_the_readers_zone_and_in_utc_on_hover(page: Page, console: ConsoleServer) -> None:
+    await console.finish("early", ago=timedelta())
+    console.clock.advance(timedelta(hours=3))
+    now = console.clock.now()
+    await console.finish("late", ago=timedelta())
+    await page.clock.set_fixed_time(now + timedelta(hours=2))
+    await page.goto(f"{console.url}/console/executions")
+    times = page.locator(".aside time")
+    zurich = ZoneInfo("Europe/Zurich")
+    await expect(times).to_have_text([f"{at.astimezone(zurich):%H:%M}" for at in (now, now - timedelta(hours=3))])
+    await expect(times.first).to_have_attribute("title", f"{now:%Y-%m-%d %H:%M:%S} UTC")
+    await expect(page.locator("#zone")).to_have_text("times are in Europe/Zurich, in UTC on hover")
+    since = (now - timedelta(hours=1)).replace(second=0)
+    await page.get_by_text("Filter").click()
+    await page.get_by_label("Since").fill(f"{since.astimezone(zurich):%Y-%m-%dT%H:%M}")
+    await page.get_by_role("button", name="Search", exact=True).click()
+    await expect(times).to_have_count(1)
+    assert f"since={since:%Y-%m-%dT%H}%3A{since:%M}Z" in page.url
+    await expect(page.get_by_label("Since")).to_have_value(f"{since.astimezone(zurich):%Y-%m-%dT%H:%M}")
 
 
 @needs_a_browser

@@ -22,6 +22,7 @@ from dispatcher.errors import Unavailable
 from dispatcher.ledger import Ledger
 from dispatcher.model.event import ExecutionId, shortened
 from dispatcher.operations import MAX_REASON, Operations, Operator
+from dispatcher.parsing.duration import parse_time
 from dispatcher.parsing.validation_errors import first_problem
 from dispatcher.rendering.links import execution_logs_url, execution_url
 from dispatcher.web.activity_stream import ActivityStream
@@ -107,6 +108,8 @@ class Console:
             "url": self.url,
             "inbox_url": self.inbox_url,
             "max_reason": MAX_REASON,
+            "clock_time": clock_time,
+            "field_time": lambda text: field_time(text, self.clock.now()),
             "when": lambda at: when(at, self.clock.now()),
             "channel_name": self.channel_name,
         }
@@ -162,7 +165,7 @@ async def operator(request: Request) -> Operator:
 def when(at: datetime | str | None, now: datetime) -> Markup:
     """Return HTML that shows a time relative to now, such as `5 minutes ago`, and the exact time as tooltip.
 
-    The console's script keeps the relative time up to date.
+    The console's script keeps the relative time up to date, and shows times that are an hour away in the reader's zone.
     """
     if at is None:
         return Markup("")
@@ -170,6 +173,24 @@ def when(at: datetime | str | None, now: datetime) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         time.astimezone(UTC).isoformat(), exact(time), _ago(now - time)
     )
+
+
+def clock_time(at: datetime) -> Markup:
+    """Return HTML that shows a time as day and time of day. The console's script shows it in the reader's zone."""
+    return Markup('<time datetime="{}" title="{}" data-format="clock">{:%d %b %H:%M} UTC</time>').format(
+        at.astimezone(UTC).isoformat(), exact(at), at.astimezone(UTC)
+    )
+
+
+def field_time(text: str | None, now: datetime) -> str:
+    """Return the value of a `datetime-local` field, in UTC, for a time in a query; empty if the time is not valid.
+
+    `text`: a timestamp or a duration before `now`.
+    """
+    try:
+        return f"{parse_time(text, now=now):%Y-%m-%dT%H:%M}" if text else ""
+    except ValueError:  # the page says so
+        return ""
 
 
 def _ago(age: timedelta) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from typing import Literal
 
 from dispatcher.ledger.records import TimeBucket
 from dispatcher.model.delivery import State
@@ -21,6 +21,10 @@ _LAG_TICKS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0, 864_000.0)
 class Tick:
     at: float
     label: str
+    time: str = ""
+    """The time at which the tick is, in ISO 8601. Empty for ticks of the vertical axis."""
+    format: Literal["clock", "day", ""] = ""
+    """What the label shows of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +128,17 @@ def _traced(
 
 
 def _columns(time_buckets: Sequence[TimeBucket]) -> list[Tick]:
-    return [Tick(x, label) for x, label in _labelled(time_buckets)]
-
-
-def _labelled(time_buckets: Sequence[TimeBucket]) -> Iterator[tuple[float, str]]:
     every = max(len(time_buckets) // 4, 1)
     days = (time_buckets[-1].end - time_buckets[0].begin).days > 1
-    for at in range(0, len(time_buckets), every):
-        yield _x(at, time_buckets), _label(time_buckets[at].begin, days=days)
-
-
-def _label(at: datetime, *, days: bool) -> str:
-    return f"{at:%d %b}" if days else f"{at:%H:%M}"
+    return [
+        Tick(
+            _x(at, time_buckets),
+            f"{time_buckets[at].begin:%d %b}" if days else f"{time_buckets[at].begin:%H:%M}",
+            time_buckets[at].begin.isoformat(),
+            "day" if days else "clock",
+        )
+        for at in range(0, len(time_buckets), every)
+    ]
 
 
 def _step(time_buckets: Sequence[TimeBucket]) -> float:
