@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import BaseLoader, Environment, TemplateNotFound, TemplateSyntaxError
+from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateNotFound, TemplateSyntaxError
 from jinja2.meta import find_referenced_templates
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from channels.common.text import cut
 from channels.contract import Content, MailLimits, Markup
@@ -19,7 +20,6 @@ from dispatcher.parsing.yaml import Malformed, Problem, parse
 from dispatcher.rendering.context import Context
 from dispatcher.rendering.documents import BadDocument, Place, Sink, Variables, compile_document, strings_of
 from dispatcher.rendering.folders import MAIL_PARTS, OutsideFolder, TemplateFolders, Templates
-from dispatcher.rendering.sandbox import Sandbox
 from dispatcher.rendering.styles import NotInlined, inline
 from dispatcher.rendering.text import one_line
 from dispatcher.rendering.undefined_names import undefined_names
@@ -53,9 +53,13 @@ class CompiledTemplates:
         self,
         folders: TemplateFolders,
         on_load: Callable[[Path], None] = lambda _: None,
+        environment: type[Environment] = ImmutableSandboxedEnvironment,
     ) -> None:
-        """`on_load`: called with each template file before it is compiled."""
+        """`on_load`: called with each template file before it is compiled. `environment`: Jinja's environment. The
+        sandbox keeps templates away from files and from Python's internals; only the built-in templates do without it.
+        """
         self.folders = folders
+        self._environment_type = environment
         self._on_load = on_load
         self._last_loaded: Path | None = None
         """The file that was compiled last during the current call of a method."""
@@ -85,7 +89,14 @@ class CompiledTemplates:
             return [self._problem(templates, error)]
 
     def _environment(self, **options: Any) -> Environment:
-        environment = Sandbox(self._loader, **options)
+        environment = self._environment_type(
+            loader=self._loader,
+            undefined=StrictUndefined,  # an unknown name is an error
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+            **options,
+        )
         environment.filters["cut"] = cut
         return environment
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 import structlog
+from jinja2 import Environment
 
 from channels.common.text import cut
 from channels.contract import ChannelType, Content
@@ -88,7 +89,7 @@ class Renderer:
             name: Templates(name, kind.form, f"{name}/{kind.document}", kind.template)
             for name, kind in channel_types.items()
         }
-        self._built_in = CompiledTemplates(TemplateFolders((built_in_folder(),)))
+        self._built_in = CompiledTemplates(TemplateFolders((built_in_folder(),)), environment=Environment)
         self._operator = OperatorTemplates(paths, template_sets, on_failure)
 
     @property
