@@ -214,7 +214,7 @@ def outside(tmp_path: Path) -> Path:
     [
         ("email/subject.txt.j2", "../../secret"),
         ("slack/message.yaml", "../../secret"),
-        ("email/parts.html.j2", "/etc/hostname"),
+        ("email/text.txt.j2", "/etc/hostname"),
         ("email/style.css", "../../secret"),
     ],
 )
